@@ -48,7 +48,8 @@ def file_rows(
     second: Sequence[tuple[str, Listing]],
     say: Callable[[str], None],
 ) -> list[dict[str, Cell]]:
-    """The rows of files.parquet of a base (first) and a tuned side (second), by path and side.
+    """Return the rows of files.parquet of a base (first) and a tuned side (second), by path and
+    side.
 
     For several bases, the files of the language component, or of the first, are listed. No content
     of a file raises an error.
@@ -71,7 +72,7 @@ class _Sides:
     """The sha256 of what was read, by side and path."""
 
     def rows(self) -> Iterator[dict[str, Cell]]:
-        """A row for each file of each side; the last side's has what differs."""
+        """Yield a row for each file of each side; the last side's has the differences."""
         for path in sorted({path for listing in self.of.values() for path in listing.files}):
             files = {side: of.files[path] for side, of in self.of.items() if path in of.files}
             state, words, detail = self._recorded(path, files.get("base"), files.get("tuned"))
@@ -125,7 +126,7 @@ class _Sides:
         return state, [file.kind] if matters else (), file.problem
 
     def _are_same(self, base: StoredFile, tuned: StoredFile) -> bool | None:
-        """Return whether two files have the same bytes; None where it is not known."""
+        """Return whether two files have the same bytes; None if unknown."""
         if base.problem or tuned.problem:
             return None
         if base.size != tuned.size:
@@ -145,14 +146,14 @@ class _Sides:
         return None
 
     def _read(self, side: str, path: str) -> bytes:
-        """A small file of a side. Raises ShadowError."""
+        """Read a small file of a side. Raises ShadowError."""
         content = read_small(self.of[side], self.of[side].files[path], self.say)
         self.digests[side, path] = hashlib.sha256(content).hexdigest()
         return content
 
     @cached_property
     def _templates_differ(self) -> bool:
-        """Return whether the sides have other chat templates, wherever these lie, as far as is
+        """Return whether the sides have different chat templates, wherever they lie, as far as
         known.
         """
         try:

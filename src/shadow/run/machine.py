@@ -44,7 +44,7 @@ class MachineLimits:
 
 
 def machine_limits(root: Path = Path("/")) -> MachineLimits:
-    """The cores and the memory that this process may use now. root is where /proc and /sys lie."""
+    """Return the cores and the memory that this process may use now. root: of /proc and /sys."""
     every = os.cpu_count() or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
     cores_by = "the machine" if cores == every else "the processors of this process"
@@ -61,7 +61,9 @@ def machine_limits(root: Path = Path("/")) -> MachineLimits:
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, str]]:
-    """The folders and names of the groups that limit this process: its own, then its ancestors."""
+    """Return folders and names of the groups that limit this process: its own, then its
+    ancestors.
+    """
     of_process = re.search(r"^0::(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)
     # of a mount: the group at its top, and where it is
     mounts = _text(root / "proc/self/mountinfo")
@@ -86,7 +88,7 @@ def _cpu_limit(folder: Path) -> int | None:
 
 
 def _memory_left(folder: Path) -> int | None:
-    """Bytes that a group may still take; None without a limit.
+    """Return how many bytes a group may still use; None without a limit.
 
     `memory.high` counts as a limit, above which a group is slowed down. File cache that was not
     used lately counts as free: the kernel drops it, and weights are mapped files.
@@ -106,7 +108,7 @@ def _number(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """Return what a file of the kernel's says; nothing where there is none."""
+    """Return the content of a file of the kernel; empty if there is none."""
     try:
         return path.read_text(errors="replace")
     except OSError:
@@ -118,7 +120,7 @@ USUAL = Method()
 
 
 def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
-    """Bytes that a worker takes at most for a pair that is measured in this way."""
+    """Return the most bytes that a worker needs for a pair that is measured in this way."""
     kept = 2 * _kept(pair)
     shape = pair.rows, pair.cols
     if not pair.is_matrix:
@@ -131,7 +133,7 @@ def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
 
 
 def _kept(pair: MatrixPair) -> int:
-    """Bytes that a worker keeps of one side, which counts as stored like the larger."""
+    """Return how many bytes a worker keeps of one side, counted as if stored like the larger."""
     infos = [pair.tuned.info, *([pair.base.info] if pair.base else [])]
     numbers = max(float_format(info.dtype).bits for info in infos) // 8 * pair.rows * pair.cols
     stored = max(info.end - info.start if info.packing else 0 for info in infos)
@@ -142,7 +144,7 @@ def _kept(pair: MatrixPair) -> int:
 
 
 def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
-    """The first of the pairs that take the same memory: of thousands of experts one."""
+    """Return the first of the pairs that need the same memory: one of thousands of experts."""
     found: dict[tuple[object, ...], MatrixPair] = {}
     for pair in pairs:
         base, tuned = pair.base, pair.tuned
@@ -157,7 +159,7 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
 
 
 def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
-    """Bytes that one worker takes at most, the largest delta that it keeps included."""
+    """Return the most bytes that one worker needs, including the largest delta that it keeps."""
     most = held = 0
     for pair in pairs:
         shape = pair.rows, pair.cols
@@ -170,9 +172,9 @@ def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
 def default_jobs(
     pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
 ) -> int:
-    """As many workers as there are cores, or as fit the free memory.
+    """Return as many workers as there are cores, or as fit in free memory.
 
-    One where sums over stored floats are all: two threads wait for Python's lock so often that
+    Only one if sums over stored floats are all: two threads wait for Python's lock so often that
     they read 1.2 GB/s where one reads 2.8.
     """
     if not solver_of(method).has_spectra:
@@ -186,7 +188,7 @@ def default_jobs(
 def lacking(
     pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
 ) -> ShadowError | None:
-    """The fault of a matrix that does not fit the free memory, even with one worker."""
+    """Return the error for a matrix that does not fit in free memory, even with one worker."""
     largest = max(pairs, key=lambda pair: matrix_memory(pair, method), default=None)
     need = 0 if largest is None else matrix_memory(largest, method)
     if largest is None or need <= machine.memory:

@@ -1,7 +1,7 @@
 """Matrices entry by entry, in one pass: how many entries of two differ, how far, and whether one
-side is the other in another format; what one alone looks like.
+side is the other in another format; statistics of one matrix.
 
-Sums are made as shadow.spectra.sums says.
+Sums are made as in shadow.spectra.sums.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Entries:
 # what overflows is summed in float64
 @np.errstate(over="ignore", invalid="ignore")
 def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = None) -> Entries:
-    """Both sides entry by entry. formats: the stored dtypes, of base and tuned. binades: gets the
-    numbers of every part as well.
+    """Compare both sides entry by entry. formats: the stored dtypes, of base and tuned. binades:
+    also gets the numbers of every part.
     """
     energies: list[list[float]] = [[], [], [], []]  # of base, tuned and delta, and <base, delta>
     changed, finite = 0, True
@@ -79,7 +79,7 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
 
 
 def norm_values(found: Entries) -> tuple[Measurement, ...]:
-    """Return what a pass over entries says of base, tuned and a delta that is not 0, as columns."""
+    """Return the columns of base, tuned and a nonzero delta from a pass over entries."""
     base, tuned, delta = (math.sqrt(energy) for energy in (found.base, found.tuned, found.delta))
     of_delta: Values = {
         "relative_norm": delta / base if base > 0 else None,
@@ -92,7 +92,7 @@ def norm_values(found: Entries) -> tuple[Measurement, ...]:
 
 
 def differing_bytes(sides: Sides) -> int:
-    """Return how many bytes differ of two matrices of 8-bit values, whatever these mean."""
+    """Return how many bytes differ between two matrices of 8-bit values, whatever their meaning."""
     changed = 0
     for index, _ in tiles(sides.tuned):
         b, t = (side[index].view(torch.uint8).numpy() for side in (sides.base, sides.tuned))
@@ -112,12 +112,12 @@ class Cell(NamedTuple):
 
 
 class Binades:
-    """Entries of two matrices by the power of two below that of the base. Zeros are with the
+    """Counts entries of two matrices by the power of two below the base's. Zeros count with the
     smallest.
     """
 
     def __init__(self, grid: FloatFormat) -> None:
-        """grid: the format whose units in the last place are reported."""
+        """grid: the format that defines units in the last place."""
         self._grid = grid
         self._sums = np.zeros((3, HIGHEST - grid.min_exponent + 1))
 
@@ -137,7 +137,7 @@ class Binades:
         ]
 
     def cells(self) -> list[Cell]:
-        """Those that have entries, from small to large."""
+        """The cells that have entries, from small to large."""
         first = self._grid.min_exponent - self._grid.mantissa_bits - 1
         return [
             Cell(2.0 ** (first + cell), int(entries), int(changed), float(energy))
@@ -147,8 +147,8 @@ class Binades:
 
 
 def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
-    """The casts that may have made one side of the other: to its own format, or to one of fewer
-    bits whose values it holds.
+    """Return the casts that may have made one side of the other: to its own format, or to one of
+    fewer bits that holds its values.
     """
     if any(isinstance(side, Updated) for side in (sides.base, sides.tuned)):
         return []
@@ -171,7 +171,7 @@ def _is_cast(cast: tuple[str, str], b: Tensor, t: Tensor) -> bool:
 
 
 def mark(matrix: Matrix) -> bytes:
-    """Return a digest of the first values of a matrix, whatever the format that stores them: equal
+    """Return a digest of the first values of a matrix, independent of their stored format: equal
     for equal matrices, and seldom for others.
     """
     index, _ = next(iter(tiles(matrix)))
@@ -183,13 +183,13 @@ AS_ROUNDING = 0.5  # of the energy that rounding leaves on average
 
 
 def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
-    """Return which side is the other, stored in another format, in every entry: `tuned` where the
-    tuned side is the base cast, `base` the reverse; None where neither holds.
+    """Return which side is the other in another format, in every entry: `tuned` if the tuned side
+    is the base cast, `base` for the reverse; otherwise None.
 
     formats: stored dtypes. An F32 file may hold the values of a coarser format, so casts to those
-    are tried too. The first entry that is another ends a search, so that this costs a part of
-    ordinary pairs. A tuned side in more bits that moved less than half an ulp everywhere, as norms
-    may, has a base that equals its cast: `base` needs a difference as large as rounding leaves.
+    are tried too. The first entry that differs ends a search, so that this is cheap for ordinary
+    pairs. A tuned side in more bits that moved less than half an ulp everywhere, as norms may, has
+    a base that equals its cast: `base` needs a difference as large as rounding leaves.
     """
     if is_quantised(sides.tuned) or is_quantised(sides.base):
         return None
@@ -240,7 +240,7 @@ class Extremes:
 
 @np.errstate(over="ignore", invalid="ignore")
 def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
-    """One pass over a matrix (rows, cols), NaN and infinity included."""
+    """Examine a matrix (rows, cols) in one pass, including NaN and infinity."""
     nan = infinite = row = 0
     energy, first, is_constant = 0.0, None, True
     flat: list[tuple[int, float]] = []  # rows of one value
@@ -271,7 +271,7 @@ def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
 
 
 def _blocks(matrix: InFile | torch.Tensor, space: Workspace) -> Iterator[NDArray[np.floating]]:
-    """Whole rows, about PART entries at a time, in float32, or in float64 as they are stored."""
+    """Yield whole rows, about PART entries at a time, in float32, or in float64 if stored so."""
     rows, cols = matrix.shape
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     step = max(1, PART // max(1, cols))
@@ -291,8 +291,8 @@ def _blocks(matrix: InFile | torch.Tensor, space: Workspace) -> Iterator[NDArray
 
 
 def cosine(base: float, tuned: float, energy: float, along: float) -> float | None:
-    """<W_base, W_tuned> / (norm norm), from both norms, the energy of D and <W_base, D>, so that
-    1 - cosine is right to 1e-7 relative_norm². None where a norm is 0.
+    """Return <W_base, W_tuned> / (norm norm), from both norms, the energy of D and <W_base, D>, so
+    that 1 - cosine is right to 1e-7 relative_norm². None if a norm is 0.
 
     1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|).
     Summed from products of base and tuned in float32, 1 - cosine was 22 % off at a relative norm of
@@ -306,6 +306,6 @@ def cosine(base: float, tuned: float, energy: float, along: float) -> float | No
 
 
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
-    """<D, W_base> / (norm norm), in [-1, 1]: below 0 where weights decayed. product: from D."""
+    """Return <D, W_base> / (norm norm), in [-1, 1]: below 0 if weights decayed. product: from D."""
     norms = delta_norm * base_norm
     return max(-1.0, min(1.0, product / norms)) if norms > 0 else None

@@ -49,7 +49,9 @@ Products = Callable[[Sequence[NDArray[np.float32]]], Sequence[Array]]
 
 
 def frame(key: str, side: int) -> Array:
-    """Orthonormal columns (side, WIDTH), uniformly distributed; key and side alone decide them."""
+    """Return orthonormal columns (side, WIDTH), uniformly distributed, determined by key
+    and side.
+    """
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
     gaussian = np.random.Generator(np.random.Philox(key=seed)).standard_normal((side, WIDTH))
     return _orthonormal(gaussian)
@@ -61,7 +63,7 @@ def _orthonormal(columns: Array) -> Array:
 
 
 def _next(known: Array, image: Array) -> Array:
-    """Orthonormal columns that span, with those known, the image too."""
+    """Return orthonormal columns that, with the known ones, also span the image."""
     q = image
     for _ in range(2):  # by Cholesky, twice, as good as by Householder
         q = q - known @ (known.T @ q)
@@ -80,7 +82,7 @@ def _next(known: Array, image: Array) -> Array:
 
 @dataclass(frozen=True)
 class Krylov:
-    """A block Krylov space of G, (m, m), by what G does to it: G K = [K, next] step."""
+    """A block Krylov space of G, (m, m), by the action of G on it: G K = [K, next] step."""
 
     side: int  # m
     energy: float  # tr G, known from the entries
@@ -129,13 +131,13 @@ class Krylov:
 
     @property
     def left(self) -> float:
-        """tr G without the eigenvalues that are known; off by RESOLVED of tr G."""
+        """tr G without the known eigenvalues; off by RESOLVED of tr G."""
         return self.energy - float(self.values[: self.known].sum())
 
     @cached_property
     def hidden(self) -> tuple[float, float] | None:
-        """The least and the largest sum of the eigenvalues below HIDDEN, where what is left is
-        mostly theirs or is not known; None where the nodes of the rules say of it.
+        """The least and the largest sum of the eigenvalues below HIDDEN, if what is left is mostly
+        theirs or is unknown; None if the nodes of the rules show it.
         """
         nodes, weights = (of[self.known :] for of in self.rules[0])
         mass = weights.mean(axis=1) * (self.side - self.known) / weights.mean(axis=1).sum()
@@ -147,12 +149,12 @@ class Krylov:
 
     @cached_property
     def bounds(self) -> Array:
-        """Return what the leading eigenvalues are at most, >= their Ritz values."""
+        """Upper bounds of the leading eigenvalues, at least their Ritz values."""
         return upper_bounds(self)
 
 
 def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -> list[Krylov]:
-    """The spaces of several matrices of one shape, whose products share each pass.
+    """Return the spaces of several matrices of one shape, whose products share each pass.
 
     start: (m, WIDTH), from `frame`; energies: their tr G.
     """
@@ -180,11 +182,12 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
 
 
 def square_trace(space: Krylov) -> Estimate:
-    """tr G², by the columns of the frame in turn, FOLD at a time, against the space of the others.
+    """Return tr G², by the columns of the frame in turn, FOLD at a time, against the space of the
+    others.
 
-    With Q the space of the others and P what it leaves, tr G² = 2 ||G Q||² - ||Qᵀ G Q||² +
-    tr (P G P)², and the last term is estimated by a column: (m - dim Q) ||P G z||² / ||z||², z the
-    rest of the column. tr P G P, known exactly, is the control variate.
+    With Q the space of the others and P what it leaves, tr G² = 2 ||G Q||² - ||Qᵀ G Q||² + tr (P G
+    P)², and the last term is estimated by a column: (m - dim Q) ||P G z||² / ||z||², z the rest of
+    the column. tr P G P, known exactly, is the control variate.
     """
     outer, k = space.step.shape
     width = outer - k
@@ -221,26 +224,27 @@ def square_trace(space: Krylov) -> Estimate:
 
 
 def _beside(basis: Array, columns: Array) -> tuple[Array, Array]:
-    """QR of what columns have outside an orthonormal basis; stacks of both."""
+    """Return the QR of the part of columns outside an orthonormal basis; both are stacks."""
     q, r = np.linalg.qr(columns - basis @ (basis.transpose(0, 2, 1) @ columns))
     return q, r
 
 
 def _mean(samples: Array, freedom: int) -> tuple[float, float]:
-    """The mean, and its standard error with so many degrees of freedom."""
+    """Return the mean, and its standard error with that many degrees of freedom."""
     mean = float(samples.mean())
     return mean, math.sqrt(float(((samples - mean) ** 2).sum()) / freedom / len(samples))
 
 
 def upper_bounds(space: Krylov) -> Array:
-    """Return what each of the leading eigenvalues is at most, but for a chance of about 0.001.
+    """Return upper bounds of the leading eigenvalues, each exceeded with a probability of about
+    0.001.
 
     If an eigenvalue were x > t, the j-th Ritz value, then among the polynomials p(G) of the frame
     one would have shown it: a combination of the frame's columns has a part of squared length c or
-    more along its eigenvector, and a random rest, so that t could only be so low if c (x - t)
-    p(x)² <= the sum over the rest of (t - y) p(y)² for each p of degree < PASSES. The sum is known
-    by quadrature, and the best p gives 1 over the Christoffel function. c is sqrt(WIDTH) - sqrt(i)
-    - 3.1 squared, i the eigenvalues up to the j-th that are not known already.
+    more along its eigenvector, and a random rest, so that t could only be so low if c (x - t) p(x)²
+    <= the sum over the rest of (t - y) p(y)² for each p of degree < PASSES. The sum is known by
+    quadrature, and the best p gives 1 over the Christoffel function. c is sqrt(WIDTH) - sqrt(i) -
+    3.1 squared, i the eigenvalues up to the j-th that are not known already.
     """
     values, vectors = space.ritz
     width = space.step.shape[0] - space.step.shape[1]
@@ -282,10 +286,11 @@ def _chebyshev(x: Array, count: int) -> Array:
 
 
 def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[float, Array]:
-    """tr f(G) by a rule, 0 or 1, and what each column of the frame adds to its error, (WIDTH,).
+    """Return tr f(G) by a rule, 0 or 1, and what each column of the frame adds to its error,
+    (WIDTH,).
 
-    Eigenvalues that are hidden count as equal ones for the first, and as few large ones for the
-    second: the trace of a root lies between.
+    Hidden eigenvalues count as equal ones for the first, and as few large ones for the second: the
+    trace of a root lies between.
     """
     found = space.known
     leading = float(f(space.values[:found]).sum())
@@ -317,27 +322,27 @@ def _log(x: Array) -> Array:
 
 @dataclass(frozen=True)
 class Entropy:
-    """exp of an entropy and, to compare two of them, its scatter and its two rules."""
+    """exp of an entropy, with its scatter and its two rules, by which two can be compared."""
 
     rules: tuple[float, float]  # its logarithm by Gauss and by Gauss-Radau
     residues: Array  # of the logarithm, by column of the frame
 
     @property
     def log(self) -> Estimate:
-        """The entropy: midway between the rules, its error their distance and the scatter."""
+        """The entropy, midway between the rules; its error is their distance and the scatter."""
         low, high = sorted(self.rules)
         _, scatter = _mean(self.residues, len(self.residues) - 1)
         return Estimate((low + high) / 2.0, (high - low) / 2.0 + SIGMAS * scatter)
 
     @property
     def exp(self) -> Estimate:
-        """exp of it, with the larger of both distances."""
+        """exp of the entropy, with the larger of both distances."""
         value = math.exp(self.log.value)
         return Estimate(value, value * math.expm1(self.log.error))
 
 
 def effective_rank(space: Krylov) -> Entropy:
-    """exp H of p = sigma / sum sigma: tr G^½ and tr G^½ ln G^½ by quadrature."""
+    """Return exp H of p = sigma / sum sigma: tr G^½ and tr G^½ ln G^½ by quadrature."""
     unit = space.energy / space.side
 
     def ranked(which: int) -> tuple[float, Array]:
@@ -351,7 +356,7 @@ def effective_rank(space: Krylov) -> Entropy:
 
 
 def energy_rank(space: Krylov) -> Entropy:
-    """exp H of q = sigma² / E: tr G ln G by quadrature."""
+    """Return exp H of q = sigma² / E: tr G ln G by quadrature."""
     unit = space.energy / space.side
     traces = [_trace(space, which, lambda x: x / unit * _log(x / unit)) for which in (0, 1)]
     gauss, radau = (math.log(space.side) - value / space.side for value, _ in traces)

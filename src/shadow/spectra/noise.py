@@ -1,16 +1,16 @@
-"""Noise of the profile of a delta, and the difference of a delta from it.
+"""Noise with the profile of a delta, and how a delta differs from it.
 
-The null keeps the row and column profile, the sparsity and the quantisation of the real delta D,
-and draws signs again; what a spectrum shows beyond it is structure between the entries. Its second
-moment has a closed form. Its edge has a bound, and for a separable profile a limit: energies r_i
-of rows and c_j of columns give entries of variance r_i c_j / E, and the largest singular value of
-such noise converges to an edge that two scalar equations define (Silverstein & Choi 1995 for one
+The null has the row and column profile, the sparsity and the quantisation of the real delta D, but
+random signs; what a spectrum shows beyond it is structure between the entries. Its second moment
+has a closed form. Its edge has a bound, and for a separable profile a limit: energies r_i of rows
+and c_j of columns give entries of variance r_i c_j / E, and the largest singular value of such
+noise converges to an edge that two scalar equations define (Silverstein & Choi 1995 for one
 profile; Paul & Silverstein 2009 for two).
 
-Excess purity is comparable over shapes: X = 1 / participation_ratio - 1 /
-null_participation_ratio. With q_i = sigma_i² / E, 1 / participation_ratio = sum q². If D = S + N
-with S holding the share f of the energy and N without structure, X = f² (1 / PR_S - 1 /
-PR_null(S)), whose second term vanishes as the matrix grows, while concentration goes to 1.
+Excess purity is comparable over shapes: X = 1 / participation_ratio - 1 / null_participation_ratio.
+With q_i = sigma_i² / E, 1 / participation_ratio = sum q². If D = S + N with S holding the share f
+of the energy and N without structure, X = f² (1 / PR_S - 1 / PR_null(S)), whose second term
+vanishes as the matrix grows, while concentration goes to 1.
 
 An adapter that was merged and stored is a few directions and the rounding of its storage, whose
 singular values are those of noise on the grid of the weights. The rest of a full update has
@@ -37,7 +37,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Profile:
-    """Energy of D by row and column, in units of the scaled D."""
+    """The energy of D by row and column, in units of the scaled D."""
 
     rows: Floats  # (rows,): energies r_i
     cols: Floats  # (cols,): energies c_j
@@ -47,7 +47,7 @@ class Profile:
 
     @property
     def energy(self) -> float:
-        """sum of D_ij², > 0 unless both sides are equal."""
+        """sum of D_ij², above 0 unless both sides are equal."""
         return float(self.rows.sum())
 
 
@@ -82,7 +82,7 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
 
 
 def closed_null(profile: Profile) -> tuple[float, float, float]:
-    """null_participation_ratio, null_edge and null_edge_sharp, which need no spectrum."""
+    """Return null_participation_ratio, null_edge and null_edge_sharp, which need no spectrum."""
     rows, cols = profile.rows, profile.cols
     null = profile.energy**2 / (float((rows**2).sum()) + float((cols**2).sum()) - profile.fourth)
     margin: float = 1.0 + min(len(rows), len(cols)) ** (-2 / 3)
@@ -91,7 +91,8 @@ def closed_null(profile: Profile) -> tuple[float, float, float]:
 
 
 def coverage_values(profile: Profile) -> Values:
-    """row_participation_ratio, col_participation_ratio, rows_changed: how much the change reaches.
+    """Return row_participation_ratio, col_participation_ratio and rows_changed, the reach of the
+    change.
 
     (sum r)² / sum r² in [1, rows], the number of rows that carry the energy, and the same of
     columns; the share of the rows of which any entry differs, in (0, 1]. In an embedding the rows
@@ -114,7 +115,8 @@ SAME_LOGIT, STEPS = 1e-10, 200  # a step that counts as none, and how many are t
 
 
 def sharp_edge(rows: Floats, cols: Floats) -> float:
-    """The largest singular value, in the limit, of noise with variances rows_i cols_j / sum(rows).
+    """Return the largest singular value, in the limit, of noise with variances rows_i cols_j /
+    sum(rows).
 
     With a = rows, b = cols / E, P(t) = sum a / (1 + a t) and Q(s) = sum b / (1 + b s), s(t) in (-1
     / max b, 0) solves s Q(s) = t P(t); the squared edge is the least of -Q(s(t)) / t over t in (-1
@@ -130,7 +132,7 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
     other = 0.0  # logit of -s, kept as the next search begins near it
 
     def slope_and_value(logit: float) -> tuple[float, float]:
-        """Of ln(-Q(s(t)) / t) at a logit of -t: its derivative by the logit, and itself."""
+        """Return the derivative of ln(-Q(s(t)) / t) by the logit of -t, and its value."""
         nonlocal other
         t = -1.0 / (1.0 + math.exp(-logit))
         inverse = 1.0 / (1.0 + a * t)
@@ -145,9 +147,9 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
 
 
 def _least(slope_and_value: Callable[[float], tuple[float, float]]) -> float:
-    """The least value of a function that falls and then rises, up to SEARCHED on either side of 0.
+    """Find the minimum of a function that falls and then rises, up to SEARCHED on either side of 0.
 
-    By steps away from 0 until the slope has another sign, then by false position in the slope,
+    It steps away from 0 until the slope changes sign, then uses false position in the slope,
     halving the slope of an end that stays (Illinois).
     """
     low = high = 0.0
@@ -183,7 +185,7 @@ def _least(slope_and_value: Callable[[float], tuple[float, float]]) -> float:
 
 
 def _where(weights: Floats, b: Floats, target: float, start: float) -> tuple[float, float, float]:
-    """The logit of -s where -s Q(s) = target > 0, Q(s) = sum weights / (1 + b s), and s Q'(s).
+    """Find the logit of -s where -s Q(s) = target > 0, Q(s) = sum weights / (1 + b s), and s Q'(s).
 
     By Newton's method from `start` in logarithms, where a single b gives a straight line; where it
     leaves what is left of LOGITS, that is halved. b: in (0, 1], the largest of them 1.
@@ -206,7 +208,7 @@ def _where(weights: Floats, b: Floats, target: float, start: float) -> tuple[flo
 
 
 def _grouped(energies: Floats) -> tuple[Floats, Floats]:
-    """Values and how often each occurs: means of energies within a ratio of SAME, without zeros."""
+    """Group energies within a ratio of SAME: their means and counts, without zeros."""
     largest = float(energies.max())
     least = float(np.min(energies, where=energies > 0, initial=largest))
     bins = 2 - math.floor(math.log(max(least / largest, TINIEST)) / SAME)
@@ -237,7 +239,7 @@ ALONE = 0.8
 def purity_z(
     purity: float, row_participation_ratio: float, col_participation_ratio: float
 ) -> float:
-    """X over its standard deviation, 2 / (row ratio x column ratio), under a separable null.
+    """Return X over its standard deviation, 2 / (row ratio x column ratio), under a separable null.
 
     With random signs X is (2 / E²) times a sum over pairs of rows and pairs of columns of products
     of four entries, so its variance is (2 / E²)² times the sum of products of the four squares. Too
@@ -297,12 +299,11 @@ def purity_values(
 
 
 def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:
-    """Return whether one direction in noise has most of X, where much was rounded away.
+    """Return whether one direction in noise has most of X, and much was rounded away.
 
-    Where its entries are large they pass the rounding better than the noise around them does, so
-    that X / kept² comes out too large, by up to a half for rank one with a third of the energy. A
-    direction that is nearly all there is does not: then its own entries are what kept was found
-    from.
+    Its large entries survive rounding better than the noise around them, so that X / kept² is too
+    large, by up to a half for rank one with a third of the energy. This does not apply to a
+    direction with nearly all the energy: then kept was found from its own entries.
     """
     if top1_energy is None or purity <= 0 or kept >= ENOUGH_KEPT:
         return False
@@ -318,19 +319,19 @@ ALIKE = 0.1  # how far the participation ratio of the rest may be from that of n
 
 @dataclass(frozen=True)
 class Rest:
-    """The singular values of a delta beyond those that stand out of it."""
+    """The singular values of a delta beyond those that stand out."""
 
     directions: int  # that stand out, 0 or more
     energy: float  # of the rest: its share of the energy, 0 to 1
 
 
 def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
-    """The least number of directions beyond which a delta is like noise; None where there is none
-    up to half of the short side.
+    """Return the least number of directions beyond which a delta is like noise; None if there is
+    none up to half of the short side.
 
     rows, cols: where noise of storage lies, sums of squared ulps by row and by column, in any unit.
-    The rest is like noise if no singular value of it is above the edge of noise of its energy, and
-    its participation ratio is that of noise: both for this profile, without the directions that
+    The rest is like noise if none of its singular values is above the edge of noise of its energy,
+    and its participation ratio is that of noise: both for this profile, without the directions that
     stand out.
     """
     squares = (delta.sigma / delta.sigma[0]) ** 2
@@ -364,11 +365,11 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
 
 
 def rest_values(found: Rest | None, noise: float | None, shape: tuple[int, int]) -> Values:
-    """rest_rank, rest_energy, rest_over_rounding.
+    """Return rest_rank, rest_energy and rest_over_rounding. noise: the share of the energy that
+    rounding left, None if unknown.
 
-    noise: the share of the energy that rounding left, None where it is unknown. Noise in as many
-    directions as the rest has holds (1 - k / rows) (1 - k / cols) of its energy. Where there is
-    nothing to speak of in the rest, it is no more than rounding.
+    Noise in as many directions as the rest has (1 - k / rows) (1 - k / cols) of its energy. A
+    negligible rest is no more than rounding.
     """
     if found is None:
         return dict.fromkeys(("rest_rank", "rest_energy", "rest_over_rounding"))

@@ -1,8 +1,8 @@
-"""The columns of a matrix pair in the tier `sketch`: from block Krylov spaces, with their errors.
+"""The columns of a matrix pair at level `sketch`: from block Krylov spaces, with their errors.
 
-Base, tuned and delta share every pass over the blocks. A bounded figure whose error is above WIDEST
-of it is left out. Participation ratios, what follows from them, and effective ranks always stand
-with theirs.
+Base, tuned and delta share every pass over the blocks. A bounded figure whose error exceeds WIDEST
+of it is left out. Participation ratios, what follows from them, and effective ranks always have
+theirs.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ Figures = dict[str, float | int | Estimate | None]  # by column
 
 @dataclass(frozen=True)
 class Sketch:
-    """One matrix of a pair, by its Krylov space."""
+    """One matrix of a pair and its Krylov space."""
 
     space: Krylov  # of the scaled entries
     scale: float  # the power of two that entries were multiplied by
     norm: float  # Frobenius norm, in weights
 
     def sigma(self, place: int) -> Estimate:
-        """A leading singular value by its place from 0, in weights, midway between its bounds."""
+        """A leading singular value by its index, in weights, midway between its bounds."""
         low, high = (math.sqrt(of[place]) for of in (self.space.values, self.space.bounds))
         return Estimate((low + high) / 2.0 / self.scale, (high - low) / 2.0 / self.scale)
 
@@ -59,9 +59,9 @@ class Sketch:
     def spectral_norm(self) -> Estimate:
         """The largest singular value, in weights, by its Ritz value.
 
-        That is at most the truth, and much nearer to it than the bound from above, which fails in
-        one of 1,000: of 300 planted deltas and of noise up to side 2048 the truth lay within 0 to
-        0.33 of the way to the bound. The error is half of the way, and the rounding.
+        It is at most the truth, and much closer to it than the upper bound, which fails in one of
+        1,000: of 300 planted deltas and of noise up to side 2048 the truth lay within 0 to 0.33 of
+        the way to the bound. The error is half of that distance, plus rounding.
         """
         low, high = (math.sqrt(of[0]) / self.scale for of in (self.space.values, self.space.bounds))
         return Estimate(low, (high - low) / 2.0 + ROUNDING * low)
@@ -84,15 +84,15 @@ Reading = Callable[[], Iterator[Sequence[Tensor]]]
 def sketches(
     read: Reading, shape: tuple[int, int], sizes: Mapping[Subject, tuple[float, float]], key: str
 ) -> dict[Subject, Sketch]:
-    """Matrices of one shape by the same passes over their blocks.
+    """Sketch matrices of one shape by the same passes over their blocks.
 
-    key seeds the frame that they share, so that errors of shifts cancel. sizes: of each, the power
-    of two that its blocks are multiplied by, and its Frobenius norm in weights.
+    key: seed of the frame that they share, so that errors of shifts cancel. sizes: of each, the
+    power of two that its blocks are multiplied by, and its Frobenius norm in weights.
     """
     wide = shape[0] <= shape[1]
 
     def products(few: Sequence[NDArray[np.float32]]) -> list[Array]:
-        """One pass: float32 by block, float64 over blocks."""
+        """Multiply in one pass: float32 by block, float64 over blocks."""
         made = [np.zeros(columns.shape if wide else columns.T.shape) for columns in few]
         for parts in read():
             for total, part, columns in zip(made, parts, few, strict=True):
@@ -112,7 +112,9 @@ def sketches(
 
 
 def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
-    """Those of base, tuned and tuned - base that have a scale; the last in the dtype of sides."""
+    """Sketch those of base, tuned and tuned - base that have a scale; the last in the dtype of
+    sides.
+    """
     keep, kept = [*scales] == ["delta"] and kept_elements(sides.shape) > 0, list[list[Tensor]]()
 
     def read() -> Iterator[list[Tensor]]:
@@ -136,18 +138,18 @@ def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
 
 
 def kept_elements(shape: tuple[int, int]) -> int:
-    """Elements of a delta alone that are kept in float32: all, or none."""
+    """Return how many elements of a delta alone are stored in float32: all, or none."""
     elements = math.prod(shape)
     return elements if elements <= KEPT else 0
 
 
 def one_alone(blocks: Callable[[], Iterator[Tensor]], space: Workspace) -> Reading:
-    """A matrix whose scaled blocks are read in any dtype."""
+    """Return a reader of a matrix whose scaled blocks are read in any dtype."""
     return lambda: ([_single(x, 1.0, "one", space)] for x in blocks())
 
 
 def _single(x: Tensor, scale: float, name: str, space: Workspace) -> Tensor:
-    """scale times a block, which may be overwritten, in float32."""
+    """Return scale times a block, which may be overwritten, in float32."""
     if scale != 1.0:
         x.mul_(scale)
     if x.dtype != torch.float32:
@@ -181,7 +183,7 @@ def weight_figures(of: Sketch) -> Figures:
 
 
 def _tops(of: Sketch, tops: Sequence[int]) -> Figures:
-    """Energies of the leading directions, between Ritz values and bounds."""
+    """Return the energies of the leading directions, between Ritz values and bounds."""
     return {f"top{k}_energy": _within(_energy(of, k)) for k in tops}
 
 
@@ -226,8 +228,8 @@ def _above(of: Sketch, edge: float) -> int | None:
 
 
 def effective_rank_shift(base: Sketch, tuned: Sketch) -> Estimate | None:
-    """effective_rank of tuned less that of base, whose probes are the same, so that most of their
-    errors cancels; None where what is left is larger than the shift and than SHIFTED of the rank.
+    """Return effective_rank of tuned minus that of base, whose probes are the same, so that most of
+    their errors cancel; None if the rest is larger than the shift and than SHIFTED of the rank.
     """
     before, after = effective_rank(base.space), effective_rank(tuned.space)
     middle = math.exp((before.log.value + after.log.value) / 2.0)
