@@ -36,7 +36,8 @@ from safetensors.torch import save
 
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
-from shadow.checkpoints.safetensors_files import header_of, held_shard
+from shadow.checkpoints.safetensors_files import held_shard
+from shadow.checkpoints.sources import read_header
 from shadow.checkpoints.stored_tensors import PackedTensor
 from shadow.comparing.scores import read_scores
 from shadow.dtypes import FLOATS
@@ -313,7 +314,7 @@ def targets(top: Path) -> Mapping[str, Target]:
 
     def weights(folder: Path, content: bytes) -> None:
         (folder / SHARD).write_bytes(content)
-        header_of(held_shard(folder / SHARD, SHARD), SHARD)
+        read_header(held_shard(folder / SHARD, SHARD), SHARD)
 
     def packed(folder: Path, content: bytes) -> None:
         (folder / "a.gguf").write_bytes(content)

@@ -92,6 +92,7 @@ def test_the_client_of_the_hub_is_given_back_as_it_was():
 
     from shadow.checkpoints.hub import use_own_blobs
     from shadow.checkpoints.hub_client import own_client, trying
+    from shadow.checkpoints.sources import Transfer
 
     logger = logging.getLogger("huggingface_hub")
     level = logging.DEBUG
@@ -125,7 +126,7 @@ def test_the_client_of_the_hub_is_given_back_as_it_was():
         assert session.event_hooks == hooks
         with own_client():
             hf.close_session()
-            trying(hf.get_session, print, repo="org/name", revision=None)
+            trying(hf.get_session, Transfer(print), "org/name", None)
             assert hf.get_session() is not session
             assert len(hf.get_session().event_hooks["request"]) == len(hooks["request"]) + 1
         assert logger.level == level

@@ -46,6 +46,7 @@ from huggingface_hub import get_session
 from safetensors.torch import load_file
 
 from shadow.checkpoints import hub_client as client
+from shadow.checkpoints.sources import Transfer
 from shadow.errors import ShadowError
 
 pytest_plugins = "hub_pairs"
@@ -365,5 +366,5 @@ def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered,
         get_session().get(there)
 
     with client.own_client(), pytest.raises(ShadowError):
-        client.trying(attempt, lambda _: None, repo="org/small", revision=None)
+        client.trying(attempt, Transfer(), "org/small", None)
     assert len(made) == tries

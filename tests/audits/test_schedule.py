@@ -16,7 +16,7 @@ from shadow.checkpoints import hub
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.sources import NEIGHBOUR, ByteRanges, LocalFile, coalesced
+from shadow.checkpoints.sources import NEIGHBOUR, ByteRanges, LocalFile, Transfer, coalesced
 from shadow.places.architecture import Part, Place
 from shadow.run.schedule import Schedule, Visit, natural, schedule, shards_of
 
@@ -368,12 +368,12 @@ def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):
     ]
     wanted.append(TensorInfo("empty", "U8", (0,), "s", 13, 13))
 
-    def copied(snap, file, start, *, stop, write, **rest):
+    def copied(file, start, stop, write, by):
         write(b"x" * (stop - start))
 
     monkeypatch.setattr(hub, "copy_range", copied)
-    source = ByteRanges(None, None, tuple(wanted), tmp_path / "part")
-    source.fetch(say=print, report=print, stop=None)
+    source = ByteRanges(None, tuple(wanted), tmp_path / "part")
+    source.fetch(Transfer(print))
     content = (tmp_path / "part").read_bytes()
     for info in wanted[:4]:
         start = info.start + source.shifts[info.start]

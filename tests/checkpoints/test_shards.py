@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from shadow.checkpoints import safetensors_files
-from shadow.checkpoints.safetensors_files import header_of, held_shard
-from shadow.checkpoints.sources import LocalFile
+from shadow.checkpoints.safetensors_files import held_shard
+from shadow.checkpoints.sources import LocalFile, read_header
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import ShadowError
 
@@ -39,7 +39,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 def parse(tmp_path, content: bytes):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
-    return header_of(held_shard(path, path.name), "x.safetensors")[0]
+    return read_header(held_shard(path, path.name), "x.safetensors").tensors
 
 
 @st.composite
@@ -267,7 +267,7 @@ def test_a_folder_or_nothing_instead_of_a_file_is_refused(tmp_path):
     (tmp_path / "x.safetensors").mkdir()
     for name in ("x.safetensors", "y.safetensors"):
         with pytest.raises(ShadowError, match=name):
-            header_of(held_shard(tmp_path / name, name), name)
+            read_header(held_shard(tmp_path / name, name), name)
 
 
 def test_an_unknown_dtype_is_named_and_the_rest_goes_on(tmp_path):
@@ -293,7 +293,7 @@ def test_values_are_those_of_the_library(tmp_path, dtype):
     stored = torch.frombuffer(bytearray(raw), dtype=getattr(torch, form.torch_name)).reshape(16, -1)
     path = tmp_path / "x.safetensors"
     save_file({"first": stored[:3].clone(), "w": stored}, path)
-    info = header_of(held_shard(path, path.name), path.name)[0]["w"]
+    info = read_header(held_shard(path, path.name), path.name).tensors["w"]
     mine, theirs = LocalFile(path).tensor(info).whole(), load_file(path)["w"]
     assert (info.dtype, mine.dtype, mine.shape) == (dtype, theirs.dtype, theirs.shape)
     assert torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))

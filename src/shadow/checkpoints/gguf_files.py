@@ -17,7 +17,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import PurePosixPath
@@ -27,6 +27,7 @@ from shadow.checkpoints.safetensors_files import (
     MAX_ELEMENTS,
     MAX_ENTRIES,
     MAX_HEADER,
+    Header,
     Packing,
     TensorInfo,
     usable_name,
@@ -107,22 +108,13 @@ Value = str | int | float | bool | None
 """A value of the metadata: the length for a list of texts, None for a list of numbers."""
 
 
-@dataclass(frozen=True)
-class GgufHeader:
-    """Header of a GGUF file."""
-
-    metadata: Mapping[str, Value]
-    # by the names that GGUF gives them, shapes with the fastest dimension last, types of ggml
-    tensors: Mapping[str, TensorInfo]
-    digest: str  # sha256 of the header's bytes
-
-
 class _CutError(Exception):
     """The header continues beyond the bytes that were read."""
 
 
-def read_gguf(read: Callable[[int], bytes], file_size: int, shard: str) -> GgufHeader:
-    """Read the header of a GGUF file of file_size bytes. read(count) returns the first count bytes.
+def read_gguf(read: Callable[[int], bytes], file_size: int, shard: str) -> Header:
+    """Read the header of a GGUF file of file_size bytes, like `read_safetensors`: tensors by the
+    names of GGUF, shapes with the fastest dimension last, dtypes as in ggml.
 
     Raises FileError if the header cannot be trusted, ShadowError without the `gguf` package.
     """
@@ -130,7 +122,7 @@ def read_gguf(read: Callable[[int], bytes], file_size: int, shard: str) -> GgufH
     count = FIRST
     while True:
         try:
-            return _Header(read(min(count, file_size)), file_size, shard).read()
+            return _Header(read(count), file_size, shard).read()
         except _CutError:
             if count >= MAX_HEADER:
                 reason = f"its header has more than {MAX_HEADER:,} bytes"
@@ -207,7 +199,7 @@ class _Header:
             raise self.fault(f"{what} has {size:,} bytes")
         return self.take(size).decode(errors="backslashreplace")
 
-    def read(self) -> GgufHeader:
+    def read(self) -> Header:
         if self.raw[:4] != b"GGUF":
             lfs = self.raw.startswith(b"version ")
             why = "it is a Git-LFS pointer (run `git lfs pull`)" if lfs else "it does not begin so"
@@ -242,7 +234,7 @@ class _Header:
         by_name = {one.name: one for one in placed}
         if len(by_name) < tensors:
             raise self.fault("a tensor is there twice")
-        return GgufHeader(metadata, by_name, hashlib.sha256(self.raw[: self.at]).hexdigest())
+        return Header(by_name, hashlib.sha256(self.raw[: self.at]).hexdigest(), metadata)
 
     def value(self, kind: int, key: str) -> Value:
         if kind in NUMBERS:
@@ -295,7 +287,7 @@ class _Header:
 
 
 def model_of(
-    headers: Sequence[GgufHeader], shard: str
+    headers: Sequence[Header], shard: str
 ) -> tuple[dict[str, TensorInfo], dict[str, object]]:
     """Return tensors by their names in transformers, and the equivalent of config.json, from the
     headers of one file or of all its parts in order.

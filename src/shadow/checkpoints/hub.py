@@ -12,9 +12,10 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event, get_ident
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import huggingface_hub as hf
@@ -26,7 +27,6 @@ from huggingface_hub.utils import tqdm as hf_tqdm
 
 from shadow.checkpoints.hub_client import (
     FAILURES,
-    NEVER,
     NO_HUB,
     OFFLINE,
     RangeIgnoredError,
@@ -39,27 +39,27 @@ from shadow.checkpoints.hub_client import (
     trying,
 )
 from shadow.checkpoints.safetensors_files import MAX_OFFSET
+from shadow.checkpoints.sources import Transfer
 from shadow.errors import ShadowError
 from shadow.targets.references import as_folder
 
-HEADER_GUESS = 1 << 16  # bytes; the headers of 9 in 10 real shards are shorter: one request
 CHUNK = 1 << 20  # bytes
 REDIRECTS = 8  # followed for a file at most
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ONLINE = "run once without --offline (and without HF_HUB_OFFLINE)"
 DAMAGED = "run once without --offline, to download it again"
 
-OnBytes = Callable[[int], None]
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository."""
+    """A file of a commit of a repository."""
 
+    repo: str  # `org/name`
+    commit: str  # 40 hexadecimal digits
     path: str  # in the repository
     size: int  # bytes
     checksum: str | None  # `sha256:...` (Git-LFS) or `git:...` (a plain blob), hexadecimal
+    offline: bool  # only the cache may be used
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def pin(
         info = _model_info(repo, revision, say)
         access = "private" if info.private else "gated" if info.gated else "open"
         commit = str(info.sha)
-        listed = trying(lambda: _listed_files(repo, commit), say, repo=repo, revision=revision)
+        listed = trying(lambda: _listed_files(repo, commit), Transfer(say), repo, revision)
     if subfolder:
         start = f"{subfolder.strip('/')}/"
         listed = {
@@ -129,9 +129,8 @@ def commit_of(repo: str, revision: str | None, *, say: Say) -> str:
 def _model_info(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
     """Return the Hub's record of a repository; its `sha` is a commit."""
     require_usable_settings()
-    info = trying(
-        lambda: hf.HfApi().model_info(repo, revision=revision), say, repo=repo, revision=revision
-    )
+    model_info = partial(hf.HfApi().model_info, repo, revision=revision)
+    info = trying(model_info, Transfer(say), repo, revision)
     if not COMMIT.fullmatch(str(info.sha)):
         raise ShadowError(f"{repo}: the Hub has no commit for it", NO_HUB)
     with contextlib.suppress(Exception):  # notes in the cache what the revision is, for --offline
@@ -148,7 +147,8 @@ def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
                 size, digest = entry.lfs.size, entry.lfs.sha256
             if type(size) is not int or not 0 <= size <= MAX_OFFSET or type(entry.path) is not str:
                 raise ValueError("a size or a name that is none")
-            files[entry.path] = RemoteFile(entry.path, size, _checksum(digest))
+            checksum = _checksum(digest)
+            files[entry.path] = RemoteFile(repo, commit, entry.path, size, checksum, offline=False)
     return files
 
 
@@ -172,21 +172,22 @@ def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
             name = path.relative_to(root).as_posix()
             # a link leads to a blob, which the cache names by its checksum
             checksum = _checksum(path.readlink().name) if path.is_symlink() else None
-            files[name] = RemoteFile(name, path.stat().st_size, checksum)
+            size = path.stat().st_size
+            files[name] = RemoteFile(repo, commit, name, size, checksum, offline=True)
     return files
 
 
-def cached(snapshot: Snapshot, file: RemoteFile) -> Path | None:
+def cached(file: RemoteFile) -> Path | None:
     """Return the cached copy of a file, if there is one."""
-    path = hf.try_to_load_from_cache(snapshot.repo, file.path, revision=snapshot.commit)
+    path = hf.try_to_load_from_cache(file.repo, file.path, revision=file.commit)
     return Path(path) if isinstance(path, str) else None
 
 
-def in_cache(snapshot: Snapshot, file: RemoteFile) -> bool:
+def in_cache(file: RemoteFile) -> bool:
     """Return whether a file's bytes are in the cache, for this commit or another one."""
     digest = _digest(file.checksum)
-    blob = _repository_folder(snapshot.repo) / "blobs" / digest
-    return cached(snapshot, file) is not None or (bool(digest) and blob.is_file())
+    blob = _repository_folder(file.repo) / "blobs" / digest
+    return cached(file) is not None or (bool(digest) and blob.is_file())
 
 
 def _digest(checksum: str | None) -> str:
@@ -195,46 +196,31 @@ def _digest(checksum: str | None) -> str:
 
 
 @own_client()
-def fetch_whole(
-    snapshot: Snapshot,
-    file: RemoteFile,
-    *,
-    say: Say,
-    report: OnBytes = lambda count: None,
-    stop: Event = NEVER,
-) -> tuple[Path, bool]:
+def fetch_whole(file: RemoteFile, by: Transfer) -> tuple[Path, bool]:
     """A file in the cache, fetched if it is not there, and whether a checksum is known of it.
 
     A copy whose checksum is wrong is fetched again; ShadowError if a second download is wrong too.
-    report gets the bytes as they come (a negative number takes back what a failed attempt counted).
-    Raises StoppedError once stop is set.
     """
-    path, downloads = cached(snapshot, file), 0
-    while path is None or _is_damaged(path, file, stop):
+    path, downloads = cached(file), 0
+    while path is None or _is_damaged(path, file, by.stop):
         if path is not None:
-            if snapshot.offline:
-                raise _mismatch(snapshot, file, DAMAGED)
-            forget(snapshot.repo, snapshot.commit, file.path, file.checksum)
-            if downloads == 2:
+            hint = DAMAGED
+            if not file.offline:
+                forget(file.repo, file.commit, file.path, file.checksum)
                 hint = "a proxy or the connection changes downloads; try another network"
-                raise _mismatch(snapshot, file, hint)
+            if file.offline or downloads == 2:
+                raise ShadowError(f"{file.repo}: {file.path} does not match its checksum", hint)
             what = f"{file.path} arrived" if downloads else f"the cached {file.path} is"
-            say(f"{snapshot.repo}: {what} damaged; downloading it again")
-        path = _download(snapshot, file, force=path is not None, report=report, stop=stop, say=say)
+            by.say(f"{file.repo}: {what} damaged; downloading it again")
+        path = _download(file, by, force=path is not None)
         downloads += 1
     return path, file.checksum is not None
 
 
-def _mismatch(snapshot: Snapshot, file: RemoteFile, hint: str) -> ShadowError:
-    return ShadowError(f"{snapshot.repo}: {file.path} does not match its checksum", hint)
-
-
-def _download(
-    snapshot: Snapshot, file: RemoteFile, *, force: bool, report: OnBytes, stop: Event, say: Say
-) -> Path:
-    if snapshot.offline:
-        raise ShadowError(f"{snapshot.repo}: {file.path} is {OFFLINE}", ONLINE)
-    remove_leftovers(snapshot.repo, file.checksum)
+def _download(file: RemoteFile, by: Transfer, *, force: bool) -> Path:
+    if file.offline:
+        raise ShadowError(f"{file.repo}: {file.path} is {OFFLINE}", ONLINE)
+    remove_leftovers(file.repo, file.checksum)
 
     def attempt() -> str:
         counted, thread = 0, get_ident()
@@ -251,12 +237,11 @@ def _download(
 
             def update(self, n: float | None = 1) -> None:
                 nonlocal counted
-                if stop.is_set():
-                    if get_ident() == thread:
-                        raise StoppedError
-                    return
-                counted += int(n or 0)
-                report(int(n or 0))
+                if not by.stop.is_set():
+                    counted += int(n or 0)
+                    by.report(int(n or 0))
+                elif get_ident() == thread:
+                    raise StoppedError
 
             def update_transfer(self, n: float) -> None:
                 """Ignore bytes on the line, which may be fewer than those of the file."""
@@ -266,17 +251,17 @@ def _download(
 
         try:
             return hf.hf_hub_download(
-                snapshot.repo,
+                file.repo,
                 file.path,
-                revision=snapshot.commit,
+                revision=file.commit,
                 force_download=force,
                 tqdm_class=Meter,
             )
         except BaseException:
-            report(-counted)
+            by.report(-counted)
             raise
 
-    return Path(_trying_file(attempt, snapshot, file, say, stop))
+    return Path(trying(attempt, by, file.repo, file.commit, file.path))
 
 
 def _is_damaged(path: Path, file: RemoteFile, stop: Event) -> bool:
@@ -285,11 +270,10 @@ def _is_damaged(path: Path, file: RemoteFile, stop: Event) -> bool:
         return False
     kind, _, expected = file.checksum.partition(":")
     try:
-        size = path.stat().st_size
-        if kind == "sha256":
-            digest = hashlib.sha256()
-        else:  # Git names a blob by the sha1 of this header and the content
-            digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        # Git names a blob by the sha1 of this header and the content
+        head = b"blob %d\0" % path.stat().st_size
+        git = hashlib.sha1(head, usedforsecurity=False)
+        digest = hashlib.sha256() if kind == "sha256" else git
         with path.open("rb") as content:
             while block := content.read(CHUNK):
                 if stop.is_set():
@@ -348,100 +332,73 @@ def use_own_blobs() -> None:
 
 
 @own_client()
-def read_start(
-    snapshot: Snapshot, file: RemoteFile, count: int, *, say: Say, stopped: Event = NEVER
-) -> tuple[bytes, bool]:
+def read_start(file: RemoteFile, count: int, by: Transfer) -> tuple[bytes, bool]:
     """Return the first count bytes of a file, or all of it, and whether the server honours ranges.
 
     If it does not, it sends the whole file: the bytes are taken and the connection is closed.
     Raises ShadowError, and StoppedError once stop is set.
     """
     stop = min(count, file.size)
-    asked: int | None = stop
+    if not stop:
+        return b"", True
 
-    def attempt() -> tuple[bytes, bool]:
-        nonlocal asked
+    def attempt(asked: int | None) -> tuple[bytes, bool]:
         content = b""
-        try:
-            with _ranged(snapshot, file, 0, stop=asked) as (chunks, honoured):
-                for chunk in chunks:
-                    content += chunk
-                    if len(content) >= stop:
-                        return content[:stop], honoured
-        except RangeIgnoredError:
-            if asked is None:
-                raise
-            asked = None
-            return attempt()
-        if stop:
+        with _ranged(file, 0, asked) as (chunks, honoured):
+            for chunk in chunks:
+                content += chunk
+                if len(content) >= stop:
+                    break
+        if len(content) < stop:
             raise OSError(errno.EPIPE, "cut short")
-        return b"", honoured
+        return content[:stop], honoured
 
-    return _trying_file(attempt, snapshot, file, say, stopped)
+    try:
+        return trying(lambda: attempt(stop), by, file.repo, file.commit, file.path)
+    except RangeIgnoredError:
+        return trying(lambda: attempt(None), by, file.repo, file.commit, file.path)
 
 
 @own_client()
 def copy_range(
-    snapshot: Snapshot,
-    file: RemoteFile,
-    start: int,
-    stop: int,
-    write: Callable[[bytes], object],
-    *,
-    say: Say,
-    report: OnBytes = lambda count: None,
-    stopped: Event = NEVER,
+    file: RemoteFile, start: int, stop: int, write: Callable[[bytes], object], by: Transfer
 ) -> None:
     """Read bytes start to stop (exclusive) of a file, in order, resuming after a lost connection.
 
-    write gets each piece, report its length. Raises RangeIgnoredError if the server sends other
-    bytes than requested, ShadowError, and StoppedError once stop is set.
+    write gets each piece. Raises RangeIgnoredError if the server sends other bytes than requested,
+    ShadowError, and StoppedError once stop is set.
     """
     position = start
 
     def attempt() -> None:
         nonlocal position
-        with _ranged(snapshot, file, position, stop=stop) as (chunks, honoured):
+        with _ranged(file, position, stop) as (chunks, honoured):
             if not honoured:
-                message = "the server ignores requests for byte ranges"
-                raise RangeIgnoredError(f"{snapshot.repo}: {message}")
+                raise RangeIgnoredError(f"{file.repo}: the server ignores requests for byte ranges")
             for chunk in chunks:
-                if stopped.is_set():
+                if by.stop.is_set():
                     raise StoppedError
                 if position + len(chunk) > stop:
                     message = "the server sent more bytes than requested"
-                    raise RangeIgnoredError(f"{snapshot.repo}: {message}")
+                    raise RangeIgnoredError(f"{file.repo}: {message}")
                 write(chunk)
-                report(len(chunk))
+                by.report(len(chunk))
                 position += len(chunk)
         if position < stop:
             raise OSError(errno.EPIPE, "cut short")
 
-    _trying_file(attempt, snapshot, file, say, stopped, progress=lambda: position)
-
-
-def _trying_file(
-    attempt: Callable[[], T],
-    snapshot: Snapshot,
-    file: RemoteFile,
-    say: Say,
-    stop: Event,
-    progress: Callable[[], int] = lambda: 0,
-) -> T:
-    """Call `trying` for a file of a commit."""
-    about = {"repo": snapshot.repo, "revision": snapshot.commit, "path": file.path}
-    return trying(attempt, say, stop=stop, progress=progress, **about)
+    trying(attempt, by, file.repo, file.commit, file.path, progress=lambda: position)
 
 
 @contextlib.contextmanager
 def _ranged(
-    snapshot: Snapshot, file: RemoteFile, start: int, stop: int | None
+    file: RemoteFile, start: int, stop: int | None
 ) -> Iterator[tuple[Iterator[bytes], bool]]:
     """Open an answer: its chunks, and whether they are bytes start to stop or the whole file.
 
     stop None requests the whole file.
     """
-    url = hf.hf_hub_url(snapshot.repo, file.path, revision=snapshot.commit)
+    url = hf.hf_hub_url(file.repo, file.path, revision=file.commit)
     ours = {"Accept-Encoding": "identity"}
     if stop is not None:
         ours["Range"] = f"bytes={start}-{stop - 1}"
@@ -463,8 +420,8 @@ def _ranged(
                 expected = f"bytes {start}-{stop - 1}/{file.size}"
                 if response.headers.get("content-range", "").strip() != expected:
                     message = "the server sent another range than requested"
-                    raise RangeIgnoredError(f"{snapshot.repo}: {message}")
+                    raise RangeIgnoredError(f"{file.repo}: {message}")
             # in pieces as they come: a cut loses little
             yield response.iter_bytes(), honoured
             return
-    raise ShadowError(f"{snapshot.repo}: {file.path} is redirected to no file", NO_HUB)
+    raise ShadowError(f"{file.repo}: {file.path} is redirected to no file", NO_HUB)

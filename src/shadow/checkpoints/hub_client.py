@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants, errors, get_session
 from huggingface_hub.utils import get_token, hf_raise_for_status, parse_ratelimit_headers
 
+from shadow.checkpoints.sources import Transfer
 from shadow.errors import ShadowError
 from shadow.targets.references import as_folder
 
@@ -239,7 +240,6 @@ PATIENCE = 5.0
 WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and at most
 
 
-NEVER = Event()  # which nobody sets: what cannot be stopped
 answered = Event()  # set once any server has answered this process
 _hooked: list[tuple[Any, Any]] = []  # sessions that obey the two functions below, with their hooks
 _HOOKING, _HOLDING = Lock(), Lock()
@@ -324,20 +324,17 @@ def _after_response(response: Any) -> None:
 
 def trying(
     attempt: Callable[[], T],
-    say: Say,
-    *,
+    by: Transfer,
     repo: str,
     revision: str | None,
     path: str | None = None,
-    stop: Event = NEVER,
     progress: Callable[[], int] = lambda: 0,
 ) -> T:
     """Call attempt() until it succeeds, retrying after transient errors; then raise a ShadowError
     about what was requested.
 
     Waits grow, or are those that the server asks for. Attempts are counted from the last progress.
-    If no connection was ever made, PATIENCE ends them. Raises StoppedError when stop is set
-    meanwhile.
+    If no connection was ever made, PATIENCE ends them. Raises StoppedError once by.stop is set.
     """
     started, tries, reached = time.monotonic(), 0, progress()
     while True:
@@ -360,6 +357,6 @@ def trying(
                 # its chain of tries says nothing more to people
                 raise in_words(error, repo=repo, revision=revision, path=path) from None
             if seconds >= 3:
-                say(f"the Hub {problem(error)}; trying again in {seconds:.0f} s")
-        if stop.wait(seconds):
+                by.say(f"the Hub {problem(error)}; trying again in {seconds:.0f} s")
+        if by.stop.wait(seconds):
             raise StoppedError

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.opening import Assembled, Found, Located
 from shadow.checkpoints.safetensors_files import strict_json
+from shadow.checkpoints.sources import Say, Transfer
 from shadow.checkpoints.weight_files import ADAPTER_CONFIG
 from shadow.errors import ShadowError
 from shadow.files import read_start
@@ -28,7 +29,6 @@ from shadow.text import visible
 
 if TYPE_CHECKING:
     from shadow.checkpoints.hub import Snapshot
-    from shadow.checkpoints.hub_client import Say
 
 FileKind = Literal[
     "weights", "index", "pickle", "config", "generation", "chat_template", "tokenizer", "code",
@@ -188,7 +188,7 @@ def read_small(listing: Listing, file: StoredFile, say: Say) -> bytes:
         remote = listing.snapshot.files.get(file.path)
         if remote is None:
             raise ShadowError("its name is not text")
-        path, _ = fetch_whole(listing.snapshot, remote, say=say)
+        path, _ = fetch_whole(remote, Transfer(say))
     try:
         content = read_start(path, SMALL + 1)
     except (OSError, ValueError) as error:

@@ -10,27 +10,29 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.gguf_files import KIND as REORDERED
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
-from shadow.checkpoints.gguf_files import GgufHeader, model_of, read_gguf
+from shadow.checkpoints.gguf_files import model_of, read_gguf
 from shadow.checkpoints.pickles import DISTRIBUTED
 from shadow.checkpoints.safetensors_files import (
+    Header,
     Packing,
     TensorInfo,
     has_too_many_values,
-    header_length,
     held_shard,
-    parse_header,
+    read_safetensors,
     usable_name,
 )
 from shadow.checkpoints.sources import (
     LocalFile,
+    OnBytes,
+    Say,
     Source,
+    Transfer,
     WholeFile,
     digest_of,
     in_threads,
@@ -46,8 +48,7 @@ if TYPE_CHECKING:
     from threading import Event
 
     from shadow.checkpoints.held_files import HeldFile
-    from shadow.checkpoints.hub import OnBytes, Snapshot
-    from shadow.checkpoints.hub_client import Say
+    from shadow.checkpoints.hub import Snapshot
     from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 
 PARAMS = "params.json"  # of Mistral's and Meta's own files, in place of a config
@@ -287,16 +288,16 @@ def _opened_folder(
             message = f"{reference}: shard {shard} is missing"
             raise ShadowError(message, "check that the download is complete")
         held = held_shard(root / shard, shard)
-        tensors, text, inside, data = _read_shard(held, shard, scratch)
-        shards[shard] = _Shard(tensors, LocalFile(data.path, data), inside)
-        said = json.dumps([shard, held.size, held.modified, text])
+        header, data = _read_shard(held, shard, scratch)
+        shards[shard] = _Shard(header, LocalFile(data.path, data))
+        said = json.dumps([shard, held.size, held.modified, header.text])
         # no more of Python than this for a tensor, of which there may be a million
-        starts = [info.start for info in tensors.values()]
-        sizes = [info.end - info.start for info in tensors.values()]
+        starts = [info.start for info in header.tensors.values()]
+        sizes = [info.end - info.start for info in header.tensors.values()]
         fingerprint.update(said.encode() + data.sample(starts, sizes))
         held.require_unchanged()
     if not has_config and any(
-        PAIRED.fullmatch(one) for shard in shards.values() for one in shard.tensors
+        PAIRED.fullmatch(one) for shard in shards.values() for one in shard.header.tensors
     ):
         config = _heads_of(root)
     fingerprint.update(json.dumps(config, sort_keys=True).encode())
@@ -309,9 +310,8 @@ def _opened_folder(
 class _Shard:
     """A file of weights whose header has been read."""
 
-    tensors: Mapping[str, TensorInfo]
+    header: Header
     source: Source
-    inside: GgufHeader | None = None
     ranges: bool = False  # parts of it may be asked for
 
 
@@ -327,7 +327,7 @@ def _opened(
     """Make a checkpoint of its shards, with an entry a packed matrix and transformers' names."""
     sources = {name: shard.source for name, shard in shards.items()}
     tensors, refused = with_matrices(
-        _joined((shard.tensors for shard in shards.values()), weights),
+        _joined((shard.header.tensors for shard in shards.values()), weights),
         config,
         lambda info: small_tensor(sources[info.shard], info, say),
     )
@@ -336,7 +336,7 @@ def _opened(
     if len(own) == len(tensors):  # otherwise two would have one name
         tensors = own
     if weights.are_gguf:
-        headers = [shard.inside for shard in shards.values() if shard.inside]
+        headers = [shard.header for shard in shards.values()]
         tensors, config = model_of(headers, weights.shards[0])
     return Checkpoint(
         reference,
@@ -361,7 +361,7 @@ def locate(
     from shadow.checkpoints.hub import fetch_whole
 
     def read(name: str) -> Config:
-        return _read_json(fetch_whole(snapshot, snapshot.files[name], say=say)[0], name)
+        return _read_json(fetch_whole(snapshot.files[name], Transfer(say))[0], name)
 
     usable = [name for name in filter(usable_name, snapshot.files) if name != DISTRIBUTED]
     names = {name for name in usable if "/" not in name or name.endswith(GGUF)}
@@ -399,66 +399,54 @@ def open_located(
     available or not trusted.
     """
     snapshot, weights = located.snapshot, located.weights
-    if weights.pickled:
-        open_one = partial(_open_pickled, snapshot, say, scratch=scratch, report=report)
-        opened = in_threads(open_one, weights.shards, 1)
-    else:
-        opened = in_threads(partial(_open_remote, snapshot, say), weights.shards, CONNECTIONS)
+
+    def open_one(shard: str, stop: Event) -> _Shard:
+        by = Transfer(say, report, stop)
+        if weights.pickled:
+            return _open_pickled(snapshot, shard, by, scratch)
+        return _open_remote(snapshot, shard, by)
+
+    opened = in_threads(open_one, weights.shards, 1 if weights.pickled else CONNECTIONS)
     shards = dict(zip(weights.shards, opened, strict=True))
     with naming(snapshot.name, OWNER):
         name, commit = snapshot.name, snapshot.commit
         return _opened(name, commit, located.fingerprint, located.config, weights, shards, say)
 
 
-def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> _Shard:
+def _open_remote(snapshot: Snapshot, shard: str, by: Transfer) -> _Shard:
     """Read a header from the cache, or by requesting the first bytes of the file."""
-    from shadow.checkpoints.hub import HEADER_GUESS, cached, read_start
+    from shadow.checkpoints.hub import cached, read_start
 
     file, ranges = snapshot.files[shard], True
-    inside: GgufHeader | None = None
-    if path := cached(snapshot, file):
+    if path := cached(file):
         try:
             with naming(snapshot.name, "run once without --offline, to download it again"):
-                tensors, text, inside = read_header(held_shard(path, shard), shard)
-            return _Shard(tensors, WholeFile(snapshot, file, digest_of(text)), inside, ranges)
+                header = read_header(held_shard(path, shard), shard)
+            return _Shard(header, WholeFile(file, digest_of(header)), ranges)
         except ShadowError:  # damaged: it is fetched again when its turn comes
             if snapshot.offline:
                 raise
 
     def first(count: int) -> bytes:
         nonlocal ranges
-        content, ranges = read_start(snapshot, file, count, say=say, stopped=stop)
+        content, ranges = read_start(file, count, by)
         return content
 
-    if shard.endswith(GGUF):
-        with naming(snapshot.name, OWNER):
-            inside = read_gguf(first, file.size, shard)
-        source = WholeFile(snapshot, file, digest_of(inside.digest))
-        return _Shard(inside.tensors, source, inside, ranges)
-    if file.size < 8:
-        raise ShadowError(
-            f"{snapshot.name}: {shard} is no safetensors file: it has {file.size} bytes", OWNER
-        )
-    start = first(HEADER_GUESS)
     with naming(snapshot.name, OWNER):
-        end = 8 + header_length(start, file.size, shard)
-        if end > len(start):
-            start = first(end)
-        tensors, text = parse_header(start[8:end], file.size, shard)
-    return _Shard(tensors, WholeFile(snapshot, file, digest_of(text)), None, ranges)
+        read = read_gguf if shard.endswith(GGUF) else read_safetensors
+        header = read(first, file.size, shard)
+    return _Shard(header, WholeFile(file, digest_of(header)), ranges)
 
 
-def _open_pickled(
-    snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None, report: OnBytes
-) -> _Shard:
+def _open_pickled(snapshot: Snapshot, shard: str, by: Transfer, scratch: Path | None) -> _Shard:
     """Fetch a `.bin` file and read its layout."""
-    source = WholeFile(snapshot, snapshot.files[shard])
+    source = WholeFile(snapshot.files[shard])
     source.fetched = source.bytes_to_move() > 0
-    source.fetch(say=say, report=report, stop=stop)
+    source.fetch(by)
     assert source.path is not None, "fetched"
     with naming(snapshot.name):
-        tensors, _, _, data = _read_shard(held_shard(source.path, shard), shard, scratch)
-    return _Shard(tensors, replace(source, unpacked=data.path))
+        header, data = _read_shard(held_shard(source.path, shard), shard, scratch)
+    return _Shard(header, replace(source, unpacked=data.path))
 
 
 def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
@@ -467,16 +455,13 @@ def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None)
         from shadow.checkpoints.hub import cached, copy_range, fetch_whole
         from shadow.checkpoints.hub_client import RangeIgnoredError
 
-        snapshot, file = source.snapshot, source.file
-        path = cached(snapshot, file)
+        path, content = cached(source.file), bytearray()
         if path is None:
-            content = bytearray()
             try:
-                copy_range(snapshot, file, info.start, info.end, content.extend, say=say)
-            except RangeIgnoredError:  # then the file comes whole when it is measured, too
-                path, _ = fetch_whole(snapshot, file, say=say)
-            else:
+                copy_range(source.file, info.start, info.end, content.extend, Transfer(say))
                 return bytes(content)
+            except RangeIgnoredError:  # then the file comes whole when it is measured, too
+                path, _ = fetch_whole(source.file, Transfer(say))
         source = LocalFile(path)
     held, there = source.located(info)
     return held.bytes_of(there.start, there.end - there.start)
@@ -500,14 +485,10 @@ def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> di
     return tensors
 
 
-def _read_shard(
-    file: HeldFile, shard: str, scratch: Path | None
-) -> tuple[Mapping[str, TensorInfo], str, GgufHeader | None, HeldFile]:
-    """Read the header of a local file, as in `read_header`, and find the file that its offsets
-    refer to.
-    """
+def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header, HeldFile]:
+    """Read the header of a local file, and find the file that its offsets refer to."""
     if shard.endswith((".safetensors", GGUF)):
-        return *read_header(file, shard), file
+        return read_header(file, shard), file
     from shadow.checkpoints.pickles import layout
 
     if scratch is None:
@@ -522,8 +503,8 @@ def _read_shard(
         elif info.end > info.start:
             tensors[name] = replace(info, alias_of=first_names[lies])
     said = [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
-    text = json.dumps(said)
-    return tensors, text, None, file if data == file.path else held_shard(data, shard)
+    held = file if data == file.path else held_shard(data, shard)
+    return Header(tensors, json.dumps(said)), held
 
 
 def _read_json(path: Path, name: str) -> Config:

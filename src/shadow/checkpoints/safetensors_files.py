@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -20,6 +21,7 @@ from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import FileError
 
+HEADER_GUESS = 1 << 16  # bytes; the headers of 9 in 10 real shards are shorter: one request
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 # Tensors of one file. Real ones have up to 19,107 (all of Qwen3-30B-A3B), shards of Kimi-K2 18,700.
 # 100,000 take 1.0 s of CPU and 115 MB; both grow in proportion.
@@ -82,34 +84,31 @@ def held_shard(path: Path, shard: str) -> HeldFile:
     return file
 
 
-def header_of(file: HeldFile, shard: str) -> tuple[dict[str, TensorInfo], str]:
-    """Read the tensors of a safetensors file by name, and the raw header text.
+@dataclass(frozen=True)
+class Header:
+    """The header of a file of weights."""
 
-    Raises FileError if the file cannot be trusted: it is cut short, its header is not of the
-    format, or offsets overlap, leave holes, or disagree with dtype and shape. An unknown dtype is
-    allowed.
+    tensors: dict[str, TensorInfo]  # by name
+    text: str  # changes with the header
+    metadata: Mapping[str, str | int | float | None] = field(default_factory=dict)  # of GGUF
+
+
+def read_safetensors(read: Callable[[int], bytes], file_size: int, shard: str) -> Header:
+    """Read the header of a safetensors file of file_size bytes. read(count) returns the first count
+    bytes, or all.
+
+    Raises FileError when the file cannot be trusted: cut short, a header that is not what the
+    format says, offsets that overlap, leave holes, or disagree with dtype and shape. An unknown
+    dtype is no such fault.
     """
-    prefix = file.bytes_of(0, min(8, file.size))
-    raw = file.bytes_of(8, header_length(prefix, file.size, shard))
-    return parse_header(raw, file.size, shard)
-
-
-def header_length(prefix: bytes, file_size: int, shard: str) -> int:
-    """Return the length of the JSON header of a file of file_size bytes, from its first 8 bytes.
-
-    shard: the file's name, for messages. Raises FileError if the length is impossible.
-    """
-    length = int.from_bytes(prefix[:8], "little")
-    if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, file_size - 8):
+    start = read(HEADER_GUESS)
+    end = 8 + int.from_bytes(start[:8], "little")
+    if len(start) < 8 or not 10 <= end <= min(8 + MAX_HEADER, file_size):
         reason = "no valid header length, or cut inside the header"
-        if prefix.startswith(b"version "):
+        if start.startswith(b"version "):
             reason = "it is a Git-LFS pointer, not the file itself (run `git lfs pull`)"
-        raise _untrusted(shard, reason if prefix else "it is empty")
-    return length
-
-
-def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, TensorInfo], str]:
-    """Parse a header (raw, without its length): tensors by name, and the text. Raises FileError."""
+        raise _untrusted(shard, reason if start else "it is empty")
+    raw = (start if end <= len(start) else read(end))[8:end]
     too_many = FileError(
         f"{shard}: its header has more than {MAX_ENTRIES:,} entries", "split the file into shards"
     )
@@ -123,16 +122,15 @@ def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, Tens
         raise _untrusted(shard, "the header is not a JSON object")
     if len(header) > MAX_ENTRIES:
         raise too_many
-    start = 8 + len(raw)
     # equal shapes and offsets are one object: most tensors begin where another ends
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     offsets: dict[int, int] = {}
     tensors = {
-        name: _entry(name, entry, shard, data_start=start, shapes=shapes, offsets=offsets)
+        name: _entry(name, entry, shard, data_start=end, shapes=shapes, offsets=offsets)
         for name, entry in header.items()
         if name != "__metadata__"
     }
-    position = start
+    position = end
     for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):
         if info.start != position:
             problem = "overlaps another" if info.start < position else "leaves a hole before it"
@@ -141,7 +139,7 @@ def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, Tens
     if position != file_size:
         verb = "cut short" if position > file_size else "longer than its header says"
         raise _untrusted(shard, f"{verb} ({position:,} bytes promised, {file_size:,} there)")
-    return tensors, raw.decode()
+    return Header(tensors, raw.decode())
 
 
 def _untrusted(shard: str, reason: str) -> FileError:

@@ -18,33 +18,40 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
-from shadow.checkpoints.gguf_files import GgufHeader, read_gguf
+from shadow.checkpoints.gguf_files import read_gguf
 from shadow.checkpoints.held_files import HeldFile, hold
-from shadow.checkpoints.safetensors_files import TensorInfo, header_of, held_shard
+from shadow.checkpoints.safetensors_files import Header, TensorInfo, held_shard, read_safetensors
 from shadow.errors import ShadowError, naming
 from shadow.files import writing
 
 if TYPE_CHECKING:
-    from shadow.checkpoints.hub import OnBytes, RemoteFile, Snapshot
-    from shadow.checkpoints.hub_client import Say
+    from shadow.checkpoints.hub import RemoteFile
     from shadow.checkpoints.stored_tensors import StoredTensor
 
 NEIGHBOUR = 1 << 18  # bytes; such a gap costs less than another request (20 ms at 100 Mbit/s)
 FULL = "free some space, or choose another folder with -o"
 ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
 
+Say = Callable[[str], None]
+OnBytes = Callable[[int], None]
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def read_header(file: HeldFile, shard: str) -> tuple[dict[str, TensorInfo], str, GgufHeader | None]:
-    """Read the tensors of a safetensors or GGUF file by name, a text that changes with its header,
-    and the header of GGUF. Raises FileError.
-    """
-    if shard.endswith(GGUF):
-        inside = read_gguf(lambda count: file.bytes_of(0, count), file.size, shard)
-        return dict(inside.tensors), inside.digest, inside
-    return *header_of(file, shard), None
+@dataclass(frozen=True)
+class Transfer:
+    """The callbacks of a download."""
+
+    say: Say = lambda line: None  # called with a line before a request is retried
+    # called with counts of bytes as they come; a negative one takes back a failed attempt's
+    report: OnBytes = lambda count: None
+    stop: Event = field(default_factory=Event)  # ends it with StoppedError once set
+
+
+def read_header(file: HeldFile, shard: str) -> Header:
+    """Read the header of a local safetensors or GGUF file. Raises FileError."""
+    read = read_gguf if shard.endswith(GGUF) else read_safetensors
+    return read(lambda count: file.bytes_of(0, min(count, file.size)), file.size, shard)
 
 
 class Source:
@@ -59,7 +66,7 @@ class Source:
         """Bytes that fetch will download; they take as much disk space."""
         return 0
 
-    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
+    def fetch(self, by: Transfer) -> None:
         """Download and check the bytes. Raises ShadowError, and StoppedError once stop is set."""
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
@@ -116,16 +123,15 @@ def _held_again(path: Path) -> HeldFile:
     raise ShadowError(f"{path} changed during the audit: {why}", hint)
 
 
-def digest_of(header: str) -> str:
-    """Return the sha256 of the text of a header: the text itself takes a kilobyte a tensor."""
-    return hashlib.sha256(header.encode()).hexdigest()
+def digest_of(header: Header) -> str:
+    """Return a sha256 of the text of a header; the text itself takes a kilobyte a tensor."""
+    return hashlib.sha256(header.text.encode()).hexdigest()
 
 
 @dataclass
 class WholeFile(Source):
     """A shard of the Hub, in the Hub's cache."""
 
-    snapshot: Snapshot
     file: RemoteFile
     header: str | None = None  # its digest when the checkpoint was opened; None for a `.bin`
     fetched: bool = False  # when the checkpoint was opened
@@ -139,16 +145,14 @@ class WholeFile(Source):
     @property
     def identity(self) -> tuple[str, str, str]:
         """Return (repository, commit, path in it)."""
-        return self.snapshot.repo, self.snapshot.commit, self.file.path
+        return self.file.repo, self.file.commit, self.file.path
 
     def bytes_to_move(self) -> int:
         from shadow.checkpoints.hub import in_cache
 
-        if self.path or in_cache(self.snapshot, self.file):
-            return 0
-        return self.file.size
+        return 0 if self.path or in_cache(self.file) else self.file.size
 
-    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
+    def fetch(self, by: Transfer) -> None:
         """Fetch, and check that the header is the one that was read before."""
         from shadow.checkpoints.hub import fetch_whole, use_own_blobs
 
@@ -156,18 +160,16 @@ class WholeFile(Source):
             return
         if not self.keep:
             use_own_blobs()
-        path, self.verified = fetch_whole(
-            self.snapshot, self.file, say=say, report=report, stop=stop
-        )
+        path, self.verified = fetch_whole(self.file, by)
         if self.header is not None:
             shard = PurePosixPath(self.file.path).name
-            with naming(self.snapshot.name):
+            with naming(self.file.repo):
                 self.held = held_shard(path, shard)
-                _, text, _ = read_header(self.held, shard)
-            if digest_of(text) != self.header:
+                header = read_header(self.held, shard)
+            if digest_of(header) != self.header:
                 message = f"{self.file.path} has another header than was read before"
                 hint = "run the same command again; or the server does not serve one commit"
-                raise ShadowError(f"{self.snapshot.repo}: {message}", hint)
+                raise ShadowError(f"{self.file.repo}: {message}", hint)
         self.path = path
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
@@ -189,7 +191,6 @@ class WholeFile(Source):
 class ByteRanges(Source):
     """Some tensors of a shard of the Hub, in a separate file that is removed after use."""
 
-    snapshot: Snapshot
     file: RemoteFile  # the whole shard
     wanted: Sequence[TensorInfo]
     path: Path  # of the file that their bytes are written to
@@ -202,7 +203,7 @@ class ByteRanges(Source):
     def bytes_to_move(self) -> int:
         return sum(stop - start for start, stop in coalesced(self.wanted))
 
-    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
+    def fetch(self, by: Transfer) -> None:
         from shadow.checkpoints.hub import copy_range
 
         with writing(self.path.parent, FULL):
@@ -214,14 +215,13 @@ class ByteRanges(Source):
                 file.write(chunk)
 
         starts = deque(sorted({info.start for info in self.wanted if info.end > info.start}))
-        copy = partial(copy_range, self.snapshot, self.file, say=say, report=report, stopped=stop)
         with file:
             for start, end in coalesced(self.wanted):
                 file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT + start % ALIGNMENT)
                 shift = file.tell() - start
                 while starts and starts[0] < end:
                     self.shifts[starts.popleft()] = shift
-                copy(start, stop=end, write=write)
+                copy_range(self.file, start, end, write, by)
             with writing(self.path.parent, FULL):
                 file.flush()
         self.held = _held_again(self.path)
@@ -247,20 +247,14 @@ class Fetching:
     note: called with every source before its first byte.
     """
 
-    def __init__(
-        self,
-        say: Say,
-        report: OnBytes = lambda count: None,
-        note: Callable[[Source], None] = lambda source: None,
-    ) -> None:
-        self.say, self.report, self.note = say, report, note
-        self.stop = Event()
+    def __init__(self, by: Transfer, note: Callable[[Source], None] = lambda source: None) -> None:
+        self.by, self.note = by, note
 
     def begin(self, source: Source) -> Future[None]:
         """Start fetching a source. The future has its error, if there is one."""
         self.note(source)
         future: Future[None] = Future()
-        fetch = partial(source.fetch, say=self.say, report=self.report, stop=self.stop)
+        fetch = partial(source.fetch, self.by)
         Thread(target=_settle, args=(future, fetch), name="fetch", daemon=True).start()
         return future
 

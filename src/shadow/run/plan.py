@@ -117,10 +117,7 @@ def make_plan(
 
 def require_disk_for_pickles(located: Located, access: Access) -> int:
     """Return the bytes of `.bin` files, which are all fetched first. Raises ShadowError."""
-    sources = [
-        WholeFile(located.snapshot, located.snapshot.files[shard])
-        for shard in located.weights.shards
-    ]
+    sources = [WholeFile(located.snapshot.files[shard]) for shard in located.weights.shards]
     return require_disk_at_once(f"{located.reference}: its .bin files", sources, access)
 
 
@@ -174,9 +171,7 @@ def _with_sources(
         is_worth_it = filtered and checkpoint.ranges and moved < WORTH_IT * size
         if is_worth_it or access.fetch == "ranges":
             part = scratch / f"{side}-{number}.part"
-            sources[shard] = ByteRanges(
-                source.snapshot, source.file, wanted=tuple(infos), path=part
-            )
+            sources[shard] = ByteRanges(source.file, wanted=tuple(infos), path=part)
     return replace(checkpoint, sources=sources)
 
 

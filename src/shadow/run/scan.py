@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from threading import Event
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -22,6 +21,7 @@ import torch
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Operand, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.sources import Transfer
 from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import UndecodableError
@@ -146,7 +146,7 @@ def fetch_all(checkpoints: Sequence[Checkpoint], runtime: Runtime) -> Runtime:
     names = and_list([one.reference for one in checkpoints])
     need = require_disk_at_once(f"the weights of {names}", sources, runtime.access)
     for source in sources:
-        source.fetch(say=runtime.say, report=lambda count: None, stop=Event())
+        source.fetch(Transfer(runtime.say))
     most = runtime.access.max_disk
     left = None if most is None else max(0, most - need)
     return replace(runtime, access=replace(runtime.access, max_disk=left))

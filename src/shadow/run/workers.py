@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
-from shadow.checkpoints.sources import Fetching, Source
+from shadow.checkpoints.sources import Fetching, Source, Transfer
 from shadow.checkpoints.stored_tensors import WHOLE, DecodedTensor, StoredTensor
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reasons import FROM_ZERO
@@ -120,7 +120,7 @@ def in_workers(
         moved += size
         show()
 
-    fetching = Fetching(runtime.say, report, note)
+    fetching = Fetching(Transfer(runtime.say, report), note)
     show()
     with threads(jobs) as pool:
         try:
@@ -129,7 +129,7 @@ def in_workers(
                 count, spent = count + 1, spent + weigh(pair)
                 show()
         finally:
-            fetching.stop.set()
+            fetching.by.stop.set()
 
 
 def _run(

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.answer import Against
@@ -241,9 +240,9 @@ def gather_tied(
         return None
     if runtime is None:
         return *names, None
+    from shadow.checkpoints.sources import Transfer
     from shadow.run.scan import same_values
 
     for shard in {info.shard for info in infos}:
-        source, stop = checkpoint.sources[shard], Event()
-        source.fetch(say=runtime.say, report=lambda count: None, stop=stop)
+        checkpoint.sources[shard].fetch(Transfer(runtime.say))
     return *names, same_values(checkpoint.tensor, infos[0], infos[1])

@@ -249,8 +249,8 @@ class Folder:
         ValueError for a config that is not JSON.
         """
         from shadow.checkpoints.listing import kind_of
-        from shadow.checkpoints.safetensors_files import header_of, held_shard, strict_json
-        from shadow.checkpoints.sources import LocalFile
+        from shadow.checkpoints.safetensors_files import held_shard, strict_json
+        from shadow.checkpoints.sources import LocalFile, read_header
         from shadow.files import read_start
 
         is_weights = name.endswith(".safetensors")
@@ -261,7 +261,7 @@ class Folder:
             self.pointers.append(name)
         elif is_weights:
             held = held_shard(self.root / name, name)
-            self.headers[name], _ = header_of(held, name)
+            self.headers[name] = read_header(held, name).tensors
             self.sources[name] = LocalFile(held.path, held)
         elif name.endswith((".json", ".jinja")):
             self.small[name] = content
