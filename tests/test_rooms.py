@@ -92,7 +92,7 @@ def test_the_client_of_the_hub_is_given_back_as_it_was():
 
     from shadow.checkpoints.hub import use_own_blobs
     from shadow.checkpoints.hub_client import own_client, trying
-    from shadow.checkpoints.sources import Transfer
+    from shadow.checkpoints.transfers import Transfer
 
     logger = logging.getLogger("huggingface_hub")
     level = logging.DEBUG

@@ -46,7 +46,7 @@ from huggingface_hub import get_session
 from safetensors.torch import load_file
 
 from shadow.checkpoints import hub_client as client
-from shadow.checkpoints.sources import Transfer
+from shadow.checkpoints.transfers import Transfer
 from shadow.errors import ShadowError
 
 pytest_plugins = "hub_pairs"

@@ -30,8 +30,6 @@ from shadow.checkpoints.hub_client import (
     NO_HUB,
     OFFLINE,
     RangeIgnoredError,
-    Say,
-    StoppedError,
     cache_folder,
     is_of_hub,
     own_client,
@@ -39,7 +37,7 @@ from shadow.checkpoints.hub_client import (
     trying,
 )
 from shadow.checkpoints.safetensors_files import MAX_OFFSET
-from shadow.checkpoints.sources import Transfer
+from shadow.checkpoints.transfers import Say, StoppedError, Transfer
 from shadow.errors import ShadowError
 from shadow.targets.references import as_folder
 

@@ -25,11 +25,10 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants, errors, get_session
 from huggingface_hub.utils import get_token, hf_raise_for_status, parse_ratelimit_headers
 
-from shadow.checkpoints.sources import Transfer
+from shadow.checkpoints.transfers import StoppedError, Transfer
 from shadow.errors import ShadowError
 from shadow.targets.references import as_folder
 
-Say = Callable[[str], None]
 T = TypeVar("T")
 # HfHubHTTPError's bases hold its HTTP library's own base class, whichever library that is.
 FAILURES: tuple[type[Exception], ...] = (
@@ -73,10 +72,6 @@ OF_STATUS: dict[int, Words] = {
     403: ("{what}: the Hub refuses access (403)", "see {address}; {token}"),
     429: ("{what}: too many requests to the Hub (429)", "{wait}"),
 }
-
-
-class StoppedError(Exception):
-    """A download was abandoned because its audit ended."""
 
 
 class RangeIgnoredError(ShadowError):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.opening import Assembled, Found, Located
 from shadow.checkpoints.safetensors_files import strict_json
-from shadow.checkpoints.sources import Say, Transfer
+from shadow.checkpoints.transfers import Say, Transfer
 from shadow.checkpoints.weight_files import ADAPTER_CONFIG
 from shadow.errors import ShadowError
 from shadow.files import read_start

@@ -29,15 +29,12 @@ from shadow.checkpoints.safetensors_files import (
 )
 from shadow.checkpoints.sources import (
     LocalFile,
-    OnBytes,
-    Say,
     Source,
-    Transfer,
     WholeFile,
     digest_of,
-    in_threads,
     read_header,
 )
+from shadow.checkpoints.transfers import OnBytes, Say, Transfer, in_threads
 from shadow.checkpoints.weight_files import ADAPTER_CONFIG, Adapter, Config, Weights, choose_weights
 from shadow.dtypes import FLOATS
 from shadow.errors import FileError, ShadowError, naming

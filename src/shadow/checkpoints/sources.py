@@ -14,13 +14,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from threading import Event, Thread
-from typing import TYPE_CHECKING, TypeVar
+from threading import Thread
+from typing import TYPE_CHECKING
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import read_gguf
 from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.checkpoints.safetensors_files import Header, TensorInfo, held_shard, read_safetensors
+from shadow.checkpoints.transfers import Transfer, settle
 from shadow.errors import ShadowError, naming
 from shadow.files import writing
 
@@ -31,21 +32,6 @@ if TYPE_CHECKING:
 NEIGHBOUR = 1 << 18  # bytes; such a gap costs less than another request (20 ms at 100 Mbit/s)
 FULL = "free some space, or choose another folder with -o"
 ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
-
-Say = Callable[[str], None]
-OnBytes = Callable[[int], None]
-T = TypeVar("T")
-R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """The callbacks of a download."""
-
-    say: Say = lambda line: None  # called with a line before a request is retried
-    # called with counts of bytes as they come; a negative one takes back a failed attempt's
-    report: OnBytes = lambda count: None
-    stop: Event = field(default_factory=Event)  # ends it with StoppedError once set
 
 
 def read_header(file: HeldFile, shard: str) -> Header:
@@ -255,38 +241,8 @@ class Fetching:
         self.note(source)
         future: Future[None] = Future()
         fetch = partial(source.fetch, self.by)
-        Thread(target=_settle, args=(future, fetch), name="fetch", daemon=True).start()
+        Thread(target=settle, args=(future, fetch), name="fetch", daemon=True).start()
         return future
-
-
-def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: int) -> list[R]:
-    """Yield function(item, stop) for every item, in order, computed by that many daemon threads.
-
-    stop is set when the iteration is abandoned. Raises the error of the first item that fails.
-    """
-    futures: list[Future[R]] = [Future() for _ in items]
-    waiting = deque(zip(futures, items, strict=True))
-    stop = Event()
-
-    def work() -> None:
-        with contextlib.suppress(IndexError):
-            while not stop.is_set():
-                future, item = waiting.popleft()
-                _settle(future, partial(function, item, stop))
-
-    for _ in range(min(threads, len(items))):
-        Thread(target=work, name="open", daemon=True).start()
-    try:
-        return [future.result() for future in futures]
-    finally:
-        stop.set()
-
-
-def _settle(future: Future[R], work: Callable[[], R]) -> None:
-    try:
-        future.set_result(work())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:

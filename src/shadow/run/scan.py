@@ -21,8 +21,8 @@ import torch
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Operand, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.sources import Transfer
 from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
+from shadow.checkpoints.transfers import Transfer
 from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import UndecodableError
 from shadow.places.architecture import Part, Place

@@ -22,8 +22,9 @@ from threadpoolctl import threadpool_limits
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
-from shadow.checkpoints.sources import Fetching, Source, Transfer
+from shadow.checkpoints.sources import Fetching, Source
 from shadow.checkpoints.stored_tensors import WHOLE, DecodedTensor, StoredTensor
+from shadow.checkpoints.transfers import Transfer
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reasons import FROM_ZERO
 from shadow.reports.provenance import SIDES

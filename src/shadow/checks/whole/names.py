@@ -240,7 +240,7 @@ def gather_tied(
         return None
     if runtime is None:
         return *names, None
-    from shadow.checkpoints.sources import Transfer
+    from shadow.checkpoints.transfers import Transfer
     from shadow.run.scan import same_values
 
     for shard in {info.shard for info in infos}:

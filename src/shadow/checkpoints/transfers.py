@@ -1,0 +1,62 @@
+"""Downloads: their callbacks, and threads that can be given up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Event, Thread
+from typing import TypeVar
+
+Say = Callable[[str], None]
+OnBytes = Callable[[int], None]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class StoppedError(Exception):
+    """A download was given up because the audit around it ended."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The callbacks of a download."""
+
+    say: Say = lambda line: None  # called with a line before a request is retried
+    # called with counts of bytes as they come; a negative one takes back a failed attempt's
+    report: OnBytes = lambda count: None
+    stop: Event = field(default_factory=Event)  # ends it with StoppedError once set
+
+
+def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: int) -> list[R]:
+    """Yield function(item, stop) for every item, in order, computed by that many daemon threads.
+
+    stop is set when the iteration is abandoned. Raises the error of the first item that fails.
+    """
+    futures: list[Future[R]] = [Future() for _ in items]
+    waiting = deque(zip(futures, items, strict=True))
+    stop = Event()
+
+    def work() -> None:
+        with contextlib.suppress(IndexError):
+            while not stop.is_set():
+                future, item = waiting.popleft()
+                settle(future, partial(function, item, stop))
+
+    for _ in range(min(threads, len(items))):
+        Thread(target=work, name="open", daemon=True).start()
+    try:
+        return [future.result() for future in futures]
+    finally:
+        stop.set()
+
+
+def settle(future: Future[R], work: Callable[[], R]) -> None:
+    """Give a future what work() returns or raises."""
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
