@@ -27,7 +27,6 @@ from shadow.lists.document import list_document
 from shadow.lists.index import (
     Index,
     ListRow,
-    SharedSettings,
     begun,
     read_index,
     report_folder,
@@ -69,7 +68,7 @@ def some_rows(count):
 
 
 def index_of(*rows):
-    return Index("0.2.0", SharedSettings(1, {}), None, rows)
+    return Index("0.2.0", (1, {}), None, rows)
 
 
 def row(position, family, pair="base..instruct", **columns):

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picture import contrast
 
-from shadow.lists.index import Index, ListRow, SharedSettings
+from shadow.lists.index import Index, ListRow
 from shadow.outputs.page import file_text, write_page
 from shadow.outputs.page.pair import script_json
 from shadow.telling.reading import read_summary
@@ -267,7 +267,7 @@ def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_p
             ("base..d", "/etc/elsewhere", "pending", None),  # which no list writes
         )
     ]
-    index = Index("0.2.0", SharedSettings(1, {}), None, tuple(rows))
+    index = Index("0.2.0", (1, {}), None, tuple(rows))
     (run / "index.json").write_text(json.dumps(index.as_json()))
     assert inside("report", "run", "-o", "page.html").code == 0
     recorded = " ".join(Elements((tmp_path / "page.html").read_bytes()).text.split())

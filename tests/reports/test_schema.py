@@ -14,7 +14,7 @@ import pytest
 from effort import every
 from reports import uniform
 
-from shadow.lists.index import Index, SharedSettings
+from shadow.lists.index import Index
 from shadow.reports.columns import DELTA, MATRICES, TABLES
 from shadow.reports.parquet import STORED
 from shadow.reports.report import Report
@@ -99,7 +99,7 @@ def test_the_schema_has_every_key_of_the_json_files(demo, inside):
     listed = {column["name"] for column in recorded["tables"]["summary"]["columns"]}
     columns = {column.name for column in MATRICES}
     assert summary["figures"].keys() - columns <= listed <= summary["figures"].keys()
-    index = Index("0.2.0", SharedSettings(1, {}), None, ())
+    index = Index("0.2.0", (1, {}), None, ())
     assert recorded["files"]["index.json"].keys() == index.as_json().keys()
     inside("explain", "unverified").assert_done()
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
@@ -39,6 +38,7 @@ MAX_INDEX = 64_000_000  # bytes; a row has less than one thousand
 State = Literal["done", "failed", "kept", "pending"]
 STATES = get_args(State)
 Key = tuple[str, str]  # family and pair
+Kind = tuple[int, Mapping[str, object]]  # the schema of the files, and settings as JSON has them
 STRICT = {"strict": True, "allow_inf_nan": False}  # pydantic's settings
 OF_THE_PAIR = ("position", "family", "pair", "relation", "folder", "base", "tuned")
 
@@ -107,32 +107,24 @@ class ListRow:
 
 
 @dataclass(frozen=True)
-class SharedSettings:
-    """Settings that reports must share to be in one table."""
-
-    schema: int
-    """The number of the schema of their files."""
-    settings: Mapping[str, object]
-    """As JSON has them."""
-
-
-@dataclass(frozen=True)
 class Index:
     """The rows of an output folder, in the order of the list, and their shared settings."""
 
     version: str
     """The version of shadow that wrote it."""
-    kind: SharedSettings
+    kind: Kind
     """What all reports agree in."""
     digest: str | None
     """Which list it was (Selection.digest); None: none, or several."""
     rows: tuple[ListRow, ...]
 
     def as_json(self) -> dict[str, Any]:
+        schema, settings = self.kind
         return {
             "shadow": MARK,
             "version": self.version,
-            **vars(self.kind),
+            "schema": schema,
+            "settings": settings,
             "list": self.digest,
             "counts": {state: sum(row.state == state for row in self.rows) for state in STATES},
             "pairs": [row.as_json() for row in self.rows],
@@ -153,7 +145,6 @@ def done_row(
     moved: int | None,
 ) -> ListRow:
     """Return the row of a finished report, which does not know its position, time and bytes."""
-
     figures: dict[str, Any] = {
         name: null_if_undefined(summary.figures.get(name)) for name in HEADLINE
     }
@@ -197,23 +188,20 @@ def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -
             seconds=row.seconds if row and is_done else metadata.get("seconds"),
             moved=row.bytes if row else None,
         )
-        if kind_of(metadata) != index.kind:
+        if kind_of(metadata["schema"], metadata["settings"]) != index.kind:
             error = "the finished report there has other settings than the list's"
             new = new.emptied("kept", error=error, hint="run the list again, with --overwrite")
         rows[new.key] = new
     return replace(index, rows=tuple(rows.values()))
 
 
-def kind_of(metadata: ReportMetadata) -> SharedSettings:
-    """Return what reports must agree on to be in one table; the version does not count."""
-    return _kind(metadata["schema"], metadata["settings"])
-
-
-def _kind(schema: int, settings: Mapping[str, object]) -> SharedSettings:
-    """Leave out the relation of a pair, and the optimiser that reports of 0.2 have."""
+def kind_of(schema: int, settings: Mapping[str, object]) -> Kind:
+    """Return what reports must agree on to be in one table: not the version, nor the relation of a
+    pair, nor the optimiser that reports of 0.2 have.
+    """
     common = {key: one for key, one in settings.items() if key not in ("relation", "optimizer")}
     # the numbers of all schemas that are read mean the same
-    return SharedSettings(SCHEMA if schema in READ else schema, common)
+    return SCHEMA if schema in READ else schema, common
 
 
 def write_index(output: Path, index: Index) -> None:
@@ -255,8 +243,8 @@ def read_index(folder: Path) -> Index | None:
     except (ValueError, RecursionError) as error:
         hint = "if no other program wrote it, remove it, and run the list again"
         raise ShadowError(f"{path}: no index of shadow that this version can read", hint) from error
-    kind = _kind(content.schema, content.settings)
-    return Index(content.version, kind, content.list, rows=content.pairs)
+    kind = kind_of(content.schema, content.settings)
+    return Index(content.version, kind, content.list, content.pairs)
 
 
 SHARE = 100  # times what a write of the index takes pass before the next one: it takes 1 %
@@ -276,15 +264,11 @@ def with_index(
     store: where reports are uploaded, and the index at the end. Raises ShadowError.
     """
     with alone_at(output, LOCK), closing(outcomes):
-        is_there = None
+        uploaded = None
         if store is not None:
-            files = store.files()
-            store.fetch(files.keys() & {INDEX}, output)
-
-            def is_there(row: ListRow, _: SharedSettings) -> bool:
-                return f"{report_folder(*row.key)}/{FINISHED}" in files
-
-        index = begun(output, selection, settings, is_there)
+            uploaded = store.files().keys()
+            store.fetch(uploaded & {INDEX}, output)
+        index = begun(output, selection, settings, uploaded)
         rows = {row.key: row for row in index.rows}
 
         def write() -> float:
@@ -333,24 +317,22 @@ def _row_after(before: ListRow, outcome: PairOutcome) -> ListRow:
         return spent
     error = outcome.error
     assert error is not None
-    # Nothing went into it, and its row tells nothing of the report that is there.
-    if outcome.state == "kept":
-        return before.emptied("kept", error=error.message, hint=error.hint)
-    return spent.emptied("failed", error=error.message, hint=error.hint)
+    # nothing went into a report that is kept, and its row tells nothing of it
+    row = before if outcome.state == "kept" else spent
+    return row.emptied(outcome.state, error=error.message, hint=error.hint)
 
 
 def begun(
     output: Path,
     selection: Selection,
     settings: Settings,
-    is_there: Callable[[ListRow, SharedSettings], bool] | None = None,
+    uploaded: Collection[str] | None = None,
 ) -> Index:
     """Return the index before the first pair: what an earlier run left, and the others pending.
 
-    is_there: whether the report of a row still exists; None: look into the folder.
+    uploaded: the files of a store; None: reports lie in the folder.
     """
-    is_there = is_there or partial(_is_there, output)
-    kind, earlier = SharedSettings(SCHEMA, settings.as_json()), read_index(output)
+    kind, earlier = (SCHEMA, settings.as_json()), read_index(output)
     known = {row.key: row for row in earlier.rows} if earlier and earlier.kind == kind else {}
     own = {(pair.family, pair.name) for pair in selection.own}
     rows = []
@@ -365,20 +347,23 @@ def begun(
             tuned=str(pair.tuned),
         )
         row = known.get(new.key, new)
-        stands = is_there(row, kind) if row.state == "done" else new.key not in own
-        if stands:
-            rows.append(replace(row, position=position))
+        if row.state != "done":
+            stands = new.key not in own
+        elif uploaded is not None:
+            stands = f"{new.folder}/{FINISHED}" in uploaded
         else:
-            rows.append(replace(new, seconds=row.seconds, bytes=row.bytes))
+            stands = _is_there(output / new.folder, kind)
+        left = row if stands else replace(new, seconds=row.seconds, bytes=row.bytes)
+        rows.append(replace(left, position=position))
     return Index(__version__, kind, selection.digest, tuple(rows))
 
 
-def _is_there(output: Path, row: ListRow, kind: SharedSettings) -> bool:
-    """Return whether the report of a row still exists."""
+def _is_there(folder: Path, kind: Kind) -> bool:
+    """Return whether a folder still holds the report of a row."""
     try:
-        metadata = finished_metadata(output / report_folder(row.family, row.pair))
+        metadata = finished_metadata(folder)
     except (ShadowError, OSError):  # broken: the audit of the pair will say so
         return False
     if metadata is None or not is_read(metadata):
         return False
-    return kind_of(metadata) == kind
+    return kind_of(metadata["schema"], metadata["settings"]) == kind
