@@ -149,8 +149,7 @@ def parse_rule(text: str, **more: Any) -> Rule:
     """
     _refuse_long(text, "a rule", HINT)
     if (found := _parse_state(text)) is not None:
-        rule = Rule("", *found, threshold=None)
-        return replace(rule, **{"name": rule.condition, **more})
+        return _named(*found, **more)
     match = EXPRESSION.fullmatch(text)
     if not match:
         raise UsageError(f"{text!r} is not a rule", HINT if set("<>=!") & {*text} else QUOTE)
@@ -162,8 +161,12 @@ def parse_rule(text: str, **more: Any) -> Rule:
     name = parse_figure(figure)
     if not NUMBER.fullmatch(wanted) or not math.isfinite(float(wanted)):
         raise UsageError(f"{text!r}: {wanted!r} is not a number", HINT)
-    threshold = float(wanted) + 0.0  # -0 is 0
-    rule = Rule("", name, comparison, threshold)
+    return _named(name, comparison, float(wanted) + 0.0, **more)  # -0 is 0
+
+
+def _named(figure: Metric, comparison: str, threshold: float | None = None, **more: Any) -> Rule:
+    """Make a rule with its condition as name, unless more has one."""
+    rule = Rule("", figure, comparison, threshold)
     return replace(rule, **{"name": rule.condition, **more})
 
 
@@ -211,8 +214,7 @@ def parse_moved(text: str, **more: Any) -> Rule:
     """
     _refuse_long(text, "a figure", SUCH_AS)
     figure = parse_figure(text.strip(), many=True)
-    named = {"name": f"{MOVED}: {figure}", **more}
-    return Rule(**named, figure=figure, comparison=MOVED, threshold=None)
+    return _named(figure, MOVED, **{"name": f"{MOVED}: {figure}", **more})
 
 
 def _refuse_long(text: str, what: str, hint: str) -> None:
@@ -230,9 +232,17 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
         hint = "leave the layers out; a rule on `changed` or `unchanged` may name some"
         raise UsageError(f"{text[:80]!r}: the summary has no figure of some layers", hint)
     place, _, metric = text.rpartition(".")
-    component, module = None, None
-    if metric != text or not re.fullmatch(NAMES, text):
-        component, module = _component_and_module(place, metric)
+    component, _, module = place.partition(".")
+    if not re.fullmatch(NAMES, text) or "" in text.split("."):
+        raise UsageError(f"{text[:80]!r} is not the name of a figure", SUCH_AS)
+    rules = name_rules()
+    if component and not _known(component, rules.components):
+        close = closest(component, rules.components)
+        modules = None if close else nearest_modules(place)
+        close = f"language.{modules}.{metric}" if modules else close
+        _refuse("component", component, close, one_of(rules.components))
+    if module and not _known(module, rules.modules):
+        _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
     known = OF_A_MODULE if module else OF_A_COMPONENT if component else OF_THE_PAIR
     if error := gone("rule", metric) or gone("column", metric):
         raise error
@@ -243,24 +253,7 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     if metric not in known and not many:
         hint = "use * and ? in the component and the module only"
         raise UsageError(f"{text!r} names more than one metric", hint)
-    return Metric(component, module, metric)
-
-
-def _component_and_module(place: str, metric: str) -> tuple[str, str | None]:
-    """Split `language.mlp.up` into its component and module."""
-    text = f"{place}.{metric}"
-    if not re.fullmatch(NAMES, text) or "" in text.split("."):
-        raise UsageError(f"{text[:80]!r} is not the name of a figure", SUCH_AS)
-    component, _, module = place.partition(".")
-    rules = name_rules()
-    if not _known(component, rules.components):
-        close = closest(component, rules.components)
-        modules = None if close else nearest_modules(place)
-        close = f"language.{modules}.{metric}" if modules else close
-        _refuse("component", component, close, one_of(rules.components))
-    if module and not _known(module, rules.modules):
-        _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
-    return component, module or None
+    return Metric(component or None, module or None, metric)
 
 
 def _known(pattern: str, words: Sequence[str]) -> bool:
@@ -281,8 +274,7 @@ def claim_rule(text: str, file: str, line: int) -> Rule:
         figure = Metric(VERIFY, None, str(pair_claim(text)))
     except UsageError as error:
         raise UsageError(f"{file}:{line}: {error.message}", error.hint) from error
-    rule = Rule("", figure, FAILS, None, file=file, line=line)
-    return replace(rule, name=rule.condition)
+    return _named(figure, FAILS, file=file, line=line)
 
 
 def gather(
