@@ -132,7 +132,7 @@ MUTANTS = (
     Planted("checks/quantised.py", "checks/test_quantised.py", {
         "nothing is far": ("and not self.noise.is_far", ""),
     }),
-    Planted("comparing/contrast.py", "comparing/test_compare.py -k disagree or voids", {
+    Planted("comparing/comparison.py", "comparing/test_compare.py -k disagree or voids", {
         "one figure is enough": ("if agree < MIN_AGREEING or", "if"),
         "ranks that differ": ("np.isnan(ranks[0]) !=", "np.isnan(ranks[0]) & ~"),
         "rounding alone": ("elif floor < ROUNDING", "elif floor < 0"),

@@ -23,13 +23,12 @@ from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.engines import engine as engine_module
 from shadow.engines.engine import Ended, InProcess
-from shadow.engines.pair import run_pair
-from shadow.engines.parts import Parts, cut
+from shadow.engines.pair import Parts, cut, run_pair
 from shadow.errors import BusyError, ShadowError
 from shadow.run import rows
 from shadow.run.journal import remove_unfinished
+from shadow.run.plan import shards_of
 from shadow.run.runtime import Progress, Runtime
-from shadow.run.schedule import shards_of
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.telling import reading
@@ -251,7 +250,7 @@ from pathlib import Path
 from shadow.checkpoints.pairing import Filter
 from shadow.engines.engine import InProcess
 from shadow.engines.pair import run_pair
-from shadow.engines.parts import Parts
+from shadow.engines.pair import Parts
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method

@@ -18,7 +18,7 @@ from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import NEIGHBOUR, ByteRanges, LocalFile, Transfer, coalesced
 from shadow.places.architecture import Part, Place
-from shadow.run.schedule import Schedule, Visit, natural, schedule, shards_of
+from shadow.run.plan import Schedule, Visit, natural, schedule, shards_of
 
 SIDES = ("base", "tuned")
 GB = 10**9

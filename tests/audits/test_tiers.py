@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 import shadow
 from shadow.checkpoints.pairing import Filter
 from shadow.engines.engine import InProcess
-from shadow.engines.pair import run_pair
-from shadow.engines.parts import Parts
+from shadow.engines.pair import Parts, run_pair
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.spectra import solvers

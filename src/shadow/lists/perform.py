@@ -24,8 +24,7 @@ from shadow.engines.engine import (
     require_sight,
 )
 from shadow.engines.finished import AuditResult, PairOutcome, State, standing
-from shadow.engines.pair import run_pair
-from shadow.engines.parts import Parts
+from shadow.engines.pair import Parts, run_pair
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
 from shadow.files import PARTIAL, alone_at, remove_empty, require_utf8, safe_name, writing
 from shadow.lists.request import AuditRequest, Measuring

@@ -54,7 +54,7 @@ class MatrixOutcome:
     seconds: float = field(default=0.0, compare=False)
     """Of one worker."""
     checksums: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """By side and name: of tensors that were summed up with it (see `shadow.run.schedule`)."""
+    """By side and name: of tensors that were summed up with it (see `shadow.run.plan`)."""
 
     @property
     def deltas(self) -> tuple[Measurement, ...]:

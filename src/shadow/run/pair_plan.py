@@ -17,9 +17,8 @@ from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.places.names import name_rules
 from shadow.run.machine import PROCESS, default_jobs, kinds, lacking, machine_limits, worker_memory
-from shadow.run.plan import make_plan
+from shadow.run.plan import make_plan, source_of
 from shadow.run.runtime import Runtime
-from shadow.run.schedule import source_of
 from shadow.run.settings import Settings
 from shadow.run.sides import client_for, find_sides, line_up, pickled_part, references_of
 from shadow.run.workers import cost, pace

@@ -31,7 +31,7 @@ from shadow.reports.columns import (
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import SIDES, Identity, ReportMetadata
 from shadow.run.journal import MatrixOutcome
-from shadow.run.schedule import named_of
+from shadow.run.plan import named_of
 from shadow.text import several
 
 CHUNK = 2_000  # rows that are held as Python has them

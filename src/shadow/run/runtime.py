@@ -151,7 +151,7 @@ class Runtime:
     """Seconds to wait for another audit of the same pair before it is refused."""
     elsewhere: Callable[[Asked, AlignedPair, Journal], None] | None = None
     """Measures what the journal of a pair does not hold yet, into it, instead of this process (see
-    `shadow.engines.parts`). Raises what went wrong there.
+    `shadow.engines.pair`). Raises what went wrong there.
     """
     cache: Path | None = None
     say: Callable[[str], None] = ignore

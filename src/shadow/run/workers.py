@@ -30,9 +30,8 @@ from shadow.reasons import FROM_ZERO
 from shadow.reports.provenance import SIDES
 from shadow.run.journal import MatrixOutcome
 from shadow.run.machine import default_jobs, machine_limits
-from shadow.run.plan import Plan
+from shadow.run.plan import Plan, ShardKey, Summed, infos_of, shards_of, source_of
 from shadow.run.runtime import Progress, Runtime, ignore
-from shadow.run.schedule import ShardKey, Summed, infos_of, shards_of, source_of
 from shadow.spectra.delta import measure, measure_alone
 from shadow.spectra.entries import cast
 from shadow.spectra.lazy import Matrix, Updated, is_quantised

@@ -28,8 +28,7 @@ from shadow.telling.wording import capital
 from shadow.text import counted
 
 if TYPE_CHECKING:
-    from shadow.comparing.comparison import Comparison
-    from shadow.comparing.contrast import Contrast
+    from shadow.comparing.comparison import Comparison, Contrast
     from shadow.comparing.differences import DeltaDirections, Difference
     from shadow.comparing.lineage import Lineage, Step
     from shadow.comparing.scores import Correlation, Gain, ScoredSet
