@@ -21,10 +21,10 @@ from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
 from shadow.lists.request import AuditRequest, Measuring, Place
-from shadow.reports.folders import one_report, reports_below, reports_of
+from shadow.reports.folders import here, one_report, reports_below, reports_of
 from shadow.reports.report import Report
-from shadow.run.runtime import Files
-from shadow.storage import Store, located
+from shadow.run.runtime import Files, ignore
+from shadow.storage import located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select
 from shadow.targets.references import Reference, parse_checkpoint, parse_reference
@@ -45,10 +45,6 @@ if TYPE_CHECKING:
 
 Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
 Say = Callable[[str], None]
-
-
-def ignore(*_: object) -> None:
-    """No-op callback."""
 
 
 @overload
@@ -99,10 +95,9 @@ def audit(
     with ExitStack() as until_done:
         if held and output is None:
             output = until_done.enter_context(tempfile.TemporaryDirectory(prefix="shadow-"))
-        own = {"overwrite": overwrite, "jobs": jobs, "files": files}
         ray = engine if isinstance(engine, Ray) else Ray.of(engine)
-        request = _request(base, tuned, held, output, measuring, ray=ray, **own)
-        pairs = request.selection.pairs
+        own = {"overwrite": overwrite, "jobs": jobs, "files": files, "ray": ray}
+        request = _request(base, tuned, held, output, measuring, **own)
         reports: dict[Pair, AuditReport] = {}
         faults: dict[Pair, ShadowError] = {}
         work = perform(request, say=say, show=progress)
@@ -116,10 +111,10 @@ def audit(
                     faults[outcome.pair] = error
         if faults:
             first, fault = next(iter(faults.items()))
-            text = f"{first.full_name}: {fault.message}"
-            count = f"{len(faults)} of {len(pairs)} pairs could not be audited"
-            raise ShadowError(f"{count}, such as {text}", fault.hint) from fault
-        in_order = AuditReports(reports[pair] for pair in pairs)
+            count = f"{len(faults)} of {len(faults) + len(reports)} pairs could not be audited"
+            text = f"{count}, such as {first.full_name}: {fault.message}"
+            raise ShadowError(text, fault.hint) from fault
+        in_order = AuditReports(map(reports.__getitem__, request.selection.pairs))
         if not request.is_alone or isinstance(base, list | tuple):
             return in_order
         if held:
@@ -129,8 +124,8 @@ def audit(
 
 def read(folder: Place) -> AuditReport:
     """Return the finished report in a folder or at a URL, or the only one below it."""
-    here = _here(folder)
-    report = AuditReport(one_report(here, "name one of them, or read all with shadow.read_all"))
+    hint = "name one of them, or read all with shadow.read_all"
+    report = AuditReport(one_report(_here(folder), hint))
     assert report.provenance  # read now, so that a folder without a report is refused here
     return report
 
@@ -367,15 +362,8 @@ def _named(name: str, place: Any, held: Held, parse: Callable[[str], Any] = pars
 
 
 def _here(report: Report | Place) -> Path:
-    """Return the folder of a report, or of reports; a URL's is fetched until the process ends."""
-    if isinstance(report, Report):
-        return report.folder
-    there = located(report)
-    if isinstance(there, Store):
-        from shadow.reports.folders import fetched
-
-        return fetched(there)
-    return there
+    """The folder of a report, or of reports; one at a URL is fetched, until the process ends."""
+    return report.folder if isinstance(report, Report) else here(report, spectra=True)
 
 
 def _words(words: str | Sequence[str]) -> list[str]:

@@ -16,13 +16,14 @@ import typer
 from shadow.cli import console
 from shadow.cli import options as shared
 from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, rules_of
-from shadow.cli.options import prepare, reports_here, selected, written
+from shadow.cli.options import prepare, selected, written
 from shadow.cli.reports import SIDE_BY_SIDE, show_pair, show_pairs
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.lists.request import AuditRequest, Measuring
 from shadow.options import option
+from shadow.reports.folders import here
 from shadow.run.runtime import Files, Runtime, access_of
 from shadow.storage import Store, located, work_folder
 from shadow.text import counted, visible
@@ -109,8 +110,7 @@ def audit(
         more: Any = {"seconds": outcome.seconds, "objections": objections}
         if not own:
             return Judgement(summary.family, summary.pair, summary=summary, **more)
-        # of a report that was uploaded the rows are fetched
-        folder = result.folder if result.url is None else reports_here(Path(result.url))
+        folder = here(result.place)  # the rows of a report that was uploaded are fetched
         reading = Runtime(jobs, access_of(files), say=say)
         now = read_measured(folder, summary=summary, reading=reading)
         judgement = judge_report([*own.values()], now, baselines.get(name), **more)

@@ -10,11 +10,11 @@ from typing import Literal
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.options import FILE, RUN, prepare, reports_here
+from shadow.cli.options import FILE, RUN, prepare
 from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.options import ARGUMENT, option
-from shadow.reports.folders import found_below, reports_at
+from shadow.reports.folders import found_below, here, reports_at
 from shadow.storage import url_of
 
 
@@ -134,11 +134,11 @@ def lineage(
 def _reports_of(target: str, output: Path, *, is_family: bool) -> list[Path]:
     """Return the finished reports that an argument names."""
     if not is_family:
-        path = reports_here(Path(target))
+        path = here(Path(target))
         if os.path.lexists(path):
             return reports_at(path)
     if "/" not in target:  # a family, which no registry need have: one of a list, or of `--name`
-        folder = reports_here(output / safe_name(target))
+        folder = here(output / safe_name(target))
         if folder.is_dir() and (reports := found_below(folder)):
             return reports
     where = f"no finished report of {target[:80]} below {url_of(output) or output}"

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,17 @@ from rich.markup import escape
 from shadow.cli.interrupts import Unfinished
 from shadow.errors import ShadowError
 from shadow.storage import as_given
-from shadow.text import inert, redacted, visible
+from shadow.text import byte_size, inert, redacted, visible
 
 if TYPE_CHECKING:
-    from shadow.cli.progress import Watch
+    from rich.progress import Progress
+
+    from shadow.run.runtime import Progress as State
     from shadow.telling.document import Document
 
+Update = Callable[["State"], None]
+Watch = Callable[[str], contextlib.AbstractContextManager[Update]]
+EVERY = 30.0  # seconds between two lines of progress
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 BLANK_LINE = r"(?m:^)(?:[^\S\n]|\x1b\[[0-9;]*m)*\n"  # colours are no letters
@@ -86,7 +92,7 @@ def show_text(text: str) -> None:
 
 def say(text: str) -> None:
     """Print one message line on stderr."""
-    _print(err, escape(visible(redacted(as_given(text)))))
+    _print(escape(visible(redacted(as_given(text)))))
 
 
 def say_nothing(text: str) -> None:
@@ -116,9 +122,9 @@ def complain(error: ShadowError) -> None:
     The text may repeat what was typed, so passwords are left out here.
     """
     message, hint = (redacted(as_given(text)) for text in (error.message, error.hint or ""))
-    _print(err, f"[bold red]error:[/] {escape(visible(message))}")
+    _print(f"[bold red]error:[/] {escape(visible(message))}")
     if hint:
-        _print(err, f"[dim]hint:[/]  {escape(visible(hint))}")
+        _print(f"[dim]hint:[/]  {escape(visible(hint))}")
 
 
 @contextlib.contextmanager
@@ -134,11 +140,11 @@ def continuable(folders: Iterable[Path]) -> Iterator[None]:
         raise
 
 
-def _print(console: Console, renderable: RenderableType) -> None:
-    if is_watched(console):
-        console.print(renderable)
+def _print(markup: str) -> None:
+    if is_watched(err):
+        err.print(markup)  # above bars
     else:
-        console.file.write(_rendered(console, renderable))
+        err.file.write(_rendered(err, markup))
 
 
 def _rendered(console: Console, renderable: RenderableType) -> str:
@@ -157,28 +163,71 @@ def is_watched(console: Console) -> bool:
     return console.is_terminal and console.file.isatty()
 
 
-def pairs_progress(
-    total: int, *, together: bool, hidden: bool = False
-) -> contextlib.AbstractContextManager[Watch]:
-    """Show bars on stderr if somebody watches, otherwise a line every half minute.
+@contextlib.contextmanager
+def pairs_progress(total: int, *, together: bool, hidden: bool = False) -> Iterator[Watch]:
+    """Show bars on stderr if somebody watches, otherwise a line every half minute. Yields a
+    function that begins a pair, by its title.
 
-    together: for pairs whose reports are not shown one by one. hidden: show nothing.
+    together: bars stay until the last pair; otherwise each goes after its pair, whose report is
+    printed then. hidden: show nothing.
     """
-    from shadow.cli import progress
-
     if hidden:
-        return contextlib.nullcontext(lambda title: contextlib.nullcontext(lambda state: None))
-    if not is_watched(err):
-        return progress.in_lines(total, say)
-    return progress.in_bars(err, total, together=together)
+        yield lambda title: contextlib.nullcontext(lambda state: None)
+        return
+    bars = _bars() if is_watched(err) else None
+    if bars is not None:
+        every = bars.add_task("pairs", total=total, words="", visible=total > 1)
+    last, ended = time.monotonic(), 0
+
+    @contextlib.contextmanager
+    def begin(title: str) -> Iterator[Update]:
+        nonlocal ended
+        if bars is not None:
+            task = bars.add_task(escape(visible(title)), total=None, words="")
+
+        def update(state: State) -> None:
+            nonlocal last
+            words = [f"{state.done:,} of {state.total:,} matrices"] if state.total else []
+            if state.to_move:
+                words.append(f"{byte_size(state.moved)} of {byte_size(state.to_move)} fetched")
+            if bars is not None:
+                whole = state.cost_total or None
+                bars.update(task, total=whole, completed=state.cost_done, words=", ".join(words))
+            elif time.monotonic() - last >= EVERY:
+                last = time.monotonic()
+                if state.cost_total:
+                    words.insert(0, f"{100 * state.cost_done / state.cost_total:.0f} % done")
+                words += [f"{ended:,} of {total:,} pairs done"] if total > 1 else []
+                say(f"{title}: {', '.join(words) or 'at work'}")
+
+        with contextlib.nullcontext() if bars is None or together else bars:
+            try:
+                yield update
+            finally:
+                ended += 1
+                if bars is not None:
+                    bars.remove_task(task)
+                    bars.advance(every)
+
+    with bars if bars is not None and together else contextlib.nullcontext():
+        yield begin
 
 
-def steps(
-    title: str, *, hidden: bool = False
-) -> contextlib.AbstractContextManager[Callable[[int, int, str], None]]:
+@contextlib.contextmanager
+def steps(title: str, *, hidden: bool = False) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar of steps on stderr, with the last one's name, if somebody watches."""
     if hidden or not is_watched(err):
-        return contextlib.nullcontext(lambda done, total, what: None)
-    from shadow.cli import progress
+        yield lambda done, total, what: None
+        return
+    with _bars() as bars:
+        task = bars.add_task(escape(title), total=None, words="")
+        yield lambda done, total, what: bars.update(
+            task, completed=done, total=total, words=escape(visible(what))
+        )
 
-    return progress.of_steps(err, title)
+
+def _bars() -> Progress:
+    from rich.progress import Progress, TextColumn
+
+    columns = *Progress.get_default_columns(), TextColumn("{task.fields[words]}", style="cyan")
+    return Progress(*columns, console=err, transient=True)

@@ -11,11 +11,11 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.options import RUN, reports_here
+from shadow.cli.options import RUN
 from shadow.errors import ShadowError, UsageError
 from shadow.files import safe_name
 from shadow.options import ARGUMENT, option
-from shadow.reports.folders import found_below, meant, reports_below
+from shadow.reports.folders import found_below, here, meant, reports_below
 from shadow.storage import Store, as_given, located, url_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def gate(
 
     selection = select(registry=registry, listed=listed)
     claims = {(one.family, one.name): own for one, own in claims_of(selection).items()}
-    runs = [reports_here(run) for run in runs]
+    runs = [here(run) for run in runs]
     indexes = {run: index for run in runs if (index := read_index(run)) is not None}
     below = reports_below if listed is None else found_below
     # the last path to each folder; a folder of a list of which no pair is done holds no report

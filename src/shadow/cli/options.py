@@ -13,7 +13,7 @@ import typer
 
 from shadow.errors import ShadowError, UsageError
 from shadow.options import ARGUMENT, option, options_of
-from shadow.storage import Store, located, url_of
+from shadow.storage import located, url_of
 from shadow.text import redacted_url
 
 if TYPE_CHECKING:
@@ -232,20 +232,6 @@ def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
         hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"
         raise UsageError("nothing to audit", hint)
     return selection
-
-
-def reports_here(run: Path, *, spectra: bool = False) -> Path:
-    """Return the folder of reports; those at a URL are fetched. spectra: with their singular
-    values.
-
-    Raises ShadowError if there is none at a URL.
-    """
-    place = located(run)
-    if isinstance(place, Store):
-        from shadow.reports.folders import fetched
-
-        return fetched(place, spectra=spectra)
-    return place
 
 
 def prepare(offline: bool) -> None:

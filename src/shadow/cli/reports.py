@@ -11,10 +11,11 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.options import FOLDER, RUN, reports_here
-from shadow.errors import ShadowError
+from shadow.cli.options import FOLDER, RUN, written
+from shadow.errors import ShadowError, UsageError
+from shadow.extras import require
 from shadow.options import ARGUMENT, option
-from shadow.reports.folders import reports_below
+from shadow.reports.folders import found_below, here, reports_below
 from shadow.storage import Store, as_given, located, work_folder
 from shadow.text import byte_size, counted, several
 
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
     from shadow.reports.provenance import ReportMetadata
 
     Shown = tuple[Summary, ReportMetadata, Path]
-
-
-from pathlib import Path
-
-from shadow.cli.options import written
-from shadow.errors import UsageError
-from shadow.extras import require
-from shadow.reports.folders import found_below
 
 SIDE_BY_SIDE = 2  # pairs that fit a screen with their pictures; of more a table has a line each
 
@@ -57,7 +50,7 @@ def show(
     from shadow.lists.index import read_index
     from shadow.telling.reading import read_summary
 
-    run = reports_here(run)
+    run = here(run)
     index = read_index(run)
     folders = reports_below(run)
     if index is not None and folders == [run]:  # a list of which no pair is done
@@ -83,7 +76,18 @@ def show(
         summaries = [summary.as_json() for summary, _, _ in reports]
         console.show_json_pairs(summaries, format, None if index is None else index.as_json())
     else:
-        _show(reports, index, run, full=full)
+        if index is not None:
+            from shadow.lists.document import list_document
+
+            console.show(list_document(index, as_given(run)))
+        if index is None or full:  # of a list, a line a pair is there already
+            for summary, provenance, folder in reports:
+                show_pair(summary, provenance, folder, of=len(reports), full=full)
+        if index is None and len(reports) > 1:
+            from shadow.gates.verdicts import Judgement
+
+            done = [Judgement(one.family, one.pair, summary=one) for one, _, _ in reports]
+            show_pairs(done, run, full=full)
     if len(reports) < len(folders):
         raise typer.Exit(1)
 
@@ -106,22 +110,6 @@ def _up_to_date(run: Path, index: Index, reports: Sequence[Shown]) -> Index:
         with contextlib.suppress(ShadowError), alone_at(run, LOCK):
             write_index(run, new)
     return new
-
-
-def _show(reports: Sequence[Shown], index: Index | None, run: Path, *, full: bool) -> None:
-    """Print reports, and the state of the pairs of their list."""
-    if index is not None:
-        from shadow.lists.document import list_document
-
-        console.show(list_document(index, as_given(run)))
-    if index is None or full:  # of a list, a line a pair is there already
-        for summary, provenance, folder in reports:
-            show_pair(summary, provenance, folder, of=len(reports), full=full)
-    if index is None and len(reports) > 1:
-        from shadow.gates.verdicts import Judgement
-
-        done = [Judgement(one.family, one.pair, summary=one) for one, _, _ in reports]
-        show_pairs(done, run, full=full)
 
 
 def show_pair(
@@ -158,10 +146,10 @@ def clean(
     from shadow.run.journal import remove_unfinished
 
     place = located(output)
-    here = work_folder(place) if isinstance(place, Store) else place  # where the work is done
-    is_empty = here is not place and not here.is_dir()
+    work = work_folder(place) if isinstance(place, Store) else place
+    is_empty = work is not place and not work.is_dir()
     removed, busy = list[str](), list[str]()
-    for folder, fetched in () if is_empty else remove_unfinished(here):
+    for folder, fetched in () if is_empty else remove_unfinished(work):
         (busy if fetched is None else removed).append(str(folder))
         if fetched:
             from shadow.checkpoints.hub import forget, remove_leftovers
@@ -214,7 +202,7 @@ def report(
     require("report")
     from shadow.outputs.page import write_page
 
-    run = reports_here(run, spectra=True)
+    run = here(run, spectra=True)
     folders = found_below(run)
     was_there = output.exists()
     with console.steps("report") as update:
@@ -270,7 +258,7 @@ def figure(
 
         check_component(component)
     choice = Choice(component, tuple(module), layer=layer, metric=metric, width=width)
-    folders = reports_below(reports_here(run, spectra=True))
+    folders = reports_below(here(run, spectra=True))
     output = output or Path(f"{kind}.svg")
     for note in write_figure(kind, folders, output, choice=choice):
         console.say(f"{output}: {note}")
@@ -292,7 +280,7 @@ def export(
     """
     from shadow.outputs.exports import export as export_to
 
-    run = reports_here(run, spectra=True)
+    run = here(run, spectra=True)
     target = output or Path(f"{run.absolute().resolve().name or 'reports'}-{to}")
     folders = reports_below(run)
     console.say(f"{counted(len(folders), 'report', 'reports')} in {export_to(folders, to, target)}")

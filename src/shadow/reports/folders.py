@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from shadow.errors import ShadowError
 from shadow.files import PARTIAL, require_utf8, safe_name, write_through, writing
 from shadow.reports.columns import READ, SCHEMA, TABLES
 from shadow.reports.provenance import METADATA_KEY, ReportMetadata, metadata_in
-from shadow.storage import Store, place_for
+from shadow.storage import Store, located, place_for
 from shadow.text import closest, several
 
 if TYPE_CHECKING:
@@ -227,6 +228,15 @@ def one_report(run: Path, hint: str = "name one of them") -> Path:
         names = several([str(folder) for folder in folders], 5)
         raise ShadowError(f"{run} holds {len(folders)} reports: {names}", hint)
     return folders[0]
+
+
+def here(run: str | PathLike[str], *, spectra: bool = False) -> Path:
+    """Return a folder of reports; those at a URL are fetched. spectra: with their singular values.
+
+    Raises ShadowError if there is none at a URL.
+    """
+    place = located(run)
+    return fetched(place, spectra=spectra) if isinstance(place, Store) else place
 
 
 def fetched(store: Store, *, spectra: bool = True) -> Path:

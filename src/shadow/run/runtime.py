@@ -112,7 +112,7 @@ class Progress:
     to_move: int = 0
 
 
-def ignore(_: object) -> None:
+def ignore(*_: object) -> None:
     """Ignore what it is called with; a named function, so that it can be pickled."""
 
 
