@@ -21,7 +21,6 @@ from shadow.telling.document import (
     Paragraph,
     Section,
     TableBlock,
-    TableHead,
     Word,
     named,
     number,
@@ -42,8 +41,7 @@ STATES = {  # of a pair that has a report, by its exit code
     4: Word("rule FAILED", "fault"),
     5: Word("inconclusive", "fault"),
 }
-RULES = [TableHead("outcome", "text"), TableHead("rule: fails if", "name")]
-RULES.append(TableHead("what was found", "text"))
+RULES = [worded("outcome"), named("rule: fails if"), worded("what was found")]
 
 
 def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool = True) -> Document:
@@ -79,7 +77,7 @@ def gate_document(judged: Sequence[Judgement]) -> Document:
     notes = [FigureRow(one.name, note) for one in judged for note in one.notes]
     rules = [[one.name, *_cells(verdict)] for one in judged for verdict in one.verdicts]
     blocks += [Figures(rows) for rows in (faults, said) if rows]
-    blocks += [TableBlock([TableHead("pair", "name"), *RULES], rules, "Rules")] if rules else []
+    blocks += [TableBlock([named("pair"), *RULES], rules, "Rules")] if rules else []
     blocks += [Figures(notes, "Notes")] if notes else []
     return Document(blocks)
 

@@ -163,7 +163,7 @@ def _regimes(runs: pd.DataFrame) -> Iterator[doc.Block]:
     count = runs["base"].nunique()
     yield doc.Section(f"{counted(count, 'base', 'bases')}: concentration, and answers gained")
     heads = ("rel. norm", "conc.", "narrow", "broad", "held out")
-    yield doc.TableBlock([doc.TableHead("", "text"), *map(doc.TableHead, heads)], rows)
+    yield doc.TableBlock([doc.worded(""), *map(doc.Field, heads)], rows)
     over = "mean over bases and 95 % interval" if count > 1 else "one base, so no interval"
     differences = [
         doc.FigureRow(f"{first} - {second}", contrast(runs, first, second).text("+.3f"))

@@ -11,7 +11,6 @@ from shadow.quantities import DASH
 from shadow.telling.document import (
     Block,
     Document,
-    Field,
     FigureRow,
     Figures,
     Level,
@@ -21,6 +20,7 @@ from shadow.telling.document import (
     named,
     number,
     table_of,
+    worded,
 )
 from shadow.telling.report import skipped_table
 from shadow.text import about_time, byte_size, counted, several, took
@@ -46,7 +46,7 @@ LIST = (
     number("#", _position, None),
     named("family"),
     named("pair"),
-    Field("state", "text", of=lambda row: Word(row.state, STATES[row.state])),
+    worded("state", lambda row: Word(row.state, STATES[row.state])),
     number("norm", "relative_norm_overall", "share"),
     number("conc.", "concentration", "fixed"),
     number("time", "seconds", "seconds"),
@@ -119,14 +119,12 @@ def _side(side: PlannedSide) -> str:
 
 
 PLANNED = (
-    Field("component", "text", of="component"),
+    worded("component"),
     named("module"),
     number("n", "matrices", "count"),
     number("layers", lambda row: "-".join(map(str, dict.fromkeys(row.layers or ()))) or None, None),
-    Field(
-        "rows x cols",
-        "text",
-        of=lambda row: several([f"{rows} x {cols}" for rows, cols in row.shapes], 2),
+    worded(
+        "rows x cols", lambda row: several([f"{rows} x {cols}" for rows, cols in row.shapes], 2)
     ),
 )
 

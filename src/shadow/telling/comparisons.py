@@ -25,7 +25,7 @@ from shadow.telling.document import (
     worded,
 )
 from shadow.telling.wording import capital
-from shadow.text import counted
+from shadow.templates import fill
 
 if TYPE_CHECKING:
     from shadow.comparing.comparison import Comparison, Contrast
@@ -36,7 +36,18 @@ if TYPE_CHECKING:
 # counted in the lab: docs/evidence.md, whose table a test compares
 FALSELY_CALLED = "in the lab, 0 of 140 pairs of two seeds were called so"
 MISSED = "in the lab, 15 of 99 pairs of narrow and broad data were missed so"
-KNOWN_BY = {"commit": "its commit", "content": "its content"}
+OVER = (
+    "{matrices:count matrix|matrices} of {relation}[, known by its {verified}]; the"
+    " {in_layers:count} in {layers:count layer|layers} decide[; left out are {alone_in_first:count}"
+    " of {first} and {alone_in_second:count} of {second}]"
+)
+DIRECTIONS = (
+    "Over the {matrices:count matrix|matrices} that both changed[ ({left_out:count} others left"
+    " out)], the two deltas have a cosine of {cosine:thousandths}, {than} (0 ±"
+    " {chance_cosine:ratio}[, up to {master:fixed} if both trainings started from a copy of the"
+    " base in more bits than it is stored in]).[ Their leading {directions:count} directions"
+    " overlap by {overlap:share}; by chance {chance_overlap:share}.]"
+)
 NO_CHANCE = 0.005  # a shared rounding of less is not shown
 KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
 MOST_SCORES = 20  # rows of a table of scores; JSON has all
@@ -84,16 +95,16 @@ def _contrast(contrast: Contrast, *, is_usual: bool) -> Iterator[Block]:
     yield _figure_table(contrast)
     if contrast.joint is not None:
         yield Paragraph(directions_text(contrast.joint))
-    matched, relation = contrast.matched, str(contrast.relation)
-    if contrast.verified:
-        relation += f", known by {KNOWN_BY[contrast.verified]}"
-    layers = counted(matched.layers, "layer", "layers")
-    over = f"{counted(matched.matrices, 'matrix', 'matrices')} of {relation}"
-    over += f"; the {matched.in_layers:,} in {layers} decide"
-    if matched.alone_in_first or matched.alone_in_second:
-        over += f"; left out are {matched.alone_in_first:,} of {contrast.first}"
-        over += f" and {matched.alone_in_second:,} of {contrast.second}"
-    yield Origin([("over", over)])
+    matched = contrast.matched
+    has_alone = matched.alone_in_first or matched.alone_in_second
+    figures = {
+        **vars(matched),
+        "relation": contrast.relation,
+        "verified": contrast.verified,
+        "first": contrast.first if has_alone else None,
+        "second": contrast.second,
+    }
+    yield Origin([("over", fill(OVER, figures))])
     for text in contrast.warnings:
         yield Note(text, "warning", close=True)
     if contrast.no_joint is not None:
@@ -133,24 +144,13 @@ def directions_text(joint: DeltaDirections) -> str:
     if joint.cosine is None:
         return "Both models changed no matrix in common, so their deltas have no cosine."
     than = {1: "more than chance", -1: "less than chance", 0: "no more than chance"}
-    chance = f"0 ± {text_of(joint.chance_cosine, 'ratio')}"
-    master = joint.chance_cosine_master
-    if master is not None and master > NO_CHANCE:
-        chance += (
-            f", up to {text_of(master, 'fixed')} if both trainings started from a copy of the base"
-            " in more bits than it is stored in"
-        )
-    cosine = text_of(joint.cosine, "thousandths")
-    text = f"Over the {counted(joint.matrices, 'matrix', 'matrices')} that both changed"
-    if joint.left_out:
-        text += f" ({joint.left_out:,} others left out)"
-    text += f", the two deltas have a cosine of {cosine}, {than[joint.beyond_chance]} ({chance})."
-    if joint.overlap is None:
-        return text
-    return (
-        f"{text} Their leading {joint.directions} directions overlap by"
-        f" {text_of(joint.overlap, 'share')}; by chance {text_of(joint.chance_overlap, 'share')}."
-    )
+    figures = {
+        **vars(joint),
+        "left_out": joint.left_out or None,
+        "than": than[joint.beyond_chance],
+        "master": master if (master := joint.chance_cosine_master or 0) > NO_CHANCE else None,
+    }
+    return fill(DIRECTIONS, figures)
 
 
 # ------------------------------------------------------------------------------------------ scores

@@ -96,10 +96,14 @@ class Figures(Block):
 
 
 @dataclass(frozen=True)
-class TableHead:
-    """The head of a column of a table."""
+class Field:
+    """A column of a table, and how to get its cell from a row."""
 
     head: str
+    of: str | Callable[..., Any] = ""
+    """An attribute of the row, the one that the head names if empty, or what makes the cell."""
+    kind: Kind | None = None
+    """Of a number; None of what is a cell already."""
     role: Literal["figure", "name", "text"] = "figure"
     """Figures are set to the right; names are not broken where there is room; texts are."""
     rank: int = 0
@@ -107,41 +111,22 @@ class TableHead:
     legend: str = ""
     """What stands below the head, said once after all tables."""
 
+    def cell(self, row: object) -> Cell:
+        of = self.of or self.head
+        found: Any = getattr(row, of) if isinstance(of, str) else of(row)
+        return found if self.kind is None else Quantity(found, self.kind)
+
+
+number, named, worded = Field, partial(Field, role="name"), partial(Field, role="text")
+
 
 @dataclass(frozen=True)
 class TableBlock(Block):
     """Rows of cells under heads."""
 
-    columns: Sequence[TableHead]
+    columns: Sequence[Field]
     rows: Sequence[Sequence[Cell]]
     title: str = ""
-
-
-@dataclass(frozen=True)
-class Field(TableHead):
-    """A column, and how to get its cell from a row."""
-
-    of: str | Callable[..., Any] = ""
-    """An attribute of the row, or what makes the cell of it."""
-    kind: Kind | None = None
-    """Of a number; None of what is a cell already."""
-
-    def cell(self, row: object) -> Cell:
-        found: Any = getattr(row, self.of) if isinstance(self.of, str) else self.of(row)
-        return found if self.kind is None else Quantity(found, self.kind)
-
-
-def _field(role: str, head: str, of: str | Callable[..., Cell] = "", **more: Any) -> Field:
-    return Field(head, role, of=of or head, **more)  # type: ignore[arg-type]
-
-
-# columns of names and of texts; by default of the attribute that the head names
-named, worded = partial(_field, "name"), partial(_field, "text")
-
-
-def number(head: str, of: str | Callable[..., Any], kind: Kind | None = None, **more: Any) -> Field:
-    """Make a column of numbers; without a kind, of cells that are already texts."""
-    return Field(head, of=of, kind=kind, **more)
 
 
 def table_of(

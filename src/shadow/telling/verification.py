@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from shadow.checks.answer import FailedVerification, Named, Outcome, Verification
 from shadow.telling.document import (
     Block,
-    Cell,
     Document,
     FigureRow,
     Figures,
@@ -17,8 +16,6 @@ from shadow.telling.document import (
     Level,
     Note,
     Section,
-    TableBlock,
-    TableHead,
     Word,
     named,
     number,
@@ -39,7 +36,6 @@ INDEX = re.compile(r"[0-9]{1,9}")  # in a name
 RUNS = 4  # of indices that a name spells out
 MANY = "how many a row stands for; how and size are of the one that differs most"
 LEGEND = "the norm of the difference over that of the base; of merged and stored, of the update"
-CLAIMS = [TableHead("claim", "name"), TableHead("outcome", "text"), TableHead("why", "text")]
 
 
 def verification_document(found: Verification) -> Document:
@@ -98,7 +94,12 @@ def _names(group: Sequence[Named]) -> str:
 
 def verifications_document(found: Sequence[Verification | FailedVerification]) -> Document:
     """Return several claims, a line each."""
-    return Document([Section("verify"), TableBlock(CLAIMS, [_line(one) for one in found])])
+    fields = [
+        named("claim", asked),
+        worded("outcome", lambda one: _answer(one)[0]),
+        worded("why", lambda one: _answer(one)[1]),
+    ]
+    return Document([Section("verify"), table_of(fields, found)])
 
 
 def asked(one: Verification | FailedVerification) -> str:
@@ -109,7 +110,7 @@ def asked(one: Verification | FailedVerification) -> str:
 def in_lines(found: Sequence[Verification | FailedVerification]) -> list[str]:
     """Return a line each, those that do not hold first; of several, also the totals."""
     ordered = sorted(found, key=lambda one: ORDER.index(one.exit_code))
-    lines = [f"{_outcome(one)}: {asked(one)}: {_reason(one)}" for one in ordered]
+    lines = [": ".join((str(_answer(one)[0]), asked(one), _answer(one)[1])) for one in ordered]
     return [*lines, totals(found)] if len(lines) > 1 else lines
 
 
@@ -123,14 +124,7 @@ def totals(found: Sequence[Verification | FailedVerification]) -> str:
     return ", ".join(texts)
 
 
-def _outcome(one: Verification | FailedVerification) -> str:
-    return "fault" if isinstance(one, FailedVerification) else one.outcome.words
-
-
-def _reason(one: Verification | FailedVerification) -> str:
-    return one.fault if isinstance(one, FailedVerification) else one.reason
-
-
-def _line(one: Verification | FailedVerification) -> list[Cell]:
-    level = "fault" if isinstance(one, FailedVerification) else LEVELS[one.outcome]
-    return [asked(one), Word(_outcome(one), level), _reason(one)]
+def _answer(one: Verification | FailedVerification) -> tuple[Word, str]:
+    if isinstance(one, FailedVerification):
+        return Word("fault", "fault"), one.fault
+    return Word(one.outcome.words, LEVELS[one.outcome]), one.reason

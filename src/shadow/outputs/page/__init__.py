@@ -31,7 +31,6 @@ from shadow.reports.columns import NOTATION
 from shadow.telling.document import (
     Cell,
     TableBlock,
-    TableHead,
     Word,
     named,
     number,
@@ -44,7 +43,7 @@ from shadow.text import visible
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
-MISSING = [TableHead("pair", "name"), TableHead("state", "text"), TableHead("why", "text")]
+MISSING = [named("pair"), worded("state"), worded("why")]
 NORM = attrgetter("summary.figures.relative_norm_overall")
 
 
