@@ -138,9 +138,8 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Row:
     moved = _moved_layers(tensors)
     in_moved = np.array([place in moved for place in deltas.each("component", "layer")], bool)
     # matrices far from the base's, or opposite to it, with the same singular values
-    with np.errstate(all="ignore"):  # a forged report may hold infinities
-        agree = np.fmin(AGREE, AGREE_OF_ENTRIES / np.sqrt(deltas["rows"] * deltas["cols"]))
-        same = (np.abs(deltas["sigma_scale"] - 1.0) <= AGREE) & (deltas["sigma_scale_iqr"] <= agree)
+    agree = np.fmin(AGREE, AGREE_OF_ENTRIES / np.sqrt(deltas["rows"] * deltas["cols"]))
+    same = (np.abs(deltas["sigma_scale"] - 1.0) <= AGREE) & (deltas["sigma_scale_iqr"] <= agree)
     apart = (deltas["cosine"] < OTHER) & same & ~in_moved & (scaled is None)
     return row(
         "recognised",
@@ -284,15 +283,12 @@ def _casts(tensors: Columns) -> Row | None:
     and those that changed more, including vectors; None if a changed tensor does not say whether it
     is a cast, and if there are few.
     """
-    tuned = tensors.where(are(tensors["side"], "tuned"))
+    tuned = tensors.having(side="tuned")
     if ((tuned["relative_norm"] > 0) & (tuned["cast"] == None)).any():  # noqa: E711
         return None
     # a quantised side has its scales as tensors beside these
     of_tuned, of_base = (
-        min(
-            int((are(tensors["side"], side) & are(tensors["cast"], how)).sum())
-            for side in ("base", "tuned")
-        )
+        min(len(tensors.having(side=side, cast=how)) for side in ("base", "tuned"))
         for how in ("tuned", "base")
     )
     beside = int(are(tuned["cast"], "neither").sum())

@@ -49,11 +49,7 @@ def vectors(tensors: Columns) -> Row:
 
     A vector that is 0 in the base has no relative norm, and its detail says where it moved.
     """
-    rows = tensors.where(
-        are(tensors["side"], "tuned")
-        & are(tensors["reason"], "not_a_matrix")
-        & (tensors["compared"] > 0)
-    )
+    rows = tensors.where(tensors["compared"] > 0).having(side="tuned", reason="not_a_matrix")
     norms = rows["relative_norm"]
     changed = (norms > 0) | are(rows["detail"], FROM_ZERO)
     moved = {
@@ -80,16 +76,14 @@ def vectors(tensors: Columns) -> Row:
 
 def idle_updates(tensors: Columns) -> int:
     """Return modules of an adapter that equal the base's, as the product of its factors is 0."""
-    rows = tensors.where(are(tensors["side"], "tuned") & are(tensors["status"], "identical"))
+    rows = tensors.having(side="tuned", status="identical")
     factors = (".lora_B", ".lora_embedding_B")  # one of the two of a module
     return sum(any(factor in str(name) for factor in factors) for name in rows["tensor"])
 
 
 def vocabulary(tensors: Columns) -> list[Row]:
     """Return embeddings and heads with more rows on one side, whose common rows were compared."""
-    tensors = tensors.where(
-        are(tensors["module"], *GROWING) & are(tensors["status"], "measured", "identical")
-    )
+    tensors = tensors.having(module=GROWING, status=("measured", "identical"))
     rows = []
     for (component, module), group in tensors.groups("component", "module"):
         of = Counter[str]()
@@ -131,12 +125,12 @@ def uncompared(tensors: Columns) -> list[Row]:
     """Return what has no partner, another shape or no finite numbers: whole layers, whole experts,
     otherwise modules. A tensor whose partner cannot be read has a partner.
     """
-    rows = tensors.where(are(tensors["status"], "skipped") & are(tensors["reason"], *UNCOMPARED))
+    rows = tensors.having(status="skipped", reason=UNCOMPARED)
     # tensors of both sides have the same reason and detail; one side tells of both
     rows = rows.where(are(rows["side"], "tuned") | are(rows["reason"], "only_in_base"))
     if not len(rows):
         return []
-    unread = set(_placed(tensors.where(are(tensors["reason"], *UNREAD))))
+    unread = set(_placed(tensors.having(reason=UNREAD)))
     layers, experts = (
         {reason: _absent(tensors, reason, *place) for reason in ONE_SIDED}
         for place in (("layer",), ("layer", "expert"))
@@ -179,7 +173,7 @@ def _absent(tensors: Columns, reason: str, *place: str) -> set[tuple[object, ...
     other lacks.
     """
     side = reason.removeprefix("only_in_")
-    inside = tensors.where(are(tensors["side"], side)).inside
+    inside = tensors.having(side=side).inside
     shared = inside.where(~(are(inside["reason"], reason) & are(inside["status"], "skipped")))
     every, present = ({*rows.each("component", *place)} for rows in (inside, shared))
     return every - present
@@ -197,8 +191,8 @@ def _side(reason: str, detail: str) -> str:
 def skipped(tensors: Columns) -> list[Row]:
     """Return counts by reason, with a few names and the first detail."""
     rows = []
-    chosen = tensors.where(are(tensors["status"], "skipped"))
-    for (reason,), group in sorted(chosen.groups("reason"), key=lambda one: one[0]):
+    chosen = tensors.having(status="skipped").groups("reason")
+    for (reason,), group in sorted(chosen, key=lambda one: one[0]):
         sides = Counter(group["side"])
         one = row(
             "skipped",
@@ -215,7 +209,7 @@ def skipped(tensors: Columns) -> list[Row]:
 
 def unchanged(tensors: Columns) -> list[Row]:
     """Return the modules of the tuned side all of whose compared matrices are identical."""
-    matrices = tensors.where(are(tensors["side"], "tuned") & tensors.are_matrices)
+    matrices = tensors.where(tensors.are_matrices).having(side="tuned")
     return [
         row("unchanged", component=component, module=module, tensors=len(rows))
         for (component, module), rows in matrices.groups("component", "module")
@@ -263,8 +257,7 @@ def standing_of(deltas: Columns, tensors: Columns) -> Standing:
     unread = weights["size"][are(weights["reason"], "unknown_dtype", "quantized")]
     inside = deltas.where(~are(deltas["module"], *OUTSIDE))
     rank = held_rank(inside.__getitem__)
-    with np.errstate(all="ignore"):  # a forged report may hold infinities
-        share = rank / np.fmin(inside["rows"], inside["cols"])
+    share = rank / np.fmin(inside["rows"], inside["cols"])
     if 2 * int(np.isnan(share).sum()) > len(share):
         rank = share = np.full(len(share), np.nan)  # the few that are known do not say it of most
     ceilings = inside["rank_ceiling"]
@@ -315,8 +308,8 @@ def _weights(tensors: Columns) -> Columns:
     weights = tensors.added(size=tensors.sizes).where(
         ~(are(tensors["reason"], "tied", "not_float") | elsewhere | without_base)
     )
-    sides = {side: weights.where(are(weights["side"], side)) for side in ("base", "tuned")}
-    rows = max(sides["tuned"], sides["base"], key=lambda of_side: sum(of_side["size"]))
+    sides = (weights.having(side=side) for side in ("tuned", "base"))
+    rows = max(sides, key=lambda of_side: sum(of_side["size"]))
     return rows.added(compared=np.nan_to_num(rows["compared"]))  # null where it is forged
 
 

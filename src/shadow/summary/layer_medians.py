@@ -42,7 +42,6 @@ HIDDEN, AS_ROUNDING, EXACT = 0.03, 0.01, 0.05
 Column = Callable[[str], "pd.Series | NDArray[Any]"]
 
 
-@np.errstate(all="ignore")  # a forged report may hold infinities
 def inside_layers(deltas: Columns) -> Row:
     """Return counts of matrices and of what is known about them, and medians."""
     inside = deltas.inside
@@ -53,7 +52,7 @@ def inside_layers(deltas: Columns) -> Row:
     wide = [set((one or "").split("/")) <= {"F16", "F32", "F64"} for one in formats]
     return row(
         "inside_layers",
-        {name: median(inside[name]) for name in (*LAYER_MEDIANS, *BESIDE)},
+        inside.medians(*LAYER_MEDIANS, *BESIDE),
         _coherent(inside),
         _few(inside),
         _kept_range(inside),
@@ -98,7 +97,7 @@ def by_module(place: str, deltas: Columns) -> list[Row]:
     return [
         row(
             place,
-            {name: median(rows[name]) for name in LAYER_MEDIANS},
+            rows.medians(*LAYER_MEDIANS),
             _coherent(rows),
             component=component,
             module=module,
@@ -135,7 +134,6 @@ def above_short_side(column: Column) -> NDArray[np.bool_]:
     return above
 
 
-@np.errstate(all="ignore")
 def _known_purity(column: Column) -> NDArray[np.float64]:
     """Return X of each row's update; NaN if storage hides it."""
     kept, stored, undone, floor = (
@@ -146,7 +144,6 @@ def _known_purity(column: Column) -> NDArray[np.float64]:
     return np.where(np.isnan(kept) & as_stored, stored, undone)
 
 
-@np.errstate(all="ignore")
 def _coherent(rows: Columns) -> dict[str, float | int | None]:
     """Return the median of equivalent_directions, and how many exceed their short side.
 
@@ -215,7 +212,6 @@ def rank_bounds(inside: Column) -> tuple[NDArray[np.float64], NDArray[np.float64
     return np.where(is_known, np.fmin(least, most), least), most
 
 
-@np.errstate(all="ignore")
 def _is_of_rank(inside: Column) -> NDArray[np.bool_]:
     """Return which deltas have rest_rank directions, and otherwise at most what rounding leaves. A
     few changed entries have few directions whatever was trained.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shadow.places.names import ATTENTION, MLP
 from shadow.reports.columns import SCHEMA
-from shadow.reports.provenance import CheckpointMetadata, ReportMetadata
+from shadow.reports.provenance import ReportMetadata
 from shadow.summary.bootstrap import (
     Blocks,
     Counts,
@@ -84,8 +84,8 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             schema=SCHEMA,
             family=metadata["family"],
             pair=metadata["pair"],
-            base=side_row(metadata["base"]),
-            tuned=side_row(metadata["tuned"]),
+            base=row("side", {"content": None}, metadata["base"]),
+            tuned=row("side", {"content": None}, metadata["tuned"]),
             counts={status: statuses[status] for status in STATUSES},
             figures=_figures(rows, tally),
             components=_by_component(rows),
@@ -99,7 +99,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
             without_base=[
                 row(
                     "without_base",
-                    {name: median(group[name]) for name in ALONE},
+                    group.medians(*ALONE),
                     component=component,
                     matrices=len(group),
                 )
@@ -115,11 +115,6 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
     )
 
 
-def side_row(side: CheckpointMetadata) -> Row:
-    """Return one side of a report, from its metadata."""
-    return row("side", {"content": None}, side)
-
-
 @dataclass(frozen=True)
 class Sum:
     """A sum over rows, such as their energy."""
@@ -130,12 +125,10 @@ class Sum:
 
 def ratio(part: Sum, whole: Sum, counts: Counts) -> Floats:
     """Return one sum over another, NaN if that is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        quotient = (counts @ part.layers + part.outside) / (counts @ whole.layers + whole.outside)
+    quotient = (counts @ part.layers + part.outside) / (counts @ whole.layers + whole.outside)
     return np.where(np.isfinite(quotient), quotient, np.nan)
 
 
-@np.errstate(divide="ignore", invalid="ignore")
 def effective_layers(energies: Floats) -> float:
     """Return exp(-sum p ln p), where p is the share of each layer in the energy: how many layers
     hold the update, in [1, layers]. NaN without energy.
@@ -146,7 +139,6 @@ def effective_layers(energies: Floats) -> float:
     return float(np.minimum(np.exp(np.log(total) - logs / total), len(every)))  # but for rounding
 
 
-@np.errstate(divide="ignore", invalid="ignore")
 def depth_entropy(energies: Floats) -> float:
     """Return -sum p ln p / ln(layers), in [0, 1]: 1 if all layers have equal shares; NaN for one
     layer.
@@ -231,7 +223,6 @@ def _whole_norm(rows: Columns) -> float | None:
     return over(math.hypot(*rows["frobenius_norm"]), math.hypot(*rows["base_norm"]))
 
 
-@np.errstate(all="ignore")  # a forged report may hold infinities
 def _unrounded(deltas: Columns) -> dict[str, float | None]:
     """Return the relative norm of the updates before storage, as one vector: the ratio to what is
     stored in the matrices where it is known, if these have most of the energy.
@@ -288,7 +279,7 @@ def _overall(rows: Rows) -> _Tally:
 def _figures(rows: Rows, tally: _Tally) -> Row:
     tensors, deltas = rows.tensors, rows.deltas
     tensors = tensors.added(size=tensors.sizes)
-    sides = [tensors.where(are(tensors["side"], side)) for side in ("base", "tuned")]
+    sides = (tensors.having(side=side) for side in ("base", "tuned"))
     # of an adapter, that is the base
     larger = max(sides, key=lambda of_side: sum(of_side["size"]))
     sizes = {status: sum(larger["size"][are(larger["status"], status)]) for status in STATUSES}
@@ -334,7 +325,7 @@ def _by_component(rows: Rows) -> list[Row]:
 
     energy is null if nothing was compared, 0 if everything is identical.
     """
-    matrices = rows.tensors.where(are(rows.tensors["side"], "tuned") & rows.tensors.are_matrices)
+    matrices = rows.tensors.where(rows.tensors.are_matrices).having(side="tuned")
     components = []
     for (component,), group in matrices.groups("component"):
         deltas = rows.deltas.of(component)
@@ -383,7 +374,7 @@ def _by_layer(rows: Rows) -> list[Row]:
         energy = float(here["energy"].sum())
         one = row(
             "depth",
-            {name: median(here[name]) for name in BY_LAYER},
+            here.medians(*BY_LAYER),
             component=component,
             layer=layer,
             matrices=len(here),
@@ -426,7 +417,7 @@ def grid(deltas: Columns, tensors: Columns) -> list[Row]:
 
     A matrix that is identical on both sides counts as not moved.
     """
-    same = tensors.where(are(tensors["side"], "tuned") & are(tensors["status"], "identical")).inside
+    same = tensors.having(side="tuned", status="identical").inside
     cells = defaultdict[tuple[str, str], dict[int, tuple[float | None, float | None]]](dict)
     for component, module, layer in same.each("component", "module", "layer"):
         cells[component, module][int(layer)] = (0.0, None)

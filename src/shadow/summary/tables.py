@@ -99,6 +99,16 @@ class Columns:
     def of(self, component: str | None) -> Columns:
         return self.where(self["component"] == component)
 
+    def having(self, **texts: str | Sequence[str]) -> Columns:
+        """Return the rows with these texts, or one of several, in each of these columns."""
+        chosen = np.ones(len(self), dtype=np.bool_)
+        for name, wanted in texts.items():
+            chosen &= are(self[name], *([wanted] if isinstance(wanted, str) else wanted))
+        return self.where(chosen)
+
+    def medians(self, *names: str) -> dict[str, float | None]:
+        return {name: median(self[name]) for name in names}
+
     def groups(self, *names: str) -> Iterator[tuple[tuple[str, ...], Columns]]:
         """Yield groups of rows with the same texts in these columns, and the texts, in order of
         appearance; without rows that lack one.
@@ -231,18 +241,15 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
     tensors = tensors.added(was_compared=has_compared(tensors))
     layers = compared_layers(tensors)
     places: dict[tuple[str, float], int] = {place: at for at, place in enumerate(layers)}
-    with np.errstate(all="ignore"):  # a forged report may hold infinities
-        made = {
-            "energy": deltas["frobenius_norm"] ** 2,
-            "base_energy": deltas["base_norm"] ** 2,
-            "participation_share": (
-                deltas["participation_ratio"] / deltas["null_participation_ratio"]
-            ),
-            "at": np.array(
-                [places.get(place, -1) for place in deltas.each("component", "layer")],
-                dtype=np.intp,
-            ),
-        }
+    made = {
+        "energy": deltas["frobenius_norm"] ** 2,
+        "base_energy": deltas["base_norm"] ** 2,
+        "participation_share": (deltas["participation_ratio"] / deltas["null_participation_ratio"]),
+        "at": np.array(
+            [places.get(place, -1) for place in deltas.each("component", "layer")],
+            dtype=np.intp,
+        ),
+    }
     return Rows(
         deltas=deltas.added(**made),
         alone=columns_of(matrices.filter(pc.invert(of_delta))),

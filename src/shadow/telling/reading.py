@@ -27,6 +27,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -63,6 +64,7 @@ NO_SEAL = (
 )  # fmt: skip
 
 
+@np.errstate(all="ignore")  # a forged report may hold infinities
 def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
     """Make the summary of the tables matrices, tensors and files, or of their `needed` columns;
     metadata is that of Identity.
