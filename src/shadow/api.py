@@ -21,7 +21,7 @@ from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
 from shadow.lists.request import AuditRequest, Measuring, Place
-from shadow.reports.folders import here, one_report, reports_below, reports_of
+from shadow.reports.folders import here, one_report, reports_at, reports_below
 from shadow.reports.report import Report
 from shadow.run.runtime import Files, ignore
 from shadow.storage import located
@@ -192,7 +192,8 @@ def compare(
     if not 0 <= margin <= 1:
         raise UsageError(f"a margin of {margin:g} is out of range", "give 0 to 1, such as 0.05")
     given = [scores] if isinstance(scores, str | PathLike) else list(scores)
-    folders = reports_of([_here(report) for report in reports], once=bool(given))
+    every = (folder for report in reports for folder in reports_at(_here(report)))
+    folders = list(dict.fromkeys(every))
     comparison.check_count(len(folders), scored=bool(given))
     compared = comparison.compare(
         folders,

@@ -260,7 +260,7 @@ def figure(
     choice = Choice(component, tuple(module), layer=layer, metric=metric, width=width)
     folders = reports_below(here(run, spectra=True))
     output = output or Path(f"{kind}.svg")
-    for note in write_figure(kind, folders, output, choice=choice):
+    for note in write_figure(kind, folders, output, choice):
         console.say(f"{output}: {note}")
     console.say(f"wrote {output}")
 

@@ -45,11 +45,19 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
             if (twin := pairs.setdefault(pair, report.folder)) != report.folder:
                 fault = f"{twin} and {report.folder} are both reports of {':'.join(pair)}"
                 raise ShadowError(fault, "name a folder that holds one of them")
-            if to == "markdown":
-                _add_markdown(folder, report)
+            if to == "markdown":  # what `shadow show` prints, for a model card
+                metadata, of = report.provenance.recorded, as_given(report.folder)
+                text = markdown(report_document(report.summary, metadata, of).shown())
+                with (folder / "reports.md").open("a", encoding="utf-8", errors="replace") as file:
+                    file.write(text + "\n")
                 continue
             for name in STORED:
-                (_add_csv if to == "csv" else _add_parquet)(folder, name, _table(report, name))
+                table = _table(report, name)
+                if to == "csv":
+                    _add_csv(folder / f"{name}.csv", table)
+                else:  # Hive's partitions, which become columns again
+                    named = {"basename_template": "part-{i}.parquet", "compression": "zstd"}
+                    pq.write_to_dataset(table, folder / name, ["family", "pair"], **named)
     return output
 
 
@@ -65,9 +73,9 @@ def _table(report: AuditReport, name: str) -> pa.Table:
     return pa.Table.from_arrays([columns[one] for one in schema.names], schema=schema)
 
 
-def _add_csv(folder: Path, name: str, table: pa.Table) -> None:
-    """Add rows to `TABLE.csv`, following RFC 4180 in UTF-8."""
-    with (folder / f"{name}.csv").open("a", encoding="utf-8", newline="") as file:
+def _add_csv(path: Path, table: pa.Table) -> None:
+    """Add rows to a CSV, following RFC 4180 in UTF-8."""
+    with path.open("a", encoding="utf-8", newline="") as file:
         lines = csv.writer(file, lineterminator="\r\n")
         if not file.tell():
             lines.writerow(table.column_names)
@@ -83,16 +91,3 @@ def cell(value: object) -> str:
     if isinstance(value, str):
         return f"'{value}" if value.startswith((*FORMULA, "'")) else value
     return "" if value is None else json.dumps(value, separators=(",", ":"))
-
-
-def _add_parquet(folder: Path, name: str, table: pa.Table) -> None:
-    """Add `TABLE/family=F/pair=P/part-0.parquet`: Hive's partitions, which become columns again."""
-    named = {"basename_template": "part-{i}.parquet", "compression": "zstd"}
-    pq.write_to_dataset(table, folder / name, ["family", "pair"], **named)
-
-
-def _add_markdown(folder: Path, report: AuditReport) -> None:
-    """Add to `reports.md` what `shadow show` prints of a report, for a model card."""
-    document = report_document(report.summary, report.provenance.recorded, as_given(report.folder))
-    with (folder / "reports.md").open("a", encoding="utf-8", errors="replace") as file:
-        file.write(markdown(document.shown()) + "\n")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("svg", "pdf", "png")
-LARGEST = 100_000_000  # bytes of a file that may be such a figure
+LARGEST = 100_000_000  # bytes in which a figure has its mark
 MOST_REPORTS = 4  # in one figure
 OPTIONS = {  # of the command line, and the kinds that they are for
     "layer": ("spectrum",),
@@ -101,9 +101,7 @@ class DrawnReport:
     deltas: pd.DataFrame
 
 
-def write_figure(
-    kind: str, folders: Sequence[Path], output: Path, choice: Choice | None = None
-) -> list[str]:
+def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choice) -> list[str]:
     """Draw a figure of the reports in folders to output.
 
     Returns what was chosen, for people. Raises UsageError for an invalid choice, ShadowError if a
@@ -113,15 +111,14 @@ def write_figure(
     if suffix not in FORMATS:
         hint = f"use a name that ends in {', '.join(f'.{one}' for one in FORMATS)}"
         raise UsageError(f"cannot draw to {output.name!r}", hint)
-    content, notes = draw(kind, folders, suffix, choice or Choice())
-    with placing(output, _is_our_figure, "a figure of shadow") as aside:
+    content, notes = draw(kind, folders, suffix, choice)
+
+    def is_ours(path: Path) -> bool:
+        return MARK.encode() in (read_start(path, LARGEST) or b"")
+
+    with placing(output, is_ours, "a figure of shadow") as aside:
         aside.write_bytes(content)
     return notes
-
-
-def _is_our_figure(path: Path) -> bool:
-    content = read_start(path, LARGEST) or b""
-    return len(content) < LARGEST and MARK.encode() in content
 
 
 def draw(

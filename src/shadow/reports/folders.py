@@ -209,18 +209,6 @@ def reports_at(run: Path) -> list[Path]:
         return [run] if (run / FINISHED).is_file() else reports_below(run)
 
 
-def reports_of(runs: Sequence[Path], *, once: bool = False) -> list[Path]:
-    """Return the reports that several paths name, in their order.
-
-    A report that is named twice occurs twice, unless once is set or a path holds several reports.
-    """
-    found = [reports_at(run) for run in runs]
-    every = [folder for folders in found for folder in folders]
-    if not once and all(len(folders) == 1 for folders in found):
-        return every
-    return list(dict.fromkeys(every))
-
-
 def one_report(run: Path, hint: str = "name one of them") -> Path:
     """Return the only report at or below a path. hint: what to do if there are several."""
     folders = reports_at(run)
@@ -339,21 +327,19 @@ def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> 
 
 def _check_metadata(metadata: Any) -> None:
     """Raise TypeError or KeyError if metadata do not have the types that readers rely on."""
-    settings, sides = metadata["settings"], (metadata["base"], metadata["tuned"])
-    texts = [metadata[key] for key in ("version", "family", "pair")]
-    texts += [settings["method"]["level"], *(side["repo"] for side in sides)]
-    for side in sides:
-        maybe = side["commit"], side["fingerprint"], side.get("content")
-        texts += [text for text in maybe if text is not None]
-    mappings = settings["method"], settings.get("chosen") or {}, metadata.get("libraries") or {}
-    seconds = metadata.get("seconds") or 0.0
-    if not (
-        all(isinstance(text, str) for text in texts)
-        and all(isinstance(mapping, dict) for mapping in mappings)
-        and type(metadata["schema"]) is int
-        and isinstance(seconds, int | float)
-        and 0 <= seconds < 1e12
-    ):
+    settings, seconds = metadata["settings"], metadata.get("seconds") or 0.0
+    typed = [
+        (metadata["schema"], int),
+        (seconds, int | float),
+        (settings["method"]["level"], str),
+        (settings.get("chosen") or {}, dict),
+        (metadata.get("libraries") or {}, dict),
+        *((metadata[key], str) for key in ("version", "family", "pair")),
+    ]
+    for side in (metadata["base"], metadata["tuned"]):
+        maybe = (side["commit"], side["fingerprint"], side.get("content"))
+        typed += [(side["repo"], str), *((text or "", str) for text in maybe)]
+    if not all(isinstance(*one) for one in typed) or not 0 <= seconds < 1e12:
         raise TypeError
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import numpy as np
@@ -208,7 +209,7 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
 def metrics_of(subject: str) -> tuple[str, ...]:
     """Return the columns of rows of a subject, headline ones first."""
     names = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
-    return tuple(dict.fromkeys([*(name for name in FIRST if name in names), *names]))
+    return tuple(sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)))
 
 
 def metric_texts() -> dict[str, dict[str, object]]:
@@ -265,7 +266,7 @@ def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
     matrices, place = matrices.where(drawn), all_places[drawn]
     first = np.full(len(cells), -1)  # row of each cell, -1 where it has none
     first[place[::-1]] = np.arange(len(place))[::-1]
-    tensors = [*map(_visible, matrices["tensor"]), None]
+    tensors = [*(name and visible(name) for name in matrices["tensor"]), None]
     sizes = [
         np.bincount(place[matrices["subject"] == subject], minlength=len(cells))
         for subject in SUBJECTS
@@ -278,7 +279,7 @@ def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
         "module": [visible(module) for _, _, module in cells],
         "layer": [layer for _, layer, _ in cells],
         "state": [state for state, _ in cells.values()],
-        "reason": [_visible(reason) for _, reason in cells.values()],
+        "reason": [reason and visible(reason) for _, reason in cells.values()],
         "matrices": np.max(sizes, axis=0).tolist(),
         "tensor": [tensors[row] for row in first.tolist()],  # of its first matrix
         "rows": shortened(np.append(matrices["rows"], np.nan)[first]),
@@ -289,10 +290,6 @@ def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
         },
         "shift": {name: shortened(tuned[name] - base[name]) for name in spectral},
     }
-
-
-def _visible(text: str | None) -> str | None:
-    return None if text is None else visible(text)
 
 
 def _medians(
@@ -352,25 +349,6 @@ def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
     return np.unique(np.concatenate([leading, from_start, from_end]))
 
 
-@dataclass
-class _Stack:
-    """The thinned spectra of the matrices of one place, by subject; size is the full length."""
-
-    size: int
-    rows: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict)
-
-    def drawn(self) -> dict[str, object]:
-        """Return the median at every rank by subject, descending; None if unresolved, as a log axis
-        has no 0.
-        """
-        medians = {
-            subject: rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0)
-            for subject, rows in self.rows.items()
-        }
-        drawn = {name: [one or None for one in shortened(each)] for name, each in medians.items()}
-        return {"size": self.size, "matrices": max(map(len, self.rows.values())), **drawn}
-
-
 def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> dict[str, object]:
     """Return the curves of a report by the number of the cell, and the ranks of their singular
     values by size.
@@ -379,17 +357,29 @@ def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> di
     that cannot be read or belongs to another audit.
     """
     points = min(MOST, max(FEWEST, POINTS // max(1, curves)))
-    stacks: dict[int, _Stack] = {}
+    sizes: dict[int, int] = {}
+    drawn = defaultdict[int, dict[str, list[NDArray[np.float32]]]](lambda: defaultdict(list))
     for key, subject, sigma in _rows(report):
         if (cell := cells.get(key)) is None or not len(sigma):
             continue
-        stack = stacks.setdefault(cell, _Stack(len(sigma)))
-        if len(sigma) == stack.size:  # what shares a place has one shape, but for oddities
-            stack.rows.setdefault(subject, []).append(sigma[kept_ranks(len(sigma), points)])
-    sizes = sorted({stack.size for stack in stacks.values()})
+        # what shares a place has one shape, but for oddities
+        if sizes.setdefault(cell, len(sigma)) == len(sigma):
+            drawn[cell][subject].append(sigma[kept_ranks(len(sigma), points)])
+
+    def curves_of(cell: int) -> dict[str, object]:
+        """By subject the median at every rank, descending; None where it is not resolved, as a log
+        axis has no 0.
+        """
+        curves: dict[str, object] = {
+            subject: [one or None for one in shortened(np.median(rows, axis=0))]
+            for subject, rows in drawn[cell].items()
+        }
+        return {"size": sizes[cell], "matrices": max(map(len, drawn[cell].values())), **curves}
+
+    ranks = {size: kept_ranks(size, points) + 1 for size in sorted({*sizes.values()})}
     return {
-        "ranks": {str(size): (kept_ranks(size, points) + 1).tolist() for size in sizes},
-        "curves": {str(cell): stack.drawn() for cell, stack in sorted(stacks.items())},
+        "ranks": {str(size): kept.tolist() for size, kept in ranks.items()},
+        "curves": {str(cell): curves_of(cell) for cell in sorted(sizes)},
     }
 
 
