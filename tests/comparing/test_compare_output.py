@@ -52,12 +52,13 @@ def test_a_folder_above_several_reports_stands_for_all_of_them(demo_reports, ins
     assert one == beside == named
 
 
-def test_wrong_usage(demo_reports, inside):
-    """One report, too many, a margin that is none: exit code 2."""
+def test_wrong_usage(demo_reports, inside, tmp_path):
+    """One report, also under two names, too many, a margin that is none: exit code 2."""
     run = demo_reports / "base..narrow"
-    assert "1 report to compare" in inside("compare", run).assert_refused(code=2)
+    assert "1 report to compare" in inside("compare", run, run).assert_refused(code=2)
     assert "name too long" in inside("compare", run, "x" * 5000).assert_refused().lower()
-    assert "13 reports" in inside("compare", *[run] * 13).assert_refused(code=2)
+    many = [shutil.copytree(run, tmp_path / str(number)) for number in range(13)]
+    assert "13 reports" in inside("compare", *many).assert_refused(code=2)
     inside("compare", run, demo_reports / "base..broad", run).assert_done()
     for margin in ("-0.1", "nan", "2"):
         assert "--margin" in inside("compare", run, run, "--margin", margin).assert_refused(code=2)
