@@ -53,14 +53,14 @@ def located(place: str | os.PathLike[str]) -> Path | Store:
     scheme, _, rest = url.partition("://")
     if re.search(r"[?#]", url) or (scheme != "file" and holds_account(rest)):
         hint = "use the environment, or the configuration of fsspec"
-        raise UsageError(f"{shown}: a URL may hold no account, password or query", hint)
+        raise UsageError(f"{shown}: a URL must not contain an account, password or query", hint)
     if scheme == "file":
         return Path(unquote(rest))
     import fsspec
 
     if scheme not in fsspec.available_protocols() or not rest.strip("/"):
         hint = "such as s3://BUCKET/FOLDER, gs://, az://, hf:// or a folder"
-        raise UsageError(f"{shown}: no URL that fsspec reads", hint)
+        raise UsageError(f"{shown}: not a URL that fsspec reads", hint)
     return Store(f"{scheme}://{rest.strip('/')}")
 
 

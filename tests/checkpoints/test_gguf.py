@@ -137,7 +137,7 @@ def test_rows_of_heads_that_no_number_counts_are_not_measured(tmp_path, count):
     writer.add_tensor("blk.0.attn_q.weight", np.zeros((8, 32), np.float32))
     planted.finish_gguf(writer)
     (info,) = open_folder(str(tmp_path / "a.gguf")).tensors.values()
-    assert info.problem == "the file does not say how many heads its rows are of"
+    assert info.problem == "the file does not say how many heads its rows belong to"
 
 
 @pytest.mark.parametrize(("arch", "added"), [("gemma", 1), ("gemma3", 1), ("qwen2", 0)])
@@ -279,7 +279,7 @@ def right(tmp_path_factory):
 
 
 FAULTS = {
-    "no GGUF": (lambda right: b"GGUX" + right[4:], "it does not begin so"),
+    "no GGUF": (lambda right: b"GGUX" + right[4:], "it does not begin with GGUF"),
     "empty": (lambda right: b"", "it is empty"),
     "git lfs": (lambda right: b"version https://git-lfs", "Git-LFS pointer"),
     "version 1": (lambda right: patched(right, 4, "<I", 1), "version 1 of GGUF"),

@@ -158,8 +158,8 @@ def test_few_layers_claim_less_and_three_claim_nothing():
     """Of n draws, the range has the median with chance 1 - 2^(1-n); three give no interval."""
     found = {n: interval_of_median(*_with_blocks(n)) for n in (0, 1, 2, 3, 4, 5, 6, 40)}
     assert [found[n].bounds for n in (0, 1, 2, 3)] == [None] * 4
-    assert found[1].reason == "only 1 layer, it takes 4"
-    assert found[3].reason == "only 3 layers, it takes 4"
+    assert found[1].reason == "only 1 layer, at least 4 are needed"
+    assert found[3].reason == "only 3 layers, at least 4 are needed"
     assert found[0].reason == "outside the layers"
     assert [found[n].level for n in (3, 4, 5, 6, 40)] == [None, 0.875, 0.9375, 0.95, 0.95]
     assert [found[n].layers for n in found] == list(found)
@@ -184,7 +184,8 @@ def test_the_only_layer_of_a_component_says_nothing_of_others(sizes, level):
     if level is None:
         assert found.bounds is None
         assert (
-            found.reason == f"only 4 layers in {len(sizes)} components, it takes {3 + len(sizes)}"
+            found.reason
+            == f"only 4 layers in {len(sizes)} components, at least {3 + len(sizes)} are needed"
         )
     else:
         assert found.bounds[0] < found.bounds[1]

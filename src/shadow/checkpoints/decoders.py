@@ -210,7 +210,7 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
         groups, in_order = pieces["order"].whole().long(), groups
         count = scales.shape[0 if is_turned else -1]
         if not bool(((groups >= 0) & (groups < count)).all()):
-            raise _broken(info, "g_idx names groups that are not there")
+            raise _broken(info, "g_idx names groups that do not exist")
         is_plain = torch.equal(groups, in_order)
     if cols % wide == 0 and ("order" not in pieces or is_plain):
         groups = wide  # which is faster

@@ -435,7 +435,7 @@ def with_matrices(
             layouts = known_formats[formats[owner]].layouts
             entry = max(layouts, key=lambda one: one.fits(module)).matrix(module)
             if entry.name in tensors and entry.name not in own:
-                raise _RefusedError("its matrix is there twice")
+                raise _RefusedError("its matrix occurs twice")
         except _RefusedError as why:
             refused[owner] = f"{formats[owner]} ({why})"
             continue

@@ -202,7 +202,11 @@ class _Header:
     def read(self) -> Header:
         if self.raw[:4] != b"GGUF":
             lfs = self.raw.startswith(b"version ")
-            why = "it is a Git-LFS pointer (run `git lfs pull`)" if lfs else "it does not begin so"
+            why = (
+                "it is a Git-LFS pointer (run `git lfs pull`)"
+                if lfs
+                else "it does not begin with GGUF"
+            )
             raise self.fault(why if self.raw else "it is empty")
         _, version = self.numbers("4sI")
         if version not in VERSIONS:
@@ -217,7 +221,7 @@ class _Header:
         for _ in range(keys):
             key = self.text("a key", 1 << 16)
             if key in metadata:
-                raise self.fault(f"the key {key[:80]!r} is there twice")
+                raise self.fault(f"the key {key[:80]!r} occurs twice")
             metadata[key] = self.value(self.numbers("I")[0], key)
         found = [self.tensor() for _ in range(tensors)]
         align = metadata.get("general.alignment", 32)
@@ -307,7 +311,7 @@ def model_of(
     for info in (info for header in headers for info in header.tensors.values()):
         found = _translated(info, architecture, names, heads if architecture in PAIRED else {})
         if found.name in tensors:
-            raise FileError(f"{shard}: {found.name!r} is there twice", HINT)
+            raise FileError(f"{shard}: {found.name!r} occurs twice", HINT)
         tensors[found.name] = found
     said = {word: metadata.get(f"{architecture}.{key}") for key, word in KEYS.items()}
     said["vocab_size"] = said["vocab_size"] or metadata.get("tokenizer.ggml.tokens")
@@ -370,7 +374,7 @@ def _translated(
     paired = heads.get(pattern, 0)
     fits = type(paired) is int and paired > 0 and info.shape and info.shape[0] % (2 * paired) == 0
     if pattern in heads and not fits:
-        return replace(found, problem="the file does not say how many heads its rows are of")
+        return replace(found, problem="the file does not say how many heads its rows belong to")
     assert isinstance(paired, int)
     added = int(architecture in ADDED and info.name.endswith("_norm.weight") and "ssm_" not in stem)
     is_float = info.dtype in FLOATS

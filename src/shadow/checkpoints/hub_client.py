@@ -155,7 +155,7 @@ def _is_local(error: BaseException) -> bool:
 def problem(error: BaseException) -> str:
     """Return what is wrong with the Hub, as words that follow `the Hub`."""
     status = _status(_cause(error))
-    return "does not answer, or not to the end" if status is None else f"answers {status}"
+    return "does not answer, or breaks off" if status is None else f"answers {status}"
 
 
 def in_words(
@@ -200,7 +200,7 @@ def _words(error: BaseException) -> Words:
     is_misled = isinstance(error, ValueError) or type(error).__name__ in MISLED
     if is_misled or not isinstance(error, FAILURES):
         return NOT_A_HUB
-    return "{what}: {hub} does not answer, or not to the end ({kind})", "{reached}"
+    return "{what}: {hub} does not answer, or breaks off ({kind})", "{reached}"
 
 
 def require_usable_settings() -> None:
@@ -216,7 +216,7 @@ def require_usable_settings() -> None:
         raise ShadowError(fault, "set HF_TOKEN, or type `hf auth login`") from error
     if token and not re.fullmatch(r"[!-~]+", token):
         raise ShadowError(
-            "the token has spaces, control characters or letters beyond ASCII: it cannot be one",
+            "the token has spaces, control characters or letters beyond ASCII, and cannot be valid",
             "correct HF_TOKEN, or type `hf auth login`",
         )
 

@@ -307,7 +307,7 @@ def _load_distributed(
     if len(names) > MAX_ENTRIES:
         raise ValueError(f"{len(names):,} tensors; at most {MAX_ENTRIES:,} are read")
     if len(set(names.values())) < len(names):
-        raise ValueError("two models are in it")
+        raise ValueError("it contains two models")
     tensors = []
     for key, name in names.items():
         shape, rows = tuple(listed[key].size), 0
@@ -320,7 +320,7 @@ def _load_distributed(
             if 0 in size:
                 continue
             if start != (rows, *(0 for _ in shape))[: len(shape)] or size[1:] != shape[1:]:
-                raise ValueError(f"tensor {name[:80]!r} is not cut by its rows alone")
+                raise ValueError(f"tensor {name[:80]!r} is not split by rows alone")
             piece = _piece(pieces[key, start], files)
             if (piece.shape, piece.dtype) != (size, dtype):
                 raise ValueError(f"a piece of tensor {name[:80]!r} is not what .metadata says")
@@ -368,7 +368,7 @@ def _names_in_model(paths: Mapping[str, Sequence[object]], numbers: Set[str]) ->
 
 def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> dict[str, Any]:
     if storage_start is None:
-        raise ValueError(f"this torch does not tell where tensor {name[:80]!r} lies")
+        raise ValueError(f"this version of torch does not say where tensor {name[:80]!r} lies")
     return {
         "name": name,
         "dtype": DTYPES.get(str(tensor.dtype), str(tensor.dtype)),

@@ -99,7 +99,7 @@ class LocalFile(Source):
 
 def _held_again(path: Path) -> HeldFile:
     """Open a file of the Hub's cache or of this audit, which another program may have removed."""
-    why = "it is no file"
+    why = "it is not a file"
     try:
         if (file := hold(path)) is not None:
             return file

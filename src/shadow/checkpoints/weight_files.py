@@ -107,7 +107,7 @@ def choose_weights(
     suffix = PurePosixPath(alone).suffix
     if alone and suffix not in (".safetensors", *PICKLED):
         hint = f"name a folder, or a file: .safetensors, {GGUF}, {', '.join(PICKLED)}"
-        raise ShadowError(f"{where} is no file of weights", hint)
+        raise ShadowError(f"{where} is not a file of weights", hint)
     if suffix in PICKLED and not allow_pickle:
         raise ShadowError(f"{where}: a file of torch, which is a pickle", PICKLES_HINT)
     if not alone and file is not None and packed:
@@ -213,7 +213,7 @@ def read_adapter(where: str, config: Mapping[str, object], *, dora: bool = False
     alphas: list[Any] = [config.get("lora_alpha"), *patterns.values()]
     for alpha in alphas:
         if type(alpha) not in (int, float) or not 0 < alpha <= MAX_ALPHA:
-            raise refused(f"lora_alpha is {str(alpha)[:40]!r}, which is no scale")
+            raise refused(f"lora_alpha is {str(alpha)[:40]!r}, which is not a valid scale")
     first, *others = map(float, alphas)
     by_name = dict(zip(patterns, others, strict=True))
     is_stabilised = config.get("use_rslora") is True

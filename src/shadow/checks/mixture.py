@@ -25,9 +25,9 @@ WORDS = {
     "layer": "{sum} by layer, within the rounding to {formats} in every entry",
     "no_part": "no part of {letter}: {merge}",
     "merge_but": "{merge}, but {rest}",
-    "weight_unknown": "the weight of {letter} is not known, as some models are too much alike",
+    "weight_unknown": "the weight of {letter} is unknown, as some models are too similar",
     "in_steps": "{sum} leaves more than one rounding to {formats}, and no more than rounding at"
-    " every step may: that this is a merge cannot be excluded",
+    " every step may: a merge cannot be excluded",
     "tensors_differ": "{apart:count} of {tensors:count tensor|tensors} {apart|differs|differ} from"
     " {sum}",
     "not_linear": "not a linear merge: the best weights, {sum}, leave {rest:share} of the change,"

@@ -39,7 +39,7 @@ WORDS = {
     "part": "{compared}: a filter left out the rest",
     "two_models": "{compared}: these are not two states of one model",
     "no_floor": "norms alone were measured, and not what rounding left",
-    "unjudged": "it is not known what rounding to {formats} makes of a change",
+    "unjudged": "it is unknown what rounding to {formats} does to a change",
     "not_rounded": "storage did not round the change",
     "more": "the change is {floor:ratio} times as large as rounding alone would make it",
     "rounded": "the change is only {floor:ratio} times as large as rounding alone would make it",

@@ -122,7 +122,7 @@ class Patterns:
                 begun = pattern.text.rstrip(".") + "."
                 own = {at for name in names if f"{name}.".startswith(begun) for at in names[name]}
                 if not own:
-                    fault = f"{pattern.fault.message}, and no tensor's name begins so"
+                    fault = f"{pattern.fault.message}, and no tensor's name begins with it"
                     raise UsageError(fault, pattern.fault.hint)
                 pattern = replace(pattern, named=frozenset(own))
             elif not any(map(pattern.may_cover, every)):

@@ -27,8 +27,8 @@ WORDS = {
     " rounding to the nearest level makes, as GPTQ, AWQ, a round trip through few bits and formats"
     " of unknown levels leave: that these are copies cannot be excluded",
     "floats": "no tensor of the copy is quantised",
-    "at_error": "{tensors:count tensor is|tensors are} the original's at the error of their formats"
-    " ({formats})[: error {ratio:fixed} times what it makes]",
+    "at_error": "{tensors:count tensor is|tensors are} the original's with the error of their"
+    " formats ({formats})[: error {ratio:fixed} times what it makes]",
     "in_format": "{tensors:count} {format}",
     "far": "{format}: nothing like the original's, entry by entry",
     "scaled": "{format}: the original's times {factor:factor}",

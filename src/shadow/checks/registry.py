@@ -40,11 +40,11 @@ def pair_claim(text: str) -> Question:
     """Parse `trained --moved layers.0-7 --frozen embed`, without its sides. Raises UsageError."""
     claim, *rest = re.sub(r"(\s--\w+)=", r"\1 ", text).split() or [""]
     if claim in CHECKS and claim not in OF_PAIRS:
-        raise UsageError(f"{claim} is no claim of a base and a tuned side", one_of(OF_PAIRS))
+        raise UsageError(f"{claim} is not a claim about a base and a tuned side", one_of(OF_PAIRS))
     found: dict[str, list[str]] = {"--moved": [], "--frozen": []}
     if len(rest) % 2 or any(option not in found for option in rest[::2]):
         hint = "write `trained --moved PATTERN --frozen PATTERN`, each as often as you like"
-        raise UsageError(f"{text[:80]!r} is no claim with patterns", hint)
+        raise UsageError(f"{text[:80]!r} is not a claim with patterns", hint)
     for option, pattern in zip(rest[::2], rest[1::2], strict=True):
         found[option].append(pattern_or_name(pattern).text)
     form = require_form(claim, 2, moved=found["--moved"], frozen=found["--frozen"])

@@ -29,7 +29,7 @@ WORDS = {
     "error": "error {error:share} of the norm of all tensors",
     "no_update": "the full model is equal to the base: there is no update to keep",
     "no_base": "the base has no such tensor",
-    "unknown_format": "what {format} makes of an original is not known",
+    "unknown_format": "what {format} makes of an original is unknown",
     "entries": "{off:count} of {entries:count} entries are not those of rounding to {format}",
     "some_not_finite": "{off:count} of {entries:count} entries are not those of rounding to"
     " {format}; some are not finite",

@@ -37,7 +37,7 @@ WORDS = {
     "nothing": "no tensor that the patterns name was compared",
     # of a tensor
     "equal": "it is equal to the base's in every entry",
-    "changed": "it is not what it was",
+    "changed": "it has changed",
     "rounded": "it is the base's rounded to {format}",
     "entries": "{changed:count} of {entries:count} entries differ[: it is the base's rounded to"
     " {format}]",
@@ -45,7 +45,7 @@ WORDS = {
     "not_told_apart": "its parts or experts, of which different things are asked, are not"
     " distinguished",
     "calibrated": "{tuned} may leave this of the base's, as by GPTQ or AWQ",
-    "unknown_levels": "what {tuned} makes of the base's is not known",
+    "unknown_levels": "what {tuned} makes of the base's is unknown",
     "both_quantised": "rounding to its format and to the base's may leave this",
     "base_rounded": "the base's may be this, rounded to {base}",
     "few_levels": "it may be the base's after a round trip through 8 bits or fewer",

@@ -158,7 +158,7 @@ def audit(
     if targets == ("demo",) and format == "table":
         say("your own models: shadow audit ./BASE ./TUNED, or org/BASE org/TUNED")
     if bugs := [one for one in faults if not isinstance(one, ShadowError)]:
-        raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
+        raise ExceptionGroup("errors in shadow itself, while it audited a list", bugs)
     is_wrong = 0 < sum(isinstance(one, UsageError) for one in faults) == len(names)
     finish(judged, rules, wrong_usage=is_wrong)
 

@@ -106,7 +106,7 @@ class Command(TyperCommand):
             if name not in takes_value:
                 error = gone("option", f"{ctx.info_name}:{name}") or gone("option", name)
             elif takes_value[name] and value.startswith("--"):
-                hint = f"write its value behind it, such as {name} VALUE; a file may be ./--NAME"
+                hint = f"write its value after it, such as {name} VALUE; a file may be ./--NAME"
                 error = UsageError(f"{name} has no value: {value[:80]!r} begins with --", hint)
             if error:
                 raise error

@@ -133,7 +133,7 @@ def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool = 
 
 def clean(
     output: Path = shared.OUTPUT,
-    cache: bool = option("Instead remove the spectra that are kept for later audits.", False),
+    cache: bool = option("Instead remove the spectra cached for later audits.", False),
 ) -> None:
     """Remove what unfinished audits left. That is partial results, and shards that were to be
     removed after use.

@@ -209,7 +209,7 @@ class AuditResult:
 
 
 State = Literal["done", "kept", "failed", "stopped"]
-BUG = "a fault of shadow itself; its traceback follows at the end"
+BUG = "an error in shadow itself; its traceback follows at the end"
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
             there = ray.get_runtime_context().gcs_address
             if request.address not in (None, "auto", "local", there):
                 hint = f"leave out the address, or name {there}; `ray.shutdown()` ends it"
-                raise UsageError("this process has a Ray of another address already", hint)
+                raise UsageError("this process already uses a Ray at another address", hint)
         else:
             if address == "local":
                 runtime.say("starting Ray on this machine")
@@ -107,7 +107,7 @@ def _require_somebody_at(address: str) -> None:
     """Raise ShadowError at once if nobody listens: Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     hint = "auto, or HOST:PORT such as 10.0.0.1:6379"
-    wrong = UsageError(f"{address[:80]!r} is no address of a Ray cluster", hint)
+    wrong = UsageError(f"{address[:80]!r} is not the address of a Ray cluster", hint)
     # such as http://HOST:8265, the address of the jobs, which RAY_ADDRESS may hold
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
         raise wrong

@@ -230,7 +230,7 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     """
     if re.search(r"(^|\.)layers?\.\d", text):
         hint = "leave the layers out; a rule on `changed` or `unchanged` may name some"
-        raise UsageError(f"{text[:80]!r}: the summary has no figure of some layers", hint)
+        raise UsageError(f"{text[:80]!r}: the summary has no figures of single layers", hint)
     place, _, metric = text.rpartition(".")
     component, _, module = place.partition(".")
     if not re.fullmatch(NAMES, text) or "" in text.split("."):
@@ -247,7 +247,7 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     if error := gone("rule", metric) or gone("column", metric):
         raise error
     if metric not in known and metric.removesuffix("_error") in delta_metrics():
-        raise UsageError(f"{metric!r} is no figure of the summary", one_of(known))
+        raise UsageError(f"{metric!r} is not a figure of the summary", one_of(known))
     if not _known(metric, known):
         _refuse("metric", metric, closest(metric, known), "`shadow explain` lists them")
     if metric not in known and not many:

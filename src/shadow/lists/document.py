@@ -134,14 +134,12 @@ def _costs(plan: PairPlan) -> dict[str, str]:
     if plan.shards_to_fetch:
         rows["to move"] = byte_size(plan.bytes_to_move)
         if not plan.bytes_to_move:
-            rows["to move"] = "nothing: all is in the Hub's cache"
+            rows["to move"] = "nothing: everything is in the Hub's cache"
         elif plan.shards_in_ranges:
             shards = f"{plan.shards_in_ranges} of {plan.shards_to_fetch} shards"
             rows["to move"] += f", {shards} as byte ranges (unverified)"
         peak, free = byte_size(plan.disk_peak), byte_size(plan.disk_free)
-        stays = (
-            "freed after use" if plan.frees else "what whole shards take stays in the Hub's cache"
-        )
+        stays = "freed after use" if plan.frees else "whole shards stay in the Hub's cache"
         rows["disk"] = f"at most {peak} at a time, {stays}; {free} are free"
     rows["memory"] = (
         f"about {byte_size(plan.memory)} with {counted(plan.jobs, 'worker', 'workers')}, beside"

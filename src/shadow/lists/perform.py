@@ -63,7 +63,7 @@ def perform(
     """
     settings = settings_of(request.measuring)
     if request.found and request.ray is not None:
-        raise UsageError("a model in memory is measured by this process alone", "leave engine out")
+        raise UsageError("a model in memory is measured in this process only", "leave engine out")
     if request.ray is not None:
         cores = request.ray.cpus_per_task
         if cores is not None and cores < 1:
@@ -129,7 +129,7 @@ def settings_of(measuring: Measuring) -> Settings:
     solver = solver_of(method)
     if method.subjects == "delta" and not solver.has_spectra:
         hint = "leave out --subjects"
-        raise UsageError(f"--subjects is of spectra, which level {method.level} lacks", hint)
+        raise UsageError(f"--subjects chooses spectra, which level {method.level} lacks", hint)
     return Settings(
         method,
         filter_of(*map(_listed, (measuring.components, measuring.layers, measuring.modules))),

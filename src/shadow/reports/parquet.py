@@ -113,7 +113,7 @@ def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str
     schema = arrow_schema(columns)
     there = dict(zip(table.column_names, table.columns, strict=True))
     if len(there) < table.num_columns:
-        raise KeyError("a column that is there twice")
+        raise KeyError("a column that occurs twice")
     if absent := set(required) & set(schema.names) - set(there):
         raise KeyError(*sorted(absent))
     arrays = [

@@ -164,7 +164,7 @@ def check(name: str, arguments: tuple[Argument, ...]) -> None:
         if not faults and (fault := _fault(given[key], kind, sizes)):
             faults.append(f"{key} {fault}")
     faults += [
-        f"{key} has numbers beyond 1 to n"
+        f"{key} has numbers outside 1 to n"
         for key in INDICES
         if not faults and key in given and not _are_indices(given[key], sizes["n"])
     ]
@@ -188,7 +188,7 @@ def array_fault(
 ) -> str | None:
     """Return what is wrong with an array for a routine to read and write, None if nothing is."""
     if type(value) is not np.ndarray:
-        return "is no NumPy array"
+        return "is not a NumPy array"
     if value.dtype != np.dtype(dtype) or not value.dtype.isnative:
         return f"is {value.dtype}, not {np.dtype(dtype)}"
     if value.ndim != len(shape):

@@ -114,7 +114,7 @@ def interval(statistic: Statistic, blocks: Blocks) -> Interval:
     if blocks.free < FEWEST:
         among = f" in {components} components" if components > 1 else ""
         fewest = FEWEST + components - 1
-        reason = f"only {counted(layers, 'layer', 'layers')}{among}, it takes {fewest}"
+        reason = f"only {counted(layers, 'layer', 'layers')}{among}, at least {fewest} are needed"
         return Interval(None, layers, reason=reason if layers else "outside the layers")
     values = statistic(draws(blocks.sizes))
     if not np.all(np.isfinite(values)):

@@ -210,7 +210,7 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
     for other in targets:
         if not is_reference(other):
             hint = as_folder(other) or f"{TWO}; or families alone; a folder is ./NAME"
-            raise UsageError(f"{short(other)} is no checkpoint, and others here are", hint)
+            raise UsageError(f"{short(other)} is not a checkpoint, but others here are", hint)
     if len(targets) > 2:
         hint = f"{TWO}; several pairs go into a --list"
         raise UsageError(f"{len(targets)} checkpoints: a pair has two", hint)

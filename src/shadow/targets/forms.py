@@ -169,7 +169,9 @@ class FamilyForm(Form):
             hint = nearest("base", stages) or "add `base: org/name`, or `pairs` to compare"
             raise FaultError("it has no stage `base`", hint)
         if len(stages) < 2:
-            raise FaultError("it has no two stages", "add one, such as `instruct: org/name`")
+            raise FaultError(
+                "it has fewer than two stages", "add one, such as `instruct: org/name`"
+            )
         if self.pairs == [] and not self.note:
             hint = "say in `note` why there is nothing to compare, or leave `pairs` out"
             raise FaultError("`pairs` is empty and no `note` says why", hint, "pairs")
@@ -310,7 +312,7 @@ class ClaimForm(Form):
     def of_text(cls, text: str) -> object:
         claim, *of = text.split() or [""]
         if not of:
-            raise FaultError(f"{short(text)} is no claim with checkpoints", cls.WRITTEN)
+            raise FaultError(f"{short(text)} is not a claim about checkpoints", cls.WRITTEN)
         if any(word.startswith("--") for word in of):
             hint = f"write {{claim: {claim}, of: [./a, ./b], frozen: [embed]}}"
             raise FaultError(f"{short(text)}: a claim in one line has no options", hint)

@@ -108,7 +108,7 @@ def _contrast(contrast: Contrast, *, is_usual: bool) -> Iterator[Block]:
     for text in contrast.warnings:
         yield Note(text, "warning", close=True)
     if contrast.no_joint is not None:
-        yield Note(f"where the deltas point is not known: {contrast.no_joint}", close=True)
+        yield Note(f"where the deltas point is unknown: {contrast.no_joint}", close=True)
 
 
 def _figure_table(contrast: Contrast) -> TableBlock:

@@ -25,7 +25,7 @@ MODULES = {
     "position": "the position embeddings",
     "patch_embed": "the patch embeddings",
     "router": "the router",
-    "other": "matrices whose role is not known",
+    "other": "matrices of unknown role",
 }
 COMPONENTS = {
     "vision": "the vision tower",

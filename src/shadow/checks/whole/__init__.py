@@ -33,7 +33,7 @@ WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
     "whole": "{tensors:all tensor|tensors}, config and tokenizer agree",
     "whole_headers": "headers of {tensors:all tensor|tensors}, config and tokenizer agree; values"
     " are not looked at",
-    "not_all": "nothing contradicts itself, but not all could be checked",
+    "not_all": "no contradictions, but not everything could be checked",
 }
 
 

@@ -23,26 +23,26 @@ ADAPTER_CONFIG = "adapter_config.json"
 KINDS = ("eos", "bos", "pad")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
 WORDS = {
-    "token_beyond": "{kind} is token {token}, and the embedding has {rows:count row|rows}",
+    "token_beyond": "{kind} is token {token}, but the embedding has {rows:count row|rows}",
     "eos_apart": "eos is {one} here and {other} in {against}: generation does not stop where the"
     " other says",
     "token_unknown": "{kind} is {token}, which is not in the vocabulary",
-    "vocab_size": "vocab_size is {said:count}, and the embedding has {rows:count row|rows}",
+    "vocab_size": "vocab_size is {said:count}, but the embedding has {rows:count row|rows}",
     "tokenizer_beyond": "{tokens:count token has|tokens have} no row in the embedding of"
     " {rows:count row|rows}, such as {token} ({number})",
 }
 OF_ADAPTERS = {
     "does_nothing": "the adapter does nothing: a factor is zero in {modules:all module|modules}",
-    "zero_factor": "a factor of it is all zero, so that the adapter does nothing here",
-    "alpha": "lora_alpha is {alpha}, so that the adapter does nothing",
-    "rank": "its factors have rank {rank:count}, where config says {said:count}",
+    "zero_factor": "one of its factors is all zero, so the adapter does nothing here",
+    "alpha": "lora_alpha is {alpha}, so the adapter does nothing",
+    "rank": "its factors have rank {rank:count}, but config says {said:count}",
     "half": "only one factor of its update is there",
     "factors_apart": "factors of {left} and {right} do not multiply",
-    "target_absent": "config names it in target_modules, and no factor is of it",
-    "not_targeted": "config does not name it in target_modules, so that peft leaves it out",
-    "saved_absent": "config names it in modules_to_save, and no tensor is of it",
-    "dora_absent": "config says DoRA, and no module has its magnitudes",
-    "adapter_kind": "an adapter of type {kind}, of which nothing is known",
+    "target_absent": "config names it in target_modules, but it has no factors",
+    "not_targeted": "config does not name it in target_modules, so peft leaves it out",
+    "saved_absent": "config names it in modules_to_save, but it has no tensor",
+    "dora_absent": "config says DoRA, but no module has magnitudes",
+    "adapter_kind": "an adapter of the unknown type {kind}",
 }
 
 

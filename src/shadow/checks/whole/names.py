@@ -30,14 +30,14 @@ MOST_LAYERS = 10_000  # that a loader is asked to make
 MOST = 100_000  # that a config may promise
 WORDS = {
     "prefix": "no loader sees through {prefix} in {tensors:count name|names}",
-    "missing": "no file has it, so that transformers starts it at random",
+    "missing": "no file has it, so transformers initialises it at random",
     "expert_missing": "no file has it, in a model of {of:count expert|experts}",
-    "expert_shape": "its shape is {shape}, where that of most experts beside it is {other}",
-    "layer_missing": "config promises {of:count layer|layers}, and no tensor is of this one",
-    "mtp_missing": "config promises {of:count layer|layers} to predict further tokens, and the"
+    "expert_shape": "its shape is {shape}, but that of most experts beside it is {other}",
+    "layer_missing": "config promises {of:count layer|layers}, but this one has no tensor",
+    "mtp_missing": "config promises {of:count layer|layers} to predict further tokens, but the"
     " files have {found:count}",
-    "mismatched": "its shape is {shape}, where the model of this config has {other}",
-    "unexpected": "the model has no such tensor, so that transformers leaves it out",
+    "mismatched": "its shape is {shape}, but the model of this config has {other}",
+    "unexpected": "the model has no such tensor, so transformers leaves it out",
     "head_differs": "stored beside a config that ties it to {embedding}, with other values:"
     " transformers 5 takes it, others take {embedding}",
     "head_unknown": "stored beside a config that ties it to {embedding}; values are not compared",

@@ -46,7 +46,7 @@ WORDS = {
     "twice_unknown": "in {shard} and in {other}; values are not compared",
     "elsewhere": "the index puts it in {shard}, and it is in {other}",
     "unindexed": "in {shard}, but not in the index",
-    "shard_outside": "the index does not name it, so that no loader reads it; it has"
+    "shard_outside": "the index does not name it, so no loader reads it; it has"
     " {tensors:count tensor|tensors}",
     "no_index": "shards without an index, which loaders look for",
     "set_differs": "a second set of weights, with other values in {tensors:count tensor|tensors},"
