@@ -237,7 +237,7 @@ class _Header:
             position = info.end
         by_name = {one.name: one for one in placed}
         if len(by_name) < tensors:
-            raise self.fault("a tensor is there twice")
+            raise self.fault("a tensor occurs twice")
         return Header(by_name, hashlib.sha256(self.raw[: self.at]).hexdigest(), metadata)
 
     def value(self, kind: int, key: str) -> Value:

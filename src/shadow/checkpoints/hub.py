@@ -144,7 +144,7 @@ def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
             if entry.lfs:
                 size, digest = entry.lfs.size, entry.lfs.sha256
             if type(size) is not int or not 0 <= size <= MAX_OFFSET or type(entry.path) is not str:
-                raise ValueError("a size or a name that is none")
+                raise ValueError("an invalid size or name")
             checksum = _checksum(digest)
             files[entry.path] = RemoteFile(repo, commit, entry.path, size, checksum, offline=False)
     return files

@@ -153,7 +153,7 @@ class WholeFile(Source):
                 self.held = held_shard(path, shard)
                 header = read_header(self.held, shard)
             if digest_of(header) != self.header:
-                message = f"{self.file.path} has another header than was read before"
+                message = f"{self.file.path} has another header than before"
                 hint = "run the same command again; or the server does not serve one commit"
                 raise ShadowError(f"{self.file.repo}: {message}", hint)
         self.path = path

@@ -348,9 +348,9 @@ def _sentence(
         apart += f", without a spread ({concentration.no_interval})"
     if verdict in OPPOSITE:
         name = f"{first.name} is {verdict} than {second.name}"
-        return f"{name}, by {apart} ({margin} counts)"
+        return f"{name}, by {apart} (margin {margin})"
     if verdict == "different, below the margin":
-        return f"{both} differ by {apart}, less than counts ({margin})"
+        return f"{both} differ by {apart}, less than the margin of {margin}"
     if verdict == "mixed evidence":
         return f"{both} differ by {apart} in concentration, and the other figures do not agree"
     return f"{both} are not distinguished: {UNSEEN}"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # counted in the lab: docs/evidence.md, whose table a test compares
 FALSELY_CALLED = "in the lab, 0 of 140 pairs of two seeds were called so"
-MISSED = "in the lab, 15 of 99 pairs of narrow and broad data were missed so"
+MISSED = "in the lab, 15 of 99 pairs of narrow and broad data were missed this way"
 OVER = (
     "{matrices:count matrix|matrices} of {relation}[, known by its {verified}]; the"
     " {in_layers:count} in {layers:count layer|layers} decide[; left out are {alone_in_first:count}"
