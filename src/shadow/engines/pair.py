@@ -63,6 +63,7 @@ from shadow.text import byte_size
 Made = TypeVar("Made")
 # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
 SCRATCH = "scratch-"
+NOT_SEEN = f"{NOT_SHARED}; if -o is a URL, SHADOW_WORK_DIR must be such a folder"
 POLL = 1.0  # seconds between two looks at whether another audit of the pair has ended
 
 
@@ -103,9 +104,11 @@ def measure_part(
 ) -> Path:
     """Measure the pairs with these keys into a journal in folder, which is returned.
 
-    Continues where it was stopped. Raises ShadowError like run_pair, and if the files on this
-    machine do not match the identity.
+    Continues where it was stopped. Raises ShadowError like run_pair, and if this machine does not
+    see the journal of the pair, or has other files than the identity.
     """
+    fault = f"{folder.parents[2]}: another machine does not see this folder"
+    require_sight((folder.parents[1] / JOURNAL).is_file, fault, NOT_SEEN)
     with _asked(pair, settings, folder, runtime) as asked:
         base, tuned = find_sides(pair, runtime, asked.scratch)
         for found, wanted in ((base, identity.base), (tuned, identity.tuned)):
@@ -305,9 +308,6 @@ def _run_metadata(settings: Settings, began: datetime, seconds: float) -> RunMet
     return run
 
 
-NOT_SEEN = f"{NOT_SHARED}; if -o is a URL, SHADOW_WORK_DIR must be such a folder"
-
-
 @dataclass(frozen=True)
 class Parts:
     """Division of a pair into parts."""
@@ -355,7 +355,7 @@ class Parts:
             sizes[name] = len(part)
             digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
             folder = journal.folder / PARTS / digest
-            work = partial(_measured, asked.pair, asked.settings, journal.identity, keys, folder)
+            work = partial(measure_part, asked.pair, asked.settings, journal.identity, keys, folder)
             own = runtime.prefixed(f"{name}: ") if len(parts) > 1 else runtime
             own = replace(own, commits=commits, elsewhere=None, show=partial(show, name))
             self.engine.submit(Task(name, work, partial(replace, own), name))
@@ -371,21 +371,6 @@ class Parts:
                 _take_over(ended.result, sizes[name], journal)
                 if last := recorded.get(name):  # its last words may have been lost
                     show(name, replace(last, done=last.total, cost_done=last.cost_total))
-
-
-def _measured(
-    pair: Pair,
-    settings: Settings,
-    identity: Identity,
-    keys: Sequence[str],
-    folder: Path,
-    runtime: Runtime,
-) -> Path:
-    """Call `measure_part` once the journal of the pair is visible. Raises ShadowError."""
-    journal = folder.parents[1] / JOURNAL
-    fault = f"{folder.parents[2]}: another machine does not see this folder"
-    require_sight(journal.is_file, fault, NOT_SEEN)
-    return measure_part(pair, settings, identity, keys, folder, runtime)
 
 
 def _take_over(folder: Path, count: int, journal: Journal) -> None:
