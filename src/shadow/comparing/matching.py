@@ -128,18 +128,13 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
 def _same(left: CheckpointIdentity, right: CheckpointIdentity) -> str | None:
     """Return how two checkpoints are known to be the same; None if they are not."""
     # a commit may hold several checkpoints
-    if _is_hash(left.commit, 40) and left.commit == right.commit and left.repo == right.repo:
+    is_pinned = left.commit and re.fullmatch("[0-9a-f]{40}", left.commit)
+    if is_pinned and left.commit == right.commit and left.repo == right.repo:
         return "commit"
     if left.content and right.content:
         return "content" if left.content == right.content else None
-    if _is_hash(left.fingerprint, 64) and left.fingerprint == right.fingerprint:
-        return "content"
-    return None
-
-
-def _is_hash(text: str | None, digits: int) -> bool:
-    """Return whether a text is a hexadecimal number of that many digits."""
-    return text is not None and re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
+    is_known = left.fingerprint and re.fullmatch("[0-9a-f]{64}", left.fingerprint)
+    return "content" if is_known and left.fingerprint == right.fingerprint else None
 
 
 # Matching
@@ -151,7 +146,6 @@ def _options(provenance: Provenance) -> dict[str, object]:
     return {
         "--level": method["level"],
         "--subjects": method.get("subjects") or "all",
-        "--nulls": method.get("nulls"),
         "--device": settings.get("device") or "cpu",
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
+from scipy.stats import ttest_1samp
 
 from shadow.files import require_utf8, write_beside
 from shadow.lab import experiment
@@ -115,8 +115,8 @@ def over_bases(values: Iterable[float]) -> MeanOverBases:
     mean, count = float(np.mean(known)) if known else None, len(known)
     if mean is None or count < 2:
         return MeanOverBases(mean, None, None, count)
-    half = float(t.ppf((1 + LEVEL) / 2, count - 1) * np.std(known, ddof=1) / np.sqrt(count))
-    return MeanOverBases(mean, mean - half, mean + half, count)
+    low, high = ttest_1samp(known, 0.0).confidence_interval(LEVEL)
+    return MeanOverBases(mean, float(low), float(high), count)
 
 
 def level(runs: pd.DataFrame, column: str) -> dict[str, MeanOverBases]:

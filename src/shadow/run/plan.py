@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 from itertools import accumulate
 from pathlib import Path
 
-from shadow.checkpoints.opening import Checkpoint, Located
+from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
@@ -123,12 +123,6 @@ def make_plan(
         problem=disks.lack(chosen, frees),
         hint=hint,
     )
-
-
-def require_disk_for_pickles(located: Located, access: Access) -> int:
-    """Return the bytes of `.bin` files, which are all fetched first. Raises ShadowError."""
-    sources = [WholeFile(located.snapshot.files[shard]) for shard in located.weights.shards]
-    return require_disk_at_once(f"{located.reference}: its .bin files", sources, access)
 
 
 def require_disk_at_once(what: str, sources: Sequence[Source], access: Access) -> int:

@@ -35,29 +35,26 @@ CPU = DeviceChoice()
 
 
 def choose(asked: str) -> DeviceChoice:
-    """Return the device for a word; `auto` falls back to the CPU. Raises UsageError."""
+    """Choose the device named on this machine; `auto` falls back to the CPU. Raises UsageError."""
     if asked == "cpu":
         return CPU
-    card = re.fullmatch(r"cuda(?::(\d{1,3}))?", asked, re.ASCII)
-    if asked not in ("auto", "mps") and card is None:
+    if not re.fullmatch(r"auto|mps|cuda(:\d{1,3})?", asked, re.ASCII):
         raise UsageError(f"no device {asked[:40]!r}", f"one of {WORDS}")
-    place, name = f"cuda:{card[1] if card and card[1] else 0}", "mps"
     has_mps = torch.backends.mps.is_available()
+    if asked in ("auto", "mps") and has_mps:
+        return DeviceChoice("mps", "mps", "mps")
+    place = asked if ":" in asked else "cuda:0"
     try:
-        if asked == "mps" or (asked == "auto" and has_mps):
-            place = "mps"
-            if not has_mps:
-                raise RuntimeError("torch finds no such device")
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a driver that is too old
-                name = torch.cuda.get_device_name(place)
+        if asked == "mps":
+            raise RuntimeError("torch finds no such device")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a driver that is too old
+            return DeviceChoice("cuda", place, torch.cuda.get_device_name(place))
     except (RuntimeError, AssertionError) as error:  # such as a torch that is built without CUDA
         if asked == "auto":
             return CPU
         note = str(error).strip().partition("\n")[0][:120]
         raise UsageError(f"--device {asked}: {note}", "use --device cpu, or auto") from error
-    return DeviceChoice(place.partition(":")[0], place, name)
 
 
 def open_device(choice: DeviceChoice) -> Grams:

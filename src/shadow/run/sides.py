@@ -23,6 +23,7 @@ from shadow.checkpoints.opening import (
     sharing,
 )
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.checkpoints.sources import WholeFile
 from shadow.errors import ShadowError, UsageError
 from shadow.places.names import name_rules
 from shadow.process_settings import uncollected
@@ -201,9 +202,13 @@ def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
         return combine(found, parts)
     if isinstance(found, Checkpoint):
         return found
-    from shadow.run.plan import require_disk_for_pickles
+    to_move = 0
+    if found.weights.pickled:
+        from shadow.run.plan import require_disk_at_once
 
-    to_move = require_disk_for_pickles(found, runtime.access) if found.weights.pickled else 0
+        snapshot, shards = found.snapshot, found.weights.shards
+        files = [WholeFile(snapshot.files[shard]) for shard in shards]
+        to_move = require_disk_at_once(f"{found.reference}: its .bin files", files, runtime.access)
     if to_move:
         runtime.say(f"fetching {byte_size(to_move)} of .bin files")
     moved = 0

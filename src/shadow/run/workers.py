@@ -218,8 +218,10 @@ def outcome_of(
     summed: by key of a pair, the tensors whose checksums are computed with it.
     """
     started = time.perf_counter()
-    base_verified = _verified(pair.base, base) if pair.base else None
-    tuned_verified = _verified(pair.tuned, tuned)
+    verified = (
+        None if pair.base is None else _verified(pair.base, base),
+        _verified(pair.tuned, tuned),
+    )
     checksums: dict[str, dict[str, str]] = {}
     try:
         try:
@@ -234,7 +236,7 @@ def outcome_of(
         require_same_files(pair, base, tuned)
     return replace(
         measured,
-        verified=(base_verified, tuned_verified),
+        verified=verified,
         seconds=time.perf_counter() - started,
         checksums=checksums,
     )
@@ -257,10 +259,8 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Mean
     if pair.base is None:
         only = _view(pair, pair.tuned, tuned)
         largest = largest_entry(only, working_dtype(stored), means.space)
-        if not Extent(0.0, largest, 0.0).finite:
-            return MatrixOutcome(
-                pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor"
-            )
+        if not math.isfinite(largest):
+            return _broken(pair.key, Extent(0.0, largest, 0.0))
         alone = measure_alone(only, stored, largest, means, pair.key)
         return MatrixOutcome(
             pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
@@ -346,8 +346,7 @@ def _copied(
 
 def _broken(key: str, size: Extent) -> MatrixOutcome:
     """Return the outcome of a pair with an entry that is not finite."""
-    values = {"base": size.base, "tuned": size.tuned}
-    broken = [side for side, value in values.items() if not Extent(value, 0, 0).finite]
+    broken = [side for side in SIDES if not math.isfinite(getattr(size, side))]
     detail = f"in the {' and the '.join(broken)} tensor"
     return MatrixOutcome(key, "skipped", reason="nonfinite", detail=detail)
 

@@ -18,7 +18,7 @@ import torch
 
 from shadow.dtypes import FLOATS, FloatFormat, float_format
 from shadow.spectra.copies import stored_levels
-from shadow.spectra.entries import compared, decay_cosine, norm_values
+from shadow.spectra.entries import compared, cosine, decay_cosine, norm_values
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.levels import round_trip
 from shadow.spectra.measurement import Measurement, Precision, Values, norm_alone
@@ -43,6 +43,7 @@ from shadow.spectra.spectrum import (
     shape_of,
     working_dtype,
 )
+from shadow.spectra.subspace import NO_SUBSPACES
 from shadow.spectra.sums import Extent, Sums, extent, sums
 
 
@@ -112,7 +113,10 @@ def measure_pair(
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     values = {
+        **NO_SUBSPACES,
+        **_sizes(total, sides.shape),
         **made.values,
+        "condition_number": None,  # the smallest singular value of a delta says nothing
         **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
         **dict.fromkeys(FORMAT_COLUMNS),
         **format_values(sides, formats, float(lines[0].sum())),
@@ -145,6 +149,21 @@ def measure_pair(
     precision: Precision = made.delta.precision if made.delta else "sketch"
     delta = Measurement("delta", precision, {**values, **about_kept}, sigma)
     return Measured(made.base, made.tuned, delta)
+
+
+def _sizes(total: Sums, shape: tuple[int, int]) -> Values:
+    """Return size, direction and rounding of the delta relative to the base, from the sums."""
+    profile = total.profile
+    delta, base = math.sqrt(profile.energy) / profile.scale, math.sqrt(total.base) / total.scale
+    rounding = math.sqrt(total.ulps / 12.0) / total.scale
+    of_delta = profile.scale / total.scale
+    energy, along = profile.energy / of_delta**2, total.along / of_delta
+    return {
+        "relative_norm": delta / base if base > 0 else None,
+        "cosine": cosine(math.sqrt(total.base), math.sqrt(total.tuned), energy, along),
+        "zero_share": total.zeros / (shape[0] * shape[1]),
+        "floor_ratio": delta / rounding if rounding > 0 else None,
+    }
 
 
 def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:

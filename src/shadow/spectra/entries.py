@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import InFile, Matrix, Updated, is_quantised, is_stored, torch_dtype
+from shadow.spectra.lazy import (
+    InFile,
+    Matrix,
+    Updated,
+    half_ulp,
+    is_quantised,
+    is_stored,
+    torch_dtype,
+)
 from shadow.spectra.measurement import Cast, Measurement, Values, norm_alone
 from shadow.spectra.spectrum import SMALL_BLOCK, Sides, Workspace, tiles
 from shadow.spectra.sums import INTEGERS, PART, SAFE, parts
@@ -213,9 +221,7 @@ def _is_as_large_as_rounding(sides: Sides, to: FloatFormat) -> bool:
     """
     energy, rounding = 0.0, 0.0
     for b, t in sides.blocks(SMALL_BLOCK):
-        exponents = (torch.frexp(b).exponent - 1).clamp_min(to.min_exponent) - to.mantissa_bits
-        ulps = torch.ldexp(torch.ones_like(b), exponents)
-        rounding += float(ulps.square_().sum(dtype=torch.float64)) / 12
+        rounding += float(half_ulp(b.double(), to).square_().sum()) / 3
         energy += float(t.sub_(b).square_().sum(dtype=torch.float64))
     return energy >= AS_ROUNDING * rounding
 

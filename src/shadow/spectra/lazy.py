@@ -130,9 +130,16 @@ def _triangle(tall: Tensor) -> Tensor:
 
 
 Matrix = Tensor | InFile | Updated
+EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
 
 
 def torch_dtype(grid: FloatFormat) -> torch.dtype:
     """Return the dtype of torch with the numbers of a stored format."""
     found: torch.dtype = getattr(torch, grid.torch_name)
     return found
+
+
+def half_ulp(values: Tensor, grid: FloatFormat) -> Tensor:
+    """Return half a unit in the last place of a stored format, at each float64 value."""
+    binades = (values.view(torch.int64) & EXPONENT).view(torch.float64)
+    return binades.clamp_min_(2.0**grid.min_exponent).mul_(2.0 ** -(grid.mantissa_bits + 1))

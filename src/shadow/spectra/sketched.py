@@ -208,7 +208,6 @@ def delta_figures(of: Sketch, null: float, edge: float, sharp: float) -> Figures
     return {
         **weight_figures(of),
         **_tops(of, (20,)),
-        "condition_number": None,
         "null_participation_ratio": null,
         "null_edge": edge,
         "null_edge_sharp": sharp,

@@ -15,7 +15,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from shadow.spectra.entries import cosine
 from shadow.spectra.krylov import PASSES, WIDTH
 from shadow.spectra.lazy import Matrix, Updated
 from shadow.spectra.measurement import (
@@ -59,7 +58,7 @@ from shadow.spectra.spectrum import (
     spectrum,
     working_dtype,
 )
-from shadow.spectra.subspace import NO_SUBSPACES, VECTORS, subspace_values
+from shadow.spectra.subspace import VECTORS, subspace_values
 from shadow.spectra.sums import PART, Sums
 
 FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good to float64's rounding
@@ -189,12 +188,7 @@ class Gram(_Spectral):
             delta = spectrum(
                 read, sides.shape, norm, scale, self.precision, is_wide, grams=means.grams
             )
-        values = {
-            **_of_delta(delta, profile),
-            **_sizes(delta.norm, weights[0].number("frobenius_norm"), total, sides.shape),
-            **_beside_base(spectra, weights),
-            **NO_SUBSPACES,
-        }
+        values = {**_of_delta(delta, profile), **_beside_base(spectra, weights)}
         if spectra:
             values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
         return Figured(weights[0], weights[1], values, delta)
@@ -267,15 +261,10 @@ class KrylovSolver(_Spectral):
             read = of_pair(sides, {name: scale for name, (scale, _) in asked.items()})
             made = sketches(read, sides.shape, asked, key)
         whole = None if adapted is None else _update_spectrum(adapted, norms["delta"])
-        values = {
-            **(
-                columns(delta_figures(made["delta"], *closed_null(profile)))
-                if whole is None
-                else _of_delta(whole, profile)
-            ),
-            **_sizes(norms["delta"], norms["base"], total, sides.shape),
-            **NO_SUBSPACES,
-        }
+        if whole is None:
+            values = columns(delta_figures(made["delta"], *closed_null(profile)))
+        else:
+            values = _of_delta(whole, profile)
         if not is_all:
             base, tuned = (norm_alone(subject, norms[subject]) for subject in WEIGHTS)
             return Figured(base, tuned, values, whole)
@@ -352,7 +341,7 @@ def _of_delta(delta: Spectrum, profile: Profile) -> Values:
     """Return the columns of a delta's singular values; its smallest one says nothing."""
     values = spectrum_values(delta)
     return {
-        **values, "condition_number": None, **top_energies(delta, (20,)),
+        **values, **top_energies(delta, (20,)),
         **null_values(delta, profile, values["participation_ratio"]),
     }  # fmt: skip
 
@@ -373,22 +362,3 @@ def _beside_base(spectra: Sequence[Spectrum], weights: Sequence[Measurement]) ->
     if before is not None and after is not None:
         values["effective_rank_shift"] = after - before
     return values
-
-
-def _sizes(delta: float, base: float | None, total: Sums, shape: tuple[int, int]) -> Values:
-    """Return size, direction and rounding of the delta relative to the base, from norms
-    and sums.
-    """
-    rounding = math.sqrt(total.ulps / 12.0) / total.scale
-    of_delta = total.profile.scale / total.scale
-    energy, along = total.profile.energy / of_delta**2, total.along / of_delta
-    return {
-        "relative_norm": _ratio(delta, base or 0.0),
-        "cosine": cosine(math.sqrt(total.base), math.sqrt(total.tuned), energy, along),
-        "zero_share": total.zeros / (shape[0] * shape[1]),
-        "floor_ratio": _ratio(delta, rounding),
-    }
-
-
-def _ratio(numerator: float, denominator: float) -> float | None:
-    return numerator / denominator if denominator > 0 else None

@@ -25,7 +25,7 @@ from scipy.linalg import solve_triangular
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import Matrix, Updated, is_quantised
+from shadow.spectra.lazy import Matrix, Updated, half_ulp, is_quantised
 from shadow.spectra.measurement import Values
 from shadow.spectra.noise import Profile
 from shadow.spectra.rounding_model import coarser_grid
@@ -297,7 +297,8 @@ def _sums(
         d1 = read_block(one, index, "tuned", torch.float64, space).sub_(b)
         d2 = read_block(two, index, "last", torch.float64, space)
         d2.sub_(read_block(again, index, "work", torch.float64, space))
-        rounding += math.inf if grid is None else _rounding(b, grid)
+        # ulp² / 12; 0 has the smallest ulp there is
+        rounding += math.inf if grid is None else float(half_ulp(b, grid).square_().sum()) / 3
         largest = [max(largest[0], float(d1.abs().max())), max(largest[1], float(d2.abs().max()))]
         first += float(torch.vdot(d1.reshape(-1), d1.reshape(-1)))
         second += float(torch.vdot(d2.reshape(-1), d2.reshape(-1)))
@@ -305,14 +306,6 @@ def _sums(
         inner += float(product.sum())
         spread += float(torch.vdot(product.reshape(-1), product.reshape(-1)))
     return JointValues(inner, first, second, spread, rounding), largest
-
-
-def _rounding(base: Tensor, grid: FloatFormat) -> float:
-    """Return sum of ulp²/12. 0 has the smallest ulp."""
-    exponents = torch.frexp(base).exponent.double().sub_(1)
-    exponents[base == 0] = grid.min_exponent
-    ulps = torch.exp2(exponents.clamp_(min=grid.min_exponent).sub_(grid.mantissa_bits))
-    return float(ulps.square_().sum()) / 12
 
 
 def _leading(

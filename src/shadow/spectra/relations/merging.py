@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from shadow.dtypes import FP4, NF4, FloatFormat, float_format
-from shadow.spectra.lazy import Matrix, torch_dtype
+from shadow.spectra.lazy import Matrix, half_ulp, torch_dtype
 from shadow.spectra.spectrum import tiles
 from shadow.spectra.sums import INTEGERS
 
 ROWS = 1 << 15  # entries of a block, about: a dozen copies of it in float64 stay in the caches
-EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
 SCALES = (0.0, 0.5, 1.0, 2.0)  # of the claimed one, which are tried
 QUANTISED = ("NF4", "FP4", "INT8")
 BLOCK = 64  # entries that share one scale in bitsandbytes' 4-bit formats
@@ -182,31 +181,26 @@ class _Bounds:
         if not wide or self.grid.bits != 16:  # nothing computes in 8 bits
             return wide, wide
         if self._more is None:
-            self._more = _of_narrow(
-                self.left, self.right, self.delta, self._sizes, self.update, self.grid
-            )
+            self._more = self._of_narrow(self._sizes)
         bound += self._more * scale * growth
         if has_norms:
             bound += target.abs() * (4 * 2.0 ** -(self.grid.mantissa_bits + 1))
         return wide, int((away > bound).sum())
 
-
-def _of_narrow(
-    left: Tensor, right: Tensor, delta: Tensor, sizes: Tensor, update: Update, grid: FloatFormat
-) -> Tensor:
-    """Return how far rounding an update to a stored format may move it: the factors if they have
-    more bits, their product, and the scaled product. The rounding of the sum is not part of it.
-    """
-    scale = abs(update.scale)
-    reach = delta.abs() * (1 + 2.0**-6)  # a rounded number may lie in the binade above
-    found = half_ulp(reach, grid)
-    if scale:
-        found += half_ulp(reach / scale, grid) * scale
-    if float_format(update.stored).bits > grid.bits:
-        found += 2.0**-grid.mantissa_bits * sizes
-        least = 2.0 ** (grid.min_exponent - grid.mantissa_bits - 1) * scale
-        found += least * (left.abs().sum(1, keepdim=True) + right.abs().sum(0))
-    return found
+    def _of_narrow(self, sizes: Tensor) -> Tensor:
+        """Return how far rounding an update to a stored format may move it: the factors if they
+        have more bits, their product, and the scaled product. The following sum does not count.
+        """
+        scale, grid = abs(self.update.scale), self.grid
+        reach = self.delta.abs() * (1 + 2.0**-6)  # a rounded number may lie in the binade above
+        found = half_ulp(reach, grid)
+        if scale:
+            found += half_ulp(reach / scale, grid) * scale
+        if float_format(self.update.stored).bits > grid.bits:
+            found += 2.0**-grid.mantissa_bits * sizes
+            least = 2.0 ** (grid.min_exponent - grid.mantissa_bits - 1) * scale
+            found += least * (self.left.abs().sum(1, keepdim=True) + self.right.abs().sum(0))
+        return found
 
 
 def _target(
@@ -219,12 +213,6 @@ def _target(
     norms = torch.linalg.vector_norm(target, dim=1)
     growth = torch.where(norms > 0, update.magnitude[rows].double() / norms, 1.0)[:, None]
     return target * growth, growth.abs()
-
-
-def half_ulp(values: Tensor, grid: FloatFormat) -> Tensor:
-    """Return half a unit in the last place of a stored format, at each float64 value."""
-    binades = (values.view(torch.int64) & EXPONENT).view(torch.float64)
-    return binades.clamp_min_(2.0**grid.min_exponent).mul_(2.0 ** -(grid.mantissa_bits + 1))
 
 
 def _both(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from shadow.dtypes import float_format
-from shadow.spectra.lazy import Matrix
+from shadow.spectra.lazy import Matrix, half_ulp
 from shadow.spectra.spectrum import tiles
 
 Floats = NDArray[np.float64]
@@ -33,7 +33,6 @@ Per = Literal["model", "layer"]
 
 UNIT = 2.0**-24  # of float32, in which merges are computed at least
 PART = 1 << 15  # entries of a tile: a dozen arrays of them in float64 stay in the caches
-EXPONENT = np.int64(0x7FF0000000000000)  # of the bits of a float64
 OF_TILE, OF_PROGRAM = 2, 200  # entries that are kept for each direction in which theta may move
 ROUNDS = 6  # times that every entry is asked
 LOOSE = 1 + 1e-6  # what a linear program leaves an entry at its bound
@@ -125,11 +124,8 @@ class Mixed:
 
 def ulp(values: Floats, stored: str) -> Floats:
     """Return the unit in the last place of each value in a format."""
-    form = float_format(stored)
-    powers: Floats = (values.view(np.int64) & EXPONENT).view(np.float64)  # 2^floor(log2 |value|)
-    np.maximum(powers, 2.0 ** max(form.min_exponent, -1022), out=powers)
-    powers *= 2.0**-form.mantissa_bits
-    return powers
+    units: Floats = half_ulp(torch.from_numpy(values), float_format(stored)).mul_(2.0).numpy()
+    return units
 
 
 def bounds(part: Read, theta: Floats, stored: str) -> tuple[Floats, Floats]:
