@@ -7,8 +7,7 @@ deltas.
     report.summary.finding.headline
     report.deltas[["layer", "module", "concentration"]]
 
-What is named in `__all__` is loaded when it is first asked for, so that importing the package costs
-nothing.
+What is named in `__all__` is loaded on first use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations

@@ -219,12 +219,10 @@ def judge(
     """Judge a report by rules and a baseline; return the verdicts and the exit code of `shadow
     gate`.
 
-    Args:
-        report: A report, or its folder or URL.
-        rules: One, several, or the Path of a policy file. For claims such as
-            `verify.trained --frozen embed` both checkpoints are read, if they are on this machine.
-        against: The report of an earlier audit, which figures must not have moved from.
-        allow_missing: A rule that finds nothing to judge is no fault.
+    Args: report: A report, or its folder or URL. rules: One, several, or the Path of a policy file.
+    For claims such as `verify.trained --frozen embed` both checkpoints are read, if they are on
+    this machine. against: The report of an earlier audit, which figures must not have moved from.
+    allow_missing: A rule that finds nothing to judge does not fail.
     """
     from shadow.gates.measured import read_measured
     from shadow.gates.rules import gather

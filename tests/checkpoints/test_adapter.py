@@ -104,7 +104,7 @@ def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
     assert set(zip(tensors["side"], tensors["tensor"], strict=True)) == names
     assert len(tensors) == len(names)
     untouched = tensors[(tensors["side"] == "base") & (tensors["status"] == "identical")]
-    assert untouched["detail"].eq("the adapter leaves it as it is").all()
+    assert untouched["detail"].eq("the adapter leaves it unchanged").all()
     base_rows = merged_tensors[merged_tensors["side"] == "base"]
     vectors = base_rows[
         (base_rows["status"] == "skipped") & (base_rows["relative_norm"].fillna(0) == 0)

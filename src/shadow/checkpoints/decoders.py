@@ -2,7 +2,7 @@
 float32, with the arithmetic of the library that writes the format; of GGUF files by the `gguf`
 package.
 
-Levels are whole numbers, or of a codebook; all the rest is shared by a group of columns.
+Levels are whole numbers, or from a codebook; a group of columns shares the other numbers.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def code_table(values: tuple[float, ...], bits: int, high_first: bool) -> Tensor
 def numbers_of(
     raw: Tensor, bits: int, values: Iterable[float], count: int, high_first: bool = False
 ) -> Tensor:
-    """Look up the first count numbers, each of so many bits, lowest first: float32 (rows, count).
+    """Look up the first count numbers, each of this many bits, lowest first: float32 (rows, count).
 
     raw: bytes (rows, some). values: of each number.
     """

@@ -57,7 +57,7 @@ PATTERNS: Sequence[tuple[str, FileKind]] = (  # the first that fits the name in 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a side."""
+    """A file of one side of a pair."""
 
     path: str  # in the folder or repository; what is not UTF-8 in it is escaped
     size: int | None  # bytes; None of what is no regular file

@@ -217,7 +217,7 @@ def pair_checkpoints(
         if tuned.adapter and not chosen.passes(place):
             skipped += _skips("base", operand, place, reason="filtered")
         elif tuned.adapter:
-            why = "the adapter leaves it as it is"
+            why = "the adapter leaves it unchanged"
             skipped += [
                 Skipped("base", info, place, reason=None, detail=why, status="identical")
                 for info in operand.named

@@ -346,8 +346,8 @@ def _piece(at: Any, files: Mapping[str, IO[bytes]]) -> torch.Tensor:
 
 
 def _names_in_model(paths: Mapping[str, Sequence[object]], numbers: Set[str]) -> dict[str, str]:
-    """Return the names of the model's tensors by key, without what wraps the model or lies beside
-    it.
+    """Return the names of the model's tensors by key, without wrappers and tensors outside the
+    model.
 
     Raises ValueError for a tensor outside the model; single numbers, such as the epoch, are
     allowed.

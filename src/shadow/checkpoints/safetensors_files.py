@@ -2,8 +2,8 @@
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes of little-endian header length, a JSON
 header `{name: {"dtype", "shape", "data_offsets"}}`, then the data without holes. The `safetensors`
-reader refuses a whole file for one unknown dtype, and maps the file: cut short meanwhile, it would
-end the process. An audit needs neither, so the header is read here, and weights by
+reader refuses a whole file for one unknown dtype, and maps the file, which ends the process if the
+file is cut short. An audit needs neither, so the header is read here, and weights by
 `stored_tensors`.
 """
 
@@ -99,7 +99,7 @@ def read_safetensors(read: Callable[[int], bytes], file_size: int, shard: str) -
 
     Raises FileError when the file cannot be trusted: cut short, a header that is not what the
     format says, offsets that overlap, leave holes, or disagree with dtype and shape. An unknown
-    dtype is no such fault.
+    dtype is allowed.
     """
     start = read(HEADER_GUESS)
     end = 8 + int.from_bytes(start[:8], "little")

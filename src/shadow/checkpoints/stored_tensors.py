@@ -96,7 +96,7 @@ class FileTensor:
         return self._view.numel()
 
     def seen(self, rearrange: Callable[[Tensor], Tensor]) -> Self | Tensor:
-        """Return the same bytes as another view, or the rearranged tensor if that is no view."""
+        """Return the same bytes as another view, or the rearranged tensor if that is not a view."""
         view = rearrange(self._view)
         if view.untyped_storage()._cdata != self._view.untyped_storage()._cdata:
             return rearrange(self.whole())

@@ -100,8 +100,8 @@ def choose_weights(
     """Choose files: those of an index, `model.safetensors`, an adapter's, safetensors, GGUF or
     `.bin`.
 
-    file: GGUF files that match it come first. alone: a file that was named itself, whatever lies
-    beside it.
+    file: GGUF files that match it come first. alone: a file that was named itself, whatever lies in
+    its folder.
     """
     packed = {name for name in names if name.endswith(GGUF)}
     suffix = PurePosixPath(alone).suffix

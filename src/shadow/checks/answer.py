@@ -75,7 +75,9 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Measurements of aligned checkpoints; beside a check's own, the tensors without a partner."""
+    """Measurements of aligned checkpoints; in addition to a check's own, tensors without
+    a partner.
+    """
 
     unmatched: Sequence[Unmatched] = ()  # tensors of one side only
     unread: Sequence[Unmatched] = ()  # tensors that are not compared
@@ -306,7 +308,7 @@ class Verification:
 
     @property
     def holds(self) -> bool | None:
-        """True or False; None where it is inconclusive."""
+        """True or False; None if inconclusive."""
         return {Outcome.HOLDS: True, Outcome.DOES_NOT_HOLD: False}.get(self.outcome)
 
     @property

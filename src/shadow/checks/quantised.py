@@ -39,7 +39,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Copied:
-    """A tensor of the original beside that of the copy."""
+    """A tensor of the original, and that of the copy."""
 
     tensor: str
     format: str
@@ -62,7 +62,7 @@ class Copied:
 
     @property
     def against(self) -> Against:
-        """Return why it is no copy, with the size of what is beyond the format."""
+        """Return why it is not a copy, with the size of what is beyond the format."""
         noise, size = self.noise, None
         code = "far" if noise.is_far else "outside"
         if not noise.finite:

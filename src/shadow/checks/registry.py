@@ -101,7 +101,7 @@ def question(
     base: AnyReference | None = None,
     headers: bool = False,
 ) -> Question:
-    """Make the question that words ask. Raises UsageError, also for a tuned side by component."""
+    """Make a question from its words. Raises UsageError, also for a tuned side by component."""
     given: dict[str, Any] = {"moved": moved, "frozen": frozen, "base": base, "headers": headers}
     form = require_form(claim, len(checkpoints), **given)
     for name, side in zip(form.names(len(checkpoints)), checkpoints, strict=True):

@@ -48,7 +48,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class RelatedUnits:
-    """A model beside its candidates."""
+    """A model and its candidates."""
 
     candidates: Sequence[tuple[str, Relation]]
     corners: Mapping[tuple[int, int], float | None]

@@ -178,7 +178,7 @@ def _why_stayed(one: Moved) -> Reason:
 def _noted(
     found: Training, named: Sequence[Moved], others: Sequence[Moved], step: float | None
 ) -> tuple[dict[str, Figure], list[Reason]]:
-    """Return notes beside the answer, and their figures."""
+    """Return notes on the answer, and their figures."""
     figures: dict[str, Figure] = {}
     notes = list[Reason]()
     updates = [one for one in found.tensors if one.is_update]

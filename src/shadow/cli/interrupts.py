@@ -14,9 +14,10 @@ IMPORTING = "<frozen importlib._bootstrap>"  # the file of the frames of an impo
 
 
 class Unfinished(BaseException):
-    """Work was interrupted that the same command continues.
+    """Interrupted work that the same command can continue.
 
-    No Exception, as no handler of faults is meant, and no KeyboardInterrupt, which typer answers.
+    Not an Exception, so that error handlers ignore it, and not a KeyboardInterrupt, which typer
+    handles.
     """
 
 
@@ -50,7 +51,7 @@ def end_in_imports(outermost: CodeType) -> None:
 
 def stop(line: str) -> int:
     """Say in a line on stderr that the command was stopped, which needs no other module; returns
-    the exit code. From now on an interrupt ends the process with that code, and says nothing.
+    the exit code. From now on an interrupt ends the process silently with that code.
     """
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -52,7 +52,7 @@ def explain(
         "With --all: table, or json (short: --json).", "table", metavar="FORMAT"
     ),
 ) -> None:
-    """Explain a column or another word of a report. Of a column that is its formula, range, null
+    """Explain a column or another word of a report. For a column, that is its formula, range, null
     value, source and pitfalls. With --all, every table.
     """
     from shadow.reports.columns import TABLES, schema_json

@@ -42,7 +42,7 @@ def anywhere(given: Any) -> Any:
 
 def offered_families(ctx: typer.Context) -> Iterable[str]:
     """Complete families of the registry, and of the folder in an earlier option or the variable. A
-    person waits for it: neither torch nor pandas.
+    person waits for it, so it imports neither torch nor pandas.
     """
     from shadow.targets.families import family_names
 

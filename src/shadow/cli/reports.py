@@ -115,7 +115,7 @@ def _up_to_date(run: Path, index: Index, reports: Sequence[Shown]) -> Index:
 def show_pair(
     summary: Summary, provenance: ReportMetadata, folder: Path | str, *, of: int, full: bool = False
 ) -> None:
-    """Print a pair of several, if each is shown by itself."""
+    """Print one of several pairs, if each is shown separately."""
     from shadow.telling.report import beside_another, report_document
 
     if of <= SIDE_BY_SIDE or full:
@@ -138,7 +138,7 @@ def clean(
     """Remove what unfinished audits left. That is partial results, and shards that were to be
     removed after use.
 
-    Finished reports stay, and so does all the rest in the Hub's cache.
+    Finished reports and other files in the Hub's cache stay.
     """
     if cache:
         _clean_cache()

@@ -263,7 +263,7 @@ class RayEngine:
             time.sleep(TICK)  # every machine is lost for the moment
 
     def _await_machines(self, *, there: bool) -> None:
-        """Report that no machine is there. Raises ShadowError when none has come for long."""
+        """Report that no machine is there. Raises ShadowError if none appears for long."""
         now, most = time.monotonic(), f"{round(EMPTY_ENDS / 60)} minutes"
         if there:
             self._empty_since = None
@@ -390,7 +390,7 @@ class Messages:
 
 
 def _tell(messages: Any, name: str, message: object, *, wait: bool) -> None:
-    """Send a message of a task; wait until it is there where no later one says as much."""
+    """Send a message of a task; wait until it has arrived if no later one says the same."""
     import ray
 
     with contextlib.suppress(ray.exceptions.RayError):
@@ -410,10 +410,8 @@ def _carry_out(
     own_cache: bool,
     version: str,
 ) -> tuple[Any, BaseException | None]:
-    """The result of a task, or its fault.
-
-    folder: that names of files are relative to; own_cache: whether the cache of spectra is the one
-    that each machine has; version: of the command.
+    """Return the result of a task, or its error. folder: of relative file names; own_cache: whether
+    each machine uses its own cache of spectra; version: of the command.
     """
     if version != __version__:
         fault = f"a machine has shadow {__version__}, and the command is of shadow {version}"

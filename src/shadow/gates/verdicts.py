@@ -56,7 +56,7 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
     "absent": "{why}",
     "states": "{states}",
     "not_compared": "not all of {what} was compared",
-    "identical": "{what} is 0, as all that it names is identical",
+    "identical": "{what} is 0, because all that it names is identical",
     "within_error": "{figures} is an estimate whose error reaches the threshold: measure with"
     " --level full",
     "null": "{figures} is null[ ({why})]",

@@ -110,7 +110,7 @@ class Regime:
     """How often each sample of the pool is seen on average, 1 or more."""
 
     def samples(self, base: Base, seed: int, tokens: int) -> Iterator[Sample]:
-        """Samples without end; a pool of repeats is as large as so many tokens need."""
+        """Yield samples endlessly; a pool of repeats is as large as that many tokens need."""
         mixture = MIXTURES[self.data]
         rng = Random(f"run {base.key} {self.key} {seed}")  # noqa: S311
         if not self.repeated:

@@ -97,7 +97,7 @@ class MeanOverBases:
     bases: int
 
     def text(self, digits: str = ".3f") -> str:
-        """`0.075 (0.068 to 0.083)`, without brackets where there are no bounds."""
+        """Return `0.075 (0.068 to 0.083)`, without brackets if there are no bounds."""
         text = formatted(self.value, digits)
         if self.low is None or self.high is None:
             return text

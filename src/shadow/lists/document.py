@@ -142,8 +142,8 @@ def _costs(plan: PairPlan) -> dict[str, str]:
         stays = "freed after use" if plan.frees else "whole shards stay in the Hub's cache"
         rows["disk"] = f"at most {peak} at a time, {stays}; {free} are free"
     rows["memory"] = (
-        f"about {byte_size(plan.memory)} with {counted(plan.jobs, 'worker', 'workers')}, beside"
-        f" file caches; {byte_size(plan.memory_free)} available ({plan.memory_by})"
+        f"about {byte_size(plan.memory)} with {counted(plan.jobs, 'worker', 'workers')}, not"
+        f" counting file caches; {byte_size(plan.memory_free)} available ({plan.memory_by})"
     )
     if plan.device != "cpu":
         rows["device"] = f"{plan.device} ({plan.device_name}), experimental"

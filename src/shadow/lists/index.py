@@ -226,7 +226,9 @@ class _File:
 
 
 def read_index(folder: Path) -> Index | None:
-    """Read the index of a folder; None without one. Raises ShadowError if it is no such index."""
+    """Read the index of a folder; None without one. Raises ShadowError if it is not such
+    an index.
+    """
     from pydantic import TypeAdapter
 
     path = folder / INDEX

@@ -136,7 +136,7 @@ def _faults(judgement: Judgement) -> Iterator[tuple[str, str]]:
 
 
 def _first(level: str, lines: Sequence[str]) -> list[str]:
-    """Return what GitHub shows, the last of which counts the rest."""
+    """Return the lines that GitHub shows; the last one counts the rest."""
     if len(lines) <= ANNOTATIONS:
         return list(lines)
     text = f"{len(lines) - ANNOTATIONS + 1} more are in the job's summary"

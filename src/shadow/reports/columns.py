@@ -222,7 +222,7 @@ def null_if_undefined(value: Value) -> Value | None:
 
 
 def null_cases(column: Column) -> list[str]:
-    """Return when the column is null; empty where it never is."""
+    """Return when the column is null; empty if never."""
     return [*(["base and tuned rows"] if column in DELTA else []), *filter(None, [column.null])]
 
 

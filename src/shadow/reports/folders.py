@@ -155,7 +155,7 @@ def has_remains(folder: Path) -> bool:
     """Return whether a folder has files of a report, but not the one by which it is found.
 
     Other programs call files so too: a table counts if its metadata are those of a report or it
-    cannot be read, and summary.json if it says which pair it is of.
+    cannot be read, and summary.json if it names its pair.
     """
     if (folder / FINISHED).is_file():
         return False

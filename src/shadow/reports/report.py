@@ -6,7 +6,7 @@ model, a part at a time.
 
 Missing values are `isna()` in all frames: whole numbers are `Int64`, flags `boolean` and texts
 `string`, with `pd.NA`; numbers are float64 with NaN, which no audit writes, as NumPy, SciPy and
-matplotlib take them as they are. Columns that an older report lacks are missing in every row.
+matplotlib expect. Columns that an older report lacks are missing in every row.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Report:
 
     @cached_property
     def absent(self) -> tuple[str, ...]:
-        """The columns that it lacks, which reports got later. Raises ShadowError if a file is
+        """The columns that it lacks because they were added later. Raises ShadowError if a file is
         broken.
         """
         lacking: list[str] = []

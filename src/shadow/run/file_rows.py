@@ -92,7 +92,7 @@ class _Sides:
 
     def _recorded(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
         if kind_of(path) in INSIDE and any(listing.is_gguf for listing in self.of.values()):
-            return "unknown", (), "a GGUF file keeps this inside, where it is not compared"
+            return "unknown", (), "this is inside the GGUF file, where it is not compared"
         if base is None or tuned is None:
             return self._of_one(path, base, tuned)
         same = self._are_same(base, tuned)

@@ -82,7 +82,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _cpu_limit(folder: Path) -> int | None:
-    """Cores whose time a group may take, a part of one as one; None where it is not limited."""
+    """Return how many cores' time a group may use, rounded up; None if unlimited."""
     found = re.fullmatch(r"(\d+) ([1-9]\d*)\s*", _text(folder / "cpu.max"))
     return math.ceil(int(found[1]) / int(found[2])) or None if found else None  # or "max"
 

@@ -126,7 +126,7 @@ class _Groups:
         self._group = self._none = arrow_schema(columns).empty_table()
 
     def extend(self, rows: Iterable[dict[str, Cell]]) -> None:
-        """Add rows that belong together: they come into one group."""
+        """Add rows that belong together, in one group."""
         self._latest += rows
         if len(self._latest) >= CHUNK:
             self._gather()

@@ -188,7 +188,7 @@ def _tops(of: Sketch, tops: Sequence[int]) -> Figures:
 
 
 def _energy(of: Sketch, count: int) -> Estimate:
-    """The share of the energy of so many leading directions."""
+    """Return the share of the energy of this many leading directions."""
     space = of.space
     low, high = (float(x[:count].sum()) / space.energy for x in (space.values, space.bounds))
     return _between(min(1.0, low), min(1.0, high))

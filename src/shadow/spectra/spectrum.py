@@ -128,7 +128,7 @@ class Workspace:
         self._made: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Return what make makes, the first time that the key is asked for; afterwards the same."""
+        """Return the result of make for a key, made on first use."""
         if key not in self._made:
             self._made[key] = make()
         made: Made = self._made[key]

@@ -1,8 +1,8 @@
 """Angles between the leading singular subspaces of two matrices, and of a delta with them.
 
-Of a base and its tuned side, vectors of the short side come with the spectra. Those of the long
-side are never whole in memory: block by block Y_b = W_bᵀ U_b / sigma and Y_t = W_tᵀ U_t / sigma
-are formed, and only their inner products and D Y_b are summed up. That is only as good as the Gram
+For a base and its tuned side, vectors of the short side come with the spectra. Those of the long
+side are never whole in memory: block by block Y_b = W_bᵀ U_b / sigma and Y_t = W_tᵀ U_t / sigma are
+formed, and only their inner products and D Y_b are summed up. That is only as good as the Gram
 matrix that the vectors came from, so the products of a block are in the precision of that matrix;
 sums over blocks are in float64.
 

@@ -46,7 +46,7 @@ WORDS = {  # by pydantic's name of a fault: what is wrong, and what to write
 
 
 class FaultError(ValueError):
-    """An error by a model's own rule. at: position, from the entry being checked."""
+    """An error from a model's own rule. at: position, relative to the entry being checked."""
 
     def __init__(self, message: str, hint: str | None = None, *at: str | int) -> None:
         super().__init__(message)

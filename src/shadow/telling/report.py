@@ -268,7 +268,7 @@ def faults(summary: Summary) -> list[Gate]:
 
 def standing(summary: Summary) -> str | None:
     """Return what there is to say of a pair in a table of pairs: gates that failed, what was found;
-    None where nothing is.
+    None if there is nothing.
     """
     rows = _answers(summary)
     if failed := [row.name for row in rows if row.value == FAILED]:

@@ -164,9 +164,7 @@ def _left(summary: PairRecord, is_small: bool, has_few: bool) -> list[Sentence]:
 
 
 def is_of_quantised(summary: PairRecord) -> bool:
-    """Return whether a side is quantised, and how much of the stored change is the update is a
-    range.
-    """
+    """Return whether a side is quantised, so that the update's share of the change is a range."""
     inside = summary.inside_layers
     low = inside.kept_low_overall
     return low is not None and (inside.kept is None or low < WELL_KEPT)

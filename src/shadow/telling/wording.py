@@ -62,7 +62,7 @@ class Recorded:
         return fill(template, figures, note)
 
     def at(self, place: str) -> Any:
-        """Return what stands at a place such as `figures.short_side`."""
+        """Return the figure at a key such as `figures.short_side`."""
         return reduce(getattr, place.split("."), self.summary)
 
     def note(self, *places: str) -> None:
@@ -71,8 +71,8 @@ class Recorded:
         self.figures |= {place: value for place, value in values.items() if value is not None}
 
     def directions(self) -> str:
-        """Return how many directions a matrix inside layers has: `64`, or `32 to 64` where they
-        differ, as their median need not be the size of any; empty where it is unknown.
+        """Return how many directions a matrix inside layers has: `64`, or `32 to 64` if they
+        differ, as their median may be the size of none; empty if unknown.
         """
         if has_sizes(self.summary):
             return self.fill("{short_side_least:count} to {short_side_most:count}")

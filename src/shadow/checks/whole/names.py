@@ -64,7 +64,7 @@ Tied = tuple[str, str, bool | None]
 
 @dataclass(frozen=True)
 class Names:
-    """The names and shapes of a checkpoint, beside those that a loader expects."""
+    """The names and shapes of a checkpoint, and those that a loader expects."""
 
     tensors: Mapping[str, TensorInfo]
     config: Mapping[str, Any]

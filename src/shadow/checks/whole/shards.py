@@ -59,7 +59,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class OtherSet:
-    """Weights beside those that are read."""
+    """Weights other than those that are read."""
 
     file: str  # the first of its files
     differing: Sequence[str] | None = None

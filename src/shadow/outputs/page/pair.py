@@ -113,7 +113,7 @@ class PageSection:
 
     @property
     def is_half(self) -> bool:
-        """Return whether it stands beside a neighbour; failures need the full width."""
+        """Return whether it is half as wide, next to another; failures need the full width."""
         return self.name in HALVES and not self.is_open
 
 
@@ -367,8 +367,8 @@ def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> di
             drawn[cell][subject].append(sigma[kept_ranks(len(sigma), points)])
 
     def curves_of(cell: int) -> dict[str, object]:
-        """By subject the median at every rank, descending; None where it is not resolved, as a log
-        axis has no 0.
+        """Return the median at every rank by subject, descending; None if unresolved, as a log axis
+        has no 0.
         """
         curves: dict[str, object] = {
             subject: [one or None for one in shortened(np.median(rows, axis=0))]

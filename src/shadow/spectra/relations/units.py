@@ -123,8 +123,8 @@ def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple
 
     p: the probability of so large a sum if all orders are equally likely, at least 1 / (draws + 1);
     uniform on multiples of that for independent models; units that are equal make it larger, as
-    their orders have one sum. z: the sum in its standard deviations over
-    all orders (Hoeffding 1951). Matrices that are flat count nothing; without any p is 1.
+    their orders have one sum. z: the sum in its standard deviations over all orders (Hoeffding
+    1951). Flat matrices do not count; without others p is 1.
     """
     scaled = [one for one in map(_scaled, cosines) if one is not None]
     if not scaled:
