@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from shadow.checkpoints.formats import owner_of, packed_modules
 from shadow.checkpoints.gguf_files import COMPUTED
@@ -135,7 +136,7 @@ class Filter:
         return not self.modules or place.module in self.modules
 
 
-def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterable[str]) -> Filter:
+def filter_of(components: Iterable[str], layers: Sequence[str], modules: Iterable[str]) -> Filter:
     """Read a filter of components, layers (`0`, `4-7`, `0,3,5`) and modules (`mlp.up`, `attn.*`).
     Raises UsageError for unknown names.
     """
@@ -153,24 +154,14 @@ def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterabl
                 hint = "--layer chooses layers: 0, or 4-7"
             raise UsageError(f"no module {pattern!r}", hint)
         matching.update(named)
-    return Filter(
-        components=tuple(sorted(chosen)),
-        layers=tuple(sorted(set(_layers(list(layers))))),
-        modules=tuple(sorted(matching)),
-    )
-
-
-def _layers(texts: list[str]) -> list[int]:
-    layers: list[int] = []
-    if not texts:
-        return layers
-    for text in ",".join(texts).split(","):
-        first, dash, last = text.partition("-")
-        numbers = first.isdecimal() and (last.isdecimal() or not dash) and len(text) <= 12
-        if not numbers or (dash and int(last) < int(first)):
+    numbers: set[int] = set()
+    for text in ",".join(layers).split(",") if layers else ():
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
+        span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not span:
             raise UsageError(f"{text!r} is not a layer", "write 0, or 4-7, or 0,3,5")
-        layers += range(int(first), min(int(last or first), int(first) + 10_000) + 1)
-    return layers
+        numbers.update(span)
+    return Filter(tuple(sorted(chosen)), tuple(sorted(numbers)), tuple(sorted(matching)))
 
 
 def pair_checkpoints(
@@ -197,33 +188,28 @@ def pair_checkpoints(
     for place, operand in tuned_operands.items():
         partner = base_operands.pop(place, None)
         if partner is not None:
-            if partner == operand:  # stored alike on both sides: one is enough
-                partner = operand
-            elif partner.part == operand.part:
-                partner = replace(partner, part=operand.part)
             pairs, unlike = _line_up(place, partner, operand)
             aligned += pairs
             skipped += unlike
         elif place.component in components_with_base or operand.factor is not None:
-            skipped += _skips("tuned", operand, place, reason="only_in_tuned")
+            skipped += _skips("tuned", operand, place, "only_in_tuned")
+        elif _is_matrix(operand):  # its own spectrum is measured
+            why = NO_BASE.format(place.component)
+            own = MatrixPair(place, None, operand, *operand.shape, is_matrix=True, detail=why)
+            aligned.append(own)
         else:
             why = NO_BASE.format(place.component)
-            if _is_matrix(operand):  # its own spectrum is measured
-                own = MatrixPair(place, None, operand, *operand.shape, is_matrix=True, detail=why)
-                aligned.append(own)
-            else:
-                skipped += _skips("tuned", operand, place, reason="not_a_matrix", detail=why)
+            skipped += _skips("tuned", operand, place, "not_a_matrix", why)
     for place, operand in base_operands.items():
-        if tuned.adapter and not chosen.passes(place):
-            skipped += _skips("base", operand, place, reason="filtered")
-        elif tuned.adapter:
+        if not tuned.adapter:
+            skipped += _skips("base", operand, place, "only_in_base")
+        elif not chosen.passes(place):
+            skipped += _skips("base", operand, place, "filtered")
+        else:
             why = "the adapter leaves it unchanged"
             skipped += [
-                Skipped("base", info, place, reason=None, detail=why, status="identical")
-                for info in operand.named
+                Skipped("base", info, place, None, why, "identical") for info in operand.named
             ]
-        else:
-            skipped += _skips("base", operand, place, reason="only_in_base")
     if not may_differ and not any(pair.base for pair in aligned):
         if not tuned_operands and tuned_unusable:
             raise _closed(tuned.reference, tuned_unusable)
@@ -240,16 +226,14 @@ def pair_checkpoints(
     _require_chosen(chosen, places, tuned.reference)
     for pair in aligned:
         if not chosen.passes(pair.place):
-            skipped += _both(pair.place, pair.base, pair.tuned, reason="filtered")
+            skipped += _both(pair.place, pair.base, pair.tuned, "filtered")
     return [pair for pair in aligned if chosen.passes(pair.place)], skipped
 
 
 def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
     """Make the error for a side none of whose tensors can be measured, whatever their names."""
     stored = several(sorted({tensor.info.dtype for tensor in tensors}), 3)
-    what = f"all {len(tensors):,} tensors of {reference} are stored as {stored}"
-    if len(tensors) == 1:
-        what = f"the only tensor of {reference} is stored as {stored}"
+    what = f"every tensor of {reference} is stored as {stored}"
     if not any(tensor.reason in ("quantized", "not_float") for tensor in tensors):
         return ShadowError(f"{what}, and none can be read: {tensors[0].detail}")
     return ShadowError(
@@ -263,39 +247,32 @@ def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> No
 
     Each component and each layer must exist, but only one of the modules, as a pattern names many.
     """
-    known = {place.component for place in places}
-    if absent := [component for component in chosen.components if component not in known]:
-        there = [component for component in name_rules().components if component in known]
-        raise UsageError(f"{model}: no component {absent[0]}", f"it has {', '.join(there)}")
-    of_components = [
-        place for place in places if not chosen.components or place.component in chosen.components
-    ]
-    layers = {place.layer for place in of_components if place.layer is not None}
-    if wrong := set(chosen.layers) - layers:
-        named = "no layer" if len(wrong) == 1 else "no layers"
-        where = f" of {' and '.join(chosen.components)}" if chosen.components else ""
-        known_layers = f"the layers{where} are {in_ranges(layers)}"
-        hint = known_layers if layers else f"nothing{where} lies in layers"
-        raise UsageError(f"{model}: {named} {in_ranges(wrong)}", hint)
-    if not any(chosen.passes(place) for place in of_components):
-        in_layers = replace(chosen, modules=())
-        modules = {place.module for place in of_components if in_layers.passes(place)}
-        there = [module for module in name_rules().modules if module in modules]
-        named = ", ".join(chosen.modules)[:80]
-        raise UsageError(f"{model}: no module {named} there", f"it has {', '.join(there)}")
+    kinds: Mapping[str, Sequence[Any]] = {
+        "component": chosen.components, "layer": chosen.layers, "module": chosen.modules,
+    }  # fmt: skip
+    for kind, named in kinds.items():
+        there = {getattr(place, kind) for place in places} - {None}
+        absent = [one for one in named if one not in there]
+        if absent and (kind != "module" or len(absent) == len(named)):
+            absent_text, there_text = (
+                in_ranges(some) if kind == "layer" else ", ".join(sorted(some))
+                for some in (absent, there)
+            )
+            message = f"{model}: no {kind} {absent_text[:80]}"
+            raise UsageError(message, f"it has {there_text or 'none'}")
+        places = [place for place in places if not named or getattr(place, kind) in named]
 
 
 def _both(
-    place: Place, base: Operand | None, tuned: Operand, *, reason: str, detail: str = ""
+    place: Place, base: Operand | None, tuned: Operand, reason: str, detail: str = ""
 ) -> list[Skipped]:
     """Return the tensors of both sides at a place."""
-    skipped = _skips("tuned", tuned, place, reason=reason, detail=detail)
-    of_base = _skips("base", base, place, reason=reason, detail=detail) if base else []
-    return of_base + skipped
+    of_base = _skips("base", base, place, reason, detail) if base else []
+    return of_base + _skips("tuned", tuned, place, reason, detail)
 
 
 def _skips(
-    side: Side, operand: Operand, place: Place, *, reason: str, detail: str = ""
+    side: Side, operand: Operand, place: Place, reason: str, detail: str = ""
 ) -> list[Skipped]:
     """Skip the tensors of one side at a place; not an embedding that is the other side's head."""
     if operand.part.place != place:
@@ -303,7 +280,7 @@ def _skips(
     is_alone = reason in ("only_in_base", "only_in_tuned", "not_a_matrix")
     if is_alone and COMPUTED.fullmatch(operand.info.name):
         reason, detail = "not_a_matrix", OF_CONFIG
-    return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.named]
+    return [Skipped(side, info, place, reason, detail) for info in operand.named]
 
 
 def _is_matrix(operand: Operand) -> bool:
@@ -346,7 +323,7 @@ def _line_up(place: Place, base: Operand, tuned: Operand) -> tuple[list[MatrixPa
         if cols == tuned_cols and (not more or (_grows(place) and common > 1)):
             return [MatrixPair(place, base, tuned, common, cols, is_matrix=True, detail=why)], []
         detail = f"base {base.shape}, tuned {tuned.shape}"
-    return [], _both(place, base, tuned, reason="shape_differs", detail=detail)
+    return [], _both(place, base, tuned, "shape_differs", detail)
 
 
 def _operands(
@@ -356,9 +333,19 @@ def _operands(
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
     packed = {**packed_modules(checkpoint.tensors, config), **checkpoint.refused}
+    return _usable(side, checkpoint.tensors, parts, packed)
+
+
+def _usable(
+    side: Side,
+    tensors: Mapping[str, TensorInfo],
+    parts: Mapping[str, Sequence[Part]],
+    packed: Mapping[str, str],
+) -> tuple[dict[Place, Operand], list[Skipped]]:
+    """Sort tensors into those that can be measured and others. packed: formats by module."""
     operands: dict[Place, Operand] = {}
     unusable: list[Skipped] = []
-    for name, info in checkpoint.tensors.items():
+    for name, info in tensors.items():
         fault = _fault(info, packed)
         is_turned = info.strides is None and len(info.shape) == 2 and parts[name][0].transposed
         if info.packing and is_turned:  # what is decoded has rows of outputs
@@ -397,7 +384,7 @@ def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operan
                 operands[here] = named
             else:
                 why = f"{part.reference} is the base of {component} only"
-                skipped += _skips("base", named, here, reason="filtered", detail=why)
+                skipped += _skips("base", named, here, "filtered", why)
     return operands, skipped
 
 
@@ -418,8 +405,7 @@ def _adapter_operands(
         if parts[name][0].transposed:
             shapes[name] = shapes[name][::-1]
     parts = place_tensors(shapes | wholes, base.config)
-    operands: dict[Place, Operand] = {}
-    skipped: list[Skipped] = []
+    operands, skipped = _usable("tuned", whole, parts, packed)
     for module, (left, right, swap) in pairs.items():
         matrices = parts[f"{module}.weight"]
         fault = _fault(left, packed) or _fault(right, packed)
@@ -434,14 +420,9 @@ def _adapter_operands(
             part.place: Operand(left, replace(part, transposed=False), factor=factor)
             for part in matrices
         }
-    for name, info in whole.items():
-        if fault := _fault(info, packed):
-            skipped.append(Skipped("tuned", info, parts[name][0].place, *fault))
-        else:
-            operands |= {part.place: Operand(info, part) for part in parts[name]}
     for info, why in unusable:
         place = Place("other", None, "other", slot=info.name)
-        skipped.append(Skipped("tuned", info, place, reason="adapter", detail=why))
+        skipped.append(Skipped("tuned", info, place, "adapter", why))
     return operands, skipped
 
 
@@ -475,13 +456,12 @@ def _tied_heads(
     """
     head, embed = Place("language", None, "head"), Place("language", None, "embed")
     skipped: list[Skipped] = []
-    sides: tuple[tuple[Side, Checkpoint, dict[Place, Operand]], ...]
-    sides = ("base", *base), ("tuned", *tuned)
-    for side, checkpoint, operands in sides:
+    sides: dict[Side, tuple[Checkpoint, dict[Place, Operand]]] = {"base": base, "tuned": tuned}
+    for side, (checkpoint, operands) in sides.items():
         is_tied = _ties(checkpoint) and head in operands and embed in operands
         if is_tied and not checkpoint.differ(operands[head].info, operands[embed].info):
             own, why = operands.pop(head).info, "config.json ties it to the embedding"
-            skipped.append(Skipped(side, own, head, reason="tied", detail=why))
+            skipped.append(Skipped(side, own, head, "tied", why))
     of_base, of_tuned, aligned = base[1], tuned[1], list[MatrixPair]()
     unlike: list[Skipped] = []
     if head not in of_base and head in of_tuned and _ties(base[0]) and embed in of_base:
