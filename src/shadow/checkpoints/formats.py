@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
-from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+from shadow.checkpoints.safetensors_files import Packing, TensorInfo, Tensors
 from shadow.dtypes import INTEGERS
-from shadow.places.names import Facts, name_rules
+from shadow.places.names import Config, Facts, Shape, name_rules
 
 # `x.weight.absmax` and `x_blocks` belong to x as `x.scales` does
 PIECE = re.compile(
@@ -55,15 +55,14 @@ class PackedModule:
     """The tensors of one module, and what config.json says about its format."""
 
     name: str
-    pieces: Mapping[str, TensorInfo]
-    settings: Mapping[str, object]
+    pieces: Tensors
+    settings: Config
     read: Callable[[TensorInfo, TensorInfo], bytes]
     """The bytes of a small piece, or of another layer's beside a tensor like the second."""
 
 
 Sizes = dict[str, Any]
 """Of the pieces of a module, by the words of `Layout.pieces`; contents of small pieces by role."""
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Layout:
     """Of each its name, `?` behind what may be missing; its role, its type (`DTYPES`) and its
     dimensions. Equal words are equal sizes; `*` are any number of them. The first has the numbers.
     """
-    made: Callable[[Layout, PackedModule, Sizes], tuple[Shape, tuple[int, ...]]]
+    made: Callable[[Layout, PackedModule, Sizes], tuple[Shape, Shape]]
     """The shape of what is decoded, and facts that the decoder needs."""
     bits: Sequence[int] = (4,)  # that it may have
     bits_of: Callable[[PackedModule, Sizes], object] = lambda m, n: 4
@@ -99,7 +98,7 @@ class Layout:
             said = str(m.settings.get(key) or known[0]).lower()
             _require(said in known, f"its {key} is {said[:20]!a}")
         sizes: Sizes = {}
-        used: dict[str, TensorInfo] = {}
+        used: Tensors = {}
         beside = dict(m.pieces)
         for key, role, kind, *words in _words(self.pieces):
             name = key.rstrip("?")
@@ -149,7 +148,7 @@ def _fit(
     sizes.update(zip(words, shape, strict=True))
 
 
-def _grouped(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, tuple[int, ...]]:
+def _grouped(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, Shape]:
     """Recognise a stream of bits along rows, with scales of groups of columns. facts: bits, 1,
     columns of a group, and what is added to zeros.
     """
@@ -176,7 +175,7 @@ def _grouped(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, tuple[in
     return (*n.get("*stack", ()), rows, cols), (bits, 1, group, int(added))
 
 
-def _scaled(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, tuple[int, ...]]:
+def _scaled(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, Shape]:
     """Recognise 8-bit integers or floats with a scale for the matrix, each row, group or block.
     facts: 8, rows and columns of a block, 0.
     """
@@ -192,7 +191,7 @@ def _scaled(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, tuple[int
     return (*stack, rows, cols), (8, high, wide, 0)
 
 
-def _block_of(settings: Mapping[str, object], otherwise: tuple[int, int]) -> tuple[int, int]:
+def _block_of(settings: Config, otherwise: tuple[int, int]) -> tuple[int, int]:
     """Return the rows and columns that share a scale, if config.json gives them."""
     groups = settings.get("config_groups")
     said = [settings.get("weight_block_size")]
@@ -206,7 +205,7 @@ def _block_of(settings: Mapping[str, object], otherwise: tuple[int, int]) -> tup
     return otherwise
 
 
-def _bitsandbytes_4bit(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, tuple[int, ...]]:
+def _bitsandbytes_4bit(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, Shape]:
     """Recognise NF4 and FP4. facts: entries of a block."""
     said = quant_state(n["state"])
     if said is None:
@@ -327,9 +326,7 @@ def owner_of(name: str) -> tuple[str, str]:
     return owner, piece
 
 
-def packed_modules(
-    tensors: Mapping[str, TensorInfo], config: Mapping[str, object]
-) -> dict[str, str]:
+def packed_modules(tensors: Tensors, config: Config) -> dict[str, str]:
     """Return the format of every module of packed integers, by name, from tensors and config."""
     said = _said_format(config)
     ranks: dict[str, int] = {}
@@ -362,7 +359,7 @@ def _rank(piece: str) -> int | None:
     return next((i for i, one in enumerate(FORMATS) if re.fullmatch(one.marks, piece)), None)
 
 
-def _said_format(config: Mapping[str, object]) -> str | None:
+def _said_format(config: Config) -> str | None:
     """Return what the config calls its quantisation, in known words; MLX names no method."""
     methods = name_rules().quantization_methods
     for said in settings_in(config):
@@ -374,7 +371,7 @@ def _said_format(config: Mapping[str, object]) -> str | None:
     return None
 
 
-def settings_in(config: Mapping[str, object]) -> Iterator[dict[str, object]]:
+def settings_in(config: Config) -> Iterator[dict[str, object]]:
     """Yield what a config says about quantisation, wherever it may say so."""
     for section in (config, Facts(config).section("language")):
         for key in name_rules().quantization_keys:
@@ -398,10 +395,10 @@ def quant_state(raw: bytes) -> tuple[int, int, int, int, float] | None:
 
 
 def with_matrices(
-    tensors: Mapping[str, TensorInfo],
-    config: Mapping[str, object],
+    tensors: Tensors,
+    config: Config,
     read: Callable[[TensorInfo], bytes],
-) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+) -> tuple[Tensors, dict[str, str]]:
     """Return the tensors of a checkpoint with one entry for each quantised matrix in place of its
     pieces, and why others are refused, by module.
 
@@ -409,7 +406,7 @@ def with_matrices(
     """
     formats = packed_modules(tensors, config)
     known_formats = {one.name: one for one in FORMATS if one.layouts}
-    modules: dict[str, dict[str, TensorInfo]] = {}
+    modules: dict[str, Tensors] = {}
     for name, info in tensors.items() if formats else ():
         owner, piece = owner_of(name)
         if formats.get(owner) in known_formats and piece != "bias":
@@ -422,7 +419,7 @@ def with_matrices(
             known[key] = read(info)
         return known[key]
 
-    found: dict[str, TensorInfo] = {}  # by the name of the first of its pieces
+    found: Tensors = {}  # by the name of the first of its pieces
     gone: set[str] = set()
     refused: dict[str, str] = {}
     said = next(settings_in(config), {})

@@ -30,6 +30,7 @@ from shadow.checkpoints.safetensors_files import (
     Header,
     Packing,
     TensorInfo,
+    Tensors,
     usable_name,
 )
 from shadow.dtypes import FLOATS
@@ -94,8 +95,7 @@ KEYS = {
 }  # fmt: skip
 # how names of an architecture begin in transformers, the first that the tables know
 STYLES = {
-    "gpt2": ("transformer.",), "gptj": ("transformer.",), "starcoder": ("transformer.",),
-    "falcon": ("transformer.",), "qwen": ("transformer.",), "jais": ("transformer.",),
+    **dict.fromkeys(("gpt2", "gptj", "starcoder", "falcon", "qwen", "jais"), ("transformer.",)),
     "mpt": ("transformer.blocks.", "transformer."), "gptneox": ("gpt_neox.",),
     "bert": ("encoder.layer.", "embeddings."), "bloom": ("h.",), "dbrx": ("transformer.blocks.",),
 }  # fmt: skip
@@ -290,9 +290,7 @@ class _Header:
         return TensorInfo(name, known.name, shape, self.shard, start, end)
 
 
-def model_of(
-    headers: Sequence[Header], shard: str
-) -> tuple[dict[str, TensorInfo], dict[str, object]]:
+def model_of(headers: Sequence[Header], shard: str) -> tuple[Tensors, dict[str, object]]:
     """Return tensors by their names in transformers, and the equivalent of config.json, from the
     headers of one file or of all its parts in order.
 
@@ -307,7 +305,7 @@ def model_of(
     of_q = metadata.get(f"{architecture}.attention.head_count")
     of_k = metadata.get(f"{architecture}.attention.head_count_kv", of_q)
     heads = {f"blk.{{bid}}.attn_{one}": of for one, of in (("q", of_q), ("k", of_k))}
-    tensors: dict[str, TensorInfo] = {}
+    tensors: Tensors = {}
     for info in (info for header in headers for info in header.tensors.values()):
         found = _translated(info, architecture, names, heads if architecture in PAIRED else {})
         if found.name in tensors:

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.safetensors_files import TensorInfo, Tensors
 from shadow.checkpoints.sources import Source
 from shadow.checkpoints.weight_files import Adapter, read_adapter
 from shadow.dtypes import FLOATS, INTEGERS, torch_name
 from shadow.errors import ShadowError
+from shadow.places.names import Config
 from shadow.targets.references import Reference
 
 SHARD = "memory"
@@ -77,7 +78,7 @@ def in_memory(model: object, name: str) -> Checkpoint:
     `meta`.
     """
     config, adapter, state = _taken_apart(model, name)
-    tensors: dict[str, TensorInfo] = {}
+    tensors: Tensors = {}
     at, first, digest = 0, dict[tuple[object, ...], str](), hashlib.sha256()
     for key, tensor in state.items():
         _require_plain(key, tensor)
@@ -134,7 +135,7 @@ def _require_plain(name: str, tensor: Tensor) -> None:
         raise ShadowError(f"{name} is a {kind}, not a plain tensor", hint)
 
 
-def models_among(sides: Mapping[str, object]) -> dict[str, tuple[Reference, Checkpoint]]:
+def models_among(sides: Config) -> dict[str, tuple[Reference, Checkpoint]]:
     """Return the checkpoints of the sides that are modules or state dicts, and their names.
 
     Raises ShadowError if two share memory, such as a model and its own state dict.

@@ -22,6 +22,7 @@ from shadow.checkpoints.safetensors_files import (
     Header,
     Packing,
     TensorInfo,
+    Tensors,
     has_too_many_values,
     held_shard,
     read_safetensors,
@@ -35,10 +36,11 @@ from shadow.checkpoints.sources import (
     read_header,
 )
 from shadow.checkpoints.transfers import OnBytes, Say, Transfer, in_threads
-from shadow.checkpoints.weight_files import ADAPTER_CONFIG, Adapter, Config, Weights, choose_weights
+from shadow.checkpoints.weight_files import ADAPTER_CONFIG, Adapter, Weights, choose_weights
 from shadow.dtypes import FLOATS
 from shadow.errors import FileError, ShadowError, naming
 from shadow.files import read_start
+from shadow.places.names import Config
 from shadow.text import several
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class Checkpoint:
     commit: str | None  # 40 hexadecimal digits; None for a folder
     fingerprint: str  # a sha256 that changes when any file does
     config: Config  # its config.json; empty where there is none
-    tensors: dict[str, TensorInfo]  # by name, in the order of the shards
+    tensors: Tensors  # by name, in the order of the shards
     sources: Mapping[str, Source]  # by shard
     ranges: bool = False  # parts of a shard may be asked for
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
@@ -464,9 +466,9 @@ def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None)
     return held.bytes_of(there.start, there.end - there.start)
 
 
-def _joined(headers: Iterable[Mapping[str, TensorInfo]], weights: Weights) -> dict[str, TensorInfo]:
+def _joined(headers: Iterable[Tensors], weights: Weights) -> Tensors:
     """Return the tensors of all shards by name; those that only the index names have a problem."""
-    tensors: dict[str, TensorInfo] = {}
+    tensors: Tensors = {}
     for of_shard in headers:
         for name, info in of_shard.items():
             if name in tensors:

@@ -13,12 +13,20 @@ from typing import Any, Literal
 from shadow.checkpoints.formats import owner_of, packed_modules
 from shadow.checkpoints.gguf_files import COMPUTED
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.weight_files import Adapter, Config, adapter_factors, product_shape
+from shadow.checkpoints.safetensors_files import TensorInfo, Tensors
+from shadow.checkpoints.weight_files import Adapter, adapter_factors, product_shape
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Part, Place, place_tensors
-from shadow.places.names import Facts, check_component, is_of_layers, name_rules, nearest_modules
+from shadow.places.names import (
+    Config,
+    Facts,
+    Shape,
+    check_component,
+    is_of_layers,
+    name_rules,
+    nearest_modules,
+)
 from shadow.reasons import Status
 from shadow.text import in_ranges, several, short
 
@@ -61,7 +69,7 @@ class Operand:
         return self.part.shape(self.stored_shape)
 
     @property
-    def stored_shape(self) -> tuple[int, ...]:
+    def stored_shape(self) -> Shape:
         """The shape of the tensor that the part belongs to; of an update, of the product."""
         if self.factor is None:
             return self.info.shape
@@ -124,7 +132,7 @@ class Filter:
     """Selection of what is measured."""
 
     components: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()  # of every component, from 0, and nothing outside layers
+    layers: Shape = ()  # of every component, from 0, and nothing outside layers
     modules: tuple[str, ...] = ()
 
     def passes(self, place: Place) -> bool:
@@ -299,7 +307,7 @@ def _grows(place: Place) -> bool:
     return place.module == "embed" or (place.module == "head" and not place.slot)
 
 
-def _folded(operand: Operand) -> tuple[int, ...] | None:
+def _folded(operand: Operand) -> Shape | None:
     """Return the dimensions folded into the columns, in order; None if there is only one."""
     stored = operand.stored_shape
     if operand.part.experts and len(operand.info.shape) > 2:
@@ -338,7 +346,7 @@ def _operands(
 
 def _usable(
     side: Side,
-    tensors: Mapping[str, TensorInfo],
+    tensors: Tensors,
     parts: Mapping[str, Sequence[Part]],
     packed: Mapping[str, str],
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
@@ -395,7 +403,7 @@ def _adapter_operands(
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
     packed = packed_modules(checkpoint.tensors, {})
     wholes = {name: info.shape for name, info in whole.items()}
-    shapes: dict[str, tuple[int, ...]] = {
+    shapes: dict[str, Shape] = {
         f"{module}.weight": product_shape(left, right, transposed=swap)
         for module, (left, right, swap) in pairs.items()
     }

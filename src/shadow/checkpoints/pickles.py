@@ -31,8 +31,14 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from shadow.checkpoints.safetensors_files import MAX_ENTRIES, MAX_OFFSET, TensorInfo, usable_name
-from shadow.dtypes import FLOATS
+from shadow.checkpoints.safetensors_files import (
+    MAX_ENTRIES,
+    MAX_OFFSET,
+    TensorInfo,
+    Tensors,
+    usable_name,
+)
+from shadow.dtypes import FLOATS, INTEGERS, torch_name
 from shadow.errors import FileError
 from shadow.files import OTHER_FOLDER, writing
 
@@ -79,14 +85,11 @@ ENVIRONMENT = (
 # that reading needs.
 ACTING = frozenset({"os", "subprocess", "pty", "shutil", "socket", "ctypes", "_winapi", "winreg"})
 READING = frozenset({"os.listdir", "os.scandir", "ctypes.cdata"})
-DTYPES = {f"torch.{stored.torch_name}": name for name, stored in FLOATS.items()} | {
-    "torch.bool": "BOOL", "torch.uint8": "U8", "torch.int8": "I8", "torch.int16": "I16",
-    "torch.int32": "I32", "torch.int64": "I64",
-}  # fmt: skip
+DTYPES = {f"torch.{torch_name(name)}": name for name in (*FLOATS, *INTEGERS)}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo], Path]:
+def layout(path: Path, shard: str, scratch: Path) -> tuple[Tensors, Path]:
     """Return the tensors of one `.bin` file by name, and the file that their offsets refer to.
 
     That is path itself, or a file in the folder scratch, which is created. shard: the file's name

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import FileError
+from shadow.places.names import Shape
 
 HEADER_GUESS = 1 << 16  # bytes; the headers of 9 in 10 real shards are shorter: one request
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
@@ -43,7 +44,7 @@ class Packing:
     kind: str  # which decoder makes its numbers
     raw: TensorInfo  # its bytes, as the file has them
     beside: tuple[TensorInfo, ...] = ()  # other tensors that are read with it, such as scales
-    facts: tuple[int, ...] = ()  # small numbers that the decoder needs; it says which
+    facts: Shape = ()  # small numbers that the decoder needs; it says which
     # what raw and the first of beside are to the decoder
     roles: tuple[str, ...] = ("words", "scales")
 
@@ -54,12 +55,12 @@ class TensorInfo:
 
     name: str
     dtype: str  # as safetensors writes it, such as BF16, or another word that the file has
-    shape: tuple[int, ...]
+    shape: Shape
     shard: str  # path of the file in the checkpoint's folder
     start: int  # byte offset in that file at which the tensor begins
     end: int  # byte offset at which it ends
     # in elements; None for C-contiguous tensors, as all are but some of a `.bin`
-    strides: tuple[int, ...] | None = None
+    strides: Shape | None = None
     problem: str | None = None  # why an entry that an index announces cannot be read
     # the tensor whose bytes this one shares, as a tied head in a `.bin`
     alias_of: str | None = None
@@ -69,6 +70,10 @@ class TensorInfo:
     def parameters(self) -> int:
         """Return the number of elements."""
         return math.prod(self.shape)
+
+
+Tensors = dict[str, TensorInfo]
+"""Entries by name."""
 
 
 def held_shard(path: Path, shard: str) -> HeldFile:
@@ -88,7 +93,7 @@ def held_shard(path: Path, shard: str) -> HeldFile:
 class Header:
     """The header of a file of weights."""
 
-    tensors: dict[str, TensorInfo]  # by name
+    tensors: Tensors  # by name
     text: str  # changes with the header
     metadata: Mapping[str, str | int | float | None] = field(default_factory=dict)  # of GGUF
 
@@ -123,7 +128,7 @@ def read_safetensors(read: Callable[[int], bytes], file_size: int, shard: str) -
     if len(header) > MAX_ENTRIES:
         raise too_many
     # equal shapes and offsets are one object: most tensors begin where another ends
-    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    shapes: dict[Shape, Shape] = {}
     offsets: dict[int, int] = {}
     tensors = {
         name: _entry(name, entry, shard, data_start=end, shapes=shapes, offsets=offsets)
@@ -176,7 +181,7 @@ def _entry(
     shard: str,
     *,
     data_start: int,
-    shapes: dict[tuple[int, ...], tuple[int, ...]],
+    shapes: dict[Shape, Shape],
     offsets: dict[int, int],
 ) -> TensorInfo:
     where = f"tensor {name[:80]!r}"

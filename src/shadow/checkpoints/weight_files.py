@@ -19,8 +19,9 @@ from typing import Any
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import chosen_files
 from shadow.checkpoints.pickles import CONVERTER, DISTRIBUTED
-from shadow.checkpoints.safetensors_files import TensorInfo, usable_name
+from shadow.checkpoints.safetensors_files import TensorInfo, Tensors, usable_name
 from shadow.errors import FileError, ShadowError
+from shadow.places.names import Config
 from shadow.text import several
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -35,6 +36,7 @@ MAX_ALPHA = 1e6
 PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 PICKLES = "only torch .bin files, which are pickles"
+DISTRIBUTED_PICKLE = "torch's distributed checkpoint, whose .metadata is a pickle"
 PICKLED = (".bin", ".pt", ".pth")  # files of torch
 # what trainings write for themselves, and what makes a model of it
 OF_TRAINING = (
@@ -45,8 +47,6 @@ OF_TRAINING = (
      "parts of DeepSpeed ZeRO", "python zero_to_fp32.py FOLDER OUT --safe_serialization"),
 )  # fmt: skip
 PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
-
-Config = Mapping[str, object]  # a JSON object as it was read: any value may be anything
 
 
 @dataclass(frozen=True)
@@ -103,32 +103,33 @@ def choose_weights(
     file: GGUF files that match it come first. alone: a file that was named itself, whatever lies in
     its folder.
     """
+    if alone:
+        suffix = PurePosixPath(alone).suffix
+        if suffix not in (".safetensors", *PICKLED):
+            hint = f"name a folder, or a file: .safetensors, {GGUF}, {', '.join(PICKLED)}"
+            raise ShadowError(f"{where} is not a file of weights", hint)
+        if suffix in PICKLED and not allow_pickle:
+            raise ShadowError(f"{where}: a file of torch, which is a pickle", PICKLES_HINT)
+        has_config = ADAPTER_CONFIG in names and alone.startswith("adapter_model.")
+        adapter = read_adapter(where, read(ADAPTER_CONFIG), dora=dora) if has_config else None
+        return Weights((alone,), pickled=suffix in PICKLED, adapter=adapter)
     packed = {name for name in names if name.endswith(GGUF)}
-    suffix = PurePosixPath(alone).suffix
-    if alone and suffix not in (".safetensors", *PICKLED):
-        hint = f"name a folder, or a file: .safetensors, {GGUF}, {', '.join(PICKLED)}"
-        raise ShadowError(f"{where} is not a file of weights", hint)
-    if suffix in PICKLED and not allow_pickle:
-        raise ShadowError(f"{where}: a file of torch, which is a pickle", PICKLES_HINT)
-    if not alone and file is not None and packed:
+    if packed and file is not None:
         return Weights(chosen_files(where, packed, file))
 
     def indexed(index: str, suffix: str) -> Weights:
         weight_map = checked_weight_map(read(index), index, suffix)
         return Weights(tuple(sorted(set(weight_map.values()))), weight_map, suffix == ".bin")
 
-    if not alone and INDEXES[0] in names:
+    if INDEXES[0] in names:
         return indexed(INDEXES[0], ".safetensors")
-    if not alone and "model.safetensors" in names:
+    if "model.safetensors" in names:
         return Weights(("model.safetensors",))
-    adapter = None
-    if ADAPTER_CONFIG in names and (not alone or alone.startswith("adapter_model.")):
-        adapter = read_adapter(where, read(ADAPTER_CONFIG), dora=dora)
-    if alone:
-        return Weights((alone,), pickled=suffix in PICKLED, adapter=adapter)
     safetensors = sorted(name for name in names if name.endswith(".safetensors"))
     bins = sorted(name for name in names if re.fullmatch(r"pytorch_model.*\.bin", name))
-    if adapter:
+    adapter = None
+    if ADAPTER_CONFIG in names:
+        adapter = read_adapter(where, read(ADAPTER_CONFIG), dora=dora)
         safetensors = sorted(names & {"adapter_model.safetensors"})
         bins = sorted(names & {"adapter_model.bin"})
         if not safetensors and not bins:
@@ -138,17 +139,15 @@ def choose_weights(
         return Weights(tuple(safetensors), adapter=adapter)
     if packed and not bins:
         return Weights(chosen_files(where, packed, None))
-    is_distributed = not bins and INDEXES[1] not in names and DISTRIBUTED in names
-    if not bins and INDEXES[1] not in names and not is_distributed:
+    has_index = INDEXES[1] in names and adapter is None
+    if not bins and not has_index and DISTRIBUTED not in names:
         raise ShadowError(f"{where}: no safetensors files in it", _instead_of_weights(names))
     if not allow_pickle:
-        what = "torch's distributed checkpoint, whose .metadata is a pickle"
-        raise ShadowError(f"{where}: {what if is_distributed else PICKLES}", PICKLES_HINT)
-    if is_distributed:
-        return Weights((DISTRIBUTED,), pickled=True)
-    if INDEXES[1] in names and adapter is None:
+        what = PICKLES if bins or has_index else DISTRIBUTED_PICKLE
+        raise ShadowError(f"{where}: {what}", PICKLES_HINT)
+    if has_index:
         return indexed(INDEXES[1], ".bin")
-    return Weights(tuple(bins), pickled=True, adapter=adapter)
+    return Weights(tuple(bins or [DISTRIBUTED]), pickled=True, adapter=adapter)
 
 
 def _instead_of_weights(names: set[str]) -> str:
@@ -189,7 +188,7 @@ def checked_weight_map(content: Config, index: str, suffix: str) -> dict[str, st
     return weight_map
 
 
-def read_adapter(where: str, config: Mapping[str, object], *, dora: bool = False) -> Adapter:
+def read_adapter(where: str, config: Config, *, dora: bool = False) -> Adapter:
     """Read the adapter of an adapter_config.json (of where). Raises ShadowError unless it is a
     plain LoRA.
 
@@ -222,17 +221,17 @@ def read_adapter(where: str, config: Mapping[str, object], *, dora: bool = False
 
 
 def adapter_factors(
-    tensors: Mapping[str, TensorInfo],
-) -> tuple[dict[str, Factors], dict[str, TensorInfo], list[tuple[TensorInfo, str]]]:
+    tensors: Tensors,
+) -> tuple[dict[str, Factors], Tensors, list[tuple[TensorInfo, str]]]:
     """Sort the tensors of an adapter.
 
     Returns the (left, right, transposed) factors of each update by module, the tensors that the
     adapter holds whole (`modules_to_save`, biases) by their names in the model, and other tensors
     with their errors.
     """
-    sides_of: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)  # by module: A and B
+    sides_of: defaultdict[str, Tensors] = defaultdict(dict)  # by module: A and B
     embeddings: set[str] = set()
-    whole: dict[str, TensorInfo] = {}
+    whole: Tensors = {}
     rest: list[tuple[TensorInfo, str]] = []
     for name, info in tensors.items():
         match = FACTOR.fullmatch(name)

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shadow.places.names import (
+    Config,
     Facts,
     Fused,
     Reading,
+    Shape,
     name_rules,
     numbered,
     read,
@@ -63,7 +65,7 @@ class Part:
     # rows), of which this is place.expert's; 0 where it holds one
     experts: int = 0
 
-    def shape(self, stored: tuple[int, ...]) -> tuple[int, int]:
+    def shape(self, stored: Shape) -> tuple[int, int]:
         """Return (rows, cols) of this matrix in a tensor of that shape; other dimensions are
         columns.
         """
@@ -75,7 +77,7 @@ class Part:
         start, stop = self.rows
         return self.groups * (stop - start), cols
 
-    def _whole(self, stored: tuple[int, ...]) -> tuple[int, int]:
+    def _whole(self, stored: Shape) -> tuple[int, int]:
         """Return (rows, cols) as stored, of one expert of a stack."""
         if self.experts and len(stored) > 2:
             stored = stored[1:]
@@ -106,9 +108,7 @@ class Part:
         return grouped[:, start:stop]
 
 
-def place_tensors(
-    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]
-) -> dict[str, tuple[Part, ...]]:
+def place_tensors(shapes: Mapping[str, Shape], config: Config) -> dict[str, tuple[Part, ...]]:
     """Return the matrices in every tensor of a checkpoint, at least one each, by tensor name.
 
     If two tensors would have the same place, both fall back to their own names, so that neither is
@@ -200,7 +200,7 @@ def _layer_numbers(
 
 
 def _upright_stacks(
-    facts: Facts, readings: Iterable[tuple[Reading, int | None, tuple[int, ...]]]
+    facts: Facts, readings: Iterable[tuple[Reading, int | None, Shape]]
 ) -> dict[tuple[str, str], bool]:
     """Return whether the stacked experts of each stack of blocks are (experts, out, in), if shapes
     show it.
@@ -208,7 +208,7 @@ def _upright_stacks(
     A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no
     shapes are both.
     """
-    seen: dict[tuple[str, str, int | None], dict[str, tuple[int, ...]]] = {}
+    seen: dict[tuple[str, str, int | None], dict[str, Shape]] = {}
     for reading, block, shape in readings:
         if len(shape) == 3 and reading.module.startswith("experts."):
             key = reading.component, reading.stack, block
@@ -249,7 +249,7 @@ class _Splitter:
         self._facts, self._reading, self._component = facts, reading, reading.component
         self._upright = upright
 
-    def parts(self, shape: tuple[int, ...], *, alone: bool) -> Iterator[Part]:
+    def parts(self, shape: Shape, *, alone: bool) -> Iterator[Part]:
         """Split a tensor into parts, without a layer. alone: its name has no expert number."""
         reading, rest, rules = self._reading, self._reading.rest, self._facts.rules
         of_experts = reading.module.startswith(("experts.", "shared."))
@@ -272,7 +272,7 @@ class _Splitter:
     def _part(self, module: str, slot: str, **how: Any) -> Part:
         return Part(Place(self._component, None, module, slot=slot), **how)
 
-    def _biases(self, shape: tuple[int, ...]) -> Iterator[Part]:
+    def _biases(self, shape: Shape) -> Iterator[Part]:
         """Return biases: the bias of a matrix has its module as slot, and is split like it."""
         owner = self._reading.rest[: -len(".bias")]
         owners = self._facts.rules.suffixes[self._component].match(owner)
@@ -285,7 +285,7 @@ class _Splitter:
             slot = _full_name(part.place)
             yield replace(part, place=replace(part.place, module="bias", slot=slot))
 
-    def _matrices(self, shape: tuple[int, ...], *, alone: bool, experts: int) -> Iterator[Part]:
+    def _matrices(self, shape: Shape, *, alone: bool, experts: int) -> Iterator[Part]:
         facts, component, rest = self._facts, self._component, self._reading.rest
         rules = facts.rules
         transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)

@@ -17,6 +17,8 @@ from shadow.files import registry_folder
 from shadow.text import closest
 
 T = TypeVar("T")
+Shape = tuple[int, ...]
+Config = Mapping[str, object]  # a JSON object as it was read: any value may be anything
 
 SLOT = re.compile(r"\(\?P<slot(\d*)>")
 SHARED = re.compile(r"\{([a-z]+)\}")  # words that patterns share
@@ -241,7 +243,7 @@ class Facts:
 
     def __init__(
         self,
-        config: Mapping[str, object],
+        config: Config,
         texts: Iterable[str] = (),
         rules: NameRules | None = None,
     ) -> None:
