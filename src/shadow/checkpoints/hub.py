@@ -29,7 +29,6 @@ from shadow.checkpoints.hub_client import (
     FAILURES,
     NO_HUB,
     OFFLINE,
-    RangeIgnoredError,
     cache_folder,
     is_of_hub,
     own_client,
@@ -45,6 +44,8 @@ CHUNK = 1 << 20  # bytes
 REDIRECTS = 8  # followed for a file at most
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ONLINE = "run once without --offline (and without HF_HUB_OFFLINE)"
+NO_RANGES = "the server does not send the byte ranges that it is asked for"
+FOLDER = "download it with `hf download`, and name the folder"
 DAMAGED = "run once without --offline, to download it again"
 
 
@@ -329,32 +330,14 @@ def use_own_blobs() -> None:
     constants.HF_HUB_DISABLE_SHARED_BLOBS = True
 
 
-@own_client()
-def read_start(file: RemoteFile, count: int, by: Transfer) -> tuple[bytes, bool]:
-    """Return the first count bytes of a file, or all of it, and whether the server honours ranges.
-
-    If it does not, it sends the whole file: the bytes are taken and the connection is closed.
-    Raises ShadowError, and StoppedError once stop is set.
+def read_range(file: RemoteFile, start: int, stop: int, by: Transfer) -> bytes:
+    """Return bytes start to stop (exclusive) of a file, as far as it has them. Raises like
+    copy_range.
     """
-    stop = min(count, file.size)
-    if not stop:
-        return b"", True
-
-    def attempt(asked: int | None) -> tuple[bytes, bool]:
-        content = b""
-        with _ranged(file, 0, asked) as (chunks, honoured):
-            for chunk in chunks:
-                content += chunk
-                if len(content) >= stop:
-                    break
-        if len(content) < stop:
-            raise OSError(errno.EPIPE, "cut short")
-        return content[:stop], honoured
-
-    try:
-        return trying(lambda: attempt(stop), by, file.repo, file.commit, file.path)
-    except RangeIgnoredError:
-        return trying(lambda: attempt(None), by, file.repo, file.commit, file.path)
+    content, stop = bytearray(), min(stop, file.size)
+    if start < stop:
+        copy_range(file, start, stop, content.extend, by)
+    return bytes(content)
 
 
 @own_client()
@@ -363,22 +346,19 @@ def copy_range(
 ) -> None:
     """Read bytes start to stop (exclusive) of a file, in order, resuming after a lost connection.
 
-    write gets each piece. Raises RangeIgnoredError if the server sends other bytes than requested,
-    ShadowError, and StoppedError once stop is set.
+    write gets each piece. Raises ShadowError, also if the server sends other bytes than requested,
+    and StoppedError once by.stop is set.
     """
     position = start
 
     def attempt() -> None:
         nonlocal position
-        with _ranged(file, position, stop) as (chunks, honoured):
-            if not honoured:
-                raise RangeIgnoredError(f"{file.repo}: the server ignores requests for byte ranges")
+        with _ranged(file, position, stop) as chunks:
             for chunk in chunks:
                 if by.stop.is_set():
                     raise StoppedError
                 if position + len(chunk) > stop:
-                    message = "the server sent more bytes than requested"
-                    raise RangeIgnoredError(f"{file.repo}: {message}")
+                    raise ShadowError(f"{file.repo}: {NO_RANGES}", FOLDER)
                 write(chunk)
                 by.report(len(chunk))
                 position += len(chunk)
@@ -389,17 +369,10 @@ def copy_range(
 
 
 @contextlib.contextmanager
-def _ranged(
-    file: RemoteFile, start: int, stop: int | None
-) -> Iterator[tuple[Iterator[bytes], bool]]:
-    """Open an answer: its chunks, and whether they are bytes start to stop or the whole file.
-
-    stop None requests the whole file.
-    """
+def _ranged(file: RemoteFile, start: int, stop: int) -> Iterator[Iterator[bytes]]:
+    """Open an answer with bytes start to stop, in chunks."""
     url = hf.hf_hub_url(file.repo, file.path, revision=file.commit)
-    ours = {"Accept-Encoding": "identity"}
-    if stop is not None:
-        ours["Range"] = f"bytes={start}-{stop - 1}"
+    ours = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
     session, seconds = get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
     for _ in range(REDIRECTS):
         # followed here, as the token belongs to the Hub and the file often lies elsewhere
@@ -413,13 +386,10 @@ def _ranged(
                     continue
                 break
             hf_raise_for_status(response)
-            honoured = response.status_code == 206
-            if honoured and stop is not None:
-                expected = f"bytes {start}-{stop - 1}/{file.size}"
-                if response.headers.get("content-range", "").strip() != expected:
-                    message = "the server sent another range than requested"
-                    raise RangeIgnoredError(f"{file.repo}: {message}")
+            sent = response.headers.get("content-range", "").strip()
+            if response.status_code != 206 or sent != f"bytes {start}-{stop - 1}/{file.size}":
+                raise ShadowError(f"{file.repo}: {NO_RANGES}", FOLDER)
             # in pieces as they come: a cut loses little
-            yield response.iter_bytes(), honoured
+            yield response.iter_bytes()
             return
     raise ShadowError(f"{file.repo}: {file.path} is redirected to no file", NO_HUB)

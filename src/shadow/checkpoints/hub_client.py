@@ -74,13 +74,6 @@ OF_STATUS: dict[int, Words] = {
 }
 
 
-class RangeIgnoredError(ShadowError):
-    """The server answered a request for a byte range with something different."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "set SHADOW_FETCH=shards")
-
-
 def cache_folder() -> Path:
     """Return the client's cache of repositories (HF_HUB_CACHE)."""
     return Path(constants.HF_HUB_CACHE).expanduser()

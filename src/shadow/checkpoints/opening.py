@@ -70,7 +70,6 @@ class Checkpoint:
     config: Config  # its config.json; empty where there is none
     tensors: Tensors  # by name, in the order of the shards
     sources: Mapping[str, Source]  # by shard
-    ranges: bool = False  # parts of a shard may be asked for
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
     # by module: a quantised format that cannot be decoded, and why
@@ -179,10 +178,6 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
         renamed.get("language", next(iter(every))).config,
         tensors,
         sources={shard: source for part in every for shard, source in part.sources.items()},
-        ranges=all(
-            part.ranges or all(source.is_local for source in part.sources.values())
-            for part in every
-        ),
         parts=tuple(renamed.items()),
         refused={module: why for part in every for module, why in part.refused.items()},
     )
@@ -311,7 +306,6 @@ class _Shard:
 
     header: Header
     source: Source
-    ranges: bool = False  # parts of it may be asked for
 
 
 def _opened(
@@ -344,7 +338,6 @@ def _opened(
         config,
         tensors,
         sources,
-        ranges=all(shard.ranges for shard in shards.values()),
         adapter=weights.adapter,
         refused=refused,
     )
@@ -414,27 +407,22 @@ def open_located(
 
 def _open_remote(snapshot: Snapshot, shard: str, by: Transfer) -> _Shard:
     """Read a header from the cache, or by requesting the first bytes of the file."""
-    from shadow.checkpoints.hub import cached, read_start
+    from shadow.checkpoints.hub import cached, read_range
 
-    file, ranges = snapshot.files[shard], True
+    file = snapshot.files[shard]
     if path := cached(file):
         try:
             with naming(snapshot.name, "run once without --offline, to download it again"):
                 header = read_header(held_shard(path, shard), shard)
-            return _Shard(header, WholeFile(file, digest_of(header)), ranges)
+            return _Shard(header, WholeFile(file, digest_of(header)))
         except ShadowError:  # damaged: it is fetched again when its turn comes
             if snapshot.offline:
                 raise
 
-    def first(count: int) -> bytes:
-        nonlocal ranges
-        content, ranges = read_start(file, count, by)
-        return content
-
     with naming(snapshot.name, OWNER):
         read = read_gguf if shard.endswith(GGUF) else read_safetensors
-        header = read(first, file.size, shard)
-    return _Shard(header, WholeFile(file, digest_of(header)), ranges)
+        header = read(lambda count: read_range(file, 0, count, by), file.size, shard)
+    return _Shard(header, WholeFile(file, digest_of(header)))
 
 
 def _open_pickled(snapshot: Snapshot, shard: str, by: Transfer, scratch: Path | None) -> _Shard:
@@ -451,16 +439,11 @@ def _open_pickled(snapshot: Snapshot, shard: str, by: Transfer, scratch: Path | 
 def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
     """Return the bytes of a small tensor of a shard that may not be on this machine."""
     if isinstance(source, WholeFile) and source.path is None:
-        from shadow.checkpoints.hub import cached, copy_range, fetch_whole
-        from shadow.checkpoints.hub_client import RangeIgnoredError
+        from shadow.checkpoints.hub import cached, read_range
 
-        path, content = cached(source.file), bytearray()
+        path = cached(source.file)
         if path is None:
-            try:
-                copy_range(source.file, info.start, info.end, content.extend, Transfer(say))
-                return bytes(content)
-            except RangeIgnoredError:  # then the file comes whole when it is measured, too
-                path, _ = fetch_whole(source.file, Transfer(say))
+            return read_range(source.file, info.start, info.end, Transfer(say))
         source = LocalFile(path)
     held, there = source.located(info)
     return held.bytes_of(there.start, there.end - there.start)

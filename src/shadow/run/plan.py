@@ -168,11 +168,8 @@ def _with_sources(
         size = source.bytes_to_move()
         if not isinstance(source, WholeFile) or not size or access.fetch == "shards":
             continue
-        if access.fetch == "ranges" and not checkpoint.ranges:
-            fault = f"{checkpoint.reference}: its files cannot be read in parts"
-            raise ShadowError(fault, "set SHADOW_FETCH=shards")
         moved = sum(stop - start for start, stop in coalesced(infos))
-        is_worth_it = filtered and checkpoint.ranges and moved < WORTH_IT * size
+        is_worth_it = filtered and moved < WORTH_IT * size
         if is_worth_it or access.fetch == "ranges":
             part = scratch / f"{side}-{number}.part"
             sources[shard] = ByteRanges(source.file, wanted=tuple(infos), path=part)
