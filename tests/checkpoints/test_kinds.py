@@ -77,11 +77,6 @@ def each(undo: Undo) -> Undo:
     )
 
 
-def of_three(undo: Undo) -> Undo:
-    """Three experts' rows, one expert after another."""
-    return lambda W: each(undo)(np.stack(np.split(W, 3)))
-
-
 QKV = {"attn.q": 32, "attn.k": 16, "attn.v": 16}  # 4 heads of 8, 2 of them for keys and values
 HEAD = {"attn.q": 8, "attn.k": 8, "attn.v": 8}
 GATE_UP = {"mlp.gate": 48, "mlp.up": 48}
@@ -114,9 +109,9 @@ UNDO: dict[str, dict[str, Undo]] = {
     "modernbert_decoder": {r"mlp\.Wi\.weight": rows(**GATE_UP)},
     "dbrx": {
         r"Wqkv\.weight": rows(**QKV),
-        r"mlp\.w1": of_three(whole("experts.gate")),
-        r"mlp\.v1": of_three(whole("experts.up")),
-        r"mlp\.w2": of_three(turned(whole("experts.down"))),
+        r"mlp\.w1": whole("experts.gate"),
+        r"mlp\.v1": whole("experts.up"),
+        r"mlp\.w2": turned(whole("experts.down")),
     },
     "granitemoe": {
         r"input_linear\.weight": each(rows(**EXPERTS)),

@@ -310,7 +310,7 @@ def _grows(place: Place) -> bool:
 def _folded(operand: Operand) -> Shape | None:
     """Return the dimensions folded into the columns, in order; None if there is only one."""
     stored = operand.stored_shape
-    if operand.part.experts and len(operand.info.shape) > 2:
+    if operand.part.experts:
         stored = stored[1:]
     folded = tuple(size for size in stored[1:] if size != 1)
     return folded if len(folded) > 1 else None

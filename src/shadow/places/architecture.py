@@ -61,8 +61,8 @@ class Part:
     # (start, stop) of this part's outputs in each group; None for all
     rows: tuple[int, int] | None = None
     groups: int = 1  # of equal size, into which the outputs are divided
-    # matrices that the tensor holds along its first dimension (its own, or shared with their
-    # rows), of which this is place.expert's; 0 where it holds one
+    # matrices that the tensor holds along its first dimension, of which this is place.expert's; 0
+    # where it holds one
     experts: int = 0
 
     def shape(self, stored: Shape) -> tuple[int, int]:
@@ -79,21 +79,14 @@ class Part:
 
     def _whole(self, stored: Shape) -> tuple[int, int]:
         """Return (rows, cols) as stored, of one expert of a stack."""
-        if self.experts and len(stored) > 2:
-            stored = stored[1:]
-        elif self.experts:
-            stored = (stored[0] // self.experts, *stored[1:])
-        if not stored:
-            return 1, 1
-        return stored[0], math.prod(stored[1:])
+        rows, *cols = stored[1:] if self.experts else stored or (1,)
+        return rows, math.prod(cols)
 
     def view(self, tensor: Tensor) -> Tensor:
         """Return this matrix as a view, (rows, cols), or (groups, rows / groups, cols) if split."""
         rows, cols = self._whole(tuple(tensor.shape))
-        if self.experts and tensor.ndim > 2:
+        if self.experts:
             tensor = tensor[self.place.expert]
-        elif self.experts:
-            tensor = tensor.view(self.experts, rows, cols)[self.place.expert]
         matrix = tensor.reshape(rows, cols)
         if self.transposed:
             matrix = matrix.T
@@ -258,7 +251,7 @@ class _Splitter:
         if reading.module in VECTORS:
             yield self._part(reading.module, reading.slot)
         elif reading.module and len(shape) >= 2:
-            yield from self._matrices(shape, alone=alone, experts=experts)
+            yield from self._matrices(shape, experts)
         elif not reading.module and rest.endswith((".bias", "_bias")):
             yield from self._biases(shape)
         elif 0 < experts <= MAX_EXPERTS:
@@ -285,16 +278,12 @@ class _Splitter:
             slot = _full_name(part.place)
             yield replace(part, place=replace(part.place, module="bias", slot=slot))
 
-    def _matrices(self, shape: Shape, *, alone: bool, experts: int) -> Iterator[Part]:
+    def _matrices(self, shape: Shape, experts: int) -> Iterator[Part]:
         facts, component, rest = self._facts, self._component, self._reading.rest
         rules = facts.rules
         transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
         if experts:
             transposed = not self._upright.get((component, self._reading.stack), not transposed)
-        elif alone and len(shape) == 2 and rules.stacked.hold(facts, component, rest):
-            experts = facts.count(rules.stacked_count, component) or 0
-            if experts and shape[0] % experts:
-                experts = 0
         if experts > MAX_EXPERTS:
             experts = 0
         module, slot = self._reading.module, self._reading.slot

@@ -161,9 +161,6 @@ class NameRules:
         self.rows = [_conditional(RowOrder, rule) for rule in data["rows"]]
         # matrices that are stored `(in, out)`, by any of these
         self.transposed = [_rule(Conditions, rule) for rule in data["transposed"]]
-        # matrices that hold those of many experts below one another, and the name of their count
-        self.stacked = _rule(Conditions, data["stacked"])
-        self.stacked_count: str = data["stacked"]["count"]
         # by the shape of such a tensor a model without a config is known to be of conv1d_type
         self.conv1d = _pattern(data["conv1d_witness"]["names"])
         self.conv1d_type: str = data["conv1d_witness"]["as"]
