@@ -264,7 +264,7 @@ def config_text(text):
 
 FAULTS = {
     "missing folder": (missing_folder, "no such folder"),
-    "a file": (a_file, "is no file of weights"),
+    "a file": (a_file, "is not a file of weights"),
     "empty folder": (empty_folder, "no safetensors files"),
     "adapter": (adapter, "only LORA is read"),
     "missing shard": (missing_shard, "model-00002-of-00002.safetensors is missing"),
