@@ -276,6 +276,12 @@ def short(folder):
     (folder / FILE).write_bytes(whole[:-100])
 
 
+def unknown_dtype(folder):
+    whole = (folder / FILE).read_bytes()
+    assert b'"F32"' in whole
+    (folder / FILE).write_bytes(whole.replace(b'"F32"', b'"F99"', 1))
+
+
 HOLDS, FAILS, OPEN = Outcome.HOLDS, Outcome.DOES_NOT_HOLD, Outcome.INCONCLUSIVE
 # in shards?, what is done to the folder, outcome, code, name
 FILES = {
@@ -286,6 +292,16 @@ FILES = {
         False, lambda f: pointer(f, "tokenizer.json"), FAILS, "pointer", "tokenizer.json"),
     "no JSON": (False, lambda f: (f / "config.json").write_text("{"), FAILS, "unreadable",
                 "config.json"),
+    "a config that is a list": (
+        False, lambda f: (f / "config.json").write_text("[]"), FAILS, "unreadable", "config.json"),
+    "a dtype of tomorrow": (False, unknown_dtype, OPEN, "unknown_dtype", None),
+    "an index of shards that are gone": (
+        False, lambda f: edit(f, INDEX, weight_map={HEAD: FIRST}), FAILS, "unreadable", INDEX),
+    "an index that is none": (
+        False, lambda f: (f / INDEX).write_text("{"), FAILS, "unreadable", INDEX),
+    "an index of the file itself": (
+        False, lambda f: edit(f, INDEX, weight_map=dict.fromkeys(load_file(f / FILE), FILE)), HOLDS,
+        "whole", None),
     "a shard lost": (True, lambda f: lose(f, SECOND), FAILS, "shard_missing", SECOND),
     "no index": (True, lambda f: lose(f, INDEX), FAILS, "no_index", FIRST),
     "no index, a shard lost": (

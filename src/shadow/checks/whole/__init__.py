@@ -30,9 +30,9 @@ TEXTS: Mapping[str, str] = {
     **configs.WORDS,
 }
 WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
-    "whole": "{tensors:all tensor|tensors}, config and tokenizer agree",
-    "whole_headers": "headers of {tensors:all tensor|tensors}, config and tokenizer agree; values"
-    " are not looked at",
+    "whole": "{tensors:all tensor|tensors} and the files beside them agree",
+    "whole_headers": "headers of {tensors:all tensor|tensors} and the files beside them agree;"
+    " values are not looked at",
     "not_all": "no contradictions, but not everything could be checked",
 }
 

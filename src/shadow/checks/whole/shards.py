@@ -265,22 +265,27 @@ class Folder:
             self.sources[name] = LocalFile(held.path, held)
         elif name.endswith((".json", ".jinja")):
             self.small[name] = content
-            if name.endswith("config.json"):
-                strict_json(content)
+            if name.endswith("config.json") and not isinstance(strict_json(content), dict):
+                raise ValueError("not a JSON object")
 
     def _chosen(self) -> tuple[list[str], Mapping[str, str]]:
         """The files that transformers reads, in order, and what an index says about them."""
         from shadow.checkpoints.weight_files import checked_weight_map
 
         weights = {name for name in self.names if name.endswith(".safetensors")}
-        if SINGLE in weights:
-            return [SINGLE], {}
+        said: Mapping[str, str] = {}
         if INDEX in self.small:
             try:
                 said = checked_weight_map(json_object(self.small[INDEX]), INDEX, ".safetensors")
-                return sorted(set(said.values())), said
             except FileError as error:
                 self.unreadable[INDEX] = error.message.removeprefix(f"{INDEX}: ")
+        shards = sorted(set(said.values()))
+        if SINGLE in weights and shards != [SINGLE]:  # whatever an index says; other tools read it
+            if absent := [shard for shard in shards if shard not in weights]:
+                self.unreadable[INDEX] = f"it names {absent[0]}, which is not there"
+            return [SINGLE], {}
+        if said:
+            return shards, said
         if ADAPTER in weights and ADAPTER_CONFIG in self.names:
             return [ADAPTER], {}
         numbered = sorted(filter(NUMBERED.fullmatch, weights))

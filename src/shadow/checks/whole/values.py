@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shadow.checks.whole.part import Findings
-from shadow.dtypes import FLOATS
+from shadow.dtypes import FLOATS, INTEGERS
 from shadow.text import in_ranges
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ WORDS = {
     "zero_rows": "{rows:count row|rows} of {of:count} {rows|is|are} all zero",
     "constant_rows": "{rows:count row has|rows have} entries that are all equal",
     "undecoded": "not looked at: {why}",
+    "unknown_dtype": "not looked at: {dtype} is a dtype that shadow does not know",
 }
 
 
@@ -67,6 +68,8 @@ def judge_values(part: Findings, found: Values) -> None:
             part.fault(name, "flat")
         elif 0 in info.shape and info.dtype in FLOATS:
             part.fault(name, "empty", shape=f"[{', '.join(map(str, info.shape))}]")
+        elif not (info.packing or found.is_quantised or info.dtype in {**FLOATS, **INTEGERS}):
+            part.doubt(name, "unknown_dtype", dtype=info.dtype)
     peers: defaultdict[str, list[bool]] = defaultdict(list)  # by role, which are all zero
     for one in found.swept:
         peers[role(one.info.name)].append(one.found.is_constant and not one.found.first)
