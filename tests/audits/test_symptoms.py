@@ -111,6 +111,13 @@ SYMPTOMS = {
         "verify merged ./base ./more-rows ./rows-lost", 4, [EMBED, "8 rows only in the adapter"]),
     "they are there": ("verify merged ./base ./more-rows ./rows-there", 0, []),
     "one checkpoint": ("verify same ./base ./copy/../base", 5, ["one checkpoint"]),
+    **{
+        f"one checkpoint, {claim}": (
+            f"verify {claim} ./base ./copy/../base {more}", 5, ["one checkpoint"])
+        for claim, more in (("trained", "--frozen embed"), ("stored", ""), ("files", ""))
+    },
+    "layers that the model does not have": (
+        "verify trained ./base ./tuned --frozen layers.0-99", 2, ["layers.0-99"]),
     "two equal ones": ("verify same ./base ./copy", 0, []),
     "one folder": ("audit ./base", 2, ["one checkpoint"]),
     "an adapter moves its modules": ("verify trained ./base ./adapter", 0, ["all 8 tensors"]),

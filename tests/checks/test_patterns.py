@@ -90,7 +90,7 @@ def test_a_pattern_names_a_place_that_the_model_has():
     names = {"a": {QKV}, "b": {STACK}, "c": {EMBED}}
     for text in ("attn.q", "experts.4"):
         Patterns([(Should.STAY, parse_pattern(text))]).of_model(names)
-    for text in ("vision", "mlp"):
+    for text in ("vision", "mlp", "layers.2-4", "language.layers.4-9", "layers.0-999999"):
         with pytest.raises(UsageError) as caught:
             Patterns([(Should.STAY, parse_pattern(text))]).of_model(names)
         assert "layers.3" in caught.value.hint

@@ -120,6 +120,7 @@ class ErrorRate:
 # of tensors that line up with none, or are not read, in all checks that read checkpoints
 COMMON: Mapping[str, str] = {
     **APART,
+    "one_checkpoint": "{names:and} are one checkpoint, so nothing was compared",
     "not_compared": "{tensors:count tensor is|tensors are} not compared: {why}",
     "apart": "{tensors:count tensor|tensors} {where}",
     "shared_apart": "{how}, of {tensors:count tensor|tensors}",

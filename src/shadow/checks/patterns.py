@@ -11,7 +11,7 @@ as `vision_tower`.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -59,6 +59,15 @@ class Pattern:
         if place.layer is None:
             return not self.in_layers
         return self.layers is None or self.layers[0] <= place.layer <= self.layers[1]
+
+    def beyond(self, places: Iterable[Place]) -> str:
+        """Return the layers of a range that lie above all of a model: `layers.4-7`, or nothing."""
+        own = (one for one in places if fnmatchcase(one.component, self.component))
+        deepest = max((one.layer for one in own if one.layer is not None), default=-1)
+        if self.layers is None or self.layers[1] <= deepest:
+            return ""
+        first, last = max(deepest + 1, self.layers[0]), self.layers[1]
+        return f"layers.{first}-{last}" if first < last else f"layers.{last}"
 
     def may_cover(self, place: Place) -> bool:
         """Return whether a place, or one expert of a stack that is not split, matches."""
@@ -125,6 +134,9 @@ class Patterns:
                     fault = f"{pattern.fault.message}, and no tensor's name begins with it"
                     raise UsageError(fault, pattern.fault.hint)
                 pattern = replace(pattern, named=frozenset(own))
+            elif beyond := pattern.beyond(every):
+                fault = f"{pattern.text}: no tensor lies in {beyond}"
+                raise UsageError(fault, f"there are {_there(every)}")
             elif not any(map(pattern.may_cover, every)):
                 raise UsageError(f"no tensor lies at {pattern.text}", f"there are {_there(every)}")
             each.append((should, pattern))

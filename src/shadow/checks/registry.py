@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from shadow.checks import files, merged, mixture, quantised, related, same, stored, trained, whole
-from shadow.checks.answer import Check, Question, Verification, by_code
+from shadow.checks.answer import Answer, Check, Outcome, Question, Verification, by_code
 from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
 from shadow.gone import gone
 from shadow.run.runtime import Runtime
 from shadow.run.sides import client_for
-from shadow.targets.references import AnyReference, ComponentBase
+from shadow.targets.references import AnyReference, ComponentBase, Reference
+from shadow.templates import Reason
 from shadow.text import and_list, counted, nearest
 
 CHECKS: Mapping[str, Check] = by_code(
@@ -111,10 +112,20 @@ def question(
     return Question(form, tuple(checkpoints), tuple(moved), tuple(frozen), base, headers)
 
 
+def _resolved(side: AnyReference) -> AnyReference | Path:
+    """Return where a checkpoint lies: paths to one folder are equal."""
+    if isinstance(side, Reference) and side.is_folder:
+        return Path(side.repo).resolve()
+    return side
+
+
 def verify(asked: Question, runtime: Runtime) -> Verification:
     """Check a claim. Raises ShadowError if a checkpoint cannot be read."""
     check = asked.check
     assert check.gather is not None, "a check of checkpoints"
+    if check.code in OF_PAIRS and len({*map(_resolved, asked.checkpoints)}) == 1:
+        why = Reason("one_checkpoint", {"names": check.names(2)})
+        return Verification(check, asked.of, Answer(Outcome.INCONCLUSIVE, [why]))
     with (
         tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch,
         client_for(asked.references),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
 from shadow.errors import UsageError
 from shadow.run.scanned import Scanned, not_compared, relative_norm, unmatched_reasons
-from shadow.templates import Reason
+from shadow.templates import Reason, Value
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint, Found, Located
@@ -26,7 +26,6 @@ NONE = (  # figures that are 0 of equal files
     "entries_differ",
 )
 WORDS = {
-    "one_checkpoint": "A and B are one checkpoint, so nothing was compared",
     "equal_checksums": "the weight files have equal checksums",
     "equal_files": "{tensors:all tensor|tensors} {tensors|is|are} equal, byte for byte",
     "nothing": "there is nothing to compare",
@@ -69,7 +68,8 @@ def judge(found: Compared) -> Answer:
     if found.unscanned:
         is_one = found.unscanned == "one_checkpoint"
         outcome = Outcome.INCONCLUSIVE if is_one else Outcome.HOLDS
-        reason = Reason(found.unscanned, {"tensors": len(found.stored)})
+        of: dict[str, Value] = {"tensors": len(found.stored), "names": ["A", "B"]}
+        reason = Reason(found.unscanned, of)
         figures: dict[str, Figure] = {}
         if found.stored:
             figures = {"tensors": len(found.stored), "entries": sum(found.stored)}

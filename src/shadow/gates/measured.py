@@ -242,14 +242,17 @@ def states(pattern: Pattern, tensors: Iterable[Mapping[str, Any]]) -> dict[str, 
     Each layer of a range is a place of its own. tensors: rows of tensors.parquet, with TENSORS.
     """
     found: dict[str, list[bool | None]] = {}
+    places = set()
     for row in tensors:
         component, layer, module = row["component"] or "", row["layer"], row["module"] or ""
-        if row["reason"] not in LEFT_OUT and pattern.covers(
-            Place(component, layer, module, row["expert"])
-        ):
+        place = Place(component, layer, module, row["expert"])
+        places.add(place)
+        if row["reason"] not in LEFT_OUT and pattern.covers(place):
             parts = [component, *([module] if pattern.module != "*" else [])]
             parts += [f"layers.{layer}"] if pattern.layers else []
             found.setdefault(".".join(parts), []).append(_is_changed(row))
+    if found and (beyond := pattern.beyond(places)):
+        found[beyond] = [None]  # which the model does not have
     return {
         name: CHANGED if any(of_place) else None if None in of_place else UNCHANGED
         for name, of_place in found.items()
