@@ -28,6 +28,7 @@ Kind = Literal[
     "seconds",
     "bytes",
 ]
+HUGE = 1e7  # percents from which on a share has an exponent
 DASH = "-"  # nothing is known
 
 
@@ -78,6 +79,8 @@ def portion_of(part: float | int | None, whole: float | int | None) -> Quantity:
 def share(value: float) -> str:
     """Return `1.2 %`, two significant digits; whole numbers above 10 %."""
     percents = 100 * value
+    if percents >= HUGE:
+        return f"{percents:.1e} %"
     if percents >= 9.95 or percents == 0:
         return f"{percents:.0f} %"
     if percents < 0.01:
@@ -107,6 +110,8 @@ def about(value: float) -> str:
 
 def _number(value: float, digits: int = 3) -> str:
     """Format with trailing zeros, so that a figure has as many digits as its interval: `8.00`."""
+    if abs(value) >= HUGE**2:
+        return f"{value:.2e}"
     if value == int(value):
         return f"{int(value):,}"
     if abs(value) < 100 and 2 * value == int(2 * value):  # the median of two counts

@@ -78,11 +78,16 @@ def stored_metadata(folder):
     return found[0]
 
 
+@pytest.mark.parametrize("is_cut", [False, True], ids=["lost", "cut"])
 @pytest.mark.parametrize("name", ["matrices", "tensors", "files", "spectra", "summary"])
-def test_a_report_that_lacks_a_file_is_whole_again(pair, first, out, name):
-    """A lost table is measured again; the summary follows from the tables."""
+def test_a_report_that_lacks_a_file_is_whole_again(pair, first, out, name, is_cut):
+    """A lost table is measured again, and one that was cut; the summary follows from the tables."""
     before, there = files(first.folder), read_summary(first.folder)[0]
-    next(first.folder.glob(f"{name}.*")).unlink()
+    path = next(first.folder.glob(f"{name}.*"))
+    if is_cut:
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        path.unlink()
     if name == "summary":
         assert read_summary(first.folder)[0] == there
     assert bool(run_pair(pair, EVERYTHING, out).measured) == (name != "summary")

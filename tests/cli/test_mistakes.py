@@ -42,6 +42,13 @@ MISTAKES = {
     "no jobs": (("audit", "demo", "--jobs", "0"), 2, None),
     "too many jobs": (("audit", "demo", "--jobs", "2000"), 2, None),
     "reports in a file": (("audit", "demo", "-o", __file__), 2, None),
+    "reports in a report": (("audit", "demo", "-o", REPORT), 2, "-o"),
+    "reports far inside of one": (("audit", "demo", "-o", f"{REPORT}/a/b"), 2, "-o"),
+    "two modules of two reports": (
+        ("figure", "reports", "--module", "mlp.up", "--module", "mlp.down"), 2, "one --module"),
+    "a spectrum of two reports": (
+        ("figure", "reports", "--kind", "spectrum"), 1, "reports/demo/base..broad"),
+    "an option of another command": (("compare", REPORT, "-o", "x"), 2, "option -o is gone"),
     "one argument too many": (("show", "a", "b"), 2, None),
     "nothing to compare": (("compare",), 2, None),
     "a size without a unit": (("audit", "demo", "--max-disk", "40"), 2, "40GB"),
@@ -69,6 +76,7 @@ def test_a_mistake_is_answered_in_one_line_and_a_hint(place, mistake, inside):
     done = inside(*arguments, cwd=place)
     done.assert_refused(code)
     assert (hint or "") in done.err
+    assert "Value error" not in done.err, "a word of pydantic"
 
 
 def test_a_damaged_report_hides_no_other(demo_reports, tmp_path, inside):

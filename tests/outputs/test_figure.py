@@ -226,5 +226,5 @@ def test_a_report_of_nothing_is_one_line(inside, two, tmp_path):
     folder = write(tmp_path / "a" / "b", [delta(0.1, place(None, "embed"))])
     inside("figure", folder).assert_refused()
     inside("figure", write(tmp_path / "c", [])).assert_refused()
-    assert "2 " in inside("figure", two[0].parent, "--kind", "heatmap").assert_refused()
+    assert "2" in inside("figure", two[0].parent, "--kind", "heatmap").assert_refused()
     assert "spectra" in inside("figure", folder, "--kind", "spectrum").assert_refused()

@@ -203,6 +203,7 @@ def run() -> int:
         if message := words.rstrip("."):  # none where it showed the help
             context = getattr(fault, "ctx", None)
             hint = f"`{context.command_path} --help` lists what there is" if context else None
+            message = message.replace(": Value error, ", ": ")  # of pydantic
             console.complain(UsageError(message[:1].lower() + message[1:], hint))
         return 2
     except ShadowError as error:

@@ -83,7 +83,7 @@ def gate(
         except ShadowError as error:
             judged.append(at_fault(path.parent.name, path.name, error))
     known = {*names.values(), *((one.family, one.pair) for one in judged)}
-    wanted = {(one.family, one.name): "the list names it" for one in selection.pairs}
+    wanted = {(one.family, one.name): "not audited yet" for one in selection.pairs}
     for row in (row for index in indexes.values() for row in index.rows):
         wanted[row.key] = row.error or f"{row.state} by index.json"
         known -= {row.key} if row.state == "kept" else set()  # a report of other settings

@@ -205,7 +205,7 @@ QUIET = option(
 JOBS = option(
     "Number of worker threads; results do not depend on it.", metavar="N", min=1, max=1024
 )
-PICKLE = option("Read torch .bin files, in a child process.", False)
+PICKLE = option("Read pickles of torch (.bin, .pt, .pth, .distcp), in a child process.", False)
 
 
 def selected(targets: Sequence[str], pairs: Pairs) -> Selection:

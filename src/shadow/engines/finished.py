@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -111,10 +112,12 @@ def standing(
     except ShadowError as error:
         return replace(there, broken=error.message)
     remove_journal_of(folder, wanted)
-    if not (folder / SUMMARY).is_file():
+    try:
+        json.loads((folder / SUMMARY).read_bytes())
+    except (OSError, ValueError, RecursionError):
         with alone_at(folder, JOURNAL), replacing(folder) as staged:
             staged.put(SUMMARY, summary_bytes(summary.as_json()))
-        runtime.say(f"{folder}: {SUMMARY} was missing, and is made again from the tables")
+        runtime.say(f"{folder}: {SUMMARY} was missing or damaged, and is made again")
     runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
     return replace(there, result=AuditResult(folder, summary, measured=0, provenance=metadata))
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.engines.engine import Ray
+from shadow.errors import UsageError
 from shadow.files import safe_name
 from shadow.options import explained, option
+from shadow.reports.folders import FINISHED
 from shadow.run.runtime import Files
 from shadow.spectra.measurement import Level, Subjects
 from shadow.storage import Store, work_folder
@@ -76,6 +78,13 @@ class AuditRequest:
     """What carries out the pairs; None: this process."""
     found: Mapping[AnyReference, Found] = field(default_factory=dict, compare=False)
     """Checkpoints in memory, by what the pair calls them."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.output, Path):
+            for above in (self.output, *self.output.parents):
+                if (above / FINISHED).is_file():  # no name would stand for it alone
+                    hint = "choose another folder with -o"
+                    raise UsageError(f"{above} is a report, and no other goes into it", hint)
 
     def folders(self) -> Iterator[Path]:
         """Yield the folders of the pairs as soon as they have content; for a URL, one folder for

@@ -323,6 +323,8 @@ def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> 
     for name in TABLES_OF_A_PAIR:
         if (is_due or name != "spectra") and not (folder / f"{name}.parquet").is_file():
             raise missing(folder, f"{name}.parquet")
+    if is_due:
+        _schema(folder / "spectra.parquet")
 
 
 def _check_metadata(metadata: Any) -> None:

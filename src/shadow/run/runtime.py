@@ -41,7 +41,9 @@ class Files:
     stored or used.
     """
 
-    allow_pickle: bool = option("Read torch .bin files, in a child process.", False)
+    allow_pickle: bool = option(
+        "Read pickles of torch (.bin, .pt, .pth, .distcp), in a child process.", False
+    )
     offline: bool = option("Use the Hub's cache only, without a network.", False)
     fetch: Fetch = "auto"
     max_disk: int | str | None = option(
