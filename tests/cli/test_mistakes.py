@@ -48,7 +48,6 @@ MISTAKES = {
         ("figure", "reports", "--module", "mlp.up", "--module", "mlp.down"), 2, "one --module"),
     "a spectrum of two reports": (
         ("figure", "reports", "--kind", "spectrum"), 1, "reports/demo/base..broad"),
-    "an option of another command": (("compare", REPORT, "-o", "x"), 2, "option -o is gone"),
     "one argument too many": (("show", "a", "b"), 2, None),
     "nothing to compare": (("compare",), 2, None),
     "a size without a unit": (("audit", "demo", "--max-disk", "40"), 2, "40GB"),
