@@ -361,7 +361,7 @@ def _named(name: str, place: Any, held: Held, parse: Callable[[str], Any] = pars
 
 
 def _here(report: Report | Place) -> Path:
-    """The folder of a report, or of reports; one at a URL is fetched, until the process ends."""
+    """Return the folder of a report, or of reports; a URL's is fetched until the process ends."""
     return report.folder if isinstance(report, Report) else here(report, spectra=True)
 
 

@@ -22,9 +22,9 @@ class Finding(Row):
     """The finding of a report about its pair: headline, sentences, other_explanations and
     not_shown.
 
-    Sentences are short paragraphs in the order of shadow.telling.finding.CODES, but that a copy's
-    `rounding` stands before `size`, and so do `vocabulary` and `left_out` if nothing changed or
-    little was compared; of most pairs two to five.
+    Sentences are short paragraphs in the order of shadow.telling.finding.CODES, except that a
+    copy's `rounding` comes before `size`, and so do `vocabulary` and `left_out` if nothing changed
+    or little was compared; most pairs have two to five.
     """
 
     __slots__ = ()

@@ -182,7 +182,8 @@ def score_reports(reports: Sequence[ComparedReport], scores: Sequence[Score]) ->
     if not any(entry.gains for entry in entries):
         models = ", ".join(list(dict.fromkeys(row.model for row in scores))[:3])
         sides = " and ".join(reports[0].metadata[side]["repo"] for side in SIDES)
-        fault = f"{scores[0].where}: no benchmark of both sides of a pair; models: {models[:200]}"
+        fault = f"{scores[0].where}: no benchmark has scores of both sides of a pair"
+        fault += f"; models: {models[:200]}"
         raise ShadowError(fault, f"the column `model` may contain {sides[:400]}")
     return ScoredSet(entries, correlations(entries))
 

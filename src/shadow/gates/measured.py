@@ -214,7 +214,7 @@ def _baseline(folder: Path) -> JudgedReport:
 
 
 def checked(asked: Question, summary: Summary, runtime: Runtime) -> Verification:
-    """The answer to a check that a report does not hold.
+    """Return the answer to a check that a report does not contain.
 
     Raises ShadowError if a side has changed since its audit.
     """

@@ -113,7 +113,7 @@ class _Sides:
     def _of_one(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
         """Return the entry for a file that only one side has."""
         file = tuned or base
-        assert file is not None, "one side has it"
+        assert file is not None, "only one side has it"
         if not self.of["base" if base is None else "tuned"].is_complete:
             return "unknown", (), "not all files of the other side are known"
         if tuned is None and self.of["tuned"].is_adapter:

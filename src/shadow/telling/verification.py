@@ -34,7 +34,7 @@ ORDER = (1, 4, 5, 0)  # of exit codes, the worst first
 OTHERS = ((4, ("does not", "do not")), (5, ("inconclusive",) * 2), (1, ("fault", "faults")))
 INDEX = re.compile(r"[0-9]{1,9}")  # in a name
 RUNS = 4  # of indices that a name spells out
-MANY = "how many a row stands for; how and size are of the one that differs most"
+MANY = "how many tensors a row represents; how and size are those of the one that differs most"
 LEGEND = "the norm of the difference over that of the base; of merged and stored, of the update"
 
 
