@@ -23,7 +23,7 @@ from shadow.telling.document import (
     worded,
 )
 from shadow.telling.report import skipped_table
-from shadow.text import about_time, byte_size, counted, several, took
+from shadow.text import about_time, byte_size, counted, took
 
 if TYPE_CHECKING:
     from shadow.lists.index import Index, ListRow
@@ -87,7 +87,6 @@ def plan_document(plan: PairPlan) -> Document:
     """Return the cost of the audit of a pair."""
     sides = [FigureRow("base", _side(plan.base)), FigureRow("tuned", _side(plan.tuned))]
     blocks: list[Block] = [Section(plan.family, plan.pair), Figures(sides, close=True)]
-    blocks.append(table_of(PLANNED, plan.modules, "To be measured"))
     if plan.skipped:
         blocks.append(skipped_table(plan.skipped))
     blocks.append(Figures([FigureRow(name, text) for name, text in _costs(plan).items()]))
@@ -116,17 +115,6 @@ def _side(side: PlannedSide) -> str:
         named += f", {side.access}"
     shards = counted(side.shards, "shard", "shards")
     return f"{named}: {shards}, {byte_size(side.bytes)}, {', '.join(side.dtypes)}"
-
-
-PLANNED = (
-    worded("component"),
-    named("module"),
-    number("n", "matrices", "count"),
-    number("layers", lambda row: "-".join(map(str, dict.fromkeys(row.layers or ()))) or None, None),
-    worded(
-        "rows x cols", lambda row: several([f"{rows} x {cols}" for rows, cols in row.shapes], 2)
-    ),
-)
 
 
 def _costs(plan: PairPlan) -> dict[str, str]:

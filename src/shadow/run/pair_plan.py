@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from shadow.checkpoints.opening import Checkpoint, Found
-from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped
+from shadow.checkpoints.pairing import Filter, Skipped
 from shadow.checkpoints.sources import ByteRanges
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.files import safe_name
-from shadow.places.names import name_rules
 from shadow.run.machine import PROCESS, default_jobs, kinds, lacking, machine_limits, worker_memory
 from shadow.run.plan import make_plan, source_of
 from shadow.run.runtime import Runtime
@@ -48,21 +47,6 @@ class PlannedSide:
 
 
 @dataclass(frozen=True)
-class PlannedModule:
-    """The matrices of one module of a component to measure."""
-
-    component: str
-    module: str
-    matrices: int
-    layers: list[int] | None
-    """The first and the last layer, from 0; None outside the layers."""
-    shapes: list[list[int]]
-    """Rows and columns, the most frequent first."""
-    without_base: int
-    """How many of the matrices have no partner."""
-
-
-@dataclass(frozen=True)
 class PairPlan:
     """The plan of a pair on this machine; sizes are in bytes."""
 
@@ -72,7 +56,6 @@ class PairPlan:
     tuned: PlannedSide
     matrices: int
     vectors: int
-    modules: list[PlannedModule]
     skipped: list[Row]
     """A row for each reason to skip tensors, the most tensors first."""
     shards_to_fetch: int
@@ -156,7 +139,6 @@ def plan_pair(
             tuned=_side(tuned, plan.tuned),
             matrices=len(matrices),
             vectors=len(aligned.pairs) - len(matrices),
-            modules=_modules(matrices),
             skipped=_reasons(aligned.skipped),
             shards_to_fetch=len(sources),
             shards_in_ranges=sum(isinstance(source, ByteRanges) for source in sources),
@@ -189,33 +171,6 @@ def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
         dtypes=sorted({info.dtype for info in infos}),
         parameters=sum(info.parameters for info in infos if info.packing or info.dtype in FLOATS),
     )
-
-
-def _modules(matrices: Sequence[MatrixPair]) -> list[PlannedModule]:
-    """Return the number, layers and shapes of matrices by component and module."""
-    rules = name_rules()
-    groups = defaultdict[tuple[str, str], list[MatrixPair]](list)
-    for pair in matrices:
-        groups[pair.place.component, pair.place.module].append(pair)
-    order = sorted(
-        groups, key=lambda key: (rules.components.index(key[0]), rules.modules.index(key[1]))
-    )
-    rows = []
-    for component, module in order:
-        group = groups[component, module]
-        layers = [pair.place.layer for pair in group if pair.place.layer is not None]
-        shapes = Counter((pair.rows, pair.cols) for pair in group)
-        rows.append(
-            PlannedModule(
-                component=component,
-                module=module,
-                matrices=len(group),
-                layers=[min(layers), max(layers)] if layers else None,
-                shapes=[list(shape) for shape, _ in shapes.most_common()],
-                without_base=sum(pair.base is None for pair in group),
-            )
-        )
-    return rows
 
 
 def _reasons(skipped: Sequence[Skipped]) -> list[Row]:
