@@ -172,8 +172,9 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
 
 def _tier(summary: Summary) -> list[Sentence]:
     """Describe what was left out of the measurement, or estimated."""
-    texts = [WORDS.get(summary.tier, ""), WORDS["estimated"] if summary.estimated else ""]
-    return [Recorded(summary).sentence("level", *texts)] if any(texts) else []
+    texts = [WORDS[summary.tier]] if summary.tier in WORDS else []
+    texts += [WORDS["estimated"]] if summary.estimated else []
+    return [tell(summary, "level", *texts)] if texts else []
 
 
 def _files(summary: Summary) -> list[Sentence]:

@@ -73,7 +73,7 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
         return [*sentences, tell(summary, "nothing_compared", words, asked=asked, what=what)]
 
     def of_gate(code: str, words: str, gate: Gate) -> Sentence:
-        return tell(summary, code, WORDS[words], gate, f"gates.{gate.name}")
+        return tell(summary, code, WORDS[words], row=gate, at=f"gates.{gate.name}")
 
     known = is_rearranged(summary) or summary.recognised.scaled is not None
     if not known and lineage.figure is not None and abs(lineage.figure) < UNRELATED:
@@ -210,5 +210,6 @@ def _changes(summary: PairRecord, codes: Collection[str]) -> list[Sentence]:
         if one.code in codes and found is not None:
             places = places_of(summary, found.rows) if "{places}" in one.text else None
             at = f"recognised.{one.place}"
-            said.append(tell(summary, one.sentence or one.code, one.text, found, at, places=places))
+            code = one.sentence or one.code
+            said.append(tell(summary, code, one.text, row=found, at=at, places=places))
     return said

@@ -135,11 +135,11 @@ def _low_rank(summary: PairRecord) -> Sentence:
 
 def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
     """Describe which side went through few bits, and how much of what is stored is the update."""
-    recorded, through = Recorded(summary), few_bits(summary)
-    texts = [recorded.fill(WORDS["base"])] if has_few_values(summary, "base") else []
-    texts += [recorded.fill(WORDS[through])] if through is not None else []
-    few = [recorded.sentence("few_values", *texts)] if texts else []
-    return [*few, *_left(summary, not gates["rounding"].passed, bool(few))]
+    through = few_bits(summary)
+    few = [WORDS["base"]] if has_few_values(summary, "base") else []
+    few += [WORDS[through]] if through is not None else []
+    left = _left(summary, not gates["rounding"].passed, bool(few))
+    return [tell(summary, "few_values", *few), *left] if few else left
 
 
 def _left(summary: PairRecord, is_small: bool, has_few: bool) -> list[Sentence]:

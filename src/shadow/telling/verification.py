@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 from shadow.checks.answer import FailedVerification, Named, Outcome, Verification
 from shadow.telling.document import (
-    Block,
     Document,
     FigureRow,
     Figures,
@@ -41,45 +40,31 @@ LEGEND = "the norm of the difference over that of the base; of merged and stored
 def verification_document(found: Verification) -> Document:
     """Return a claim with its answer in a line, its checkpoints, and what speaks against it."""
     line = f"{found.outcome.words}: {found.reason}"
-    blocks: list[Block] = [
-        Section("verify", found.claim),
-        Headline(line, LEVELS[found.outcome]),
-        Figures([FigureRow(name, text) for name, text in found.of.items()]),
-    ]
-    if found.against:
-        blocks += _against(found)
-    blocks += [Note(text) for text in found.notes]
-    return Document(blocks)
-
-
-def _against(found: Verification) -> list[Block]:
-    """Return what speaks against a claim. Where it is much, a row stands for all names that differ
-    in numbers alone; `related` has a row for each candidate.
-    """
-    of_related = found.claim == "related"
-    against = found.against
-    are_few = of_related or len(against) <= SHOWN
-    groups = [[one] for one in against] if are_few else _alike(against)
-    shown = groups[:SHOWN]
+    of_related, against = found.claim == "related", found.against
+    # where it is much, a row stands for all names that differ in numbers alone
+    alike: dict[tuple[str, str], list[Named]] = {}
+    for one in against:
+        is_apart = of_related or len(against) <= SHOWN
+        name = f"{len(alike)}" if is_apart else INDEX.sub("#", one.name)
+        alike.setdefault((name, one.code), []).append(one)
+    groups = [*alike.values()][:SHOWN]
     fields = [named("candidate" if of_related else "what speaks against it", _names)]
-    if len(groups) < len(against):
+    if len(alike) < len(against):
         fields.append(number("count", len, "count", legend=MANY))
     fields.append(worded("how", lambda group: group[0].what))
     if any(one.size is not None for one in against):
         fields.append(number("size", lambda group: group[0].size, "share", legend=LEGEND))
-    blocks: list[Block] = [table_of(fields, shown)]
-    if hidden := len(against) - sum(map(len, shown)):
-        blocks.append(Note(f"--json has {hidden:,} more"))
-    return blocks
-
-
-def _alike(against: Sequence[Named]) -> list[list[Named]]:
-    """Group, in order, what has the same name except for numbers, and the same reason."""
-    groups: dict[tuple[str, str], list[Named]] = {}
-    for one in against:
-        key = INDEX.sub("#", one.name), one.code
-        groups.setdefault(key, []).append(one)
-    return list(groups.values())
+    hidden = len(against) - sum(map(len, groups))
+    return Document(
+        [
+            Section("verify", found.claim),
+            Headline(line, LEVELS[found.outcome]),
+            Figures([FigureRow(name, text) for name, text in found.of.items()]),
+            *([table_of(fields, groups)] if against else []),
+            *([Note(f"--json has {hidden:,} more")] if hidden else []),
+            *map(Note, found.notes),
+        ]
+    )
 
 
 def _names(group: Sequence[Named]) -> str:
@@ -108,20 +93,15 @@ def asked(one: Verification | FailedVerification) -> str:
 
 
 def in_lines(found: Sequence[Verification | FailedVerification]) -> list[str]:
-    """Return a line each, those that do not hold first; of several, also the totals."""
+    """Return a line each, those that do not hold first; of several, also the totals, such as `4
+    hold, 3 do not, 1 inconclusive`.
+    """
     ordered = sorted(found, key=lambda one: ORDER.index(one.exit_code))
     lines = [": ".join((str(_answer(one)[0]), asked(one), _answer(one)[1])) for one in ordered]
-    return [*lines, totals(found)] if len(lines) > 1 else lines
-
-
-def totals(found: Sequence[Verification | FailedVerification]) -> str:
-    """Return `4 hold, 3 do not, 1 inconclusive`."""
     counts = Counter(one.exit_code for one in found)
-    texts = [counted(counts[0], "holds", "hold")]
-    texts += [
-        f"{counts[code]:,} {words[counts[code] > 1]}" for code, words in OTHERS if counts[code]
-    ]
-    return ", ".join(texts)
+    totals = [counted(counts[0], "holds", "hold")]
+    totals += [counted(counts[code], *words) for code, words in OTHERS if counts[code]]
+    return [*lines, ", ".join(totals)] if len(lines) > 1 else lines
 
 
 def _answer(one: Verification | FailedVerification) -> tuple[Word, str]:

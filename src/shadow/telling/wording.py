@@ -85,11 +85,16 @@ class Recorded:
 
 
 def tell(
-    summary: PairRecord, code: str, template: str, row: object = None, at: str = "", **words: Value
+    summary: PairRecord,
+    code: str,
+    *templates: str,
+    row: object = None,
+    at: str = "",
+    **words: Value,
 ) -> Sentence:
-    """Make a sentence from one template."""
+    """Make a sentence from templates."""
     recorded = Recorded(summary)
-    return recorded.sentence(code, recorded.fill(template, row, at, **words))
+    return recorded.sentence(code, *(recorded.fill(one, row, at, **words) for one in templates))
 
 
 def module_name(module: str) -> str:
