@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from shadow.gone import gone
 
 KINDS = {"--to": "format", "--kind": "figure"}  # options whose words may be gone
 FIRST = 5  # commands that a group's help begins with
-EXAMPLES: Mapping[str, Sequence[str]] = {
+EXAMPLES = {
     "audit": (
         "shadow audit demo",
         "shadow audit ./base ./tuned --name mine:base..tuned",
@@ -113,13 +113,13 @@ class Command(TyperCommand):
         return super().parse_args(ctx, [*typed, *rest])
 
 
-def claims() -> Sequence[str]:
+def claims() -> tuple[str, ...]:
     """Return a line for each claim of `shadow verify`: what to type, and what it claims."""
     from shadow.checks.registry import CHECKS
 
     typed = {name: f"{name} {form.names_in_usage}" for name, form in CHECKS.items()}
     width = max(map(len, typed.values()))
-    return [f"{words:<{width}}  {CHECKS[name].says}" for name, words in typed.items()]
+    return tuple(f"{words:<{width}}  {CHECKS[name].says}" for name, words in typed.items())
 
 
 app = typer.Typer(

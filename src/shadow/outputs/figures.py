@@ -15,7 +15,7 @@ import logging
 import math
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -49,12 +49,12 @@ OPTIONS = {  # of the command line, and the kinds that they are for
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)))
 MARKERS = "os^Dv<>pX"
-SUBJECTS: dict[str, dict[str, Any]] = {
+SUBJECTS: dict[str, Any] = {
     "base": {"color": "#aaaaaa", "linewidth": 2.4},
     "tuned": {"color": "#000000", "linewidth": 0.8, "linestyle": "--"},
     "delta": {"color": "#D55E00", "linewidth": 1.1},
 }
-STYLE: dict[Any, Any] = {
+STYLE = {
     "font.size": 7,
     "xtick.labelsize": 6,
     "ytick.labelsize": 6,
@@ -74,7 +74,7 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,  # journals refuse type 3
 }
 MARK = "shadow-audit figure"  # in the metadata of every file, by which an own figure is known again
-METADATA: dict[str, dict[str, str | None]] = {  # who drew a file, and no date
+METADATA: dict[str, Any] = {  # who drew a file, and no date
     "png": {"Software": MARK},
     "svg": {"Creator": MARK, "Date": None},
     "pdf": {"Creator": MARK, "Producer": MARK, "CreationDate": None},
@@ -335,7 +335,7 @@ def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, A
     return sigmas
 
 
-DRAWN: dict[str, Callable[[Figure, Sequence[DrawnReport], Choice], list[str]]] = {
+DRAWN = {
     "depth": draw_depth,
     "spectrum": draw_spectrum,
     "heatmap": draw_heatmap,

@@ -16,7 +16,7 @@ CALM = re.compile(r"(?!.*(//|www))[\w.](?:[\w .,:/=+()-]*[\w.)])?", re.IGNORECAS
 LINKING = "@#"  # begin a mention or a reference, which an entity would not keep from being one
 ACTIVE = re.compile(r"[\\`*{}\[\]<|~&$@#]|^\s*>|\b_\B|\B_")
 APART = "<!-- -->"  # ends a text that GitHub would make a link of, and shows nothing
-MARKS: dict[of.Level, str] = {"passed": "✅ ", "fault": "❌ ", "warning": "⚠️ ", "quiet": "➖ "}
+MARKS = {"passed": "✅ ", "fault": "❌ ", "warning": "⚠️ ", "quiet": "➖ "}
 
 
 def cell(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -24,7 +24,6 @@ from shadow.telling.document import (
     FigureRow,
     Figures,
     Headline,
-    Level,
     MapBlock,
     Note,
     Origin,
@@ -35,7 +34,7 @@ from shadow.telling.document import (
 )
 from shadow.text import visible
 
-STYLES: Mapping[Level, str] = {
+STYLES = {
     "": "",
     "passed": "green",
     "fault": "bold red",

@@ -28,7 +28,7 @@ Type = Literal["string", "int", "float", "bool", "ints", "floats"]
 # float stands for int and bool too
 Cell: TypeAlias = "str | float | Sequence[float | None] | NDArray[np.float32] | None"
 # in Arrow's words
-STORED_TYPES: Mapping[Type, str] = {
+STORED_TYPES = {
     "string": "string",
     "int": "int64",
     "float": "double",

@@ -39,8 +39,11 @@ SEED = 0
 FEWEST = 4
 UNDEFINED = "not defined for every choice of layers"
 
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Places = NDArray[np.intp]
 Counts = NDArray[np.int32]  # (draws, layers): how often each draw took each layer
-Statistic = Callable[[Counts], NDArray[np.float64]]
+Statistic = Callable[[Counts], Floats]
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class Interval:
 class Blocks:
     """The layers of the rows of a table."""
 
-    codes: NDArray[np.intp]  # (n,): the number of each row's layer, from 0; -1 outside the layers
-    strata: NDArray[np.intp]  # (layers,): the number of each layer's component, ascending from 0
+    codes: Places  # (n,): the number of each row's layer, from 0; -1 outside the layers
+    strata: Places  # (layers,): the number of each layer's component, ascending from 0
 
     @property
     def layers(self) -> int:
@@ -77,7 +80,7 @@ class Blocks:
         """
         return self.layers - max(0, len(self.sizes) - 1)
 
-    def where(self, kept: NDArray[np.bool_]) -> Blocks:
+    def where(self, kept: Mask) -> Blocks:
         """Return the same for some of the rows, without layers that have no rows left."""
         codes = self.codes[kept]
         used, inside = np.unique(codes[codes >= 0], return_inverse=True)
@@ -123,7 +126,7 @@ def interval(statistic: Statistic, blocks: Blocks) -> Interval:
     return Interval(cut(values, expanded_tail(blocks.free)), layers, level)
 
 
-def cut(values: NDArray[np.float64], tail: float) -> tuple[float, float]:
+def cut(values: Floats, tail: float) -> tuple[float, float]:
     """Return the least and the largest value without this share at each end, rounded down.
 
     Values are not interpolated, so that -values has the same bounds to the last bit, negated.
@@ -172,9 +175,7 @@ def expanded_tail(layers: int) -> float:
     return float(ndtr(t * np.sqrt(layers / (layers - 1))))
 
 
-def medians(
-    values: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts
-) -> NDArray[np.float64]:
+def medians(values: Floats, codes: Places, counts: Counts) -> Floats:
     """Return the median of the rows in each draw, as if they were repeated.
 
     codes: the layer of each row, -1 for rows that are in every draw once. The rows in ascending

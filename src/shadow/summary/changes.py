@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from shadow.summary.bootstrap import Mask
 from shadow.summary.coverage import OUTSIDE
 from shadow.summary.record import Row, row
 from shadow.summary.tables import are, median
@@ -17,7 +17,6 @@ from shadow.summary.tables import are, median
 if TYPE_CHECKING:
     from shadow.summary.tables import Columns
 
-Mask = NDArray[np.bool_]
 Layer = tuple[str, int]  # component, number
 SPAN = ("first_layer", "last_layer", "base_first")
 

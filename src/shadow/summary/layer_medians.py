@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shadow.spectra.levels import round_trip
 from shadow.spectra.noise import LEAST_KEPT, NOISE, UNTOUCHED
+from shadow.summary.bootstrap import Floats, Mask
 from shadow.summary.record import LAYER_MEDIANS, Row, row
 from shadow.summary.tables import are, floats, median, over, total_of
 
@@ -121,20 +122,18 @@ def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
-def above_short_side(column: Column) -> NDArray[np.bool_]:
+def above_short_side(column: Column) -> Mask:
     """Return which rows have no equivalent_directions because they are less coherent than a change
     along all directions of their short side alike; for others without it the reason is unknown.
     """
     recorded, rows, cols = (
         floats(column(name)) for name in ("equivalent_directions", "rows", "cols")
     )
-    above: NDArray[np.bool_] = np.isnan(recorded) & (
-        _known_purity(column) * np.minimum(rows, cols) < 1.0
-    )
+    above: Mask = np.isnan(recorded) & (_known_purity(column) * np.minimum(rows, cols) < 1.0)
     return above
 
 
-def _known_purity(column: Column) -> NDArray[np.float64]:
+def _known_purity(column: Column) -> Floats:
     """Return X of each row's update; NaN if storage hides it."""
     kept, stored, undone, floor = (
         floats(column(name))
@@ -169,7 +168,7 @@ def _short_sides(rows: Columns) -> list[int]:
     return [int(side) for side in sides[~np.isnan(sides)]]
 
 
-def held_rank(column: Column) -> NDArray[np.float64]:
+def held_rank(column: Column) -> Floats:
     """Return the rank of each delta, as far as it exceeds rounding: the least of its adapter's
     rank, numerical_rank and, if low, rank_most.
 
@@ -184,7 +183,7 @@ def held_rank(column: Column) -> NDArray[np.float64]:
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
-def rank_bounds(inside: Column) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def rank_bounds(inside: Column) -> tuple[Floats, Floats]:
     """Return bounds of the rank of each update, rank_least and rank_most, from how much of the
     stored delta its first directions hold.
 
@@ -212,7 +211,7 @@ def rank_bounds(inside: Column) -> tuple[NDArray[np.float64], NDArray[np.float64
     return np.where(is_known, np.fmin(least, most), least), most
 
 
-def _is_of_rank(inside: Column) -> NDArray[np.bool_]:
+def _is_of_rank(inside: Column) -> Mask:
     """Return which deltas have rest_rank directions, and otherwise at most what rounding leaves. A
     few changed entries have few directions whatever was trained.
     """
@@ -221,7 +220,7 @@ def _is_of_rank(inside: Column) -> NDArray[np.bool_]:
     hidden = np.where(np.isnan(kept), EXACT, hidden)
     as_rounding = floats(inside("rest_over_rounding")) - 1.0 <= AS_ROUNDING
     few = are(inside("kept_reason"), "few_changed")
-    known: NDArray[np.bool_] = (hidden >= EXACT) & as_rounding & ~few
+    known: Mask = (hidden >= EXACT) & as_rounding & ~few
     return known
 
 

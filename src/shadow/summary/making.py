@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shadow.places.names import ATTENTION, MLP
 from shadow.reports.columns import SCHEMA
@@ -22,7 +21,9 @@ from shadow.reports.provenance import ReportMetadata
 from shadow.summary.bootstrap import (
     Blocks,
     Counts,
+    Floats,
     Interval,
+    Mask,
     Statistic,
     interval,
     interval_of_median,
@@ -51,17 +52,7 @@ from shadow.summary.record import (
     row,
     tier_of,
 )
-from shadow.summary.tables import (
-    Columns,
-    Floats,
-    Rows,
-    are,
-    finite,
-    is_partial,
-    median,
-    over,
-    total_of,
-)
+from shadow.summary.tables import Columns, Rows, are, finite, is_partial, median, over, total_of
 
 ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 QUARTERS = 4  # of the depth
@@ -245,7 +236,7 @@ def _unrounded(deltas: Columns) -> dict[str, float | None]:
     }
 
 
-def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> NDArray[np.bool_]:
+def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> Mask:
     """Return which rows are of modules whose names begin with a kind."""
     return np.array([(name or "").startswith(kind) for name in deltas["module"]], dtype=np.bool_)
 

@@ -15,7 +15,7 @@ from shadow.reports.provenance import SettingsMetadata
 
 Tier = Literal["norms", "delta", "full"]
 STATUSES = ("measured", "identical", "skipped")  # of tensors
-TIERS: Mapping[Tier, tuple[str, str]] = {
+TIERS = {
     "norms": ("norms alone", "--level norms"),
     "delta": ("spectra of deltas alone", "--subjects delta"),
     "full": ("spectra of base, tuned and delta", ""),

@@ -16,12 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from shadow.summary.bootstrap import Blocks, blocks_of
+from shadow.summary.bootstrap import Blocks, Floats, Mask, Places, blocks_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats = NDArray[np.float64]
 MOST = 2**63 - 1  # entries of a tensor
 # columns of tensors on which no figure rests
 UNREAD = ("dtype", "shard")
@@ -48,7 +47,7 @@ def floats(values: pd.Series | NDArray[Any]) -> Floats:
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def are(texts: pd.Series | NDArray[Any], *wanted: str) -> NDArray[np.bool_]:
+def are(texts: pd.Series | NDArray[Any], *wanted: str) -> Mask:
     """Return which texts are one of these, whatever stands for a missing one."""
     return np.array([isinstance(text, str) and text in wanted for text in texts], dtype=np.bool_)
 
@@ -74,7 +73,7 @@ class Columns:
     """
 
     arrays: Mapping[str, NDArray[Any]]  # by name, of all rows of the table
-    rows: NDArray[np.intp] | None = None  # the numbers of the rows; None for all
+    rows: Places | None = None  # the numbers of the rows; None for all
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         whole = self.arrays[name]
@@ -83,7 +82,7 @@ class Columns:
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())) if self.rows is None else self.rows)
 
-    def where(self, chosen: NDArray[np.bool_ | np.intp] | Sequence[int]) -> Columns:
+    def where(self, chosen: Mask | Places | Sequence[int]) -> Columns:
         """Return some of these rows, chosen by a mask or by numbers."""
         numbers = np.arange(len(self)) if self.rows is None else self.rows
         return Columns(self.arrays, numbers[chosen])
@@ -126,7 +125,7 @@ class Columns:
         return np.array([min(math.prod(shape), MOST) for shape in self["shape"]], dtype=object)
 
     @property
-    def are_matrices(self) -> NDArray[np.bool_]:
+    def are_matrices(self) -> Mask:
         """Return which tensors have more than one dimension."""
         return np.array([len(shape) > 1 for shape in self["shape"]], dtype=np.bool_)
 
@@ -161,13 +160,13 @@ def columns_of(table: pa.Table) -> Columns:
     return Columns(arrays)
 
 
-def has_compared(tensors: Columns) -> NDArray[np.bool_]:
+def has_compared(tensors: Columns) -> Mask:
     """Return the tensors of which a matrix was compared with a partner; some parts are enough."""
     whole = are(tensors["status"], "measured", "identical")
     return (whole & ~are(tensors["reason"], "only_in_tuned")) | is_partial(tensors)
 
 
-def is_partial(tensors: Columns) -> NDArray[np.bool_]:
+def is_partial(tensors: Columns) -> Mask:
     """Return the tensors that count as skipped, although some of their matrices were compared."""
     are_skipped = are(tensors["status"], "skipped") & ~are(tensors["reason"], "not_a_matrix")
     return np.asarray(are_skipped & (tensors["compared"] > 0))

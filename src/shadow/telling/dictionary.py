@@ -42,7 +42,7 @@ from shadow.templates import fill
 from shadow.text import VERY_LIKE, nearest
 
 _WORDS = read_words("words.yaml")
-_TEXTS: Mapping[str, str] = _WORDS["topics"]
+_TEXTS = _WORDS["topics"]
 RATE = (
     "Of {of:count} answers to planted claims {wrong:count} are wrong"
     "[ (below {bound:share} with 95 % confidence)]: {where}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,13 +58,13 @@ EXPLANATIONS = (
 MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
 FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
 # how the sentences are noticed that a reader has to know before any figure, by their code
-NOTICED: Mapping[str, Word] = {
+NOTICED = {
     **dict.fromkeys(DAMAGE, FAILED),
     **dict.fromkeys(("only_vectors", *RECOGNISED, "low_rank", "few_values"), FOUND),
     **dict.fromkeys(("part_asked_for", "left_out", "vectors", "files", "level"), NOTED),
 }
 # gates that are no fault of a pair of which a sentence says what it is
-EXPLAINED_BY: Mapping[str, Sequence[str]] = {
+EXPLAINED_BY = {
     "changed": ("identical", "only_vectors"),
     "rank": ("low_rank",),
     "paired": ("part_asked_for",),

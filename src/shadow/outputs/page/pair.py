@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from shadow.checks.summary import Summary
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.reports.report import Report
+from shadow.summary.bootstrap import Floats, Places
 from shadow.summary.layer_medians import above_short_side
 from shadow.summary.record import LAYERS, order_of
 from shadow.summary.tables import Columns, columns_of
@@ -43,7 +44,7 @@ FIRST = (
     "stable_rank",
 )
 # what a column of a delta would be with random signs: a column, or a number
-UNDER_NULL: dict[str, str | float] = {
+UNDER_NULL = {
     "concentration": 0.0,
     "participation_ratio": "null_participation_ratio",
     "spectral_norm": "null_edge",
@@ -66,10 +67,9 @@ Cells = Mapping[Key, tuple[str, str | None]]
 """By place its state (measured; alone: no base, so no delta; identical or skipped, from the tuned
 tensors) and why it was skipped, in words of tensors.parquet.
 """
-Numbers = NDArray[np.float64]
 Listed = list[float | int | None]
 # the heading of each section by its name in addresses, in their order
-TITLES: Mapping[str, str] = {
+TITLES = {
     "finding": "Finding",
     "heat": "Layer by module",
     "claims": "Other explanations",
@@ -292,9 +292,7 @@ def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
     }
 
 
-def _medians(
-    matrices: Columns, place: NDArray[np.intp], subject: str, cells: int
-) -> dict[str, Numbers]:
+def _medians(matrices: Columns, place: Places, subject: str, cells: int) -> dict[str, Floats]:
     """Return, by column, the median of each cell's rows of a subject; no empty columns."""
     names = metrics_of(subject)
     own = matrices["subject"] == subject
