@@ -16,14 +16,14 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from shadow.checks.trained import SnapshotTensors
+from shadow.checks.trained import SnapshotTensors, taken, training_since
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
 from shadow.lists.request import AuditRequest, Measuring, Place
 from shadow.reports.folders import here, one_report, reports_at, reports_below
 from shadow.reports.report import Report
-from shadow.run.runtime import Files, ignore
+from shadow.run.runtime import Files, Progress, Runtime, access_of, ignore
 from shadow.storage import located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from shadow.comparing.comparison import Comparison
     from shadow.gates.verdicts import Judgement
     from shadow.run.pair_plan import PairPlan
-    from shadow.run.runtime import Progress
 
     Model = torch.nn.Module | Mapping[str, torch.Tensor]  # in memory
     Held = Mapping[str, tuple[Reference, Checkpoint]]
@@ -267,14 +266,12 @@ def verify(
         headers: Of `whole`: leave out values.
     """
     from shadow.checks import registry
-    from shadow.run.runtime import Runtime, access_of
     from shadow.run.workers import single_threads
 
     patterns: dict[str, Any] = {"moved": _words(moved), "frozen": _words(frozen)}
     if claim == "trained" and checkpoints and isinstance(checkpoints[0], SnapshotTensors):
         from shadow.checkpoints.in_memory import in_memory
         from shadow.checks.answer import Verification
-        from shadow.checks.trained import training_since
 
         form = registry.require_form(claim, len(checkpoints), **patterns)
         evidence = training_since(checkpoints[0], in_memory(checkpoints[1], "memory"), **patterns)
@@ -303,7 +300,6 @@ def snapshot(model: Model) -> SnapshotTensors:
     `shadow.verify("trained", snapshot, model, moved=..., frozen=...)` takes them for a base.
     """
     from shadow.checkpoints.in_memory import in_memory
-    from shadow.checks.trained import taken
 
     return taken(in_memory(model, "memory"))
 

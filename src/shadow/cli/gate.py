@@ -15,7 +15,14 @@ from shadow.cli.options import RUN
 from shadow.errors import ShadowError, UsageError
 from shadow.files import safe_name
 from shadow.options import ARGUMENT, option
-from shadow.reports.folders import found_below, here, meant, reports_below
+from shadow.reports.folders import (
+    fetched_if_any,
+    found_below,
+    here,
+    meant,
+    report_metadata,
+    reports_below,
+)
 from shadow.storage import Store, as_given, located, url_of
 
 if TYPE_CHECKING:
@@ -59,7 +66,6 @@ def gate(
     from shadow.gates.measured import read_measured
     from shadow.gates.verdicts import judge_report
     from shadow.lists.index import read_index
-    from shadow.reports.folders import report_metadata
     from shadow.targets.lists import select
 
     selection = select(registry=registry, listed=listed)
@@ -164,8 +170,6 @@ def baselines_of(
 
     place = located(against)
     if isinstance(place, Store):
-        from shadow.reports.folders import fetched_if_any
-
         place = fetched_if_any(place, spectra=False) or against
     if place.is_dir():
         return read_baselines(place, reports_below(place), pairs)

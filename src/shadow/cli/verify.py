@@ -16,13 +16,12 @@ from shadow.cli.gate import begin, summarise
 from shadow.cli.options import FILE, prepare
 from shadow.errors import ShadowError, UsageError
 from shadow.options import ARGUMENT, option
-from shadow.run.runtime import Files
+from shadow.run.runtime import Files, Runtime, access_of
 from shadow.storage import as_given
 from shadow.text import visible
 
 if TYPE_CHECKING:
     from shadow.checks.answer import FailedVerification, Question, Verification
-    from shadow.run.runtime import Runtime
 
 
 def verify(
@@ -69,7 +68,6 @@ def verify(
     from shadow.checks.answer import Verification, first_code
     from shadow.checks.registry import CHECKS, question
     from shadow.outputs.ci import write_claims
-    from shadow.run.runtime import Runtime, access_of
     from shadow.targets.references import parse_checkpoint
     from shadow.telling import verification as telling
 

@@ -15,7 +15,6 @@ from shadow.engines.engine import portable
 from shadow.errors import ShadowError
 from shadow.files import alone_at
 from shadow.reasons import STRICT
-from shadow.reports.columns import SCHEMA
 from shadow.reports.folders import (
     finished_metadata,
     is_read,
@@ -24,7 +23,7 @@ from shadow.reports.folders import (
     require_tables,
 )
 from shadow.reports.parquet import absent_note
-from shadow.reports.provenance import SIDES, Identity, ReportMetadata
+from shadow.reports.provenance import SCHEMA, SIDES, Identity, ReportMetadata
 from shadow.reports.report import Report
 from shadow.run.journal import JOURNAL, remove_journal_of
 from shadow.run.runtime import Runtime

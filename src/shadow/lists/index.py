@@ -19,9 +19,9 @@ from shadow import __version__
 from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
 from shadow.files import alone_at, read_start, safe_name, write_beside, writing
-from shadow.reports.columns import HEADLINE, READ, SCHEMA, null_if_undefined
+from shadow.reports.columns import HEADLINE, null_if_undefined
 from shadow.reports.folders import FINISHED, finished_metadata, is_read
-from shadow.reports.provenance import ReportMetadata
+from shadow.reports.provenance import READ, SCHEMA, ReportMetadata
 
 if TYPE_CHECKING:
     from shadow.engines.finished import PairOutcome

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 import yaml
 
 from shadow import __version__
+from shadow.reports.provenance import SCHEMA
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,8 +38,6 @@ STORED_TYPES = {
     "floats": "list<float>",
 }
 
-SCHEMA = 2  # of the report files; raised when a column goes or changes its meaning
-READ = (1, SCHEMA)  # schemas that are read: 1 is that of version 0.2
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, require_utf8, safe_name, write_through, writing
-from shadow.reports.columns import READ, SCHEMA, TABLES
-from shadow.reports.provenance import METADATA_KEY, ReportMetadata, metadata_in
+from shadow.reports.provenance import METADATA_KEY, READ, SCHEMA, ReportMetadata, metadata_in
 from shadow.storage import Store, located, place_for
 from shadow.text import closest, several
 
@@ -284,6 +283,8 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
     path = folder / FINISHED
     if not path.is_file():
         return None
+    from shadow.reports.columns import TABLES  # a twentieth of a second
+
     require_utf8(folder)
     schema = _schema(path)
     try:

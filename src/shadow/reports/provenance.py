@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
+SCHEMA = 2  # of the report files; raised when a column goes or changes its meaning
+READ = (1, SCHEMA)  # schemas that are read: 1 is that of version 0.2
 Value = TypeVar("Value")
 METADATA_KEY = b"shadow"
 

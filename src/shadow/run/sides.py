@@ -27,7 +27,7 @@ from shadow.checkpoints.sources import WholeFile
 from shadow.errors import ShadowError, UsageError
 from shadow.places.names import name_rules
 from shadow.process_settings import uncollected
-from shadow.reports.columns import SCHEMA
+from shadow.reports.provenance import SCHEMA
 from shadow.run.runtime import AlignedPair, Progress, Runtime
 from shadow.targets.references import AnyReference, ComponentBase, Reference, as_folder
 from shadow.text import and_list, byte_size, short

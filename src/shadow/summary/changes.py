@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shadow.summary.bootstrap import Mask
 from shadow.summary.coverage import OUTSIDE
 from shadow.summary.record import Row, row
-from shadow.summary.tables import are, median
-
-if TYPE_CHECKING:
-    from shadow.summary.tables import Columns
+from shadow.summary.tables import Columns, are, median
 
 Layer = tuple[str, int]  # component, number
 SPAN = ("first_layer", "last_layer", "base_first")

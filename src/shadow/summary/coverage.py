@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +18,8 @@ from shadow.dtypes import FLOATS
 from shadow.reasons import FROM_ZERO
 from shadow.summary.layer_medians import held_rank
 from shadow.summary.record import Row, row
-from shadow.summary.tables import are, median
+from shadow.summary.tables import Columns, are, median
 from shadow.text import short_name
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from shadow.summary.tables import Columns
 
 ONE_SIDED = ("only_in_base", "only_in_tuned")
 UNCOMPARED = (*ONE_SIDED, "shape_differs", "nonfinite")  # reasons that a finding names

@@ -17,12 +17,10 @@ from shadow.spectra.levels import round_trip
 from shadow.spectra.noise import LEAST_KEPT, NOISE, UNTOUCHED
 from shadow.summary.bootstrap import Floats, Mask
 from shadow.summary.record import LAYER_MEDIANS, Row, row
-from shadow.summary.tables import are, floats, median, over, total_of
+from shadow.summary.tables import Columns, are, floats, median, over, total_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from shadow.summary.tables import Columns
 
 
 BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from shadow.places.names import ATTENTION, MLP
-from shadow.reports.columns import SCHEMA
-from shadow.reports.provenance import ReportMetadata
+from shadow.reports.provenance import SCHEMA, ReportMetadata
 from shadow.summary.bootstrap import (
     Blocks,
     Counts,

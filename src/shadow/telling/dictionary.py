@@ -16,7 +16,6 @@ from shadow.reports.columns import (
     HEADS,
     JSON_FILES,
     RULES,
-    SCHEMA,
     TABLES,
     Column,
     Head,
@@ -25,6 +24,7 @@ from shadow.reports.columns import (
     null_cases,
     read_words,
 )
+from shadow.reports.provenance import SCHEMA
 from shadow.telling.document import (
     Block,
     Document,
