@@ -17,7 +17,7 @@ from shadow.extras import require
 from shadow.options import ARGUMENT, option
 from shadow.reports.folders import found_below, here, reports_below
 from shadow.storage import Store, as_given, located, work_folder
-from shadow.text import byte_size, counted, several
+from shadow.text import counted, several
 
 if TYPE_CHECKING:
     from shadow.checks.summary import Summary
@@ -131,18 +131,12 @@ def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool = 
     console.show(pairs_document(judged, as_given(folder), has_table=full or not all_seen))
 
 
-def clean(
-    output: Path = shared.OUTPUT,
-    cache: bool = option("Instead remove the spectra cached for later audits.", False),
-) -> None:
+def clean(output: Path = shared.OUTPUT) -> None:
     """Remove what unfinished audits left. That is partial results, and shards that were to be
     removed after use.
 
     Finished reports and other files in the Hub's cache stay.
     """
-    if cache:
-        _clean_cache()
-        return
     from shadow.run.journal import remove_unfinished
 
     place = located(output)
@@ -166,20 +160,6 @@ def clean(
         raise ShadowError(f"an audit is writing to {several(busy)}", "wait for it, or stop it")
     if not removed:
         console.say("no unfinished audits there")
-
-
-def _clean_cache() -> None:
-    from shadow.run.runtime import default_folder, make_room, size_of
-
-    folder = default_folder()
-    if folder is None:
-        raise ShadowError("there is no cache", "SHADOW_CACHE_DIR names its folder")
-    size = size_of(folder)
-    left = make_room(folder, 0)
-    console.say(f"{folder}: {byte_size(size - left)} of spectra removed")
-    if left:
-        fault = f"{folder}: {byte_size(left)} could not be removed"
-        raise ShadowError(fault, "check who owns the files")
 
 
 # the formats of `export`, as `shadow.outputs.exports` has them, and the kinds of `figure`

@@ -16,7 +16,7 @@ from shadow.cli.gate import begin, summarise
 from shadow.cli.options import FILE, prepare
 from shadow.errors import ShadowError, UsageError
 from shadow.options import ARGUMENT, option
-from shadow.run.runtime import Files, Runtime, access_of
+from shadow.run.runtime import Files, Progress, Runtime, access_of
 from shadow.storage import as_given
 from shadow.text import visible
 
@@ -65,8 +65,9 @@ def verify(
     """
     begin(junit, "verify")
     prepare(files.offline)
-    from shadow.checks.answer import Verification, first_code
+    from shadow.checks.answer import FailedVerification, Verification, first_code
     from shadow.checks.registry import CHECKS, question
+    from shadow.checks.registry import verify as check
     from shadow.outputs.ci import write_claims
     from shadow.targets.references import parse_checkpoint
     from shadow.telling import verification as telling
@@ -85,7 +86,26 @@ def verify(
     say = console.say_nothing if quiet else console.say
     runtime = Runtime(jobs=jobs, access=access_of(replace(files, cache=False)), say=say)
     is_alone = listed is None
-    found = [_checked(one, runtime, is_alone=is_alone, quiet=quiet) for one in asked]
+
+    def checked(one: Question) -> Verification | FailedVerification:
+        """Check a claim. If it is one of several, its error is printed and becomes its answer."""
+        begun = time.monotonic()
+        try:
+            with console.steps("verify", hidden=quiet) as update:
+
+                def show(state: Progress) -> None:
+                    update(state.done, state.total, one.claim)
+
+                answer = check(one, replace(runtime, show=show))
+            return replace(answer, seconds=time.monotonic() - begun)
+        except ShadowError as error:
+            if is_alone:
+                raise
+            console.complain(error)
+            seconds, fault = time.monotonic() - begun, as_given(error.message)
+            return FailedVerification(one.claim, one.of, fault, seconds=seconds)
+
+    found = [*map(checked, asked)]
     if junit is not None:  # before anything is printed, whose reader may have gone
         write_claims(junit, found)
     summarise(telling.verifications_document(found))
@@ -122,26 +142,3 @@ def _listed(file: Path) -> list[Question]:
             where = f"{file}:{lines[number,]}"
             raise UsageError(f"{where}: {error.message}", error.hint) from error
     return asked
-
-
-def _checked(
-    asked: Question, runtime: Runtime, *, is_alone: bool, quiet: bool
-) -> Verification | FailedVerification:
-    """Check a claim. If it is one of several, its error is printed and becomes its answer."""
-    from shadow.checks.answer import FailedVerification
-    from shadow.checks.registry import verify as check
-
-    begun = time.monotonic()
-    try:
-        with console.steps("verify", hidden=quiet) as update:
-            found = check(
-                asked,
-                replace(runtime, show=lambda state: update(state.done, state.total, asked.claim)),
-            )
-        return replace(found, seconds=time.monotonic() - begun)
-    except ShadowError as error:
-        if is_alone:
-            raise
-        console.complain(error)
-        seconds = time.monotonic() - begun
-        return FailedVerification(asked.claim, asked.of, as_given(error.message), seconds=seconds)
