@@ -254,7 +254,6 @@ def lab_run(
     ),
     output: Path = written("Folder for tables and page.", Path("lab"), file_okay=False),
     jobs: int = option("Number of processes; results do not depend on it.", 2, min=1, max=256),
-    format: shared.Format = shared.FORMAT,
 ) -> None:
     """Train small models on known data, and audit each one. Reports what the data left in their
     weights.
@@ -268,9 +267,6 @@ def lab_run(
     from shadow.lab.results import run
 
     with console.continuable([output]), console.steps(f"lab {preset}") as update:
-        document, rows = run(preset, output, jobs=jobs, show=update)
-    if format == "json":
-        console.show_json({"preset": preset, "runs": rows, "folder": str(output)})
-    else:
-        console.show(document)
+        document = run(preset, output, jobs=jobs, show=update)
+    console.show(document)
     console.say(f"runs.parquet, comparisons.parquet and lab.md in {output}/")

@@ -27,9 +27,8 @@ NORM = "layers_relative_norm"
 LEARNED = 0.05  # the share of right answers from which a decoder has learned something
 
 
-def run(preset: str, out: Path, *, jobs: int, show: Show) -> tuple[doc.Document, int]:
-    """Train and audit what out lacks of a preset, and write its tables and a page; return the page
-    and the number of runs.
+def run(preset: str, out: Path, *, jobs: int, show: Show) -> doc.Document:
+    """Train and audit what out lacks of a preset, and write its tables and a page; return the page.
 
     Raises ShadowError like `experiment.perform`, and if the name of out is not UTF-8.
     """
@@ -38,10 +37,9 @@ def run(preset: str, out: Path, *, jobs: int, show: Show) -> tuple[doc.Document,
     experiment.perform(chosen, out, jobs=jobs, show=show)
     tables = collect(chosen, out)
     write(tables, out)
-    runs = tables["runs"]
-    document = lab_document(preset, runs)
+    document = lab_document(preset, tables["runs"])
     (out / "lab.md").write_text(markdown(document, level=1), encoding="utf-8")
-    return document, len(runs)
+    return document
 
 
 def collect(runs: Sequence[Run], out: Path) -> dict[str, pd.DataFrame]:
