@@ -78,7 +78,7 @@ def fill(
                 total = cast(float, figures[whole])
             return _all(int(value), int(total), one, many)
         text = FORMS[kind](value or 0)  # type: ignore[index]  # zero has no sign
-        return text if one is None else f"{text} {one if value == 1 else many}"
+        return text if one is None else f"{text} {one if text == '1' else many}"
 
     return SLOT.sub(slot, OPTIONAL.sub(optional, template))
 

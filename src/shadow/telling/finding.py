@@ -124,7 +124,8 @@ KINDS = {
     "noise": "like noise",
     "mixed": "partly with more structure than noise",
     "low_rank": "of rank {rank:count} or less",
-    "along": "spread over {about}{number} {count|direction|directions}[ of {side:count}]",
+    "along": f"spread over {{about}}{{{DIRECTIONS}:about direction|directions}}"
+    "[ of {side:count}]",
     "coherent": "with more structure than noise",
 }
 SIZES = {
@@ -228,15 +229,11 @@ def _of_change(
         if code in refined:
             return recorded.fill(text)
     kind = next((text for code, text in KINDS.items() if code in refined), "")
-    inside, number = summary.inside_layers, ""
-    if "along" in refined:
-        number = recorded.fill(f"{{{DIRECTIONS}:about}}")
+    inside = summary.inside_layers
     text = recorded.fill(
         kind,
         rank=summary.figures.rank_ceiling or inside.rank_most,
         about="about " if summary.estimated else "",
-        number=number,
-        count=1 if number == "1" else 2,
         # 61 of 32 to 64 says nothing
         side=inside.short_side_most if inside.short_side_least == inside.short_side_most else None,
     )

@@ -34,8 +34,8 @@ WORDS = {  # slots without a dot are figures of inside_layers
     " rows and columns.",
     "hidden": f"{BEYOND}. How concentrated the update was before storage is unknown.",
     "above": f"{BEYOND}, but less than {{directions}} equally strong directions would have.",
-    "along": f"{BEYOND},{{where}} as along {{number}} equally strong {{count|direction|directions}}"
-    "[ of {directions}].",
+    "along": f"{BEYOND},{{where}} as along {{{DIRECTIONS}:about equally strong direction|equally"
+    " strong directions}[ of {directions}].",
     "adapter": "It is an adapter: no matrix changed along more than {figures.rank_ceiling:count} of"
     " {directions} directions.",
     "low_rank": "It has low rank: in {which}, {rank_most:count} of {directions} directions"
@@ -104,16 +104,15 @@ def knows_coherence(summary: PairRecord) -> bool:
 def _coherent(summary: PairRecord) -> Sentence:
     """Describe how coherent the change is, as far as that is known."""
     recorded, inside = Recorded(summary), summary.inside_layers
-    code, number = "hidden", ""
+    code = "hidden"
     if knows_coherence(summary) and inside.equivalent_directions is not None:
-        code, number = "along", recorded.fill(f"{{{DIRECTIONS}:about}}")
+        code = "along"
+        recorded.note(DIRECTIONS)
     elif knows_coherence(summary) and inside.above_short_side:
         code = "above"
     text = recorded.fill(
         WORDS[code],
         directions=recorded.directions() or None,
-        number=number,
-        count=1 if number == "1" else 2,
         where="" if inside.matrices == 1 else " in the median",
     )
     return recorded.sentence("coherent", text)
