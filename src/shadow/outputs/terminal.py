@@ -120,42 +120,42 @@ def _cell(cell: Cell) -> Text:
 
 def _table(block: TableBlock, width: int, legends: dict[str, str]) -> Iterator[RenderableType]:
     """Draw a table with as many columns as fit, dropping those of the lowest rank first."""
-    rows = [[_cell(cell) for cell in row] for row in block.rows]
-    widths = []
+    columns = []
     for place, column in enumerate(block.columns):
-        widest = max([len(visible(column.head)), *(row[place].cell_len for row in rows)])
-        widths.append(min(widest, TEXT_ROOM) if column.role == "text" else widest)
-    shown: list[int] = []
+        cells = [_cell(row[place]) for row in block.rows]
+        widest = max([len(visible(column.head)), *(cell.cell_len for cell in cells)])
+        columns.append((column, cells, min(widest, TEXT_ROOM) if column.role == "text" else widest))
+    shown = columns[:0]
     for rank in sorted({column.rank for column in block.columns}):
-        more = [place for place, column in enumerate(block.columns) if column.rank <= rank]
-        if shown and sum(widths[place] + GAP for place in more) > width:
+        more = [one for one in columns if one[0].rank <= rank]
+        if shown and sum(size + GAP for *_, size in more) > width:
             break
         shown = more
-    columns = [block.columns[place] for place in shown]
-    legends.update({column.head: column.legend for column in columns if column.legend})
+    legends.update({column.head: column.legend for column, *_ in shown if column.legend})
     if block.title:
         yield Text(visible(block.title), "italic")
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    names = [place for place in shown if block.columns[place].role == "name"]
     # what the other columns leave to each name; a longer one is broken
-    least = [min(width, TEXT_LEAST) if column.role == "text" else width
-             for width, column in zip(widths, block.columns, strict=True)]  # fmt: skip
-    others = sum(least[place] + GAP for place in shown if place not in names)
+    names = [column for column, *_ in shown if column.role == "name"]
+    others = sum(
+        GAP + (min(size, TEXT_LEAST) if column.role == "text" else size)
+        for column, _, size in shown
+        if column not in names
+    )
     longest = min(LONGEST_WORD, (width - others) // max(1, len(names)) - GAP)
-    for place in shown:
-        column, is_name = block.columns[place], place in names
-        word = max((len(word) for row in rows for word in row[place].plain.split()), default=0)
+    for column, cells, _ in shown:
+        word = max((len(word) for cell in cells for word in cell.plain.split()), default=0)
         is_figure = column.role == "figure"
         table.add_column(
             Text(visible(column.head)),
             justify="right" if is_figure else "left",
             no_wrap=is_figure,  # half a number would be another
             overflow="ellipsis" if is_figure else "fold",
-            min_width=max(1, min(word, longest)) if is_name else None,
-            style="cyan" if place in names[-1:] else None,
+            min_width=max(1, min(word, longest)) if column in names else None,
+            style="cyan" if column in names[-1:] else None,
         )
-    for row in rows:
-        table.add_row(*(row[place] for place in shown))
+    for row in zip(*(cells for _, cells, _ in shown), strict=True):
+        table.add_row(*row)
     yield table
 
 
