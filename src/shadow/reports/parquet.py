@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shadow.reports.columns import Cell, Column, Table, null_if_undefined
+from shadow.reports.columns import Cell, Column, Table
 from shadow.reports.folders import missing, unreadable
 from shadow.reports.provenance import METADATA_KEY, ReportMetadata
 from shadow.text import several
@@ -128,18 +128,15 @@ def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str
 
 
 def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Replace NaN and infinity by null, in lists too."""
+    """Replace NaN and infinity, which no audit writes, by null. Raises ValueError for one in a
+    list.
+    """
     if pa.types.is_floating(values.type):
         return pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
-    if not pa.types.is_list(values.type) or not pa.types.is_floating(values.type.value_type):
-        return values
-    if pc.all(pc.is_finite(pc.list_flatten(values))).as_py() in (True, None):
-        return values
-    rows = [
-        row if row is None else [null_if_undefined(value) for value in row]
-        for row in values.to_pylist()
-    ]
-    return pa.chunked_array([pa.array(rows, values.type)])
+    is_list = pa.types.is_list(values.type) and pa.types.is_floating(values.type.value_type)
+    if is_list and pc.all(pc.is_finite(pc.list_flatten(values))).as_py() is False:
+        raise ValueError("a number that is not finite")
+    return values
 
 
 def read_table(file: pq.ParquetFile, table: Table) -> pa.Table:
