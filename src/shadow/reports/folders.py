@@ -332,7 +332,6 @@ def _check_metadata(metadata: Any) -> None:
     """Raise TypeError or KeyError if metadata do not have the types that readers rely on."""
     settings, seconds = metadata["settings"], metadata.get("seconds") or 0.0
     typed = [
-        (metadata["schema"], int),
         (seconds, int | float),
         (settings["method"]["level"], str),
         (settings.get("chosen") or {}, dict),
@@ -342,7 +341,8 @@ def _check_metadata(metadata: Any) -> None:
     for side in (metadata["base"], metadata["tuned"]):
         maybe = (side["commit"], side["fingerprint"], side.get("content"))
         typed += [(side["repo"], str), *((text or "", str) for text in maybe)]
-    if not all(isinstance(*one) for one in typed) or not 0 <= seconds < 1e12:
+    is_typed = type(metadata["schema"]) is int and all(isinstance(*one) for one in typed)
+    if not is_typed or not 0 <= seconds < 1e12:
         raise TypeError
 
 

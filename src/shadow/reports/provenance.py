@@ -30,18 +30,11 @@ class CheckpointMetadata(TypedDict):
     content: NotRequired[str | None]  # a sha256; None where not all of it was read
 
 
-class MethodMetadata(TypedDict):
-    """The method by which spectra were computed."""
-
-    level: str
-    seed: NotRequired[object]  # where a report of 0.2 had another than 0
-    subjects: NotRequired[object]  # absent for all
-
-
 class SettingsMetadata(TypedDict):
     """The settings that numbers depend on, besides the checkpoints and the version."""
 
-    method: MethodMetadata
+    method: Mapping[str, Any]
+    """How spectra were computed: level, and subjects and seed where they are not the usual."""
     chosen: NotRequired[Mapping[str, object] | None]
     spectra: NotRequired[object]
     device: NotRequired[object]  # absent for cpu
