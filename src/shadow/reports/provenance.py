@@ -33,7 +33,7 @@ class CheckpointMetadata(TypedDict):
 class SettingsMetadata(TypedDict):
     """The settings that numbers depend on, besides the checkpoints and the version."""
 
-    method: Mapping[str, Any]
+    method: dict[str, Any]
     """How spectra were computed: level, and subjects and seed where they are not the usual."""
     chosen: NotRequired[Mapping[str, object] | None]
     spectra: NotRequired[object]
