@@ -161,7 +161,7 @@ def test_gptq(bits, ordered, added):
         del pieces["g_idx"]
         same(packed(pieces, said), truth)
     pieces["g_idx"] = torch.full((cols,), cols // group, dtype=torch.int32)
-    with pytest.raises(UndecodableError, match="groups that are not there"):
+    with pytest.raises(UndecodableError, match="groups that do not exist"):
         packed(pieces, said)
 
 
@@ -223,7 +223,7 @@ def test_compressed_tensors_with_an_order_of_groups():
         "weight_g_idx": groups,
     }
     same(packed(pieces), (q - 128.0) * scales[:, groups])
-    with pytest.raises(UndecodableError, match="groups that are not there"):
+    with pytest.raises(UndecodableError, match="groups that do not exist"):
         packed({**pieces, "weight_g_idx": groups - 1})
     with pytest.raises(UndecodableError, match="weight_shape"):
         packed({**pieces, "weight_shape": q[0, :2].long()}, stated=pieces["weight_shape"])

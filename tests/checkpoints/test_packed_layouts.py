@@ -295,14 +295,14 @@ def test_groups_that_are_not_there_leave_one_matrix_unread(tmp_path):
     matrices, found = run(original, packed, tmp_path / "out")
     mine = found[(found["tensor"] == f"{Q}.weight") & (found["side"] == "tuned")].iloc[0]
     assert (mine["status"], mine["reason"]) == ("skipped", "quantized")
-    assert "g_idx names groups that are not there" in mine["detail"]
+    assert "g_idx names groups that do not exist" in mine["detail"]
     assert f"{Q}.weight" not in set(matrices["tensor"])
     assert len(matrices) > 3
     for claim in ("quantised", "stored"):
         recorded = shadow.verify(claim, original, packed, jobs=1)
         assert recorded.outcome == "inconclusive"
         assert [(one.name, one.what) for one in recorded.against] == [
-            (f"{Q}.weight", "g_idx names groups that are not there")
+            (f"{Q}.weight", "g_idx names groups that do not exist")
         ]
 
 

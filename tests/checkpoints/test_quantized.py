@@ -71,7 +71,8 @@ def sides(tensors, config):
     infos = {
         name: TensorInfo(name, dtype, shape, "s", 0, 0) for name, (dtype, shape) in tensors.items()
     }
-    packed = Checkpoint("x", None, "f", config, infos, {})
+    refused = packed_modules(infos, config)
+    packed = Checkpoint("x", None, "f", config, infos, {}, refused=refused)
     full = {**PLAIN, f"{X}.weight": ("BF16", (8, 8))}
     plain = {
         name: TensorInfo(name, dtype, shape, "s", 0, 0) for name, (dtype, shape) in full.items()
@@ -224,7 +225,8 @@ def test_a_side_of_integers_alone_is_not_called_another_model():
     full = {name: TensorInfo(name, "F32", shape, "s", 0, 0) for name, shape in names.items()}
     packed = {name: TensorInfo(name, "I8", shape, "s", 0, 0) for name, shape in names.items()}
     base = Checkpoint("./base", None, "f", {}, full, {})
-    tuned = Checkpoint("tuned", None, "g", {}, packed, {})
+    refused = packed_modules(packed, {})
+    tuned = Checkpoint("tuned", None, "g", {}, packed, {}, refused=refused)
     for one, other in ((base, tuned), (tuned, base)):
         with pytest.raises(ShadowError, match="every tensor of tuned is stored as I8") as error:
             pair_checkpoints(one, other, Filter())

@@ -84,13 +84,12 @@ class Layout:
     """What config.json may say, the first where it says nothing."""
     is_turned: bool = False  # the model has the transposes of its matrices
 
-    def fits(self, m: PackedModule) -> tuple[bool, bool, int]:
-        """Return whether the numbers are there, whether all pieces are, and how many."""
+    def fits(self, m: PackedModule) -> int:
+        """Return 2 for a module with all the format needs, 1 with its first piece, otherwise 0."""
         (name, _, kind, *_), *_ = every = _words(self.pieces)
-        has_numbers = name in m.pieces and m.pieces[name].dtype in DTYPES[kind]
-        there = [one.rstrip("?") in m.pieces for one, *_ in every]
-        needed = [one in m.pieces for one, *_ in every if one[-1] != "?"]
-        return has_numbers, all(needed), sum(there)
+        if name not in m.pieces or m.pieces[name].dtype not in DTYPES[kind]:
+            return 0
+        return 1 + all(one in m.pieces for one, *_ in every if one[-1] != "?")
 
     def matrix(self, m: PackedModule) -> TensorInfo:
         """Make one entry for a matrix, under its name without quantisation."""
@@ -264,11 +263,11 @@ FORMATS = (  # the first of which a module has a piece names its format
                     (bits for bits in (2, 4, 8) if -(-n["cols"] * bits // 32) == n["words"]), 0
                 ),
             ),
-            Layout("e2m1", "MXFP4", "weight_packed words B rows bytes,"
-                   "weight_scale scales B rows groups", _grouped, group=32),
             Layout("e2m1", "NVFP4", "weight_packed words B rows bytes,"
                    "weight_scale scales E rows groups, weight_global_scale divisor S *one",
                    _grouped, group=16),
+            Layout("e2m1", "MXFP4", "weight_packed words B rows bytes,"
+                   "weight_scale scales B rows groups", _grouped, group=32),
             SCALED,
         ],
     ),
@@ -400,16 +399,16 @@ def with_matrices(
     read: Callable[[TensorInfo], bytes],
 ) -> tuple[Tensors, dict[str, str]]:
     """Return the tensors of a checkpoint with one entry for each quantised matrix in place of its
-    pieces, and why others are refused, by module.
+    pieces, and by module the formats of others, and why they are not decoded.
 
     read: reads the bytes of a small tensor; a few tensors of many layers are read.
     """
-    formats = packed_modules(tensors, config)
-    known_formats = {one.name: one for one in FORMATS if one.layouts}
+    refused = packed_modules(tensors, config)
+    layouts = {one.name: one.layouts for one in FORMATS if one.layouts}
     modules: dict[str, Tensors] = {}
-    for name, info in tensors.items() if formats else ():
+    for name, info in tensors.items() if refused else ():
         owner, piece = owner_of(name)
-        if formats.get(owner) in known_formats and piece != "bias":
+        if refused.get(owner) in layouts and piece != "bias":
             modules.setdefault(owner, {})[piece] = info
     known: dict[tuple[object, ...], bytes] = {}
 
@@ -419,24 +418,23 @@ def with_matrices(
             known[key] = read(info)
         return known[key]
 
-    found: Tensors = {}  # by the name of the first of its pieces
-    gone: set[str] = set()
-    refused: dict[str, str] = {}
+    entries: dict[str, TensorInfo | None] = {}  # by the name of the first piece; None for others
     said = next(settings_in(config), {})
     for owner, pieces in modules.items():
-        own = {info.name for info in pieces.values()}
+        first, *others = (info.name for info in pieces.values())
+        own_said = said.get(owner)  # MLX may say other things of one module
+        settings = {**said, **own_said} if isinstance(own_said, dict) else said
+        module = PackedModule(owner, pieces, settings, read_once)
         try:
-            own_said = said.get(owner)  # MLX may say other things of one module
-            settings = {**said, **own_said} if isinstance(own_said, dict) else said
-            module = PackedModule(owner, pieces, settings, read_once)
-            layouts = known_formats[formats[owner]].layouts
-            entry = max(layouts, key=lambda one: one.fits(module)).matrix(module)
-            if entry.name in tensors and entry.name not in own:
+            best = max(layouts[refused[owner]], key=lambda one: one.fits(module))
+            entry = best.matrix(module)
+            if entry.name in tensors and entry.name not in (first, *others):
                 raise _RefusedError("its matrix occurs twice")
         except _RefusedError as why:
-            refused[owner] = f"{formats[owner]} ({why})"
-            continue
-        found[next(iter(pieces.values())).name] = entry
-        gone |= own
-    left = (name for name in tensors if name in found or name not in gone)
-    return {one.name: one for one in (found.get(name, tensors[name]) for name in left)}, refused
+            refused[owner] += f" ({why})"
+        else:
+            for name in (owner, first, *others):
+                refused.pop(name, None)
+            entries |= {**dict.fromkeys(others), first: entry}
+    made = (entries.get(name, info) for name, info in tensors.items())
+    return {one.name: one for one in made if one}, refused

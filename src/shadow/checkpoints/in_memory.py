@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from shadow.checkpoints.formats import packed_modules
 from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.safetensors_files import TensorInfo, Tensors
@@ -94,7 +95,8 @@ def in_memory(model: object, name: str) -> Checkpoint:
         ends = torch.cat([flat[:count], flat[-count:]]).cpu().view(torch.uint8).numpy()
         digest.update(repr((key, word, info.shape)).encode() + bytes(ends))
     sources = {SHARD: _Memory(state)}
-    return Checkpoint(name, None, digest.hexdigest(), config, tensors, sources, adapter=adapter)
+    facts = name, None, digest.hexdigest(), config, tensors, sources, adapter
+    return Checkpoint(*facts, refused=packed_modules(tensors, config))
 
 
 def _taken_apart(

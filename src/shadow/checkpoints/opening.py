@@ -72,7 +72,7 @@ class Checkpoint:
     sources: Mapping[str, Source]  # by shard
     adapter: Adapter | None = None  # scales the tensors of a LoRA adapter
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
-    # by module: a quantised format that cannot be decoded, and why
+    # by module: a quantised format that is not decoded, and why
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, info: TensorInfo) -> StoredTensor | DecodedTensor:

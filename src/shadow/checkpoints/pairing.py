@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from shadow.checkpoints.formats import owner_of, packed_modules
+from shadow.checkpoints.formats import owner_of
 from shadow.checkpoints.gguf_files import COMPUTED
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.safetensors_files import TensorInfo, Tensors
@@ -340,8 +340,7 @@ def _operands(
     """Return usable matrices and vectors of one side by place, and why others are not usable."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
-    packed = {**packed_modules(checkpoint.tensors, config), **checkpoint.refused}
-    return _usable(side, checkpoint.tensors, parts, packed)
+    return _usable(side, checkpoint.tensors, parts, checkpoint.refused)
 
 
 def _usable(
@@ -401,7 +400,6 @@ def _adapter_operands(
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
     """Return an adapter's low-rank updates, the modules it holds whole, and what is not usable."""
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
-    packed = packed_modules(checkpoint.tensors, {})
     wholes = {name: info.shape for name, info in whole.items()}
     shapes: dict[str, Shape] = {
         f"{module}.weight": product_shape(left, right, transposed=swap)
@@ -413,6 +411,7 @@ def _adapter_operands(
         if parts[name][0].transposed:
             shapes[name] = shapes[name][::-1]
     parts = place_tensors(shapes | wholes, base.config)
+    packed = checkpoint.refused
     operands, skipped = _usable("tuned", whole, parts, packed)
     for module, (left, right, swap) in pairs.items():
         matrices = parts[f"{module}.weight"]
