@@ -195,7 +195,7 @@ BAD = {
     "rows that are missing": (lacking([5, 3]), piece(), "is missing"),
     "other columns": (lacking([4, 4]), piece(), "not cut by its rows"),
     "a file above the folder": (elsewhere("../x.distcp"), piece(), "cannot be read"),
-    "two models": (elsewhere("x.distcp", "model.a", "app.a"), piece(), "outside the model"),
+    "two models": (elsewhere("x.distcp", "model.a", "app.a"), piece(), "two models"),
     "no metadata": ([1, 2], piece(), "storage_data"),
     "no pickle": (None, piece(), "persistent"),
 }
