@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
@@ -19,7 +18,6 @@ from shadow.engines.pair import run_pair
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.reports import folders
-from shadow.reports.provenance import Identity
 from shadow.run.journal import JOURNAL, Fetched, Journal, MatrixOutcome, remove_unfinished
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
@@ -96,7 +94,15 @@ def test_a_line_with_values_of_other_types_is_measured_again(unfinished, tmp_pat
 
 
 SIDE = {"repo": "./x", "commit": None, "fingerprint": "0"}
-IDENTITY = Identity("1", 1, "f", "a..b", SIDE, SIDE, {"chosen": {}})
+IDENTITY = {
+    "version": "1",
+    "schema": 1,
+    "family": "f",
+    "pair": "a..b",
+    "base": SIDE,
+    "tuned": SIDE,
+    "settings": {"chosen": {}},
+}
 OUTCOMES = [MatrixOutcome(f"key {number}", "identical") for number in range(3)]
 
 
@@ -137,7 +143,7 @@ def test_behind_a_fetched_shard_that_was_cut_the_journal_goes_on(tmp_path):
 def test_outcomes_of_another_audit_are_dropped(tmp_path):
     """Of another identity, or behind a first line that is none."""
     of_journal(tmp_path, add=OUTCOMES)
-    other = replace(IDENTITY, settings={"chosen": {"layers": [1]}})
+    other = {**IDENTITY, "settings": {"chosen": {"layers": [1]}}}
     assert of_journal(tmp_path, other, OUTCOMES[:1]) == []
     assert of_journal(tmp_path, other) == [OUTCOMES[0].key]
     file = tmp_path / ".partial/journal.jsonl"

@@ -23,7 +23,7 @@ from shadow.reports.folders import (
     require_tables,
 )
 from shadow.reports.parquet import absent_note
-from shadow.reports.provenance import SCHEMA, SIDES, Identity, ReportMetadata
+from shadow.reports.provenance import SCHEMA, SIDES, ReportMetadata
 from shadow.reports.report import Report
 from shadow.run.journal import JOURNAL, remove_journal_of
 from shadow.run.runtime import Runtime
@@ -87,7 +87,7 @@ def finished(folder: Path) -> FolderState:
 
 
 def standing(
-    folder: Path, wanted: Identity, runtime: Runtime, *, spectra: bool = True
+    folder: Path, wanted: ReportMetadata, runtime: Runtime, *, spectra: bool = True
 ) -> FolderState:
     """Look for the requested report; if it is there, tidy up and say so.
 
@@ -121,7 +121,7 @@ def standing(
     return replace(there, result=AuditResult(folder, summary, measured=0, provenance=metadata))
 
 
-def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
+def differences(metadata: ReportMetadata, asked: ReportMetadata) -> list[str]:
     """Return settings, sides and names that differ, with both values; the version does not count.
 
     A setting that the metadata lacks did not exist yet, and has its value in DEFAULTS.
@@ -129,7 +129,7 @@ def differences(metadata: ReportMetadata, asked: Identity) -> list[str]:
     if not is_read(metadata):
         made = f"{metadata['schema']} of {str(metadata.get('version'))[:40]}"
         return [f"schema and version {made}, now {SCHEMA} of {__version__}"]
-    had, now = (_flat({"settings": DEFAULTS}) | _flat(one) for one in (metadata, asked.as_json()))
+    had, now = (_flat({"settings": DEFAULTS}) | _flat(one) for one in (metadata, asked))
     differing = {key: name for key, name in NAMES.items() if had.get(key) != now.get(key)}
     for key in FOLLOWS.keys() & differing.keys():
         for other in FOLLOWS[key]:
@@ -145,7 +145,9 @@ def named(differing: list[str]) -> str:
     return "; ".join(filter(None, [*differing[:MANY], and_more(len(differing) - MANY)]))
 
 
-def say_again(other: ReportMetadata | None, wanted: Identity, say: Callable[[str], None]) -> None:
+def say_again(
+    other: ReportMetadata | None, wanted: ReportMetadata, say: Callable[[str], None]
+) -> None:
     """Say that an unfinished audit there is not continued, and why. other: how it differs."""
     if other is None:
         return

@@ -34,7 +34,7 @@ from shadow.engines.finished import AuditResult, finished, say_again, standing
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.reports.folders import replacing
-from shadow.reports.provenance import Identity, RunMetadata
+from shadow.reports.provenance import ReportMetadata, RunMetadata
 from shadow.run.file_rows import file_rows
 from shadow.run.journal import JOURNAL, PARTS, Fetched, Journal
 from shadow.run.machine import kinds, lacking, machine_limits
@@ -97,7 +97,7 @@ def run_pair(
 def measure_part(
     pair: Pair,
     settings: Settings,
-    identity: Identity,
+    identity: ReportMetadata,
     keys: Collection[str],
     folder: Path,
     runtime: Runtime,
@@ -111,7 +111,7 @@ def measure_part(
     require_sight((folder.parents[1] / JOURNAL).is_file, fault, NOT_SEEN)
     with _asked(pair, settings, folder, runtime) as asked:
         base, tuned = find_sides(pair, runtime, asked.scratch)
-        for found, wanted in ((base, identity.base), (tuned, identity.tuned)):
+        for found, wanted in ((base, identity["base"]), (tuned, identity["tuned"])):
             if side_of(found) != wanted:
                 fault = f"{found.reference}: another machine has other files under this name"
                 hint = "every machine must see the same files under the same name"
@@ -199,9 +199,7 @@ def _audit(asked: Asked) -> AuditResult:
                 repository=repository,
             )
             del aligned  # the headers: the summary takes as much again
-            summary, metadata = finish(
-                staged, files, with_contents(wanted.as_json(), contents), run
-            )
+            summary, metadata = finish(staged, files, with_contents(wanted, contents), run)
             for source in sources:
                 source.require_unchanged()
     except BaseException:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict, TypeVar
 
 SCHEMA = 2  # of the report files; raised when a column goes or changes its meaning
@@ -83,25 +83,6 @@ def metadata_in(content: bytes) -> Any:
             if not method.get("seed"):
                 method.pop("seed", None)
     return metadata
-
-
-@dataclass(frozen=True)
-class Identity:
-    """The identity of the numbers of a report: equal identities give equal data."""
-
-    version: str
-    schema: int
-    family: str
-    pair: str
-    base: CheckpointMetadata
-    tuned: CheckpointMetadata
-    settings: SettingsMetadata
-    """All settings of the audit, and how the two are related."""
-
-    def as_json(self) -> ReportMetadata:
-        """Return what the files say of it: every value as JSON has it."""
-        content: ReportMetadata = json.loads(json.dumps(asdict(self)))
-        return content
 
 
 @dataclass(frozen=True)

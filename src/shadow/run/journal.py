@@ -22,7 +22,7 @@ from shadow.files import PARTIAL, open_alone, remove_empty, writing
 from shadow.reasons import Status
 from shadow.reports.columns import DELTA, ERRORS, SPECTRAL, null_if_undefined
 from shadow.reports.folders import put_in_place
-from shadow.reports.provenance import Identity, ReportMetadata, Side
+from shadow.reports.provenance import ReportMetadata, Side
 from shadow.spectra.measurement import Cast, Measurement
 
 
@@ -140,7 +140,7 @@ class Journal:
     identity; other is then that identity.
     """
 
-    def __init__(self, folder: Path, identity: Identity) -> None:
+    def __init__(self, folder: Path, identity: ReportMetadata) -> None:
         self.folder = folder
         self.identity = identity
         self.fetched: list[Fetched] = []
@@ -152,11 +152,11 @@ class Journal:
             good = self._read(identity)
             self._file.truncate(good)
             if good == 0:
-                self._write(identity.as_json())
+                self._write(identity)
                 for fetched in self.fetched:
                     self._write({"fetched": asdict(fetched)})
 
-    def _read(self, identity: Identity) -> int:
+    def _read(self, identity: ReportMetadata) -> int:
         """Read what belongs to identity; return how many bytes of the file are valid."""
         self._file.seek(0)
         self.fetched = _fetched(self._file)
@@ -166,7 +166,7 @@ class Journal:
             try:
                 if number == 0:
                     entry: Any = json.loads(line) if line.endswith(b"\n") else {}
-                    if entry != identity.as_json():
+                    if entry != identity:
                         self.other = entry or None
                         return 0
                 elif not line.endswith(b"\n"):
@@ -253,14 +253,14 @@ class Journal:
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
 
 
-def remove_journal_of(folder: Path, identity: Identity) -> None:
+def remove_journal_of(folder: Path, identity: ReportMetadata) -> None:
     """Remove the journal of a killed audit whose report is written; leave those of others."""
     path = folder / PARTIAL / JOURNAL
     with contextlib.suppress(OSError, ValueError, RecursionError, ShadowError):
         if path.is_file():
             with open_alone(path) as file:
                 file.seek(0)
-                if json.loads(file.readline()) == identity.as_json():
+                if json.loads(file.readline()) == identity:
                     path.unlink()
 
 

@@ -29,7 +29,7 @@ from shadow.reports.columns import (
     null_if_undefined,
 )
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
-from shadow.reports.provenance import SIDES, Identity, ReportMetadata
+from shadow.reports.provenance import SIDES, ReportMetadata
 from shadow.run.journal import MatrixOutcome
 from shadow.run.plan import named_of
 from shadow.text import several
@@ -45,7 +45,7 @@ NAMED = 8  # parts of a tensor that its detail names one by one
 def write_tables(
     path_of: Callable[[str], Path],
     scratch: Path,
-    identity: Identity,
+    identity: ReportMetadata,
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
     outcomes: Mapping[str, MatrixOutcome],
@@ -188,7 +188,7 @@ def _place_columns(place: Place) -> dict[str, Cell]:
 
 
 def _matrix_rows(
-    pair: MatrixPair, outcome: MatrixOutcome, identity: Identity
+    pair: MatrixPair, outcome: MatrixOutcome, identity: ReportMetadata
 ) -> Iterator[dict[str, Cell]]:
     """Return the rows of a matrix without energy_share, which needs the whole pair."""
     base, tuned = pair.base.info if pair.base else None, pair.tuned.info
@@ -200,8 +200,8 @@ def _matrix_rows(
         if measurement.subject == "delta" and pair.tuned.factor is not None:
             ceiling = pair.tuned.factor.rank
         yield {
-            "family": identity.family,
-            "pair": identity.pair,
+            "family": identity["family"],
+            "pair": identity["pair"],
             **_place_columns(pair.place),
             "tensor": tuned.name,
             "base_tensor": base.name if base else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +34,7 @@ from shadow.targets.references import AnyReference, ComponentBase, Reference, as
 from shadow.text import and_list, byte_size, short
 
 if TYPE_CHECKING:
-    from shadow.reports.provenance import CheckpointMetadata, Identity
+    from shadow.reports.provenance import CheckpointMetadata, ReportMetadata
     from shadow.run.settings import Settings
     from shadow.targets.families import Pair
 
@@ -59,7 +60,7 @@ def identity_of(
     pair: Pair,
     settings: Settings,
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
-) -> Identity:
+) -> ReportMetadata:
     """Return the identity that a report of the pair would have with the present commits and files,
     without fetching weights.
     """
@@ -68,19 +69,21 @@ def identity_of(
         return identity(pair, settings, *sides)
 
 
-def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Identity:
-    """Return the identity of these checkpoints."""
-    from shadow.reports.provenance import Identity
-
-    return Identity(
-        version=__version__,
-        schema=SCHEMA,
-        family=pair.family,
-        pair=pair.name,
-        base=side_of(base),
-        tuned=side_of(tuned),
-        settings={**settings.as_json(), "relation": pair.relation},
-    )
+def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> ReportMetadata:
+    """Return the identity of the numbers of a report of these checkpoints, every value as JSON has
+    it: equal identities give equal data.
+    """
+    content = {
+        "version": __version__,
+        "schema": SCHEMA,
+        "family": pair.family,
+        "pair": pair.name,
+        "base": side_of(base),
+        "tuned": side_of(tuned),
+        "settings": {**settings.as_json(), "relation": pair.relation},
+    }
+    stored: ReportMetadata = json.loads(json.dumps(content))
+    return stored
 
 
 def side_of(checkpoint: Found) -> CheckpointMetadata:
