@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import planted
@@ -13,6 +14,7 @@ from command import run_shadow
 from effort import every
 from safetensors.torch import load_file, save_file
 
+ROOT = Path(__file__).parents[2]
 NAME = "model.layers.0.mlp.up_proj.weight"
 # a claim -> its outcome, the code of all, and tag of JUnit with what its message names
 CLAIMS = [
@@ -39,6 +41,14 @@ def folder(tmp_path):
 def of_junit(path):
     suite = ElementTree.parse(path).getroot().find("testsuite")
     return suite, suite.findall("testcase")
+
+
+def test_the_list_of_the_page_is_read(tmp_path):
+    """Every claim with its options, and a flag as text. No checkpoint exists: each is a fault."""
+    page = (ROOT / "docs" / "verify.md").read_text(encoding="utf-8")
+    (tmp_path / "claims.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    found = run_shadow("verify", "-q", "--claims", "claims.yaml", "--offline", cwd=tmp_path)
+    assert [line.split(":")[0] for line in found.out.splitlines()][:-1] == ["fault"] * 5
 
 
 @pytest.mark.parametrize(("claim", "outcome", "code", "tag", "named"), CLAIMS)

@@ -306,7 +306,7 @@ class ClaimForm(Form):
     moved: list[Pattern] = Field(default=[])
     frozen: list[Pattern] = Field(default=[])
     base: Side | None = None
-    headers: bool = False
+    headers: Annotated[bool, Field(strict=False)] = False  # `true` is a text here
 
     @classmethod
     def of_text(cls, text: str) -> object:
