@@ -20,10 +20,10 @@ from shadow.checks.trained import SnapshotTensors, taken, training_since
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
-from shadow.lists.request import AuditRequest, Measuring, Place
+from shadow.lists.request import AuditRequest, Measuring
 from shadow.reports.folders import here, one_report, reports_at, reports_below
 from shadow.reports.report import Report
-from shadow.run.runtime import Files, Progress, Runtime, access_of, ignore
+from shadow.run.runtime import Files, Place, ignore
 from shadow.storage import located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select

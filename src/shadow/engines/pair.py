@@ -54,7 +54,7 @@ from shadow.run.sides import (
 from shadow.run.spectrum_cache import SpectrumCache
 from shadow.run.workers import cost, in_workers, jobs_of, outcome_of
 from shadow.spectra.solvers import Means, solver_of
-from shadow.spectra.spectrum import Workspace, solve_again
+from shadow.spectra.spectrum import Workspace
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 from shadow.telling.reading import finish
@@ -230,7 +230,7 @@ def _measure(asked: Asked, aligned: AlignedPair, journal: Journal, summed: Summe
             journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
 
     cache = None if runtime.cache is None else SpectrumCache(runtime.cache)
-    remember = solve_again if cache is None else cache.remember
+    remember = None if cache is None else cache.remember
     of_memory = kinds(aligned.pairs)
     if fault := lacking(of_memory, runtime.limits or machine_limits(), method):
         raise fault

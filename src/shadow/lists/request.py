@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from shadow.checkpoints.opening import Found
     from shadow.targets.lists import Selection
     from shadow.targets.references import AnyReference
-
-Place = str | PathLike[str]
 
 
 @explained

@@ -334,9 +334,8 @@ def _copied(
     side: Cast = "tuned" if is_quantised(sides.tuned) else "base"
     is_copy = delta.values.get("format_copy")
     if is_copy is None:  # what its quantiser makes may be known
-        copy, original = sides.tuned, sides.base
-        if side == "base":
-            copy, original = original, copy
+        both = sides.base, sides.tuned
+        original, copy = both if side == "tuned" else both[::-1]
         assert is_quantised(copy), "one of the two is"
         is_copy = format_noise(original, copy).is_copy(formats[side == "tuned"])
     if is_copy is None:

@@ -317,12 +317,7 @@ SEARCHES = 50  # of the search for the number that stand out
 ALIKE = 0.1  # how far the participation ratio of the rest may be from that of noise
 
 
-@dataclass(frozen=True)
-class Rest:
-    """The singular values of a delta beyond those that stand out."""
-
-    directions: int  # that stand out, 0 or more
-    energy: float  # of the rest: its share of the energy, 0 to 1
+Rest = tuple[int, float]  # directions that stand out, and the share of the energy beyond them
 
 
 def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
@@ -340,7 +335,7 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
     total = float(beyond[0])
     found = int(np.searchsorted(-beyond, -NOTHING * total))
     if found <= MOST * m:
-        return Rest(found, float(beyond[found]) / total)
+        return found, float(beyond[found]) / total
     profile = float(rows.sum())
     rows, cols = rows / profile, cols / profile
     unit = sharp_edge(rows, cols) * (1.0 + m ** (-2 / 3))
@@ -361,7 +356,7 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
     )
     if abs(fourth / rest**2 / flat - 1.0) > ALIKE:
         return None
-    return Rest(k, rest / total)
+    return k, rest / total
 
 
 def rest_values(found: Rest | None, noise: float | None, shape: tuple[int, int]) -> Values:
@@ -373,9 +368,9 @@ def rest_values(found: Rest | None, noise: float | None, shape: tuple[int, int])
     """
     if found is None:
         return dict.fromkeys(("rest_rank", "rest_energy", "rest_over_rounding"))
-    k, ratio = found.directions, None
-    if found.energy <= NOTHING:
+    (k, energy), ratio = found, None
+    if energy <= NOTHING:
         ratio = 0.0
     elif noise is not None and noise > 0:
-        ratio = found.energy / (noise * (1 - k / shape[0]) * (1 - k / shape[1]))
-    return {"rest_rank": k, "rest_energy": found.energy, "rest_over_rounding": ratio}
+        ratio = energy / (noise * (1 - k / shape[0]) * (1 - k / shape[1]))
+    return {"rest_rank": k, "rest_energy": energy, "rest_over_rounding": ratio}

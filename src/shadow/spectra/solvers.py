@@ -54,7 +54,6 @@ from shadow.spectra.spectrum import (
     power_of_two_scale,
     scaled_blocks,
     shape_of,
-    solve_again,
     spectrum,
     working_dtype,
 )
@@ -82,7 +81,7 @@ class Means:
 
     method: Method
     space: Workspace
-    remember: Remember = solve_again  # how the spectrum of one side is had
+    remember: Remember | None = None  # how the spectrum of one side is had; None: it is solved
     grams: Grams = ON_CPU
 
 
@@ -214,6 +213,8 @@ class Gram(_Spectral):
             return spectrum(read, shape, norm, scale, self.precision, is_wide, vectors, means.grams)
 
         question = SpectrumKey(stored, self.precision, vectors, means.grams.solver)
+        if means.remember is None:
+            return solve()
         return means.remember(matrix, question, norm, solve)
 
     def cost(self, shape: Shape) -> int:

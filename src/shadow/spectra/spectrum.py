@@ -113,13 +113,6 @@ class SpectrumKey:
 Remember = Callable[[Matrix, SpectrumKey, float, Callable[[], Spectrum]], Spectrum]
 
 
-def solve_again(
-    matrix: Matrix, question: SpectrumKey, norm: float, solve: Callable[[], Spectrum]
-) -> Spectrum:
-    """Solve without a cache."""
-    return solve()
-
-
 class Workspace:
     """Buffers that one worker reuses for all matrices; not shared between threads."""
 
