@@ -32,7 +32,7 @@ KINDS = ("noise", "uneven noise", "i^-0.3", "1/i", "8 directions and noise", "tr
 KEYS = 6  # of each matrix: 36 of each kind, over shapes and formats
 FIRST = 100  # their number; the errors were set by looking at smaller ones
 FIGURES = (
-    "participation_ratio", "concentration", "excess_purity", "effective_rank", "energy_rank",
+    "participation_ratio", "concentration", "excess_purity", "effective_rank",
     "spectral_norm", "top1_energy", "top16_energy",
 )  # fmt: skip
 OFTEN = 93  # of 100 in which the truth has to be within the error

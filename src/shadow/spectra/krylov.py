@@ -353,11 +353,3 @@ def effective_rank(space: Krylov) -> Entropy:
 
     (gauss, residues), (radau, _) = map(ranked, (0, 1))
     return Entropy((gauss, radau), residues)
-
-
-def energy_rank(space: Krylov) -> Entropy:
-    """Return exp H of q = sigma² / E: tr G ln G by quadrature."""
-    unit = space.energy / space.side
-    traces = [_trace(space, which, lambda x: x / unit * _log(x / unit)) for which in (0, 1)]
-    gauss, radau = (math.log(space.side) - value / space.side for value, _ in traces)
-    return Entropy((gauss, radau), -traces[0][1] / space.side)
