@@ -23,7 +23,7 @@ from shadow.gone import gone
 from shadow.lists.request import AuditRequest, Measuring
 from shadow.reports.folders import here, one_report, reports_at, reports_below
 from shadow.reports.report import Report
-from shadow.run.runtime import Files, Place, ignore
+from shadow.run.runtime import Files, Place, Progress, Runtime, access_of, ignore
 from shadow.storage import located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select
