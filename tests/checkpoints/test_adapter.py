@@ -203,13 +203,15 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
     assert len(pairs) == 1
     reasons = Counter(skip.reason for skip in skipped if skip.side == "tuned")
     assert reasons == {"only_in_tuned": 2, "shape_differs": 2, "adapter": 5}
+    planted.edit(tmp_path / "adapter", "adapter_config.json", use_dora=True)
+    with pytest.raises(ShadowError, match="DoRA"):
+        paired(tmp_path / "base", tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
         ({"peft_type": "IA3"}, "only LORA"),
-        ({"use_dora": True}, "DoRA"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialisation changes the base"),
         ({"lora_alpha": "8"}, "lora_alpha"),
         ({"lora_alpha": -1}, "lora_alpha"),

@@ -231,15 +231,13 @@ def open_folder(
     *,
     allow_pickle: bool = False,
     scratch: Path | None = None,
-    dora: bool = False,
     file: str | None = None,
 ) -> Checkpoint:
     """Open the checkpoint in a local folder: safetensors first, torch `.bin` only with
     allow_pickle; or in a file.
 
-    scratch: a folder for raw copies of `.bin` files of the old format. dora: as in `read_adapter`.
-    file: a pattern that chooses among several GGUF files. Raises ShadowError if the folder is not a
-    trustworthy checkpoint.
+    scratch: a folder for raw copies of `.bin` files of the old format. file: a pattern that chooses
+    among several GGUF files. Raises ShadowError if the folder is not a trustworthy checkpoint.
     """
     root, alone = Path(reference), ""
     try:
@@ -257,7 +255,7 @@ def open_folder(
                 return _read_json(root / name, name)
 
             weights = choose_weights(
-                reference, names, read, allow_pickle=allow_pickle, dora=dora, file=file, alone=alone
+                reference, names, read, allow_pickle=allow_pickle, file=file, alone=alone
             )
             return _opened_folder(reference, root, weights, scratch)
     except OSError as error:
@@ -343,9 +341,7 @@ def _opened(
     )
 
 
-def locate(
-    snapshot: Snapshot, *, allow_pickle: bool, say: Say, dora: bool = False, file: str | None = None
-) -> Located:
+def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say, file: str | None = None) -> Located:
     """Find the weight files of a commit of the Hub, reading its config and index but no shard.
 
     Raises ShadowError if none can be read, or one that the index names is missing.
@@ -362,9 +358,7 @@ def locate(
         message = f"{snapshot.name}: none of its weight files is in the cache"
         raise ShadowError(message, "run once without --offline")
     with naming(snapshot.name, OWNER):
-        weights = choose_weights(
-            snapshot.name, names, read, allow_pickle=allow_pickle, dora=dora, file=file
-        )
+        weights = choose_weights(snapshot.name, names, read, allow_pickle=allow_pickle, file=file)
         config = read(CONFIG) if CONFIG in names and not weights.are_gguf else {}
     missing = [shard for shard in weights.shards if shard not in snapshot.files]
     if missing:

@@ -14,7 +14,7 @@ from shadow.checkpoints.formats import owner_of
 from shadow.checkpoints.gguf_files import COMPUTED
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.safetensors_files import TensorInfo, Tensors
-from shadow.checkpoints.weight_files import Adapter, adapter_factors, product_shape
+from shadow.checkpoints.weight_files import MERGE, Adapter, adapter_factors, product_shape
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Part, Place, place_tensors
@@ -399,6 +399,9 @@ def _adapter_operands(
     checkpoint: Checkpoint, adapter: Adapter, base: Checkpoint
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
     """Return an adapter's low-rank updates, the modules it holds whole, and what is not usable."""
+    if adapter.dora:
+        message = f"{checkpoint.reference}: a DoRA adapter, whose delta is not low-rank"
+        raise ShadowError(message, MERGE)
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
     wholes = {name: info.shape for name, info in whole.items()}
     shapes: dict[str, Shape] = {

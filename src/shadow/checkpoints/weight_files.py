@@ -33,6 +33,7 @@ FACTOR = re.compile(
 CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 Factors = tuple[TensorInfo, TensorInfo, bool]  # left, right, and whether both are stored transposed
 MAX_ALPHA = 1e6
+MERGE = "merge it into its base, and audit the result"
 PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 PICKLES = "only torch .bin files, which are pickles"
@@ -93,7 +94,6 @@ def choose_weights(
     read: Callable[[str], Config],
     *,
     allow_pickle: bool,
-    dora: bool,
     file: str | None,
     alone: str = "",
 ) -> Weights:
@@ -111,7 +111,7 @@ def choose_weights(
         if suffix in PICKLED and not allow_pickle:
             raise ShadowError(f"{where}: a file of torch, which is a pickle", PICKLES_HINT)
         has_config = ADAPTER_CONFIG in names and alone.startswith("adapter_model.")
-        adapter = read_adapter(where, read(ADAPTER_CONFIG), dora=dora) if has_config else None
+        adapter = read_adapter(where, read(ADAPTER_CONFIG)) if has_config else None
         return Weights((alone,), pickled=suffix in PICKLED, adapter=adapter)
     packed = {name for name in names if name.endswith(GGUF)}
     if packed and file is not None:
@@ -129,7 +129,7 @@ def choose_weights(
     bins = sorted(name for name in names if re.fullmatch(r"pytorch_model.*\.bin", name))
     adapter = None
     if ADAPTER_CONFIG in names:
-        adapter = read_adapter(where, read(ADAPTER_CONFIG), dora=dora)
+        adapter = read_adapter(where, read(ADAPTER_CONFIG))
         safetensors = sorted(names & {"adapter_model.safetensors"})
         bins = sorted(names & {"adapter_model.bin"})
         if not safetensors and not bins:
@@ -188,21 +188,17 @@ def checked_weight_map(content: Config, index: str, suffix: str) -> dict[str, st
     return weight_map
 
 
-def read_adapter(where: str, config: Config, *, dora: bool = False) -> Adapter:
-    """Read the adapter of an adapter_config.json (of where). Raises ShadowError unless it is a
-    plain LoRA.
-
-    dora: also accept DoRA, for callers that read its norms.
+def read_adapter(where: str, config: Config) -> Adapter:
+    """Read the adapter of an adapter_config.json (of where). Raises ShadowError unless it is LoRA
+    or DoRA.
     """
 
     def refused(why: str) -> ShadowError:
-        return ShadowError(f"{where}: {why}", "merge it into its base, and audit the result")
+        return ShadowError(f"{where}: {why}", MERGE)
 
     kind, start = config.get("peft_type"), str(config.get("init_lora_weights")).lower()
     if kind != "LORA":
         raise refused(f"an adapter of type {str(kind)[:40]!r}; only LORA is read")
-    if config.get("use_dora") and not dora:
-        raise refused("a DoRA adapter, whose delta is not low-rank")
     if start.startswith(CHANGING_BASE):
         how = f"an adapter whose initialisation changes the base ({start[:20]!r})"
         raise refused(f"{how}: B @ A is not its delta")

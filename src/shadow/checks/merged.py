@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -278,7 +278,6 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
     from shadow.run.scan import fetch_all, require_unchanged, scan
     from shadow.run.sides import found_all, open_found, opened_models
 
-    runtime = replace(runtime, access=replace(runtime.access, dora=True))
     found = found_all(asked.named, runtime, scratch)
     opened = open_found(found.pop("ADAPTER"), runtime, scratch / "ADAPTER")
     if opened.adapter is None:

@@ -168,7 +168,6 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
     """Compare two checkpoints tensor by tensor; reads no weights if their files are equal."""
     from shadow.run.sides import found_all, open_found
 
-    runtime = replace(runtime, access=replace(runtime.access, dora=True))
     found = found_all(asked.named, runtime, scratch)
     folders = {Path(one.reference).resolve() for one in found.values()}
     if len({one.commit for one in found.values()}) == len(folders) == 1:

@@ -101,9 +101,8 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
             f"{opened.reference}: a DoRA adapter without its norms (lora_magnitude_vector)",
             "save it again",
         )
-    pairs, skipped = pair_checkpoints(
-        base, replace(opened, tensors=tensors), Filter(), may_differ=True
-    )
+    without_norms = replace(opened, tensors=tensors, adapter=replace(opened.adapter, dora=False))
+    pairs, skipped = pair_checkpoints(base, without_norms, Filter(), may_differ=True)
     updates = {pair.place: pair for pair in pairs if pair.base and pair.tuned.factor}
     whole = {pair.place: pair for pair in pairs if pair.base and not pair.tuned.factor}
     norms = {

@@ -69,8 +69,6 @@ class Access:
     """Whether no other task of the run uses this machine's cache of the Hub. Otherwise nothing is
     removed from it unasked: another task may be reading it.
     """
-    dora: bool = False
-    """Whether a DoRA adapter may be opened: what reads it must read its norms too."""
     file: str | None = None
     """A pattern that chooses among several GGUF files of a side."""
 

@@ -151,7 +151,6 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
             reference.repo,
             allow_pickle=access.allow_pickle,
             scratch=scratch,
-            dora=access.dora,
             file=access.file,
         )
     from shadow.checkpoints.hub import pin
@@ -160,9 +159,7 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
         say(f"{reference.repo} is taken for a model on the Hub; {how}")
     revision = runtime.commits.get(reference, reference.revision)
     snapshot = pin(reference.repo, revision, reference.subfolder, offline=access.offline, say=say)
-    return locate(
-        snapshot, allow_pickle=access.allow_pickle, say=say, dora=access.dora, file=access.file
-    )
+    return locate(snapshot, allow_pickle=access.allow_pickle, say=say, file=access.file)
 
 
 def _parts(found: Iterable[Found]) -> list[Checkpoint | Located]:
