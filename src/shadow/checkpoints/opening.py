@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 
 PARAMS = "params.json"  # of Mistral's and Meta's own files, in place of a config
+HEADS = {"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
 PAIRED = re.compile(r"(?P<head>(?:model\.)?layers\.\d+\.attention\.)w(?P<kind>[qk])\.weight")
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 CONFIG = "config.json"
@@ -148,6 +149,8 @@ class Assembled:
 
 
 Found = Checkpoint | Located | Assembled
+Shard = tuple[Header, Source]  # a file of weights whose header has been read
+Shards = dict[str, Shard]
 
 
 def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
@@ -196,15 +199,6 @@ def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
     pairs = ((base.tensors.get(name), info) for name, info in tuned.tensors.items())
     tensors = (known if known == info else info for known, info in pairs)
     return replace(tuned, tensors={info.name: info for info in tensors if info})
-
-
-def _heads_of(root: Path) -> Config:
-    """Return the heads in Mistral's params.json; nothing if it cannot be read."""
-    names = {"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
-    params: Config = {}
-    with contextlib.suppress(FileError, OSError):
-        params = _read_json(root / PARAMS, PARAMS)
-    return {ours: params[theirs] for ours, theirs in names.items() if theirs in params}
 
 
 def in_order(info: TensorInfo, config: Config) -> TensorInfo:
@@ -270,7 +264,7 @@ def _opened_folder(
     # a GGUF file has its config inside: one that lies beside it may be of another model
     has_config = (root / CONFIG).exists() and not weights.are_gguf
     config = _read_json(root / CONFIG, CONFIG) if has_config else {}
-    shards: dict[str, _Shard] = {}
+    shards: Shards = {}
     fingerprint = hashlib.sha256()
     for shard in weights.shards:
         if not usable_name(shard):
@@ -281,7 +275,7 @@ def _opened_folder(
             raise ShadowError(message, "check that the download is complete")
         held = held_shard(root / shard, shard)
         header, data = _read_shard(held, shard, scratch)
-        shards[shard] = _Shard(header, LocalFile(data.path, data))
+        shards[shard] = header, LocalFile(data.path, data)
         said = json.dumps([shard, held.size, held.modified, header.text])
         # no more of Python than this for a tensor, of which there may be a million
         starts = [info.start for info in header.tensors.values()]
@@ -289,21 +283,15 @@ def _opened_folder(
         fingerprint.update(said.encode() + data.sample(starts, sizes))
         held.require_unchanged()
     if not has_config and any(
-        PAIRED.fullmatch(one) for shard in shards.values() for one in shard.header.tensors
+        PAIRED.fullmatch(one) for header, _ in shards.values() for one in header.tensors
     ):
-        config = _heads_of(root)
+        with contextlib.suppress(FileError, OSError):
+            params = _read_json(root / PARAMS, PARAMS)
+            config = {ours: params[theirs] for ours, theirs in HEADS.items() if theirs in params}
     fingerprint.update(json.dumps(config, sort_keys=True).encode())
     if weights.adapter:
         fingerprint.update(repr(weights.adapter).encode())
     return _opened(reference, None, fingerprint.hexdigest(), config, weights, shards)
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """A file of weights whose header has been read."""
-
-    header: Header
-    source: Source
 
 
 def _opened(
@@ -312,23 +300,32 @@ def _opened(
     fingerprint: str,
     config: Config,
     weights: Weights,
-    shards: Mapping[str, _Shard],
+    shards: Shards,
     say: Say = lambda line: None,
 ) -> Checkpoint:
     """Make a checkpoint of its shards, with an entry a packed matrix and transformers' names."""
-    sources = {name: shard.source for name, shard in shards.items()}
+    sources = {name: source for name, (_, source) in shards.items()}
+    stored: Tensors = {}
+    for header, _ in shards.values():
+        for name, info in header.tensors.items():
+            if name in stored:
+                message = f"tensor {name!r} is in {stored[name].shard} and in {info.shard}"
+                raise FileError(message, "keep one set of weight files in the folder")
+            stored[name] = info
+    for name, shard in weights.weight_map.items():
+        problem = f"the index puts it in {shard}, which has no such tensor"
+        stored.setdefault(name, TensorInfo(name, "unknown", (), shard, 0, 0, problem=problem))
+    if not stored:
+        raise FileError("its weight files hold no tensors", "check that this is the right folder")
     tensors, refused = with_matrices(
-        _joined((shard.header.tensors for shard in shards.values()), weights),
-        config,
-        lambda info: small_tensor(sources[info.shard], info, say),
+        stored, config, lambda info: small_tensor(sources[info.shard], info, say)
     )
     moved = (in_order(info, config) for info in tensors.values())
     own = {one.name: one for one in moved}
     if len(own) == len(tensors):  # otherwise two would have one name
         tensors = own
     if weights.are_gguf:
-        headers = [shard.header for shard in shards.values()]
-        tensors, config = model_of(headers, weights.shards[0])
+        tensors, config = model_of([header for header, _ in shards.values()], weights.shards[0])
     return Checkpoint(
         reference,
         commit,
@@ -386,7 +383,7 @@ def open_located(
     """
     snapshot, weights = located.snapshot, located.weights
 
-    def open_one(shard: str, stop: Event) -> _Shard:
+    def open_one(shard: str, stop: Event) -> Shard:
         by = Transfer(say, report, stop)
         if weights.pickled:
             return _open_pickled(snapshot, shard, by, scratch)
@@ -399,7 +396,7 @@ def open_located(
         return _opened(name, commit, located.fingerprint, located.config, weights, shards, say)
 
 
-def _open_remote(snapshot: Snapshot, shard: str, by: Transfer) -> _Shard:
+def _open_remote(snapshot: Snapshot, shard: str, by: Transfer) -> Shard:
     """Read a header from the cache, or by requesting the first bytes of the file."""
     from shadow.checkpoints.hub import cached, read_range
 
@@ -408,7 +405,7 @@ def _open_remote(snapshot: Snapshot, shard: str, by: Transfer) -> _Shard:
         try:
             with naming(snapshot.name, "run once without --offline, to download it again"):
                 header = read_header(held_shard(path, shard), shard)
-            return _Shard(header, WholeFile(file, digest_of(header)))
+            return header, WholeFile(file, digest_of(header))
         except ShadowError:  # damaged: it is fetched again when its turn comes
             if snapshot.offline:
                 raise
@@ -416,10 +413,10 @@ def _open_remote(snapshot: Snapshot, shard: str, by: Transfer) -> _Shard:
     with naming(snapshot.name, OWNER):
         read = read_gguf if shard.endswith(GGUF) else read_safetensors
         header = read(lambda count: read_range(file, 0, count, by), file.size, shard)
-    return _Shard(header, WholeFile(file, digest_of(header)))
+    return header, WholeFile(file, digest_of(header))
 
 
-def _open_pickled(snapshot: Snapshot, shard: str, by: Transfer, scratch: Path | None) -> _Shard:
+def _open_pickled(snapshot: Snapshot, shard: str, by: Transfer, scratch: Path | None) -> Shard:
     """Fetch a `.bin` file and read its layout."""
     source = WholeFile(snapshot.files[shard])
     source.fetched = source.bytes_to_move() > 0
@@ -427,7 +424,7 @@ def _open_pickled(snapshot: Snapshot, shard: str, by: Transfer, scratch: Path | 
     assert source.path is not None, "fetched"
     with naming(snapshot.name):
         header, data = _read_shard(held_shard(source.path, shard), shard, scratch)
-    return _Shard(header, replace(source, unpacked=data.path))
+    return header, replace(source, unpacked=data.path)
 
 
 def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
@@ -441,24 +438,6 @@ def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None)
         source = LocalFile(path)
     held, there = source.located(info)
     return held.bytes_of(there.start, there.end - there.start)
-
-
-def _joined(headers: Iterable[Tensors], weights: Weights) -> Tensors:
-    """Return the tensors of all shards by name; those that only the index names have a problem."""
-    tensors: Tensors = {}
-    for of_shard in headers:
-        for name, info in of_shard.items():
-            if name in tensors:
-                message = f"tensor {name!r} is in {tensors[name].shard} and in {info.shard}"
-                raise FileError(message, "keep one set of weight files in the folder")
-            tensors[name] = info
-    for name, shard in weights.weight_map.items():
-        if name not in tensors:
-            problem = f"the index puts it in {shard}, which has no such tensor"
-            tensors[name] = TensorInfo(name, "unknown", (), shard, 0, 0, problem=problem)
-    if not tensors:
-        raise FileError("its weight files hold no tensors", "check that this is the right folder")
-    return tensors
 
 
 def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header, HeldFile]:
@@ -489,9 +468,7 @@ def _read_json(path: Path, name: str) -> Config:
         raw = read_start(path, MAX_JSON + 1)
         if raw is None:
             raise FileError(f"{name}: not a regular file", hint)
-        if len(raw) > MAX_JSON:
-            raise FileError(f"{name}: larger than {MAX_JSON:,} bytes", hint)
-        if has_too_many_values(raw):
+        if len(raw) > MAX_JSON or has_too_many_values(raw):
             raise FileError(f"{name}: larger than that of any released model", hint)
         if raw.startswith(b"version https://git-lfs"):
             message = f"{name}: a Git-LFS pointer, not the file itself"

@@ -105,27 +105,24 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[Tensors, Path]:
     hint = "use the safetensors files of this checkpoint, if it has them"
     if shard == DISTRIBUTED:
         hint = f"make a model of it: {CONVERTER}"
+    fault: Exception | None = None
     try:
         child = run_child(command, scratch, SECONDS, {})
-        if child.returncode:
-            lines = child.stderr.decode(errors="replace").strip().splitlines()
-            died = f"the reader died ({child.returncode})"
-            reason = lines[-1][:300] if lines and child.returncode == 1 else died
-            raise FileError(f"{shard}: refused: {reason}", hint)
-        answer = json.loads(child.stdout)
-        data = raw if answer["raw"] else path
-        size = data.stat().st_size
-        return {one["name"]: _checked(one, shard, size) for one in answer["tensors"]}, data
-    except FileError:
-        raw.unlink(missing_ok=True)
-        raise
+        if not child.returncode:
+            answer = json.loads(child.stdout)
+            data = raw if answer["raw"] else path
+            size = data.stat().st_size
+            return {one["name"]: _checked(one, shard, size) for one in answer["tensors"]}, data
+        lines = child.stderr.decode(errors="replace").strip().splitlines()
+        died = f"the reader died ({child.returncode})"
+        reason = lines[-1][:300] if lines and child.returncode == 1 else died
+        reason = f"refused: {reason}"
     except subprocess.TimeoutExpired as error:
-        raw.unlink(missing_ok=True)
-        reason = f"unpickling did not end within {SECONDS} seconds"
-        raise FileError(f"{shard}: {reason}", hint) from error
+        reason, fault = f"unpickling did not end within {SECONDS} seconds", error
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raw.unlink(missing_ok=True)
-        raise FileError(f"{shard}: its layout is invalid ({error})", hint) from error
+        reason, fault = f"its layout is invalid ({error})", error
+    raw.unlink(missing_ok=True)
+    raise FileError(f"{shard}: {reason}", hint) from fault
 
 
 def run_child(
