@@ -19,7 +19,7 @@ from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
 from shadow.gates.document import said_of
 from shadow.gates.rules import MOVED
-from shadow.gates.verdicts import Judgement, Verdict
+from shadow.gates.verdicts import Judgement
 from shadow.outputs.markdown import markdown
 from shadow.telling.document import Document
 from shadow.telling.verification import asked
@@ -193,26 +193,24 @@ def junit(judged: Sequence[Judgement]) -> bytes:
                 *(f"warning: {warning.text}" for warning in summary.warnings),
                 *(f"note: {text}" for text in judgement.notes),
             ]
-        problems = [("failure", text, kind) for kind, text in _faults(judgement)]
-        cases = [Case(judgement.name, "audit", judgement.seconds or 0.0, problems, lines)]
-        cases += [_rule_case(judgement.name, verdict) for verdict in judgement.verdicts]
+        faults = [("failure", text, kind) for kind, text in _faults(judgement)]
+        cases = [Case(judgement.name, "audit", judgement.seconds or 0.0, faults, lines)]
+        for verdict in judgement.verdicts:
+            lines, problems = [], []
+            if verdict.outcome == "passed":
+                lines.append(verdict.detail)
+            elif verdict.rule.severity == "warning" and verdict.outcome != "skipped":
+                lines.append(f"warning: {verdict.detail}")
+            else:
+                problems = [(TAGS[verdict.outcome], verdict.detail, verdict.rule.condition)]
+            if len(verdict.findings) > 1:
+                lines += [f"{one.figure}: {one.value}" for one in verdict.findings if one.met]
+            if verdict.outcome == "met" and verdict.rule.message:
+                lines.append(verdict.rule.message)
+            name = verdict.rule.name
+            cases.append(Case(judgement.name, name, problems=problems, lines=lines))
         suites.append((judgement.name, judgement.seconds, cases))
     return _document(suites)
-
-
-def _rule_case(of: str, verdict: Verdict) -> Case:
-    lines, problems = [], []
-    if verdict.outcome == "passed":
-        lines.append(verdict.detail)
-    elif verdict.rule.severity == "warning" and verdict.outcome != "skipped":
-        lines.append(f"warning: {verdict.detail}")
-    else:
-        problems = [(TAGS[verdict.outcome], verdict.detail, verdict.rule.condition)]
-    if len(verdict.findings) > 1:
-        lines += [f"{one.figure}: {one.value}" for one in verdict.findings if one.met]
-    if verdict.outcome == "met" and verdict.rule.message:
-        lines.append(verdict.rule.message)
-    return Case(of, verdict.rule.name, problems=problems, lines=lines)
 
 
 def begin_junit(path: Path, command: str) -> None:

@@ -53,8 +53,14 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
                 continue
             for name in STORED:
                 table = _table(report, name)
-                if to == "csv":
-                    _add_csv(folder / f"{name}.csv", table)
+                if to == "csv":  # as of RFC 4180, in UTF-8
+                    path = folder / f"{name}.csv"
+                    with path.open("a", encoding="utf-8", newline="") as file:
+                        lines = csv.writer(file, lineterminator="\r\n")
+                        if not file.tell():
+                            lines.writerow(table.column_names)
+                        columns = (map(cell, one.to_pylist()) for one in table.columns)
+                        lines.writerows(zip(*columns, strict=True))
                 else:  # Hive's partitions, which become columns again
                     named = {"basename_template": "part-{i}.parquet", "compression": "zstd"}
                     pq.write_to_dataset(table, folder / name, ["family", "pair"], **named)
@@ -71,15 +77,6 @@ def _table(report: AuditReport, name: str) -> pa.Table:
         columns[key] = pa.repeat(text, len(table))
     schema = arrow_schema(TABLES[name].exported)
     return pa.Table.from_arrays([columns[one] for one in schema.names], schema=schema)
-
-
-def _add_csv(path: Path, table: pa.Table) -> None:
-    """Add rows to a CSV, following RFC 4180 in UTF-8."""
-    with path.open("a", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, lineterminator="\r\n")
-        if not file.tell():
-            lines.writerow(table.column_names)
-        lines.writerows(zip(*(map(cell, one.to_pylist()) for one in table.columns), strict=True))
 
 
 def cell(value: object) -> str:

@@ -134,7 +134,19 @@ def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequenc
     scripts = {"theme": theme, "page": f'"use strict";\n(() => {{\n{ours}}})();\n'}
     digests = (hashlib.sha256(text.encode()).digest() for text in scripts.values())
     allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-    return _environment().get_template("page.html.j2").render(
+    # escapes, refuses undefined names, and makes control characters visible
+    jinja = jinja2.Environment(
+        loader=jinja2.PackageLoader("shadow.outputs.page", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalized,
+    )
+    jinja.filters |= {"cell": _cell_text, "coded": _coded}
+    # the kind of a block or cell, by which templates draw it
+    jinja.globals |= {"kind_of": lambda value: type(value).__name__.lower()}
+    return jinja.get_template("page.html.j2").render(
         title=sections[0].name if len(sections) == 1 else title,
         pairs=sections,
         ranked=ranked,
@@ -178,20 +190,3 @@ def _finalized(value: object) -> object:
     """
     is_plain = isinstance(value, str) and not hasattr(value, "__html__")
     return visible(str(value)) if is_plain else value
-
-
-def _environment() -> jinja2.Environment:
-    """Return a Jinja that escapes, refuses undefined names, and shows control characters. Templates
-    choose by the kind of a block or cell how to draw it.
-    """
-    jinja = jinja2.Environment(
-        loader=jinja2.PackageLoader("shadow.outputs.page", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalized,
-    )
-    jinja.filters |= {"cell": _cell_text, "coded": _coded}
-    jinja.globals |= {"kind_of": lambda value: type(value).__name__.lower()}
-    return jinja
