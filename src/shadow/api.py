@@ -191,11 +191,10 @@ def compare(
     if not 0 <= margin <= 1:
         raise UsageError(f"a margin of {margin:g} is out of range", "give 0 to 1, such as 0.05")
     given = [scores] if isinstance(scores, str | PathLike) else list(scores)
-    every = (folder for report in reports for folder in reports_at(_here(report)))
-    folders = list(dict.fromkeys(every))
+    folders = {folder: None for report in reports for folder in reports_at(_here(report))}
     comparison.check_count(len(folders), scored=bool(given))
     compared = comparison.compare(
-        folders,
+        list(folders),
         margin=margin,
         allow_different_base=allow_different_base,
         scores=[score for file in given for score in read_scores(Path(file))],
@@ -218,25 +217,24 @@ def judge(
     """Judge a report by rules and a baseline; return the verdicts and the exit code of `shadow
     gate`.
 
-    Args: report: A report, or its folder or URL. rules: One, several, or the Path of a policy file.
-    For claims such as `verify.trained --frozen embed` both checkpoints are read, if they are on
-    this machine. against: The report of an earlier audit, which figures must not have moved from.
-    allow_missing: A rule that finds nothing to judge does not fail.
+    Args:
+        report: A report, or its folder or URL.
+        rules: One, several, or the Path of a policy file. For claims such as `verify.trained
+            --frozen embed` both checkpoints are read, if they are on this machine.
+        against: The report of an earlier audit, which figures must not have moved from.
+        allow_missing: A rule that finds nothing to judge does not fail.
     """
     from shadow.gates.measured import read_measured
     from shadow.gates.rules import gather
     from shadow.gates.verdicts import judge_report
 
-    policy = Path(rules) if isinstance(rules, PathLike) else None
-    listed = [] if isinstance(rules, PathLike) else _words(rules)
+    listed, policy = ([], Path(rules)) if isinstance(rules, PathLike) else (_words(rules), None)
     gathered = gather(listed, policy, against=against is not None, allow_missing=allow_missing)
     if not gathered:
         raise UsageError("nothing to check the report against", "name a rule, policy or baseline")
-    baseline = None
-    if against is not None:
-        baseline = read_measured(one_report(_here(against)), "the baseline")
-    now = read_measured(one_report(_here(report)))
-    return judge_report(gathered, now, baseline)
+    first = None if against is None else one_report(_here(against))
+    baseline = None if first is None else read_measured(first, "the baseline")
+    return judge_report(gathered, read_measured(one_report(_here(report))), baseline)
 
 
 def verify(
