@@ -36,7 +36,7 @@ def toy(folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True
     gates = [{"name": "x", "figure": None}]
     write(folder, rows, family=family, pair=pair, gates=gates)
     if spectra:
-        odd = iter([[1.0, math.nan, 0.0]])
+        odd = iter([[1.0, None, 0.0]])
         put_spectra(folder, lambda _: next(odd, None) or random.random(5).tolist())
     listed = {"side": "tuned", "state": "changed", "kind": "config", "bytes": 2**62}
     named = [
