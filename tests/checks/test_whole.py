@@ -29,8 +29,8 @@ from shadow.checks.whole.part import json_object
 from shadow.checks.whole.shards import FileFacts
 from shadow.checks.whole.values import Values
 from shadow.errors import ShadowError, UsageError
-from shadow.spectra.entries import looked_at
 from shadow.spectra.spectrum import Workspace
+from shadow.spectra.sums import looked_at
 
 FILE, INDEX, EMBED = (
     "model.safetensors",

@@ -31,13 +31,14 @@ from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scanned import Scanned, Unmatched, in_order
 from shadow.run.workers import in_workers, jobs_of, own_workspace, require_same_files, views
 from shadow.spectra.copies import has_few_levels
-from shadow.spectra.entries import Binades, Extremes, compared, looked_at
+from shadow.spectra.entries import Binades, compared
 from shadow.spectra.lazy import half_ulp, is_quantised
 from shadow.spectra.levels import Made
 from shadow.spectra.measurement import Method
 from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.relations.units import Units
 from shadow.spectra.spectrum import Sides, tiles, working_dtype
+from shadow.spectra.sums import Extremes, looked_at
 from shadow.templates import said
 from shadow.text import and_list
 
