@@ -121,7 +121,8 @@ def read_safetensors(read: Callable[[int], bytes], file_size: int, shard: str) -
     if not isinstance(header, dict):
         raise _untrusted(shard, "the header is not a JSON object")
     if len(header) > MAX_ENTRIES:
-        raise _untrusted(shard, f"the header has more than {MAX_ENTRIES:,} entries")
+        message = f"{shard}: its header has more than {MAX_ENTRIES:,} entries"
+        raise FileError(message, "split the file into shards")
     # equal shapes and offsets are one object: most tensors begin where another ends
     shapes: dict[Shape, Shape] = {}
     offsets: dict[int, int] = {}
