@@ -126,7 +126,7 @@ def test_pieces_of_two_ranks(dimension, tmp_path):
     ]
     assert [one.wait(120) for one in ranks] == [0, 0]
     if dimension:
-        with pytest.raises(ShadowError, match="not cut by its rows alone") as caught:
+        with pytest.raises(ShadowError, match="not split by rows alone") as caught:
             opened(tmp_path / "saved", tmp_path / "scratch")
         assert "dcp_to_torch" in caught.value.hint
         return
@@ -193,7 +193,7 @@ BAD = {
     "a piece of another shape": (two_pieces(), piece(torch.ones(3, 2)), "not what .metadata says"),
     "a piece of another dtype": (two_pieces(), piece(torch.ones(2, 3).half()), "not what"),
     "rows that are missing": (lacking([5, 3]), piece(), "is missing"),
-    "other columns": (lacking([4, 4]), piece(), "not cut by its rows"),
+    "other columns": (lacking([4, 4]), piece(), "not split by rows"),
     "a file above the folder": (elsewhere("../x.distcp"), piece(), "cannot be read"),
     "two models": (elsewhere("x.distcp", "model.a", "app.a"), piece(), "two models"),
     "no metadata": ([1, 2], piece(), "storage_data"),
