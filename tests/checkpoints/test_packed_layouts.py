@@ -231,9 +231,7 @@ WRONG = {
         "not 2, 3, 4, 8": {"qzeros": torch.zeros(2, 10, dtype=torch.int32)},
         "not of 4 bits": {"g_idx": torch.zeros(5, dtype=torch.int32)},
         "perm is unknown": {"perm": torch.zeros(64, dtype=torch.int32)},
-        "weight is unknown": {"weight": torch.zeros(64, 64)},
         "marlin": {"": {"checkpoint_format": "marlin"}},
-        "auto-round": {"": {"quant_method": "auto-round"}},
     },
     "awq": {
         "gemv": {"": {"version": "gemv"}},
