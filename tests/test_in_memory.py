@@ -125,6 +125,19 @@ def test_a_snapshot_tells_what_moved_since():
     assert [one.code for one in found.against] == ["changed"], "no pattern names the head"
 
 
+def test_what_is_no_model_or_no_number_of_workers_is_refused():
+    model = {"a.weight": torch.ones(4, 4)}
+    before, other = shadow.snapshot(model), {"a.weight": torch.ones(4, 4)}
+    for call in (
+        lambda: shadow.snapshot("./model"),
+        lambda: shadow.check(None),
+        lambda: shadow.verify("same", before, model),
+        lambda: shadow.verify("same", other, model, jobs=0),
+    ):
+        with pytest.raises(shadow.UsageError):
+            call()
+
+
 def test_the_callback_of_the_docs_ends_a_training_that_leaks(tmp_path):
     """A real Trainer of a tiny model: a frozen embedding that trains ends it at the first save."""
     transformers = pytest.importorskip("transformers")

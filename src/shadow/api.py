@@ -351,6 +351,9 @@ def _named(name: str, place: Any, held: Held, parse: Callable[[str], Any] = pars
     """Make the reference to a side: a Path is a folder, text is what the command takes."""
     if name in held:
         return held[name][0]
+    if not isinstance(place, str | PathLike):
+        hint = "give a path, org/name, a module or a state dict; `trained` takes a snapshot as base"
+        raise UsageError(f"{name}: {type(place).__name__} is no checkpoint", hint)
     return parse(place if isinstance(place, str) else str(Path(place).expanduser().absolute()))
 
 

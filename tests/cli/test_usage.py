@@ -23,6 +23,11 @@ def test_help_is_no_error(inside, arguments, code):
     assert "error" not in found.err.lower()
 
 
+def test_a_terminal_without_a_size_shows_an_answer(shadow):
+    assert "concentration" in shadow("explain", "conc.", env={"COLUMNS": "0"}).assert_done()
+    assert shadow("explain", "nope", env={"COLUMNS": "0"}).assert_refused(2)
+
+
 def test_the_first_screen_fits_24_rows(inside):
     """Every command has a line of its own, none is cut, and the shell's prompt is seen too."""
     found = inside()

@@ -201,6 +201,7 @@ def test_globs_choose(registry, targets, found):
     selection = select(targets, registry=registry)
     assert names(selection) == found
     assert selection.own == selection.pairs
+    assert not select(["./a", "./b[1]"], registry=registry).is_list  # a folder of that name
 
 
 def test_targets_and_a_list_go_together(tmp_path, registry):

@@ -23,7 +23,7 @@ from shadow.checkpoints.safetensors_files import TensorInfo, Tensors
 from shadow.checkpoints.sources import Source
 from shadow.checkpoints.weight_files import Adapter, read_adapter
 from shadow.dtypes import FLOATS, INTEGERS, torch_name
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 from shadow.places.names import Config
 from shadow.targets.references import Reference
 
@@ -104,10 +104,12 @@ def _taken_apart(
 ) -> tuple[dict[str, Any], Adapter | None, dict[str, Tensor]]:
     """Return config, adapter and tensors of a model."""
     if not isinstance(model, torch.nn.Module):
-        assert isinstance(model, Mapping), "a state dict"
+        if not isinstance(model, Mapping):
+            fault = f"{name}: {type(model).__name__} is no model in memory"
+            raise UsageError(fault, "give a module, or a state dict of torch's tensors")
         tensors = {key: one for key, one in model.items() if isinstance(one, Tensor)}
         if not tensors:
-            hint = "a base by component is text: language=./lm,vision=./tower"
+            hint = "values are torch's; a base by component is text: language=./lm,vision=./tower"
             raise ShadowError(f"{name} has no tensor", hint)
         return {}, None, tensors
     for wrapped in ("_orig_mod", "module"):  # torch.compile, and training on several cards

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Update = Callable[["State"], None]
 Watch = Callable[[str], contextlib.AbstractContextManager[Update]]
 EVERY = 30.0  # seconds between two lines of progress
+if os.environ.get("COLUMNS") == "0":  # of a terminal without a size: rich would print nothing
+    del os.environ["COLUMNS"]
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 BLANK_LINE = r"(?m:^)(?:[^\S\n]|\x1b\[[0-9;]*m)*\n"  # colours are no letters

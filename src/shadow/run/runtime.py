@@ -158,6 +158,10 @@ class Runtime:
     """Gets one line for people now and then."""
     show: Callable[[Progress], None] = ignore
 
+    def __post_init__(self) -> None:
+        if self.jobs is not None and not (isinstance(self.jobs, int) and self.jobs >= 1):
+            raise UsageError(f"jobs={self.jobs!r}", "give a whole number, 1 or more")
+
     def prefixed(self, prefix: str) -> Runtime:
         """Return the same, with lines that begin with a prefix."""
         return replace(self, say=partial(_say_behind, prefix, self.say))

@@ -132,7 +132,8 @@ def select(
             raise UsageError(fault, f"rename one of them{other}")
         first[name] = line
     pairs = tuple(lines)
-    is_list = listed is not None or shard is not None or any(map(is_glob, targets))
+    is_list = listed is not None or shard is not None
+    is_list |= not typed and any(map(is_glob, targets))  # a folder may be called a[1]
     return Selection(pairs, share(pairs, shard_of), shard_of, is_list, claims)
 
 
