@@ -119,18 +119,16 @@ def compare(
     if len(reports) > MAX_REPORTS:
         too_many = f"more than {MAX_REPORTS} reports are not compared matrix by matrix"
         return replace(comparison, not_contrasted=too_many)
-    pairs = list(itertools.combinations(range(len(reports)), 2))
-    related = {(i, j): relate(reports[i], reports[j]) for i, j in pairs}
-    for (i, j), (relation, why) in () if allow_different_base else related.items():
+    pairs = [(*both, *relate(*both)) for both in itertools.combinations(reports, 2)]
+    for one, other, relation, why in () if allow_different_base else pairs:
         if relation == "different bases":
-            apart = f"{reports[i].name} and {reports[j].name} have different bases: {why}"
+            apart = f"{one.name} and {other.name} have different bases: {why}"
             if not scores:
                 hint = "compare models tuned from one base, or add --allow-different-base"
                 raise ShadowError(apart, hint)
             without = f"{apart}; not compared matrix by matrix without --allow-different-base"
             return replace(comparison, not_contrasted=without)
-    contrasts = [contrast(reports[i], reports[j], *related[i, j], margin=margin) for i, j in pairs]
-    return replace(comparison, contrasts=contrasts)
+    return replace(comparison, contrasts=[contrast(*pair, margin=margin) for pair in pairs])
 
 
 def report_label(index: int) -> str:
@@ -241,10 +239,10 @@ def contrast(
         alone_in_second=len(deltas[1]) - len(matched),
     )
     fatal = _not_comparable(first, second, matched[matched["layer"].notna()])
+    verdict = _verdict(figures)
     if fatal:
-        void: ComparisonVerdict = "not comparable"
-        figures = [replace(one, verdict=void if one.direction else None) for one in figures]
-    verdict: ComparisonVerdict = "not comparable" if fatal else _verdict(figures)
+        verdict = "not comparable"
+        figures = [replace(one, verdict=verdict if one.direction else None) for one in figures]
     return Contrast(
         first=first.label,
         second=second.label,

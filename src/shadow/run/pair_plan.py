@@ -20,7 +20,8 @@ from shadow.run.plan import make_plan, source_of
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.run.sides import client_for, find_sides, line_up, pickled_part, references_of
-from shadow.run.workers import cost, pace
+from shadow.run.workers import pace
+from shadow.spectra.solvers import solver_of
 from shadow.summary.record import Row, row
 from shadow.targets.families import Pair
 from shadow.text import byte_size
@@ -130,8 +131,8 @@ def plan_pair(
         if plan.problem:
             fault = ShadowError(plan.problem, plan.hint)
         shapes = Counter((one.rows, one.cols) for one in matrices)
-        first = {(one.rows, one.cols): one for one in of_memory if one.is_matrix}
-        work = sum(shapes[shape] * cost(one, method) for shape, one in first.items())
+        solver = solver_of(method)
+        work = sum(count * solver.on(shape).cost(shape) for shape, count in shapes.items())
         return PairPlan(
             family=pair.family,
             pair=pair.name,
