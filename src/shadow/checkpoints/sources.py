@@ -9,19 +9,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import read_gguf
 from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.checkpoints.safetensors_files import Header, TensorInfo, held_shard, read_safetensors
-from shadow.checkpoints.transfers import Transfer, settle
+from shadow.checkpoints.transfers import Transfer
 from shadow.errors import ShadowError, naming
 from shadow.files import writing
 
@@ -224,25 +221,6 @@ class ByteRanges(Source):
         self.held = None
         with contextlib.suppress(OSError):
             self.path.unlink()
-
-
-class Fetching:
-    """Fetch sources, each in its own thread, until stopped.
-
-    The threads are daemons: a download that does not answer must not delay the end of the process.
-    note: called with every source before its first byte.
-    """
-
-    def __init__(self, by: Transfer, note: Callable[[Source], None] = lambda source: None) -> None:
-        self.by, self.note = by, note
-
-    def begin(self, source: Source) -> Future[None]:
-        """Start fetching a source. The future has its error, if there is one."""
-        self.note(source)
-        future: Future[None] = Future()
-        fetch = partial(source.fetch, self.by)
-        Thread(target=settle, args=(future, fetch), name="fetch", daemon=True).start()
-        return future
 
 
 def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:

@@ -44,7 +44,7 @@ def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: i
         with contextlib.suppress(IndexError):
             while not stop.is_set():
                 future, item = waiting.popleft()
-                settle(future, partial(function, item, stop))
+                _settle(future, partial(function, item, stop))
 
     for _ in range(min(threads, len(items))):
         Thread(target=work, name="open", daemon=True).start()
@@ -54,7 +54,17 @@ def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: i
         stop.set()
 
 
-def settle(future: Future[R], work: Callable[[], R]) -> None:
+def begin(work: Callable[[], R]) -> Future[R]:
+    """Start work() in a thread of its own. The future has what it returns or raises.
+
+    The thread is a daemon: a download that does not answer must not delay the end of the process.
+    """
+    future: Future[R] = Future()
+    Thread(target=_settle, args=(future, work), name="fetch", daemon=True).start()
+    return future
+
+
+def _settle(future: Future[R], work: Callable[[], R]) -> None:
     """Give a future what work() returns or raises."""
     try:
         future.set_result(work())

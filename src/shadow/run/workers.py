@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -22,9 +22,9 @@ from threadpoolctl import threadpool_limits
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
-from shadow.checkpoints.sources import Fetching, Source
+from shadow.checkpoints.sources import Source
 from shadow.checkpoints.stored_tensors import WHOLE, DecodedTensor, StoredTensor
-from shadow.checkpoints.transfers import Transfer
+from shadow.checkpoints.transfers import Transfer, begin
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reasons import FROM_ZERO
 from shadow.reports.provenance import SIDES
@@ -120,20 +120,28 @@ def in_workers(
         moved += size
         show()
 
-    fetching = Fetching(Transfer(runtime.say, report), note)
+    by = Transfer(runtime.say, report)
+
+    def fetch(source: Source) -> Future[None]:
+        note(source)
+        return begin(partial(source.fetch, by))
+
     show()
     with threads(jobs) as pool:
         try:
-            for pair, made in _run(plan, lambda pair: pool.submit(measure, pair), jobs, fetching):
+            for pair, made in _run(plan, lambda pair: pool.submit(measure, pair), jobs, fetch):
                 yield made
                 count, spent = count + 1, spent + weigh(pair)
                 show()
         finally:
-            fetching.by.stop.set()
+            by.stop.set()
 
 
 def _run(
-    plan: Plan, submit: Callable[[MatrixPair], Future[Made]], jobs: int, fetching: Fetching
+    plan: Plan,
+    submit: Callable[[MatrixPair], Future[Made]],
+    jobs: int,
+    fetch: Callable[[Source], Future[None]],
 ) -> Iterator[tuple[MatrixPair, Made]]:
     base, tuned, work = plan.base, plan.tuned, plan.work
     unfinished = [len(step) for step in work.steps]
@@ -152,7 +160,7 @@ def _run(
             here.remove(shard)
             source_of(base, tuned, shard).free()
         if download is None and coming and coming[0].after <= reached:
-            download = fetching.begin(source_of(base, tuned, coming[0].shard))
+            download = fetch(source_of(base, tuned, coming[0].shard))
         while entered < len(work.steps) and len(work.visits) - len(coming) >= needed[entered]:
             largest_first = sorted(work.steps[entered], key=lambda pair: (-cost(pair), pair.key))
             ready.extend((entered, pair) for pair in largest_first)
