@@ -43,7 +43,7 @@ def test_a_row_stands_for_many_tensors_of_one_name():
     assert heads == ["what speaks against it", "count", "how", "size"]
     assert [tuple(map(str, row[:3])) for row in rows] == [
         ("embed", "1", "only in A"),
-        ("layers.0-1.mlp.up", "2", "1 of 2,000 entries differ"),
+        ("layers.0-1.mlp.up", "2", "1 of 2,000 entries differs"),
         ("layers.3-39.attn.q", "37", "4 of 2,000 entries differ"),
     ]
     assert rows[2][3].value == 0.5 / 4  # that of the one that differs most

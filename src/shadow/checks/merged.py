@@ -54,7 +54,8 @@ WORDS = {
     "some_matrices": "{some:count} of {matrices:count matrix|matrices}",
     "beside": "{tensors:count tensor|tensors} beside the adapter {tensors|differs|differ} from the"
     " base",
-    "changed": "{changed:count} of {entries:count} entries differ from the base[; {remark}]",
+    "changed": "{changed/entries:all entry|entries} {changed|differs|differ} from the base"
+    "[; {remark}]",
     "absent": "base or merged model lacks {modules:count module|modules} of the adapter",
     "lacked": "base or merged model lacks it",
     "no_update": "the adapter updates no matrix",

@@ -42,9 +42,10 @@ WORDS = {
     "dora": "only {where} is a DoRA adapter",
     "scale": "its update is scaled by {a:number} in A, {b:number} in B",
     "use_dora": "use_dora only in {where}",
-    "entries": "{changed:count} of {entries:count} entries differ"
+    "entries": "{changed/entries:all entry|entries} {changed|differs|differ}"
     "[: {which} rounded to {format}][; {remark}]",
-    "some_not_finite": "{changed:count} of {entries:count} entries differ; some are not finite"
+    "some_not_finite": "{changed/entries:all entry|entries} {changed|differs|differ}; some are not"
+    " finite"
     "[; {remark}]",
 }
 
@@ -123,8 +124,9 @@ def _against(found: Compared, differ: Sequence[Scanned]) -> list[Against]:
     ]
     if found.dora:
         against.append(Against("adapter_config.json", Reason("use_dora", {"where": found.dora})))
+    is_one_cast = len({row.rounded for row in differ}) == 1  # which the reason says of all
     for row in differ:
-        which, stored = _cast(row.rounded) if row.rounded else (None, None)
+        which, stored = _cast(row.rounded) if row.rounded and not is_one_cast else (None, None)
         of = {"changed": row.changed, "entries": row.entries, "remark": row.remark or None}
         code = "entries" if row.finite or row.rounded else "some_not_finite"
         why = Reason(code, {**of, "which": which, "format": stored})

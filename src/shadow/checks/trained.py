@@ -39,8 +39,8 @@ WORDS = {
     "equal": "it is equal to the base's in every entry",
     "changed": "it has changed",
     "rounded": "it is the base's rounded to {format}",
-    "entries": "{changed:count} of {entries:count} entries differ[: it is the base's rounded to"
-    " {format}]",
+    "entries": "{changed/entries:all entry|entries} {changed|differs|differ}"
+    "[: it is the base's rounded to {format}]",
     # why it is unknown whether a tensor moved
     "not_told_apart": "its parts or experts, of which different things are asked, are not"
     " distinguished",

@@ -135,23 +135,24 @@ def _table(block: TableBlock, width: int, legends: dict[str, str]) -> Iterator[R
     if block.title:
         yield Text(visible(block.title), "italic")
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    # what the other columns leave to each name; a longer one is broken
+    # what the other columns leave to each name, in full or with their texts broken; a longer one
+    # is broken too
     names = [column for column, *_ in shown if column.role == "name"]
-    others = sum(
-        GAP + (min(size, TEXT_LEAST) if column.role == "text" else size)
-        for column, _, size in shown
-        if column not in names
-    )
-    longest = min(LONGEST_WORD, (width - others) // max(1, len(names)) - GAP)
-    for column, cells, _ in shown:
-        word = max((len(word) for cell in cells for word in cell.plain.split()), default=0)
+    others = [one for one in shown if one[0] not in names]
+    in_full = sum(GAP + max(len(visible(column.head)), *(cell.cell_len for cell in cells))
+                  for column, cells, _ in others)  # fmt: skip
+    at_least = sum(GAP + (min(size, TEXT_LEAST) if column.role == "text" else size)
+                   for column, _, size in others)  # fmt: skip
+    each = [(width - taken) // max(1, len(names)) - GAP for taken in (in_full, at_least)]
+    longest = max(1, each[0], min(LONGEST_WORD, each[1]))
+    for column, _, size in shown:
         is_figure = column.role == "figure"
         table.add_column(
             Text(visible(column.head)),
             justify="right" if is_figure else "left",
             no_wrap=is_figure,  # half a number would be another
             overflow="ellipsis" if is_figure else "fold",
-            min_width=max(1, min(word, longest)) if column in names else None,
+            width=min(size, longest) if column in names else size if is_figure else None,
             style="cyan" if column in names[-1:] else None,
         )
     for row in zip(*(cells for _, cells, _ in shown), strict=True):
@@ -165,6 +166,8 @@ COLOURS = (  # cividis, dark to light: legible for every eye, and on black and o
     "#00224e", "#18325c", "#304269", "#47526d", "#5d626f", "#737372",
     "#878475", "#9d9674", "#b5a96c", "#cdbc62", "#e5d24d", "#fee838",
 )  # fmt: skip
+# the same of a terminal of 256 colours, whose nearest ones to those would be teal and rose
+FEW_COLOURS = ("#00005f", "#5f5f87", "#878787", "#afaf87", "#d7d75f", "#ffff5f")
 SHADES, ASCII_SHADES = "░▒▓█", ".:+#"
 UNMOVED, ABSENT = "·", " "
 LABEL = 14  # columns of the names of modules
@@ -200,10 +203,11 @@ class HeatMap:
         is_flat = largest <= FLAT * least
         shades = ASCII_SHADES if options.ascii_only else SHADES
         coloured = console.color_system is not None and not console.no_color
+        colours = COLOURS if console.color_system == "truecolor" else FEW_COLOURS
 
         def shade(level: float) -> tuple[str, Style | None]:
             """Return a letter and its colour for a level from 0 to 1."""
-            own = COLOURS[round(level * (len(COLOURS) - 1))]
+            own = colours[round(level * (len(colours) - 1))]
             letter = shades[min(len(shades) - 1, int(level * len(shades)))]
             return letter, Style(color=own, bgcolor=own) if coloured else None
 

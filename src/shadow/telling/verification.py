@@ -53,7 +53,8 @@ def verification_document(found: Verification) -> Document:
         fields.append(number("count", len, "count", legend=MANY))
     fields.append(worded("how", lambda group: group[0].what))
     if any(one.size is not None for one in against):
-        fields.append(number("size", lambda group: group[0].size, "share", legend=LEGEND))
+        size = number("size", lambda group: group[0].size, "share", rank=1, legend=LEGEND)
+        fields.append(size)
     hidden = len(against) - sum(map(len, groups))
     return Document(
         [
