@@ -136,7 +136,8 @@ def given(value: str, inputs: dict[str, str]) -> str:
     [
         ({"claims": "claims.yaml"}, [0, 0], "trained"),
         ({"claims": "wrong.yaml", "options": "--jobs 1 -q"}, [0, 4], "does not hold"),
-        ({"list": "list.yaml", "options": "--policy policy.yaml"}, [0, 0], "large-update"),
+        ({"list": "list.yaml", "options": "-q\n--policy policy.yaml"}, [0, 0], "large-update"),
+        ({"claims": "claims.yaml", "list": "list.yaml"}, [0, 2], ""),
         ({}, [0, 1], ""),
     ],
 )

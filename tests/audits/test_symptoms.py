@@ -110,11 +110,10 @@ SYMPTOMS = {
     "rows of the adapter are gone": (
         "verify merged ./base ./more-rows ./rows-lost", 4, [EMBED, "8 rows only in the adapter"]),
     "they are there": ("verify merged ./base ./more-rows ./rows-there", 0, []),
-    "one checkpoint": ("verify same ./base ./copy/../base", 5, ["one checkpoint"]),
     **{
         f"one checkpoint, {claim}": (
             f"verify {claim} ./base ./copy/../base {more}", 5, ["one checkpoint"])
-        for claim, more in (("trained", "--frozen embed"), ("stored", ""), ("files", ""))
+        for claim, more in (("same", ""), ("trained", "--frozen embed"), ("stored", ""))
     },
     "layers that the model does not have": (
         "verify trained ./base ./tuned --frozen layers.0-99", 2, ["layers.0-99"]),
