@@ -128,14 +128,12 @@ def test_a_snapshot_tells_what_moved_since():
 def test_what_is_no_model_or_no_number_of_workers_is_refused():
     model = {"a.weight": torch.ones(4, 4)}
     before, other = shadow.snapshot(model), {"a.weight": torch.ones(4, 4)}
-    for call in (
-        lambda: shadow.snapshot("./model"),
-        lambda: shadow.check(None),
-        lambda: shadow.verify("same", before, model),
-        lambda: shadow.verify("same", other, model, jobs=0),
-    ):
+    wrong = [("snapshot", "./model"), ("check", None), ("verify", "same", before, model)]
+    for name, *arguments in wrong:
         with pytest.raises(shadow.UsageError):
-            call()
+            getattr(shadow, name)(*arguments)
+    with pytest.raises(shadow.UsageError):
+        shadow.verify("same", other, model, jobs=0)
 
 
 def test_the_callback_of_the_docs_ends_a_training_that_leaks(tmp_path):

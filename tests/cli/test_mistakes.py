@@ -33,14 +33,10 @@ MISTAKES = {
     "a policy that is not there": (("gate", "reports", "--policy", "p.yaml"), 1, None),
     "a misspelt command": (("audti",), 2, "'audit'"),
     "a misspelt command of a group": (("lab", "rnu"), 2, "'run'"),
-    "a command unlike all": (("zzzz",), 2, None),
     "a misspelt option": (("audit", "demo", "--levle", "norms"), 2, "--level"),
-    "a misspelt flag": (("audit", "demo", "--no-spectr"), 2, "--no-spectra"),
     "a misspelt choice": (("audit", "demo", "--level", "fulll"), 2, None),
-    "no such choice": (("families", "--format", "yaml"), 2, None),
     "no such engine": (("audit", "demo", "--engine", "spark"), 2, None),
     "no jobs": (("audit", "demo", "--jobs", "0"), 2, None),
-    "too many jobs": (("audit", "demo", "--jobs", "2000"), 2, None),
     "reports in a file": (("audit", "demo", "-o", __file__), 2, None),
     "reports in a report": (("audit", "demo", "-o", REPORT), 2, "-o"),
     "reports far inside of one": (("audit", "demo", "-o", f"{REPORT}/a/b"), 2, "-o"),
@@ -48,10 +44,14 @@ MISTAKES = {
         ("figure", "reports", "--module", "mlp.up", "--module", "mlp.down"), 2, "one --module"),
     "a spectrum of two reports": (
         ("figure", "reports", "--kind", "spectrum"), 1, "reports/demo/base..broad"),
-    "one argument too many": (("show", "a", "b"), 2, None),
     "nothing to compare": (("compare",), 2, None),
     "a size without a unit": (("audit", "demo", "--max-disk", "40"), 2, "40GB"),
     "no room at all": (("audit", "demo", "--max-disk", "0"), 2, None),
+    **{
+        f"gone: {words}": (words.split(), 2, "hint")
+        for words in ("audit demo --norms", "audit demo --precision sketch", "audit demo --title",
+                      "plan demo --fetch shards", "reproduce", "export reports --to duckdb")
+    },
 }  # fmt: skip
 
 

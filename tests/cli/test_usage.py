@@ -60,20 +60,6 @@ def test_audit_has_at_most_thirty_options():
     assert sum(one.param_type_name == "option" for one in audit.params) <= 30
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("audit", "demo", "--norms"), ("audit", "demo", "--precision", "sketch"),
-        ("audit", "demo", "--title"), ("plan", "demo", "--fetch", "shards"), ("reproduce",),
-        ("export", "reports", "--to", "duckdb"),
-    ],
-)  # fmt: skip
-def test_a_word_that_is_gone_is_one_line_with_what_to_use(inside, words):
-    refused = inside(*words)
-    refused.assert_refused(2)
-    assert "hint" in refused.err
-
-
 @pytest.mark.parametrize("command", ["show", "report"])
 def test_without_a_run_the_reports_of_this_folder_are_meant(inside, command, tmp_path):
     """Those that `audit` writes without -o; where there are none, that folder is named."""
