@@ -345,18 +345,11 @@ def begun(
         elif uploaded is not None:
             stands = f"{new.folder}/{FINISHED}" in uploaded
         else:
-            stands = _is_there(output / new.folder, kind)
+            stands = False
+            with suppress(ShadowError, OSError):  # broken: the audit of the pair will say so
+                made = finished_metadata(output / new.folder)
+                if made is not None and is_read(made):
+                    stands = kind_of(made["schema"], made["settings"]) == kind
         left = row if stands else replace(new, seconds=row.seconds, bytes=row.bytes)
         rows.append(replace(left, position=position))
     return Index(__version__, kind, selection.digest, tuple(rows))
-
-
-def _is_there(folder: Path, kind: Kind) -> bool:
-    """Return whether a folder still holds the report of a row."""
-    try:
-        metadata = finished_metadata(folder)
-    except (ShadowError, OSError):  # broken: the audit of the pair will say so
-        return False
-    if metadata is None or not is_read(metadata):
-        return False
-    return kind_of(metadata["schema"], metadata["settings"]) == kind
