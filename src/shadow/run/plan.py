@@ -98,7 +98,12 @@ def make_plan(
             ranges[shard] = source.bytes_to_move()
         elif isinstance(source, WholeFile):
             whole[shard] = source.file.size if shard in there else source.bytes_to_move()
-    disks = _Disks(whole, ranges, there, folder, access.max_disk)
+    cache = folder
+    if any(whole.values()):
+        from shadow.checkpoints.hub_client import cache_folder
+
+        cache = cache_folder()
+    disks = _Disks(whole, ranges, there, cache, folder, access.max_disk)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
         ways.insert(0, (False, work.eager()))
@@ -119,7 +124,7 @@ def make_plan(
         to_move=sum(source.bytes_to_move() for source in sources.values()),
         frees=frees and bool(whole),
         peak=peak,
-        free=_free(disks.cache),
+        free=_free(cache),
         problem=disks.lack(chosen, frees),
         hint=hint,
     )
@@ -205,21 +210,14 @@ class _Disks:
     """and in the folder of the report."""
     there: Collection[ShardKey]
     """Shards that take their part of the cache's disk already."""
+    cache: Path
+    """The folder of fetched shards; that of the report if none are fetched."""
     folder: Path
     limit: int | None
 
     def peaks(self, work: Schedule, frees: bool) -> tuple[int, int]:
         in_cache = work.peak(self.whole, self.there) if frees else sum(self.whole.values())
         return in_cache, work.peak(self.ranges)
-
-    @property
-    def cache(self) -> Path:
-        """Return the folder of fetched shards; that of the report if none are fetched."""
-        if not any(self.whole.values()):
-            return self.folder
-        from shadow.checkpoints.hub_client import cache_folder
-
-        return cache_folder()
 
     def lack(self, work: Schedule, frees: bool) -> str | None:
         """Return what is missing, in words with numbers; None if there is enough."""
