@@ -284,15 +284,6 @@ def keyed(inner):
     return st.dictionaries(KEYS, inner, max_size=4)
 
 
-ENTRIES = keyed(
-    st.recursive(
-        WORDS | st.text(max_size=5),
-        lambda one: st.lists(one, max_size=3) | keyed(one),
-        max_leaves=8,
-    )
-)
-
-
 @FUZZ
 @given(text=st.text(max_size=30) | st.text("./~@ab\0-", max_size=12))
 def test_any_reference_is_understood_or_refused(text):
