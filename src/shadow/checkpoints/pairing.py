@@ -23,7 +23,6 @@ from shadow.places.names import (
     Facts,
     Shape,
     check_component,
-    is_of_layers,
     name_rules,
     nearest_modules,
 )
@@ -127,6 +126,11 @@ class Skipped:
     status: Status = "skipped"
 
 
+Operands = dict[Place, Operand]
+Sorted = tuple[Operands, list[Skipped]]
+"""Tensors that can be measured, and others."""
+
+
 @dataclass(frozen=True)
 class Filter:
     """Selection of what is measured."""
@@ -158,8 +162,6 @@ def filter_of(components: Iterable[str], layers: Sequence[str], modules: Iterabl
         if not named:
             close = nearest_modules(pattern)
             hint = f"did you mean {close!r}?" if close else "such as mlp.up or attn.*"
-            if is_of_layers(pattern):
-                hint = "--layer chooses layers: 0, or 4-7"
             raise UsageError(f"no module {pattern!r}", hint)
         matching.update(named)
     numbers: set[int] = set()
@@ -334,9 +336,7 @@ def _line_up(place: Place, base: Operand, tuned: Operand) -> tuple[list[MatrixPa
     return [], _both(place, base, tuned, "shape_differs", detail)
 
 
-def _operands(
-    side: Side, checkpoint: Checkpoint, config: Config
-) -> tuple[dict[Place, Operand], list[Skipped]]:
+def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> Sorted:
     """Return usable matrices and vectors of one side by place, and why others are not usable."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
@@ -348,9 +348,9 @@ def _usable(
     tensors: Tensors,
     parts: Mapping[str, Sequence[Part]],
     packed: Mapping[str, str],
-) -> tuple[dict[Place, Operand], list[Skipped]]:
+) -> Sorted:
     """Sort tensors into those that can be measured and others. packed: formats by module."""
-    operands: dict[Place, Operand] = {}
+    operands: Operands = {}
     unusable: list[Skipped] = []
     for name, info in tensors.items():
         fault = _fault(info, packed)
@@ -364,7 +364,7 @@ def _usable(
     return operands, unusable
 
 
-def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operand], list[Skipped]]:
+def _base_operands(base: Checkpoint, config: Config) -> Sorted:
     """Return the base's operands; of a base of several parts, each part's for its component."""
     if not base.parts:
         return _operands("base", base, config)
@@ -376,7 +376,7 @@ def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operan
         """
         return replace(info, name=names[info.shard, info.name])
 
-    operands: dict[Place, Operand] = {}
+    operands: Operands = {}
     skipped: list[Skipped] = []
     for component, part in base.parts:
         of_part, unusable = _operands("base", part, part.config)
@@ -395,9 +395,7 @@ def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operan
     return operands, skipped
 
 
-def _adapter_operands(
-    checkpoint: Checkpoint, adapter: Adapter, base: Checkpoint
-) -> tuple[dict[Place, Operand], list[Skipped]]:
+def _adapter_operands(checkpoint: Checkpoint, adapter: Adapter, base: Checkpoint) -> Sorted:
     """Return an adapter's low-rank updates, the modules it holds whole, and what is not usable."""
     if adapter.dora:
         message = f"{checkpoint.reference}: a DoRA adapter, whose delta is not low-rank"
@@ -456,7 +454,7 @@ def _fault(info: TensorInfo, packed: Mapping[str, str]) -> tuple[str, str] | Non
 
 
 def _tied_heads(
-    base: tuple[Checkpoint, dict[Place, Operand]], tuned: tuple[Checkpoint, dict[Place, Operand]]
+    base: tuple[Checkpoint, Operands], tuned: tuple[Checkpoint, Operands]
 ) -> tuple[list[MatrixPair], list[Skipped]]:
     """Remove tied heads from both sides: they are their embedding, which is measured once.
 
@@ -466,7 +464,7 @@ def _tied_heads(
     """
     head, embed = Place("language", None, "head"), Place("language", None, "embed")
     skipped: list[Skipped] = []
-    sides: dict[Side, tuple[Checkpoint, dict[Place, Operand]]] = {"base": base, "tuned": tuned}
+    sides: dict[Side, tuple[Checkpoint, Operands]] = {"base": base, "tuned": tuned}
     for side, (checkpoint, operands) in sides.items():
         is_tied = _ties(checkpoint) and head in operands and embed in operands
         if is_tied and not checkpoint.differ(operands[head].info, operands[embed].info):

@@ -34,13 +34,15 @@ AHEAD = 2 << 20  # bytes that are read at once where rows are asked for; they st
 HUGE = 4 << 20  # bytes from which memory is asked for in huge pages
 HOLES = 2  # a part is read with what lies between its elements where that is at most so many times
 
+Starts = Sequence[int] | NDArray[np.int64]
+Index = tuple[slice, ...]
 Span = tuple[int, int]  # of one dimension: (start, stop)
 
 
 class Reads(Protocol):
     """Anything that can be read like a file."""
 
-    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
+    def read_runs(self, starts: Starts, into: memoryview) -> None:
         """Read runs of equal length, one behind each start, one after another."""
 
 
@@ -110,7 +112,7 @@ class FileTensor:
         self._kept = self._all = self._room = None
         return whole
 
-    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+    def __getitem__(self, index: Index) -> Tensor:
         """Return a part. Raises ShadowError if the file no longer has it."""
         if self._all is not None:  # of a small tensor every time but the first
             return self._all[index]
@@ -180,7 +182,7 @@ class FileTensor:
         back = sorted(range(self.ndim), key=order.__getitem__)
         return flat.view([shape[place] for place in order]).permute(back)
 
-    def _filled(self, firsts: Sequence[int] | NDArray[np.int64], run: int) -> Tensor:
+    def _filled(self, firsts: Starts, run: int) -> Tensor:
         """Return runs of elements, one after another, from their first elements in the tensor."""
         count, itemsize = len(firsts) * run, self.dtype.itemsize
         if self._room is None or self._room.numel() < count:
@@ -247,7 +249,7 @@ class _Numbers:
     def __init__(self, make: Make, of: Decoder, dtype: torch.dtype) -> None:
         self._make, self._unit, self._width, self._dtype = make, of.unit, of.width, dtype
 
-    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
+    def read_runs(self, starts: Starts, into: memoryview) -> None:
         made = torch.frombuffer(into, dtype=self._dtype).view(len(starts), -1)
         count, width = made.shape[1], self._width
         rows, cols = np.divmod(np.array(starts) // self._dtype.itemsize, width)
@@ -296,7 +298,7 @@ class DecodedTensor(FileTensor):
 class PackedTensor(DecodedTensor):
     """A quantised tensor, whose float32 numbers are levels of its format."""
 
-    def cells(self, index: tuple[slice, ...]) -> Cells:
+    def cells(self, index: Index) -> Cells:
         """Return the cell of each number of a part."""
         find, view = self._decoder.cells, self._view
         ends = len(find(np.zeros(1, np.intp), (0, self._decoder.unit)))

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+Block = tuple[str, str, int | None]  # component, stack and number of a block
+Upright = dict[tuple[str, str], bool]  # by component and stack: experts are (experts, out, in)
 # modules whose tensors are not read as matrices of a known kind
 VECTORS = ("norm", "bias", "other")
 MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a hostile shape
@@ -109,7 +111,7 @@ def place_tensors(shapes: Mapping[str, Shape], config: Config) -> dict[str, tupl
     """
     rules = name_rules()
     named = {name: numbered(name, rules) for name in shapes}
-    facts = Facts(config, {text for text, _, _ in named.values()}, rules)
+    facts = Facts(config, {text for text, _, _ in named.values()})
     readings = {text: read(text, facts) for text in {text for text, _, _ in named.values()}}
     for name, (text, _, _) in named.items():  # without a config, GPT-2 has (n, 3n) projections
         shape = shapes[name]
@@ -159,7 +161,7 @@ def place_tensors(shapes: Mapping[str, Shape], config: Config) -> dict[str, tupl
 
 def _layer_numbers(
     readings: Iterable[tuple[Reading, int | None]],
-) -> dict[tuple[str, str, int | None], tuple[int | None, str]]:
+) -> dict[Block, tuple[int | None, str]]:
     """Number the blocks of each component, so that no two share a number. Returns, by component,
     stack and block, the layer and a prefix for slots.
 
@@ -173,7 +175,7 @@ def _layer_numbers(
         if block is not None and reading.in_block:
             of_stack = kinds.setdefault((reading.component, reading.stack), {})
             of_stack.setdefault(block, set()).add(reading.module.partition(".")[0])
-    numbers: dict[tuple[str, str, int | None], tuple[int | None, str]] = {}
+    numbers: dict[Block, tuple[int | None, str]] = {}
     following: dict[str, int] = {}
     for key in sorted(kinds):  # the main stack's name is empty, so it is first
         component, blocks = key[0], kinds[key]
@@ -192,21 +194,19 @@ def _layer_numbers(
     return numbers
 
 
-def _upright_stacks(
-    facts: Facts, readings: Iterable[tuple[Reading, int | None, Shape]]
-) -> dict[tuple[str, str], bool]:
+def _upright_stacks(facts: Facts, readings: Iterable[tuple[Reading, int | None, Shape]]) -> Upright:
     """Return whether the stacked experts of each stack of blocks are (experts, out, in), if shapes
     show it.
 
     A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no
     shapes are both.
     """
-    seen: dict[tuple[str, str, int | None], dict[str, Shape]] = {}
+    seen: dict[Block, dict[str, Shape]] = {}
     for reading, block, shape in readings:
         if len(shape) == 3 and reading.module.startswith("experts."):
             key = reading.component, reading.stack, block
             seen.setdefault(key, {})[reading.module] = shape[1:]
-    upright: dict[tuple[str, str], bool] = {}
+    upright: Upright = {}
     for (component, stack, _), shapes in seen.items():
         hidden, down = facts.count("hidden", component), shapes.get("experts.down")
         answers = [
@@ -237,7 +237,7 @@ class _Splitter:
         self,
         facts: Facts,
         reading: Reading,
-        upright: Mapping[tuple[str, str], bool],
+        upright: Upright,
     ) -> None:
         self._facts, self._reading, self._component = facts, reading, reading.component
         self._upright = upright

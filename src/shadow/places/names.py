@@ -18,6 +18,8 @@ from shadow.text import closest
 
 T = TypeVar("T")
 Shape = tuple[int, ...]
+Pattern = re.Pattern[str]
+Roles = tuple[tuple[str, str], ...]  # (module, slot) of each
 Config = Mapping[str, object]  # a JSON object as it was read: any value may be anything
 
 SLOT = re.compile(r"\(\?P<slot(\d*)>")
@@ -38,9 +40,9 @@ class Conditions:
     model_types: frozenset[str] = frozenset()
     components: frozenset[str] = frozenset()
     # some tensor's name matches, with `#` and `@` for numbers
-    beside: re.Pattern[str] | None = None
+    beside: Pattern | None = None
     when: Mapping[str, Any] = field(default_factory=dict)  # keys of the config, and their values
-    names: re.Pattern[str] | None = None  # what is left of the name, without `.weight`, ends so
+    names: Pattern | None = None  # what is left of the name, without `.weight`, ends so
     parameter: bool = False  # the name does not end in `.weight`
 
     def hold(self, facts: Facts, component: str, rest: str) -> bool:
@@ -62,17 +64,17 @@ class Conditions:
 class Rename:
     """A part of names that is replaced by another."""
 
-    match: re.Pattern[str]
+    match: Pattern
     to: str  # as `re.sub` takes it
     conditions: Conditions
-    unless: re.Pattern[str] | None = None  # names that are left as they are
+    unless: Pattern | None = None  # names that are left as they are
 
 
 @dataclass(frozen=True)
 class Prefix:
     """Prefixes of the names of a component."""
 
-    match: re.Pattern[str]  # is taken off; a group `stack` in it names the stack
+    match: Pattern  # is taken off; a group `stack` in it names the stack
     component: str
     conditions: Conditions
     stack: str = ""  # empty for the main one, or where match names it
@@ -82,7 +84,7 @@ class Prefix:
 class Fused:
     """Parts of a fused module."""
 
-    into: tuple[tuple[str, str], ...]  # (module, slot) of each part, in the order of its rows
+    into: Roles  # (module, slot) of each part, in the order of its rows
     sizes: tuple[int | str, ...]  # of the parts in proportion: a number, or the name of a count
 
 
@@ -92,7 +94,7 @@ class RowOrder:
 
     module: str  # `module/slot` of the whole
     conditions: Conditions
-    into: tuple[tuple[str, str], ...] | None = None  # None: those of Fused
+    into: Roles | None = None  # None: those of Fused
     sizes: tuple[int | str, ...] | None = None  # None: those of Fused
     # of rows that hold all parts each: a number from 1, the name of a count, or `each`
     groups: int | str = 1
@@ -110,7 +112,7 @@ class Matcher:
         self._text = "|".join(f"(?P<m{at}>{text})" for at, text in enumerate(named))
 
     @cached_property
-    def pattern(self) -> re.Pattern[str]:
+    def pattern(self) -> Pattern:
         """Compile at the first use: a component takes 0.1 s, and most models have one."""
         return _pattern(self._text)
 
@@ -191,11 +193,6 @@ def nearest_modules(word: str) -> str | None:
     return closest(word, dict.fromkeys([*groups, *modules]))
 
 
-def is_of_layers(word: str) -> bool:
-    """Return whether a word that is no module or component is meant for layers, as `layer.3` is."""
-    return re.fullmatch(r"layers?([.*\d].*)?", word) is not None
-
-
 @cache
 def name_rules() -> NameRules:
     """Return the name rules of the package."""
@@ -205,12 +202,12 @@ def name_rules() -> NameRules:
     return NameRules(data)
 
 
-def _places(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+def _places(names: Iterable[str]) -> Roles:
     """Convert `module/slot` to (module, slot)."""
     return tuple((module, slot) for module, _, slot in (name.partition("/") for name in names))
 
 
-def _pattern(text: str) -> re.Pattern[str]:
+def _pattern(text: str) -> Pattern:
     """Compile a pattern, in which white space is ignored."""
     return re.compile("".join(text.split()))
 
@@ -238,18 +235,13 @@ def _conditional(kind: Callable[..., T], rule: Mapping[str, Any]) -> T:
 class Facts:
     """Facts about a checkpoint as a whole: its config and its names."""
 
-    def __init__(
-        self,
-        config: Config,
-        texts: Iterable[str] = (),
-        rules: NameRules | None = None,
-    ) -> None:
-        self.rules = rules or name_rules()
+    def __init__(self, config: Config, texts: Iterable[str] = ()) -> None:
+        self.rules = name_rules()
         self._config = config
         self._texts = list(texts)
         self._sections: dict[str, dict[str, object]] = {}
         self._types: dict[str, frozenset[str]] = {}
-        self._beside: dict[re.Pattern[str], bool] = {}
+        self._beside: dict[Pattern, bool] = {}
         self.found_type = ""  # what stands for a model type where the config names none
 
     def section(self, component: str) -> dict[str, object]:
@@ -281,7 +273,7 @@ class Facts:
                 return math.prod(counts)
         return None
 
-    def beside(self, pattern: re.Pattern[str]) -> bool:
+    def beside(self, pattern: Pattern) -> bool:
         """Return whether a tensor's name matches, with `#` and `@` for block and expert."""
         if pattern not in self._beside:
             self._beside[pattern] = any(pattern.search(text) for text in self._texts)
