@@ -7,6 +7,7 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shadow.checkpoints.formats import packed_modules
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
@@ -18,7 +19,8 @@ def checkpoint(tensors, config=None):
     infos = {
         name: TensorInfo(name, dtype, shape, "s", 0, 0) for name, (dtype, shape) in tensors.items()
     }
-    return Checkpoint("x", None, "f", config or {}, infos, {})
+    refused = packed_modules(infos, config or {})
+    return Checkpoint("x", None, "f", config or {}, infos, {}, refused=refused)
 
 
 def line_up(base, tuned, chosen=None, **configs):
