@@ -187,7 +187,7 @@ def test_what_two_sides_of_unknown_levels_left_is_not_known(model, stored, tmp_p
     report = shadow.audit(*sides, output=tmp_path / "out", jobs=1)
     gates = {gate.name: gate for gate in report.summary.gates}
     assert (gates["rounding"].passed, gates["rounding"].figure) == (False, None)
-    assert gates["rounding"].reason == "it is not known what rounding to IQ4_NL makes of a change"
+    assert gates["rounding"].reason == "it is unknown what rounding to IQ4_NL does to a change"
     assert report.summary.figures.floor_ratio is None
 
 
