@@ -257,31 +257,9 @@ def test_a_shipped_name_cannot_be_taken(tmp_path):
         load_families(tmp_path)
 
 
-WORDS = st.sampled_from(
-    [
-        "base", "sft", "pairs", "tags", "note", "repo", "revision", "from", "to", "relation",
-        "base..sft", "org/x", "./x", "language", "vision", "vlm", "[]", "~x", "..", "&a", "*a",
-        "!!int", "!!float", "!!bool", "!!timestamp", "!!set", "!!omap", "!!str", "!!python/none",
-        "<<", "=", "?", "- ", ": ", "[", "]", "{", "}", ", ", "\n", "\n  ", "\n    ", "|", ">", "'",
-        '"', "#", "0x1", "1:2", "2024-01-01", ".nan", "~", "yes", "\\0", "\\ud800", "%YAML 1.1",
-        "---", "...",
-    ]
-)  # fmt: skip
 FUZZ = settings(
     max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-KEYS = st.sampled_from(
-    [
-        "base", "sft", "dpo", "pairs", "tags", "note", "source", "repo", "revision", "subfolder",
-        "language", "vision", "from", "to", "relation", "visoin", "bsae",
-    ]
-)  # fmt: skip
-
-
-def keyed(inner):
-    return st.dictionaries(KEYS, inner, max_size=4)
 
 
 @FUZZ
