@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,20 +120,22 @@ def uncompared(tensors: Columns) -> list[Row]:
     """Return what has no partner, another shape or no finite numbers: whole layers, whole experts,
     otherwise modules. A tensor whose partner cannot be read has a partner.
     """
+    # a layer of -1 is outside the layers
+    tensors = tensors.added(number=np.nan_to_num(tensors["layer"], nan=-1.0))
     rows = tensors.having(status="skipped", reason=UNCOMPARED)
     # tensors of both sides have the same reason and detail; one side tells of both
     rows = rows.where(are(rows["side"], "tuned") | are(rows["reason"], "only_in_base"))
     if not len(rows):
         return []
-    unread = set(_placed(tensors.having(reason=UNREAD)))
+    place = ("side", "component", "module", "number")
+    unread = set(tensors.having(reason=UNREAD).each(*place))
     layers, experts = (
-        {reason: _absent(tensors, reason, *place) for reason in ONE_SIDED}
-        for place in (("layer",), ("layer", "expert"))
+        {reason: _absent(tensors, reason, *names) for reason in ONE_SIDED}
+        for names in (("layer",), ("layer", "expert"))
     )
-    groups: dict[tuple[Any, ...], list[int | None]] = {}
-    columns = ("expert", "reason", "detail")
-    for (side, component, module, number), (expert, reason, detail) in zip(
-        _placed(rows), rows.each(*columns), strict=True
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for side, component, module, number, expert, reason, detail in rows.each(
+        *place, "expert", "reason", "detail"
     ):
         other = "base" if side == "tuned" else "tuned"
         if reason in ONE_SIDED and (other, component, module, number) in unread:
@@ -141,8 +143,8 @@ def uncompared(tensors: Columns) -> list[Row]:
         named = None if (component, number) in layers.get(reason, ()) else str(module)
         if named and (component, number, expert) in experts.get(reason, ()):
             named = f"expert {expert:.0f}"
-        key = (reason, _side(reason, detail or ""), component, named, number is None)
-        groups.setdefault(key, []).append(number)
+        key = (reason, _side(reason, detail or ""), component, named, number < 0)
+        groups.setdefault(key, []).append(int(number))
     return [
         row(
             "uncompared",
@@ -150,17 +152,11 @@ def uncompared(tensors: Columns) -> list[Row]:
             side=side,
             component=str(component),
             module=named,
-            layers=sorted({number for number in numbers if number is not None}),
+            layers=[] if is_outside else sorted({*numbers}),
             tensors=len(numbers),
         )
-        for (reason, side, component, named, _), numbers in groups.items()
+        for (reason, side, component, named, is_outside), numbers in groups.items()
     ]
-
-
-def _placed(rows: Columns) -> Iterator[tuple[str, str, str, int | None]]:
-    """Return side, component, module and layer of each tensor."""
-    for side, component, module, layer in rows.each("side", "component", "module", "layer"):
-        yield side, component, module, None if math.isnan(layer) else int(layer)
 
 
 def _absent(tensors: Columns, reason: str, *place: str) -> set[tuple[object, ...]]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import Any, Literal, Self
 
 from shadow.places.names import name_rules
@@ -112,15 +111,10 @@ def by_component(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def order_of(component: str, module: str = "") -> tuple[int, int, str, str]:
     """Return where a component, or its module, stands in names.yaml; unknown names come last."""
-    components, modules = _numbers()
-    last = len(components) + len(modules)
-    return components.get(component, last), modules.get(module, last), component, module
-
-
-@cache
-def _numbers() -> list[dict[str, int]]:
     rules = name_rules()
-    return [{name: at for at, name in enumerate(of)} for of in (rules.components, rules.modules)]
+    named = (rules.components, component), (rules.modules, module)
+    first, second = (of.index(name) if name in of else len(of) for of, name in named)
+    return first, second, component, module
 
 
 def main_of(components: list[str]) -> str | None:
