@@ -304,7 +304,7 @@ def snapshot(model: Model) -> SnapshotTensors:
 
 def export(
     reports: Report | Place | Sequence[Report | Place],
-    to: Literal["csv", "parquet", "markdown"],
+    to: Literal["csv", "parquet"],
     path: Place,
     /,
 ) -> Path:

@@ -36,7 +36,7 @@ EXAMPLES = {
         "shadow gate reports --against accepted",
     ),
     "report": ("shadow report reports/demo/base..narrow -o narrow.html",),
-    "export": ("shadow export reports --to markdown -o cards",),
+    "export": ("shadow export reports --to csv -o tables",),
 }
 
 
