@@ -70,8 +70,8 @@ def test_a_claim_of_a_list_is_checked_of_its_own_pair(sides):
         ("toy:base..upper", HOLDS): ["system-out"],
         ("toy:base..leaky", LEAKS): ["failure"],
     }
-    lines = map(json.loads, audit(sides, "--format", "jsonl", code=4).splitlines())
-    recorded = {one["pair"]: one["judged"]["rules"] for one in lines}
+    pairs = json.loads(audit(sides, "--format", "json", code=4))["reports"]
+    recorded = {one["pair"]: one["judged"]["rules"] for one in pairs}
     (holds,), (leaks,) = recorded["base..upper"], recorded["base..leaky"]
     assert (holds["outcome"], holds["line"], leaks["outcome"]) == ("passed", 3, "met")
     assert holds["detail"].startswith("holds: both tensors that should have moved did; all ")

@@ -25,7 +25,6 @@ COMMANDS = {
     "lineage": ("lineage", "out", "--json"),
     "families": ("families", "demo", "--json"),
 }
-OF_PAIRS = ("audit", "audit --list", "plan", "show", "gate")
 
 
 def shape(value):
@@ -68,42 +67,25 @@ def gone(before, now, path=""):
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory):
-    """What each command prints on stdout: as JSON, and those of pairs as jsonl too."""
+    """What each command prints on stdout as JSON."""
     from command import run_shadow
 
     folder = tmp_path_factory.mktemp("json")
     (folder / "scores.csv").write_text(readme.demo_scores(), encoding="utf-8")
     (folder / "list.txt").write_text("demo\n", encoding="utf-8")
-    texts, lines = {}, {}
+    texts = {}
     for name, words in COMMANDS.items():
         done = run_shadow(*words, cwd=folder)
         assert done.code == (4 if RULE[0] in words or name == "verify" else 0), done.err
         texts[name] = json.loads(done.out)
-        if name in OF_PAIRS:
-            plain = words[:-2] if "--format" in words else words[:-1]
-            done = run_shadow(*plain, "--format", "jsonl", cwd=folder)
-            lines[name] = [json.loads(line) for line in done.out.splitlines()]
-    return texts, lines
+    return texts
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_key_goes_away(printed, command):
     """Scripts read them, whatever the screens show: every key that was ever recorded is there."""
     before = json.loads(KEYS.read_text(encoding="utf-8"))[command]
-    assert not list(gone(before, shape(printed[0][command])))
-
-
-@pytest.mark.parametrize("command", OF_PAIRS)
-def test_jsonl_has_the_same_pairs_a_line_each(printed, command):
-    """The items of the array, or of `reports` of a list; seconds and free memory may differ."""
-    whole, lines = printed[0][command], printed[1][command]
-    pairs = whole["reports"] if isinstance(whole, dict) else whole
-    assert len(pairs) == len(lines) == 2
-    for one, other in zip(pairs, lines, strict=True):
-        assert (one["family"], one["pair"]) == (other["family"], other["pair"])
-        assert shape(one) == shape(other)
-    if command != "plan":
-        assert pairs == lines
+    assert not list(gone(before, shape(printed[command])))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -112,7 +94,7 @@ def test_the_page_of_commands_says_what_json_is(printed, command):
     page = (readme.DOCS / "cli.md").read_text(encoding="utf-8")
     section = page.partition("\n## JSON\n")[2].partition("\n## ")[0]
     (row,) = re.findall(rf"(?m)^\| `{re.escape(command)}`(?:, `[^|]*`)* \| (.*) \|$", section)
-    value = printed[0][command]
+    value = printed[command]
     assert row.startswith("an object: " if isinstance(value, dict) else "an array, ")
     keys = value if isinstance(value, dict) else value[0]
     named = set(re.findall(r"`(\w+)`", row))

@@ -59,7 +59,7 @@ def audit(
         False,
         rich_help_panel=shared.PANELS["Rules"],
     ),
-    format: shared.PairsFormat = shared.PAIRS_FORMAT,
+    format: shared.Format = shared.FORMAT,
     quiet: bool = shared.QUIET,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
@@ -190,7 +190,7 @@ def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> No
             if one.summary is not None:
                 rules = {"judged": one.as_json()} if one.verdicts else {}
                 found.append({**one.summary.as_json(), **rules})
-        console.show_json_pairs(found, format, None if index is None else index.as_json())
+        console.show_json(found if index is None else {**index.as_json(), "reports": found})
     elif index is not None:
         console.show(list_document(index, request.output))
         for one in judged:
@@ -206,7 +206,7 @@ def plan(
     targets: Sequence[str] = shared.TARGETS,
     output: Path = shared.OUTPUT,
     jobs: int | None = shared.JOBS,
-    format: shared.PairsFormat = shared.PAIRS_FORMAT,
+    format: shared.Format = shared.FORMAT,
 ) -> None:
     """Show what an audit would measure, download and need. Only headers are read.
 
@@ -237,7 +237,7 @@ def plan(
             faults.append(fault)
             console.complain(fault if request.is_alone else _of_pair(fault, pair))
     if format != "table":
-        console.show_json_pairs([planned.as_json() for planned in plans], format)
+        console.show_json([planned.as_json() for planned in plans])
     elif len(selection.own) > 1 and plans:
         console.show(plans_document(plans, len(selection.own)))
     if faults:

@@ -18,7 +18,8 @@ from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
 
-KINDS = {"--to": "format", "--kind": "figure"}  # options whose words may be gone
+# options whose words may be gone
+KINDS = {"--to": "format", "--kind": "figure", "--format": "output"}
 FIRST = 5  # commands that a group's help begins with
 EXAMPLES = {
     "audit": (

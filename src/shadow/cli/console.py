@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,21 +70,10 @@ def show(document: Document) -> None:
         _views += 1
 
 
-def show_json(value: Any, indent: int | None = 2) -> None:
+def show_json(value: Any) -> None:
     """Print data for machines, on stdout: exactly JSON, never wrapped or coloured."""
-    text = json.dumps(value, indent=indent, allow_nan=False)
+    text = json.dumps(value, indent=2, allow_nan=False)
     print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
-
-
-def show_json_pairs(
-    pairs: Sequence[Any], format: str, index: Mapping[str, Any] | None = None
-) -> None:
-    """Print pairs as JSON: an array, an object with the index of their list, or lines (`jsonl`)."""
-    if format == "jsonl":
-        for pair in pairs:
-            show_json(pair, indent=None)
-    else:
-        show_json(pairs if index is None else {**index, "reports": pairs})
 
 
 def show_text(text: str) -> None:

@@ -44,7 +44,7 @@ def gate(
     ),
     listed: str | None = shared.LISTED,
     registry: Path | None = shared.REGISTRY,
-    format: shared.PairsFormat = shared.PAIRS_FORMAT,
+    format: shared.Format = shared.FORMAT,
     quiet: bool = shared.QUIET,
 ) -> None:
     """Check finished reports against rules and a baseline, for CI. `audit` does the same with the
@@ -114,7 +114,7 @@ def gate(
         if format == "table":
             console.show(rules_document(judged[-1], titled=True))
     if format != "table":
-        console.show_json_pairs([judgement.as_json() for judgement in judged], format)
+        console.show_json([judgement.as_json() for judgement in judged])
     finish(judged, rules)
 
 

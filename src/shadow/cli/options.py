@@ -161,7 +161,6 @@ def written(help: str, default: Path | None = None, **more: Any) -> Any:
 
 
 Format = Literal["table", "json"]
-PairsFormat = Literal["table", "json", "jsonl"]
 
 TARGETS = option(
     "Two checkpoints, BASE TUNED: each ./DIR, or org/name or org/name@revision on the Hub. Or names"
@@ -184,11 +183,6 @@ OUTPUT = option(
 RUN: Any = {"metavar": "RUN", "callback": anywhere}
 FOLDER = "Folder of a report, or a folder above it; may be a URL."
 FORMAT = option("Print a table or json (short: --json).", "table", metavar="FORMAT")
-PAIRS_FORMAT = option(
-    "Print a table, json (short: --json), or jsonl: JSON, one pair a line.",
-    "table",
-    metavar="FORMAT",
-)
 QUIET = option(
     "Print less: one headline per audited pair, and only errors, failed rules and their count on"
     " stderr.",

@@ -32,9 +32,8 @@ SIDE_BY_SIDE = 2  # pairs that fit a screen with their pictures; of more a table
 
 def show(
     run: Path = option(FOLDER, Path("reports"), ARGUMENT, **RUN),
-    format: Literal["table", "json", "jsonl", "markdown"] = option(
-        "Print a table, json (short: --json), jsonl, which is JSON, one pair a line, or markdown,"
-        " for a model card or a pull request.",
+    format: Literal["table", "json", "markdown"] = option(
+        "Print a table, json (short: --json), or markdown, for a model card or a pull request.",
         "table",
         metavar="FORMAT",
     ),
@@ -74,7 +73,7 @@ def show(
         console.show_text("\n".join(texts))
     elif format != "table":
         summaries = [summary.as_json() for summary, _, _ in reports]
-        console.show_json_pairs(summaries, format, None if index is None else index.as_json())
+        console.show_json(summaries if index is None else {**index.as_json(), "reports": summaries})
     else:
         if index is not None:
             from shadow.lists.document import list_document
