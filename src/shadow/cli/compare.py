@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.options import FILE, RUN, prepare
+from shadow.cli.options import FILE, prepare
 from shadow.errors import ShadowError
-from shadow.options import ARGUMENT, option
+from shadow.options import option
 from shadow.reports.folders import here, reports_at
 
 
 def compare(
-    runs: Sequence[Path] = option(
-        "Two or more reports: their folders, or folders above them; may be URLs.",
-        ...,
-        ARGUMENT,
-        **RUN,
-    ),
+    runs: Sequence[Path] = shared.SEVERAL,
     margin: float = option(
         "Smallest difference of concentration that counts. The margins of the other figures follow"
         " from it.",
@@ -40,11 +34,7 @@ def compare(
     joint: bool = option("Also compare where the deltas point; reads the checkpoints.", False),
     jobs: int | None = shared.JOBS,
     allow_pickle: bool = shared.PICKLE,
-    format: Literal["table", "json", "markdown"] = option(
-        "Print a table, json (short: --json), or markdown, for a pull request.",
-        "table",
-        metavar="FORMAT",
-    ),
+    format: shared.MarkdownFormat = shared.MARKDOWN,
 ) -> None:
     """Compare two models of one base, or two stages of one lineage. Says whose delta is more
     concentrated.
@@ -85,12 +75,7 @@ def compare(
 
 
 def lineage(
-    runs: Sequence[Path] = option(
-        "Finished reports: their folders, or folders above them; may be URLs.",
-        ...,
-        ARGUMENT,
-        **RUN,
-    ),
+    runs: Sequence[Path] = shared.SEVERAL,
     format: shared.Format = shared.FORMAT,
 ) -> None:
     """Show the stages of one base in order, and what each step changed.

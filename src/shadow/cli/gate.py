@@ -11,10 +11,8 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.options import RUN
 from shadow.errors import ShadowError, UsageError
 from shadow.files import safe_name
-from shadow.options import ARGUMENT, option
 from shadow.reports.folders import (
     fetched_if_any,
     found_below,
@@ -36,12 +34,7 @@ if TYPE_CHECKING:
 
 def gate(
     rules: shared.Rules,
-    runs: Sequence[Path] = option(
-        "Finished reports: their folders, or folders above them; may be URLs.",
-        ...,
-        ARGUMENT,
-        **RUN,
-    ),
+    runs: Sequence[Path] = shared.SEVERAL,
     listed: str | None = shared.LISTED,
     registry: Path | None = shared.REGISTRY,
     format: shared.Format = shared.FORMAT,

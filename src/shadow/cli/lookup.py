@@ -48,9 +48,7 @@ def explain(
     every: bool = option(
         "Show the schema of report files: every table and column.", False, "--all"
     ),
-    format: shared.Format = option(
-        "With --all: table, or json (short: --json).", "table", metavar="FORMAT"
-    ),
+    format: shared.Format = shared.FORMAT,
 ) -> None:
     """Explain a column or another word of a report. For a column, that is its formula, range, null
     value, source and pitfalls. With --all, every table.

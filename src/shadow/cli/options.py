@@ -161,6 +161,7 @@ def written(help: str, default: Path | None = None, **more: Any) -> Any:
 
 
 Format = Literal["table", "json"]
+MarkdownFormat = Literal["table", "json", "markdown"]
 
 TARGETS = option(
     "Two checkpoints, BASE TUNED: each ./DIR, or org/name or org/name@revision on the Hub. Or names"
@@ -181,8 +182,18 @@ OUTPUT = option(
     callback=anywhere,
 )
 RUN: Any = {"metavar": "RUN", "callback": anywhere}
-FOLDER = "Folder of a report, or a folder above it; may be a URL."
+REPORTS = option(
+    "Folder of a report, or a folder above it; may be a URL.", Path("reports"), ARGUMENT, **RUN
+)
+SEVERAL = option(
+    "Finished reports: their folders, or folders above them; may be URLs.", ..., ARGUMENT, **RUN
+)
 FORMAT = option("Print a table or json (short: --json).", "table", metavar="FORMAT")
+MARKDOWN = option(
+    "Print a table, json (short: --json), or markdown, for a model card or a pull request.",
+    "table",
+    metavar="FORMAT",
+)
 QUIET = option(
     "Print less: one headline per audited pair, and only errors, failed rules and their count on"
     " stderr.",

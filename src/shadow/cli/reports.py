@@ -11,10 +11,10 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.options import FOLDER, RUN, written
+from shadow.cli.options import written
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
-from shadow.options import ARGUMENT, option
+from shadow.options import option
 from shadow.reports.folders import found_below, here, reports_below
 from shadow.storage import Store, as_given, located, work_folder
 from shadow.text import counted, several
@@ -31,12 +31,8 @@ SIDE_BY_SIDE = 2  # pairs that fit a screen with their pictures; of more a table
 
 
 def show(
-    run: Path = option(FOLDER, Path("reports"), ARGUMENT, **RUN),
-    format: Literal["table", "json", "markdown"] = option(
-        "Print a table, json (short: --json), or markdown, for a model card or a pull request.",
-        "table",
-        metavar="FORMAT",
-    ),
+    run: Path = shared.REPORTS,
+    format: shared.MarkdownFormat = shared.MARKDOWN,
     full: bool = option("Show every number and table of a pair.", False),
 ) -> None:
     """Show finished reports again. Of several also a table of them.
@@ -167,7 +163,7 @@ FigureKind = Literal["depth", "spectrum", "heatmap"]
 
 
 def report(
-    run: Path = option(FOLDER, Path("reports"), ARGUMENT, **RUN),
+    run: Path = shared.REPORTS,
     output: Path = written(
         "The page, one file.", Path("report.html"), metavar="FILE", dir_okay=False
     ),
@@ -202,7 +198,7 @@ def report(
 
 
 def figure(
-    run: Path = option(FOLDER, ..., ARGUMENT, **RUN),
+    run: Path = shared.REPORTS,
     kind: FigureKind = option("What to draw.", "depth"),
     output: Path | None = written(
         "File to draw to: .svg, .pdf or .png.",
@@ -245,7 +241,7 @@ def figure(
 
 
 def export(
-    run: Path = option(FOLDER, ..., ARGUMENT, **RUN),
+    run: Path = shared.REPORTS,
     to: ExportFormat = option("The format.", ..., "--to"),
     output: Path | None = written(
         "Folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
