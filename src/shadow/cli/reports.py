@@ -220,14 +220,13 @@ def figure(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
-    from shadow.outputs.figures import OPTIONS, Choice, write_figure
+    from shadow.outputs.figures import Choice, write_figure
 
-    given = {"layer": layer, "metric": metric}
-    for name, kinds in OPTIONS.items():
-        if given[name] is not None and kind not in kinds:
-            raise UsageError(
-                f"--{name} does not apply to a {kind}", f"it is for --kind {' and '.join(kinds)}"
-            )
+    if layer is not None and kind != "spectrum":
+        raise UsageError(f"--layer does not apply to a {kind}", "it is for --kind spectrum")
+    if metric is not None and kind == "spectrum":
+        hint = "it is for --kind depth and heatmap"
+        raise UsageError("--metric does not apply to a spectrum", hint)
     if component is not None:
         from shadow.places.names import check_component
 

@@ -41,10 +41,6 @@ if TYPE_CHECKING:
 FORMATS = ("svg", "pdf", "png")
 LARGEST = 100_000_000  # bytes in which a figure has its mark
 MOST_REPORTS = 4  # in one figure
-OPTIONS = {  # of the command line, and the kinds that they are for
-    "layer": ("spectrum",),
-    "metric": ("depth", "heatmap"),
-}
 # of curves; their numbers have no common divisor, so that no two of the first 315 are alike
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (2, 1)))
