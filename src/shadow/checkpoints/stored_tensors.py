@@ -12,6 +12,7 @@ import math
 import mmap
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import numpy as np
@@ -197,14 +198,6 @@ class FileTensor:
 class StoredTensor(FileTensor):
     """A tensor whose numbers lie in a file unchanged."""
 
-    def __init__(self, file: HeldFile, start: int, view: Tensor) -> None:
-        self._held = file
-        super().__init__(file, start, view)
-
-    def _look_at(self, view: Tensor) -> None:
-        super()._look_at(view)
-        self._flat: tuple[int, int] | None = None  # where it begins, and bytes of an element
-
     @property
     def is_flat(self) -> bool:
         """Return whether its elements lie in the file in order, without gaps."""
@@ -212,11 +205,8 @@ class StoredTensor(FileTensor):
 
     def fill(self, first: int, into: memoryview) -> None:
         """Read the bytes of elements of a flat tensor, in order from the first, without caching."""
-        if self._flat is None:
-            itemsize = self._view.itemsize
-            self._flat = self._start + int(self._view.storage_offset()) * itemsize, itemsize
-        start, itemsize = self._flat
-        self._held.read(start + first * itemsize, into)
+        offset = int(self._view.storage_offset()) + first
+        self._file.read_runs([self._start + offset * self._view.itemsize], into)
 
 
 class Decoder(Protocol):
@@ -243,16 +233,18 @@ class Decoder(Protocol):
         """Return the cells of some numbers, each (rows, cols)."""
 
 
+@dataclass(frozen=True)
 class _Numbers:
     """A file of the numbers that a decoder makes, row after row."""
 
-    def __init__(self, make: Make, of: Decoder, dtype: torch.dtype) -> None:
-        self._make, self._unit, self._width, self._dtype = make, of.unit, of.width, dtype
+    make: Make
+    of: Decoder
+    dtype: torch.dtype
 
     def read_runs(self, starts: Starts, into: memoryview) -> None:
-        made = torch.frombuffer(into, dtype=self._dtype).view(len(starts), -1)
-        count, width = made.shape[1], self._width
-        rows, cols = np.divmod(np.array(starts) // self._dtype.itemsize, width)
+        made = torch.frombuffer(into, dtype=self.dtype).view(len(starts), -1)
+        count, width = made.shape[1], self.of.width
+        rows, cols = np.divmod(np.array(starts) // self.dtype.itemsize, width)
         col = int(cols[0])
         if col + count <= width and (cols == col).all():
             self._decode(rows, (col, col + count), made)
@@ -262,18 +254,18 @@ class _Numbers:
             if at == 0 and count % width == 0:
                 self._decode(every, (0, width), part.view(-1, width))
             else:
-                whole = torch.empty(len(every), width, dtype=self._dtype)
+                whole = torch.empty(len(every), width, dtype=self.dtype)
                 self._decode(every, (0, width), whole)
                 part.copy_(whole.view(-1)[at : at + count])
 
     def _decode(self, rows: Rows, cols: Cols, made: Tensor) -> None:
         start, stop = cols
-        first, last = start // self._unit * self._unit, -(-stop // self._unit) * self._unit
+        first, last = start // self.of.unit * self.of.unit, -(-stop // self.of.unit) * self.of.unit
         step, is_cut = max(1, AT_ONCE // (last - first)), (first, last) != cols
         for at in range(0, len(rows), step):
             some, part = rows[at : at + step], made[at : at + step]
-            wide = torch.empty(len(some), last - first, dtype=self._dtype) if is_cut else part
-            self._make(some, (first, last), wide)
+            wide = torch.empty(len(some), last - first, dtype=self.dtype) if is_cut else part
+            self.make(some, (first, last), wide)
             if is_cut:
                 part.copy_(wide[:, start - first : stop - first])
 
