@@ -43,15 +43,21 @@ def unfinished(tmp_path_factory):
     return pair, folder / "out"
 
 
+def copied(there, folder):
+    """A copy of the journal, and its lines: the first, that of the vector, and of the matrix."""
+    shutil.copytree(there, folder / "out")
+    journal = next(folder.glob("out/*/*/.partial/journal.jsonl"))
+    first, *lines = journal.read_bytes().splitlines(keepends=True)
+    matrix, vector = sorted(lines, key=lambda line: json.loads(line)[1]["status"])
+    return journal, first, vector, matrix
+
+
 @pytest.mark.parametrize("at", [4, 40, -200, -3], ids=["sum", "key", "sigma", "end"])
 def test_a_line_that_is_not_as_it_was_written_is_measured_again(unfinished, tmp_path, at):
     """A byte that another program changed; the line of the vector stands first."""
     pair, there = unfinished
-    shutil.copytree(there, tmp_path / "out")
-    journal = next(tmp_path.glob("out/*/*/.partial/journal.jsonl"))
-    first, *lines = journal.read_bytes().splitlines(keepends=True)
-    matrix, vector = sorted(lines, key=lambda line: json.loads(line)[1]["status"])
-    matrix = bytearray(matrix)
+    journal, first, vector, line = copied(there, tmp_path)
+    matrix = bytearray(line)
     matrix[at] ^= 1
     journal.write_bytes(first + vector + matrix)
     states = []
@@ -66,28 +72,25 @@ WRONG = {
     "key": ["x"], "status": None, "reason": 1, "detail": {}, "cast": 0, "zero": [], "seconds": "1",
     "delta_norm": "1", "base_norm": [1], "verified": [1, None], "checksums": [], "measurements": 1,
 }  # fmt: skip
-WRONG_OF_MEASUREMENT = {
-    "subject": None, "precision": 1, "sigma": 1, "values": [], "values.frobenius_norm": "1",
-    "values.spikes": 1.5, "values.cosine": True, "values.kept_reason": 0, "values.unknown": 1,
+WRONG_OF_MEASUREMENT = {"subject": None, "precision": 1, "sigma": 1, "values": []}
+WRONG_VALUES = {
+    "frobenius_norm": "1", "spikes": 1.5, "cosine": True, "kept_reason": 0, "unknown": 1,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*WRONG, *WRONG_OF_MEASUREMENT])
+@pytest.mark.parametrize("name", [*WRONG, *WRONG_OF_MEASUREMENT, *WRONG_VALUES])
 def test_a_line_with_values_of_other_types_is_measured_again(unfinished, tmp_path, name):
     """Its sum is right, as of a line that another program wrote."""
     pair, there = unfinished
-    shutil.copytree(there, tmp_path / "out")
-    journal = next(tmp_path.glob("out/*/*/.partial/journal.jsonl"))
-    first, *lines = journal.read_bytes().splitlines(keepends=True)
-    matrix, vector = sorted(lines, key=lambda line: json.loads(line)[1]["status"])
+    journal, first, vector, matrix = copied(there, tmp_path)
     entry = json.loads(matrix)[1]
+    delta = entry["measurements"][-1]
     if name in WRONG:
         entry[name] = WRONG[name]
+    elif name in WRONG_OF_MEASUREMENT:
+        delta[name] = WRONG_OF_MEASUREMENT[name]
     else:
-        holder, key = entry["measurements"][-1], name
-        if "." in name:
-            holder, key = holder["values"], name.partition(".")[2]
-        holder[key] = WRONG_OF_MEASUREMENT[name]
+        delta["values"][name] = WRONG_VALUES[name]
     content = json.dumps(entry).encode()
     journal.write_bytes(first + vector + b'["%08x", %b]\n' % (crc32(content), content))
     assert run_pair(pair, SETTINGS, tmp_path / "out", Runtime(jobs=1)).measured == 1
