@@ -194,13 +194,6 @@ def _moved(info: TensorInfo, folder: str) -> TensorInfo:
     return replace(info, shard=f"{folder}/{info.shard}", packing=packing)
 
 
-def sharing(tuned: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """Use the base's objects for equal tensors of the tuned checkpoint, which saves memory."""
-    pairs = ((base.tensors.get(name), info) for name, info in tuned.tensors.items())
-    tensors = (known if known == info else info for known, info in pairs)
-    return replace(tuned, tensors={info.name: info for info in tensors if info})
-
-
 def in_order(info: TensorInfo, config: Config) -> TensorInfo:
     """Undo the order of rows in q and k of Mistral's and Meta's own files, if config has their
     heads: rotary embeddings turn neighbouring rows there, but halves of a head in transformers.

@@ -123,14 +123,8 @@ def read_safetensors(read: Callable[[int], bytes], file_size: int, shard: str) -
     if len(header) > MAX_ENTRIES:
         message = f"{shard}: its header has more than {MAX_ENTRIES:,} entries"
         raise FileError(message, "split the file into shards")
-    # equal shapes and offsets are one object: most tensors begin where another ends
-    shapes: dict[Shape, Shape] = {}
-    offsets: dict[int, int] = {}
-    tensors = {
-        name: _entry(name, entry, shard, data_start=end, shapes=shapes, offsets=offsets)
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    header.pop("__metadata__", None)
+    tensors = {name: _entry(name, entry, shard, end) for name, entry in header.items()}
     position = end
     for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):
         if info.start != position:
@@ -171,15 +165,7 @@ def strict_json(raw: bytes) -> Any:
         raise ValueError(f"not JSON ({type(error).__name__})") from None
 
 
-def _entry(
-    name: str,
-    entry: Any,
-    shard: str,
-    *,
-    data_start: int,
-    shapes: dict[Shape, Shape],
-    offsets: dict[int, int],
-) -> TensorInfo:
+def _entry(name: str, entry: Any, shard: str, data_start: int) -> TensorInfo:
     where = f"tensor {name[:80]!r}"
     if not usable_name(name):
         raise _untrusted(shard, f"{where} has an unusable name")
@@ -200,9 +186,7 @@ def _entry(
     bits = FLOATS[dtype].bits if dtype in FLOATS else INTEGERS.get(dtype)
     if bits is not None and math.prod(shape) * bits != (end - start) * 8:
         raise _untrusted(shard, f"{where}: dtype and shape do not fill its data_offsets")
-    own_shape = shapes.setdefault(tuple(shape), tuple(shape))
-    start, end = offsets.setdefault(start, start), offsets.setdefault(end, end)
-    return TensorInfo(name, sys.intern(dtype), own_shape, shard, start, end)
+    return TensorInfo(name, sys.intern(dtype), tuple(shape), shard, start, end)
 
 
 def usable_name(name: str) -> bool:

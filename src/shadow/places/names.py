@@ -240,7 +240,6 @@ class Facts:
         self._config = config
         self._texts = list(texts)
         self._sections: dict[str, dict[str, object]] = {}
-        self._types: dict[str, frozenset[str]] = {}
         self._beside: dict[Pattern, bool] = {}
         self.found_type = ""  # what stands for a model type where the config names none
 
@@ -257,11 +256,9 @@ class Facts:
 
     def model_types(self, component: str) -> frozenset[str]:
         """Return the types in the config and its part for a component; otherwise found_type."""
-        if component not in self._types:
-            said = [self._config.get("model_type"), self.section(component).get("model_type")]
-            types = frozenset(name for name in said if isinstance(name, str) and name)
-            self._types[component] = types or frozenset({self.found_type})
-        return self._types[component]
+        said = [self._config.get("model_type"), self.section(component).get("model_type")]
+        types = frozenset(name for name in said if isinstance(name, str) and name)
+        return types or frozenset({self.found_type})
 
     def count(self, name: str, component: str) -> int | None:
         """Return a count of the config, such as its heads; None if it has no sensible number."""

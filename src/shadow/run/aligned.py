@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shadow.checkpoints.formats import owner_of
 from shadow.checkpoints.gguf_files import COMPUTED
-from shadow.checkpoints.opening import Checkpoint, sharing
+from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import (
     Filter,
     MatrixPair,
@@ -74,7 +74,6 @@ def align_all(first: Checkpoint, second: Checkpoint, names: Names) -> Alignment:
     if prefix:
         figures = {"where": where, "other": other, "prefix": short(prefix)}
         notes.append(Reason("prefixed", figures))
-    second = sharing(second, first)
     pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
     aligned, unmatched, unread = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
     renamed = sum(pair.base.info.name != pair.tuned.info.name for pair in aligned if pair.base)

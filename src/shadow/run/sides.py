@@ -21,7 +21,6 @@ from shadow.checkpoints.opening import (
     locate,
     open_folder,
     open_located,
-    sharing,
 )
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.sources import WholeFile
@@ -183,7 +182,7 @@ def line_up(
 ) -> AlignedPair:
     """Read the headers and pair the tensors."""
     first = open_found(base, runtime, scratch / "base")
-    second = sharing(open_found(tuned, runtime, scratch / "tuned"), first)
+    second = open_found(tuned, runtime, scratch / "tuned")
     if first.adapter:
         raise ShadowError(
             f"{first.reference}: the base is an adapter",
