@@ -352,9 +352,10 @@ def test_a_copy_in_other_shards_is_compared_and_each_byte_moves_once(run, hub, f
     assert [item["name"] for item in found["against"]] == ["model.norm.weight"]
 
 
-def test_claims_of_models_on_the_hub(run, hub):
+def test_claims_of_models_on_the_hub(run, hub, folders):
     """What must be fetched at once is refused where --max-disk is less."""
-    stored = ("verify", "stored", "org/tuned", "org/tuned", "--base", "org/base")
+    hub.add("org/copy", folders["tuned"])
+    stored = ("verify", "stored", "org/tuned", "org/copy", "--base", "org/base")
     run("verify", "same", "org/base", "org/none").assert_refused()
     for words in (("verify", "mixture", "org/tuned", "org/base", "org/tuned"), stored):
         error = run(*words, "--max-disk", "2MB").assert_refused()

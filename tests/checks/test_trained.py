@@ -36,6 +36,7 @@ CASES = [  # rows -> outcome, codes of reasons, of what speaks against it with i
     ([STEP, UNREAD], OPEN, "not_compared", {"not_read": None}, ""),
     ([row("stay", 9), UNREAD], NO, "leaked", {"entries": 0.1}, ""),
     ([STEP, row("move", 0, (HELD,), is_initial=True)], YES, "moved", {}, "stuck initial"),
+    ([STEP, row("move", 0, is_initial=True)], YES, "moved", {}, "initial"),
     ([row("either", 9)], OPEN, "nothing", {}, "beside"),
     ([STEP, row("move", 0, is_update=True)], NO, "not_moved", {"equal": None}, "idle"),
 ]
