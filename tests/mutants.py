@@ -126,7 +126,7 @@ MUTANTS = (
         "a cast is a step": ("self.row.changed > 0 and self.rounded_to is None",
                              "self.row.changed > 0"),
         "norms of 1 must move": ("one.is_initial or one.may_stay(step)", "one.may_stay(step)"),
-        "what no step reached must move": ("one.is_initial or one.may_stay(step)", "one.is_initial"),
+        "what no step reached moves": ("one.is_initial or one.may_stay(step)", "one.is_initial"),
         "a step from any entries": ("if cell.changed >= FREE * cell.entries", ""),
     }),
     Planted("checks/patterns.py", "checks/test_patterns.py", {
