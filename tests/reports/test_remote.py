@@ -99,7 +99,10 @@ def test_a_report_at_a_url_is_the_one_of_a_folder(pair, target, tmp_path):
     done, _ = audited(pair)
     assert (done.url, done.measured > 0) == (target.url, True)
     assert not list(work_folder(STORE).rglob("*"))
-    folder, local = remote.fetched(target), run_pair(pair, PLAIN, tmp_path / "out").folder
+    folder, local = (
+        remote.here(target.url, spectra=True),
+        run_pair(pair, PLAIN, tmp_path / "out").folder,
+    )
     assert {path.name for path in folder.iterdir()} == {
         path.name for path in local.iterdir() if path.is_file()
     }
@@ -114,7 +117,7 @@ def test_a_report_at_a_url_is_the_one_of_a_folder(pair, target, tmp_path):
     audited(pair, PLAIN, overwrite=True)
     assert target.files() == before, "it does not differ"
     audited(pair, FIRST, overwrite=True)
-    assert whole(remote.fetched(target)) == [0]
+    assert whole(remote.here(target.url, spectra=True)) == [0]
     assert "spectra.parquet" not in target.files()
 
 
@@ -149,7 +152,7 @@ def test_an_upload_that_fails_anywhere_loses_nothing(pair, target, monkeypatch):
         assert SECRET not in str(raised.value)
         assert remote.fetched_if_any(target) is None
         done, _ = audited(pair, FIRST)
-        assert (done.measured, whole(remote.fetched(target))) == (0, [0])
+        assert (done.measured, whole(remote.here(target.url, spectra=True))) == (0, [0])
         assert not list(work_folder(STORE).rglob("*"))
         target.remove("matrices.parquet")
 
@@ -160,7 +163,7 @@ def test_a_broken_report_at_a_url_is_measured_again(pair, target):
     done, said = audited(pair, FIRST)
     assert done.measured > 0
     assert target.url in said[0]
-    assert whole(remote.fetched(target)) == [0]
+    assert whole(remote.here(target.url, spectra=True)) == [0]
 
 
 def test_a_report_that_changes_while_it_is_read_is_refused(pair, target, monkeypatch):
@@ -168,7 +171,9 @@ def test_a_report_that_changes_while_it_is_read_is_refused(pair, target, monkeyp
     audited(pair, FIRST)
     MemoryFileSystem().pipe_file(f"{STORE.url}/../x/y/matrices.parquet", b"")
     MemoryFileSystem().pipe_file(f"{target.url}/other.txt", b"")
-    names = {path.name for path in remote.fetched(STORE).rglob("*") if path.is_file()}
+    names = {
+        path.name for path in remote.here(STORE.url, spectra=True).rglob("*") if path.is_file()
+    }
     assert {"summary.json", "matrices.parquet"} <= names <= set(remote.FILES_OF_A_PAIR)
     fetch = Store.fetch
 
@@ -178,7 +183,7 @@ def test_a_report_that_changes_while_it_is_read_is_refused(pair, target, monkeyp
 
     monkeypatch.setattr(Store, "fetch", changing)
     with pytest.raises(ShadowError, match="changed while they were read"):
-        remote.fetched(target)
+        remote.here(target.url, spectra=True)
 
 
 def test_a_list_at_a_url(pair, tmp_path):
@@ -195,10 +200,10 @@ def test_a_list_at_a_url(pair, tmp_path):
         return run_remote_pair(*arguments, store=STORE, **options)
 
     assert [outcome.state for outcome in run()] == ["done", "done"]
-    first = read_index(remote.fetched(STORE)).rows
+    first = read_index(remote.here(STORE.url, spectra=True)).rows
     storage.work_folder(STORE).rename(tmp_path / "elsewhere")
     assert [outcome.result.measured for outcome in run()] == [0, 0]
-    assert read_index(remote.fetched(STORE)).rows == first
+    assert read_index(remote.here(STORE.url, spectra=True)).rows == first
     assert [row.state for row in first] == ["done", "done"]
 
 

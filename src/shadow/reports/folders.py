@@ -223,21 +223,17 @@ def here(run: str | PathLike[str], *, spectra: bool = False) -> Path:
     Raises ShadowError if there is none at a URL.
     """
     place = located(run)
-    return fetched(place, spectra=spectra) if isinstance(place, Store) else place
-
-
-def fetched(store: Store, *, spectra: bool = True) -> Path:
-    """Download the reports at or below a URL and the index of a list, with or without their
-    singular values. Raises ShadowError, also if there is no report.
-    """
-    folder = fetched_if_any(store, spectra=spectra)
-    if folder is None:
-        raise ShadowError(f"{store}: no report there", "name a URL that `shadow audit -o` wrote to")
+    if not isinstance(place, Store):
+        return place
+    if (folder := fetched_if_any(place, spectra=spectra)) is None:
+        raise ShadowError(f"{place}: no report there", "name a URL that `shadow audit -o` wrote to")
     return folder
 
 
 def fetched_if_any(store: Store, *, spectra: bool = True) -> Path | None:
-    """Do the same, or return None if there is neither a report nor an index."""
+    """Download the reports at or below a URL and the index of a list, with or without their
+    singular values; None if there is neither a report nor an index.
+    """
     chosen = _chosen(store, spectra=spectra)
     if not chosen:
         return None
