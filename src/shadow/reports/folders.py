@@ -297,18 +297,15 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
 
 def missing(folder: Path, name: str) -> ShadowError:
     """Return the error for a report that lacks one of its files."""
-    return ShadowError(
-        f"{folder}: {name} is missing from this report (it may not have been copied completely)",
-        AGAIN,
-    )
+    why = "is missing from this report (it may not have been copied completely)"
+    return ShadowError(f"{folder}: {name} {why}", AGAIN)
 
 
 def unreadable(path: Path, error: Exception) -> ShadowError:
     """Return the error for a file of a report that cannot be read, with the system's reason."""
     reason = error.strerror if isinstance(error, OSError) else None
-    return ShadowError(
-        f"{path.parent}: {path.name} cannot be read" + (f": {reason}" if reason else ""), AGAIN
-    )
+    why = f": {reason}" if reason else ""
+    return ShadowError(f"{path.parent}: {path.name} cannot be read{why}", AGAIN)
 
 
 def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> None:

@@ -1,8 +1,5 @@
 """Tables and Parquet files of a report, written group by group and read in the form of this
-version, also from reports that lack the newest columns.
-
-Columns that were added to the schema since the report was made are null. Columns that this version
-does not know are left out, and a number that is not finite, which no audit writes, is null.
+version: columns that an older report lacks are null, and those of a newer one are left out.
 """
 
 from __future__ import annotations
