@@ -138,6 +138,12 @@ def _compact(words: Tensor) -> Tensor:
     return words.clone(memory_format=torch.contiguous_format)
 
 
+@cache  # its numbers that are NaN are known again, as only the same object is
+def numbers_of_bytes(dtype: torch.dtype) -> tuple[float, ...]:
+    """Return the number of each byte in an 8-bit dtype."""
+    return tuple(torch.arange(256, dtype=torch.uint8).view(dtype).float().tolist())
+
+
 @cache
 def code_table(values: tuple[float, ...], bits: int, high_first: bool) -> Tensor:
     """Return the values of the numbers in a byte, for every byte: float32 (256, numbers)."""
@@ -237,14 +243,11 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
                 stored = stored.view(len(stored), -1, 8)[..., list(AWQ_NIBBLES)].flatten(-2)
             stored = stored + added if is_turned else stored.T
         zeros = shared(stored)
-    if kind == "e2m1":
-        values = torch.tensor(E2M1)
-    elif kind in ("scaled", "llm.int8"):
-        values = torch.arange(256, dtype=torch.uint8).view(words.dtype).float()
-    else:  # without zeros the middle of `pack-quantized` is 0
-        is_signed = kind == "pack-quantized" and zeros is None
-        values = torch.arange(1 << bits).float() - (1 << (bits - 1) if is_signed else 0)
-
+    # without zeros the middle of `pack-quantized` is 0
+    first = -(1 << (bits - 1)) if kind == "pack-quantized" and zeros is None else 0
+    values: Sequence[float] = E2M1 if kind == "e2m1" else range(first, first + (1 << bits))
+    if kind in ("scaled", "llm.int8"):
+        values = numbers_of_bytes(words.dtype)
     raw = words.seen(lambda one: one.view(torch.int32).T) if is_turned else _bytes(words, info)
 
     def interleaved(rows: Rows, cols: Cols) -> Tensor:
@@ -254,7 +257,7 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
         shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)[rows % 8]
         return (part[rows // 8 - first] >> shifts[:, None]).bitwise_and_(15)
 
-    levels = interleaved if kind == "awq" else _streamed(raw, bits, tuple(values.tolist()))
+    levels = interleaved if kind == "awq" else _streamed(raw, bits, values)
     is_codebook = kind == "e2m1" or info.dtype in FLOATS
     unit = 32 if isinstance(groups, Tensor) or wide == cols else math.lcm(32, wide)
     return Grid(
@@ -265,7 +268,7 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
         zeros,
         shared(pieces["biases"].whole()) if "biases" in pieces else None,
         OF_INT8 if kind == "llm.int8" else 1.0,
-        Codebook(values[values.isfinite()].tolist()) if is_codebook else None,
+        Codebook(filter(math.isfinite, values)) if is_codebook else None,
     )
 
 
