@@ -294,6 +294,8 @@ def test_a_report_is_judged_by_rules_a_policy_and_a_baseline(narrow, audited, tm
     (tmp_path / "policy.yaml").write_text("narrow:\n  fail_on: concentration > 0.1\n")
     assert shadow.judge(narrow.folder, tmp_path / "policy.yaml").code == 4
     assert shadow.judge(narrow, against=audited[1]).code == 4
+    with pytest.raises(shadow.ShadowError, match="own baseline"):
+        shadow.judge(narrow, against=narrow)
     with pytest.raises(shadow.UsageError):
         shadow.judge(narrow)
     with pytest.raises(shadow.UsageError, match="no comparison '=>'"):

@@ -233,8 +233,11 @@ def judge(
     if not gathered:
         raise UsageError("nothing to check the report against", "name a rule, policy or baseline")
     first = None if against is None else one_report(_here(against))
+    folder = one_report(_here(report))
+    if first is not None and first.resolve() == folder.resolve():
+        raise ShadowError(f"{folder} is its own baseline", "name an earlier report")
     baseline = None if first is None else read_measured(first, "the baseline")
-    return judge_report(gathered, read_measured(one_report(_here(report))), baseline)
+    return judge_report(gathered, read_measured(folder), baseline)
 
 
 def verify(

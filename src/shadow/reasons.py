@@ -17,8 +17,8 @@ class SkipReason:
 
 
 REASONS = {
-    "only_in_base": SkipReason("not in the tuned model", strict=True),
-    "only_in_tuned": SkipReason("not in the base", strict=True),
+    "only_in_base": SkipReason("not in the tuned model, or not read there", strict=True),
+    "only_in_tuned": SkipReason("not in the base, or not read there", strict=True),
     "tied": SkipReason("a head tied to the embedding, which is measured"),
     "shape_differs": SkipReason(
         "of another shape in the base than in the tuned model", strict=True
