@@ -254,7 +254,6 @@ def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> dict[str, Any]:
     for tensor in state.values():
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in offsets:  # tensors that share a storage share it here too
-            raw.seek(-(-raw.tell() // 64) * 64)
             offsets[storage.data_ptr()] = raw.tell()
             if size := storage.nbytes():
                 raw.write((ctypes.c_char * size).from_address(storage.data_ptr()))
@@ -313,7 +312,6 @@ def _load_distributed(
         shape, rows = tuple(listed[key].size), 0
         dtype = getattr(torch, listed[key].properties.dtype)
         whole = torch.empty(shape, dtype=dtype, device="meta")
-        raw.seek(-(-raw.tell() // 64) * 64)
         tensors.append(_described(name, whole, raw.tell()))
         for chunk in sorted(listed[key].chunks, key=lambda one: tuple(one.offsets)):
             start, size = tuple(chunk.offsets), tuple(chunk.sizes)
@@ -328,7 +326,6 @@ def _load_distributed(
             rows += size[0] if size else 1
         if rows != (shape[0] if shape else 1) and 0 not in shape:
             raise ValueError(f"a piece of tensor {name[:80]!r} is missing")
-    raw.truncate()  # to the start of an empty tensor at the end
     return {"raw": True, "tensors": tensors}
 
 
@@ -399,8 +396,7 @@ def main() -> None:
     torch.save({"a": torch.zeros(1)}, small, _use_new_zipfile_serialization=is_new)
     small.seek(0)
     _load_zip(small) if zipped else _load_legacy(small, io.BytesIO())
-    # every storage lies whole in a file of the old format; between two of them less than 64 bytes
-    # are left free
+    # every storage lies whole in a file of the old format, and every piece in one of a rank
     written = 0 if zipped else 2 * size + (1 << 20)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))

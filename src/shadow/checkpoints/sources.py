@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 NEIGHBOUR = 1 << 18  # bytes; such a gap costs less than another request (20 ms at 100 Mbit/s)
 FULL = "free some space, or choose another folder with -o"
-ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
 
 
 def read_header(file: HeldFile, shard: str) -> Header:
@@ -200,7 +199,6 @@ class ByteRanges(Source):
         starts = deque(sorted({info.start for info in self.wanted if info.end > info.start}))
         with file:
             for start, end in coalesced(self.wanted):
-                file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT + start % ALIGNMENT)
                 shift = file.tell() - start
                 while starts and starts[0] < end:
                     self.shifts[starts.popleft()] = shift
