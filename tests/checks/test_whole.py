@@ -362,15 +362,16 @@ def test_what_is_planted_in_files_is_named(case, healthy, tmp_path):
     assert name is None or name in {one.name for one in found.against if one.code == code}
 
 
-def test_a_set_is_compared_with_the_one_that_is_read_or_with_none(healthy, tmp_path):
-    """The shards of the index, which no loader reads beside one file, are as Mistral's file."""
+def test_sets_are_compared_with_the_one_that_is_read(healthy, tmp_path):
+    """The shards of the index, which transformers does not read beside one file, and Mistral's."""
     folder = Path(shutil.copytree(healthy("mistral"), tmp_path / "sick"))
     other_shards(folder)
     of_mistral(folder, 2)
     os.utime(folder / FILE)  # the newest
     found = verified(folder)
-    assert {one.name for one in found.against} == {"model-00001-of-00001.safetensors"}
-    assert "set_unknown" in {one.code for one in found.answer.notes}
+    others = {"model-00001-of-00001.safetensors", "consolidated.safetensors"}
+    assert {one.name for one in found.against} == others
+    assert shadow.verify("same", healthy("mistral"), folder).holds is True
 
 
 def test_headers_alone_leave_values_open_where_they_decide(healthy, tmp_path):

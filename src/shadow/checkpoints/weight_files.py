@@ -121,10 +121,14 @@ def choose_weights(
         weight_map = checked_weight_map(read(index), index, suffix)
         return Weights(tuple(sorted(set(weight_map.values()))), weight_map, suffix == ".bin")
 
+    single = "model.safetensors"
     if INDEXES[0] in names:
-        return indexed(INDEXES[0], ".safetensors")
-    if "model.safetensors" in names:
-        return Weights(("model.safetensors",))
+        listed = indexed(INDEXES[0], ".safetensors")
+        if single not in names - {*listed.shards} or not names >= {*listed.shards}:
+            return listed
+        # of two sets of weights transformers reads the single file
+    if single in names:
+        return Weights((single,))
     safetensors = sorted(name for name in names if name.endswith(".safetensors"))
     bins = sorted(name for name in names if re.fullmatch(r"pytorch_model.*\.bin", name))
     adapter = None
