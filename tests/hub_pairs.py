@@ -132,8 +132,8 @@ TABLES = ("matrices", "tensors", "spectra")
 # columns that tell where a matrix came from, and nothing of its numbers
 WHO = ["family", "pair", "verified"]
 HEADERS = 65_536  # bytes asked for to read the header of a shard
-PAIR = ("audit", "org/base", "org/tuned")
-SMALL = ("audit", "org/small-base", "org/small-tuned")
+PAIR = ("audit", "--base", "org/base", "--tuned", "org/tuned")
+SMALL = ("audit", "--base", "org/small-base", "--tuned", "org/small-tuned")
 
 
 def audited(base: Path, tuned: Path, output: Path) -> dict[str, pd.DataFrame]:

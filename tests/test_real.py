@@ -34,7 +34,7 @@ def reports(models, tmp_path_factory):
     out = tmp_path_factory.mktemp("reports")
     for tuned in TUNED:
         command = [
-            "audit", models / "bert_pretrained", models / tuned, "-o", out,
+            "audit", "--base", models / "bert_pretrained", "--tuned", models / tuned, "-o", out,
         ]  # fmt: skip
         subprocess.run([SHADOW, *command, "--allow-pickle"], check=True, capture_output=True)
     return {tuned: next((out / tuned).glob("*")) for tuned in TUNED}

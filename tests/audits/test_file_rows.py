@@ -323,7 +323,7 @@ def test_of_the_hub_only_small_files_that_differ_are_fetched(run, hub, tmp_path)
     put(tuned, config__json={"rope_theta": 2}, generation_config__json={"t": 2})
     hub.add("org/a", base)
     hub.add("org/b", tuned)
-    pair = ("audit", "org/a", "org/b")
+    pair = ("audit", "--base", "org/a", "--tuned", "org/b")
     run(*pair, "-o", "out").assert_done(3)  # two models of no relation
     asked = {
         request.path.rsplit("/", 1)[-1] for request in hub.requests if "resolve" in request.path
@@ -343,7 +343,7 @@ def test_of_the_hub_only_small_files_that_differ_are_fetched(run, hub, tmp_path)
     assert {state for state, _, _ in offline.values()} <= {"changed", "same", "unknown"}
     assert offline["config.json"][:2] == ("changed", "rope_theta")
 
-    run("audit", str(base), "org/b", "-o", "mixed").assert_done(3)
+    run("audit", "--base", str(base), "--tuned", "org/b", "-o", "mixed").assert_done(3)
     mixed = {path: row[:2] for path, row in listed(tmp_path / "mixed").items()}
     assert mixed == {path: row[:2] for path, row in rows.items()}
 

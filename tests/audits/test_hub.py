@@ -68,7 +68,7 @@ def test_every_byte_moves_once(run, hub, folders, tmp_path, wanted):
 
 def test_a_folder_against_the_hub(run, folders, tmp_path, wanted):
     """A side in a folder is neither verified nor not: null, and so is the delta."""
-    run("audit", folders["base"], "org/tuned", "-o", "out").assert_done()
+    run("audit", "--base", folders["base"], "--tuned", "org/tuned", "-o", "out").assert_done()
     assert_equal(tmp_path / "out", wanted)
     found = frame(tmp_path / "out").groupby("subject")["verified"].unique()
     assert {subject: list(values) for subject, values in found.items()} == {
@@ -233,7 +233,7 @@ def test_a_renamed_repository_is_found(run, hub, tmp_path, small):
     """The Hub redirects the old name, for the API, for whole files and for ranges."""
     hub.renamed |= {"old/base": "org/small-base", "old/tuned": "org/small-tuned"}
     for fetch in ("shards", "ranges"):
-        run("audit", "old/base", "old/tuned", "-o", f"out-{fetch}",
+        run("audit", "--base", "old/base", "--tuned", "old/tuned", "-o", f"out-{fetch}",
             SHADOW_FETCH=fetch, HF_HUB_CACHE=tmp_path / fetch).assert_done()  # fmt: skip
         assert_equal(tmp_path / f"out-{fetch}", small)
 

@@ -143,7 +143,7 @@ def test_the_cache_stays_within_the_limit(run, hub, tmp_path, wanted, limit, lea
 @pytest.mark.slow
 def test_what_was_in_the_cache_before_stays(run, hub, folders, tmp_path, wanted):
     """Shards that were there are used and kept, and do not count against --max-disk."""
-    run("audit", "org/base", folders["tuned"], "-o", "other").assert_done()
+    run("audit", "--base", "org/base", "--tuned", folders["tuned"], "-o", "other").assert_done()
     before = blobs(tmp_path)
     assert len(before) == 3
     hub.reset()
@@ -162,7 +162,7 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
     hub.add("org/small-base", folders["small-base"], revisions=more)
     run(*SMALL, "-o", "out").assert_done()
     before = blobs(tmp_path)
-    command = ("audit", "org/small-base@next")
+    command = ("audit", "--base", "org/small-base@next", "--tuned")
     run(*command, "org/small-base@main", "-o", "out2", "--max-disk", "1GB").assert_done()
     assert blobs(tmp_path) == before
     for tuned in ("next", "main", "tuned"):

@@ -72,7 +72,7 @@ def test_a_checkpoint_typed_without_its_dot_is_refused_at_once(shadow, tmp_path)
     folder = tmp_path / "org" / "toy"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    for arguments in (("org/toy", "org/toy-sft"), ("org/toy-sft", "org/toy")):
+    for arguments in (("org/toy", "org/toy-sft"), ("--base", "org/toy-sft", "--tuned", "org/toy")):
         done = shadow("audit", *arguments, env={"HF_ENDPOINT": "http://127.0.0.1:9"})
         assert "org/toy" in done.assert_refused(2)
         assert "./org/toy" in done.err

@@ -139,15 +139,14 @@ def test_exit_codes_of_gate(shadow, demo, arguments, code):
         done.assert_refused(code)
 
 
-def test_exit_codes_of_audit(shadow, tmp_path):
+def test_exit_codes_of_audit(shadow):
     """A wrong rule stops before anything is measured; a pair that cannot be audited outranks a rule
     that was met.
     """
     done = shadow("audit", "demo", "-o", "out", "--fail-on", "language.mlp.upp.spikes > 1")
     assert "no module 'mlp.upp'" in done.assert_refused(2)
-    both = "- demo:base..narrow\n- {base: ./none, tuned: ./none2}\n"
-    (tmp_path / "both.yaml").write_text(both)
-    done = shadow("audit", "--list", "both.yaml", "-o", "out", *MET)
+    gone = ("--base", "./none", "--tuned", "./none")
+    done = shadow("audit", "demo:base..narrow", *gone, "-o", "out", *MET)
     assert done.code == 1
     assert "no such folder" in done.err
     assert "concentration > 0.3: concentration is 0.33 (> 0.3)" in done.err

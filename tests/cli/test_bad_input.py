@@ -59,7 +59,7 @@ def folders(tmp_path):
     return tmp_path / "base", tmp_path / "tuned"
 
 
-PAIR = ("audit", "./base", "./tuned", "-o", "out")
+PAIR = ("audit", "--base", "./base", "--tuned", "./tuned", "-o", "out")
 
 
 def report(tmp_path) -> Path:
@@ -286,7 +286,7 @@ def test_a_folder_of_any_name_is_audited_inside_the_output_folder(shadow, folder
     """A checkpoint's folder may have any name; the report's folder has a safe name under -o."""
     strange = tmp_path / os.fsdecode(name)
     folders[1].rename(strange)
-    shadow("audit", "./base", strange, "-o", "out").assert_done()
+    shadow("audit", "--base", "./base", f"--tuned={strange}", "-o", "out").assert_done()
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", str(report(tmp_path).relative_to(tmp_path / "out")))
 
 
@@ -317,10 +317,10 @@ def test_a_hostile_registry_is_one_error_line(shadow, folders, tmp_path, fault):
 
 WRONG_USAGE = {
     "nothing to audit": ("audit",),
-    "half a pair": ("audit", "./base"),
-    "no reference": ("audit", "word", "./tuned"),
-    "home of nobody": ("audit", "~no-such-user/x", "./tuned"),
-    "very long reference": ("audit", "a" * 3000, "./tuned"),
+    "half a pair": ("audit", "--base", "./base"),
+    "no reference": ("audit", "--base", "word", "--tuned", "./tuned"),
+    "home of nobody": ("audit", "--base", "~no-such-user/x", "--tuned", "./tuned"),
+    "very long reference": ("audit", "--base", "a" * 3000, "--tuned", "./tuned"),
     "unknown level": (*PAIR, "--level", "double"),
     "no component": (*PAIR, "--component", "\x1b[31mtext"),
     "no module": (*PAIR, "--module", "mlp.upp"),
@@ -342,7 +342,7 @@ def test_wrong_usage_exits_with_2(shadow, folders, tmp_path, wrong):
 LONG = f"{'n' * 300}/x/y"  # below a folder whose name no file system takes
 LONG_PATHS = {
     "audit -o": (*PAIR[:-1], LONG),
-    "audit": ("audit", f"./{LONG}", "./tuned", "-o", "out"),
+    "audit --base": ("audit", "--base", f"./{LONG}", "--tuned", "./tuned", "-o", "out"),
     "audit --list": ("audit", "--list", LONG, "-o", "out"),
     "show": ("show", LONG),
     "export": ("export", LONG, "--to", "csv"),

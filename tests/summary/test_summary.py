@@ -167,7 +167,7 @@ def test_renumbered_experts_are_replaced_matrices(tmp_path):
     base = experts(tmp_path / "base", range(4))
     for name, order in (("same", range(4)), ("renumbered", (1, 0, 2, 3))):
         tuned = experts(tmp_path / name, order, noise=0.01)
-        done = shadow("audit", base, tuned, "-o", tmp_path / f"out-{name}")
+        done = shadow("audit", "--base", base, "--tuned", tuned, "-o", tmp_path / f"out-{name}")
         assert done.code == 0, done.err
         (path,) = (tmp_path / f"out-{name}").rglob("summary.json")
         replaced = json.loads(path.read_text())["recognised"]["replaced"]

@@ -123,6 +123,12 @@ JUNIT = option(
 class Pairs:
     """The requested pairs, in addition to the targets."""
 
+    base: str | None = option(
+        "Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF"
+    )
+    tuned: str | None = option(
+        "Checkpoint that was tuned from it, in the same form.", metavar="REF"
+    )
     name: str | None = option(
         "Name of two checkpoints: family:base..tuned. Their report has this folder.",
         metavar="NAME",
@@ -164,9 +170,9 @@ Format = Literal["table", "json"]
 MarkdownFormat = Literal["table", "json", "markdown"]
 
 TARGETS = option(
-    "Two checkpoints, BASE TUNED: each ./DIR, or org/name or org/name@revision on the Hub. Or names"
-    " of the registry: a family, one pair of it as family:from..to, a glob such as 'qwen2.5-*' in"
-    " quotes, or one org/name.",
+    "Two checkpoints, BASE TUNED: each ./DIR, or org/name on the Hub. Or names of the registry: a"
+    " family, one pair of it as family:from..to, a glob such as 'qwen2.5-*' in quotes, or one"
+    " org/name.",
     (),
     ARGUMENT,
     metavar="TARGET",
@@ -211,15 +217,22 @@ def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
     """Return the pairs that are named. Raises UsageError if there are none."""
     from shadow.targets.families import TWO, given_pair, pairs_of_references
     from shadow.targets.lists import select
-    from shadow.targets.references import is_reference
+    from shadow.targets.references import is_reference, typed_reference
 
+    base, tuned = pairs.base, pairs.tuned
+    if (base is None) != (tuned is None):
+        raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
+    names = targets
     given: list[Pair] = []
+    if base is not None and tuned is not None:
+        given = [given_pair(typed_reference(base), typed_reference(tuned))]
     if pairs.name is not None:
-        if len(targets) != 2 or not any(map(is_reference, targets)) or pairs.listed:
+        if not given and len(names) == 2 and any(map(is_reference, names)):
+            names, given = [], list(pairs_of_references(names, {}))
+        if not given or names or pairs.listed:
             raise UsageError("--name is for one pair that is given by its checkpoints", TWO)
-        (one,) = pairs_of_references(targets, {})
-        targets, given = (), [given_pair(one.base, one.tuned, pairs.name)]
-    selection = select(targets, given, pairs.registry, pairs.listed, pairs.shard)
+        given = [given_pair(given[0].base, given[0].tuned, pairs.name)]
+    selection = select(names, given, pairs.registry, pairs.listed, pairs.shard)
     if not selection.pairs:
         hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"
         raise UsageError("nothing to audit", hint)
