@@ -171,7 +171,7 @@ def planted_lineage() -> str:
             top / "registry", stages, ("base..sft", "sft..dpo", "dpo..rl", "base..rl")
         )
         shadow("audit", "toy", "--registry", own, "-o", top / "reports")
-        return shadow("lineage", top / "reports")
+        return shadow("lineage", "toy", "--registry", own, "-o", top / "reports")
 
 
 def row_of_demo() -> str:

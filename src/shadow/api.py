@@ -307,7 +307,7 @@ def snapshot(model: Model) -> SnapshotTensors:
 
 def export(
     reports: Report | Place | Sequence[Report | Place],
-    to: Literal["csv", "parquet"],
+    to: Literal["csv", "parquet", "markdown"],
     path: Place,
     /,
 ) -> Path:

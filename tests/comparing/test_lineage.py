@@ -154,7 +154,7 @@ def stages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recorded(stages):
-    done = shadow("lineage", "reports/toy", "--format", "json", cwd=stages[0])
+    done = shadow("lineage", "toy", "--registry", "registry", "--format", "json", cwd=stages[0])
     return json.loads(done.assert_done())
 
 
@@ -183,11 +183,14 @@ def test_a_planted_chain_is_told_in_order_with_its_sizes(recorded):
     assert not recorded["notes"]
 
 
-@pytest.mark.parametrize("to", ["", "file://"])
-def test_reports_are_found_below_a_folder_and_a_url(stages, recorded, to, inside):
-    """The steps are those of the same reports."""
+@pytest.mark.parametrize("to", [".", "file://"])
+def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(
+    stages, recorded, to, inside
+):
+    """As one of a list or of `--name`: the steps are those of the same reports; also at a URL."""
     top, _ = stages
-    done = inside("lineage", f"{to}{top}/reports", "--format", "json", cwd=top)
+    output = f"file://{top}/reports" if to == "file://" else "reports"
+    done = inside("lineage", "toy", "-o", output, "--format", "json", cwd=top)
     (chain,) = json.loads(done.assert_done())["chains"]
     pairs = [step["pair"] for step in recorded["chains"][0]["steps"]]
     assert [step["pair"] for step in chain["steps"]] == pairs
@@ -195,7 +198,7 @@ def test_reports_are_found_below_a_folder_and_a_url(stages, recorded, to, inside
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(("toy",), 1), (("empty",), 1), ((), 2)],
+    [(("toy",), 1), (("demo",), 1), (("demo:base..narrow",), 1), (("empty",), 1), ((), 2)],
 )
 def test_what_cannot_be_told_is_one_line(tmp_path, inside, arguments, code):
     """Exit 1 with a hint for what is not there, 2 for wrong usage; never a traceback."""

@@ -37,7 +37,7 @@ EXAMPLES = {
         "shadow gate reports --against accepted",
     ),
     "report": ("shadow report reports/demo/base..narrow -o narrow.html",),
-    "export": ("shadow export reports --to csv -o tables",),
+    "export": ("shadow export reports --to markdown -o cards",),
 }
 
 

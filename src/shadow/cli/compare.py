@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +11,10 @@ from shadow.cli import console
 from shadow.cli import options as shared
 from shadow.cli.options import FILE, prepare
 from shadow.errors import ShadowError
-from shadow.options import option
-from shadow.reports.folders import here, reports_at
+from shadow.files import safe_name
+from shadow.options import ARGUMENT, option
+from shadow.reports.folders import found_below, here, reports_at
+from shadow.storage import url_of
 
 
 def compare(
@@ -75,8 +78,16 @@ def compare(
 
 
 def lineage(
-    runs: Sequence[Path] = shared.SEVERAL,
+    targets: Sequence[str] = option(
+        "A family, which has its reports in the folder of -o; or a report's folder, or a folder"
+        " above it.",
+        ...,
+        ARGUMENT,
+        metavar="FAMILY|RUN",
+    ),
+    output: Path = shared.OUTPUT,
     format: shared.Format = shared.FORMAT,
+    registry: Path | None = shared.REGISTRY,
 ) -> None:
     """Show the stages of one base in order, and what each step changed.
 
@@ -87,10 +98,15 @@ def lineage(
     """
     from shadow.comparing.lineage import MOST_REPORTS
     from shadow.comparing.lineage import lineage as ordered
+    from shadow.targets.families import load_families
     from shadow.telling.comparisons import lineage_document
     from shadow.telling.reading import AuditReport, read_step
 
-    folders = {folder: None for run in runs for folder in reports_at(here(run))}
+    families = load_families(registry)
+    every = [
+        folder for one in targets for folder in _reports_of(one, output, is_family=one in families)
+    ]
+    folders = list(dict.fromkeys(every))
     if len(folders) > MOST_REPORTS:
         raise ShadowError(f"{len(folders)} reports, more than {MOST_REPORTS}", "name fewer")
     steps = list(filter(None, (read_step(AuditReport(folder)) for folder in folders)))
@@ -103,3 +119,19 @@ def lineage(
         console.show_json(asdict(in_order))
     else:
         console.show(lineage_document(in_order))
+
+
+def _reports_of(target: str, output: Path, *, is_family: bool) -> list[Path]:
+    """Return the finished reports that an argument names."""
+    if not is_family:
+        path = here(Path(target))
+        if os.path.lexists(path):
+            return reports_at(path)
+    if "/" not in target:  # a family, which no registry need have: one of a list, or of `--name`
+        folder = here(output / safe_name(target))
+        if folder.is_dir() and (reports := found_below(folder)):
+            return reports
+    where = f"no finished report of {target[:80]} below {url_of(output) or output}"
+    name = target.partition(":")[0]
+    hint = f"shadow audit {name}, or name -o" if is_family else "name a family, or a folder"
+    raise ShadowError(where, hint)

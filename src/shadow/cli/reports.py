@@ -158,7 +158,7 @@ def clean(output: Path = shared.OUTPUT) -> None:
 
 
 # the formats of `export`, as `shadow.outputs.exports` has them, and the kinds of `figure`
-ExportFormat = Literal["csv", "parquet"]
+ExportFormat = Literal["csv", "parquet", "markdown"]
 FigureKind = Literal["depth", "spectrum", "heatmap"]
 
 
@@ -246,7 +246,7 @@ def export(
         "Folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
     ),
 ) -> None:
-    """Export finished reports as CSV or Parquet. Both have one set of tables.
+    """Export finished reports as CSV, Parquet or Markdown. All have one set of tables.
 
     An export is written completely or not at all, and replaces nothing.
 

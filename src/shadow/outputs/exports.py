@@ -1,4 +1,4 @@
-"""Finished reports -> CSV files or a Parquet dataset, all reports in the same tables.
+"""Finished reports -> CSV files, a Parquet dataset or Markdown, all reports in the same tables.
 
 A folder is written whole or not at all; family and pair are the first columns of every table.
 """
@@ -17,11 +17,14 @@ import pyarrow.parquet as pq
 from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
 from shadow.gone import gone
+from shadow.outputs.markdown import markdown
 from shadow.reports.columns import TABLES
 from shadow.reports.parquet import STORED, arrow_schema
-from shadow.reports.report import Report
+from shadow.storage import as_given
+from shadow.telling.reading import AuditReport
+from shadow.telling.report import report_document
 
-ExportFormat = Literal["csv", "parquet"]
+ExportFormat = Literal["csv", "parquet", "markdown"]
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a formula of a spreadsheet begins with
 
 
@@ -32,16 +35,22 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
     of one pair, and when output exists and is no empty folder.
     """
     if to not in get_args(ExportFormat):
-        raise gone("format", to) or UsageError(f"no format {to!r}", "csv or parquet")
+        raise gone("format", to) or UsageError(f"no format {to!r}", "csv, parquet or markdown")
     pairs: dict[tuple[str, str], Path] = {}
     place = placing(output, lambda at: at.is_dir() and not any(at.iterdir()), "an empty folder")
     with place as folder:
         folder.mkdir()
-        for report in map(Report, folders):  # in memory one at a time
+        for report in map(AuditReport, folders):  # in memory one at a time
             pair = report.provenance.family, report.provenance.pair
             if (twin := pairs.setdefault(pair, report.folder)) != report.folder:
                 fault = f"{twin} and {report.folder} are both reports of {':'.join(pair)}"
                 raise ShadowError(fault, "name a folder that holds one of them")
+            if to == "markdown":  # what `shadow show` prints, for a model card
+                metadata, of = report.provenance.recorded, as_given(report.folder)
+                text = markdown(report_document(report.summary, metadata, of).shown())
+                with (folder / "reports.md").open("a", encoding="utf-8", errors="replace") as file:
+                    file.write(text + "\n")
+                continue
             for name in STORED:
                 table = _table(report, name)
                 if to == "csv":  # as of RFC 4180, in UTF-8
@@ -58,7 +67,7 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
     return output
 
 
-def _table(report: Report, name: str) -> pa.Table:
+def _table(report: AuditReport, name: str) -> pa.Table:
     """Return a table of a report with family and pair as its first columns."""
     table = report.table(name)
     columns = {one: table[one] for one in table.column_names}
