@@ -110,8 +110,6 @@ def about(value: float) -> str:
 
 def _number(value: float, digits: int = 3) -> str:
     """Format with trailing zeros, so that a figure has as many digits as its interval: `8.00`."""
-    if abs(value) >= HUGE**2:
-        return f"{value:.2e}"
     if value == int(value):
         return f"{int(value):,}"
     if abs(value) < 100 and 2 * value == int(2 * value):  # the median of two counts

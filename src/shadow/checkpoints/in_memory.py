@@ -105,8 +105,8 @@ def _taken_apart(
     """Return config, adapter and tensors of a model."""
     if not isinstance(model, torch.nn.Module):
         if not isinstance(model, Mapping):
-            fault = f"{name}: {type(model).__name__} is no model in memory"
-            raise UsageError(fault, "give a module, or a state dict of torch's tensors")
+            hint = "give a module, or a state dict of torch's tensors"
+            raise UsageError(f"{name} is a {type(model).__name__}", hint)
         tensors = {key: one for key, one in model.items() if isinstance(one, Tensor)}
         if not tensors:
             hint = "values are torch's; a base by component is text: language=./lm,vision=./tower"

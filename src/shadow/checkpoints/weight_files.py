@@ -126,8 +126,7 @@ def choose_weights(
         listed = indexed(INDEXES[0], ".safetensors")
         if single not in names - {*listed.shards} or not names >= {*listed.shards}:
             return listed
-        # of two sets of weights transformers reads the single file
-    if single in names:
+    if single in names:  # of two sets of weights it is the one that transformers reads
         return Weights((single,))
     safetensors = sorted(name for name in names if name.endswith(".safetensors"))
     bins = sorted(name for name in names if re.fullmatch(r"pytorch_model.*\.bin", name))

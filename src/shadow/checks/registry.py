@@ -16,7 +16,7 @@ from shadow.errors import UsageError
 from shadow.gone import gone
 from shadow.run.runtime import Runtime
 from shadow.run.sides import client_for
-from shadow.targets.references import AnyReference, ComponentBase, Reference
+from shadow.targets.references import AnyReference, ComponentBase
 from shadow.templates import Reason
 from shadow.text import and_list, counted, nearest
 
@@ -112,18 +112,12 @@ def question(
     return Question(form, tuple(checkpoints), tuple(moved), tuple(frozen), base, headers)
 
 
-def _resolved(side: AnyReference) -> AnyReference | Path:
-    """Return where a checkpoint lies: paths to one folder are equal."""
-    if isinstance(side, Reference) and side.is_folder:
-        return Path(side.repo).resolve()
-    return side
-
-
 def verify(asked: Question, runtime: Runtime) -> Verification:
     """Check a claim. Raises ShadowError if a checkpoint cannot be read."""
     check = asked.check
     assert check.gather is not None, "a check of checkpoints"
-    if check.code in OF_PAIRS and len({*map(_resolved, asked.checkpoints)}) == 1:
+    places = [Path(one.repo).resolve() if one.is_folder else one for one in asked.models]
+    if check.code in OF_PAIRS and len(places) == 2 and places[0] == places[1]:
         why = Reason("one_checkpoint", {"names": check.names(2)})
         return Verification(check, asked.of, Answer(Outcome.INCONCLUSIVE, [why]))
     with (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
 from shadow.errors import UsageError
 from shadow.run.scanned import Scanned, not_compared, relative_norm, unmatched_reasons
-from shadow.templates import Reason, Value
+from shadow.templates import Reason
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint, Found, Located
@@ -59,7 +59,7 @@ class Compared(Evidence):
     """By module, what two adapters multiply their updates by, where that differs."""
     dora: str = ""  # which of two adapters is the only one that gives rows their norms, A or B
     reshaped: Sequence[str] = ()  # the shapes of each vector that both store in another shape
-    unscanned: Literal["", "one_checkpoint", "equal_checksums", "equal_files"] = ""
+    unscanned: Literal["", "equal_checksums", "equal_files"] = ""
     """Why no weights were decoded."""
     stored: Sequence[int] = ()  # of equal files: the entries of each tensor
 
@@ -67,15 +67,12 @@ class Compared(Evidence):
 def judge(found: Compared) -> Answer:
     """Judge by values; what cannot be read leaves the answer open unless something differs."""
     if found.unscanned:
-        is_one = found.unscanned == "one_checkpoint"
-        outcome = Outcome.INCONCLUSIVE if is_one else Outcome.HOLDS
-        of: dict[str, Value] = {"tensors": len(found.stored), "names": ["A", "B"]}
-        reason = Reason(found.unscanned, of)
+        reason = Reason(found.unscanned, {"tensors": len(found.stored)})
         figures: dict[str, Figure] = {}
         if found.stored:
             figures = {"tensors": len(found.stored), "entries": sum(found.stored)}
             figures |= dict.fromkeys(NONE, 0)
-        return Answer(outcome, [reason], figures)
+        return Answer(Outcome.HOLDS, [reason], figures)
     differ = [row for row in found.rows if row.changed]
     figures = {
         "tensors": len(found.rows),
@@ -171,9 +168,6 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
     from shadow.run.sides import found_all, open_found
 
     found = found_all(asked.named, runtime, scratch)
-    folders = {Path(one.reference).resolve() for one in found.values()}
-    if len({one.commit for one in found.values()}) == len(folders) == 1:
-        return Compared(unscanned="one_checkpoint")
     if _have_equal_checksums(*found.values()):
         return Compared(unscanned="equal_checksums")
     first, second = (open_found(one, runtime, scratch / name) for name, one in found.items())

@@ -77,11 +77,9 @@ class AuditRequest:
     """Checkpoints in memory, by what the pair calls them."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.output, Path):
-            for above in (self.output, *self.output.parents):
-                if (above / FINISHED).is_file():  # no name would stand for it alone
-                    hint = "choose another folder with -o"
-                    raise UsageError(f"{above} is a report, and no other goes into it", hint)
+        above = (self.output, *self.output.parents) if isinstance(self.output, Path) else ()
+        if any((one / FINISHED).is_file() for one in above):  # no name would stand for it alone
+            raise UsageError(f"{self.output} is a report or in one", "choose another with -o")
 
     def folders(self) -> Iterator[Path]:
         """Yield the folders of the pairs as soon as they have content; for a URL, one folder for

@@ -126,12 +126,10 @@ def draw(
         raise UsageError(f"no metric {choice.metric!r} of a delta", hint)
     most = MOST_REPORTS if kind == "depth" else 1
     if len(folders) > most:
-        at_most = f"at most {most} reports" if most > 1 else "one report"
-        fault = f"--kind {kind} draws {at_most}, and there are {len(folders)}"
+        fault = f"--kind {kind} draws {most} at most, and there are {len(folders)} reports"
         raise ShadowError(fault, f"name one of them, such as {folders[0]}")
     if len(folders) > 1 and len(choice.modules) > 1:
-        fault = "several modules of several reports do not fit one figure"
-        raise UsageError(fault, "name one --module, or one report")
+        raise UsageError("several modules of several reports", "name one --module, or one report")
     sources = [read_source(folder, choice.component) for folder in folders]
     with styled():
         figure, notes = compose(kind, sources, choice)
