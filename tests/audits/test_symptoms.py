@@ -116,7 +116,7 @@ SYMPTOMS = {
         for claim, more in (("same", ""), ("trained", "--frozen embed"), ("stored", ""))
     },
     "layers that the model does not have": (
-        "verify trained ./base ./tuned --frozen layers.0-99", 2, ["layers.0-99"]),
+        "verify trained ./base ./tuned --frozen layers.0-99", 2, ["-99"]),
     "two equal ones": ("verify same ./base ./copy", 0, []),
     "one folder": ("audit ./base", 2, ["one checkpoint"]),
     "an adapter moves its modules": ("verify trained ./base ./adapter", 0, ["all 8 tensors"]),

@@ -134,11 +134,9 @@ class Patterns:
                     fault = f"{pattern.fault.message}, and no tensor's name begins with it"
                     raise UsageError(fault, pattern.fault.hint)
                 pattern = replace(pattern, named=frozenset(own))
-            elif beyond := pattern.beyond(every):
-                fault = f"{pattern.text}: no tensor lies in {beyond}"
+            elif (beyond := pattern.beyond(every)) or not any(map(pattern.may_cover, every)):
+                fault = f"no tensor lies at {beyond or pattern.text}"
                 raise UsageError(fault, f"there are {_there(every)}")
-            elif not any(map(pattern.may_cover, every)):
-                raise UsageError(f"no tensor lies at {pattern.text}", f"there are {_there(every)}")
             each.append((should, pattern))
         return Patterns(each)
 
