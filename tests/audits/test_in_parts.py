@@ -263,6 +263,7 @@ run_pair(pair, Settings(Method(), Filter()), Path("out"), runtime)
 """
 
 
+@pytest.mark.slow
 def test_each_shard_is_fetched_once(tmp_path):
     """Twelve downloads of whole files, each of another one."""
     folders = {
