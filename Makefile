@@ -72,7 +72,7 @@ check: setup  ## lint (JavaScript too), format, types, imports, generated pages
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/lint-imports --no-cache --no-logo imports.toml
 	mkdir -p build  # the page has one script, put together from several files: only as one it can be told what is unused
-	$(BIN)/python -c "from shadow.outputs.page.html import scripts; print(scripts()['page'])" > build/page.js
+	$(BIN)/python -c "from shadow.outputs.page import page_script; print(page_script())" > build/page.js
 	$(BIN)/oxlint --no-ignore --config .oxlintrc.json build/page.js src/shadow/outputs/page/scripts/theme.js
 	$(BIN)/python tests/wording.py
 	$(BIN)/python tests/weight.py

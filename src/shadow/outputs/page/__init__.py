@@ -129,9 +129,7 @@ def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequenc
         number("relative norm", NORM, "share"),
         worded("finding", finding),
     ]
-    theme = file_text("scripts/theme.js")
-    ours = "\n".join(file_text(f"scripts/{name}.js") for name in ("look", "pair", "page"))
-    scripts = {"theme": theme, "page": f'"use strict";\n(() => {{\n{ours}}})();\n'}
+    scripts = {"theme": file_text("scripts/theme.js"), "page": page_script()}
     digests = (hashlib.sha256(text.encode()).digest() for text in scripts.values())
     allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     # escapes, refuses undefined names, and makes control characters visible
@@ -162,6 +160,12 @@ def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequenc
         notation=NOTATION,
         version=__version__,
     )  # fmt: skip
+
+
+def page_script() -> str:
+    """Return the script that draws the page, put together from its files."""
+    ours = "\n".join(file_text(f"scripts/{name}.js") for name in ("look", "pair", "page"))
+    return f'"use strict";\n(() => {{\n{ours}}})();\n'
 
 
 @cache
