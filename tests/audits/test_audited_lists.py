@@ -246,9 +246,8 @@ def test_bytes_are_those_that_came_over_the_network(toys, hub, run):
         assert [(row.bytes, len(row.base_commit)) for row in rows] == [(2 * size, 40), (size, 40)]
 
 
-@pytest.mark.parametrize(
-    "how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
     """Done, pending, pending; the rerun's numbers are those of a run that was not stopped."""
     planted.toy(tmp_path / "base", 0, 2)

@@ -361,7 +361,7 @@ def test_what_the_model_does_not_have_is_wrong_usage(pair, first, tmp_path, chos
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("command", ["audit", "plan"])
+@pytest.mark.parametrize("command", every(2, ["audit", "plan"]))
 def test_exit_2_comes_when_no_pair_has_it(toys, shadow, command):
     """Where one pair has it, the other is a failed pair, and the code is 1."""
     for seed, name in enumerate(("deep", "deeper"), 2):

@@ -166,6 +166,7 @@ def test_frequencies_that_transformers_computes_are_no_tensor_of_one_side(sides,
     assert (row["side"], row["status"]) == ("tuned", "skipped")
 
 
+@pytest.mark.slow
 def test_a_choice_of_files(sides, tmp_path):
     """Several files need --file, which is refused where no side has a GGUF file."""
     _, paths = sides
@@ -233,6 +234,7 @@ def test_a_merge_onto_a_quantised_base_is_told_from_one_onto_the_original(sides,
     assert outcome("base", quantised) == "inconclusive"
 
 
+@pytest.mark.slow
 def test_gguf_files_of_the_hub_come_whole_or_in_ranges(sides, tmp_path):
     """A chosen file of a repository of several: one layer by byte ranges, all as a whole file."""
     _, paths = sides

@@ -209,6 +209,7 @@ def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
 # Names, revisions, rights
 
 
+@pytest.mark.slow
 def test_a_revision_is_read_at_its_commit(run, hub, folders, tmp_path, small):
     """Of a branch, tag or commit. Where a branch moved on the report stays without --overwrite."""
     base, tuned = folders["small-base"], folders["small-tuned"]

@@ -49,6 +49,7 @@ def assert_goes_on(done: Run, hub: Hub, tmp_path: Path, wanted: dict[str, pd.Dat
     assert sum(downloads(hub).values()) <= 6, "five shards, and the one that was on its way"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "disk", every(2, [("--max-disk", "4.5MB"), ()]), ids=["freeing", "keeping"]
 )
@@ -173,6 +174,7 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
     assert blobs(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_too_small_is_refused_with_numbers(run, hub, tmp_path):
     """Before the first byte of a weight, and nothing is left."""
     error = recorded(run(*PAIR, "-o", "out", "--max-disk", "1MB"), "4.5 MB", "1.0 MB")

@@ -63,6 +63,7 @@ def test_units_that_are_equal_cannot_be_told_apart(tmp_path, value):
         assert [one.code for one in found.against] == ["unknown"]
 
 
+@pytest.mark.slow
 def test_models_that_were_initialised_apart_are_none(tmp_path):
     """Also beside one that is related, which is named."""
     others = [apart(tmp_path / str(seed), seed) for seed in range(3)]

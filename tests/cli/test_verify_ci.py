@@ -85,6 +85,7 @@ def test_of_several_claims_failures_come_first_and_totals_last(folder):
     assert found.out.startswith("fault: same A=")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", every(3, [(), ("-q",), ("--json",)]))
 def test_a_reader_that_goes_loses_no_results(folder, options):
     """Of a closed pipe: the file has all cases, and the code is 1."""

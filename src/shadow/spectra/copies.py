@@ -171,7 +171,7 @@ def has_few_levels(original: Matrix, copy: Matrix) -> bool:
     def repeat(beside: int) -> bool:
         usual = _repeats(any_values, beside)
         by_chance = ERRORS * math.sqrt(2 * max(usual, REPEATS) / entries)
-        return _repeats(second, beside) > MORE * usual + REPEATS + by_chance
+        return _repeats(second, beside) > usual + max((MORE - 1) * usual + REPEATS, by_chance)
 
     return any(map(repeat, BESIDE))
 
