@@ -134,7 +134,7 @@ LASTING = {
 }
 
 
-@pytest.mark.parametrize("fault", every(9, LASTING), ids=" of ".join)
+@pytest.mark.parametrize("fault", every(18, LASTING), ids=" of ".join)
 def test_a_fault_that_stays_is_one_line(run, hub, tmp_path, fault):
     """After six tries, or at once where waiting makes no sense: exit 1, a hint, no report."""
     action, tries = LASTING[fault]

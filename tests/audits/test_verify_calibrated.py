@@ -110,7 +110,7 @@ CASES = [(kind, None) for kind in PACKED] + [
 
 
 @pytest.mark.parametrize("cols", every(2, [128, 640]))
-@pytest.mark.parametrize("case", every(3, CASES), ids=str)
+@pytest.mark.parametrize("case", every(6, CASES), ids=str)
 def test_a_copy_that_nothing_trained_did_not_move_and_is_not_excluded(tmp_path, case, cols):
     """`trained` never holds of it, and `quantised` never says that it does not."""
     kind, dequantised = case
