@@ -358,6 +358,8 @@ def test_claims_of_models_on_the_hub(run, hub, folders):
     hub.add("org/copy", folders["tuned"])
     stored = ("verify", "stored", "org/tuned", "org/copy", "--base", "org/base")
     run("verify", "same", "org/base", "org/none").assert_refused()
+    run("verify", "same", "org/base", "org/base@main").assert_done(5)
+    run("verify", "same", "org/tuned", "org/copy").assert_done()
     for words in (("verify", "mixture", "org/tuned", "org/base", "org/tuned"), stored):
         error = run(*words, "--max-disk", "2MB").assert_refused()
         assert "2.0 MB" in error

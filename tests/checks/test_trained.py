@@ -38,6 +38,7 @@ CASES = [  # rows -> outcome, codes of reasons, of what speaks against it with i
     ([STEP, row("move", 0, (HELD,), is_initial=True)], YES, "moved", {}, "stuck initial"),
     ([STEP, row("move", 0, is_initial=True)], YES, "moved", {}, "initial"),
     ([row("either", 9)], OPEN, "nothing", {}, "beside"),
+    ([row("move", 0, is_initial=True)], OPEN, "nothing", {}, "initial"),
     ([STEP, row("move", 0, is_update=True)], NO, "not_moved", {"equal": None}, "idle"),
 ]
 

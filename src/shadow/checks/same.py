@@ -59,7 +59,7 @@ class Compared(Evidence):
     """By module, what two adapters multiply their updates by, where that differs."""
     dora: str = ""  # which of two adapters is the only one that gives rows their norms, A or B
     reshaped: Sequence[str] = ()  # the shapes of each vector that both store in another shape
-    unscanned: Literal["", "equal_checksums", "equal_files"] = ""
+    unscanned: Literal["", "one_checkpoint", "equal_checksums", "equal_files"] = ""
     """Why no weights were decoded."""
     stored: Sequence[int] = ()  # of equal files: the entries of each tensor
 
@@ -67,7 +67,9 @@ class Compared(Evidence):
 def judge(found: Compared) -> Answer:
     """Judge by values; what cannot be read leaves the answer open unless something differs."""
     if found.unscanned:
-        reason = Reason(found.unscanned, {"tensors": len(found.stored)})
+        reason = Reason(found.unscanned, {"tensors": len(found.stored), "names": ["A", "B"]})
+        if found.unscanned == "one_checkpoint":
+            return Answer(Outcome.INCONCLUSIVE, [reason])
         figures: dict[str, Figure] = {}
         if found.stored:
             figures = {"tensors": len(found.stored), "entries": sum(found.stored)}
@@ -168,6 +170,9 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
     from shadow.run.sides import found_all, open_found
 
     found = found_all(asked.named, runtime, scratch)
+    states = {(one.reference, one.commit) for one in found.values()}
+    if len(states) == 1 and all(commit for _, commit in states):  # org/x and org/x@main
+        return Compared(unscanned="one_checkpoint")
     if _have_equal_checksums(*found.values()):
         return Compared(unscanned="equal_checksums")
     first, second = (open_found(one, runtime, scratch / name) for name, one in found.items())

@@ -34,7 +34,7 @@ WORDS = {
     "moved": "{tensors:all tensor|tensors} that should have moved did",
     "frozen": "{tensors:all tensor|tensors} that should be frozen {tensors|is|are} equal in every"
     " entry",
-    "nothing": "no tensor that the patterns name was compared",
+    "nothing": "no tensor that the patterns name was compared, or none could move",
     # of a tensor
     "equal": "it is equal to the base's in every entry",
     "changed": "it has changed",
@@ -58,8 +58,8 @@ WORDS = {
     "beside": "no pattern names {tensors:count tensor|tensors}; {moved:count} of them moved",
     "initial": "{vectors:count vector|vectors} of 1 or of 0 did not move, and may be unable to:"
     " {names}",
-    "too_coarse": "{tensors:count tensor|tensors} did not move, and may be unable to:"
-    " {formats:and} {formats|is|are} coarse there for the typical step of {step:ratio}: {names}",
+    "too_coarse": "{tensors:count tensor|tensors} did not move, and may be unable to, as"
+    " {formats:and} cannot hold the typical step of {step:ratio} there: {names}",
 }
 
 
