@@ -115,6 +115,7 @@ SYMPTOMS = {
             f"verify {claim} ./base ./copy/../base {more}", 5, ["one checkpoint"])
         for claim, more in (("same", ""), ("trained", "--frozen embed"), ("stored", ""))
     },
+    "one folder that is missing": ("verify same ./nope ./nope", 1, ["no such folder"]),
     "layers that the model does not have": (
         "verify trained ./base ./tuned --frozen layers.0-99", 2, ["-99"]),
     "two equal ones": ("verify same ./base ./copy", 0, []),

@@ -242,6 +242,13 @@ def test_what_stands_beside_the_adapter_must_be_the_bases(tmp_path):
     assert told_wrong(cut) == [(embed, "rows_only_in")]
 
 
+def test_an_adapter_of_other_modules_says_nothing_of_the_base(tmp_path):
+    base = based(torch.bfloat16)
+    other = {name.replace("_proj", "_p"): one for name, one in factors().items()}
+    found = recorded(tmp_path, base, other, {name: one + 0.02 for name, one in base.items()})
+    assert "other_base" not in codes(found)
+
+
 @pytest.mark.parametrize("kind", ["another", "a stage", "narrower", "deeper", "other names"])
 def test_a_wrong_base_is_asked_for_before_all(tmp_path, kind):
     """Another model, another stage of it, another width or depth: the first reason names what the

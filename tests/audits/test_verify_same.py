@@ -17,6 +17,7 @@ from effort import chosen
 from safetensors.torch import load_file, save_file
 
 import shadow
+from shadow.errors import ShadowError
 from shadow.run import scan as scan_module
 
 UP = planted.UP
@@ -285,7 +286,6 @@ OF_MISTRAL = {
     "a change in the one of another name": (
         in_pairs(more=[OWN_Q]), in_pairs(more=[OWN_Q], change=OWN_Q), NO, 256),
     "heads that are none": (in_pairs("x"), in_pairs("x", change=WK), NO, 256),
-    "heads beyond any number": (in_pairs(10**400), in_pairs(10**400, change=WK), NO, 256),
 }  # fmt: skip
 
 
@@ -303,6 +303,15 @@ def test_heads_of_mistrals_params_decide_on_its_order(case, tmp_path):
     found = shadow.verify("same", *folders)
     assert found.outcome == outcome
     assert differ is None or found.figures["entries_differ"] == differ
+
+
+def test_a_broken_params_of_mistrals_is_named(tmp_path):
+    for name, params in (("a", '{"n_heads": 2}'), ("b", "{")):
+        (tmp_path / name).mkdir()
+        save_file(in_pairs()[0], tmp_path / name / "consolidated.safetensors")
+        (tmp_path / name / "params.json").write_text(params)
+    with pytest.raises(ShadowError, match=r"params\.json: not JSON"):
+        shadow.verify("same", tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize("params", ["{", "[1]", "[" * 100_000, "", "\0"])

@@ -123,6 +123,7 @@ def test_an_absent_head_without_a_word_on_tying_is_only_on_one_side():
         ("U8", (16, 1), {"name": "x.weight"}, "quantized"),
         ("F16", (4, 4), {"name": "x.scales", "beside": ("x.qweight", "I32")}, "quantized"),
         ("F8_E4M3", (4, 4), {"name": "x.w", "beside": ("x.w_scale_inv", "F32")}, "quantized"),
+        ("F8_E4M3", (4, 4), {"name": "x.weight", "beside": ("x.scale_weight", "F32")}, "quantized"),
         ("F32", (4, 4), {"name": "x.w_scale_inv", "beside": ("x.w", "F8_E4M3")}, "quantized"),
         ("I64", (), {"name": "steps"}, "not_float"),
     ],

@@ -421,3 +421,9 @@ def test_a_folder_whose_name_is_not_utf8_is_told_before_anything_is_measured(
     shadow(*PAIR).assert_done()
     (tmp_path / "out").rename(tmp_path / odd)
     shadow("show", odd).assert_refused(2)
+
+
+def test_letters_that_an_encoding_lacks_are_question_marks(folders, shadow, tmp_path):
+    other = folders[1].rename(tmp_path / "t\u00fcn\u00e9d")
+    done = shadow("verify", "same", folders[0], other, env={"PYTHONIOENCODING": "ascii"})
+    assert "t?n?d" in done.assert_done(4)

@@ -186,7 +186,7 @@ def _scaled(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, Shape]:
     elif is_inverse or grid not in ((), (rows,), (rows, 1)):
         high, wide = _block_of(m.settings, (128, 128) if is_inverse else (high, wide))
         fits = grid == (*stack, -(-rows // high), -(-cols // wide))
-        _require(fits, f"weight_scale has the shape {grid}")
+        _require(fits, f"weight_scale{'_inv' * is_inverse} has the shape {grid}")
     return (*stack, rows, cols), (8, high, wide, 0)
 
 
@@ -343,7 +343,11 @@ def packed_modules(tensors: Tensors, config: Config) -> dict[str, str]:
         elif info.dtype in PACKING and said and len(info.shape) >= 2:
             unnamed[name] = said
         elif info.dtype.startswith("F8_E") and any(
-            one in tensors for one in (f"{name}_scale", f"{name}_scale_inv", f"{owner}.scale")
+            one in tensors
+            for one in (
+                *(f"{name}_scale", f"{name}_scale_inv"),
+                *(f"{owner}.scale", f"{owner}.scale_weight"),
+            )
         ):
             unnamed[owner] = FP8
     formats = {owner: FORMATS[rank].name for owner, rank in ranks.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
 import json
@@ -275,12 +274,12 @@ def _opened_folder(
         sizes = [info.end - info.start for info in header.tensors.values()]
         fingerprint.update(said.encode() + data.sample(starts, sizes))
         held.require_unchanged()
-    if not has_config and any(
+    is_paired = any(
         PAIRED.fullmatch(one) for header, _ in shards.values() for one in header.tensors
-    ):
-        with contextlib.suppress(FileError, OSError):
-            params = _read_json(root / PARAMS, PARAMS)
-            config = {ours: params[theirs] for ours, theirs in HEADS.items() if theirs in params}
+    )
+    if is_paired and not has_config and (root / PARAMS).is_file():
+        params = _read_json(root / PARAMS, PARAMS)
+        config = {ours: params[theirs] for ours, theirs in HEADS.items() if theirs in params}
     fingerprint.update(json.dumps(config, sort_keys=True).encode())
     if weights.adapter:
         fingerprint.update(repr(weights.adapter).encode())

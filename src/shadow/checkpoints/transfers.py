@@ -32,9 +32,9 @@ class Transfer:
 
 
 def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: int) -> list[R]:
-    """Yield function(item, stop) for every item, in order, computed by that many daemon threads.
+    """Return function(item, stop) for every item, in order, computed by that many daemon threads.
 
-    stop is set when the iteration is abandoned. Raises the error of the first item that fails.
+    stop is set when the call ends. Raises the error of the first item that fails.
     """
     futures: list[Future[R]] = [Future() for _ in items]
     waiting = deque(zip(futures, items, strict=True))

@@ -39,8 +39,9 @@ WORDS = {
     " {matrices:count matrix|matrices}, within the rounding of {formats}",
     "whole": "{tensors:all tensor|tensors} that the adapter holds whole {tensors|is|are} in the"
     " merged model",
-    "other_base": "check BASE first: it looks like another model than the adapter was merged into"
-    "[ (the adapter's config names {named})], as most of what the adapter leaves alone differs",
+    "other_base": "check BASE first: most of what the adapter leaves alone differs or is missing,"
+    " so the adapter was merged into another model[ (its config names {named})], or MERGED was"
+    " trained further",
     # of one matrix, and of several
     "not_finite": f"some entries are not finite[ in {{where}}]{ERROR}",
     "not_applied": "the adapter is not applied[ in {where}]",
@@ -224,7 +225,9 @@ def _is_other_base(found: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool
         one for one in found.unmatched if one.side != "adapter" and one.why.code != "rows_only_in"
     ]
     tensors = len(found.modules) + len(found.beside) + len(unmatched)
-    return 2 * changed > sum(one.row.entries for one in alone) or 2 * len(unmatched) > tensors
+    differs = 2 * changed > sum(one.row.entries for one in alone)
+    # an adapter of which no module is in the base says nothing of what differs
+    return (differs and bool(found.modules)) or 2 * len(unmatched) > tensors
 
 
 def _fault(code: str, copy: Value, some: Sequence[Module], matrices: int) -> Reason:

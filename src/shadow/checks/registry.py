@@ -116,8 +116,9 @@ def verify(asked: Question, runtime: Runtime) -> Verification:
     """Check a claim. Raises ShadowError if a checkpoint cannot be read."""
     check = asked.check
     assert check.gather is not None, "a check of checkpoints"
-    places = [Path(one.repo).resolve() if one.is_folder else one for one in asked.models]
-    if check.code in OF_PAIRS and len(places) == 2 and places[0] == places[1]:
+    places = [Path(one.repo).resolve() for one in asked.models if one.is_folder]
+    is_one = len(places) == 2 and places[0] == places[1] and places[0].exists()
+    if check.code in OF_PAIRS and is_one:
         why = Reason("one_checkpoint", {"names": check.names(2)})
         return Verification(check, asked.of, Answer(Outcome.INCONCLUSIVE, [why]))
     with (

@@ -187,6 +187,7 @@ def run() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
+    console.forgive_letters()
     console.begin()
     try:
         try:

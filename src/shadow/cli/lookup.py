@@ -48,7 +48,9 @@ def explain(
     every: bool = option(
         "Show the schema of report files: every table and column.", False, "--all"
     ),
-    format: shared.Format = shared.FORMAT,
+    format: shared.Format = option(
+        "With --all: print a table or json (short: --json).", "table", metavar="FORMAT"
+    ),
 ) -> None:
     """Explain a column or another word of a report. For a column, that is its formula, range, null
     value, source and pitfalls. With --all, every table.
@@ -57,7 +59,9 @@ def explain(
     from shadow.telling import dictionary
 
     if (every or format != "table") and (words or not every):
-        raise UsageError("--all shows every table, and --json goes with it", "leave the word out")
+        raise UsageError(
+            "--all shows every table, and --json goes with it", "give --all and no word"
+        )
     if format != "table":
         console.show_json(schema_json())
     elif every:

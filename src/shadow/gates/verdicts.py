@@ -55,7 +55,7 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
     "inconclusive": "it is inconclusive: {why}",
     "absent": "{why}",
     "states": "{states}",
-    "not_compared": "not all of {what} was compared",
+    "not_compared": "not all of {what} was compared, or the model does not have it",
     "identical": "{what} is 0, because all that it names is identical",
     "within_error": "{figures} is an estimate whose error reaches the threshold: measure with"
     " --level full",

@@ -1,13 +1,14 @@
 """The index of a list: index.json, with the state of each pair.
 
 The reports are authoritative, and lie where `shadow audit` puts them; the index lists which exist,
-which failed and why, and which are pending. It is rewritten after every pair; what a killed run
+which failed and why, and which are pending. It is rewritten from time to time; what a killed run
 did not write is read from the reports: see `refreshed`. Reading it imports nothing that computes.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -248,6 +249,9 @@ def read_index(folder: Path) -> Index | None:
     return Index(content.version, kind, content.list, content.pairs)
 
 
+SHARE = 100  # times what a write of the index takes pass before the next one: it takes 1 %
+
+
 def with_index(
     selection: Selection,
     settings: Settings,
@@ -258,8 +262,8 @@ def with_index(
     """Update the index of a folder while the pairs of a selection are audited; yields their
     outcomes.
 
-    It is written at the start and after every pair. store: where reports are uploaded, and the
-    index at the end, even of a run that is stopped. Raises ShadowError.
+    It is written at the start, from time to time, and at the end, even of a run that is stopped.
+    store: where reports are uploaded, and the index at the end. Raises ShadowError.
     """
     with alone_at(output, LOCK), closing(outcomes):
         uploaded = None
@@ -269,26 +273,31 @@ def with_index(
         index = begun(output, selection, settings, uploaded)
         rows = {row.key: row for row in index.rows}
 
-        def write() -> None:
+        def write() -> float:
+            """Write the index, and return when the next write is due."""
+            started = time.monotonic()
             write_index(output, replace(index, rows=tuple(rows.values())))
+            return time.monotonic() + SHARE * (time.monotonic() - started)
 
-        def upload() -> None:
+        def end() -> None:
+            write()
             if store is not None:
                 store.put(output / INDEX)
 
-        write()
+        due = write()
         try:
             for outcome in outcomes:
                 key = outcome.pair.family, outcome.pair.name
                 rows[key] = _row_after(rows[key], outcome)
-                write()
+                if time.monotonic() >= due:
+                    due = write()
                 if outcome.state != "stopped":  # which raises at the next step
                     yield outcome
         except BaseException:
             with suppress(ShadowError):
-                upload()
+                end()
             raise
-        upload()
+        end()
 
 
 def _row_after(before: ListRow, outcome: PairOutcome) -> ListRow:

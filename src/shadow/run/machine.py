@@ -61,7 +61,7 @@ def machine_limits(root: Path = Path("/")) -> MachineLimits:
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, str]]:
-    """Return folders and names of the groups that limit this process: its own, then its
+    """Yield folders and names of the groups that limit this process: its own, then its
     ancestors.
     """
     of_process = re.search(r"^0::(.*)$", _text(root / "proc/self/cgroup"), re.MULTILINE)

@@ -190,7 +190,7 @@ def _place_columns(place: Place) -> dict[str, Cell]:
 def _matrix_rows(
     pair: MatrixPair, outcome: MatrixOutcome, identity: ReportMetadata
 ) -> Iterator[dict[str, Cell]]:
-    """Return the rows of a matrix without energy_share, which needs the whole pair."""
+    """Yield the rows of a matrix without energy_share, which needs the whole pair."""
     base, tuned = pair.base.info if pair.base else None, pair.tuned.info
     dtypes = {"base": base.dtype if base else None, "tuned": tuned.dtype, "delta": tuned.dtype}
     if base is not None and base.dtype != tuned.dtype:
