@@ -48,16 +48,15 @@ def test_gate_has_quiet_too(inside, demo_reports):
     assert quiet.out == loud.out
 
 
-@pytest.mark.parametrize("is_list", [False, True])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_quiet_has_no_progress_in_a_terminal(monkeypatch, is_list, hidden):
-    """The bars of a pair and of a list."""
+def test_quiet_has_no_progress_in_a_terminal(monkeypatch, hidden):
+    """The bars of two pairs at a time: they are there until both are done."""
     written = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=written, force_terminal=True, width=80))
     monkeypatch.setattr(console, "is_watched", lambda which: True)
-    with (
-        console.pairs_progress(2, together=is_list, hidden=hidden) as watch,
-        watch("demo:base..narrow") as update,
-    ):
-        update(Progress(done=1, total=2, cost_done=1, cost_total=2))
+    watch = console.pairs_progress(2, hidden=hidden)
+    with watch("demo:base..narrow") as update:
+        with watch("demo:base..broad"):
+            update(Progress(done=1, total=2, cost_done=1, cost_total=2))
+        written.seek(written.truncate(0))
     assert bool(written.getvalue()) != hidden

@@ -103,22 +103,6 @@ def test_a_reader_that_goes_loses_no_results(folder, options):
     assert (len(cases), suite.get("failures"), suite.get("errors")) == (3, "3", "0")
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "verify same ./a ./b --junit --help", "verify same ./a ./b --junit=--help",
-        "verify --claims --json", "verify trained ./a ./b --moved --frozen",
-        "audit ./a ./b --output --json", "audit ./a ./b -o --json", "gate out --fail-on --quiet",
-        "compare a b --output --json", "plan ./a ./b --jobs --json", "clean --older --yes",
-    ],
-)  # fmt: skip
-def test_a_value_never_begins_with_two_dashes(folder, line):
-    """It is wrong usage of every option that takes a value, and makes no file."""
-    before = sorted(folder.iterdir())
-    run_shadow(*line.split(), cwd=folder).assert_refused(2)
-    assert sorted(folder.iterdir()) == before
-
-
 def test_what_follows_two_dashes_alone_is_no_option(folder):
     """As everywhere: a folder may have such a name."""
     (folder / "a").rename(folder / "--a")

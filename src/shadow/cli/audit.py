@@ -24,7 +24,7 @@ from shadow.extras import require
 from shadow.lists.request import AuditRequest, Measuring
 from shadow.options import option
 from shadow.reports.folders import here
-from shadow.run.runtime import Files, Runtime, access_of
+from shadow.run.runtime import Files, Runtime, access_of, ignore
 from shadow.storage import Store, located, work_folder
 from shadow.text import counted, visible
 
@@ -57,7 +57,7 @@ def audit(
     strict: bool = option(
         "Exit with 3 if a tensor was skipped that should have been measured.",
         False,
-        rich_help_panel=shared.PANELS["Rules"],
+        rich_help_panel="Rules",
     ),
     format: shared.Format = shared.FORMAT,
     quiet: bool = shared.QUIET,
@@ -76,7 +76,7 @@ def audit(
     begin(rules.junit, "audit")
     judging = rules_of(rules)
     ray = Ray.of(engine)
-    say = console.say_nothing if quiet else console.say
+    say = ignore if quiet else console.say
     selection = selected(targets, pairs)
     claims = claims_of(selection)
     from shadow.process_settings import uncollected
@@ -139,9 +139,8 @@ def audit(
             is_kept = outcome.state == "kept"
             return at_fault(pair.family, pair.name, fault, seconds=outcome.seconds, kept=is_kept)
 
-    together = selection.is_list or (ray is not None and not request.is_cut)
-    bars = console.pairs_progress(len(names), together=together, hidden=quiet)
-    with console.continuable(request.folders()), bars as watch:
+    watch = console.pairs_progress(len(names), hidden=quiet)
+    with console.continuable(request.folders()):
         outcomes = perform(request, say=say, watch=watch)
         if not names:
             say(_nothing_to_audit(selection))

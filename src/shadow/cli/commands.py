@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperCommand, TyperGroup
 
 from shadow import __version__
 from shadow.cli import audit, compare, console, gate, lookup, options, reports, verify
@@ -20,7 +20,6 @@ from shadow.gone import gone
 
 # options whose words may be gone
 KINDS = {"--to": "format", "--kind": "figure", "--format": "output"}
-FIRST = 5  # commands that a group's help begins with
 EXAMPLES = {
     "audit": (
         "shadow audit demo",
@@ -51,24 +50,13 @@ class Commands(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print one line per command, so that all of them fit a terminal of 24 rows."""
+        """Print plain help without options, so that all commands fit a terminal of 24 rows."""
         formatter = ctx.make_formatter()  # of the other one what is written is taken for a fault
-        formatter.write_usage(ctx.command_path, "COMMAND ...")
-        formatter.write_paragraph()
-        formatter.write_text(self.help or "")
-        longest = max(map(len, self.commands))
-        rows = [
-            (name.ljust(longest), one.get_short_help_str(formatter.width - longest - 4))
-            for name, one in self.commands.items()
-        ]
-        for part in filter(None, (rows[:FIRST], rows[FIRST:])):
-            formatter.write_paragraph()
-            with formatter.indentation():
-                formatter.write_dl(part)
-        if self.epilog:
-            formatter.write_paragraph()
-            formatter.write_text(self.epilog)
-        print(formatter.getvalue(), end="")
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        self.format_commands(ctx, formatter)
+        self.format_epilog(ctx, formatter)
+        print(formatter.getvalue().rstrip())
 
 
 class Command(TyperCommand):
@@ -85,33 +73,19 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse like typer, with `--json` short for `--format json`. Raises UsageError for an
-        option or word that was removed, and for `--junit --help`: what looks like an option is
-        meant as one.
+        option or word that was removed.
         """
-        takes_value = {
-            name: not (one.is_flag or one.count)
-            for one in self.params
-            if isinstance(one, TyperOption)
-            for name in (*one.opts, *one.secondary_opts)
-        }
-        end = args.index("--") if "--" in args else len(args)
-        typed, rest = args[:end], args[end:]
-        if "--format" in takes_value:
-            typed = ["--format=json" if word == "--json" else word for word in typed]
-        for word, following in pairwise([*typed, ""]):
-            if not word.startswith("-"):
-                continue
-            name, is_one_word, value = word.partition("=")
-            value = value if is_one_word else following
-            error = gone(KINDS.get(name, ""), value)
-            if name not in takes_value:
+        known = {name for one in self.get_params(ctx) for name in (*one.opts, *one.secondary_opts)}
+        if "--format" in known:
+            args = ["--format=json" if word == "--json" else word for word in args]
+        for word, following in pairwise([*args, ""]):
+            name, _, value = word.partition("=")
+            error = gone(KINDS[name], value or following) if name in KINDS else None
+            if word.startswith("-") and name not in known:
                 error = gone("option", f"{ctx.info_name}:{name}") or gone("option", name)
-            elif takes_value[name] and value.startswith("--"):
-                hint = f"write its value after it, such as {name} VALUE; a file may be ./--NAME"
-                error = UsageError(f"{name} has no value: {value[:80]!r} begins with --", hint)
             if error:
                 raise error
-        return super().parse_args(ctx, [*typed, *rest])
+        return super().parse_args(ctx, args)
 
 
 def claims() -> tuple[str, ...]:
@@ -156,7 +130,7 @@ def _add(group: typer.Typer, command: Callable[..., None], name: str | None = No
     """Add a command. Its help is its docstring, a line a paragraph, as Rich keeps line breaks."""
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    group.command(name, cls=Command, help=text)(options.typed(command))
+    group.command(name or command.__name__, cls=Command, help=text)(options.typed(command))
 
 
 for _command in (
@@ -187,13 +161,12 @@ def run() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
-    console.forgive_letters()
     console.begin()
     try:
         try:
             code = app(standalone_mode=False) or 0
         finally:
-            console.flush()
+            print(end="", flush=True)  # so that a full disk is noticed here, not on exit
             # to look for cycles once more when Python ends, among all of torch, takes 0.6 s
             gc.freeze()
         if code == INTERRUPTED:  # so typer answers a KeyboardInterrupt
@@ -201,8 +174,7 @@ def run() -> int:
     except Unfinished:
         return stop(f"{STOPPED}; run the same command again to continue")
     except typer.TyperException as fault:
-        words = " ".join(str(getattr(fault, "format_message", fault.__str__)()).split())
-        if message := words.rstrip("."):  # none where it showed the help
+        if message := " ".join(fault.format_message().split()).rstrip("."):  # else it was the help
             context = getattr(fault, "ctx", None)
             hint = f"`{context.command_path} --help` lists what there is" if context else None
             message = message.replace(": Value error, ", ": ")  # of pydantic
@@ -211,13 +183,11 @@ def run() -> int:
     except ShadowError as error:
         console.complain(error)
         return 2 if isinstance(error, UsageError) else 1
-    except BrokenPipeError:  # the reader (`| head`) has gone
-        console.give_up()
-        return 1
     except OSError as error:
         console.give_up()
-        where = error.filename or "input or output failed"  # such as a full disk
-        console.complain(ShadowError(f"{where}: {error.strerror or error}"))
+        if not isinstance(error, BrokenPipeError):  # else the reader (`| head`) has gone
+            where = error.filename or "input or output failed"  # such as a full disk
+            console.complain(ShadowError(f"{where}: {error.strerror or error}"))
         return 1
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):

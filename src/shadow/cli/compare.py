@@ -89,7 +89,7 @@ def lineage(
     format: shared.Format = shared.FORMAT,
     registry: Path | None = shared.REGISTRY,
 ) -> None:
-    """Show the stages of one base in order, and what each step changed.
+    """Show the stages of one base in order, and what each changed.
 
     The order comes from the checkpoints that finished reports name: the tuned side of one is the
     base of the next.

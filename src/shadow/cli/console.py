@@ -24,33 +24,28 @@ from shadow.text import byte_size, inert, redacted, visible
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from shadow.engines.engine import Watch
     from shadow.run.runtime import Progress as State
     from shadow.telling.document import Document
 
-Update = Callable[["State"], None]
-Watch = Callable[[str], contextlib.AbstractContextManager[Update]]
 EVERY = 30.0  # seconds between two lines of progress
 if os.environ.get("COLUMNS") == "0":  # of a terminal without a size: rich would print nothing
     del os.environ["COLUMNS"]
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 BLANK_LINE = r"(?m:^)(?:[^\S\n]|\x1b\[[0-9;]*m)*\n"  # colours are no letters
-
-
-def forgive_letters() -> None:
-    """Print a question mark for a character that the terminal lacks: no audit must end of it."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-
-
 _views = 0  # that this command has displayed
 
 
 def begin() -> None:
-    """Begin a command: nothing has been shown yet."""
+    """Begin a command: nothing has been shown yet. A character that the terminal lacks is a
+    question mark from now on: no audit must end of it.
+    """
     global _views
     _views = 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def show(document: Document) -> None:
@@ -81,19 +76,15 @@ def show_text(text: str) -> None:
     print(text if is_watched(out) else inert(text), end="")
 
 
-def say(text: str) -> None:
-    """Print one message line on stderr."""
-    _print(escape(visible(redacted(as_given(text)))))
-
-
-def say_nothing(text: str) -> None:
-    """Drop a message line, for `--quiet`."""
-
-
-def flush() -> None:
-    """Write what stdout still holds, so that a full disk is noticed here, not on exit."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
+def say(text: str, lead: str = "") -> None:
+    """Print one message line on stderr, after markup. It may repeat what was typed, so passwords
+    are left out here.
+    """
+    markup = lead + escape(visible(redacted(as_given(text))))
+    if is_watched(err):
+        err.print(markup)  # above bars
+    else:
+        err.file.write(_rendered(err, markup))
 
 
 def give_up() -> None:
@@ -108,14 +99,10 @@ def annotate(command: str) -> None:
 
 
 def complain(error: ShadowError) -> None:
-    """Print an expected error: one line, and what to do next.
-
-    The text may repeat what was typed, so passwords are left out here.
-    """
-    message, hint = (redacted(as_given(text)) for text in (error.message, error.hint or ""))
-    _print(f"[bold red]error:[/] {escape(visible(message))}")
-    if hint:
-        _print(f"[dim]hint:[/]  {escape(visible(hint))}")
+    """Print an expected error: one line, and what to do next."""
+    say(error.message, "[bold red]error:[/] ")
+    if error.hint:
+        say(error.hint, "[dim]hint:[/]  ")
 
 
 @contextlib.contextmanager
@@ -129,13 +116,6 @@ def continuable(folders: Iterable[Path]) -> Iterator[None]:
         if any(folder.is_dir() for folder in folders):
             raise Unfinished from None
         raise
-
-
-def _print(markup: str) -> None:
-    if is_watched(err):
-        err.print(markup)  # above bars
-    else:
-        err.file.write(_rendered(err, markup))
 
 
 def _rendered(console: Console, renderable: RenderableType) -> str:
@@ -154,71 +134,56 @@ def is_watched(console: Console) -> bool:
     return console.is_terminal and console.file.isatty()
 
 
-@contextlib.contextmanager
-def pairs_progress(total: int, *, together: bool, hidden: bool = False) -> Iterator[Watch]:
-    """Show bars on stderr if somebody watches, otherwise a line every half minute. Yields a
-    function that begins a pair, by its title.
+def pairs_progress(total: int, *, hidden: bool = False) -> Watch:
+    """Return a function that begins a pair, by its title, and shows its progress on stderr: as a
+    bar if somebody watches, otherwise in a line every half minute. hidden: show nothing.
 
-    together: bars stay until the last pair; otherwise each goes after its pair, whose report is
-    printed then. hidden: show nothing.
+    Bars are there while a pair is at work: a report may be printed after it.
     """
-    if hidden:
-        yield lambda title: contextlib.nullcontext(lambda state: None)
-        return
-    bars = _bars() if is_watched(err) else None
-    if bars is not None:
-        every = bars.add_task("pairs", total=total, words="", visible=total > 1)
-    last, ended = time.monotonic(), 0
+    bars = _bars(hidden)
+    every = bars.add_task("pairs", total=total, words="", visible=total > 1)
+    said = time.monotonic()
 
     @contextlib.contextmanager
-    def begin(title: str) -> Iterator[Update]:
-        nonlocal ended
-        if bars is not None:
-            task = bars.add_task(escape(visible(title)), total=None, words="")
+    def begin(title: str) -> Iterator[Callable[[State], None]]:
+        task = bars.add_task(escape(visible(title)), total=None, words="")
 
         def update(state: State) -> None:
-            nonlocal last
+            nonlocal said
             words = [f"{state.done:,} of {state.total:,} matrices"] if state.total else []
             if state.to_move:
                 words.append(f"{byte_size(state.moved)} of {byte_size(state.to_move)} fetched")
-            if bars is not None:
-                whole = state.cost_total or None
-                bars.update(task, total=whole, completed=state.cost_done, words=", ".join(words))
-            elif time.monotonic() - last >= EVERY:
-                last = time.monotonic()
-                if state.cost_total:
-                    words.insert(0, f"{100 * state.cost_done / state.cost_total:.0f} % done")
-                words += [f"{ended:,} of {total:,} pairs done"] if total > 1 else []
-                say(f"{title}: {', '.join(words) or 'at work'}")
+            whole = state.cost_total or None
+            bars.update(task, total=whole, completed=state.cost_done, words=", ".join(words))
+            if bars.disable and not hidden and time.monotonic() - said >= EVERY:
+                said = time.monotonic()
+                share = state.cost_done / (whole or 1)
+                say(f"{title}: {', '.join([f'{100 * share:.0f} % done', *words])}")
 
-        with contextlib.nullcontext() if bars is None or together else bars:
-            try:
-                yield update
-            finally:
-                ended += 1
-                if bars is not None:
-                    bars.remove_task(task)
-                    bars.advance(every)
+        bars.start()
+        try:
+            yield update
+        finally:
+            bars.remove_task(task)
+            bars.advance(every)
+            if bars.task_ids == [every]:
+                bars.stop()
 
-    with bars if bars is not None and together else contextlib.nullcontext():
-        yield begin
+    return begin
 
 
 @contextlib.contextmanager
 def steps(title: str, *, hidden: bool = False) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar of steps on stderr, with the last one's name, if somebody watches."""
-    if hidden or not is_watched(err):
-        yield lambda done, total, what: None
-        return
-    with _bars() as bars:
+    with _bars(hidden) as bars:
         task = bars.add_task(escape(title), total=None, words="")
         yield lambda done, total, what: bars.update(
             task, completed=done, total=total, words=escape(visible(what))
         )
 
 
-def _bars() -> Progress:
+def _bars(hidden: bool) -> Progress:
     from rich.progress import Progress, TextColumn
 
     columns = *Progress.get_default_columns(), TextColumn("{task.fields[words]}", style="cyan")
-    return Progress(*columns, console=err, transient=True)
+    return Progress(*columns, console=err, transient=True, disable=hidden or not is_watched(err))

@@ -21,6 +21,7 @@ from shadow.reports.folders import (
     report_metadata,
     reports_below,
 )
+from shadow.run.runtime import ignore
 from shadow.storage import Store, as_given, located, url_of
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def gate(
             fault = f"{family}:{pair} has no report of its list: {why}"
             hint = "audit the list again, with --overwrite where a report differs"
             judged.append(at_fault(family, pair, ShadowError(fault, hint)))
-    say = console.say_nothing if quiet else console.say
+    say = ignore if quiet else console.say
     baselines = baselines_of(rules, list(names.values()), say)
     for folder, name in names.items():
         baseline = baselines.get(name)

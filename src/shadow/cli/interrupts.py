@@ -14,20 +14,18 @@ IMPORTING = "<frozen importlib._bootstrap>"  # the file of the frames of an impo
 
 
 class Unfinished(BaseException):
-    """Interrupted work that the same command can continue.
-
-    Not an Exception, so that error handlers ignore it, and not a KeyboardInterrupt, which typer
-    handles.
+    """Interrupted work that the same command can continue. Error handlers ignore it, and typer,
+    which handles a KeyboardInterrupt.
     """
 
 
 def end_in_imports(outermost: CodeType) -> None:
     """End the process at once, from now on, where an interrupt falls into an import.
 
-    Native libraries such as torch and pyarrow abort the process, with a core dump, where a
-    KeyboardInterrupt rises through their initialisation. The same where Python would swallow it, as
-    in `__del__`. outermost: the function that runs the command; an import that it is itself part of
-    does not count. A process that ignores interrupts, as one in the background, continues doing so.
+    Native libraries such as torch dump core where a KeyboardInterrupt rises through their
+    initialisation. The same where Python would swallow it, as in `__del__`. outermost: the function
+    that runs the command; imports around it do not count. A process that ignores interrupts, as one
+    in the background, continues doing so.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field, dataclass
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from shadow.errors import ShadowError, UsageError
+from shadow.errors import UsageError
 from shadow.options import ARGUMENT, option, options_of
-from shadow.storage import located, url_of
+from shadow.storage import url_of
 from shadow.text import redacted_url
 
 if TYPE_CHECKING:
@@ -26,18 +26,8 @@ def on_this_machine(given: Any) -> Any:
     for path in given if isinstance(given, list) else [given]:
         if path is not None and (url := url_of(path)) is not None:
             hint = "name a place on this machine, and copy from or to the URL"
-            if url.startswith("file:"):
-                hint = "leave file:// out"
             raise UsageError(f"{redacted_url(url)[:80]}: URLs are not supported here", hint)
     return given
-
-
-def anywhere(given: Any) -> Any:
-    """Refuse unsupported URLs at once, for an option that also takes URLs."""
-    if isinstance(given, list):
-        return [anywhere(one) for one in given]
-    place = None if given is None else located(given)
-    return place if isinstance(place, Path) else given
 
 
 def offered_families(ctx: typer.Context) -> Iterable[str]:
@@ -46,26 +36,25 @@ def offered_families(ctx: typer.Context) -> Iterable[str]:
     """
     from shadow.targets.families import family_names
 
-    typed: Any = ctx.params.get("registry") or os.environ.get("SHADOW_REGISTRY")
     try:
-        return family_names(Path(typed) if typed else None)
-    except (ShadowError, OSError):
+        return family_names(ctx.params.get("registry"))
+    except OSError:
         return []
 
 
 def typed(command: Callable[..., Any]) -> Callable[..., Any]:
     """Make a command of a function whose options are declared: its own and those of records."""
-    parameters: list[inspect.Parameter] = []
+    parameters: list[Parameter] = []
     records: dict[str, type] = {}
-    for one in inspect.signature(command, eval_str=True).parameters.values():
+    for one in signature(command, eval_str=True).parameters.values():
         if isinstance(one.default, Field):
             parameters.append(_parameter(one.name, one.annotation, one.default))
         else:
-            records[one.name], hints = one.annotation, get_type_hints(one.annotation)
-            panel = PANELS[one.annotation.__name__]
+            record = records[one.name] = one.annotation
+            hints, panel = get_type_hints(record), record.__name__
             parameters += [
                 _parameter(each.name, hints[each.name], each, rich_help_panel=panel)
-                for each in options_of(one.annotation)
+                for each in options_of(record)
             ]
 
     def run(**given: Any) -> Any:
@@ -74,49 +63,33 @@ def typed(command: Callable[..., Any]) -> Callable[..., Any]:
             given[name] = record(**{one.name: given.pop(one.name) for one in options_of(record)})
         return command(**given)
 
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
     return run
 
 
-def _parameter(name: str, kind: Any, declared: Field[Any], **panel: str) -> inspect.Parameter:
-    """Make a parameter of a command in typer's form."""
+def _parameter(name: str, kind: Any, declared: Field[Any], **panel: str) -> Parameter:
+    """Make a parameter of a command in typer's form. In the help a record is a panel."""
     names, more = declared.metadata["option"]
     more = {**panel, **more}
     kind, default = more.pop("type", kind), declared.default
     if get_origin(kind) is Sequence:
         kind = list[Path] if get_args(kind) == (Path,) else list[str]
-        default = default or []
     if kind is bool and not names:  # else typer would add its opposite
         names = (f"--{name.replace('_', '-')}",)
     made = typer.Argument(**more) if names == (ARGUMENT,) else typer.Option(*names, **more)
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if default is ... else default,
-        annotation=Annotated[kind, made],
-    )
+    kind = Annotated[kind, made]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
-PANELS = {  # groups of options in the help, by their records
-    "Pairs": "What is audited",
-    "Measuring": "How it is measured",
-    "Files": "Where checkpoints come from",
-    "Rules": "Rules",
-}
-
-
-FILE: Any = {"metavar": "FILE", "callback": on_this_machine}
+FILE: Any = {"metavar": "FILE", "dir_okay": False, "callback": on_this_machine}
+FOLDER: Any = {"metavar": "DIR", "file_okay": False}
+RUN: Any = {"metavar": "RUN"}
 LISTED = option(
     "File of targets: YAML, or one per line; - reads standard input.", None, "--list", **FILE
 )
-REGISTRY = option("Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False)
-JUNIT = option(
-    "Write results as JUnit XML; a suite for each pair, a case for each rule.",
-    dir_okay=False,
-    **FILE,
-)
+REGISTRY = option("Folder of your own family files.", envvar="SHADOW_REGISTRY", **FOLDER)
+JUNIT = option("Write results as JUnit XML; a suite for each pair, a case for each rule.", **FILE)
 
 
 @dataclass(frozen=True)
@@ -126,17 +99,12 @@ class Pairs:
     base: str | None = option(
         "Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF"
     )
-    tuned: str | None = option(
-        "Checkpoint that was tuned from it, in the same form.", metavar="REF"
-    )
+    tuned: str | None = option("Checkpoint tuned from it, in the same form.", metavar="REF")
     name: str | None = option(
-        "Name of two checkpoints: family:base..tuned. Their report has this folder.",
-        metavar="NAME",
+        "Name of the pair, family:base..tuned, whose report has this folder.", metavar="NAME"
     )
     listed: str | None = LISTED
-    shard: str | None = option(
-        "Part of the list for this job: 2/4 is the second of four.", metavar="I/N"
-    )
+    shard: str | None = option("Part of the list: 2/4 is the second of four.", metavar="I/N")
     registry: Path | None = REGISTRY
 
 
@@ -147,13 +115,12 @@ class Rules:
     fail_on: Sequence[str] = option(
         "Exit with 4 if true, as 'concentration > 0.5'; may be repeated.", (), metavar="RULE"
     )
-    policy: Path | None = option("YAML file of named rules.", dir_okay=False, **FILE)
+    policy: Path | None = option("YAML file of named rules.", **FILE)
     against: Path | None = option(
         "Exit with 4 if a figure moved from these accepted reports. It moved if it lies outside the"
         " spread over layers that it has there. May be a URL.",
         metavar="RUN",
         file_okay=False,
-        callback=anywhere,
     )
     allow_missing: bool = option(
         "Do not fail if a figure of --fail-on or a report of --against is missing.", False
@@ -178,16 +145,7 @@ TARGETS = option(
     metavar="TARGET",
     autocompletion=offered_families,
 )
-OUTPUT = option(
-    "Folder for reports; may be a URL.",
-    Path("reports"),
-    "-o",
-    "--output",
-    metavar="DIR",
-    file_okay=False,
-    callback=anywhere,
-)
-RUN: Any = {"metavar": "RUN", "callback": anywhere}
+OUTPUT = option("Folder for reports; may be a URL.", Path("reports"), "-o", "--output", **FOLDER)
 REPORTS = option(
     "Folder of a report, or a folder above it; may be a URL.", Path("reports"), ARGUMENT, **RUN
 )
@@ -201,15 +159,9 @@ MARKDOWN = option(
     metavar="FORMAT",
 )
 QUIET = option(
-    "Print less: one headline per audited pair, and only errors, failed rules and their count on"
-    " stderr.",
-    False,
-    "-q",
-    "--quiet",
+    "Print headlines; on stderr only errors, failed rules and their count.", False, "-q", "--quiet"
 )
-JOBS = option(
-    "Number of worker threads; results do not depend on it.", metavar="N", min=1, max=1024
-)
+JOBS = option("Number of worker threads; no result depends on it.", metavar="N", min=1, max=1024)
 PICKLE = option("Read pickles of torch (.bin, .pt, .pth, .distcp), in a child process.", False)
 
 
@@ -217,22 +169,20 @@ def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
     """Return the pairs that are named. Raises UsageError if there are none."""
     from shadow.targets.families import TWO, given_pair, pairs_of_references
     from shadow.targets.lists import select
-    from shadow.targets.references import is_reference, typed_reference
+    from shadow.targets.references import is_reference
 
-    base, tuned = pairs.base, pairs.tuned
-    if (base is None) != (tuned is None):
+    given: Sequence[Pair] = ()
+    if pairs.base is not None and pairs.tuned is not None:
+        given = pairs_of_references((pairs.base, pairs.tuned), {})
+    elif pairs.base is not None or pairs.tuned is not None:
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    names = targets
-    given: list[Pair] = []
-    if base is not None and tuned is not None:
-        given = [given_pair(typed_reference(base), typed_reference(tuned))]
+    elif pairs.name is not None and len(targets) == 2 and any(map(is_reference, targets)):
+        given, targets = pairs_of_references(targets, {}), ()
     if pairs.name is not None:
-        if not given and len(names) == 2 and any(map(is_reference, names)):
-            names, given = [], list(pairs_of_references(names, {}))
-        if not given or names or pairs.listed:
+        if not given or targets or pairs.listed:
             raise UsageError("--name is for one pair that is given by its checkpoints", TWO)
         given = [given_pair(given[0].base, given[0].tuned, pairs.name)]
-    selection = select(names, given, pairs.registry, pairs.listed, pairs.shard)
+    selection = select(targets, given, pairs.registry, pairs.listed, pairs.shard)
     if not selection.pairs:
         hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"
         raise UsageError("nothing to audit", hint)

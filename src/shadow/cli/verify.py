@@ -16,7 +16,7 @@ from shadow.cli.gate import begin, summarise
 from shadow.cli.options import FILE, prepare
 from shadow.errors import ShadowError, UsageError
 from shadow.options import ARGUMENT, option
-from shadow.run.runtime import Files, Progress, Runtime, access_of
+from shadow.run.runtime import Files, Progress, Runtime, access_of, ignore
 from shadow.storage import as_given
 from shadow.text import visible
 
@@ -47,11 +47,7 @@ def verify(
     ),
     headers: bool = option("Of whole: leave out values, read headers alone.", False),
     listed: Path | None = option(
-        "YAML file of claims to check, instead of one.",
-        None,
-        "--claims",
-        dir_okay=False,
-        **FILE,
+        "YAML file of claims to check, instead of one.", None, "--claims", **FILE
     ),
     junit: Path | None = shared.JUNIT,
     jobs: int | None = shared.JOBS,
@@ -83,7 +79,7 @@ def verify(
         of = [parse_checkpoint(text) for text in checkpoints]
         of_base = None if base is None else parse_checkpoint(base)
         asked = [question(claim, of, moved=moved, frozen=frozen, base=of_base, headers=headers)]
-    say = console.say_nothing if quiet else console.say
+    say = ignore if quiet else console.say
     runtime = Runtime(jobs=jobs, access=access_of(replace(files, cache=False)), say=say)
     is_alone = listed is None
 
