@@ -57,7 +57,7 @@ def test_one_side_may_be_a_folder(states, tmp_path):
 
 def test_one_model_alone_is_refused_and_leaves_nothing(states, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(shadow.UsageError, match="go together"):
+    with pytest.raises(shadow.UsageError, match="a pair has two"):
         shadow.audit(states["base"])
     with pytest.raises(shadow.ShadowError):
         shadow.audit(states["base"], states["narrow"], layers=[99])

@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from shadow.checks.trained import SnapshotTensors, taken, training_since
+from shadow.checks.trained import SnapshotTensors, taken, verified_since
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
@@ -89,8 +89,6 @@ def audit(
     from shadow.run.workers import single_threads
 
     held = _held({"base": base, "tuned": tuned})
-    if held and tuned is None:
-        raise UsageError("base and tuned go together", "name both checkpoints")
     with ExitStack() as until_done:
         if held and output is None:
             output = until_done.enter_context(tempfile.TemporaryDirectory(prefix="shadow-"))
@@ -99,8 +97,7 @@ def audit(
         request = _request(base, tuned, held, output, measuring, **own)
         reports: dict[Pair, AuditReport] = {}
         faults: dict[Pair, ShadowError] = {}
-        work = perform(request, say=say, show=progress)
-        with single_threads(), closing(work) as outcomes:
+        with single_threads(), closing(perform(request, say=say, show=progress)) as outcomes:
             for outcome in outcomes:
                 try:
                     reports[outcome.pair] = AuditReport(_here(outcome.finished().place))
@@ -114,11 +111,10 @@ def audit(
             text = f"{count}, such as {first.full_name}: {fault.message}"
             raise ShadowError(text, fault.hint) from fault
         in_order = AuditReports(map(reports.__getitem__, request.selection.pairs))
-        if not request.is_alone or isinstance(base, list | tuple):
-            return in_order
-        if held:
+        if held:  # the folder goes with its report
             weakref.finalize(in_order[0], until_done.pop_all().close)
-        return in_order[0]
+    is_one = request.is_alone and not isinstance(base, list | tuple)
+    return in_order[0] if is_one else in_order
 
 
 def read(folder: Place) -> AuditReport:
@@ -131,8 +127,7 @@ def read(folder: Place) -> AuditReport:
 
 def read_all(folder: Place) -> AuditReports:
     """Return the finished reports in a folder or at a URL, or up to two levels below it, by path.
-
-    Their tables are read when you first ask for them.
+    Their tables are read on demand.
     """
     return AuditReports(map(read, reports_below(_here(folder))))
 
@@ -150,8 +145,7 @@ def plan(
 ) -> tuple[PairPlan, ...]:
     """Return what `audit` would measure and take, a plan a pair. No weight is fetched.
 
-    The options are those of `audit`. The attributes of a plan are what `shadow plan` shows;
-    `as_json()` gives what `shadow plan --format json` prints.
+    The options are those of `audit`; `as_json()` gives what `shadow plan --json` prints.
     """
     from shadow.lists.perform import planner
     from shadow.run.workers import single_threads
@@ -190,14 +184,11 @@ def compare(
 
     if not 0 <= margin <= 1:
         raise UsageError(f"a margin of {margin:g} is out of range", "give 0 to 1, such as 0.05")
-    given = [scores] if isinstance(scores, str | PathLike) else list(scores)
+    given = [score for file in _listed(scores) for score in read_scores(Path(file))]
     folders = {folder: None for report in reports for folder in reports_at(_here(report))}
     comparison.check_count(len(folders), scored=bool(given))
     compared = comparison.compare(
-        list(folders),
-        margin=margin,
-        allow_different_base=allow_different_base,
-        scores=[score for file in given for score in read_scores(Path(file))],
+        list(folders), margin=margin, allow_different_base=allow_different_base, scores=given
     )
     if not joint:
         return compared
@@ -214,11 +205,9 @@ def judge(
     against: Report | Place | None = None,
     allow_missing: bool = False,
 ) -> Judgement:
-    """Judge a report by rules and a baseline; return the verdicts and the exit code of `shadow
-    gate`.
+    """Judge a report; return the verdicts and the exit code of `shadow gate`.
 
     Args:
-        report: A report, or its folder or URL.
         rules: One, several, or the Path of a policy file. For claims such as `verify.trained
             --frozen embed` both checkpoints are read, if they are on this machine.
         against: The report of an earlier audit, which figures must not have moved from.
@@ -228,12 +217,12 @@ def judge(
     from shadow.gates.rules import gather
     from shadow.gates.verdicts import judge_report
 
-    listed, policy = ([], Path(rules)) if isinstance(rules, PathLike) else (_words(rules), None)
+    listed, policy = ([], Path(rules)) if isinstance(rules, PathLike) else (_listed(rules), None)
     gathered = gather(listed, policy, against=against is not None, allow_missing=allow_missing)
     if not gathered:
         raise UsageError("nothing to check the report against", "name a rule, policy or baseline")
-    first = None if against is None else one_report(_here(against))
     folder = one_report(_here(report))
+    first = None if against is None else one_report(_here(against))
     if first is not None and first.resolve() == folder.resolve():
         raise ShadowError(f"{folder} is its own baseline", "name an earlier report")
     baseline = None if first is None else read_measured(first, "the baseline")
@@ -269,21 +258,18 @@ def verify(
     from shadow.checks import registry
     from shadow.run.workers import single_threads
 
-    patterns: dict[str, Any] = {"moved": _words(moved), "frozen": _words(frozen)}
+    patterns: dict[str, Any] = {"moved": _listed(moved), "frozen": _listed(frozen)}
     if claim == "trained" and checkpoints and isinstance(checkpoints[0], SnapshotTensors):
         from shadow.checkpoints.in_memory import in_memory
-        from shadow.checks.answer import Verification
 
-        form = registry.require_form(claim, len(checkpoints), **patterns)
-        evidence = training_since(checkpoints[0], in_memory(checkpoints[1], "memory"), **patterns)
-        return Verification(form, {"BASE": "a snapshot", "TUNED": "memory"}, form.judge(evidence))
+        registry.require_form(claim, len(checkpoints), **patterns)
+        return verified_since(checkpoints[0], in_memory(checkpoints[1], "memory"), **patterns)
     sides: dict[str, Any] = {str(number): one for number, one in enumerate(checkpoints, 1)}
     sides |= {} if base is None else {"base": base}
     held = _held(sides)
     named = {name: _named(name, one, held, parse_checkpoint) for name, one in sides.items()}
     of_base = named.pop("base", None)
-    own = {"base": of_base, "headers": headers, **patterns}
-    asked = registry.question(claim, list(named.values()), **own)
+    asked = registry.question(claim, [*named.values()], base=of_base, headers=headers, **patterns)
     found: Any = dict(held.values())
     runtime = Runtime(jobs=jobs, access=access_of(files), found=found, say=say, show=progress)
     with single_threads():
@@ -296,10 +282,7 @@ def check(model: Place | Model, *, headers: bool = False) -> Verification:
 
 
 def snapshot(model: Model) -> SnapshotTensors:
-    """Note what a model in memory holds, as checksums: a few MB, whatever its size.
-
-    `shadow.verify("trained", snapshot, model, moved=..., frozen=...)` takes them for a base.
-    """
+    """Note what a model in memory holds, in a few MB of checksums: a base of `trained`."""
     from shadow.checkpoints.in_memory import in_memory
 
     return taken(in_memory(model, "memory"))
@@ -314,8 +297,7 @@ def export(
     """Write reports, or those in folders or at URLs, to a new folder: one set of tables for all."""
     from shadow.outputs import exports
 
-    listed = [reports] if isinstance(reports, Report | str | PathLike) else reports
-    folders = [folder for report in listed for folder in reports_below(_here(report))]
+    folders = [folder for report in _listed(reports) for folder in reports_below(_here(report))]
     return exports.export(folders, to, Path(path))
 
 
@@ -326,19 +308,17 @@ def _request(
     for word in measuring:
         if error := gone("keyword", word):
             raise error
-    if isinstance(base, PathLike) and tuned is None:
-        hint = 'name base and tuned; shadow.verify("whole", PATH) checks one by itself'
-        raise UsageError(f"{base} is one checkpoint, and a pair has two", hint)
-    listed = [base] if isinstance(base, str | Pair) else base
+    if tuned is None and (held or isinstance(base, PathLike)):
+        raise UsageError("a pair has two checkpoints", "name tuned too, or call shadow.check")
+    listed = _listed(base)
     if tuned is not None:
         listed = [given_pair(_named("base", base, held), _named("tuned", tuned, held))]
     targets = [one for one in listed if isinstance(one, str)]
     found = select(targets, [one for one in listed if isinstance(one, Pair)]).pairs
     if not found:
         raise UsageError("nothing to audit", "name a family, such as 'demo', or base and tuned")
-    place = located("reports" if output is None else output)
     own |= {"measuring": Measuring(**measuring), "found": dict(held.values())}
-    return AuditRequest(Selection(found, found), place, **own)
+    return AuditRequest(Selection(found, found), located(output or "reports"), **own)
 
 
 def _held(sides: Mapping[str, object]) -> Held:
@@ -365,6 +345,6 @@ def _here(report: Report | Place) -> Path:
     return report.folder if isinstance(report, Report) else here(report, spectra=True)
 
 
-def _words(words: str | Sequence[str]) -> list[str]:
-    """Return a list, also for a single word."""
-    return [words] if isinstance(words, str) else list(words)
+def _listed(given: Any) -> list[Any]:
+    """Return a list, also for a single word, path, pair or report."""
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]

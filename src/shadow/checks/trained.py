@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks.answer import Against, Answer, Check, Evidence, Figure
+from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Verification
 from shadow.checks.patterns import NEEDS_PATTERN, Patterns, Should
 from shadow.errors import UsageError
 from shadow.run.scanned import Scanned, Unmatched, not_compared, unmatched_reasons
@@ -333,10 +333,10 @@ def taken(model: Checkpoint) -> SnapshotTensors:
     return SnapshotTensors(model.tensors, found)
 
 
-def training_since(
+def verified_since(
     before: SnapshotTensors, model: Checkpoint, moved: Sequence[str], frozen: Sequence[str]
-) -> Training:
-    """Make the evidence of `trained`: a tensor whose bytes changed moved, by an unknown amount."""
+) -> Verification:
+    """Check `trained` since a snapshot: a tensor of other bytes moved, by an unknown amount."""
     from shadow.run.aligned import parts_of
 
     patterns = Patterns.of(moved, frozen)
@@ -363,7 +363,8 @@ def training_since(
         stays = not changed and len(info.shape) < 2
         is_first = stays and _is_even(model, info)
         rows.append(Moved(row, of[0], Should.first(asked), is_initial=is_first, is_counted=False))
-    return Training(rows, unmatched=unmatched, unread=unread)
+    evidence = Training(rows, unmatched=unmatched, unread=unread)
+    return Verification(CHECK, {"BASE": "a snapshot", "TUNED": "memory"}, CHECK.judge(evidence))
 
 
 def _is_even(model: Checkpoint, info: TensorInfo) -> bool:
