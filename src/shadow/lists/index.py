@@ -136,21 +136,17 @@ def report_folder(family: str, pair: str) -> str:
     return f"{safe_name(family)}/{safe_name(pair)}"
 
 
-def done_row(
-    summary: Summary,
-    metadata: ReportMetadata,
-    *,
-    position: int | None,
-    seconds: float | None,
-    moved: int | None,
-) -> ListRow:
-    """Return the row of a finished report, which does not know its position, time and bytes."""
+def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None) -> ListRow:
+    """Return the row of a finished report. Its position and cost are those of the row before, of
+    which a report knows the time alone.
+    """
     figures: dict[str, Any] = {
         name: null_if_undefined(summary.figures.get(name)) for name in HEADLINE
     }
     matrices = summary.figures.matrices
+    seconds = before.seconds if before else None
     return ListRow(
-        position=position,
+        position=before.position if before else None,
         family=summary.family,
         pair=summary.pair,
         relation=str(metadata["settings"].get("relation", "tuned")),
@@ -161,8 +157,8 @@ def done_row(
         tuned_commit=summary.tuned.get("commit"),
         state="done",
         matrices=None if matrices is None else int(matrices),
-        seconds=seconds,
-        bytes=moved,
+        seconds=metadata.get("seconds") if seconds is None else seconds,
+        bytes=before.bytes if before else None,
         version=metadata["version"],
         **figures,
     )
@@ -180,14 +176,9 @@ def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -
         row = old.get((summary.family, summary.pair))
         if row is not None and row.state == "kept":  # until the list is run again
             continue
-        is_done = row is not None and row.state == "done"
-        new = done_row(
-            summary,
-            metadata,
-            position=row.position if row else None,
-            seconds=row.seconds if row and is_done else metadata.get("seconds"),
-            moved=row.bytes if row else None,
-        )
+        if row is not None and row.state != "done":  # another run made the report
+            row = replace(row, seconds=None)
+        new = done_row(summary, metadata, row)
         if kind_of(metadata["schema"], metadata["settings"]) != index.kind:
             error = "the finished report there has other settings than the list's"
             new = new.emptied("kept", error=error, hint="run the list again, with --overwrite")
@@ -305,16 +296,8 @@ def _row_after(before: ListRow, outcome: PairOutcome) -> ListRow:
     seconds = round((before.seconds or 0.0) + outcome.seconds, 3)
     spent = replace(before, seconds=seconds, bytes=(before.bytes or 0) + outcome.moved)
     if outcome.result is not None:
-        taken, result = spent if outcome.began else before, outcome.result
-        # of a report that no list has made, the time that the report tells
-        recorded = result.provenance.get("seconds")
-        return done_row(
-            result.summary,
-            result.provenance,
-            position=taken.position,
-            seconds=recorded if taken.seconds is None else taken.seconds,
-            moved=taken.bytes,
-        )
+        result = outcome.result
+        return done_row(result.summary, result.provenance, spent if outcome.began else before)
     if outcome.state == "stopped":  # it stays as it was, but for what it took
         return spent
     error = outcome.error
