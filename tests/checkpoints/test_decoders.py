@@ -80,7 +80,7 @@ def test_a_stream_of_bits(bits, count):
 
 def test_one_word_a_row_is_bytes_whatever_its_stride():
     """A column of words, cut out of rows, counts as contiguous with the stride of the rows."""
-    pieces, truth = gptq(weights(8, 8), group=8)
+    pieces, truth = gptq(weights(32, 8), group=8)
     assert torch.equal(packed(pieces, {"quant_method": "gptq"}).whole(), truth)
 
 
@@ -233,7 +233,8 @@ def test_compressed_tensors_with_an_order_of_groups():
 @pytest.mark.parametrize("strategy", ["tensor", "channel", "group", "block"])
 def test_compressed_tensors_in_8_bits(kind, strategy, symmetric):
     """8-bit integers or floats, with one scale for all, or for rows, groups of them or blocks."""
-    shapes = {"tensor": (1,), "channel": (24, 1), "group": (24, 4), "block": (3, 2)}
+    size = (256, 384) if strategy == "block" else (24, 64)
+    shapes = {"tensor": (1,), "channel": (24, 1), "group": (24, 4), "block": (2, 3)}
     shape = shapes[strategy]
     args = schemes.QuantizationArgs(
         num_bits=8,
@@ -241,19 +242,17 @@ def test_compressed_tensors_in_8_bits(kind, strategy, symmetric):
         symmetric=symmetric,
         strategy=strategy,
         group_size=16 if strategy == "group" else None,
-        block_structure=[8, 32] if strategy == "block" else None,
+        block_structure=[128, 128] if strategy == "block" else None,
     )
     scheme = schemes.QuantizationScheme(targets=["Linear"], weights=args)
     scales = 0.001 + 0.01 * torch.rand(shape, generator=GENERATOR)
-    state = {"weight": weights(24, 64), "weight_scale": scales}
+    state = {"weight": weights(*size), "weight_scale": scales}
     if not symmetric:
         state["weight_zero_point"] = torch.randint(-9, 9, shape).to(torch.int8)
     made = compressors.NaiveQuantizationCompressor.compress(state, scheme)
     made = {"weight": made["weight"], **made}
     truth = compressors.NaiveQuantizationCompressor.decompress(dict(made), scheme)["weight"]
-    structure = [8, 32] if strategy == "block" else None
-    groups = {"group_0": {"weights": {"block_structure": structure}}}
-    matrix = packed(made, {"quant_method": "compressed-tensors", "config_groups": groups})
+    matrix = packed(made, {"quant_method": "compressed-tensors"})
     same(matrix, truth)
     ends = matrix.cells((slice(None),))
     assert len(ends) == (2 if kind == "float" else 1)
@@ -262,15 +261,19 @@ def test_compressed_tensors_in_8_bits(kind, strategy, symmetric):
 
 
 def test_blocks_may_be_cut():
-    """W = raw * scale of its block."""
-    raw = torch.randn(10, 14, generator=GENERATOR).to(torch.float8_e4m3fn)
+    """W = raw * scale of its block; blocks of another size are refused."""
+    raw = torch.randn(300, 200, generator=GENERATOR).to(torch.float8_e4m3fn)
     scales = torch.rand(3, 2, generator=GENERATOR)
-    truth = torch.empty(10, 14)
-    for row in range(10):
-        for col in range(14):
-            truth[row, col] = raw[row, col].float() * scales[row // 4, col // 8]
-    pieces = {"weight": raw, "weight_scale": scales}
-    same(packed(pieces, {"quant_method": "fp8", "weight_block_size": [4, 8]}), truth)
+    truth = torch.empty(300, 200)
+    for row in range(300):
+        for col in range(200):
+            truth[row, col] = raw[row, col].float() * scales[row // 128, col // 128]
+    for name in ("weight_scale", "weight_scale_inv"):
+        pieces = {"weight": raw, name: scales}
+        for said in ({}, {"weight_block_size": [128, 128]}):
+            same(packed(pieces, {"quant_method": "fp8", **said}), truth)
+        with pytest.raises(AssertionError, match="weight_block_size"):
+            packed(pieces, {"quant_method": "fp8", "weight_block_size": [100, 100]})
 
 
 def test_the_table_of_an_8_bit_float_is_made_once():

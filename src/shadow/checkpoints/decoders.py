@@ -112,19 +112,12 @@ def _each(made: Tensor, shared: Tensor, change: Callable[[Tensor, Tensor], Tenso
     change(made if shared.ndim == 2 else made.view(*shared.shape[:2], -1), shared)
 
 
-def _run_of(rows: Rows) -> slice | None:
-    """Return consecutive rows as a slice; None if they are not consecutive."""
-    first, stop = int(rows[0]), int(rows[-1]) + 1
-    is_run = stop - first == len(rows) and bool((rows[1:] > rows[:-1]).all())
-    return slice(first, stop) if is_run else None
-
-
 def _take(raw: Raw, rows: Rows, cols: Cols) -> Tensor:
     """Read these rows of a matrix, limited to some columns; all rows if not consecutive."""
-    if (run := _run_of(rows)) is not None:
-        return raw[run, slice(*cols)]
-    first = int(rows.min())
-    part = raw[first : int(rows.max()) + 1, slice(*cols)]
+    first, last = int(rows.min()), int(rows.max())
+    part = raw[first : last + 1, slice(*cols)]
+    if last - first == len(rows) - 1 and bool((rows[1:] > rows[:-1]).all()):
+        return part
     return part.index_select(0, torch.from_numpy(rows - first))
 
 
@@ -382,31 +375,8 @@ class GgmlBlocks:
             return torch.from_numpy(self._type.dequantize_blocks(blocks)).view(rows, -1)
 
 
-@dataclass(frozen=True)
-class ReorderedFloats:
-    """Floats of a GGUF file whose rows are stored in another order, or with a number added."""
-
-    raw: StoredTensor
-    order: Order
-    added: int
-    unit, costly = 1, False
-
-    @property
-    def width(self) -> int:
-        return self.raw.shape[1]
-
-    def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
-        into.copy_(_take(self.raw, self.order(rows), cols))
-        if self.added:
-            into.sub_(self.added)
-
-    def cells(self, rows: Rows, cols: Cols) -> Cells:
-        """Return no cells: floats have no single format."""
-        return ()
-
-
 def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing) -> Decoder:
-    """Make the decoder of a GGUF tensor.
+    """Make the decoder of a GGUF tensor, or of floats whose rows are stored in another order.
 
     Facts of its packing: the number of heads whose rows are stored in pairs, or 0, and what was
     added to its numbers. Rotary embeddings turn row i of a head with row i + d/2 in transformers,
@@ -422,11 +392,13 @@ def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing) -> Decoder:
         head, second = np.divmod(pair, 2)
         return (head * half + place) * 2 + second
 
-    return (
-        ReorderedFloats(raw, order, added)
-        if info.dtype in FLOATS
-        else GgmlBlocks(raw, info.dtype, order)
-    )
+    def of_all(value: int) -> Of:
+        return lambda rows, cols: torch.full((len(rows), 1), float(value))
+
+    if info.dtype not in FLOATS:
+        return GgmlBlocks(raw, info.dtype, order)
+    zeros = of_all(added) if added else None
+    return Grid(raw.shape[1], 1, lambda rows, cols: _take(raw, order(rows), cols), of_all(1), zeros)
 
 
 def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) -> DecodedTensor:
@@ -443,8 +415,8 @@ def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) 
     decoder: Decoder = own.get(packing.kind, _grouped)(upright, pieces, packing)
     kind: type[DecodedTensor] = PackedTensor
     dtype = torch.float32
-    if isinstance(decoder, ReorderedFloats):
-        kind, dtype = DecodedTensor, decoder.raw.dtype
+    if packing.kind == GGUF and info.dtype in FLOATS:  # which have no single grid
+        kind, dtype = DecodedTensor, pieces["words"].dtype
     view = torch.empty(upright.shape, dtype=dtype, device="meta")
     view = view if info.strides is None else view.mT
     return kind(info.dtype, decoder, view, packing.raw.end - packing.raw.start)

@@ -1,5 +1,5 @@
-"""Quantised formats of safetensors files, an entry each: how its modules are recognised, and how
-their tensors make a matrix. `decoders` makes its numbers.
+"""Quantised formats of safetensors files: which format a module has, and how its tensors make a
+matrix, by the entries of formats.yaml. `decoders` makes the numbers.
 
 The singular values of packed integers would be those of the packing, so their tensors are never
 measured as they are. A layout is read from names, dtypes and shapes; from config.json only where
@@ -13,8 +13,11 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo, Tensors
 from shadow.dtypes import INTEGERS
@@ -26,11 +29,6 @@ PIECE = re.compile(
 )
 UNKNOWN = "packed integers of an unknown format"
 PACKING = ("U8", "I8", "I32", "U32")  # what packed integers come in; 64-bit ones are indices
-SCALES = ("F32", "BF16", "F16")
-DTYPES: Mapping[str, Collection[str]] = {  # by the letters of `Layout.pieces`
-    "W": ("I32", "U32"), "I": ("I32", "I64"), "B": ("U8",), "C": ("I8",), "S": SCALES,
-    "Q": ("U8", *SCALES), "E": ("F8_E4M3",), "8": ("I8", "F8_E4M3", "F8_E5M2"),
-}  # fmt: skip
 FP8 = "8-bit floats"
 READ = ("stated", "state")  # roles of small pieces that say what others do not
 MAX_READ = 1 << 16  # bytes of one; real ones have 100
@@ -39,6 +37,11 @@ NEEDLESS = {
     "input_scale", "input_scale_ub", "input_global_scale", "input_zero_point", "output_scale",
     "weight.quant_map",
 }  # fmt: skip
+OPTIONAL = "optional "
+BLOCK = 128  # rows and columns that share a scale of 8-bit numbers in blocks
+
+Sizes = dict[str, Any]
+"""Of the pieces of a module, by the words of its layout; contents of small pieces by role."""
 
 
 class _RefusedError(Exception):
@@ -61,78 +64,82 @@ class PackedModule:
     """The bytes of a small piece, or of another layer's beside a tensor like the second."""
 
 
-Sizes = dict[str, Any]
-"""Of the pieces of a module, by the words of `Layout.pieces`; contents of small pieces by role."""
+@dataclass(frozen=True)
+class Layout:
+    """The tensors that make up the matrix of a module, as formats.yaml describes them."""
+
+    kind: str
+    dtype: str
+    pieces: Mapping[str, str]
+    bits: Sequence[int] = (4,)
+    group: int = 0
+    settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    is_turned: bool = False
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The tensors that make up the matrix of a module."""
+class Format:
+    """A format, as formats.yaml describes it."""
 
-    kind: str  # which decoder of `decoders` makes its numbers
-    dtype: str  # what its matrices are called; `{}` stands for their bits
-    pieces: str
-    """Of each its name, `?` behind what may be missing; its role, its type (`DTYPES`) and its
-    dimensions. Equal words are equal sizes; `*` are any number of them. The first has the numbers.
-    """
-    made: Callable[[Layout, PackedModule, Sizes], tuple[Shape, Shape]]
-    """The shape of what is decoded, and facts that the decoder needs."""
-    bits: Sequence[int] = (4,)  # that it may have
-    bits_of: Callable[[PackedModule, Sizes], object] = lambda m, n: 4
-    group: int = 0  # columns that share a scale, where the format says it
-    settings: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """What config.json may say, the first where it says nothing."""
-    is_turned: bool = False  # the model has the transposes of its matrices
-
-    def fits(self, m: PackedModule) -> int:
-        """Return 2 for a module with all the format needs, 1 with its first piece, otherwise 0."""
-        (name, _, kind, *_), *_ = every = _words(self.pieces)
-        if name not in m.pieces or m.pieces[name].dtype not in DTYPES[kind]:
-            return 0
-        return 1 + all(one in m.pieces for one, *_ in every if one[-1] != "?")
-
-    def matrix(self, m: PackedModule) -> TensorInfo:
-        """Make one entry for a matrix, under its name without quantisation."""
-        for key, known in self.settings.items():
-            said = str(m.settings.get(key) or known[0]).lower()
-            _require(said in known, f"its {key} is {said[:20]!a}")
-        sizes: Sizes = {}
-        used: Tensors = {}
-        beside = dict(m.pieces)
-        for key, role, kind, *words in _words(self.pieces):
-            name = key.rstrip("?")
-            _require(name in m.pieces or key != name, f"{name} is missing")
-            if name in m.pieces:
-                used[role] = piece = beside.pop(name)
-                _fit(name, piece, DTYPES[kind], words, sizes)
-                if role in READ:
-                    _require(piece.end - piece.start <= MAX_READ, f"{name} is too large")
-                    sizes[role] = m.read(piece, used["words"])
-        unknown = next((name for name in beside if name not in NEEDLESS), "")
-        _require(not unknown, f"{unknown} is unknown")
-        shape, facts = self.made(self, m, sizes)
-        raw, *rest = used.values()
-        packing = Packing(self.kind, raw, (*rest, *beside.values()), facts, tuple(used))
-        dtype = raw.dtype if raw.dtype.startswith("F8_") else self.dtype.format(facts[0])
-        name, strides = m.name if "_blocks" in m.pieces else f"{m.name}.weight", None
-        if self.is_turned:
-            *stack, rows, cols = shape
-            shape, strides = (*stack, cols, rows), (*(rows * cols for _ in stack), 1, cols)
-        return TensorInfo(
-            name, dtype, shape, raw.shard, raw.start, raw.end, strides, packing=packing
-        )
+    name: str
+    marks: str = "(?!)"
+    layouts: Sequence[Layout] = ()
+    integers: bool = False
 
 
 @cache
-def _words(pieces: str) -> list[list[str]]:
-    return [one.split() for one in pieces.split(",")]
+def _table() -> tuple[Mapping[str, Collection[str]], Sequence[Format]]:
+    """Return the dtypes of each type of pieces, and the formats."""
+    data = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    formats = [
+        Format(**one | {"layouts": [Layout(**layout) for layout in one.get("layouts", ())]})
+        for one in data["formats"]
+    ]
+    return data["types"], formats
 
 
-def _fit(
-    name: str, info: TensorInfo, dtypes: Collection[str], words: Sequence[str], sizes: Sizes
-) -> None:
-    """Refuse a piece that does not match a layout. sizes: of the words that are known."""
-    _require(info.dtype in dtypes, f"{name} is {info.dtype}")
+def _fit(m: PackedModule, layout: Layout) -> tuple[bool, bool]:
+    """Return whether a module has a layout's first piece, and whether it has all it needs."""
+    (first, words), *_ = layout.pieces.items()
+    has_first = first in m.pieces and m.pieces[first].dtype in _table()[0][words.split()[1]]
+    return has_first, all(
+        name in m.pieces or words.startswith(OPTIONAL) for name, words in layout.pieces.items()
+    )
+
+
+def _matrix(m: PackedModule, layout: Layout) -> TensorInfo:
+    """Make one entry for a matrix, under its name without quantisation."""
+    for key, known in layout.settings.items():
+        said = str(m.settings.get(key) or known[0]).lower()
+        _require(said in known, f"its {key} is {said[:20]!a}")
+    sizes: Sizes = {}
+    used: Tensors = {}
+    others = dict(m.pieces)
+    for name, words in layout.pieces.items():
+        role, kind, *dimensions = words.removeprefix(OPTIONAL).split()
+        _require(name in m.pieces or words.startswith(OPTIONAL), f"{name} is missing")
+        if name in m.pieces:
+            used[role] = piece = others.pop(name)
+            _require(piece.dtype in _table()[0][kind], f"{name} is {piece.dtype}")
+            _measure(name, piece, dimensions, sizes)
+            if role in READ:
+                _require(piece.end - piece.start <= MAX_READ, f"{name} is too large")
+                sizes[role] = m.read(piece, used["words"])
+    unknown = next((name for name in others if name not in NEEDLESS), "")
+    _require(not unknown, f"{unknown} is unknown")
+    shape, facts = MADE.get(layout.kind, _grouped)(layout, m, sizes)
+    raw, *rest = used.values()
+    packing = Packing(layout.kind, raw, (*rest, *others.values()), facts, tuple(used))
+    dtype = raw.dtype if raw.dtype.startswith("F8_") else layout.dtype.format(facts[0])
+    name, strides = m.name if "_blocks" in m.pieces else f"{m.name}.weight", None
+    if layout.is_turned:
+        *stack, rows, cols = shape
+        shape, strides = (*stack, cols, rows), (*(rows * cols for _ in stack), 1, cols)
+    return TensorInfo(name, dtype, shape, raw.shard, raw.start, raw.end, strides, packing=packing)
+
+
+def _measure(name: str, info: TensorInfo, words: Sequence[str], sizes: Sizes) -> None:
+    """Add the sizes of a piece to those that are known, which it must match."""
     broken = info.problem or info.alias_of or info.strides or 0 in info.shape
     _require(not broken, f"{name} cannot be read")
     shape: list[object] = list(info.shape)
@@ -151,20 +158,25 @@ def _grouped(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, Shape]:
     """Recognise a stream of bits along rows, with scales of groups of columns. facts: bits, 1,
     columns of a group, and what is added to zeros.
     """
+    rows, groups, known = n["rows"], n["groups"], n.get("cols") or layout.group * n["groups"]
     if raw := n.get("stated"):
         half = len(raw) // 2
-        rows, cols = (int.from_bytes(one, "little") for one in (raw[:half], raw[half:]))
-        _require(rows == n["rows"] and n.get("cols", cols) == cols > 0, "weight_shape does not fit")
-        n = n | {"cols": cols}
-    bits = layout.bits_of(m, n)
-    if type(bits) is not int or bits not in layout.bits:
-        raise _RefusedError(f"its bits are not {', '.join(map(str, layout.bits))}")
-    rows, groups = n["rows"], n["groups"]
-    cols = n.get("cols") or layout.group * groups or 32 * n["words"] // bits
-    along, down = (-(-size * bits // 32) for size in (cols, rows))
-    fits = n.get("words", along) == along and n.get("zeros", down) == down
-    fits = fits and n.get("bytes", cols * bits // 8) == cols * bits // 8
-    _require(fits and math.prod(n.get("*one", ())) == 1, f"its tensors are not of {bits} bits")
+        stated = [int.from_bytes(one, "little") for one in (raw[:half], raw[half:])]
+        _require(stated == [rows, known or stated[1]], "weight_shape does not fit")
+        known = stated[1]
+    found = []
+    for bits in layout.bits:
+        cols = known or 32 * n["words"] // bits
+        along, down = (-(-size * bits // 32) for size in (cols, rows))
+        fits = n.get("words", along) == along and n.get("zeros", down) == down
+        fits = fits and n.get("bytes", cols * bits // 8) == cols * bits // 8
+        if fits and (layout.kind != "mlx" or bits == m.settings.get("bits")):
+            found.append((bits, cols))
+    _require(
+        len(found) == 1 and math.prod(n.get("*one", ())) == 1,
+        f"its tensors are not of {' or '.join(map(str, layout.bits))} bits",
+    )
+    ((bits, cols),) = found
     group = -(-cols // groups)
     has_order = not m.pieces.keys().isdisjoint(("g_idx", "weight_g_idx"))
     _require(has_order or group * groups == cols, "its groups do not fill the rows")
@@ -180,28 +192,18 @@ def _scaled(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, Shape]:
     """
     rows, cols, stack, grid = n["rows"], n["cols"], n.get("*stack", ()), n.get("*grid", ())
     is_inverse = "weight_scale_inv" in m.pieces  # DeepSeek-V3's, always of blocks
-    high, wide = 1, -(-cols // (grid[-1] if len(grid) == 2 else 1))
-    if not is_inverse and "SCB" not in m.pieces and math.prod(grid) == 1:
+    groups = grid[-1] if grid else 1
+    if "SCB" in m.pieces or (grid in ((rows,), (rows, 1)) and not is_inverse):
+        high, wide = 1, cols
+    elif math.prod(grid) == 1 and not is_inverse:
         high, wide = rows, cols
-    elif is_inverse or grid not in ((), (rows,), (rows, 1)):
-        high, wide = _block_of(m.settings, (128, 128) if is_inverse else (high, wide))
+    elif grid == (rows, groups) and rows > 1 and cols % groups == 0 and not is_inverse:
+        high, wide = 1, cols // groups
+    else:
+        high, wide = BLOCK, BLOCK
         fits = grid == (*stack, -(-rows // high), -(-cols // wide))
         _require(fits, f"weight_scale{'_inv' * is_inverse} has the shape {grid}")
     return (*stack, rows, cols), (8, high, wide, 0)
-
-
-def _block_of(settings: Config, otherwise: tuple[int, int]) -> tuple[int, int]:
-    """Return the rows and columns that share a scale, if config.json gives them."""
-    groups = settings.get("config_groups")
-    said = [settings.get("weight_block_size")]
-    for one in groups.values() if isinstance(groups, dict) else ():
-        weights = one.get("weights") if isinstance(one, dict) else None
-        said.append(weights.get("block_structure") if isinstance(weights, dict) else None)
-    for block in said:
-        sizes = block if isinstance(block, list) else []
-        if len(sizes) == 2 and all(type(size) is int and 0 < size < 1 << 31 for size in sizes):
-            return sizes[0], sizes[1]
-    return otherwise
 
 
 def _bitsandbytes_4bit(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, Shape]:
@@ -218,102 +220,7 @@ def _bitsandbytes_4bit(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape
     return (rows, cols), (block,)
 
 
-@dataclass(frozen=True)
-class Format:
-    """Rules for recognising and reading the modules of a format."""
-
-    name: str
-    marks: str  # pattern of pieces that only its modules have
-    layouts: Sequence[Layout] = ()  # without one its modules are refused
-    integers: bool = False  # such a piece, or the module's `weight`, must be of an integer type
-
-
-NOBODY = "(?!)"  # recognised by what config.json says
-SCALED = Layout(
-    "scaled", "INT8",
-    "weight words 8 rows cols, weight_scale scales S *grid, weight_zero_point? zeros C *grid",
-    _scaled,
-)  # fmt: skip
-FORMATS = (  # the first of which a module has a piece names its format
-    Format(
-        "bitsandbytes 4-bit",
-        r"weight\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)",
-        [
-            Layout(
-                "bitsandbytes-4bit", kind,
-                "weight words Q bytes 1, weight.absmax scales Q blocks,"
-                f"weight.quant_state.bitsandbytes__{kind.lower()} state B some,"
-                "weight.nested_absmax? outer S outer, weight.nested_quant_map? codes S 256",
-                _bitsandbytes_4bit,
-            ) for kind in ("NF4", "FP4")
-        ],
-    ),
-    Format("bitsandbytes 8-bit", "SCB|weight_format", [
-        Layout("llm.int8", "INT8",
-               "weight words C rows cols, SCB scales S rows, weight_format? layout B", _scaled),
-    ]),
-    Format(
-        "compressed-tensors", "weight_packed|weight_shape|weight_zero_point|weight_g_idx",
-        [
-            Layout(
-                "pack-quantized", "INT{}", "weight_packed words W rows words,"
-                "weight_scale scales S rows groups, weight_shape stated I 2,"
-                "weight_zero_point? zeros W zeros groups, weight_g_idx? order I cols",
-                _grouped, (2, 4, 8), lambda _, n: next(
-                    (bits for bits in (2, 4, 8) if -(-n["cols"] * bits // 32) == n["words"]), 0
-                ),
-            ),
-            Layout("e2m1", "NVFP4", "weight_packed words B rows bytes,"
-                   "weight_scale scales E rows groups, weight_global_scale divisor S *one",
-                   _grouped, group=16),
-            Layout("e2m1", "MXFP4", "weight_packed words B rows bytes,"
-                   "weight_scale scales B rows groups", _grouped, group=32),
-            SCALED,
-        ],
-    ),
-    Format("MXFP4", "_blocks", [  # of GPT-OSS
-        Layout("e2m1", "MXFP4", "_blocks words B *stack rows groups 16,"
-               "_scales scales B *stack rows groups", _grouped, group=32, is_turned=True),
-    ], integers=True),
-    Format("GPTQ", "g_idx", [
-        Layout(
-            "gptq", "GPTQ-{}", "qweight words W words rows, qzeros zeros W groups zeros,"
-            "scales scales S groups rows, g_idx? order I cols",
-            _grouped, (2, 3, 4, 8), lambda _, n: 32 * n["zeros"] // n["rows"],
-            settings={"quant_method": ["gptq"], "checkpoint_format": ["gptq", "gptq_v2"]},
-        ),
-    ]),
-    Format("GPTQ or AWQ", "qweight|qzeros"),  # as config.json says
-    Format("AWQ", NOBODY, [  # AutoAWQ's packing_utils.py
-        Layout("awq", "AWQ-{}", "qweight words W cols zeros, qzeros zeros W groups zeros,"
-               "scales scales S groups rows", _grouped,
-               settings={"quant_method": ["awq"], "version": ["gemm"]}),
-    ]),
-    Format("MLX", "biases", [
-        Layout("mlx", "MLX-{}", "weight words W *stack rows words,"
-               "scales scales S *stack rows groups, biases biases S *stack rows groups",
-               _grouped, (2, 3, 4, 5, 6, 8), lambda m, _: m.settings.get("bits"),
-               settings={"mode": ["affine"]}),
-        Layout("e2m1", "MXFP4", "weight words W *stack rows words,"
-               "scales scales B *stack rows groups", _grouped, group=32),
-    ], integers=True),
-    Format("NVFP4", "weight_scale_2", [  # of ModelOpt
-        Layout("e2m1", "NVFP4", "weight words B rows bytes, weight_scale scales E rows groups,"
-               "weight_scale_2 factor S *one", _grouped, group=16),
-    ], integers=True),
-    Format(FP8, NOBODY, [
-        SCALED,
-        Layout("scaled", "INT8", "weight words 8 *stack rows cols,"
-               "weight_scale_inv scales S *grid", _scaled),
-    ]),
-    Format("quanto", r"weight\._data"),
-    Format("torchao", "_weight_qdata"),
-    Format("HQQ", "W_q"),
-    Format("AQLM", "codes|codebooks", integers=True),
-    Format("QuIP", "Qidxs"),
-    Format("EXL2", "q_weight|q_invperm|q_groups"),
-    Format("EXL3", "trellis"),
-)  # fmt: skip
+MADE = {"bitsandbytes-4bit": _bitsandbytes_4bit, "scaled": _scaled, "llm.int8": _scaled}
 
 
 def owner_of(name: str) -> tuple[str, str]:
@@ -327,14 +234,14 @@ def owner_of(name: str) -> tuple[str, str]:
 
 def packed_modules(tensors: Tensors, config: Config) -> dict[str, str]:
     """Return the format of every module of packed integers, by name, from tensors and config."""
-    said = _said_format(config)
+    formats, said = _table()[1], _said_format(config)
     ranks: dict[str, int] = {}
     unnamed: dict[str, str] = {}
     for name, info in tensors.items():
         owner, piece = owner_of(name)
         rank = _rank(piece)
         if rank is not None and (
-            not FORMATS[rank].integers
+            not formats[rank].integers
             or INTEGERS.keys() & {info.dtype, tensors.get(f"{owner}.weight", info).dtype}
         ):
             ranks[owner] = min(rank, ranks.get(owner, rank))
@@ -342,24 +249,20 @@ def packed_modules(tensors: Tensors, config: Config) -> dict[str, str]:
             unnamed[owner] = said or UNKNOWN
         elif info.dtype in PACKING and said and len(info.shape) >= 2:
             unnamed[name] = said
-        elif info.dtype.startswith("F8_E") and any(
-            one in tensors
-            for one in (
-                *(f"{name}_scale", f"{name}_scale_inv"),
-                *(f"{owner}.scale", f"{owner}.scale_weight"),
-            )
-        ):
-            unnamed[owner] = FP8
-    formats = {owner: FORMATS[rank].name for owner, rank in ranks.items()}
+        elif info.dtype.startswith("F8_E"):
+            scales = f"{name}_scale", f"{name}_scale_inv", f"{owner}.scale", f"{owner}.scale_weight"
+            if not tensors.keys().isdisjoint(scales):
+                unnamed[owner] = FP8
+    named = {owner: formats[rank].name for owner, rank in ranks.items()}
     if said:  # the config knows which of two formats of the same names it is
-        named_so = [owner for owner, name in formats.items() if said in name.split(" or ")]
-        formats |= dict.fromkeys(named_so, said)
-    return unnamed | formats
+        named_so = [owner for owner, name in named.items() if said in name.split(" or ")]
+        named |= dict.fromkeys(named_so, said)
+    return unnamed | named
 
 
 @lru_cache(4096)  # a model has few different pieces
 def _rank(piece: str) -> int | None:
-    return next((i for i, one in enumerate(FORMATS) if re.fullmatch(one.marks, piece)), None)
+    return next((i for i, one in enumerate(_table()[1]) if re.fullmatch(one.marks, piece)), None)
 
 
 def _said_format(config: Config) -> str | None:
@@ -408,7 +311,7 @@ def with_matrices(
     read: reads the bytes of a small tensor; a few tensors of many layers are read.
     """
     refused = packed_modules(tensors, config)
-    layouts = {one.name: one.layouts for one in FORMATS if one.layouts}
+    layouts = {one.name: one.layouts for one in _table()[1] if one.layouts}
     modules: dict[str, Tensors] = {}
     for name, info in tensors.items() if refused else ():
         owner, piece = owner_of(name)
@@ -430,8 +333,7 @@ def with_matrices(
         settings = {**said, **own_said} if isinstance(own_said, dict) else said
         module = PackedModule(owner, pieces, settings, read_once)
         try:
-            best = max(layouts[refused[owner]], key=lambda one: one.fits(module))
-            entry = best.matrix(module)
+            entry = _matrix(module, max(layouts[refused[owner]], key=partial(_fit, module)))
             if entry.name in tensors and entry.name not in (first, *others):
                 raise _RefusedError("its matrix occurs twice")
         except _RefusedError as why:

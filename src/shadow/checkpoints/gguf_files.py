@@ -6,8 +6,8 @@ first), type and offset of each tensor; then the data, aligned. The reader of th
 maps the file and trusts its counts, so the header is read here.
 
 llama.cpp's converter renames tensors, stores rows of q and k in pairs for some architectures, and
-adds 1 to some norms. The package's tables undo the names; the lists below, which follow the
-converter's classes, undo the rest. `decoders` reads the numbers.
+adds 1 to some norms. The package's tables undo the names; `gguf` of names.yaml, which follows the
+converter's classes, says what else. `decoders` reads the numbers.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from shadow.checkpoints.safetensors_files import (
 from shadow.dtypes import FLOATS
 from shadow.errors import FileError, ShadowError
 from shadow.extras import require
+from shadow.places.names import name_rules
 from shadow.text import several, short
 
 SUFFIX = ".gguf"
@@ -53,53 +54,10 @@ STRING, LIST = 8, 9
 NUMBERS = {  # types of values, as struct calls them
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
-# Architectures whose rotary embeddings turn neighbouring rows in llama.cpp, and halves of a head in
-# transformers: the converter permutes q and k.
-PAIRED = frozenset({
-    "llama", "llama-embed", "llada", "deci", "baichuan", "internlm2", "minicpm", "xverse", "olmo",
-    "arctic", "deepseek", "granite", "granitemoe", "granitehybrid", "chameleon", "bailingmoe",
-    "smollm3", "arcee", "mistral3",
-})  # fmt: skip
-# whose norms multiply by 1 + weight: the converter adds the 1
-ADDED = frozenset({
-    "gemma", "gemma2", "gemma3", "gemma-embedding", "nemotron", "qwen3next", "qwen35", "qwen35moe",
-})  # fmt: skip
-# what the converter rearranges in ways that are not undone: state spaces, linear attention, and
-# fused q, k and v
-REARRANGED = re.compile(r"blk\.\{bid\}\.ssm_\w+")
-ALSO_REARRANGED = {
-    **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), ("attn_qkv", "attn_gate")),
-    **dict.fromkeys(("bloom", "falcon", "gptneox"), ("attn_qkv",)),
-    "gpt2": ("attn_qkv", "attn_output", "ffn_up", "ffn_down"),  # (in, out) in transformers
-}
 # what llama.cpp computes from the config and stores, and transformers computes when it loads
 COMPUTED = re.compile(r"(rope_freqs|rope_factors_(long|short))(\.weight)?")
-# names that the tables list for another model of the architecture first
-OWN = {
-    "phi3": {
-        "blk.{bid}.ffn_up": "model.layers.{bid}.mlp.gate_up_proj",
-        "blk.{bid}.attn_qkv": "model.layers.{bid}.self_attn.qkv_proj",
-    }
-}
-MODEL_TYPES = {  # what transformers calls an architecture where that is another word
-    "gptneox": "gpt_neox", "command-r": "cohere", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe",
-    "qwen2vl": "qwen2_vl", "qwen3vl": "qwen3_vl", "gemma3": "gemma3_text", "phi2": "phi",
-    "deepseek2": "deepseek_v2", "starcoder": "gpt_bigcode", "glm4moe": "glm4_moe",
-}  # fmt: skip
-# keys of the metadata, behind the name of the architecture, and of config.json
-KEYS = {
-    "block_count": "num_hidden_layers", "embedding_length": "hidden_size",
-    "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim",
-    "rope.freq_base": "rope_theta", "vocab_size": "vocab_size", "expert_count": "num_experts",
-}  # fmt: skip
-# how names of an architecture begin in transformers, the first that the tables know
-STYLES = {
-    **dict.fromkeys(("gpt2", "gptj", "starcoder", "falcon", "qwen", "jais"), ("transformer.",)),
-    "mpt": ("transformer.blocks.", "transformer."), "gptneox": ("gpt_neox.",),
-    "bert": ("encoder.layer.", "embeddings."), "bloom": ("h.",), "dbrx": ("transformer.blocks.",),
-}  # fmt: skip
-USUAL = ("model.layers.{bid}.", "model.", "layers.{bid}.", "lm_head")
+STATE_SPACE = "blk.{bid}.ssm_"
+# names that the tables have for other models, or for old versions
 ODD = re.compile(
     r"model\.(layers\.layers|transformer|decoder|vision\w*)\.|.*_no_perm$|.*_expert_|.*\.(q|k|query|key)_layernorm$"
 )
@@ -121,12 +79,12 @@ def read_gguf(read: Callable[[int], bytes], file_size: int, shard: str) -> Heade
     require("quantised")
     count = FIRST
     while True:
+        header = _Header(read(count), file_size, shard)
         try:
-            return _Header(read(count), file_size, shard).read()
+            return header.read()
         except _CutError:
             if count >= MAX_HEADER:
-                reason = f"its header has more than {MAX_HEADER:,} bytes"
-                raise _untrusted(shard, reason) from None
+                raise header.fault(f"its header has more than {MAX_HEADER:,} bytes") from None
             count = min(4 * count, MAX_HEADER)
 
 
@@ -139,12 +97,9 @@ def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple
     there = sorted(names)
     models: dict[str, list[str]] = {}
     for name in there:
-        last = PurePosixPath(name).name
-        if pattern is None:
-            is_meant = not last.startswith(BESIDE)
-        else:
-            is_meant = fnmatchcase(name, pattern) or fnmatchcase(last, pattern)
-        if is_meant:
+        last, wanted = PurePosixPath(name).name, "*" if pattern is None else pattern
+        is_meant = pattern is not None or not last.startswith(BESIDE)
+        if is_meant and (fnmatchcase(name, wanted) or fnmatchcase(last, wanted)):
             models.setdefault(PART.sub(r"\g<stem>", name), []).append(name)
     if not models:
         called = "as a model" if pattern is None else short(pattern)
@@ -154,19 +109,14 @@ def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple
         listed = several([parts[0] for parts in models.values()], 6)
         hint = "choose one with --file, such as --file '*Q8_0*'"
         raise ShadowError(f"{where}: {len(models)} GGUF files: {listed}", hint)
-    (found,) = models.values()
-    if not (match := PART.fullmatch(found[0])):
-        return tuple(found)
-    stem, count = match["stem"], match["count"]
-    parts = [f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1)]
-    if missing := sorted(set(parts) - set(there)):
-        lacks = f"{len(missing)} of {len(parts):,} parts are missing: {several(missing, 2)}"
-        raise ShadowError(f"{where}: {lacks}", "check that the download is complete")
+    ((stem, parts),) = models.items()
+    if match := PART.fullmatch(parts[0]):
+        count = match["count"]
+        parts = [f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1)]
+        if missing := sorted(set(parts) - set(there)):
+            lacks = f"{len(missing)} of {len(parts):,} parts are missing: {several(missing, 2)}"
+            raise ShadowError(f"{where}: {lacks}", "check that the download is complete")
     return tuple(parts)
-
-
-def _untrusted(shard: str, reason: str) -> FileError:
-    return FileError(f"{shard}: not a valid GGUF file: {reason}", HINT)
 
 
 class _Header:
@@ -178,7 +128,7 @@ class _Header:
         self.texts = 0  # in lists
 
     def fault(self, reason: str) -> FileError:
-        return _untrusted(self.shard, reason)
+        return FileError(f"{self.shard}: not a valid GGUF file: {reason}", HINT)
 
     def take(self, count: int) -> bytes:
         """Read the next count bytes."""
@@ -201,13 +151,9 @@ class _Header:
 
     def read(self) -> Header:
         if self.raw[:4] != b"GGUF":
-            lfs = self.raw.startswith(b"version ")
-            why = (
-                "it is a Git-LFS pointer (run `git lfs pull`)"
-                if lfs
-                else "it does not begin with GGUF"
-            )
-            raise self.fault(why if self.raw else "it is empty")
+            if self.raw.startswith(b"version "):
+                raise self.fault("it is a Git-LFS pointer (run `git lfs pull`)")
+            raise self.fault("it does not begin with GGUF" if self.raw else "it is empty")
         _, version = self.numbers("4sI")
         if version not in VERSIONS:
             what = "a big-endian one" if version & 0xFFFF == 0 else f"version {version}"
@@ -301,20 +247,21 @@ def model_of(headers: Sequence[Header], shard: str) -> tuple[Tensors, dict[str, 
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise FileError(f"{shard}: it does not name its architecture", "convert the model again")
-    names = _names(architecture, shard)
+    rules, names = name_rules().gguf, _names(architecture, shard)
     of_q = metadata.get(f"{architecture}.attention.head_count")
     of_k = metadata.get(f"{architecture}.attention.head_count_kv", of_q)
-    heads = {f"blk.{{bid}}.attn_{one}": of for one, of in (("q", of_q), ("k", of_k))}
+    heads = {"blk.{bid}.attn_q": of_q, "blk.{bid}.attn_k": of_k}
     tensors: Tensors = {}
     for info in (info for header in headers for info in header.tensors.values()):
-        found = _translated(info, architecture, names, heads if architecture in PAIRED else {})
+        is_paired = architecture in rules["paired"]
+        found = _translated(info, architecture, names, heads if is_paired else {})
         if found.name in tensors:
             raise FileError(f"{shard}: {found.name!r} occurs twice", HINT)
         tensors[found.name] = found
-    said = {word: metadata.get(f"{architecture}.{key}") for key, word in KEYS.items()}
+    said = {word: metadata.get(f"{architecture}.{key}") for key, word in rules["keys"].items()}
     said["vocab_size"] = said["vocab_size"] or metadata.get("tokenizer.ggml.tokens")
     config: dict[str, object] = {word: value for word, value in said.items() if value is not None}
-    config["model_type"] = MODEL_TYPES.get(architecture, architecture.replace("-", "_"))
+    config["model_type"] = rules["model_types"].get(architecture, architecture.replace("-", "_"))
     config["tie_word_embeddings"] = not any("output.weight" in one.tensors for one in headers)
     if "num_experts" in config:
         config["num_local_experts"] = config["num_experts"]
@@ -331,22 +278,18 @@ def _names(architecture: str, shard: str) -> dict[str, str]:
         raise FileError(message, "update it with: pip install -U gguf")
     own = TensorNameMap.arch_block_mappings_cfg.get(kinds[architecture], {})
     tables = (own, TensorNameMap.block_mappings_cfg, TensorNameMap.mappings_cfg)
+    rules = name_rules().gguf
+    styles = (*rules["styles"].get(architecture, ()), *rules["styles"]["usual"])
     names: dict[str, str] = {}
     for tensor in MODEL_TENSORS[kinds[architecture]]:
         known = next((table[tensor] for table in tables if tensor in table), ())
         if known and not COMPUTED.fullmatch(TENSOR_NAMES[tensor]):
-            names[TENSOR_NAMES[tensor]] = _chosen(known, architecture)
-    return names | OWN.get(architecture, {})
-
-
-def _chosen(known: Iterable[str], architecture: str) -> str:
-    """Of all names that converters know for a tensor, return the one in transformers today."""
-    plain = [name for name in known if not ODD.match(name)] or list(known)
-    for style in (*STYLES.get(architecture, ()), *USUAL):
-        for name in plain:
-            if name.startswith(style):
-                return name
-    return plain[0]
+            # of all that converters know, the one in transformers today
+            plain = [name for name in known if not ODD.match(name)] or known
+            styled = (name for style in styles for name in plain if name.startswith(style))
+            names[TENSOR_NAMES[tensor]] = next(styled, plain[0])
+    names.update(rules["own"].get(architecture, {}))
+    return names
 
 
 def _translated(
@@ -366,15 +309,18 @@ def _translated(
         found = replace(info, name=f"{known.replace('{bid}', number)}{dot}{kind}")
     else:
         found = info
-    is_moved = pattern.rpartition(".")[2] in ALSO_REARRANGED.get(architecture, ())
-    if REARRANGED.fullmatch(pattern) or is_moved:
+    rules = name_rules().gguf
+    is_moved = pattern.rpartition(".")[2] in rules["rearranged"].get(architecture, ())
+    if is_moved or pattern.startswith(STATE_SPACE):
         return replace(found, problem="llama.cpp stores it in another order than transformers")
     paired = heads.get(pattern, 0)
     fits = type(paired) is int and paired > 0 and info.shape and info.shape[0] % (2 * paired) == 0
     if pattern in heads and not fits:
         return replace(found, problem="the file does not say how many heads its rows belong to")
     assert isinstance(paired, int)
-    added = int(architecture in ADDED and info.name.endswith("_norm.weight") and "ssm_" not in stem)
+    added = int(
+        architecture in rules["added"] and info.name.endswith("_norm.weight") and "ssm_" not in stem
+    )
     is_float = info.dtype in FLOATS
     if not _is_decoded(info.dtype) or (is_float and not paired and not added):
         return found

@@ -175,6 +175,7 @@ class NameRules:
         # keys of a config that tell of quantisation, and by its name of a method what people say
         self.quantization_keys: Sequence[str] = data["quantization_keys"]
         self.quantization_methods: Mapping[str, str] = data["quantization_methods"]
+        self.gguf: Mapping[str, Any] = data["gguf"]  # read by shadow.checkpoints.gguf_files
 
     @cached_property
     def wholes(self) -> dict[frozenset[str], str]:
