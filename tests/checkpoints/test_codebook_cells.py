@@ -12,8 +12,6 @@ import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import quantize
 from compressed_tensors.quantization.utils.helpers import calculate_qparams, generate_gparam
-from gguf import GGMLQuantizationType
-from gguf.quants import quantize as by_gguf
 from measuring import Piece
 
 from shadow.checkpoints.decoders import packed_tensor
@@ -103,14 +101,6 @@ def fp8(weight, strategy):
     return packed("scaled", {"words": raw, "scales": scales}, (ROWS, cols), facts, "F8_E4M3")
 
 
-def gguf_mxfp4(weight, _=None):
-    raw = torch.from_numpy(by_gguf(weight.float().numpy(), GGMLQuantizationType.MXFP4))
-    info = TensorInfo("m", "U8", tuple(raw.shape), "", 0, 0)
-    info = TensorInfo("m", "MXFP4", tuple(weight.shape), "", 0, 0,
-                      packing=Packing("gguf", info, facts=(0, 0)))  # fmt: skip
-    return packed_tensor(info, lambda _: Piece(raw))
-
-
 def nf4(weight, block):
     return bitsandbytes(weight, "nf4", block)
 
@@ -128,7 +118,6 @@ MAKE = {
     "NF4, nested": (nested, 64, 256), "NF4, nested, across rows": (nested, 64, 96),
     "FP4": (fp4, 64, 256), "FP4 across rows": (fp4, 64, 96),
     "NVFP4": (nvfp4, None, 256), "MXFP4": (mxfp4, None, 256),
-    "MXFP4 of GGUF": (gguf_mxfp4, None, 256),
     "FP8, tensor": (fp8, "tensor", 256), "FP8, rows": (fp8, "channel", 250),
     "FP8, blocks": (fp8, "block", 250),
 }  # fmt: skip

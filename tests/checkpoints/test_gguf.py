@@ -101,10 +101,10 @@ def test_steps_are_the_distances_between_neighbouring_numbers(tmp_path, kind):
 
 
 def test_a_codebook_has_no_even_steps(tmp_path):
-    """IQ, MXFP4 and NVFP4."""
+    """IQ, MXFP4 and NVFP4: their cells are unknown."""
     for kind in sorted(set(KINDS) - set(QUANTS)):
         matrix = opened(file_of(tmp_path / f"{kind}.gguf", random_blocks(kind, 1, 1), kind))[NAME]
-        assert len(matrix.cells((slice(None),))) == (2 if "FP4" in kind else 0)
+        assert matrix.cells((slice(None),)) == ()
 
 
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0"])
@@ -279,14 +279,14 @@ def right(tmp_path_factory):
 
 
 FAULTS = {
-    "no GGUF": (lambda right: b"GGUX" + right[4:], "it does not begin with GGUF"),
+    "no GGUF": (lambda right: b"GGUX" + right[4:], "it is another file"),
     "empty": (lambda right: b"", "it is empty"),
     "git lfs": (lambda right: b"version https://git-lfs", "Git-LFS pointer"),
-    "version 1": (lambda right: patched(right, 4, "<I", 1), "version 1 of GGUF"),
-    "big-endian": (lambda right: patched(right, 4, "<I", 3 << 24), "a big-endian one"),
+    "version 1": (lambda right: patched(right, 4, "<I", 1), "version 1, and"),
+    "big-endian": (lambda right: patched(right, 4, "<I", 3 << 24), "version 50,331,648"),
     "tensors": (lambda right: patched(right, 8, "<Q", 1 << 60), "claims 1,152,921,504,606,846,976"),
     "keys": (lambda right: patched(right, 16, "<Q", 1 << 40), "claims"),
-    "a long key": (lambda right: patched(right, 24, "<Q", 1 << 40), "a key has"),
+    "a long key": (lambda right: patched(right, 24, "<Q", 1 << 40), "a length in it is wrong"),
     "a length": (lambda right: patched(right, 24, "<Q", 60_000), "a length in it is wrong"),
     "no such type": (lambda right: patched(right, right.index(b"Q8_0") if b"Q8_0" in right else
                                            right.index(b"architecture") + 12, "<I", 77), "type 77"),

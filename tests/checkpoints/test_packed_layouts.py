@@ -255,7 +255,7 @@ WRONG = {
         "weight_scale has the shape": {"weight_scale": torch.ones(64)},
         "not of 2 or 4 or 8 bits": {"weight_zero_point": torch.zeros(64, 2, dtype=torch.int32)},
     },
-    "w8a8": {"weight_scale has the shape": {"weight_scale": torch.ones(3, 3)}},
+    "w8a8": {"its scales have the shape": {"weight_scale": torch.ones(3, 3)}},
     "fp8": {"weight_scale is I32": {"weight_scale": torch.ones(1, dtype=torch.int32)}},
     "nvfp4": {"weight_scale is BF16": {"weight_scale": torch.ones(64, 4).bfloat16()}},
 }  # fmt: skip

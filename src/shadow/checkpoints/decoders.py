@@ -14,7 +14,6 @@ from functools import cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.checkpoints.formats import quant_state
@@ -42,24 +41,6 @@ Of = Callable[[Rows, Cols], Tensor]
 """What entries of a part share, float32: (rows, columns), or (rows, groups, 1) where equal groups
 fill the rows.
 """
-Levels = Callable[[Rows, Cols], Tensor]
-"""The level of each entry of a part, (rows, cols)."""
-
-
-class Codebook:
-    """The levels of a format, and the bounds between which each level is the nearest."""
-
-    def __init__(self, levels: Iterable[float], reach: float = math.inf) -> None:
-        """reach: the largest number that is rounded to a level; larger ones are clipped."""
-        ascending = torch.tensor(sorted(set(levels)), dtype=torch.float32)
-        self._middles = (ascending[1:] + ascending[:-1]) / 2
-        end = torch.tensor([reach])
-        self._edges = torch.cat([-end, self._middles, end])
-
-    def cells(self, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the bounds of the cell of each level."""
-        place = torch.bucketize(levels, self._middles)
-        return self._edges[place], self._edges[place + 1]
 
 
 @dataclass(frozen=True)
@@ -68,12 +49,13 @@ class Grid:
 
     width: int
     unit: int
-    levels: Levels
+    levels: Of  # (rows, cols)
     scale: Of
     zeros: Of | None = None
     biases: Of | None = None
     last: float = 1.0  # what numbers are multiplied by at last
-    codebook: Codebook | None = None  # None where levels are whole numbers
+    codebook: Sequence[float] = ()  # all levels; none where they are whole numbers
+    reach: float = math.inf  # the largest level that is rounded to; larger numbers are clipped
     # how far the scales by which a codebook's levels were chosen lie from those that are stored
     loose: Of | None = None
     costly = False
@@ -93,11 +75,15 @@ class Grid:
             into.mul_(self.last)
 
     def cells(self, rows: Rows, cols: Cols) -> Cells:
-        if self.codebook is None:
+        if not self.codebook:
             step = torch.ones(len(rows), cols[1] - cols[0])
             _each(step, self.scale(rows, cols).abs(), torch.Tensor.mul_)
             return (step.mul_(self.last),)
-        ends = self.codebook.cells(self.levels(rows, cols))
+        known = torch.tensor(sorted(set(self.codebook)), dtype=torch.float32)
+        middles, reach = (known[1:] + known[:-1]) / 2, torch.tensor([self.reach])
+        edges = torch.cat([-reach, middles, reach])
+        place = torch.bucketize(self.levels(rows, cols), middles)
+        ends = edges[place], edges[place + 1]
         wider = [end.abs() if self.loose else torch.zeros(()) for end in ends]
         for end, more in zip(ends, wider, strict=True):
             if self.loose is not None:
@@ -163,7 +149,7 @@ def numbers_of(
     return found.view(torch.float32).view(len(raw), -1)[:, :count]
 
 
-def _streamed(raw: Raw, bits: int, values: Sequence[float], high_first: bool = False) -> Levels:
+def _streamed(raw: Raw, bits: int, values: Sequence[float], high_first: bool = False) -> Of:
     """Return the values of numbers of that many bits. raw: bytes or words, (rows, some)."""
     of_word = 8 * raw.dtype.itemsize
 
@@ -204,21 +190,19 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
     if "layout" in pieces and int(pieces["layout"].whole()) != 0:
         raise _broken(info, "its weight_format is not the one of rows")
     scales = pieces["scales"].whole()
-    groups: int | Tensor = torch.arange(cols) // wide
-    if "order" in pieces:
-        groups, in_order = pieces["order"].whole().long(), groups
-        count = scales.shape[0 if is_turned else -1]
-        if not bool(((groups >= 0) & (groups < count)).all()):
-            raise _broken(info, "g_idx names groups that do not exist")
-        is_plain = torch.equal(groups, in_order)
-    if cols % wide == 0 and ("order" not in pieces or is_plain):
-        groups = wide  # which is faster
+    in_order = torch.arange(cols) // wide
+    groups = pieces["order"].whole().long() if "order" in pieces else in_order
+    count = scales.shape[0 if is_turned else -1] if "order" in pieces else len(groups)
+    if not 0 <= groups.min() <= groups.max() < count:
+        raise _broken(info, "g_idx names groups that do not exist")
+    # whole groups are faster
+    group = wide if cols % wide == 0 and torch.equal(groups, in_order) else groups
 
     def shared(values: Tensor) -> Of:
         """Return a function that looks up what blocks share."""
         grid = (values.T if is_turned else values).float()
         grid = grid.reshape(math.prod(stack), -(-rows // high), -1)
-        return _shared(grid.repeat_interleave(high, 1)[:, :rows].flatten(0, 1), groups)
+        return _shared(grid.repeat_interleave(high, 1)[:, :rows].flatten(0, 1), group)
 
     if scales.dtype == torch.uint8:  # MXFP4: exponents of 2
         scales = torch.ldexp(torch.ones(256), torch.arange(256) - 127)[scales.int()]
@@ -245,14 +229,12 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
 
     def interleaved(rows: Rows, cols: Cols) -> Tensor:
         """Unpack the numbers of AWQ, eight rows in a word."""
-        first = int(rows.min()) // 8
-        part = _compact(raw[first : int(rows.max()) // 8 + 1, slice(*cols)])
         shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)[rows % 8]
-        return (part[rows // 8 - first] >> shifts[:, None]).bitwise_and_(15)
+        return (_take(raw, rows // 8, cols) >> shifts[:, None]).bitwise_and_(15)
 
     levels = interleaved if kind == "awq" else _streamed(raw, bits, values)
-    is_codebook = kind == "e2m1" or info.dtype in FLOATS
-    unit = 32 if isinstance(groups, Tensor) or wide == cols else math.lcm(32, wide)
+    book = filter(math.isfinite, values) if kind == "e2m1" or info.dtype in FLOATS else ()
+    unit = 32 if isinstance(group, Tensor) or wide == cols else math.lcm(32, wide)
     return Grid(
         cols,
         unit if cols % unit == 0 else cols,
@@ -261,7 +243,7 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
         zeros,
         shared(pieces["biases"].whole()) if "biases" in pieces else None,
         OF_INT8 if kind == "llm.int8" else 1.0,
-        Codebook(filter(math.isfinite, values)) if is_codebook else None,
+        tuple(book),
     )
 
 
@@ -271,7 +253,7 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing) -> Gr
     """
     (block,), (rows, cols) = packing.facts, info.shape
     state = quant_state(bytes(pieces["state"].whole().tolist()))
-    if state is None or state[:3] != (rows, cols, block):
+    if state[:3] != (rows, cols, block):
         raise _broken(info, "its quant_state is not that of the other layers")
     scales, loose = pieces["scales"].whole().flatten(), None
     if "outer" in pieces:
@@ -298,22 +280,20 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing) -> Gr
         2 if cols % block else block,
         _streamed(_bytes(pieces["words"], info), 4, known, high_first=True),
         by_block(scales.float()),
-        codebook=Codebook(known, max(known)),  # the scale of a block is its largest number
+        codebook=known,
+        reach=max(known),  # the scale of a block is its largest number
         loose=None if loose is None else by_block(loose),
     )
 
 
 def _bytes(stored: StoredTensor, info: TensorInfo) -> Raw:
     """Return stored data as bytes, (rows, bytes of a row)."""
-    rows = math.prod(info.shape[:-1])
-    return stored.seen(lambda words: words.view(torch.uint8).reshape(rows, -1))
+    return stored.seen(lambda one: one.view(torch.uint8).reshape(math.prod(info.shape[:-1]), -1))
 
 
 def _broken(info: TensorInfo, what: str) -> UndecodableError:
     return UndecodableError(f"{info.name} ({info.dtype}): {what}", "quantise the model again")
 
-
-Order = Callable[[Rows], Rows]
 
 # Even grids of GGUF: for each type the bytes of a block that hold the quants, and what they are
 # where every quant is 1; 0 where every one is. All other bytes are scales and offsets.
@@ -324,8 +304,6 @@ QUANTS: Mapping[str, tuple[tuple[int, int, int], ...]] = {  # (start, stop, all 
     "Q5_K": ((16, 48, 0x00), (48, 176, 0x11)), "Q6_K": ((0, 128, 0x11), (128, 192, 0x00)),
     "TQ1_0": ((0, 52, 0x80),), "TQ2_0": ((0, 64, 0x55),),  # TQ1_0: to base 3, a fraction of 256
 }  # fmt: skip
-# the bytes of a block that hold numbers of E2M1, two in each, and what they are where both are 1
-CODEBOOKS = {"MXFP4": (1, 17, 0x22), "NVFP4": (4, 36, 0x22)}
 
 
 class GgmlBlocks:
@@ -333,7 +311,9 @@ class GgmlBlocks:
 
     costly = True
 
-    def __init__(self, raw: StoredTensor, kind: str, order: Order = lambda rows: rows) -> None:
+    def __init__(
+        self, raw: StoredTensor, kind: str, order: Callable[[Rows], Rows] = lambda rows: rows
+    ) -> None:
         """raw: bytes, (rows, bytes of a row). order: where each row is stored."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
@@ -344,35 +324,25 @@ class GgmlBlocks:
         self.width = raw.shape[1] // self._size * self.unit
 
     def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
-        into.copy_(self._decoded(self._blocks(rows, cols), len(rows)))
+        into.copy_(self._decoded(rows, cols))
 
     def cells(self, rows: Rows, cols: Cols) -> Cells:
-        blocks = self._blocks(rows, cols)
-        if self._kind in CODEBOOKS:
-            scales = self._decoded(blocks, len(rows), CODEBOOKS[self._kind])
-            ends = Codebook(E2M1).cells(self._decoded(blocks, len(rows)) / scales)
-            return tuple(end * scales for end in ends)
         if self._kind not in QUANTS:
             return ()
         quants = QUANTS[self._kind]
-        zero = self._decoded(blocks, len(rows), *((start, stop, 0) for start, stop, _ in quants))
-        return ((self._decoded(blocks, len(rows), *quants) - zero).abs(),)
+        zero = self._decoded(rows, cols, *((start, stop, 0) for start, stop, _ in quants))
+        return ((self._decoded(rows, cols, *quants) - zero).abs(),)
 
-    def _blocks(self, rows: Rows, cols: Cols) -> NDArray[np.uint8]:
-        start, stop = (col // self.unit * self._size for col in cols)
-        part = _take(self._raw, self._order(rows), (start, stop))
-        return np.ascontiguousarray(part.numpy()).reshape(-1, self._size)
-
-    def _decoded(
-        self, blocks: NDArray[np.uint8], rows: int, *filled: tuple[int, int, int]
-    ) -> Tensor:
+    def _decoded(self, rows: Rows, cols: Cols, *filled: tuple[int, int, int]) -> Tensor:
         """Return the numbers of blocks in which some bytes (start, stop) hold another block."""
-        blocks = blocks.copy() if filled else blocks
+        start, stop = (col // self.unit * self._size for col in cols)
+        part = _take(self._raw, self._order(rows), (start, stop)).numpy()
+        blocks = np.array(part, order="C", copy=bool(filled) or None).reshape(-1, self._size)
         for start, stop, byte in filled:
             blocks[:, start:stop] = byte
         # what `gguf.quants.dequantize` calls for 16 rows at a time, and copies
         with np.errstate(all="ignore"):  # scales may be NaN, which is for the audit to find
-            return torch.from_numpy(self._type.dequantize_blocks(blocks)).view(rows, -1)
+            return torch.from_numpy(self._type.dequantize_blocks(blocks)).view(len(rows), -1)
 
 
 def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing) -> Decoder:
@@ -413,10 +383,9 @@ def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) 
         upright = replace(info, shape=(*stack, rows, cols))
     own = {GGUF: _gguf, "bitsandbytes-4bit": _bitsandbytes_4bit}
     decoder: Decoder = own.get(packing.kind, _grouped)(upright, pieces, packing)
-    kind: type[DecodedTensor] = PackedTensor
-    dtype = torch.float32
-    if packing.kind == GGUF and info.dtype in FLOATS:  # which have no single grid
-        kind, dtype = DecodedTensor, pieces["words"].dtype
+    is_float = packing.kind == GGUF and info.dtype in FLOATS  # which have no single grid
+    dtype = pieces["words"].dtype if is_float else torch.float32
     view = torch.empty(upright.shape, dtype=dtype, device="meta")
     view = view if info.strides is None else view.mT
-    return kind(info.dtype, decoder, view, packing.raw.end - packing.raw.start)
+    made = DecodedTensor if is_float else PackedTensor
+    return made(info.dtype, decoder, view, packing.raw.end - packing.raw.start)

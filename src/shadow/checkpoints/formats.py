@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -23,25 +23,20 @@ from shadow.checkpoints.safetensors_files import Packing, TensorInfo, Tensors
 from shadow.dtypes import INTEGERS
 from shadow.places.names import Config, Facts, Shape, name_rules
 
-# `x.weight.absmax` and `x_blocks` belong to x as `x.scales` does
-PIECE = re.compile(
-    r"(?P<owner>.+)(?:\.(?P<nested>weight\.(?!weight$|bias$).+)|(?P<joined>_(?:blocks|scales)))"
-)
-UNKNOWN = "packed integers of an unknown format"
 PACKING = ("U8", "I8", "I32", "U32")  # what packed integers come in; 64-bit ones are indices
 FP8 = "8-bit floats"
 READ = ("stated", "state")  # roles of small pieces that say what others do not
 MAX_READ = 1 << 16  # bytes of one; real ones have 100
-# of activations, or what a library keeps and decoding does not need
-NEEDLESS = {
-    "input_scale", "input_scale_ub", "input_global_scale", "input_zero_point", "output_scale",
-    "weight.quant_map",
-}  # fmt: skip
 OPTIONAL = "optional "
 BLOCK = 128  # rows and columns that share a scale of 8-bit numbers in blocks
 
+
 Sizes = dict[str, Any]
 """Of the pieces of a module, by the words of its layout; contents of small pieces by role."""
+Made = tuple[Shape, Shape]
+"""The shape of what is decoded, and facts that the decoder needs."""
+Read = Callable[[TensorInfo, TensorInfo], bytes]
+"""The bytes of a small piece, or of another layer's beside a tensor like the second."""
 
 
 class _RefusedError(Exception):
@@ -51,17 +46,6 @@ class _RefusedError(Exception):
 def _require(holds: object, what: str) -> None:
     if not holds:
         raise _RefusedError(what)
-
-
-@dataclass(frozen=True)
-class PackedModule:
-    """The tensors of one module, and what config.json says about its format."""
-
-    name: str
-    pieces: Tensors
-    settings: Config
-    read: Callable[[TensorInfo, TensorInfo], bytes]
-    """The bytes of a small piece, or of another layer's beside a tensor like the second."""
 
 
 @dataclass(frozen=True)
@@ -88,50 +72,57 @@ class Format:
 
 
 @cache
-def _table() -> tuple[Mapping[str, Collection[str]], Sequence[Format]]:
-    """Return the dtypes of each type of pieces, and the formats."""
-    data = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    formats = [
+def _data() -> dict[str, Any]:
+    data: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
+    return data
+
+
+@cache
+def _formats() -> Sequence[Format]:
+    return [
         Format(**one | {"layouts": [Layout(**layout) for layout in one.get("layouts", ())]})
-        for one in data["formats"]
+        for one in _data()["formats"]
     ]
-    return data["types"], formats
 
 
-def _fit(m: PackedModule, layout: Layout) -> tuple[bool, bool]:
+def _fit(pieces: Tensors, layout: Layout) -> tuple[bool, bool]:
     """Return whether a module has a layout's first piece, and whether it has all it needs."""
     (first, words), *_ = layout.pieces.items()
-    has_first = first in m.pieces and m.pieces[first].dtype in _table()[0][words.split()[1]]
-    return has_first, all(
-        name in m.pieces or words.startswith(OPTIONAL) for name, words in layout.pieces.items()
-    )
+    has_first = first in pieces and pieces[first].dtype in _data()["types"][words.split()[1]]
+    needed = {name for name, words in layout.pieces.items() if not words.startswith(OPTIONAL)}
+    return has_first, needed <= pieces.keys()
 
 
-def _matrix(m: PackedModule, layout: Layout) -> TensorInfo:
-    """Make one entry for a matrix, under its name without quantisation."""
+def _matrix(
+    owner: str, layout: Layout, pieces: Tensors, settings: Config, read: Read
+) -> TensorInfo:
+    """Make one entry for the matrix of a module, under its name without quantisation.
+
+    settings: what config.json says about its format.
+    """
     for key, known in layout.settings.items():
-        said = str(m.settings.get(key) or known[0]).lower()
+        said = str(settings.get(key) or known[0]).lower()
         _require(said in known, f"its {key} is {said[:20]!a}")
     sizes: Sizes = {}
     used: Tensors = {}
-    others = dict(m.pieces)
+    others = dict(pieces)
     for name, words in layout.pieces.items():
         role, kind, *dimensions = words.removeprefix(OPTIONAL).split()
-        _require(name in m.pieces or words.startswith(OPTIONAL), f"{name} is missing")
-        if name in m.pieces:
+        _require(name in pieces or words.startswith(OPTIONAL), f"{name} is missing")
+        if name in pieces:
             used[role] = piece = others.pop(name)
-            _require(piece.dtype in _table()[0][kind], f"{name} is {piece.dtype}")
+            _require(piece.dtype in _data()["types"][kind], f"{name} is {piece.dtype}")
             _measure(name, piece, dimensions, sizes)
             if role in READ:
                 _require(piece.end - piece.start <= MAX_READ, f"{name} is too large")
-                sizes[role] = m.read(piece, used["words"])
-    unknown = next((name for name in others if name not in NEEDLESS), "")
+                sizes[role] = read(piece, used["words"])
+    unknown = next((name for name in others if name not in _data()["needless"]), "")
     _require(not unknown, f"{unknown} is unknown")
-    shape, facts = MADE.get(layout.kind, _grouped)(layout, m, sizes)
+    shape, facts = MADE.get(layout.kind, _grouped)(layout, pieces, settings, sizes)
     raw, *rest = used.values()
     packing = Packing(layout.kind, raw, (*rest, *others.values()), facts, tuple(used))
     dtype = raw.dtype if raw.dtype.startswith("F8_") else layout.dtype.format(facts[0])
-    name, strides = m.name if "_blocks" in m.pieces else f"{m.name}.weight", None
+    name, strides = owner if "_blocks" in pieces else f"{owner}.weight", None
     if layout.is_turned:
         *stack, rows, cols = shape
         shape, strides = (*stack, cols, rows), (*(rows * cols for _ in stack), 1, cols)
@@ -146,15 +137,13 @@ def _measure(name: str, info: TensorInfo, words: Sequence[str], sizes: Sizes) ->
     if words and words[0].startswith("*"):
         count = max(0, len(shape) - len(words) + 1)
         shape[:count] = [tuple(shape[:count])]
-    known = [int(word) if word.isdecimal() else sizes.get(word) for word in words]
-    fits = len(known) == len(shape) and all(
-        want in (None, size) for want, size in zip(known, shape, strict=True)
-    )
+    fits = len(words) == len(shape)
+    for word, size in zip(words, shape, strict=False):
+        fits = fits and size == (int(word) if word.isdecimal() else sizes.setdefault(word, size))
     _require(fits, f"{name} has the shape {info.shape}")
-    sizes.update(zip(words, shape, strict=True))
 
 
-def _grouped(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, Shape]:
+def _grouped(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Made:
     """Recognise a stream of bits along rows, with scales of groups of columns. facts: bits, 1,
     columns of a group, and what is added to zeros.
     """
@@ -170,52 +159,43 @@ def _grouped(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, Shape]:
         along, down = (-(-size * bits // 32) for size in (cols, rows))
         fits = n.get("words", along) == along and n.get("zeros", down) == down
         fits = fits and n.get("bytes", cols * bits // 8) == cols * bits // 8
-        if fits and (layout.kind != "mlx" or bits == m.settings.get("bits")):
+        fits = fits and math.prod(n.get("*one", ())) == 1
+        if fits and (layout.kind != "mlx" or bits == settings.get("bits")):
             found.append((bits, cols))
-    _require(
-        len(found) == 1 and math.prod(n.get("*one", ())) == 1,
-        f"its tensors are not of {' or '.join(map(str, layout.bits))} bits",
-    )
+    _require(len(found) == 1, f"its tensors are not of {' or '.join(map(str, layout.bits))} bits")
     ((bits, cols),) = found
     group = -(-cols // groups)
-    has_order = not m.pieces.keys().isdisjoint(("g_idx", "weight_g_idx"))
+    has_order = {"g_idx", "weight_g_idx"} & pieces.keys()
     _require(has_order or group * groups == cols, "its groups do not fill the rows")
     # version 1 of GPTQ stores zeros less 1 (AutoGPTQ's qlinear_cuda.py)
-    version = str(m.settings.get("checkpoint_format")).lower()
-    added = layout.kind == "gptq" and version != "gptq_v2"
+    added = layout.kind == "gptq" and str(settings.get("checkpoint_format")).lower() != "gptq_v2"
     return (*n.get("*stack", ()), rows, cols), (bits, 1, group, int(added))
 
 
-def _scaled(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, Shape]:
+def _scaled(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Made:
     """Recognise 8-bit integers or floats with a scale for the matrix, each row, group or block.
     facts: 8, rows and columns of a block, 0.
     """
-    rows, cols, stack, grid = n["rows"], n["cols"], n.get("*stack", ()), n.get("*grid", ())
-    is_inverse = "weight_scale_inv" in m.pieces  # DeepSeek-V3's, always of blocks
-    groups = grid[-1] if grid else 1
-    if "SCB" in m.pieces or (grid in ((rows,), (rows, 1)) and not is_inverse):
-        high, wide = 1, cols
-    elif math.prod(grid) == 1 and not is_inverse:
-        high, wide = rows, cols
-    elif grid == (rows, groups) and rows > 1 and cols % groups == 0 and not is_inverse:
-        high, wide = 1, cols // groups
-    else:
-        high, wide = BLOCK, BLOCK
-        fits = grid == (*stack, -(-rows // high), -(-cols // wide))
-        _require(fits, f"weight_scale{'_inv' * is_inverse} has the shape {grid}")
-    return (*stack, rows, cols), (8, high, wide, 0)
+    rows, cols, stack, grid = n["rows"], n["cols"], n.get("*stack", ()), n["*grid"]
+    grid = grid if len(grid) > 1 else (*(grid or (1,)), 1)
+    blocks = [(1, cols), (rows, cols), (BLOCK, BLOCK), (1, max(1, cols // grid[-1]))]
+    if "weight_scale_inv" in pieces:  # DeepSeek-V3's, always of blocks
+        blocks = [(BLOCK, BLOCK)]
+    for high, wide in blocks:
+        if grid == (*stack, -(-rows // high), -(-cols // wide)):
+            return (*stack, rows, cols), (8, high, wide, 0)
+    raise _RefusedError(f"its scales have the shape {n['*grid']}")
 
 
-def _bitsandbytes_4bit(layout: Layout, m: PackedModule, n: Sizes) -> tuple[Shape, Shape]:
+def _bitsandbytes_4bit(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Made:
     """Recognise NF4 and FP4. facts: entries of a block."""
     said = quant_state(n["state"])
-    if said is None:
-        raise _RefusedError("its quant_state has no shape or blocksize")
-    (rows, cols, block, *_), raw, nested = said, m.pieces["weight"], m.pieces["weight.absmax"]
+    _require(said, "its quant_state has no shape or blocksize")
+    (rows, cols, block, *_), raw, nested = said, pieces["weight"], pieces["weight.absmax"]
     fits = rows * cols == 2 * (raw.end - raw.start) and cols % 2 == 0
     fits = fits and n["blocks"] == -(-rows * cols // block)
     _require(fits, "its quant_state has another shape")
-    found = {"weight.nested_absmax", "weight.nested_quant_map"} & m.pieces.keys()
+    found = {"weight.nested_absmax", "weight.nested_quant_map"} & pieces.keys()
     _require(len(found) == 2 * (nested.dtype == "U8"), "its scales are not of one kind")
     return (rows, cols), (block,)
 
@@ -225,16 +205,18 @@ MADE = {"bitsandbytes-4bit": _bitsandbytes_4bit, "scaled": _scaled, "llm.int8": 
 
 def owner_of(name: str) -> tuple[str, str]:
     """(module, piece) of a name; the module of `x.scales`, `x.weight.absmax`, `x_blocks` is x."""
-    may_be_piece = "weight." in name or name.endswith(("_blocks", "_scales"))
-    if may_be_piece and (match := PIECE.fullmatch(name)):
-        return match["owner"], match["nested"] or match["joined"]
+    if name.endswith(("_blocks", "_scales")):
+        return name[:-7], name[-7:]
+    owner, _, nested = name.rpartition(".weight.")
+    if owner and nested not in ("weight", "bias"):
+        return owner, f"weight.{nested}"
     owner, _, piece = name.rpartition(".")
     return owner, piece
 
 
 def packed_modules(tensors: Tensors, config: Config) -> dict[str, str]:
     """Return the format of every module of packed integers, by name, from tensors and config."""
-    formats, said = _table()[1], _said_format(config)
+    formats, said = _formats(), _said_format(config)
     ranks: dict[str, int] = {}
     unnamed: dict[str, str] = {}
     for name, info in tensors.items():
@@ -246,7 +228,7 @@ def packed_modules(tensors: Tensors, config: Config) -> dict[str, str]:
         ):
             ranks[owner] = min(rank, ranks.get(owner, rank))
         elif info.dtype in PACKING and piece == "weight":
-            unnamed[owner] = said or UNKNOWN
+            unnamed[owner] = said or "packed integers of an unknown format"
         elif info.dtype in PACKING and said and len(info.shape) >= 2:
             unnamed[name] = said
         elif info.dtype.startswith("F8_E"):
@@ -255,14 +237,13 @@ def packed_modules(tensors: Tensors, config: Config) -> dict[str, str]:
                 unnamed[owner] = FP8
     named = {owner: formats[rank].name for owner, rank in ranks.items()}
     if said:  # the config knows which of two formats of the same names it is
-        named_so = [owner for owner, name in named.items() if said in name.split(" or ")]
-        named |= dict.fromkeys(named_so, said)
+        named |= {owner: said for owner, name in named.items() if said in name.split(" or ")}
     return unnamed | named
 
 
 @lru_cache(4096)  # a model has few different pieces
 def _rank(piece: str) -> int | None:
-    return next((i for i, one in enumerate(_table()[1]) if re.fullmatch(one.marks, piece)), None)
+    return next((i for i, one in enumerate(_formats()) if re.fullmatch(one.marks, piece)), None)
 
 
 def _said_format(config: Config) -> str | None:
@@ -286,24 +267,22 @@ def settings_in(config: Config) -> Iterator[dict[str, object]]:
                 yield said
 
 
-def quant_state(raw: bytes) -> tuple[int, int, int, int, float] | None:
+def quant_state(raw: bytes) -> tuple[Any, ...]:
     """Read the JSON of a 4-bit matrix of bitsandbytes: rows, columns and block, and block and
-    offset of its scales if these are quantised. None if something is missing.
+    offset (a float) of its scales if these are quantised. () if something is missing.
     """
     try:
         said = json.loads(raw)
         sizes = [*said["shape"], said["blocksize"], said.get("nested_blocksize", 1)]
         offset = said["nested_offset"] if "nested_blocksize" in said else 0.0
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        return None
+        return ()
     known = all(type(size) is int and 0 < size < 1 << 31 for size in sizes)
-    return (*sizes, offset) if known and len(sizes) == 4 and type(offset) is float else None
+    return (*sizes, offset) if known and len(sizes) == 4 and type(offset) is float else ()
 
 
 def with_matrices(
-    tensors: Tensors,
-    config: Config,
-    read: Callable[[TensorInfo], bytes],
+    tensors: Tensors, config: Config, read: Callable[[TensorInfo], bytes]
 ) -> tuple[Tensors, dict[str, str]]:
     """Return the tensors of a checkpoint with one entry for each quantised matrix in place of its
     pieces, and by module the formats of others, and why they are not decoded.
@@ -311,7 +290,7 @@ def with_matrices(
     read: reads the bytes of a small tensor; a few tensors of many layers are read.
     """
     refused = packed_modules(tensors, config)
-    layouts = {one.name: one.layouts for one in _table()[1] if one.layouts}
+    layouts = {one.name: one.layouts for one in _formats() if one.layouts}
     modules: dict[str, Tensors] = {}
     for name, info in tensors.items() if refused else ():
         owner, piece = owner_of(name)
@@ -329,11 +308,11 @@ def with_matrices(
     said = next(settings_in(config), {})
     for owner, pieces in modules.items():
         first, *others = (info.name for info in pieces.values())
-        own_said = said.get(owner)  # MLX may say other things of one module
-        settings = {**said, **own_said} if isinstance(own_said, dict) else said
-        module = PackedModule(owner, pieces, settings, read_once)
+        own = said.get(owner)  # MLX may say other things of one module
+        settings = said | own if isinstance(own, dict) else said
+        layout = max(layouts[refused[owner]], key=partial(_fit, pieces))
         try:
-            entry = _matrix(module, max(layouts[refused[owner]], key=partial(_fit, module)))
+            entry = _matrix(owner, layout, pieces, settings, read_once)
             if entry.name in tensors and entry.name not in (first, *others):
                 raise _RefusedError("its matrix occurs twice")
         except _RefusedError as why:

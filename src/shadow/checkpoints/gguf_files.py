@@ -7,7 +7,7 @@ maps the file and trusts its counts, so the header is read here.
 
 llama.cpp's converter renames tensors, stores rows of q and k in pairs for some architectures, and
 adds 1 to some norms. The package's tables undo the names; `gguf` of names.yaml, which follows the
-converter's classes, says what else. `decoders` reads the numbers.
+converter's classes, names other changes. `decoders` reads the numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import math
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache
@@ -46,7 +47,6 @@ KIND = "gguf"  # of packings
 VERSIONS = (2, 3)
 FIRST = 1 << 20  # bytes that are read at first; a vocabulary has some millions
 HINT = "fetch the file again"
-MAX_VALUES = 4_000_000  # texts in lists; the largest vocabularies and their merges are a quarter
 MAX_KEYS = 65_536
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 1 << 16
@@ -77,15 +77,11 @@ def read_gguf(read: Callable[[int], bytes], file_size: int, shard: str) -> Heade
     Raises FileError if the header cannot be trusted, ShadowError without the `gguf` package.
     """
     require("quantised")
-    count = FIRST
-    while True:
+    for count in (FIRST, 16 * FIRST, MAX_HEADER):
         header = _Header(read(count), file_size, shard)
-        try:
+        with suppress(_CutError):
             return header.read()
-        except _CutError:
-            if count >= MAX_HEADER:
-                raise header.fault(f"its header has more than {MAX_HEADER:,} bytes") from None
-            count = min(4 * count, MAX_HEADER)
+    raise header.fault(f"its header has more than {MAX_HEADER:,} bytes")
 
 
 def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple[str, ...]:
@@ -125,7 +121,6 @@ class _Header:
     def __init__(self, raw: bytes, file_size: int, shard: str) -> None:
         self.raw, self.size, self.shard = raw, file_size, shard
         self.at = 0
-        self.texts = 0  # in lists
 
     def fault(self, reason: str) -> FileError:
         return FileError(f"{self.shard}: not a valid GGUF file: {reason}", HINT)
@@ -143,29 +138,24 @@ class _Header:
         """Read numbers of these types, in struct's notation."""
         return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))
 
-    def text(self, what: str, most: int) -> str:
-        (size,) = self.numbers("Q")
-        if size > most:
-            raise self.fault(f"{what} has {size:,} bytes")
-        return self.take(size).decode(errors="backslashreplace")
+    def text(self) -> str:
+        return self.take(*self.numbers("Q")).decode(errors="backslashreplace")
 
     def read(self) -> Header:
         if self.raw[:4] != b"GGUF":
-            if self.raw.startswith(b"version "):
-                raise self.fault("it is a Git-LFS pointer (run `git lfs pull`)")
-            raise self.fault("it does not begin with GGUF" if self.raw else "it is empty")
+            is_pointer = self.raw.startswith(b"version ")
+            other = "a Git-LFS pointer (run `git lfs pull`)" if is_pointer else "another file"
+            raise self.fault(f"it is {other if self.raw else 'empty'}")
         _, version = self.numbers("4sI")
         if version not in VERSIONS:
-            what = "a big-endian one" if version & 0xFFFF == 0 else f"version {version}"
-            message = f"{self.shard}: {what} of GGUF, and shadow reads versions 2 and 3"
-            hint = "convert the model again with a current llama.cpp"
-            raise FileError(f"{message}, little-endian", hint)
+            message = f"{self.shard}: version {version:,}, and shadow reads little-endian 2 and 3"
+            raise FileError(message, "convert the model again with a current llama.cpp")
         tensors, keys = self.numbers("QQ")
         if tensors > MAX_ENTRIES or keys > MAX_KEYS:
             raise self.fault(f"it claims {tensors:,} tensors and {keys:,} keys")
         metadata: dict[str, Value] = {}
         for _ in range(keys):
-            key = self.text("a key", 1 << 16)
+            key = self.text()
             if key in metadata:
                 raise self.fault(f"the key {key[:80]!r} occurs twice")
             metadata[key] = self.value(self.numbers("I")[0], key)
@@ -191,16 +181,15 @@ class _Header:
             found: Value = self.numbers(NUMBERS[kind])[0]
             return found
         if kind == STRING:
-            return self.text(f"the text of {key[:80]!r}", MAX_HEADER)
+            return self.text()
         if kind != LIST:
             raise self.fault(f"{key[:80]!r} has a value of unknown type {kind}")
         kind, count = self.numbers("IQ")
         if kind in NUMBERS:
             self.take(count * struct.calcsize(f"<{NUMBERS[kind]}"))
             return None
-        self.texts += count
-        if kind != STRING or self.texts > MAX_VALUES:
-            raise self.fault(f"{key[:80]!r} is a list of {count:,} values of type {kind}")
+        if kind != STRING:
+            raise self.fault(f"{key[:80]!r} is a list of values of type {kind}")
         at, length = self.at, struct.Struct("<Q").unpack_from
         try:
             for _ in range(count):  # of which there may be a million
@@ -214,7 +203,7 @@ class _Header:
         """Read an entry, which begins at its offset in the data; its fastest dimension is last."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-        name = self.text("the name of a tensor", 1 << 16)
+        name = self.text()
         if not usable_name(name):
             raise self.fault(f"tensor {name[:80]!r} has an unusable name")
         (dimensions,) = self.numbers("I")
@@ -248,13 +237,14 @@ def model_of(headers: Sequence[Header], shard: str) -> tuple[Tensors, dict[str, 
     if not isinstance(architecture, str):
         raise FileError(f"{shard}: it does not name its architecture", "convert the model again")
     rules, names = name_rules().gguf, _names(architecture, shard)
-    of_q = metadata.get(f"{architecture}.attention.head_count")
-    of_k = metadata.get(f"{architecture}.attention.head_count_kv", of_q)
-    heads = {"blk.{bid}.attn_q": of_q, "blk.{bid}.attn_k": of_k}
+    heads: dict[str, Value] = {}
+    if architecture in rules["paired"]:
+        of_q = metadata.get(f"{architecture}.attention.head_count")
+        of_k = metadata.get(f"{architecture}.attention.head_count_kv", of_q)
+        heads = {"blk.{bid}.attn_q": of_q, "blk.{bid}.attn_k": of_k}
     tensors: Tensors = {}
     for info in (info for header in headers for info in header.tensors.values()):
-        is_paired = architecture in rules["paired"]
-        found = _translated(info, architecture, names, heads if is_paired else {})
+        found = _translated(info, architecture, names, heads)
         if found.name in tensors:
             raise FileError(f"{shard}: {found.name!r} occurs twice", HINT)
         tensors[found.name] = found
@@ -263,8 +253,6 @@ def model_of(headers: Sequence[Header], shard: str) -> tuple[Tensors, dict[str, 
     config: dict[str, object] = {word: value for word, value in said.items() if value is not None}
     config["model_type"] = rules["model_types"].get(architecture, architecture.replace("-", "_"))
     config["tie_word_embeddings"] = not any("output.weight" in one.tensors for one in headers)
-    if "num_experts" in config:
-        config["num_local_experts"] = config["num_experts"]
     return tensors, config
 
 
@@ -303,13 +291,11 @@ def _translated(
         stem, dot, kind = info.name, "", ""
     number = next((part for part in stem.split(".") if part.isdecimal()), "")
     pattern = ".".join("{bid}" if part == number else part for part in stem.split("."))
+    found, rules = info, name_rules().gguf
     if known := names.get(pattern):
         # the correction of a router is a parameter of its own in transformers
         dot = "_" if known.endswith("e_score_correction") else dot
         found = replace(info, name=f"{known.replace('{bid}', number)}{dot}{kind}")
-    else:
-        found = info
-    rules = name_rules().gguf
     is_moved = pattern.rpartition(".")[2] in rules["rearranged"].get(architecture, ())
     if is_moved or pattern.startswith(STATE_SPACE):
         return replace(found, problem="llama.cpp stores it in another order than transformers")
@@ -318,17 +304,14 @@ def _translated(
     if pattern in heads and not fits:
         return replace(found, problem="the file does not say how many heads its rows belong to")
     assert isinstance(paired, int)
-    added = int(
-        architecture in rules["added"] and info.name.endswith("_norm.weight") and "ssm_" not in stem
-    )
-    is_float = info.dtype in FLOATS
-    if not _is_decoded(info.dtype) or (is_float and not paired and not added):
-        return found
-    if is_float:
+    added = int(architecture in rules["added"] and info.name.endswith("_norm.weight"))
+    if info.dtype in FLOATS and (paired or added):
         raw = replace(info, shape=(math.prod(info.shape[:1]), math.prod(info.shape[1:])))
-    else:  # bytes of blocks
+    elif info.dtype not in FLOATS and _is_decoded(info.dtype):  # bytes of blocks
         rows = math.prod(info.shape[:-1])
         raw = replace(info, dtype="U8", shape=(rows, (info.end - info.start) // max(1, rows)))
+    else:
+        return found
     return replace(found, packing=Packing(KIND, raw, facts=(paired, added)))
 
 
