@@ -163,7 +163,7 @@ def table(keys: int) -> tuple[list[str], int]:
                     right = exact.values.get(name)
                     differs = name in ("concentration", "excess_purity")
                     unit = 1.0 if differs else abs(float(right or 1.0))
-                    value, error = ours.values[name], ours.values[f"{name}_error"]
+                    value, error = ours.values[name], ours.values.get(f"{name}_error")
                     tallies[kind, name].add(value, error, right, unit)
     lines = [
         "| of | figure | known | error made | error stated | within it |",

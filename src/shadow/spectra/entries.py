@@ -206,20 +206,13 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
     if not alive:
         return None
     side, name = alive[0]
-    if side == "base" and _is_as_large_as_rounding(sides, FLOATS[name]):
-        return "base"
-    return "tuned" if side == "tuned" else None
-
-
-def _is_as_large_as_rounding(sides: Sides, to: FloatFormat) -> bool:
-    """Return whether D has at least half of the energy that rounding to a format leaves on average,
-    ulp² / 12 an entry.
-    """
-    energy, rounding = 0.0, 0.0
+    if side == "tuned":
+        return "tuned"
+    energy, rounding = 0.0, 0.0  # of D, and of what rounding leaves on average: ulp² / 12 an entry
     for b, t in sides.blocks(SMALL_BLOCK):
-        rounding += float(half_ulp(b.double(), to).square_().sum()) / 3
+        rounding += float(half_ulp(b.double(), FLOATS[name]).square_().sum()) / 3
         energy += float(t.sub_(b).square_().sum(dtype=torch.float64))
-    return energy >= AS_ROUNDING * rounding
+    return "base" if energy >= AS_ROUNDING * rounding else None
 
 
 def cosine(base: float, tuned: float, energy: float, along: float) -> float | None:

@@ -44,11 +44,9 @@ class Stored(InFile, Protocol):
     @property
     def is_flat(self) -> bool:
         """Return whether its entries lie in the file in order, without gaps."""
-        ...
 
     def fill(self, first: int, into: memoryview) -> None:
         """Read the bytes of entries of a flat matrix, in order from the first one on."""
-        ...
 
 
 class Quantised(InFile, Protocol):

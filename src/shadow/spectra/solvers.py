@@ -37,7 +37,6 @@ from shadow.spectra.sketched import (
     effective_rank_shift,
     kept_elements,
     of_pair,
-    one_alone,
     sketches,
     weight_figures,
 )
@@ -289,7 +288,7 @@ class KrylovSolver(_Spectral):
             return _of_zeros("tuned", shape)
         scale = power_of_two_scale(largest)
         read = partial(scaled_blocks, matrix, scale, working_dtype(stored), means.space)
-        made = sketches(one_alone(read, means.space), shape, {"tuned": (scale, norm)}, key)
+        made = sketches(lambda: ([x.float()] for x in read()), shape, {"tuned": (scale, norm)}, key)
         return _of_sketch("tuned", made["tuned"])
 
     def cost(self, shape: Shape) -> int:
