@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from shadow.text import in_ranges, several, short
 
 Side = Literal["base", "tuned"]
 Reading = Literal["parts", "whole", "bytes", "numbers"]
+Words = str | Sequence[str | int]
 
 NO_BASE = "no base for {}"
 OF_CONFIG = "computed from the config, where the other side does not store it"
@@ -148,16 +149,16 @@ class Filter:
         return not self.modules or place.module in self.modules
 
 
-def filter_of(components: Iterable[str], layers: Sequence[str], modules: Iterable[str]) -> Filter:
+def filter_of(components: Words, layers: Words, modules: Words) -> Filter:
     """Read a filter of components, layers (`0`, `4-7`, `0,3,5`) and modules (`mlp.up`, `attn.*`).
     Raises UsageError for unknown names.
     """
     rules = name_rules()
-    chosen = set(components)
+    chosen = {*_listed(components)}
     for component in chosen:
         check_component(component)
     matching: set[str] = set()
-    for pattern in modules:
+    for pattern in _listed(modules):
         named = [module for module in rules.modules if fnmatchcase(module, pattern)]
         if not named:
             close = nearest_modules(pattern)
@@ -165,13 +166,18 @@ def filter_of(components: Iterable[str], layers: Sequence[str], modules: Iterabl
             raise UsageError(f"no module {pattern!r}", hint)
         matching.update(named)
     numbers: set[int] = set()
-    for text in ",".join(layers).split(",") if layers else ():
+    for text in ",".join(_listed(layers)).split(",") if layers else ():
         match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
         span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
         if not span:
             raise UsageError(f"{text!r} is not a layer", "write 0, or 4-7, or 0,3,5")
         numbers.update(span)
     return Filter(tuple(sorted(chosen)), tuple(sorted(numbers)), tuple(sorted(matching)))
+
+
+def _listed(words: Words) -> list[str]:
+    """Return a list, also for a single word."""
+    return [words] if isinstance(words, str) else list(map(str, words))
 
 
 def pair_checkpoints(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shadow.places.names import ATTENTION, MLP
-from shadow.reports.provenance import CheckpointMetadata
+from shadow.reports.provenance import CheckpointMetadata, chosen_in
 from shadow.reports.report import Report
 from shadow.storage import as_given
 from shadow.summary.record import PairRecord
@@ -120,11 +120,6 @@ def step_of(report: Report, summary: PairRecord, failed_gates: list[str]) -> Ste
     start, _, end = SUFFIX.sub("", summary.pair).partition("..")
     figures = summary.figures
     energy = math.fsum(row.energy or 0.0 for row in summary.modules)
-    chosen = {
-        name: list(only)
-        for name in ("components", "layers", "modules")
-        if (only := getattr(provenance, name))
-    }
     return Step(
         family=summary.family,
         pair=summary.pair,
@@ -142,7 +137,7 @@ def step_of(report: Report, summary: PairRecord, failed_gates: list[str]) -> Ste
         groups=_groups(summary, energy),
         short_side=figures.short_side,
         equivalent_directions=summary.inside_layers.equivalent_directions,
-        chosen=chosen or None,
+        chosen=chosen_in(provenance.recorded["settings"]) or None,
     )
 
 

@@ -19,8 +19,10 @@ from shadow.reports.provenance import (
     Provenance,
     ReportMetadata,
     SettingsMetadata,
+    chosen_in,
 )
 from shadow.reports.report import Report
+from shadow.spectra.measurement import Method
 from shadow.storage import as_given
 
 Relation = Literal["the same pair", "one base", "consecutive stages", "different bases"]
@@ -142,12 +144,11 @@ def _same(left: CheckpointIdentity, right: CheckpointIdentity) -> str | None:
 
 def _options(provenance: Provenance) -> dict[str, object]:
     """Return the options that numbers depend on."""
-    settings, method = provenance.recorded["settings"], provenance.recorded["settings"]["method"]
-    return {
-        "--level": method["level"],
-        "--subjects": method.get("subjects") or "all",
-        "--device": settings.get("device") or "cpu",
+    settings = provenance.recorded["settings"]
+    method = {
+        f"--{one.name}": settings["method"].get(one.name) or one.default for one in fields(Method)
     }
+    return {**method, "--device": settings.get("device") or "cpu"}
 
 
 def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[str]:
@@ -161,10 +162,9 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[st
         if one != others[option]:
             values = f"{one} in {first.label}, {others[option]} in {second.label}"
             yield f"measured with different settings: {option} {values}"
-    chosen = [(one.components, one.layers, one.modules) for one in (left, right)]
+    chosen = [chosen_in(one.recorded["settings"]) for one in (left, right)]
     if chosen[0] != chosen[1]:
-        which = "(--component, --layer, --module)"
-        yield f"the audits were filtered differently {which}: what both measured is compared"
+        yield "the audits were filtered differently: what both measured is compared"
 
 
 def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.DataFrame:

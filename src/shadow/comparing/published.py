@@ -9,6 +9,7 @@ import numpy as np
 from pyarrow.csv import read_csv
 
 from shadow.files import registry_folder
+from shadow.reports.provenance import chosen_in
 from shadow.summary.record import Row, row
 from shadow.summary.tables import are
 
@@ -22,9 +23,8 @@ UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")  # reasons: 
 
 def published_place(tensors: Columns, metadata: ReportMetadata) -> Row | None:
     """Rank the mean relative norm among other families; None of a part, or without a change."""
-    chosen = metadata["settings"].get("chosen") or {}
     unknown = are(tensors["reason"], *UNKNOWN) & are(tensors["status"], "skipped")
-    if unknown.any() or any(chosen.get(name) for name in ("components", "layers", "modules")):
+    if unknown.any() or chosen_in(metadata["settings"]):
         return None
     base = tensors.where(are(tensors["side"], "base"))
     norms = np.where(are(base["status"], "identical"), 0.0, base["relative_norm"])

@@ -37,15 +37,8 @@ SHOWN = 12  # characters of a commit or of a fingerprint
 LONGEST = 200  # characters of a value
 MANY = 5  # differences that are named
 OF_A_SIDE = {"repo": "", "commit": "commit of ", "fingerprint": "files of "}
-NAMES = {  # what makes a report another one, by its place in the metadata; of settings the option
-    "family": "family",
-    "pair": "pair",
-    **{f"{side}.{key}": f"{text}{side}" for side in SIDES for key, text in OF_A_SIDE.items()},
-    "settings.method.level": "--level",
+NOT_AS_TYPED = {  # settings that are no option, or one of another name
     "settings.method.seed": "seed",
-    "settings.method.subjects": "--subjects",
-    "settings.spectra": "--spectra",
-    "settings.device": "--device",
     "settings.chosen.components": "--component",
     "settings.chosen.layers": "--layer",
     "settings.chosen.modules": "--module",
@@ -71,6 +64,28 @@ class FolderState:
     """What makes it another one than is asked for."""
     result: AuditResult | None = None
     """The report, where it is what is asked for."""
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Settings by their path: `method.seed`."""
+    flat: dict[str, object] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+NAMES = {  # what makes a report another one, by its place in the metadata; of settings the option
+    "family": "family",
+    "pair": "pair",
+    **{f"{side}.{key}": f"{text}{side}" for side in SIDES for key, text in OF_A_SIDE.items()},
+    **{
+        place: NOT_AS_TYPED.get(place, f"--{place.rpartition('.')[2].replace('_', '-')}")
+        for place in _flat({"settings": DEFAULTS})
+    },
+}
 
 
 def finished(folder: Path) -> FolderState:
@@ -161,17 +176,6 @@ def say_again(
         "starting again: the unfinished audit there differs:"
         f" {named(differing) or 'in its first line'}"
     )
-
-
-def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Settings by their path: `method.seed`."""
-    flat: dict[str, object] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _said(value: object) -> str:

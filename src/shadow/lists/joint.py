@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from shadow.checkpoints.opening import Checkpoint
@@ -19,7 +19,7 @@ from shadow.comparing.comparison import Comparison
 from shadow.comparing.differences import MOST_SHARED, DeltaDirections, no_shared_base
 from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
-from shadow.reports.provenance import all_that_are
+from shadow.reports.provenance import chosen_in
 from shadow.run.runtime import Access, Runtime, ignore
 from shadow.run.scan import fetch_all
 from shadow.run.sides import client_for, find_audited, open_found, reference_of
@@ -101,12 +101,9 @@ def _matrices(
     base: Checkpoint, tuned: Checkpoint, report: ReportIdentity
 ) -> dict[object, MatrixPair]:
     """Return the matrices of a report by place, tensor of the base and shape."""
-    chosen = report.settings.get("chosen") or {}
-    of_report = Filter(
-        all_that_are(str, chosen.get("components")),
-        all_that_are(int, chosen.get("layers")),
-        all_that_are(str, chosen.get("modules")),
-    )
+    chosen = chosen_in(report.settings)
+    names = [one.name for one in fields(Filter)]
+    of_report = Filter(**{name: chosen[name] for name in names if name in chosen})
     return {
         (pair.place, pair.base.info.name, pair.rows, pair.cols): pair
         for pair in pair_checkpoints(base, tuned, of_report)[0]

@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from shadow.checkpoints.pairing import filter_of
+from shadow.checkpoints.pairing import Filter, filter_of
 from shadow.engines.engine import (
     Ended,
     Engine,
@@ -125,22 +125,22 @@ def settings_of(measuring: Measuring) -> Settings:
     """Return the settings of an audit. Raises UsageError for an invalid word or number."""
     require_known("level", measuring.level, get_args(Level))
     require_known("subjects", measuring.subjects, get_args(Subjects))
-    method = Method(measuring.level, measuring.subjects)
+    method = Method(**_shared(Method, measuring))
     solver = solver_of(method)
     if method.subjects == "delta" and not solver.has_spectra:
         hint = "leave out --subjects"
         raise UsageError(f"--subjects chooses spectra, which level {method.level} lacks", hint)
     return Settings(
         method,
-        filter_of(*map(_listed, (measuring.components, measuring.layers, measuring.modules))),
+        filter_of(**_shared(Filter, measuring)),
         spectra=measuring.spectra and solver.has_spectra,
         device=choose(measuring.device),
     )
 
 
-def _listed(chosen: Sequence[str | int]) -> list[str]:
-    """Return a list, also for a single word."""
-    return [chosen] if isinstance(chosen, str) else list(map(str, chosen))
+def _shared(record: type, measuring: Measuring) -> dict[str, Any]:
+    """Return the fields of a record as the options of the same names have them."""
+    return {one.name: getattr(measuring, one.name) for one in fields(record)}
 
 
 def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:

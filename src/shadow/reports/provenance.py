@@ -156,6 +156,17 @@ class Provenance:
         )
 
 
+def chosen_in(settings: SettingsMetadata) -> dict[str, Any]:
+    """Return what an audit was restricted to, by name: tuples of words and numbers, or a number;
+    empty for whole models.
+    """
+    chosen = {
+        name: all_that_are(str, one) + all_that_are(int, one) if isinstance(one, list) else one
+        for name, one in (settings.get("chosen") or {}).items()
+    }
+    return {name: one for name, one in chosen.items() if one and type(one) in (tuple, int)}
+
+
 def all_that_are(kind: type[Value], values: object) -> tuple[Value, ...]:
     """Return the values of exactly this type in a list: True is not a number here."""
     there = values if isinstance(values, list) else []
