@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import shutil
-from typing import get_args
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -17,11 +16,9 @@ from reports import delta, places, write
 
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone_words
-from shadow.outputs.exports import ExportFormat, cell, export
+from shadow.outputs.exports import FORMATS, cell, export
 from shadow.reports.columns import TABLES
 from shadow.reports.parquet import STORED
-
-FORMATS = get_args(ExportFormat)
 
 
 @pytest.fixture(scope="module")

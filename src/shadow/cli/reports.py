@@ -15,6 +15,7 @@ from shadow.cli.options import written
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.options import option
+from shadow.outputs import ExportFormat
 from shadow.reports.folders import found_below, here, reports_below
 from shadow.storage import Store, as_given, located, work_folder
 from shadow.text import counted, several
@@ -157,8 +158,6 @@ def clean(output: Path = shared.OUTPUT) -> None:
         console.say("no unfinished audits there")
 
 
-# the formats of `export`, as `shadow.outputs.exports` has them, and the kinds of `figure`
-ExportFormat = Literal["csv", "parquet", "markdown"]
 FigureKind = Literal["depth", "spectrum", "heatmap"]
 
 

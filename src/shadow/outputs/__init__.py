@@ -2,3 +2,7 @@
 
 The terminal, the web page, figures, exports, and what continuous integration shows.
 """
+
+from typing import Literal
+
+ExportFormat = Literal["csv", "parquet", "markdown"]  # drawn by `shadow.outputs.exports`

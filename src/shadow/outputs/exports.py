@@ -9,7 +9,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
 from shadow.gone import gone
+from shadow.outputs import ExportFormat
 from shadow.outputs.markdown import markdown
 from shadow.reports.columns import TABLES
 from shadow.reports.parquet import STORED, arrow_schema
@@ -24,7 +25,7 @@ from shadow.storage import as_given
 from shadow.telling.reading import AuditReport
 from shadow.telling.report import report_document
 
-ExportFormat = Literal["csv", "parquet", "markdown"]
+FORMATS = get_args(ExportFormat)
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a formula of a spreadsheet begins with
 
 
@@ -34,8 +35,8 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
     Raises UsageError for an unknown format, ShadowError when a report cannot be read, when two are
     of one pair, and when output exists and is no empty folder.
     """
-    if to not in get_args(ExportFormat):
-        raise gone("format", to) or UsageError(f"no format {to!r}", "csv, parquet or markdown")
+    if to not in FORMATS:
+        raise gone("format", to) or UsageError(f"no format {to!r}", ", ".join(FORMATS))
     pairs: dict[tuple[str, str], Path] = {}
     place = placing(output, lambda at: at.is_dir() and not any(at.iterdir()), "an empty folder")
     with place as folder:
