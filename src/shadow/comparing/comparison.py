@@ -45,10 +45,10 @@ from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.report import Report
 from shadow.spectra.levels import round_trip
+from shadow.spectra.measurement import WITHOUT_SPECTRA
 from shadow.summary.bootstrap import LEVEL
 from shadow.summary.coverage import LINEAGE, ROUNDING
 from shadow.summary.layer_medians import LOW, SHORTEST, held_rank
-from shadow.summary.record import tier_of
 from shadow.text import and_list, counted
 
 # of what `--format json` prints; raised when a field changes its meaning
@@ -275,11 +275,9 @@ def _not_comparable(
             f"{first.name} and {second.name} are of different ranks, as adapters are (in"
             f" {counted(int(apart.sum()), 'matrix', 'matrices')}), which limit their directions"
         )
-    tiers = [(one.name, tier_of(one.provenance.recorded["settings"])) for one in (first, second)]
-    if norms := [name for name, tier in tiers if tier == "norms"]:
-        have = "has" if len(norms) == 1 else "have"
-        reasons.append(f"{' and '.join(norms)} {have} no spectra, which --level norms leaves out")
     for side, report in zip(SIDES, (first, second), strict=True):
+        if (level := report.provenance.level) in WITHOUT_SPECTRA:
+            reasons.append(f"{report.name} has no spectra, which --level {level} leaves out")
         cosine, floor = voting[f"cosine_{side}"].median(), voting[f"floor_ratio_{side}"].median()
         if cosine < LINEAGE:
             reasons.append(

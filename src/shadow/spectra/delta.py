@@ -21,7 +21,7 @@ from shadow.spectra.copies import stored_levels
 from shadow.spectra.entries import compared, cosine, decay_cosine, norm_values
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.levels import round_trip
-from shadow.spectra.measurement import Measurement, Precision, Values, norm_alone
+from shadow.spectra.measurement import Measurement, Values, norm_alone
 from shadow.spectra.noise import coverage_values, noise_like_rest, purity_values, rest_values
 from shadow.spectra.relations.format_noise import COLUMNS as FORMAT_COLUMNS
 from shadow.spectra.relations.format_noise import format_values
@@ -146,7 +146,7 @@ def measure_pair(
         "kept_misfit": undone.misfit,
     }
     sigma = made.delta.sigma if made.delta else np.zeros(0)
-    precision: Precision = made.delta.precision if made.delta else "sketch"
+    precision = made.delta.precision if made.delta else made.precision
     delta = Measurement("delta", precision, {**values, **about_kept}, sigma)
     return Measured(made.base, made.tuned, delta)
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Level = Literal["norms", "sketch", "full", "exact"]
+# what is measured at levels that measure no spectra, in words
+WITHOUT_SPECTRA: Mapping[str, str] = {"norms": "norms alone"}
 Subjects = Literal["all", "delta"]  # of a pair: those whose spectra are measured
 
 

@@ -90,7 +90,8 @@ class Figured(NamedTuple):
     base: Measurement
     tuned: Measurement
     values: Values  # of the delta
-    delta: Spectrum | None  # None in `sketch`
+    delta: Spectrum | None
+    precision: Precision | None = "sketch"  # of a delta without a spectrum
 
 
 class Solver(ABC):

@@ -6,31 +6,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from shadow.places.names import name_rules
 from shadow.reports.columns import SUMMARY
 from shadow.reports.provenance import SettingsMetadata
+from shadow.spectra.measurement import WITHOUT_SPECTRA
 
-Tier = Literal["norms", "delta", "full"]
 STATUSES = ("measured", "identical", "skipped")  # of tensors
 TIERS = {
-    "norms": ("norms alone", "--level norms"),
+    **{level: (what, f"--level {level}") for level, what in WITHOUT_SPECTRA.items()},
     "delta": ("spectra of deltas alone", "--subjects delta"),
     "full": ("spectra of base, tuned and delta", ""),
 }
 """What was measured, and the option that asks for it; none for the usual one."""
 
 
-def tier_of(settings: SettingsMetadata) -> Tier:
+def tier_of(settings: SettingsMetadata) -> str:
     """Return the tier of a report with these settings."""
     method = settings["method"]
-    if method["level"] == "norms":
-        return "norms"
-    return "delta" if method.get("subjects") == "delta" else "full"
+    tier = "delta" if method.get("subjects") == "delta" else "full"
+    return next((level for level in WITHOUT_SPECTRA if level == method["level"]), tier)
 
 
-def not_measured(tier: Tier) -> str | None:
+def not_measured(tier: str) -> str | None:
     """Return why a figure of a tier is null, or None if all were measured."""
     how, option = TIERS[tier]
     return f"the report has {how}: it was made with {option}" if option else None
@@ -85,7 +84,7 @@ class PairRecord(Row):
     @property
     def has_spectra(self) -> bool:
         """Return whether singular values were measured or estimated."""
-        return bool(self.tier != "norms")
+        return self.tier not in WITHOUT_SPECTRA
 
     @property
     def main_component(self) -> str | None:

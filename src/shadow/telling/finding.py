@@ -26,7 +26,7 @@ from shadow.checks.explanations import (
 from shadow.checks.summary import Finding, Sentence, Summary
 from shadow.reports.columns import read_words
 from shadow.reports.provenance import SettingsMetadata
-from shadow.summary.record import PairRecord
+from shadow.summary.record import TIERS, PairRecord
 from shadow.telling.limits import (
     broken_text,
     comes_first,
@@ -54,7 +54,7 @@ from shadow.telling.structure import (
     storage,
     structure,
 )
-from shadow.telling.wording import Recorded, tell
+from shadow.telling.wording import Recorded, capital, tell
 from shadow.text import several
 
 NOT_SHOWN = (
@@ -68,7 +68,7 @@ NOT_SHOWN = (
     ),
 )
 WORDS = {
-    "norms": "Norms alone were measured. How many directions the change has, and how much of"
+    "no_spectra": "{what} were measured. How many directions the change has, and how much of"
     " it is rounding, is unknown.",
     "delta": "Spectra were measured of the deltas alone. How they lie to the directions of"
     " the base is unknown.",
@@ -173,9 +173,11 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
 
 def _tier(summary: Summary) -> list[Sentence]:
     """Describe what was left out of the measurement, or estimated."""
-    texts = [WORDS[summary.tier]] if summary.tier in WORDS else []
+    texts = [] if summary.has_spectra else [WORDS["no_spectra"]]
+    texts += [WORDS["delta"]] if summary.tier == "delta" else []
     texts += [WORDS["estimated"]] if summary.estimated else []
-    return [tell(summary, "level", *texts)] if texts else []
+    what = capital(TIERS[summary.tier][0])
+    return [tell(summary, "level", *texts, what=what)] if texts else []
 
 
 def _files(summary: Summary) -> list[Sentence]:
