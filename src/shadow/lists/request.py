@@ -16,7 +16,7 @@ from shadow.files import safe_name
 from shadow.options import explained, option
 from shadow.reports.folders import FINISHED
 from shadow.run.runtime import Files
-from shadow.spectra.measurement import Level, Subjects
+from shadow.spectra.measurement import LEVELS, Level, Subjects
 from shadow.storage import Store, work_folder
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ class Measuring:
         metavar="MODULE",
     )
     level: Level = option(
-        "How much to measure: norms alone; a sketch of spectra in a few passes over the weights,"
-        " each figure with its error; all of them; or exact, in float64.",
-        "full",
+        f"How much to measure. {'; '.join(': '.join(level) for level in LEVELS.items())}.", "full"
     )
     subjects: Subjects = option(
         "Measure the spectra of base, tuned and delta (all), or of the delta alone.", "all"

@@ -5,7 +5,7 @@ Imports nothing that computes: reports are read and options declared without tor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Level = Literal["norms", "sketch", "full", "exact"]
-# what is measured at levels that measure no spectra, in words
-WITHOUT_SPECTRA: Mapping[str, str] = {"norms": "norms alone"}
+LEVELS: Mapping[Level, str] = {  # what is measured at each
+    "norms": "norms alone",
+    "sketch": "spectra in a few passes over the weights, each figure with its error",
+    "full": "all of every spectrum",
+    "exact": "the same in float64",
+}
+WITHOUT_SPECTRA: Sequence[Level] = ("norms",)
 Subjects = Literal["all", "delta"]  # of a pair: those whose spectra are measured
 
 

@@ -11,11 +11,11 @@ from typing import Any, Self
 from shadow.places.names import name_rules
 from shadow.reports.columns import SUMMARY
 from shadow.reports.provenance import SettingsMetadata
-from shadow.spectra.measurement import WITHOUT_SPECTRA
+from shadow.spectra.measurement import LEVELS, WITHOUT_SPECTRA
 
 STATUSES = ("measured", "identical", "skipped")  # of tensors
-TIERS = {
-    **{level: (what, f"--level {level}") for level, what in WITHOUT_SPECTRA.items()},
+TIERS: Mapping[str, tuple[str, str]] = {
+    **{level: (LEVELS[level], f"--level {level}") for level in WITHOUT_SPECTRA},
     "delta": ("spectra of deltas alone", "--subjects delta"),
     "full": ("spectra of base, tuned and delta", ""),
 }
