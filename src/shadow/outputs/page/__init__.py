@@ -25,7 +25,14 @@ from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import placing, read_start
 from shadow.lists.index import read_index, report_folder
-from shadow.outputs.page.pair import PairSection, metric_texts, read_pair, script_json
+from shadow.outputs.page.pair import (
+    CAPTIONS,
+    CONTROLS,
+    PairSection,
+    metric_texts,
+    read_pair,
+    script_json,
+)
 from shadow.quantities import DASH, Quantity
 from shadow.reports.columns import NOTATION
 from shadow.telling.document import (
@@ -88,7 +95,10 @@ def write_page(
     def lacks(where: str, state: str, error: str, hint: str | None) -> None:
         missing.append([where, state, f"{error} ({hint})" if hint else error])
 
-    with placing(output, _is_page, "a page of shadow") as aside:
+    def is_ours(path: Path) -> bool:
+        return GENERATOR.encode() in (read_start(path, TOP) or b"")
+
+    with placing(output, is_ours, "a page of shadow") as aside:
         for done, folder in enumerate(folders):  # each is forgotten when the next is read
             where = below(folder)
             show(done, len(folders), where)
@@ -109,10 +119,6 @@ def write_page(
         content = _page(sections, title, missing).encode()
         aside.write_bytes(content)
     return Written(len(sections), len(content), unreadable)
-
-
-def _is_page(path: Path) -> bool:
-    return GENERATOR.encode() in (read_start(path, TOP) or b"")
 
 
 def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequence[str]]) -> str:
@@ -144,6 +150,7 @@ def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequenc
     jinja.filters |= {"cell": _cell_text, "coded": _coded}
     # the kind of a block or cell, by which templates draw it
     jinja.globals |= {"kind_of": lambda value: type(value).__name__.lower()}
+    jinja.globals |= {"CAPTIONS": CAPTIONS, "CONTROLS": CONTROLS}
     return jinja.get_template("page.html.j2").render(
         title=sections[0].name if len(sections) == 1 else title,
         pairs=sections,

@@ -83,6 +83,23 @@ TITLES = {
     "provenance": "Provenance",
 }
 HALVES = ("spectra", "depth", "claims", "gates", "skipped", "provenance")  # beside a neighbour
+# charts that the page's script draws, by section: their lists to choose from, and their captions
+CONTROLS = {
+    "heat": {"metric": "Metric"},
+    "spectra": {f"spectrum-{one.lower()}": one for one in ("Component", "Layer", "Module")},
+    "depth": {f"depth-{one.lower()}": one for one in ("Metric", "Component", "Module")},
+}
+CAPTIONS = {
+    "heat": "A cell is a matrix, or the median of several of one place, such as experts. Dot:"
+    " identical in base and tuned. Cross: no value of this metric. Slash: not measured. Click a"
+    " cell to see its spectrum below.",
+    "spectra": "Both axes are logarithmic. Dashed: the null edge, which bounds the largest singular"
+    " value of this delta with random signs. Marked: what lies above it. Values that the method"
+    " does not resolve are left out. All others are in spectra.parquet.",
+    "depth": "Above: tuned − base, the signed shift by layer that arXiv:2604.07363 plots. Middle:"
+    " the delta's own value, which is a different quantity. Below: base (dotted) and tuned (solid)."
+    " Of several experts the median.",
+}
 NOTHING = {  # what a section says that would be empty
     "modules": "Nothing changed.",
     "claims": "No other explanation applies.",
@@ -160,7 +177,7 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
         blocks.setdefault(block.about, []).append(block)
     charts: dict[str, list[Block]] = {}
     if len(rows):
-        charts = {"heat": [], "spectra": [], "depth": []}
+        charts = {name: [] for name in CAPTIONS}
         if far := len(every) - len(cells):
             text = f"Not drawn: {far:,} cells of layers from {LAYERS:,} on."
             charts["heat"].append(Paragraph(text, quiet=True))
