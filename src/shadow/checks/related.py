@@ -62,7 +62,10 @@ def judge(found: RelatedUnits) -> Answer:
     """Name the nearest related candidate; open if another may be nearer."""
     names, relations = zip(*found.candidates, strict=True)
     level = ALPHA / len(names)
-    related = [number for number, one in enumerate(relations) if _is_related(one, level)]
+    related = [
+        number for number, one in enumerate(relations)
+        if (one.p is not None and one.p <= level) or (one.reordered or 0.0) >= REORDERED
+    ]  # fmt: skip
     figures: dict[str, Figure] = {"candidates": len(names), "related": len(related)}
     hows = [_how(one, number in related) for number, one in enumerate(relations)]
     against = [*map(Against, names, hows)]
@@ -92,10 +95,6 @@ def judge(found: RelatedUnits) -> Answer:
 
 def _named(code: str, names: Sequence[str | Reason]) -> Reason:
     return Reason(code, {"names": names, "count": len(names)})
-
-
-def _is_related(one: Relation, level: float) -> bool:
-    return (one.p is not None and one.p <= level) or (one.reordered or 0.0) >= REORDERED
 
 
 def _doubt(found: RelatedUnits, nearest: int, other: int) -> str:

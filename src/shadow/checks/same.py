@@ -176,7 +176,10 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
     if _have_equal_checksums(*found.values()):
         return Compared(unscanned="equal_checksums")
     first, second = (open_found(one, runtime, scratch / name) for name, one in found.items())
-    _require_alike(first, second)
+    if (first.adapter is None) != (second.adapter is None):
+        adapter, model = (first, second) if first.adapter else (second, first)
+        fault = f"{adapter.reference} is an adapter, and {model.reference} is a model"
+        raise UsageError(fault, "`shadow verify merged BASE ADAPTER MERGED` checks a merge")
     if _have_equal_files(first, second):
         stored = [info.parameters for info in first.tensors.values()]
         return Compared(unscanned="equal_files", stored=stored)
@@ -255,16 +258,6 @@ def _are_decoded_alike(first: Located | Checkpoint, second: Located | Checkpoint
 
     settings = [list(settings_in(one.config)) for one in (first, second)]
     return settings[0] == settings[1] and decoding(first) == decoding(second)
-
-
-def _require_alike(first: Checkpoint, second: Checkpoint) -> None:
-    """Raise UsageError for an adapter compared with a model."""
-    if (first.adapter is None) != (second.adapter is None):
-        adapter, model = (first, second) if first.adapter else (second, first)
-        raise UsageError(
-            f"{adapter.reference} is an adapter, and {model.reference} is a model",
-            "`shadow verify merged BASE ADAPTER MERGED` checks a merge",
-        )
 
 
 def _scales(first: Checkpoint, second: Checkpoint) -> dict[str, tuple[float, float]]:

@@ -145,7 +145,10 @@ def judge(found: Training) -> Answer:
     if not (doubts or should or frozen):
         doubts = [Reason("nothing")]
     every = (("moved", should), ("frozen", frozen))
-    against = [Against(one.row.tuned, _why_stayed(one)) for one in stayed]
+    against: list[Against] = []
+    for one in stayed:
+        why = Reason("rounded", {"format": one.rounded_to}) if one.row.changed else Reason("equal")
+        against.append(Against(one.row.tuned, why))
     for one in leaked:
         of = {"changed": one.row.changed, "entries": one.row.entries, "format": one.rounded_to}
         why = Reason("entries", of) if one.is_counted else Reason("changed")
@@ -167,12 +170,6 @@ def typical_step(tensors: Sequence[Moved]) -> float | None:
     if entries < SAMPLE:
         return None
     return math.sqrt(math.fsum(cell.energy for cell in cells) / entries) or None
-
-
-def _why_stayed(one: Moved) -> Reason:
-    if one.row.changed:
-        return Reason("rounded", {"format": one.rounded_to})
-    return Reason("equal")
 
 
 def _noted(
@@ -360,14 +357,9 @@ def verified_since(
             continue
         entries, formats = info.parameters, (old.dtype, info.dtype)
         row = Scanned(name, name, name, formats, entries, entries if changed else 0)
-        stays = not changed and len(info.shape) < 2
-        is_first = stays and _is_even(model, info)
+        whole = None if changed or len(info.shape) >= 2 else model.tensor(info).whole()
+        # all 1, or all 0, as norms and biases start
+        is_first = whole is not None and bool((whole == 1).all() or (whole == 0).all())
         rows.append(Moved(row, of[0], Should.first(asked), is_initial=is_first, is_counted=False))
     evidence = Training(rows, unmatched=unmatched, unread=unread)
     return Verification(CHECK, {"BASE": "a snapshot", "TUNED": "memory"}, CHECK.judge(evidence))
-
-
-def _is_even(model: Checkpoint, info: TensorInfo) -> bool:
-    """Return whether all entries of a vector are 1, or all are 0, as norms and biases start."""
-    whole = model.tensor(info).whole()
-    return bool((whole == 1).all() or (whole == 0).all())

@@ -37,7 +37,12 @@ def run(preset: str, out: Path, *, jobs: int, show: Show) -> doc.Document:
     experiment.perform(chosen, out, jobs=jobs, show=show)
     tables = collect(chosen, out)
     write(tables, out)
-    document = lab_document(preset, tables["runs"])
+    blocks: list[doc.Block] = [doc.Section(f"shadow lab run --preset {preset}")]
+    answers = [f"{when}_{probe}" for when in ("base", "right") for probe in PROBES]
+    if not (tables["runs"][answers].astype(float) >= LEARNED).to_numpy().any():
+        text = f"{preset}: nothing was learned; the figures mean nothing"
+        blocks.append(doc.Headline(text, "warning"))
+    document = doc.Document([*blocks, *_regimes(tables["runs"])])
     (out / "lab.md").write_text(markdown(document, level=1), encoding="utf-8")
     return document
 
@@ -132,16 +137,6 @@ def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME)
     if not {first, second} <= set(means.columns):
         return over_bases(())
     return over_bases((means[first] - means[second]).to_numpy(float))
-
-
-def lab_document(preset: str, runs: pd.DataFrame) -> doc.Document:
-    """Return the page of a preset."""
-    blocks: list[doc.Block] = [doc.Section(f"shadow lab run --preset {preset}")]
-    answers = [f"{when}_{probe}" for when in ("base", "right") for probe in PROBES]
-    if not (runs[answers].astype(float) >= LEARNED).to_numpy().any():
-        text = f"{preset}: nothing was learned; the figures mean nothing"
-        blocks.append(doc.Headline(text, "warning"))
-    return doc.Document([*blocks, *_regimes(runs)])
 
 
 def _regimes(runs: pd.DataFrame) -> Iterator[doc.Block]:

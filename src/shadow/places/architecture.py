@@ -222,11 +222,6 @@ def _upright_stacks(facts: Facts, readings: Iterable[tuple[Reading, int | None, 
     return upright
 
 
-def _holds_weights(rest: str) -> bool:
-    """Return whether a name is that of plain weights, not of integers that pack several."""
-    return rest.endswith(".weight") or weight_stem(rest) == rest
-
-
 class _Splitter:
     """Splits tensors of one name into parts, whatever their block.
 
@@ -288,7 +283,9 @@ class _Splitter:
             experts = 0
         module, slot = self._reading.module, self._reading.slot
         whole = self._part(module, slot, transposed=transposed, experts=experts)
-        parts = self._split(whole, rest, whole.shape(shape)) if _holds_weights(rest) else None
+        # plain weights, not integers that pack several
+        is_plain = rest.endswith(".weight") or weight_stem(rest) == rest
+        parts = self._split(whole, rest, whole.shape(shape)) if is_plain else None
         parts = parts or (whole,)
         if not experts:
             yield from parts

@@ -51,8 +51,9 @@ def machine_limits(root: Path = Path("/")) -> MachineLimits:
     available = re.search(r"^MemAvailable:\s*(\d+)", _text(root / "proc/meminfo"), re.MULTILINE)
     memory, memory_by = int(available[1]) * 1024 if available else ENDLESS, "the machine"
     for folder, name in _groups(root):
-        share = _cpu_limit(folder)
-        if share is not None and share < cores:
+        limit = re.fullmatch(r"(\d+) ([1-9]\d*)\s*", _text(folder / "cpu.max"))  # or "max"
+        share = math.ceil(int(limit[1]) / int(limit[2])) if limit else 0
+        if 0 < share < cores:
             cores, cores_by = share, f"the control group {name}"
         left = _memory_left(folder)
         if left is not None and left < memory:
@@ -79,12 +80,6 @@ def _groups(root: Path) -> Iterator[tuple[Path, str]]:
             visible = within
     for ancestor in (visible, *visible.parents):
         yield tree / ancestor, str(PurePosixPath(top) / ancestor)
-
-
-def _cpu_limit(folder: Path) -> int | None:
-    """Return how many cores' time a group may use, rounded up; None if unlimited."""
-    found = re.fullmatch(r"(\d+) ([1-9]\d*)\s*", _text(folder / "cpu.max"))
-    return math.ceil(int(found[1]) / int(found[2])) or None if found else None  # or "max"
 
 
 def _memory_left(folder: Path) -> int | None:

@@ -90,7 +90,10 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
             changed, found = part.products(into=WORK)
             is_finite = all(map(math.isfinite, found))
             for name in grids:
-                values = _rounded(part, name)
+                raw, dtype = part.raw[0], torch_dtype(float_format(name))
+                values = part.numbers[0]
+                if raw.dtype != dtype:  # rounded to the format
+                    values = raw.to(dtype).to(values.dtype).reshape(-1)
                 is_same = values is part.numbers[0] and is_finite
                 off[name] += changed if is_same else differing(values, part.numbers[1])
                 if not is_finite or float_format(name).bits == 8:
@@ -108,14 +111,6 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
     if base is None:
         return kept
     return replace(kept, update=update, stored_update=of_update, inner=inner)
-
-
-def _rounded(part: EntryBlock, name: str) -> Tensor:
-    """Return the numbers of the matrix, rounded to a format."""
-    raw, grid = part.raw[0], torch_dtype(float_format(name))
-    if raw.dtype == grid:
-        return part.numbers[0]
-    return raw.to(grid).to(part.numbers[0].dtype).reshape(-1)
 
 
 def _updates(part: EntryBlock) -> list[float]:
