@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from shadow.outputs.page import write_page
+from shadow.outputs.page.pair import CAPTIONS
 from shadow.quantities import share
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
@@ -34,7 +35,7 @@ HOSTILE = (
 )
 BACKGROUND = "getComputedStyle(document.documentElement).backgroundColor"
 NAME = "getComputedStyle(document.querySelector('[data-chart=heat] li')).color"
-CHARTS = ["heat", "spectra", "depth"]
+CHARTS = list(CAPTIONS)
 DARK = "rgb(18, 21, 25)"  # the page in the dark theme
 
 
@@ -264,7 +265,7 @@ def test_every_control_and_chart_has_a_name(one, opened):
         "figure [role=group]",
         "all => all.filter(one => one.offsetParent).map(one => one.ariaLabel)",
     )
-    assert len(labels) == 3
+    assert len(labels) == len(CHARTS)
     assert min(map(len, labels)) > 20
     assert "from" in page.locator("[data-chart=heat]").get_attribute("aria-label")
     unnamed = page.eval_on_selector_all(
