@@ -157,9 +157,7 @@ class Provenance:
 
 
 def chosen_in(settings: SettingsMetadata) -> dict[str, Any]:
-    """Return what an audit was restricted to, by name: tuples of words and numbers, or a number;
-    empty for whole models.
-    """
+    """Return what an audit was restricted to, by name; empty for whole models."""
     chosen = {
         name: all_that_are(str, one) + all_that_are(int, one) if isinstance(one, list) else one
         for name, one in (settings.get("chosen") or {}).items()

@@ -153,7 +153,9 @@ def cells(x: Floats, q: Floats, s: Floats, block: int, stored: str) -> Cells:
     blocked = q.reshape(rows, cols // block, block)
     largest = np.repeat(blocked.max(axis=-1), block, axis=-1)
     smallest = np.repeat(blocked.min(axis=-1), block, axis=-1)
-    moved = np.abs(q) if _is_symmetric(q, s) else np.abs(q - smallest) + np.abs(smallest)
+    levels = q[s > 0] / s[s > 0]  # whole multiples of the step without an offset
+    is_symmetric = bool((np.abs(levels - np.round(levels)) < 1e-3).all())
+    moved = np.abs(q) if is_symmetric else np.abs(q - smallest) + np.abs(smallest)
     error = x - q
     of_scale = np.maximum(SCALE_ERROR, SMALLEST / step)  # more below the normal numbers of F16
     loose = step / 2 + of_scale * (moved + step / 2) + ARITHMETIC * step + SMALLEST
@@ -187,13 +189,6 @@ def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
     clipped = near & np.where(error < 0, open_below, open_above)
     even = (below**3 + above**3) / (3 * np.where(width > 0, width, 1.0))
     return Cells(width, even, far & ~clipped, clipped, np.zeros_like(far))
-
-
-def _is_symmetric(q: Floats, s: Floats) -> bool:
-    """Return whether levels are whole multiples of the step, as without an offset."""
-    known = s > 0
-    levels = q[known] / s[known]
-    return bool((np.abs(levels - np.round(levels)) < 1e-3).all())
 
 
 def block_length(steps: Floats) -> int:
