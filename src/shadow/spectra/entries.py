@@ -16,18 +16,13 @@ import torch
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import (
-    Matrix,
-    Updated,
-    half_ulp,
-    is_quantised,
-    torch_dtype,
-)
+from shadow.spectra.lazy import Matrix, Updated, half_ulp, is_quantised, torch_dtype
 from shadow.spectra.measurement import Cast, Measurement, Values, norm_alone
 from shadow.spectra.spectrum import SMALL_BLOCK, Sides, tiles
 from shadow.spectra.sums import PART, parts
 
 CASTS = ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2")
+AS_ROUNDING = 0.5  # of the energy that rounding leaves on average
 HIGHEST = 128  # exponent of a base beyond which binades are not told apart
 
 
@@ -36,21 +31,15 @@ class Entries:
     """Sums of a pass over the entries of two matrices of one shape."""
 
     entries: int
-    changed: int
-    """Entries whose values differ; +0 and -0 are one value, and so are two NaN."""
-    base: float
-    """The sum of W_base², as those below in float64."""
+    changed: int  # entries whose values differ; +0 and -0 are one value, and so are two NaN
+    base: float  # the sum of W_base², as those below in float64
     tuned: float
-    delta: float
-    """Of (W_tuned - W_base)²."""
-    along: float
-    """Of W_base (W_tuned - W_base)."""
-    finite: bool
-    """Whether both sides are; otherwise the sums are those of the parts in which they are."""
+    delta: float  # of (W_tuned - W_base)²
+    along: float  # of W_base (W_tuned - W_base)
+    finite: bool  # both sides are; otherwise the sums are those of the parts in which they are
+    # (side, format) where that side is the other rounded to a format, in every entry; None where
+    # neither is, or nothing changed
     rounded: tuple[str, str] | None = None
-    """(side, format) where that side is the other rounded to a format, in every entry; None where
-    neither is, or nothing changed.
-    """
 
 
 # what overflows is summed in float64
@@ -181,9 +170,6 @@ def mark(matrix: Matrix) -> bytes:
     index, _ = next(iter(tiles(matrix)))
     values = (matrix[index].double() + 0.0).numpy().tobytes()  # -0 is 0
     return hashlib.blake2b(values, digest_size=16).digest()
-
-
-AS_ROUNDING = 0.5  # of the energy that rounding leaves on average
 
 
 def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:

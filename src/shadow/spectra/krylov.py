@@ -33,7 +33,7 @@ PASSES = 4  # blocks, each a pass over the matrix
 SHARED = 2.0  # probes that share a space scatter less than their mean, by 0.7 to 1.5; with room
 CONVERGED = 1e-3  # residual of a Ritz vector over its value, up to which it is an eigenvector
 FLOOR = 1e-6  # of the largest eigenvalue: what float32 products leave of smaller ones is rounding
-HIDDEN = 1e-5  # of the largest eigenvalue: where half of the others are less, no root is told
+HIDDEN = 1e-5  # of the largest eigenvalue: no effective rank is known with half of the rest below
 NOTHING = 1e-5  # of the largest eigenvalue: a part of a vector that float32 products may have left
 ROUNDING = 1e-6  # relative, of sums of float32 products
 RARE = 3.1  # standard deviations of an event of probability 0.001
@@ -49,9 +49,7 @@ Products = Callable[[Sequence[NDArray[np.float32]]], Sequence[Array]]
 
 
 def frame(key: str, side: int) -> Array:
-    """Return orthonormal columns (side, WIDTH), uniformly distributed, determined by key
-    and side.
-    """
+    """Return orthonormal columns (side, WIDTH), uniformly distributed, the same for equal keys."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
     gaussian = np.random.Generator(np.random.Philox(key=seed)).standard_normal((side, WIDTH))
     return _orthonormal(gaussian)
@@ -291,7 +289,7 @@ class Entropy:
 def effective_rank(space: Krylov) -> Entropy | None:
     """Return H of p = sigma / sum sigma, whose exp is the effective rank, by quadrature of tr G^½
     and tr G^½ ln G^½. None where more than half of the eigenvalues that are not known are below
-    HIDDEN: of 700 planted spectra, errors that were too small were those of such.
+    HIDDEN: on 700 planted spectra nearly all errors that were too small were of these.
     """
     nodes, weights = (of[space.known :] for of in space.rules[0])
     mass = weights.mean(axis=1)

@@ -54,8 +54,7 @@ class Quantised(InFile, Protocol):
     its format, which is not that of floats.
     """
 
-    @property
-    def format(self) -> str: ...
+    format: str
 
     def cells(self, index: tuple[slice, ...]) -> tuple[Tensor, ...]:
         """Return the interval that the format rounds to each entry of a part, float32: (the
