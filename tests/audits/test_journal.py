@@ -106,7 +106,7 @@ IDENTITY = {
     "tuned": SIDE,
     "settings": {"chosen": {}},
 }
-OUTCOMES = [MatrixOutcome(f"key {number}", "identical") for number in range(3)]
+OUTCOMES = [MatrixOutcome("identical", key=f"key {number}") for number in range(3)]
 
 
 def of_journal(folder, identity=IDENTITY, add=()):

@@ -30,11 +30,12 @@ from shadow.spectra.measurement import Cast, Measurement
 class MatrixOutcome:
     """The outcome of one pair of matrices or vectors."""
 
-    key: str
     status: Status
     reason: str | None = None
     """A word of `shadow.reasons`: why it was skipped, or measured alone."""
     detail: str | None = None
+    key: str = ""
+    """Of its pair."""
     delta_norm: float | None = None
     """Frobenius norm; None where there is no base or nothing finite."""
     base_norm: float | None = None

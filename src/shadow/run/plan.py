@@ -356,6 +356,11 @@ def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
     return (base if side == "base" else tuned).sources[name]
 
 
+def sources_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> list[Source]:
+    """Return the sources of the shards of a pair."""
+    return [source_of(base, tuned, shard) for shard in shards_of(pair)]
+
+
 def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     """Sort by base shard, then by name with numbers in order; pairs without a base come last."""
     beside = defaultdict[str, set[str]](set)  # base shards by the tuned shard that they meet

@@ -324,7 +324,7 @@ class _Part:
 
 def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, MatrixOutcome]) -> _Part:
     if isinstance(holder, Skipped):
-        outcome = MatrixOutcome("", holder.status, holder.reason, holder.detail or None)
+        outcome = MatrixOutcome(holder.status, holder.reason, holder.detail or None)
         return _Part(holder.place, outcome, math.prod(holder.info.shape))
     operand = holder.tuned if side == "tuned" else holder.base
     entries = holder.rows * holder.cols if holder.base is not None else 0

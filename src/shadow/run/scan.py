@@ -26,10 +26,10 @@ from shadow.checkpoints.transfers import Transfer
 from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import UndecodableError
 from shadow.places.architecture import Part, Place
-from shadow.run.plan import make_plan, require_disk_at_once
+from shadow.run.plan import make_plan, require_disk_at_once, sources_of
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scanned import Scanned, Unmatched, in_order
-from shadow.run.workers import in_workers, jobs_of, own_workspace, require_same_files, views
+from shadow.run.workers import in_workers, jobs_of, own_workspace, views
 from shadow.spectra.copies import has_few_levels
 from shadow.spectra.entries import Binades, compared
 from shadow.spectra.lazy import half_ulp, is_quantised
@@ -70,7 +70,8 @@ def scan(
                 raise
             return pair.key, _undecoded(pair, plan.base, fault)
         finally:  # of bytes that were written to meanwhile, this is the fault whatever came of them
-            require_same_files(pair, plan.base, plan.tuned)
+            for source in sources_of(pair, plan.base, plan.tuned):
+                source.require_unchanged()
 
     jobs = jobs_of(runtime, aligned.pairs, Method("norms"))
     with closing(in_workers(plan, measured, runtime, jobs, weigh=lambda _: 1)) as rows:

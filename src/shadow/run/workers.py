@@ -30,7 +30,7 @@ from shadow.reasons import FROM_ZERO
 from shadow.reports.provenance import SIDES
 from shadow.run.journal import MatrixOutcome
 from shadow.run.machine import default_jobs, machine_limits
-from shadow.run.plan import Plan, ShardKey, Summed, infos_of, shards_of, source_of
+from shadow.run.plan import Plan, ShardKey, Summed, infos_of, source_of, sources_of
 from shadow.run.runtime import Progress, Runtime, ignore
 from shadow.spectra.delta import measure, measure_alone
 from shadow.spectra.entries import cast
@@ -225,7 +225,7 @@ def outcome_of(
 
     summed: by key of a pair, the tensors whose checksums are computed with it.
     """
-    started = time.perf_counter()
+    started, files = time.perf_counter(), sources_of(pair, base, tuned)
     verified = (
         None if pair.base is None else _verified(pair.base, base),
         _verified(pair.tuned, tuned),
@@ -235,25 +235,22 @@ def outcome_of(
         try:
             measured = _measured(pair, base, tuned, replace(means, space=own_workspace()))
         except UndecodableError as error:
-            measured = MatrixOutcome(pair.key, "skipped", reason="quantized", detail=error.message)
+            measured = MatrixOutcome("skipped", reason="quantized", detail=error.message)
         for side, info in summed.get(pair.key, ()):
-            checksum = source_of(base, tuned, (side, info.shard)).checksum(info)
+            checkpoint = base if side == "base" else tuned
+            checksum = checkpoint.sources[info.shard].checksum(info)
             if checksum is not None:  # one that was fetched
                 checksums.setdefault(side, {})[info.name] = checksum
     finally:  # of bytes that were written to meanwhile, this is the fault whatever came of them
-        require_same_files(pair, base, tuned)
+        for file in files:
+            file.require_unchanged()
     return replace(
         measured,
+        key=pair.key,
         verified=verified,
         seconds=time.perf_counter() - started,
         checksums=checksums,
     )
-
-
-def require_same_files(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
-    """Raise ShadowError if a file of a pair has been written to since it was opened."""
-    for shard in shards_of(pair):
-        source_of(base, tuned, shard).require_unchanged()
 
 
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
@@ -268,10 +265,10 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Mean
         only = _view(pair, pair.tuned, tuned)
         largest = largest_entry(only, working_dtype(stored), means.space)
         if not math.isfinite(largest):
-            return _broken(pair.key, Extent(0.0, largest, 0.0))
+            return _broken(Extent(0.0, largest, 0.0))
         alone = measure_alone(only, stored, largest, means, pair.key)
         return MatrixOutcome(
-            pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
+            "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
         )
     base_matrix, matrix = views(pair, pair.base, base, tuned)
     formats, detail = (pair.base.info.dtype, stored), pair.detail or None
@@ -281,20 +278,17 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Mean
         detail = f"a low-rank update: its rank is at most {factor.rank}"
     sides = Sides(base_matrix, matrix, working_dtype(*formats), means.space)
     if not pair.is_matrix:
-        return _of_vector(pair.key, sides, formats, detail)
+        return _of_vector(sides, formats, detail)
     found = measure(sides, formats, means, pair.key)
     if found.broken:
-        return _broken(pair.key, found.broken)
+        return _broken(found.broken)
     if not found.measurements:
         if factor is None and formats[0] != stored:
             detail = f"equal values, stored as {formats[0]} and {stored}"
-        return MatrixOutcome(
-            pair.key, "identical", detail=detail, delta_norm=0.0, base_norm=found.base_norm
-        )
+        return MatrixOutcome("identical", detail=detail, delta_norm=0.0, base_norm=found.base_norm)
     delta = found.measurements[-1]
     zero = {one.subject: one.number("frobenius_norm") == 0 for one in found.measurements}
     return MatrixOutcome(
-        pair.key,
         "measured",
         detail=detail,
         delta_norm=delta.number("frobenius_norm") or 0.0,
@@ -305,13 +299,11 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Mean
     )
 
 
-def _of_vector(
-    key: str, sides: Sides, formats: tuple[str, str], detail: str | None
-) -> MatrixOutcome:
+def _of_vector(sides: Sides, formats: tuple[str, str], detail: str | None) -> MatrixOutcome:
     """Measure a pair of vectors, which have only norms."""
     size = extent(sides)
     if not size.finite:
-        return _broken(key, size)
+        return _broken(size)
     unit = max(size.base, size.tuned) or 1.0  # so that squares are safe
     of_delta, of_base = [], []
     for index, _ in blocks(sides.tuned):
@@ -320,7 +312,6 @@ def _of_vector(
         of_delta.append(float(torch.linalg.vector_norm(t.sub_(b))))
     delta_norm, base_norm = math.hypot(*of_delta) * unit, math.hypot(*of_base) * unit
     return MatrixOutcome(
-        key,
         "skipped",
         reason="not_a_matrix",
         detail=FROM_ZERO if delta_norm > 0 and base_norm == 0 else detail,
@@ -351,11 +342,11 @@ def _copied(
     return side if is_copy else "neither"
 
 
-def _broken(key: str, size: Extent) -> MatrixOutcome:
+def _broken(size: Extent) -> MatrixOutcome:
     """Return the outcome of a pair with an entry that is not finite."""
     broken = [side for side in SIDES if not math.isfinite(getattr(size, side))]
     detail = f"in the {' and the '.join(broken)} tensor"
-    return MatrixOutcome(key, "skipped", reason="nonfinite", detail=detail)
+    return MatrixOutcome("skipped", reason="nonfinite", detail=detail)
 
 
 def own_workspace() -> Workspace:
