@@ -26,13 +26,12 @@ from shadow.options import option
 from shadow.reports.folders import here
 from shadow.run.runtime import Files, Runtime, access_of, ignore
 from shadow.storage import Store, located, work_folder
-from shadow.text import counted, visible
+from shadow.text import visible
 
 if TYPE_CHECKING:
     from shadow.engines.finished import PairOutcome
     from shadow.gates.verdicts import Judgement
     from shadow.targets.families import Pair
-    from shadow.targets.lists import Selection
 
 
 def audit(
@@ -117,7 +116,8 @@ def audit(
         if result.url is not None:
             shutil.rmtree(folder, ignore_errors=True)
         if is_shown:
-            console.show(rules_document(judgement, titled=len(names) > SIDE_BY_SIDE))
+            document = rules_document(judgement, titled=len(names) > SIDE_BY_SIDE)
+            console.show(document)
         return judgement
 
     def judge(outcome: PairOutcome) -> Judgement:
@@ -140,14 +140,9 @@ def audit(
             return at_fault(pair.family, pair.name, fault, seconds=outcome.seconds, kept=is_kept)
 
     watch = console.pairs_progress(len(names), hidden=quiet)
-    with console.continuable(request.folders()):
-        outcomes = perform(request, say=say, watch=watch)
-        if not names:
-            say(_nothing_to_audit(selection))
-        with closing(outcomes):
-            judged = sorted(
-                map(judge, outcomes), key=lambda one: names.index((one.family, one.pair))
-            )
+    outcomes = perform(request, say=say, watch=watch)
+    with console.continuable(request.folders()), closing(outcomes):
+        judged = sorted(map(judge, outcomes), key=lambda one: names.index((one.family, one.pair)))
     if quiet and format == "table":
         for summary in filter(None, (one.summary for one in judged)):
             line = f"{summary.family}:{summary.pair}: {summary.finding.headline}"
@@ -160,11 +155,6 @@ def audit(
         raise ExceptionGroup("errors in shadow itself, while it audited a list", bugs)
     is_wrong = 0 < sum(isinstance(one, UsageError) for one in faults) == len(names)
     finish(judged, rules, wrong_usage=is_wrong)
-
-
-def _nothing_to_audit(selection: Selection) -> str:
-    pairs = counted(len(selection.pairs), "pair", "pairs")
-    return f"nothing to audit in shard {selection.shard}: the list has {pairs}"
 
 
 def _of_pair(error: ShadowError, pair: Pair) -> ShadowError:
@@ -218,8 +208,6 @@ def plan(
     from shadow.lists.perform import planner
 
     plan_of = planner(request, console.say)
-    if not selection.own:
-        console.say(_nothing_to_audit(selection))
     plans = []
     faults: list[ShadowError] = []
     for pair in selection.own:

@@ -46,7 +46,7 @@ from shadow.spectra.solvers import solver_of
 from shadow.storage import Store, as_given, work_folder
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
-from shadow.text import byte_size, took
+from shadow.text import byte_size, counted, took
 
 
 def perform(
@@ -144,6 +144,11 @@ def _shared(record: type, measuring: Measuring) -> dict[str, Any]:
 
 
 def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
+    """Return how a request is carried out; a shard of a list without pairs is said."""
+    selection = request.selection
+    if not selection.own:
+        pairs = counted(len(selection.pairs), "pair", "pairs")
+        say(f"nothing to audit in shard {selection.shard}: the list has {pairs}")
     cache = default_folder() if request.files.cache is True else request.files.cache
     return Runtime(
         jobs=request.jobs,
