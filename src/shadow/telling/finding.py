@@ -149,10 +149,11 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
             if summary.recognised.scaled is not None:  # by a factor below 0
                 sentences += known_changes(summary)
             size = size_and_place(summary, apart=True, alike=False)
-            sentences += [size, *_tier(summary), *later]
+            sentences += [*size, *_tier(summary), *later]
         else:
             size = size_and_place(summary, apart=are_siblings, filtered=filtered)
-            sentences += [*known_changes(summary), size, *_tier(summary), *vectors(summary), *later]
+            sentences += [*known_changes(summary), *size, *_tier(summary)]
+            sentences += [*vectors(summary), *later]
             # structure is else that of rounding, or bounded by how few entries changed
             if summary.recognised.few_entries is None and not is_copied(summary):
                 # a factor leaves the base's own structure

@@ -54,22 +54,22 @@ WORDS = {
 
 def size_and_place(
     summary: PairRecord, apart: bool, alike: bool = True, filtered: bool = False
-) -> Sentence:
+) -> list[Sentence]:
     """apart: the two are not base and tuned; alike: where the difference lies says something."""
     recorded = Recorded(summary)
     norm = _norm(recorded, apart)
     if not alike:
-        return recorded.sentence("size", f"{norm}.")
+        return [recorded.sentence("size", f"{norm}.")]
     place, more = _modules(recorded, filtered)
     parts = unchanged_parts(recorded)
-    return recorded.sentence(
-        "size",
+    texts = [
         f"{norm}, {place}." if place else f"{norm}.",
         more,
         _depth(recorded),
         recorded.fill(WORDS["unchanged"], parts=parts) if parts else "",
         *(f"{text}." for text in without_base(summary)),
-    )
+    ]
+    return [recorded.sentence("size", *texts)]
 
 
 def _norm(recorded: Recorded, apart: bool) -> str:
