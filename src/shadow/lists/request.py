@@ -16,7 +16,7 @@ from shadow.files import safe_name
 from shadow.options import explained, option
 from shadow.reports.folders import FINISHED
 from shadow.run.runtime import Files
-from shadow.spectra.measurement import LEVELS, Level, Subjects
+from shadow.spectra.measurement import Method
 from shadow.storage import Store, work_folder
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @explained
 @dataclass(frozen=True)
-class Measuring:
+class Measuring(Method):
     """Selection and method of a measurement. Empty: all components, layers, modules."""
 
     components: Sequence[str] = option("Only this component; may be repeated.", (), "--component")
@@ -39,12 +39,6 @@ class Measuring:
         (),
         "--module",
         metavar="MODULE",
-    )
-    level: Level = option(
-        f"How much to measure. {'; '.join(': '.join(level) for level in LEVELS.items())}.", "full"
-    )
-    subjects: Subjects = option(
-        "Measure the spectra of base, tuned and delta (all), or of the delta alone.", "all"
     )
     spectra: bool = option("Write spectra.parquet.", True, "--spectra/--no-spectra")
     device: str = option(

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from shadow.options import option
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -28,8 +30,12 @@ Subjects = Literal["all", "delta"]  # of a pair: those whose spectra are measure
 class Method:
     """The method of computing numbers, which must agree for reports to be comparable."""
 
-    level: Level = "full"
-    subjects: Subjects = "all"
+    level: Level = option(
+        f"How much to measure. {'; '.join(': '.join(level) for level in LEVELS.items())}.", "full"
+    )
+    subjects: Subjects = option(
+        "Measure the spectra of base, tuned and delta (all), or of the delta alone.", "all"
+    )
 
 
 Subject = Literal["base", "tuned", "delta"]
