@@ -94,6 +94,10 @@ def test_a_pattern_names_a_place_that_the_model_has():
         with pytest.raises(UsageError) as caught:
             Patterns([(Should.STAY, parse_pattern(text))]).of_model(names)
         assert "layers.3" in caught.value.hint
+    names["d"] = {DOWN}
+    Patterns([(Should.STAY, parse_pattern("experts.0-5"))]).of_model(names)
+    with pytest.raises(UsageError, match=r"experts\.6-9"):
+        Patterns([(Should.STAY, parse_pattern("experts.0-9"))]).of_model(names)
 
 
 @pytest.mark.parametrize("text", ["vision_tower", "vision_tower.encoder", "vision_tower."])

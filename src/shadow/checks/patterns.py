@@ -61,13 +61,20 @@ class Pattern:
         return self.layers is None or self.layers[0] <= place.layer <= self.layers[1]
 
     def beyond(self, places: Iterable[Place]) -> str:
-        """Return the layers of a range that lie above all of a model: `layers.4-7`, or nothing."""
-        own = (one for one in places if fnmatchcase(one.component, self.component))
-        deepest = max((one.layer for one in own if one.layer is not None), default=-1)
-        if self.layers is None or self.layers[1] <= deepest:
-            return ""
-        first, last = max(deepest + 1, self.layers[0]), self.layers[1]
-        return f"layers.{first}-{last}" if first < last else f"layers.{last}"
+        """Return the layers or experts of a range that lie above all of a model: `layers.4-7`, or
+        nothing. Stacks of an unknown number of experts have none.
+        """
+        own = [one for one in places if fnmatchcase(one.component, self.component)]
+        layers = [one.layer for one in own if one.layer is not None]
+        experts = [one.expert for one in own if one.expert is not None]
+        for kind, numbers, asked in (
+            ("layers", layers or [-1], self.layers),
+            ("experts", experts, self.experts),
+        ):
+            if asked is not None and numbers and asked[1] > max(numbers):
+                first = max(max(numbers) + 1, asked[0])
+                return f"{kind}.{first}" + (f"-{asked[1]}" if first < asked[1] else "")
+        return ""
 
     def may_cover(self, place: Place) -> bool:
         """Return whether a place, or one expert of a stack that is not split, matches."""
