@@ -38,6 +38,6 @@ def of_mistral(folder: Path, change: float = 1.0) -> None:
             own = own.replace(theirs, mistral)
         if ".wq." in own or ".wk." in own:
             heads = 4 if ".wq." in own else 2
-            one = one.view(heads, 2, -1, one.shape[1]).transpose(1, 2).reshape(one.shape)
+            one = one.view(heads, 2, -1, *one.shape[1:]).transpose(1, 2).reshape(one.shape)
         found[own] = one * change
     planted.write(folder, found, name="consolidated.safetensors")

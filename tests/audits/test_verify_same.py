@@ -242,10 +242,14 @@ def test_fused_projections_are_the_separate_ones(tmp_path):
 
 
 def test_mistrals_own_file_is_that_of_transformers(tmp_path):
-    """Other names, rows of q and k in another order; heads of its own params.json, or the config
-    beside it; an entry of q is found.
+    """Other names, rows and biases of q and k in another order; heads of its own params.json, or
+    the config beside it; an entry of q is found.
     """
     one = planted.saved("mistral", tmp_path / "hf")
+    numbers = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    biases = {f"model.layers.0.self_attn.{part}_proj.bias": numbers[: 64 // of].clone()
+              for part, of in (("q", 1), ("k", 2))}  # fmt: skip
+    planted.write(one, load_file(one / "model.safetensors") | biases)
     config = json.loads((one / "config.json").read_text())
     shutil.copytree(one, tmp_path / "both")
     of_mistral(tmp_path / "both")

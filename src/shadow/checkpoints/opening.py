@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +52,9 @@ if TYPE_CHECKING:
 
 PARAMS = "params.json"  # of Mistral's and Meta's own files, in place of a config
 HEADS = {"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
-PAIRED = re.compile(r"(?P<head>(?:model\.)?layers\.\d+\.attention\.)w(?P<kind>[qk])\.weight")
+PAIRED = re.compile(
+    r"(?P<head>(?:model\.)?layers\.\d+\.attention\.)w(?P<kind>[qk])\.(?P<what>weight|bias)"
+)
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 CONFIG = "config.json"
 OWNER = (
@@ -203,13 +206,14 @@ def in_order(info: TensorInfo, config: Config) -> TensorInfo:
     heads = config.get("num_attention_heads")
     if found and found["kind"] == "k":
         heads = config.get("num_key_value_heads") or heads
-    is_plain = info.packing is None and info.dtype in FLOATS and len(info.shape) == 2
+    is_plain = info.packing is None and info.dtype in FLOATS and len(info.shape) in (1, 2)
     if not found or not is_plain or type(heads) is not int or heads < 1:
         return info
     if info.shape[0] % (2 * heads):
         return info
-    name = f"{found['head']}{found['kind']}_proj.weight"
-    return replace(info, name=name, packing=Packing(REORDERED, info, facts=(heads, 0)))
+    raw = replace(info, shape=(info.shape[0], math.prod(info.shape[1:])))
+    name = f"{found['head']}{found['kind']}_proj.{found['what']}"
+    return replace(info, name=name, packing=Packing(REORDERED, raw, facts=(heads, 0)))
 
 
 def open_folder(
