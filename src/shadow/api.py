@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from shadow.checks.trained import SnapshotTensors, taken, verified_since
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
 from shadow.lists.request import AuditRequest, Measuring
+from shadow.outputs import ExportFormat
 from shadow.reports.folders import here, one_report, reports_at, reports_below
 from shadow.reports.report import Report
 from shadow.run.runtime import Files, Place, Progress, Runtime, access_of, ignore
@@ -289,10 +290,7 @@ def snapshot(model: Model) -> SnapshotTensors:
 
 
 def export(
-    reports: Report | Place | Sequence[Report | Place],
-    to: Literal["csv", "parquet", "markdown"],
-    path: Place,
-    /,
+    reports: Report | Place | Sequence[Report | Place], to: ExportFormat, path: Place, /
 ) -> Path:
     """Write reports, or those in folders or at URLs, to a new folder: one set of tables for all."""
     from shadow.outputs import exports
