@@ -64,11 +64,11 @@ NO_FOLDERS = [  # a command up to a place on this machine, and a URL of each kin
     (["audit", "demo", "--junit"], "S3://b/r"),
     (["audit", "--list"], "s3://bucket/run"),
 ]
+SECRET = "s3://key:secret@bucket/run"
 WITH_ACCOUNTS = [  # commands that take URLs of stores
     ["audit", "demo", "-o"], ["audit", "demo", "--allow-missing", "--against"],
-    ["plan", "demo", "-o"], ["clean", "-o"], ["show"], ["compare", "run"], ["lineage"],
+    ["plan", "demo", "-o"], ["clean", "-o"], ["show"], ["compare", SECRET], ["lineage"],
 ]  # fmt: skip
-SECRET = "s3://key:secret@bucket/run"
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,9 @@ def put_in_place(folder: Path) -> None:
                     (folder / name).unlink(missing_ok=True)
                     waiting.unlink()
     except OSError as error:
-        message = f"{folder}: its new report is written, but cannot take the old one's place"
-        raise ShadowError(
-            f"{message}: {error.strerror or error}", "check the permissions of the folder"
-        ) from error
+        why = error.strerror or error
+        message = f"{folder}: its new report cannot take the old one's place: {why}"
+        raise ShadowError(message, "check the permissions of the folder") from error
     with contextlib.suppress(OSError):
         for name in GONE:
             (folder / name).unlink(missing_ok=True)
@@ -353,8 +352,7 @@ def report_metadata(folder: Path) -> ReportMetadata:
             again = "its audit is not finished: run the same command again"
             hint = f"{again}, or remove what is left with `shadow clean -o DIR`"
         elif any(folder.glob("*.safetensors")):
-            measures = "`shadow audit BASE TUNED` measures two and writes their report"
-            hint = f"it is a checkpoint; {measures}"
+            hint = "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
         raise ShadowError(f"{folder}: no finished report in it", hint)
     if not is_read(metadata):
         if metadata["schema"] in READ:

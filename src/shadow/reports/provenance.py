@@ -10,11 +10,10 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar
+from typing import Any, Literal, NotRequired, TypedDict
 
 SCHEMA = 2  # of the report files; raised when a column goes or changes its meaning
 READ = (1, SCHEMA)  # schemas that are read: 1 is that of version 0.2
-Value = TypeVar("Value")
 METADATA_KEY = b"shadow"
 
 Side = Literal["base", "tuned"]
@@ -133,7 +132,7 @@ class Provenance:
     def of(cls, metadata: ReportMetadata) -> Provenance:
         """Return the provenance in the metadata of a report, checked by `report_metadata`."""
         settings = metadata["settings"]
-        chosen = settings.get("chosen") or {}
+        chosen = chosen_in(settings)
         base, tuned = (
             CheckpointIdentity(
                 side["repo"], side["commit"], side["fingerprint"], side.get("content")
@@ -149,23 +148,17 @@ class Provenance:
             tuned=tuned,
             relation=relation if isinstance(relation := settings.get("relation"), str) else None,
             level=settings["method"]["level"],
-            components=all_that_are(str, chosen.get("components")),
-            layers=all_that_are(int, chosen.get("layers")),
-            modules=all_that_are(str, chosen.get("modules")),
+            components=chosen.get("components", ()),
+            layers=chosen.get("layers", ()),
+            modules=chosen.get("modules", ()),
             recorded=metadata,
         )
 
 
 def chosen_in(settings: SettingsMetadata) -> dict[str, Any]:
     """Return what an audit was restricted to, by name; empty for whole models."""
-    chosen = {
-        name: all_that_are(str, one) + all_that_are(int, one) if isinstance(one, list) else one
-        for name, one in (settings.get("chosen") or {}).items()
-    }
+    chosen: dict[str, Any] = {}
+    for name, one in (settings.get("chosen") or {}).items():
+        kind = int if name == "layers" else str  # True is no number here
+        chosen[name] = tuple(x for x in one if type(x) is kind) if isinstance(one, list) else one
     return {name: one for name, one in chosen.items() if one and type(one) in (tuple, int)}
-
-
-def all_that_are(kind: type[Value], values: object) -> tuple[Value, ...]:
-    """Return the values of exactly this type in a list: True is not a number here."""
-    there = values if isinstance(values, list) else []
-    return tuple(value for value in there if type(value) is kind)
