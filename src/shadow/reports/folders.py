@@ -352,7 +352,9 @@ def report_metadata(folder: Path) -> ReportMetadata:
             again = "its audit is not finished: run the same command again"
             hint = f"{again}, or remove what is left with `shadow clean -o DIR`"
         elif any(folder.glob("*.safetensors")):
-            hint = "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
+            hint = (
+                "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
+            )
         raise ShadowError(f"{folder}: no finished report in it", hint)
     if not is_read(metadata):
         if metadata["schema"] in READ:
