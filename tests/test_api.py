@@ -148,6 +148,7 @@ def test_one_pair_is_a_report_and_several_are_a_sequence(audited, tmp_path):
     same = (shadow.audit(one, output=output) for one in (pair, "demo:base..narrow"))
     assert list(same) == [audited[0]] * 2
     assert list(shadow.audit([pair], output=output)) == [audited[0]]
+    assert len(shadow.audit({"demo:base..narrow", "demo:base..broad"}, output=output)) == 2
     assert len(audited[:1]) == 1
 
 

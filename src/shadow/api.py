@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from os import PathLike
 from pathlib import Path
@@ -345,4 +345,5 @@ def _here(report: Report | Place) -> Path:
 
 def _listed(given: Any) -> list[Any]:
     """Return a list, also for a single word, path, pair or report."""
-    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    is_one = isinstance(given, str | PathLike | Pair | Report) or not isinstance(given, Iterable)
+    return [given] if is_one else list(given)

@@ -268,6 +268,8 @@ def test_blocks_may_be_cut():
     for row in range(300):
         for col in range(200):
             truth[row, col] = raw[row, col].float() * scales[row // 128, col // 128]
+    with pytest.raises(AssertionError, match=r"scales have the shape \(3,\)"):
+        packed({"weight": raw[:, :100].contiguous(), "weight_scale": scales[:, 0].contiguous()})
     for name in ("weight_scale", "weight_scale_inv"):
         pieces = {"weight": raw, name: scales}
         for said in ({}, {"weight_block_size": [128, 128]}):

@@ -89,8 +89,7 @@ class Grid:
             if self.loose is not None:
                 _each(more, self.loose(rows, cols), torch.Tensor.mul_)
             self._scale(end, rows, cols)
-        # a scale may be below 0
-        return torch.minimum(*ends) - wider[0], torch.maximum(*ends) + wider[1]
+        return torch.minimum(*ends) - wider[0], torch.maximum(*ends) + wider[1]  # scales may be < 0
 
 
 def _each(made: Tensor, shared: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:

@@ -162,7 +162,7 @@ def _grouped(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Mad
         fits = fits and math.prod(n.get("*one", ())) == 1
         if fits and (layout.kind != "mlx" or bits == settings.get("bits")):
             found.append((bits, cols))
-    _require(len(found) == 1, f"its tensors are not of {' or '.join(map(str, layout.bits))} bits")
+    _require(len(found) == 1, f"none or several of {layout.bits} bits fit its tensors")
     ((bits, cols),) = found
     group = -(-cols // groups)
     has_order = {"g_idx", "weight_g_idx"} & pieces.keys()
@@ -176,15 +176,18 @@ def _scaled(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Made
     """Recognise 8-bit integers or floats with a scale for the matrix, each row, group or block.
     facts: 8, rows and columns of a block, 0.
     """
-    rows, cols, stack, grid = n["rows"], n["cols"], n.get("*stack", ()), n["*grid"]
-    grid = grid if len(grid) > 1 else (*(grid or (1,)), 1)
-    blocks = [(1, cols), (rows, cols), (BLOCK, BLOCK), (1, max(1, cols // grid[-1]))]
-    if "weight_scale_inv" in pieces:  # DeepSeek-V3's, always of blocks
-        blocks = [(BLOCK, BLOCK)]
+    said = re.findall(r"'block_structure': (\[[^]]*\])", str(settings.get("config_groups")))
+    _require({*said} <= {f"[{BLOCK}, {BLOCK}]"}, f"its blocks are {', '.join(said)[:20]}")
+    rows, cols, stack = n["rows"], n["cols"], n.get("*stack", ())
+    shape = n.get("*grid", (rows,))
+    grid = shape if len(shape) > 1 else (*(shape or (1,)), 1)
+    several = [(BLOCK, BLOCK), (1, max(1, cols // grid[-1]))] if len(shape) > 1 else []
+    is_inverse = "weight_scale_inv" in pieces  # DeepSeek-V3's, always of blocks
+    blocks = several[:1] if is_inverse else [(1, cols), (rows, cols), *several]
     for high, wide in blocks:
         if grid == (*stack, -(-rows // high), -(-cols // wide)):
             return (*stack, rows, cols), (8, high, wide, 0)
-    raise _RefusedError(f"its scales have the shape {n['*grid']}")
+    raise _RefusedError(f"its scales have the shape {shape}")
 
 
 def _bitsandbytes_4bit(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Made:
@@ -192,9 +195,8 @@ def _bitsandbytes_4bit(layout: Layout, pieces: Tensors, settings: Config, n: Siz
     said = quant_state(n["state"])
     _require(said, "its quant_state has no shape or blocksize")
     (rows, cols, block, *_), raw, nested = said, pieces["weight"], pieces["weight.absmax"]
-    fits = rows * cols == 2 * (raw.end - raw.start) and cols % 2 == 0
-    fits = fits and n["blocks"] == -(-rows * cols // block)
-    _require(fits, "its quant_state has another shape")
+    fits = rows * cols == 2 * (raw.end - raw.start) and n["blocks"] == -(-rows * cols // block)
+    _require(fits and cols % 2 == 0, "its quant_state has another shape")
     found = {"weight.nested_absmax", "weight.nested_quant_map"} & pieces.keys()
     _require(len(found) == 2 * (nested.dtype == "U8"), "its scales are not of one kind")
     return (rows, cols), (block,)
@@ -248,11 +250,10 @@ def _rank(piece: str) -> int | None:
 
 def _said_format(config: Config) -> str | None:
     """Return what the config calls its quantisation, in known words; MLX names no method."""
-    methods = name_rules().quantization_methods
     for said in settings_in(config):
         method = said.get("quant_method")
         if isinstance(method, str):
-            return methods.get(method, "a format that config.json names")
+            return name_rules().quantization_methods.get(method, "a format that config.json names")
         if method is None and type(said.get("bits")) is int:
             return "MLX"
     return None
@@ -313,8 +314,8 @@ def with_matrices(
         layout = max(layouts[refused[owner]], key=partial(_fit, pieces))
         try:
             entry = _matrix(owner, layout, pieces, settings, read_once)
-            if entry.name in tensors and entry.name not in (first, *others):
-                raise _RefusedError("its matrix occurs twice")
+            is_new = entry.name not in tensors or entry.name in (first, *others)
+            _require(is_new, "its matrix occurs twice")
         except _RefusedError as why:
             refused[owner] += f" ({why})"
         else:

@@ -18,8 +18,7 @@ from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
 
-# options whose words may be gone
-KINDS = {"--to": "format", "--kind": "figure", "--format": "output"}
+KINDS = {"--to": "format", "--kind": "figure", "--format": "output"}  # whose words may be gone
 EXAMPLES = {
     "audit": (
         "shadow audit demo",
@@ -35,8 +34,6 @@ EXAMPLES = {
         "shadow gate reports --policy policy.yaml --junit gate.xml",
         "shadow gate reports --against accepted",
     ),
-    "report": ("shadow report reports/demo/base..narrow -o narrow.html",),
-    "export": ("shadow export reports --to markdown -o cards",),
 }
 
 
@@ -64,9 +61,8 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Format help like typer, with examples; and the claims of `verify`, imported here."""
-        title, lines = "Examples", EXAMPLES.get(self.name or "", ())
-        if self.name == "verify":
-            title, lines = "Claims", claims()
+        lines = claims() if self.name == "verify" else EXAMPLES.get(self.name or "", ())
+        title = "Claims" if self.name == "verify" else "Examples"
         if lines:  # \b: they stay as they are
             self.epilog = "\n".join(["\b", f"{title}:", *(f"  {line}" for line in lines)])
         super().format_help(ctx, formatter)
@@ -75,9 +71,14 @@ class Command(TyperCommand):
         """Parse like typer, with `--json` short for `--format json`. Raises UsageError for an
         option or word that was removed.
         """
-        known = {name for one in self.get_params(ctx) for name in (*one.opts, *one.secondary_opts)}
-        if "--format" in known:
-            args = ["--format=json" if word == "--json" else word for word in args]
+        params = self.get_params(ctx)
+        known = {name for one in params for name in (*one.opts, *one.secondary_opts)}
+        valued = [name for one in params if not getattr(one, "is_flag", True) for name in one.opts]
+        if "--format" in known:  # not the value of another option, nor after --
+            args = [
+                "--format=json" if word == "--json" and before not in (*valued, "--") else word
+                for before, word in pairwise(["", *args])
+            ]
         for word, following in pairwise([*args, ""]):
             name, _, value = word.partition("=")
             error = gone(KINDS[name], value or following) if name in KINDS else None
@@ -192,7 +193,6 @@ def run() -> int:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise  # not torch's words
-        hint = "free some, or use fewer workers, as by --jobs 1"
-        console.complain(ShadowError("there is not enough memory", hint))
+        console.complain(ShadowError("there is not enough memory", "free some, or use --jobs 1"))
         return 1
     return int(code)

@@ -166,7 +166,7 @@ def pairs_progress(total: int, *, hidden: bool = False) -> Watch:
         finally:
             bars.remove_task(task)
             bars.advance(every)
-            if bars.task_ids == [every]:
+            if not bars.disable and bars.task_ids == [every]:  # else it would print a line
                 bars.stop()
 
     return begin
@@ -175,7 +175,8 @@ def pairs_progress(total: int, *, hidden: bool = False) -> Watch:
 @contextlib.contextmanager
 def steps(title: str, *, hidden: bool = False) -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar of steps on stderr, with the last one's name, if somebody watches."""
-    with _bars(hidden) as bars:
+    bars = _bars(hidden)
+    with contextlib.nullcontext() if bars.disable else bars:
         task = bars.add_task(escape(title), total=None, words="")
         yield lambda done, total, what: bars.update(
             task, completed=done, total=total, words=escape(visible(what))

@@ -169,11 +169,11 @@ def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
     """Return the pairs that are named. Raises UsageError if there are none."""
     from shadow.targets.families import TWO, given_pair, pairs_of_references
     from shadow.targets.lists import select
-    from shadow.targets.references import is_reference
+    from shadow.targets.references import is_reference, typed_reference
 
     given: Sequence[Pair] = ()
     if pairs.base is not None and pairs.tuned is not None:
-        given = pairs_of_references((pairs.base, pairs.tuned), {})
+        given = [given_pair(typed_reference(pairs.base), typed_reference(pairs.tuned))]
     elif pairs.base is not None or pairs.tuned is not None:
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
     elif pairs.name is not None and len(targets) == 2 and any(map(is_reference, targets)):

@@ -10,7 +10,6 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -55,7 +54,7 @@ class Staged:
         write_through(self.path(name), content)
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Staged]:
     """Write some files of a report that take their places together when the block ends, and not at
     all if it fails.
@@ -140,7 +139,7 @@ def found_below(run: Path) -> list[Path]:
         ]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _readable(run: Path) -> Iterator[None]:
     """Turn a name that is too long, or a folder that may not be read, into a ShadowError."""
     try:
@@ -302,8 +301,7 @@ def missing(folder: Path, name: str) -> ShadowError:
 
 def unreadable(path: Path, error: Exception) -> ShadowError:
     """Return the error for a file of a report that cannot be read, with the system's reason."""
-    reason = error.strerror if isinstance(error, OSError) else None
-    why = f": {reason}" if reason else ""
+    why = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
     return ShadowError(f"{path.parent}: {path.name} cannot be read{why}", AGAIN)
 
 
@@ -359,15 +357,12 @@ def report_metadata(folder: Path) -> ReportMetadata:
     if not is_read(metadata):
         if metadata["schema"] in READ:
             raise ShadowError(f"{folder}: measured by 0.1: audit again")
-        made = str(metadata.get("version"))
-        made = made if re.fullmatch(r"[\w.+-]{1,40}", made) else "unknown"
+        made = re.fullmatch(r"[\w.+-]{1,40}", str(metadata.get("version")))
         schema, ours = str(metadata["schema"])[:12], " and ".join(map(str, READ))
         raise ShadowError(
-            f"{folder}: a report of schema {schema}, made by shadow {made};"
+            f"{folder}: a report of schema {schema}, made by shadow {made[0] if made else '?'};"
             f" this is shadow {__version__}, which reads schema {ours}",
-            "update shadow"
-            if metadata["schema"] > SCHEMA
-            else "audit the pair again, or read it with that version",
+            "update shadow" if metadata["schema"] > SCHEMA else "audit the pair again",
         )
     require_tables(folder, metadata, spectra=False)
     return metadata

@@ -156,9 +156,12 @@ class Provenance:
 
 
 def chosen_in(settings: SettingsMetadata) -> dict[str, Any]:
-    """Return what an audit was restricted to, by name; empty for whole models."""
+    """Return what an audit was restricted to, by name, without what no audit writes."""
     chosen: dict[str, Any] = {}
     for name, one in (settings.get("chosen") or {}).items():
         kind = int if name == "layers" else str  # True is no number here
-        chosen[name] = tuple(x for x in one if type(x) is kind) if isinstance(one, list) else one
-    return {name: one for name, one in chosen.items() if one and type(one) in (tuple, int)}
+        if isinstance(one, list):
+            chosen[name] = tuple(value for value in one if type(value) is kind)
+        elif type(one) is int and name not in ("components", "layers", "modules"):
+            chosen[name] = one
+    return {name: one for name, one in chosen.items() if one}
