@@ -151,8 +151,8 @@ def layouts() -> list[Any]:
         name: (make(weight)[0], said) for name, (make, _, said) in quantisers.FORMATS.items()
     }
     raw = weight.to(torch.float8_e4m3fn)
-    blocks = {"quant_method": "fp8", "weight_block_size": [4, 32]}
-    formats["fp8-blocks"] = {"weight": raw, "weight_scale_inv": torch.ones(2, 2)}, blocks
+    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    formats["fp8-blocks"] = {"weight": raw, "weight_scale_inv": torch.ones(1, 1)}, blocks
     stacked, said = quantisers.mxfp4(weight.view(1, 8, 64).mT)[0], {"quant_method": "mxfp4"}
     formats["mxfp4"] = {piece: one.contiguous() for piece, one in stacked.items()}, said
     for pieces, said in formats.values():
@@ -238,7 +238,7 @@ ADAPTER |= {"init_lora_weights": "gaussian"}
 CONFIG = {
     "model_type": "qwen2_moe", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1,
     "num_experts": 4, "text_config": {"model_type": "llama"},
-    "quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 2]},
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
 }  # fmt: skip
 REGISTRY = b"""\
 toy-1b:

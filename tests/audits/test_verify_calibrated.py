@@ -47,10 +47,11 @@ def awq(weight, group):
     return quantisers.awq(weight.float() * factors, group)
 
 
-def fp8_blocks(weight, block=64):
+def fp8_blocks(weight, block=128):
     """A scale for each block of rows and columns."""
     rows, cols = weight.shape
-    parts = weight.float().view(rows // block, block, cols // block, block)
+    high = min(rows, block)
+    parts = weight.float().view(rows // high, high, cols // block, block)
     scale = parts.abs().amax((1, 3)) / 448
     raw = (parts / scale[:, None, :, None]).to(torch.float8_e4m3fn)
     truth = (raw.float() * scale[:, None, :, None]).view(rows, cols)
@@ -65,7 +66,7 @@ def int8_blocks(weight, group):
 
 
 GPTQ = {"quant_method": "gptq", "checkpoint_format": "gptq"}
-FP8 = {"quant_method": "fp8", "weight_block_size": [64, 64]}
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 KINDS = {
     **{
         f"GPTQ-{bits}, {group}{', desc_act' if by_size else ''}": (
