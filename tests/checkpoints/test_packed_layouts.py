@@ -228,7 +228,7 @@ WRONG = {
         "scales is missing": {"scales": None},
         "scales is I32": {"scales": torch.zeros(2, 64, dtype=torch.int32)},
         "scales has the shape": {"scales": torch.zeros(2, 63).half()},
-        "of [2, 3, 4, 8] bits fit": {"qzeros": torch.zeros(2, 10, dtype=torch.int32)},
+        "none or several of [2, 3, 4, 8] fit": {"qzeros": torch.zeros(2, 10, dtype=torch.int32)},
         "several of [2, 3, 4, 8]": {"g_idx": torch.zeros(5, dtype=torch.int32)},
         "perm is unknown": {"perm": torch.zeros(64, dtype=torch.int32)},
         "marlin": {"": {"checkpoint_format": "marlin"}},
@@ -240,7 +240,7 @@ WRONG = {
         "qzeros has the shape": {"qzeros": torch.zeros(2, 7, dtype=torch.int32)},
     },
     "mlx": {
-        "5, 6, 8] bits": {"": {"bits": 7}},
+        "5, 6, 8] fit": {"": {"bits": 7}},
         "mxfp8": {"": {"mode": "mxfp8"}},
         "biases is I32": {"biases": torch.zeros(64, 2, dtype=torch.int32)},
     },
@@ -251,9 +251,9 @@ WRONG = {
     },
     "int4": {
         "weight_shape does not fit": {"weight_shape": torch.tensor([1 << 62, 64])},
-        "of [2, 4, 8] bits": {"weight_shape": torch.tensor([64, 1 << 40])},
+        "or several of [2, 4, 8] fit": {"weight_shape": torch.tensor([64, 1 << 40])},
         "weight_scale has the shape": {"weight_scale": torch.ones(64)},
-        "several of [2, 4, 8] bits": {"weight_zero_point": torch.zeros(64, 2, dtype=torch.int32)},
+        "its bits are unclear": {"weight_zero_point": torch.zeros(64, 2, dtype=torch.int32)},
     },
     "w8a8": {
         "its scales have the shape": {"weight_scale": torch.ones(3, 3)},

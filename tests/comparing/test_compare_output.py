@@ -146,7 +146,7 @@ def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
     """
     odd = {
         "method": {"level": HOSTILE},
-        "chosen": {HOSTILE: math.nan, "layers": 3},
+        "chosen": {HOSTILE: math.nan},
         "relation": HOSTILE,
     }
     rows = [

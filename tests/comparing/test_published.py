@@ -58,6 +58,7 @@ def test_a_part_and_a_copy_have_no_place():
     unread.loc[0, ["status", "reason"]] = "skipped", "quantized"
     assert place(unread, metadata()) is None
     assert place(tensors(), metadata(chosen={"layers": [0]})) is None
+    assert place(tensors(), metadata(chosen={"layers": 3})) is not None, "no audit writes that"
     assert place(tensors(norms=dict.fromkeys(NORMS, 0.0)), metadata()) is None
     assert place(tensors(norms={}), metadata()) is None
 

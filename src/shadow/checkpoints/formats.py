@@ -162,7 +162,7 @@ def _grouped(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Mad
         fits = fits and math.prod(n.get("*one", ())) == 1
         if fits and (layout.kind != "mlx" or bits == settings.get("bits")):
             found.append((bits, cols))
-    _require(len(found) == 1, f"none or several of {layout.bits} bits fit its tensors")
+    _require(len(found) == 1, f"its bits are unclear: none or several of {layout.bits} fit")
     ((bits, cols),) = found
     group = -(-cols // groups)
     has_order = {"g_idx", "weight_g_idx"} & pieces.keys()

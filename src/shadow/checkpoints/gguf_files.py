@@ -148,7 +148,7 @@ class _Header:
             raise self.fault(f"it is {other if self.raw else 'empty'}")
         _, version = self.numbers("4sI")
         if version not in VERSIONS:
-            message = f"{self.shard}: version {version:,}, and shadow reads little-endian 2 and 3"
+            message = f"{self.shard}: GGUF version {version:,}; shadow reads 2 and 3, little-endian"
             raise FileError(message, "convert the model again with a current llama.cpp")
         tensors, keys = self.numbers("QQ")
         if tensors > MAX_ENTRIES or keys > MAX_KEYS:

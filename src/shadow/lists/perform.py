@@ -144,7 +144,7 @@ def _shared(record: type, measuring: Measuring) -> dict[str, Any]:
 
 
 def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
-    """Return how a request is carried out; a shard of a list without pairs is said."""
+    """Return how a request is carried out, and report a shard that has no pairs."""
     selection = request.selection
     if not selection.own:
         pairs = counted(len(selection.pairs), "pair", "pairs")

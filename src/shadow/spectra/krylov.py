@@ -288,13 +288,19 @@ class Entropy:
 
 def effective_rank(space: Krylov) -> Entropy | None:
     """Return H of p = sigma / sum sigma, whose exp is the effective rank, by quadrature of tr G^½
-    and tr G^½ ln G^½. None where more than half of the eigenvalues that are not known are below
-    HIDDEN, or it is above that of any matrix of the shape: on 700 planted spectra nearly all errors
-    that were too small were of these.
+    and tr G^½ ln G^½.
+
+    None where it cannot be known: where more than half of the eigenvalues that are not known are
+    below HIDDEN, where float32 products leave only rounding; where an eigenvalue is found
+    WIDTH times, as a block finds no more copies; or where it is above that of any matrix of the
+    shape. By the first rule alone, 4 of 727 planted spectra lay further off than their error.
     """
     nodes, weights = (of[space.known :] for of in space.rules[0])
     mass = weights.mean(axis=1)
     if mass[nodes < HIDDEN * space.values[0]].sum() > mass.sum() / 2.0:
+        return None
+    found, more = space.values[: space.known], WIDTH - 1
+    if (found[more:] > (1.0 - CONVERGED) * found[: max(0, len(found) - more)]).any():
         return None
     unit = space.energy / space.side
     rules, residues = [], []
@@ -305,6 +311,6 @@ def effective_rank(space: Krylov) -> Entropy | None:
         )
         rules.append(math.log(total) - weighted / total)
         residues.append((first * (1.0 + weighted / total) - second) / total)
-    if max(rules) > math.log(space.side) + FLOOR:
+    if max(rules) > math.log(space.side) + CONVERGED:
         return None
     return Entropy(np.array(rules), residues[0])
