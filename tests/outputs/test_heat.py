@@ -13,12 +13,12 @@ from rich.console import Console
 
 from shadow.outputs.terminal import HeatMap
 from shadow.summary.making import grid
-from shadow.summary.record import row as summary_row
+from shadow.summary.record import GridRow
 
 
 def grid_row(*values):
     keys = ("component", "module", "layers", "relative_norm", "concentration")
-    return summary_row("grid", dict(zip(keys, values, strict=True)))
+    return GridRow(**dict(zip(keys, values, strict=True)))
 
 
 def row(norms, module="mlp.up", component="language", first=0):

@@ -82,7 +82,9 @@ def has_few_values(record: PairRecord, side: str) -> bool:
 def few_of(record: PairRecord, side: str) -> tuple[int, int]:
     """Return how many matrices of a side have few distinct values in a row, and of how many."""
     inside = record.inside_layers
-    return int(inside[f"levels_{side}_few"] or 0), int(inside[f"levels_{side}_judged"] or 0)
+    if side == "base":
+        return inside.levels_base_few, inside.levels_base_judged
+    return inside.levels_tuned_few, inside.levels_tuned_judged
 
 
 COPIES = {"copy", "mostly_copy"}
@@ -176,11 +178,15 @@ WORDS = {
 
 
 class Explanation(Row):
-    """An explanation and its answer: code, name, answer (a Word), reason, and figures, the
-    unrounded numbers of the reason by their keys in summary.json.
-    """
+    """An explanation and its answer."""
 
-    __slots__ = ()
+    code: str
+    name: str
+    answer: str
+    """One of ANSWERS."""
+    reason: str
+    figures: dict[str, float]
+    """The unrounded numbers of the reason, by their keys in summary.json."""
 
 
 def explanations(record: PairRecord) -> list[Explanation]:
@@ -188,8 +194,14 @@ def explanations(record: PairRecord) -> list[Explanation]:
     found = []
     for code, check in EXPLANATIONS.items():
         answer = check.judge(record)
-        said = {"answer": ANSWERS[answer.outcome], "reason": check.say_all(answer.reasons)}
-        found.append(Explanation(code=code, name=check.title, **said, figures=answer.figures))
+        explanation = Explanation(
+            code=code,
+            name=check.title,
+            answer=ANSWERS[answer.outcome],
+            reason=check.say_all(answer.reasons),
+            figures=dict(answer.figures),
+        )
+        found.append(explanation)
     return found
 
 

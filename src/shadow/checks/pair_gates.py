@@ -59,11 +59,14 @@ WORDS = {
 
 
 class Gate(Row):
-    """A gate and its answer: name, figure (which it is judged by; None if unknown), threshold,
-    passed and reason.
-    """
+    """A gate and its answer."""
 
-    __slots__ = ()
+    name: str
+    figure: float | None
+    """What it is judged by; None if unknown."""
+    threshold: float
+    passed: bool
+    reason: str
 
 
 def gates(record: PairRecord, standing: Standing) -> list[Gate]:
@@ -71,9 +74,14 @@ def gates(record: PairRecord, standing: Standing) -> list[Gate]:
     found = []
     for name, check in GATES.items():
         answer = check.judge(record, standing)
-        judged_by = {"figure": answer.figures.get("figure"), "threshold": THRESHOLDS[name]}
-        reason = check.say_all(answer.reasons)
-        found.append(Gate(name=name, **judged_by, passed=answer.holds, reason=reason))
+        gate = Gate(
+            name=name,
+            figure=answer.figures.get("figure"),
+            threshold=THRESHOLDS[name],
+            passed=answer.holds,
+            reason=check.say_all(answer.reasons),
+        )
+        found.append(gate)
     return found
 
 

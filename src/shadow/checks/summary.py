@@ -5,29 +5,33 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from shadow.checks.explanations import Explanation
 from shadow.checks.pair_gates import Gate
 from shadow.reasons import BROKEN
-from shadow.summary.record import PairRecord, Row, read_row
+from shadow.summary.record import PairRecord, PublishedRank, Row, read_row
 
 
 class Sentence(Row):
-    """A measured statement: code, text, and figures, its unrounded numbers by their keys in
-    summary.json.
-    """
+    """A measured statement."""
 
-    __slots__ = ()
+    code: str
+    text: str
+    figures: dict[str, float]
+    """Its unrounded numbers, by their keys in summary.json."""
 
 
 class Finding(Row):
-    """The finding of a report about its pair: headline, sentences, other_explanations and
-    not_shown.
+    """The finding of a report about its pair.
 
     Sentences are short paragraphs in the order of shadow.telling.finding.CODES, except that a
     copy's `rounding` comes before `size`, and so do `vocabulary` and `left_out` if nothing changed
     or little was compared; most pairs have two to five.
     """
 
-    __slots__ = ()
+    headline: str
+    sentences: list[Sentence]
+    other_explanations: list[Explanation]
+    not_shown: list[str]
 
     @property
     def text(self) -> str:
@@ -40,13 +44,12 @@ class Finding(Row):
 
 
 class Summary(PairRecord):
-    """Summary of a pair as the terminal shows it; `summary.json` is its JSON.
+    """Summary of a pair as the terminal shows it; `summary.json` is its JSON."""
 
-    Beside the keys of the record: gates; published, its rank among released families by the norm of
-    the change, None for a part of a pair; finding.
-    """
-
-    __slots__ = ()
+    gates: list[Gate]
+    published: PublishedRank | None
+    """Its rank among released families by the norm of the change; None for a part of a pair."""
+    finding: Finding
 
     @property
     def failed_gates(self) -> list[Gate]:
@@ -86,10 +89,10 @@ class Summary(PairRecord):
 
 def summary_from_json(stored: object) -> Summary:
     """Parse a summary. Raises TypeError if the JSON is not that of a summary."""
-    summary = Summary(read_row("pair", stored))
+    summary = read_row(Summary, stored)
     if len(summary.warnings) != len(summary.warning_codes):
         raise TypeError
-    return summary.with_values(finding=Finding(summary.finding))
+    return summary
 
 
 def broken(summary: Summary) -> list[Sentence]:

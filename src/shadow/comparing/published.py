@@ -10,7 +10,7 @@ from pyarrow.csv import read_csv
 
 from shadow.files import registry_folder
 from shadow.reports.provenance import chosen_in
-from shadow.summary.record import Row, row
+from shadow.summary.record import PublishedRank
 from shadow.summary.tables import are
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ SMALLEST = 1000  # entries of a tensor, below which the table leaves it out
 UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")  # reasons: no norm is known
 
 
-def published_place(tensors: Columns, metadata: ReportMetadata) -> Row | None:
+def published_place(tensors: Columns, metadata: ReportMetadata) -> PublishedRank | None:
     """Rank the mean relative norm among other families; None of a part, or without a change."""
     unknown = are(tensors["reason"], *UNKNOWN) & are(tensors["status"], "skipped")
     if unknown.any() or chosen_in(metadata["settings"]):
@@ -35,8 +35,7 @@ def published_place(tensors: Columns, metadata: ReportMetadata) -> Row | None:
     table = read_csv(registry_folder() / "reference" / "published.csv").to_pylist()
     rows = [one for one in table if not own & set(one["models"].lower().split())]
     others = [float(one["mean_relative_norm"]) for one in rows]
-    return row(
-        "published",
+    return PublishedRank(
         value=value,
         below=sum(norm < value for norm in others),
         families=len(others),

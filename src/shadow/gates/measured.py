@@ -31,7 +31,7 @@ from shadow.reports.columns import ESTIMATED
 from shadow.reports.folders import finished_metadata, refuse_remains
 from shadow.reports.report import Report
 from shadow.run.runtime import Access, Runtime
-from shadow.summary.record import Row
+from shadow.summary.record import OverLayers
 from shadow.summary.tables import floats
 from shadow.telling.reading import AuditReport
 from shadow.text import several
@@ -80,9 +80,9 @@ class JudgedReport:
         return compared(self.source, self.label)
 
     @cached_property
-    def rows(self) -> dict[Scope, Row]:
+    def rows(self) -> dict[Scope, OverLayers]:
         """The summary's rows of the pair, of each component and of each module."""
-        rows: dict[Scope, Row] = {(): self.summary}
+        rows: dict[Scope, OverLayers] = {(): self.summary}
         rows |= {(row.component,): row for row in self.summary.components}
         return rows | {(row.component, row.module): row for row in self.summary.modules}
 
@@ -138,7 +138,7 @@ class JudgedReport:
         name, row = ".".join((*at, metric)), self.rows.get(at)
         if row is None:
             return JudgedFigure(name, None)
-        value = (row if at else row.figures)[metric]
+        value = getattr(row if at else self.summary.figures, metric)
         why = (metric in row.intervals and row.no_interval) or "no spread"
         return JudgedFigure(name, value, row.intervals.get(metric), why)
 

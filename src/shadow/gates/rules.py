@@ -34,7 +34,7 @@ from shadow.gone import gone
 from shadow.places.names import name_rules, nearest_modules
 from shadow.reasons import BROKEN
 from shadow.reports.columns import delta_metrics
-from shadow.summary.record import SHAPES
+from shadow.summary.record import ComponentRow, ModuleRow, PairFigures, keys_of
 from shadow.text import closest, nearest
 
 Severity = Literal["error", "warning"]
@@ -63,8 +63,8 @@ MOVED = "moved"  # the comparison of a rule that holds a figure against its inte
 # figures of summary.json that a rule may name
 NO_FIGURES = ("component", "module", "intervals", "layers", "interval_level", "no_interval")
 OF_THE_PAIR, OF_A_COMPONENT, OF_A_MODULE = (
-    tuple(key for key in SHAPES[place] if key not in NO_FIGURES)
-    for place in ("figures", "components", "modules")
+    tuple(key for key in keys_of(row) if key not in NO_FIGURES)
+    for row in (PairFigures, ComponentRow, ModuleRow)
 )
 STATE = re.compile(r"\s*(\S+)\s+(changed|unchanged|added|removed)\s*")
 CLAIM = re.compile(r"\s*(?:(not)\s+)?(gate|verify)\.(\S+(?:\s+--\S.*)?)\s*")

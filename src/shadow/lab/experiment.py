@@ -343,7 +343,7 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
     inside = rows[(rows["subject"] == "delta") & rows["layer"].notna()]
     medians = {name: float(inside[name].astype(float).median()) for name in delta_metrics()}
     columns = {f"layers_{name}": null_if_undefined(value) for name, value in medians.items()}
-    return {**done.summary.figures, **columns}
+    return {**dict(done.summary.figures.items()), **columns}
 
 
 def accuracies(base: Base, folder: Path) -> dict[str, float]:

@@ -141,7 +141,7 @@ def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None)
     which a report knows the time alone.
     """
     figures: dict[str, Any] = {
-        name: null_if_undefined(summary.figures.get(name)) for name in HEADLINE
+        name: null_if_undefined(getattr(summary.figures, name)) for name in HEADLINE
     }
     matrices = summary.figures.matrices
     seconds = before.seconds if before else None
@@ -153,8 +153,8 @@ def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None)
         folder=report_folder(summary.family, summary.pair),
         base=summary.base["repo"],
         tuned=summary.tuned["repo"],
-        base_commit=summary.base.get("commit"),
-        tuned_commit=summary.tuned.get("commit"),
+        base_commit=summary.base["commit"],
+        tuned_commit=summary.tuned["commit"],
         state="done",
         matrices=None if matrices is None else int(matrices),
         seconds=metadata.get("seconds") if seconds is None else seconds,

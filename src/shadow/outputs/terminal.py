@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from shadow.quantities import DASH, Quantity, share
-from shadow.summary.record import Row
+from shadow.summary.record import GridRow
 from shadow.telling.document import (
     Block,
     Cell,
@@ -185,7 +185,7 @@ class HeatMap:
     screen shows them.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[GridRow]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         room = max(8, options.max_width - LABEL - 2)

@@ -17,7 +17,17 @@ import numpy as np
 from shadow.dtypes import FLOATS
 from shadow.reasons import FROM_ZERO
 from shadow.summary.layer_medians import held_rank
-from shadow.summary.record import Row, row
+from shadow.summary.record import (
+    BrokenRow,
+    FileCounts,
+    FileRow,
+    FilesRow,
+    SkippedRow,
+    Unchanged,
+    UncomparedRow,
+    VectorsRow,
+    VocabularyRow,
+)
 from shadow.summary.tables import Columns, are, median
 from shadow.text import short_name
 
@@ -39,7 +49,7 @@ FULL_RANK = 0.5  # of the directions of a matrix; an adapter of rank 16 in 896 h
 OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may share
 
 
-def vectors(tensors: Columns) -> Row:
+def vectors(tensors: Columns) -> VectorsRow:
     """Return how many vectors were compared, and how far those that moved did.
 
     A vector that is 0 in the base has no relative norm, and its detail says where it moved.
@@ -57,8 +67,7 @@ def vectors(tensors: Columns) -> Row:
         order = among[np.argsort(-sizes[among], kind="stable")]
         if furthest is None and len(order) > 1 and sizes[order[0]] > FAR * sizes[order[1]]:
             furthest = order[0]
-    return row(
-        "vectors",
+    return VectorsRow(
         compared=len(rows),
         changed=int(changed.sum()),
         relative_norm=median(norms[norms > 0]),
@@ -76,7 +85,7 @@ def idle_updates(tensors: Columns) -> int:
     return sum(any(factor in str(name) for factor in factors) for name in rows["tensor"])
 
 
-def vocabulary(tensors: Columns) -> list[Row]:
+def vocabulary(tensors: Columns) -> list[VocabularyRow]:
     """Return embeddings and heads with more rows on one side, whose common rows were compared."""
     tensors = tensors.having(module=GROWING, status=("measured", "identical"))
     rows = []
@@ -89,12 +98,18 @@ def vocabulary(tensors: Columns) -> list[Row]:
                 is_partial |= compared < math.prod(shape)
         base, tuned = of["base"], of["tuned"]
         if is_partial and base and tuned and base != tuned:
-            sizes = {"base_rows": base, "tuned_rows": tuned, "added": tuned - base}
-            rows.append(row("vocabulary", sizes, component=component, module=module))
+            grown = VocabularyRow(
+                component=component,
+                module=module,
+                base_rows=base,
+                tuned_rows=tuned,
+                added=tuned - base,
+            )
+            rows.append(grown)
     return rows
 
 
-def broken(tensors: Columns) -> list[Row]:
+def broken(tensors: Columns) -> list[BrokenRow]:
     """Return the tensors that no training leaves so, a row for each side and kind of damage."""
     rows = []
     damage = {
@@ -111,12 +126,12 @@ def broken(tensors: Columns) -> list[Row]:
                 if of == side and _side(code, detail or "") in (side, "both")
             ]
             if names:
-                found = {"count": len(names), "tensors": names[:EXAMPLES]}
-                rows.append(row("broken", found, code=code, side=side))
+                row = BrokenRow(code=code, side=side, count=len(names), tensors=names[:EXAMPLES])
+                rows.append(row)
     return rows
 
 
-def uncompared(tensors: Columns) -> list[Row]:
+def uncompared(tensors: Columns) -> list[UncomparedRow]:
     """Return what has no partner, another shape or no finite numbers: whole layers, whole experts,
     otherwise modules. A tensor whose partner cannot be read has a partner.
     """
@@ -146,8 +161,7 @@ def uncompared(tensors: Columns) -> list[Row]:
         key = (reason, _side(reason, detail or ""), component, named, number < 0)
         groups.setdefault(key, []).append(int(number))
     return [
-        row(
-            "uncompared",
+        UncomparedRow(
             reason=str(reason),
             side=side,
             component=str(component),
@@ -179,14 +193,13 @@ def _side(reason: str, detail: str) -> str:
     return "both"
 
 
-def skipped(tensors: Columns) -> list[Row]:
+def skipped(tensors: Columns) -> list[SkippedRow]:
     """Return counts by reason, with a few names and the first detail."""
     rows = []
     chosen = tensors.having(status="skipped").groups("reason")
     for (reason,), group in sorted(chosen, key=lambda one: one[0]):
         sides = Counter(group["side"])
-        one = row(
-            "skipped",
+        row = SkippedRow(
             reason=reason,
             tensors=len(group),
             base=sides["base"],
@@ -194,21 +207,21 @@ def skipped(tensors: Columns) -> list[Row]:
             examples=list(dict.fromkeys(group["tensor"]))[:EXAMPLES],
             detail=next((one for one in group["detail"] if one is not None), None),
         )
-        rows.append(one)
-    return sorted(rows, key=lambda one: -one.tensors)
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row.tensors)
 
 
-def unchanged(tensors: Columns) -> list[Row]:
+def unchanged(tensors: Columns) -> list[Unchanged]:
     """Return the modules of the tuned side all of whose compared matrices are identical."""
     matrices = tensors.where(tensors.are_matrices).having(side="tuned")
     return [
-        row("unchanged", component=component, module=module, tensors=len(rows))
+        Unchanged(component=component, module=module, tensors=len(rows))
         for (component, module), rows in matrices.groups("component", "module")
         if are(rows["status"], "identical").all()
     ]
 
 
-def files(rows: Iterable[Mapping[str, Any]]) -> Row | None:
+def files(rows: Iterable[Mapping[str, Any]]) -> FilesRow | None:
     """Return the files that differ, and the number of files in each state; None for a report
     without files. A file that both sides have counts once.
     """
@@ -219,9 +232,11 @@ def files(rows: Iterable[Mapping[str, Any]]) -> Row | None:
     apart.sort(key=lambda one: (not one["differs"], one["state"] == "unknown", str(one["path"])))
     counts = Counter(one["state"] for one in once)
     listed = [
-        row("file_rows", one, differs=(one["differs"] or "").split()) for one in apart[:LISTED]
+        FileRow.from_parts(one, differs=(one["differs"] or "").split()) for one in apart[:LISTED]
     ]
-    return Row(counts=row("file_counts", {state: counts[state] for state in STATES}), rows=listed)
+    return FilesRow(
+        counts=FileCounts.from_parts({state: counts[state] for state in STATES}), rows=listed
+    )
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from shadow.spectra.levels import round_trip
 from shadow.spectra.noise import LEAST_KEPT, NOISE, UNTOUCHED
 from shadow.summary.bootstrap import Floats, Mask
-from shadow.summary.record import LAYER_MEDIANS, Row, row
+from shadow.summary.record import AnyRow, InsideLayers, LayerMedians, keys_of
 from shadow.summary.tables import Columns, are, floats, median, over, total_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+LAYER_MEDIANS = keys_of(LayerMedians)
 BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
     "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy",
     "format_ratio", "kept_low", "kept_high",
@@ -41,7 +42,7 @@ HIDDEN, AS_ROUNDING, EXACT = 0.03, 0.01, 0.05
 Column = Callable[[str], "pd.Series | NDArray[Any]"]
 
 
-def inside_layers(deltas: Columns) -> Row:
+def inside_layers(deltas: Columns) -> InsideLayers:
     """Return counts of matrices and of what is known about them, and medians."""
     inside = deltas.inside
     reason, z, formats = inside["kept_reason"], inside["purity_z"], inside["dtype"]
@@ -49,8 +50,7 @@ def inside_layers(deltas: Columns) -> Row:
     least, most = rank_bounds(inside.__getitem__)
     unexplained = are(reason, "rounding_unexplained")
     wide = [set((one or "").split("/")) <= {"F16", "F32", "F64"} for one in formats]
-    return row(
-        "inside_layers",
+    return InsideLayers.from_parts(
         inside.medians(*LAYER_MEDIANS, *BESIDE),
         _coherent(inside),
         _few(inside),
@@ -89,13 +89,12 @@ def _kept_range(rows: Columns) -> dict[str, float | None]:
     return found
 
 
-def by_module(place: str, deltas: Columns) -> list[Row]:
-    """Return the same medians of each module: for `outside_layers` embeddings, head and projectors,
-    for `coherence` modules inside.
+def by_module(kind: type[AnyRow], deltas: Columns) -> list[AnyRow]:
+    """The same medians of each module: OutsideLayers of embeddings, head and projectors, Coherence
+    of modules inside.
     """
     return [
-        row(
-            place,
+        kind.from_parts(
             rows.medians(*LAYER_MEDIANS),
             _coherent(rows),
             component=component,

@@ -11,7 +11,7 @@ from shadow.checks.explanations import COPIES, is_rearranged, recognised
 from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Sentence
 from shadow.summary.changes import CHANGES
-from shadow.summary.record import PairRecord, Row
+from shadow.summary.record import BrokenRow, InPlaces, PairRecord, UncomparedRow, VocabularyRow
 from shadow.telling.wording import (
     Recorded,
     and_others,
@@ -110,7 +110,7 @@ def not_compared(summary: PairRecord, filtered: bool) -> list[Sentence]:
     return [*_vocabulary(summary), *([] if filtered else _left_out(summary))]
 
 
-def _broken(summary: PairRecord, row: Row) -> Sentence:
+def _broken(summary: PairRecord, row: BrokenRow) -> Sentence:
     """Describe which tensors are broken, on which side and how, and whether they are left out."""
     side = "tuned model" if row.side == "tuned" else row.side
     words = WORDS["broken_and_left_out" if row.code == "nonfinite" else "broken"]
@@ -118,14 +118,14 @@ def _broken(summary: PairRecord, row: Row) -> Sentence:
     return tell(summary, row.code, words, side=side, text=text, count=row.count)
 
 
-def broken_text(summary: PairRecord, row: Row) -> str:
+def broken_text(summary: PairRecord, row: BrokenRow) -> str:
     """Return `model.norm.weight and 2 more tensors are all zero`."""
     words = "{first}[ and {more:count more tensor|more tensors}] " + DAMAGE[row.code]
     more = row.count - 1 or None
     return Recorded(summary).fill(words, first=row.tensors[0], more=more, count=row.count)
 
 
-def places_in(summary: PairRecord, rows: Sequence[Row]) -> str:
+def places_in(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
     """Return `mlp.up of layers 0 to 11 and the head`."""
     several = summary.has_components
     names = [place_of(row.component, row.module, row.layers, several) for row in rows]
@@ -134,7 +134,7 @@ def places_in(summary: PairRecord, rows: Sequence[Row]) -> str:
 
 def _vocabulary(summary: PairRecord) -> list[Sentence]:
     """Describe embeddings and heads with another number of rows, equal numbers together."""
-    groups: defaultdict[tuple[int, int], list[Row]] = defaultdict(list)
+    groups: defaultdict[tuple[int, int], list[VocabularyRow]] = defaultdict(list)
     for row in summary.vocabulary:
         groups[row.base_rows, row.tuned_rows].append(row)
     sentences = []
@@ -208,7 +208,7 @@ def _changes(summary: PairRecord, codes: Collection[str]) -> list[Sentence]:
     for one in CHANGES:
         found = one.figures(summary.recognised)
         if one.code in codes and found is not None:
-            places = places_of(summary, found.rows) if "{places}" in one.text else None
+            places = places_of(summary, found.rows) if isinstance(found, InPlaces) else None
             at = f"recognised.{one.place}"
             code = one.sentence or one.code
             said.append(tell(summary, code, one.text, row=found, at=at, places=places))

@@ -72,13 +72,13 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     rows = read_rows(tables)
     standing = standing_of(rows.deltas, rows.tensors)
     record = record_of(rows, metadata, standing.cosine)
-    summary = Summary(
+    without_finding = Summary.from_parts(
         record,
         gates=gates(record, standing),
         published=published_place(rows.tensors, metadata),
-        finding=Finding(),
+        finding=Finding(headline="", sentences=[], other_explanations=[], not_shown=[]),
     )
-    return summary.with_values(finding=finding(summary, metadata["settings"]))
+    return without_finding.with_values(finding=finding(without_finding, metadata["settings"]))
 
 
 def finish(

@@ -19,7 +19,15 @@ from shadow.checks.summary import Summary
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
 from shadow.reasons import STRICT, meaning
 from shadow.reports.provenance import ReportMetadata
-from shadow.summary.record import TIERS, Row, by_component
+from shadow.summary.record import (
+    TIERS,
+    Coherence,
+    ComponentRow,
+    ModuleRow,
+    OutsideLayers,
+    SkippedRow,
+    by_component,
+)
 from shadow.telling.document import (
     Block,
     Document,
@@ -104,8 +112,9 @@ def _blocks(
     yield _sides(summary, is_public=folder is None)
     yield Headline(summary.finding.headline, about="finding")
     for place, sentence in enumerate(summary.finding.sentences):
-        said = {"code": sentence.code, "close": place > 0, "when": when, "about": "finding"}
-        yield Paragraph(sentence.text, **said)
+        yield Paragraph(
+            sentence.text, code=sentence.code, close=place > 0, when=when, about="finding"
+        )
     yield Figures(_all_figures(summary), when="full", about="finding")
     if rows := _figures(summary):
         yield Figures(rows, close=True, when="brief", about="finding")
@@ -138,7 +147,8 @@ def _blocks(
 def _sides(summary: Summary, *, is_public: bool) -> Block:
     rows = []
     for side, which in (("base", summary.base), ("tuned", summary.tuned)):
-        named, commit = which["repo"], which["commit"]
+        named = which["repo"]
+        commit = which["commit"]
         if is_public:  # where a folder lies is nothing for a model card
             inside = FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, named)
             named = Path(named).name if Path(named).is_absolute() else inside
@@ -187,14 +197,14 @@ def _figures(summary: Summary, *, full: bool = False) -> list[FigureRow]:
 def quantity(summary: Summary, name: str, kind: Kind, *, full: bool = True) -> Quantity:
     """Return a figure, with its interval if everything is shown."""
     low, high = (full and summary.intervals.get(name)) or (None, None)
-    return Quantity(summary.figures[name], kind, low, high)
+    return Quantity(getattr(summary.figures, name), kind, low, high)
 
 
 def _all_figures(summary: Summary) -> list[FigureRow]:
     """Return what changed, how much and how concentrated, each with its interval."""
     figures = summary.figures
     of = f"{portion_of(figures.parameters_measured, figures.parameters)} of the parameters"
-    if summary.counts["identical"]:
+    if summary.counts.identical:
         of += f"; {portion_of(figures.parameters_identical, figures.parameters)} are identical"
     rows = [FigureRow("changed", counted(int(figures.matrices or 0), "matrix", "matrices"), of)]
     if figures.matrices:
@@ -309,7 +319,7 @@ def _gates(summary: Summary) -> TableBlock:
     return table_of(fields, summary.gates, title, when=when, about="gates")
 
 
-def _spread(row: Row) -> str | None:
+def _spread(row: ComponentRow | ModuleRow) -> str | None:
     bounds = row.intervals.get("concentration")
     return bounds_text(bounds, "fixed") if bounds else None
 
@@ -325,27 +335,31 @@ COMPONENTS = (
 )
 
 
-def component_table(components: Sequence[Row]) -> TableBlock:
+def component_table(components: Sequence[ComponentRow]) -> TableBlock:
     """Return a row for each component."""
     return table_of(COMPONENTS, components, "By component", when="full", about="components")
 
 
 def module_table(summary: Summary, when: When = "always") -> TableBlock:
     """Return a row for each module that changed; counts of directions with their maximum."""
-    about = {
-        (row.component, row.module): row for row in (*summary.coherence, *summary.outside_layers)
-    }
+    inside = {(row.component, row.module): row for row in summary.coherence}
+    outside = {(row.component, row.module): row for row in summary.outside_layers}
 
-    def spikes(row: Row) -> str:
-        side = getattr(about.get((row.component, row.module)), "short_side", None)
+    def coherence(row: ModuleRow) -> Coherence | OutsideLayers | None:
+        place = (row.component, row.module)
+        return outside.get(place) or inside.get(place)
+
+    def spikes(row: ModuleRow) -> str:
+        own = coherence(row)
+        side = None if own is None else own.short_side
         return f"{text_of(row.spikes, 'number')} of {text_of(side, 'count')}"
 
-    def spread_over(row: Row) -> str | None:
-        """Return the number of equally strong directions; more than their maximum if flatter."""
-        own = about.get((row.component, row.module))
-        if own is None or (
-            "coherent" in own and 2 * own.coherent + 2 * own.above_short_side < own.matrices
-        ):
+    def spread_over(row: ModuleRow) -> str | None:
+        """The number of equally strong directions; more than their maximum if flatter."""
+        own = coherence(row)
+        if own is None:
+            return None
+        if isinstance(own, Coherence) and 2 * (own.coherent + own.above_short_side) < own.matrices:
             return None  # a median over a few of the matrices is not the module's
         side = text_of(own.short_side, "count")
         if own.equivalent_directions is None:
@@ -371,10 +385,10 @@ def module_table(summary: Summary, when: When = "always") -> TableBlock:
     return table_of(fields, summary.modules, title, when=when, about="modules")
 
 
-def skipped_table(rows: Iterable[Row], when: When = "always") -> TableBlock:
+def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> TableBlock:
     """Return a row for each reason, with the number of tensors of each side and its meaning."""
 
-    def what(row: Row) -> Word:
+    def what(row: SkippedRow) -> Word:
         text = meaning(row.reason)
         if row.detail and row.reason != "filtered":
             text += f" ({row.detail})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from shadow.checks.explanations import CLEAR, few_bits, has_other_norm_unrounded, is_lost
 from shadow.checks.summary import Sentence
-from shadow.summary.record import PairRecord, Row
+from shadow.summary.record import PairRecord
 from shadow.telling.wording import (
     NAMED,
     Recorded,
@@ -148,18 +148,28 @@ class ChangedPart:
 def parts_by_energy(summary: PairRecord) -> list[ChangedPart]:
     """Return the parts of the model, that with the most energy first."""
     main = main_component(summary)
-    rows: list[Row] = [
-        *(row for row in summary.modules if row.component == main),
-        *(row for row in summary.components if row.component != main and row.matrices),
+    parts = [
+        ChangedPart(
+            module_name(row.module),
+            f"modules.{row.component}.{row.module}",
+            row.energy_share,
+            row.parameter_share,
+            is_outside(row.module),
+        )
+        for row in summary.modules
+        if row.component == main and row.energy_share is not None
     ]
-    parts = []
-    for row in rows:
-        name, place, outside = component_name(row.component), f"components.{row.component}", True
-        if "module" in row:
-            name, place = module_name(row.module), f"modules.{row.component}.{row.module}"
-            outside = is_outside(row.module)
-        if row.energy_share is not None:
-            parts.append(ChangedPart(name, place, row.energy_share, row.parameter_share, outside))
+    parts += [
+        ChangedPart(
+            component_name(row.component),
+            f"components.{row.component}",
+            row.energy_share,
+            row.parameter_share,
+            outside=True,
+        )
+        for row in summary.components
+        if row.component != main and row.matrices and row.energy_share is not None
+    ]
     return sorted(parts, key=lambda part: -part.energy_share)
 
 
