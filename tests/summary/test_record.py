@@ -1,5 +1,5 @@
-"""The record of a pair has types: a misspelt figure is a fault of mypy, and JSON of another shape is
-refused.
+"""The record of a pair has types: a misspelt figure is a fault of mypy, and JSON of another shape
+is refused.
 """
 
 from __future__ import annotations
