@@ -74,8 +74,8 @@ def _columns() -> Mapping[str, Column]:
 
 def word_documents(word: str, codes: Mapping[str, str] = NO_CODES) -> Iterable[Document]:
     """Make `explain WORD`: the meaning of a head of a table or another word; for a column also
-    formula, range, null value, source, pitfalls and the symbols in these; for a code, what it says. Raises
-    UsageError for an unknown word.
+    formula, range, null value, source, pitfalls and the symbols in these; for a code, what it says.
+    Raises UsageError for an unknown word.
 
     codes: templates by code, of what stands above this room.
     """
