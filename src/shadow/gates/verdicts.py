@@ -119,7 +119,9 @@ class Verdict:
     def detail(self) -> str:
         """Return what was found, in a line."""
         text = fill(WORDS_OF_VERDICTS[self.why.code], self.why.figures)
-        return text if self.outcome in ("met", "passed") else f"nothing to judge: {text}"
+        if self.outcome in ("met", "passed"):
+            return text
+        return f"{'not judged' if self.why.code in OPEN else 'nothing to judge'}: {text}"
 
     def as_json(self) -> dict[str, Any]:
         """The rule, its outcome and its figures, for machines."""

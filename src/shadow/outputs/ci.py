@@ -190,7 +190,7 @@ def junit(judged: Sequence[Judgement]) -> bytes:
                 *(sentence.text for sentence in summary.finding.sentences),
                 f"tensors of both sides: {counts}",
                 *(f"skipped: {row.tensors} {row.reason}" for row in summary.skipped),
-                *(f"warning: {warning.text}" for warning in summary.warnings),
+                *(f"warning: {warning}" for warning in summary.warnings),
                 *(f"note: {text}" for text in judgement.notes),
             ]
         faults = [("failure", text, kind) for kind, text in _faults(judgement)]

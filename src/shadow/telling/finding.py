@@ -244,7 +244,7 @@ def _of_change(
     text = ", ".join(
         filter(None, [_size(recorded, are_siblings), text, _place(recorded, filtered)])
     )
-    if rest := rounded_text(recorded):
+    if rest := rounded_text(recorded, "rounded_short"):
         text = f"{text}; {rest}"
     return f"{text}." if summary.has_spectra else f"{text}; no spectra were measured."
 
@@ -285,7 +285,8 @@ def _size(recorded: Recorded, are_siblings: bool) -> str:
     elif summary.figures.relative_norm_overall is not None:
         stored = " as stored" if is_as_stored(summary) and not are_siblings else ""
         norm = recorded.fill("{figures.relative_norm_overall:share}") + stored
-    code = "part" if has_frozen(summary) else "whole"
+    # what is only rounded is said behind it
+    code = "part" if has_frozen(summary) and not summary.figures.rounded else "whole"
     return recorded.fill(SIZES["siblings" if are_siblings else code], norm=norm)
 
 

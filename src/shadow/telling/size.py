@@ -56,7 +56,8 @@ WORDS = {
     "quarter": "Inside {where}, {layers} {count|holds|hold} {energy_share:share} of it"
     "[, with {parameter_share:share} of the parameters].",
     "unchanged": "Unchanged: {parts:and}.",
-    "rounded": "{figures.rounded:count more matrix is|more matrices are} only rounded",
+    "rounded": "{figures.rounded:count more matrix is|more matrices are} only rounded.",
+    "rounded_short": "{figures.rounded:count matrix|matrices} only rounded",
 }
 
 
@@ -70,11 +71,10 @@ def size_and_place(
         return [recorded.sentence("size", f"{norm}.")]
     place, more = _modules(recorded, filtered)
     parts = unchanged_parts(recorded)
-    rest = rounded_text(recorded)
     texts = [
         f"{norm}, {place}." if place else f"{norm}.",
         more,
-        "" if "mostly_copy" in recognised(summary) else rest and f"{rest}.",
+        "" if "mostly_copy" in recognised(summary) else rounded_text(recorded, "rounded"),
         _depth(recorded),
         recorded.fill(WORDS["unchanged"], parts=parts) if parts else "",
         *(f"{text}." for text in without_base(summary)),
@@ -106,9 +106,9 @@ def is_as_stored(summary: PairRecord) -> bool:
     return figures.relative_norm_overall_unrounded is None and near
 
 
-def rounded_text(recorded: Recorded) -> str:
+def rounded_text(recorded: Recorded, words: str) -> str:
     """Return how many matrices are only rounded, where the figures are those of others."""
-    return recorded.fill(WORDS["rounded"]) if recorded.summary.figures.rounded else ""
+    return recorded.fill(WORDS[words]) if recorded.summary.figures.rounded else ""
 
 
 def of_what(summary: PairRecord) -> str:
