@@ -82,7 +82,7 @@ def test_figures_are_those_of_what_changed_beyond_rounding(pair, folder):
     rows = frame(folder, subject="delta")
     rows = rows[rows["tensor"].isin(names)]
     matrices = [name for name, one in base.items() if one.ndim == 2]
-    assert (figures.matrices, figures.rounded) == (len(names), len(matrices) - len(names))
+    assert (figures.matrices, figures.matrices_rounded) == (len(names), len(matrices) - len(names))
     assert figures.parameters_rounded == sum(
         base[name].numel() for name in matrices if name not in names
     )
@@ -93,7 +93,7 @@ def test_figures_are_those_of_what_changed_beyond_rounding(pair, folder):
     whole = change / math.hypot(*(float(base[at].double().norm()) for at in names))
     assert figures.relative_norm_overall == pytest.approx(whole, rel=1e-6)
     assert {row.module: row.matrices for row in summary.modules} == {"attn.q": 2, "attn.v": 2}
-    assert [(row.matrices, row.rounded) for row in summary.depth] == [
+    assert [(row.matrices, row.matrices_rounded) for row in summary.depth] == [
         (2, 5) if layer in (2, 4) else (0, 7) for layer in range(LAYERS)
     ]
     assert sum(row.energy_share for row in summary.depth) == pytest.approx(1.0)
@@ -169,7 +169,10 @@ def test_nothing_is_left_out_unless_it_is_known_that_the_rest_changed_by_more(
 ):
     """Where all or none are only rounded, or where that is unknown, figures are those of all."""
     found = summary_of(tmp_path, rows, **more)
-    assert (found.figures.rounded, found.figures.matrices) == (rounded, len(rows) - rounded)
+    assert (found.figures.matrices_rounded, found.figures.matrices) == (
+        rounded,
+        len(rows) - rounded,
+    )
     assert (f"; {rounded} matrices only rounded." in found.finding.headline) == bool(rounded)
 
 
@@ -178,7 +181,7 @@ def test_a_minority_that_is_only_rounded_is_said_in_the_size(tmp_path):
     rows = [*COPIES, *[row(layer, "mlp.up") for layer in range(4, 20)]]
     (size,) = [one for one in summary_of(tmp_path, rows).finding.sentences if one.code == "size"]
     assert "12 more matrices are only rounded." in size.text
-    assert size.figures["figures.rounded"] == 12
+    assert size.figures["figures.matrices_rounded"] == 12
 
 
 def test_recognised_changes_are_those_of_what_changed_beyond_rounding(tmp_path):
@@ -202,11 +205,11 @@ def test_energy_of_rounding_is_no_part_of_the_change(tmp_path):
 def test_json_has_the_same(folder):
     """What is stored is what is read."""
     stored = json.loads((folder / "summary.json").read_text())["figures"]
-    assert (stored["rounded"], stored["matrices"]) == (39, 4)
+    assert (stored["matrices_rounded"], stored["matrices"]) == (39, 4)
 
 
 def test_a_report_of_rows_without_a_tensor_leaves_nothing_out(tmp_path):
     """A forged table may name a matrix that no tensor has."""
     rows = [delta(0.3, place(layer, "mlp.up"), cast="tuned") for layer in range(3)]
     folder = reports.write(tmp_path / "base..tuned", [*rows, delta(0.3, place(3, "mlp.up"))])
-    assert read_summary(folder)[0].figures.rounded == 3
+    assert read_summary(folder)[0].figures.matrices_rounded == 3

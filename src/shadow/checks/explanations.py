@@ -130,7 +130,7 @@ def is_copied(record: PairRecord) -> bool:
     """Return whether most or all changed tensors are the other side's in another format, and the
     figures are those of rounding.
     """
-    return not record.figures.rounded and not COPIES.isdisjoint(recognised(record))
+    return not record.figures.matrices_rounded and not COPIES.isdisjoint(recognised(record))
 
 
 def is_of_base(record: PairRecord) -> bool:

@@ -89,7 +89,7 @@ def _changed(record: PairRecord, standing: Standing) -> Answer:
     """Count the matrices that changed: all other gates, and all figures of rules, need some."""
     count, vectors = record.figures.matrices, record.vectors
     if count:
-        rounded = record.figures.rounded or None
+        rounded = record.figures.matrices_rounded or None
         return _answer(count, True, "changed", matrices=count, rounded=rounded)
     if not standing.identical:
         return _answer(None, False, "nothing")

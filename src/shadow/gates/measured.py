@@ -151,7 +151,7 @@ class JudgedReport:
         more than rounding where the figures are those of others.
         """
         matrices = [row for row in self._tensors if row["reason"] != "not_a_matrix"]
-        if self.summary.figures.rounded:
+        if self.summary.figures.matrices_rounded:
             rounded = {"status": "identical"}
             matrices = [row | rounded if row["cast"] in COPIED else row for row in matrices]
         place = Pattern("", figure.component or "*", module=figure.module or "*")
@@ -207,7 +207,7 @@ class JudgedReport:
         if name.component is None:
             return next(str(one.reason) for one in self.summary.gates if one.name == "changed")
         what = ".".join(filter(None, (name.component, name.module)))
-        by = " by more than rounding" if self.summary.figures.rounded else ""
+        by = " by more than rounding" if self.summary.figures.matrices_rounded else ""
         return f"the report has no matrix of {what} that was measured and changed{by}"
 
 

@@ -310,7 +310,7 @@ def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
         if metric not in NORMS or not now.is_identical(rule.figure):
             return _missing(rule, "absent", why=now.why_absent(rule.figure))
         zero = RuleFigure(str(rule.figure), 0.0, rule.holds(0.0))
-        rounded = "only rounded" if now.summary.figures.rounded else None
+        rounded = "only rounded" if now.summary.figures.matrices_rounded else None
         figures = {"what": str(rule.figure), "rounded": rounded}
         return _verdict(rule, "identical", figures, [zero])
     if not known:

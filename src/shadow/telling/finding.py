@@ -269,7 +269,7 @@ def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set
         "beyond_rounding": "rounded_away" in codes and bool(beyond_rounding(summary)),
     }
     refined = {*codes, *(code for code, holds in refinements.items() if holds)}
-    if summary.figures.rounded:  # what changed by more is said
+    if summary.figures.matrices_rounded:  # what changed by more is said
         refined -= {"mostly_copy"}
     if "noise" in codes:
         refined = {*refined - {"noise"}, noise_kind(summary)}
@@ -286,7 +286,7 @@ def _size(recorded: Recorded, are_siblings: bool) -> str:
         stored = " as stored" if is_as_stored(summary) and not are_siblings else ""
         norm = recorded.fill("{figures.relative_norm_overall:share}") + stored
     # what is only rounded is said behind it
-    code = "part" if has_frozen(summary) and not summary.figures.rounded else "whole"
+    code = "part" if has_frozen(summary) and not summary.figures.matrices_rounded else "whole"
     return recorded.fill(SIZES["siblings" if are_siblings else code], norm=norm)
 
 

@@ -195,7 +195,7 @@ def _all_figures(summary: Summary) -> list[FigureRow]:
     figures = summary.figures
     changed = figures.parameters_measured - figures.parameters_rounded
     of = f"{portion_of(changed, figures.parameters)} of the parameters"
-    if figures.rounded:
+    if figures.matrices_rounded:
         of += f"; {portion_of(figures.parameters_rounded, figures.parameters)} are only rounded"
     if summary.counts["identical"]:
         of += f"; {portion_of(figures.parameters_identical, figures.parameters)} are identical"

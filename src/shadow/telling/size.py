@@ -56,8 +56,8 @@ WORDS = {
     "quarter": "Inside {where}, {layers} {count|holds|hold} {energy_share:share} of it"
     "[, with {parameter_share:share} of the parameters].",
     "unchanged": "Unchanged: {parts:and}.",
-    "rounded": "{figures.rounded:count more matrix is|more matrices are} only rounded.",
-    "rounded_short": "{figures.rounded:count matrix|matrices} only rounded",
+    "rounded": "{figures.matrices_rounded:count more matrix is|more matrices are} only rounded.",
+    "rounded_short": "{figures.matrices_rounded:count matrix|matrices} only rounded",
 }
 
 
@@ -108,12 +108,12 @@ def is_as_stored(summary: PairRecord) -> bool:
 
 def rounded_text(recorded: Recorded, words: str) -> str:
     """Return how many matrices are only rounded, where the figures are those of others."""
-    return recorded.fill(WORDS[words]) if recorded.summary.figures.rounded else ""
+    return recorded.fill(WORDS[words]) if recorded.summary.figures.matrices_rounded else ""
 
 
 def of_what(summary: PairRecord) -> str:
     """Return what the overall relative norm is relative to, in words."""
-    if summary.figures.rounded:
+    if summary.figures.matrices_rounded:
         return f"of the norm of the matrices that changed{MORE_THAN_ROUNDING}"
     if has_frozen(summary):
         return "of the norm of the weights that changed"
@@ -260,7 +260,7 @@ def _depth(recorded: Recorded) -> str:
     layers = [row for row in summary.depth if row.component == main]
     changed = [row.layer for row in layers if row.matrices and row.energy_share is not None]
     if 0 < len(changed) <= NAMED and len(changed) < len(layers):
-        more = MORE_THAN_ROUNDING if summary.figures.rounded else ""
+        more = MORE_THAN_ROUNDING if summary.figures.matrices_rounded else ""
         named = layers_text(changed)
         return recorded.fill(WORDS["few_layers"], where=where, layers=named, more=more)
     rows = [row for row in summary.quarters if row.component == main]
@@ -291,7 +291,9 @@ def unchanged_parts(recorded: Recorded) -> list[str]:
     ]
     layers: dict[str, list[int]] = {}
     for row in summary.depth:
-        has_moved = row.matrices or row.rounded or row.layer in moved.get(row.component, ())
+        has_moved = (
+            row.matrices or row.matrices_rounded or row.layer in moved.get(row.component, ())
+        )
         if not has_moved and row.component not in whole:
             layers.setdefault(row.component, []).append(row.layer)
     compared = Counter(row.component for row in summary.depth)
