@@ -33,7 +33,7 @@ from shadow.reports.folders import finished_metadata, refuse_remains
 from shadow.reports.report import Report
 from shadow.run.runtime import Access, Runtime
 from shadow.summary.record import MEDIANS, Row
-from shadow.summary.tables import COPIED, Columns, are, columns_of, floats, only_rounded
+from shadow.summary.tables import COPIED, OF_CASTS, Columns, are, columns_of, floats, only_rounded
 from shadow.telling.reading import AuditReport
 from shadow.text import several
 
@@ -105,10 +105,10 @@ class JudgedReport:
     @cached_property
     def _changed(self) -> dict[Scope, Columns]:
         """Return the delta rows on which the figures of each place rest, with energy."""
-        tensors = columns_of(self.source.table("tensors").select(["tensor", "side", "cast"]))
+        tensors = columns_of(self.source.table("tensors").select(OF_CASTS))
         table = self.source.table("matrices")
         deltas = columns_of(table.filter(pc.equal(table["subject"], "delta")))
-        deltas = deltas.where(~only_rounded(deltas, tensors))
+        deltas = deltas.where(~only_rounded(deltas["tensor"], tensors.each(*OF_CASTS)))
         norms = np.nan_to_num(deltas["frobenius_norm"])
         # over the largest, so that squares are finite
         deltas = deltas.added(energy=(norms / max([*norms, LEAST])) ** 2)

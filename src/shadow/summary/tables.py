@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ MOST = 2**63 - 1  # entries of a tensor
 # columns of tensors on which no figure rests
 UNREAD = ("dtype", "shard")
 COPIED = ("tuned", "base")  # in `cast`: which side is the other in another format
+OF_CASTS = ("tensor", "side", "cast")  # columns of tensors that say it
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 PIECE = 2_000  # rows
 
@@ -180,15 +181,16 @@ def compared_layers(tensors: Columns) -> list[tuple[str, int]]:
     return sorted({(component, int(layer)) for component, layer in layers})
 
 
-def only_rounded(deltas: Columns, tensors: Columns) -> Mask:
-    """Return which matrices are the other side's in another format in every entry, where others
-    changed by more than that; none where all or none are, or where it is unknown of one.
+def only_rounded(names: Iterable[str], tensors: Iterable[tuple[str, str, str | None]]) -> Mask:
+    """Return which matrices that changed are the other side's in another format in every entry,
+    where others changed by more than that; none where all or none are, or where it is unknown of
+    one. names: those of their tensors; tensors: name, side and cast of each.
     """
-    casts = dict(tensors.having(side="tuned").each("tensor", "cast"))
-    of_deltas = [casts.get(name) for name in deltas["tensor"]]
+    casts = {name: how for name, side, how in tensors if side == "tuned"}
+    of_deltas = [casts.get(name) for name in names]
     copies = np.array([how in COPIED for how in of_deltas], dtype=np.bool_)
     if None in of_deltas or copies.all():
-        return np.zeros(len(deltas), dtype=np.bool_)
+        return np.zeros(len(of_deltas), dtype=np.bool_)
     return copies
 
 
@@ -265,7 +267,7 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
         ),
     }
     measured = deltas.added(**made)
-    is_rounded = only_rounded(measured, tensors)
+    is_rounded = only_rounded(measured["tensor"], tensors.each(*OF_CASTS))
     return Rows(
         measured=measured,
         deltas=measured.where(~is_rounded),
