@@ -376,7 +376,7 @@ def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(demo_rep
 
 
 def test_matrices_that_are_only_rounded_have_no_vote(tmp_path):
-    """Two adapters of attn.q, merged in F16 and saved in BF16: mlp.up is the base's rounded in both,
+    """Two adapters of attn.q, merged in F16 and saved in BF16: the MLP is rounded alike in both,
     without a difference. Of the 6 others the difference is 0.2.
     """
     folders = []
