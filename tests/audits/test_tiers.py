@@ -137,7 +137,7 @@ def test_a_report_says_what_was_measured_and_an_older_one_is_full(reports):
 
 
 def test_a_rule_on_what_was_not_measured_never_passes(reports, tmp_path):
-    for rule in ("concentration > 0.9", "gate.rank"):
+    for rule in ("concentration > 0.9", "not gate.rank"):
         done = run_shadow("gate", reports["norms"], "--fail-on", rule, cwd=tmp_path)
         assert (done.code, "not judged" in done.out) == (1, True)
 

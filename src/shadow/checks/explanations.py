@@ -129,8 +129,10 @@ def is_copy(record: PairRecord) -> bool:
 
 
 def is_copied(record: PairRecord) -> bool:
-    """Return whether most or all changed tensors are the other side's in another format."""
-    return not COPIES.isdisjoint(recognised(record))
+    """Return whether most or all changed tensors are the other side's in another format, and the
+    figures are those of rounding.
+    """
+    return not record.figures.matrices_rounded and not COPIES.isdisjoint(recognised(record))
 
 
 def is_of_base(record: PairRecord) -> bool:

@@ -23,7 +23,8 @@ THRESHOLDS = {
     "formats": 0.0,
 }
 WORDS = {
-    "changed": "{matrices:count matrix|matrices} changed",
+    "changed": "{matrices:count matrix|matrices} changed[, and {rounded:count more matrix is|more"
+    " matrices are} only rounded]",
     "nothing": "no matrix was compared",
     "only_vector": "no matrix changed, but the only bias or norm did",
     "vectors": "no matrix changed, but {changed:count} of {compared:count} biases and norms did",
@@ -96,7 +97,8 @@ def _changed(record: PairRecord, standing: Standing) -> Answer:
     """Count the matrices that changed: all other gates, and all figures of rules, need some."""
     count, vectors = record.figures.matrices, record.vectors
     if count:
-        return _answer(count, True, "changed", matrices=count)
+        rounded = record.figures.matrices_rounded or None
+        return _answer(count, True, "changed", matrices=count, rounded=rounded)
     if not standing.identical:
         return _answer(None, False, "nothing")
     if vectors.changed:

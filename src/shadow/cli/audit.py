@@ -70,7 +70,7 @@ def audit(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but a side is broken, the two are not
     states of one model, or --strict found a skipped tensor; 4 done, but a rule was violated; 5
-    done, but a check is inconclusive.
+    done, but a check is inconclusive, or a figure rests on less than half of the change.
     """
     begin(rules.junit, "audit")
     judging = rules_of(rules)

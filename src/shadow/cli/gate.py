@@ -49,7 +49,7 @@ def gate(
 
     Exit codes: 0 no rule was violated; 1 failed, or a rule had nothing to judge; 2 wrong usage; 3
     a side is broken, or the two are not states of one model; 4 a rule was violated; 5 a check
-    is inconclusive.
+    is inconclusive, or a figure rests on less than half of the change.
     """
     begin(rules.junit, "gate")
     judging = rules_of(rules)

@@ -24,12 +24,13 @@ from shadow.reports.provenance import (
 from shadow.reports.report import Report
 from shadow.spectra.measurement import Method
 from shadow.storage import as_given
+from shadow.summary.tables import OF_CASTS, only_rounded
 
 Relation = Literal["the same pair", "one base", "consecutive stages", "different bases"]
 
 PLACE = ("component", "layer", "module", "expert")
 READ = (  # of matrices.parquet
-    *PLACE, "base_tensor", "subject", "rows", "cols", "dtype", "parameters",
+    *PLACE, "tensor", "base_tensor", "subject", "rows", "cols", "dtype", "parameters",
     # what is compared
     "concentration", "stable_rank", "top4_energy", "participation_ratio",
     "null_participation_ratio", "spike_energy", "relative_norm", "floor_ratio", "cosine",
@@ -82,10 +83,13 @@ class ComparedReport:
         """`A (base..sft)`."""
         return f"{self.label} ({self.provenance.pair})"
 
-    @property
+    @cached_property
     def deltas(self) -> pd.DataFrame:
-        """The rows of matrices about deltas."""
-        return self.matrices[self.matrices["subject"] == "delta"]
+        """The rows of matrices about deltas, without those that are `only_rounded`."""
+        deltas = self.matrices[self.matrices["subject"] == "delta"]
+        casts = self.tensors.loc[:, [*OF_CASTS]].itertuples(index=False, name=None)
+        known = ((name, side, None if pd.isna(how) else how) for name, side, how in casts)
+        return deltas[~only_rounded(deltas["tensor"], known)]
 
     @cached_property
     def identity(self) -> ReportIdentity:

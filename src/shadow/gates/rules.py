@@ -6,11 +6,11 @@
             | place ("changed" | "unchanged")
             | "files." kind ["." word] ("changed" | "unchanged" | "added" | "removed")
             | "nonfinite" | "all_zero" | "empty" | "nothing_compared" | "unrelated" | "part_shared"
-            | ["not"] ("gate" | "verify") "." claim {("--moved" | "--frozen") pattern}
+            | "not" ("gate" | "verify") "." claim {("--moved" | "--frozen") pattern}
 
 Figures are `language.mlp.up.concentration`, `vision.energy_share` and `spiked`, for example; places
-are `language.embed` and `layers.0-7`. A rule says what must not be: one on a claim is violated if
-the claim holds, with `not` if it does not.
+are `language.embed` and `layers.0-7`. A rule says what must not be: one on a gate or a claim is
+violated if that does not hold, and needs its `not`.
 
 Component and module may contain * and ?. A word that this version does not know is a UsageError
 that suggests the nearest known one, whatever the report holds.
@@ -127,7 +127,7 @@ class Rule:
         if self.comparison == MOVED:
             what = "any figure" if str(self.figure) == "*" else self.figure
             return f"{what} outside the baseline's spread over layers"
-        if self.comparison in (HOLDS, FAILS):
+        if self.comparison in (HOLDS, FAILS):  # of a word of BROKEN, or of a gate or a claim
             return f"not {self.figure}" if self.comparison == FAILS else str(self.figure)
         if self.comparison in STATES:
             return f"{self.figure} {self.comparison}"
@@ -182,7 +182,10 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
             name = str(pair_claim(name))
         elif name not in (gates := kinds()[GATE].checks):
             raise UsageError(f"no gate {name[:40]!r}", nearest(name, gates) or one_of(gates))
-        return Metric(which, None, name), FAILS if negated else HOLDS
+        if not negated:
+            hint = f"write 'not {which}.{name}', which fails where it does not hold"
+            raise UsageError(f"{text.strip()!r}: a rule says what must not be", hint)
+        return Metric(which, None, name), FAILS
     if not (match := STATE.fullmatch(text)):
         return None
     place, state = match.groups()

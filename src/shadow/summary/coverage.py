@@ -28,7 +28,7 @@ from shadow.summary.record import (
     VectorsRow,
     VocabularyRow,
 )
-from shadow.summary.tables import Columns, are, median
+from shadow.summary.tables import Columns, Rows, are, median
 from shadow.text import short_name
 
 ONE_SIDED = ("only_in_base", "only_in_tuned")
@@ -256,12 +256,15 @@ class Standing:
     unjudged: list[str]  # as `unjudged_formats`
 
 
-def standing_of(deltas: Columns, tensors: Columns) -> Standing:
-    """Return the standing of a pair, from its delta rows and all of tensors.parquet."""
-    weights = _weights(tensors)
+def standing_of(rows: Rows) -> Standing:
+    """Return the standing of a pair."""
+    deltas = rows.deltas
+    weights = _weights(rows.tensors)
     total, compared = sum(weights["size"]), int(sum(weights["compared"]))
     unread = weights["size"][are(weights["reason"], "unknown_dtype", "quantized")]
-    inside = deltas.where(~are(deltas["module"], *OUTSIDE))
+    inside, rounded = (
+        some.where(~are(some["module"], *OUTSIDE)) for some in (deltas, rows.rounded)
+    )
     rank = held_rank(inside.__getitem__)
     share = rank / np.fmin(inside["rows"], inside["cols"])
     if 2 * int(np.isnan(share).sum()) > len(share):
@@ -270,7 +273,7 @@ def standing_of(deltas: Columns, tensors: Columns) -> Standing:
     same = np.ones(_identical(weights, OUTSIDE))
     return Standing(
         identical=_identical(weights),
-        cosine=median(np.concatenate([inside["cosine"], same])),
+        cosine=median(np.concatenate([inside["cosine"], rounded["cosine"], same])),
         compared=compared / total if total else 0.0,
         compared_percent=1000 * compared // total / 10 if total else 0.0,
         is_part=bool(are(weights["reason"], "filtered").any()),
@@ -278,7 +281,14 @@ def standing_of(deltas: Columns, tensors: Columns) -> Standing:
         rank_share=median(share),
         rank_ceiling=None if np.isnan(ceilings).all() else float(np.nanmax(ceilings)),
         unread=float(sum(unread)) / max(1, total),
-        formats=sorted({dtype for dtype in deltas["dtype"] if dtype and "/" in dtype}),
+        formats=sorted(
+            {
+                dtype
+                for some in (deltas, rows.rounded)
+                for dtype in some["dtype"]
+                if dtype and "/" in dtype
+            }
+        ),
         unjudged=unjudged_formats(deltas),
     )
 

@@ -150,7 +150,8 @@ def _coherent(rows: Columns) -> dict[str, float | int | None]:
     """
     recorded, purity = rows["equivalent_directions"], _known_purity(rows.__getitem__)
     above = above_short_side(rows.__getitem__)
-    values = np.where(above, np.where(purity > 0, 1.0 / purity, np.inf), recorded)
+    directions = np.divide(1.0, purity, out=np.full(len(purity), np.inf), where=purity > 0)
+    values = np.where(above, directions, recorded)
     is_median_above = 2 * above.sum() >= np.count_nonzero(~np.isnan(values))
     return {
         "equivalent_directions": None if is_median_above else median(values),
@@ -213,7 +214,9 @@ def _is_of_rank(inside: Column) -> Mask:
     few changed entries have few directions whatever was trained.
     """
     kept = floats(inside("kept"))
-    hidden = HIDDEN * kept / (1.0 - kept)  # of the rounding, if it is HIDDEN of the update
+    lost = 1.0 - kept
+    # of the rounding, if it is HIDDEN of the update
+    hidden = np.divide(HIDDEN * kept, lost, out=np.full(len(kept), np.inf), where=lost != 0)
     hidden = np.where(np.isnan(kept), EXACT, hidden)
     as_rounding = floats(inside("rest_over_rounding")) - 1.0 <= AS_ROUNDING
     few = are(inside("kept_reason"), "few_changed")

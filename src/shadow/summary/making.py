@@ -85,7 +85,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         components=_by_component(rows),
         modules=_by_module(rows),
         depth=depth,
-        grid=grid(deltas, tensors),
+        grid=grid(rows.measured, tensors),
         inside_layers=inside_layers(deltas),
         outside_layers=by_module(OutsideLayers, deltas.outside),
         coherence=by_module(Coherence, deltas.inside),
@@ -120,8 +120,11 @@ class Sum:
 
 
 def ratio(part: Sum, whole: Sum, counts: Counts) -> Floats:
-    """Return one sum over another, NaN if that is 0."""
-    quotient = (counts @ part.layers + part.outside) / (counts @ whole.layers + whole.outside)
+    """Return one sum over another, NaN if that is 0 or one of them is not finite."""
+    above = counts @ part.layers + part.outside
+    below = counts @ whole.layers + whole.outside
+    known = np.isfinite(above) & np.isfinite(below) & (below != 0)
+    quotient = np.divide(above, below, out=np.full(len(counts), np.nan), where=known)
     return np.where(np.isfinite(quotient), quotient, np.nan)
 
 
@@ -131,7 +134,9 @@ def effective_layers(energies: Floats) -> float:
     """
     every = np.ones(len(energies))
     total = every @ energies
-    logs = every @ np.where(energies > 0, energies * np.log(energies), 0.0)
+    if not 0 < total < math.inf:
+        return math.nan
+    logs = every @ (energies * np.log(energies, out=np.zeros(len(energies)), where=energies > 0))
     return float(np.minimum(np.exp(np.log(total) - logs / total), len(every)))  # but for rounding
 
 
@@ -139,6 +144,8 @@ def depth_entropy(energies: Floats) -> float:
     """Return -sum p ln p / ln(layers), in [0, 1]: 1 if all layers have equal shares; NaN for one
     layer.
     """
+    if len(energies) < 2:
+        return math.nan
     return float(np.log(effective_layers(energies)) / np.log(np.float64(len(energies))))
 
 
@@ -303,6 +310,8 @@ def _figures(rows: Rows, tally: _Tally) -> PairFigures:
         parameters_identical=sizes["identical"],
         relative_norm_overall=_whole_norm(deltas),
         rank_ceiling=None if np.isnan(ceilings).all() else int(np.nanmax(ceilings)),
+        matrices_rounded=len(rows.rounded),
+        parameters_rounded=int(rows.rounded["parameters"].sum()),
         unverified=int((deltas["verified"] == 0).sum()),
         embedding_row_participation_ratio=median(embedding["row_participation_ratio"]),
         embedding_rows_changed=median(embedding["rows_changed"]),
@@ -366,7 +375,8 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     """Return energies, the relative norm as one vector, and medians for each compared layer of each
     component.
 
-    energy_share is of the component's layers. A layer that is identical has a relative norm of 0.
+    energy_share is of the component's layers. A layer that is identical or only rounded has a
+    relative norm of 0.
     """
     deltas = rows.deltas
     totals = {
@@ -382,6 +392,7 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
             component=component,
             layer=layer,
             matrices=len(here),
+            matrices_rounded=int((rows.rounded["at"] == place).sum()),
             relative_norm=_whole_norm(here) if len(here) else 0.0,
             energy=finite(energy),
             energy_share=over(energy, totals.get(component, 0.0)),

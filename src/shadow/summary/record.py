@@ -191,6 +191,8 @@ class PairFigures(Medians, DepthFigures):
     embedding_row_participation_ratio: float | None
     embedding_rows_changed: float | None
     unrounded_share: float | None
+    matrices_rounded: int
+    parameters_rounded: int
 
 
 class ComponentRow(Medians, DepthFigures, OverLayers):
@@ -229,6 +231,7 @@ class LayerRow(Row):
     concentration: float | None
     effective_rank_shift: float | None
     spikes: float | None
+    matrices_rounded: int
 
 
 class GridRow(Row):

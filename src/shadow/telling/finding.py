@@ -44,6 +44,7 @@ from shadow.telling.size import (
     is_as_stored,
     leading,
     parts_by_energy,
+    rounded_text,
     size_and_place,
 )
 from shadow.telling.structure import (
@@ -243,6 +244,8 @@ def _of_change(
     text = ", ".join(
         filter(None, [_size(recorded, are_siblings), text, _place(recorded, filtered)])
     )
+    if rest := rounded_text(recorded, "rounded_short"):
+        text = f"{text}; {rest}"
     return f"{text}." if summary.has_spectra else f"{text}; no spectra were measured."
 
 
@@ -260,12 +263,14 @@ def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set
         "some_scaled": "scaled" in codes and has_frozen(summary),
         "copy": is_copy(summary),
         "copy_as_base": is_copy(summary) and is_of_base(summary),
-        "mostly_copy_as_base": "mostly_copy" in codes and is_of_base(summary),
+        "mostly_copy_as_base": is_copied(summary) and is_of_base(summary),
         "format": is_no_more_than_format(summary),
         "along": "coherent" in codes and is_along,
         "beyond_rounding": "rounded_away" in codes and bool(beyond_rounding(summary)),
     }
     refined = {*codes, *(code for code, holds in refinements.items() if holds)}
+    if summary.figures.matrices_rounded:  # what changed by more is said
+        refined -= {"mostly_copy"}
     if "noise" in codes:
         refined = {*refined - {"noise"}, noise_kind(summary)}
     if "coherent" in codes or few_bits(summary) is None:  # else it is of the base alone
@@ -280,7 +285,8 @@ def _size(recorded: Recorded, are_siblings: bool) -> str:
     elif summary.figures.relative_norm_overall is not None:
         stored = " as stored" if is_as_stored(summary) and not are_siblings else ""
         norm = recorded.fill("{figures.relative_norm_overall:share}") + stored
-    code = "part" if has_frozen(summary) else "whole"
+    # what is only rounded is said behind it
+    code = "part" if has_frozen(summary) and not summary.figures.matrices_rounded else "whole"
     return recorded.fill(SIZES["siblings" if are_siblings else code], norm=norm)
 
 

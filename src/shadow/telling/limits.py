@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from shadow.checks.explanations import COPIES, is_rearranged, recognised
+from shadow.checks.explanations import COPIES, is_copied, is_rearranged, recognised
 from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Sentence
 from shadow.summary.changes import CHANGES
@@ -200,7 +200,7 @@ def _identical(summary: PairRecord, what: str) -> Sentence:
 def known_changes(summary: PairRecord) -> list[Sentence]:
     """Return sentences on recognised changes that come before the size."""
     holds = {*recognised(summary)} - {*NOT_IN_PLACE}
-    return _changes(summary, holds & COPIES or holds)  # else it is of rounding
+    return _changes(summary, holds & COPIES if is_copied(summary) else holds)
 
 
 def _changes(summary: PairRecord, codes: Collection[str]) -> list[Sentence]:

@@ -70,7 +70,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     metadata is that of Identity.
     """
     rows = read_rows(tables)
-    standing = standing_of(rows.deltas, rows.tensors)
+    standing = standing_of(rows)
     record = record_of(rows, metadata, standing.cosine)
     without_finding = Summary.from_parts(
         record,

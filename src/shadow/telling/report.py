@@ -203,7 +203,10 @@ def quantity(summary: Summary, name: str, kind: Kind, *, full: bool = True) -> Q
 def _all_figures(summary: Summary) -> list[FigureRow]:
     """Return what changed, how much and how concentrated, each with its interval."""
     figures = summary.figures
-    of = f"{portion_of(figures.parameters_measured, figures.parameters)} of the parameters"
+    changed = figures.parameters_measured - figures.parameters_rounded
+    of = f"{portion_of(changed, figures.parameters)} of the parameters"
+    if figures.matrices_rounded:
+        of += f"; {portion_of(figures.parameters_rounded, figures.parameters)} are only rounded"
     if summary.counts.identical:
         of += f"; {portion_of(figures.parameters_identical, figures.parameters)} are identical"
     rows = [FigureRow("changed", counted(int(figures.matrices or 0), "matrix", "matrices"), of)]
