@@ -21,7 +21,7 @@ OTHER, SAME_MODEL = 0.5, 0.9
 # How far singular values may be apart, and how far times sqrt(rows cols): those of independent
 # matrices of one size have 3 (planted, 32 to 1,024 wide), of a matrix and its rotation in BF16 0.1.
 AGREE, AGREE_OF_ENTRIES = 0.01, 2.0
-# Both equations hold to 4e-10 for F32; a format of fewer bits breaks them, and nothing is said.
+# The equation holds to 4e-10 for F32; a format of fewer bits breaks it, and nothing is said.
 EXACT = 1e-6
 UNEVEN = 0.01  # how far factors may be apart, of how far they are from 1
 EXCESS = 0.3  # of unchanged entries over what storage explains, from which a matrix was masked
@@ -118,9 +118,9 @@ CHANGES = (
         "not_comparable",
         "not comparable entry by entry",
         "rearranged.not_comparable",
-        "{matrices:count matrix is|matrices are} not comparable entry by entry: rotated, reordered"
-        " or another model ({places}). The singular values agree with the base's; the difference"
-        " is no change.",
+        "{matrices:count matrix is|matrices are} not comparable entry by entry: far from the"
+        " base's, with the same singular values, as if rotated, reordered or of another model"
+        " ({places}). {matrices|Its|Their} difference is no measure of a change.",
     ),
 )
 
@@ -237,12 +237,10 @@ def _scaled(deltas: Columns) -> Row | None:
 
 def _zeroed(deltas: Columns) -> Row | None:
     """Find that in every changed matrix some entries, a median share of them, became 0, and all
-    others stayed: the delta is minus a part of the base, so that its cosine is minus its relative
-    norm. A base without some of its singular directions also has that, but there no entry stays the
-    same.
+    others stayed.
     """
-    cosine, norm, same = (deltas[name] for name in ("decay_cosine", "relative_norm", "zero_share"))
-    is_each = (np.abs(cosine + norm) <= EXACT * norm) & (same >= SOME_KEPT) & (same <= 1.0)
+    same = deltas["zero_share"]
+    is_each = (deltas["zeroed"] == 1) & (same >= SOME_KEPT) & (same <= 1.0)
     if len(deltas) < 2 or not is_each.all():
         return None
     return Row(matrices=len(deltas), share=1.0 - float(np.median(same)))

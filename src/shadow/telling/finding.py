@@ -145,7 +145,7 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
     others: list[Explanation] = []
     if not codes & {"nothing_compared", "identical"}:
         later = [] if comes_first(gates) else not_compared(summary, filtered)
-        if "unrelated" in codes or is_rearranged(summary):  # the difference is no change
+        if "unrelated" in codes or is_rearranged(summary):  # entries do not show the change
             if summary.recognised.scaled is not None:  # by a factor below 0
                 sentences += known_changes(summary)
             size = size_and_place(summary, apart=True, alike=False)
