@@ -165,7 +165,9 @@ def test_answers_and_the_figures_in_their_words(case):
         **{"matrices": 9, "judged": 0, "flatter_than_noise": 0, "noisy_rest": 0} | figures
     )
     vectors = Record(changed=changed, compared=4)
-    record = Record(inside_layers=known, figures=known, vectors=vectors)
+    record = Record(
+        inside_layers=known, figures=known, vectors=vectors, recognised=Record(zeroed=None)
+    )
     found = [(check, check.judge(record)) for check in EXPLANATIONS.values()]
     assert {*codes.split()} <= {one.reasons[0].code for _, one in found}
     for check, answer in found:

@@ -114,8 +114,23 @@ def raw_fp8() -> Sides:
     return base, tuned
 
 
+def attention_of_another() -> Sides:
+    """Attention of layer 1 is that of layer 0; MLPs stay where they are."""
+    places = {name: name.replace(".1.self", ".0.self") for name in BASE}
+    return stored(BASE, {name: BASE[place] for name, place in places.items()})
+
+
+def exchanged() -> Sides:
+    """Both layers change places."""
+    swapped = {name: name.translate(str.maketrans("01", "10")) for name in BASE}
+    return stored(BASE, {name: BASE[place] for name, place in swapped.items()})
+
+
 PLANTED = {
+    "attention": attention_of_another,
+    "exchanged": exchanged,
     "LoRA on NF4": lambda: stored(BASE, in_layers(lambda W: nf4(W) + product(W, 8, 0.05))),
+    "small LoRA on NF4": lambda: stored(BASE, in_layers(lambda W: nf4(W) + product(W, 8, 0.02))),
     "LoRA on int8": lambda: stored(BASE, in_layers(lambda W: int8(W) + product(W, 16, 0.02))),
     "NF4": lambda: stored(BASE, in_layers(nf4)),
     "rank 320": wide_rank,
@@ -154,7 +169,8 @@ def said(summary, code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("case", "clean", "rank"), [("LoRA on NF4", nf4, 8), ("LoRA on int8", int8, 16)]
+    ("case", "clean", "rank"),
+    [("LoRA on NF4", nf4, 8), ("small LoRA on NF4", nf4, 8), ("LoRA on int8", int8, 16)],
 )
 def test_an_adapter_on_a_copy_in_few_bits_is_not_excluded(audited, case, clean, rank):
     """Less the copy, what was merged has that rank, by NumPy; the whole change has a high one."""
@@ -225,3 +241,16 @@ def test_a_size_above_the_weights_is_no_rounding(audited):
     assert tuned[INSIDE[0]].double().norm() > 100 * base[INSIDE[0]].double().norm()
     assert "rounding" not in summary.finding.headline
     assert "few_values" not in [one.code for one in summary.finding.sentences]
+
+
+def test_a_layer_is_another_one_only_if_all_of_it_is(audited):
+    """Of layer 1 attention alone stands at another number, 4 of 7 matrices."""
+    summary, base, tuned = audited("attention")
+    of_layer = [name for name in INSIDE if ".1." in name]
+    places = {name: name.replace(".1.", ".0.") for name in of_layer}
+    assert sum(torch.equal(tuned[name], base[place]) for name, place in places.items()) == 4
+    text = said(summary, "layers_moved")
+    assert text.startswith("Most matrices of 1 layer are, byte for byte, those of another layer")
+    assert summary.finding.headline == "The base with parts of layers at other numbers."
+    moved = audited("exchanged")[0].recognised.rearranged.moved
+    assert (moved.layers, moved.whole, moved.in_part) == (2, 2, None)

@@ -124,6 +124,12 @@ def is_rearranged(record: PairRecord) -> bool:
     return found.moved is not None or 0 < MANY * found.changed <= found.matrices
 
 
+def has_moved_in_part(record: PairRecord) -> bool:
+    """Return whether layers are other layers of the base but for some of their tensors."""
+    found = record.recognised.rearranged
+    return found is not None and found.moved is not None and found.moved.in_part is not None
+
+
 def is_copy(record: PairRecord) -> bool:
     """Return whether all that changed is the other side's in another format; no, of old reports."""
     return "copy" in recognised(record)
@@ -163,7 +169,7 @@ WORDS = {
     "side": "{figures.short_side:count}",
     "rank_unknown": "the rank of the update is unknown",
     "on_few_bits": "in {inside_layers.noisy_rest/inside_layers.matrices:all matrix|matrices} inside"
-    " layers, some directions stand out of noise, as of an adapter on a copy in few bits",
+    " layers, the change is noise but for few directions, as of an adapter on a copy in few bits",
     "flat": "{inside_layers.flatter_than_noise/inside_layers.judged:all matrix|matrices} inside"
     " layers are flatter than noise",
     "adds_up": "many orthogonal updates can add up to structure",
@@ -216,9 +222,18 @@ def _merged_adapter(record: PairRecord) -> Answer:
     least, side = inside.rank_least, figures.short_side
     if least is None or side is None or least <= HIGH * side:
         return _answer(record, Outcome.INCONCLUSIVE, "rank_unknown")
-    if 2 * inside.noisy_rest >= inside.matrices:
+    if 2 * inside.noisy_rest >= inside.matrices and not _is_without_adapter(record):
         return _answer(record, Outcome.INCONCLUSIVE, "on_few_bits")
     return _answer(record, Outcome.DOES_NOT_HOLD, "high_rank")
+
+
+def _is_without_adapter(record: PairRecord) -> bool:
+    """Return whether noise is that of pruning, or of a copy whose few values nothing moved and out
+    of which no direction stands.
+    """
+    inside = record.inside_layers
+    is_copy = few_bits(record) == "tuned" and 10 * inside.beyond_noise < inside.judged
+    return is_copy or record.recognised.zeroed is not None
 
 
 def _orthogonalised(record: PairRecord) -> Answer:

@@ -110,9 +110,10 @@ CHANGES = (
         "layers_moved",
         "moved layers",
         "rearranged.moved",
-        "Byte for byte, {layers:count layer is another layer|layers are other layers} of the base."
-        " The figures compare layers of the same number, so those of moved layers describe no"
-        " change.",
+        "[Byte for byte, {whole:count layer is another layer|layers are other layers} of the"
+        " base. ][Most matrices of {in_part:count layer|layers} are, byte for byte, those of"
+        " {in_part|another layer|other layers} of the base. ]The figures compare layers of the same"
+        " number, so those of moved layers describe no change.",
     ),
     Change(
         "not_comparable",
@@ -142,14 +143,14 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Row:
         scaled=scaled,
         zeroed=None if scaled is not None else zeroed,
         casts=_casts(tensors),
-        rearranged=_rearranged(deltas, moved, in_moved, apart),
+        rearranged=_rearranged(deltas, tensors, moved, in_moved, apart),
         few_entries=few,
         masked=None if scaled or zeroed or few else _masked(deltas),
     )
 
 
 def _rearranged(
-    deltas: Columns, moved: Mapping[Layer, int], in_moved: Mask, apart: Mask
+    deltas: Columns, tensors: Columns, moved: Mapping[Layer, int], in_moved: Mask, apart: Mask
 ) -> Row | None:
     """Find where comparing entries shows no change: layers most of whose matrices come from another
     layer of the base, and matrices that are not comparable entry by entry.
@@ -160,7 +161,7 @@ def _rearranged(
     return Row(
         matrices=int(((in_moved | apart) & inside).sum()),
         changed=int(inside.sum()),
-        moved=Row(layers=len(moved), rows=_runs(moved)) if moved else None,
+        moved=_moved(tensors, moved) if moved else None,
         not_comparable=_places(deltas.where(apart)) if apart.any() else None,
     )
 
@@ -186,6 +187,22 @@ def _moved_layers(tensors: Columns) -> dict[Layer, int]:
         if at != place[1] and 2 * found[at] > of[place]:
             moved[place] = at
     return moved
+
+
+def _moved(tensors: Columns, moved: Mapping[Layer, int]) -> Row:
+    """Count the layers that moved, and those of them that have tensors of their own as well."""
+    of_base, of_tuned = (
+        tensors.having(side=side).inside.each("component", "layer", "checksum")
+        for side in ("base", "tuned")
+    )
+    held, changed = set(of_base), set[Layer]()
+    for component, layer, checksum in of_tuned:
+        place = component, int(layer)
+        if place in moved and (component, moved[place], checksum) not in held:
+            changed.add(place)
+    whole = len(moved) - len(changed)
+    in_part = len(changed)
+    return Row(layers=len(moved), whole=whole or None, in_part=in_part or None, rows=_runs(moved))
 
 
 def _runs(moved: Mapping[Layer, int]) -> list[Row]:

@@ -228,11 +228,11 @@ def _is_of_rank(inside: Column) -> Mask:
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
 def _has_noisy_rest(inside: Columns) -> Mask:
-    """Return which deltas have directions that stand out of noise as large as the error of a copy
-    in few bits, as an adapter has that was merged onto one.
+    """Return which deltas are noise as large as the error of a copy in few bits, but for directions
+    that may stand out, as of an adapter that was merged onto one.
     """
     rest = inside["relative_norm"] * np.sqrt(inside["rest_energy"])
-    found: Mask = (inside["rest_rank"] > 0) & (rest >= IN_8_BITS) & (rest <= NO_ROUNDING)
+    found: Mask = (inside["rest_rank"] >= 0) & (rest >= IN_8_BITS) & (rest <= NO_ROUNDING)
     return found
 
 

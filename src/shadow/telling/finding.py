@@ -17,6 +17,7 @@ from shadow.checks.explanations import (
     beyond_rounding,
     explanations,
     few_bits,
+    has_moved_in_part,
     has_other_norm_unrounded,
     is_copied,
     is_copy,
@@ -91,6 +92,7 @@ AT_MOST = 2  # parts of the model that are named
 ALONE = {
     "nothing_compared": "Nothing was compared.",
     "unrelated": "Nothing in common entry by entry.",
+    "moved_in_part": "The base with parts of layers at other numbers.",
     "layers_moved": "The base with layers at other numbers.",
     "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
     "all_but_vectors": "Only biases and norms changed.",
@@ -254,6 +256,7 @@ def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set
         inside.short_side_most,
     )
     refinements = {
+        "moved_in_part": "layers_moved" in codes and has_moved_in_part(summary),
         "all_not_comparable": is_rearranged(summary),
         "all_but_vectors": "only_vectors" in codes and {*codes} <= {"only_vectors", "identical"},
         "all_identical": {*codes} == {"identical"} and not filtered,
