@@ -251,6 +251,6 @@ def test_a_layer_is_another_one_only_if_all_of_it_is(audited):
     assert sum(torch.equal(tuned[name], base[place]) for name, place in places.items()) == 4
     text = said(summary, "layers_moved")
     assert text.startswith("Most matrices of 1 layer are, byte for byte, those of another layer")
-    assert summary.finding.headline == "The base with parts of layers at other numbers."
+    assert summary.finding.headline == "The base with matrices in other layers."
     moved = audited("exchanged")[0].recognised.rearranged.moved
     assert (moved.layers, moved.whole, moved.in_part) == (2, 2, None)

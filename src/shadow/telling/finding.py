@@ -92,7 +92,7 @@ AT_MOST = 2  # parts of the model that are named
 ALONE = {
     "nothing_compared": "Nothing was compared.",
     "unrelated": "Nothing in common entry by entry.",
-    "moved_in_part": "The base with parts of layers at other numbers.",
+    "moved_in_part": "The base with matrices in other layers.",
     "layers_moved": "The base with layers at other numbers.",
     "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
     "all_but_vectors": "Only biases and norms changed.",
