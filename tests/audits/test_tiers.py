@@ -58,7 +58,7 @@ def rows(folder, subject):
 
 def test_norms_are_those_of_numpy_and_nothing_else_is_told(reports):
     base, tuned = (load_file(side / "model.safetensors") for side in (BASE, TUNED))
-    known = {"relative_norm", "cosine", "decay_cosine", "zero_share", "energy_share"}
+    known = {"relative_norm", "cosine", "decay_cosine", "zero_share", "energy_share", "zeroed"}
     deltas = rows(reports["norms"], "delta")
     assert len(deltas) == 30
     for row in deltas:

@@ -58,7 +58,7 @@ def test_keys_of_shared_figures_come_last():
     assert keys_of(ModuleRow)[:3] == ("component", "module", "matrices")
     assert keys_of(PairFigures)[0] == "matrices"
     assert set(keys_of(Medians)) < set(keys_of(PairFigures))
-    assert len(keys_of(InsideLayers)) == len(set(keys_of(InsideLayers))) == 40
+    assert len(keys_of(InsideLayers)) == len(set(keys_of(InsideLayers))) == 41
 
 
 @pytest.mark.parametrize(

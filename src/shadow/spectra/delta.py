@@ -162,6 +162,7 @@ def _sizes(total: Sums, shape: tuple[int, int]) -> Values:
         "relative_norm": delta / base if base > 0 else None,
         "cosine": cosine(math.sqrt(total.base), math.sqrt(total.tuned), energy, along),
         "zero_share": total.zeros / (shape[0] * shape[1]),
+        "zeroed": int(total.zeroed),
         "floor_ratio": delta / rounding if rounding > 0 else None,
     }
 

@@ -37,6 +37,7 @@ class Entries:
     delta: float  # of (W_tuned - W_base)²
     along: float  # of W_base (W_tuned - W_base)
     finite: bool  # both sides are; otherwise the sums are those of the parts in which they are
+    zeroed: bool  # whether entries that differ are 0 in the tuned side
     # (side, format) where that side is the other rounded to a format, in every entry; None where
     # neither is, or nothing changed
     rounded: tuple[str, str] | None = None
@@ -51,12 +52,16 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
     energies: list[list[float]] = [[], [], [], []]  # of base, tuned and delta, and <base, delta>
     changed, finite = 0, True
     alive = _casts(sides, formats)
+    zeroed = True
     for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
         equal = part.is_equal()
         part.load(0)
         if alive or binades or not equal:
             part.load(1)
         alive = [cast for cast in alive if _is_cast(cast, *part.numbers)]
+        if zeroed and not equal:
+            b, t = part.numbers
+            zeroed = not t[t != b].any()
         if binades:
             binades.add(*part.numbers)
         here, found = (0, [part.energy()] * 2) if equal else part.products()
@@ -68,7 +73,7 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
         changed += here
     rounded = alive[0] if alive and changed else None
     base, tuned, delta, along = map(math.fsum, energies)
-    return Entries(sides.tuned.numel(), changed, base, tuned, delta, along, finite, rounded)
+    return Entries(sides.tuned.numel(), changed, base, tuned, delta, along, finite, zeroed, rounded)
 
 
 def norm_values(found: Entries) -> tuple[Measurement, ...]:
@@ -79,6 +84,7 @@ def norm_values(found: Entries) -> tuple[Measurement, ...]:
         "cosine": cosine(base, tuned, found.delta, found.along),
         "decay_cosine": decay_cosine(found.along, delta, base),
         "zero_share": (found.entries - found.changed) / found.entries,
+        "zeroed": int(found.zeroed),
     }
     sides = norm_alone("base", base), norm_alone("tuned", tuned)
     return *sides, norm_alone("delta", delta, of_delta)

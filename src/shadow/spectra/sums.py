@@ -86,6 +86,7 @@ class Sums:
     along: float  # <W_base, D>, times profile.scale / scale; of any sign
     ulps: float  # of squared ulps, as `sums` defines them, > 0
     zeros: int  # entries in which both sides agree
+    zeroed: bool  # whether all others are 0 in the tuned side
     scale: float  # the power of two that entries were multiplied by
     ulp_rows: NDArray[np.float64]  # (rows,): the same sums of squared ulps, by row
     ulp_cols: NDArray[np.float64]  # (cols,): and by column
@@ -127,6 +128,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
     ulp_rows, ulp_cols = np.zeros(rows), np.zeros(cols)
     totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
     different = 0
+    zeroed = True
     for index, (row, col) in tiles(sides.tuned, SUMMED, NARROW):
         b, t = (side.numpy() for side in sides.read(index))
         if size is None:
@@ -148,6 +150,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
                 return None
         np.not_equal(d, 0, out=differs)
         different += int(np.count_nonzero(differs))
+        zeroed = zeroed and not t[differs].any()
         in_rows, in_cols = slice(row, row + len(b)), slice(col, col + b.shape[1])
         reached[in_rows] |= differs.any(axis=1)
         if delta_scale != 1.0:
@@ -179,6 +182,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         profile,
         **totals,
         zeros=zeros,
+        zeroed=zeroed,
         scale=scale,
         size=found,
         stored=stored,

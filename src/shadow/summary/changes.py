@@ -35,7 +35,7 @@ OTHER, SAME_MODEL = 0.5, 0.9
 # How far singular values may be apart, and how far times sqrt(rows cols): those of independent
 # matrices of one size have 3 (planted, 32 to 1,024 wide), of a matrix and its rotation in BF16 0.1.
 AGREE, AGREE_OF_ENTRIES = 0.01, 2.0
-# Both equations hold to 4e-10 for F32; a format of fewer bits breaks them, and nothing is said.
+# The equation holds to 4e-10 for F32; a format of fewer bits breaks it, and nothing is said.
 EXACT = 1e-6
 UNEVEN = 0.01  # how far factors may be apart, of how far they are from 1
 EXCESS = 0.3  # of unchanged entries over what storage explains, from which a matrix was masked
@@ -124,17 +124,18 @@ CHANGES = (
         "layers_moved",
         "moved layers",
         "rearranged.moved",
-        "Byte for byte, {layers:count layer is another layer|layers are other layers} of the base."
-        " The figures compare layers of the same number, so those of moved layers describe no"
-        " change.",
+        "[Byte for byte, {whole:count layer is another layer|layers are other layers} of the"
+        " base. ][Most matrices of {in_part:count layer|layers} are, byte for byte, those of"
+        " {in_part|another layer|other layers} of the base. ]The figures compare layers of the same"
+        " number, so those of moved layers describe no change.",
     ),
     Change(
         "not_comparable",
         "not comparable entry by entry",
         "rearranged.not_comparable",
-        "{matrices:count matrix is|matrices are} not comparable entry by entry: rotated, reordered"
-        " or another model ({places}). The singular values agree with the base's; the difference"
-        " is no change.",
+        "{matrices:count matrix is|matrices are} not comparable entry by entry: far from the"
+        " base's, with the same singular values, as if rotated, reordered or of another model"
+        " ({places}). {matrices|Its|Their} difference is no measure of a change.",
     ),
 )
 
@@ -155,14 +156,14 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Reco
         scaled=scaled,
         zeroed=None if scaled is not None else zeroed,
         casts=_casts(tensors),
-        rearranged=_rearranged(deltas, moved, in_moved, apart),
+        rearranged=_rearranged(deltas, tensors, moved, in_moved, apart),
         few_entries=few,
         masked=None if scaled or zeroed or few else _masked(deltas),
     )
 
 
 def _rearranged(
-    deltas: Columns, moved: Mapping[Layer, int], in_moved: Mask, apart: Mask
+    deltas: Columns, tensors: Columns, moved: Mapping[Layer, int], in_moved: Mask, apart: Mask
 ) -> Rearranged | None:
     """Find where comparing entries shows no change: layers most of whose matrices come from another
     layer of the base, and matrices that are not comparable entry by entry.
@@ -173,7 +174,7 @@ def _rearranged(
     return Rearranged(
         matrices=int(((in_moved | apart) & inside).sum()),
         changed=int(inside.sum()),
-        moved=Moved(layers=len(moved), rows=_runs(moved)) if moved else None,
+        moved=_moved(tensors, moved) if moved else None,
         not_comparable=InPlaces(**_places(deltas.where(apart))) if apart.any() else None,
     )
 
@@ -199,6 +200,22 @@ def _moved_layers(tensors: Columns) -> dict[Layer, int]:
         if at != place[1] and 2 * found[at] > of[place]:
             moved[place] = at
     return moved
+
+
+def _moved(tensors: Columns, moved: Mapping[Layer, int]) -> Moved:
+    """Count the layers that moved, and those of them that have tensors of their own as well."""
+    of_base = tensors.having(side="base").inside.each("component", "layer", "checksum")
+    of_tuned = tensors.having(side="tuned").inside.each("component", "layer", "checksum")
+    held = set(of_base)
+    changed: set[Layer] = set()
+    for component, layer, checksum in of_tuned:
+        place = component, int(layer)
+        if place in moved and (component, moved[place], checksum) not in held:
+            changed.add(place)
+    whole = len(moved) - len(changed)
+    return Moved(
+        layers=len(moved), whole=whole or None, in_part=len(changed) or None, rows=_runs(moved)
+    )
 
 
 def _runs(moved: Mapping[Layer, int]) -> list[MovedRun]:
@@ -257,12 +274,10 @@ def _scaled(deltas: Columns) -> Scaled | None:
 
 def _zeroed(deltas: Columns) -> Zeroed | None:
     """Find that in every changed matrix some entries, a median share of them, became 0, and all
-    others stayed: the delta is minus a part of the base, so that its cosine is minus its relative
-    norm. A base without some of its singular directions also has that, but there no entry stays the
-    same.
+    others stayed.
     """
-    cosine, norm, same = (deltas[name] for name in ("decay_cosine", "relative_norm", "zero_share"))
-    is_each = (np.abs(cosine + norm) <= EXACT * norm) & (same >= SOME_KEPT) & (same <= 1.0)
+    same = deltas["zero_share"]
+    is_each = (deltas["zeroed"] == 1) & (same >= SOME_KEPT) & (same <= 1.0)
     if len(deltas) < 2 or not is_each.all():
         return None
     return Zeroed(matrices=len(deltas), share=1.0 - float(np.median(same)))

@@ -33,6 +33,9 @@ SHORTEST = 256  # entries of a row, below which distinct values tell nothing
 TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
 NEARLY_KEPT = 0.002  # how far a share of the energy may be from kept where nothing was rounded away
 LOW = 0.25  # of the short side: what counts as low rank
+# Relative norms between which the error of a copy in few bits lies: a rounding to 8 bits leaves
+# more than the first, and what rounding takes is less than the weights.
+IN_8_BITS, NO_ROUNDING = 0.002, 1.0
 OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 # How far rest_over_rounding may be above 1: adapters leave .92 to 1, as their directions take some
 # of the rounding with them, and trainings in few directions more where one lies below it. Nothing
@@ -66,6 +69,7 @@ def inside_layers(deltas: Columns) -> InsideLayers:
         rank_least=median(least),
         rank_most=median(most),
         rank_known=int(_is_of_rank(inside.__getitem__).sum()),
+        noisy_rest=int(_has_noisy_rest(inside).sum()),
         # both sides of which are in files of more bits than BF16
         unexplained_in_more_bits=int((unexplained & np.array(wide, dtype=np.bool_)).sum()),
         in_8_bits=sum("F8" in one for one in formats if one),
@@ -222,6 +226,16 @@ def _is_of_rank(inside: Column) -> Mask:
     few = are(inside("kept_reason"), "few_changed")
     known: Mask = (hidden >= EXACT) & as_rounding & ~few
     return known
+
+
+@np.errstate(all="ignore")  # a forged report may hold infinities
+def _has_noisy_rest(inside: Columns) -> Mask:
+    """Return which deltas are noise as large as the error of a copy in few bits, but for directions
+    that may stand out, as of an adapter that was merged onto one.
+    """
+    rest = inside["relative_norm"] * np.sqrt(inside["rest_energy"])
+    found: Mask = (inside["rest_rank"] >= 0) & (rest >= IN_8_BITS) & (rest <= NO_ROUNDING)
+    return found
 
 
 def _few(inside: Columns) -> dict[str, int]:

@@ -278,6 +278,7 @@ class InsideLayers(LayerMedians):
     kept_high: float | None
     kept_low_overall: float | None
     kept_high_overall: float | None
+    noisy_rest: int
 
 
 class OutsideLayers(LayerMedians):
@@ -460,6 +461,9 @@ class Moved(Row):
     """Layers that are other layers of the base."""
 
     layers: int
+    whole: int | None
+    """Those of which every tensor is the other layer's; None if none is."""
+    in_part: int | None
     rows: list[MovedRun]
 
 

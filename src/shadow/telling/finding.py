@@ -17,6 +17,7 @@ from shadow.checks.explanations import (
     beyond_rounding,
     explanations,
     few_bits,
+    has_moved_in_part,
     has_other_norm_unrounded,
     is_copied,
     is_copy,
@@ -92,6 +93,7 @@ AT_MOST = 2  # parts of the model that are named
 ALONE = {
     "nothing_compared": "Nothing was compared.",
     "unrelated": "Nothing in common entry by entry.",
+    "moved_in_part": "The base with matrices in other layers.",
     "layers_moved": "The base with layers at other numbers.",
     "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
     "all_but_vectors": "Only biases and norms changed.",
@@ -146,7 +148,7 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
     others: list[Explanation] = []
     if not codes & {"nothing_compared", "identical"}:
         later = [] if comes_first(gates) else not_compared(summary, filtered)
-        if "unrelated" in codes or is_rearranged(summary):  # the difference is no change
+        if "unrelated" in codes or is_rearranged(summary):  # entries do not show the change
             if summary.recognised.scaled is not None:  # by a factor below 0
                 sentences += known_changes(summary)
             size = size_and_place(summary, apart=True, alike=False)
@@ -257,6 +259,7 @@ def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set
         inside.short_side_most,
     )
     refinements = {
+        "moved_in_part": "layers_moved" in codes and has_moved_in_part(summary),
         "all_not_comparable": is_rearranged(summary),
         "all_but_vectors": "only_vectors" in codes and {*codes} <= {"only_vectors", "identical"},
         "all_identical": {*codes} == {"identical"} and not filtered,

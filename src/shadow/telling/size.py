@@ -297,7 +297,9 @@ def unchanged_parts(recorded: Recorded) -> list[str]:
     whole = [
         row.component
         for row in summary.components
-        if row.tensors and row.identical == row.tensors and row.component not in moved
+        if row.tensors and row.identical == row.tensors
+        # a tied head is no tensor of its own
+        if not row.matrices and row.component not in moved
     ]
     layers: dict[str, list[int]] = {}
     for row in summary.depth:
