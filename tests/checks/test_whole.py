@@ -422,6 +422,75 @@ def test_a_pickle_is_swept_only_where_it_may_be(tmp_path):
     assert verified(folder, files=shadow.Files(allow_pickle=True)).outcome is HOLDS
 
 
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4}  # fmt: skip
+TEXT = SMALL | {"vocab_size": 64, "max_position_embeddings": 80}
+T5_SIZES = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4, "vocab_size": 64}
+SPEECH = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+          "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+          "vocab_size": 64, "max_source_positions": 20, "max_target_positions": 20,
+          "num_mel_bins": 8, "pad_token_id": 63, "begin_suppress_tokens": None, "decoder_start_token_id": 1}  # fmt: skip
+SEEN = SMALL | {"image_size": 16, "patch_size": 8}
+LLAMA = {"model_type": "llama", **TEXT}
+# models with other embeddings and heads than those of tokens: class, its config
+OTHER_HEADS = {
+    "BertForSequenceClassification": ("BertConfig", {**TEXT, "num_labels": 3}),
+    "BertForMaskedLM": ("BertConfig", TEXT),
+    "BertForPreTraining": ("BertConfig", TEXT),
+    "RobertaModel": ("RobertaConfig", {**TEXT, "type_vocab_size": 1}),
+    "RobertaForMaskedLM": ("RobertaConfig", {**TEXT, "type_vocab_size": 1}),
+    "CLIPModel": ("CLIPConfig", {"text_config": {**TEXT, "eos_token_id": 62},
+                                 "vision_config": SEEN, "projection_dim": 16}),
+    "LlamaForSequenceClassification": ("LlamaConfig", {**TEXT, "num_labels": 1}),
+    "LlamaForTokenClassification": ("LlamaConfig", {**TEXT, "num_labels": 5}),
+    "GPT2ForSequenceClassification": (
+        "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "num_labels": 1}),
+    "T5ForConditionalGeneration": ("T5Config", T5_SIZES),
+    "T5EncoderModel": ("T5Config", T5_SIZES),
+    "WhisperForConditionalGeneration": ("WhisperConfig", SPEECH),
+    "LlavaForConditionalGeneration": (
+        "LlavaConfig", {"text_config": LLAMA, "image_token_index": 3,
+                        "vision_config": {"model_type": "clip_vision_model", **SEEN}}),
+}  # fmt: skip
+OFTEN = ("BertForSequenceClassification", "RobertaModel", "CLIPModel",
+         "LlamaForSequenceClassification", "LlavaForConditionalGeneration")  # fmt: skip
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    [one if one in OFTEN else pytest.param(one, marks=pytest.mark.slow) for one in OTHER_HEADS],
+)
+def test_types_of_tokens_poolers_and_scores_are_no_vocabulary(name, loaded, tmp_path, monkeypatch):
+    """A tokenizer has a row a token in the embedding of tokens alone, with and without a loader."""
+    import transformers
+
+    kind, sizes = OTHER_HEADS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**sizes)
+    getattr(transformers, name)(config).save_pretrained(tmp_path / "model")
+    tokenizer(tmp_path / "model", 64)
+    if not loaded:
+        monkeypatch.setattr(loader, "expected", lambda *_: Expected(problem="no_transformers"))
+    found = verified(tmp_path / "model")
+    assert found.outcome is (HOLDS if loaded else OPEN), found.reason
+
+
+@pytest.mark.parametrize("name", ["BertForSequenceClassification", "LlamaForSequenceClassification"])
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_token_without_a_row_is_named_in_classifiers_too(name, loaded, tmp_path, monkeypatch):
+    import transformers
+
+    kind, sizes = OTHER_HEADS[name]
+    getattr(transformers, name)(getattr(transformers, kind)(**sizes)).save_pretrained(tmp_path / "a")
+    tokenizer(tmp_path / "a", 64, ("<more>",))
+    if not loaded:
+        monkeypatch.setattr(loader, "expected", lambda *_: Expected(problem="unknown_class"))
+    found = verified(tmp_path / "a")
+    assert {one.code for one in found.against} == {"tokenizer_beyond"}
+    assert "64 rows" in found.reason
+
+
 FACTORS = {
     "healthy": ((), {}, None),
     "zero": ((0, 1), {}, "does_nothing"),
@@ -448,6 +517,45 @@ def test_an_adapter_is_held_against_its_config(case, tmp_path):
     assert found.outcome is (Outcome.DOES_NOT_HOLD if code else Outcome.HOLDS), found.reason
     assert code is None or code in codes(found)
     assert found.figures["modules_zero"] == len(zero)
+
+
+def saved_by_peft(folder: Path, task: str, config: str, name: str, **sizes: object) -> None:
+    """An adapter of a tiny model, as peft saves it for a task."""
+    import peft
+    import transformers
+
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(getattr(transformers, config)(**sizes))
+    lora = peft.LoraConfig(task_type=task, r=4, init_lora_weights=False)
+    peft.get_peft_model(model, lora).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "config", "name"),
+    [
+        ("SEQ_CLS", "BertConfig", "BertForSequenceClassification"),
+        ("SEQ_CLS", "LlamaConfig", "LlamaForSequenceClassification"),
+        ("TOKEN_CLS", "LlamaConfig", "LlamaForTokenClassification"),
+        ("QUESTION_ANS", "BertConfig", "BertForQuestionAnswering"),
+    ],
+)
+def test_heads_that_peft_lists_by_itself_are_no_fault(task, config, name, tmp_path):
+    """peft lists classifier and score of every classifier, whose head has one of these names."""
+    pytest.importorskip("peft")
+    saved_by_peft(tmp_path / "a", task, config, name, **TEXT)
+    said = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    found = verified(tmp_path / "a")
+    assert said["modules_to_save"]
+    assert found.outcome is HOLDS, found.reason
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    heads = ("score", "classifier", "qa_outputs")
+    factors = {key: one for key, one in tensors.items() if not any(h in key for h in heads)}
+    assert len(factors) < len(tensors)
+    save_file(factors, file)
+    assert (verified(tmp_path / "a").outcome, verified(tmp_path / "a").code) == (OPEN, "head_unsaved")
+    edit(tmp_path / "a", "adapter_config.json", task_type="CAUSAL_LM")
+    assert codes(verified(tmp_path / "a")) == {"saved_absent"}
 
 
 FEW = ("llama", "gemma2", "gpt2", "mixtral", "llava", "t5", "mamba2", "qwen3_next")

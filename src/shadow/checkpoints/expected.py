@@ -9,12 +9,14 @@ those of transformers' own tables.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,15 @@ class Expected:
     detail: str = ""
     tied: bool = False  # whether the head is the embedding, by the config of this class
     usual: Sequence[int] = ()  # tokens that a config of this class names unless it is told others
+    inputs: Sequence[str] = ()
+    """The files' tensors that are the embedding of the text's tokens, as the model has it."""
+    outputs: Sequence[str] = ()  # those that are the head over these tokens
+    vocabulary: int | None = None
+    """Rows of that embedding in the model; 0 of a model without one. None where not asked."""
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """Layers, and other members of a list, that the files lack as a whole; how many tensors each
+    has.
+    """
 
 
 def stripped(config: Any) -> Any:
@@ -141,7 +152,7 @@ def asked(
         numbers = getattr(torch, torch_name(dtype)) if is_known else torch.uint8
         state[tensor] = torch.empty(shape, dtype=numbers, device="meta")
     with contextlib.redirect_stdout(sys.stderr):
-        _, found = cls.from_pretrained(
+        model, found = cls.from_pretrained(
             None, config=made, state_dict=state, device_map={"": "meta"},
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
@@ -149,8 +160,16 @@ def asked(
              for part in (plain, plain.get_text_config())]  # fmt: skip
     mismatched = sorted(found["mismatched_keys"])
     faults = " ".join(map(str, found.get("error_msgs") or ()))[:LONGEST]
+    missing = {*found["missing_keys"]}
+    embedding, head = vocabulary_of(model)
+    rows = getattr(made.get_text_config(), "vocab_size", None)
+    if embedding is None or len(embedding) != rows:  # of sounds, of images or of types of tokens
+        embedding, head = None, None
+    inputs, outputs = (
+        files_names(model, matrix, missing, tensors) for matrix in (embedding, head)
+    )
     return Expected(
-        sorted(found["missing_keys"]),
+        sorted(missing),
         sorted(found["unexpected_keys"]),
         [(tensor, tuple(one), tuple(other)) for tensor, one, other in mismatched],
         "loader_failed" if faults else "",
@@ -158,7 +177,73 @@ def asked(
         bool(getattr(made.get_text_config(), "tie_word_embeddings", False)),
         [one for said in usual for one in (said if isinstance(said, list | tuple) else [said])
          if type(one) is int],
+        inputs=inputs,
+        outputs=[name for name in outputs if name not in inputs],
+        vocabulary=0 if embedding is None else len(embedding),
+        lost=lost_members(model.state_dict().keys(), missing),
     )  # fmt: skip
+
+
+def vocabulary_of(model: Any) -> tuple[Any, Any]:
+    """Return the weights of the input and output embeddings of a model of transformers; None for
+    one that it does not have as a matrix.
+    """
+    weights = []
+    for ask in (model.get_input_embeddings, model.get_output_embeddings):
+        try:
+            weight = getattr(ask(), "weight", None)
+        except (NotImplementedError, AttributeError):  # of images or sounds
+            weight = None
+        weights.append(weight if getattr(weight, "ndim", 0) == 2 else None)
+    return weights[0], weights[1]
+
+
+def files_names(
+    model: Any, matrix: Any, missing: Collection[str], stored: Collection[str]
+) -> list[str]:
+    """Return the names in the files of a matrix of the model. Files may have an older name, which
+    ends like that of the model.
+    """
+    names = [
+        name for name, one in model.named_parameters(remove_duplicate=False) if one is matrix
+    ]
+    if exact := [name for name in names if name in stored]:
+        return exact
+    parts = [name.split(".") for name in names if name not in missing]
+    lengths = {
+        name: max((_common_end(name.split("."), own) for own in parts), default=0)
+        for name in stored
+    }
+    longest = max(lengths.values(), default=0)
+    nearest = [name for name, length in lengths.items() if length == longest]
+    return nearest if longest > 1 and len(nearest) == 1 else []
+
+
+def _common_end(first: Sequence[str], second: Sequence[str]) -> int:
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def lost_members(names: Iterable[str], missing: Collection[str]) -> dict[str, int]:
+    """Return the members of numbered lists, such as layers, of which every tensor is missing, and
+    how many each has; of nested ones the outermost.
+    """
+    totals = Counter(owner for name in names for owner in owners_of(name))
+    absent = Counter(owner for name in missing for owner in owners_of(name))
+    lost = {owner: count for owner, count in absent.items() if count == totals[owner]}
+    return {
+        owner: count
+        for owner, count in lost.items()
+        if not any(outer in lost for outer in owners_of(owner))
+    }
+
+
+def owners_of(name: str) -> list[str]:
+    """Return the numbered modules that a name is inside of: `model.layers.3`, the outermost
+    first.
+    """
+    parts = name.split(".")
+    return [".".join(parts[: at + 1]) for at, part in enumerate(parts[:-1]) if part.isdecimal()]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,12 @@ CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokeni
 ADAPTER_CONFIG = "adapter_config.json"
 KINDS = ("eos", "bos", "pad")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
+# heads that peft adds to modules_to_save by itself, of which a model has one or none
+LISTED_BY_PEFT = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 WORDS = {
     "token_beyond": "{kind} is token {token}, but the embedding has {rows:count row|rows}",
     "eos_apart": "eos is {one} here and {other} in {against}: generation does not stop where the"
@@ -41,6 +47,8 @@ OF_ADAPTERS = {
     "target_absent": "config names it in target_modules, but it has no factors",
     "not_targeted": "config does not name it in target_modules, so peft leaves it out",
     "saved_absent": "config names it in modules_to_save, but it has no tensor",
+    "head_unsaved": "peft adds {heads:and} to modules_to_save, and nothing of that name is there: the"
+    " head has another name or is lost",
     "dora_absent": "config says DoRA, but no module has magnitudes",
     "adapter_kind": "an adapter of the unknown type {kind}",
 }
@@ -57,7 +65,7 @@ class Words:
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     """The tokenizer's, as far as files of JSON have it."""
     vocab_size: int = 0  # the config's; 0 where it says none
-    rows: int = 0  # of the embedding of the language model; 0 where there is none
+    rows: int = 0  # of the embedding of these tokens; 0 where it is not known
     sees: bool = False  # whether the model has other components than language
     checks_size: bool = True
     """Whether no loader was asked, which compares vocab_size and rows by itself."""
@@ -66,7 +74,7 @@ class Words:
 
 def judge_words(part: Findings, found: Words) -> None:
     """Find tokens without a row, and files that disagree on where generation stops."""
-    rows, size = found.rows or found.vocab_size, found.vocab_size
+    rows, size = found.rows, found.vocab_size
     for kind, files in found.ids.items():
         for file, tokens in files.items():
             for token in (one for one in tokens if rows and one >= rows):
@@ -176,12 +184,23 @@ def judge_adapter(part: Findings, found: Factors) -> None:
     for module in found.shapes if named and not config.get("target_parameters") else ():
         if not any(_is_named(module, target) for target in named):
             part.fault(module, "not_targeted")
-    saved = config.get("modules_to_save")
-    for name in saved if isinstance(saved, list) else ():
-        if not any(f".{name}." in f".{other}." for other in found.others):
-            part.fault(str(name)[:200], "saved_absent")
+    _judge_saved(part, found)
     if config.get("use_dora") and not any("lora_magnitude_vector" in one for one in found.others):
         part.fault(ADAPTER_CONFIG, "dora_absent")
+
+
+def _judge_saved(part: Findings, found: Factors) -> None:
+    """Compare modules_to_save with the tensors: peft takes what ends with one of its names."""
+    listed = found.config.get("modules_to_save")
+    names = dict.fromkeys(str(name) for name in listed) if isinstance(listed, list) else {}
+    absent = [name for name in names if not any(f"{name}." in other for other in found.others)]
+    task = found.config.get("task_type")
+    heads = LISTED_BY_PEFT.get(task, ()) if isinstance(task, str) else ()
+    for name in absent:
+        if name not in heads:
+            part.fault(name[:200], "saved_absent")
+    if heads and absent and all(head in absent for head in heads):
+        part.doubt(ADAPTER_CONFIG, "head_unsaved", heads=heads)
 
 
 def _judge_module(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,14 +217,18 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
     )
     if problem := next((problem for problem, holds in problems if holds), ""):
         return Expected(problem=problem)
-    named = dict(checkpoint.tensors)
-    for prefix in wrapped(named):
+    stored_names = {name: name for name in checkpoint.tensors}  # by the name that a loader knows
+    for prefix in wrapped(checkpoint.tensors):
         anywhere = prefix == "_orig_mod."
-        named = {
-            name.replace(prefix, "") if anywhere else name.removeprefix(prefix): info
-            for name, info in named.items()
+        stored_names = {
+            name.replace(prefix, "") if anywhere else name.removeprefix(prefix): stored
+            for name, stored in stored_names.items()
         }
-    return expected(checkpoint.config, named, scratch)
+    named = {name: checkpoint.tensors[stored] for name, stored in stored_names.items()}
+    answer = expected(checkpoint.config, named, scratch)
+    inputs = [stored_names[name] for name in answer.inputs if name in stored_names]
+    outputs = [stored_names[name] for name in answer.outputs if name in stored_names]
+    return replace(answer, inputs=inputs, outputs=outputs)
 
 
 def gather_tied(
