@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from shadow.dtypes import FLOATS, INTEGERS, torch_name
 
 SECONDS = 180  # the largest released models take a minute
 MEMORY = 8 << 30  # bytes beyond what the imports take
+RAISED = 1  # exit code of a child with an exception that is not of transformers
 LONGEST = 300  # characters of what the child says of a fault
 # keys of a config, at any depth, that name code, files or repositories, or how weights are packed
 STRIPPED = re.compile(
@@ -75,7 +76,10 @@ def stripped(config: Any) -> Any:
             if not STRIPPED.fullmatch(key)
             and not (isinstance(value, str) and ("/" in value or "\\" in value))
         }
-    return [stripped(one) for one in config] if isinstance(config, list) else config
+    if isinstance(config, list):
+        return [stripped(one) for one in config]
+    # as a reader of JSON passes on what JSON has no number for
+    return float(config) if isinstance(config, str) and config in INFINITE else config
 
 
 def expected(
@@ -101,23 +105,16 @@ def expected(
         ]
         return Expected(**{**recorded, "mismatched": mismatched})
     except (ValueError, KeyError, TypeError, IndexError):
+        if child.returncode == RAISED:
+            said = child.stderr.decode(errors="replace").strip()
+            raise RuntimeError(f"asking transformers failed: {said[-10 * LONGEST :]}") from None
         return Expected(problem="loader_died", detail=f"exit code {child.returncode}")
 
 
 def main() -> None:
     """Run the child: argv has the file with the question; the last line of stdout is the answer."""
     recorded = json.loads(Path(sys.argv[1]).read_text())
-    try:
-        answer = asked(recorded["config"], recorded["tensors"], guard=lambda: confine(MEMORY, 0))
-    except MemoryError:
-        answer = Expected(problem="loader_large")
-    except Exception as error:  # whatever a config makes transformers do
-        lacks = getattr(error, "name", None) in ("transformers", "accelerate")
-        detail = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
-        problem = "no_transformers" if lacks else "loader_failed"
-        answer = Expected(
-            problem=problem, detail=str(error)[:LONGEST] if lacks else detail[:LONGEST]
-        )
+    answer = asked(recorded["config"], recorded["tensors"], guard=lambda: confine(MEMORY, 0))
     sys.stdout.write("\n" + json.dumps(asdict(answer)) + "\n")
 
 
@@ -126,11 +123,50 @@ def asked(
     tensors: Mapping[str, tuple[str, Sequence[int]]],
     guard: Callable[[], None],
 ) -> Expected:
-    """Load shapes into the class that a config names. guard: called when everything is imported."""
-    import accelerate  # type: ignore[import-untyped]  # noqa: F401 - transformers needs it for shapes alone
-    import torch
-    import transformers
-    from transformers.models.auto import configuration_auto, modeling_auto
+    """Load shapes into the class that a config names. guard: called when everything is imported.
+
+    What transformers raises is a problem of the answer; any other exception is raised.
+    """
+    try:
+        return _asked(config, tensors, guard)
+    except LoaderError as fault:
+        return Expected(problem=fault.problem, detail=fault.detail[:LONGEST])
+    except MemoryError:
+        return Expected(problem="loader_large")
+
+
+class LoaderError(Exception):
+    """An exception of transformers, as a code of `whole`."""
+
+    def __init__(self, problem: str, detail: str) -> None:
+        super().__init__(problem, detail)
+        self.problem, self.detail = problem, detail
+
+
+@contextlib.contextmanager
+def of_transformers() -> Iterator[None]:
+    """Raise LoaderError for whatever a config makes transformers do."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if getattr(error, "name", None) in ("transformers", "accelerate"):
+            raise LoaderError("no_transformers", str(error)) from error
+        detail = f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0]
+        raise LoaderError("loader_failed", detail) from error
+
+
+def _asked(
+    config: dict[str, Any],
+    tensors: Mapping[str, tuple[str, Sequence[int]]],
+    guard: Callable[[], None],
+) -> Expected:
+    with of_transformers():
+        import accelerate  # type: ignore[import-untyped]  # noqa: F401 - transformers needs it for shapes alone
+        import torch
+        import transformers
+        from transformers.models.auto import configuration_auto, modeling_auto
 
     kind, name = config.get("model_type"), config["architectures"][0]
     known = {
@@ -143,38 +179,38 @@ def asked(
     kinds = configuration_auto.CONFIG_MAPPING
     if not isinstance(kind, str) or kind not in kinds or name not in known:
         return Expected(problem="unknown_class", detail=name[:LONGEST])
-    settings, cls = kinds[kind], getattr(transformers, name)
-    guard()
-    made, plain = settings.from_dict(config), settings()
+    with of_transformers():
+        settings, cls = kinds[kind], getattr(transformers, name)
+        guard()
+        made, plain = settings.from_dict(config), settings()
+        inner, plain_inner = made.get_text_config(), plain.get_text_config()
     state = {}
     for tensor, (dtype, shape) in tensors.items():
         is_known = dtype in FLOATS or dtype in INTEGERS
         numbers = getattr(torch, torch_name(dtype)) if is_known else torch.uint8
         state[tensor] = torch.empty(shape, dtype=numbers, device="meta")
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), of_transformers():
         model, found = cls.from_pretrained(
             None, config=made, state_dict=state, device_map={"": "meta"},
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     usual = [getattr(part, f"{word}_token_id", None) for word in ("eos", "bos", "pad")
-             for part in (plain, plain.get_text_config())]  # fmt: skip
+             for part in (plain, plain_inner)]  # fmt: skip
     mismatched = sorted(found["mismatched_keys"])
     faults = " ".join(map(str, found.get("error_msgs") or ()))[:LONGEST]
     missing = {*found["missing_keys"]}
     embedding, head = vocabulary_of(model)
-    rows = getattr(made.get_text_config(), "vocab_size", None)
+    rows = getattr(inner, "vocab_size", None)
     if embedding is None or len(embedding) != rows:  # of sounds, of images or of types of tokens
         embedding, head = None, None
-    inputs, outputs = (
-        files_names(model, matrix, missing, tensors) for matrix in (embedding, head)
-    )
+    inputs, outputs = (files_names(model, matrix, missing, tensors) for matrix in (embedding, head))
     return Expected(
         sorted(missing),
         sorted(found["unexpected_keys"]),
         [(tensor, tuple(one), tuple(other)) for tensor, one, other in mismatched],
         "loader_failed" if faults else "",
         faults,
-        bool(getattr(made.get_text_config(), "tie_word_embeddings", False)),
+        bool(getattr(inner, "tie_word_embeddings", False)),
         [one for said in usual for one in (said if isinstance(said, list | tuple) else [said])
          if type(one) is int],
         inputs=inputs,
@@ -191,8 +227,9 @@ def vocabulary_of(model: Any) -> tuple[Any, Any]:
     weights = []
     for ask in (model.get_input_embeddings, model.get_output_embeddings):
         try:
-            weight = getattr(ask(), "weight", None)
-        except (NotImplementedError, AttributeError):  # of images or sounds
+            with of_transformers():
+                weight = getattr(ask(), "weight", None)
+        except LoaderError:  # a model of images or sounds
             weight = None
         weights.append(weight if getattr(weight, "ndim", 0) == 2 else None)
     return weights[0], weights[1]
@@ -204,9 +241,7 @@ def files_names(
     """Return the names in the files of a matrix of the model. Files may have an older name, which
     ends like that of the model.
     """
-    names = [
-        name for name, one in model.named_parameters(remove_duplicate=False) if one is matrix
-    ]
+    names = [name for name, one in model.named_parameters(remove_duplicate=False) if one is matrix]
     if exact := [name for name in names if name in stored]:
         return exact
     parts = [name.split(".") for name in names if name not in missing]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Answer, Check, Outcome, Question, largest_first
 from shadow.checks.whole import configs, names, shards, values
-from shadow.checks.whole.part import Findings, gathered
+from shadow.checks.whole.part import Findings, folded, gathered
 from shadow.checks.whole.vocabulary import find_vocabulary
 from shadow.templates import Reason
 
@@ -29,6 +29,7 @@ TEXTS: Mapping[str, str] = {
     **values.WORDS,
     **names.WORDS,
     **configs.WORDS,
+    "more": "{like}; the same of {rows:count other|others}",
 }
 WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
     "whole": "{tensors:all tensor|tensors} and the files beside them agree",
@@ -65,7 +66,7 @@ def judge(found: Whole) -> Answer:
     figures = {**part.figures, "faults": len(part.against)}
     notes, doubts = gathered(part.notes), gathered(part.doubts)
     if part.against:
-        order, against = [*TEXTS], largest_first(part.against)
+        order, against = [*TEXTS], folded(largest_first(part.against))
         reasons = gathered(part.against, by_code=True)
         reasons.sort(key=lambda reason: order.index(reason.code))
         return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, against, [*doubts, *notes])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.names import number_of, text_config
-from shadow.checks.whole.part import Findings, json_object
+from shadow.checks.whole.part import Findings, clipped, json_object
 from shadow.templates import Value
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ WORDS = {
     "eos_apart": "eos is {one} here and {other} in {against}: generation does not stop where the"
     " other says",
     "token_unknown": "{kind} is {token}, which is not in the vocabulary",
-    "vocab_size": "vocab_size is {said:count}, but the embedding has {rows:count row|rows}",
+    "vocab_size": "vocab_size is {said}, but the embedding has {rows:count row|rows}",
     "tokenizer_beyond": "{tokens:count token has|tokens have} no row in the embedding of"
     " {rows:count row|rows}, such as {token} ({number})",
 }
@@ -41,13 +41,13 @@ OF_ADAPTERS = {
     "does_nothing": "the adapter does nothing: a factor is zero in {modules:all module|modules}",
     "zero_factor": "one of its factors is all zero, so the adapter does nothing here",
     "alpha": "lora_alpha is {alpha}, so the adapter does nothing",
-    "rank": "its factors have rank {rank:count}, but config says {said:count}",
+    "rank": "its factors have rank {rank:count}, but config says {said}",
     "half": "only one factor of its update is there",
     "factors_apart": "factors of {left} and {right} do not multiply",
     "target_absent": "config names it in target_modules, but it has no factors",
     "not_targeted": "config does not name it in target_modules, so peft leaves it out",
     "saved_absent": "config names it in modules_to_save, but it has no tensor",
-    "head_unsaved": "peft adds {heads:and} to modules_to_save, and nothing of that name is there: the"
+    "head_unsaved": "peft adds {heads:and} to modules_to_save, and no tensor has such a name: the"
     " head has another name or is lost",
     "dora_absent": "config says DoRA, but no module has magnitudes",
     "adapter_kind": "an adapter of the unknown type {kind}",
@@ -79,23 +79,24 @@ def judge_words(part: Findings, found: Words) -> None:
         for file, tokens in files.items():
             for token in (one for one in tokens if rows and one >= rows):
                 say = part.note if token in found.usual else part.fault
-                say(file, "token_beyond", kind=kind, token=str(token), rows=rows)
+                say(file, "token_beyond", kind=kind, token=clipped(str(token)), rows=rows)
         # generation stops where its own config says, or the model's
         stops = [file for file in (GENERATION, CONFIG) if file in files]
         for file in files if stops and kind == "eos" else ():
             if set(files[file]).isdisjoint(files[stops[0]]):
-                one, other = (", ".join(map(str, files[at])) for at in (file, stops[0]))
+                one, other = (clipped(", ".join(map(str, files[at]))) for at in (file, stops[0]))
                 part.fault(file, "eos_apart", one=one, other=other, against=stops[0])
     for kind, text in found.unknown.items():
-        part.fault(TOKENIZER, "token_unknown", kind=kind, token=text)
+        part.fault(TOKENIZER, "token_unknown", kind=kind, token=clipped(text))
     if found.checks_size and found.rows and size and size != found.rows:
-        part.fault(CONFIG, "vocab_size", said=size, rows=found.rows)
+        part.fault(CONFIG, "vocab_size", said=clipped(size), rows=found.rows)
     beyond = sorted((at, token) for token, at in found.vocabulary.items() if rows and at >= rows)
     # what stands for images has no row in a model of language alone
     words = [one for one in beyond if found.sees or not SEEN.search(one[1])]
     if words:
-        of: dict[str, Value] = {"tokens": len(words), "token": words[0][1], "rows": rows}
-        part.fault("tokenizer", "tokenizer_beyond", **of, number=str(words[0][0]))
+        number, text = words[0]
+        of: dict[str, Value] = {"tokens": len(words), "token": clipped(text), "rows": rows}
+        part.fault("tokenizer", "tokenizer_beyond", **of, number=clipped(str(number)))
 
 
 def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
@@ -218,7 +219,7 @@ def _judge_module(
     for name, rank in patterns.items() if isinstance(patterns, dict) else ():
         said = rank if _is_named(module, name.lstrip("^")) else said
     if type(said) is int and said != a[0] and not config.get("target_parameters"):
-        part.fault(module, "rank", rank=a[0], said=said)
+        part.fault(module, "rank", rank=a[0], said=clipped(said))
 
 
 def _is_named(module: str, name: str) -> bool:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from shadow.run.runtime import Runtime
 
 WRAPPED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module)\.")
-EXPERT = re.compile(r"(?P<owner>.+\.experts\.)(?P<expert>\d+)\.(?P<rest>.+)")
-LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
+EXPERT = re.compile(r"(?P<owner>.+\.experts\.)(?P<expert>[0-9]+)\.(?P<rest>.+)")
+LAYER = re.compile(r"(?:.+\.)?layers\.([0-9]+)\..+")
 MTP = re.compile(r"(?:.*[._])?(?:mtp|nextn)(?:[._].*)?")
 MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 MOST_LAYERS = 10_000  # that a loader is asked to make
@@ -31,6 +31,8 @@ MOST = 100_000  # that a config may promise
 WORDS = {
     "prefix": "no loader sees through {prefix} in {tensors:count name|names}",
     "missing": "no file has it, so transformers initialises it at random",
+    "layer_lost": "{tensors:all tensor|tensors} of it are missing ({first}), so transformers"
+    " initialises them at random",
     "expert_missing": "no file has it, in a model of {of:count expert|experts}",
     "expert_shape": "its shape is {shape}, but that of most experts beside it is {other}",
     "layer_missing": "config promises {of:count layer|layers}, but this one has no tensor",
@@ -110,14 +112,22 @@ def wrapped(names: Collection[str]) -> dict[str, int]:
 
 def _judge_loading(part: Findings, found: Names, layers: Collection[str]) -> None:
     """layers: those that lack an expert, which is reported already."""
+    from shadow.checkpoints.expected import owners_of
 
     def is_named(name: str) -> bool:
         match = LAYER.fullmatch(name)
         return bool(match and match[1] in layers and "experts" in name)
 
+    missing: defaultdict[str, list[str]] = defaultdict(list)  # those of a lost layer by its name
     for name in sorted({*found.expected.missing} - {*found.indexed}):
         if not is_named(name):
-            part.fault(name, "missing")
+            owner = next(filter(found.expected.lost.get, owners_of(name)), name)
+            missing[owner].append(name)
+    for owner, names in missing.items():
+        if len(names) > 1:
+            part.fault(owner, "layer_lost", tensors=len(names), first=names)
+        else:
+            part.fault(names[0], "missing")
     for name in sorted(found.expected.unexpected):
         info = found.tensors.get(name)
         is_judged_elsewhere = BUFFER.fullmatch(name) or FLAT.fullmatch(name)
@@ -136,26 +146,33 @@ def _by(shape: Sequence[int]) -> str:
 
 def _judge_experts(part: Findings, found: Names) -> set[str]:
     """Report experts that a layer lacks and similar layers have; return such layers."""
-    there: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    # by the name before the number, by that after it, by number: the whole name
+    experts: defaultdict[str, defaultdict[str, dict[int, str]]]
+    experts = defaultdict(lambda: defaultdict(dict))
     for match in filter(None, map(EXPERT.fullmatch, found.tensors)):
-        there[match["owner"]][match["rest"]].add(int(match["expert"]))
-    every: defaultdict[str, set[int]] = defaultdict(set)
-    for owner, own in there.items():
-        every[role(owner)].update(*own.values())
+        experts[match["owner"]][match["rest"]][int(match["expert"])] = match[0]
+    numbers: defaultdict[str, set[int]] = defaultdict(set)
+    for owner, tensors in experts.items():
+        numbers[role(owner)].update(*tensors.values())
     layers = set()
-    for owner, own in there.items():
-        for rest, numbers in own.items():
-            names = [f"{owner}{expert}.{rest}" for expert in sorted(numbers)]
-            shapes = {name: _by(found.tensors[name].shape) for name in names}
+    for owner, tensors in experts.items():
+        for names in tensors.values():
+            shapes = {name: _by(found.tensors[name].shape) for name in names.values()}
             usual = Counter(shapes.values()).most_common(1)[0][0]
-            for name in (name for name in names if shapes[name] != usual):
+            for name in sorted(name for name, shape in shapes.items() if shape != usual):
                 part.fault(name, "expert_shape", shape=shapes[name], other=usual)
-        for expert in sorted(every[role(owner)]):
-            lost = [rest for rest, numbers in own.items() if expert not in numbers]
-            names = [f"{owner}{expert}.{rest}" for rest in lost]
-            for name in [f"{owner}{expert}"] if len(lost) == len(own) else names:
-                part.fault(name, "expert_missing", of=len(every[role(owner)]))
-            if lost and (layer := LAYER.fullmatch(owner + "0")):
+        every = numbers[role(owner)]
+        counts = Counter(number for names in tensors.values() for number in names)
+        for expert in sorted(every):
+            if counts[expert] == len(tensors):
+                continue
+            absent = [f"{owner}{expert}"]
+            if counts[expert]:
+                rests = (rest for rest, names in tensors.items() if expert not in names)
+                absent = [f"{owner}{expert}.{rest}" for rest in rests]
+            for name in absent:
+                part.fault(name, "expert_missing", of=len(every))
+            if layer := LAYER.fullmatch(owner + "0"):
                 layers.add(layer[1])
     return layers
 

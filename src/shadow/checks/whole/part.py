@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shadow.checks.answer import Against, Figure
 from shadow.templates import Reason, Value
+
+MOST_ROWS = 100  # of one code
 
 
 @dataclass
@@ -29,11 +32,35 @@ class Findings:
         self.notes.append(Against(name, Reason(code, figures)))
 
 
+def folded(found: Iterable[Against], rows: int = MOST_ROWS) -> list[Against]:
+    """Keep the first rows of each code; one more row has the number of its others."""
+    by_code: defaultdict[str, list[Against]] = defaultdict(list)
+    for row in found:
+        by_code[row.why.code].append(row)
+    shown = []
+    for own in by_code.values():
+        shown += own[:rows]
+        if rest := own[rows:]:
+            figures: dict[str, Value] = {"like": rest[0].why, "rows": len(rest) - 1}
+            shown.append(Against(rest[0].name, Reason("more", figures)) if rest[1:] else rest[0])
+    return shown
+
+
+def clipped(value: object, most: int = 80) -> str:
+    """Return a text, or a number of any size in digits, as far as a sentence has room for it."""
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]:
     """Merge equal reasons, each with all its names. by_code: merge different figures as well."""
     groups: dict[object, list[Against]] = {}
     for one in found:
-        groups.setdefault(one.why.code if by_code else one.why, []).append(one)
+        # not the reason itself, whose hash leaves out the values of its figures
+        figures = (
+            () if by_code else tuple((key, repr(one.why.figures[key])) for key in one.why.figures)
+        )
+        groups.setdefault((one.why.code, figures), []).append(one)
     return [
         Reason(own[0].why.code, {**own[0].why.figures, "names": names or None})
         for own in groups.values()

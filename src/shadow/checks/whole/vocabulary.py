@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 # the last words of names that no model has for anything but the tokens of its text
 WELL_KNOWN = frozenset(
-    "embed_tokens wte embed_in word_embeddings tok_embeddings shared embeddings tokens_embed".split()
-)
+    ("embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "shared",
+     "embeddings", "tokens_embed")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ def find_vocabulary(checkpoint: Checkpoint, expected: Expected | None) -> Vocabu
             for name, module in plain.items()
             if module == "head" and embeddings and shapes[name] == shapes[embeddings[0]]
         ]
+    tables = {*embeddings, *heads} & {name for name, shape in shapes.items() if len(shape) == 2}
+    embeddings = [name for name in embeddings if name in tables]
+    heads = [name for name in heads if name in tables]
     sees = any(place.component not in ("language", "other") for place in places.values())
-    rows = min((shapes[name][0] for name in embeddings if name in shapes), default=0)
+    rows = min((shapes[name][0] for name in embeddings), default=0)
     return Vocabulary(embeddings, heads, [*ends], rows, sees)
