@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.names import number_of, text_config
-from shadow.checks.whole.part import Findings, clipped, json_object
+from shadow.checks.whole.part import Findings, clipped, is_broken, json_object
 from shadow.templates import Value
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+SPECIAL, ADDED, TOKENS = "special_tokens_map.json", "added_tokens.json", "tokenizer.json"
 KINDS = ("eos", "bos", "pad")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
 # heads that peft adds to modules_to_save by itself, of which a model has one or none
@@ -29,6 +30,9 @@ LISTED_BY_PEFT = {
     "QUESTION_ANS": ("qa_outputs",),
 }
 WORDS = {
+    "not_json": "there is no JSON object in it",
+    "json_unread": "not looked at: it is larger than that of any released model, or a name occurs"
+    " twice",
     "token_beyond": "{kind} is token {token}, but the embedding has {rows:count row|rows}",
     "eos_apart": "eos is {one} here and {other} in {against}: generation does not stop where the"
     " other says",
@@ -64,6 +68,8 @@ class Words:
     """By kind, the tokenizer's token of it that its vocabulary lacks."""
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     """The tokenizer's, as far as files of JSON have it."""
+    unread: Mapping[str, bool] = field(default_factory=dict)
+    """Files of the tokenizer that are not read as a JSON object, and whether they are broken."""
     vocab_size: int = 0  # the config's; 0 where it says none
     rows: int = 0  # of the embedding of these tokens; 0 where it is not known
     sees: bool = False  # whether the model has other components than language
@@ -86,6 +92,9 @@ def judge_words(part: Findings, found: Words) -> None:
             if set(files[file]).isdisjoint(files[stops[0]]):
                 one, other = (clipped(", ".join(map(str, files[at]))) for at in (file, stops[0]))
                 part.fault(file, "eos_apart", one=one, other=other, against=stops[0])
+    for file, broken in found.unread.items():
+        say, code = (part.fault, "not_json") if broken else (part.doubt, "json_unread")
+        say(file, code)
     for kind, text in found.unknown.items():
         part.fault(TOKENIZER, "token_unknown", kind=kind, token=clipped(text))
     if found.checks_size and found.rows and size and size != found.rows:
@@ -104,8 +113,15 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     config, generation, tokenizer = (
         json_object(small.get(name)) for name in (CONFIG, GENERATION, TOKENIZER)
     )
-    special = json_object(small.get("special_tokens_map.json"))
-    vocabulary = _vocabulary(small, tokenizer)
+    texts = {name: small[name] for name in (SPECIAL, ADDED, TOKENS, "vocab.json") if name in small}
+    objects = {name: json_object(content) for name, content in texts.items()}
+    unread = {
+        name: is_broken(texts[name])
+        for name, found in objects.items()
+        if not found and texts[name].strip() != b"{}"
+    }
+    special = objects.get(SPECIAL, {})
+    vocabulary = _vocabulary(objects, tokenizer)
     ids: dict[str, dict[str, list[int]]] = {}
     unknown = {}
     for kind in KINDS:
@@ -123,7 +139,7 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
         ids[kind] = {file: some for file, some in numbers.items() if min(some, default=-1) >= 0}
         if text and vocabulary and text not in vocabulary:
             unknown[kind] = text
-    return Words(ids, unknown, vocabulary, number_of(config, ("vocab_size",)), **facts)
+    return Words(ids, unknown, vocabulary, unread, number_of(config, ("vocab_size",)), **facts)
 
 
 def _text(value: object) -> str:
@@ -131,16 +147,18 @@ def _text(value: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _vocabulary(small: Mapping[str, bytes], tokenizer: Mapping[str, Any]) -> dict[str, int]:
+def _vocabulary(
+    objects: Mapping[str, Mapping[str, Any]], tokenizer: Mapping[str, Any]
+) -> dict[str, int]:
     """Return the number of each token in tokenizer.json or vocab.json; empty without these."""
-    whole = json_object(small.get("tokenizer.json"))
+    whole = objects.get(TOKENS, {})
     model, listed = whole.get("model"), whole.get("added_tokens")
     own = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(own, list):  # a token and its score each
         own = {_text(one[0]): at for at, one in enumerate(own) if isinstance(one, list) and one}
     if not isinstance(own, dict):
-        own = json_object(small.get("vocab.json"))
-    pairs = [*own.items(), *(json_object(small.get("added_tokens.json")).items() if own else ())]
+        own = objects.get("vocab.json", {})
+    pairs = [*own.items(), *(objects.get(ADDED, {}).items() if own else ())]
     for one in listed if isinstance(listed, list) else ():
         if isinstance(one, dict):
             pairs.append((_text(one.get("content")), one.get("id")))
@@ -179,12 +197,13 @@ def judge_adapter(part: Findings, found: Factors) -> None:
         _judge_module(part, module, shapes, config)
     targets = config.get("target_modules")  # a list, or a pattern, or all-linear
     named = [one for one in targets if isinstance(one, str)] if isinstance(targets, list) else []
-    for target in named:
-        if not any(_is_named(module, target) for module in found.shapes):
-            part.fault(target, "target_absent")
-    for module in found.shapes if named and not config.get("target_parameters") else ():
-        if not any(_is_named(module, target) for target in named):
-            part.fault(module, "not_targeted")
+    ends = {module: _ends(module) for module in found.shapes}
+    for target in sorted({*named}.difference(*ends.values())):
+        part.fault(clipped(target), "target_absent")
+    if named and not config.get("target_parameters"):
+        for module in ends:
+            if ends[module].isdisjoint(named):
+                part.fault(module, "not_targeted")
     _judge_saved(part, found)
     if config.get("use_dora") and not any("lora_magnitude_vector" in one for one in found.others):
         part.fault(ADAPTER_CONFIG, "dora_absent")
@@ -220,6 +239,12 @@ def _judge_module(
         said = rank if _is_named(module, name.lstrip("^")) else said
     if type(said) is int and said != a[0] and not config.get("target_parameters"):
         part.fault(module, "rank", rank=a[0], said=clipped(said))
+
+
+def _ends(module: str) -> set[str]:
+    """Return the names by which a config may name a module."""
+    parts = module.split(".")
+    return {".".join(parts[at:]) for at in range(len(parts))}
 
 
 def _is_named(module: str, name: str) -> bool:

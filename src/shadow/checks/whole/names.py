@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -27,12 +28,16 @@ LAYER = re.compile(r"(?:.+\.)?layers\.([0-9]+)\..+")
 MTP = re.compile(r"(?:.*[._])?(?:mtp|nextn)(?:[._].*)?")
 MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 MOST_LAYERS = 10_000  # that a loader is asked to make
+FEW = 8  # experts of a layer, or tensors of an expert, that have a row each
 MOST = 100_000  # that a config may promise
 WORDS = {
     "prefix": "no loader sees through {prefix} in {tensors:count name|names}",
     "missing": "no file has it, so transformers initialises it at random",
     "layer_lost": "{tensors:all tensor|tensors} of it are missing ({first}), so transformers"
     " initialises them at random",
+    "experts_missing": "{experts/of:all expert|experts} are missing: {which} and"
+    " {more:count other|others}",
+    "expert_cut": "{tensors/of:all tensor|tensors} that others have are missing",
     "expert_missing": "no file has it, in a model of {of:count expert|experts}",
     "expert_shape": "its shape is {shape}, but that of most experts beside it is {other}",
     "layer_missing": "config promises {of:count layer|layers}, but this one has no tensor",
@@ -154,6 +159,7 @@ def _judge_experts(part: Findings, found: Names) -> set[str]:
     numbers: defaultdict[str, set[int]] = defaultdict(set)
     for owner, tensors in experts.items():
         numbers[role(owner)].update(*tensors.values())
+    every = {kind: sorted(own) for kind, own in numbers.items()}
     layers = set()
     for owner, tensors in experts.items():
         for names in tensors.values():
@@ -161,20 +167,39 @@ def _judge_experts(part: Findings, found: Names) -> set[str]:
             usual = Counter(shapes.values()).most_common(1)[0][0]
             for name in sorted(name for name, shape in shapes.items() if shape != usual):
                 part.fault(name, "expert_shape", shape=shapes[name], other=usual)
-        every = numbers[role(owner)]
-        counts = Counter(number for names in tensors.values() for number in names)
-        for expert in sorted(every):
-            if counts[expert] == len(tensors):
-                continue
-            absent = [f"{owner}{expert}"]
-            if counts[expert]:
-                rests = (rest for rest, names in tensors.items() if expert not in names)
-                absent = [f"{owner}{expert}.{rest}" for rest in rests]
-            for name in absent:
-                part.fault(name, "expert_missing", of=len(every))
-            if layer := LAYER.fullmatch(owner + "0"):
-                layers.add(layer[1])
+        lacks = _judge_lost_experts(part, owner, tensors, every[role(owner)])
+        if lacks and (layer := LAYER.fullmatch(owner + "0")):
+            layers.add(layer[1])
     return layers
+
+
+def _judge_lost_experts(
+    part: Findings, owner: str, tensors: Mapping[str, Mapping[int, str]], every: Sequence[int]
+) -> bool:
+    """Report experts of a layer that are lost or lack tensors, many of them in one row; return
+    whether there are any. tensors: by the end of a name, by number. every: the numbers that similar
+    layers have.
+    """
+    counts = Counter(number for names in tensors.values() for number in names)
+    lost = len(every) - len(counts)
+    # no more than are spelt out are looked for
+    first = itertools.islice((number for number in every if not counts[number]), FEW)
+    if lost > FEW:
+        figures = {"experts": lost, "of": len(every), "more": lost - FEW}
+        which = ", ".join(map(str, first))
+        part.fault(owner.removesuffix("."), "experts_missing", which=which, **figures)
+    else:
+        for number in first:
+            part.fault(f"{owner}{number}", "expert_missing", of=len(every))
+    cut = [number for number, count in sorted(counts.items()) if count < len(tensors)]
+    for number in cut:
+        if (absent := len(tensors) - counts[number]) > FEW:
+            part.fault(f"{owner}{number}", "expert_cut", tensors=absent, of=len(tensors))
+            continue
+        for rest, names in tensors.items():
+            if number not in names:
+                part.fault(f"{owner}{number}.{rest}", "expert_missing", of=len(every))
+    return bool(lost or cut)
 
 
 def _judge_mtp(part: Findings, found: Names) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from shadow.checks.answer import Against, Figure
 from shadow.templates import Reason, Value
 
 MOST_ROWS = 100  # of one code
+SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
 
 
 @dataclass
@@ -66,6 +68,20 @@ def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]
         for own in groups.values()
         for names in [[*dict.fromkeys(one.name for one in own if one.name)]]
     ]
+
+
+def is_broken(content: bytes) -> bool:
+    """Return whether no reader finds a JSON object in a file, for whatever reason `json_object`
+    finds none.
+    """
+    from shadow.checkpoints.safetensors_files import has_too_many_values
+
+    if len(content) >= SMALL or has_too_many_values(content):
+        return False
+    try:
+        return not isinstance(json.loads(content.decode()), dict)
+    except (ValueError, RecursionError):
+        return True
 
 
 def json_object(content: bytes | None) -> Mapping[str, Any]:

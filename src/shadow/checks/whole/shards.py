@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.whole.configs import ADAPTER_CONFIG
-from shadow.checks.whole.part import Findings, json_object
+from shadow.checks.whole.part import SMALL, Findings, json_object
 from shadow.errors import FileError, ShadowError
 
 if TYPE_CHECKING:
@@ -33,15 +33,15 @@ OWN = re.compile(
 )
 CONSOLIDATED = re.compile(r"consolidated.*\.safetensors")
 PICKLED = re.compile(r"pytorch_model.*\.bin|consolidated.*\.pth")
-OBJECTS = ("config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
 LFS = b"version https://git-lfs"
-SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
 NEWER = 2  # seconds
 WORDS = {
     "pointer": "a Git-LFS pointer, not the file itself",
     "shard_missing": "the index names it, and it is not there, with {tensors:count tensor|tensors}",
     "unreadable": "{why}",
     "no_tensors": "there are no tensors in it",
+    "layer_absent": "{tensors:all tensor|tensors} of it are absent ({first}): the index puts them"
+    " in {shards}",
     "absent": "the index puts it in {shard}, which has no such tensor",
     "twice_differs": "in {shard} and in {other}, with other values; transformers takes that of"
     " {other}",
@@ -134,11 +134,22 @@ def judge_files(part: Findings, found: FileFacts) -> None:
 
 
 def _judge_index(part: Findings, found: FileFacts, holders: Mapping[str, Sequence[str]]) -> None:
+    from shadow.checkpoints.expected import owners_of
+
+    owners = {owner for name in holders for owner in owners_of(name)}
+    absent: defaultdict[str, list[str]] = defaultdict(list)  # those of a lost layer by its name
     for name, shard in found.weight_map.items():
         if shard in found.headers and name not in holders:
-            part.fault(name, "absent", shard=shard)
+            owner = next((owner for owner in owners_of(name) if owner not in owners), name)
+            absent[owner].append(name)
         elif shard in found.headers and shard not in holders[name]:
             part.fault(name, "elsewhere", shard=shard, other=holders[name][-1])
+    for owner, names in absent.items():
+        shards = [*dict.fromkeys(found.weight_map[name] for name in names)]
+        if len(names) > 1:
+            part.fault(owner, "layer_absent", tensors=len(names), first=names, shards=shards)
+        else:
+            part.fault(names[0], "absent", shard=shards[0])
     for name in holders.keys() - found.weight_map.keys():
         part.fault(name, "unindexed", shard=holders[name][-1])
     for name, header in found.headers.items():
@@ -266,18 +277,18 @@ class Folder:
             self.sources[name] = LocalFile(held.path, held)
         elif name.endswith((".json", ".jinja")):
             self.small[name] = content
-            if name.endswith(".json"):
-                self._require_json(name, content)
+            if name.endswith("config.json"):
+                self._require_object(content)
 
-    def _require_json(self, name: str, content: bytes) -> None:
-        """Raises ShadowError for a file that is not JSON, or of objects alone and is none."""
+    @staticmethod
+    def _require_object(content: bytes) -> None:
         from shadow.checkpoints.safetensors_files import strict_json
 
         try:
             is_object = isinstance(strict_json(content), dict)
         except ValueError as error:
             raise ShadowError(str(error)) from error
-        if name.endswith(OBJECTS) and not is_object:
+        if not is_object:
             raise ShadowError("not a JSON object")
 
     def _chosen(self) -> tuple[list[str], Mapping[str, str]]:
