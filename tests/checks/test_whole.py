@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
+import subprocess
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,10 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checks.answer import Outcome
 from shadow.checks.registry import CHECKS
 from shadow.checks.whole import WORDS, Whole, judge
+from shadow.checks.whole import names as names_part
 from shadow.checks.whole.configs import Words, read_words
 from shadow.checks.whole.names import Names
-from shadow.checks.whole.part import json_object
+from shadow.checks.whole.part import MOST_ROWS, json_object
 from shadow.checks.whole.shards import FileFacts
 from shadow.checks.whole.values import Values
 from shadow.errors import ShadowError, UsageError
@@ -47,11 +50,12 @@ LOST = "model.layers.1."
 def _here(monkeypatch):
     """Ask transformers in this process: a child takes seconds to import it."""
 
-    def ask(config, tensors, scratch):
-        listed = {name: (info.dtype, list(info.shape)) for name, info in tensors.items()}
-        return asked(stripped(config), listed, guard=lambda: None)
+    def run(command, *_):
+        recorded = json.loads(Path(command[-1]).read_text())
+        answer = asked(recorded["config"], recorded["tensors"], guard=lambda: None)
+        return subprocess.CompletedProcess(command, 0, json.dumps(asdict(answer)).encode(), b"")
 
-    monkeypatch.setattr(loader, "expected", ask)
+    monkeypatch.setattr(loader, "run_child", run)
 
 
 @pytest.fixture(scope="session")
@@ -279,6 +283,35 @@ def unknown_dtype(folder):
     (folder / FILE).write_bytes(whole.replace(b'"F32"', b'"F99"', 1))
 
 
+def nothing_in_it(folder):
+    (folder / FILE).write_bytes(b"\2" + bytes(7) + b"{}")
+
+
+def damaged_pickle(folder, byte, place=6):
+    """A pickle whose list of files has another byte: its version of zip, or a name."""
+    beside(folder, "pytorch_model.bin")
+    content = bytearray((folder / "pytorch_model.bin").read_bytes())
+    content[content.index(b"PK\x01\x02") + place] = byte
+    (folder / "pytorch_model.bin").write_bytes(content)
+    os.utime(folder / FILE)  # the newest
+
+
+def config_text(text, name="config.json"):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def deep(folder):
+    config = (folder / "config.json").read_text().rstrip().removesuffix("}")
+    levels = '{"a":' * 600 + "1" + "}" * 600
+    (folder / "config.json").write_text(f'{config}, "x": {levels}}}')
+
+
+def layer_absent(folder):
+    """A layer that the index still has."""
+    for shard in (FIRST, SECOND):
+        store(folder, without(LOST)(load_file(folder / shard)), shard)
+
+
 HOLDS, FAILS, OPEN = Outcome.HOLDS, Outcome.DOES_NOT_HOLD, Outcome.INCONCLUSIVE
 # in shards?, what is done to the folder, outcome, code, name
 FILES = {
@@ -291,6 +324,34 @@ FILES = {
                 "config.json"),
     "a config that is a list": (
         False, lambda f: (f / "config.json").write_text("[]"), FAILS, "unreadable", "config.json"),
+    "no tensors": (False, nothing_in_it, FAILS, "no_tensors", FILE),
+    "a pickle of another zip": (False, lambda f: damaged_pickle(f, 255), HOLDS, "whole", None),
+    "a pickle without text for a name": (
+        False, lambda f: damaged_pickle(f, 255, 46), HOLDS, "whole", None),
+    "a text for a config": (False, config_text('"abc"'), FAILS, "unreadable", "config.json"),
+    "a key twice": (False, config_text('{"a": 1, "a": 2}'), FAILS, "unreadable", "config.json"),
+    "numbers that JSON lacks": (
+        False, config_text('{"eos_token_id": NaN, "vocab_size": -Infinity}'), OPEN, "not_asked",
+        None),
+    "a vocabulary of 400 digits": (
+        False, lambda f: edit(f, vocab_size=10**400, architectures=["X"]), FAILS, "vocab_size",
+        "config.json"),
+    "a token of 400 digits": (
+        False, lambda f: edit(f, "generation_config.json", eos_token_id=10**400), FAILS,
+        "token_beyond", "generation_config.json"),
+    "a config of 600 levels": (False, deep, OPEN, "not_asked", None),
+    "half a surrogate for a token": (
+        False, lambda f: edit(f, "tokenizer_config.json", eos_token="\ud800"), FAILS,
+        "token_unknown", "tokenizer_config.json"),
+    "half a tokenizer": (
+        False, config_text('{"model": {', "tokenizer.json"), FAILS, "not_json", "tokenizer.json"),
+    "a tokenizer that is a list": (
+        False, config_text("[]", "tokenizer.json"), FAILS, "not_json", "tokenizer.json"),
+    "a token twice": (
+        False, config_text('{"model": {"vocab": {"a": 1, "a": 2}}}', "tokenizer.json"), OPEN,
+        "json_unread", None),
+    "a layer that the index has": (
+        True, layer_absent, FAILS, "layer_absent", "model.layers.1"),
     "a dtype of tomorrow": (False, unknown_dtype, OPEN, "unknown_dtype", None),
     "an index of shards that are gone": (
         False, lambda f: edit(f, INDEX, weight_map={HEAD: FIRST}), FAILS, "unreadable", INDEX),
@@ -357,6 +418,140 @@ def test_what_is_planted_in_files_is_named(case, healthy, tmp_path):
     assert found.outcome is outcome, found.reason
     assert code in (codes(found) if name else {found.code}), found.reason
     assert name is None or name in {one.name for one in found.against if one.code == code}
+
+
+@pytest.mark.parametrize(
+    "name", ["a\ud800.weight", "model.layers.\u0661.mlp.experts.\u0662.weight"]
+)
+def test_names_that_are_odd_end_in_a_fault(name, tmp_path):
+    """Half a surrogate, and digits of another script, which a pattern may take for numbers."""
+    entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    header = json.dumps({name: entry}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(range(16))
+    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / "config.json").write_text(
+        json.dumps({**LLAMA, "architectures": ["LlamaForCausalLM"]})
+    )
+    found = verified(tmp_path)
+    assert found.outcome is FAILS
+    assert json.dumps(found.as_json()).isascii()
+
+
+def test_numbers_that_transformers_writes_outside_of_json_are_numbers(tmp_path):
+    """An older transformers wrote the limits of Mamba 2 as [0.0, Infinity]."""
+    folder = planted.saved("mamba2", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["time_step_limit"] = [0.0, float("inf")]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "Infinity" in (folder / "config.json").read_text()
+    assert verified(folder).outcome is HOLDS
+    assert stripped(json_object(b'{"limits": [0.0, Infinity, -Infinity]}')) == {
+        "limits": [0.0, float("inf"), float("-inf")]
+    }
+
+
+def test_a_lost_layer_is_one_row(healthy, tmp_path):
+    """With the names of the first tensors, and the count of all."""
+    folder = Path(shutil.copytree(healthy("llama"), tmp_path / "sick"))
+    tensors = load_file(folder / FILE)
+    own = sorted(name for name in tensors if name.startswith(LOST))
+    store(folder, without(LOST)(tensors) | {EMBED: tensors[EMBED]})
+    found = verified(folder)
+    assert [(one.name, one.code) for one in found.against] == [("model.layers.1", "layer_lost")]
+    assert f"all {len(own)} tensors" in found.reason
+    assert ", ".join(own[:3]) in found.reason
+    assert f"{len(own) - 3} more" in found.reason
+    store(folder, without(f"{LOST}mlp")(tensors))
+    assert codes(verified(folder)) == {"missing"}
+
+
+def headers_of(folder: Path, names: list[str], file: str = FILE) -> None:
+    """A file of tensors of one number."""
+    ends = [
+        {"dtype": "BF16", "shape": [1], "data_offsets": [2 * at, 2 * at + 2]}
+        for at in range(len(names))
+    ]
+    header = json.dumps(dict(zip(names, ends, strict=True))).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes([1]) * 2 * len(names)
+    (folder / file).write_bytes(content)
+
+
+def seconds_of(folder: Path):
+    """The answer from headers, and the seconds of processor time that it takes."""
+    (folder / "config.json").write_text(json.dumps({"architectures": ["X"], "model_type": "x"}))
+    begun = time.process_time()
+    found = verified(folder, headers=True)
+    return found, time.process_time() - begun
+
+
+def test_an_index_of_missing_shards_takes_time_in_proportion(tmp_path):
+    """20,000 shards would take several seconds if each were looked for among all others."""
+    shards = {f"x.{at}.weight": f"model-{at:05d}-of-20000.safetensors" for at in range(20_000)}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": shards}))
+    found, seconds = seconds_of(tmp_path)
+    assert seconds < 2
+    assert found.figures["faults"] == 20_000
+    assert len(found.against) == MOST_ROWS + 1
+    assert (found.against[-1].code, found.against[-1].what.split("; ")[-1]) == (
+        "more",
+        f"the same of {20_000 - MOST_ROWS - 1:,} others",
+    )
+    assert "19,997 more" in found.reason
+
+
+def test_lost_experts_take_rows_in_proportion(tmp_path):
+    """Of 1,500 layers each with an expert of its own, 1,499 are lost in each."""
+    names = [f"model.layers.{at}.mlp.experts.{at}.up_proj.weight" for at in range(1500)]
+    headers_of(tmp_path, names)
+    found, seconds = seconds_of(tmp_path)
+    assert seconds < 10
+    assert found.figures["faults"] == 1500
+    assert codes(found) == {"experts_missing", "more"}
+    assert found.against[0].what == (
+        "1,499 of 1,500 experts are missing: 1, 2, 3, 4, 5, 6, 7, 8 and 1,491 others"
+    )
+
+
+def test_tensors_that_an_expert_lacks_take_rows_in_proportion(tmp_path):
+    """Of 600 experts each with a tensor of a name of its own."""
+    names = [f"model.layers.0.mlp.experts.{at}.{at}.weight" for at in range(600)]
+    headers_of(tmp_path, names)
+    found, _ = seconds_of(tmp_path)
+    assert found.figures["faults"] == 600
+    assert found.against[0].what == "599 of 600 tensors that others have are missing"
+
+
+def test_an_exception_of_the_code_is_no_answer(healthy, monkeypatch):
+    """In the judgement, while asking transformers, and in the child that asks."""
+
+    def fail(*_):
+        raise ZeroDivisionError("planted")
+
+    for module, name in ((loader, "torch_name"), (names_part, "wrapped")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            with pytest.raises(ZeroDivisionError):
+                verified(healthy("llama"))
+
+
+@pytest.mark.parametrize(("code", "stderr"), [(1, b"ZeroDivisionError: planted"), (-9, b"")])
+def test_a_child_that_raised_is_not_one_that_was_killed(code, stderr, monkeypatch, tmp_path):
+    monkeypatch.undo()
+    ended = subprocess.CompletedProcess([], code, b"", stderr)
+    monkeypatch.setattr(loader, "run_child", lambda *_: ended)
+    if code == 1:
+        with pytest.raises(RuntimeError, match="planted"):
+            loader.expected({}, {}, tmp_path)
+    else:
+        assert loader.expected({}, {}, tmp_path).problem == "loader_died"
+
+
+def test_what_transformers_raises_is_its_problem(healthy, tmp_path):
+    folder = Path(shutil.copytree(healthy("llama"), tmp_path / "sick"))
+    edit(folder, hidden_size="wide")
+    found = verified(folder)
+    assert (found.outcome, found.code) == (OPEN, "not_asked")
+    assert found.answer.reasons[0].figures["why"].code == "loader_failed"
 
 
 def test_sets_are_compared_with_the_one_that_is_read(healthy, tmp_path):
@@ -587,7 +782,7 @@ RELEASED = next(filter(Path.is_dir, PLACES), PLACES[0])
 
 @pytest.mark.slow
 @pytest.mark.skipif(not RELEASED.is_dir(), reason="no indexes of released models here")
-def test_no_false_alarm_of_the_names_of_released_models():
+def test_no_false_alarm_of_the_names_of_released_models(tmp_path):
     """Classes that transformers has find all names; of others nothing is said."""
     outcomes = {}
     for path in sorted(RELEASED.glob("*/config.json")):
@@ -596,7 +791,7 @@ def test_no_false_alarm_of_the_names_of_released_models():
         names = json_object(index.read_bytes()).get("weight_map")
         if names and config and "quantization_config" not in config:
             stored = {name: TensorInfo(name, "BF16", (1,), "", 0, 2) for name in names}
-            said = replace(loader.expected(config, stored, index.parent), mismatched=())
+            said = replace(loader.expected(config, stored, tmp_path), mismatched=())
             small = {one.name: one.read_bytes() for one in index.parent.glob("*.json")}
             words = read_words(small, rows=0, sees=True, checks_size=False)
             found = judged(names=Names(stored, config, said), words=words)

@@ -57,6 +57,7 @@ WORDS = {
     "quantised": "the model is quantised",
     "unknown_class": "transformers has no class {detail}",
     "no_transformers": "{detail}; {install}",
+    "config_deep": "config.json is nested too deeply",
     "loader_failed": "transformers says {detail}",
     "loader_died": "the child that asks transformers died ({detail})",
     "loader_large": "the model of this config takes too much memory",

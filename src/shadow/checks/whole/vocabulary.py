@@ -50,11 +50,15 @@ def find_vocabulary(checkpoint: Checkpoint, expected: Expected | None) -> Vocabu
     if expected is not None and expected.vocabulary is not None:
         embeddings, heads = expected.inputs, expected.outputs
     else:
-        plain = {name: place.module for name, place in ends.items() if not place.slot}
+        plain = {
+            name: place.module
+            for name, place in ends.items()
+            if not place.slot and name.endswith(".weight")
+        }
         embeddings = [
             name
             for name, module in plain.items()
-            if module == "embed" and name.split(".")[-2:][0] in WELL_KNOWN
+            if module == "embed" and name.split(".")[-2] in WELL_KNOWN
         ]
         if len({shapes[name] for name in embeddings}) > 1:
             embeddings = []
