@@ -324,6 +324,8 @@ FILES = {
                 "config.json"),
     "a config that is a list": (
         False, lambda f: (f / "config.json").write_text("[]"), FAILS, "unreadable", "config.json"),
+    "an index of nothing, alone": (
+        False, lambda f: ((f / INDEX).write_text("{}"), lose(f, FILE)), FAILS, "unreadable", INDEX),
     "no tensors": (False, nothing_in_it, FAILS, "no_tensors", FILE),
     "a pickle of another zip": (False, lambda f: damaged_pickle(f, 255), HOLDS, "whole", None),
     "a pickle without text for a name": (

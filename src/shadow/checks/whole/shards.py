@@ -106,7 +106,7 @@ def judge_files(part: Findings, found: FileFacts) -> None:
         part.fault(name, "shard_missing", tensors=count)
     for name, why in found.unreadable.items():
         part.fault(name, "unreadable", why=why)
-    if not any(found.headers.get(shard, True) for shard in found.read):
+    if found.read and not any(found.headers.get(shard, True) for shard in found.read):
         part.fault(found.read[0], "no_tensors")
     holders: defaultdict[str, list[str]] = defaultdict(list)
     for shard in found.read:
