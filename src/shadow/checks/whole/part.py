@@ -34,15 +34,16 @@ class Findings:
         self.notes.append(Against(name, Reason(code, figures)))
 
 
-def folded(found: Iterable[Against], rows: int = MOST_ROWS) -> list[Against]:
-    """Keep the first rows of each code; one more row has the number of its others."""
+def folded(found: Iterable[Against]) -> list[Against]:
+    """Keep the first rows of each code, in order; a row at the end has the number of the others."""
+    shown = []
     by_code: defaultdict[str, list[Against]] = defaultdict(list)
     for row in found:
         by_code[row.why.code].append(row)
-    shown = []
-    for own in by_code.values():
-        shown += own[:rows]
-        if rest := own[rows:]:
+        if len(by_code[row.why.code]) <= MOST_ROWS:
+            shown.append(row)
+    for rows in by_code.values():
+        if rest := rows[MOST_ROWS:]:
             figures: dict[str, Value] = {"like": rest[0].why, "rows": len(rest) - 1}
             shown.append(Against(rest[0].name, Reason("more", figures)) if rest[1:] else rest[0])
     return shown
@@ -59,9 +60,7 @@ def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]
     groups: dict[object, list[Against]] = {}
     for one in found:
         # not the reason itself, whose hash leaves out the values of its figures
-        figures = (
-            () if by_code else tuple((key, repr(one.why.figures[key])) for key in one.why.figures)
-        )
+        figures = "" if by_code else repr(one.why.figures)
         groups.setdefault((one.why.code, figures), []).append(one)
     return [
         Reason(own[0].why.code, {**own[0].why.figures, "names": names or None})

@@ -33,6 +33,7 @@ OWN = re.compile(
 )
 CONSOLIDATED = re.compile(r"consolidated.*\.safetensors")
 PICKLED = re.compile(r"pytorch_model.*\.bin|consolidated.*\.pth")
+CUTTING = ("config.json", INDEX)  # files beside the weights without which a loader is not asked
 LFS = b"version https://git-lfs"
 NEWER = 2  # seconds
 WORDS = {
@@ -95,7 +96,7 @@ class FileFacts:
     def are_cut(self) -> bool:
         """Return whether tensors may be missing because a file is."""
         lacking = (*self.pointers, *self.unreadable, *self.missing)
-        return any(name.endswith((".safetensors", INDEX)) for name in lacking)
+        return any(name in CUTTING or name.endswith(".safetensors") for name in lacking)
 
 
 def judge_files(part: Findings, found: FileFacts) -> None:
