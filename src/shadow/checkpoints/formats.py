@@ -200,7 +200,7 @@ def _named_blocks(settings: Config) -> tuple[list[tuple[int, int]], bool]:
     """Return the sizes of blocks that a config names, and whether it also names modules that have
     none.
     """
-    said = [settings.get("weight_block_size")]
+    said: list[Any] = [settings.get("weight_block_size")]
     groups = settings.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
