@@ -201,6 +201,35 @@ def test_an_adapter_moves_what_it_has_factors_of(tmp_path, case):
     assert (found.outcome, {*reasons, *against}) == (outcome, {*said.split()}), found
 
 
+def test_an_adapter_without_a_name_of_its_base_has_moved_nothing(tmp_path):
+    """Whatever its modules do in another model: with their number. Of some names that the base
+    lacks, each is said, and none counts as moved.
+    """
+    base = planted.write(tmp_path / "base", WIDE, planted.LLAMA)
+    factors = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+
+    def adapter(folder, *names):
+        pairs = {name: (factors.clone(), factors.T.clone()) for name in names}
+        return planted.adapter(tmp_path / folder, pairs)
+
+    names = [Q.format(layer) for layer in range(4)]
+    wrapped = [name.replace("model.", "model.language_model.") for name in names]
+    none = adapter("none", *wrapped)
+    for patterns in ({}, {"moved": "attn.q"}):
+        found = shadow.verify("trained", base, none, **patterns)
+        reasons = ["unnamed"] if not patterns else ["not_moved", "unnamed"]
+        assert (found.outcome, [one.code for one in found.answer.reasons]) == (NO, reasons)
+        assert "none of the adapter's 4 modules has a name of the base" in found.reason
+        assert (found.figures["modules"], found.figures["modules_unnamed"]) == (4, 4)
+    found = shadow.verify("trained", base, adapter("some", *names[:3], wrapped[3]))
+    assert (found.outcome, found.code) == (NO, "apart")
+    assert (found.figures["modules"], found.figures["modules_unnamed"]) == (4, 1)
+    assert (found.figures["tensors_to_move"], found.figures["tensors_not_moved"]) == (3, 0)
+    assert {(one.name.split(".lora")[0], one.code) for one in found.against} == {
+        (f"base_model.model.{wrapped[3].removesuffix('.weight')}", "no_module")
+    }
+
+
 def test_an_adapter_whose_product_is_zero_does_nothing(tmp_path):
     base = planted.write(tmp_path / "base", WIDE, planted.LLAMA)
     factors = torch.ones(32, 4)

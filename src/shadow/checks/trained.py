@@ -30,6 +30,7 @@ CHANCE = 0.01  # that a tensor stays by rounding alone: where it is less, it was
 WIDE = ("BF16", "F16", "F32", "F64")  # formats of training, which have infinities
 SAMPLE = 100  # entries that a typical step is taken from, at least
 WORDS = {
+    "unnamed": "none of the adapter's {modules:count module|modules} has a name of the base",
     "broken": "{some:count} of {tensors:count tensor|tensors} that should have moved {some|is|are}"
     " all zeros or not finite",
     "not_moved": "{some:count} of {tensors:count tensor|tensors} that should have moved did not"
@@ -162,6 +163,8 @@ class Training(Evidence):
     """
 
     tensors: Sequence[Moved]
+    modules: int = 0  # that an adapter has factors of
+    unnamed: int = 0  # those of them whose names the base lacks
 
 
 def judge(found: Training) -> Answer:
@@ -214,9 +217,14 @@ def judge(found: Training) -> Answer:
     if not (doubts or should or frozen):
         doubts = [Reason("nothing")]
     every = (("moved", should), ("frozen", frozen))
+    apart = unmatched_reasons(found.unmatched, Reason("one_side"))
+    if found.modules:
+        figures |= {"modules": found.modules, "modules_unnamed": found.unnamed}
+        if apart and found.unnamed == found.modules:
+            apart = [Reason("unnamed", {"modules": found.modules})]
     return found.judged(
         figures,
-        faults=faults + unmatched_reasons(found.unmatched, Reason("one_side")),
+        faults=faults + apart,
         doubts=doubts,
         holds=[Reason(code, {"tensors": len(of)}) for code, of in every if of],
         against=[one.against for one in (*broken, *stayed, *differ)],
@@ -271,6 +279,7 @@ def _noted(
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
     """Compare every tensor of a base with the trained one, and find which steps the grid allows."""
+    from shadow.checkpoints.weight_files import adapter_factors
     from shadow.run.adapted import line_up_adapter
     from shadow.run.aligned import align_all
     from shadow.run.scan import scan
@@ -286,11 +295,15 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
         aligned = line_up_adapter(base, tuned)
     else:
         aligned = align_all(base, tuned, ("the base", "the tuned model"))
+    factors = adapter_factors(tuned.tensors)[0] if tuned.adapter else {}
+    absent = {one.tensor for one in aligned.unmatched}
+    unnamed = sum(left.name in absent for left, *_ in factors.values())
     patterns = patterns.of_model(aligned.places)
     measure = partial(_moved, partial(_asked, aligned.places, patterns))
     rows = scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
     if tuned.adapter:
-        changed = {place for name in tuned.tensors for place in aligned.places.get(name, ())}
+        known = tuned.tensors.keys() - absent
+        changed = {place for name in known for place in aligned.places.get(name, ())}
         rows += _left_alone(base, changed, patterns)
 
     def counts(one: Unmatched) -> bool:
@@ -298,7 +311,14 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
         return not patterns.each or any(of != {Should.EITHER} for of in asked)
 
     unmatched, unread = ([*filter(counts, apart)] for apart in (aligned.unmatched, aligned.unread))
-    return Training(rows, unmatched=unmatched, unread=unread, notes=aligned.notes)
+    return Training(
+        rows,
+        len(factors),
+        unnamed,
+        unmatched=unmatched,
+        unread=unread,
+        notes=aligned.notes,
+    )
 
 
 def _moved(

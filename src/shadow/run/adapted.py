@@ -102,7 +102,8 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
             "save it again",
         )
     without_norms = replace(opened, tensors=tensors, adapter=replace(opened.adapter, dora=False))
-    pairs, skipped = pair_checkpoints(base, without_norms, Filter(), may_differ=True)
+    # what was merged may have come under other names
+    pairs, skipped = pair_checkpoints(base, without_norms, Filter(), may_differ=True, by_place=True)
     updates = {pair.place: pair for pair in pairs if pair.base and pair.tuned.factor}
     whole = {pair.place: pair for pair in pairs if pair.base and not pair.tuned.factor}
     norms = {
@@ -117,7 +118,11 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
 
 def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Unmatched]]:
     """Yield the tensors of an adapter that change nothing of its base, and their places."""
-    closed = {role_of(one.place) for one in skipped if one.side == "base" and one.reason}
+    closed = {
+        role_of(one.place)
+        for one in skipped
+        if one.side == "base" and one.reason not in (None, "only_in_base")
+    }
     for one in skipped:
         if one.side == "tuned":
             why = Reason("not_read" if role_of(one.place) in closed else "no_module")

@@ -36,6 +36,7 @@ from shadow.summary.coverage import (
     unchanged,
     uncompared,
     unjudged_formats,
+    unnamed_updates,
     vectors,
     vocabulary,
 )
@@ -58,7 +59,9 @@ QUARTERS = 4  # of the depth
 BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a layer
 MOSTLY_KNOWN = 0.9  # of the stored energy: in matrices of which the update's norm is known
 # what makes the keys of the same name
-OF_TENSORS = (unchanged, vectors, vocabulary, uncompared, skipped, idle_updates, broken)
+OF_TENSORS = (
+    unchanged, vectors, vocabulary, uncompared, skipped, idle_updates, unnamed_updates, broken,
+)  # fmt: skip
 
 
 def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> PairRecord:
