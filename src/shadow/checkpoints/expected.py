@@ -13,7 +13,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class Expected:
     detail: str = ""
     tied: bool = False  # whether the head is the embedding, by the config of this class
     usual: Sequence[int] = ()  # tokens that a config of this class names unless it is told others
+    in_f32: Sequence[str] = ()
+    """The files' tensors that this class keeps in F32 in models of 16 bits."""
 
 
 def stripped(config: Any) -> Any:
@@ -141,7 +143,7 @@ def asked(
         numbers = getattr(torch, torch_name(dtype)) if is_known else torch.uint8
         state[tensor] = torch.empty(shape, dtype=numbers, device="meta")
     with contextlib.redirect_stdout(sys.stderr):
-        _, found = cls.from_pretrained(
+        model, found = cls.from_pretrained(
             None, config=made, state_dict=state, device_map={"": "meta"},
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
@@ -158,7 +160,15 @@ def asked(
         bool(getattr(made.get_text_config(), "tie_word_embeddings", False)),
         [one for said in usual for one in (said if isinstance(said, list | tuple) else [said])
          if type(one) is int],
+        in_f32=_in_f32(model, tensors),
     )  # fmt: skip
+
+
+def _in_f32(model: Any, tensors: Iterable[str]) -> list[str]:
+    """Return the tensors that match what a model keeps in F32, as transformers matches them."""
+    patterns = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    kept = [re.compile(pattern.replace("*", ".*")) for pattern in sorted(patterns)]
+    return sorted(name for name in tensors if any(one.search(name) for one in kept))
 
 
 if __name__ == "__main__":
