@@ -128,7 +128,7 @@ class Moved:
         """Why it is not what it should be."""
         row = self.row
         changes = {"changed": row.changed, "entries": row.entries}
-        figures: dict[str, Value] = {**changes, "cast": self.cast}
+        figures: dict[str, Value] = {**changes, "cast": self.cast, "format": self.rounded_to}
         if self.broken:
             return Against(row.tuned, self.broken)
         if not row.changed:
