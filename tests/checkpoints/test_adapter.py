@@ -371,8 +371,10 @@ def test_an_audit_of_an_adapter_without_a_name_of_its_base_compares_nothing(tmp_
     adapter("none", *(f"model.{one}" for one in base))
     adapter("one", *(f"model.{one}" for one in list(base)[1:]), next(iter(base)))
     said = "none of the adapter's 4 modules has a name of the base"
-    run_shadow("audit", "./base", "./none", "-o", "out", cwd=tmp_path).assert_done(3)
+    shown = run_shadow("audit", "./base", "./none", "-o", "out", cwd=tmp_path).assert_done(3)
+    assert said in " ".join(shown.split())
     record = json.loads(next((tmp_path / "out").rglob("summary.json")).read_text())
+    assert said in record["finding"]["headline"]
     assert said in record["finding"]["sentences"][0]["text"]
     assert record["finding"]["sentences"][0]["code"] == "nothing_compared"
     assert record["unnamed_updates"] == 4
@@ -381,5 +383,6 @@ def test_an_audit_of_an_adapter_without_a_name_of_its_base_compares_nothing(tmp_
     run_shadow("audit", "./base", "./one", "-o", "some", cwd=tmp_path).assert_done()
     record = json.loads(next((tmp_path / "some").rglob("summary.json")).read_text())
     assert (record["unnamed_updates"], record["figures"]["matrices"]) == (3, 1)
+    assert "no name of 3 modules of the adapter" in record["finding"]["headline"]
     text = " ".join(one["text"] for one in record["finding"]["sentences"])
     assert "layers 1 to 3 (only in the tuned model)" in text

@@ -13,6 +13,7 @@ from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpo
 from shadow.checkpoints.weight_files import PREFIX
 from shadow.errors import ShadowError
 from shadow.places.architecture import Place
+from shadow.reasons import UNNAMED
 from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
 from shadow.run.runtime import AlignedPair
 from shadow.run.scanned import Scanned, Unmatched
@@ -118,14 +119,11 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
 
 def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Unmatched]]:
     """Yield the tensors of an adapter that change nothing of its base, and their places."""
-    closed = {
-        role_of(one.place)
-        for one in skipped
-        if one.side == "base" and one.reason not in (None, "only_in_base")
-    }
+    closed = {role_of(one.place) for one in skipped if one.side == "base" and one.reason}
     for one in skipped:
         if one.side == "tuned":
-            why = Reason("not_read" if role_of(one.place) in closed else "no_module")
+            is_hidden = one.detail != UNNAMED and role_of(one.place) in closed
+            why = Reason("not_read" if is_hidden else "no_module")
             if one.reason != "only_in_tuned":
                 why = said(one.detail or str(one.reason))
             yield one.place, Unmatched(one.info.name, "adapter", why)
