@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 
 import pandas as pd
@@ -116,6 +117,13 @@ def test_a_snapshot_tells_what_moved_since():
     model["lm_head"].weight.data += 1e-3
     found = shadow.verify("trained", before, model, **asked)
     assert (found.holds, found.figures["tensors_to_move"]) == (True, 1)
+    for value, codes in ((0, ["zeros"]), (torch.nan, ["nonfinite"])):
+        broken = copy.deepcopy(model)
+        broken["lm_head"].weight.data.fill_(value)
+        found = shadow.verify("trained", before, broken, **asked)
+        assert (found.holds, [one.code for one in found.against]) == (False, codes)
+    broken["lm_head"].weight.data[0] = 1.0
+    assert shadow.verify("trained", before, broken, **asked).holds is None, "some may be as before"
     model["embed_tokens"].weight.data[0, 0] += 1e-3
     found = shadow.verify("trained", before, model, **asked)
     assert [(one.name, one.code) for one in found.against] == [("embed_tokens.weight", "changed")]

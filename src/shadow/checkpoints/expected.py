@@ -61,6 +61,8 @@ class Expected:
     """Layers, and other members of a list, that the files lack as a whole; how many tensors each
     has.
     """
+    in_f32: Sequence[str] = ()
+    """The files' tensors that this class keeps in F32 in models of 16 bits."""
 
 
 def stripped(config: Any) -> Any:
@@ -220,6 +222,7 @@ def _asked(
         outputs=[name for name in outputs if name not in inputs],
         vocabulary=0 if embedding is None else len(embedding),
         lost=lost_members(model.state_dict().keys(), missing),
+        in_f32=_in_f32(model, tensors),
     )  # fmt: skip
 
 
@@ -282,6 +285,13 @@ def owners_of(name: str) -> list[str]:
     """
     parts = name.split(".")
     return [".".join(parts[: at + 1]) for at, part in enumerate(parts[:-1]) if part.isdecimal()]
+
+
+def _in_f32(model: Any, tensors: Iterable[str]) -> list[str]:
+    """Return the tensors that match what a model keeps in F32, as transformers matches them."""
+    patterns = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    kept = [re.compile(pattern.replace("*", ".*")) for pattern in sorted(patterns)]
+    return sorted(name for name in tensors if any(one.search(name) for one in kept))
 
 
 if __name__ == "__main__":

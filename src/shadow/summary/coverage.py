@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from shadow.dtypes import FLOATS
-from shadow.reasons import FROM_ZERO
+from shadow.reasons import FROM_ZERO, UNNAMED
 from shadow.summary.layer_medians import held_rank
 from shadow.summary.record import (
     BrokenRow,
@@ -80,9 +80,18 @@ def vectors(tensors: Columns) -> VectorsRow:
 
 def idle_updates(tensors: Columns) -> int:
     """Return modules of an adapter that equal the base's, as the product of its factors is 0."""
-    rows = tensors.having(side="tuned", status="identical")
+    return _updates(tensors.having(side="tuned", status="identical"))
+
+
+def unnamed_updates(tensors: Columns) -> int:
+    """Return modules of an adapter of whose name the base has none."""
+    return _updates(tensors.where(are(tensors["detail"], UNNAMED)).having(side="tuned"))
+
+
+def _updates(tensors: Columns) -> int:
+    """Count the modules of an adapter's factors."""
     factors = (".lora_B", ".lora_embedding_B")  # one of the two of a module
-    return sum(any(factor in str(name) for factor in factors) for name in rows["tensor"])
+    return sum(any(factor in str(name) for factor in factors) for name in tensors["tensor"])
 
 
 def vocabulary(tensors: Columns) -> list[VocabularyRow]:

@@ -36,6 +36,7 @@ from shadow.summary.coverage import (
     unchanged,
     uncompared,
     unjudged_formats,
+    unnamed_updates,
     vectors,
     vocabulary,
 )
@@ -103,6 +104,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         warnings=[],
         warning_codes=[],
         idle_updates=idle_updates(tensors),
+        unnamed_updates=unnamed_updates(tensors),
         broken=broken(tensors),
         tier=tier_of(metadata["settings"]),
         estimated=bool(are(deltas["precision"], "sketch").any()),

@@ -555,6 +555,8 @@ class PairRecord(OverLayers):
     warnings: list[str]
     warning_codes: list[str]
     idle_updates: int
+    unnamed_updates: int
+    """Modules of an adapter of whose name the base has none."""
     broken: list[BrokenRow]
     tier: Tier
     estimated: bool

@@ -91,6 +91,8 @@ OF_ADAPTERS = "adapter_config.json"  # that an adapter has one is no news
 AT_MOST = 2  # parts of the model that are named
 # the whole line, by the sentence that leaves nothing more to say; the first that stands
 ALONE = {
+    "nothing_named": "Nothing was compared: none of the adapter's {count:count module|modules} has"
+    " a name of the base.",
     "nothing_compared": "Nothing was compared.",
     "unrelated": "Nothing in common entry by entry.",
     "moved_in_part": "The base with matrices in other layers.",
@@ -215,6 +217,9 @@ def headline(
     if summary.idle_updates:
         words = "The adapter does nothing in {count:count module|modules}, where its update is 0."
         return f"{recorded.fill(words, count=summary.idle_updates)} {text}"
+    if summary.unnamed_updates and "nothing_compared" not in codes:
+        words = "The base has no name of {count:count module|modules} of the adapter."
+        return f"{recorded.fill(words, count=summary.unnamed_updates)} {text}"
     hides = codes & ALONE.keys() & {"nothing_compared", "unrelated"}
     lacking = [one for one in summary.uncompared if one.reason == "only_in_base"]
     if hides or summary.broken or is_rearranged(summary) or not lacking:
@@ -233,7 +238,7 @@ def _of_change(
     refined = _refined(summary, codes, filtered)
     for code, text in ALONE.items():
         if code in refined:
-            return recorded.fill(text)
+            return recorded.fill(text, count=summary.unnamed_updates)
     kind = next((text for code, text in KINDS.items() if code in refined), "")
     inside = summary.inside_layers
     text = recorded.fill(
@@ -260,6 +265,7 @@ def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set
     )
     refinements = {
         "moved_in_part": "layers_moved" in codes and has_moved_in_part(summary),
+        "nothing_named": "nothing_compared" in codes and summary.unnamed_updates > 0,
         "all_not_comparable": is_rearranged(summary),
         "all_but_vectors": "only_vectors" in codes and {*codes} <= {"only_vectors", "identical"},
         "all_identical": {*codes} == {"identical"} and not filtered,

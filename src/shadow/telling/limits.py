@@ -38,6 +38,8 @@ WORDS = {
     "broken_and_left_out": "The {side} is broken: {text}. {count|This tensor was|These tensors"
     " were} not compared.",
     "nothing_compared": "Nothing was compared: no matrix{asked} has {what}.",
+    "nothing_named": "Nothing was compared: none of the adapter's {count:count module|modules} has"
+    " a name of the base.",
     "identical": "{what} the same[: {names:and} {count|is|are} identical].",
     "tensors": "{identical:count weight tensor|weight tensors}[ of {component}]",
     "vectors_alike": "{vectors.compared:count bias or norm|biases and norms}",
@@ -69,6 +71,9 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
     if changed.figure is None:
         is_nan = any(row.code == "nonfinite" for row in summary.broken)
         what = "a partner and finite numbers" if is_nan else "a partner on the other side"
+        if count := summary.unnamed_updates:
+            words = WORDS["nothing_named"]
+            return [*sentences, tell(summary, "nothing_compared", words, count=count)]
         words, asked = WORDS["nothing_compared"], " that was asked for" if filtered else ""
         return [*sentences, tell(summary, "nothing_compared", words, asked=asked, what=what)]
 
