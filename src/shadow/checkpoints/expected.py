@@ -97,7 +97,9 @@ def main() -> None:
     """Run the child: argv has the file with the question; the last line of stdout is the answer."""
     recorded = json.loads(Path(sys.argv[1]).read_text())
     try:
-        answer = asked(recorded["config"], recorded["tensors"], guard=lambda: confine(MEMORY, 0))
+        answer = asked(
+            recorded["config"], recorded["tensors"], guard=lambda: confine(MEMORY, 0, SECONDS)
+        )
     except MemoryError:
         answer = Expected(problem="loader_large")
     except Exception as error:  # whatever a config makes transformers do
