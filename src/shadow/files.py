@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -244,11 +245,27 @@ def nearest_folder(path: Path) -> Path:
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
 
 
-def read_start(path: Path, size: int) -> bytes | None:
-    """Return the first bytes of a file; None if it is not regular: opening a FIFO would wait."""
-    if not path.is_file():
+def open_regular(path: Path) -> int | None:
+    """Open a file for reading and return its handle; None if it is not regular.
+
+    All files that others write are opened here: a pipe would wait, and a device may never end.
+    Raises OSError.
+    """
+    if not path.is_file():  # opening a device may change it
         return None
-    with path.open("rb") as file:
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    return None
+
+
+def read_start(path: Path, size: int = -1) -> bytes | None:
+    """Return the first bytes of a file, or all; None if it is not regular."""
+    handle = open_regular(path)
+    if handle is None:
+        return None
+    with os.fdopen(handle, "rb") as file:
         return file.read(size)
 
 

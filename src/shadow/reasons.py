@@ -28,6 +28,7 @@ REASONS = {
     "quantized": SkipReason("packed weights, or weights with separate scales", strict=True),
     "unknown_dtype": SkipReason("of a dtype that this version does not know", strict=True),
     "nonfinite": SkipReason("NaN or infinite entries", strict=True),
+    "out_of_range": SkipReason("entries whose squares float64 does not hold", strict=True),
     "filtered": SkipReason(
         "left out by --layer, --module or --component, or part of a component with another base"
     ),

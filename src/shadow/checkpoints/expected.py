@@ -119,7 +119,9 @@ def expected(
 def main() -> None:
     """Run the child: argv has the file with the question; the last line of stdout is the answer."""
     recorded = json.loads(Path(sys.argv[1]).read_text())
-    answer = asked(recorded["config"], recorded["tensors"], guard=lambda: confine(MEMORY, 0))
+    answer = asked(
+        recorded["config"], recorded["tensors"], guard=lambda: confine(MEMORY, 0, SECONDS)
+    )
     sys.stdout.write("\n" + json.dumps(asdict(answer)) + "\n")
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from shadow.summary.tables import Columns
 
 SMALLEST = 1000  # entries of a tensor, below which the table leaves it out
-UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")  # reasons: no norm is known
+# reasons of tensors without a known norm
+UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "out_of_range", "unreadable")
 
 
 def published_place(tensors: Columns, metadata: ReportMetadata) -> PublishedRank | None:

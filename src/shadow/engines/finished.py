@@ -13,7 +13,7 @@ from shadow import __version__
 from shadow.checks.summary import Summary
 from shadow.engines.engine import portable
 from shadow.errors import ShadowError
-from shadow.files import alone_at
+from shadow.files import alone_at, read_start
 from shadow.reasons import STRICT
 from shadow.reports.folders import (
     finished_metadata,
@@ -127,7 +127,7 @@ def standing(
         return replace(there, broken=error.message)
     remove_journal_of(folder, wanted)
     try:
-        json.loads((folder / SUMMARY).read_bytes())
+        json.loads(read_start(folder / SUMMARY) or b"")
     except (OSError, ValueError, RecursionError):
         with alone_at(folder, JOURNAL), replacing(folder) as staged:
             staged.put(SUMMARY, summary_bytes(summary.as_json()))

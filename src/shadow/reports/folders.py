@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from shadow import __version__
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, require_utf8, safe_name, write_through, writing
+from shadow.files import PARTIAL, read_start, require_utf8, safe_name, write_through, writing
 from shadow.reports.provenance import METADATA_KEY, READ, SCHEMA, ReportMetadata, metadata_in
 from shadow.storage import Store, located, place_for
 from shadow.text import closest, several
@@ -159,25 +159,26 @@ def has_remains(folder: Path) -> bool:
     for name in TABLES_OF_A_PAIR:
         path = folder / f"{name}.parquet"
         try:
-            if path.is_file() and "pair" in _stored_metadata(_schema(path)):
+            if path.is_file() and "pair" in _stored_metadata(schema_of(path)):
                 return True
         except ShadowError:
             return True
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     try:
-        with (folder / "summary.json").open("rb") as file:
-            summary = json.loads(file.read(MAX_SUMMARY))
+        summary = json.loads(read_start(folder / "summary.json", MAX_SUMMARY) or b"")
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(summary, dict) and summary.keys() >= {"schema", "family", "pair", "figures"}
 
 
-def _schema(path: Path) -> pa.Schema:
-    """Return the schema of a Parquet file. Raises ShadowError."""
+def schema_of(path: Path) -> pa.Schema:
+    """Return the schema of a Parquet file of a report. Raises ShadowError."""
     import pyarrow as pa  # takes a twentieth of a second
     import pyarrow.parquet as pq
 
+    if not path.is_file():
+        raise missing(path.parent, path.name)
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
@@ -280,7 +281,7 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
     from shadow.reports.columns import TABLES  # a twentieth of a second
 
     require_utf8(folder)
-    schema = _schema(path)
+    schema = schema_of(path)
     try:
         metadata: ReportMetadata = _stored_metadata(schema)
         if type(metadata["schema"]) is int and not is_read(metadata):
@@ -315,7 +316,7 @@ def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> 
         if (is_due or name != "spectra") and not (folder / f"{name}.parquet").is_file():
             raise missing(folder, f"{name}.parquet")
     if is_due:
-        _schema(folder / "spectra.parquet")
+        schema_of(folder / "spectra.parquet")
 
 
 def _check_metadata(metadata: Any) -> None:

@@ -37,7 +37,7 @@ from shadow.checks.summary import Finding, Summary, summary_from_json
 from shadow.comparing.lineage import Step, step_of
 from shadow.comparing.published import published_place
 from shadow.errors import ShadowError
-from shadow.files import registry_folder
+from shadow.files import read_start, registry_folder
 from shadow.reports.folders import TABLES_OF_A_PAIR, Staged
 from shadow.reports.parquet import TableFile, absent_note, pages_of
 from shadow.reports.provenance import ReportMetadata, RunMetadata
@@ -209,8 +209,7 @@ def believed(report: Report) -> dict[str, Any] | None:
     """
     metadata: Mapping[str, Any] = report.provenance.recorded
     try:
-        with (report.folder / FILE).open("rb") as file:
-            stored: dict[str, Any] = json.loads(file.read(MAX_FILE))
+        stored: dict[str, Any] = json.loads(read_start(report.folder / FILE, MAX_FILE) or b"")
         tables = {name: report.content(name) for name in SUMMARISED}
         return stored if seal(stored, tables, metadata) == metadata["seal"] else None
     except NO_SEAL:
