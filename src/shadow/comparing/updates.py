@@ -1,0 +1,113 @@
+"""What left the delta of a report: the rounding of a copy, or a training like those of the lab."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from shadow.comparing.codes import NoVerdict
+from shadow.comparing.matching import ComparedReport
+from shadow.dtypes import FLOATS
+from shadow.reports.provenance import chosen_in
+from shadow.spectra.levels import round_trip
+from shadow.summary.changes import CHANGES, recognised
+from shadow.summary.coverage import FULL_RANK, LINEAGE, ROUNDING, standing_of
+from shadow.summary.layer_medians import SHORTEST
+from shadow.summary.tables import are, median, read_rows
+
+ROUNDED = 0.25  # share of a change beyond its format's rounding, below which it is that rounding
+NOISE = 5.0  # of purity_z: within it a delta has no structure beyond noise
+ALONG_BASE = 0.1  # decay_cosine from which a change has the shape of the weights themselves
+WITH_ALL_SPECTRA = ("full", "exact")  # levels at which spectra are not estimated
+# Norms of a trained decoder move a sixth as far as its matrices; those that are folded into
+# matrices move as far.
+NORMS_FOLDED = 0.5
+
+
+def is_training(report: ComparedReport) -> bool:
+    """Whether a report is of the whole update of a full-rank training, as those that the error
+    rates were measured on. A change that a record shows to be something else is none: a copy, a
+    base that was scaled, pruned, rotated or had its norms folded into matrices, an adapter.
+    """
+    provenance = report.provenance
+    settings = provenance.recorded["settings"]
+    if provenance.relation != "tuned" or provenance.level not in WITH_ALL_SPECTRA:
+        return False
+    if chosen_in(settings):
+        return False
+    rows = read_rows({name: report.report.table(name) for name in ("matrices", "tensors", "files")})
+    standing = standing_of(rows.deltas, rows.tensors)
+    changes = recognised(rows.deltas, rows.tensors, standing.cosine)
+    if any(change.figures(changes) is not None for change in CHANGES):
+        return False
+    inside = rows.deltas.inside
+    size = median(inside["relative_norm"])
+    floor = median(inside["floor_ratio"])
+    along_base = median(np.abs(inside["decay_cosine"]))
+    norms = rows.tensors.inside.having(side="tuned", module="norm")
+    norm_moved = median(norms["relative_norm"])
+    matrices = rows.tensors.inside.where(rows.tensors.inside.are_matrices)
+    conditions = (
+        standing.cosine is not None and standing.cosine >= LINEAGE,
+        standing.rank_ceiling is None,
+        standing.rank_share is None or standing.rank_share >= FULL_RANK,
+        not standing.unread,
+        not standing.unjudged,
+        not standing.formats,
+        floor is None or floor >= ROUNDING,
+        along_base is None or along_base < ALONG_BASE,
+        size is not None,
+        norm_moved is None or size is None or norm_moved < NORMS_FOLDED * size,
+        not are(matrices["status"], "identical", "skipped").any(),
+    )
+    return all(conditions)
+
+
+def copy_reason(report: ComparedReport) -> NoVerdict | None:
+    """Say why the delta of a report is the rounding of a copy; None if it may not be."""
+    deltas = report.deltas
+    deltas = deltas[deltas["layer"].notna()]
+    if deltas.empty:
+        return None
+    tensors = report.tensors
+    changed = tensors[(tensors["side"] == "tuned") & (tensors["relative_norm"] > 0)]
+    if len(changed) and changed["cast"].isin(["tuned", "base"]).all():
+        return NoVerdict.COPY_IN_ANOTHER_FORMAT
+    if 2 * _of_few_bits(deltas).sum() > len(deltas):
+        return NoVerdict.COPY_IN_FEW_BITS
+    if 2 * (deltas["purity_z"].abs() <= NOISE).sum() > len(deltas):
+        return NoVerdict.LIKE_NOISE
+    return None
+
+
+def _of_few_bits(deltas: pd.DataFrame) -> pd.Series[bool]:
+    """Find the matrices of the tuned side, and not of the base, that went through 8 bits or fewer.
+
+    This is judged by the levels of their format, by the format that they are stored in, or by how
+    few distinct values their rows have.
+    """
+    rounded = (deltas["format_copy"] == 1) | (deltas["kept_high"] < ROUNDED)
+    formats = deltas["dtype"].fillna("").str.partition("/")
+    base = formats[0]
+    tuned = formats[2].where(formats[2] != "", base)
+    stored = tuned.map(_is_few) & ~base.map(_is_few)
+    levels = _has_levels(deltas, "tuned") & ~_has_levels(deltas, "base")
+    few_bits: pd.Series[bool] = rounded | stored | levels
+    return few_bits
+
+
+def _has_levels(deltas: pd.DataFrame, side: str) -> NDArray[np.bool_]:
+    """Find the matrices of a side whose rows have as few distinct values as a copy's."""
+    figures = zip(deltas[f"levels_{side}"], deltas["cols"], strict=True)
+    return np.array([_is_on_levels(share, int(width)) for share, width in figures], np.bool_)
+
+
+def _is_on_levels(share: float, width: int) -> bool:
+    is_known = not np.isnan(share) and width >= SHORTEST
+    return is_known and round_trip(share, width) is not None
+
+
+def _is_few(dtype: str) -> bool:
+    form = FLOATS.get(dtype)
+    return bool(dtype) and (form is None or form.bits <= 8)
