@@ -88,6 +88,12 @@ def names_in(template: str) -> list[str]:
     return [name for slot in SLOT.finditer(template) for name in slot.groups()[:2] if name]
 
 
+def with_names(template: str) -> str:
+    """Write a template with the names of its figures in capitals: `only LAYERS layers`."""
+    text = SLOT.sub(lambda slot: " ".join(filter(None, (slot[1].upper(), slot[5]))), template)
+    return text.replace("[", "").replace("]", "")
+
+
 def _texts(value: Value) -> Sequence[str]:
     assert isinstance(value, Sequence), "a text, or several"
     return [str(one) for one in value]

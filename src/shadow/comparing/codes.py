@@ -258,8 +258,3 @@ TEMPLATES: Mapping[str, str] = {
 def say(reason: Reason) -> str:
     """Put a reason into words."""
     return fill(TEMPLATES[reason.code], reason.figures)
-
-
-def code_of(reason: Reason | None) -> str | None:
-    """The code of a reason, if there is one."""
-    return None if reason is None else str(reason.code)

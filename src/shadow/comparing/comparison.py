@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shadow.comparing.codes import NoContrast, Relation, code_of, say
+from shadow.comparing.codes import NoContrast, Relation, say
 from shadow.comparing.contrast import MARGIN, Contrast, contrast
-from shadow.comparing.matching import ReportIdentity, compared, relate
+from shadow.comparing.matching import ComparedReport, ReportIdentity, relate
 from shadow.comparing.scores import NOT_SHOWN, Score, ScoredSet, score_reports
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.report import Report
@@ -63,16 +63,11 @@ class Comparison:
         return None if self.no_contrast is None else say(self.no_contrast)
 
     def as_json(self) -> dict[str, Any]:
-        """For machines: words, and their codes."""
+        """For machines: reasons by code and figures, and in words."""
         return {
-            "schema": self.schema,
-            "version": self.version,
-            "margin": self.margin,
-            "reports": [asdict(report) for report in self.reports],
+            **asdict(self),
             "contrasts": [contrast.as_json() for contrast in self.contrasts],
-            "claims": self.claims,
             "not_contrasted": self.not_contrasted,
-            "not_contrasted_code": code_of(self.no_contrast),
             "scores": None if self.scores is None else self.scores.as_json(),
         }
 
@@ -91,7 +86,8 @@ def compare(
     allowed: gains and concentrations of all are correlated, and matrices are not compared.
     """
     reports = [
-        compared(Report(folder), report_label(number)) for number, folder in enumerate(folders)
+        ComparedReport(report_label(number), Report(folder))
+        for number, folder in enumerate(folders)
     ]
     not_shown = list(CLAIMS["not_shown"])
     if scores:

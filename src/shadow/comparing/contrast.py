@@ -19,7 +19,6 @@ from shadow.comparing.codes import (
     Rate,
     Relation,
     Verified,
-    code_of,
     say,
 )
 from shadow.comparing.differences import (
@@ -120,26 +119,16 @@ class Contrast:
         return None if self.no_directions is None else say(self.no_directions)
 
     def as_json(self) -> dict[str, Any]:
-        """For machines: words, and their codes."""
+        """For machines: reasons by code and figures, and in words."""
         return {
-            "first": self.first,
-            "second": self.second,
-            "relation": self.relation,
+            **asdict(self),
             "relation_code": self.relation.code,
-            "verified": self.verified,
-            "matched": asdict(self.matched),
-            "figures": [figure.as_json() for figure in self.figures],
-            "verdict": self.verdict,
             "verdict_code": self.verdict.code,
+            "figures": [figure.as_json() for figure in self.figures],
             "sentence": self.sentence,
-            "rate": self.rate,
             "not_comparable": self.not_comparable,
-            "not_comparable_codes": [reason.code for reason in self.voids],
             "warnings": self.warnings,
-            "warning_codes": [reason.code for reason in self.doubts],
-            "joint": None if self.joint is None else asdict(self.joint),
             "no_joint": self.no_joint,
-            "no_joint_code": code_of(self.no_directions),
         }
 
 
@@ -322,7 +311,7 @@ def _doubts(
         names = {"larger": first.name, "smaller": second.name}
         if norm < 0:
             names = {"larger": second.name, "smaller": first.name}
-        yield Reason(Doubt.NORMS_FAR_APART, {**names, "times": math.exp(abs(norm))})
+        yield Reason(Doubt.NORMS_FAR_APART, {**names, "times": math.exp(min(abs(norm), 700.0))})
     if concentration.verdict in OPPOSITE:
         outside = matched[matched["layer"].isna()].groupby("module")["concentration_difference"]
         against = outside.median() * -concentration.points

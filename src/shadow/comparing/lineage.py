@@ -117,12 +117,8 @@ class Lineage:
         return [say(remark) for remark in self.remarks]
 
     def as_json(self) -> dict[str, Any]:
-        """For machines: words, and their codes."""
-        return {
-            "chains": [asdict(chain) for chain in self.chains],
-            "notes": self.notes,
-            "note_codes": [remark.code for remark in self.remarks],
-        }
+        """For machines: remarks by code and figures, and in words."""
+        return {**asdict(self), "notes": self.notes}
 
 
 def step_of(report: Report, summary: PairRecord, failed_gates: Sequence[Row]) -> Step | None:
@@ -227,16 +223,14 @@ def _edges(steps: Sequence[Step], remarks: list[Reason]) -> dict[Edge, Step]:
         else:
             edges[first, last] = step
     names = _names(edges)
-    named = {
-        (first, last): replace(step, start=names[first], end=names[last])
-        for (first, last), step in edges.items()
-    }
-    circular = [edge for edge in named if edge[0] in _reached(edge[1], named)]
+    for (first, last), step in edges.items():
+        edges[first, last] = replace(step, start=names[first], end=names[last])
+    circular = [edge for edge in edges if edge[0] in _reached(edge[1], edges)]
     for edge in circular:
-        step = named.pop(edge)
+        step = edges.pop(edge)
         figures = {"folder": step.folder, "start": step.start, "end": step.end}
         remarks.append(Reason(LineageNote.CIRCULAR, figures))
-    return named
+    return edges
 
 
 def numbered(sides: Sequence[CheckpointMetadata]) -> list[int]:

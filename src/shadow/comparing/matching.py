@@ -5,7 +5,7 @@ Reads reports and prints nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -58,17 +58,24 @@ class ReportIdentity:
 
 @dataclass(frozen=True)
 class ComparedReport:
-    """A compared report: its provenance, and the columns of its rows that a comparison needs.
+    """A compared report: its provenance, and the columns of its rows that a comparison needs, which
+    are read on demand: ShadowError says that a report is broken or of another schema.
 
     Missing values are as in every frame of a report: see `shadow.reports.report`.
     """
 
     label: str
     report: Report
-    matrices: pd.DataFrame
-    """MATRIX_COLUMNS of matrices.parquet."""
-    tensors: pd.DataFrame
-    """TENSOR_COLUMNS of tensors.parquet."""
+
+    @cached_property
+    def matrices(self) -> pd.DataFrame:
+        """MATRIX_COLUMNS of matrices.parquet."""
+        return self.report.columns("matrices", MATRIX_COLUMNS)
+
+    @cached_property
+    def tensors(self) -> pd.DataFrame:
+        """TENSOR_COLUMNS of tensors.parquet."""
+        return self.report.columns("tensors", TENSOR_COLUMNS)
 
     @property
     def provenance(self) -> Provenance:
@@ -79,6 +86,14 @@ class ComparedReport:
     def metadata(self) -> ReportMetadata:
         """What its files say about how it was made, unchanged."""
         return self.provenance.recorded
+
+    @property
+    def failed_gates(self) -> list[str] | None:
+        """The gates that the pair fails; None where its files do not say."""
+        gates = self.metadata.get("gates")
+        if not isinstance(gates, list) or not all(isinstance(gate, Mapping) for gate in gates):
+            return None
+        return [str(gate.get("name")) for gate in gates if gate.get("passed") is not True]
 
     @property
     def name(self) -> str:
@@ -104,19 +119,6 @@ class ComparedReport:
             tuned=metadata["tuned"],
             settings=metadata["settings"],
         )
-
-
-def compared(report: Report, label: str) -> ComparedReport:
-    """Read the rows of a finished report.
-
-    Raises ShadowError for a report that is broken or of another schema.
-    """
-    return ComparedReport(
-        label=label,
-        report=report,
-        matrices=report.columns("matrices", MATRIX_COLUMNS),
-        tensors=report.columns("tensors", TENSOR_COLUMNS),
-    )
 
 
 # How two reports are related

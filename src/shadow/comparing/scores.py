@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from shadow.comparing.codes import LeftOut, code_of, say
+from shadow.comparing.codes import LeftOut, say
 from shadow.errors import ShadowError
 from shadow.files import read_given
 from shadow.reports.provenance import SIDES, ReportMetadata, Side
@@ -72,15 +72,8 @@ class ScoredReport:
         return None if self.exclusion is None else say(self.exclusion)
 
     def as_json(self) -> dict[str, Any]:
-        """For machines: words, and their codes."""
-        return {
-            "label": self.label,
-            "pair": self.pair,
-            "concentration": self.concentration,
-            "gains": [asdict(gain) for gain in self.gains],
-            "left_out": self.left_out,
-            "left_out_code": code_of(self.exclusion),
-        }
+        """For machines: the reason by code and figures, and in words."""
+        return {**asdict(self), "left_out": self.left_out}
 
 
 @dataclass(frozen=True)
@@ -104,10 +97,7 @@ class ScoredSet:
 
     def as_json(self) -> dict[str, Any]:
         """For machines."""
-        return {
-            "reports": [report.as_json() for report in self.reports],
-            "correlations": [asdict(correlation) for correlation in self.correlations],
-        }
+        return {**asdict(self), "reports": [report.as_json() for report in self.reports]}
 
 
 def read_scores(file: Path) -> list[Score]:
@@ -219,30 +209,18 @@ def score_reports(reports: Sequence[ComparedReport], scores: Sequence[Score]) ->
 
 
 def _scored(report: ComparedReport, scores: Sequence[Score]) -> ScoredReport:
-    metadata = report.metadata
-    gains = gains_of(scores, metadata)
+    exclusion: Reason | None = None
+    if gates := report.failed_gates:
+        exclusion = Reason(LeftOut.GATES_FAILED, {"gates": ", ".join(gates)[:80]})
+    elif report.provenance.relation == "sibling":
+        exclusion = Reason(LeftOut.OF_SIBLINGS)
     return ScoredReport(
         label=report.label,
-        pair=f"{metadata['family']}:{metadata['pair']}",
+        pair=f"{report.provenance.family}:{report.provenance.pair}",
         concentration=finite(report.deltas["concentration"].median()),
-        gains=gains,
-        exclusion=_exclusion(metadata),
+        gains=gains_of(scores, report.metadata),
+        exclusion=exclusion,
     )
-
-
-def _exclusion(metadata: ReportMetadata) -> Reason | None:
-    recorded = metadata.get("gates")
-    gates = recorded if isinstance(recorded, list) else []
-    failed = [
-        str(gate.get("name"))
-        for gate in gates
-        if isinstance(gate, Mapping) and gate.get("passed") is False
-    ]
-    if failed:
-        return Reason(LeftOut.GATES_FAILED, {"gates": ", ".join(failed)[:80]})
-    if metadata["settings"].get("relation") == "sibling":
-        return Reason(LeftOut.OF_SIBLINGS)
-    return None
 
 
 def correlations(entries: Sequence[ScoredReport]) -> list[Correlation]:

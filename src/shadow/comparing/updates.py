@@ -12,13 +12,13 @@ from shadow.dtypes import FLOATS
 from shadow.reports.provenance import chosen_in
 from shadow.spectra.levels import round_trip
 from shadow.summary.changes import CHANGES, recognised
-from shadow.summary.coverage import FULL_RANK, LINEAGE, ROUNDING, standing_of
 from shadow.summary.layer_medians import SHORTEST
 from shadow.summary.tables import are, median, read_rows
 
 ROUNDED = 0.25  # share of a change beyond its format's rounding, below which it is that rounding
 NOISE = 5.0  # of purity_z: within it a delta has no structure beyond noise
 ALONG_BASE = 0.1  # decay_cosine from which a change has the shape of the weights themselves
+TABLES = ("matrices", "tensors", "files")
 WITH_ALL_SPECTRA = ("full", "exact")  # levels at which spectra are not estimated
 # Norms of a trained decoder move a sixth as far as its matrices; those that are folded into
 # matrices move as far.
@@ -27,41 +27,27 @@ NORMS_FOLDED = 0.5
 
 def is_training(report: ComparedReport) -> bool:
     """Whether a report is of the whole update of a full-rank training, as those that the error
-    rates were measured on. A change that a record shows to be something else is none: a copy, a
+    rates were measured on. A change that its record shows to be something else is none: a copy, a
     base that was scaled, pruned, rotated or had its norms folded into matrices, an adapter.
     """
     provenance = report.provenance
-    settings = provenance.recorded["settings"]
-    if provenance.relation != "tuned" or provenance.level not in WITH_ALL_SPECTRA:
+    is_whole = not chosen_in(provenance.recorded["settings"])
+    passed_gates = report.failed_gates == []
+    if not (is_whole and passed_gates and provenance.level in WITH_ALL_SPECTRA):
         return False
-    if chosen_in(settings):
-        return False
-    rows = read_rows({name: report.report.table(name) for name in ("matrices", "tensors", "files")})
-    standing = standing_of(rows.deltas, rows.tensors)
-    changes = recognised(rows.deltas, rows.tensors, standing.cosine)
+    rows = read_rows({name: report.report.table(name) for name in TABLES})
+    changes = recognised(rows.deltas, rows.tensors, median(rows.deltas["cosine"]))
     if any(change.figures(changes) is not None for change in CHANGES):
         return False
     inside = rows.deltas.inside
-    size = median(inside["relative_norm"])
-    floor = median(inside["floor_ratio"])
-    along_base = median(np.abs(inside["decay_cosine"]))
-    norms = rows.tensors.inside.having(side="tuned", module="norm")
-    norm_moved = median(norms["relative_norm"])
-    matrices = rows.tensors.inside.where(rows.tensors.inside.are_matrices)
-    conditions = (
-        standing.cosine is not None and standing.cosine >= LINEAGE,
-        standing.rank_ceiling is None,
-        standing.rank_share is None or standing.rank_share >= FULL_RANK,
-        not standing.unread,
-        not standing.unjudged,
-        not standing.formats,
-        floor is None or floor >= ROUNDING,
-        along_base is None or along_base < ALONG_BASE,
-        size is not None,
-        norm_moved is None or size is None or norm_moved < NORMS_FOLDED * size,
-        not are(matrices["status"], "identical", "skipped").any(),
-    )
-    return all(conditions)
+    along_base = median(np.abs(inside["decay_cosine"])) or 0.0
+    tensors = rows.tensors.inside.having(side="tuned")
+    matrices = tensors.where(tensors.are_matrices)
+    is_frozen = bool(are(matrices["status"], "identical").any())
+    moved = median(inside["relative_norm"]) or 0.0
+    norms_moved = median(tensors.having(module="norm")["relative_norm"]) or 0.0
+    is_folded = along_base >= ALONG_BASE or norms_moved >= NORMS_FOLDED * moved
+    return not (is_frozen or is_folded)
 
 
 def copy_reason(report: ComparedReport) -> NoVerdict | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from shadow.checks.answer import Check
 from shadow.checks.registry import kinds
+from shadow.comparing.codes import KINDS as COMPARED
 from shadow.errors import UsageError
 from shadow.gone import gone_word
 from shadow.places.names import name_rules
@@ -38,7 +39,7 @@ from shadow.telling.document import (
     worded,
 )
 from shadow.telling.finding import CODES, NOT_SHOWN
-from shadow.templates import fill
+from shadow.templates import fill, with_names
 from shadow.text import VERY_LIKE, nearest
 
 _WORDS = read_words("words.yaml")
@@ -205,6 +206,10 @@ def other_words() -> Mapping[str, Head]:
             text = fill(kind.text, {**figures, "rate": _rate(check)})
             names = {code: f"`{check.title}`, {text}", check.title: text}
             texts |= names if kind.has_titles else {code: text}
+    for meaning, members in COMPARED.items():
+        for member in members:
+            text = f"{meaning}: {with_names(member.text)}"
+            texts |= {member.code: text, member.value: text}
     module = "a module: what role a matrix has in the model, by the name of its tensor"
     screens = _WORDS["screens"].items()
     return {
