@@ -10,7 +10,7 @@ from reports import delta, identity, places, uniform, write
 
 from shadow.checks.pair_gates import GATES
 from shadow.checks.registry import kinds
-from shadow.comparing.codes import KINDS, TEMPLATES, ComparisonVerdict, Relation, say
+from shadow.comparing.codes import KINDS, TEMPLATES, ComparisonVerdict, ReportRelation, say
 from shadow.comparing.comparison import compare
 from shadow.comparing.lineage import lineage
 from shadow.gates.verdicts import WORDS_OF_VERDICTS
@@ -39,7 +39,12 @@ def test_codes_are_snake_case_and_unique():
 
 def test_words_that_json_always_had_stay():
     """Scripts compare with them; the codes are beside."""
-    assert [*Relation] == ["the same pair", "one base", "consecutive stages", "different bases"]
+    assert [*ReportRelation] == [
+        "the same pair",
+        "one base",
+        "consecutive stages",
+        "different bases",
+    ]
     assert [*ComparisonVerdict] == [
         "more concentrated",
         "less concentrated",

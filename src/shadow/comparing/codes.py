@@ -33,7 +33,7 @@ class Coded(StrEnum):
         return self.name.lower()
 
 
-class Relation(Coded):
+class ReportRelation(Coded):
     """The relation of the pairs of two reports, and what it means."""
 
     SAME_PAIR = "the same pair", "both reports are of the same pair of checkpoints"
@@ -49,7 +49,7 @@ class Relation(Coded):
 
 
 class ComparisonVerdict(Coded):
-    """What one or all figures say of the first report, and the sentence about both."""
+    """The word of one or all figures about the first report, and the sentence about both."""
 
     MORE_CONCENTRATED = (
         "more concentrated",
@@ -86,7 +86,7 @@ OPPOSITE: Mapping[ComparisonVerdict, ComparisonVerdict] = {
 
 
 class Rate(Coded):
-    """How often verdicts were wrong in the lab (docs/evidence.md, whose table a test compares)."""
+    """The share of wrong verdicts in the lab (docs/evidence.md, whose table a test compares)."""
 
     SEEDS_CALLED = "seeds_called", "in the lab, 0 of 140 pairs of two seeds were called so"
     DATA_MISSED = (
@@ -96,7 +96,7 @@ class Rate(Coded):
 
 
 class NoVerdict(Coded):
-    """Why two reports get no verdict."""
+    """Reasons for no verdict on two reports."""
 
     RANKS_DIFFER = (
         "ranks_differ",
@@ -138,7 +138,7 @@ class NoVerdict(Coded):
 
 
 class Doubt(Coded):
-    """What makes a comparison doubtful, though not void; some relations do too."""
+    """Warnings of what makes a comparison doubtful, though not void; some relations do too."""
 
     SIBLINGS_COMPARED = (
         "siblings_compared",
@@ -178,7 +178,7 @@ class Doubt(Coded):
 
 
 class NoContrast(Coded):
-    """Why the matrices of a set of reports are not compared."""
+    """Reasons for not comparing the matrices of a set of reports."""
 
     TOO_MANY_REPORTS = (
         "too_many_reports",
@@ -192,7 +192,7 @@ class NoContrast(Coded):
 
 
 class NoDirections(Coded):
-    """Why it is not known where two deltas point."""
+    """Reasons for not knowing where two deltas point."""
 
     STEPS_OF_ONE_LINEAGE = "steps_of_one_lineage", "these are steps of one lineage"
     ANOTHER_BASE = "another_base", "the bases differ"
@@ -209,7 +209,7 @@ class NoDirections(Coded):
 
 
 class LeftOut(Coded):
-    """Why a report has no part in the correlations with scores."""
+    """Reasons for leaving a report out of the correlations with scores."""
 
     GATES_FAILED = "gates_failed", "gate {gates} failed"
     OF_SIBLINGS = "of_siblings", "a pair of siblings"
@@ -217,7 +217,7 @@ class LeftOut(Coded):
 
 
 class LineageNote(Coded):
-    """What a lineage leaves out, and what has no order in it."""
+    """Notes on reports that a lineage leaves out, or that have no order in it."""
 
     SAME_FILES = "same_files", "{folder}: left out, since base and tuned are the same files"
     SAME_STEP = "same_step", "{folder}: left out, since {other} is of the same two checkpoints"
@@ -229,7 +229,7 @@ class LineageNote(Coded):
 
 
 class StepDoubt(Coded):
-    """Why the change of a step is no update."""
+    """Notes on steps whose change is no update."""
 
     STEP_UNRELATED = "step_unrelated", "{start}..{end}: base and tuned have little in common"
     STEP_REARRANGED = (
@@ -239,7 +239,7 @@ class StepDoubt(Coded):
 
 
 KINDS: Mapping[str, type[Coded]] = {
-    "a relation of two reports": Relation,
+    "a relation of two reports": ReportRelation,
     "a verdict of a comparison": ComparisonVerdict,
     "an error rate of verdicts": Rate,
     "a reason for no verdict": NoVerdict,

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shadow.comparing.codes import NoContrast, Relation, say
+from shadow.comparing.codes import NoContrast, ReportRelation, say
 from shadow.comparing.contrast import MARGIN, Contrast, contrast
 from shadow.comparing.matching import ComparedReport, ReportIdentity, relate
 from shadow.comparing.scores import NOT_SHOWN, Score, ScoredSet, score_reports
@@ -59,7 +59,7 @@ class Comparison:
 
     @property
     def not_contrasted(self) -> str | None:
-        """Why there are no contrasts, in words."""
+        """The reason for no contrasts, in words."""
         return None if self.no_contrast is None else say(self.no_contrast)
 
     def as_json(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def compare(
         for first, second in itertools.combinations(reports, 2)
     ]
     for first, second, relation, _ in pairs:
-        if relation is Relation.DIFFERENT_BASES and not allow_different_base:
+        if relation is ReportRelation.DIFFERENT_BASES and not allow_different_base:
             names = {"first": first.name, "second": second.name}
             if not scores:
                 raise ShadowError(

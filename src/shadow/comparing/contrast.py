@@ -17,7 +17,7 @@ from shadow.comparing.codes import (
     Doubt,
     NoVerdict,
     Rate,
-    Relation,
+    ReportRelation,
     Verified,
     say,
 )
@@ -76,7 +76,7 @@ class Contrast:
 
     first: str
     second: str
-    relation: Relation
+    relation: ReportRelation
     verified: Verified | None
     """How it is known which weights they share; None if they share none."""
     matched: MatchedCounts
@@ -115,7 +115,7 @@ class Contrast:
 
     @property
     def no_joint(self) -> str | None:
-        """Why joint is not known, in words."""
+        """The reason for no joint, in words."""
         return None if self.no_directions is None else say(self.no_directions)
 
     def as_json(self) -> dict[str, Any]:
@@ -135,13 +135,13 @@ class Contrast:
 def contrast(
     first: ComparedReport,
     second: ComparedReport,
-    relation: Relation,
+    relation: ReportRelation,
     verified: Verified | None,
     *,
     margin: float,
 ) -> Contrast:
     """Compare the first report with the second. Raises ShadowError if they share no matrix."""
-    by_base = relation in (Relation.SAME_PAIR, Relation.ONE_BASE)
+    by_base = relation in (ReportRelation.SAME_PAIR, ReportRelation.ONE_BASE)
     rows = match(first.deltas, second.deltas, by_base=by_base)
     if rows.empty:
         raise ShadowError(
@@ -281,7 +281,7 @@ def _headline(
 def _doubts(
     first: ComparedReport,
     second: ComparedReport,
-    relation: Relation,
+    relation: ReportRelation,
     matched: pd.DataFrame,
     counts: MatchedCounts,
     figures: Sequence[Difference],
@@ -289,7 +289,7 @@ def _doubts(
     is_void: bool,
 ) -> Iterator[Reason]:
     """Yield what makes a comparison doubtful, though not invalid."""
-    if relation is not Relation.ONE_BASE:
+    if relation is not ReportRelation.ONE_BASE:
         yield Reason(relation.code)
     for report in (first, second):
         if report.provenance.relation == "sibling":
@@ -322,16 +322,16 @@ def _doubts(
 def _rate(
     first: ComparedReport,
     second: ComparedReport,
-    relation: Relation,
+    relation: ReportRelation,
     verdict: ComparisonVerdict,
     concentration: Difference,
     doubts: Sequence[Reason],
 ) -> Rate | None:
-    """How often such verdicts were wrong in the lab; None for pairs unlike those of the lab.
+    """The share of such verdicts that were wrong in the lab; None for pairs unlike those there.
 
     Those are two trainings of one base, measured with the same settings, whose norms are similar.
     """
-    if verdict is ComparisonVerdict.NO_COMPARISON or relation is not Relation.ONE_BASE:
+    if verdict is ComparisonVerdict.NO_COMPARISON or relation is not ReportRelation.ONE_BASE:
         return None
     if concentration.margin != MARGIN or concentration.no_interval is not None:
         return None

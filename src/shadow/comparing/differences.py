@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from shadow.comparing.codes import ComparisonVerdict, NoDirections, Relation, Verified
+from shadow.comparing.codes import ComparisonVerdict, NoDirections, ReportRelation, Verified
 from shadow.summary.bootstrap import blocks_of, interval_of_median
 from shadow.summary.tables import finite
 
@@ -236,10 +236,10 @@ class DeltaDirections:
         return -1 if self.cosine < -far else 0
 
 
-def no_shared_base(relation: Relation, verified: Verified | None) -> NoDirections | None:
+def no_shared_base(relation: ReportRelation, verified: Verified | None) -> NoDirections | None:
     """Say why two deltas do not start at the same weights; None if they do."""
-    if relation is Relation.CONSECUTIVE_STAGES:
+    if relation is ReportRelation.CONSECUTIVE_STAGES:
         return NoDirections.STEPS_OF_ONE_LINEAGE
-    if relation is Relation.DIFFERENT_BASES:
+    if relation is ReportRelation.DIFFERENT_BASES:
         return NoDirections.ANOTHER_BASE
     return None if verified else NoDirections.BASE_NOT_IDENTIFIED

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from shadow.comparing.codes import Doubt, Relation, Verified
+from shadow.comparing.codes import Doubt, ReportRelation, Verified
 from shadow.reports.provenance import (
     CheckpointIdentity,
     CheckpointMetadata,
@@ -79,21 +79,22 @@ class ComparedReport:
 
     @property
     def provenance(self) -> Provenance:
-        """What was measured, and how."""
+        """The subject of the report, and how it was measured."""
         return self.report.provenance
 
     @property
     def metadata(self) -> ReportMetadata:
-        """What its files say about how it was made, unchanged."""
+        """The metadata of its files, unchanged."""
         return self.provenance.recorded
 
     @property
     def failed_gates(self) -> list[str] | None:
         """The gates that the pair fails; None where its files do not say."""
         gates = self.metadata.get("gates")
-        if not isinstance(gates, list) or not all(isinstance(gate, Mapping) for gate in gates):
+        if not isinstance(gates, list) or not gates:
             return None
-        return [str(gate.get("name")) for gate in gates if gate.get("passed") is not True]
+        recorded = [gate for gate in gates if isinstance(gate, Mapping)]
+        return [str(gate.get("name")) for gate in recorded if gate.get("passed") is not True]
 
     @property
     def name(self) -> str:
@@ -124,7 +125,7 @@ class ComparedReport:
 # How two reports are related
 
 
-def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, Verified | None]:
+def relate(first: ComparedReport, second: ComparedReport) -> tuple[ReportRelation, Verified | None]:
     """Find how two reports are related, and how it is known which weights they share; None if they
     share none.
     """
@@ -132,10 +133,10 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, Ver
     after = second.provenance
     if verified := _same(before.base, after.base):
         is_same_pair = _same(before.tuned, after.tuned) is not None
-        return Relation.SAME_PAIR if is_same_pair else Relation.ONE_BASE, verified
+        return ReportRelation.SAME_PAIR if is_same_pair else ReportRelation.ONE_BASE, verified
     if verified := _same(before.tuned, after.base) or _same(before.base, after.tuned):
-        return Relation.CONSECUTIVE_STAGES, verified
-    return Relation.DIFFERENT_BASES, None
+        return ReportRelation.CONSECUTIVE_STAGES, verified
+    return ReportRelation.DIFFERENT_BASES, None
 
 
 def _same(left: CheckpointIdentity, right: CheckpointIdentity) -> Verified | None:

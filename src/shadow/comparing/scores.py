@@ -68,7 +68,7 @@ class ScoredReport:
 
     @property
     def left_out(self) -> str | None:
-        """Why it has no part in the correlations, in words."""
+        """The reason for leaving it out of the correlations, in words."""
         return None if self.exclusion is None else say(self.exclusion)
 
     def as_json(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _number(value: object) -> float | None:
 
 
 def _fits(model: str, side: Side, metadata: ReportMetadata) -> bool:
-    """Whether a model's name is a side's repository, folder, or family:stage."""
+    """Check that a model's name is a side's repository, folder, or family:stage."""
     recorded = metadata[side]
     start, _, end = metadata["pair"].partition("..")
     stage = f"{metadata['family']}:{start if side == 'base' else end}"

@@ -1,4 +1,4 @@
-"""What left the delta of a report: the rounding of a copy, or a training like those of the lab."""
+"""The origin of a report's delta: the rounding of a copy, or a training like those of the lab."""
 
 from __future__ import annotations
 
@@ -25,29 +25,32 @@ WITH_ALL_SPECTRA = ("full", "exact")  # levels at which spectra are not estimate
 NORMS_FOLDED = 0.5
 
 
+@np.errstate(all="ignore")  # a forged report may hold infinities
 def is_training(report: ComparedReport) -> bool:
-    """Whether a report is of the whole update of a full-rank training, as those that the error
-    rates were measured on. A change that its record shows to be something else is none: a copy, a
-    base that was scaled, pruned, rotated or had its norms folded into matrices, an adapter.
+    """Check that a report is of the whole update of a full-rank training, as those that the error
+    rates were measured on. Its record must not show another change: a copy, an adapter, a base that
+    was scaled, pruned or rotated, or whose norms were folded into matrices.
     """
     provenance = report.provenance
-    is_whole = not chosen_in(provenance.recorded["settings"])
-    passed_gates = report.failed_gates == []
-    if not (is_whole and passed_gates and provenance.level in WITH_ALL_SPECTRA):
+    if provenance.relation != "tuned" or provenance.level not in WITH_ALL_SPECTRA:
+        return False
+    if report.failed_gates != [] or chosen_in(provenance.recorded["settings"]):
         return False
     rows = read_rows({name: report.report.table(name) for name in TABLES})
     changes = recognised(rows.deltas, rows.tensors, median(rows.deltas["cosine"]))
     if any(change.figures(changes) is not None for change in CHANGES):
         return False
-    inside = rows.deltas.inside
-    along_base = median(np.abs(inside["decay_cosine"])) or 0.0
     tensors = rows.tensors.inside.having(side="tuned")
     matrices = tensors.where(tensors.are_matrices)
-    is_frozen = bool(are(matrices["status"], "identical").any())
-    moved = median(inside["relative_norm"]) or 0.0
-    norms_moved = median(tensors.having(module="norm")["relative_norm"]) or 0.0
-    is_folded = along_base >= ALONG_BASE or norms_moved >= NORMS_FOLDED * moved
-    return not (is_frozen or is_folded)
+    if are(matrices["status"], "identical").any():
+        return False
+    inside = rows.deltas.inside
+    along_base = median(np.abs(inside["decay_cosine"]))
+    moved = median(inside["relative_norm"])
+    norms_moved = median(tensors.having(module="norm")["relative_norm"])
+    if along_base is None or moved is None or along_base >= ALONG_BASE:
+        return False
+    return norms_moved is None or norms_moved < NORMS_FOLDED * moved
 
 
 def copy_reason(report: ComparedReport) -> NoVerdict | None:
