@@ -135,9 +135,9 @@ MUTANTS = (
     Planted("checks/quantised.py", "checks/test_quantised.py", {
         "nothing is far": ("and not self.noise.is_far", ""),
     }),
-    Planted("comparing/comparison.py", "comparing/test_compare.py -k disagree or voids", {
-        "one figure is enough": ("if agree < MIN_AGREEING or", "if"),
-        "ranks that differ": ("np.isnan(ranks[0]) !=", "np.isnan(ranks[0]) & ~"),
+    Planted("comparing/contrast.py", "comparing/test_compare.py -k disagree or voids", {
+        "one figure is enough": ("is_mixed = agree < MIN_AGREEING or", "is_mixed ="),
+        "ranks that differ": ("(is_unknown[0] !=", "(is_unknown[0] & ~"),
         "rounding alone": ("elif floor < ROUNDING", "elif floor < 0"),
     }),
     Planted("checkpoints/safetensors_files.py", "checkpoints/test_shards.py", {
