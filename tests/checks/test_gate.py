@@ -220,7 +220,7 @@ def test_baselines_are_found_by_family_and_pair(tmp_path):
     moved = two.rename(tmp_path / "old" / "other-name")
     a, b, c, d = (("toy", f"x..{name}") for name in "abcd")
     found = read_baselines(tmp_path / "old", [one, moved], [a, b, c])
-    assert {pair: one.report.folder for pair, one in found.items()} == {a: one, b: moved}
+    assert {pair: one.source.folder for pair, one in found.items()} == {a: one, b: moved}
     assert list(read_baselines(one, [one], [c])) == [c]
     assert read_baselines(one, [one], [c, d]) == {}
     copy = shutil.copytree(one, tmp_path / "old" / "copy")

@@ -10,13 +10,13 @@ import pytest
 import reports
 from reports import delta, place, places
 
-from shadow.checks.pair_gates import Gate
 from shadow.gates.measured import read_measured
 from shadow.gates.rules import parse_rule
 from shadow.gates.verdicts import JudgedReport, judge
 from shadow.reasons import FROM_ZERO
 from shadow.reports.columns import FILES
 from shadow.reports.parquet import arrow_schema
+from shadow.summary.record import Gate
 
 
 def verdict(folder, text, **more):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from shadow.checks.answer import Answer, Check, Outcome
 from shadow.checks.explanations import is_rearranged
 from shadow.summary.coverage import FULL_RANK, LINEAGE, ROUNDING, Standing
-from shadow.summary.record import PairRecord, Row
+from shadow.summary.record import Gate, PairRecord
 from shadow.templates import Reason, Value
 
 PAIRED = 0.9
@@ -57,17 +57,6 @@ WORDS = {
     "other_formats": "base and tuned are stored in different formats ({formats}), which rounds",
     "same_formats": "base and tuned are stored in the same formats",
 }
-
-
-class Gate(Row):
-    """A gate and its answer."""
-
-    name: str
-    figure: float | None
-    """What it is judged by; None if unknown."""
-    threshold: float
-    passed: bool
-    reason: str
 
 
 def gates(record: PairRecord, standing: Standing) -> list[Gate]:

@@ -6,9 +6,8 @@ import copy
 from typing import Any
 
 from shadow.checks.explanations import Explanation
-from shadow.checks.pair_gates import Gate
 from shadow.reasons import BROKEN
-from shadow.summary.record import PairRecord, PublishedRank, Row, read_row
+from shadow.summary.record import Gate, PairRecord, PublishedRank, Row, read_row
 
 
 class Sentence(Row):

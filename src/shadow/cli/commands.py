@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from shadow import __version__
 from shadow.cli import audit, compare, console, gate, lookup, options, reports, verify
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.errors import ShadowError, UsageError
 from shadow.gone import gone
+from shadow.version import __version__
 
 KINDS = {"--to": "format", "--kind": "figure", "--format": "output"}  # whose words may be gone
 EXAMPLES = {

@@ -29,13 +29,18 @@ def published_place(tensors: Columns, metadata: ReportMetadata) -> PublishedRank
         return None
     base = tensors.where(are(tensors["side"], "base"))
     norms = np.where(are(base["status"], "identical"), 0.0, base["relative_norm"])
-    whole = ~np.isnan(norms) & (base.sizes >= SMALLEST) & (base["compared"] == base.sizes)
-    if not (norms[whole] > 0).any():
+    is_whole = base["compared"] == base.sizes
+    counted = ~np.isnan(norms) & is_whole & (base.sizes >= SMALLEST)
+    if not (norms[counted] > 0).any():
         return None
-    value, own = fmean(norms[whole]), {metadata[side]["repo"].lower() for side in ("base", "tuned")}
-    table = read_csv(registry_folder() / "reference" / "published.csv").to_pylist()
-    rows = [one for one in table if not own & set(one["models"].lower().split())]
-    others = [float(one["mean_relative_norm"]) for one in rows]
+    value = fmean(norms[counted])
+    repos = {metadata["base"]["repo"].lower(), metadata["tuned"]["repo"].lower()}
+    families = read_csv(registry_folder() / "reference" / "published.csv").to_pylist()
+    others = [
+        float(family["mean_relative_norm"])
+        for family in families
+        if repos.isdisjoint(family["models"].lower().split())
+    ]
     return PublishedRank(
         value=value,
         below=sum(norm < value for norm in others),

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shadow import __version__
 from shadow.checks.summary import Summary
 from shadow.engines.engine import portable
 from shadow.errors import ShadowError
@@ -32,6 +31,7 @@ from shadow.targets.families import Pair
 from shadow.telling.reading import FILE as SUMMARY
 from shadow.telling.reading import read_summary, summary_bytes
 from shadow.text import and_more, in_ranges
+from shadow.version import __version__
 
 SHOWN = 12  # characters of a commit or of a fingerprint
 LONGEST = 200  # characters of a value

@@ -23,7 +23,7 @@ from shadow.checks.answer import Outcome
 from shadow.checks.files import EVERY
 from shadow.checks.patterns import Pattern
 from shadow.checks.summary import Summary
-from shadow.comparing.matching import ComparedReport, compared
+from shadow.comparing.matching import ComparedReport
 from shadow.errors import ShadowError
 from shadow.gates.rules import CHANGED, FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
 from shadow.places.architecture import Place
@@ -88,7 +88,7 @@ class JudgedReport:
     @cached_property
     def report(self) -> ComparedReport:
         """Return how it was made, as one side of a comparison."""
-        return compared(self.source, self.label)
+        return ComparedReport(self.label, self.source)
 
     @cached_property
     def rows(self) -> dict[Scope, OverLayers]:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from shadow.checks.answer import Outcome, first_code
 from shadow.checks.registry import pair_claim
 from shadow.checks.summary import Summary, broken
+from shadow.comparing.codes import ReportRelation, say
 from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
 from shadow.gates.measured import JudgedReport, checked
@@ -183,9 +184,9 @@ def notes_on(baseline: JudgedReport, now: JudgedReport) -> list[str]:
     if which != this:
         notes.append(f"the baseline is of another pair: {which}")
     relation, _ = relate(before, after)
-    if relation not in ("the same pair", "one base"):
+    if relation not in (ReportRelation.SAME_PAIR, ReportRelation.ONE_BASE):
         notes.append(f"the baseline does not start from the same base: {relation}")
-    notes += settings_apart(before, after)
+    notes += map(say, settings_apart(before, after))
     return notes
 
 

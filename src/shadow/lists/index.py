@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from shadow import __version__
 from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
 from shadow.files import alone_at, read_start, safe_name, write_beside, writing
 from shadow.reports.columns import HEADLINE, null_if_undefined
 from shadow.reports.folders import FINISHED, finished_metadata, is_read
 from shadow.reports.provenance import READ, SCHEMA, ReportMetadata
+from shadow.version import __version__
 
 if TYPE_CHECKING:
     from shadow.engines.finished import PairOutcome

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import yaml
 
-from shadow import __version__
 from shadow.reports.provenance import SCHEMA
+from shadow.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,12 +15,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, require_utf8, safe_name, write_through, writing
 from shadow.reports.provenance import METADATA_KEY, READ, SCHEMA, ReportMetadata, metadata_in
 from shadow.storage import Store, located, place_for
 from shadow.text import closest, several
+from shadow.version import __version__
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -496,6 +496,17 @@ class Recognised(Row):
     masked: Masked | None
 
 
+class Gate(Row):
+    """A gate and its answer."""
+
+    name: str
+    figure: float | None
+    """What it is judged by; None if unknown."""
+    threshold: float
+    passed: bool
+    reason: str
+
+
 class FileCounts(Row):
     """How many files have each state."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from shadow.checks.answer import COMMON, Check
 from shadow.checks.registry import kinds
+from shadow.comparing.codes import KINDS as COMPARED
 from shadow.errors import UsageError
 from shadow.gone import gone_word
 from shadow.places.names import name_rules
@@ -222,6 +223,10 @@ def other_words() -> Mapping[str, Head]:
             text = fill(kind.text, {**figures, "rate": _rate(check)})
             names = {code: f"`{check.title}`, {text}", check.title: text}
             texts |= names if kind.has_titles else {code: text}
+    for meaning, members in COMPARED.items():
+        for member in members:
+            text = f"{meaning}: {outline(member.text)}"
+            texts |= {member.code: text, member.value: text}
     module = "a module: what role a matrix has in the model, by the name of its tensor"
     screens = _WORDS["screens"].items()
     return {

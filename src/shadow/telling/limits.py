@@ -8,10 +8,16 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from shadow.checks.explanations import COPIES, is_copied, is_rearranged, recognised
-from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Sentence
 from shadow.summary.changes import CHANGES
-from shadow.summary.record import BrokenRow, InPlaces, PairRecord, UncomparedRow, VocabularyRow
+from shadow.summary.record import (
+    BrokenRow,
+    Gate,
+    InPlaces,
+    PairRecord,
+    UncomparedRow,
+    VocabularyRow,
+)
 from shadow.telling.wording import (
     Recorded,
     and_others,

@@ -31,7 +31,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow import __version__
 from shadow.checks.pair_gates import gates
 from shadow.checks.summary import Finding, Summary, summary_from_json
 from shadow.comparing.lineage import Step, step_of
@@ -48,6 +47,7 @@ from shadow.summary.making import record_of
 from shadow.summary.tables import needed, read_rows
 from shadow.telling.finding import finding
 from shadow.text import visible
+from shadow.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -173,7 +173,7 @@ def read_step(report: AuditReport) -> Step | None:
     """Return a finished report as a step of a lineage; None for one of siblings, neither of which
     came from the other.
     """
-    return step_of(report, report.summary, [one.name for one in report.summary.failed_gates])
+    return step_of(report, report.summary, report.summary.failed_gates)
 
 
 # -------------------------------------------------------------------------------------------- seal

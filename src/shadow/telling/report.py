@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from shadow.checks.explanations import RECOGNISED, is_copied, is_copy, is_rearranged
-from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Summary
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
 from shadow.reasons import STRICT, meaning
@@ -23,6 +22,7 @@ from shadow.summary.record import (
     TIERS,
     Coherence,
     ComponentRow,
+    Gate,
     ModuleRow,
     OutsideLayers,
     SkippedRow,

@@ -12,11 +12,10 @@ from shadow.checks.explanations import (
     has_few_values,
     is_low_rank,
 )
-from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Sentence
 from shadow.quantities import bounds_text
 from shadow.summary.coverage import ROUNDING
-from shadow.summary.record import PairRecord
+from shadow.summary.record import Gate, PairRecord
 from shadow.telling.wording import Recorded, tell
 
 # share of the stored energy that is the update's, above which storage does not matter

@@ -21,7 +21,6 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import placing, read_start
 from shadow.lists.index import read_index, report_folder
@@ -47,6 +46,7 @@ from shadow.telling.document import (
 from shadow.telling.reading import AuditReport
 from shadow.telling.report import quantity
 from shadow.text import visible
+from shadow.version import __version__
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
