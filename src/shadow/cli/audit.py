@@ -164,7 +164,7 @@ def _of_pair(error: ShadowError, pair: Pair) -> ShadowError:
 
 def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> None:
     """Show at the end how several pairs stand, and everything that is printed as JSON."""
-    from shadow.gates.document import rules_document
+    from shadow.gates.document import rules_document, state_of
     from shadow.lists.document import list_document
     from shadow.lists.index import read_index
 
@@ -181,7 +181,12 @@ def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> No
                 found.append({**one.summary.as_json(), **rules})
         console.show_json(found if index is None else {**index.as_json(), "reports": found})
     elif index is not None:
-        console.show(list_document(index, request.output))
+        states = {
+            (one.family, one.pair): state_of(one)
+            for one in judged
+            if one.summary is not None and (one.verdicts or one.objections)
+        }
+        console.show(list_document(index, request.output, states))
         for one in judged:
             console.show(rules_document(one, titled=True))
     elif not request.is_alone:

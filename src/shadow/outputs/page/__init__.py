@@ -126,8 +126,8 @@ def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequenc
     ranked = sorted(sections, key=lambda section: section.rank)
 
     def finding(pair: PairSection) -> Word:
-        failed = f"Gates failed: {', '.join(pair.failed)}." if pair.failed else ""
-        return Word(pair.summary.finding.headline, aside=failed)
+        gates = pair.summary.stopped
+        return Word(pair.summary.finding.headline, aside=f"{gates.capitalize()}." if gates else "")
 
     ranking = [
         named("pair", lambda pair: Link(pair.name, target=f"pair-{pair.number}")),

@@ -32,7 +32,7 @@ from shadow.summary.record import LAYERS, order_of
 from shadow.summary.tables import Columns, columns_of
 from shadow.telling.document import Block, Figures, Note, Paragraph, TableBlock
 from shadow.telling.reading import AuditReport
-from shadow.telling.report import faults, report_document
+from shadow.telling.report import report_document
 from shadow.text import visible
 
 SUBJECTS = ("delta", "base", "tuned")
@@ -150,16 +150,11 @@ class PairSection:
         return f"{self.summary.family} {self.summary.pair}"
 
     @property
-    def failed(self) -> list[str]:
-        """Return the names of the gates that it fails, without those that are unknown."""
-        unknown = self.summary.unknown_gates
-        return [gate.name for gate in self.summary.failed_gates if gate not in unknown]
-
-    @property
     def rank(self) -> tuple[bool, float, str]:
         """Return a sort key: most concentrated first, pairs whose gates void their figures last."""
         concentration = self.summary.figures.concentration
-        return bool(self.failed), math.inf if concentration is None else -concentration, self.name
+        is_void = self.summary.stopped is not None
+        return is_void, math.inf if concentration is None else -concentration, self.name
 
 
 def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairSection:
@@ -204,7 +199,7 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
             (table,) = (block for block in own if isinstance(block, TableBlock))
             passed = f"All {len(summary.gates)} gates passed"
             fold = table.title if summary.failed_gates else passed
-            is_open = bool(faults(summary))
+            is_open = bool(summary.gates_that("failed"))
             sections.append(PageSection(name, [], [replace(table, title="")], fold, is_open))
         elif own or name in blocks:
             untitled = [
