@@ -15,7 +15,7 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, rules_of
+from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, rules_of, show_headlines
 from shadow.cli.options import prepare, selected, written
 from shadow.cli.reports import SIDE_BY_SIDE, show_pair, show_pairs
 from shadow.engines.engine import Ray
@@ -26,7 +26,6 @@ from shadow.options import option
 from shadow.reports.folders import here
 from shadow.run.runtime import Files, Runtime, access_of, ignore
 from shadow.storage import Store, located, work_folder
-from shadow.text import visible
 
 if TYPE_CHECKING:
     from shadow.engines.finished import PairOutcome
@@ -144,9 +143,7 @@ def audit(
     with console.continuable(request.folders()), closing(outcomes):
         judged = sorted(map(judge, outcomes), key=lambda one: names.index((one.family, one.pair)))
     if quiet and format == "table":
-        for summary in filter(None, (one.summary for one in judged)):
-            line = f"{summary.family}:{summary.pair}: {summary.finding.headline}"
-            console.show_text(f"{visible(line)}\n")
+        show_headlines(judged)
     else:
         _show(request, judged, format)
     if targets == ("demo",) and format == "table":
