@@ -15,7 +15,15 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, rules_of, show_headlines
+from shadow.cli.gate import (
+    at_fault,
+    baselines_of,
+    begin,
+    claims_of,
+    finish,
+    rules_of,
+    show_headlines,
+)
 from shadow.cli.options import prepare, selected, written
 from shadow.cli.reports import SIDE_BY_SIDE, show_pair, show_pairs
 from shadow.engines.engine import Ray
