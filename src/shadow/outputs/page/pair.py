@@ -20,7 +20,6 @@ from functools import cache, lru_cache
 import numpy as np
 import pyarrow as pa
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
 from shadow.checks.summary import Summary
@@ -107,7 +106,7 @@ NOTHING = {  # what a section says that would be empty
 }
 
 
-def script_json(value: object) -> Markup:
+def script_json(value: object) -> str:
     """Return JSON for a script element, which no text in it can end. NaN and infinity are refused;
     texts of reports are made visible before.
     """
@@ -142,7 +141,7 @@ class PairSection:
     summary: Summary
     sides: Sequence[Block]
     sections: Sequence[PageSection]
-    data: Markup
+    data: str
     """JSON for the charts."""
 
     @property
