@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
-from shadow.gone import gone
 from shadow.outputs import ExportFormat
 from shadow.outputs.markdown import markdown
 from shadow.reports.columns import TABLES
@@ -36,7 +35,7 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
     of one pair, and when output exists and is no empty folder.
     """
     if to not in FORMATS:
-        raise gone("format", to) or UsageError(f"no format {to!r}", ", ".join(FORMATS))
+        raise UsageError(f"no format {to!r}", ", ".join(FORMATS))
     pairs: dict[tuple[str, str], Path] = {}
     with placing(output, _is_empty, "an empty folder", is_folder=True) as folder:
         for report in map(AuditReport, folders):  # in memory one at a time

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from shadow.checks.answer import Check
 from shadow.checks.registry import kinds
 from shadow.errors import UsageError
-from shadow.gone import gone_word
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.columns import (
@@ -130,7 +129,7 @@ def _meanings(word: str, columns: Mapping[str, Column]) -> list[Head]:
     if not found:
         known = [*columns, *HEADS, *TOPICS, *others, *GLOSSARY]
         hint = nearest(word, known, VERY_LIKE) or "`shadow explain` lists every column"
-        raise gone_word(word) or UsageError(f"no column or word {word!r}", hint)
+        raise UsageError(f"no column or word {word!r}", hint)
     return found
 
 
