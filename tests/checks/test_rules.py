@@ -138,7 +138,7 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
         ("langauge changed", "did you mean 'language'?"),
         ("files.codes added", "did you mean 'code'?"),
         ("files. changed", None),
-        ("files.tokenizer.tokens_beyond changed", "vocab_size"),
+        ("files.tokenizer.tokens_beyond changed", "explain differs"),
         ("gate.lineag", "did you mean 'lineage'?"),
         ("gate.x", None),
         ("gate.rank", "'not gate.rank'"),

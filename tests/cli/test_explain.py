@@ -102,7 +102,7 @@ def test_a_word_names_a_column_that_there_is():
 
 
 @pytest.mark.parametrize("word", ["label", "evidence", "short_run", "weight_decay"])
-def test_a_word_that_is_gone_says_what_to_use(word):
+def test_a_word_that_is_gone_is_an_unknown_one(word):
     """Of the label, and of explanations that can never be excluded."""
     refused = explained(word).exception
     assert word in str(refused)

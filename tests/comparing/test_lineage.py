@@ -9,6 +9,7 @@ from itertools import pairwise, permutations
 from pathlib import Path
 
 import planted
+import pyarrow.parquet as pq
 import pytest
 from command import run_shadow
 from reports import delta, place, places, write
@@ -255,3 +256,17 @@ def test_names_of_files_are_text(tmp_path):
     assert "\x1b[31m" not in done.out
     assert "\\x1b[31m[bold]x" in done.out
     assert not any(line.lstrip().startswith("::") for line in done.out.splitlines())
+
+
+@pytest.mark.parametrize("key", ["fingerprint", "commit", "content"])
+@pytest.mark.parametrize("value", [[], {}, 0])
+def test_a_forged_identity_is_one_line(tmp_path, key, value):
+    """Of another type, an empty one too: `lineage` refuses the report like one that is none."""
+    folder = write(tmp_path / "out" / "toy" / "a..b", [delta(0.3, place(0, "mlp.up"))])
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        metadata = json.loads(table.schema.metadata[b"shadow"])
+        metadata["base"][key] = value
+        forged = {b"shadow": json.dumps(metadata).encode()}
+        pq.write_table(table.replace_schema_metadata(forged), path)
+    assert "not a report of shadow" in shadow("lineage", "out", cwd=tmp_path).assert_refused()

@@ -71,6 +71,18 @@ def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
     assert len(lines) == 3
 
 
+def test_a_terminal_of_ascii_has_five_letters_for_five_kinds_of_cells():
+    """Four shades and unmoved: none is the question mark that stands for letters it lacks."""
+    file = io.TextIOWrapper(io.BytesIO(), "ascii", errors="replace")
+    Console(file=file, width=80).print(HeatMap([row([0.01, 0.02, 0.04, 0.08, 0.0])]))
+    file.seek(0)
+    cells = file.readline().removeprefix("mlp.up        ").rstrip()
+    letters = "".join(dict.fromkeys(cells.replace(" ", "")))
+    assert cells == "--++XX##."
+    assert len(letters) == 5
+    assert f" {letters[:4]} " in file.readline()
+
+
 def test_with_colours_cells_keep_their_shades_and_the_scale_finds_room():
     """Beside the numbers of the layers, or below them."""
     both = [row([0.01, 0.02, 0.04, 0.08]), row([0.0, None, 0.08], "attn.q")]

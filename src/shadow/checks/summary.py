@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
-from shadow.checks.explanations import Explanation
+from shadow.checks.explanations import Explanation, is_copied, is_rearranged
 from shadow.reasons import BROKEN
 from shadow.summary.record import Gate, PairRecord, PublishedRank, Row, read_row
+
+GateState = Literal["passed", "failed", "unknown", "does not apply"]
+# gates that do not apply to a pair of which a sentence says what it is
+EXPLAINED_BY = {
+    "changed": ("identical", "only_vectors"),
+    "lineage": ("identical",),
+    "rounding": ("identical",),  # nothing of which more could be said
+    "rank": ("identical", "low_rank"),
+    "paired": ("part_asked_for",),
+}
 
 
 class Sentence(Row):
@@ -52,25 +62,38 @@ class Summary(PairRecord):
 
     @property
     def failed_gates(self) -> list[Gate]:
-        """The gates that the pair fails: its figures are then not those of a training."""
+        """The gates that the pair does not pass: its figures are then not those of a training."""
         return [gate for gate in self.gates if not gate.passed]
 
-    @property
-    def unknown_gates(self) -> tuple[Gate, ...]:
-        """The failed gates that norms alone, or estimates, cannot answer."""
-        if self.has_spectra and not self.estimated:
-            return ()
-        return tuple(
-            gate for gate in self.failed_gates if gate.figure is None and gate.name != "changed"
-        )
+    def state_of(self, gate: Gate) -> GateState:
+        """Return how a gate stands. `unknown`: norms alone, or estimates, cannot answer it. `does
+        not apply`: a sentence of the finding says what the pair is, such as a copy or an adapter.
+        """
+        if gate.passed:
+            return "passed"
+        is_partial = self.estimated or not self.has_spectra
+        if is_partial and gate.figure is None and gate.name != "changed":
+            return "unknown"
+        codes = {sentence.code for sentence in self.finding.sentences}
+        explained = {name for name, why in EXPLAINED_BY.items() if codes.intersection(why)}
+        if is_copied(self) or not self.has_spectra:
+            explained.add("rounding")
+        if is_partial:
+            explained.add("rank")
+        if is_rearranged(self):
+            explained.add("lineage")
+        return "does not apply" if gate.name in explained else "failed"
+
+    def gates_that(self, state: GateState) -> list[Gate]:
+        """Return the gates that stand so."""
+        return [gate for gate in self.gates if self.state_of(gate) == state]
 
     @property
     def stopped(self) -> str | None:
-        """The gates that the pair failed, in words; None if none. Unknown ones did not fail."""
-        unknown = self.unknown_gates
-        if stopped := [gate.name for gate in self.failed_gates if gate not in unknown]:
-            return f"{'gate' if len(stopped) == 1 else 'gates'} failed: {', '.join(stopped)}"
-        return None
+        """The gates that the pair does not pass, in words, without unknown ones; None if none."""
+        states: list[GateState] = ["failed", "does not apply"]
+        names = [f"{gate.name} {state}" for state in states for gate in self.gates_that(state)]
+        return f"gates: {', '.join(names)}" if names else None
 
     def __str__(self) -> str:
         """The pair and its finding; all fields would fill screens."""

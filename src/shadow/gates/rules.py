@@ -30,7 +30,6 @@ from typing import Any, Literal, NoReturn
 from shadow.checks.patterns import Pattern, parse_pattern
 from shadow.checks.registry import kinds, one_of, pair_claim
 from shadow.errors import UsageError
-from shadow.gone import gone
 from shadow.places.names import name_rules, nearest_modules
 from shadow.reasons import BROKEN
 from shadow.reports.columns import delta_metrics
@@ -58,6 +57,8 @@ OF_REPOSITORIES = (
     *("config", "generation", "chat_template", "tokenizer", "code", "pickle", "weights", "index"),
     *("document", "other", "vocabulary", "merges", "special_tokens"),
 )
+# words of 0.2, which would be taken for keys of a config that never differ
+NO_WORDS = ("experts_renumbered", "tokens_beyond")
 OF_REPORTS = ("same", "files")  # claims that a report answers; for others both sides are read
 MOVED = "moved"  # the comparison of a rule that holds a figure against its interval in a baseline
 # figures of summary.json that a rule may name
@@ -205,8 +206,8 @@ def _parse_files(text: str) -> Metric:
         raise UsageError(f"{text[:80]!r} names no files", "such as files.chat_template")
     if not _known(kind, OF_REPOSITORIES):
         _refuse("kind of files", kind, closest(kind, OF_REPOSITORIES), one_of(OF_REPOSITORIES))
-    if error := gone("word", word):
-        raise error
+    if word in NO_WORDS:
+        raise UsageError(f"no file differs in {word!r} any more", "`shadow explain differs`")
     return Metric(FILES, f"{kind}.{word}" if word else kind, "")
 
 
@@ -247,8 +248,6 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     if module and not _known(module, rules.modules):
         _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
     known = OF_A_MODULE if module else OF_A_COMPONENT if component else OF_THE_PAIR
-    if error := gone("rule", metric) or gone("column", metric):
-        raise error
     if metric not in known and metric.removesuffix("_error") in delta_metrics():
         raise UsageError(f"{metric!r} is not a figure of the summary", one_of(known))
     if not _known(metric, known):

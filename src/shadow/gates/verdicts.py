@@ -205,7 +205,10 @@ def judge_report(
 
     Rules are judged whatever the gates of the report say; a failed gate is a note.
     """
-    notes = [f"gate {gate.name} failed: {gate.reason}" for gate in now.summary.failed_gates]
+    summary = now.summary
+    notes = [
+        f"gate {gate.name} {summary.state_of(gate)}: {gate.reason}" for gate in summary.failed_gates
+    ]
     if baseline is not None:
         notes += notes_on(baseline, now)
     return Judgement(

@@ -321,9 +321,10 @@ def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> 
 
 def _check_metadata(metadata: Any) -> None:
     """Raise TypeError or KeyError if metadata do not have the types that readers rely on."""
-    settings, seconds = metadata["settings"], metadata.get("seconds") or 0.0
-    typed = [
-        (seconds, int | float),
+    settings = metadata["settings"]
+    seconds = metadata.get("seconds")
+    typed: list[tuple[object, Any]] = [
+        (seconds, int | float | None),
         (settings["method"]["level"], str),
         (settings.get("chosen") or {}, dict),
         (metadata.get("libraries") or {}, dict),
@@ -331,9 +332,9 @@ def _check_metadata(metadata: Any) -> None:
     ]
     for side in (metadata["base"], metadata["tuned"]):
         maybe = (side["commit"], side["fingerprint"], side.get("content"))
-        typed += [(side["repo"], str), *((text or "", str) for text in maybe)]
+        typed += [(side["repo"], str), *((text, str | None) for text in maybe)]
     is_typed = type(metadata["schema"]) is int and all(isinstance(*one) for one in typed)
-    if not is_typed or not 0 <= seconds < 1e12:
+    if not is_typed or not 0 <= (seconds or 0.0) < 1e12:
         raise TypeError
 
 

@@ -9,7 +9,6 @@ from shadow.checks.answer import COMMON, Check
 from shadow.checks.registry import kinds
 from shadow.comparing.codes import KINDS as COMPARED
 from shadow.errors import UsageError
-from shadow.gone import gone_word
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.columns import (
@@ -135,7 +134,7 @@ def _meanings(word: str, columns: Mapping[str, Column], codes: Mapping[str, str]
     if not found:
         known = [*columns, *HEADS, *TOPICS, *others, *GLOSSARY]
         hint = nearest(word, known, VERY_LIKE) or "`shadow explain` lists every column"
-        raise gone_word(word) or UsageError(f"no column or word {word!r}", hint)
+        raise UsageError(f"no column or word {word!r}", hint)
     return found
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shadow.checks.explanations import RECOGNISED, is_copied, is_copy, is_rearranged
+from shadow.checks.explanations import RECOGNISED, is_copy
 from shadow.checks.summary import Summary
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
 from shadow.reasons import STRICT, meaning
@@ -34,6 +34,7 @@ from shadow.telling.document import (
     FigureRow,
     Figures,
     Headline,
+    Level,
     MapBlock,
     Note,
     Origin,
@@ -65,17 +66,12 @@ EXPLANATIONS = (
 )
 MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
 FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
+LEVELS: Mapping[str, Level] = {"passed": "passed", "failed": "warning"}  # of gates
 # how the sentences are noticed that a reader has to know before any figure, by their code
 NOTICED = {
     **dict.fromkeys(DAMAGE, FAILED),
     **dict.fromkeys(("only_vectors", *RECOGNISED, "low_rank", "few_values"), FOUND),
     **dict.fromkeys(("part_asked_for", "left_out", "vectors", "files", "level"), NOTED),
-}
-# gates that are no fault of a pair of which a sentence says what it is
-EXPLAINED_BY = {
-    "changed": ("identical", "only_vectors"),
-    "rank": ("low_rank",),
-    "paired": ("part_asked_for",),
 }
 
 
@@ -237,7 +233,7 @@ def _answers(summary: Summary) -> list[FigureRow]:
     """Return a row for each failed gate, finding and limit: its name, its kind, and what
     was found.
     """
-    rows = [FigureRow(gate.name, FAILED, gate.reason) for gate in faults(summary)]
+    rows = [FigureRow(gate.name, FAILED, gate.reason) for gate in summary.gates_that("failed")]
     codes = {sentence.code for sentence in summary.finding.sentences}
     for sentence in summary.finding.sentences:
         code, text = sentence.code, sentence.text
@@ -264,21 +260,6 @@ def _answers(summary: Summary) -> list[FigureRow]:
     return rows
 
 
-def faults(summary: Summary) -> list[Gate]:
-    """Return the failed gates, except those that a copy or an adapter always fails."""
-    codes = {sentence.code for sentence in summary.finding.sentences}
-    explained = {name for name, why in EXPLAINED_BY.items() if codes.intersection(why)}
-    if is_copied(summary) or not summary.has_spectra:
-        explained.add("rounding")
-    if summary.estimated or not summary.has_spectra:
-        explained.add("rank")
-    if "identical" in codes:  # nothing of which more could be said
-        explained |= {"lineage", "rounding", "rank"}
-    if is_rearranged(summary):
-        explained.add("lineage")
-    return [gate for gate in summary.failed_gates if gate.name not in explained]
-
-
 def standing(summary: Summary) -> str | None:
     """Return what there is to say of a pair in a table of pairs: gates that failed, what was found;
     None if there is nothing.
@@ -297,14 +278,10 @@ def standing(summary: Summary) -> str | None:
 
 def _gates(summary: Summary) -> TableBlock:
     """Return every gate with its figure; on a screen only if one failed."""
-    wrong, unknown = faults(summary), summary.unknown_gates
 
     def result(gate: Gate) -> Word:
-        if gate.passed:
-            return Word("passed", "passed")
-        if gate in unknown:
-            return Word("unknown", "quiet")
-        return FAILED if gate in wrong else Word("does not apply", "quiet")
+        state = summary.state_of(gate)
+        return Word(state, LEVELS.get(state, "quiet"))
 
     def needs(gate: Gate) -> str:
         bound = "at most" if gate.name == "formats" else "at least"
