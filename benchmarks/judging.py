@@ -7,8 +7,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -17,13 +19,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import torch
-from histories import WAYS, Pair
+from histories import WAYS, Made, Pair
 from safetensors.torch import save_file
 from truths import Truth, place_of
 
 import shadow
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
+from shadow.telling.reading import AuditReport, made_again
 
 STORED, BEFORE, COHERENT, KEPT = 0.01, 0.12, 0.25, 0.1  # how far a figure may be from the truth
 FIGURE = 0.02  # and any other
@@ -36,26 +39,46 @@ Judged = Iterator[tuple[bool | Literal["absent"] | None, str]]
 
 
 class Case:
-    """A pair, its truth, and what its report says."""
+    """A pair, its truth, and what its report says.
 
-    def __init__(self, pair: Pair, folder: Path) -> None:
-        self.pair, self.made = pair, pair.make()
+    shelf: a folder that keeps the pair and its report; measured: judge the report that is there,
+    whatever version measured it. Its sentences are always those of this code.
+    """
+
+    def __init__(
+        self, pair: Pair, folder: Path, shelf: Path | None = None, measured: bool = False
+    ) -> None:
+        self.pair, self._folder = pair, folder
+        kept = shelf and shelf / safe(pair.name)
+        if kept is not None and measured:
+            self.made: Made = torch.load(kept / "made.pt", weights_only=False)
+            self.report = AuditReport(kept / "report")
+        else:
+            self.made = pair.make()
+            self.report = self._audited()
         self.truth = Truth(self.made)
-        self.sides = [save(folder / side, one, pair.config) for side, one in self._sides()]
-        target = given_pair(*(parse_reference(str(one)) for one in self.sides))
-        if pair.label:
-            family, _, name = pair.label.partition(":")
-            target = replace(target, family=family, name=name)
-        self.report = shadow.audit(target, output=folder / "reports", overwrite=True, jobs=1)
-        self.summary = self.report.summary
+        if kept is not None and not measured:
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(self.report.folder, kept / "report")
+            torch.save(self.made, kept / "made.pt")
+        self.summary = made_again(self.report)
         self.finding = self.summary.finding
         self.codes = [one.code for one in self.finding.sentences]
         deltas = self.report.deltas
         self.rows = deltas[deltas["tensor"].isin(self.truth.inside)] if len(deltas) else deltas
 
-    def _sides(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        yield "base", self.made.base
-        yield "tuned", self.made.tuned
+    @cached_property
+    def sides(self) -> list[Path]:
+        """Both checkpoints, written when they are asked for."""
+        sides = {"base": self.made.base, "tuned": self.made.tuned}
+        return [save(self._folder / name, one, self.pair.config) for name, one in sides.items()]
+
+    def _audited(self) -> AuditReport:
+        target = given_pair(*(parse_reference(str(one)) for one in self.sides))
+        if self.pair.label:
+            family, _, name = self.pair.label.partition(":")
+            target = replace(target, family=family, name=name)
+        return shadow.audit(target, output=self._folder / "reports", overwrite=True, jobs=1)
 
     def is_true(self, *facts: str) -> bool:
         """Whether one of these was done, in the words of MEANINGS."""
@@ -79,6 +102,11 @@ class Case:
             there |= rows["excess_purity_unrounded"].notna() | (rows["floor_ratio"] >= 4)
             there |= rows["kept_reason"] == "nothing_rounded"
         return list(rows["tensor"][there])
+
+
+def safe(name: str) -> str:
+    """The name of a pair as that of a folder."""
+    return re.sub(r"[^\w.]+", "-", name)
 
 
 def save(folder: Path, tensors: Mapping[str, torch.Tensor], config: str) -> Path:

@@ -4,10 +4,11 @@
     python benchmarks/sentences.py --table      # writes the table anew from docs/lab
     python benchmarks/sentences.py --kind parts # pairs whose kind has this in its name, printed
     python benchmarks/sentences.py --only NAME  # one pair and all that is said of it, printed
+    python benchmarks/sentences.py --measured   # judges the reports that are kept, measures none
 
 histories.py and kinds.py make the pairs, truths.py says what is true of each,
-judging.py holds sentences against it. What was trained is kept in a folder: a run that was cut off
-goes on from there.
+judging.py holds sentences against it. What was trained and the reports are kept in a folder: a run
+that was cut off goes on from there, and sentences that changed are judged without measuring again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import torch
 import typer
 from evidence.evidence_parts import FOLDER, bounds, put
 from histories import Pair
-from judging import Case, Judged, Word, written
+from judging import Case, Judged, Word, safe, written
 from kind_models import SIZES, base
 from kinds import kind_pairs, planted
 from truths import place_of
@@ -46,6 +47,7 @@ DATA = FOLDER / "sentences.parquet"
 WHERE = "docs/evidence.md"
 RATES = Path(shadow.__file__).parent / "checks" / "error_rates.json"
 CACHE = Path(tempfile.gettempdir()) / "shadow-sentences"
+REPORTS = "reports"  # in it: a folder for each pair
 WORDS = get_args(Word)
 
 
@@ -260,17 +262,25 @@ def method() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def all_verdicts(pairs: Sequence[Pair], cache: Path, jobs: int) -> Iterator[Verdict]:
-    """Of every pair; those that this version of everything has judged are read from the folder."""
+def all_verdicts(
+    pairs: Sequence[Pair], cache: Path, jobs: int, measured: bool = False
+) -> Iterator[Verdict]:
+    """Of every pair; those that this version of everything has judged are read from the folder.
+
+    measured: judge the reports that the folder keeps, and no other pair.
+    """
     cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"verdicts-{method()}.jsonl"
+    path = cache / f"verdicts-{method()}{'-measured' * measured}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     there: dict[str, list[dict[str, str]]] = dict(json.loads(line) for line in lines)
-    left = [pair.name for pair in pairs if pair.name not in there]
-    for name in SIZES if any(pair.kind.startswith("kinds") for pair in pairs) else ():
-        base(name, cache)  # two processes would train the same
+    left = [pair.name for pair in by_base(pairs) if pair.name not in there]
+    if measured:
+        left = [name for name in left if (cache / REPORTS / safe(name) / "made.pt").exists()]
+    elif any(pair.kind.startswith("kinds") for pair in pairs):
+        for name in SIZES:
+            base(name, cache)  # two processes would train the same
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        work = [pool.submit(judged_pair, name, cache) for name in left]
+        work = [pool.submit(judged_pair, name, cache, measured) for name in left]
         for one in as_completed(work):
             found = one.result()
             own = [asdict(verdict) for verdict in found]
@@ -279,15 +289,25 @@ def all_verdicts(pairs: Sequence[Pair], cache: Path, jobs: int) -> Iterator[Verd
             there[found[0].pair] = own
             print(f"{found[0].pair}: {len(_false(found))} false", file=sys.stderr, flush=True)
     for pair in pairs:
-        yield from (Verdict(**one) for one in there[pair.name])
+        yield from (Verdict(**one) for one in there.get(pair.name, ()))
 
 
-def judged_pair(name: str, cache: Path) -> list[Verdict]:
+def by_base(pairs: Sequence[Pair]) -> list[Pair]:
+    """The first pair of every kind before all others: a run that is cut off has seen each."""
+    last = {": narrow 0": 0, ": moe 0": 0, ": wide 0": 2, ": narrow 1": 3, ": wide 1": 4}
+
+    def place(pair: Pair) -> int:
+        return next((at for ending, at in last.items() if pair.name.endswith(ending)), 1)
+
+    return sorted(pairs, key=place)
+
+
+def judged_pair(name: str, cache: Path, measured: bool = False) -> list[Verdict]:
     """The verdicts of the pair of that name."""
     torch.set_num_threads(1)
     pair = next(pair for pair in all_pairs(cache) if pair.name == name)
     with tempfile.TemporaryDirectory() as folder:
-        return list(verdicts(Case(pair, Path(folder))))
+        return list(verdicts(Case(pair, Path(folder), cache / REPORTS, measured)))
 
 
 def all_pairs(cache: Path) -> list[Pair]:
@@ -319,6 +339,7 @@ def main(
     kind: Annotated[str | None, typer.Option(help="Only kinds with this in their name.")] = None,
     jobs: Annotated[int, typer.Option(help="How many processes judge pairs.")] = 1,
     table: Annotated[bool, typer.Option("--table", help="Of what docs/lab has.")] = False,
+    measured: Annotated[bool, typer.Option("--measured", help="Judge kept reports.")] = False,
 ) -> None:
     """Make the pairs, audit and judge them, and write their table in docs/evidence.md."""
     torch.set_num_threads(1)
@@ -330,7 +351,7 @@ def main(
             print(printed(pair, Path(folder)))
     else:
         chosen = [pair for pair in all_pairs(cache) if kind is None or kind in pair.kind]
-        found = list(all_verdicts(chosen, cache, jobs))
+        found = list(all_verdicts(chosen, cache, jobs, measured))
         if kind is not None:
             print(page(found))
             return
