@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Literal
 
 # threads of matrices this small only wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import numpy as np
 import torch
 from histories import WAYS, Made, Pair
 from safetensors.torch import save_file
@@ -71,7 +73,10 @@ class Case:
     def sides(self) -> list[Path]:
         """Both checkpoints, written when they are asked for."""
         sides = {"base": self.made.base, "tuned": self.made.tuned}
-        return [save(self._folder / name, one, self.pair.config) for name, one in sides.items()]
+        return [
+            save(self._folder / name, one, {"model_type": self.pair.config, **config})
+            for (name, one), config in zip(sides.items(), self.made.configs, strict=True)
+        ]
 
     def _audited(self) -> AuditReport:
         target = given_pair(*(parse_reference(str(one)) for one in self.sides))
@@ -109,12 +114,12 @@ def safe(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name)
 
 
-def save(folder: Path, tensors: Mapping[str, torch.Tensor], config: str) -> Path:
+def save(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, object]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {n: one.contiguous().clone() for n, one in tensors.items()}, folder / "model.safetensors"
     )
-    (folder / "config.json").write_text(json.dumps({"model_type": config}))
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -242,7 +247,18 @@ def unchanged(case: Case) -> Judged:
     yield True, ""
 
 
+def of_change(case: Case, text: str) -> Judged:
+    """What is said of the change of matrices in layers, where there is none, or as if of all."""
+    if "renumbered" in case.made.recorded:
+        yield False, "nothing that differs was trained: it stands at other numbers"
+    found = re.search(r"\ball ([\d,]+) matrices inside", text)
+    if found is not None:
+        count = len(case.truth.inside)
+        yield int(found[1].replace(",", "")) == count, f"{count} matrices inside layers changed"
+
+
 def coherent(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield from of_change(case, text)
     beyond, _ = case.truth.beyond_noise(3.0)
     if case.made.update:
         total = len(case.truth.inside)
@@ -265,6 +281,7 @@ def of_few(case: Case, names: list[str], text: str) -> Judged:
 
 
 def low_rank(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield from of_change(case, text)
     recorded = figures_of(figures, "inside_layers.rank_most")
     true = case.truth.rank(case.truth.inside)
     if not recorded or case.made.update is None:
@@ -277,6 +294,7 @@ def low_rank(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 
 
 def noise(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield from of_change(case, text)
     if "flatter" in text:
         yield from flat(case)
         return
@@ -316,6 +334,7 @@ def kept(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 
 
 def rounded_away(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield from of_change(case, text)
     if case.made.update is None:
         return
     true = min(case.truth.kept())
@@ -328,7 +347,7 @@ def rounding(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         yield copied(case, text)
         return
     true = min(case.truth.kept())
-    if case.made.update:
+    if case.made.update and case.made.rounded != "message":
         yield true < 0.75, f"{100 * true:.2g} % of what is stored are the update's"
     floor, value = case.truth.floor_ratio(), figures.get("figures.floor_ratio")
     if floor is not None and value is not None:
@@ -366,7 +385,8 @@ def unexplained(case: Case) -> Judged:
 
 def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     if "in_8_bits" in str(figures):
-        yield False, "no side is stored in 8 bits"
+        sides = (*case.made.base.values(), *case.made.tuned.values())
+        yield any(one.element_size() == 1 for one in sides), "no side is stored in 8 bits"
         return
     for side in ("base", "tuned"):
         if any(f"levels_{side}" in place for place in figures):
@@ -388,7 +408,7 @@ def mostly_copy(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         yield recorded == len(beside), f"{len(beside)} tensors changed by more"
 
 
-ELSEWHERE = ("rotated", "permuted", "layer dropped", "layer inserted")
+ELSEWHERE = ("rotated", "permuted", "layer dropped", "layer inserted", "renumbered")
 
 
 def unrelated(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -420,7 +440,51 @@ def done(recorded: str, *facts: str) -> Callable[[Case, str, Mapping[str, float]
     return lambda case, text, figures: iter([(case.is_true(*facts), recorded)])
 
 
-layers_moved = done("no layer has another number", "permuted", "layer dropped", "layer inserted")
+def layers_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    """Layers that are others of the base in every tensor; the headline says of the whole."""
+    count = case.truth.moved_layers()
+    recorded = figures.get("recognised.rearranged.moved.layers")
+    if recorded is None:
+        yield count > 0, "no layer is another one of the base"
+    else:
+        yield recorded == count, f"{count} layers are others of the base in every tensor"
+
+
+def zeroed(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    yield case.truth.zeroed(), "entries changed that are not 0 now"
+    if (share := figures.get("recognised.zeroed.share")) is not None:
+        truth = case.truth
+        shares = [np.count_nonzero(truth.difference[n]) / truth.base[n].size for n in truth.changed]
+        yield abs(share - median(shares)) <= FIGURE, f"{median(shares):.1%} of the entries changed"
+
+
+def few_entries(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    count = case.truth.entries_changed()
+    yield figures.get("recognised.few_entries.entries") == count, f"{count} entries changed"
+
+
+def left_out(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    """Rows that a vocabulary gained or lost, and whether what is missing is missing."""
+    rows = case.truth.other_rows.values()
+    if found := re.search(r"(grew by|lost) ([\d,]+) rows?", text):
+        by = int(found[2].replace(",", "")) * (1 if found[1] == "grew by" else -1)
+        yield any(tuned - base == by for base, tuned in rows), f"rows, before and after: {[*rows]}"
+    if "only in the base" in text:
+        yield from missing(case, text.split("(only in the base)")[0])
+
+
+def missing(case: Case, text: str) -> Judged:
+    """A head that is the embedding is not missing."""
+    gone = [name for name in case.truth.base if name not in case.truth.tuned]
+    yield bool(gone), "every tensor of the base is in the tuned model"
+    if "the head" in text:
+        yield any("lm_head" in name for name in gone), "the head is the embedding"
+
+
+def part_shared(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    for value in figures.values():
+        share = case.truth.part_shared()
+        yield abs(value - share) <= FIGURE, f"matrices of both have {share:.1%} of the parameters"
 
 
 def replaced(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -442,7 +506,7 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "unrelated": unrelated, "not_comparable": unrelated, "layers_moved": layers_moved,
     "identical": identical, "vectors": vectors, "only_vectors": only_vectors,
     "scaled": done("the base was not multiplied by one factor", "scaled"),
-    "zeroed": done("entries were not only set to 0", "zeroed"),
+    "zeroed": zeroed, "few_entries": few_entries, "left_out": left_out, "part_shared": part_shared,
     "mostly_copy": mostly_copy, "replaced": replaced, "masked": masked,
 }  # fmt: skip
 
@@ -456,6 +520,10 @@ def headline(case: Case) -> Judged:
         yield from unrelated(case, text, {})
     if "Nothing in common" in text:
         yield made.apart or case.is_true(*ELSEWHERE), f"done was: {case.pair.name}"
+    if found := re.match(r"Missing: ([^.]*(?:\.\w[^.]*)*)\.", text):
+        yield from missing(case, found[1])
+    if "by setting entries to 0" in text:
+        yield from zeroed(case, text, {})
     if "layers at other numbers" in text:
         yield from layers_moved(case, text, {})
     if "copy of the base" in text:
@@ -530,7 +598,8 @@ def explanation(case: Case, code: str, name: str, answer: str) -> tuple[Word, st
     if code == "merged_adapter" and "few directions" in name:  # whatever made them few
         rank = case.truth.rank(case.truth.inside)
         side = min((min(case.truth.base[one].shape) for one in case.truth.inside), default=0)
-        way = 4 * rank <= side if rank is not None else False if case.made.update == {} else None
+        few = 4 * rank <= side if rank is not None else False if case.made.update == {} else None
+        way = True if way else few
         done = f"{done}, of rank {rank}"
     elif code == "merged_adapter" and case.made.rotated:
         way = "low-rank" not in name
@@ -549,12 +618,18 @@ def verified(case: Case) -> Iterator[tuple[str, str, Word, str]]:
     if not case.pair.kind.startswith("kinds"):
         return
     base, tuned = map(str, case.sides)
-    same = not case.truth.difference and len(case.truth.shared) == len(case.truth.tuned)
-    same &= len(case.truth.shared) == len(case.truth.base)
+    same: bool | None = not case.truth.difference and len(case.truth.shared) == len(
+        case.truth.tuned
+    )
+    same &= len(case.truth.shared) == len(case.truth.base) and not case.truth.other_rows
+    if any(case.made.configs):  # the same weights under other names, or not: a matter of words
+        same = None
     yield _answered("verify same", shadow.verify("same", base, tuned), same)
     moved: bool | None = None
-    still = [name for name in case.truth.shared if name not in case.truth.difference]
-    if any(".mlp." in name for name in still):
+    of_mlp = [n for n in case.truth.shared if ".mlp." in n and place_of(n)[0] == "language"]
+    if not of_mlp:
+        return
+    if any(name not in case.truth.difference for name in of_mlp):
         moved = False
     elif case.made.update is not None:
         moved = bool(case.made.update)

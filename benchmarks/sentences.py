@@ -35,7 +35,7 @@ import typer
 from evidence.evidence_parts import FOLDER, bounds, put
 from histories import Pair
 from judging import Case, Judged, Word, safe, written
-from kind_models import SIZES, base
+from kind_models import SIZES, SPECIAL, base
 from kinds import kind_pairs, planted
 from truths import place_of
 
@@ -106,6 +106,7 @@ MEANINGS: Mapping[str, Callable[[Case], bool]] = {
     "layer dropped": _code("layers_moved"),
     "layer inserted": _code("layers_moved"),
     "rotated": _has("entry by entry"),
+    "renumbered": _code("replaced", "not_comparable", "layers_moved", "unrelated"),
     "1/X": lambda case: "equivalent_directions" in _places(case),
     "norm before storage": lambda case: "overall_unrounded" in _places(case),
     "rounded away": _code("rounded_away", "rounding"),
@@ -277,7 +278,7 @@ def all_verdicts(
     if measured:
         left = [name for name in left if (cache / REPORTS / safe(name) / "made.pt").exists()]
     elif any(pair.kind.startswith("kinds") for pair in pairs):
-        for name in SIZES:
+        for name in (*SIZES, *SPECIAL):
             base(name, cache)  # two processes would train the same
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         work = [pool.submit(judged_pair, name, cache, measured) for name in left]
