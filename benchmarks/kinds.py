@@ -273,7 +273,7 @@ GROUPS: tuple[tuple[str, Mapping[str, Kind], tuple[int, int]], ...] = (
 
 # the second list: more adapters, and each group with the bases that it is made of
 MORE_ADAPTERS: Mapping[str, Kind] = {
-    "LoRA+": adapter(low(8), added, factor=16.0),
+    "LoRA+": adapter(low(8), added, rate=2e-4, factor=16.0),
     "LoRA-XS": adapter(core, between),
     "rsLoRA, rank 64": adapter(low(64), lambda w, p: w + 2 * p["B"] @ p["A"], None),
 }

@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import typer
-from evidence.evidence_parts import FOLDER, bounds, put
+from evidence.evidence_parts import DOCS, FOLDER, bounds, put
 from histories import Pair
 from judging import Case, Judged, Word, safe, written
 from kind_models import SIZES, SPECIAL, base
@@ -45,6 +45,8 @@ from shadow.outputs.markdown import plain
 
 DATA = FOLDER / "sentences.parquet"
 WHERE = "docs/evidence.md"
+README = DOCS.parent / "README.md"
+SENTENCE = r"Of \d+ (?:made pairs|kinds of change) .*?% of such \w+ do\)\."  # in README.md
 RATES = Path(shadow.__file__).parent / "checks" / "error_rates.json"
 CACHE = Path(tempfile.gettempdir()) / "shadow-sentences"
 REPORTS = "reports"  # in it: a folder for each pair
@@ -187,20 +189,43 @@ def page(found: list[Verdict]) -> str:
 
 
 def part(found: list[Verdict]) -> str:
-    """The table in docs/evidence.md; last, how many pairs may have a false statement, with 95 %."""
-    kinds: dict[str, list[Verdict]] = {}
+    """The table in docs/evidence.md; last, how many kinds may have a false statement, with 95 %."""
+    groups: dict[str, list[Verdict]] = {}
     for one in found:
-        kinds.setdefault(one.kind.removeprefix("kinds: "), []).append(one)
-    rows = [["kind of pair", "pairs", *WORDS, "pairs with one false, at most"], ["---"] * 7]
-    for kind, own in [*kinds.items(), ("**all**", found)]:
+        groups.setdefault(one.kind.removeprefix("kinds: "), []).append(one)
+    heads = ["group", "kinds", "pairs", *WORDS, "kinds with one false", "at most"]
+    rows = [heads, ["---"] * len(heads)]
+    for group, own in [*groups.items(), ("**all**", found)]:
         counts = Counter(one.word for one in own)
-        pairs, wrong = ({one.pair for one in some} for some in (own, _false(own)))
-        most = 100 * bounds(len(wrong), len(pairs))[1]
-        numbers = [str(counts[word]) for word in WORDS]
-        rows.append([kind, str(len(pairs)), *numbers, f"{most:.2g} %"])
+        kinds, wrong = ({kind_of(one.pair) for one in some} for some in (own, _false(own)))
+        numbers = [len(kinds), len({one.pair for one in own}), *(counts[word] for word in WORDS)]
+        rows.append([group, *map(str, [*numbers, len(wrong)]), _most(len(wrong), len(kinds))])
     parts = ["| " + " | ".join(row) + " |" for row in rows]
+    wrong = sorted({f"{one.code} of {kind_of(one.pair)}" for one in _false(found)})
     rates = [f"{code} {wrong} of {of}" for code, (wrong, of) in error_rates(found).items()]
-    return "\n".join([*parts, "", f"False by claim: {', '.join(rates)}."])
+    said = f"False: {'; '.join(wrong)}." if wrong else "None was false."
+    return "\n".join([*parts, "", said, "", f"False by claim: {', '.join(rates)}."])
+
+
+def _most(wrong: int, of: int) -> str:
+    return f"{100 * bounds(wrong, of)[1]:.2g} %"
+
+
+def kind_of(pair: str) -> str:
+    """The kind of change: of whatever base, seed and size."""
+    name = re.sub(r": (\w+) \d$", "", pair)
+    return re.sub(r"(?:,| to)? (?:0\.\d+|\de-\d+)$", "", name)
+
+
+def rate(found: list[Verdict]) -> str:
+    """What README.md says of it. Pairs of one kind are not independent: the unit is the kind."""
+    kinds, wrong = ({kind_of(one.pair) for one in some} for some in (found, _false(found)))
+    got = f"{len(wrong)} got a statement" if wrong else "none got a statement"
+    pairs = len({one.pair for one in found})
+    return (
+        f"Of {len(kinds)} kinds of change whose history is known ({pairs} made pairs), {got} that"
+        f" was judged false (with 95 %, at most {_most(len(wrong), len(kinds))} of such kinds do)."
+    )
 
 
 def _false(some: Iterable[Verdict]) -> list[Verdict]:
@@ -226,8 +251,13 @@ def kept_verdicts() -> list[Verdict]:
 
 
 def write_table(found: list[Verdict]) -> None:
-    """The table in docs/evidence.md, and the error rates that `shadow explain` tells."""
+    """The table in docs/evidence.md, the sentence in README.md, and the error rates that `shadow
+    explain` tells.
+    """
     put("evidence.md", "sentences", part(found))
+    text = README.read_text(encoding="utf-8")
+    (before,) = re.findall(SENTENCE, text, re.DOTALL)
+    README.write_text(text.replace(before, textwrap.fill(rate(found), 150)), encoding="utf-8")
     rates = {"where": WHERE, "answers": error_rates(found)}
     RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
 

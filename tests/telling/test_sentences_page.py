@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -45,6 +46,37 @@ def test_truth_is_that_of_the_update_before_storage(rank):
     assert 0.7 < whole < (3e-3 / stored) ** 2  # small entries are lost more often than kept
     assert whole <= in_classes + 1e-9
     assert truth.floor_ratio() == pytest.approx(stored / 1.68e-3, rel=0.1)
+
+
+def test_pages_say_what_was_measured():
+    """The table is that of docs/lab, and README.md has the rate by kind, with its exact bound."""
+    found = sentences.kept_verdicts()
+    assert sentences.part(found) in (DOCS / "evidence.md").read_text(encoding="utf-8")
+    text = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
+    assert sentences.rate(found) in text
+    kinds = {sentences.kind_of(one.pair) for one in found}
+    wrong = {sentences.kind_of(one.pair) for one in found if one.word == "false"}
+    most = float(re.search(r"at most ([\d.]+) % of such kinds", text)[1]) / 100
+    tail = 0.05 if not wrong else 0.025
+    held = sum(  # of binomial draws at the bound, as many or fewer are false
+        math.comb(len(kinds), k) * most**k * (1 - most) ** (len(kinds) - k)
+        for k in range(len(wrong) + 1)
+    )
+    assert held == pytest.approx(tail, rel=0.35)  # two digits
+
+
+@pytest.mark.parametrize(
+    ("pair", "kind"),
+    [
+        ("AdamW to 0.0003: narrow 0", "AdamW"),
+        ("F32 in BF16, 1e-05: wide 0", "F32 in BF16"),
+        ("base of Q8_0, tune 0.002", "base of Q8_0, tune"),
+        ("copy by GPTQ 2 128: wide 1", "copy by GPTQ 2 128"),
+        ("50 % by size: narrow 1", "50 % by size"),
+    ],
+)
+def test_the_kind_of_a_pair_is_without_base_seed_and_size(pair, kind):
+    assert sentences.kind_of(pair) == kind
 
 
 def test_the_error_rates_of_claims_are_those_of_the_page():
