@@ -626,14 +626,16 @@ def verified(case: Case) -> Iterator[tuple[str, str, Word, str]]:
         same = None
     yield _answered("verify same", shadow.verify("same", base, tuned), same)
     moved: bool | None = None
-    of_mlp = [n for n in case.truth.shared if ".mlp." in n and place_of(n)[0] == "language"]
+    part = "experts" if any(".experts." in name for name in case.truth.base) else "mlp"
+    places = {name: place_of(name) for name in case.truth.shared}
+    of_mlp = [n for n, at in places.items() if at[0] == "language" and at[1].startswith(part)]
     if not of_mlp:
         return
     if any(name not in case.truth.difference for name in of_mlp):
         moved = False
     elif case.made.update is not None:
         moved = bool(case.made.update)
-    found = shadow.verify("trained", base, tuned, moved="language.layers.*.mlp.*")
+    found = shadow.verify("trained", base, tuned, moved=f"language.layers.*.{part}.*")
     yield _answered("verify trained", found, moved)
 
 
