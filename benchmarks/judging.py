@@ -633,8 +633,8 @@ def verified(case: Case) -> Iterator[tuple[str, str, Word, str]]:
         return
     if any(name not in case.truth.difference for name in of_mlp):
         moved = False
-    elif case.made.update is not None:
-        moved = bool(case.made.update)
+    elif (update := case.made.update) is not None:
+        moved = all(name in update and update[name].any() for name in of_mlp)
     found = shadow.verify("trained", base, tuned, moved=f"language.layers.*.{part}.*")
     yield _answered("verify trained", found, moved)
 

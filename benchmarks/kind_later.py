@@ -249,9 +249,9 @@ def mixed(base: Base, seed: int) -> Made:
     return replace(pair(W, found, few_bits=("tuned",), ways=FEW), update={})
 
 
-def norms_tuned(base: Base, seed: int) -> Made:
-    """GPTQ in 4 bits, and then the norms alone were trained."""
-    low = copied("GPTQ 4 128", base, seed)
+def norms_tuned(how: str, base: Base, seed: int) -> Made:
+    """A copy in few bits, of which then the norms alone were trained."""
+    low = copied(how, base, seed)
     start = {name: one.float() for name, one in low.tuned.items()}
     end = train(start, PROSE, adamw(3e-3), 15, seed, some("norm"))
     return replace(low, tuned={name: one.bfloat16() for name, one in end.items()})
@@ -284,14 +284,17 @@ FEW_BITS: Mapping[str, Kind] = {
     "QuIP": copy_kind(quip),
     "ternary by row": copy_kind(ternary),
     "mixed bits": mixed,
-    "GPTQ, norms tuned": norms_tuned,
+    **{f"GPTQ {bits} 64, norms tuned": partial(norms_tuned, f"GPTQ {bits} 64") for bits in (3, 4)},
     "raw FP8": partial(raw_fp8, False),
     "raw FP8 in BF16": partial(raw_fp8, True),
 }
 SHORT_ROWS: Mapping[str, Kind] = {
     f"short rows by {how}": partial(copied, how)
     for how in ("int8", "int4", "NF4", "FP8", "GPTQ 4 32", "GPTQ 3 32")
-} | {"short rows, GPTQ, norms tuned": norms_tuned}
+} | {
+    f"short rows by GPTQ {bits} 64, norms tuned": partial(norms_tuned, f"GPTQ {bits} 64")
+    for bits in (2, 3, 4)
+}
 
 # -------------------------------------------------------------------------------- edits
 
@@ -592,7 +595,7 @@ EXPERTS_LEARNT: Mapping[str, Kind] = {
     "experts, AdamW": training(adamw(3e-4)),
     "router alone": training(adamw(1e-3), only=some("mlp.gate.")),
     "one expert alone": training(adamw(1e-3), only=some("experts.2.")),
-    "experts in NF4": partial(copied, "NF4"),
+    "experts in int4": partial(copied, "int4"),
 }
 
 # -------------------------------------------------------------------------------- merges
