@@ -40,34 +40,46 @@ WIDE = 3.0  # times its lower end, above which a range says nothing
 Judged = Iterator[tuple[bool | Literal["absent"] | None, str]]
 
 
+# what a shelf has that is taken as it is there: nothing, pairs, or pairs with their reports
+Taken = Literal["nothing", "pairs", "reports"]
+
+
 class Case:
     """A pair, its truth, and what its report says.
 
-    shelf: a folder that keeps the pair and its report; measured: judge the report that is there,
-    whatever version measured it. Its sentences are always those of this code.
+    shelf: a folder that keeps the pair, its report and the answers of verify; taken: what of these
+    is not made again, whatever version made it. Sentences are always those of this code.
     """
 
     def __init__(
-        self, pair: Pair, folder: Path, shelf: Path | None = None, measured: bool = False
+        self, pair: Pair, folder: Path, shelf: Path | None = None, taken: Taken = "nothing"
     ) -> None:
         self.pair, self._folder = pair, folder
-        kept = shelf and shelf / safe(pair.name)
-        if kept is not None and measured:
-            self.made: Made = torch.load(kept / "made.pt", weights_only=False)
-            self.report = AuditReport(kept / "report")
-        else:
-            self.made = pair.make()
-            self.report = self._audited()
+        self.kept = folder / "kept" if shelf is None else shelf / safe(pair.name)
+        made = self.kept / "made.pt"
+        has_pair = taken != "nothing" and made.exists()
+        self.made: Made = torch.load(made, weights_only=False) if has_pair else pair.make()
+        if not has_pair or taken == "pairs":
+            shutil.rmtree(self.kept, ignore_errors=True)
+            shutil.copytree(self._audited().folder, self.kept / "report")
+            torch.save(self.made, made)
+        self.report = AuditReport(self.kept / "report")
         self.truth = Truth(self.made)
-        if kept is not None and not measured:
-            shutil.rmtree(kept, ignore_errors=True)
-            shutil.copytree(self.report.folder, kept / "report")
-            torch.save(self.made, kept / "made.pt")
         self.summary = made_again(self.report)
         self.finding = self.summary.finding
         self.codes = [one.code for one in self.finding.sentences]
         deltas = self.report.deltas
         self.rows = deltas[deltas["tensor"].isin(self.truth.inside)] if len(deltas) else deltas
+
+    def answer(self, claim: str, **asked: str) -> str:
+        """The outcome of `verify`, and the reason."""
+        path = self.kept / "verified.json"
+        known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        if claim not in known:
+            found = shadow.verify(claim, *map(str, self.sides), **asked)
+            known[claim] = f"{found.outcome}: {found.reason}"
+            path.write_text(json.dumps(known))
+        return known[claim]
 
     @cached_property
     def sides(self) -> list[Path]:
@@ -643,14 +655,13 @@ def verified(case: Case) -> Iterator[tuple[str, str, Word, str]]:
     """Answers of `verify`: the claim, what it says, the word, and what is true."""
     if not case.pair.kind.startswith("kinds"):
         return
-    base, tuned = map(str, case.sides)
     same: bool | None = not case.truth.difference and len(case.truth.shared) == len(
         case.truth.tuned
     )
     same &= len(case.truth.shared) == len(case.truth.base) and not case.truth.other_rows
     if any(case.made.configs):  # the same weights under other names, or not: a matter of words
         same = None
-    yield _answered("verify same", shadow.verify("same", base, tuned), same)
+    yield _answered("verify same", case.answer("same"), same)
     moved: bool | None = None
     part = "experts" if any(".experts." in name for name in case.truth.base) else "mlp"
     places = {name: place_of(name) for name in case.truth.shared}
@@ -661,16 +672,15 @@ def verified(case: Case) -> Iterator[tuple[str, str, Word, str]]:
         moved = False
     elif (update := case.made.update) is not None:
         moved = all(name in update and update[name].any() for name in of_mlp)
-    found = shadow.verify("trained", base, tuned, moved=f"language.layers.*.{part}.*")
-    yield _answered("verify trained", found, moved)
+    answer = case.answer("trained", moved=f"language.layers.*.{part}.*")
+    yield _answered("verify trained", answer, moved)
 
 
-def _answered(
-    name: str, found: shadow.Verification, truth: bool | None
-) -> tuple[str, str, Word, str]:
-    word: Word = "true" if found.holds == truth else "false"
+def _answered(name: str, answer: str, truth: bool | None) -> tuple[str, str, Word, str]:
+    outcome = {"holds": True, "does_not_hold": False}.get(answer.partition(":")[0])
+    word: Word = "true" if outcome == truth else "false"
     if truth is None:
         word = "not judged"
-    elif found.holds is None:
+    elif outcome is None:
         word = "absent"
-    return name, f"{found.outcome}: {found.reason}", word, f"done was: {truth}"
+    return name, answer, word, f"done was: {truth}"

@@ -4,7 +4,7 @@
     python benchmarks/sentences.py --table      # writes the table anew from docs/lab
     python benchmarks/sentences.py --kind parts # pairs whose kind has this in its name, printed
     python benchmarks/sentences.py --only NAME  # one pair and all that is said of it, printed
-    python benchmarks/sentences.py --measured   # judges the reports that are kept, measures none
+    python benchmarks/sentences.py --taken reports  # judges kept reports; `pairs`: kept pairs anew
 
 histories.py and kinds.py make the pairs, truths.py says what is true of each,
 judging.py holds sentences against it. What was trained and the reports are kept in a folder: a run
@@ -34,7 +34,7 @@ import torch
 import typer
 from evidence.evidence_parts import DOCS, FOLDER, bounds, put
 from histories import Pair
-from judging import Case, Judged, Word, safe, written
+from judging import Case, Judged, Taken, Word, safe, written
 from kind_models import SIZES, SPECIAL, base
 from kinds import kind_pairs, planted
 from truths import place_of
@@ -294,24 +294,24 @@ def method() -> str:
 
 
 def all_verdicts(
-    pairs: Sequence[Pair], cache: Path, jobs: int, measured: bool = False
+    pairs: Sequence[Pair], cache: Path, jobs: int, taken: Taken = "nothing"
 ) -> Iterator[Verdict]:
     """Of every pair; those that this version of everything has judged are read from the folder.
 
-    measured: judge the reports that the folder keeps, and no other pair.
+    taken: what of the folder is taken as it is there; of reports and pairs, no other pair.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"verdicts-{method()}{'-measured' * measured}.jsonl"
+    path = cache / f"verdicts-{method()}{f'-{taken}' * (taken != 'nothing')}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     there: dict[str, list[dict[str, str]]] = dict(json.loads(line) for line in lines)
     left = [pair.name for pair in by_base(pairs) if pair.name not in there]
-    if measured:
+    if taken != "nothing":
         left = [name for name in left if (cache / REPORTS / safe(name) / "made.pt").exists()]
     elif any(pair.kind.startswith("kinds") for pair in pairs):
         for name in (*SIZES, *SPECIAL):
             base(name, cache)  # two processes would train the same
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        work = [pool.submit(judged_pair, name, cache, measured) for name in left]
+        work = [pool.submit(judged_pair, name, cache, taken) for name in left]
         for one in as_completed(work):
             found = one.result()
             own = [asdict(verdict) for verdict in found]
@@ -333,12 +333,12 @@ def by_base(pairs: Sequence[Pair]) -> list[Pair]:
     return sorted(pairs, key=place)
 
 
-def judged_pair(name: str, cache: Path, measured: bool = False) -> list[Verdict]:
+def judged_pair(name: str, cache: Path, taken: Taken = "nothing") -> list[Verdict]:
     """The verdicts of the pair of that name."""
     torch.set_num_threads(1)
     pair = next(pair for pair in all_pairs(cache) if pair.name == name)
     with tempfile.TemporaryDirectory() as folder:
-        return list(verdicts(Case(pair, Path(folder), cache / REPORTS, measured)))
+        return list(verdicts(Case(pair, Path(folder), cache / REPORTS, taken)))
 
 
 def all_pairs(cache: Path) -> list[Pair]:
@@ -370,7 +370,7 @@ def main(
     kind: Annotated[str | None, typer.Option(help="Only kinds with this in their name.")] = None,
     jobs: Annotated[int, typer.Option(help="How many processes judge pairs.")] = 1,
     table: Annotated[bool, typer.Option("--table", help="Of what docs/lab has.")] = False,
-    measured: Annotated[bool, typer.Option("--measured", help="Judge kept reports.")] = False,
+    taken: Annotated[Taken, typer.Option(help="What kept pairs or reports are taken.")] = "nothing",
 ) -> None:
     """Make the pairs, audit and judge them, and write their table in docs/evidence.md."""
     torch.set_num_threads(1)
@@ -382,7 +382,7 @@ def main(
             print(printed(pair, Path(folder)))
     else:
         chosen = [pair for pair in all_pairs(cache) if kind is None or kind in pair.kind]
-        found = list(all_verdicts(chosen, cache, jobs, measured))
+        found = list(all_verdicts(chosen, cache, jobs, taken))
         if kind is not None:
             print(page(found))
             return
