@@ -214,14 +214,33 @@ def size(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         if parts[-1] == "energy_share" and parts[0] in ("modules", "components"):
             share = truth.energy_share(_names_at(case, parts))
             yield abs(value - share) <= FIGURE, f"{'.'.join(parts[1:-1])} holds {100 * share:.3g} %"
+        if parts[-1] == "parameter_share" and parts[0] in ("modules", "components"):
+            whole, own = (
+                sum(truth.base[name].size for name in names)
+                for names in (truth.changed, _names_at(case, parts))
+            )
+            yield abs(value - own / whole) <= FIGURE, f"it has {own / whole:.1%} of the parameters"
     places = {place_of(name)[:2] for name in truth.changed}
     if "all of it in" in text and not re.search(r"all of it in [\w., ]+ \(\d", text):
         yield len(places) == 1, f"changed are {sorted(places)}"
     if found := re.search(r"nly matrices of layers? ([\d, toand]+?) changed", text):
         layers = {at for name in truth.inside if (at := place_of(name)[2]) is not None}
         yield _numbers(found[1]) == layers, f"layers {sorted(layers)} changed"
+    if found := re.search(r"Inside [^,]+, layers? ([\d, toand]+?) holds? ([\d.]+) %", text):
+        inside = [one for one in truth.inside if place_of(one)[0] == _main(truth.inside)]
+        own = [name for name in inside if place_of(name)[2] in _numbers(found[1])]
+        share = truth.energy_share(own) / truth.energy_share(inside)
+        yield abs(float(found[2]) / 100 - share) <= FIGURE, f"they hold {share:.1%}"
     if "Unchanged:" in text:
         yield from unchanged(case)
+
+
+def _main(names: Iterable[str]) -> str:
+    """The component that sentences are about: the language model where it changed."""
+    components = [place_of(name)[0] for name in names]
+    if "language" in components:
+        return "language"
+    return max(components, key=components.count)
 
 
 def _names_at(case: Case, parts: list[str]) -> list[str]:
@@ -607,8 +626,21 @@ def _headline_size(case: Case, low: float, high: float, half: float) -> Judged:
         yield held([low - half, high + half], truths, BEFORE), recorded
 
 
+def names_of_place(place: tuple[str, str, int | None]) -> set[str]:
+    """What a headline may call the part that a matrix lies in."""
+    component, module, _ = place
+    words = {"head": "the head", "embed": "the embeddings", "router": "the router"}
+    parts = {"vision": "the vision tower", "projector": "the projector"}
+    return {words.get(module, module), parts.get(component, component)}
+
+
 def _headline_place(case: Case, text: str) -> Judged:
-    """Of equals none is named alone."""
+    """Of equals none is named alone; those that are named hold what is said."""
+    if found := re.search(r"(most|all) of it in ([\w., ]+)\.$", text):
+        names = re.split(r", (?:and )?| and ", found[2])
+        chosen = [one for one in case.truth.changed if names_of_place(place_of(one)) & {*names}]
+        share = case.truth.energy_share(chosen)
+        yield share >= (0.5 - FIGURE if found[1] == "most" else 1 - 1e-9), f"they hold {share:.1%}"
     found = re.search(r"most of it in (?:the )?([\w.]+)\.$", text)
     if found is None:
         return
