@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import histories
@@ -46,6 +47,51 @@ def test_truth_is_that_of_the_update_before_storage(rank):
     assert 0.7 < whole < (3e-3 / stored) ** 2  # small entries are lost more often than kept
     assert whole <= in_classes + 1e-9
     assert truth.floor_ratio() == pytest.approx(stored / 1.68e-3, rel=0.1)
+
+
+def _layers(*sources: int) -> dict[str, np.ndarray]:
+    """Two matrices a layer, each layer that of a number."""
+    rng = np.random.default_rng(5)
+    first = {(at, one): rng.standard_normal((8, 8)) for at in range(4) for one in "qv"}
+    return {
+        f"model.layers.{at}.self_attn.{one}_proj.weight": first[source, one]
+        for at, source in enumerate(sources)
+        for one in "qv"
+    }
+
+
+def _truth(base, tuned, **rest) -> Truth:
+    sides = (histories.narrow(one, torch.float64) for one in (base, tuned))
+    return Truth(histories.Made(*sides, None, **rest))
+
+
+def test_a_layer_is_another_one_only_in_every_tensor():
+    base = _layers(0, 1, 2, 3)
+    assert _truth(base, _layers(0, 2, 3)).moved_layers() == 2
+    assert _truth(base, _layers(0, 0, 2, 3)).moved_layers() == 1
+    half = {**base, "model.layers.1.self_attn.q_proj.weight": next(iter(base.values()))}
+    assert _truth(base, half).moved_layers() == 0
+
+
+def test_entries_were_set_to_0_only_where_they_are_0_now():
+    base = _layers(0)
+    (name, W), *_ = base.items()
+    W[:, :2] = 0.0
+    r = np.full((8, 1), 8**-0.5)
+    assert _truth(base, {**base, name: np.where(np.abs(W) > 0.5, W, 0.0)}).zeroed()
+    assert not _truth(base, {**base, name: W - r @ (r.T @ W)}).zeroed()
+
+
+def test_common_rows_are_compared_and_a_tied_head_is_the_embedding():
+    rows = np.random.default_rng(6).standard_normal((9, 4))
+    embed, head = "model.embed_tokens.weight", "lm_head.weight"
+    base = {embed: rows, head: -rows}
+    longer = _truth(base, {embed: np.concatenate([rows, rows]), head: -rows})
+    assert longer.other_rows == {embed: (9, 18)}
+    assert not longer.difference
+    tied = _truth(base, {embed: rows}, configs=({}, {"tie_word_embeddings": True}))
+    assert list(tied.difference) == [head]
+    assert tied.stored_norm([head]) == pytest.approx(2.0)
 
 
 def test_pages_say_what_was_measured():
