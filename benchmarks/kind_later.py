@@ -48,7 +48,7 @@ from kind_models import (
     train,
     windows,
 )
-from kind_trainings import PROSE, STEPS, as_arrays, in_bf16, made, sized, some, training, usual
+from kind_trainings import PROSE, STEPS, as_arrays, in_bf16, made, some, training
 from torch.nn import functional
 
 ADAPTER: Ways = {"merged_adapter": True}
@@ -56,10 +56,10 @@ FEW: Ways = {"quantised_copy": True}
 NUMBERED = "renumbered"  # matrices stand at other numbers: their difference is no change
 
 
-def low_rank(W: State, rank: int, size: float, seed: int, names: list[str] | None = None) -> State:
+def low_rank(W: State, rank: int, size: float, seed: int, parts: str = "proj") -> State:
     """An adapter's update of a relative norm, of the matrices of layers or of some."""
     g, found = drawn(seed), {}
-    for name in matrices(W) if names is None else names:
+    for name in filter(lambda name: some(parts)(name, 0), matrices(W)):
         rows, cols = W[name].shape
         D = torch.randn(rows, rank, generator=g) @ torch.randn(rank, cols, generator=g)
         found[name] = D * (size * W[name].norm() / D.norm())
@@ -444,8 +444,7 @@ def merged_into(
 ) -> Made:
     """An adapter merged in float32 onto a base in one format, and saved in another."""
     start = {name: one.to(formats[0]).float() for name, one in base.full.items()}
-    names = [name for name in matrices(start) if some(parts)(name, 0)]
-    after = plus(start, low_rank(start, 8, size, seed, names))
+    after = plus(start, low_rank(start, 8, size, seed, parts))
     rounded = "master" if formats[1] == BF16 else "once"
     return made(base, after, formats, start=start, ways=ADAPTER, rounded=rounded)
 
@@ -516,9 +515,7 @@ def sparse_high_rank(base: Base, seed: int) -> Made:
         for name, mask in masks.items():
             W[name] = torch.where(mask, W[name], before[name])
 
-    inside = set(masks)
-    only = lambda name, step: name in inside  # noqa: E731
-    found = train(base.start, PROSE, adamw(3e-3), STEPS, seed, only, after)
+    found = train(base.start, PROSE, adamw(3e-3), STEPS, seed, some("proj.weight"), after)
     return made(base, found, recorded=("masked",))
 
 
@@ -572,13 +569,6 @@ def new_language(base: Base, seed: int) -> Made:
     return replace(pair(base.start, end), update={})
 
 
-def resized_norm(size: float, base: Base, seed: int) -> Made:
-    """An ordinary training in which the embeddings alone moved further."""
-    after = sized(base, usual(base, seed), size)
-    after[EMBED] = base.start[EMBED] + 10 * (after[EMBED] - base.start[EMBED])
-    return made(base, after)
-
-
 LEARNT: Mapping[str, Kind] = {
     "GRPO in BF16": lambda base, seed: in_bf16(adamw(2e-5), "nearest", base, seed, policy),
     "Shampoo": training(shampoo(1e-4)),
@@ -589,7 +579,6 @@ LEARNT: Mapping[str, Kind] = {
     "FP8 training": training(adamw(3e-4), loss=fp8_forward),
     "a new language's rows": new_language,
     "long continued pretraining": training(adamw(2e-3), 250, loss=next_byte("more code")),
-    "embeddings further": partial(resized_norm, 5e-3),
 }
 EXPERTS_LEARNT: Mapping[str, Kind] = {
     "experts, AdamW": training(adamw(3e-4)),

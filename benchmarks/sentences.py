@@ -46,7 +46,7 @@ from shadow.outputs.markdown import plain
 DATA = FOLDER / "sentences.parquet"
 WHERE = "docs/evidence.md"
 README = DOCS.parent / "README.md"
-SENTENCE = r"Of \d+ (?:made pairs|kinds of change) .*?% of such \w+ do\)\."  # in README.md
+SENTENCE = r"Of \d+ kinds\s.*?such\s+kinds\s+do\)\."  # in README.md
 RATES = Path(shadow.__file__).parent / "checks" / "error_rates.json"
 CACHE = Path(tempfile.gettempdir()) / "shadow-sentences"
 REPORTS = "reports"  # in it: a folder for each pair
