@@ -147,7 +147,9 @@ class Made:
     rotated: bool = False
     """By an adapter that is not of low rank."""
     facts: tuple[str, ...] = ()
-    """What is true besides `told`, and need not be said."""
+    """What is true besides `recorded`, and need not be said."""
+    configs: tuple[Mapping[str, object], Mapping[str, object]] = ({}, {})
+    """What the config of each side has besides its model_type."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,25 @@ def fresh(width: int, layers: int, mlp: int, seed: int) -> State:
     return found
 
 
+EXPERTS = 4
+
+
+def with_experts(W: State, seed: int) -> State:
+    """EXPERTS instead of each MLP, drawn anew, and a router that chooses two."""
+    g = torch.Generator().manual_seed(seed)
+    found = {name: one for name, one in W.items() if ".mlp." not in name}
+    for name, one in W.items():
+        layer, _, part = name.partition(".mlp.")
+        for at in range(EXPERTS if part else 0):
+            new = torch.randn(one.shape, generator=g) * one.std()
+            found[f"{layer}.mlp.experts.{at}.{part}"] = new
+        if part.startswith("gate"):
+            found[f"{layer}.mlp.gate.weight"] = 0.1 * torch.randn(
+                EXPERTS, one.shape[1], generator=g
+            )
+    return found
+
+
 def layers_of(W: Mapping[str, torch.Tensor]) -> int:
     return 1 + max(int(name.split(".")[2]) for name in W if ".layers." in name)
 
@@ -74,6 +93,19 @@ def forward(W: State, x: torch.Tensor, taps: State | None = None) -> torch.Tenso
             taps[f"{name}.weight"] = h.detach().flatten(0, 1)
         return functional.linear(h, W[f"{name}.weight"], W.get(f"{name}.bias"))
 
+    def mlp(name: str, n: torch.Tensor) -> torch.Tensor:
+        gate = functional.silu(linear(f"{name}.gate_proj", n))
+        return linear(f"{name}.down_proj", gate * linear(f"{name}.up_proj", n))
+
+    def routed(name: str, n: torch.Tensor) -> torch.Tensor:
+        shares = linear(f"{name}.gate", n).softmax(-1)
+        top = shares.topk(2, -1)
+        chosen = torch.zeros_like(shares).scatter(-1, top.indices, top.values)
+        parts = (
+            chosen[..., at, None] * mlp(f"{name}.experts.{at}", n) for at in range(shares.shape[-1])
+        )
+        return sum(parts, torch.zeros_like(n))
+
     h = W[EMBED][x]
     count, length = x.shape
     for at in range(layers_of(W)):
@@ -86,8 +118,8 @@ def forward(W: State, x: torch.Tensor, taps: State | None = None) -> torch.Tenso
         mixed = functional.scaled_dot_product_attention(rope(q), rope(k), v, is_causal=True)
         h = h + linear(f"{layer}.self_attn.o_proj", mixed.transpose(1, 2).flatten(2))
         n = rms(h, W[f"{layer}.post_attention_layernorm.weight"])
-        gate = functional.silu(linear(f"{layer}.mlp.gate_proj", n))
-        h = h + linear(f"{layer}.mlp.down_proj", gate * linear(f"{layer}.mlp.up_proj", n))
+        has_experts = f"{layer}.mlp.gate.weight" in W
+        h = h + (routed if has_experts else mlp)(f"{layer}.mlp", n)
     head = LM if LM in W else EMBED
     return functional.linear(rms(h, W[NORM]), W[head])
 
@@ -219,10 +251,12 @@ def kept(path: Path, make: Callable[[], State]) -> State:
 
 
 SIZES = {"narrow": (128, 4, 384, 700), "wide": (192, 3, 512, 500)}  # width, layers, MLP, steps
+# of some kinds alone: EXPERTS in each layer, and rows that are all shorter than 256
+SPECIAL = {"moe": (128, 3, 160, 300), "short": (128, 3, 192, 300)}
 
 
 def base(name: str, folder: Path) -> Base:
-    width, layers, mlp, steps = SIZES[name]
+    width, layers, mlp, steps = {**SIZES, **SPECIAL}[name]
 
     def falling(n: str, w: torch.Tensor, g: torch.Tensor, m: State, step: int) -> torch.Tensor:
         rate = 3e-3 * min(1.0, step / 30) * (1.05 - step / steps)
@@ -230,6 +264,8 @@ def base(name: str, folder: Path) -> Base:
 
     def make() -> State:
         start = fresh(width, layers, mlp, len(name))
+        if name == "moe":
+            start = with_experts(start, 3)
         return train(start, next_byte("code", 24), falling, steps, len(name))
 
     return Base(name, kept(folder / f"{name}.pt", make), folder)

@@ -236,7 +236,7 @@ def each_step(how: str, seed: int) -> Callable[[State, State, int], None]:
     return after
 
 
-def in_bf16(rule: Rule, how: str, base: Base, seed: int) -> Made:
+def in_bf16(rule: Rule, how: str, base: Base, seed: int, loss: Loss = PROSE) -> Made:
     """Every step rounded; the truth is what is stored, or the sum of steps."""
     total = {name: torch.zeros_like(one) for name, one in base.start.items()}
     finish = each_step(how, seed)
@@ -246,7 +246,7 @@ def in_bf16(rule: Rule, how: str, base: Base, seed: int) -> Made:
             total[name] += W[name] - before[name]
         finish(before, W, step)
 
-    found = train(base.start, PROSE, rule, STEPS, seed, after=after)
+    found = train(base.start, loss, rule, STEPS, seed, after=after)
     pair = made(base, {name: base.start[name] + total[name] for name in total}, stored=found)
     also = {name: one.double().numpy() for name, one in difference(found, base.start).items()}
     return Made(**{**vars(pair), "also": also, "rounded": "every step"})

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import histories as h
 import kind_edits
+import kind_later
 import kind_trainings
 import torch
 from histories import Made, Pair
@@ -83,7 +85,7 @@ def fourier(w: torch.Tensor, p: Params) -> torch.Tensor:
 
 def adapted(
     base: Base, seed: int, init: Init, apply: Apply, names: list[str] | None = None,
-    start: State | None = None, rate: float = 2e-3, steps: int = 15,
+    start: State | None = None, rate: float = 2e-3, steps: int = 15, factor: float = 1.0,
 ) -> State:  # fmt: skip
     """Weights with adapters trained on some matrices, merged in float32; start: other weights under
     them.
@@ -100,21 +102,26 @@ def adapted(
             own[name][part] = one
         return {**start, **{name: apply(start[name], own[name]) for name in names}}
 
-    end = train(first, lambda p, g: PROSE(of(p), g), adamw(rate), steps, seed)
+    def step(name: str, *rest: Any) -> torch.Tensor:
+        return adamw(rate * (factor if name.endswith("/B") else 1.0))(name, *rest)
+
+    end = train(first, lambda p, g: PROSE(of(p), g), step, steps, seed)
     return {name: one.detach() for name, one in of(end).items()}
 
 
 def adapter(
     init: Init, apply: Apply, low_rank: bool | None = True, names: str = "", turned: bool = False,
-    rate: float = 2e-3,
+    rate: float = 2e-3, factor: float = 1.0,
 ) -> Kind:  # fmt: skip
+    """factor: how much faster B learns than the rest (LoRA+)."""
+
     def kind(base: Base, seed: int, name: str = "") -> Made:
         chosen = [one for one in matrices(base.start) if names in one or not names]
         if "|" in names:
             chosen = [one for one in matrices(base.start) if some(names)(one, 0)]
 
         def make() -> State:
-            return adapted(base, seed, init, apply, chosen, rate=rate)
+            return adapted(base, seed, init, apply, chosen, rate=rate, factor=factor)
 
         after = base.kept(f"{name}-{seed}", make) if name else make()
         recorded = ("low_rank",) if low_rank else ()
@@ -166,6 +173,16 @@ def relora(base: Base, seed: int) -> Made:
 def then_all(base: Base, seed: int) -> Made:
     after = train(adapted(base, seed, low(8), added), PROSE, adamw(1e-4), 10, seed)
     return made(base, after, ways={"merged_adapter": None})
+
+
+def core(g: torch.Generator, w: torch.Tensor) -> Params:
+    return {"R": torch.zeros(8, 8)}
+
+
+def between(w: torch.Tensor, p: Params) -> torch.Tensor:
+    """LoRA-XS: a small matrix between the leading directions of the base."""
+    U, S, V = torch.linalg.svd(w.detach(), full_matrices=False)
+    return w + U[:, :8] * S[:8] @ p["R"] @ V[:8]
 
 
 def boft_blocks(g: torch.Generator, w: torch.Tensor) -> Params:
@@ -220,6 +237,7 @@ RESIZED = {
 
 # -------------------------------------------------------------------------------- all kinds
 
+OTHER_NUMBERS = "other numbers"  # parts at other numbers, which are compared by number today
 NORMS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 TRAINED, PLANTED, ONCE = (2, 1), (2, 2), (1, 1)  # seeds of each base
 GROUPS: tuple[tuple[str, Mapping[str, Kind], tuple[int, int]], ...] = (
@@ -253,6 +271,27 @@ GROUPS: tuple[tuple[str, Mapping[str, Kind], tuple[int, int]], ...] = (
 )
 
 
+# the second list: more adapters, and each group with the bases that it is made of
+MORE_ADAPTERS: Mapping[str, Kind] = {
+    "LoRA+": adapter(low(8), added, rate=2e-4, factor=16.0),
+    "LoRA-XS": adapter(core, between),
+    "rsLoRA, rank 64": adapter(low(64), lambda w, p: w + 2 * p["B"] @ p["A"], None),
+}
+BOTH_BASES = tuple(BASES)
+LATER: tuple[tuple[str, Mapping[str, Kind], tuple[str, ...]], ...] = (
+    (OTHER_NUMBERS, kind_later.NUMBERS, BOTH_BASES),
+    (OTHER_NUMBERS, kind_later.EXPERT_NUMBERS, ("moe",)),
+    ("few bits and more", kind_later.FEW_BITS, BOTH_BASES),
+    ("few bits and more", kind_later.SHORT_ROWS, ("short",)),
+    ("more edits", kind_later.EDITED, BOTH_BASES),
+    ("merged into another format", kind_later.MERGED_INTO, BOTH_BASES),
+    ("more training", {**kind_later.LEARNT, **MORE_ADAPTERS}, BOTH_BASES),
+    ("more training", kind_later.EXPERTS_LEARNT, ("moe",)),
+    ("more merges", kind_later.MIXED, BOTH_BASES),
+)
+CONFIGS = {"moe": "qwen2_moe"}  # of a base, where it is not qwen2
+
+
 def kind_pairs(folder: Path) -> Iterator[Pair]:
     """Every kind of both bases, by seeds; what was trained lies in the folder."""
     for seed, (at, which) in product(range(2), enumerate(BASES)):
@@ -260,6 +299,11 @@ def kind_pairs(folder: Path) -> Iterator[Pair]:
             for name, kind in kinds.items() if seed < seeds[at] else ():
                 make = partial(_made, kind, name, which, seed, folder)
                 yield Pair(f"{name}: {which} {seed}", f"kinds: {group}", make, config="qwen2")
+    for group, kinds, bases in LATER:
+        for which, (name, kind) in product(bases, kinds.items()):
+            make = partial(_made, kind, name, which, 0, folder)
+            config = CONFIGS.get(which, "qwen2")
+            yield Pair(f"{name}: {which} 0", f"kinds: {group}", make, config=config)
 
 
 def _made(kind: Kind, name: str, which: str, seed: int, folder: Path) -> Made:
@@ -324,6 +368,13 @@ def _planted() -> Iterator[Pair | tuple[str, str, Callable[[], Made]]]:
         yield what, "parts", partial(h.part, what)
     for what in ("vision, frozen tower", "vision, head alone", "vision, one of two layers"):
         yield Pair(what, "parts", partial(h.part, what), config="llava")
+    more = "kinds: few bits and more"
+    for size in (4e-3, 2e-2):
+        yield f"LoRA 320 of 1,024, {size:g}", more, partial(kind_later.rank_320, size)
+    for part in ("vision_tower", "language_model"):
+        name = f"LoRA of the {part.replace('_', ' ')} alone"
+        make = partial(kind_later.tower, 8, 1e-2, part)
+        yield Pair(name, "kinds: more edits", make, config="llava")
     yield Pair("named dpo", "parts", partial(_full, h.SMALL, h.fast, 6e-3), label="x:base..dpo")
 
 

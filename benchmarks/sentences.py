@@ -4,10 +4,11 @@
     python benchmarks/sentences.py --table      # writes the table anew from docs/lab
     python benchmarks/sentences.py --kind parts # pairs whose kind has this in its name, printed
     python benchmarks/sentences.py --only NAME  # one pair and all that is said of it, printed
+    python benchmarks/sentences.py --taken reports  # judges kept reports; `pairs`: kept pairs anew
 
 histories.py and kinds.py make the pairs, truths.py says what is true of each,
-judging.py holds sentences against it. What was trained is kept in a folder: a run that was cut off
-goes on from there.
+judging.py holds sentences against it. What was trained and the reports are kept in a folder: a run
+that was cut off goes on from there, and sentences that changed are judged without measuring again.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import typer
-from evidence.evidence_parts import FOLDER, bounds, put
+from evidence.evidence_parts import DOCS, FOLDER, bounds, put
 from histories import Pair
-from judging import Case, Judged, Word, written
-from kind_models import SIZES, base
+from judging import Case, Judged, Taken, Word, safe, written
+from kind_models import SIZES, SPECIAL, base
 from kinds import kind_pairs, planted
 from truths import place_of
 
@@ -44,8 +45,11 @@ from shadow.outputs.markdown import plain
 
 DATA = FOLDER / "sentences.parquet"
 WHERE = "docs/evidence.md"
+README = DOCS.parent / "README.md"
+SENTENCE = r"Of \d+ kinds\s.*?such\s+kinds\s+do\)\."  # in README.md
 RATES = Path(shadow.__file__).parent / "checks" / "error_rates.json"
 CACHE = Path(tempfile.gettempdir()) / "shadow-sentences"
+REPORTS = "reports"  # in it: a folder for each pair
 WORDS = get_args(Word)
 
 
@@ -104,6 +108,7 @@ MEANINGS: Mapping[str, Callable[[Case], bool]] = {
     "layer dropped": _code("layers_moved"),
     "layer inserted": _code("layers_moved"),
     "rotated": _has("entry by entry"),
+    "renumbered": _code("replaced", "not_comparable", "layers_moved", "unrelated"),
     "1/X": lambda case: "equivalent_directions" in _places(case),
     "norm before storage": lambda case: "overall_unrounded" in _places(case),
     "rounded away": _code("rounded_away", "rounding"),
@@ -184,20 +189,43 @@ def page(found: list[Verdict]) -> str:
 
 
 def part(found: list[Verdict]) -> str:
-    """The table in docs/evidence.md; last, how many pairs may have a false statement, with 95 %."""
-    kinds: dict[str, list[Verdict]] = {}
+    """The table in docs/evidence.md; last, how many kinds may have a false statement, with 95 %."""
+    groups: dict[str, list[Verdict]] = {}
     for one in found:
-        kinds.setdefault(one.kind.removeprefix("kinds: "), []).append(one)
-    rows = [["kind of pair", "pairs", *WORDS, "pairs with one false, at most"], ["---"] * 7]
-    for kind, own in [*kinds.items(), ("**all**", found)]:
+        groups.setdefault(one.kind.removeprefix("kinds: "), []).append(one)
+    heads = ["group", "kinds", "pairs", *WORDS, "kinds with one false", "at most"]
+    rows = [heads, ["---"] * len(heads)]
+    for group, own in [*groups.items(), ("**all**", found)]:
         counts = Counter(one.word for one in own)
-        pairs, wrong = ({one.pair for one in some} for some in (own, _false(own)))
-        most = 100 * bounds(len(wrong), len(pairs))[1]
-        numbers = [str(counts[word]) for word in WORDS]
-        rows.append([kind, str(len(pairs)), *numbers, f"{most:.2g} %"])
+        kinds, wrong = ({kind_of(one.pair) for one in some} for some in (own, _false(own)))
+        numbers = [len(kinds), len({one.pair for one in own}), *(counts[word] for word in WORDS)]
+        rows.append([group, *map(str, [*numbers, len(wrong)]), _most(len(wrong), len(kinds))])
     parts = ["| " + " | ".join(row) + " |" for row in rows]
+    wrong = sorted({f"{one.code} of {kind_of(one.pair)}" for one in _false(found)})
     rates = [f"{code} {wrong} of {of}" for code, (wrong, of) in error_rates(found).items()]
-    return "\n".join([*parts, "", f"False by claim: {', '.join(rates)}."])
+    said = f"False: {'; '.join(wrong)}." if wrong else "None was false."
+    return "\n".join([*parts, "", said, "", f"False by claim: {', '.join(rates)}."])
+
+
+def _most(wrong: int, of: int) -> str:
+    return f"{100 * bounds(wrong, of)[1]:.2g} %"
+
+
+def kind_of(pair: str) -> str:
+    """The kind of change: of whatever base, seed and size."""
+    name = re.sub(r": (\w+) \d$", "", pair)
+    return re.sub(r"(?:,| to)? (?:0\.\d+|\de-\d+)$", "", name)
+
+
+def rate(found: list[Verdict]) -> str:
+    """What README.md says of it. Pairs of one kind are not independent: the unit is the kind."""
+    kinds, wrong = ({kind_of(one.pair) for one in some} for some in (found, _false(found)))
+    got = f"{len(wrong)} got a statement" if wrong else "none got a statement"
+    pairs = len({one.pair for one in found})
+    return (
+        f"Of {len(kinds)} kinds of change whose history is known ({pairs} made pairs), {got} that"
+        f" was judged false (with 95 %, at most {_most(len(wrong), len(kinds))} of such kinds do)."
+    )
 
 
 def _false(some: Iterable[Verdict]) -> list[Verdict]:
@@ -223,8 +251,13 @@ def kept_verdicts() -> list[Verdict]:
 
 
 def write_table(found: list[Verdict]) -> None:
-    """The table in docs/evidence.md, and the error rates that `shadow explain` tells."""
+    """The table in docs/evidence.md, the sentence in README.md, and the error rates that `shadow
+    explain` tells.
+    """
     put("evidence.md", "sentences", part(found))
+    text = README.read_text(encoding="utf-8")
+    (before,) = re.findall(SENTENCE, text, re.DOTALL)
+    README.write_text(text.replace(before, textwrap.fill(rate(found), 150)), encoding="utf-8")
     rates = {"where": WHERE, "answers": error_rates(found)}
     RATES.write_text(json.dumps(rates, indent=1) + "\n", encoding="utf-8")
 
@@ -260,17 +293,25 @@ def method() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def all_verdicts(pairs: Sequence[Pair], cache: Path, jobs: int) -> Iterator[Verdict]:
-    """Of every pair; those that this version of everything has judged are read from the folder."""
+def all_verdicts(
+    pairs: Sequence[Pair], cache: Path, jobs: int, taken: Taken = "nothing"
+) -> Iterator[Verdict]:
+    """Of every pair; those that this version of everything has judged are read from the folder.
+
+    taken: what of the folder is taken as it is there; of reports and pairs, no other pair.
+    """
     cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"verdicts-{method()}.jsonl"
+    path = cache / f"verdicts-{method()}{f'-{taken}' * (taken != 'nothing')}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     there: dict[str, list[dict[str, str]]] = dict(json.loads(line) for line in lines)
-    left = [pair.name for pair in pairs if pair.name not in there]
-    for name in SIZES if any(pair.kind.startswith("kinds") for pair in pairs) else ():
-        base(name, cache)  # two processes would train the same
+    left = [pair.name for pair in by_base(pairs) if pair.name not in there]
+    if taken != "nothing":
+        left = [name for name in left if (cache / REPORTS / safe(name) / "made.pt").exists()]
+    elif any(pair.kind.startswith("kinds") for pair in pairs):
+        for name in (*SIZES, *SPECIAL):
+            base(name, cache)  # two processes would train the same
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        work = [pool.submit(judged_pair, name, cache) for name in left]
+        work = [pool.submit(judged_pair, name, cache, taken) for name in left]
         for one in as_completed(work):
             found = one.result()
             own = [asdict(verdict) for verdict in found]
@@ -279,15 +320,25 @@ def all_verdicts(pairs: Sequence[Pair], cache: Path, jobs: int) -> Iterator[Verd
             there[found[0].pair] = own
             print(f"{found[0].pair}: {len(_false(found))} false", file=sys.stderr, flush=True)
     for pair in pairs:
-        yield from (Verdict(**one) for one in there[pair.name])
+        yield from (Verdict(**one) for one in there.get(pair.name, ()))
 
 
-def judged_pair(name: str, cache: Path) -> list[Verdict]:
+def by_base(pairs: Sequence[Pair]) -> list[Pair]:
+    """The first pair of every kind before all others: a run that is cut off has seen each."""
+    last = {": narrow 0": 0, ": moe 0": 0, ": wide 0": 2, ": narrow 1": 3, ": wide 1": 4}
+
+    def place(pair: Pair) -> int:
+        return next((at for ending, at in last.items() if pair.name.endswith(ending)), 1)
+
+    return sorted(pairs, key=place)
+
+
+def judged_pair(name: str, cache: Path, taken: Taken = "nothing") -> list[Verdict]:
     """The verdicts of the pair of that name."""
     torch.set_num_threads(1)
     pair = next(pair for pair in all_pairs(cache) if pair.name == name)
     with tempfile.TemporaryDirectory() as folder:
-        return list(verdicts(Case(pair, Path(folder))))
+        return list(verdicts(Case(pair, Path(folder), cache / REPORTS, taken)))
 
 
 def all_pairs(cache: Path) -> list[Pair]:
@@ -319,6 +370,7 @@ def main(
     kind: Annotated[str | None, typer.Option(help="Only kinds with this in their name.")] = None,
     jobs: Annotated[int, typer.Option(help="How many processes judge pairs.")] = 1,
     table: Annotated[bool, typer.Option("--table", help="Of what docs/lab has.")] = False,
+    taken: Annotated[Taken, typer.Option(help="What kept pairs or reports are taken.")] = "nothing",
 ) -> None:
     """Make the pairs, audit and judge them, and write their table in docs/evidence.md."""
     torch.set_num_threads(1)
@@ -330,7 +382,7 @@ def main(
             print(printed(pair, Path(folder)))
     else:
         chosen = [pair for pair in all_pairs(cache) if kind is None or kind in pair.kind]
-        found = list(all_verdicts(chosen, cache, jobs))
+        found = list(all_verdicts(chosen, cache, jobs, taken))
         if kind is not None:
             print(page(found))
             return

@@ -14,6 +14,7 @@ import torch
 from histories import Array, Made, Weights, purity
 
 DIGITS = {torch.bfloat16: (8, -126), torch.float16: (11, -14), torch.float32: (24, -126)}
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 CLASSES = 16  # of rows by their energy, in which kept is taken as the tool takes it
 
 
@@ -24,6 +25,15 @@ class Truth:
         self.made = made
         self.base = {name: one.double().numpy() for name, one in made.base.items()}
         self.tuned = {name: one.double().numpy() for name, one in made.tuned.items()}
+        for side, config in zip((self.base, self.tuned), made.configs, strict=True):
+            if config.get("tie_word_embeddings"):
+                side.setdefault(HEAD, side[EMBED])  # the head is the embedding
+        self.other_rows: dict[str, tuple[int, int]] = {}
+        for name, W in self.base.items():
+            T = self.tuned.get(name)
+            if T is not None and place_of(name)[1] in ("embed", "head") and len(W) != len(T):
+                self.other_rows[name] = (len(W), len(T))  # common rows are compared
+                self.base[name], self.tuned[name] = W[: len(T)], T[: len(W)]
         self.shared = [
             name
             for name, W in self.base.items()
@@ -53,6 +63,27 @@ class Truth:
     def update_of(self, name: str) -> Array | None:
         update = self.made.update
         return None if update is None or name not in update else update[name]
+
+    def moved_layers(self) -> int:
+        """Layers whose tensors are all those of another layer of the base, and not their own."""
+        layers = [_by_layer(one) for one in (self.base, self.tuned)]
+        return sum(
+            own != layers[0].get(at) and own in [one for k, one in layers[0].items() if k != at]
+            for at, own in layers[1].items()
+        )
+
+    def zeroed(self) -> bool:
+        """Whether every matrix that differs does so where it is 0 now, and not where it was."""
+        return all(not self.tuned[name][self.difference[name] != 0].any() for name in self.changed)
+
+    def entries_changed(self) -> int:
+        return sum(int(np.count_nonzero(self.difference[name])) for name in self.changed)
+
+    def part_shared(self) -> float:
+        """Share of the larger side's parameters that stand in matrices of both."""
+        sides = (self.made.base, self.made.tuned)
+        most = max(sum(one.numel() for one in side.values() if one.ndim == 2) for side in sides)
+        return sum(self.base[name].size for name in self.shared if self.base[name].ndim == 2) / most
 
     # ------------------------------------------------------------------ norms
 
@@ -193,6 +224,14 @@ class Truth:
         return median(known) if known else None
 
 
+def _by_layer(W: Weights) -> dict[int, dict[str, bytes]]:
+    found: dict[int, dict[str, bytes]] = {}
+    for name, one in W.items():
+        if (at := place_of(name)[2]) is not None:
+            found.setdefault(at, {})[name.replace(f".{at}.", ".#.", 1)] = one.tobytes()
+    return found
+
+
 def _grid(W: Array) -> tuple[int, int]:
     """Digits and least exponent of the coarsest format that holds all values."""
     values = torch.from_numpy(W)
@@ -238,4 +277,8 @@ def place_of(name: str) -> tuple[str, str, int | None]:
     parts = name.split(".")
     layer = int(parts[parts.index("layers") + 1]) if "layers" in parts else None
     module = MODULES.get(parts[-2], "norm" if "norm" in name else "other")
+    if ".experts." in name:
+        module = module.replace("mlp", "experts")
+    elif name.endswith("mlp.gate.weight"):
+        module = "router"
     return COMPONENTS.get(parts[0], "language"), module, layer

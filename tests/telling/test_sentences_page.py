@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import histories
@@ -45,6 +47,82 @@ def test_truth_is_that_of_the_update_before_storage(rank):
     assert 0.7 < whole < (3e-3 / stored) ** 2  # small entries are lost more often than kept
     assert whole <= in_classes + 1e-9
     assert truth.floor_ratio() == pytest.approx(stored / 1.68e-3, rel=0.1)
+
+
+def _layers(*sources: int) -> dict[str, np.ndarray]:
+    """Two matrices a layer, each layer that of a number."""
+    rng = np.random.default_rng(5)
+    first = {(at, one): rng.standard_normal((8, 8)) for at in range(4) for one in "qv"}
+    return {
+        f"model.layers.{at}.self_attn.{one}_proj.weight": first[source, one]
+        for at, source in enumerate(sources)
+        for one in "qv"
+    }
+
+
+def _truth(base, tuned, **rest) -> Truth:
+    sides = (histories.narrow(one, torch.float64) for one in (base, tuned))
+    return Truth(histories.Made(*sides, None, **rest))
+
+
+def test_a_layer_is_another_one_only_in_every_tensor():
+    base = _layers(0, 1, 2, 3)
+    assert _truth(base, _layers(0, 2, 3)).moved_layers() == 2
+    assert _truth(base, _layers(0, 0, 2, 3)).moved_layers() == 1
+    half = {**base, "model.layers.1.self_attn.q_proj.weight": next(iter(base.values()))}
+    assert _truth(base, half).moved_layers() == 0
+
+
+def test_entries_were_set_to_0_only_where_they_are_0_now():
+    base = _layers(0)
+    (name, W), *_ = base.items()
+    W[:, :2] = 0.0
+    r = np.full((8, 1), 8**-0.5)
+    assert _truth(base, {**base, name: np.where(np.abs(W) > 0.5, W, 0.0)}).zeroed()
+    assert not _truth(base, {**base, name: W - r @ (r.T @ W)}).zeroed()
+
+
+def test_common_rows_are_compared_and_a_tied_head_is_the_embedding():
+    rows = np.random.default_rng(6).standard_normal((9, 4))
+    embed, head = "model.embed_tokens.weight", "lm_head.weight"
+    base = {embed: rows, head: -rows}
+    longer = _truth(base, {embed: np.concatenate([rows, rows]), head: -rows})
+    assert longer.other_rows == {embed: (9, 18)}
+    assert not longer.difference
+    tied = _truth(base, {embed: rows}, configs=({}, {"tie_word_embeddings": True}))
+    assert list(tied.difference) == [head]
+    assert tied.stored_norm([head]) == pytest.approx(2.0)
+
+
+def test_pages_say_what_was_measured():
+    """The table is that of docs/lab, and README.md has the rate by kind, with its exact bound."""
+    found = sentences.kept_verdicts()
+    assert sentences.part(found) in (DOCS / "evidence.md").read_text(encoding="utf-8")
+    text = " ".join((DOCS.parent / "README.md").read_text(encoding="utf-8").split())
+    assert sentences.rate(found) in text
+    kinds = {sentences.kind_of(one.pair) for one in found}
+    wrong = {sentences.kind_of(one.pair) for one in found if one.word == "false"}
+    most = float(re.search(r"at most ([\d.]+) % of such kinds", text)[1]) / 100
+    tail = 0.05 if not wrong else 0.025
+    held = sum(  # of binomial draws at the bound, as many or fewer are false
+        math.comb(len(kinds), k) * most**k * (1 - most) ** (len(kinds) - k)
+        for k in range(len(wrong) + 1)
+    )
+    assert held == pytest.approx(tail, rel=0.35)  # two digits
+
+
+@pytest.mark.parametrize(
+    ("pair", "kind"),
+    [
+        ("AdamW to 0.0003: narrow 0", "AdamW"),
+        ("F32 in BF16, 1e-05: wide 0", "F32 in BF16"),
+        ("base of Q8_0, tune 0.002", "base of Q8_0, tune"),
+        ("copy by GPTQ 2 128: wide 1", "copy by GPTQ 2 128"),
+        ("50 % by size: narrow 1", "50 % by size"),
+    ],
+)
+def test_the_kind_of_a_pair_is_without_base_seed_and_size(pair, kind):
+    assert sentences.kind_of(pair) == kind
 
 
 def test_the_error_rates_of_claims_are_those_of_the_page():
