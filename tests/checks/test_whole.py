@@ -926,3 +926,9 @@ def test_a_constant_matrix_is_one_whatever_its_size(value):
     one = torch.full((70, 1000), value)
     one[69, 999] += 1e30
     assert not looked_at(one, Workspace()).is_constant
+
+
+@pytest.mark.parametrize(("rows", "outcome"), [(10, HOLDS), (12, OPEN), (8, FAILS)])
+def test_rows_beyond_vocab_size_are_open_without_a_loader(rows, outcome):
+    """Mllama has eight more by design; fewer are a fault in any model."""
+    assert judged(words=Words(vocab_size=10, rows=rows)).outcome is outcome
