@@ -48,8 +48,14 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.limits import DAMAGE
-from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
+from shadow.telling.parts import (
+    identical_text,
+    is_outside,
+    of_what,
+    unchanged_parts,
+    without_base,
+)
+from shadow.telling.sentences import DAMAGE
 from shadow.telling.wording import Recorded
 from shadow.text import and_list, counted, several
 
@@ -240,11 +246,12 @@ def _answers(summary: Summary) -> list[FigureRow]:
         if code == "rounding" and is_copy(summary):
             code = "copy"
         elif code == "identical" and "only_vectors" not in codes:  # the headline has half of it
-            rows.append(FigureRow(code, FOUND, text.partition(": ")[2] or text))
+            which = identical_text(Recorded(summary))
+            rows.append(FigureRow(code, FOUND, f"{which}." if which else text))
         if code in NOTICED:
             name = RECOGNISED[code].title if code in RECOGNISED else code.replace("_", " ")
             rows.append(FigureRow(name, NOTICED[code], text))
-    frozen = unchanged_parts(Recorded(summary))
+    frozen = unchanged_parts(summary)
     if frozen and summary.figures.matrices:
         rows.append(FigureRow("frozen", FOUND, and_list(frozen)))
     rows += [FigureRow("no base", NOTED, text) for text in without_base(summary)]
