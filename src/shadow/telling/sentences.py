@@ -249,9 +249,9 @@ def vectors_moved(what: str) -> Callable[[Context, Recorded], str]:
 def _identical(context: Context, recorded: Recorded) -> str:
     # each sentence before it says of something that it was not compared, or changed
     limits = [told for told in SENTENCES if told.group == Group.LIMITS and told.code != "identical"]
-    is_limited = context.filtered or context.summary.broken
-    is_limited = is_limited or any(told.when(context) for told in limits)
-    what = "Every matrix that was compared is" if is_limited else "The weights are"
+    is_limited = context.filtered or any(told.when(context) for told in limits)
+    is_whole = not is_limited and not context.summary.broken
+    what = "The weights are" if is_whole else "Every matrix that was compared is"
     which = identical_text(recorded) or None
     return recorded.fill("{what} the same[: {which}].", what=what, which=which)
 

@@ -94,8 +94,8 @@ def _most(context: Context, recorded: Recorded) -> str:
     names = []
     for part in leaders:
         is_sized = part.holds_more or (part is first and not is_all)
-        words = WORDS["part_sized" if is_sized else "part"]
-        names.append(recorded.fill(words, part, part.place, name=part.name))
+        code = "part_sized" if is_sized else "part"
+        names.append(recorded.fill(WORDS[code], part, part.place, name=part.name))
     return recorded.fill("{much} in {names:and}", much=much, names=names)
 
 
