@@ -373,3 +373,24 @@ def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(demo_rep
     assert own.level == 0.875
     assert one(compare(runs[::-1])).verdict == "less concentrated"
     assert one(compare(runs, margin=0.2)).verdict == "different, below the margin"
+
+
+def test_the_rounding_of_a_copy_is_not_called_an_update(tmp_path):
+    """Norms far apart are warned of between two updates alone."""
+    small = uniform(tmp_path / "small", 0.3)
+    for name, figures_of in (("update", {}), ("copy", {"cast": "tuned"})):
+        rows = [delta(0.4, where, relative_norm=0.5, **figures_of) for where in places(6)]
+        found = one(compare([write(tmp_path / name, rows), small]))
+        codes = [reason.code for reason in found.doubts]
+        assert ("norms_far_apart" in codes) == (name == "update")
+
+
+def test_norms_beyond_any_ratio_are_no_fault(tmp_path):
+    """1e300 over 1e-20 is more than a float holds the exponential of."""
+    folders = [
+        write(tmp_path / name, [delta(0.4, where, relative_norm=norm) for where in places(6)])
+        for name, norm in (("large", 1e300), ("small", 1e-20))
+    ]
+    found = one(compare(folders))
+    assert "norms_far_apart" in [reason.code for reason in found.doubts]
+    assert math.isfinite(found.doubts[0].figures["times"])
