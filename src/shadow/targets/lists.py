@@ -164,7 +164,8 @@ def read_list(listed: str) -> list[ListEntry]:
     try:
         if listed == "-" and sys.stdin is not None:
             raw = sys.stdin.buffer.read(MAX_BYTES + 1)
-        elif Path(listed).absolute().is_relative_to("/dev/fd"):  # <(...) of a shell
+        elif any(Path(listed).absolute().is_relative_to(place) for place in STREAMS):
+            # <(...) of a shell
             with Path(listed).open("rb") as file:
                 raw = file.read(MAX_BYTES + 1)
         elif (content := read_start(Path(listed), MAX_BYTES + 1)) is not None:
