@@ -6,8 +6,8 @@ torch 1.6 are zip archives of plain bytes, so the parent maps the file itself; t
 no such order, and the child writes the storages once, as raw bytes, to a scratch file.
 
 `weights_only` is the guard. Should a file get past it, the child has little to give: no token in
-its environment, a home and a temporary folder that are removed, limits on memory, files and
-processes, and no root.
+its environment, a home and a temporary folder that are removed, limits on time, memory, depth,
+files and processes, and no root. On Linux it ends with its parent.
 
 torch's distributed checkpoints (`.distcp`) have a plain pickle, `.metadata`, that says in which
 file the pieces of each tensor lie. It is read without the classes that it names: records stand for
