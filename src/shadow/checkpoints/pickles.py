@@ -74,9 +74,9 @@ TRAINING = frozenset(  # what trainers save beside a model
 WRAPPERS = ("app", "model", "state_dict", "module")  # what trainers wrap a model in
 HEADROOM = 1 << 30  # bytes the child may use beyond twice the file: the unpickler's own objects
 SECONDS = 1800  # a child that takes longer has not just read a file
-# seconds of a core that unpickling may take, and bytes for each more; real files take a tenth
+# seconds of a core that any file may take, and bytes for each further one; real ones take a tenth
 CPU, BYTES_A_SECOND = 20, 1 << 20
-STACK = 1 << 26  # bytes: what is nested deeper is no checkpoint
+STACK = 1 << 23  # bytes: what is nested deeper is no checkpoint
 ENDS_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 NOBODY = 65534  # the user and group of this number own nothing, by custom
 # Where Python finds itself, its packages and the libraries below them. All else stays here, tokens
