@@ -415,6 +415,11 @@ def unexplained(case: Case) -> Judged:
 
 
 def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    if "could be judged" not in text:
+        yield from of_change(case, text)
+    if "part or all of the change may be the rounding" in text:
+        share = case.truth.stored_norm(case.truth.inside)
+        yield share < 1, f"it is {share:.3g} times the weights: no rounding is"
     if "in_8_bits" in str(figures):
         sides = (*case.made.base.values(), *case.made.tuned.values())
         yield any(one.element_size() == 1 for one in sides), "no side is stored in 8 bits"
@@ -444,6 +449,8 @@ ELSEWHERE = ("rotated", "permuted", "layer dropped", "layer inserted", "renumber
 
 def unrelated(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     """Another model; or where the text says so, the same at other places or in another basis."""
+    if "difference is no change" in text:
+        yield not case.made.update, "it was trained, or edited, to be so"
     holds = case.made.apart or ("rotated" in text and case.is_true(*ELSEWHERE))
     yield holds, f"done was: {case.pair.name}"
 
@@ -472,13 +479,18 @@ def done(recorded: str, *facts: str) -> Callable[[Case, str, Mapping[str, float]
 
 
 def layers_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    """Layers that are others of the base in every tensor; the headline says of the whole."""
-    count = case.truth.moved_layers()
-    recorded = figures.get("recognised.rearranged.moved.layers")
-    if recorded is None:
-        yield count > 0, "no layer is another one of the base"
+    """Layers that are others of the base in every tensor, or in most matrices."""
+    whole, in_part = case.truth.moved_layers()
+    recorded = f"{whole} layers are others of the base in every tensor, {in_part} in most matrices"
+    at = "recognised.rearranged.moved"
+    if figures:
+        said = figures.get(f"{at}.whole", figures.get(f"{at}.layers", 0))
+        yield said == whole, recorded
+        yield figures.get(f"{at}.in_part", in_part) == in_part, recorded
+    elif "matrices in other layers" in text:
+        yield in_part > 0, recorded
     else:
-        yield recorded == count, f"{count} layers are others of the base in every tensor"
+        yield whole > 0 and not in_part, recorded
 
 
 def zeroed(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -581,7 +593,7 @@ def headline(case: Case) -> Judged:
         yield from few_entries(case, text, {"recognised.few_entries.entries": entries})
     if "by setting entries to 0" in text:
         yield from zeroed(case, text, {})
-    if "layers at other numbers" in text:
+    if "layers at other numbers" in text or "matrices in other layers" in text:
         yield from layers_moved(case, text, {})
     if "copy of the base" in text:
         yield copied(case, text)

@@ -64,13 +64,24 @@ class Truth:
         update = self.made.update
         return None if update is None or name not in update else update[name]
 
-    def moved_layers(self) -> int:
-        """Layers whose tensors are all those of another layer of the base, and not their own."""
-        layers = [_by_layer(one) for one in (self.base, self.tuned)]
-        return sum(
-            own != layers[0].get(at) and own in [one for k, one in layers[0].items() if k != at]
-            for at, own in layers[1].items()
-        )
+    def moved_layers(self) -> tuple[int, int]:
+        """Layers whose tensors are all those of another layer of the base, and not their own; and
+        those of which most matrices are.
+        """
+        base, tuned = (_by_layer(one) for one in (self.base, self.tuned))
+        whole = in_part = 0
+        for at, own in tuned.items():
+            matrices = {name: W for name, W in own.items() if name.endswith("proj.weight")}
+            shared = {
+                layer: sum(one.get(name) == W for name, W in matrices.items())
+                for layer, one in base.items()
+            }
+            here = shared.get(at, 0)
+            if own in [one for layer, one in base.items() if layer != at] and own != base.get(at):
+                whole += 1
+            elif 2 * max(shared.values()) > len(matrices) and here < max(shared.values()):
+                in_part += 1
+        return whole, in_part
 
     def zeroed(self) -> bool:
         """Whether every matrix that differs does so where it is 0 now, and not where it was."""
