@@ -60,8 +60,11 @@ test-ray: setup  ## audits on Ray, two machines of it simulated on this one: a f
 fuzz: setup  ## a minute of hostile files for every reader
 	cd tests && ../$(BIN)/python fuzz.py
 
-mutants: setup  ## plant 60 mistakes, one at a time: each must fail a test
-	$(BIN)/python tests/mutants.py
+SEED := 0
+
+mutants: setup  ## plant 200 mistakes drawn by SEED, one at a time: hardly any may survive the tests of their line
+	$(BIN)/python tests/mutants.py --map
+	$(BIN)/python tests/mutants.py --seed $(SEED)
 
 rewording: setup  ## reword messages and rename modules in a copy: hardly any test may break
 	$(BIN)/python tests/rewording.py

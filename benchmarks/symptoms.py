@@ -82,7 +82,7 @@ PLANTS: list[Plant] = [
       for by in BOTH),
     *((3, f"{by}: an expert is lost", MOE, partial(do.expert, command=by)) for by in BOTH),
     (3, "whole: a layer is lost", TEXT,
-     lambda at: at.whole(at.without(*LAYER), "missing", r"(layers|h)\.1")),
+     lambda at: at.whole(at.without(*LAYER), "layer_lost", r"(layers|h)\.1")),
     (3, "audit: a layer is lost", FEW,
      lambda at: at.two("audit", at.moved(at.without(*LAYER)), "", r"Missing:.*layer 1")),
     (4, "trained: B is zero", TEXT, lambda at: do.adapter(

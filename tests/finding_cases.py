@@ -135,7 +135,7 @@ def turned(scale=1.0, spread=0.0):
 
 BROKEN = skipped("nonfinite", "mlp.up", 2, "in the tuned tensor")
 SCALED = {"decay_cosine": 1.0, "relative_norm": 0.01}
-PRUNED = {"decay_cosine": -0.12, "relative_norm": 0.12, "zero_share": 0.7}
+PRUNED = {"relative_norm": 0.12, "zero_share": 0.7, "zeroed": 1}
 
 
 def with_head(share):

@@ -1,6 +1,7 @@
 """Readers of files that others write, against bytes that nobody thought of: `make fuzz`, or
 
     python tests/fuzz.py [--seconds 60] [--seed 0] [TARGET ...]
+    python tests/fuzz.py --processes 500 [--seed 0] [--log FILE]
 
 Whatever a file holds, its reader gives a value or raises ShadowError: in little time and memory, in
 words that can be printed. Each target changes files that are right, as bytes and as JSON. A
@@ -10,6 +11,8 @@ counterexample is shrunk and printed.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import resource
@@ -24,6 +27,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import fuzz_models
+import fuzz_processes
 import numpy as np
 import planted
 import pyarrow.parquet as pq
@@ -34,16 +39,21 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+import shadow
+from shadow.checkpoints import expected as loader
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import held_shard
 from shadow.checkpoints.sources import read_header
 from shadow.checkpoints.stored_tensors import PackedTensor
+from shadow.checks.registry import pair_claim
+from shadow.cli.verify import _listed as read_claims
 from shadow.comparing.scores import read_scores
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.gates.measured import read_measured
-from shadow.gates.rules import read_policy
+from shadow.gates.rules import parse_moved, parse_rule, read_policy
+from shadow.gates.verdicts import judge_report
 from shadow.lists.index import MARK, read_index
 from shadow.targets import families as families_files
 from shadow.targets.families import load_families
@@ -273,6 +283,51 @@ files:
 claim:
   fail_on: not gate.lineage
 """
+RULES = (
+    b"language.mlp.up.concentration > 0.5",
+    b"*.attn.*.concentration >= 1e-3",
+    b"vision.energy_share != .5",
+    b"language.embed.layers.0-7 unchanged",
+    b"files.config.rope_* changed",
+    b"not verify.trained --moved layers.0-7 --frozen embed",
+    b"gate.lineage",
+    b"not gate.lineage",
+    b"nonfinite",
+    b"verify.same",
+    b"spiked == 0",
+)
+CLAIMS = (
+    b"- same ./base ./tuned\n- claim: trained\n  checkpoints: [./base, ./tuned]\n",
+    b"tuned:\n  claim: trained --moved layers.0-7 --frozen embed\n",
+    b"trained --moved layers.0-7 --frozen=embed",
+    b"related",
+)
+WHOLE = {  # files of a folder; a list of them under "left out" is not written
+    "config.json": {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1,
+        "vocab_size": 16, "intermediate_size": 16, "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [2, 3],
+    },
+    "generation_config.json": {"eos_token_id": 2, "pad_token_id": None, "temperature": 0.6},
+    "tokenizer_config.json": {
+        "eos_token": {"content": "</s>"}, "bos_token": "<s>", "chat_template": "{{ messages }}",
+        "added_tokens_decoder": {"2": {"content": "</s>"}}, "model_max_length": 10**30,
+    },
+    "tokenizer.json": {
+        "model": {"type": "BPE", "vocab": {"<s>": 1, "</s>": 2}, "merges": ["a b", ["c", "d"]]},
+        "added_tokens": [{"id": 2, "content": "</s>", "special": True}],
+    },
+    "model.safetensors.index.json": {
+        "metadata": {"total_size": 30},
+        "weight_map": {
+            "model.layers.0.mlp.up_proj.weight": "model-00001-of-00001.safetensors",
+            "model.norm.weight": "model-00001-of-00001.safetensors",
+        },
+    },
+    "special_tokens_map.json": {"eos_token": "</s>"},
+    "header": None,
+}  # fmt: skip
 CSV = (
     b"model,benchmark,score,group,metric,unit\n"
     b"org/a,gsm8k,0.5,maths,acc,fraction\n"
@@ -302,6 +357,18 @@ BATCH = {
 BATCH |= {"settings": {"method": {"level": "full"}}}
 
 
+def write_whole(folder: Path, content: bytes) -> None:
+    """Write the files of a folder, and a shard with the header among them."""
+    tree = json.loads(content)
+    if not isinstance(tree, dict):
+        return
+    header = tree.get("header") or HEADER
+    (folder / SHARD).write_bytes(with_length(json.dumps(header).encode(), bytes(30)))
+    for name in WHOLE:
+        if name in tree and name != "header":
+            (folder / name).write_text(json.dumps(tree[name]))
+
+
 def targets(top: Path) -> Mapping[str, Target]:
     """Every target by its name; top is a folder for files that are made once."""
     whole = reports.write(
@@ -322,6 +389,41 @@ def targets(top: Path) -> Mapping[str, Target]:
         for info in found.tensors.values():
             if not info.problem and (info.packing or info.dtype in FLOATS):
                 found.tensor(info).whole()
+
+    # without the loader, which is another process
+    alone = mock.patch.object(
+        loader, "expected", return_value=loader.Expected(problem="no_transformers")
+    )
+
+    def checked(folder: Path, content: bytes) -> None:
+        (folder / "a.gguf").write_bytes(content)
+        with alone:
+            shadow.check(folder)
+
+    def check_whole(folder: Path, content: bytes) -> None:
+        write_whole(folder, content)
+        with alone:
+            shadow.check(folder)
+
+    def named_weights(folder: Path, content: bytes) -> None:
+        """Without --allow-pickle; what reads it is another process, as of fuzz_processes.py."""
+        (folder / "pytorch_model.bin").write_bytes(content)
+        open_folder(str(folder))
+
+    measured = read_measured(whole)
+
+    def rule(folder: Path, content: bytes) -> None:
+        text = content.decode(errors="surrogateescape")
+        parse = parse_rule if set("<>= ") & {*text} else parse_moved
+        parsed = parse(text)
+        if "verify" not in text:  # which reads checkpoints
+            assert judge_report((parsed,), measured).code in (0, 1, 4, 5)
+
+    def claim(folder: Path, content: bytes) -> None:
+        (folder / "claims.yaml").write_bytes(content)
+        with contextlib.suppress(ShadowError):
+            pair_claim(content.decode(errors="surrogateescape"))
+        read_claims(folder / "claims.yaml")
 
     weights_of = {f"{MODULE}.weight": torch.ones(8, 64)}
     original = open_folder(str(planted.write(top / "original", weights_of, planted.LLAMA)))
@@ -385,6 +487,12 @@ def targets(top: Path) -> Mapping[str, Target]:
     return {
         "header": Target(like(HEADER).map(with_length) | changed_bytes((WEIGHTS,)), weights),
         "gguf": Target(changed_bytes((small_gguf(top),)), packed),
+        "gguf-whole": Target(changed_bytes((small_gguf(top),)), checked),
+        "whole": Target(changed_json((WHOLE | {"header": HEADER},)), check_whole),
+        "bin": Target(changed_bytes(pickled()), named_weights),
+        "rule": Target(changed_bytes(RULES), rule),
+        "claims": Target(changed_bytes(CLAIMS), claim),
+        "models": Target(fuzz_models.described(), lambda folder, content: fuzz_models.ask(content)),
         "layout": Target(changed_layout(tuple(layouts())), layout),
         "index": Target(like(INDEX), beside("model.safetensors.index.json")),
         "config": Target(like(CONFIG), beside("config.json", "model.safetensors")),
@@ -409,6 +517,17 @@ def targets(top: Path) -> Mapping[str, Target]:
             file_of_report("matrices.parquet"),
         ),
     }
+
+
+def pickled() -> tuple[bytes, ...]:
+    """A `.bin` file in both formats of torch."""
+    state = {"model.layers.0.mlp.up_proj.weight": torch.ones(2, 3)}
+    files = []
+    for is_new in (True, False):
+        file = io.BytesIO()
+        torch.save(state, file, _use_new_zipfile_serialization=is_new)
+        files.append(file.getvalue())
+    return tuple(files)
 
 
 def small_gguf(top: Path) -> bytes:
@@ -481,7 +600,14 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together")
     parser.add_argument("--seed", type=int, default=0, help="other seeds try other files")
+    parser.add_argument("--processes", type=int, default=0, help="so many commands instead")
+    parser.add_argument("--log", type=Path, default=Path("fuzz-processes.log"))
     options = parser.parse_args()
+    if options.processes:
+        with tempfile.TemporaryDirectory() as top:
+            known = targets(Path(top))
+            failed = fuzz_processes.run(known, options.processes, options.seed, options.log)
+            sys.exit(1 if failed else 0)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     failed = False

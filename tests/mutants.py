@@ -1,284 +1,348 @@
-"""Plant one mistake at a time in a copy of the package, and say which of them no test notices.
+"""Draw mistakes by a seed, plant one at a time in a copy of the package, and name those that no
+test notices.
 
-    python tests/mutants.py [--list] [--only NAME]
+    python tests/mutants.py --map                     # once: which test executes which line
+    python tests/mutants.py [--seed 0] [--count 200]  # about ten seconds a mistake
 
-A mutant is a text that occurs once in a file of src/shadow, another in its place, and a file of
-tests, one of which must fail then. All must pass before. Tests run in forks of this process, which
-has imported what the package imports. Exit code 1: a mutant survived, or could not be planted.
+A mistake changes one number, comparison, sign, index or word (`and`, `not`, True), swaps two
+arguments, or drops a statement, on a line that some fast test executes in its own process. The
+tests that execute the line run in forks of this process until one fails: the quickest first, then
+all.
+What survives is printed with its change; tests/equivalent.yaml lists changes that no test can
+notice, each with its reason. Exit code 1: a mistake survived that is not listed there.
 """
 
 from __future__ import annotations
 
 import argparse
-import compileall
-import functools
+import ast
+import json
 import os
+import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as in conftest.py, before NumPy is imported
 sys.dont_write_bytecode = True
 
-import hypothesis  # noqa: E402
-import pandas  # noqa: E402, F401
-import pyarrow.parquet  # noqa: E402, F401
-import pydantic  # noqa: E402, F401
-import pytest  # noqa: E402
-import scipy.special  # noqa: E402, F401
-import torch  # noqa: E402, F401
+import yaml  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-SECONDS = 300  # after which tests count as hung
-PASSED, FAILED, NOTHING, HUNG = 0, 1, 5, -signal.SIGALRM  # how pytest ends
+MAP = ROOT / "build" / "executed.json"
+QUICK, ALL = 40.0, 280.0  # seconds of tests that run first, and of all; more counts as hung
+PASSED = 0  # how pytest ends
+COMPARED = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+REPLACED = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or,
+    ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.FloorDiv: ast.Mult,
+}  # fmt: skip
+DEFINED = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class Planted(NamedTuple):
-    """The mutants of a file that the same tests must notice."""
+@dataclass(frozen=True)
+class Mistake:
+    """A change of one place in a file of src/shadow."""
 
     file: str
-    """Below src/shadow."""
-    tests: str
-    """A file below tests, and words of the names of those that are tried first (pytest -k)."""
-    mutants: dict[str, tuple[str, str]]
-    """By name: the text, and what takes its place."""
+    line: int
+    """Of the statement that holds it, counted from 1."""
+    start: int
+    end: int
+    """The bytes that it replaces."""
+    kind: str
+    before: str
+    after: str
+
+    @property
+    def name(self) -> str:
+        """`spectra/noise.py: null >= 2 -> null > 2`, which does not change with lines above it."""
+        return f"{self.file}: {' '.join(self.before.split())} -> {' '.join(self.after.split())}"
 
 
-MUTANTS = (
-    Planted("spectra/noise.py", "spectra/test_null.py", {
-        "a null of 1 to 2": ("null >= 2 and", "null > 1 and"),
-        "concentration by another logarithm": (") / math.log(null)", ") / math.log2(null)"),
-        "fourth powers added": ("- profile.fourth", "+ profile.fourth"),
-    }),
-    Planted("spectra/singular_values.py", "spectra/test_rank.py", {
-        "ties of rank_t": ("t / 100 - TIE", "t / 100"),
-        "effective rank of energies": ("entropy(relative / relative.sum())", "entropy(q)"),
-    }),
-    Planted("spectra/noise.py", "spectra/test_edge.py", {
-        "a wider margin": ("len(cols)) ** (-2 / 3)", "len(cols)) ** (-1 / 2)"),
-        "rows without energy": ("part = part[part > 0]", "part = part[part >= 0]"),
-    }),
-    Planted("spectra/copies.py", "spectra/test_edge.py", {
-        "pruned rows by all entries": ("(others < UNPRUNED *", "(others <"),
-    }),
-    Planted("spectra/solvers.py", "spectra/test_delta.py -k references", {
-        "quintiles": ("[25, 50, 75]", "[20, 50, 80]"),
-        "a shift the other way": ("= after - before", "= before - after"),
-    }),
-    Planted("spectra/delta.py", "spectra/test_delta.py -k references", {
-        "a floor of a third": ("total.ulps / 12.0", "total.ulps / 3.0"),
-    }),
-    Planted("spectra/sketched.py", "spectra/test_sketched.py -k error_of_concentration", {
-        "ten times the error of concentration": ("ratio.error /", "10 * ratio.error /"),
-    }),
-    Planted("summary/layer_medians.py", "summary/test_layer_medians.py", {
-        "a median with half above": ("2 * above.sum() >=", "2 * above.sum() >"),
-        "above a long side": ("np.minimum(rows, cols) < 1.0", "np.maximum(rows, cols) < 1.0"),
-        "kept without energies": ("total_of(each * energy)", "total_of(each)"),
-    }),
-    Planted("summary/bootstrap.py", "summary/test_bootstrap.py", {
-        "the lower of two middles": ("upto[-1] // 2 + 1)", "(upto[-1] + 1) // 2)"),
-        "percentiles that are not expanded": ("np.sqrt(layers / (layers - 1))", "1.0"),
-    }),
-    Planted("gates/rules.py", "checks/test_rules.py -k comparison", {
-        "less or equal as less": ('"<=": operator.le', '"<=": operator.lt'),
-    }),
-    Planted("checks/answer.py", "checks/test_answer.py", {
-        "3 before 5": ("in (1, 4, 5, 3) if", "in (1, 4, 3, 5) if"),
-        "4 before 1": ("in (1, 4, 5, 3) if", "in (4, 1, 5, 3) if"),
-    }),
-    Planted("checks/explanations.py", "checks/test_explanations.py -k words", {
-        "any grid": ("any(few_of(record, side)[0]", "any(None and few_of(record, side)[0]"),
-        "flat as the weights are": ("< inside.judged or along", "< inside.judged"),
-        "any vectors": ("0 < vectors.compared <= 2 * vectors.changed", "vectors.compared"),
-    }),
-    Planted("checks/related.py", "audits/test_verify_related.py -k corners", {
-        "one level for all": ("ALPHA / len(names)", "ALPHA"),
-        "the furthest": ("min(related, key", "max(related, key"),
-        "a copy among others": ("if close.distance == 0 < away.distance", "if away.distance < 0"),
-    }),
-    Planted("checks/pair_gates.py", "checks/test_gates_of_pairs.py -k judges_figures", {
-        "any cosine": ("cosine >= LINEAGE and", "cosine >= -1 and"),
-        "any share": ("standing.compared >= PAIRED", "standing.compared >= 0"),
-        "any rank": ("if share >= FULL_RANK", "if share >= 0"),
-    }),
-    Planted("gates/verdicts.py", "checks/test_gate.py -k last_digits or error_of or is_gone", {
-        "no slack between machines": ("NOISE * max(", "0 * max("),
-        "errors that reach a threshold": ("!= rule.holds(value + error)",
-                                          "!= rule.holds(value - error)"),
-        "what is gone has not moved": ("outside = value is None or not low",
-                                       "outside = value is not None and not low"),
-    }),
-    Planted("checks/merged.py", "checks/test_merged.py", {
-        "a rounded tensor beside an adapter": (
-            'return not row.changed or row.rounded == ("tuned", row.formats[1])',
-            "return not row.changed",
-        ),
-        "every tensor beside is the base's": ("return not row.changed or", "return True or"),
-    }),
-    Planted("checks/trained.py", "checks/test_trained.py", {
-        "a cast is a step": ("self.row.changed > 0 and self.rounded_to is None",
-                             "self.row.changed > 0"),
-        "norms of 1 must move": ("one.is_initial or one.may_stay(step)", "one.may_stay(step)"),
-        "what no step reached moves": ("one.is_initial or one.may_stay(step)", "one.is_initial"),
-        "a step from any entries": ("if cell.changed >= FREE * cell.entries", ""),
-    }),
-    Planted("checks/patterns.py", "checks/test_patterns.py", {
-        "experts beyond a range": ("expert in (first, last + 1)", "expert in (first, last)"),
-    }),
-    Planted("checks/quantised.py", "checks/test_quantised.py", {
-        "nothing is far": ("and not self.noise.is_far", ""),
-    }),
-    Planted("comparing/comparison.py", "comparing/test_compare.py -k disagree or voids", {
-        "one figure is enough": ("if agree < MIN_AGREEING or", "if"),
-        "ranks that differ": ("np.isnan(ranks[0]) !=", "np.isnan(ranks[0]) & ~"),
-        "rounding alone": ("elif floor < ROUNDING", "elif floor < 0"),
-    }),
-    Planted("checkpoints/safetensors_files.py", "checkpoints/test_shards.py", {
-        "holes between tensors": ("info.start != position", "info.start < position"),
-        "a shape that fills too little": ("* bits != (end", "* bits > (end"),
-        "a name twice": (") != len(pairs):", ") < 0:"),
-    }),
-    Planted("checkpoints/held_files.py", "checkpoints/test_checkpoint.py -k both_ends", {
-        "the last KiB of a tensor": ("* at // (count - 1), SAMPLED", "* at // count, SAMPLED"),
-    }),
-    Planted("checkpoints/pairing.py", "checkpoints/test_pairing.py", {
-        "columns in another order": (" and _folded(base) == _folded(tuned):", ":"),
-        "a word of the config": ("return said is True", "return bool(said)"),
-        "rows of anything grow": ("(_grows(place) and common > 1)", "common > 1"),
-    }),
-    Planted("reports/parquet.py", "reports/test_parquet.py", {
-        "a footer behind a footer": ("            file.truncate(pages_of(file))\n", ""),
-    }),
-    Planted("run/journal.py", "audits/test_journal.py -k tail or another or wrong", {
-        "a tail that was cut": ("self._file.truncate(good)", "self._file.truncate()"),
-        "outcomes that are not sound": ("!= crc32(line[13:-2])", "< 0"),
-        "a journal of another audit": ("if entry != identity:", "if not entry:"),
-    }),
-    Planted("targets/families.py", "targets/test_registry.py", {
-        "all texts of a family": ("return any(word in text", "return all(word in text"),
-    }),
-    Planted("targets/families.py", "targets/test_named_checkpoints.py", {
-        "any revision": ("asked.revision in (None, known.revision)", "True"),
-        "names in one case": ("asked.repo.lower() ==", "asked.repo =="),
-        "the first of several families": ("if len(names) > 1:", "if len(names) > 9:"),
-    }),
-    Planted("targets/lists.py", "targets/test_lists.py", {
-        "shards by number of families": ("before += counts[family]", "before += 1"),
-        "a shard beyond the last": ("int(match[1]) <= int(match[2])", "int(match[2])"),
-    }),
-    Planted("cli/gate.py", "checks/test_gate_command.py -k exit_codes_of_gate", {
-        "a gate that never fails": ("    if code := 2 if wrong_usage",
-                                    "    if code := 0 if not wrong_usage"),
-    }),
-    Planted("cli/verify.py", "cli/test_verify_ci.py -k is_a_line or of_several", {
-        "the largest code": ("first_code({one.exit_code", "max({one.exit_code"),
-    }),
-    Planted("outputs/ci.py", "outputs/test_ci.py -k annotation or github_shows", {
-        "nine annotations": ("lines[: ANNOTATIONS - 1]", "lines[: ANNOTATIONS - 2]"),
-        "a percent sign": ('.replace("%", "%25")', ""),
-    }),
-    Planted("outputs/exports.py", "outputs/test_export.py", {
-        "an apostrophe of its own": ('(*FORMULA, "\'")', "FORMULA"),
-        "two reports of one pair": ("(twin := pairs.setdefault(pair, report.folder)) !=",
-                                    "(twin := report.folder) !="),
-    }),
-)  # fmt: skip
+# -------------------------------------------------------------------------------- what may be drawn
+
+
+def mistakes(file: str, text: str, executed: Mapping[int, object]) -> Iterator[Mistake]:
+    """Yield each mistake that can be planted on the executed lines of a module."""
+    content = text.encode()
+    starts = [0]
+    for line in content.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+
+    def place(node: ast.AST) -> tuple[int, int]:
+        first = starts[node.lineno - 1] + node.col_offset
+        return first, starts[node.end_lineno - 1] + node.end_col_offset
+
+    def mistake(kind: str, statement: ast.stmt, node: ast.AST, after: str) -> Mistake:
+        start, end = place(node)
+        before = content[start:end].decode()
+        return Mistake(file, statement.lineno, start, end, kind, before, after)
+
+    for statement in _statements(ast.parse(text)):
+        if statement.lineno not in executed:
+            continue
+        if _may_be_dropped(statement):
+            yield mistake("dropped statement", statement, statement, "pass")
+        for node in _own_expressions(statement):
+            for kind, changed in _changes(node):
+                yield mistake(kind, statement, node, f"({ast.unparse(changed)})")
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.stmt]:
+    """Yield the statements inside functions; those of a module define names and constants."""
+    for node in ast.walk(tree):
+        if isinstance(node, DEFINED):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.stmt) and not isinstance(inner, DEFINED | ast.ClassDef):
+                    yield inner
+        elif isinstance(node, ast.Module):
+            yield from (one for one in node.body if isinstance(one, ast.Assign | ast.AnnAssign))
+
+
+def _may_be_dropped(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Call | ast.Await)
+    return isinstance(statement, ast.AugAssign | ast.Continue | ast.Break | ast.Raise)
+
+
+def _own_expressions(statement: ast.stmt) -> Iterator[ast.expr]:
+    """Yield the expressions of a statement, without those of statements in it, of annotations and
+    of texts that are formatted.
+    """
+    waiting: list[ast.AST] = []
+    for name, value in ast.iter_fields(statement):
+        if name not in ("body", "orelse", "finalbody", "handlers", "annotation", "targets"):
+            waiting += value if isinstance(value, list) else [value]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.JoinedStr) or not isinstance(node, ast.AST):
+            continue
+        if isinstance(node, ast.expr):
+            yield node
+        waiting += ast.iter_child_nodes(node)
+
+
+def _changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """Yield the kinds of change of an expression, and what it becomes."""
+    match node:
+        case ast.Constant(value=bool(value)):
+            yield "word", ast.Constant(not value)
+        case ast.Constant(value=int(value)):
+            yield "number", ast.Constant(value + 1)
+        case ast.Constant(value=float(value)):
+            yield "number", ast.Constant(1.5 * value if value else 1.0)
+        case ast.Compare(left=left, ops=[operation], comparators=right):
+            yield "comparison", ast.Compare(left, [COMPARED[type(operation)]()], right)
+        case ast.BinOp(left=left, op=operation, right=right) if type(operation) in REPLACED:
+            if not any(
+                isinstance(side, ast.Constant | ast.JoinedStr) and _is_text(side)
+                for side in (left, right)
+            ):
+                yield "sign", ast.BinOp(left, REPLACED[type(operation)](), right)
+        case ast.BoolOp(op=operation, values=values):
+            yield "word", ast.BoolOp(REPLACED[type(operation)](), values)
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand):
+            yield "sign", operand
+        case ast.Subscript(value=value, slice=ast.Constant(value=int(index)), ctx=ast.Load()):
+            yield "index", ast.Subscript(value, ast.Constant(0 if index else 1), ast.Load())
+        case ast.Call(func=called, args=[first, second, *rest], keywords=keywords):
+            if not any(isinstance(one, ast.Starred) for one in (first, second)):
+                yield "swapped arguments", ast.Call(called, [second, first, *rest], keywords)
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", None), str)
+
+
+def drawn(executed: Mapping[str, Mapping[str, object]], seed: int, count: int) -> list[Mistake]:
+    """Draw so many mistakes: a package as often as it has places to choose from, at least twice; a
+    kind as often as another.
+    """
+    generator = random.Random(seed)
+    rooms: dict[str, dict[str, list[Mistake]]] = defaultdict(lambda: defaultdict(list))
+    for file, lines in sorted(executed.items()):
+        path = ROOT / "src" / "shadow" / file
+        if path.is_file():
+            numbers = {int(line): tests for line, tests in lines.items()}
+            for one in mistakes(file, path.read_text(encoding="utf-8"), numbers):
+                rooms[file.rpartition("/")[0].partition("/")[0]][one.kind].append(one)
+    places = {room: sum(map(len, kinds.values())) for room, kinds in rooms.items()}
+    rooms_drawn = [room for room in rooms for _ in range(2)]
+    rooms_drawn += generator.choices(
+        [*places], [*places.values()], k=max(0, count - len(rooms_drawn))
+    )
+    chosen: dict[Mistake, None] = {}
+    for room in rooms_drawn[:count]:
+        kind = generator.choice(sorted(rooms[room]))
+        chosen[generator.choice(rooms[room][kind])] = None
+    return [*chosen]
+
+
+# ------------------------------------------------------------------------- which test executes what
+
+
+class Recorder:
+    """A plugin of pytest that notes which test runs, and how long each function of tests takes."""
+
+    def __init__(self, coverage: Any) -> None:
+        self.coverage = coverage
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def pytest_runtest_setup(self, item: Any) -> None:
+        # what a fixture executes counts for the whole file: other tests use the same fixture
+        self.coverage.switch_context(item.nodeid.partition("::")[0])
+
+    def pytest_runtest_call(self, item: Any) -> None:
+        self.coverage.switch_context(item.nodeid.partition("[")[0])
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid.partition("[")[0]] += report.duration
+
+
+def write_map() -> None:
+    """Run the fast tests once, and note which of them executes which line."""
+    import coverage
+    import pytest
+
+    MAP.parent.mkdir(exist_ok=True)
+    measured = coverage.Coverage(str(MAP.with_suffix(".coverage")), source=["shadow"])
+    measured.erase()
+    recorder = Recorder(measured)
+    measured.start()
+    pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider"], plugins=[recorder])
+    measured.stop()
+    executed: dict[str, dict[str, list[str]]] = {}
+    recorded = measured.get_data()
+    for path in recorded.measured_files():
+        lines = recorded.contexts_by_lineno(path).items()
+        executed[path.rpartition("/shadow/")[2]] = {
+            str(line): sorted(filter(None, tests)) for line, tests in lines if any(tests)
+        }
+    seconds = dict(recorder.seconds)
+    for test, duration in recorder.seconds.items():
+        file = test.partition("::")[0]
+        seconds[file] = seconds.get(file, 0.0) + duration
+    MAP.write_text(json.dumps({"executed": executed, "seconds": seconds}))
+
+
+# ---------------------------------------------------------------------------------------- planting
 
 
 class Copy:
-    """A copy of the package, with its bytecode, and the tests of the checkout run on it."""
+    """A copy of the package, and the tests of the checkout run on it."""
 
     def __init__(self, folder: Path) -> None:
         self.src = folder / "src"
         shutil.copytree(ROOT / "src", self.src)
         (folder / "registry").symlink_to(ROOT / "registry")
-        compileall.compile_dir(self.src, quiet=2)
-        os.environ["PYTHONPATH"] = os.pathsep.join(
-            [str(self.src), *filter(None, [os.environ.get("PYTHONPATH")])]
-        )
+        paths = [str(self.src), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         sys.path.insert(0, str(self.src))
-        self.passes = functools.cache(lambda tests: self.end_of(tests) == PASSED)
 
     @contextmanager
-    def planted(self, file: str, old: str, new: str) -> Iterator[bool]:
-        """Plant a text for another while it lasts. Yields whether that stands there once."""
-        path = self.src / "shadow" / file
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if text.count(old) != 1 or old == new:
-            yield False
-            return
-        before = path.stat()
-        path.write_text(text.replace(old, new), encoding="utf-8")
+    def planted(self, mistake: Mistake) -> Iterator[None]:
+        """Plant a mistake while it lasts."""
+        path = self.src / "shadow" / mistake.file
+        content = path.read_bytes()
+        after = content[: mistake.start] + mistake.after.encode() + content[mistake.end :]
+        path.write_bytes(after)
         try:
-            yield True
-        finally:  # with the time that its bytecode knows
-            path.write_text(text, encoding="utf-8")
-            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            yield
+        finally:
+            path.write_bytes(content)
 
-    def end_of(self, tests: tuple[str, ...]) -> int:
+    def end_of(self, tests: Sequence[str], limit: float) -> int:
         """Run tests in a fork until one fails, and return how pytest ends."""
         child = os.fork()
         if child:
             return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        signal.alarm(SECONDS)
+        signal.alarm(int(limit))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         try:
+            import pytest
+
             options = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist")
-            os._exit(pytest.main([*options, *tests]))
+            os._exit(int(pytest.main([*options, *tests])))
         finally:
-            os._exit(NOTHING)
+            os._exit(3)
 
 
-def killed(copy: Copy, one: Planted, old: str, new: str) -> str:
-    """Plant a mutant and return what came of it: killed, survived, or why that is not known."""
-    file, _, words = one.tests.partition(" -k ")
-    every = (f"tests/{file}",)
-    for tests in ((*every, "-k", words), every) if words else (every,):
-        if not copy.passes(tests):
-            continue
-        with copy.planted(one.file, old, new) as is_planted:
-            if not is_planted:
-                return "not planted: the text does not stand there once"
-            if copy.end_of(tests) in (FAILED, HUNG):
+def outcome_of(
+    copy: Copy, mistake: Mistake, tests: Sequence[str], seconds: Mapping[str, float]
+) -> str:
+    """Plant a mistake and return what came of it: killed, survived, or why that is not known."""
+    in_order = sorted(tests, key=lambda test: seconds.get(test, 1.0))
+    quick: list[str] = []
+    spent = 0.0
+    for test in in_order:
+        spent += seconds.get(test, 1.0)
+        if not quick or spent < QUICK:
+            quick.append(test)
+    with copy.planted(mistake):
+        for chosen in (quick, in_order):
+            if copy.end_of(chosen, ALL) != PASSED:
                 return "killed"
-    return "survived" if copy.passes(every) else f"not known: {file} fails before"
+            if len(quick) == len(in_order):
+                break
+    return "survived"
 
 
 def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("--list", action="store_true", help="name the mutants, and plant none")
-    asked.add_argument("--only", metavar="NAME", help="plant those with this in their names")
+    asked.add_argument("--map", action="store_true", help="run the fast tests and note their lines")
+    asked.add_argument("--seed", type=int, default=0)
+    asked.add_argument("--count", type=int, default=200)
+    asked.add_argument(
+        "--part", default="1/1", metavar="I/N", help="every Nth, for several processes"
+    )
+    asked.add_argument("--list", action="store_true", help="name the mistakes, and plant none")
     options = asked.parse_args()
-    chosen = [
-        (one, name, *texts)
-        for one in MUTANTS
-        for name, texts in one.mutants.items()
-        if options.only is None or options.only in f"{one.file}: {name}"
-    ]
-    if options.list:
-        print("\n".join(f"{one.file}: {name}" for one, name, *_ in chosen))
-        return 0
     os.chdir(ROOT)
+    if options.map:
+        write_map()
+        return 0
+    known = json.loads(MAP.read_text())
+    chosen = drawn(known["executed"], options.seed, options.count)
+    number, of = map(int, options.part.split("/"))
+    chosen = chosen[number - 1 :: of]
+    if options.list:
+        print("\n".join(mistake.name for mistake in chosen))
+        return 0
+    listed = yaml.safe_load((ROOT / "tests" / "equivalent.yaml").read_text()) or {}
+    import hypothesis
+
     first = hypothesis.Phase.explicit, hypothesis.Phase.generate  # the first failure is enough
     hypothesis.settings.register_profile("first", phases=first, database=None)
     hypothesis.settings.load_profile("first")  # from which tests/effort.py goes on
-    alive = 0
+    alive = equivalent = 0
     with tempfile.TemporaryDirectory() as folder:
         copy = Copy(Path(folder))
-        for one, name, old, new in chosen:
+        for name in ("pandas", "pyarrow.parquet", "pydantic", "pytest", "scipy.special", "torch"):
+            __import__(name)  # once, for all forks
+        for mistake in chosen:
             start = time.monotonic()
-            outcome = killed(copy, one, old, new)
-            alive += outcome != "killed"
-            print(f"{time.monotonic() - start:5.1f} s  {outcome:8}  {one.file}: {name}", flush=True)
-    print(f"{len(chosen)} mutants, {len(chosen) - alive} killed")
+            tests = known["executed"][mistake.file][str(mistake.line)]
+            outcome = outcome_of(copy, mistake, tests, known["seconds"])
+            if outcome == "survived" and mistake.name in listed:
+                outcome = "equivalent"
+            alive += outcome not in ("killed", "equivalent")
+            equivalent += outcome == "equivalent"
+            took = time.monotonic() - start
+            print(f"{took:5.1f} s  {outcome:10}  {mistake.line:4} {mistake.name}", flush=True)
+    print(f"{len(chosen)} mistakes, {equivalent} equivalent, {alive} of the others survived")
     return int(alive > 0)
 
 

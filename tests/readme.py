@@ -259,7 +259,22 @@ def written() -> dict[Path, str]:
     return new
 
 
+COMMANDS = ("make demo", "make test")  # by which a newcomer begins
+
+
+def unnamed(text: str) -> list[str]:
+    """The COMMANDS that a page lacks: all stand in one block, each with a comment."""
+    named = [
+        re.findall(r"(?m)^\$ (make \w+) +# +\S", block)
+        for block in re.findall(r"(?s)```console\n(.*?)```", text)
+    ]
+    first = next((words for words in named if words), [])
+    return [command for command in COMMANDS if command not in first]
+
+
 if __name__ == "__main__":
+    if missing := unnamed(README.read_text(encoding="utf-8")):
+        sys.exit(f"README.md does not say what {' and '.join(missing)} takes, in one block")
     new = {**written(), **picture.pictures()}
     if "--check" in sys.argv:
         stale = [

@@ -187,6 +187,7 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
             "cosine": (Wb * Wt).sum() / np.linalg.norm(Wb) / np.linalg.norm(Wt),
             "effective_rank_shift": t["effective_rank"] - b["effective_rank"],
             "zero_share": (D == 0).mean(),
+            "zeroed": int(not Wt[D != 0].any()),
             "floor_ratio": np.linalg.norm(D) / np.linalg.norm(floor / np.sqrt(12)),
             "null_participation_ratio": null,
             "concentration": np.log(null / d["participation_ratio"]) / np.log(null)

@@ -173,6 +173,20 @@ def test_the_gate_of_the_readme_fails_for_the_right_pair(tmp_path, shadow):
     assert failures == {"mine:base..a": "1", "mine:base..b": "0"}
 
 
+def test_the_readme_names_both_commands_of_make():
+    """In one block, with what each takes; `make check` sees it where a line or its comment goes,
+    or stands elsewhere.
+    """
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.unnamed(text) == []
+    for command in ("make demo", "make test"):
+        (line,) = re.findall(rf"(?m)^\$ {command} .*\n", text)
+        assert readme.unnamed(text.replace(line, "")) == [command]
+        assert readme.unnamed(text.replace(line, f"$ {command}\n")) == [command]
+    apart = text.replace(line, f"```\n\n```console\n{line}")
+    assert readme.unnamed(apart) == ["make test"]
+
+
 def test_no_file_has_more_than_700_lines():
     """As CONTRIBUTING.md says; what others wrote lies beside its licence and does not count."""
     kinds = ("*.py", "*.js", "*.css", "*.j2")
@@ -205,7 +219,8 @@ def test_what_follows_make_demo_runs_where_nothing_is_on_the_path(tmp_path):
     )
     assert first.startswith("$ make demo ")
     (tmp_path / ".venv").symlink_to(bin.parent)
-    lines = [recipe.replace("$(BIN)", ".venv/bin"), *(line.removeprefix("$ ") for line in others)]
+    lines = [line.removeprefix("$ ") for line in others if "$ make test" not in line]
+    lines.insert(0, recipe.replace("$(BIN)", ".venv/bin"))
     command = [
         "env", "-i", "PATH=/usr/bin:/bin", f"HOME={tmp_path}", "bash", "-ec", "\n".join(lines),
     ]  # fmt: skip

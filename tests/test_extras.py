@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import shadow
-from shadow import __version__
+from shadow import __version__, version
 from shadow.errors import ShadowError
 from shadow.extras import EXTRAS, require
 
@@ -141,7 +140,7 @@ def test_the_version_is_one_everywhere():
     """
     assert PROJECT["dynamic"] == ["version"]
     built = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]
-    assert (ROOT / built["version"]["path"]).samefile(shadow.__file__)
+    assert (ROOT / built["version"]["path"]).samefile(version.__file__)
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == __version__
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
+import types
 
 import pandas as pd
 import pytest
@@ -116,6 +118,13 @@ def test_a_snapshot_tells_what_moved_since():
     model["lm_head"].weight.data += 1e-3
     found = shadow.verify("trained", before, model, **asked)
     assert (found.holds, found.figures["tensors_to_move"]) == (True, 1)
+    for value, codes in ((0, ["zeros"]), (torch.nan, ["nonfinite"])):
+        broken = copy.deepcopy(model)
+        broken["lm_head"].weight.data.fill_(value)
+        found = shadow.verify("trained", before, broken, **asked)
+        assert (found.holds, [one.code for one in found.against]) == (False, codes)
+    broken["lm_head"].weight.data[0] = 1.0
+    assert shadow.verify("trained", before, broken, **asked).holds is None, "some may be as before"
     model["embed_tokens"].weight.data[0, 0] += 1e-3
     found = shadow.verify("trained", before, model, **asked)
     assert [(one.name, one.code) for one in found.against] == [("embed_tokens.weight", "changed")]
@@ -162,15 +171,111 @@ def test_the_callback_of_the_docs_ends_a_training_that_leaks(tmp_path):
         train(frozen=False)
 
 
+VERBS = {
+    "snapshot": shadow.snapshot,
+    "check": shadow.check,
+    "verify": lambda model: shadow.verify("same", {"w": torch.ones(2, 2)}, model),
+    "audit": lambda model: shadow.audit({"w": torch.ones(2, 2)}, model),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize(
-    "state",
+    ("state", "fault"),
     [
-        {"w": torch.empty(2, 2, device="meta")},
-        {"w": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8)},
-        {"w": torch.ones(2, 2).to_sparse()},
+        ({"w": torch.empty(2, 2, device="meta")}, "w is on the device meta"),
+        ({"w": torch.ones(2, 2).to_sparse()}, "w is a sparse_coo tensor"),
+        ({1: torch.ones(2, 2)}, "unusable name 1"),
+        ({("a", 1): torch.ones(2, 2)}, "unusable name ('a', 1)"),
+        ({b"w": torch.ones(2, 2)}, "unusable name b'w'"),
+        ({"\ud800": torch.ones(2, 2)}, "unusable name '\\ud800'"),
+        ({"\x1b[2J": torch.ones(2, 2)}, "unusable name '\\x1b[2J'"),
+        ({"w": 1, "notes": "text"}, "has no tensor"),
     ],
-    ids=["meta", "quantised", "sparse"],
+    ids=["meta", "sparse", "int", "tuple", "bytes", "surrogate", "escape", "no tensor"],
 )
-def test_what_holds_no_plain_numbers_is_refused_by_name(state):
-    with pytest.raises(shadow.ShadowError, match=r"^w is "):
-        shadow.verify("same", state, {"w": torch.ones(2, 2)})
+def test_what_holds_no_plain_numbers_or_has_no_name_is_refused_in_a_line(state, fault, verb):
+    with pytest.raises(shadow.ShadowError) as caught:
+        VERBS[verb](state)
+    assert fault in caught.value.message
+    assert caught.value.message.isprintable()
+    assert caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_and_nested_tensors_are_refused_by_name():
+    tensors = {
+        "qint8": torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8),
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    }
+    for kind, tensor in tensors.items():
+        with pytest.raises(shadow.ShadowError, match=f"^w is a {kind} tensor"):
+            shadow.snapshot({"w": tensor})
+
+
+class WithConfig(torch.nn.Module):
+    """A module whose config is what `written` is."""
+
+    def __init__(self, written: object) -> None:
+        super().__init__()
+        self.mlp = torch.nn.Linear(8, 8)
+        self.config = types.SimpleNamespace(to_dict=lambda: written)
+
+    def get_extra_state(self) -> object:
+        return {"no": "tensor"}
+
+    def set_extra_state(self, state: object) -> None:
+        """Nothing is stored."""
+
+
+@pytest.mark.parametrize("verb", ["snapshot", "check"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"dtype": torch.bfloat16, "values": {1, 2}, "number": float("nan"), "object": object()},
+        {(1, 2): "no key of JSON", 3: "a number", "name": "\ud800"},
+        None,
+    ],
+    ids=["values", "keys", "nothing"],
+)
+def test_a_config_and_a_state_that_json_lacks_do_not_stop_a_check(written, verb):
+    """Extra state of a module is no tensor and is left out; its config is read as it would be
+    saved.
+    """
+    found = VERBS[verb](WithConfig(written))
+    if verb == "check":
+        assert found.holds
+    else:
+        assert [*found.tensors] == ["mlp.weight", "mlp.bias"]
+
+
+def test_a_config_that_holds_itself_is_refused_in_a_line():
+    config: dict = {}
+    config["self"] = config
+    with pytest.raises(shadow.ShadowError, match="config cannot be written as JSON"):
+        shadow.check(WithConfig(config))
+
+
+@pytest.mark.parametrize("level", ["norms", "full"])
+def test_negative_and_conjugate_views_are_read_as_their_numbers(level):
+    """A negative view is the tensor times -1, so that the delta is -2 of the base; the imaginary
+    part of a conjugate is minus that of the number.
+    """
+    base = torch.randn(8, 16, generator=torch.Generator().manual_seed(1))
+    views = {
+        "negative": torch._neg_view(base.clone()),
+        "imaginary": torch.complex(torch.zeros_like(base), base).conj().imag,
+    }
+    for view in views.values():
+        assert view.is_neg()
+        report = shadow.audit({"mlp.weight": base}, {"mlp.weight": view}, level=level)
+        assert report.deltas["relative_norm"].tolist() == pytest.approx([2.0])
+
+
+def test_a_view_of_the_same_memory_with_other_numbers_is_no_alias():
+    """A conjugate has the memory of its tensor and other numbers."""
+    number = torch.complex(torch.ones(4, 4), torch.ones(4, 4))
+    before = shadow.snapshot({"a": number, "b": number.conj(), "c": number})
+    aliases = {name: info.alias_of for name, info in before.tensors.items()}
+    assert aliases == {"a": None, "b": None, "c": "a"}
+    assert before.checksums["a"] != before.checksums["b"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from command import run_shadow
 
 OLDER = Path(__file__).with_name("older") / "0.2.0"
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
@@ -30,12 +31,26 @@ def old(tmp_path) -> Path:
     return tmp_path / "old"
 
 
-@pytest.fixture
-def checkpoints():
+def lay_out() -> None:
+    """Put the checkpoints where they lay."""
     for stage in ("base", "narrow"):
         shutil.copytree(DEMO / stage, CHECKPOINTS / stage, dirs_exist_ok=True)
         for file in (CHECKPOINTS / stage).iterdir():
             os.utime(file, (TIME, TIME))
+
+
+@pytest.fixture
+def checkpoints():
+    lay_out()
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory) -> Path:
+    """The same pair as this version audits it."""
+    folder = tmp_path_factory.mktemp("new")
+    lay_out()
+    run_shadow(*AUDIT, *SETTINGS, "-o", "new", cwd=folder).assert_done()
+    return folder / "new" / PAIR
 
 
 def test_it_is_shown_with_the_figures_that_it_was_written_with(shadow, old):
@@ -58,6 +73,36 @@ def test_it_is_judged_and_exported(shadow, old, tmp_path):
     assert judged["rules"][0]["outcome"] == "met"
     shadow("export", old, "--to", "csv", "-o", "csv").assert_done()
     assert (tmp_path / "csv" / "matrices.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("show {old}", 0), ("show {old} --full", 0), ("show {old} --format json", 0),
+        ("show {old} --format markdown", 0), ("report {old} -o page", 0),
+        ("gate {old} --fail-on concentration>0.9 --junit {junit}", 0),
+        ("gate {old} --fail-on concentration>0.3 --junit {junit} --json", 4),
+        ("gate {old} --policy policy.yaml --junit {junit}", 0),
+        ("gate {old} --against {new} --junit {junit} --allow-missing", 0),
+        ("gate {new} --against {old} --junit {junit} --allow-missing", 0),
+        ("compare {old} {new}", 0), ("compare {old} {new} --format json", 0),
+        ("compare {old} {new} --format markdown", 0), ("compare {old} {new} --junit {junit}", 2),
+        ("lineage {old}", 0), ("lineage {old} --format json", 0), ("lineage {old} {new}", 0),
+        ("export {old} --to csv -o e", 0), ("export {old} --to parquet -o e", 0),
+        ("export {old} --to markdown -o e", 0), ("figure {old} -o f.svg", 0),
+        ("figure {old} --kind heatmap -o f.svg", 0), ("figure {old} --kind spectrum -o f.svg", 1),
+    ],
+)  # fmt: skip
+def test_every_output_takes_it(shadow, old, new, tmp_path, command, code):
+    """None ends in a traceback, and only what needs its spectra is refused."""
+    (tmp_path / "policy.yaml").write_text("lineage:\n  fail_on: not gate.lineage\n")
+    places = {"old": old / PAIR, "new": new, "junit": "j.xml"}
+    done = shadow(*(word.format(**places) for word in command.split()))
+    assert done.code == code, done.err
+    assert "Traceback" not in done.err
+    if "--junit" in command and code != 2:
+        text = (tmp_path / "j.xml").read_text()
+        assert ("made before these columns existed" in text) == command.startswith("gate {old}")
 
 
 def test_the_same_audit_measures_nothing_and_the_numbers_are_the_same(shadow, old, checkpoints):

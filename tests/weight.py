@@ -2,10 +2,14 @@
 
     python tests/weight.py
 
-Lines of Python and tokens of src, lines of its other texts, lines of all tests, recorded ones too,
-and of benchmarks, words of pages: counted over every tracked text file. Tokens are Python's,
-without comments, docstrings and line ends. A limit goes down with the weight. One that is higher
-than in the commit before needs its reason beside it, as a comment on its line.
+Tokens of src, lines of its other texts, lines of all tests, recorded ones too, and of benchmarks,
+words of pages: counted over every tracked text file. Tokens are Python's, without comments,
+docstrings and line ends. A limit goes down with the weight. One that is higher than in the commit
+before needs its reason beside it, as a comment on its line.
+
+Density is held too, in the rooms of DENSE: tokens a line of code, after `ruff format` with lines of
+100 and without magic commas, so that no narrow line and no `# fmt: skip` meets the limit; parallel
+assignments `a, b = x, y`; loops over `xs if c else ()`; unpacked generators `[*(x for ...)]`.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import tokenize
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -30,22 +35,98 @@ UNCOUNTED = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
     tokenize.ENCODING, tokenize.ENDMARKER,
 }  # fmt: skip
+DENSE = ("comparing",)  # rooms of src that are held to the limits of density
+MOST_TOKENS = 8.5  # a line of code
+MOST_PARALLEL = 8  # assignments in 1,000 lines of code
+FORMAT = ("format", "--line-length", "100", "--config", "format.skip-magic-trailing-comma=true")
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def tokens(text: str) -> int:
-    """Count the tokens of a module without comments and docstrings."""
+def counted(text: str) -> list[tokenize.TokenInfo]:
+    """The tokens of a module without comments and docstrings."""
     docstrings: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, DOCUMENTED):
             for one in node.body:
                 if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant):
                     docstrings |= set(range(one.lineno, (one.end_lineno or one.lineno) + 1))
-    return sum(
-        token.type not in UNCOUNTED
-        and not (token.type == tokenize.STRING and token.start[0] in docstrings)
+    return [
+        token
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type not in UNCOUNTED
+        and not (token.type == tokenize.STRING and token.start[0] in docstrings)
+    ]
+
+
+@dataclass(frozen=True)
+class Density:
+    """Counts of one or more modules as `ruff format` writes them."""
+
+    tokens: int = 0
+    lines: int = 0  # that hold a token
+    parallel: int = 0
+    conditional_loops: int = 0
+    unpacked_generators: int = 0
+
+
+def density(text: str) -> Density:
+    """Count in a module that `ruff format` has written."""
+    tokens = counted(text)
+    nodes = list(ast.walk(ast.parse(text)))
+    loops = [node for node in nodes if isinstance(node, ast.For | ast.AsyncFor | ast.comprehension)]
+    assignments = [node for node in nodes if isinstance(node, ast.Assign)]
+    unpacked = [node.value for node in nodes if isinstance(node, ast.Starred)]
+    return Density(
+        tokens=len(tokens),
+        lines=len({line for each in tokens for line in range(each.start[0], each.end[0] + 1)}),
+        parallel=sum(
+            isinstance(node.value, ast.Tuple)
+            and any(isinstance(target, ast.Tuple) for target in node.targets)
+            for node in assignments
+        ),
+        conditional_loops=sum(isinstance(node.iter, ast.IfExp) for node in loops),
+        unpacked_generators=sum(isinstance(value, ast.GeneratorExp) for value in unpacked),
     )
+
+
+def formatted(text: str) -> str:
+    """A module as `ruff format` writes it without comments (as `# fmt: skip`) and magic commas."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    bare = "\n".join(lines)
+    ruff = Path(sys.executable).with_name("ruff")
+    return subprocess.run(
+        [ruff, *FORMAT, "-"], input=bare, check=True, capture_output=True, text=True, cwd=ROOT
+    ).stdout
+
+
+def density_of_room(room: str) -> Density:
+    """Count in the modules of a room of src."""
+    total: Counter[str] = Counter()
+    for file in sorted((ROOT / "src" / "shadow" / room).rglob("*.py")):
+        total.update(vars(density(formatted(file.read_text(encoding="utf-8")))))
+    return Density(**total)
+
+
+def density_faults(room: str, now: Density) -> list[str]:
+    """Say which limits of density a room exceeds."""
+    dense = now.tokens / now.lines
+    parallel = 1000 * now.parallel / now.lines
+    found = []
+    if dense > MOST_TOKENS:
+        found.append(f"{room}: {dense:.2f} tokens a line of code, more than {MOST_TOKENS}")
+    if parallel > MOST_PARALLEL:
+        found.append(
+            f"{room}: {parallel:.1f} parallel assignments in 1,000 lines, more than {MOST_PARALLEL}"
+        )
+    if now.conditional_loops:
+        found.append(f"{room}: {now.conditional_loops} loops over `xs if c else ()`")
+    if now.unpacked_generators:
+        found.append(f"{room}: {now.unpacked_generators} unpacked generators")
+    return found
 
 
 def git(*words: str) -> str:
@@ -64,7 +145,7 @@ def weight() -> Counter[str]:
         text = path.read_text(encoding="utf-8", errors="replace")
         top, lines = name.split("/")[0], text.count("\n")
         if top == "src" and name.endswith(".py"):
-            total += {"src-lines": lines, "src-tokens": tokens(text)}
+            total["src-tokens"] += len(counted(text))
         elif top == "src":
             total["src-other-lines"] += lines
         elif top in ("tests", "benchmarks"):
@@ -108,6 +189,10 @@ def main() -> int:
     for name, limit in limits(text).items():
         print(f"{name:16} {now[name]:>9,} of {limit:>9,}")
     found = faults(now, text, before)
+    for room in DENSE:
+        dense = density_of_room(room)
+        print(f"{room:16} {dense.tokens / dense.lines:>9.2f} of {MOST_TOKENS:>9} tokens a line")
+        found += density_faults(room, dense)
     print("\n".join(found))
     return int(bool(found))
 

@@ -12,6 +12,8 @@ What is named in `__all__` is loaded on first use, so that importing the package
 
 from __future__ import annotations
 
+from shadow.version import __version__
+
 TYPE_CHECKING = False  # as type checkers know it, without the milliseconds of `import typing`
 if TYPE_CHECKING:
     from typing import Any
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from shadow.lists.request import Measuring
     from shadow.run.runtime import Files
     from shadow.telling.reading import AuditReport, AuditReports
-
-__version__ = "0.3.0"
 
 __all__ = [
     "AuditReport",

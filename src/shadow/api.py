@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, overload
 from shadow.checks.trained import SnapshotTensors, taken, verified_since
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
-from shadow.gone import gone
 from shadow.lists.request import AuditRequest, Measuring
 from shadow.outputs import ExportFormat
 from shadow.reports.folders import here, one_report, reports_at, reports_below
@@ -303,9 +302,6 @@ def _request(
     base: Any, tuned: Any, held: Held, output: Place | None, measuring: Any, **own: Any
 ) -> AuditRequest:
     """Make the request for a pair of two checkpoints, or for the pairs that base names."""
-    for word in measuring:
-        if error := gone("keyword", word):
-            raise error
     if tuned is None and (held or isinstance(base, PathLike)):
         raise UsageError("a pair has two checkpoints", "name tuned too, or call shadow.check")
     listed = _listed(base)

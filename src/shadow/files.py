@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -20,18 +21,31 @@ NAME = re.compile(r"\.shadow-[0-9a-f]{16}\.tmp")
 
 
 @contextlib.contextmanager
-def aside_in(parent: Path) -> Iterator[Path]:
-    """Make a new folder in parent, after removing what killed processes left there."""
+def aside_in(parent: Path, *, is_folder: bool) -> Iterator[Path]:
+    """Make a new file or folder in parent, after removing what killed processes left there. It is
+    removed at the end unless it was renamed.
+    """
     _remove_leftovers(parent)
     aside = parent / f".shadow-{secrets.token_hex(8)}.tmp"
-    aside.mkdir()
+    if is_folder:
+        aside.mkdir()
+    else:
+        aside.touch()
     lock = _locked(aside)
     try:
         yield aside
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
         if lock is not None:
             os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _remove_leftovers(parent: Path) -> None:
@@ -41,18 +55,19 @@ def _remove_leftovers(parent: Path) -> None:
             leftovers = [
                 Path(entry.path)
                 for entry in entries
-                if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
+                if NAME.fullmatch(entry.name)
+                and (entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False))
             ]
         for aside in leftovers:
             if (held := _locked(aside)) is not None:
-                shutil.rmtree(aside, ignore_errors=True)
+                _remove(aside)
                 os.close(held)
 
 
 def _locked(aside: Path) -> int | None:
-    """Return a handle that holds the folder until it is closed; None if it cannot be locked."""
+    """Return a handle that holds it until it is closed; None if it cannot be locked."""
     try:
-        handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        handle = os.open(aside, os.O_RDONLY | os.O_NOFOLLOW)
     except (AttributeError, OSError):  # Windows has no handles of folders
         return None
     # also where there are no locks: there nothing is ever taken for left over
@@ -135,19 +150,19 @@ Recognise = Callable[[Path], bool]
 
 
 @contextlib.contextmanager
-def _instead_of(path: Path) -> Iterator[Path]:
-    """Yield a path for a file or folder that replaces path if the block succeeds. Folders above it
-    are made if necessary, and a failure leaves nothing in them.
+def _instead_of(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
+    """Yield an empty file or folder that replaces path if the block succeeds. Folders above it are
+    made if necessary, and a failure leaves nothing in them.
+
+    It is itself renamed, so that a process that is killed right afterwards leaves nothing either.
     """
     parent = path.absolute().parent
     there = nearest_folder(parent)
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with aside_in(parent) as folder:  # and what a database keeps beside its file
-            aside = folder / "new" / path.name
-            aside.parent.mkdir()
+        with aside_in(parent, is_folder=is_folder) as aside:
             yield aside
-            for written in aside.rglob("*") if aside.is_dir() else (aside,):
+            for written in aside.rglob("*") if is_folder else [aside]:
                 if written.is_file():
                     with written.open("rb") as file:
                         os.fsync(file.fileno())  # before it gets its name
@@ -157,8 +172,10 @@ def _instead_of(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
-    """Yield a path for a file or folder that becomes output if the block succeeds.
+def placing(
+    output: Path, is_ours: Recognise, what: str, *, is_folder: bool = False
+) -> Iterator[Path]:
+    """Yield an empty file or folder that becomes output if the block succeeds.
 
     is_ours: returns whether what lies at output may be replaced: a file from the same command, or
     an empty folder. Raises ShadowError for anything different there, which is left alone, and if
@@ -166,7 +183,7 @@ def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
     """
     _require_free(output, is_ours, what)
     try:
-        with _instead_of(output) as aside:
+        with _instead_of(output, is_folder=is_folder) as aside:
             yield aside
             _require_free(output, is_ours, what)
             if output.is_dir():  # an empty one
@@ -244,11 +261,27 @@ def nearest_folder(path: Path) -> Path:
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
 
 
-def read_start(path: Path, size: int) -> bytes | None:
-    """Return the first bytes of a file; None if it is not regular: opening a FIFO would wait."""
-    if not path.is_file():
+def open_regular(path: Path) -> int | None:
+    """Open a file for reading and return its handle; None if it is not regular.
+
+    All files that others write are opened here: a pipe would wait, and a device may never end.
+    Raises OSError.
+    """
+    if not path.is_file():  # opening a device may change it
         return None
-    with path.open("rb") as file:
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if stat.S_ISREG(os.fstat(handle).st_mode):
+        return handle
+    os.close(handle)
+    return None
+
+
+def read_start(path: Path, size: int = -1) -> bytes | None:
+    """Return the first bytes of a file, or all; None if it is not regular."""
+    handle = open_regular(path)
+    if handle is None:
+        return None
+    with os.fdopen(handle, "rb") as file:
         return file.read(size)
 
 

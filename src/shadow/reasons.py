@@ -28,6 +28,7 @@ REASONS = {
     "quantized": SkipReason("packed weights, or weights with separate scales", strict=True),
     "unknown_dtype": SkipReason("of a dtype that this version does not know", strict=True),
     "nonfinite": SkipReason("NaN or infinite entries", strict=True),
+    "out_of_range": SkipReason("entries whose squares float64 does not hold", strict=True),
     "filtered": SkipReason(
         "left out by --layer, --module or --component, or part of a component with another base"
     ),
@@ -38,6 +39,7 @@ REASONS = {
 BROKEN = ("nonfinite", "all_zero", "empty", "nothing_compared", "unrelated", "part_shared")
 # the detail of a vector that has no relative norm, as its base is 0, and moved all the same
 FROM_ZERO = "0 in the base, and not in the tuned model"
+UNNAMED = "the base has no module of this name"  # the detail of a module of an adapter
 STRICT = frozenset(name for name, reason in REASONS.items() if reason.strict)
 
 

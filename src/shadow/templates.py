@@ -88,6 +88,22 @@ def names_in(template: str) -> list[str]:
     return [name for slot in SLOT.finditer(template) for name in slot.groups()[:2] if name]
 
 
+def outline(template: str) -> str:
+    """What a template says whatever its figures are: `N tensors of NAMES differ`. Parts that may be
+    left out are.
+    """
+
+    def slot(match: re.Match[str]) -> str:
+        name, _, kind, _, many, _, alone_many = match.groups()
+        if alone_many is not None:
+            return alone_many
+        if many is not None:
+            return f"N {many}"
+        return "N" if kind in FORMS else name.rpartition(".")[2].upper()
+
+    return SLOT.sub(slot, OPTIONAL.sub("", template))
+
+
 def _texts(value: Value) -> Sequence[str]:
     assert isinstance(value, Sequence), "a text, or several"
     return [str(one) for one in value]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import signal
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from itertools import product
 
 import planted
 import pytest
+import torch
 from command import Started, run_shadow
 from effort import every
 from hub_pairs import found_below, until
@@ -318,6 +320,56 @@ def test_the_exit_code_is_the_first_of_1_4_3_0(toys, shadow, targets, code, glob
     """In a list and without one: a fault before what --strict objects to, whichever came first."""
     targets = [*targets[:-1], targets[-1] + glob]
     shadow("audit", *targets, "--registry", ".", "-o", "out", "--strict").assert_done(code)
+
+
+def test_a_gate_that_an_adapter_never_passes_does_not_apply_anywhere(tmp_path, shadow):
+    """Of rank 4 in 16: the log of a list, `show` and `gate` have the same words of its gate rank,
+    and none of them says that it failed.
+    """
+    planted.toy(tmp_path / "base", 0, size=16)
+    torch.manual_seed(0)
+    factors = {planted.UP.format(layer): torch.randn(2, 16, 4) for layer in (0, 1)}
+    pairs = {name: (b / 50, a.T) for name, (b, a) in factors.items()}
+    planted.adapter(tmp_path / "adapter", pairs)
+    (tmp_path / "l.yaml").write_text("- {base: ./base, tuned: ./adapter, name: m:a..b}\n")
+    audited = shadow("audit", "--list", "l.yaml", "-o", "out")
+    assert audited.code == 0, audited.err
+    shown = shadow("show", "out/m/a..b", "--full").out
+    gated = shadow("gate", "out", "--fail-on", "spikes > 99").out
+    for text in (audited.err, shown, gated):
+        lines = [line for line in text.splitlines() if re.search(r"\brank\b", line)]
+        (own,) = [line for line in lines if "does not apply" in line]
+        assert "rank does not apply" in " ".join(own.split())
+        assert "failed" not in own
+
+
+def test_a_pair_whose_rule_failed_has_one_state_in_its_list(toys, shadow):
+    """The table and its totals have the state that the rules leave, each pair once; index.json has
+    what became of the audit.
+    """
+    words = ("audit", "toy-a:*", "--registry", ".", "-o", "out")
+    for rule, state in (("matrices > 0", "rule FAILED"), ("matrices > 99", "broken")):
+        out = shadow(*words, "--fail-on", rule).out
+        table = out.partition("Rules")[0]
+        assert table.count(f" {state} ") == 2
+        assert f"pairs  2: 2 {state};" in table
+        assert "done" not in table
+    assert set(states(toys / "out").values()) == {"done"}
+
+
+def test_no_path_to_nothing_follows_a_failure(tmp_path, shadow):
+    """Of two pairs that failed nothing is left to show; of one of two there is."""
+    planted.toy(tmp_path / "base", 0)
+    planted.toy(tmp_path / "tuned", 1)
+    (tmp_path / "one.yaml").write_text("one: {base: ./base, tuned: ./none}\n")
+    (tmp_path / "two.yaml").write_text("two: {base: ./base, tuned: ./gone, more: ./tuned}\n")
+    words = ("audit", "one", "two:base..tuned", "--registry", ".", "-o")
+    out = shadow(*words, "none").assert_done(1)
+    assert "2 failed" in out
+    assert "none" not in out
+    assert not (tmp_path / "none").exists()
+    out = shadow("audit", "two", "--registry", ".", "-o", "some").assert_done(1)
+    assert "shadow show some" in out
 
 
 def test_an_empty_shard_is_no_fault(toys, shadow):

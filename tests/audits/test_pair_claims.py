@@ -111,14 +111,14 @@ def test_rules_ask_the_same_of_finished_reports(sides):
     out = sides / "out" / "toy"
     assert shadow.judge(out / "base..upper", HOLDS).code == 0
     assert shadow.judge(out / "base..leaky", [LEAKS, HOLDS]).code == 4
-    assert shadow.judge(out / "base..leaky", "verify.trained --frozen layers.0").code == 4
+    assert shadow.judge(out / "base..leaky", "not verify.trained --frozen layers.0").code == 0
     run_shadow("gate", "out", "--policy", "policy.yaml", cwd=sides).assert_done()
     run_shadow("gate", "out", "--fail-on", LEAKS, cwd=sides).assert_done(4)
     planted.write(sides / "upper", based(), planted.LLAMA)
     (verdict,) = shadow.judge(out / "base..upper", HOLDS).verdicts
     assert (verdict.outcome, verdict.code) == ("missing", 1)
     assert "has changed since it was audited" in verdict.detail
-    (verdict,) = shadow.judge(out / "base..leaky", "verify.trained --frozen vision").verdicts
+    (verdict,) = shadow.judge(out / "base..leaky", "not verify.trained --frozen vision").verdicts
     assert "no tensor lies at vision; there are language; layers.0-3;" in verdict.detail
 
 

@@ -58,7 +58,7 @@ def rows(folder, subject):
 
 def test_norms_are_those_of_numpy_and_nothing_else_is_told(reports):
     base, tuned = (load_file(side / "model.safetensors") for side in (BASE, TUNED))
-    known = {"relative_norm", "cosine", "decay_cosine", "zero_share", "energy_share"}
+    known = {"relative_norm", "cosine", "decay_cosine", "zero_share", "energy_share", "zeroed"}
     deltas = rows(reports["norms"], "delta")
     assert len(deltas) == 30
     for row in deltas:
@@ -137,7 +137,7 @@ def test_a_report_says_what_was_measured_and_an_older_one_is_full(reports):
 
 
 def test_a_rule_on_what_was_not_measured_never_passes(reports, tmp_path):
-    for rule in ("concentration > 0.9", "gate.rank"):
+    for rule in ("concentration > 0.9", "not gate.rank"):
         done = run_shadow("gate", reports["norms"], "--fail-on", rule, cwd=tmp_path)
         assert (done.code, "not judged" in done.out) == (1, True)
 
@@ -239,7 +239,8 @@ def test_what_is_unknown_is_null_and_no_rule_on_it_passes(larger, tmp_path):
         done = run_shadow("gate", larger["norms"].folder, "--fail-on", rule, cwd=tmp_path)
         assert (done.code, "not judged" in done.out) == (1, True)
     unknown = {
-        name: {gate.name for gate in one.summary.unknown_gates} for name, one in larger.items()
+        name: {gate.name for gate in one.summary.gates_that("unknown")}
+        for name, one in larger.items()
     }
     assert unknown["full"] == set()
     assert "rank" in unknown["norms"] & unknown["sketch"]

@@ -504,3 +504,29 @@ def test_names_from_files_are_harmless_on_a_terminal(tmp_path):
     assert found.code in (1, 4)
     assert "\x1b[2J" not in found.out + found.err
     assert "\n::error" not in found.out + found.err
+
+
+BUFFERS = {
+    "model.layers.0.self_attn.rotary_emb.inv_freq": torch.rand(4),
+    "model.rotary_emb.inv_freq": torch.rand(4),
+    "model.layers.0.self_attn.rotary_emb.cos_cached": torch.rand(1, 1, 8, 4),
+    "model.vision_tower.embeddings.position_ids": torch.arange(9)[None],
+}
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_a_buffer_that_one_side_lacks_is_no_difference(tmp_path, name):
+    """It is computed when a model is loaded. Where both have it, its values count as any."""
+    tensors = planted.matrices(0)
+    plain = planted.write(tmp_path / "plain", tensors, planted.LLAMA)
+    older = planted.write(tmp_path / "older", tensors | {name: BUFFERS[name]}, planted.LLAMA)
+    for sides in ((plain, older), (older, plain)):
+        found = shadow.verify("same", *sides)
+        assert (found.outcome, found.figures["tensors_only_in_a"]) == ("holds", 0), found
+    other = planted.write(tmp_path / "other", tensors | {name: BUFFERS[name] + 1}, planted.LLAMA)
+    found = shadow.verify("same", older, other)
+    assert (found.outcome, found.figures["tensors_differ"]) == ("does_not_hold", 1)
+    audited = shadow.audit(older, plain, output=tmp_path / "out").summary
+    assert "Missing" not in audited.finding.headline
+    lost = planted.write(tmp_path / "lost", dict([*tensors.items()][:1]), planted.LLAMA)
+    assert shadow.verify("same", older, lost).figures["tensors_only_in_a"] == 1

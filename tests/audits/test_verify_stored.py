@@ -9,6 +9,7 @@ import planted
 import pytest
 import torch
 from command import run_shadow
+from safetensors.torch import load_file
 
 import shadow
 from shadow.spectra.relations.merging import quantised
@@ -165,3 +166,47 @@ def test_block_scaled_floats_are_judged_by_their_cells(tmp_path):
     assert (found.outcome, found.code) == ("does_not_hold", "off")
     assert [one.name for one in found.against] == [key]
     assert found.figures["entries_off"] == 1
+
+
+def router_bias(entries):
+    """Values near 5, as routers of DeepSeek-V3 have, of which BF16 tells a few apart."""
+    return 5 + torch.arange(entries) / 256
+
+
+def test_values_of_a_vector_that_merge_are_said_and_are_no_fault(tmp_path):
+    """Norms lose as many by every cast to BF16: how many are left is that of NumPy. Without a class
+    that transformers knows, nothing more is known.
+    """
+    full, _ = full_and_base(1e-3)
+    generator = torch.Generator().manual_seed(0)
+    bias, norm = "model.layers.0.mlp.gate.e_score_correction_bias", "model.norm.weight"
+    full |= {bias: router_bias(64), norm: 1 + 0.1 * torch.rand(4096, generator=generator)}
+    found = recorded(tmp_path, full, {name: one.bfloat16() for name, one in full.items()})
+    assert (found.outcome, found.code) == ("holds", "rounded")
+    (note,) = found.notes
+    for name in (bias, norm):
+        before, after = (len(np.unique(one.float())) for one in (full[name], full[name].bfloat16()))
+        assert f"{before:,} values become {after} in {name}" in note
+    assert found.figures["vectors_merged"] == 2
+    kept = {name: one if name == bias else one.bfloat16() for name, one in full.items()}
+    found = recorded(tmp_path, full, kept)
+    assert (found.outcome, found.figures["vectors_merged"]) == ("holds", 1)
+
+
+def test_a_bias_that_its_class_keeps_in_f32_is_crushed_in_bf16(tmp_path):
+    """As transformers says of DeepSeek-V3; a copy that keeps it holds."""
+    folder = planted.saved("deepseek_v3", tmp_path / "full", n_routed_experts=64)
+    tensors = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    biases = [name for name in tensors if name.endswith("e_score_correction_bias")]
+    tensors |= {name: router_bias(64) for name in biases}
+    planted.write(folder, tensors, config)
+    copy = {name: one.bfloat16() for name, one in tensors.items()}
+    rounded = planted.write(tmp_path / "copy", copy, config)
+    found = shadow.verify("stored", folder, rounded)
+    assert (found.outcome, found.code) == ("does_not_hold", "crushed")
+    assert {(one.name, one.code) for one in found.against} == {(one, "values") for one in biases}
+    left = len(router_bias(64).bfloat16().unique())
+    assert f"64 values become {left}" in found.against[0].what
+    planted.write(rounded, copy | {name: tensors[name] for name in biases}, config)
+    assert shadow.verify("stored", folder, rounded).holds

@@ -137,10 +137,13 @@ TWICE = WIDE | {OTHER: WIDE[UP] + 1}  # a matrix under two names
 # base, tuned, what should move, what is frozen, outcome, what speaks against it (None: not asked)
 CASES = {
     "a cast is no step": (WIDE, CAST, "embed", [], NO, {EMBED: "rounded"}),
-    "a cast is not equal": (WIDE, CAST, [], "embed", NO, {EMBED: "entries"}),
+    "a cast is not equal": (WIDE, CAST, [], "embed", NO, {EMBED: "rounded"}),
     "a cast that is exact is equal": (WIDE, CAST, [], "norm", YES, {}),
     "a cast in a wider file is no step": (WIDE, BACK, "embed", [], NO, {EMBED: "rounded"}),
-    "a cast in a wider file is not equal": (WIDE, BACK, [], "embed", NO, {EMBED: "entries"}),
+    "a cast in a wider file is not equal": (WIDE, BACK, [], "embed", NO, {EMBED: "rounded"}),
+    "an original is not its cast": (CAST, WIDE, [], "embed", NO, {EMBED: "base_cast"}),
+    "a cast to a wider format is equal": (CAST, BACK, [], "embed", YES, {}),
+    "a cast to a wider format is no step": (CAST, BACK, "embed", [], NO, {EMBED: "equal"}),
     "a cast there and back that loses small numbers": (
         SMALL, through(SMALL, F16, BF16), "mlp.*", [], OPEN, None
     ),
@@ -196,6 +199,35 @@ def test_an_adapter_moves_what_it_has_factors_of(tmp_path, case):
     found = shadow.verify("trained", base, planted.adapter(tmp_path / "it", pairs), **patterns)
     _, reasons, against = codes(found)
     assert (found.outcome, {*reasons, *against}) == (outcome, {*said.split()}), found
+
+
+def test_an_adapter_without_a_name_of_its_base_has_moved_nothing(tmp_path):
+    """Whatever its modules do in another model: with their number. Of some names that the base
+    lacks, each is said, and none counts as moved.
+    """
+    base = planted.write(tmp_path / "base", WIDE, planted.LLAMA)
+    factors = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+
+    def adapter(folder, *names):
+        pairs = {name: (factors.clone(), factors.T.clone()) for name in names}
+        return planted.adapter(tmp_path / folder, pairs)
+
+    names = [Q.format(layer) for layer in range(4)]
+    wrapped = [name.replace("model.", "model.language_model.") for name in names]
+    none = adapter("none", *wrapped)
+    for patterns in ({}, {"moved": "attn.q"}):
+        found = shadow.verify("trained", base, none, **patterns)
+        reasons = ["unnamed"] if not patterns else ["not_moved", "unnamed"]
+        assert (found.outcome, [one.code for one in found.answer.reasons]) == (NO, reasons)
+        assert "none of the adapter's 4 modules has a name of the base" in found.reason
+        assert (found.figures["modules"], found.figures["modules_unnamed"]) == (4, 4)
+    found = shadow.verify("trained", base, adapter("some", *names[:3], wrapped[3]))
+    assert (found.outcome, found.code) == (NO, "apart")
+    assert (found.figures["modules"], found.figures["modules_unnamed"]) == (4, 1)
+    assert (found.figures["tensors_to_move"], found.figures["tensors_not_moved"]) == (3, 0)
+    assert {(one.name.split(".lora")[0], one.code) for one in found.against} == {
+        (f"base_model.model.{wrapped[3].removesuffix('.weight')}", "no_module")
+    }
 
 
 def test_an_adapter_whose_product_is_zero_does_nothing(tmp_path):
@@ -338,6 +370,89 @@ def test_patterns_name_quantised_tensors_too(tmp_path, kind):
     assert all("layers.0" in one.name for one in found.against)
 
 
+BROKEN = {  # what became of a tensor that should have moved -> the code of why it is no step
+    "zeros": (lambda one: torch.zeros_like(one), "zeros"),
+    "NaN": (lambda one: torch.full_like(one, torch.nan), "nonfinite"),
+    "one NaN": (lambda one: one.index_fill(1, torch.tensor([3]), torch.nan), "nonfinite"),
+    "infinities": (lambda one: torch.where(one > 0.03, torch.inf, one), "nonfinite"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_a_tensor_of_zeros_or_nan_has_not_moved(tmp_path, how, dtype):
+    """It differs from the base's, and no training leaves such a tensor: it is named, with why."""
+    broken, why = BROKEN[how]
+    base = based(dtype)
+    tuned = moved(base, lambda name: "_proj" in name)
+    assert recorded(tmp_path, base, tuned, moved="mlp").holds
+    tuned[UP] = broken(tuned[UP])
+    found = recorded(tmp_path, base, tuned, moved="mlp")
+    assert codes(found) == (NO, ["broken"], [why])
+    assert [one.name for one in found.against] == [UP]
+    assert (found.figures["tensors_broken"], found.figures["tensors_not_moved"]) == (1, 0)
+    found = recorded(tmp_path, base, tuned, frozen="mlp")
+    assert found.outcome == NO
+    assert UP in {one.name for one in found.against}
+
+
+def test_entries_that_the_base_has_infinite_too_are_no_fault_of_training(tmp_path):
+    """Whether the others moved is unknown then, as ever."""
+    base = based()
+    base[UP][0, 0] = torch.inf
+    found = recorded(tmp_path, base, moved(base, lambda name: True), moved="mlp")
+    assert codes(found) == (OPEN, ["not_compared"], ["not_finite"])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_adapter_whose_factors_are_not_finite_moves_nothing(tmp_path, value):
+    """Without patterns too."""
+    base = planted.write(tmp_path / "base", WIDE, planted.LLAMA)
+    factors = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    pairs = {Q.format(layer): (factors.clone(), factors.T.clone()) for layer in range(4)}
+    pairs[Q.format(2)][0][5, 1] = value
+    found = shadow.verify("trained", base, planted.adapter(tmp_path / "it", pairs))
+    assert codes(found) == (NO, ["broken"], ["nonfinite"])
+    assert "layers.2" in found.against[0].name
+
+
+CASTS = [(F32, BF16), (F32, F16), (F16, BF16), (BF16, F16), (BF16, F32), (F16, F32)]
+
+
+@pytest.mark.parametrize(("first", "second"), CASTS, ids=str)
+@pytest.mark.parametrize("values", ["any", "that both hold"])
+def test_a_cast_is_one_fact_with_its_loss(tmp_path, first, second, values):
+    """Entries that it changed, counted in float64. Where there is none, what is frozen holds, with
+    a note; whatever there is, nothing moved.
+    """
+    base = based(torch.float32, layers=1)
+    base[UP][0] *= 1e-4  # which F16 holds with few bits
+    if values != "any":
+        base[UP] = torch.arange(-16, 16).repeat(32, 1) / 64
+    base = through(base, first)
+    tuned = through(base, second)
+    lost = int((base[UP].double() != tuned[UP].double()).sum())
+    entries = base[UP].numel()
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    cast = f"{names[first]} -> {names[second]}"
+    stay = recorded(tmp_path, base, tuned, frozen="mlp")
+    move = recorded(tmp_path, base, tuned, moved="mlp")
+    assert move.outcome == NO
+    assert cast in move.reason
+    assert cast in move.against[0].what
+    assert move.figures["tensors_not_moved"] == 1
+    if lost:
+        assert codes(stay) == (NO, ["cast_lost"], ["rounded"])
+        assert f"{cast}, which changed {lost:,} of {entries:,} entries" in stay.reason
+        assert f"{lost:,} of {entries:,}" in move.against[0].what
+    else:
+        assert codes(stay) == (YES, ["frozen"], [])
+        assert [one.code for one in stay.answer.notes] == ["beside", "cast"]
+        assert f"{cast} that changed no entry" in stay.notes[1]
+    is_exact = values != "any" or second is F32
+    assert bool(lost) is not is_exact
+
+
 def through_int8(weight):
     scale = weight.abs().amax(1, keepdim=True) / 127
     return torch.round(weight / scale) * scale
@@ -351,7 +466,6 @@ ROUNDED = {  # a rounding -> why it is no sure step, and whether steps beyond it
     ),
     "8 bits": (through_int8, "few_levels", OPEN),
     "8 bits, stored in BF16": (lambda one: through_int8(one).bfloat16(), "few_levels", OPEN),
-    "infinities": (lambda one: torch.where(one > 0.05, torch.inf, one), "not_finite", OPEN),
 }  # fmt: skip
 
 

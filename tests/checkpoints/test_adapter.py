@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pandas as pd
@@ -9,6 +10,7 @@ import planted
 import pytest
 import reference
 import torch
+from command import run_shadow
 from effort import chosen
 from safetensors.torch import load_file
 
@@ -22,6 +24,7 @@ from shadow.spectra.measurement import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
+FACTORS = "adapter_model.safetensors"
 COLUMNS = (
     "frobenius_norm", "relative_norm", "effective_rank", "stable_rank", "concentration",
     "null_edge", "cosine",
@@ -302,3 +305,84 @@ def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
     reasons = {skip.info.name: skip.reason for skip in skipped if skip.side == "tuned"}
     assert reasons.keys() == {name, f"{name}_scale_inv"}
     assert reasons[name] == "quantized"
+
+
+P = "base_model.model."
+OWN = [(P, P)]
+# how names that peft saves begin, and how others do
+TEXT = [*OWN, *((f"{P}model.layers.", P + begins) for begins in (
+    "foo.layers.", "transformer.h.", "model.language_model.layers.", "model.model.layers.",
+    f"{P}model.layers.", "module.model.layers.", "_orig_mod.model.layers.",
+))]  # fmt: skip
+WRAPPED = [*OWN, (f"{P}model.language_model.", f"{P}model.")]
+RENAMED = {"llama": TEXT, "llava": WRAPPED, "gemma3": WRAPPED, "qwen3_vl": WRAPPED}
+
+
+@pytest.mark.parametrize("kind", chosen(RENAMED, ("llama", "llava")))
+def test_an_adapter_whose_names_peft_does_not_find_reaches_nothing(kind, tmp_path):
+    """Under the names that peft saves all modules are reached; under others none, as in peft."""
+    import peft
+    import transformers
+
+    auto = transformers.AutoModelForCausalLM
+    if kind != "llama":
+        auto = transformers.AutoModelForImageTextToText
+    base = planted.saved(kind, tmp_path / "base")
+
+    def loaded():
+        return auto.from_pretrained(base, dtype=torch.float32)
+
+    config = peft.LoraConfig(r=2, target_modules=r"(?!.*vision|.*visual).*q_proj")
+    tuned = peft.get_peft_model(loaded(), config)
+    tuned.save_pretrained(tmp_path / "adapter")
+    factors = {name: one + 1 for name, one in load_file(tmp_path / "adapter" / FACTORS).items()}
+    for old, new in RENAMED[kind]:
+        named = {new + name.removeprefix(old): one for name, one in factors.items()}
+        assert all(name.startswith(old) for name in factors)
+        planted.write(tmp_path / "adapter", named, name=FACTORS)
+        reached = [
+            bool(one.any())
+            for name, one in peft.PeftModel.from_pretrained(
+                loaded(), tmp_path / "adapter"
+            ).named_parameters()
+            if "lora_B" in name
+        ]
+        pairs, skipped = pair_checkpoints(
+            open_folder(str(base)), open_folder(str(tmp_path / "adapter")), Filter()
+        )
+        assert sum(pair.base is not None for pair in pairs) == sum(reached), new
+        assert all(reached) is (old == new)
+        if old != new:
+            mine = {(one.reason, one.detail) for one in skipped if one.side == "tuned"}
+            assert mine == {("only_in_tuned", "the base has no module of this name")}
+
+
+def test_an_audit_of_an_adapter_without_a_name_of_its_base_compares_nothing(tmp_path):
+    """Exit code 3, with the number of modules. Where some names are the base's, these count."""
+    weight = torch.randn(16, 16)
+    name = "model.layers.{}.self_attn.q_proj.weight"
+    base = {name.format(layer): weight + layer for layer in range(4)}
+    planted.write(tmp_path / "base", base, planted.LLAMA)
+    left, right = torch.randn(16, 4), torch.randn(4, 16)
+
+    def adapter(folder, *names):
+        planted.adapter(tmp_path / folder, {one: (left.clone(), right.clone()) for one in names})
+
+    adapter("none", *(f"model.{one}" for one in base))
+    adapter("one", *(f"model.{one}" for one in list(base)[1:]), next(iter(base)))
+    said = "none of the adapter's 4 modules has a name of the base"
+    shown = run_shadow("audit", "./base", "./none", "-o", "out", cwd=tmp_path).assert_done(3)
+    assert said in " ".join(shown.split())
+    record = json.loads(next((tmp_path / "out").rglob("summary.json")).read_text())
+    assert said in record["finding"]["headline"]
+    assert said in record["finding"]["sentences"][0]["text"]
+    assert record["finding"]["sentences"][0]["code"] == "nothing_compared"
+    assert record["unnamed_updates"] == 4
+    assert record["counts"]["measured"] == record["counts"]["identical"] == 0
+    assert said in run_shadow("verify", "trained", "./base", "./none", cwd=tmp_path).assert_done(4)
+    run_shadow("audit", "./base", "./one", "-o", "some", cwd=tmp_path).assert_done()
+    record = json.loads(next((tmp_path / "some").rglob("summary.json")).read_text())
+    assert (record["unnamed_updates"], record["figures"]["matrices"]) == (3, 1)
+    assert "no name of 3 modules of the adapter" in record["finding"]["headline"]
+    text = " ".join(one["text"] for one in record["finding"]["sentences"])
+    assert "layers 1 to 3 (only in the tuned model)" in text

@@ -257,7 +257,10 @@ WRONG = {
     },
     "w8a8": {
         "its scales have the shape": {"weight_scale": torch.ones(3, 3)},
-        "its blocks are [1, 64]": {"": {"config_groups": {"a": {"block_structure": [1, 64]}}}},
+        "which blocks of 32 x 32 do not have": {"": {"weight_block_size": [32, 32]}},
+        "its blocks are '[0, 32]'": {"": {"weight_block_size": [0, 32]}},
+        "its blocks are '[1, 64, 1]'": {"": {
+            "config_groups": {"a": {"weights": {"block_structure": [1, 64, 1]}}}}},
     },
     "fp8": {"weight_scale is I32": {"weight_scale": torch.ones(1, dtype=torch.int32)}},
     "nvfp4": {"weight_scale is BF16": {"weight_scale": torch.ones(64, 4).bfloat16()}},
@@ -305,6 +308,85 @@ def test_groups_that_are_not_there_leave_one_matrix_unread(tmp_path):
         assert [(one.name, one.what) for one in recorded.against] == [
             (f"{Q}.weight", "g_idx names groups that do not exist")
         ]
+
+
+def in_blocks(raw, scales, high, wide):
+    """Every entry times the scale of its block, in float64."""
+    rows, cols = raw.shape
+    spread = scales.repeat(high, axis=0)[:rows].repeat(wide, axis=1)[:, :cols]
+    return raw.astype(np.float64) * spread.astype(np.float64)
+
+
+SIZES = [(64, 64), (128, 128), (32, 48), (1, 128), (96, 1), (7, 33), (1 << 30, 64), (200, 1 << 30)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", ["fp8", "int8", "compressed-tensors", "older compressed-tensors"])
+def test_blocks_of_any_size_that_the_config_names(size, kind, tmp_path):
+    """The last ones are cut off. The numbers are those of float64, rounded once to float32; the
+    same matrix in floats is equal, and one entry that differs is found.
+    """
+    generator = np.random.default_rng(0)
+    rows, cols = 200, 160
+    high, wide = size
+    grid = -(-rows // high), -(-cols // wide)
+    raw = torch.from_numpy(generator.integers(-100, 100, (rows, cols)).astype(np.int8))
+    if kind != "int8":
+        raw = raw.float().to(torch.float8_e4m3fn)
+    scales = generator.uniform(0.5, 2, grid).astype(np.float32)
+    truth = in_blocks(raw.float().numpy(), scales, min(high, rows), min(wide, cols))
+    said = {"quant_method": "fp8", "weight_block_size": [high, wide]}
+    if kind == "int8":
+        said["quant_method"] = "blockwise_int8"
+    if "compressed" in kind:
+        structure = f"{high}x{wide}" if "older" in kind else [high, wide]
+        groups = {"group_0": {"weights": {"strategy": "block", "block_structure": structure}}}
+        said = {"quant_method": "compressed-tensors", "config_groups": groups}
+    piece = "weight_scale" if "compressed" in kind else "weight_scale_inv"
+    packed = {f"{Q}.weight": raw, f"{Q}.{piece}": torch.from_numpy(scales)}
+    config = {**planted.LLAMA, "quantization_config": said}
+    planted.write(tmp_path / "packed", packed, config)
+    dense = {f"{Q}.weight": torch.from_numpy(truth.astype(np.float32))}
+    planted.write(tmp_path / "dense", dense, planted.LLAMA)
+    opened = open_folder(str(tmp_path / "packed"))
+    (info,) = opened.tensors.values()
+    assert info.dtype == ("INT8" if kind == "int8" else "F8_E4M3")
+    assert np.array_equal(opened.tensor(info).whole().numpy(), truth.astype(np.float32))
+    found = shadow.verify("same", tmp_path / "packed", tmp_path / "dense", jobs=1)
+    assert found.outcome == "holds", found
+    dense[f"{Q}.weight"][-1, -1] += 1
+    planted.write(tmp_path / "dense", dense, planted.LLAMA)
+    found = shadow.verify("same", tmp_path / "packed", tmp_path / "dense", jobs=1)
+    assert (found.outcome, found.figures["entries_differ"]) == ("does_not_hold", 1)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_scales_of_other_blocks_than_the_config_names_are_refused(kind, tmp_path):
+    """In one line, with both; the other side is not read then, and nothing is said of it."""
+    raw = torch.ones(200, 160).to(torch.float8_e4m3fn if kind == "fp8" else torch.int8)
+    packed = {f"{Q}.weight": raw, f"{Q}.weight_scale_inv": torch.ones(2, 2)}
+    said = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}
+    planted.write(tmp_path / "packed", packed, planted.LLAMA | said)
+    planted.write(tmp_path / "dense", {f"{Q}.weight": torch.ones(200, 160)}, planted.LLAMA)
+    found = shadow.verify("same", tmp_path / "dense", tmp_path / "packed", jobs=1)
+    assert found.outcome == "inconclusive"
+    why = "its scales have the shape (2, 2), which blocks of 64 x 64 do not have"
+    assert any(why in one.what for one in found.against), found
+
+
+@pytest.mark.parametrize(("said", "is_read"), [({"weight_block_size": None}, True), ({}, False)])
+def test_one_scale_of_the_matrix_where_the_config_denies_blocks(said, is_read, tmp_path):
+    """As transformers writes FP8 with `weight_block_size: null`; without that key it is refused."""
+    raw = torch.randn(160, 32).to(torch.float8_e4m3fn)
+    scales = {"weight_scale_inv": torch.tensor(0.5), "activation_scale": torch.tensor(2.0)}
+    packed = {f"{Q}.weight": raw, **{f"{Q}.{piece}": one for piece, one in scales.items()}}
+    config = {"quantization_config": {"quant_method": "fp8", **said}}
+    planted.write(tmp_path / "packed", packed, planted.LLAMA | config)
+    opened = open_folder(str(tmp_path / "packed"))
+    assert bool(opened.refused) is not is_read
+    if is_read:
+        (info,) = opened.tensors.values()
+        assert torch.equal(opened.tensor(info).whole(), raw.float() / 2)
 
 
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 8, 16, 64, 1 << 30]), max_size=4).map(tuple)

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from effort import chosen
 
+from shadow.checkpoints import pickles
 from shadow.checkpoints.opening import open_folder
 from shadow.errors import ShadowError
 
@@ -217,6 +219,74 @@ def test_a_bad_bin_is_refused_and_never_run(tmp_path, monkeypatch, bad):
         assert not list((tmp_path / name).iterdir()), name
 
 
+def nested(depth: int, width: int) -> bytes:
+    """A pickle of tuples in tuples, as the key of a dictionary, whose hash visits width ** depth
+    of them.
+    """
+    doubled = b"q\x00" + {1: b"\x85", 2: b"h\x00\x86"}[width]
+    return b"\x80\x02}K\x01\x85" + depth * doubled + b"Ns."
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have only some of these limits")
+def test_a_small_pickle_that_keeps_a_core_busy_is_ended(tmp_path, monkeypatch):
+    """Of 245 bytes, it would take a core for days."""
+    monkeypatch.setattr(pickles, "SECONDS", 120)
+    (tmp_path / "pytorch_model.bin").write_bytes(content := nested(47, 2))
+    assert len(content) < 250
+    before = sum(os.times()[2:4])
+    with pytest.raises(ShadowError, match="far longer") as caught:
+        opened(tmp_path, tmp_path / "scratch")
+    assert caught.value.message.isprintable()
+    assert sum(os.times()[2:4]) - before < pickles.CPU + 15
+
+
+@pytest.mark.slow
+def test_a_pickle_nested_a_million_deep_is_refused_in_a_line(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(nested(10**6, 1))
+    with pytest.raises(ShadowError, match="refused") as caught:
+        opened(tmp_path, tmp_path / "scratch")
+    assert caught.value.message.isprintable()
+
+
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+print(child.pid, flush=True)
+child.wait()
+"""
+CHILD = """
+from shadow.checkpoints.pickles import confine
+confine(1 << 30, 1000, 60)
+print("confined", flush=True)
+while True:
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems end it at its limit of time")
+def test_the_child_ends_with_its_parent():
+    """Killed by a signal that it cannot answer, a parent leaves no busy process behind."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True
+    )
+    lines = [parent.stdout.readline().strip() for _ in range(2)]
+    pid = next(int(line) for line in lines if line.isdecimal())
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and _state(pid) != "Z":
+        assert time.monotonic() < until, "it is still running"
+        time.sleep(0.05)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
 @pytest.mark.slow
 def test_a_good_bin_leaves_but_its_storages(tmp_path, monkeypatch):
     """torch makes cache folders at its import: in a folder of the child's own, which is removed."""
@@ -278,7 +348,7 @@ attempts = {
     "memory": lambda: bytes(2 << 30),
 }
 grown = open("there", "wb", buffering=0)
-confine(1 << 30, 1000)
+confine(1 << 30, 1000, 60)
 for name, attempt in attempts.items():
     try:
         attempt()

@@ -115,7 +115,7 @@ def test_no_other_change_is_flatter_than_noise_across_the_weights():
 
 
 FITS = {"adapter", "low_rank", "flat", "rounding"}
-OPEN = {"rank_unknown", "adds_up", "calibrated"}
+OPEN = {"rank_unknown", "on_few_bits", "adds_up", "calibrated"}
 TRAINED = {"relative_norm": 0.02, "concentration": 0.3, "levels_tuned_judged": 9}
 FLAT = {"judged": 4, "flatter_than_noise": 3}
 # figures of a pair, and how many of its 4 vectors changed -> the codes of some explanations
@@ -124,6 +124,13 @@ JUDGED = {
     "an adapter": ({"rank_ceiling": 8}, 4, "adapter"),
     "few directions": ({"rank_most": 8, "rank_known": 9, "short_side": 64}, 4, "low_rank"),
     "many directions": ({"rank_least": 60, "short_side": 64}, 4, "high_rank"),
+    "half of them": ({"rank_least": 512, "short_side": 1024}, 4, "rank_unknown"),
+    "an adapter on few bits": (
+        {"rank_least": 60, "short_side": 64, "noisy_rest": 5},
+        4,
+        "on_few_bits",
+    ),
+    "four of nine": ({"rank_least": 60, "short_side": 64, "noisy_rest": 4}, 4, "high_rank"),
     "flat": (FLAT, 4, "flat"),
     "flat as the weights are": (FLAT | {"decay_cosine": -0.2}, 4, "adds_up"),
     "a format": ({"kept_high_overall": 0.4}, 4, "rounding"),
@@ -154,9 +161,13 @@ class Figures(Record):
 def test_answers_and_the_figures_in_their_words(case):
     """Each answer has the figures that its words write, by their place in summary.json."""
     figures, changed, codes = JUDGED[case]
-    known = Figures(**{"matrices": 9, "judged": 0, "flatter_than_noise": 0} | figures)
+    known = Figures(
+        **{"matrices": 9, "judged": 0, "flatter_than_noise": 0, "noisy_rest": 0} | figures
+    )
     vectors = Record(changed=changed, compared=4)
-    record = Record(inside_layers=known, figures=known, vectors=vectors)
+    record = Record(
+        inside_layers=known, figures=known, vectors=vectors, recognised=Record(zeroed=None)
+    )
     found = [(check, check.judge(record)) for check in EXPLANATIONS.values()]
     assert {*codes.split()} <= {one.reasons[0].code for _, one in found}
     for check, answer in found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from xml.etree import ElementTree as ET
 
 import pytest
 import reports
@@ -14,6 +15,7 @@ from shadow.errors import ShadowError
 from shadow.gates.measured import read_baselines, read_measured
 from shadow.gates.rules import NO_FIGURES, gather, parse_moved, parse_rule
 from shadow.gates.verdicts import Judgement, Verdict, judge, judge_report, notes_on
+from shadow.outputs.ci import junit
 from shadow.templates import Reason
 
 
@@ -218,7 +220,7 @@ def test_baselines_are_found_by_family_and_pair(tmp_path):
     moved = two.rename(tmp_path / "old" / "other-name")
     a, b, c, d = (("toy", f"x..{name}") for name in "abcd")
     found = read_baselines(tmp_path / "old", [one, moved], [a, b, c])
-    assert {pair: one.report.folder for pair, one in found.items()} == {a: one, b: moved}
+    assert {pair: one.source.folder for pair, one in found.items()} == {a: one, b: moved}
     assert list(read_baselines(one, [one], [c])) == [c]
     assert read_baselines(one, [one], [c, d]) == {}
     copy = shutil.copytree(one, tmp_path / "old" / "copy")
@@ -266,3 +268,96 @@ def test_a_threshold_within_the_error_of_an_estimate_is_not_judged(tmp_path):
     for limit, outcome in ((0.305, "missing"), (0.32, "passed"), (0.28, "met")):
         assert verdict(folder, f"concentration > {limit}").outcome == outcome
     assert verdict(folder, "cosine > 0.989").outcome == "met"
+
+
+# A small part of the change
+
+
+def of_parts(folder, large=3.0, **figures):
+    """Four layers of matrices, and an embedding that holds nine tenths of the energy or another
+    share, with other figures.
+    """
+    known = {"frobenius_norm": 0.5, "spikes": 3}
+    rows = [delta(0.2, where, **known) for where in places(4, ("mlp.up",))]
+    more = {**known, "frobenius_norm": large, **figures}
+    return reports.write(folder, [*rows, delta(0.2, reports.place(None, "embed"), **more)])
+
+
+NO_FIGURE = {"concentration": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "figures", "outcome", "share"),
+    [
+        ("concentration > 0.5", {}, "passed", 1.0),
+        ("concentration > 0.5", NO_FIGURE, "missing", 0.1),
+        ("concentration > 0.1", NO_FIGURE, "missing", 0.1),  # nor is it violated
+        ("language.concentration > 0.5", NO_FIGURE, "missing", 0.1),
+        ("language.mlp.up.concentration > 0.5", NO_FIGURE, "passed", 1.0),
+        ("language.mlp.up.concentration > 0.1", NO_FIGURE, "met", 1.0),
+        ("language.*.concentration > 0.5", NO_FIGURE, "missing", 1.0),  # of mlp.up all, but of few
+        ("language.*.concentration > 0.1", NO_FIGURE, "met", 1.0),  # whatever the rest is
+        ("depth_entropy < 0.5", {}, "missing", 0.1),
+        ("language.effective_layers < 2", {}, "missing", 0.1),
+        ("depth_layers > 9", {}, "passed", 1.0),  # no figure of the change
+        ("spiked > 2", {"spikes": None}, "missing", 0.1),
+        ("participation_share > 2", {"null_participation_ratio": None}, "missing", 0.1),
+        ("language.relative_norm > 9", {"relative_norm": None}, "passed", 1.0),  # of all together
+        ("concentration > 0.5", {**NO_FIGURE, "large": 1.0}, "passed", 0.5),  # half is enough
+        ("concentration > 0.5", {**NO_FIGURE, "large": 1.01}, "missing", 1 / 2.0201),
+    ],
+)
+def test_a_figure_of_less_than_half_of_the_change_is_not_judged(
+    tmp_path, text, figures, outcome, share
+):
+    """Energies are 4 times 0.25 and 9, unless a norm of the embedding is given."""
+    found = verdict(of_parts(tmp_path / "a", **figures), text)
+    assert (found.outcome, found.code) == (outcome, {"missing": 5, "met": 4, "passed": 0}[outcome])
+    known = [one for one in found.findings if one.value is not None]
+    assert known[0].energy_share == pytest.approx(share)
+    if outcome == "missing":
+        assert found.why.code == "small_part"
+        assert found.why.figures["share"] == pytest.approx(0.1 if share == 1.0 else share)
+        assert not any(one.met for one in found.findings)
+        assert verdict(tmp_path / "a", text, allow_missing=True).outcome == "skipped"
+        assert verdict(tmp_path / "a", text, severity="warning").code == 0
+
+
+def test_one_of_several_figures_that_violates_on_a_small_part_leaves_the_rule_open(tmp_path):
+    """attn.q has a tenth of its energy in the matrices of its figure, and mlp.up has most."""
+    rows = [delta(0.2, where, frobenius_norm=9.0) for where in places(4, ("mlp.up",))]
+    rows += [delta(0.9, reports.place(0, "attn.q"), frobenius_norm=1.0)]
+    rows += [delta(0.9, reports.place(1, "attn.q"), frobenius_norm=3.0, concentration=None)]
+    folder = reports.write(tmp_path / "a", rows)
+    found = verdict(folder, "language.*.concentration > 0.5")
+    assert (found.outcome, found.code, found.why.figures["share"]) == ("missing", 5, 0.1)
+    assert found.detail == (
+        "not judged: language.attn.q.concentration rests on matrices that hold 10 % of the energy"
+        " of the change"
+    )
+    assert verdict(folder, "language.*.concentration > 0.95").outcome == "passed"
+
+
+def test_a_small_part_is_said_in_json_and_in_junit(tmp_path):
+    """JUnit has an error, as of every rule that is not judged; JSON code and shares."""
+    rule = parse_rule("concentration > 0.5")
+    judged = judge_report([rule], read_measured(of_parts(tmp_path / "a", **NO_FIGURE)))
+    (found,) = judged.as_json()["rules"]
+    assert (judged.code, found["outcome"], found["code"]) == (5, "missing", "small_part")
+    (figure,) = found["figures"]
+    assert (figure["figure"], figure["met"]) == ("concentration", False)
+    assert figure["energy_share"] == pytest.approx(0.1)
+    case = ET.fromstring(junit([judged])).findall(".//testcase")[1]
+    assert "hold 10 % of the energy" in case.find("error").get("message")
+
+
+def test_a_figure_of_a_small_part_has_not_moved_and_did_not_stay(tmp_path):
+    """Held against a baseline, on either side; other figures of the same rule are judged."""
+    whole = of_parts(tmp_path / "whole")
+    part = of_parts(tmp_path / "part", **NO_FIGURE)
+    for now, before in ((part, whole), (whole, part)):
+        found = verdict(now, "concentration", before)
+        assert (found.outcome, found.code, found.why.code) == ("missing", 5, "moved_small_part")
+    found = verdict(part, "*", whole)
+    assert found.outcome == "passed"
+    assert "concentration (of 10 % of the change)" in found.detail

@@ -166,7 +166,12 @@ def record(**figures):
     vectors = Record(changed=figures.pop("moved", 0), compared=figures.pop("vectors", 0))
     has_spectra = figures.pop("tier", "full") != "norms"
     more = {"has_spectra": has_spectra, "estimated": figures.pop("estimated", False)}
-    known = {"matrices": 0, "floor_ratio": None, "rank_ceiling": None} | figures
+    known = {
+        "matrices": 0,
+        "floor_ratio": None,
+        "rank_ceiling": None,
+        "matrices_rounded": 0,
+    } | figures
     recognised = Record(rearranged=None)
     return Record(figures=Record(**known), vectors=vectors, recognised=recognised, **more)
 

@@ -79,10 +79,10 @@ def test_a_comparison_is_that_of_numbers(sign, value):
         ("files.chat_template changed", Metric("files", "chat_template", ""), "changed"),
         ("files.code added", Metric("files", "code", ""), "added"),
         ("files.config.rope_* changed", Metric("files", "config.rope_*", ""), "changed"),
-        ("gate.lineage", Metric("gate", None, "lineage"), "holds"),
+        ("not gate.rank", Metric("gate", None, "rank"), "does not hold"),
         (" not  gate.lineage ", Metric("gate", None, "lineage"), "does not hold"),
         ("not verify.same", Metric("verify", None, "same"), "does not hold"),
-        ("verify.files", Metric("verify", None, "files"), "holds"),
+        ("not verify.files", Metric("verify", None, "files"), "does not hold"),
         (
             "not  verify.trained --frozen=embed --moved layers.0-7",
             Metric("verify", None, "trained --moved layers.0-7 --frozen embed"),
@@ -138,9 +138,12 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
         ("langauge changed", "did you mean 'language'?"),
         ("files.codes added", "did you mean 'code'?"),
         ("files. changed", None),
-        ("files.tokenizer.tokens_beyond changed", "vocab_size"),
+        ("files.tokenizer.tokens_beyond changed", "explain differs"),
         ("gate.lineag", "did you mean 'lineage'?"),
         ("gate.x", None),
+        ("gate.rank", "'not gate.rank'"),
+        ("verify.same", "'not verify.same'"),
+        (" verify.trained --frozen=embed", "'not verify.trained --frozen embed'"),
         ("not verify.merged", None),
         ("not language.embed changed", None),
         ("verify.same > 0", None),
@@ -313,6 +316,15 @@ def test_a_fault_of_the_file_names_file_and_line(tmp_path, text, line):
     assert raised.value.message.startswith(
         f"{tmp_path / 'policy.yaml'}{f':{line}' if line else ''}: "
     )
+
+
+@pytest.mark.parametrize("claim", ["gate.rank", "verify.same"])
+def test_a_claim_alone_in_a_policy_is_wrong_usage(tmp_path, claim):
+    """A rule says what must not be: what to type instead, with file and line."""
+    with pytest.raises(UsageError) as raised:
+        policy(tmp_path, f"a:\n  message: x\n  fail_on: {claim}\n")
+    assert raised.value.message.startswith(f"{tmp_path / 'policy.yaml'}:3: rule 'a': ")
+    assert f"'not {claim}'" in raised.value.hint
 
 
 @pytest.mark.parametrize("kind", ["absent", "folder", "fifo", "long name"])

@@ -1,5 +1,7 @@
 """What `stored` answers of planted sums over entries."""
 
+from dataclasses import replace
+
 import pytest
 
 from shadow.checks.stored import CHECK, Copy, StoredPart, judge
@@ -14,6 +16,37 @@ LONE = Unmatched("norm", "base", said("-"))
 def copied(module="mlp.up", **sums):
     every = {"grid": "BF16", "entries": 4, "off": 0, "full": 4.0, "error": 0.01} | sums
     return StoredPart(Place("language", 0, module), f"{module}.weight", Kept(**every))
+
+
+def merged(values, module="bias"):
+    return replace(copied(module), full=f"full.{module}", values=values)
+
+
+FEW = Copy([copied(), merged((64, 8)), merged((4096, 143), "norm"), merged((64, 32), "other")])
+
+
+@pytest.mark.parametrize(
+    ("in_f32", "outcome", "codes", "against"),
+    [
+        ((), "holds", ["rounded", "error"], []),
+        (["full.other", "full.mlp.up"], "holds", ["rounded", "error"], []),
+        (["full.bias"], "does_not_hold", ["crushed", "error"], [("bias.weight", "values")]),
+    ],
+)
+def test_a_vector_whose_values_merge_is_a_note_and_a_fault_where_f32_is_kept(
+    in_f32, outcome, codes, against
+):
+    """More than half of them; the fewest that are left stand first."""
+    answer = judge(replace(FEW, in_f32=in_f32))
+    assert (answer.outcome, [one.code for one in answer.reasons]) == (outcome, codes)
+    assert [(one.name, one.why.code) for one in answer.against] == against
+    (note,) = answer.notes
+    assert CHECK.say(note).endswith(
+        "64 values become 8 in bias.weight, 4,096 values become 143 in norm.weight"
+    )
+    assert answer.figures["vectors_merged"] == 2
+    assert answer.figures["tensors_crushed"] == len(against)
+    assert all(CHECK.say(one.why) for one in answer.against)
 
 
 def of_update(inner, *others):

@@ -20,16 +20,21 @@ def row(should, changed, cells=(), rounded=None, **more):
     return Moved(scan, Place("language", 0, "norm"), Should(should), cells, **more)
 
 
+LOST = Reason("nonfinite", {"lost": 3, "entries": 200})
 STEP = row("move", 200, (FREE,))
 YES, NO, OPEN = Outcome
 CASES = [  # rows -> outcome, codes of reasons, of what speaks against it with its size, of notes
-    ([STEP, row("stay", 0)], YES, "moved frozen", {}, ""),
-    ([row("stay", 0)], YES, "frozen", {}, ""),
+    ([STEP, row("stay", 0)], YES, "moved frozen", {}, "cast"),
+    ([row("stay", 0)], YES, "frozen", {}, "cast"),
     ([row("move", 0)], NO, "not_moved", {"equal": None}, ""),
     ([STEP, row("move", 0, (HELD,))], YES, "moved", {}, "stuck too_coarse"),
     ([STEP, row("move", 0, FINE)], NO, "not_moved", {"equal": None}, "stuck"),
     ([row("move", 9, rounded=("tuned", "BF16"))], NO, "not_moved", {"rounded": None}, ""),
     ([row("move", 9, rounded=("base", "F32"))], YES, "moved", {}, ""),
+    ([row("stay", 9, rounded=("tuned", "BF16"))], NO, "cast_lost", {"rounded": 0.1}, ""),
+    ([row("stay", 9, rounded=("base", "F32"))], NO, "leaked", {"base_cast": 0.1}, ""),
+    ([STEP, row("move", 9, broken=Reason("zeros"))], NO, "broken", {"zeros": None}, ""),
+    ([STEP, row("move", 9, broken=LOST)], NO, "broken", {"nonfinite": None}, ""),
     ([row("stay", 9)], NO, "leaked", {"entries": 0.1}, ""),
     ([row("stay", 9), row("move", 0)], NO, "not_moved leaked", {"equal": None, "entries": 0.1}, ""),
     ([STEP, LONE], NO, "apart", {"one_side": None}, ""),
@@ -63,3 +68,22 @@ def test_the_typical_step_is_that_of_entries_that_no_grid_holds():
     assert figures["entries_stuck"] == 200
     few = row("move", 99, (Cell(2.0**-20, 99, 99, 99.0),))  # too few to tell
     assert not judge(Training([few])).figures.keys() & {"typical_step", "entries_stuck"}
+
+
+@pytest.mark.parametrize(
+    ("formats", "changed", "rounded", "chain"),
+    [
+        (("F16", "BF16"), 0, None, "F16 -> BF16"),
+        (("F32", "F32"), 0, None, None),
+        (("F32", "BF16"), 9, None, None),
+        (("F32", "BF16"), 9, ("tuned", "BF16"), "F32 -> BF16"),
+        (("F32", "F32"), 9, ("tuned", "BF16"), "F32 -> BF16 -> F32"),
+        (("BF16", "F32"), 9, ("base", "BF16"), "F32 -> BF16"),
+        (("F16", "F32"), 9, ("base", "BF16"), "F32 -> BF16 -> F16"),
+    ],
+)
+def test_a_cast_is_said_as_the_formats_that_values_went_through(formats, changed, rounded, chain):
+    """From the original to the copy, whichever of the two is the tuned side."""
+    scan = Scanned("p", "t", "t", formats, 200, changed, 4.0, 4.0, 0.04, rounded=rounded)
+    moved = Moved(scan, Place("language", 0, "norm"), Should.STAY)
+    assert moved.cast == chain

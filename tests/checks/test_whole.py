@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
+import subprocess
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,10 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checks.answer import Outcome
 from shadow.checks.registry import CHECKS
 from shadow.checks.whole import WORDS, Whole, judge
+from shadow.checks.whole import names as names_part
 from shadow.checks.whole.configs import Words, read_words
 from shadow.checks.whole.names import Names
-from shadow.checks.whole.part import json_object
+from shadow.checks.whole.part import MOST_ROWS, json_object
 from shadow.checks.whole.shards import FileFacts
 from shadow.checks.whole.values import Values
 from shadow.errors import ShadowError, UsageError
@@ -47,14 +50,12 @@ LOST = "model.layers.1."
 def _here(monkeypatch):
     """Ask transformers in this process: a child takes seconds to import it."""
 
-    def ask(config, tensors, scratch):
-        listed = {name: (info.dtype, list(info.shape)) for name, info in tensors.items()}
-        try:
-            return asked(stripped(config), listed, guard=lambda: None)
-        except Exception as error:
-            return Expected(problem="loader_failed", detail=str(error))
+    def run(command, *_):
+        recorded = json.loads(Path(command[-1]).read_text())
+        answer = asked(recorded["config"], recorded["tensors"], guard=lambda: None)
+        return subprocess.CompletedProcess(command, 0, json.dumps(asdict(answer)).encode(), b"")
 
-    monkeypatch.setattr(loader, "expected", ask)
+    monkeypatch.setattr(loader, "run_child", run)
 
 
 @pytest.fixture(scope="session")
@@ -145,9 +146,9 @@ TENSORS = {
     "head lost": ("llama", without(HEAD), {}, "missing", HEAD),
     "other head than tied": (
         "qwen2", lambda t: t | {HEAD: t[EMBED] * 1.1}, {}, "head_differs", HEAD),
-    "layer lost": ("llama", without(LOST), {}, "missing", UP),
+    "layer lost": ("llama", without(LOST), {}, "layer_lost", "model.layers.1"),
     "layer promised": (
-        "llama", None, {"num_hidden_layers": 3}, "missing", "model.layers.2.mlp.up_proj.weight"),
+        "llama", None, {"num_hidden_layers": 3}, "layer_lost", "model.layers.2"),
     "expert lost": ("mixtral", without(".1.block_sparse_moe.experts.2."), {}, "expert_missing",
                     "model.layers.1.block_sparse_moe.experts.2"),
     "one matrix of an expert lost": (
@@ -282,6 +283,35 @@ def unknown_dtype(folder):
     (folder / FILE).write_bytes(whole.replace(b'"F32"', b'"F99"', 1))
 
 
+def nothing_in_it(folder):
+    (folder / FILE).write_bytes(b"\2" + bytes(7) + b"{}")
+
+
+def damaged_pickle(folder, byte, place=6):
+    """A pickle whose list of files has another byte: its version of zip, or a name."""
+    beside(folder, "pytorch_model.bin")
+    content = bytearray((folder / "pytorch_model.bin").read_bytes())
+    content[content.index(b"PK\x01\x02") + place] = byte
+    (folder / "pytorch_model.bin").write_bytes(content)
+    os.utime(folder / FILE)  # the newest
+
+
+def config_text(text, name="config.json"):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def deep(folder):
+    config = (folder / "config.json").read_text().rstrip().removesuffix("}")
+    levels = '{"a":' * 600 + "1" + "}" * 600
+    (folder / "config.json").write_text(f'{config}, "x": {levels}}}')
+
+
+def layer_absent(folder):
+    """A layer that the index still has."""
+    for shard in (FIRST, SECOND):
+        store(folder, without(LOST)(load_file(folder / shard)), shard)
+
+
 HOLDS, FAILS, OPEN = Outcome.HOLDS, Outcome.DOES_NOT_HOLD, Outcome.INCONCLUSIVE
 # in shards?, what is done to the folder, outcome, code, name
 FILES = {
@@ -294,6 +324,36 @@ FILES = {
                 "config.json"),
     "a config that is a list": (
         False, lambda f: (f / "config.json").write_text("[]"), FAILS, "unreadable", "config.json"),
+    "an index of nothing, alone": (
+        False, lambda f: ((f / INDEX).write_text("{}"), lose(f, FILE)), FAILS, "unreadable", INDEX),
+    "no tensors": (False, nothing_in_it, FAILS, "no_tensors", FILE),
+    "a pickle of another zip": (False, lambda f: damaged_pickle(f, 255), HOLDS, "whole", None),
+    "a pickle without text for a name": (
+        False, lambda f: damaged_pickle(f, 255, 46), HOLDS, "whole", None),
+    "a text for a config": (False, config_text('"abc"'), FAILS, "unreadable", "config.json"),
+    "a key twice": (False, config_text('{"a": 1, "a": 2}'), FAILS, "unreadable", "config.json"),
+    "numbers that JSON lacks": (
+        False, config_text('{"eos_token_id": NaN, "vocab_size": -Infinity}'), OPEN, "not_asked",
+        None),
+    "a vocabulary of 400 digits": (
+        False, lambda f: edit(f, vocab_size=10**400, architectures=["X"]), FAILS, "vocab_size",
+        "config.json"),
+    "a token of 400 digits": (
+        False, lambda f: edit(f, "generation_config.json", eos_token_id=10**400), FAILS,
+        "token_beyond", "generation_config.json"),
+    "a config of 600 levels": (False, deep, OPEN, "not_asked", None),
+    "half a surrogate for a token": (
+        False, lambda f: edit(f, "tokenizer_config.json", eos_token="\ud800"), FAILS,
+        "token_unknown", "tokenizer_config.json"),
+    "half a tokenizer": (
+        False, config_text('{"model": {', "tokenizer.json"), FAILS, "not_json", "tokenizer.json"),
+    "a tokenizer that is a list": (
+        False, config_text("[]", "tokenizer.json"), FAILS, "not_json", "tokenizer.json"),
+    "a token twice": (
+        False, config_text('{"model": {"vocab": {"a": 1, "a": 2}}}', "tokenizer.json"), OPEN,
+        "json_unread", None),
+    "a layer that the index has": (
+        True, layer_absent, FAILS, "layer_absent", "model.layers.1"),
     "a dtype of tomorrow": (False, unknown_dtype, OPEN, "unknown_dtype", None),
     "an index of shards that are gone": (
         False, lambda f: edit(f, INDEX, weight_map={HEAD: FIRST}), FAILS, "unreadable", INDEX),
@@ -362,6 +422,140 @@ def test_what_is_planted_in_files_is_named(case, healthy, tmp_path):
     assert name is None or name in {one.name for one in found.against if one.code == code}
 
 
+@pytest.mark.parametrize(
+    "name", ["a\ud800.weight", "model.layers.\u0661.mlp.experts.\u0662.weight"]
+)
+def test_names_that_are_odd_end_in_a_fault(name, tmp_path):
+    """Half a surrogate, and digits of another script, which a pattern may take for numbers."""
+    entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    header = json.dumps({name: entry}).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(range(16))
+    (tmp_path / FILE).write_bytes(content)
+    (tmp_path / "config.json").write_text(
+        json.dumps({**LLAMA, "architectures": ["LlamaForCausalLM"]})
+    )
+    found = verified(tmp_path)
+    assert found.outcome is FAILS
+    assert json.dumps(found.as_json()).isascii()
+
+
+def test_numbers_that_transformers_writes_outside_of_json_are_numbers(tmp_path):
+    """An older transformers wrote the limits of Mamba 2 as [0.0, Infinity]."""
+    folder = planted.saved("mamba2", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["time_step_limit"] = [0.0, float("inf")]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "Infinity" in (folder / "config.json").read_text()
+    assert verified(folder).outcome is HOLDS
+    assert stripped(json_object(b'{"limits": [0.0, Infinity, -Infinity]}')) == {
+        "limits": [0.0, float("inf"), float("-inf")]
+    }
+
+
+def test_a_lost_layer_is_one_row(healthy, tmp_path):
+    """With the names of the first tensors, and the count of all."""
+    folder = Path(shutil.copytree(healthy("llama"), tmp_path / "sick"))
+    tensors = load_file(folder / FILE)
+    own = sorted(name for name in tensors if name.startswith(LOST))
+    store(folder, without(LOST)(tensors) | {EMBED: tensors[EMBED]})
+    found = verified(folder)
+    assert [(one.name, one.code) for one in found.against] == [("model.layers.1", "layer_lost")]
+    assert f"all {len(own)} tensors" in found.reason
+    assert ", ".join(own[:3]) in found.reason
+    assert f"{len(own) - 3} more" in found.reason
+    store(folder, without(f"{LOST}mlp")(tensors))
+    assert codes(verified(folder)) == {"missing"}
+
+
+def headers_of(folder: Path, names: list[str], file: str = FILE) -> None:
+    """A file of tensors of one number."""
+    ends = [
+        {"dtype": "BF16", "shape": [1], "data_offsets": [2 * at, 2 * at + 2]}
+        for at in range(len(names))
+    ]
+    header = json.dumps(dict(zip(names, ends, strict=True))).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes([1]) * 2 * len(names)
+    (folder / file).write_bytes(content)
+
+
+def seconds_of(folder: Path):
+    """The answer from headers, and the seconds of processor time that it takes."""
+    (folder / "config.json").write_text(json.dumps({"architectures": ["X"], "model_type": "x"}))
+    begun = time.process_time()
+    found = verified(folder, headers=True)
+    return found, time.process_time() - begun
+
+
+def test_an_index_of_missing_shards_takes_time_in_proportion(tmp_path):
+    """20,000 shards would take several seconds if each were looked for among all others."""
+    shards = {f"x.{at}.weight": f"model-{at:05d}-of-20000.safetensors" for at in range(20_000)}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": shards}))
+    found, seconds = seconds_of(tmp_path)
+    assert seconds < 2
+    assert found.figures["faults"] == 20_000
+    assert len(found.against) == MOST_ROWS + 1
+    assert (found.against[-1].code, found.against[-1].what.split("; ")[-1]) == (
+        "more",
+        f"the same of {20_000 - MOST_ROWS - 1:,} others",
+    )
+    assert "19,997 more" in found.reason
+
+
+def test_lost_experts_take_rows_in_proportion(tmp_path):
+    """Of 1,500 layers each with an expert of its own, 1,499 are lost in each."""
+    names = [f"model.layers.{at}.mlp.experts.{at}.up_proj.weight" for at in range(1500)]
+    headers_of(tmp_path, names)
+    found, seconds = seconds_of(tmp_path)
+    assert seconds < 10
+    assert found.figures["faults"] == 1500
+    assert codes(found) == {"experts_missing", "more"}
+    assert found.against[0].what == (
+        "1,499 of 1,500 experts are missing: 1, 2, 3, 4, 5, 6, 7, 8 and 1,491 others"
+    )
+
+
+def test_tensors_that_an_expert_lacks_take_rows_in_proportion(tmp_path):
+    """Of 600 experts each with a tensor of a name of its own."""
+    names = [f"model.layers.0.mlp.experts.{at}.{at}.weight" for at in range(600)]
+    headers_of(tmp_path, names)
+    found, _ = seconds_of(tmp_path)
+    assert found.figures["faults"] == 600
+    assert found.against[0].what == "599 of 600 tensors that others have are missing"
+
+
+def test_an_exception_of_the_code_is_no_answer(healthy, monkeypatch):
+    """In the judgement, while asking transformers, and in the child that asks."""
+
+    def fail(*_):
+        raise ZeroDivisionError("planted")
+
+    for module, name in ((loader, "torch_name"), (names_part, "wrapped")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            with pytest.raises(ZeroDivisionError):
+                verified(healthy("llama"))
+
+
+@pytest.mark.parametrize(("code", "stderr"), [(1, b"ZeroDivisionError: planted"), (-9, b"")])
+def test_a_child_that_raised_is_not_one_that_was_killed(code, stderr, monkeypatch, tmp_path):
+    monkeypatch.undo()
+    ended = subprocess.CompletedProcess([], code, b"", stderr)
+    monkeypatch.setattr(loader, "run_child", lambda *_: ended)
+    if code == 1:
+        with pytest.raises(RuntimeError, match="planted"):
+            loader.expected({}, {}, tmp_path)
+    else:
+        assert loader.expected({}, {}, tmp_path).problem == "loader_died"
+
+
+def test_what_transformers_raises_is_its_problem(healthy, tmp_path):
+    folder = Path(shutil.copytree(healthy("llama"), tmp_path / "sick"))
+    edit(folder, hidden_size="wide")
+    found = verified(folder)
+    assert (found.outcome, found.code) == (OPEN, "not_asked")
+    assert found.answer.reasons[0].figures["why"].code == "loader_failed"
+
+
 def test_sets_are_compared_with_the_one_that_is_read(healthy, tmp_path):
     """The shards of the index, which transformers does not read beside one file, and Mistral's."""
     folder = Path(shutil.copytree(healthy("mistral"), tmp_path / "sick"))
@@ -422,6 +616,80 @@ def test_a_pickle_is_swept_only_where_it_may_be(tmp_path):
     assert verified(folder, files=shadow.Files(allow_pickle=True)).outcome is HOLDS
 
 
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4}  # fmt: skip
+TEXT = SMALL | {"vocab_size": 64, "max_position_embeddings": 80}
+T5_SIZES = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_layers": 2, "num_heads": 4, "vocab_size": 64}
+SPEECH = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+          "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+          "vocab_size": 64, "max_source_positions": 20, "max_target_positions": 20,
+          "num_mel_bins": 8, "pad_token_id": 63, "begin_suppress_tokens": None,
+          "decoder_start_token_id": 1}  # fmt: skip
+SEEN = SMALL | {"image_size": 16, "patch_size": 8}
+LLAMA = {"model_type": "llama", **TEXT}
+# models with other embeddings and heads than those of tokens: class, its config
+OTHER_HEADS = {
+    "BertForSequenceClassification": ("BertConfig", {**TEXT, "num_labels": 3}),
+    "BertForMaskedLM": ("BertConfig", TEXT),
+    "BertForPreTraining": ("BertConfig", TEXT),
+    "RobertaModel": ("RobertaConfig", {**TEXT, "type_vocab_size": 1}),
+    "RobertaForMaskedLM": ("RobertaConfig", {**TEXT, "type_vocab_size": 1}),
+    "CLIPModel": ("CLIPConfig", {"text_config": {**TEXT, "eos_token_id": 62},
+                                 "vision_config": SEEN, "projection_dim": 16}),
+    "LlamaForSequenceClassification": ("LlamaConfig", {**TEXT, "num_labels": 1}),
+    "LlamaForTokenClassification": ("LlamaConfig", {**TEXT, "num_labels": 5}),
+    "GPT2ForSequenceClassification": (
+        "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "num_labels": 1}),
+    "T5ForConditionalGeneration": ("T5Config", T5_SIZES),
+    "T5EncoderModel": ("T5Config", T5_SIZES),
+    "WhisperForConditionalGeneration": ("WhisperConfig", SPEECH),
+    "LlavaForConditionalGeneration": (
+        "LlavaConfig", {"text_config": LLAMA, "image_token_index": 3,
+                        "vision_config": {"model_type": "clip_vision_model", **SEEN}}),
+}  # fmt: skip
+OFTEN = ("BertForSequenceClassification", "RobertaModel", "CLIPModel",
+         "LlamaForSequenceClassification", "LlavaForConditionalGeneration")  # fmt: skip
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    [one if one in OFTEN else pytest.param(one, marks=pytest.mark.slow) for one in OTHER_HEADS],
+)
+def test_types_of_tokens_poolers_and_scores_are_no_vocabulary(name, loaded, tmp_path, monkeypatch):
+    """A tokenizer has a row a token in the embedding of tokens alone, with and without a loader."""
+    import transformers
+
+    kind, sizes = OTHER_HEADS[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**sizes)
+    getattr(transformers, name)(config).save_pretrained(tmp_path / "model")
+    tokenizer(tmp_path / "model", 64)
+    if not loaded:
+        monkeypatch.setattr(loader, "expected", lambda *_: Expected(problem="no_transformers"))
+    found = verified(tmp_path / "model")
+    assert found.outcome is (HOLDS if loaded else OPEN), found.reason
+
+
+@pytest.mark.parametrize(
+    "name", ["BertForSequenceClassification", "LlamaForSequenceClassification"]
+)
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_token_without_a_row_is_named_in_classifiers_too(name, loaded, tmp_path, monkeypatch):
+    import transformers
+
+    kind, sizes = OTHER_HEADS[name]
+    getattr(transformers, name)(getattr(transformers, kind)(**sizes)).save_pretrained(
+        tmp_path / "a"
+    )
+    tokenizer(tmp_path / "a", 64, ("<more>",))
+    if not loaded:
+        monkeypatch.setattr(loader, "expected", lambda *_: Expected(problem="unknown_class"))
+    found = verified(tmp_path / "a")
+    assert {one.code for one in found.against} == {"tokenizer_beyond"}
+    assert "64 rows" in found.reason
+
+
 FACTORS = {
     "healthy": ((), {}, None),
     "zero": ((0, 1), {}, "does_nothing"),
@@ -450,6 +718,48 @@ def test_an_adapter_is_held_against_its_config(case, tmp_path):
     assert found.figures["modules_zero"] == len(zero)
 
 
+def saved_by_peft(folder: Path, task: str, config: str, name: str, **sizes: object) -> None:
+    """An adapter of a tiny model, as peft saves it for a task."""
+    import peft
+    import transformers
+
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(getattr(transformers, config)(**sizes))
+    lora = peft.LoraConfig(task_type=task, r=4, init_lora_weights=False)
+    peft.get_peft_model(model, lora).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "config", "name"),
+    [
+        ("SEQ_CLS", "BertConfig", "BertForSequenceClassification"),
+        ("SEQ_CLS", "LlamaConfig", "LlamaForSequenceClassification"),
+        ("TOKEN_CLS", "LlamaConfig", "LlamaForTokenClassification"),
+        ("QUESTION_ANS", "BertConfig", "BertForQuestionAnswering"),
+    ],
+)
+def test_heads_that_peft_lists_by_itself_are_no_fault(task, config, name, tmp_path):
+    """peft lists classifier and score of every classifier, whose head has one of these names."""
+    pytest.importorskip("peft")
+    saved_by_peft(tmp_path / "a", task, config, name, **TEXT)
+    said = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    found = verified(tmp_path / "a")
+    assert said["modules_to_save"]
+    assert found.outcome is HOLDS, found.reason
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    heads = ("score", "classifier", "qa_outputs")
+    factors = {key: one for key, one in tensors.items() if not any(h in key for h in heads)}
+    assert len(factors) < len(tensors)
+    save_file(factors, file)
+    assert (verified(tmp_path / "a").outcome, verified(tmp_path / "a").code) == (
+        OPEN,
+        "head_unsaved",
+    )
+    edit(tmp_path / "a", "adapter_config.json", task_type="CAUSAL_LM")
+    assert codes(verified(tmp_path / "a")) == {"saved_absent"}
+
+
 FEW = ("llama", "gemma2", "gpt2", "mixtral", "llava", "t5", "mamba2", "qwen3_next")
 KINDS = [
     kind if kind in FEW else pytest.param(kind, marks=pytest.mark.slow)
@@ -474,7 +784,7 @@ RELEASED = next(filter(Path.is_dir, PLACES), PLACES[0])
 
 @pytest.mark.slow
 @pytest.mark.skipif(not RELEASED.is_dir(), reason="no indexes of released models here")
-def test_no_false_alarm_of_the_names_of_released_models():
+def test_no_false_alarm_of_the_names_of_released_models(tmp_path):
     """Classes that transformers has find all names; of others nothing is said."""
     outcomes = {}
     for path in sorted(RELEASED.glob("*/config.json")):
@@ -483,7 +793,7 @@ def test_no_false_alarm_of_the_names_of_released_models():
         names = json_object(index.read_bytes()).get("weight_map")
         if names and config and "quantization_config" not in config:
             stored = {name: TensorInfo(name, "BF16", (1,), "", 0, 2) for name in names}
-            said = replace(loader.expected(config, stored, index.parent), mismatched=())
+            said = replace(loader.expected(config, stored, tmp_path), mismatched=())
             small = {one.name: one.read_bytes() for one in index.parent.glob("*.json")}
             words = read_words(small, rows=0, sees=True, checks_size=False)
             found = judged(names=Names(stored, config, said), words=words)
@@ -616,3 +926,9 @@ def test_a_constant_matrix_is_one_whatever_its_size(value):
     one = torch.full((70, 1000), value)
     one[69, 999] += 1e30
     assert not looked_at(one, Workspace()).is_constant
+
+
+@pytest.mark.parametrize(("rows", "outcome"), [(10, HOLDS), (12, OPEN), (8, FAILS)])
+def test_rows_beyond_vocab_size_are_open_without_a_loader(rows, outcome):
+    """Mllama has eight more by design; fewer are a fault in any model."""
+    assert judged(words=Words(vocab_size=10, rows=rows)).outcome is outcome

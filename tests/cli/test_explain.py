@@ -6,18 +6,22 @@ import pytest
 from reports import uniform
 from typer.testing import CliRunner
 
+from shadow.checks.answer import COMMON
 from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
 from shadow.checks.pair_gates import GATES
+from shadow.checks.registry import kinds
 from shadow.cli.commands import app
 from shadow.comparing.comparison import compare
 from shadow.errors import UsageError
+from shadow.gates.verdicts import WORDS_OF_VERDICTS
 from shadow.reports import columns
 from shadow.reports.columns import GLOSSARY
 from shadow.telling.comparisons import comparison_document
-from shadow.telling.dictionary import other_words
+from shadow.telling.dictionary import other_words, word_documents
 from shadow.telling.document import TableBlock
 from shadow.telling.reading import read_summary
 from shadow.telling.report import component_table, module_table
+from shadow.templates import SLOT, outline
 
 
 def explained(*words):
@@ -98,8 +102,35 @@ def test_a_word_names_a_column_that_there_is():
 
 
 @pytest.mark.parametrize("word", ["label", "evidence", "short_run", "weight_decay"])
-def test_a_word_that_is_gone_says_what_to_use(word):
+def test_a_word_that_is_gone_is_an_unknown_one(word):
     """Of the label, and of explanations that can never be excluded."""
     refused = explained(word).exception
     assert word in str(refused)
     assert isinstance(refused, UsageError)
+
+
+def codes():
+    """Every code of a reason, a note or a verdict, with its template."""
+    yield from COMMON.items()
+    yield from WORDS_OF_VERDICTS.items()
+    for kind in kinds().values():
+        for check in kind.checks.values():
+            yield from check.words.items()
+
+
+@pytest.mark.parametrize(("code", "template"), sorted({*codes()}))
+def test_every_code_is_explained(code, template):
+    """As JSON and JUnit have it; figures are named, and no slot is left."""
+    blocks = [
+        block for document in word_documents(code, WORDS_OF_VERDICTS) for block in document.blocks
+    ]
+    texts = " ".join(getattr(block, "text", "") for block in blocks)
+    assert outline(template) in texts
+    assert not SLOT.search(texts)
+
+
+def test_the_outline_of_a_template():
+    """Numbers are N, texts their names, words in the plural; what may be left out is."""
+    template = "{a:count tensor is|tensors are} in {names:and}[ by {size:share}], of {b|one|many}"
+    assert outline(template) == "N tensors are in NAMES, of many"
+    assert outline("{a/b:all tensor|tensors} at {inside_layers.kept:share}") == "N tensors at N"

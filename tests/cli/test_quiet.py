@@ -37,7 +37,9 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path)
 
 
 def test_gate_has_quiet_too(inside, demo_reports):
-    """As `audit` with that option: no notes on stderr, but failed rules, their count, warning."""
+    """As `audit` with that option: no notes on stderr, but failed rules, their count, warning; on
+    stdout a headline a pair instead of tables.
+    """
     rules = ("gate", demo_reports / "base..narrow", *AGAINST, "--fail-on", "spikes > 1")
     loud, quiet = inside(*rules), inside(*rules, "-q")
     assert loud.code == quiet.code == 4
@@ -45,7 +47,10 @@ def test_gate_has_quiet_too(inside, demo_reports):
     assert len(loud.err.splitlines()) == 4
     lines = quiet.err.splitlines()
     assert [line.split()[0] for line in lines] == ["demo:base..narrow:", "0", "WARNING:"]
-    assert quiet.out == loud.out
+    recorded = json.loads((demo_reports / "base..narrow" / "summary.json").read_text())
+    assert quiet.out == f"demo:base..narrow: {recorded['finding']['headline']}\n"
+    assert "Rules" in loud.out
+    assert inside(*rules, "--json", "-q").out == inside(*rules, "--json").out
 
 
 @pytest.mark.parametrize("hidden", [False, True])

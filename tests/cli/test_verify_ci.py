@@ -66,7 +66,10 @@ def test_a_claim_is_a_line_and_a_case(folder, claim, outcome, code, tag, named):
     assert 0 < float(case.get("time")) <= float(suite.get("time")) + 1e-3
     assert [child.tag for child in case if child.tag != "system-out"] == ([tag] if tag else [])
     if tag:
-        assert named in case.find(tag).get("message")
+        texts = [case.find(tag).text, *case.findtext("system-out", "").splitlines()]
+        assert named in "".join(texts)
+        said = line.split(": ")[-1]
+        assert "".join(ElementTree.tostringlist(case, "unicode")).count(said) == 1
 
 
 def test_of_several_claims_failures_come_first_and_totals_last(folder):

@@ -335,9 +335,9 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     }
     figures_of = {"dtype": "F32", "verified": False, "relative_norm": 0.2, "numerical_rank": 16}
     found = warnings("all", {"settings": settings, "version": "0.0.9"}, **figures_of)
-    for recorded in ("0.0.9", "exact", "filtered", "siblings", "dtypes", "18", "4 times"):
+    for recorded in ("0.0.9", "exact", "filtered", "siblings", "dtypes", "18", "4.0 times"):
         assert recorded in found
-    assert "5 times" in warnings("small", relative_norm=0.01)
+    assert "5.0 times" in warnings("small", relative_norm=0.01)
     replaced = [
         delta(0.4, where, cosine=0.1 if where["module"] == "mlp.up" else 0.99)
         for where in places(6)
@@ -373,3 +373,21 @@ def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(demo_rep
     assert own.level == 0.875
     assert one(compare(runs[::-1])).verdict == "less concentrated"
     assert one(compare(runs, margin=0.2)).verdict == "different, below the margin"
+
+
+def test_matrices_that_are_only_rounded_have_no_vote(tmp_path):
+    """Two adapters of attn.q, merged in F16 and saved in BF16: the MLP is rounded alike in both,
+    without a difference. Of the 6 others the difference is 0.2.
+    """
+    folders = []
+    for name, value in (("a", 0.5), ("b", 0.3)):
+        rows = [delta(value, where, cast="neither") for where in places(6, ("attn.q",))]
+        rows += [
+            delta(0.0, where, cast="tuned", purity_z=0.1)
+            for where in places(6, ("mlp.up", "mlp.gate", "mlp.down"))
+        ]
+        folders.append(write(tmp_path / name, rows))
+    found = one(compare(folders))
+    assert found.matched.matrices == 6
+    assert figures(found)["concentration"].difference == pytest.approx(0.2)
+    assert found.verdict == "more concentrated"

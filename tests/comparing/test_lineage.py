@@ -9,12 +9,16 @@ from itertools import pairwise, permutations
 from pathlib import Path
 
 import planted
+import pyarrow.parquet as pq
 import pytest
 from command import run_shadow
-from reports import delta, place, write
+from reports import delta, place, places, write
 
+from shadow.comparing.codes import StepDoubt
 from shadow.comparing.lineage import MOST_CHAINS, Step, lineage, numbered
+from shadow.outputs.markdown import markdown
 from shadow.reports.provenance import CheckpointMetadata
+from shadow.telling.comparisons import lineage_document
 from shadow.telling.reading import AuditReport, read_step
 
 
@@ -120,6 +124,7 @@ def test_what_has_no_order_is_told(step, steps):
     circle = step("dpo..base", STAGES[2], STAGES[0])
     found = lineage([*steps[:2], circle])
     assert (len(found.notes), found.chains) == (3, [])
+    assert {remark.code for remark in found.remarks} == {"circular"}
     twice = step("again/base..sft", *STAGES[:2])
     assert len(lineage([steps[0], twice]).notes) == 1
     same = step("base..base", STAGES[0], STAGES[0])
@@ -137,6 +142,37 @@ def test_siblings_are_no_step(tmp_path):
     settings = {"method": {"level": "full"}, "chosen": {}, "relation": "sibling"}
     folder = write(tmp_path / "sft..coder", [delta(0.3, place(0, "mlp.up"))], settings=settings)
     assert read_step(AuditReport(folder)) is None
+
+
+def note_on(folder, rows):
+    """The doubt about the only step, and the text of the lineage."""
+    step = read_step(AuditReport(write(folder / "a..b", rows)))
+    return step.doubt, markdown(lineage_document(lineage([step])))
+
+
+def test_layers_that_moved_are_not_called_unrelated(tmp_path):
+    """Each layer is the base's next one, and close to the layer of its own number."""
+    rows = [
+        delta(0.3, where, base_checksum=f"{where['layer']}", checksum=f"{where['layer'] + 1}")
+        for where in places(4)
+    ]
+    doubt, text = note_on(tmp_path, rows)
+    assert doubt is StepDoubt.STEP_REARRANGED
+    assert "little in common" not in text
+    assert "a..b: layers have moved" in text
+
+
+def test_sides_with_little_in_common_are_called_so(tmp_path):
+    doubt, text = note_on(tmp_path, [delta(0.3, where, cosine=0.1) for where in places(4)])
+    assert doubt is StepDoubt.STEP_UNRELATED
+    assert "a..b: base and tuned have little in common" in text
+
+
+def test_nothing_is_said_of_sides_whose_layers_were_not_compared(tmp_path):
+    """Of an embedding alone no cosine is judged."""
+    doubt, text = note_on(tmp_path, [delta(0.3, place(None, "embed"))])
+    assert doubt is None
+    assert "in common" not in text
 
 
 # -------------------------------------------------------------------------------- a planted chain
@@ -220,3 +256,17 @@ def test_names_of_files_are_text(tmp_path):
     assert "\x1b[31m" not in done.out
     assert "\\x1b[31m[bold]x" in done.out
     assert not any(line.lstrip().startswith("::") for line in done.out.splitlines())
+
+
+@pytest.mark.parametrize("key", ["fingerprint", "commit", "content"])
+@pytest.mark.parametrize("value", [[], {}, 0])
+def test_a_forged_identity_is_one_line(tmp_path, key, value):
+    """Of another type, an empty one too: `lineage` refuses the report like one that is none."""
+    folder = write(tmp_path / "out" / "toy" / "a..b", [delta(0.3, place(0, "mlp.up"))])
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        metadata = json.loads(table.schema.metadata[b"shadow"])
+        metadata["base"][key] = value
+        forged = {b"shadow": json.dumps(metadata).encode()}
+        pq.write_table(table.replace_schema_metadata(forged), path)
+    assert "not a report of shadow" in shadow("lineage", "out", cwd=tmp_path).assert_refused()

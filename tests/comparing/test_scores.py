@@ -9,9 +9,12 @@ import pytest
 from reports import identity, uniform
 from scipy.stats import spearmanr
 
+from shadow.comparing.codes import LeftOut
 from shadow.comparing.comparison import compare
 from shadow.comparing.scores import Gain, ScoredReport, correlations, gains_of, read_scores
 from shadow.errors import ShadowError
+from shadow.reports.provenance import SIDES
+from shadow.templates import Reason
 
 
 def harness(model, results, **recorded):
@@ -114,7 +117,31 @@ def test_few_or_equal_reports_have_no_correlation(gains, concentrations):
 
 
 def test_what_is_left_out_has_no_part():
-    assert correlations(entries([1, 2, 3, 4], [1, 2, 3, 4], "gate x failed"))[0].n == 0
+    left_out = entries([1, 2, 3, 4], [1, 2, 3, 4], Reason(LeftOut.OF_SIBLINGS))
+    assert correlations(left_out)[0].n == 0
+
+
+def test_pairs_that_failed_a_gate_and_siblings_are_left_out(tmp_path):
+    """Each with its code; a pair that passed them is not."""
+    sides = {side: {**identity(number), "repo": f"org/{side}"} for number, side in enumerate(SIDES)}
+    gates = [{"name": "rank", "passed": False}, {"name": "lineage", "passed": True}]
+    siblings = {"method": {"level": "full"}, "relation": "sibling"}
+    folders = [
+        uniform(tmp_path / "failed", 0.3, gates=gates, **sides),
+        uniform(tmp_path / "siblings", 0.3, settings=siblings, **sides),
+        uniform(tmp_path / "passed", 0.3, gates=gates[1:], **sides),
+    ]
+    (tmp_path / "s.csv").write_text("model,benchmark,score\norg/base,m,1\norg/tuned,m,2\n")
+    found = compare(folders, scores=read_scores(tmp_path / "s.csv")).as_json()["scores"]["reports"]
+    exclusions = [report["exclusion"] for report in found]
+    assert exclusions[0] == {"code": "gates_failed", "figures": {"gates": "rank"}}
+    assert exclusions[1]["code"] == "of_siblings"
+    assert exclusions[2] is None
+    assert [report["left_out"] for report in found] == [
+        "gate rank failed",
+        "a pair of siblings",
+        None,
+    ]
 
 
 def test_reports_of_other_bases_are_correlated(tmp_path, shadow):

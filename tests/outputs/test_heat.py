@@ -13,12 +13,12 @@ from rich.console import Console
 
 from shadow.outputs.terminal import HeatMap
 from shadow.summary.making import grid
-from shadow.summary.record import row as summary_row
+from shadow.summary.record import GridRow
 
 
 def grid_row(*values):
     keys = ("component", "module", "layers", "relative_norm", "concentration")
-    return summary_row("grid", dict(zip(keys, values, strict=True)))
+    return GridRow(**dict(zip(keys, values, strict=True)))
 
 
 def row(norms, module="mlp.up", component="language", first=0):
@@ -69,6 +69,18 @@ def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
     assert lines[1].rstrip() == "attn.q        ·   ██"
     assert lines[2] == "layer         0      3   relative norm 1.0 % ░▒▓█ 8.0 %  · unchanged"
     assert len(lines) == 3
+
+
+def test_a_terminal_of_ascii_has_five_letters_for_five_kinds_of_cells():
+    """Four shades and unmoved: none is the question mark that stands for letters it lacks."""
+    file = io.TextIOWrapper(io.BytesIO(), "ascii", errors="replace")
+    Console(file=file, width=80).print(HeatMap([row([0.01, 0.02, 0.04, 0.08, 0.0])]))
+    file.seek(0)
+    cells = file.readline().removeprefix("mlp.up        ").rstrip()
+    letters = "".join(dict.fromkeys(cells.replace(" ", "")))
+    assert cells == "--++XX##."
+    assert len(letters) == 5
+    assert f" {letters[:4]} " in file.readline()
 
 
 def test_with_colours_cells_keep_their_shades_and_the_scale_finds_room():

@@ -81,14 +81,14 @@ page_of = cache(written)  # of reports that no test changes
 
 
 def ranking(content: bytes) -> list[tuple[str, float, bool]]:
-    """The pairs of the ranking in their order: family, concentration, whether a gate failed."""
+    """The pairs of the ranking in their order: family, concentration, whether it lacks a gate."""
     html = content.decode()
     rows = html.partition('id="overview"')[2].partition("</table>")[0].split("<tr>")[2:]
     return [
         (
             re.search(r'href="#pair-\d+">(\S+)', row)[1],
             float(re.search(r'class="n">(-?[\d.]+)', row)[1]),
-            "Gates failed" in row,
+            "Gates: " in row,
         )
         for row in rows
     ]

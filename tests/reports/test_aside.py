@@ -15,27 +15,51 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from shadow.files import placing
-with placing(Path(sys.argv[1]), lambda path: True, "ours") as aside:
-    aside.mkdir()
-    (aside / "new").write_text("half")
+is_folder = sys.argv[2] == "folder"
+with placing(Path(sys.argv[1]), lambda path: True, "ours", is_folder=is_folder) as aside:
+    (aside / "new" if is_folder else aside).write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
+"""
+# an export of a report, killed by the end of the call that gives it its name
+RENAMED = """
+import os, signal, sys
+from pathlib import Path
+from shadow.outputs.exports import export
+rename = Path.replace
+def last(self, target):
+    rename(self, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.replace = last
+export([Path(sys.argv[1])], sys.argv[2], Path(sys.argv[3]))
 """
 
 
-def killed(output):
-    done = subprocess.run([sys.executable, "-c", KILLED, output], capture_output=True, text=True)
+def killed(output, *words, code=KILLED):
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return [path for path in output.parent.iterdir() if path.name.startswith(".shadow-")]
+
+
+@pytest.mark.parametrize("to", ["csv", "markdown"])
+def test_an_export_that_is_killed_after_its_rename_leaves_only_itself(demo_reports, tmp_path, to):
+    """No run would remove what it left: the next one is refused, as the export is there."""
+    output = tmp_path / "out"
+    assert killed(output, demo_reports / "base..narrow", to, output, code=RENAMED) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert any(output.iterdir())
 
 
 def test_what_a_killed_export_left_goes_with_the_next_result(tmp_path):
     """Whatever its name and format; what is there stays, and a folder that is not empty too."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("whole")
-    assert len(killed(tmp_path / "out")) == 1
+    for kind in ("folder", "file"):
+        assert len(killed(tmp_path / "out", tmp_path / "out", kind)) == 1  # the last one's is gone
     write_beside(tmp_path / "another.xml", b"<?xml")
-    with pytest.raises(ShadowError), placing(tmp_path / "out", lambda _: True, "ours") as aside:
-        aside.mkdir()
+    place = placing(tmp_path / "out", lambda _: True, "ours", is_folder=True)
+    with pytest.raises(ShadowError), place:
+        pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["another.xml", "out"]
     assert (tmp_path / "out" / "old").read_text() == "whole"
 

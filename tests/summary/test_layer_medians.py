@@ -8,11 +8,12 @@ from reports import columns
 
 from shadow.summary.layer_medians import (
     BESIDE,
+    LAYER_MEDIANS,
     TOPS,
     by_module,
     inside_layers,
 )
-from shadow.summary.record import LAYER_MEDIANS
+from shadow.summary.record import Coherence, OutsideLayers
 
 
 def rows(*given):
@@ -65,7 +66,7 @@ def test_an_embedding_moves_no_median():
         0,
         1,
     ]
-    (outside,) = by_module("outside_layers", columns(found).outside)
+    (outside,) = by_module(OutsideLayers, columns(found).outside)
     assert (outside.module, outside.kept, outside.energy_share) == ("embed", 0.01, 0.9)
     assert (outside.matrices, outside.poolers) == (1, 0)
 
@@ -98,10 +99,10 @@ def test_a_median_above_the_short_side_is_null_and_told():
     """Of 20, 100 and 300 the middle one is above 64: the median is not 20."""
     found = coherent(20.0, 100.0, 300.0)
     assert inside_layers(columns(found))["equivalent_directions"] is None
-    (module,) = by_module("coherence", columns(found).inside)
+    (module,) = by_module(Coherence, columns(found).inside)
     assert (module.equivalent_directions, module.coherent) == (None, 1)
     assert (module.above_short_side, module.short_side) == (2, 64)
-    (outside,) = by_module("outside_layers", columns(found.assign(layer=None)).outside)
+    (outside,) = by_module(OutsideLayers, columns(found.assign(layer=None)).outside)
     assert (outside.equivalent_directions, outside.above_short_side) == (None, 2)
     # half and half: the upper one of the two in the middle is unknown
     assert inside_layers(columns(coherent(20.0, 100.0)))["equivalent_directions"] is None

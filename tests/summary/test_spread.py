@@ -7,11 +7,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from reports import columns
+from finding_cases import MUST, model, report
+from reports import columns, write
 
 from shadow.summary.bootstrap import draws
-from shadow.summary.making import Sum, depth_entropy, effective_layers, ratio
-from shadow.summary.tables import compared_layers
+from shadow.summary.coverage import standing_of
+from shadow.summary.making import Sum, depth_entropy, effective_layers, ratio, record_of
+from shadow.summary.tables import compared_layers, read_rows
+from shadow.telling.reading import SUMMARISED, AuditReport
 
 RNG = np.random.default_rng(0)
 
@@ -71,3 +74,26 @@ def test_frozen_layers_are_layers_and_norms_do_not_make_one():
     ).assign(compared=pd.NA)
     layers = compared_layers(columns(tensors))
     assert layers == [("language", 0), ("language", 1)]
+
+
+EDGES = {
+    "kept whole": report(model(kept=1.0, rest_rank=3, rest_over_rounding=1.0)),
+    "no coherence": report(
+        model(
+            kept_reason="nothing_rounded", kept=None, excess_purity=0.0, equivalent_directions=None
+        )
+    ),
+    "no energy": report(model(frobenius_norm=0.0)),
+    "one layer": report(model(layers=1)),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", [*EDGES, *MUST])
+def test_no_figure_is_made_by_an_invalid_division(tmp_path, case):
+    """A figure without a value is null because it is not defined; NumPy has nothing to warn of."""
+    deltas, more = EDGES.get(case) or MUST[case]
+    found = AuditReport(write(tmp_path / "base..tuned", deltas, **more))
+    rows = read_rows({name: found.table(name) for name in SUMMARISED})
+    made = record_of(rows, found.provenance.recorded, standing_of(rows).cosine)
+    assert made.figures.matrices == len(deltas) - made.figures.matrices_rounded

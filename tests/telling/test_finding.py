@@ -37,7 +37,7 @@ from safetensors.torch import save_file
 
 from shadow.checks.explanations import EXPLANATIONS
 from shadow.checks.summary import summary_from_json
-from shadow.summary.record import row as summary_row
+from shadow.summary.record import PublishedRank
 from shadow.telling.finding import CODES, finding
 
 
@@ -121,7 +121,7 @@ def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
 def test_what_is_known_of_published_pairs_is_the_last_sentence(must):
     """Where a pair lies among published ones stands last; without a place there is no sentence."""
     summary = must("size")
-    place = summary_row("published", value=0.05, below=9, families=19, least=0.01, most=0.2)
+    place = PublishedRank(value=0.05, below=9, families=19, least=0.01, most=0.2)
     found = finding(summary.with_values(published=place), SETTINGS)
     assert codes(found)[-1] == "published"
     assert "published" not in codes(finding(summary.with_values(published=None), SETTINGS))

@@ -36,6 +36,10 @@ from finding_cases import (
 
 from shadow.telling.wording import layers_text
 
+# biases, one of which changed by more than rounding
+MOVED = tuple(
+    {**one, "cast": "neither" if one["relative_norm"] else None} for one in vectors([0.1])
+)
 EXACT = {"kept": None, "kept_reason": "nothing_rounded", "floor_ratio": None}
 ADAPTER = {**RANK_8, **EXACT, "rank_ceiling": 8}
 ONLY = {**SETTINGS, "chosen": {"modules": ["mlp.up"]}}
@@ -156,7 +160,9 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
     (MUST["few_entries"], "headline", "in 63 entries, all of it in mlp.up."),
     (MUST["replaced"], "headline", "with 2 matrices unlike the base's, in all modules alike."),
     (MUST["rounding"], "headline", "A copy of the base, only rounded."),
-    (MUST["mostly_copy"], "headline", "A rounded copy of the base, but for 1 tensor."),
+    (MUST["mostly_copy"], "headline", "64, all of it in mlp.up; 12 matrices only rounded."),
+    (report([*model(cast="tuned", **ROUNDED)], extra_tensors=MOVED), "headline",
+     "A rounded copy of the base, but for 1 tensor."),
     (BEYOND, "headline", "more than rounding in 1 of 13 matrices"),
     (MUST["identical"], "headline", "The weights are the same."),
     (MUST["unrelated"], "headline", "Nothing in common entry by entry."),

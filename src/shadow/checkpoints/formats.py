@@ -28,7 +28,7 @@ FP8 = "8-bit floats"
 READ = ("stated", "state")  # roles of small pieces that say what others do not
 MAX_READ = 1 << 16  # bytes of one; real ones have 100
 OPTIONAL = "optional "
-BLOCK = 128  # rows and columns that share a scale of 8-bit numbers in blocks
+BLOCK = (128, 128)  # rows and columns of blocks of 8-bit numbers where the config names none
 
 
 Sizes = dict[str, Any]
@@ -176,18 +176,46 @@ def _scaled(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Made
     """Recognise 8-bit integers or floats with a scale for the matrix, each row, group or block.
     facts: 8, rows and columns of a block, 0.
     """
-    said = re.findall(r"'block_structure': (\[[^]]*\])", str(settings.get("config_groups")))
-    _require({*said} <= {f"[{BLOCK}, {BLOCK}]"}, f"its blocks are {', '.join(said)[:20]}")
     rows, cols, stack = n["rows"], n["cols"], n.get("*stack", ())
     shape = n.get("*grid", (rows,))
     grid = shape if len(shape) > 1 else (*(shape or (1,)), 1)
-    several = [(BLOCK, BLOCK), (1, max(1, cols // grid[-1]))] if len(shape) > 1 else []
-    is_inverse = "weight_scale_inv" in pieces  # DeepSeek-V3's, always of blocks
-    blocks = several[:1] if is_inverse else [(1, cols), (rows, cols), *several]
+    named, has_others = _named_blocks(settings)
+    blocks = list(named)
+    if "weight_scale_inv" in pieces:  # of blocks, unless the config says that there are none
+        is_whole = settings.get("weight_block_size", BLOCK) is None
+        blocks = blocks or [(rows, cols) if is_whole else BLOCK]
+    elif has_others or not named:
+        blocks = [(1, cols), (rows, cols), *named]
+        if len(shape) > 1:
+            blocks += [BLOCK, (1, max(1, cols // grid[-1]))]
     for high, wide in blocks:
         if grid == (*stack, -(-rows // high), -(-cols // wide)):
-            return (*stack, rows, cols), (8, high, wide, 0)
-    raise _RefusedError(f"its scales have the shape {shape}")
+            return (*stack, rows, cols), (8, min(high, rows), min(wide, cols), 0)
+    sizes = " or ".join(f"{high} x {wide}" for high, wide in named)
+    beside = f", which blocks of {sizes} do not have" if named else ""
+    raise _RefusedError(f"its scales have the shape {shape}{beside}")
+
+
+def _named_blocks(settings: Config) -> tuple[list[tuple[int, int]], bool]:
+    """Return the sizes of blocks that a config names, and whether it also names modules that have
+    none.
+    """
+    said: list[Any] = [settings.get("weight_block_size")]
+    groups = settings.get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if isinstance(weights, dict):
+            said.append(weights.get("block_structure"))
+    sizes = []
+    for size in said:
+        if isinstance(size, str):  # as older files write it: 128x128
+            size = [int(word) for word in re.findall(r"\d{1,18}", size)]
+        if size is not None:
+            is_pair = isinstance(size, list) and len(size) == 2
+            fits = is_pair and all(type(side) is int and side > 0 for side in size)
+            _require(fits, f"its blocks are {str(size)[:20]!a}")
+            sizes.append((size[0], size[1]))
+    return sizes, None in said[1:]
 
 
 def _bitsandbytes_4bit(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Made:

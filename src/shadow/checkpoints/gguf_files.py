@@ -54,8 +54,12 @@ STRING, LIST = 8, 9
 NUMBERS = {  # types of values, as struct calls them
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
-# what llama.cpp computes from the config and stores, and transformers computes when it loads
-COMPUTED = re.compile(r"(rope_freqs|rope_factors_(long|short))(\.weight)?")
+# what llama.cpp or older versions of transformers compute from the config and store, and what
+# transformers computes when it loads
+COMPUTED = re.compile(
+    r"(rope_freqs|rope_factors_(long|short))(\.weight)?"
+    r"|(.+\.)?(inv_freq|rotary\w*\.(cos|sin)_cached|position_ids|masked_bias)"
+)
 STATE_SPACE = "blk.{bid}.ssm_"
 # names that the tables have for other models, or for old versions
 ODD = re.compile(

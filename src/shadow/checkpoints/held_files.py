@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.errors import ShadowError
+from shadow.files import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,14 +174,14 @@ def sampled(start: int, size: int) -> list[tuple[int, int]]:
 
 def hold(path: Path) -> HeldFile | None:
     """Open a file and keep it open; None if it is not regular. Raises OSError."""
-    if not path.is_file():  # opening a FIFO would wait
-        return None
     try:
-        handle = os.open(path, os.O_RDONLY)
+        handle = open_regular(path)
     except OSError as error:
         if error.errno != errno.EMFILE or not _may_hold_more():
             raise
-        handle = os.open(path, os.O_RDONLY)
+        handle = open_regular(path)
+    if handle is None:
+        return None
     status = os.fstat(handle)
     return HeldFile(path, handle, status.st_size, status.st_mtime_ns, _standing(status))
 

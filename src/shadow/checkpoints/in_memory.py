@@ -6,6 +6,7 @@ A tensor that is on a card, or not contiguous, is copied while it is read; the c
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,14 @@ from torch import Tensor
 from shadow.checkpoints.formats import packed_modules
 from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.safetensors_files import TensorInfo, Tensors
+from shadow.checkpoints.safetensors_files import TensorInfo, Tensors, usable_name
 from shadow.checkpoints.sources import Source
 from shadow.checkpoints.weight_files import Adapter, read_adapter
 from shadow.dtypes import FLOATS, INTEGERS, torch_name
 from shadow.errors import ShadowError, UsageError
 from shadow.places.names import Config
 from shadow.targets.references import Reference
+from shadow.text import short
 
 SHARD = "memory"
 PIECE = 1 << 10  # bytes of each end of a tensor that its fingerprint looks at
@@ -67,7 +69,8 @@ class _Memory(Source):
     path: Path | None = None
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
-        flat = self.tensors[info.name].detach().cpu().contiguous().reshape(-1)
+        tensor = self.tensors[info.name].detach().resolve_conj().resolve_neg()
+        flat = tensor.cpu().contiguous().reshape(-1)
         content = _Bytes(memoryview(flat.view(torch.uint8).numpy().data).cast("B"))
         return cast(HeldFile, content), replace(info, start=0, end=content.size)
 
@@ -76,7 +79,7 @@ def in_memory(model: object, name: str) -> Checkpoint:
     """Make a checkpoint of a `torch.nn.Module`, a PEFT model (its adapter) or a state dict.
 
     Raises ShadowError for parameters that do not hold plain numbers: sharded, quantised or on
-    `meta`.
+    `meta`; and for names that no file may have.
     """
     config, adapter, state = _taken_apart(model, name)
     tensors: Tensors = {}
@@ -86,7 +89,10 @@ def in_memory(model: object, name: str) -> Checkpoint:
         size = tensor.numel() * tensor.element_size()
         word = WORDS.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
         info = TensorInfo(key, word, tuple(tensor.shape), SHARD, at, at + size)
-        lies = tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        lies = (
+            tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype,
+            tensor.is_conj(), tensor.is_neg(),
+        )  # fmt: skip
         if size and (other := first.setdefault(lies, key)) != key:
             info = replace(info, alias_of=other)
         tensors[key], at = info, at + size
@@ -104,14 +110,7 @@ def _taken_apart(
 ) -> tuple[dict[str, Any], Adapter | None, dict[str, Tensor]]:
     """Return config, adapter and tensors of a model."""
     if not isinstance(model, torch.nn.Module):
-        if not isinstance(model, Mapping):
-            hint = "give a module, or a state dict of torch's tensors"
-            raise UsageError(f"{name} is a {type(model).__name__}", hint)
-        tensors = {key: one for key, one in model.items() if isinstance(one, Tensor)}
-        if not tensors:
-            hint = "values are torch's; a base by component is text: language=./lm,vision=./tower"
-            raise ShadowError(f"{name} has no tensor", hint)
-        return {}, None, tensors
+        return {}, None, _tensors_of(model, name)
     for wrapped in ("_orig_mod", "module"):  # torch.compile, and training on several cards
         if isinstance(inner := getattr(model, wrapped, None), torch.nn.Module):
             model = inner
@@ -124,19 +123,52 @@ def _taken_apart(
         chosen = named.peft_config[named.active_adapter].to_dict()
         # not "auto", which asks the Hub for the base's config; factors of embeddings come anyway
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
-        return {}, read_adapter(name, chosen), dict(state)
+        return {}, read_adapter(name, chosen), _tensors_of(state, name)
     config: Any = getattr(model, "config", None)
-    read = config.to_dict() if hasattr(config, "to_dict") else {}
-    return read, None, dict(model.state_dict())
+    read = _as_json(config.to_dict(), name) if hasattr(config, "to_dict") else {}
+    return read, None, _tensors_of(model.state_dict(), name)
+
+
+def _tensors_of(state: object, name: str) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, without what modules hold besides (extra state)."""
+    if not isinstance(state, Mapping):
+        hint = "give a module, or a state dict of torch's tensors"
+        raise UsageError(f"{name} is a {type(state).__name__}", hint)
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        hint = "values are torch's; a base by component is text: language=./lm,vision=./tower"
+        raise ShadowError(f"{name} has no tensor", hint)
+    for key in tensors:
+        if not isinstance(key, str) or not usable_name(key):
+            hint = "rename it in a copy: names are printable text, such as model.norm.weight"
+            raise ShadowError(f"{name}: a tensor has the unusable name {short(key)}", hint)
+    return tensors
+
+
+def _as_json(config: object, name: str) -> dict[str, Any]:
+    """Return a config as its config.json would have it; values that JSON lacks become text."""
+    try:
+        content = json.loads(json.dumps(config, default=str, skipkeys=True))
+    except (ValueError, RecursionError) as error:
+        hint = "give its state dict in place of the model"
+        raise ShadowError(f"{name}: its config cannot be written as JSON", hint) from error
+    return content if isinstance(content, dict) else {}
 
 
 def _require_plain(name: str, tensor: Tensor) -> None:
-    kind = type(tensor).__name__
     if tensor.is_meta:
         raise ShadowError(f"{name} is on the device meta, and has no numbers", "load it first")
-    if type(tensor) not in PLAIN or tensor.is_quantized or tensor.layout != torch.strided:
-        hint = "gather or dequantise the model first, or name the folder where it is saved"
-        raise ShadowError(f"{name} is a {kind}, not a plain tensor", hint)
+    kind = type(tensor).__name__
+    if tensor.layout != torch.strided:
+        kind = f"{tensor.layout} tensor".removeprefix("torch.")
+    elif tensor.is_quantized:
+        kind = f"{tensor.dtype} tensor".removeprefix("torch.")
+    elif tensor.is_nested:
+        kind = "nested tensor"
+    elif type(tensor) in PLAIN:
+        return
+    hint = "gather or dequantise the model first, or name the folder where it is saved"
+    raise ShadowError(f"{name} is a {kind}, not a plain tensor", hint)
 
 
 def models_among(sides: Config) -> dict[str, tuple[Reference, Checkpoint]]:

@@ -266,7 +266,7 @@ def _opened_folder(
         if not usable_name(shard):
             message = f"{reference}: the name of a file is not UTF-8: {shard!r}"
             raise ShadowError(message, "rename the file")
-        if not (root / shard).is_file():
+        if not (root / shard).exists():
             message = f"{reference}: shard {shard} is missing"
             raise ShadowError(message, "check that the download is complete")
         held = held_shard(root / shard, shard)

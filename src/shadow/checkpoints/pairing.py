@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from shadow.checkpoints.adapter_names import BaseNames
 from shadow.checkpoints.formats import owner_of
 from shadow.checkpoints.gguf_files import COMPUTED
 from shadow.checkpoints.opening import Checkpoint
@@ -26,7 +27,7 @@ from shadow.places.names import (
     name_rules,
     nearest_modules,
 )
-from shadow.reasons import Status
+from shadow.reasons import UNNAMED, Status
 from shadow.text import in_ranges, several, short
 
 Side = Literal["base", "tuned"]
@@ -181,25 +182,35 @@ def _listed(words: Words) -> list[str]:
 
 
 def pair_checkpoints(
-    base: Checkpoint, tuned: Checkpoint, chosen: Filter, *, may_differ: bool = False
+    base: Checkpoint,
+    tuned: Checkpoint,
+    chosen: Filter,
+    *,
+    may_differ: bool = False,
+    by_place: bool = False,
 ) -> tuple[list[MatrixPair], list[Skipped]]:
     """Align two checkpoints by place, then by shape.
 
     Every tensor of either side is in a pair or has at least one Skipped. Raises ShadowError if
     nothing pairs, as the two are then not a base and a model tuned from it (unless may_differ), and
-    UsageError if they have nothing of what was chosen.
+    UsageError if they have nothing of what was chosen. by_place: whatever an adapter calls its
+    modules.
     """
     base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
     base_is_closed = not base_operands
     aligned: list[MatrixPair] = []
     skipped = list(base_unusable)
     if tuned.adapter:
-        tuned_operands, tuned_unusable = _adapter_operands(tuned, tuned.adapter, base)
+        components = {place.component for place in base_operands}
+        is_named = not (by_place or base.parts)
+        names = BaseNames(base.tensors, components) if is_named else None
+        tuned_operands, tuned_unusable = _adapter_operands(tuned, tuned.adapter, base, names)
         skipped += tuned_unusable
     else:
         tuned_operands, tuned_unusable = _operands("tuned", tuned, tuned.config or base.config)
         aligned, tied = _tied_heads((base, base_operands), (tuned, tuned_operands))
         skipped += tuned_unusable + tied
+    closed = {replace(one.place, slot="") for one in base_unusable}
     components_with_base = {place.component for place in base_operands}
     for place, operand in tuned_operands.items():
         partner = base_operands.pop(place, None)
@@ -207,7 +218,10 @@ def pair_checkpoints(
             pairs, unlike = _line_up(place, partner, operand)
             aligned += pairs
             skipped += unlike
-        elif place.component in components_with_base or operand.factor is not None:
+        elif operand.factor is not None:
+            why = "" if replace(place, slot="") in closed else UNNAMED
+            skipped += _skips("tuned", operand, place, "only_in_tuned", why)
+        elif place.component in components_with_base:
             skipped += _skips("tuned", operand, place, "only_in_tuned")
         elif _is_matrix(operand):  # its own spectrum is measured
             why = NO_BASE.format(place.component)
@@ -216,8 +230,11 @@ def pair_checkpoints(
         else:
             why = NO_BASE.format(place.component)
             skipped += _skips("tuned", operand, place, "not_a_matrix", why)
+    # an adapter without a name of its base has nothing to be compared
+    of_tuned = {one.detail for one in skipped if one.side == "tuned"}
+    reaches = any(pair.base for pair in aligned) or of_tuned != {UNNAMED}
     for place, operand in base_operands.items():
-        if not tuned.adapter:
+        if not (tuned.adapter and reaches):
             skipped += _skips("base", operand, place, "only_in_base")
         elif not chosen.passes(place):
             skipped += _skips("base", operand, place, "filtered")
@@ -226,7 +243,7 @@ def pair_checkpoints(
             skipped += [
                 Skipped("base", info, place, None, why, "identical") for info in operand.named
             ]
-    if not may_differ and not any(pair.base for pair in aligned):
+    if not may_differ and reaches and not any(pair.base for pair in aligned):
         if not tuned_operands and tuned_unusable:
             raise _closed(tuned.reference, tuned_unusable)
         if base_is_closed and base_unusable:
@@ -401,8 +418,13 @@ def _base_operands(base: Checkpoint, config: Config) -> Sorted:
     return operands, skipped
 
 
-def _adapter_operands(checkpoint: Checkpoint, adapter: Adapter, base: Checkpoint) -> Sorted:
-    """Return an adapter's low-rank updates, the modules it holds whole, and what is not usable."""
+def _adapter_operands(
+    checkpoint: Checkpoint, adapter: Adapter, base: Checkpoint, names: BaseNames | None
+) -> Sorted:
+    """Return an adapter's low-rank updates, the modules it holds whole, and what is not usable.
+
+    names: of the base, of which updates need one; None for any.
+    """
     if adapter.dora:
         message = f"{checkpoint.reference}: a DoRA adapter, whose delta is not low-rank"
         raise ShadowError(message, MERGE)
@@ -425,6 +447,8 @@ def _adapter_operands(checkpoint: Checkpoint, adapter: Adapter, base: Checkpoint
         fault = _fault(left, packed) or _fault(right, packed)
         if fault is None and any(part.experts for part in matrices):
             fault = "adapter", "a low-rank update of stacked experts"
+        if fault is None and names and not names.has(module, matrices[0].place):
+            fault = "only_in_tuned", UNNAMED
         if fault is not None:
             skipped += [Skipped("tuned", info, matrices[0].place, *fault) for info in (left, right)]
             continue

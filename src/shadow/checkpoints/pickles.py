@@ -20,12 +20,15 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
+import signal
 import site
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
@@ -71,6 +74,10 @@ TRAINING = frozenset(  # what trainers save beside a model
 WRAPPERS = ("app", "model", "state_dict", "module")  # what trainers wrap a model in
 HEADROOM = 1 << 30  # bytes the child may use beyond twice the file: the unpickler's own objects
 SECONDS = 1800  # a child that takes longer has not just read a file
+# seconds of a core that unpickling may take, and bytes for each more; real files take a tenth
+CPU, BYTES_A_SECOND = 20, 1 << 20
+STACK = 1 << 26  # bytes: what is nested deeper is no checkpoint
+ENDS_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 NOBODY = 65534  # the user and group of this number own nothing, by custom
 # Where Python finds itself, its packages and the libraries below them. All else stays here, tokens
 # among it.
@@ -115,6 +122,8 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[Tensors, Path]:
             return {one["name"]: _checked(one, shard, size) for one in answer["tensors"]}, data
         lines = child.stderr.decode(errors="replace").strip().splitlines()
         died = f"the reader died ({child.returncode})"
+        if child.returncode == -getattr(signal, "SIGXCPU", 0):
+            died = "unpickling takes far longer than that of any checkpoint of its size"
         reason = lines[-1][:300] if lines and child.returncode == 1 else died
         reason = f"refused: {reason}"
     except subprocess.TimeoutExpired as error:
@@ -165,17 +174,22 @@ def _checked(entry: dict[str, Any], shard: str, size: int) -> TensorInfo:
     return TensorInfo(name, entry["dtype"], shape, shard, entry["start"], end, strides)
 
 
-def confine(memory: int, written: int) -> None:
+def confine(memory: int, written: int, seconds: int) -> None:
     """Give up what reading does not need. A system may lack any of these, so none is the only
     guard.
 
-    memory: bytes beyond what is in use. written: the size to which an open file may grow.
+    memory: bytes beyond what is in use. written: the size to which an open file may grow. seconds:
+    of a core, beyond what was used.
     """
+    import ctypes
+
     with contextlib.suppress(ImportError, OSError):
         import resource
 
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         _limit("RLIMIT_AS", used + memory)
+    _limit("RLIMIT_CPU", math.ceil(time.process_time()) + seconds, more=1)
+    _limit("RLIMIT_STACK", STACK)
     _limit("RLIMIT_FSIZE", written)
     _limit("RLIMIT_CORE", 0)
     _limit("RLIMIT_NPROC", 0)
@@ -184,10 +198,13 @@ def confine(memory: int, written: int) -> None:
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)
+    if sys.platform == "linux":  # after the user, whose change would undo it
+        ctypes.CDLL(None).prctl(ENDS_WITH_PARENT, signal.SIGKILL)
     sys.addaudithook(_refuse_acting)
 
 
-def _limit(name: str, most: int) -> None:
+def _limit(name: str, most: int, more: int = 0) -> None:
+    """Set a limit. more: up to the hard one, at which a process is killed without a word."""
     with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
         import resource
 
@@ -195,7 +212,7 @@ def _limit(name: str, most: int) -> None:
         hard = resource.getrlimit(which)[1]
         if hard != resource.RLIM_INFINITY:
             most = min(most, hard)
-        resource.setrlimit(which, (most, most))
+        resource.setrlimit(which, (max(0, most - more), most))
 
 
 def _refuse_acting(event: str, arguments: tuple[Any, ...]) -> None:
@@ -402,7 +419,7 @@ def main() -> None:
         file = stack.enter_context(path.open("rb"))
         out = stack.enter_context(open(os.devnull if zipped else raw, "wb"))  # noqa: PTH123
         files = {one.name: stack.enter_context(one.open("rb")) for one in pieces}
-        confine(2 * size + HEADROOM, written)
+        confine(2 * size + HEADROOM, written, min(SECONDS, CPU + size // BYTES_A_SECOND))
         try:
             if path.name == DISTRIBUTED:
                 answer = _load_distributed(file, files, out)

@@ -85,7 +85,7 @@ def held_shard(path: Path, shard: str) -> HeldFile:
             f"{shard}: {error.strerror or error}", "check that the download is complete"
         ) from error
     if file is None:
-        raise FileError(f"{shard}: not a regular file")
+        raise FileError(f"{shard}: not a regular file", "put the file itself in its place")
     return file
 
 

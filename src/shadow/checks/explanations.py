@@ -10,7 +10,7 @@ from typing import Literal
 from shadow.checks.answer import Answer, Check, Outcome, by_code, figures_at
 from shadow.reports.columns import read_words
 from shadow.summary.changes import CHANGES, Change
-from shadow.summary.layer_medians import LOW
+from shadow.summary.layer_medians import IN_8_BITS, LOW, NO_ROUNDING
 from shadow.summary.record import PairRecord, Row
 from shadow.templates import Reason
 
@@ -64,9 +64,12 @@ def has_other_norm_unrounded(record: PairRecord) -> bool:
 
 def few_bits(record: PairRecord) -> str | None:
     """Return how most matrices of the tuned side went through few bits: `tuned` if rows have few
-    distinct values, `format` if a side is stored in 8 bits; None if nothing shows it.
+    distinct values, `format` if a side is stored in 8 bits; None if nothing shows it, or the change
+    is too large for a rounding, as of numbers whose scales are missing.
     """
     inside = record.inside_layers
+    if (inside.relative_norm or 0.0) > NO_ROUNDING:
+        return None
     of_base = has_few_values(record, "base")  # whose values the tuned side may have
     if record.recognised.zeroed is None and not of_base and has_few_values(record, "tuned"):
         return "tuned"
@@ -82,7 +85,9 @@ def has_few_values(record: PairRecord, side: str) -> bool:
 def few_of(record: PairRecord, side: str) -> tuple[int, int]:
     """Return how many matrices of a side have few distinct values in a row, and of how many."""
     inside = record.inside_layers
-    return int(inside[f"levels_{side}_few"] or 0), int(inside[f"levels_{side}_judged"] or 0)
+    if side == "base":
+        return inside.levels_base_few, inside.levels_base_judged
+    return inside.levels_tuned_few, inside.levels_tuned_judged
 
 
 COPIES = {"copy", "mostly_copy"}
@@ -121,14 +126,22 @@ def is_rearranged(record: PairRecord) -> bool:
     return found.moved is not None or 0 < MANY * found.changed <= found.matrices
 
 
+def has_moved_in_part(record: PairRecord) -> bool:
+    """Return whether layers are other layers of the base but for some of their tensors."""
+    found = record.recognised.rearranged
+    return found is not None and found.moved is not None and found.moved.in_part is not None
+
+
 def is_copy(record: PairRecord) -> bool:
     """Return whether all that changed is the other side's in another format; no, of old reports."""
     return "copy" in recognised(record)
 
 
 def is_copied(record: PairRecord) -> bool:
-    """Return whether most or all changed tensors are the other side's in another format."""
-    return not COPIES.isdisjoint(recognised(record))
+    """Return whether most or all changed tensors are the other side's in another format, and the
+    figures are those of rounding.
+    """
+    return not record.figures.matrices_rounded and not COPIES.isdisjoint(recognised(record))
 
 
 def is_of_base(record: PairRecord) -> bool:
@@ -147,8 +160,7 @@ ANSWERS: Mapping[Outcome, Word] = {
 # changed too and no rows have few values: 8 bits leave at most 0.9 %, and compensated rounding of
 # fewer bits few values.
 STRUCTURED, CLEARLY = 0.25, 0.012
-IN_8_BITS = 0.002  # relative norm, below what a rounding to 8 bits or fewer leaves
-HIGH = 0.5  # of the short side: more than any adapter of that width has
+HIGH = 0.5  # of the short side: adapters of hundreds of directions exist
 ROUNDED = 0.5  # share of the energy up to which the rest is the rounding of a format
 ALONG = 0.1  # decay_cosine from which a change has the shape of the weights themselves
 WORDS = {
@@ -160,6 +172,8 @@ WORDS = {
     "sides": "{inside_layers.short_side_least:count} to {inside_layers.short_side_most:count}",
     "side": "{figures.short_side:count}",
     "rank_unknown": "the rank of the update is unknown",
+    "on_few_bits": "in {inside_layers.noisy_rest/inside_layers.matrices:all matrix|matrices} inside"
+    " layers, the change is noise but for few directions, as of an adapter on a copy in few bits",
     "flat": "{inside_layers.flatter_than_noise/inside_layers.judged:all matrix|matrices} inside"
     " layers are flatter than noise",
     "adds_up": "many orthogonal updates can add up to structure",
@@ -176,11 +190,15 @@ WORDS = {
 
 
 class Explanation(Row):
-    """An explanation and its answer: code, name, answer (a Word), reason, and figures, the
-    unrounded numbers of the reason by their keys in summary.json.
-    """
+    """An explanation and its answer."""
 
-    __slots__ = ()
+    code: str
+    name: str
+    answer: str
+    """One of ANSWERS."""
+    reason: str
+    figures: dict[str, float]
+    """The unrounded numbers of the reason, by their keys in summary.json."""
 
 
 def explanations(record: PairRecord) -> list[Explanation]:
@@ -188,8 +206,14 @@ def explanations(record: PairRecord) -> list[Explanation]:
     found = []
     for code, check in EXPLANATIONS.items():
         answer = check.judge(record)
-        said = {"answer": ANSWERS[answer.outcome], "reason": check.say_all(answer.reasons)}
-        found.append(Explanation(code=code, name=check.title, **said, figures=answer.figures))
+        explanation = Explanation(
+            code=code,
+            name=check.title,
+            answer=ANSWERS[answer.outcome],
+            reason=check.say_all(answer.reasons),
+            figures=dict(answer.figures),
+        )
+        found.append(explanation)
     return found
 
 
@@ -210,9 +234,20 @@ def _merged_adapter(record: PairRecord) -> Answer:
     if is_low_rank(record):
         return _answer(record, Outcome.HOLDS, "low_rank")
     least, side = inside.rank_least, figures.short_side
-    if least is None or side is None or least <= min(USUAL_RANK, HIGH * side):
+    if least is None or side is None or least <= HIGH * side:
         return _answer(record, Outcome.INCONCLUSIVE, "rank_unknown")
+    if 2 * inside.noisy_rest >= inside.matrices and not _is_without_adapter(record):
+        return _answer(record, Outcome.INCONCLUSIVE, "on_few_bits")
     return _answer(record, Outcome.DOES_NOT_HOLD, "high_rank")
+
+
+def _is_without_adapter(record: PairRecord) -> bool:
+    """Return whether noise is that of pruning, or of a copy whose few values nothing moved and out
+    of which no direction stands.
+    """
+    inside = record.inside_layers
+    is_copy = few_bits(record) == "tuned" and 10 * inside.beyond_noise < inside.judged
+    return is_copy or record.recognised.zeroed is not None
 
 
 def _orthogonalised(record: PairRecord) -> Answer:

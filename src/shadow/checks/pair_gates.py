@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from shadow.checks.answer import Answer, Check, Outcome
 from shadow.checks.explanations import is_rearranged
 from shadow.summary.coverage import FULL_RANK, LINEAGE, ROUNDING, Standing
-from shadow.summary.record import PairRecord, Row
+from shadow.summary.record import Gate, PairRecord
 from shadow.templates import Reason, Value
 
 PAIRED = 0.9
@@ -23,7 +23,8 @@ THRESHOLDS = {
     "formats": 0.0,
 }
 WORDS = {
-    "changed": "{matrices:count matrix|matrices} changed",
+    "changed": "{matrices:count matrix|matrices} changed[, and {rounded:count more matrix is|more"
+    " matrices are} only rounded]",
     "nothing": "no matrix was compared",
     "only_vector": "no matrix changed, but the only bias or norm did",
     "vectors": "no matrix changed, but {changed:count} of {compared:count} biases and norms did",
@@ -58,22 +59,19 @@ WORDS = {
 }
 
 
-class Gate(Row):
-    """A gate and its answer: name, figure (which it is judged by; None if unknown), threshold,
-    passed and reason.
-    """
-
-    __slots__ = ()
-
-
 def gates(record: PairRecord, standing: Standing) -> list[Gate]:
     """Return every gate of a pair, in the order of GATES."""
     found = []
     for name, check in GATES.items():
         answer = check.judge(record, standing)
-        judged_by = {"figure": answer.figures.get("figure"), "threshold": THRESHOLDS[name]}
-        reason = check.say_all(answer.reasons)
-        found.append(Gate(name=name, **judged_by, passed=answer.holds, reason=reason))
+        gate = Gate(
+            name=name,
+            figure=answer.figures.get("figure"),
+            threshold=THRESHOLDS[name],
+            passed=answer.holds,
+            reason=check.say_all(answer.reasons),
+        )
+        found.append(gate)
     return found
 
 
@@ -88,7 +86,8 @@ def _changed(record: PairRecord, standing: Standing) -> Answer:
     """Count the matrices that changed: all other gates, and all figures of rules, need some."""
     count, vectors = record.figures.matrices, record.vectors
     if count:
-        return _answer(count, True, "changed", matrices=count)
+        rounded = record.figures.matrices_rounded or None
+        return _answer(count, True, "changed", matrices=count, rounded=rounded)
     if not standing.identical:
         return _answer(None, False, "nothing")
     if vectors.changed:

@@ -13,7 +13,6 @@ from shadow.checks import files, merged, mixture, quantised, related, same, stor
 from shadow.checks.answer import Answer, Check, Outcome, Question, Verification, by_code
 from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
-from shadow.gone import gone
 from shadow.run.runtime import Runtime
 from shadow.run.sides import client_for
 from shadow.targets.references import AnyReference, ComponentBase
@@ -73,8 +72,6 @@ def require_form(
     """
     form = CHECKS.get(claim)
     if form is None:
-        if error := gone("claim", claim):
-            raise error
         raise UsageError(f"no claim {claim[:40]!r}", nearest(claim, CHECKS) or one_of(CHECKS))
     least = len(form.checkpoints)
     if count < least or (count > least and not form.repeats):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +19,17 @@ if TYPE_CHECKING:
     from shadow.places.architecture import Place
     from shadow.run.runtime import Runtime
     from shadow.spectra.copies import Kept
+    from shadow.spectra.spectrum import Sides
 
+MERGED = 0.5  # of the distinct values of a vector, below which a copy has merged them
+COUNTED = 1 << 22  # entries up to which the distinct values of a vector are counted
 KEPT = 0.9  # of the update's energy, from which on a copy kept the update
 WORDS = {
+    "crushed": "{tensors:count tensor|tensors} that the model keeps in F32 {tensors|is|are} crushed"
+    " in {formats}",
+    "values": "{before:count value|values} become {after:count}[ in {tensor}]",
+    "merged": "in {vectors:count vector|vectors} rounding merged more than half of the values:"
+    " {which}",
     "rounded": "{tensors:count tensor is|tensors are} the full model's rounded to {formats}",
     "off": "{off:count} of {tensors:count tensor|tensors} {off|is|are} not the full model's rounded"
     " to {formats}, in {entries:count entry|entries}",
@@ -46,6 +54,17 @@ class StoredPart:
     place: Place
     tensor: str
     sums: Kept
+    full: str = ""  # what the full model calls it
+    values: tuple[int, int] = (0, 0)
+    """How many distinct values a vector has in the full model and in the copy; 0 if they are not
+    counted.
+    """
+
+    @property
+    def is_merged(self) -> bool:
+        """Return whether the copy has less than half of its distinct values."""
+        before, after = self.values
+        return after < MERGED * before
 
     @property
     def module(self) -> str:
@@ -59,6 +78,7 @@ class Copy(Evidence):
 
     tensors: Sequence[StoredPart]
     has_base: bool = False
+    in_f32: Collection[str] = ()  # tensors of the full model that its class keeps in F32
 
 
 def judge(found: Copy) -> Answer:
@@ -72,20 +92,42 @@ def judge(found: Copy) -> Answer:
     if share is None and error is not None:
         measured = [Reason("error", {"error": error})]
     counts = {"off": len(off), "tensors": len(found.tensors)}
+    merged = sorted(
+        (one for one in found.tensors if one.is_merged), key=lambda one: (one.values[1], one.tensor)
+    )
+    crushed = [one for one in merged if one.full in found.in_f32]
+    figures["vectors_merged"] = len(merged)
+    figures["tensors_crushed"] = len(crushed)
     faults = [_of(off, "off", {**counts, "entries": int(figures["entries_off"])})] if off else []
+    if crushed:
+        faults.append(_of(crushed, "crushed", {"tensors": len(crushed)}))
     faults += unmatched_reasons(found.unmatched, Reason("one_side"))
     doubts = [not_compared(found.unread)] if found.unread else []
     if not doubts and found.has_base and share is None:
         doubts = [Reason("no_update")]
-    unknown = sum(not one.sums.finite for one in found.tensors)
+    notes = list[Reason]()
+    if merged:
+        which = [_values(one, one.tensor) for one in merged]
+        notes.append(Reason("merged", {"vectors": len(merged), "which": which}))
+    if unknown := sum(not one.sums.finite for one in found.tensors):
+        notes.append(Reason("without_norm", {"tensors": unknown}))
     return found.judged(
         figures,
         faults=[*faults, *measured] if faults or is_lost else [],
         doubts=doubts,
         holds=[_of(found.tensors, "rounded", counts), *measured],
-        against=[*map(_entries, off), *(_lost(found.tensors) if is_lost else [])],
-        notes=[Reason("without_norm", {"tensors": unknown})] if unknown else [],
+        against=[
+            *map(_entries, off),
+            *(Against(one.tensor, _values(one)) for one in crushed),
+            *(_lost(found.tensors) if is_lost else []),
+        ],
+        notes=notes,
     )
+
+
+def _values(one: StoredPart, tensor: str | None = None) -> Reason:
+    before, after = one.values
+    return Reason("values", {"before": before, "after": after, "tensor": tensor})
 
 
 def kept(tensors: Iterable[StoredPart]) -> tuple[float, float] | None:
@@ -149,6 +191,7 @@ def _of(tensors: Sequence[StoredPart], code: str, counts: Mapping[str, int]) -> 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copy:
     """Compare a full model with a copy, and with its base if one is given."""
     from shadow.checkpoints.pairing import Filter, pair_checkpoints
+    from shadow.checks.whole.names import gather_expected
     from shadow.run.aligned import align_all, plain
     from shadow.run.scan import fetch_all, in_words, require_unchanged, scan
     from shadow.run.sides import found_all, opened_models
@@ -182,7 +225,18 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copy:
         }
     ordered = sorted(unread, key=in_order)
     has_base = base is not None
-    return Copy(tensors, has_base, unmatched=aligned.unmatched, unread=ordered, notes=aligned.notes)
+    in_f32: Collection[str] = ()
+    # no class keeps plain norms in F32, which lose as many values
+    if any(row.is_merged and row.place.module != "norm" for row in tensors):
+        in_f32 = gather_expected(full, scratch / "loader", is_cut=False).in_f32
+    return Copy(
+        tensors,
+        has_base,
+        in_f32,
+        unmatched=aligned.unmatched,
+        unread=ordered,
+        notes=aligned.notes,
+    )
 
 
 def _copied(
@@ -216,7 +270,21 @@ def _copied(
     sums = kept_of_copy(sides, third, stored)
     if sums is None:
         return Unmatched(name, "tuned", Reason("unknown_format", {"format": stored}))
-    return StoredPart(pair.place, name, sums)
+    values = (0, 0) if pair.is_matrix or pair.cols > COUNTED else _distinct(sides)
+    return StoredPart(pair.place, name, sums, pair.base.info.name, values)
+
+
+def _distinct(sides: Sides) -> tuple[int, int]:
+    """Count the distinct values of both sides."""
+    import torch
+
+    from shadow.spectra.spectrum import tiles
+
+    parts = [
+        [one.flatten().clone() for one in sides.read(index)] for index, _ in tiles(sides.tuned)
+    ]
+    before, after = (len(torch.unique(torch.cat(side))) for side in zip(*parts, strict=True))
+    return before, after
 
 
 CHECK = Check(

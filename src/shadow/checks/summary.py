@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
-from shadow.checks.pair_gates import Gate
+from shadow.checks.explanations import Explanation, is_copied, is_rearranged
 from shadow.reasons import BROKEN
-from shadow.summary.record import PairRecord, Row, read_row
+from shadow.summary.record import Gate, PairRecord, PublishedRank, Row, read_row
+
+GateState = Literal["passed", "failed", "unknown", "does not apply"]
+# gates that do not apply to a pair of which a sentence says what it is
+EXPLAINED_BY = {
+    "changed": ("identical", "only_vectors"),
+    "lineage": ("identical",),
+    "rounding": ("identical",),  # nothing of which more could be said
+    "rank": ("identical", "low_rank"),
+    "paired": ("part_asked_for",),
+}
 
 
 class Sentence(Row):
-    """A measured statement: code, text, and figures, its unrounded numbers by their keys in
-    summary.json.
-    """
+    """A measured statement."""
 
-    __slots__ = ()
+    code: str
+    text: str
+    figures: dict[str, float]
+    """Its unrounded numbers, by their keys in summary.json."""
 
 
 class Finding(Row):
-    """The finding of a report about its pair: headline, sentences, other_explanations and
-    not_shown.
+    """The finding of a report about its pair.
 
     Sentences are short paragraphs in the order of shadow.telling.finding.CODES, except that a
     copy's `rounding` comes before `size`, and so do `vocabulary` and `left_out` if nothing changed
     or little was compared; most pairs have two to five.
     """
 
-    __slots__ = ()
+    headline: str
+    sentences: list[Sentence]
+    other_explanations: list[Explanation]
+    not_shown: list[str]
 
     @property
     def text(self) -> str:
@@ -40,35 +53,47 @@ class Finding(Row):
 
 
 class Summary(PairRecord):
-    """Summary of a pair as the terminal shows it; `summary.json` is its JSON.
+    """Summary of a pair as the terminal shows it; `summary.json` is its JSON."""
 
-    Beside the keys of the record: gates; published, its rank among released families by the norm of
-    the change, None for a part of a pair; finding.
-    """
-
-    __slots__ = ()
+    gates: list[Gate]
+    published: PublishedRank | None
+    """Its rank among released families by the norm of the change; None for a part of a pair."""
+    finding: Finding
 
     @property
     def failed_gates(self) -> list[Gate]:
-        """The gates that the pair fails: its figures are then not those of a training."""
+        """The gates that the pair does not pass: its figures are then not those of a training."""
         return [gate for gate in self.gates if not gate.passed]
 
-    @property
-    def unknown_gates(self) -> tuple[Gate, ...]:
-        """The failed gates that norms alone, or estimates, cannot answer."""
-        if self.has_spectra and not self.estimated:
-            return ()
-        return tuple(
-            gate for gate in self.failed_gates if gate.figure is None and gate.name != "changed"
-        )
+    def state_of(self, gate: Gate) -> GateState:
+        """Return how a gate stands. `unknown`: norms alone, or estimates, cannot answer it. `does
+        not apply`: a sentence of the finding says what the pair is, such as a copy or an adapter.
+        """
+        if gate.passed:
+            return "passed"
+        is_partial = self.estimated or not self.has_spectra
+        if is_partial and gate.figure is None and gate.name != "changed":
+            return "unknown"
+        codes = {sentence.code for sentence in self.finding.sentences}
+        explained = {name for name, why in EXPLAINED_BY.items() if codes.intersection(why)}
+        if is_copied(self) or not self.has_spectra:
+            explained.add("rounding")
+        if is_partial:
+            explained.add("rank")
+        if is_rearranged(self):
+            explained.add("lineage")
+        return "does not apply" if gate.name in explained else "failed"
+
+    def gates_that(self, state: GateState) -> list[Gate]:
+        """Return the gates that stand so."""
+        return [gate for gate in self.gates if self.state_of(gate) == state]
 
     @property
     def stopped(self) -> str | None:
-        """The gates that the pair failed, in words; None if none. Unknown ones did not fail."""
-        unknown = self.unknown_gates
-        if stopped := [gate.name for gate in self.failed_gates if gate not in unknown]:
-            return f"{'gate' if len(stopped) == 1 else 'gates'} failed: {', '.join(stopped)}"
-        return None
+        """The gates that the pair does not pass, in words, without unknown ones; None if none."""
+        states: list[GateState] = ["failed", "does not apply"]
+        names = [f"{gate.name} {state}" for state in states for gate in self.gates_that(state)]
+        return f"gates: {', '.join(names)}" if names else None
 
     def __str__(self) -> str:
         """The pair and its finding; all fields would fill screens."""
@@ -86,10 +111,10 @@ class Summary(PairRecord):
 
 def summary_from_json(stored: object) -> Summary:
     """Parse a summary. Raises TypeError if the JSON is not that of a summary."""
-    summary = Summary(read_row("pair", stored))
+    summary = read_row(Summary, stored)
     if len(summary.warnings) != len(summary.warning_codes):
         raise TypeError
-    return summary.with_values(finding=Finding(summary.finding))
+    return summary
 
 
 def broken(summary: Summary) -> list[Sentence]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Verif
 from shadow.checks.patterns import NEEDS_PATTERN, Patterns, Should
 from shadow.errors import UsageError
 from shadow.run.scanned import Scanned, Unmatched, not_compared, unmatched_reasons
-from shadow.templates import Reason
+from shadow.templates import Reason, Value
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
@@ -23,24 +23,37 @@ if TYPE_CHECKING:
     from shadow.places.architecture import Place
     from shadow.run.runtime import Runtime
     from shadow.spectra.entries import Cell
+    from shadow.spectra.spectrum import Sides
 
 FREE = 0.9  # of the entries of a binade: where so many moved, the grid did not hold them
 CHANCE = 0.01  # that a tensor stays by rounding alone: where it is less, it was not trained
+WIDE = ("BF16", "F16", "F32", "F64")  # formats of training, which have infinities
 SAMPLE = 100  # entries that a typical step is taken from, at least
 WORDS = {
-    "not_moved": "{some:count} of {tensors:count tensor|tensors} that should have moved did not",
+    "unnamed": "none of the adapter's {modules:count module|modules} has a name of the base",
+    "broken": "{some:count} of {tensors:count tensor|tensors} that should have moved {some|is|are}"
+    " all zeros or not finite",
+    "not_moved": "{some:count} of {tensors:count tensor|tensors} that should have moved did not"
+    "[; {cast:count} of them {cast|is|are} equal up to a cast {casts:and}]",
     "leaked": "{some:count} of {tensors:count tensor|tensors} that should be frozen"
     " {some|differs|differ}",
+    "cast_lost": "{some:count} of {tensors:count tensor|tensors} that should be frozen"
+    " {some|is|are} equal up to a cast {casts:and}, which changed {changed:count} of"
+    " {entries:count entry|entries}",
     "moved": "{tensors:all tensor|tensors} that should have moved did",
     "frozen": "{tensors:all tensor|tensors} that should be frozen {tensors|is|are} equal in every"
     " entry",
     "nothing": "no tensor that the patterns name was compared, or none could move",
     # of a tensor
-    "equal": "it is equal to the base's in every entry",
+    "zeros": "every entry is 0, and the base's are not",
+    "nonfinite": "{lost/entries:all entry|entries} {lost|has|have} become NaN or infinite",
+    "equal": "it is equal to the base's in every entry[, after a cast {cast}]",
     "changed": "it has changed",
-    "rounded": "it is the base's rounded to {format}",
-    "entries": "{changed/entries:all entry|entries} {changed|differs|differ}"
-    "[: it is the base's rounded to {format}]",
+    "rounded": "it is equal to the base's up to a cast {cast}, which changed {changed:count} of"
+    " {entries:count entry|entries}",
+    "base_cast": "the base's is equal to it up to a cast {cast}, which changed {changed:count} of"
+    " {entries:count entry|entries}",
+    "entries": "{changed/entries:all entry|entries} {changed|differs|differ}",
     # why it is unknown whether a tensor moved
     "not_told_apart": "its parts or experts, of which different things are asked, are not"
     " distinguished",
@@ -51,6 +64,8 @@ WORDS = {
     "few_levels": "it may be the base's after a round trip through 8 bits or fewer",
     "another_way": "rounding to {tuned} in another way may leave this",
     # notes
+    "cast": "{tensors:count tensor|tensors} that should be frozen {tensors|is|are} equal up to a"
+    " cast {casts:and} that changed no entry",
     "idle": "the adapter does nothing in {idle:count} of {modules:count module|modules}: the"
     " product of its factors is 0",
     "stuck": "{share:share} of the entries that should have moved did not, where half a unit of"
@@ -78,6 +93,8 @@ class Moved:
     is_update: bool = False  # whether it is an adapter's
     is_counted: bool = True
     """Whether it is known how many entries changed; of a snapshot, only whether any did."""
+    broken: Reason | None = None
+    """Why no training leaves such values, of what should have moved."""
 
     @property
     def rounded_to(self) -> str | None:
@@ -88,9 +105,42 @@ class Moved:
         return rounded[1] if rounded and rounded[0] == "tuned" else None
 
     @property
+    def cast(self) -> str | None:
+        """The formats that the values of one side went through to become those of the other, such
+        as `F32 -> BF16`; None if that is not all that happened to them.
+        """
+        row = self.row
+        side, rounded = row.rounded or ("tuned", row.formats[1])
+        first, last = row.formats if side == "tuned" else row.formats[::-1]
+        if self.is_update or (row.changed and row.rounded is None) or first == last == rounded:
+            return None
+        return " -> ".join([first, rounded] if rounded == last else [first, rounded, last])
+
+    @property
     def has_moved(self) -> bool:
-        """Return whether an entry differs by more than a cast."""
-        return self.row.changed > 0 and self.rounded_to is None
+        """Return whether an entry differs by more than a cast, and values are what training
+        leaves.
+        """
+        return self.row.changed > 0 and self.rounded_to is None and self.broken is None
+
+    @property
+    def against(self) -> Against:
+        """Why it is not what it should be."""
+        row = self.row
+        changes = {"changed": row.changed, "entries": row.entries}
+        figures: dict[str, Value] = {**changes, "cast": self.cast, "format": self.rounded_to}
+        if self.broken:
+            return Against(row.tuned, self.broken)
+        if not row.changed:
+            return Against(row.tuned, Reason("equal", {"cast": self.cast}))
+        if self.should is Should.MOVE:
+            return Against(row.tuned, Reason("rounded", figures))
+        if not self.is_counted:
+            return Against(row.tuned, Reason("changed"), row.relative)
+        if row.rounded:
+            code = "rounded" if self.rounded_to else "base_cast"
+            return Against(row.tuned, Reason(code, figures), row.relative)
+        return Against(row.tuned, Reason("entries", changes), row.relative)
 
     def stuck(self, step: float) -> int:
         """Count entries that stayed as half a unit in the last place exceeds the step."""
@@ -113,6 +163,8 @@ class Training(Evidence):
     """
 
     tensors: Sequence[Moved]
+    modules: int = 0  # that an adapter has factors of
+    unnamed: int = 0  # those of them whose names the base lacks
 
 
 def judge(found: Training) -> Answer:
@@ -123,44 +175,65 @@ def judge(found: Training) -> Answer:
     named = [one for one in named if one.row.entries]
     step = typical_step(named)
     should = [one for one in named if not (one.is_initial or one.may_stay(step))]
-    stayed = [one for one in should if not one.has_moved]
-    leaked = [one for one in frozen if one.row.changed]
+    broken = [one for one in should if one.broken]
+    stayed = [one for one in should if not (one.has_moved or one.broken)]
+    differ = [one for one in frozen if one.row.changed]
+    leaked = [one for one in differ if one.rounded_to is None]
+    rounded = [one for one in differ if one.rounded_to]
     figures, notes = _noted(found, named, others, step)
+    if equal := [one for one in frozen if not one.row.changed and one.cast]:
+        notes.append(Reason("cast", {"tensors": len(equal), "casts": _casts(equal)}))
     figures |= {
         "tensors_to_move": len(should),
         "tensors_not_moved": len(stayed),
+        "tensors_broken": len(broken),
         "tensors_frozen": len(frozen),
         "tensors_frozen_moved": len(leaked),
+        "tensors_frozen_rounded": len(rounded),
         "entries_to_move": sum(one.row.entries for one in should),
     }
     if all(one.is_counted for one in should):
         stuck = sum(one.row.entries - one.row.changed for one in should)
         figures["entries_not_moved"] = stuck
+    cast = [one for one in stayed if one.cast]
+    of_casts: Mapping[str, Value] = {"cast": len(cast) or None, "casts": _casts(cast) or None}
+    of_rounded: Mapping[str, Value] = {
+        "casts": _casts(rounded),
+        "changed": sum(one.row.changed for one in rounded),
+        "entries": sum(one.row.entries for one in rounded),
+    }
+    kinds: list[tuple[str, Sequence[Moved], Sequence[Moved], Mapping[str, Value]]] = [
+        ("broken", broken, should, {}),
+        ("not_moved", stayed, should, of_casts),
+        ("leaked", leaked, frozen, {}),
+        ("cast_lost", rounded, frozen, of_rounded),
+    ]
     faults = [
-        Reason(code, {"some": len(some), "tensors": len(of)})
-        for code, some, of in (("not_moved", stayed, should), ("leaked", leaked, frozen))
+        Reason(code, {"some": len(some), "tensors": len(of), **more})
+        for code, some, of, more in kinds
         if some
     ]
     doubts = [not_compared(found.unread)] if found.unread else []
     if not (doubts or should or frozen):
         doubts = [Reason("nothing")]
     every = (("moved", should), ("frozen", frozen))
-    against: list[Against] = []
-    for one in stayed:
-        why = Reason("rounded", {"format": one.rounded_to}) if one.row.changed else Reason("equal")
-        against.append(Against(one.row.tuned, why))
-    for one in leaked:
-        of = {"changed": one.row.changed, "entries": one.row.entries, "format": one.rounded_to}
-        why = Reason("entries", of) if one.is_counted else Reason("changed")
-        against.append(Against(one.row.tuned, why, one.row.relative))
+    apart = unmatched_reasons(found.unmatched, Reason("one_side"))
+    if found.modules:
+        figures |= {"modules": found.modules, "modules_unnamed": found.unnamed}
+        if apart and found.unnamed == found.modules:
+            apart = [Reason("unnamed", {"modules": found.modules})]
     return found.judged(
         figures,
-        faults=faults + unmatched_reasons(found.unmatched, Reason("one_side")),
+        faults=faults + apart,
         doubts=doubts,
         holds=[Reason(code, {"tensors": len(of)}) for code, of in every if of],
-        against=against,
+        against=[one.against for one in (*broken, *stayed, *differ)],
         notes=notes,
     )
+
+
+def _casts(tensors: Iterable[Moved]) -> list[str]:
+    return sorted({one.cast for one in tensors if one.cast})
 
 
 def typical_step(tensors: Sequence[Moved]) -> float | None:
@@ -206,6 +279,7 @@ def _noted(
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
     """Compare every tensor of a base with the trained one, and find which steps the grid allows."""
+    from shadow.checkpoints.weight_files import adapter_factors
     from shadow.run.adapted import line_up_adapter
     from shadow.run.aligned import align_all
     from shadow.run.scan import scan
@@ -221,11 +295,15 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
         aligned = line_up_adapter(base, tuned)
     else:
         aligned = align_all(base, tuned, ("the base", "the tuned model"))
+    factors = adapter_factors(tuned.tensors)[0] if tuned.adapter else {}
+    absent = {one.tensor for one in aligned.unmatched}
+    unnamed = sum(left.name in absent for left, *_ in factors.values())
     patterns = patterns.of_model(aligned.places)
     measure = partial(_moved, partial(_asked, aligned.places, patterns))
     rows = scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
     if tuned.adapter:
-        changed = {place for name in tuned.tensors for place in aligned.places.get(name, ())}
+        known = tuned.tensors.keys() - absent
+        changed = {place for name in known for place in aligned.places.get(name, ())}
         rows += _left_alone(base, changed, patterns)
 
     def counts(one: Unmatched) -> bool:
@@ -233,7 +311,14 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
         return not patterns.each or any(of != {Should.EITHER} for of in asked)
 
     unmatched, unread = ([*filter(counts, apart)] for apart in (aligned.unmatched, aligned.unread))
-    return Training(rows, unmatched=unmatched, unread=unread, notes=aligned.notes)
+    return Training(
+        rows,
+        len(factors),
+        unnamed,
+        unmatched=unmatched,
+        unread=unread,
+        notes=aligned.notes,
+    )
 
 
 def _moved(
@@ -254,7 +339,11 @@ def _moved(
     name, formats = row.tuned, row.formats
     if row.changed and len(asked) > 1:
         return Unmatched(name, "tuned", Reason("not_told_apart"))
-    if row.changed and not (is_raw(pair) or is_update):
+    is_suspect = row.changed and not is_raw(pair) and not (row.finite and row.tuned_energy)
+    broken = None
+    if is_suspect and should is Should.MOVE:
+        broken = _broken(sides_of(pair, base, tuned), row.entries)
+    if row.changed and not (is_raw(pair) or is_update or broken):
         rounding = rounding_between(sides_of(pair, base, tuned), row, is_matrix=pair.is_matrix)
         if rounding == "copy":
             row = replace(row, rounded=("tuned", formats[1]))
@@ -263,10 +352,24 @@ def _moved(
             return Unmatched(name, "tuned", Reason(rounding, of))
     if pair.tuned.part.experts:
         row = replace(row, tuned=f"{name}[{pair.place.expert}]")
-    cells = tuple(binades.cells()) if binades and row.finite else ()
+    cells = tuple(binades.cells()) if binades and row.finite and not broken else ()
     stays = not (row.changed or pair.is_matrix or is_raw(pair)) and should is Should.MOVE
     is_first = stays and is_initial(sides_of(pair, base, tuned))
-    return Moved(row, pair.place, should, cells, is_first, is_update)
+    return Moved(row, pair.place, should, cells, is_first, is_update, broken=broken)
+
+
+def _broken(sides: Sides, entries: int) -> Reason | None:
+    """Return why a tuned tensor that differs has values that no training leaves, if it has."""
+    from shadow.spectra.spectrum import tiles
+
+    lost, others = 0, 0
+    for index, _ in tiles(sides.tuned):
+        base, tuned = sides.read(index)
+        lost += int((base.isfinite() & ~tuned.isfinite()).sum())
+        others += int((tuned != 0).sum())
+    if lost:
+        return Reason("nonfinite", {"lost": lost, "entries": entries})
+    return None if others else Reason("zeros")
 
 
 def _asked(places: Mapping[str, set[Place]], patterns: Patterns, pair: MatrixPair) -> set[Should]:
@@ -357,9 +460,22 @@ def verified_since(
             continue
         entries, formats = info.parameters, (old.dtype, info.dtype)
         row = Scanned(name, name, name, formats, entries, entries if changed else 0)
-        whole = None if changed or len(info.shape) >= 2 else model.tensor(info).whole()
-        # all 1, or all 0, as norms and biases start
-        is_first = whole is not None and bool((whole == 1).all() or (whole == 0).all())
-        rows.append(Moved(row, of[0], Should.first(asked), is_initial=is_first, is_counted=False))
+        should = Should.first(asked)
+        is_first, broken = False, None
+        if changed and should is Should.MOVE and info.dtype in WIDE:
+            whole = model.tensor(info).whole()
+            lost = int((~whole.isfinite()).sum())
+            if 0 < lost < entries:  # they may be those of the snapshot
+                unread.append(Unmatched(name, "tuned", Reason("not_finite")))
+                continue
+            if lost:
+                broken = Reason("nonfinite", {"lost": lost, "entries": entries})
+            elif not whole.any():
+                broken = Reason("zeros")
+        elif not changed and len(info.shape) < 2:
+            whole = model.tensor(info).whole()
+            # all 1, or all 0, as norms and biases start
+            is_first = bool((whole == 1).all() or (whole == 0).all())
+        rows.append(Moved(row, of[0], should, is_initial=is_first, is_counted=False, broken=broken))
     evidence = Training(rows, unmatched=unmatched, unread=unread)
     return Verification(CHECK, {"BASE": "a snapshot", "TUNED": "memory"}, CHECK.judge(evidence))

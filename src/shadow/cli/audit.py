@@ -15,7 +15,15 @@ import typer
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.gate import at_fault, baselines_of, begin, claims_of, finish, rules_of
+from shadow.cli.gate import (
+    at_fault,
+    baselines_of,
+    begin,
+    claims_of,
+    finish,
+    rules_of,
+    show_headlines,
+)
 from shadow.cli.options import prepare, selected, written
 from shadow.cli.reports import SIDE_BY_SIDE, show_pair, show_pairs
 from shadow.engines.engine import Ray
@@ -26,7 +34,6 @@ from shadow.options import option
 from shadow.reports.folders import here
 from shadow.run.runtime import Files, Runtime, access_of, ignore
 from shadow.storage import Store, located, work_folder
-from shadow.text import visible
 
 if TYPE_CHECKING:
     from shadow.engines.finished import PairOutcome
@@ -70,7 +77,7 @@ def audit(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but a side is broken, the two are not
     states of one model, or --strict found a skipped tensor; 4 done, but a rule was violated; 5
-    done, but a check is inconclusive.
+    done, but a check is inconclusive, or a figure rests on less than half of the change.
     """
     begin(rules.junit, "audit")
     judging = rules_of(rules)
@@ -144,9 +151,7 @@ def audit(
     with console.continuable(request.folders()), closing(outcomes):
         judged = sorted(map(judge, outcomes), key=lambda one: names.index((one.family, one.pair)))
     if quiet and format == "table":
-        for summary in filter(None, (one.summary for one in judged)):
-            line = f"{summary.family}:{summary.pair}: {summary.finding.headline}"
-            console.show_text(f"{visible(line)}\n")
+        show_headlines(judged)
     else:
         _show(request, judged, format)
     if targets == ("demo",) and format == "table":
@@ -164,7 +169,7 @@ def _of_pair(error: ShadowError, pair: Pair) -> ShadowError:
 
 def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> None:
     """Show at the end how several pairs stand, and everything that is printed as JSON."""
-    from shadow.gates.document import rules_document
+    from shadow.gates.document import rules_document, state_of
     from shadow.lists.document import list_document
     from shadow.lists.index import read_index
 
@@ -181,7 +186,12 @@ def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> No
                 found.append({**one.summary.as_json(), **rules})
         console.show_json(found if index is None else {**index.as_json(), "reports": found})
     elif index is not None:
-        console.show(list_document(index, request.output))
+        states = {
+            (one.family, one.pair): state_of(one)
+            for one in judged
+            if one.summary is not None and (one.verdicts or one.objections)
+        }
+        console.show(list_document(index, request.output, states))
         for one in judged:
             console.show(rules_document(one, titled=True))
     elif not request.is_alone:

@@ -12,13 +12,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from shadow import __version__
 from shadow.cli import audit, compare, console, gate, lookup, options, reports, verify
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.errors import ShadowError, UsageError
-from shadow.gone import gone
+from shadow.version import __version__
 
-KINDS = {"--to": "format", "--kind": "figure", "--format": "output"}  # whose words may be gone
 EXAMPLES = {
     "audit": (
         "shadow audit demo",
@@ -39,12 +37,6 @@ EXAMPLES = {
 
 class Commands(TyperGroup):
     """The group of all commands."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Resolve a command like typer. Raises UsageError for a command that was removed."""
-        if args[0] not in self.commands and (error := gone("command", args[0])):
-            raise error
-        return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print plain help without options, so that all commands fit a terminal of 24 rows."""
@@ -68,9 +60,7 @@ class Command(TyperCommand):
         super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse like typer, with `--json` short for `--format json`. Raises UsageError for an
-        option or word that was removed.
-        """
+        """Parse like typer, with `--json` short for `--format json`."""
         params = self.get_params(ctx)
         known = {name for one in params for name in (*one.opts, *one.secondary_opts)}
         valued = [name for one in params if not getattr(one, "is_flag", True) for name in one.opts]
@@ -79,13 +69,6 @@ class Command(TyperCommand):
                 "--format=json" if word == "--json" and before not in (*valued, "--") else word
                 for before, word in pairwise(["", *args])
             ]
-        for word, following in pairwise([*args, ""]):
-            name, _, value = word.partition("=")
-            error = gone(KINDS[name], value or following) if name in KINDS else None
-            if word.startswith("-") and name not in known:
-                error = gone("option", f"{ctx.info_name}:{name}") or gone("option", name)
-            if error:
-                raise error
         return super().parse_args(ctx, args)
 
 

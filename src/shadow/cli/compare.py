@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from shadow.cli import console
@@ -116,7 +115,7 @@ def lineage(
         )
     in_order = ordered(steps)
     if format == "json":
-        console.show_json(asdict(in_order))
+        console.show_json(in_order.as_json())
     else:
         console.show(lineage_document(in_order))
 

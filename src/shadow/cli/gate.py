@@ -23,6 +23,7 @@ from shadow.reports.folders import (
 )
 from shadow.run.runtime import ignore
 from shadow.storage import Store, as_given, located, url_of
+from shadow.text import visible
 
 if TYPE_CHECKING:
     from shadow.gates.measured import JudgedReport
@@ -49,7 +50,7 @@ def gate(
 
     Exit codes: 0 no rule was violated; 1 failed, or a rule had nothing to judge; 2 wrong usage; 3
     a side is broken, or the two are not states of one model; 4 a rule was violated; 5 a check
-    is inconclusive.
+    is inconclusive, or a figure rests on less than half of the change.
     """
     begin(rules.junit, "gate")
     judging = rules_of(rules)
@@ -105,11 +106,20 @@ def gate(
         except ShadowError as error:
             judged.append(at_fault(*name, error))
             continue
-        if format == "table":
+        if format == "table" and not quiet:
             console.show(rules_document(judged[-1], titled=True))
     if format != "table":
         console.show_json([judgement.as_json() for judgement in judged])
+    elif quiet:
+        show_headlines(judged)
     finish(judged, rules)
+
+
+def show_headlines(judged: Sequence[Judgement]) -> None:
+    """Print a line for each pair that has a report, instead of its tables."""
+    for one in judged:
+        if one.summary is not None:
+            console.show_text(f"{visible(f'{one.name}: {one.summary.finding.headline}')}\n")
 
 
 def begin(junit: Path | None, command: str) -> None:

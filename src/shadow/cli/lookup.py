@@ -55,6 +55,7 @@ def explain(
     """Explain a column or another word of a report. For a column, that is its formula, range, null
     value, source and pitfalls. With --all, every table.
     """
+    from shadow.gates.verdicts import WORDS_OF_VERDICTS
     from shadow.reports.columns import TABLES, schema_json
     from shadow.telling import dictionary
 
@@ -69,7 +70,7 @@ def explain(
         for table in TABLES.values():
             console.show(dictionary.table_document(table))
     elif words:
-        for document in dictionary.word_documents(" ".join(words)):
+        for document in dictionary.word_documents(" ".join(words), WORDS_OF_VERDICTS):
             console.show(document)
     else:
         console.show(dictionary.columns_document())

@@ -7,30 +7,18 @@ reports, `X_difference` is the difference on the scale of the figure X.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from shadow.comparing.matching import Relation
+from shadow.comparing.codes import ComparisonVerdict, NoDirections, ReportRelation, Verified
 from shadow.summary.bootstrap import blocks_of, interval_of_median
 from shadow.summary.tables import finite
 
-ComparisonVerdict = Literal[
-    "more concentrated",
-    "less concentrated",
-    "different, below the margin",
-    "not distinguished",
-    "mixed evidence",
-    "not comparable",
-]
-OPPOSITE: dict[ComparisonVerdict, ComparisonVerdict] = {
-    "more concentrated": "less concentrated",
-    "less concentrated": "more concentrated",
-}
 SIDES = ("first", "second")  # of a contrast: the ends of the columns of its frames
 
 
@@ -39,7 +27,8 @@ class ComparedFigure:
     """A figure by which two reports are compared."""
 
     name: str
-    title: str
+    head: str
+    """What it is called in a table."""
     columns: tuple[str, ...]
     """The columns that it is made of: its value is the first, or the first over the second."""
     scale: Literal["difference", "log ratio"]
@@ -66,7 +55,7 @@ FIGURES = (
         "power",
     ),
     ComparedFigure("spike_energy", "spike energy", ("spike_energy",), "difference", 1, "same"),
-    ComparedFigure("relative_norm", "median rel. norm", ("relative_norm",), "log ratio", 0, None),
+    ComparedFigure("relative_norm", "rel. norm", ("relative_norm",), "log ratio", 0, None),
 )
 
 
@@ -103,7 +92,7 @@ class Difference:
 
     @property
     def points(self) -> int:
-        """Return 1 if the whole interval has the first more concentrated, -1 if the second."""
+        """1 if the whole interval has the first more concentrated, -1 if the second."""
         if self.low is None or self.high is None:
             return 0
         if self.low > 0:
@@ -112,67 +101,70 @@ class Difference:
             return -self.direction
         return 0
 
+    def as_json(self) -> dict[str, Any]:
+        """For machines: the verdict in words, and its code."""
+        code = None if self.verdict is None else self.verdict.code
+        return {**asdict(self), "verdict_code": code}
+
 
 def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
     """Add X_first, X_second and X_difference of every figure X, and null: ln N of both."""
     added: dict[str, NDArray[np.float64]] = {}
 
-    def of(column: str, side: str) -> NDArray[np.float64]:
+    def values_of(column: str, side: str) -> NDArray[np.float64]:
         return np.asarray(matched[f"{column}_{side}"].to_numpy(float))
 
     with np.errstate(all="ignore"):
         for figure in FIGURES:
             first, second = (
-                reduce(np.divide, (of(column, side) for column in figure.columns)) for side in SIDES
+                reduce(np.divide, (values_of(column, side) for column in figure.columns))
+                for side in SIDES
             )
-            is_log = figure.scale == "log ratio"
-            added[f"{figure.name}_difference"] = (
-                np.log(first) - np.log(second) if is_log else first - second
-            )
-            added |= {f"{figure.name}_first": first, f"{figure.name}_second": second}
-        nulls = [np.log(of("null_participation_ratio", side)) for side in SIDES]
+            if figure.scale == "log ratio":
+                differences = np.log(first) - np.log(second)
+            else:
+                differences = first - second
+            added[f"{figure.name}_difference"] = differences
+            added[f"{figure.name}_first"] = first
+            added[f"{figure.name}_second"] = second
+        nulls = [np.log(values_of("null_participation_ratio", side)) for side in SIDES]
         added["null"] = nulls[0] / 2 + nulls[1] / 2
-    finite = {name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()}
-    others = matched.drop(columns=[name for name in finite if name in matched])
-    return pd.concat([others, pd.DataFrame(finite, index=matched.index)], axis=1)
+    finite_values = {
+        name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()
+    }
+    others = matched.drop(columns=[name for name in added if name in matched])
+    return pd.concat([others, pd.DataFrame(finite_values, index=matched.index)], axis=1)
 
 
 def cells_of(matched: pd.DataFrame) -> pd.DataFrame:
-    """Return the matrices inside layers, with the experts of a module and layer as one: medians."""
+    """The matrices inside layers, with the experts of a module and layer as one: medians."""
     inside = matched[matched["layer"].notna()]
     # a number has nothing to do with what an expert does, so experts are told apart neither by it
     # nor by name
     cell = inside["slot"].where(inside["expert"].isna(), "").fillna("")
-    names = [f"{figure.name}_{what}" for figure in FIGURES for what in (*SIDES, "difference")]
+    ends = (*SIDES, "difference")
+    columns = [f"{figure.name}_{end}" for figure in FIGURES for end in ends]
+    columns.append("null")
     keys = ["component", "layer", "module", "cell"]
-    medians = inside.assign(cell=cell).groupby(keys, sort=True)[[*names, "null"]].median()
-    cells: pd.DataFrame = medians.reset_index()
+    cells: pd.DataFrame = (
+        inside.assign(cell=cell).groupby(keys, sort=True)[columns].median().reset_index()
+    )
     return cells
 
 
 def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Difference:
-    """Return the difference of a figure. cells: inside layers; margin: that of concentration."""
+    """Compare a figure. cells: inside layers; margin: that of concentration."""
     column = f"{figure.name}_difference"
     known = cells[cells[column].notna()]
     blocks = blocks_of(known["component"].tolist(), known["layer"].to_numpy(np.float64))
     interval = interval_of_median(known[column], blocks)
     low, high = interval.bounds or (None, None)
-    apart = finite(known[column].median())
-    asked = None
+    least: float | None = None
     if figure.margin == "power":
-        asked = finite(margin * known["null"].median())
+        least = finite(margin * known["null"].median())
     elif figure.margin == "same":
-        asked = margin
-    verdict: ComparisonVerdict | None = None
-    if figure.direction:  # one only beyond 0 and beyond the margin
-        if apart is None or low is None or high is None or low <= 0 <= high:
-            verdict = "not distinguished"
-        elif asked is None or abs(apart) < asked:
-            verdict = "different, below the margin"
-        else:
-            is_more = apart * figure.direction > 0
-            verdict = "more concentrated" if is_more else "less concentrated"
-    return Difference(
+        least = margin
+    compared = Difference(
         figure=figure.name,
         scale=figure.scale,
         direction=figure.direction,
@@ -180,14 +172,26 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
         layers=known.groupby(["component", "layer"]).ngroups,
         first=finite(known[f"{figure.name}_first"].median()),
         second=finite(known[f"{figure.name}_second"].median()),
-        difference=apart,
+        difference=finite(known[column].median()),
         low=low,
         high=high,
         level=interval.level,
         no_interval=interval.reason,
-        margin=asked,
-        verdict=verdict,
+        margin=least,
+        verdict=None,
     )
+    return replace(compared, verdict=_verdict(compared)) if figure.direction else compared
+
+
+def _verdict(compared: Difference) -> ComparisonVerdict:
+    """Judge one figure: it has a direction only beyond 0 and beyond the margin."""
+    if compared.difference is None or not compared.points:
+        return ComparisonVerdict.NOT_DISTINGUISHED
+    if compared.margin is None or abs(compared.difference) < compared.margin:
+        return ComparisonVerdict.BELOW_THE_MARGIN
+    if compared.difference * compared.direction > 0:
+        return ComparisonVerdict.MORE_CONCENTRATED
+    return ComparisonVerdict.LESS_CONCENTRATED
 
 
 # ------------------------------------------------------------------------------------- directions
@@ -223,9 +227,7 @@ class DeltaDirections:
 
     @property
     def beyond_chance(self) -> int:
-        """Return 1 if the cosine is larger than that of unrelated updates, -1 if smaller, otherwise
-        0.
-        """
+        """1 if the cosine is larger than that of unrelated updates, -1 if smaller, otherwise 0."""
         if self.cosine is None or self.chance_cosine is None:
             return 0
         far = SURE * self.chance_cosine
@@ -234,12 +236,10 @@ class DeltaDirections:
         return -1 if self.cosine < -far else 0
 
 
-def no_shared_base(relation: Relation, verified: str | None) -> str | None:
-    """Return why two deltas do not start at the same weights; None if they do."""
-    if relation == "consecutive stages":
-        return "these are steps of one lineage"
-    if relation == "different bases":
-        return "the bases differ"
-    if verified not in ("commit", "content"):
-        return "the reports do not say whether the bases have the same bytes: audit both again"
-    return None
+def no_shared_base(relation: ReportRelation, verified: Verified | None) -> NoDirections | None:
+    """Say why two deltas do not start at the same weights; None if they do."""
+    if relation is ReportRelation.CONSECUTIVE_STAGES:
+        return NoDirections.STEPS_OF_ONE_LINEAGE
+    if relation is ReportRelation.DIFFERENT_BASES:
+        return NoDirections.ANOTHER_BASE
+    return None if verified else NoDirections.BASE_NOT_IDENTIFIED

@@ -12,16 +12,18 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from shadow.comparing.codes import LineageNote, StepDoubt, say
 from shadow.places.names import ATTENTION, MLP
 from shadow.reports.provenance import CheckpointMetadata, chosen_in
 from shadow.reports.report import Report
 from shadow.storage import as_given
-from shadow.summary.record import PairRecord
+from shadow.summary.record import Gate, PairRecord
+from shadow.templates import Reason
 
 MOST_REPORTS = 200  # of one lineage
 MOST_CHAINS = 200  # that are shown
@@ -70,8 +72,10 @@ class Step:
     """What the audit was restricted to; None where it was not."""
     ratio: float | None = None
     """This step's norm over that of the step before, 0 or more; None where it has none."""
-    ratio_of: str | None = None
-    """Which norms ratio is of: unrounded, or stored."""
+    ratio_of: Literal["unrounded", "stored"] | None = None
+    """Which norms ratio is of."""
+    doubt: StepDoubt | None = None
+    """Why the change is no update; None where nothing shows it."""
 
     @property
     def size(self) -> float | None:
@@ -104,11 +108,20 @@ class Lineage:
 
     chains: list[Chain]
     """In the order of the steps, MOST_CHAINS at most."""
-    notes: list[str]
+    remarks: list[Reason]
     """What was left out, and what has no order."""
 
+    @property
+    def notes(self) -> list[str]:
+        """The remarks, in words."""
+        return [say(remark) for remark in self.remarks]
 
-def step_of(report: Report, summary: PairRecord, failed_gates: list[str]) -> Step | None:
+    def as_json(self) -> dict[str, Any]:
+        """For machines: remarks by code and figures, and in words."""
+        return {**asdict(self), "notes": self.notes}
+
+
+def step_of(report: Report, summary: PairRecord, failed_gates: Sequence[Gate]) -> Step | None:
     """Make a step of a finished report; None for one of siblings, neither of which came from the
     other.
 
@@ -129,7 +142,7 @@ def step_of(report: Report, summary: PairRecord, failed_gates: list[str]) -> Ste
         start=start,
         end=end,
         matrices=figures.matrices,
-        failed_gates=failed_gates,
+        failed_gates=[gate.name for gate in failed_gates],
         relative_norm=figures.relative_norm_overall,
         relative_norm_unrounded=figures.relative_norm_overall_unrounded,
         norm=math.sqrt(energy) if energy else None,
@@ -138,12 +151,24 @@ def step_of(report: Report, summary: PairRecord, failed_gates: list[str]) -> Ste
         short_side=figures.short_side,
         equivalent_directions=summary.inside_layers.equivalent_directions,
         chosen=chosen_in(provenance.recorded["settings"]) or None,
+        doubt=_doubt(failed_gates),
     )
 
 
+def _doubt(failed_gates: Sequence[Gate]) -> StepDoubt | None:
+    """Say why the gate of the lineage failed; None where its figure is not known."""
+    for gate in failed_gates:
+        if gate.name == "lineage" and gate.figure is not None:
+            is_close = gate.figure >= gate.threshold
+            return StepDoubt.STEP_REARRANGED if is_close else StepDoubt.STEP_UNRELATED
+    return None
+
+
 def _groups(summary: PairRecord, whole: float) -> list[Group]:
-    """Return groups of modules with their energy; another component is a group of its own."""
-    sums: defaultdict[str, float] = defaultdict(float)
+    """The groups of modules with their energy; another component is a group of its own."""
+    if not whole:
+        return []
+    energies: defaultdict[str, float] = defaultdict(float)
     for row in summary.modules:
         name = row.module
         if row.component not in (summary.main_component, "language"):
@@ -152,8 +177,10 @@ def _groups(summary: PairRecord, whole: float) -> list[Group]:
             name = "attention"
         elif name.startswith(MLP):
             name = "MLP"
-        sums["embedding" if name == "embed" else name] += row.energy or 0.0
-    groups = [Group(name, energy / whole) for name, energy in sums.items() if whole]
+        if name == "embed":
+            name = "embedding"
+        energies[name] += row.energy or 0.0
+    groups = [Group(name, energy / whole) for name, energy in energies.items()]
     return sorted(groups, key=lambda group: (-group.energy_share, group.name))
 
 
@@ -161,39 +188,49 @@ def _groups(summary: PairRecord, whole: float) -> list[Group]:
 
 
 def lineage(steps: Sequence[Step]) -> Lineage:
-    """Return the chains that steps make, in the order of the steps."""
-    notes: list[str] = []
-    edges: dict[Edge, Step] = {}
-    numbers = numbered([side for step in steps for side in (step.base, step.tuned)])
-    for step, ends in zip(steps, zip(numbers[::2], numbers[1::2], strict=True), strict=True):
-        if ends[0] == ends[1]:
-            notes.append(f"{step.folder}: left out, since base and tuned are the same files")
-        elif ends in edges:
-            other = edges[ends].folder
-            notes.append(f"{step.folder}: left out, since {other} is of the same two checkpoints")
-        else:
-            edges[ends] = step
-    names = _names(edges)
-    for first, last in edges:
-        edges[first, last] = replace(edges[first, last], start=names[first], end=names[last])
-    for first, last in [ends for ends in edges if ends[0] in _reached(ends[1], edges)]:
-        step = edges.pop((first, last))
-        notes.append(
-            f"{step.folder}: no order, since {step.start} and {step.end} lead to each other"
-        )
+    """Put steps in order: the chains that they make, in the order of the steps."""
+    remarks: list[Reason] = []
+    edges = _edges(steps, remarks)
     # a report is no step where another way leads from its base to its tuned side
-    direct = [
-        (first, last)
-        for first, last in edges
-        if last not in _reached(first, (ends for ends in edges if ends != (first, last)))
-    ]
-    ends_of_steps = {last for _, last in direct}
-    roots = dict.fromkeys(first for first, _ in direct if first not in ends_of_steps)
-    ways = (path for root in roots for path in _paths([root], direct))
-    paths = list(islice(ways, MOST_CHAINS + 1))
+    direct = []
+    for first, last in edges:
+        others = [edge for edge in edges if edge != (first, last)]
+        if last not in _reached(first, others):
+            direct.append((first, last))
+    ends = {last for _, last in direct}
+    roots = dict.fromkeys(first for first, _ in direct if first not in ends)
+    every_path = (path for root in roots for path in _paths([root], direct))
+    paths = list(islice(every_path, MOST_CHAINS + 1))
     if len(paths) > MOST_CHAINS:
-        notes.append(f"more than {MOST_CHAINS} chains: the first {MOST_CHAINS} are shown")
-    return Lineage([_chain(path, edges, names) for path in paths[:MOST_CHAINS]], notes)
+        remarks.append(Reason(LineageNote.TOO_MANY_CHAINS, {"most": MOST_CHAINS}))
+    return Lineage([_chain(path, edges) for path in paths[:MOST_CHAINS]], remarks)
+
+
+def _edges(steps: Sequence[Step], remarks: list[Reason]) -> dict[Edge, Step]:
+    """The steps by the numbers of their checkpoints, and by the names of these; adds remarks on
+    steps that have no order.
+    """
+    edges: dict[Edge, Step] = {}
+    sides = [side for step in steps for side in (step.base, step.tuned)]
+    numbers = numbered(sides)
+    for step, first, last in zip(steps, numbers[::2], numbers[1::2], strict=True):
+        folder = {"folder": step.folder}
+        if first == last:
+            remarks.append(Reason(LineageNote.SAME_FILES, folder))
+        elif (first, last) in edges:
+            other = edges[first, last].folder
+            remarks.append(Reason(LineageNote.SAME_STEP, {**folder, "other": other}))
+        else:
+            edges[first, last] = step
+    names = _names(edges)
+    for (first, last), step in edges.items():
+        edges[first, last] = replace(step, start=names[first], end=names[last])
+    circular = [edge for edge in edges if edge[0] in _reached(edge[1], edges)]
+    for edge in circular:
+        step = edges.pop(edge)
+        figures = {"folder": step.folder, "start": step.start, "end": step.end}
+        remarks.append(Reason(LineageNote.CIRCULAR, figures))
+    return edges
 
 
 def numbered(sides: Sequence[CheckpointMetadata]) -> list[int]:
@@ -206,75 +243,92 @@ def numbered(sides: Sequence[CheckpointMetadata]) -> list[int]:
     for side in sides:
         if content := side.get("content"):
             contents[side["fingerprint"]].add(content)
-    known = [_keys(side, contents) for side in sides]
+    keys_of_sides = [_keys(side, contents) for side in sides]
     numbers: dict[Key, int] = {}
-    for keys in sorted(known, key=len, reverse=True):  # who is known by most joins the others
+    for keys in sorted(keys_of_sides, key=len, reverse=True):  # the best known first
         number = next((numbers[key] for key in keys if key in numbers), len(numbers))
-        numbers = {**dict.fromkeys(keys, number), **numbers}
-    order = list(dict.fromkeys(numbers[keys[0]] for keys in known))
-    return [order.index(numbers[keys[0]]) for keys in known]
+        for key in keys:
+            numbers.setdefault(key, number)
+    of_sides = [numbers[keys[0]] for keys in keys_of_sides]
+    order = list(dict.fromkeys(of_sides))
+    return [order.index(number) for number in of_sides]
 
 
 def _keys(side: CheckpointMetadata, contents: Mapping[str | None, set[str]]) -> list[Key]:
-    """Return identifiers of a checkpoint: checkpoints that share one are equal. contents: by
+    """The identifiers of a checkpoint: checkpoints that share one are equal. contents: by
     fingerprint.
     """
     keys: list[Key] = []
-    content, files = side.get("content"), side["fingerprint"]
+    content = side.get("content")
+    fingerprint = side["fingerprint"]
     if content:
         keys.append(("content", content))
-    if files and not (content and len(contents[files]) > 1):
-        keys.append(("files", files))
+    if fingerprint and not (content and len(contents[fingerprint]) > 1):
+        keys.append(("files", fingerprint))
     if side["commit"]:
         keys.append(("commit", side["repo"].lower(), side["commit"]))
     return keys or [("name", side["repo"])]
 
 
 def _names(edges: Mapping[Edge, Step]) -> dict[int, str]:
-    """Return the stage of each checkpoint, or the end of its repository's name if two share it."""
+    """The stage of each checkpoint, or the end of its repository's name if two share it."""
     names: dict[int, str] = {}
     repos: dict[int, str] = {}
     for (first, last), step in edges.items():
         for node, name, side in ((first, step.start, step.base), (last, step.end, step.tuned)):
             repos.setdefault(node, side["repo"])
             names.setdefault(node, name or side["repo"])
-    taken = Counter(names.values())
-    return {
-        node: name if taken[name] == 1 else Path(repos[node]).name or repos[node]
-        for node, name in names.items()
-    }
+    uses = Counter(names.values())
+    for node, name in names.items():
+        if uses[name] > 1:
+            names[node] = Path(repos[node]).name or repos[node]
+    return names
 
 
 def _reached(start: int, edges: Iterable[Edge]) -> set[int]:
-    """The checkpoints that edges lead to from one."""
-    steps, found = list(edges), {start}
-    while more := {second for first, second in steps if first in found} - found:
-        found |= more
-    return found
+    """The checkpoints that edges lead to from one, and this one."""
+    following: defaultdict[int, list[int]] = defaultdict(list)
+    for first, last in edges:
+        following[first].append(last)
+    reached = {start}
+    waiting = [start]
+    while waiting:
+        for node in following[waiting.pop()]:
+            if node not in reached:
+                reached.add(node)
+                waiting.append(node)
+    return reached
 
 
 def _paths(path: list[int], direct: Sequence[Edge]) -> Iterator[list[int]]:
     """Yield every continuation of a path up to a checkpoint that no step begins at."""
-    after = [second for first, second in direct if first == path[-1]]
-    for second in after:
-        yield from _paths([*path, second], direct)
-    if not after:
+    following = [last for first, last in direct if first == path[-1]]
+    for node in following:
+        yield from _paths([*path, node], direct)
+    if not following:
         yield path
 
 
-def _chain(path: Sequence[int], edges: Mapping[Edge, Step], names: Mapping[int, str]) -> Chain:
+def _chain(path: Sequence[int], edges: Mapping[Edge, Step]) -> Chain:
     between = list(pairwise(path))
-    each = [edges[ends] for ends in between]
-    steps = [_beside(step, before) for step, before in zip(each, [None, *each], strict=False)]
-    whole = [edges[ends] for ends in edges if ends not in between and set(ends) <= set(path)]
-    return Chain([names[node] for node in path], steps, whole)
+    steps: list[Step] = []
+    for edge in between:
+        before = steps[-1] if steps else None
+        steps.append(_with_ratio(edges[edge], before))
+    whole = [step for edge, step in edges.items() if edge not in between and set(edge) <= set(path)]
+    stages = [steps[0].start]
+    stages += [step.end for step in steps]
+    return Chain(stages, steps, whole)
 
 
-def _beside(step: Step, before: Step | None) -> Step:
+def _with_ratio(step: Step, before: Step | None) -> Step:
     """Add to a step the ratio of its norm to the one before, unrounded if both are known."""
     if before is None or step.chosen != before.chosen:
         return step
-    norm, last, kind = step.norm_unrounded, before.norm_unrounded, "unrounded"
-    if norm is None or not last:
-        norm, last, kind = step.norm, before.norm, "stored"
-    return step if norm is None or not last else replace(step, ratio=norm / last, ratio_of=kind)
+    if step.norm_unrounded is not None and before.norm_unrounded:
+        return replace(
+            step, ratio=step.norm_unrounded / before.norm_unrounded, ratio_of="unrounded"
+        )
+    if step.norm is not None and before.norm:
+        return replace(step, ratio=step.norm / before.norm, ratio_of="stored")
+    return step

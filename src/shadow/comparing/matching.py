@@ -5,14 +5,13 @@ Reads reports and prints nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
 
 import pandas as pd
 
+from shadow.comparing.codes import Doubt, ReportRelation, Verified
 from shadow.reports.provenance import (
     CheckpointIdentity,
     CheckpointMetadata,
@@ -24,12 +23,13 @@ from shadow.reports.provenance import (
 from shadow.reports.report import Report
 from shadow.spectra.measurement import Method
 from shadow.storage import as_given
-
-Relation = Literal["the same pair", "one base", "consecutive stages", "different bases"]
+from shadow.summary.tables import OF_CASTS, only_rounded
+from shadow.templates import Reason
 
 PLACE = ("component", "layer", "module", "expert")
-READ = (  # of matrices.parquet
-    *PLACE, "base_tensor", "subject", "rows", "cols", "dtype", "parameters",
+TENSOR_COLUMNS = ("tensor", "side", *PLACE, "status", "reason", "cast", "relative_norm")
+MATRIX_COLUMNS = (
+    *PLACE, "tensor", "base_tensor", "subject", "rows", "cols", "dtype", "parameters",
     # what is compared
     "concentration", "stable_rank", "top4_energy", "participation_ratio",
     "null_participation_ratio", "spike_energy", "relative_norm", "floor_ratio", "cosine",
@@ -59,76 +59,92 @@ class ReportIdentity:
 
 @dataclass(frozen=True)
 class ComparedReport:
-    """A compared report: its provenance, and the columns of its rows that a comparison needs.
+    """A compared report: its provenance, and the columns of its rows that a comparison needs, which
+    are read on demand: ShadowError says that a report is broken or of another schema.
 
     Missing values are as in every frame of a report: see `shadow.reports.report`.
     """
 
     label: str
-    folder: Path
-    provenance: Provenance
-    matrices: pd.DataFrame
-    """Columns READ of matrices.parquet, and those that were asked for besides."""
-    tensors: pd.DataFrame
-    """tensor, side, PLACE, status, reason, cast and relative_norm of tensors.parquet."""
+    report: Report
+
+    @cached_property
+    def matrices(self) -> pd.DataFrame:
+        """MATRIX_COLUMNS of matrices.parquet."""
+        return self.report.columns("matrices", MATRIX_COLUMNS)
+
+    @cached_property
+    def tensors(self) -> pd.DataFrame:
+        """TENSOR_COLUMNS of tensors.parquet."""
+        return self.report.columns("tensors", TENSOR_COLUMNS)
+
+    @property
+    def provenance(self) -> Provenance:
+        """The subject of the report, and how it was measured."""
+        return self.report.provenance
 
     @property
     def metadata(self) -> ReportMetadata:
-        """Return what its files say about how it was made, unchanged."""
+        """The metadata of its files, unchanged."""
         return self.provenance.recorded
+
+    @property
+    def failed_gates(self) -> list[str] | None:
+        """The gates that the pair fails; None where its files do not say."""
+        gates = self.metadata.get("gates")
+        if not isinstance(gates, list) or not gates:
+            return None
+        recorded = [gate for gate in gates if isinstance(gate, Mapping)]
+        return [str(gate.get("name")) for gate in recorded if gate.get("passed") is not True]
 
     @property
     def name(self) -> str:
         """`A (base..sft)`."""
         return f"{self.label} ({self.provenance.pair})"
 
-    @property
+    @cached_property
     def deltas(self) -> pd.DataFrame:
-        """The rows of matrices about deltas."""
-        return self.matrices[self.matrices["subject"] == "delta"]
+        """The rows of matrices about deltas, without those that are `only_rounded`."""
+        deltas = self.matrices[self.matrices["subject"] == "delta"]
+        casts = self.tensors.loc[:, [*OF_CASTS]].itertuples(index=False, name=None)
+        known = ((name, side, None if pd.isna(how) else how) for name, side, how in casts)
+        return deltas[~only_rounded(deltas["tensor"], known)]
 
     @cached_property
     def identity(self) -> ReportIdentity:
         """Location, content and origin. A number that is not finite is None."""
-        stored: dict[str, Any] = {**self.provenance.recorded}
-        more = {one.name: stored[one.name] for one in fields(ReportIdentity)[2:]}
-        return ReportIdentity(self.label, as_given(self.folder), **more)
-
-
-def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedReport:
-    """Read the rows of a finished report, with more columns of matrices.parquet if requested.
-
-    Raises ShadowError for a report that is broken or of another schema.
-    """
-    return ComparedReport(
-        label=label,
-        folder=report.folder,
-        provenance=report.provenance,
-        matrices=report.columns("matrices", (*READ, *more)),
-        tensors=report.columns(
-            "tensors", ("tensor", "side", *PLACE, "status", "reason", "cast", "relative_norm")
-        ),
-    )
+        metadata = self.metadata
+        return ReportIdentity(
+            label=self.label,
+            folder=as_given(self.report.folder),
+            version=metadata["version"],
+            family=metadata["family"],
+            pair=metadata["pair"],
+            base=metadata["base"],
+            tuned=metadata["tuned"],
+            settings=metadata["settings"],
+        )
 
 
 # How two reports are related
 
 
-def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str | None]:
-    """Return how two reports are related: one base, or one where the other ends, or neither; and
-    how that is known: by commit or by content (digests or fingerprints). If bases differ, what is
-    known about them.
+def relate(first: ComparedReport, second: ComparedReport) -> tuple[ReportRelation, Verified | None]:
+    """Find how two reports are related, and how it is known which weights they share; None if they
+    share none.
     """
-    one, two = first.provenance, second.provenance
-    if base := _same(one.base, two.base):
-        return "the same pair" if _same(one.tuned, two.tuned) else "one base", base
-    if step := _same(one.tuned, two.base) or _same(one.base, two.tuned):
-        return "consecutive stages", step
-    return "different bases", "neither commit nor content is the same"
+    before = first.provenance
+    after = second.provenance
+    if verified := _same(before.base, after.base):
+        is_same_pair = _same(before.tuned, after.tuned) is not None
+        return ReportRelation.SAME_PAIR if is_same_pair else ReportRelation.ONE_BASE, verified
+    if verified := _same(before.tuned, after.base) or _same(before.base, after.tuned):
+        return ReportRelation.CONSECUTIVE_STAGES, verified
+    return ReportRelation.DIFFERENT_BASES, None
 
 
-def _same(left: CheckpointIdentity, right: CheckpointIdentity) -> str | None:
-    """Return how two checkpoints are known to be the same; None if they are not."""
+def _same(left: CheckpointIdentity, right: CheckpointIdentity) -> Verified | None:
+    """Find how two checkpoints are known to be the same; None if they are not."""
     # a commit may hold several checkpoints
     is_pinned = left.commit and re.fullmatch("[0-9a-f]{40}", left.commit)
     if is_pinned and left.commit == right.commit and left.repo == right.repo:
@@ -143,28 +159,31 @@ def _same(left: CheckpointIdentity, right: CheckpointIdentity) -> str | None:
 
 
 def _options(provenance: Provenance) -> dict[str, object]:
-    """Return the options that numbers depend on."""
+    """The options that numbers depend on."""
     settings = provenance.recorded["settings"]
-    method = {
-        f"--{one.name}": settings["method"].get(one.name) or one.default for one in fields(Method)
+    options = {
+        f"--{option.name}": settings["method"].get(option.name) or option.default
+        for option in fields(Method)
     }
-    return {**method, "--device": settings.get("device") or "cpu"}
+    options["--device"] = settings.get("device") or "cpu"
+    return options
 
 
-def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[str]:
+def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[Reason]:
     """Yield how the settings of two reports differ."""
-    left, right = first.provenance, second.provenance
-    if left.version != right.version:
-        versions = f"{first.label} by {left.version}, {second.label} by {right.version}"
-        yield f"made by different versions of shadow: {versions}"
-    others = _options(right)
-    for option, one in _options(left).items():
-        if one != others[option]:
-            values = f"{one} in {first.label}, {others[option]} in {second.label}"
-            yield f"measured with different settings: {option} {values}"
-    chosen = [chosen_in(one.recorded["settings"]) for one in (left, right)]
-    if chosen[0] != chosen[1]:
-        yield "the audits were filtered differently: what both measured is compared"
+    before = first.provenance
+    now = second.provenance
+    labels = {"first": first.label, "second": second.label}
+    if before.version != now.version:
+        versions = {"before": before.version, "now": now.version}
+        yield Reason(Doubt.VERSIONS_DIFFER, labels | versions)
+    options_now = _options(now)
+    for option, value in _options(before).items():
+        if value != options_now[option]:
+            values = {"before": str(value), "now": str(options_now[option])}
+            yield Reason(Doubt.SETTINGS_DIFFER, {"option": option, **labels, **values})
+    if chosen_in(before.recorded["settings"]) != chosen_in(now.recorded["settings"]):
+        yield Reason(Doubt.FILTERS_DIFFER)
 
 
 def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.DataFrame:
@@ -176,22 +195,27 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
     partner, with another shape, or with several partners. Places and shapes stand once; slot is the
     name that rows were matched by, missing if none was needed.
     """
-    left, right = first.assign(slot=first["base_tensor"]), second.assign(slot=second["base_tensor"])
+    left = first.assign(slot=first["base_tensor"])
+    right = second.assign(slot=second["base_tensor"])
     if not by_base:
-        several = pd.concat(
-            [frame[list(PLACE)][frame.duplicated(PLACE, keep=False)] for frame in (left, right)]
-        )
-        shared = pd.MultiIndex.from_frame(several)
+        shared = pd.concat([_repeated_places(left), _repeated_places(right)])
         for frame in (left, right):
-            frame.loc[~pd.MultiIndex.from_frame(frame[list(PLACE)]).isin(shared), "slot"] = pd.NA
+            frame.loc[~_places(frame).isin(_places(shared)), "slot"] = pd.NA
     keys = [*PLACE, "slot", "rows", "cols"]
-    left, right = (frame[~frame.duplicated(keys, keep=False)] for frame in (left, right))
-    left, right = (
-        frame.rename(
-            columns={name: f"{name}_{which}" for name in frame.columns if name not in keys}
-        )
-        for frame, which in ((left, "first"), (right, "second"))
-    )
-    return left.merge(right, on=keys).sort_values(
-        keys, kind="stable", na_position="first", ignore_index=True
-    )
+    merged = _once(left, keys, "first").merge(_once(right, keys, "second"), on=keys)
+    return merged.sort_values(keys, kind="stable", na_position="first", ignore_index=True)
+
+
+def _places(frame: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(frame[list(PLACE)])
+
+
+def _repeated_places(frame: pd.DataFrame) -> pd.DataFrame:
+    """The places that several rows share."""
+    return frame[list(PLACE)][frame.duplicated(PLACE, keep=False)]
+
+
+def _once(frame: pd.DataFrame, keys: list[str], side: str) -> pd.DataFrame:
+    """The rows whose keys no other row has; all other columns end in the side."""
+    names = {name: f"{name}_{side}" for name in frame.columns if name not in keys}
+    return frame[~frame.duplicated(keys, keep=False)].rename(columns=names)

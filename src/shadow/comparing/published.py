@@ -10,7 +10,7 @@ from pyarrow.csv import read_csv
 
 from shadow.files import registry_folder
 from shadow.reports.provenance import chosen_in
-from shadow.summary.record import Row, row
+from shadow.summary.record import PublishedRank
 from shadow.summary.tables import are
 
 if TYPE_CHECKING:
@@ -18,25 +18,30 @@ if TYPE_CHECKING:
     from shadow.summary.tables import Columns
 
 SMALLEST = 1000  # entries of a tensor, below which the table leaves it out
-UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")  # reasons: no norm is known
+# reasons of tensors without a known norm
+UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "out_of_range", "unreadable")
 
 
-def published_place(tensors: Columns, metadata: ReportMetadata) -> Row | None:
+def published_place(tensors: Columns, metadata: ReportMetadata) -> PublishedRank | None:
     """Rank the mean relative norm among other families; None of a part, or without a change."""
     unknown = are(tensors["reason"], *UNKNOWN) & are(tensors["status"], "skipped")
     if unknown.any() or chosen_in(metadata["settings"]):
         return None
     base = tensors.where(are(tensors["side"], "base"))
     norms = np.where(are(base["status"], "identical"), 0.0, base["relative_norm"])
-    whole = ~np.isnan(norms) & (base.sizes >= SMALLEST) & (base["compared"] == base.sizes)
-    if not (norms[whole] > 0).any():
+    is_whole = base["compared"] == base.sizes
+    counted = ~np.isnan(norms) & is_whole & (base.sizes >= SMALLEST)
+    if not (norms[counted] > 0).any():
         return None
-    value, own = fmean(norms[whole]), {metadata[side]["repo"].lower() for side in ("base", "tuned")}
-    table = read_csv(registry_folder() / "reference" / "published.csv").to_pylist()
-    rows = [one for one in table if not own & set(one["models"].lower().split())]
-    others = [float(one["mean_relative_norm"]) for one in rows]
-    return row(
-        "published",
+    value = fmean(norms[counted])
+    repos = {metadata["base"]["repo"].lower(), metadata["tuned"]["repo"].lower()}
+    families = read_csv(registry_folder() / "reference" / "published.csv").to_pylist()
+    others = [
+        float(family["mean_relative_norm"])
+        for family in families
+        if repos.isdisjoint(family["models"].lower().split())
+    ]
+    return PublishedRank(
         value=value,
         below=sum(norm < value for norm in others),
         families=len(others),

@@ -5,17 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from shadow.comparing.codes import LeftOut, say
 from shadow.errors import ShadowError
 from shadow.files import read_given
 from shadow.reports.provenance import SIDES, ReportMetadata, Side
 from shadow.summary.tables import finite
+from shadow.templates import Reason
 from shadow.text import short
 
 if TYPE_CHECKING:
@@ -62,7 +64,16 @@ class ScoredReport:
     pair: str
     concentration: float | None
     gains: list[Gain]
-    left_out: str | None  # why it has no part in the correlations
+    exclusion: Reason | None  # why it has no part in the correlations
+
+    @property
+    def left_out(self) -> str | None:
+        """The reason for leaving it out of the correlations, in words."""
+        return None if self.exclusion is None else say(self.exclusion)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines: the reason by code and figures, and in words."""
+        return {**asdict(self), "left_out": self.left_out}
 
 
 @dataclass(frozen=True)
@@ -84,14 +95,18 @@ class ScoredSet:
     reports: list[ScoredReport]
     correlations: list[Correlation]
 
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {**asdict(self), "reports": [report.as_json() for report in self.reports]}
+
 
 def read_scores(file: Path) -> list[Score]:
     """Read a CSV, or a results file of lm-evaluation-harness."""
     hint = f"name a CSV with the columns {', '.join(NEEDED)}, or a results file of lm-eval"
-    raw = read_given(file, MAX_FILE, hint, hint)
+    content = read_given(file, MAX_FILE, hint, hint)
+    parse = _harness if file.suffix.lower() == ".json" else _csv
     try:
-        read = _harness if file.suffix.lower() == ".json" else _csv
-        scores = list(read(str(file), raw.decode("utf-8-sig")))
+        scores = list(parse(str(file), content.decode("utf-8-sig")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise ShadowError(f"{file}: no scores ({short(str(error))})", hint) from error
     if not scores:
@@ -105,26 +120,36 @@ def _csv(file: str, text: str) -> Iterator[Score]:
         raise ValueError(f"no column {missing[0]}")
     for row in rows:
         where = f"{file}:{rows.line_num}"
-        if (score := _number(row["score"])) is None:
+        number = _number(row["score"])
+        if number is None:
             fault = f"{where}: {short(str(row['score']))} is not a number"
             raise ShadowError(fault, "leave out what was not measured")
-        model, benchmark = row["model"].strip(), row["benchmark"].strip()
-        yield Score(model, benchmark, row.get("metric") or None, score, where)
+        yield Score(
+            model=row["model"].strip(),
+            benchmark=row["benchmark"].strip(),
+            metric=row.get("metric") or None,
+            score=number,
+            where=where,
+        )
 
 
 def _harness(file: str, text: str) -> Iterator[Score]:
     """Yield the score of each task in one metric."""
     recorded = json.loads(text)
-    given = recorded["config"].get("model_args") or {}
-    if isinstance(given, str):
-        given = dict(part.partition("=")[::2] for part in given.split(","))
-    model = given.get("peft") or given.get("pretrained") or recorded["model_name"]
+    arguments = recorded["config"].get("model_args") or {}
+    if isinstance(arguments, str):
+        arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
+    model = arguments.get("peft") or arguments.get("pretrained") or recorded["model_name"]
     for task, result in recorded["results"].items():
         values = {key.removesuffix(",none"): _number(value) for key, value in result.items()}
-        metrics = [key for key, value in values.items() if value is not None]
-        metrics = [key for key in metrics if "_stderr" not in key and key != "sample_len"]
-        for metric in [*(key for key in PREFERRED if key in metrics), *metrics][:1]:
+        metrics = [name for name, value in values.items() if _is_metric(name, value)]
+        preferred = [name for name in PREFERRED if name in metrics]
+        for metric in (preferred + metrics)[:1]:
             yield Score(model, task, metric, values[metric] or 0.0, file)
+
+
+def _is_metric(name: str, value: float | None) -> bool:
+    return value is not None and "_stderr" not in name and name != "sample_len"
 
 
 def _number(value: object) -> float | None:
@@ -135,11 +160,12 @@ def _number(value: object) -> float | None:
 
 
 def _fits(model: str, side: Side, metadata: ReportMetadata) -> bool:
-    """Return whether a model's name is a side's repository, folder, or family:stage."""
+    """Check that a model's name is a side's repository, folder, or family:stage."""
     recorded = metadata[side]
     start, _, end = metadata["pair"].partition("..")
     stage = f"{metadata['family']}:{start if side == 'base' else end}"
-    repo, commit = recorded["repo"], recorded["commit"] or ""
+    repo = recorded["repo"]
+    commit = recorded["commit"] or ""
     if model in (repo, stage) or (not commit and model == Path(repo).name):
         return True
     name, _, revision = model.partition("@")
@@ -148,54 +174,53 @@ def _fits(model: str, side: Side, metadata: ReportMetadata) -> bool:
 
 def gains_of(scores: Sequence[Score], metadata: ReportMetadata) -> list[Gain]:
     """Join scores to a pair. Raises ShadowError if several scores fit."""
-    found: dict[Side, dict[tuple[str, str | None], Score]] = {side: {} for side in SIDES}
-    for row in scores:
-        fitting = [side for side in SIDES if _fits(row.model, side, metadata)]
+    by_side: dict[Side, dict[tuple[str, str | None], Score]] = {side: {} for side in SIDES}
+    for score in scores:
+        fitting = [side for side in SIDES if _fits(score.model, side, metadata)]
         if len(fitting) == 2:
-            fault = f"{row.where}: {short(row.model)} may be either side of {metadata['pair']}"
+            fault = f"{score.where}: {short(score.model)} may be either side of {metadata['pair']}"
             raise ShadowError(fault, "write family:stage, or name@commit")
         for side in fitting:
-            first = found[side].setdefault((row.benchmark, row.metric), row)
-            if first.score != row.score:
-                fault = f"{row.where}: another score of {short(row.model)} is at {first.where}"
+            first = by_side[side].setdefault((score.benchmark, score.metric), score)
+            if first.score != score.score:
+                fault = f"{score.where}: another score of {short(score.model)} is at {first.where}"
                 raise ShadowError(fault, "leave one of them")
     gains = []
-    for key, base in found["base"].items():
-        if tuned := found["tuned"].get(key):
+    for (benchmark, metric), base in by_side["base"].items():
+        tuned = by_side["tuned"].get((benchmark, metric))
+        if tuned is not None:
             gain = float(f"{tuned.score - base.score:.12g}")  # equal decimals are equal gains
-            gains.append(Gain(*key, base.score, tuned.score, gain))
+            gains.append(Gain(benchmark, metric, base.score, tuned.score, gain))
     return gains
 
 
 def score_reports(reports: Sequence[ComparedReport], scores: Sequence[Score]) -> ScoredSet:
     """Correlate gains and concentrations. Raises ShadowError if no pair has a gain."""
-    entries = [
-        ScoredReport(
-            report.label,
-            f"{report.metadata['family']}:{report.metadata['pair']}",
-            finite(report.deltas["concentration"].median()),
-            gains_of(scores, report.metadata),
-            _left_out(report.metadata),
-        )
-        for report in reports
-    ]
+    entries = [_scored(report, scores) for report in reports]
     if not any(entry.gains for entry in entries):
-        models = ", ".join(list(dict.fromkeys(row.model for row in scores))[:3])
-        sides = " and ".join(reports[0].metadata[side]["repo"] for side in SIDES)
-        fault = f"{scores[0].where}: no benchmark has scores of both sides of a pair"
-        fault += f"; models: {models[:200]}"
-        raise ShadowError(fault, f"the column `model` may contain {sides[:400]}")
+        models = list(dict.fromkeys(score.model for score in scores))
+        repos = [reports[0].metadata[side]["repo"] for side in SIDES]
+        raise ShadowError(
+            f"{scores[0].where}: no benchmark has scores of both sides of a pair; models:"
+            f" {', '.join(models[:3])[:200]}",
+            f"the column `model` may contain {' and '.join(repos)[:400]}",
+        )
     return ScoredSet(entries, correlations(entries))
 
 
-def _left_out(metadata: ReportMetadata) -> str | None:
-    gates = metadata.get("gates")
-    recorded = (
-        [gate for gate in gates if isinstance(gate, Mapping)] if isinstance(gates, list) else []
+def _scored(report: ComparedReport, scores: Sequence[Score]) -> ScoredReport:
+    exclusion: Reason | None = None
+    if gates := report.failed_gates:
+        exclusion = Reason(LeftOut.GATES_FAILED, {"gates": ", ".join(gates)[:80]})
+    elif report.provenance.relation == "sibling":
+        exclusion = Reason(LeftOut.OF_SIBLINGS)
+    return ScoredReport(
+        label=report.label,
+        pair=f"{report.provenance.family}:{report.provenance.pair}",
+        concentration=finite(report.deltas["concentration"].median()),
+        gains=gains_of(scores, report.metadata),
+        exclusion=exclusion,
     )
-    if failed := [str(gate.get("name")) for gate in recorded if gate.get("passed") is False]:
-        return f"gate {', '.join(failed)[:80]} failed"
-    return "a pair of siblings" if metadata["settings"].get("relation") == "sibling" else None
 
 
 def correlations(entries: Sequence[ScoredReport]) -> list[Correlation]:
@@ -204,12 +229,17 @@ def correlations(entries: Sequence[ScoredReport]) -> list[Correlation]:
     for entry in entries:
         for gain in entry.gains:
             values = points.setdefault((gain.benchmark, gain.metric), [])
-            if entry.left_out is None and entry.concentration is not None:
+            if entry.exclusion is None and entry.concentration is not None:
                 values.append((gain.gain, entry.concentration))
-    found = []
-    for key, some in points.items():
-        ranks = pd.DataFrame(some, columns=["gain", "concentration"]).rank()
-        known = len(some) >= FEWEST and bool((ranks.nunique() > 1).all())
-        rho = float(ranks["gain"].corr(ranks["concentration"])) if known else None
-        found.append(Correlation(*key, len(some), rho))
-    return found
+    return [
+        Correlation(benchmark, metric, len(values), _rank_correlation(values))
+        for (benchmark, metric), values in points.items()
+    ]
+
+
+def _rank_correlation(points: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's; None of few points, or if all gains or concentrations are equal."""
+    ranks = pd.DataFrame(points, columns=["gain", "concentration"]).rank()
+    if len(points) < FEWEST or bool((ranks.nunique() < 2).any()):
+        return None
+    return float(ranks["gain"].corr(ranks["concentration"]))

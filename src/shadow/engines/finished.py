@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from shadow import __version__
 from shadow.checks.summary import Summary
 from shadow.engines.engine import portable
 from shadow.errors import ShadowError
-from shadow.files import alone_at
+from shadow.files import alone_at, read_start
 from shadow.reasons import STRICT
 from shadow.reports.folders import (
     finished_metadata,
@@ -32,6 +31,7 @@ from shadow.targets.families import Pair
 from shadow.telling.reading import FILE as SUMMARY
 from shadow.telling.reading import read_summary, summary_bytes
 from shadow.text import and_more, in_ranges
+from shadow.version import __version__
 
 SHOWN = 12  # characters of a commit or of a fingerprint
 LONGEST = 200  # characters of a value
@@ -127,7 +127,7 @@ def standing(
         return replace(there, broken=error.message)
     remove_journal_of(folder, wanted)
     try:
-        json.loads((folder / SUMMARY).read_bytes())
+        json.loads(read_start(folder / SUMMARY) or b"")
     except (OSError, ValueError, RecursionError):
         with alone_at(folder, JOURNAL), replacing(folder) as staged:
             staged.put(SUMMARY, summary_bytes(summary.as_json()))

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from shadow import __version__
 from shadow.engines.engine import Ended, Queue, Ray, Task, Watch, portable
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
@@ -25,6 +24,7 @@ from shadow.run.machine import MachineLimits, machine_limits
 from shadow.run.runtime import Progress, Runtime, default_folder, ignore
 from shadow.run.workers import single_threads
 from shadow.text import byte_size, counted
+from shadow.version import __version__
 
 # of a task, where nobody says it: a 7B pair then has 4 solvers, and downloads and computes at once
 CORES = 4

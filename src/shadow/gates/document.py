@@ -37,7 +37,7 @@ LEVELS: Mapping[str, Level] = {"passed": "passed", "skipped": "quiet"}
 STATES = {  # of a pair that has a report, by its exit code
     0: Word("done", "passed"),
     1: Word("not judged", "fault"),
-    3: Word("--strict objects", "fault"),
+    3: Word("broken", "fault"),
     4: Word("rule FAILED", "fault"),
     5: Word("inconclusive", "fault"),
 }
@@ -46,14 +46,16 @@ RULES = [worded("outcome"), named("rule: fails if"), worded("what was found")]
 
 def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool = True) -> Document:
     """Return the states of several pairs, a row each, their number unless all are shown one by one,
-    and where to find the rest. folder: of their reports.
+    and where to find the rest. folder: of their reports, if there are any.
     """
-    rest = ("more", where_more(folder))
+    rest = []
+    if any(one.summary is not None or one.kept for one in judged):
+        rest.append(("more", where_more(folder)))
     if not has_table:
-        return Document([Origin([rest], close=True)])
-    counts = Counter[str](_state(one).text for one in judged)
+        return Document([Origin(rest, close=True)])
+    counts = Counter[str](state_of(one).text for one in judged)
     states = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-    return Document([_pairs(judged), Origin([("pairs", f"{len(judged):,}: {states}"), rest])])
+    return Document([_pairs(judged), Origin([("pairs", f"{len(judged):,}: {states}"), *rest])])
 
 
 def rules_document(judged: Judgement, *, titled: bool) -> Document:
@@ -89,7 +91,7 @@ def _pairs(judged: Sequence[Judgement]) -> TableBlock:
     fields = [
         named("family"),
         named("pair"),
-        worded("state", _state),
+        worded("state", state_of),
         figure("norm", "relative_norm_overall", "share"),
         figure("conc.", "concentration", "fixed"),
         figure("unchanged", "zero_share", "fraction", rank=1),
@@ -98,10 +100,13 @@ def _pairs(judged: Sequence[Judgement]) -> TableBlock:
     return table_of(fields, judged)
 
 
-def _state(one: Judgement) -> Word:
-    if one.summary is not None:
-        return STATES[one.code]
-    return Word("kept", "warning") if one.kept else Word("failed", "fault")  # as a list has it
+def state_of(one: Judgement) -> Word:
+    """Return the state of a pair and of its rules in a word; without a report as a list has it."""
+    if one.summary is None:
+        return Word("kept", "warning") if one.kept else Word("failed", "fault")
+    if one.code == 3 and one.objections:
+        return Word("--strict objects", "fault")
+    return STATES[one.code]
 
 
 def _cells(verdict: Verdict) -> list[Cell]:

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from shadow.checks import files
 from shadow.checks.answer import Outcome
 from shadow.checks.files import EVERY
 from shadow.checks.patterns import Pattern
 from shadow.checks.summary import Summary
-from shadow.comparing.matching import ComparedReport, compared
+from shadow.comparing.matching import ComparedReport
 from shadow.errors import ShadowError
 from shadow.gates.rules import CHANGED, FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
 from shadow.places.architecture import Place
@@ -31,8 +32,9 @@ from shadow.reports.columns import ESTIMATED
 from shadow.reports.folders import finished_metadata, refuse_remains
 from shadow.reports.report import Report
 from shadow.run.runtime import Access, Runtime
-from shadow.summary.record import Row
-from shadow.summary.tables import floats
+from shadow.summary.making import MEDIANS
+from shadow.summary.record import OverLayers
+from shadow.summary.tables import COPIED, OF_CASTS, Columns, are, columns_of, floats, only_rounded
 from shadow.telling.reading import AuditReport
 from shadow.text import several
 
@@ -42,12 +44,21 @@ if TYPE_CHECKING:
 State = str | None  # None: not known
 TENSORS = (
     *("tensor", "side", "component", "layer", "module", "expert", "status", "reason", "detail"),
-    *("relative_norm", "compared"),
+    *("relative_norm", "compared", "cast"),
 )
 LEFT_OUT = ("tied", "not_float", "adapter")  # reasons that say nothing of a change
 # kinds of files of which a change of bytes matters only if something in them differs
 LOOKED_INTO = ("config", "generation", "chat_template", "tokenizer", "code")
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
+# columns that must be known of the matrices that a figure rests on, where its name is none
+COLUMNS = {
+    "participation_share": ("participation_ratio", "null_participation_ratio"),
+    "spiked": ("spikes",),
+    "zero_share": ("zero_share",),
+    "rank_ceiling": ("rank_ceiling",),
+}
+OF_DEPTH = ("depth_entropy", "effective_layers")  # figures that rest on matrices in layers alone
+LEAST = 1e-300  # instead of a norm of nothing
 NAMED = 5  # figures that a sentence names one by one
 
 
@@ -77,12 +88,12 @@ class JudgedReport:
     @cached_property
     def report(self) -> ComparedReport:
         """Return how it was made, as one side of a comparison."""
-        return compared(self.source, self.label)
+        return ComparedReport(self.label, self.source)
 
     @cached_property
-    def rows(self) -> dict[Scope, Row]:
+    def rows(self) -> dict[Scope, OverLayers]:
         """The summary's rows of the pair, of each component and of each module."""
-        rows: dict[Scope, Row] = {(): self.summary}
+        rows: dict[Scope, OverLayers] = {(): self.summary}
         rows |= {(row.component,): row for row in self.summary.components}
         return rows | {(row.component, row.module): row for row in self.summary.modules}
 
@@ -91,6 +102,36 @@ class JudgedReport:
         if name.component is None:
             return [()]
         return [at for at in self.rows if at and name.covers(at[0], at[1] if at[1:] else None)]
+
+    @cached_property
+    def _changed(self) -> dict[Scope, Columns]:
+        """Return the delta rows on which the figures of each place rest, with energy."""
+        tensors = columns_of(self.source.table("tensors").select(OF_CASTS))
+        table = self.source.table("matrices")
+        deltas = columns_of(table.filter(pc.equal(table["subject"], "delta")))
+        deltas = deltas.where(~only_rounded(deltas["tensor"], tensors.each(*OF_CASTS)))
+        norms = np.nan_to_num(deltas["frobenius_norm"])
+        # over the largest, so that squares are finite
+        deltas = deltas.added(energy=(norms / max([*norms, LEAST])) ** 2)
+        by_module = deltas.groups("component", "module")
+        return {(): deltas, **dict(deltas.groups("component")), **dict(by_module)}
+
+    def resting(self, at: Scope, metric: str) -> tuple[float, float]:
+        """Return how much energy of change is in the matrices that a figure rests on, and in all
+        of its place.
+        """
+        if at not in self._changed:
+            return 0.0, 0.0
+        deltas = self._changed[at]
+        known = np.ones(len(deltas), dtype=np.bool_)
+        names = COLUMNS.get(metric, (metric,) if metric in MEDIANS else ())
+        for name in () if (len(at), metric) == (1, "relative_norm") else names:  # which is of all
+            known &= ~np.isnan(deltas[name])
+        if metric in OF_DEPTH:
+            component = at[0] if at else self.summary.main_component
+            known &= are(deltas["component"], component or "") & ~np.isnan(deltas["layer"])
+        energy = deltas["energy"]
+        return float(energy[known].sum()), float(energy.sum())
 
     @cached_property
     def _tensors(self) -> list[dict[str, Any]]:
@@ -107,8 +148,13 @@ class JudgedReport:
         return states(figure.place, self._tensors)
 
     def is_identical(self, figure: Metric) -> bool:
-        """Return whether all matrices that a rule names were compared and none changed."""
+        """Return whether all matrices that a rule names were compared and none changed, or none by
+        more than rounding where the figures are those of others.
+        """
         matrices = [row for row in self._tensors if row["reason"] != "not_a_matrix"]
+        if self.summary.figures.matrices_rounded:
+            rounded = {"status": "identical"}
+            matrices = [row | rounded if row["cast"] in COPIED else row for row in matrices]
         place = Pattern("", figure.component or "*", module=figure.module or "*")
         found = states(place, matrices)
         return bool(found) and set(found.values()) == {UNCHANGED}
@@ -138,7 +184,7 @@ class JudgedReport:
         name, row = ".".join((*at, metric)), self.rows.get(at)
         if row is None:
             return JudgedFigure(name, None)
-        value = (row if at else row.figures)[metric]
+        value = getattr(row if at else self.summary.figures, metric)
         why = (metric in row.intervals and row.no_interval) or "no spread"
         return JudgedFigure(name, value, row.intervals.get(metric), why)
 
@@ -162,7 +208,8 @@ class JudgedReport:
         if name.component is None:
             return next(str(one.reason) for one in self.summary.gates if one.name == "changed")
         what = ".".join(filter(None, (name.component, name.module)))
-        return f"the report has no changed matrix of {what} that was measured"
+        by = " by more than rounding" if self.summary.figures.matrices_rounded else ""
+        return f"the report has no matrix of {what} that was measured and changed{by}"
 
 
 def read_measured(

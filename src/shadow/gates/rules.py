@@ -6,11 +6,11 @@
             | place ("changed" | "unchanged")
             | "files." kind ["." word] ("changed" | "unchanged" | "added" | "removed")
             | "nonfinite" | "all_zero" | "empty" | "nothing_compared" | "unrelated" | "part_shared"
-            | ["not"] ("gate" | "verify") "." claim {("--moved" | "--frozen") pattern}
+            | "not" ("gate" | "verify") "." claim {("--moved" | "--frozen") pattern}
 
 Figures are `language.mlp.up.concentration`, `vision.energy_share` and `spiked`, for example; places
-are `language.embed` and `layers.0-7`. A rule says what must not be: one on a claim is violated if
-the claim holds, with `not` if it does not.
+are `language.embed` and `layers.0-7`. A rule says what must not be: one on a gate or a claim is
+violated if that does not hold, and needs its `not`.
 
 Component and module may contain * and ?. A word that this version does not know is a UsageError
 that suggests the nearest known one, whatever the report holds.
@@ -30,11 +30,10 @@ from typing import Any, Literal, NoReturn
 from shadow.checks.patterns import Pattern, parse_pattern
 from shadow.checks.registry import kinds, one_of, pair_claim
 from shadow.errors import UsageError
-from shadow.gone import gone
 from shadow.places.names import name_rules, nearest_modules
 from shadow.reasons import BROKEN
 from shadow.reports.columns import delta_metrics
-from shadow.summary.record import SHAPES
+from shadow.summary.record import ComponentRow, ModuleRow, PairFigures, keys_of
 from shadow.text import closest, nearest
 
 Severity = Literal["error", "warning"]
@@ -58,13 +57,15 @@ OF_REPOSITORIES = (
     *("config", "generation", "chat_template", "tokenizer", "code", "pickle", "weights", "index"),
     *("document", "other", "vocabulary", "merges", "special_tokens"),
 )
+# words of 0.2, which would be taken for keys of a config that never differ
+NO_WORDS = ("experts_renumbered", "tokens_beyond")
 OF_REPORTS = ("same", "files")  # claims that a report answers; for others both sides are read
 MOVED = "moved"  # the comparison of a rule that holds a figure against its interval in a baseline
 # figures of summary.json that a rule may name
 NO_FIGURES = ("component", "module", "intervals", "layers", "interval_level", "no_interval")
 OF_THE_PAIR, OF_A_COMPONENT, OF_A_MODULE = (
-    tuple(key for key in SHAPES[place] if key not in NO_FIGURES)
-    for place in ("figures", "components", "modules")
+    tuple(key for key in keys_of(row) if key not in NO_FIGURES)
+    for row in (PairFigures, ComponentRow, ModuleRow)
 )
 STATE = re.compile(r"\s*(\S+)\s+(changed|unchanged|added|removed)\s*")
 CLAIM = re.compile(r"\s*(?:(not)\s+)?(gate|verify)\.(\S+(?:\s+--\S.*)?)\s*")
@@ -127,7 +128,7 @@ class Rule:
         if self.comparison == MOVED:
             what = "any figure" if str(self.figure) == "*" else self.figure
             return f"{what} outside the baseline's spread over layers"
-        if self.comparison in (HOLDS, FAILS):
+        if self.comparison in (HOLDS, FAILS):  # of a word of BROKEN, or of a gate or a claim
             return f"not {self.figure}" if self.comparison == FAILS else str(self.figure)
         if self.comparison in STATES:
             return f"{self.figure} {self.comparison}"
@@ -182,7 +183,10 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
             name = str(pair_claim(name))
         elif name not in (gates := kinds()[GATE].checks):
             raise UsageError(f"no gate {name[:40]!r}", nearest(name, gates) or one_of(gates))
-        return Metric(which, None, name), FAILS if negated else HOLDS
+        if not negated:
+            hint = f"write 'not {which}.{name}', which fails where it does not hold"
+            raise UsageError(f"{text.strip()!r}: a rule says what must not be", hint)
+        return Metric(which, None, name), FAILS
     if not (match := STATE.fullmatch(text)):
         return None
     place, state = match.groups()
@@ -202,8 +206,8 @@ def _parse_files(text: str) -> Metric:
         raise UsageError(f"{text[:80]!r} names no files", "such as files.chat_template")
     if not _known(kind, OF_REPOSITORIES):
         _refuse("kind of files", kind, closest(kind, OF_REPOSITORIES), one_of(OF_REPOSITORIES))
-    if error := gone("word", word):
-        raise error
+    if word in NO_WORDS:
+        raise UsageError(f"no file differs in {word!r} any more", "`shadow explain differs`")
     return Metric(FILES, f"{kind}.{word}" if word else kind, "")
 
 
@@ -244,8 +248,6 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     if module and not _known(module, rules.modules):
         _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
     known = OF_A_MODULE if module else OF_A_COMPONENT if component else OF_THE_PAIR
-    if error := gone("rule", metric) or gone("column", metric):
-        raise error
     if metric not in known and metric.removesuffix("_error") in delta_metrics():
         raise UsageError(f"{metric!r} is not a figure of the summary", one_of(known))
     if not _known(metric, known):

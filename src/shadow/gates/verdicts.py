@@ -15,12 +15,13 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from shadow.checks.answer import Outcome, first_code
 from shadow.checks.registry import pair_claim
 from shadow.checks.summary import Summary, broken
+from shadow.comparing.codes import ReportRelation, say
 from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
 from shadow.gates.measured import JudgedReport, checked
@@ -34,6 +35,7 @@ from shadow.gates.rules import (
     VERIFY,
     Rule,
 )
+from shadow.quantities import text_of
 from shadow.summary.record import not_measured
 from shadow.templates import Reason, Value, fill
 
@@ -43,6 +45,10 @@ LEAST = 1e-300  # instead of a width of nothing
 # The same report made on another machine may differ by this much, relative:
 # shadow.comparing.matching measured 5e-7.
 NOISE = 1e-6
+# of the energy of the change that a rule names: what its figures have to rest on
+LEAST_SHARE = 0.5
+# codes of what leaves a rule open: exit code 5
+OPEN = ("inconclusive", "small_part", "moved_small_part")
 # figures that are 0 where all that a rule names is identical
 NORMS = ("relative_norm", "relative_norm_overall")
 WORDS_OF_VERDICTS: Mapping[str, str] = {
@@ -56,9 +62,12 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
     "absent": "{why}",
     "states": "{states}",
     "not_compared": "not all of {what} was compared, or the model does not have it",
-    "identical": "{what} is 0, because all that it names is identical",
+    "identical": "{what} is 0, because all that it names is identical[ or {rounded}]",
     "within_error": "{figures} is an estimate whose error reaches the threshold: measure with"
     " --level full",
+    "small_part": "{figures} {count|rests|rest} on matrices that hold {share:share} of the energy"
+    " of the change[; null: {nulls}]",
+    "moved_small_part": "{left}",
     "null": "{figures} is null[ ({why})]",
     "violated": "{figures} ({condition})[; null: {nulls}]",
     "within": "{figures} (not {condition})[; null: {nulls}]",
@@ -84,6 +93,8 @@ class RuleFigure:
     low: float | None = None
     """The lower bound of the baseline's interval."""
     high: float | None = None
+    energy_share: float | None = None
+    """How much of the energy of the change in its place the matrices hold that it rests on."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +110,19 @@ class Verdict:
 
     @property
     def code(self) -> int:
-        """The exit code: 4 met, 1 missing, 5 inconclusive; 0 if the rule is only a warning."""
+        """The exit code: 4 met, 1 missing, 5 left open; 0 if the rule is only a warning."""
         if self.rule.severity != "error":
             return 0
-        is_open = self.why.code == "inconclusive"
+        is_open = self.why.code in OPEN
         return {"met": 4, "missing": 5 if is_open else 1}.get(self.outcome, 0)
 
     @property
     def detail(self) -> str:
         """Return what was found, in a line."""
         text = fill(WORDS_OF_VERDICTS[self.why.code], self.why.figures)
-        return text if self.outcome in ("met", "passed") else f"nothing to judge: {text}"
+        if self.outcome in ("met", "passed"):
+            return text
+        return f"{'not judged' if self.why.code in OPEN else 'nothing to judge'}: {text}"
 
     def as_json(self) -> dict[str, Any]:
         """The rule, its outcome and its figures, for machines."""
@@ -171,9 +184,9 @@ def notes_on(baseline: JudgedReport, now: JudgedReport) -> list[str]:
     if which != this:
         notes.append(f"the baseline is of another pair: {which}")
     relation, _ = relate(before, after)
-    if relation not in ("the same pair", "one base"):
+    if relation not in (ReportRelation.SAME_PAIR, ReportRelation.ONE_BASE):
         notes.append(f"the baseline does not start from the same base: {relation}")
-    notes += settings_apart(before, after)
+    notes += map(say, settings_apart(before, after))
     return notes
 
 
@@ -192,7 +205,10 @@ def judge_report(
 
     Rules are judged whatever the gates of the report say; a failed gate is a note.
     """
-    notes = [f"gate {gate.name} failed: {gate.reason}" for gate in now.summary.failed_gates]
+    summary = now.summary
+    notes = [
+        f"gate {gate.name} {summary.state_of(gate)}: {gate.reason}" for gate in summary.failed_gates
+    ]
     if baseline is not None:
         notes += notes_on(baseline, now)
     return Judgement(
@@ -231,9 +247,11 @@ def _verdict(
     return Verdict(rule, "met" if is_met else "passed", Reason(code, figures), tuple(findings))
 
 
-def _missing(rule: Rule, code: str, **figures: Value) -> Verdict:
+def _missing(
+    rule: Rule, code: str, findings: Sequence[RuleFigure] = (), **figures: Value
+) -> Verdict:
     outcome: Verdicts = "skipped" if rule.allow_missing else "missing"
-    return Verdict(rule, outcome, Reason(code, figures))
+    return Verdict(rule, outcome, Reason(code, figures), tuple(findings))
 
 
 def _broken(rule: Rule, now: JudgedReport) -> Verdict:
@@ -296,10 +314,17 @@ def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
         if metric not in NORMS or not now.is_identical(rule.figure):
             return _missing(rule, "absent", why=now.why_absent(rule.figure))
         zero = RuleFigure(str(rule.figure), 0.0, rule.holds(0.0))
-        return _verdict(rule, "identical", {"what": str(rule.figure)}, [zero])
+        rounded = "only rounded" if now.summary.figures.matrices_rounded else None
+        figures = {"what": str(rule.figure), "rounded": rounded}
+        return _verdict(rule, "identical", figures, [zero])
     if not known:
         return _missing(rule, "null", figures=nulls, why=not_measured(now.summary.tier) or None)
-    findings = [RuleFigure(name, value, rule.holds(value)) for name, value, _ in known]
+    findings = [
+        RuleFigure(name, value, rule.holds(value), energy_share=_share([now.resting(at, metric)]))
+        for name, value, at in known
+    ]
+    if small := _of_a_small_part(rule, findings, [now.resting(at, metric) for at in places], nulls):
+        return small
     open_ones = [  # the error of an estimate leaves open on which side of the threshold it lies
         name
         for name, value, at in known
@@ -317,11 +342,45 @@ def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
     return _verdict(rule, "violated" if violating else "within", of, findings)
 
 
+def _share(resting: Sequence[tuple[float, float]]) -> float:
+    """Return the share of the energy of a change that figures rest on, from what each rests on and
+    what its place holds; 1 of nothing.
+    """
+    held = sum(of_figure for of_figure, _ in resting)
+    total = sum(of_place for _, of_place in resting)
+    return held / total if total else 1.0
+
+
+def _of_a_small_part(
+    rule: Rule,
+    findings: Sequence[RuleFigure],
+    resting: Sequence[tuple[float, float]],
+    nulls: Sequence[str],
+) -> Verdict | None:
+    """Return that a rule is left open, as its figures rest on less than half of the change; None if
+    they do not, or if one that rests on more violates it.
+    """
+    small = [one for one in findings if (one.energy_share or 0.0) < LEAST_SHARE]
+    if any(one.met for one in findings if one not in small):
+        return None
+    share = _share(resting)
+    violating = [one for one in small if one.met]
+    if share >= LEAST_SHARE:
+        if not violating:
+            return None
+        share = min(one.energy_share or 0.0 for one in violating)
+    named = [one.figure for one in violating or small or findings]
+    opened = [replace(one, met=False) for one in findings]
+    of: dict[str, Value] = {"figures": named, "share": share, "nulls": [*nulls] or None}
+    return _missing(rule, "small_part", opened, count=len(named), **of)
+
+
 def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Verdict:
     if baseline is None:
         return _missing(rule, "no_baseline")
     findings: list[RuleFigure] = []
     left: list[str] = []  # figures that cannot be judged
+    is_small = False
     for at in baseline.places(rule.figure):
         metric = rule.figure.metric
         names = [metric]
@@ -334,6 +393,12 @@ def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Verd
                 left.append(f"{before.name} ({why})")
                 continue
             low, high = before.bounds
+            sides = (baseline, now) if value is not None else (baseline,)
+            share = min(_share([side.resting(at, name)]) for side in sides)
+            if share < LEAST_SHARE:
+                is_small = True
+                left.append(f"{before.name} (of {text_of(share, 'share')} of the change)")
+                continue
             error = now.error(at, name)
             if error and value is not None and min(abs(value - low), abs(value - high)) <= error:
                 left.append(f"{before.name} (an estimate whose error reaches its end)")
@@ -342,7 +407,7 @@ def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Verd
             outside = value is None or not low - slack <= value <= high + slack
             findings.append(RuleFigure(before.name, value, outside, before.value, low, high))
     if not findings and left:
-        return _missing(rule, "unjudged", left=left)
+        return _missing(rule, "moved_small_part" if is_small else "unjudged", left=left)
     if not findings:
         return _missing(rule, "absent_before", why=baseline.why_absent(rule.figure))
     findings.sort(key=_distance, reverse=True)

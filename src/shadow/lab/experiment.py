@@ -29,7 +29,6 @@ import pandas as pd
 import torch
 import transformers
 
-from shadow import __version__
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
 from shadow.files import write_beside
@@ -52,6 +51,7 @@ from shadow.run.runtime import Files
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
 from shadow.targets.references import Reference
+from shadow.version import __version__
 
 # mixtures of which the share of right answers is measured
 PROBES = ("narrow", "original", "broad", "held_out")
@@ -343,7 +343,7 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
     inside = rows[(rows["subject"] == "delta") & rows["layer"].notna()]
     medians = {name: float(inside[name].astype(float).median()) for name in delta_metrics()}
     columns = {f"layers_{name}": null_if_undefined(value) for name, value in medians.items()}
-    return {**done.summary.figures, **columns}
+    return {**dict(done.summary.figures.items()), **columns}
 
 
 def accuracies(base: Base, folder: Path) -> dict[str, float]:

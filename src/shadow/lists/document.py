@@ -26,7 +26,7 @@ from shadow.telling.report import skipped_table
 from shadow.text import about_time, byte_size, counted, took
 
 if TYPE_CHECKING:
-    from shadow.lists.index import Index, ListRow
+    from shadow.lists.index import Index, Key, ListRow
     from shadow.run.pair_plan import PairPlan, PlannedSide
 
 DOWNLOAD = 12.5e6  # bytes a second, by which the time of a download is told: 100 Mbit/s
@@ -42,37 +42,40 @@ def _position(row: ListRow) -> str:
     return DASH if row.position is None else str(row.position)
 
 
-LIST = (
-    number("#", _position, None),
-    named("family"),
-    named("pair"),
-    worded("state", lambda row: Word(row.state, STATES[row.state])),
-    number("norm", "relative_norm_overall", "share"),
-    number("conc.", "concentration", "fixed"),
-    number("time", "seconds", "seconds"),
-)
-
-
-def list_document(index: Index, folder: object = "reports") -> Document:
+def list_document(
+    index: Index, folder: object = "reports", judged: Mapping[Key, Word] | None = None
+) -> Document:
     """Return the state of the pairs of a list, a row each; errors; and their number and cost.
 
-    folder: of the list.
+    folder: of the list. judged: the states of pairs whose rules were judged, instead of `done`.
     """
+    states = {row.key: Word(row.state, STATES[row.state]) for row in index.rows}
+    states.update(judged or {})
+    fields = (
+        number("#", _position, None),
+        named("family"),
+        named("pair"),
+        worded("state", lambda row: states[row.key]),
+        number("norm", "relative_norm_overall", "share"),
+        number("conc.", "concentration", "fixed"),
+        number("time", "seconds", "seconds"),
+    )
     faults = [
         FigureRow(_position(row), f"{row.name}: {row.error}{f' ({row.hint})' if row.hint else ''}")
         for row in index.rows
         if row.error
     ]
-    blocks: list[Block] = [Section("list"), table_of(LIST, index.rows, close=True)]
+    blocks: list[Block] = [Section("list"), table_of(fields, index.rows, close=True)]
     if faults:
         blocks.append(Figures(faults))
-    return Document([*blocks, Origin(_totals(index, folder))])
+    counts = Counter(states[row.key].text for row in index.rows)
+    return Document([*blocks, Origin(_totals(index, folder, counts))])
 
 
-def _totals(index: Index, folder: object) -> list[tuple[str, str]]:
-    counts = Counter[str](row.state for row in index.rows)
+def _totals(index: Index, folder: object, counts: Counter[str]) -> list[tuple[str, str]]:
     pairs = f"{len(index.rows):,}"
-    states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
+    order = dict.fromkeys((*STATES, *counts))
+    states = ", ".join(f"{counts[state]:,} {state}" for state in order if counts[state])
     seconds = took(sum(row.seconds or 0.0 for row in index.rows))
     parts = [f"{pairs}: {states}" if states else pairs, f"took {seconds}"]
     if moved := sum(row.bytes or 0 for row in index.rows):

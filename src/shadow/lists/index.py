@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from shadow import __version__
 from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
 from shadow.files import alone_at, read_start, safe_name, write_beside, writing
 from shadow.reports.columns import HEADLINE, null_if_undefined
 from shadow.reports.folders import FINISHED, finished_metadata, is_read
 from shadow.reports.provenance import READ, SCHEMA, ReportMetadata
+from shadow.version import __version__
 
 if TYPE_CHECKING:
     from shadow.engines.finished import PairOutcome
@@ -141,7 +141,7 @@ def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None)
     which a report knows the time alone.
     """
     figures: dict[str, Any] = {
-        name: null_if_undefined(summary.figures.get(name)) for name in HEADLINE
+        name: null_if_undefined(getattr(summary.figures, name)) for name in HEADLINE
     }
     matrices = summary.figures.matrices
     seconds = before.seconds if before else None
@@ -153,8 +153,8 @@ def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None)
         folder=report_folder(summary.family, summary.pair),
         base=summary.base["repo"],
         tuned=summary.tuned["repo"],
-        base_commit=summary.base.get("commit"),
-        tuned_commit=summary.tuned.get("commit"),
+        base_commit=summary.base["commit"],
+        tuned_commit=summary.tuned["commit"],
         state="done",
         matrices=None if matrices is None else int(matrices),
         seconds=metadata.get("seconds") if seconds is None else seconds,

@@ -11,11 +11,14 @@ import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
+from shadow.comparing.codes import NoDirections
 from shadow.comparing.comparison import Comparison
+from shadow.comparing.contrast import Contrast
 from shadow.comparing.differences import MOST_SHARED, DeltaDirections, no_shared_base
 from shadow.comparing.matching import ReportIdentity
 from shadow.errors import ShadowError
@@ -25,8 +28,10 @@ from shadow.run.scan import fetch_all
 from shadow.run.sides import client_for, find_audited, open_found, reference_of
 from shadow.run.workers import cost, jobs_of, own_workspace, threads, views
 from shadow.spectra.subspace import JointValues, sibling_values
+from shadow.templates import Reason
 
 Show = Callable[[int, int, str], None]
+Matched = tuple[MatrixPair, MatrixPair]
 
 
 def with_directions(
@@ -40,69 +45,79 @@ def with_directions(
     """Add the directions of the deltas of every two reports of one base, or why there are none."""
     reports = {report.label: report for report in comparison.reports}
     runtime = Runtime(jobs, Access(allow_pickle=allow_pickle, offline=True), say=say)
-    contrasts = []
-    for contrast in comparison.contrasts:
+
+    def with_joint(contrast: Contrast) -> Contrast:
+        if code := no_shared_base(contrast.relation, contrast.verified):
+            return replace(contrast, no_directions=Reason(code))
         try:
-            if why := no_shared_base(contrast.relation, contrast.verified):
-                raise ShadowError(why)
-            found = _siblings(reports[contrast.first], reports[contrast.second], runtime, show)
-            contrasts.append(replace(contrast, joint=found))
+            joint = _siblings(reports[contrast.first], reports[contrast.second], runtime, show)
         except ShadowError as error:
-            contrasts.append(replace(contrast, no_joint=error.message))
-    return replace(comparison, contrasts=contrasts)
+            fault = {"fault": error.message}
+            return replace(contrast, no_directions=Reason(NoDirections.CHECKPOINT_NOT_READ, fault))
+        if isinstance(joint, NoDirections):
+            return replace(contrast, no_directions=Reason(joint))
+        return replace(contrast, joint=joint)
+
+    return replace(comparison, contrasts=list(map(with_joint, comparison.contrasts)))
 
 
 def _siblings(
     first: ReportIdentity, second: ReportIdentity, runtime: Runtime, show: Show
-) -> DeltaDirections:
+) -> DeltaDirections | NoDirections:
     """Compare the deltas of two reports of a shared base."""
-    sides = first.base, first.tuned, second.tuned
+    sides = (first.base, first.tuned, second.tuned)
     references = [part for side in sides for _, part in reference_of(side).parts]
     if len(references) > len(sides):
-        raise ShadowError("the base is another checkpoint for each component")
+        return NoDirections.BASE_OF_COMPONENTS
     with tempfile.TemporaryDirectory() as folder, client_for(references):
         checkpoints: list[Checkpoint] = []
         for side, reference in zip(sides, references, strict=True):
             scratch = Path(folder) / str(len(checkpoints))
-            found = find_audited(side, reference, runtime, scratch)
-            checkpoints.append(open_found(found, runtime, scratch))
-        base, *tuned = checkpoints
-        old, new = (
-            _matrices(base, model, report)
-            for model, report in zip(tuned, (first, second), strict=True)
-        )
-        matched = [(pair, new[key]) for key, pair in old.items() if key in new]
+            audited = find_audited(side, reference, runtime, scratch)
+            checkpoints.append(open_found(audited, runtime, scratch))
+        base, tuned, other_tuned = checkpoints
+        of_first = _matrices(base, tuned, first)
+        of_second = _matrices(base, other_tuned, second)
+        matched = [(pair, of_second[key]) for key, pair in of_first.items() if key in of_second]
         if not matched:
-            raise ShadowError("no matrix is in all three checkpoints")
+            return NoDirections.NO_SHARED_MATRIX
         fetch_all(checkpoints, runtime)
-
-        def measure(match: tuple[MatrixPair, MatrixPair]) -> JointValues | None:
-            """Measure a matrix; None if shapes differ or entries are not finite."""
-            one, other = match
-            assert one.base is not None, "matched"
-            assert other.base is not None, "matched"
-            pairs = views(one, one.base, base, tuned[0]), views(other, other.base, base, tuned[1])
-            if len({tuple(matrix.shape) for pair in pairs for matrix in pair}) > 1:
-                return None
-            formats = one.base.info.dtype, one.tuned.info.dtype, other.tuned.info.dtype
-            values = sibling_values(pairs, formats, own_workspace())
-            return values if values.finite else None
-
         title = f"{first.pair} and {second.pair}"
-        values: list[JointValues | None] = []
+        measured: list[JointValues | None] = []
         with threads(jobs_of(runtime, [pair for pair, _ in matched])) as pool:
-            for value in pool.map(measure, sorted(matched, key=lambda match: -cost(match[0]))):
-                values.append(value)
-                show(len(values), len(matched), title)
-        return directions(values, len(old) + len(new) - 2 * len(matched))
+            largest_first = sorted(matched, key=lambda pairs: -cost(pairs[0]))
+            for values in pool.map(partial(_measure, checkpoints), largest_first):
+                measured.append(values)
+                show(len(measured), len(matched), title)
+        left_out = len(of_first) + len(of_second) - 2 * len(matched)
+        return directions(measured, left_out)
+
+
+def _measure(checkpoints: Sequence[Checkpoint], matched: Matched) -> JointValues | None:
+    """Measure a matrix of a base and two models; None if shapes differ or entries are not
+    finite.
+    """
+    base = checkpoints[0]
+    sides = []
+    formats = []
+    for pair, tuned in zip(matched, checkpoints[1:], strict=True):
+        assert pair.base is not None, "_matrices has no other"
+        sides.append(views(pair, pair.base, base, tuned))
+        formats += [pair.base.info.dtype, pair.tuned.info.dtype]
+    shapes = {tuple(matrix.shape) for pair in sides for matrix in pair}
+    if len(shapes) > 1:
+        return None
+    dtypes = (formats[0], formats[1], formats[3])
+    values = sibling_values((sides[0], sides[1]), dtypes, own_workspace())
+    return values if values.finite else None
 
 
 def _matrices(
     base: Checkpoint, tuned: Checkpoint, report: ReportIdentity
 ) -> dict[object, MatrixPair]:
-    """Return the matrices of a report by place, tensor of the base and shape."""
+    """The matrices of a report by place, tensor of the base and shape."""
     chosen = chosen_in(report.settings)
-    names = [one.name for one in fields(Filter)]
+    names = [field.name for field in fields(Filter)]
     of_report = Filter(**{name: chosen[name] for name in names if name in chosen})
     return {
         (pair.place, pair.base.info.name, pair.rows, pair.cols): pair
@@ -112,24 +127,35 @@ def _matrices(
 
 
 def directions(measured: Sequence[JointValues | None], left_out: int) -> DeltaDirections:
-    """Return figures over all matrices that both models changed: ratios of sums, and means."""
-    changed = [value for value in measured if value and value.first and value.second]
-    first, second, inner, spread, rounding = (
-        math.fsum(getattr(value, name) for value in changed)
-        for name in ("first", "second", "inner", "spread", "rounding")
-    )
-    whole = math.sqrt(first) * math.sqrt(second)
-    known = [value for value in changed if value.directions]
-    count = len(known)
-    return DeltaDirections(
+    """Figures over all matrices that both models changed: ratios of sums, and means."""
+    changed = [values for values in measured if values and values.first and values.second]
+    whole = math.sqrt(_sum(changed, "first")) * math.sqrt(_sum(changed, "second"))
+    known = [values for values in changed if values.directions]
+    joint = DeltaDirections(
         matrices=len(changed),
         left_out=left_out + len(measured) - len(changed),
-        cosine=inner / whole if whole else None,
-        chance_cosine=math.sqrt(spread) / whole if whole else None,
-        chance_cosine_master=min(MOST_SHARED, rounding / whole) if whole else None,
-        directions=max((value.directions for value in known), default=0),
-        overlap=math.fsum(value.overlap for value in known) / count if known else None,
-        chance_overlap=math.fsum(value.chance_overlap for value in known) / count
-        if known
-        else None,
+        cosine=None,
+        chance_cosine=None,
+        chance_cosine_master=None,
+        directions=max((values.directions for values in known), default=0),
+        overlap=None,
+        chance_overlap=None,
     )
+    if whole:
+        joint = replace(
+            joint,
+            cosine=_sum(changed, "inner") / whole,
+            chance_cosine=math.sqrt(_sum(changed, "spread")) / whole,
+            chance_cosine_master=min(MOST_SHARED, _sum(changed, "rounding") / whole),
+        )
+    if known:
+        joint = replace(
+            joint,
+            overlap=_sum(known, "overlap") / len(known),
+            chance_overlap=_sum(known, "chance_overlap") / len(known),
+        )
+    return joint
+
+
+def _sum(measured: Sequence[JointValues], name: str) -> float:
+    return math.fsum(getattr(values, name) for values in measured)

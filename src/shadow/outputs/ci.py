@@ -7,11 +7,12 @@ refer to source files.
 
 from __future__ import annotations
 
+import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree as ET
+from typing import TYPE_CHECKING, Literal
 
 from shadow.checks.answer import FailedVerification, Verification
 from shadow.checks.summary import broken
@@ -23,19 +24,22 @@ from shadow.gates.verdicts import Judgement
 from shadow.outputs.markdown import markdown
 from shadow.telling.document import Document
 from shadow.telling.verification import asked
-from shadow.text import counted, several, visible
+from shadow.text import counted, visible
 
+if TYPE_CHECKING:
+    from junitparser import TestCase
+
+Tag = Literal["failure", "error", "skipped"]  # of JUnit
+Problem = tuple[Tag, str, str]  # with its text and its type
 SUMMARY_BYTES = 1_000_000  # of a step's Markdown; GitHub drops all of what exceeds 1,048,576
 CUT = b"\n\nThe rest does not fit into the summary of a step.\n"
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
 FAULTS = ("met", "missing")  # outcomes: a rule was violated, or had nothing to judge
 JUNIT_START = 1000  # bytes in which a JUnit file names its first element
-NAMED = 3  # tensors that a message names
-LISTED = 100  # and that the output of a case lists
+LISTED = 100  # tensors that the output of a case lists
 LAST_PARTS = 2  # of a path elsewhere
 UNAUDITED = "not audited"
-TAGS = {"met": "failure", "missing": "error", "skipped": "skipped"}  # of JUnit
-COUNTED = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}
+TAGS: Mapping[str, Tag] = {"met": "failure", "missing": "error", "skipped": "skipped"}
 
 
 def sentences(judged: Sequence[Judgement]) -> list[str]:
@@ -160,18 +164,6 @@ def _property(text: str) -> str:
 # JUnit
 
 
-@dataclass(frozen=True)
-class Case:
-    """A test case of JUnit, with its failures and its output."""
-
-    of: str
-    name: str
-    seconds: float = 0.0
-    problems: Sequence[tuple[str, str, str]] = ()
-    """(failure, error or skipped; message; kind)."""
-    lines: Sequence[str] = ()
-
-
 def junit(judged: Sequence[Judgement]) -> bytes:
     """Return JUnit XML: a suite for each pair, with a case for the audit and one for each rule.
 
@@ -190,11 +182,12 @@ def junit(judged: Sequence[Judgement]) -> bytes:
                 *(sentence.text for sentence in summary.finding.sentences),
                 f"tensors of both sides: {counts}",
                 *(f"skipped: {row.tensors} {row.reason}" for row in summary.skipped),
-                *(f"warning: {warning.text}" for warning in summary.warnings),
+                *(f"warning: {warning}" for warning in summary.warnings),
                 *(f"note: {text}" for text in judgement.notes),
             ]
-        faults = [("failure", text, kind) for kind, text in _faults(judgement)]
-        cases = [Case(judgement.name, "audit", judgement.seconds or 0.0, faults, lines)]
+        problems: list[Problem] = [("failure", text, kind) for kind, text in _faults(judgement)]
+        seconds = judgement.seconds or 0.0
+        cases = [_case(judgement.name, "audit", seconds, problems, lines)]
         for verdict in judgement.verdicts:
             lines, problems = [], []
             if verdict.outcome == "passed":
@@ -207,9 +200,8 @@ def junit(judged: Sequence[Judgement]) -> bytes:
                 lines += [f"{one.figure}: {one.value}" for one in verdict.findings if one.met]
             if verdict.outcome == "met" and verdict.rule.message:
                 lines.append(verdict.rule.message)
-            name = verdict.rule.name
-            cases.append(Case(judgement.name, name, problems=problems, lines=lines))
-        suites.append((judgement.name, judgement.seconds, cases))
+            cases.append(_case(judgement.name, verdict.rule.name, 0.0, problems, lines))
+        suites.append((judgement.name, cases))
     return _document(suites)
 
 
@@ -221,8 +213,8 @@ def begin_junit(path: Path, command: str) -> None:
     ShadowError for a file that must not be overwritten, before anything is measured.
     """
     text = f"`shadow {command}` did not finish: its output says why"
-    case = Case("shadow", command, problems=[("error", text, "not finished")])
-    write_document(path, _document([("shadow", None, [case])]))
+    case = _case("shadow", command, 0.0, [("error", text, "not finished")], [])
+    write_document(path, _document([("shadow", [case])]))
 
 
 def write_claims(path: Path, found: Sequence[Verification | FailedVerification]) -> None:
@@ -232,20 +224,19 @@ def write_claims(path: Path, found: Sequence[Verification | FailedVerification])
     cases = []
     for one in found:
         of = {name: _from_here(text) for name, text in one.of.items()}
-        lines, problems = [], []
+        lines: list[str] = []
+        problems: list[Problem] = []
         if isinstance(one, FailedVerification):
-            problems = [("error", one.fault, "fault")]
+            problems.append(("error", one.fault, "fault"))
+        elif one.outcome == "holds":
+            lines.append(one.reason)
         else:
-            against = [f"{item.name}: {item.what}" for item in one.against]
-            lines = [f"{one.outcome.words}: {one.reason}", *against[:LISTED]]
-            if one.outcome != "holds":
-                tag = "failure" if one.outcome == "does_not_hold" else "skipped"
-                named = f" ({several(against, NAMED, '; ')})" if against else ""
-                problems = [(tag, one.reason + named, one.claim)]
+            tag: Tag = "failure" if one.outcome == "does_not_hold" else "skipped"
+            problems.append((tag, one.reason, one.claim))
+            lines += [f"{item.name}: {item.what}" for item in one.against[:LISTED]]
         name = asked(replace(one, of=of))
-        cases.append(Case("shadow verify", name, one.seconds, problems, lines))
-    total = sum(one.seconds for one in found)
-    write_document(path, _document([("shadow verify", total, cases)]))
+        cases.append(_case("shadow verify", name, one.seconds, problems, lines))
+    write_document(path, _document([("shadow verify", cases)]))
 
 
 def _from_here(text: str) -> str:
@@ -258,29 +249,38 @@ def _from_here(text: str) -> str:
     return "/".join(path.parts[-LAST_PARTS:]).removeprefix("/")
 
 
-def _document(suites: Iterable[tuple[str, float | None, Sequence[Case]]]) -> bytes:
-    """Return suites, with their names, seconds and cases, as XML."""
-    root = ET.Element("testsuites", name="shadow")
-    for name, seconds, cases in suites:
-        suite = ET.SubElement(root, "testsuite", name=visible(name))
-        if seconds is not None:
-            suite.set("time", f"{seconds:.3f}")
-        for one in cases:
-            names = {"classname": visible(one.of), "name": visible(one.name)}
-            case = ET.SubElement(suite, "testcase", names, time=f"{one.seconds:.3f}")
-            for tag, message, kind in one.problems:
-                # Jenkins shows the attribute, GitLab only the text
-                more = {"message": visible(message), "type": visible(kind)}
-                ET.SubElement(case, tag, more).text = visible(message)
-            if one.lines:
-                output = ET.SubElement(case, "system-out")
-                output.text = "\n".join(map(visible, one.lines))
-    for element in (*root, root):
-        for key, tag in COUNTED.items():
-            element.set(key, str(sum(1 for _ in element.iter(tag))))
-    del root.attrib["skipped"]  # only suites have it
-    ET.indent(root)
-    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
+def _case(
+    of: str, name: str, seconds: float, problems: Sequence[Problem], lines: Sequence[str]
+) -> TestCase:
+    """Return a test case. The text of a problem is its message, and there is no attribute: GitLab
+    does not show it, and Jenkins shows both.
+    """
+    from junitparser import Error, Failure, Skipped, TestCase
+
+    tags = {"failure": Failure, "error": Error, "skipped": Skipped}
+    case = TestCase(visible(name), visible(of), round(seconds, 3))
+    for tag, text, kind in problems:
+        problem = tags[tag](type_=visible(kind))
+        problem.text = visible(text)
+        case.append(problem)
+    if lines:
+        case.system_out = "\n".join(map(visible, lines))
+    return case
+
+
+def _document(suites: Iterable[tuple[str, list[TestCase]]]) -> bytes:
+    """Return suites, each with its name and cases, as XML."""
+    from junitparser import JUnitXml, TestSuite
+
+    root = JUnitXml("shadow")
+    for name, cases in suites:
+        suite = TestSuite(visible(name))
+        suite.add_testcases(cases)
+        root.add_testsuite(suite)
+    root.update_statistics()
+    content = io.BytesIO()
+    root.write(content, pretty=True)
+    return content.getvalue()
 
 
 def write_document(path: Path, text: bytes) -> None:

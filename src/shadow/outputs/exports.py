@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
-from shadow.gone import gone
 from shadow.outputs import ExportFormat
 from shadow.outputs.markdown import markdown
 from shadow.reports.columns import TABLES
@@ -36,11 +35,9 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
     of one pair, and when output exists and is no empty folder.
     """
     if to not in FORMATS:
-        raise gone("format", to) or UsageError(f"no format {to!r}", ", ".join(FORMATS))
+        raise UsageError(f"no format {to!r}", ", ".join(FORMATS))
     pairs: dict[tuple[str, str], Path] = {}
-    place = placing(output, lambda at: at.is_dir() and not any(at.iterdir()), "an empty folder")
-    with place as folder:
-        folder.mkdir()
+    with placing(output, _is_empty, "an empty folder", is_folder=True) as folder:
         for report in map(AuditReport, folders):  # in memory one at a time
             pair = report.provenance.family, report.provenance.pair
             if (twin := pairs.setdefault(pair, report.folder)) != report.folder:
@@ -66,6 +63,10 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
                     named = {"basename_template": "part-{i}.parquet", "compression": "zstd"}
                     pq.write_to_dataset(table, folder / name, ["family", "pair"], **named)
     return output
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _table(report: AuditReport, name: str) -> pa.Table:

@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from shadow.quantities import DASH, Quantity, share
-from shadow.summary.record import Row
+from shadow.summary.record import GridRow
 from shadow.telling.document import (
     Block,
     Cell,
@@ -168,8 +168,11 @@ COLOURS = (  # cividis, dark to light: legible for every eye, and on black and o
 )  # fmt: skip
 # the same of a terminal of 256 colours, whose nearest ones to those would be teal and rose
 FEW_COLOURS = ("#00005f", "#5f5f87", "#878787", "#afaf87", "#d7d75f", "#ffff5f")
-SHADES, ASCII_SHADES = "░▒▓█", ".:+#"
-UNMOVED, ABSENT = "·", " "
+SHADES = "░▒▓█"
+ASCII_SHADES = "-+X#"
+UNMOVED = "·"
+ASCII_UNMOVED = "."
+ABSENT = " "
 LABEL = 14  # columns of the names of modules
 WIDEST = 2  # columns of a cell, where there is room
 APART = 3  # columns between an axis and the scale
@@ -185,7 +188,7 @@ class HeatMap:
     screen shows them.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[GridRow]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         room = max(8, options.max_width - LABEL - 2)
@@ -202,6 +205,7 @@ class HeatMap:
         least, largest = min(moved), max(moved)
         is_flat = largest <= FLAT * least
         shades = ASCII_SHADES if options.ascii_only else SHADES
+        unmoved = ASCII_UNMOVED if options.ascii_only else UNMOVED
         coloured = console.color_system is not None and not console.no_color
         colours = COLOURS if console.color_system == "truecolor" else FEW_COLOURS
 
@@ -216,7 +220,7 @@ class HeatMap:
             text = Text(f"{module:<{LABEL}}"[:LABEL], "cyan")
             for norm in norms:
                 if not norm:
-                    text.append(f"{ABSENT if norm is None else UNMOVED:^{width}}", "dim")
+                    text.append(f"{ABSENT if norm is None else unmoved:^{width}}", "dim")
                 else:
                     log = math.log(largest / least)
                     letter, style = shade(1.0 if is_flat else math.log(norm / least) / log)
@@ -231,7 +235,7 @@ class HeatMap:
                 scale.append(*shade(step / (len(shades) - 1)))
             scale.append(f" {share(largest)}", "dim")
         if any(norm == 0 for norms in cells.values() for norm in norms):
-            scale.append(f"  {UNMOVED} unchanged", "dim")
+            scale.append(f"  {unmoved} unchanged", "dim")
         first, last = str(layers[0]), str(layers[-1])
         gap = " " * max(1, columns * width - len(first) - len(last))
         axis = Text(f"{'layer':<{LABEL}}{first}{gap}{last}", "dim")

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import yaml
 
-from shadow import __version__
 from shadow.reports.provenance import SCHEMA
+from shadow.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,8 +51,6 @@ def read_words(name: str) -> Mapping[str, Any]:
 
 _COLUMNS, _WORDS = read_words("columns.yaml"), read_words("words.yaml")
 NOTATION = " ".join(row["text"] for row in _COLUMNS["notation"])
-SUMMARY: Mapping[str, str] = _COLUMNS["summary"]
-"""The keys of the rows of summary.json, by their place in it."""
 RULES: list[str] = _WORDS["rules"]
 JSON_FILES: dict[str, dict[str, str]] = _WORDS["files"]
 """The JSON files beside the tables: what each key holds."""

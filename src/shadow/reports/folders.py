@@ -15,12 +15,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadow import __version__
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, require_utf8, safe_name, write_through, writing
+from shadow.files import PARTIAL, read_start, require_utf8, safe_name, write_through, writing
 from shadow.reports.provenance import METADATA_KEY, READ, SCHEMA, ReportMetadata, metadata_in
 from shadow.storage import Store, located, place_for
 from shadow.text import closest, several
+from shadow.version import __version__
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -159,25 +159,26 @@ def has_remains(folder: Path) -> bool:
     for name in TABLES_OF_A_PAIR:
         path = folder / f"{name}.parquet"
         try:
-            if path.is_file() and "pair" in _stored_metadata(_schema(path)):
+            if path.is_file() and "pair" in _stored_metadata(schema_of(path)):
                 return True
         except ShadowError:
             return True
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     try:
-        with (folder / "summary.json").open("rb") as file:
-            summary = json.loads(file.read(MAX_SUMMARY))
+        summary = json.loads(read_start(folder / "summary.json", MAX_SUMMARY) or b"")
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(summary, dict) and summary.keys() >= {"schema", "family", "pair", "figures"}
 
 
-def _schema(path: Path) -> pa.Schema:
-    """Return the schema of a Parquet file. Raises ShadowError."""
+def schema_of(path: Path) -> pa.Schema:
+    """Return the schema of a Parquet file of a report. Raises ShadowError."""
     import pyarrow as pa  # takes a twentieth of a second
     import pyarrow.parquet as pq
 
+    if not path.is_file():
+        raise missing(path.parent, path.name)
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
@@ -280,7 +281,7 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
     from shadow.reports.columns import TABLES  # a twentieth of a second
 
     require_utf8(folder)
-    schema = _schema(path)
+    schema = schema_of(path)
     try:
         metadata: ReportMetadata = _stored_metadata(schema)
         if type(metadata["schema"]) is int and not is_read(metadata):
@@ -315,14 +316,15 @@ def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> 
         if (is_due or name != "spectra") and not (folder / f"{name}.parquet").is_file():
             raise missing(folder, f"{name}.parquet")
     if is_due:
-        _schema(folder / "spectra.parquet")
+        schema_of(folder / "spectra.parquet")
 
 
 def _check_metadata(metadata: Any) -> None:
     """Raise TypeError or KeyError if metadata do not have the types that readers rely on."""
-    settings, seconds = metadata["settings"], metadata.get("seconds") or 0.0
-    typed = [
-        (seconds, int | float),
+    settings = metadata["settings"]
+    seconds = metadata.get("seconds")
+    typed: list[tuple[object, Any]] = [
+        (seconds, int | float | None),
         (settings["method"]["level"], str),
         (settings.get("chosen") or {}, dict),
         (metadata.get("libraries") or {}, dict),
@@ -330,9 +332,9 @@ def _check_metadata(metadata: Any) -> None:
     ]
     for side in (metadata["base"], metadata["tuned"]):
         maybe = (side["commit"], side["fingerprint"], side.get("content"))
-        typed += [(side["repo"], str), *((text or "", str) for text in maybe)]
+        typed += [(side["repo"], str), *((text, str | None) for text in maybe)]
     is_typed = type(metadata["schema"]) is int and all(isinstance(*one) for one in typed)
-    if not is_typed or not 0 <= seconds < 1e12:
+    if not is_typed or not 0 <= (seconds or 0.0) < 1e12:
         raise TypeError
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
 from shadow.reports.columns import TABLES
-from shadow.reports.folders import NAME_ONE, report_metadata, require_tables
+from shadow.reports.folders import NAME_ONE, report_metadata, require_tables, schema_of
 from shadow.reports.parquet import (
     MAX_ROWS,
     arrow_schema,
@@ -92,8 +92,7 @@ class Report:
         """
         lacking: list[str] = []
         for table in filter(lambda table: table.later, TABLES.values()):
-            with telling_faults(path := self._path(table.name)):
-                lacking += table.later - {*pq.read_schema(path).names}
+            lacking += table.later - {*schema_of(self._path(table.name)).names}
         return tuple(sorted(lacking))
 
     def table(self, name: str) -> pa.Table:

@@ -13,6 +13,7 @@ from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpo
 from shadow.checkpoints.weight_files import PREFIX
 from shadow.errors import ShadowError
 from shadow.places.architecture import Place
+from shadow.reasons import UNNAMED
 from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
 from shadow.run.runtime import AlignedPair
 from shadow.run.scanned import Scanned, Unmatched
@@ -102,7 +103,8 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
             "save it again",
         )
     without_norms = replace(opened, tensors=tensors, adapter=replace(opened.adapter, dora=False))
-    pairs, skipped = pair_checkpoints(base, without_norms, Filter(), may_differ=True)
+    # what was merged may have come under other names
+    pairs, skipped = pair_checkpoints(base, without_norms, Filter(), may_differ=True, by_place=True)
     updates = {pair.place: pair for pair in pairs if pair.base and pair.tuned.factor}
     whole = {pair.place: pair for pair in pairs if pair.base and not pair.tuned.factor}
     norms = {
@@ -120,7 +122,8 @@ def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Unmatched]]:
     closed = {role_of(one.place) for one in skipped if one.side == "base" and one.reason}
     for one in skipped:
         if one.side == "tuned":
-            why = Reason("not_read" if role_of(one.place) in closed else "no_module")
+            is_hidden = one.detail != UNNAMED and role_of(one.place) in closed
+            why = Reason("not_read" if is_hidden else "no_module")
             if one.reason != "only_in_tuned":
                 why = said(one.detail or str(one.reason))
             yield one.place, Unmatched(one.info.name, "adapter", why)

@@ -139,11 +139,12 @@ def _sorted_out(
             unread.append(Unmatched(name, "tuned", said(pair.detail)))
     by_name: dict[str, dict[str, Skipped]] = {}
     for tensor in skipped:
-        # filtered: of a part of the base that stands for another component; what is computed from
-        # the config need not be stored
-        is_computed = tensor.reason == "not_a_matrix" and COMPUTED.fullmatch(tensor.info.name)
-        if tensor.reason != "filtered" and not is_computed:
+        # filtered: of a part of the base that stands for another component
+        if tensor.reason != "filtered":
             by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
+    for name in [*by_name]:  # what is computed from the config need not be stored
+        if len(by_name[name]) == 1 and COMPUTED.fullmatch(name):
+            del by_name[name]
     unpacked = {
         role_of(tensor.place)
         for of_name in by_name.values()

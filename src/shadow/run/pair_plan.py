@@ -22,7 +22,7 @@ from shadow.run.settings import Settings
 from shadow.run.sides import client_for, find_sides, line_up, pickled_part, references_of
 from shadow.run.workers import pace
 from shadow.spectra.solvers import solver_of
-from shadow.summary.record import Row, row
+from shadow.summary.record import SkippedRow
 from shadow.targets.families import Pair
 from shadow.text import byte_size
 
@@ -57,7 +57,7 @@ class PairPlan:
     tuned: PlannedSide
     matrices: int
     vectors: int
-    skipped: list[Row]
+    skipped: list[SkippedRow]
     """A row for each reason to skip tensors, the most tensors first."""
     shards_to_fetch: int
     shards_in_ranges: int
@@ -174,14 +174,13 @@ def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
     )
 
 
-def _reasons(skipped: Sequence[Skipped]) -> list[Row]:
+def _reasons(skipped: Sequence[Skipped]) -> list[SkippedRow]:
     """Return counts by reason, with a few names and the first detail, as in a summary."""
     groups = defaultdict[str, list[Skipped]](list)
     for tensor in skipped:
         groups[tensor.reason or tensor.status].append(tensor)
     return [
-        row(
-            "skipped",
+        SkippedRow(
             reason=reason,
             tensors=len(group),
             base=sum(tensor.side == "base" for tensor in group),

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow import __version__
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.opening import (
     Assembled,
@@ -31,6 +30,7 @@ from shadow.reports.provenance import SCHEMA
 from shadow.run.runtime import AlignedPair, Progress, Runtime
 from shadow.targets.references import AnyReference, ComponentBase, Reference, as_folder
 from shadow.text import and_list, byte_size, short
+from shadow.version import __version__
 
 if TYPE_CHECKING:
     from shadow.reports.provenance import CheckpointMetadata, ReportMetadata

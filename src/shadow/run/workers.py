@@ -264,8 +264,9 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Mean
     if pair.base is None:
         only = _view(pair, pair.tuned, tuned)
         largest = largest_entry(only, working_dtype(stored), means.space)
-        if not math.isfinite(largest):
-            return _broken(Extent(0.0, largest, 0.0))
+        size = Extent(0.0, largest, 0.0)
+        if not (size.finite and size.in_range):
+            return _broken(size)
         alone = measure_alone(only, stored, largest, means, pair.key)
         return MatrixOutcome(
             "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
@@ -302,7 +303,7 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Mean
 def _of_vector(sides: Sides, formats: tuple[str, str], detail: str | None) -> MatrixOutcome:
     """Measure a pair of vectors, which have only norms."""
     size = extent(sides)
-    if not size.finite:
+    if not (size.finite and size.in_range):
         return _broken(size)
     unit = max(size.base, size.tuned) or 1.0  # so that squares are safe
     of_delta, of_base = [], []
@@ -343,10 +344,17 @@ def _copied(
 
 
 def _broken(size: Extent) -> MatrixOutcome:
-    """Return the outcome of a pair with an entry that is not finite."""
+    """Return the outcome of a pair with an entry that is not finite, or sums that are not."""
+    if size.finite:
+        return MatrixOutcome("skipped", reason="out_of_range", detail=_extent_in_words(size))
     broken = [side for side in SIDES if not math.isfinite(getattr(size, side))]
     detail = f"in the {' and the '.join(broken)} tensor"
     return MatrixOutcome("skipped", reason="nonfinite", detail=detail)
+
+
+def _extent_in_words(size: Extent) -> str:
+    sizes = {"the base": size.base, "the tuned model": size.tuned, "their difference": size.delta}
+    return ", ".join(f"up to {largest:.1e} in {side}" for side, largest in sizes.items() if largest)
 
 
 def own_workspace() -> Workspace:

@@ -44,7 +44,7 @@ from shadow.spectra.spectrum import (
     working_dtype,
 )
 from shadow.spectra.subspace import NO_SUBSPACES
-from shadow.spectra.sums import Extent, Sums, extent, sums
+from shadow.spectra.sums import Extent, Sums, sums
 
 
 class Measured(NamedTuple):
@@ -68,7 +68,7 @@ def summed(sides: Sides, formats: tuple[str, str]) -> Sums | Extent:
 class Result(NamedTuple):
     """Facts about a matrix pair."""
 
-    broken: Extent | None  # with an entry that is not finite
+    broken: Extent | None  # with an entry that is not finite, or sums that float64 does not hold
     base_norm: float = 0.0
     measurements: tuple[Measurement, ...] = ()  # of base, tuned and delta; none of equal entries
     may_be_cast: bool = True  # to another format of floats
@@ -76,18 +76,20 @@ class Result(NamedTuple):
 
 def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> Result:
     """Measure a matrix pair at the level of a method. key: as in `measure_pair`."""
-    if not isinstance(solver_of(means.method), Spectral):
+    has_spectra = isinstance(solver_of(means.method), Spectral)
+    if not has_spectra:
         found = compared(sides, formats)
-        if not found.finite:
-            return Result(extent(sides))
-        values = norm_values(found) if found.changed else ()
-        return Result(None, math.sqrt(found.base), values, found.rounded is not None)
+        if found.is_safe:
+            values = norm_values(found) if found.changed else ()
+            return Result(None, math.sqrt(found.base), values, found.rounded is not None)
     total = summed(sides, formats)
     size = total if isinstance(total, Extent) else total.size
-    if not size.finite:
+    if not (size.finite and size.in_range):
         return Result(size)
     if isinstance(total, Extent):
         return Result(None, frobenius_norm(sides.base, size.base, sides.dtype, sides.space))
+    if not has_spectra:
+        return Result(None, math.sqrt(total.base) / total.scale, _norms(total, sides.shape))
     measured = measure_pair(sides.base, sides.tuned, formats, total, means, key)
     return Result(None, measured.base.number("frobenius_norm") or 0.0, measured)
 
@@ -121,7 +123,7 @@ def measure_pair(
         **dict.fromkeys(FORMAT_COLUMNS),
         **format_values(sides, formats, float(lines[0].sum())),
         **coverage_values(profile),
-        "decay_cosine": decay_cosine(total.along, math.sqrt(profile.energy), math.sqrt(total.base)),
+        "decay_cosine": _decay(total),
         "levels_base": stored_levels(base, formats[0]),
         "levels_tuned": stored_levels(tuned, formats[1]),
     }
@@ -151,17 +153,32 @@ def measure_pair(
     return Measured(made.base, made.tuned, delta)
 
 
+def _norms(total: Sums, shape: tuple[int, int]) -> Measured:
+    """Return the columns of the level norms, from sums with a scale."""
+    base, tuned = (math.sqrt(energy) / total.scale for energy in (total.base, total.tuned))
+    values = {**_sizes(total, shape), "decay_cosine": _decay(total)}
+    del values["floor_ratio"]
+    delta = norm_alone("delta", math.sqrt(total.profile.energy) / total.profile.scale, values)
+    return Measured(norm_alone("base", base), norm_alone("tuned", tuned), delta)
+
+
+def _decay(total: Sums) -> float | None:
+    return decay_cosine(total.along, math.sqrt(total.profile.energy), math.sqrt(total.base))
+
+
 def _sizes(total: Sums, shape: tuple[int, int]) -> Values:
     """Return size, direction and rounding of the delta relative to the base, from the sums."""
     profile = total.profile
     delta, base = math.sqrt(profile.energy) / profile.scale, math.sqrt(total.base) / total.scale
     rounding = math.sqrt(total.ulps / 12.0) / total.scale
     of_delta = profile.scale / total.scale
-    energy, along = profile.energy / of_delta**2, total.along / of_delta
+    energy = profile.energy / of_delta / of_delta
+    along = total.along / of_delta
     return {
         "relative_norm": delta / base if base > 0 else None,
         "cosine": cosine(math.sqrt(total.base), math.sqrt(total.tuned), energy, along),
         "zero_share": total.zeros / (shape[0] * shape[1]),
+        "zeroed": int(total.zeroed),
         "floor_ratio": delta / rounding if rounding > 0 else None,
     }
 

@@ -22,6 +22,8 @@ from shadow.spectra.spectrum import SMALL_BLOCK, Sides, tiles
 from shadow.spectra.sums import PART, parts
 
 CASTS = ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2")
+SQUARES = 1e-280  # energy, below which squares may have vanished in float64
+FAR = 2.0**20  # a norm so many times another is far larger
 AS_ROUNDING = 0.5  # of the energy that rounding leaves on average
 HIGHEST = 128  # exponent of a base beyond which binades are not told apart
 
@@ -37,9 +39,16 @@ class Entries:
     delta: float  # of (W_tuned - W_base)²
     along: float  # of W_base (W_tuned - W_base)
     finite: bool  # both sides are; otherwise the sums are those of the parts in which they are
+    zeroed: bool  # whether entries that differ are 0 in the tuned side
     # (side, format) where that side is the other rounded to a format, in every entry; None where
     # neither is, or nothing changed
     rounded: tuple[str, str] | None = None
+
+    @property
+    def is_safe(self) -> bool:
+        """Return whether both sides are finite, and no square has vanished or overflowed."""
+        held = (self.base, self.tuned, *((self.delta,) if self.changed else ()))
+        return self.finite and all(energy > SQUARES for energy in held)
 
 
 # what overflows is summed in float64
@@ -51,12 +60,16 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
     energies: list[list[float]] = [[], [], [], []]  # of base, tuned and delta, and <base, delta>
     changed, finite = 0, True
     alive = _casts(sides, formats)
+    zeroed = True
     for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
         equal = part.is_equal()
         part.load(0)
         if alive or binades or not equal:
             part.load(1)
         alive = [cast for cast in alive if _is_cast(cast, *part.numbers)]
+        if zeroed and not equal:
+            b, t = part.numbers
+            zeroed = not t[t != b].any()
         if binades:
             binades.add(*part.numbers)
         here, found = (0, [part.energy()] * 2) if equal else part.products()
@@ -68,7 +81,7 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
         changed += here
     rounded = alive[0] if alive and changed else None
     base, tuned, delta, along = map(math.fsum, energies)
-    return Entries(sides.tuned.numel(), changed, base, tuned, delta, along, finite, rounded)
+    return Entries(sides.tuned.numel(), changed, base, tuned, delta, along, finite, zeroed, rounded)
 
 
 def norm_values(found: Entries) -> tuple[Measurement, ...]:
@@ -79,6 +92,7 @@ def norm_values(found: Entries) -> tuple[Measurement, ...]:
         "cosine": cosine(base, tuned, found.delta, found.along),
         "decay_cosine": decay_cosine(found.along, delta, base),
         "zero_share": (found.entries - found.changed) / found.entries,
+        "zeroed": int(found.zeroed),
     }
     sides = norm_alone("base", base), norm_alone("tuned", tuned)
     return *sides, norm_alone("delta", delta, of_delta)
@@ -203,14 +217,18 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
 
 def cosine(base: float, tuned: float, energy: float, along: float) -> float | None:
     """Return <W_base, W_tuned> / (norm norm), from both norms, the energy of D and <W_base, D>, so
-    that 1 - cosine is right to 1e-7 relative_norm². None if a norm is 0.
+    that 1 - cosine is right to 1e-7 relative_norm². None if a norm is 0, or tuned is far smaller.
 
     1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|).
     Summed from products of base and tuned in float32, 1 - cosine was 22 % off at a relative norm of
-    1e-3.
+    1e-3. Where D is far larger than the base, that difference cancels, and the products do not.
     """
     if base == 0 or tuned == 0:
         return None
+    if FAR * tuned < base:  # what is left of the base is less than the rounding of D
+        return None
+    if math.sqrt(energy) > FAR * base:
+        return max(-1.0, min(1.0, (base + along / base) / tuned))
     longer = (2.0 * along + energy) / (tuned + base)
     distance = (energy - longer**2) / (2.0 * base * tuned)
     return max(-1.0, min(1.0, 1.0 - distance))

@@ -181,7 +181,7 @@ def count(
     tuned, shape = sides.tuned, sides.shape
     tall = shape[0] > shape[1]
     lines, weight = sampled_lines(row_class if tall else col_class, min(shape))
-    top = math.frexp(largest)[1] - 1
+    top = max(math.frexp(largest)[1] - 1, grid.min_exponent)
     kinds = (int(row_class.max()) + 1, int(col_class.max()) + 1)
     raw_levels = levels().raw
     # where the counts of a row class and of a column class begin in the flat table of counts

@@ -248,9 +248,10 @@ class KrylovSolver(_Spectral):
         adapter, from its factors, has all values, and so has a side of zeros.
         """
         profile, is_all = total.profile, means.method.subjects == "all"
+        size = total.size
         sizes: dict[Subject, tuple[float, float]] = {  # the scale of each, and its norm
-            "base": (total.scale, math.sqrt(total.base) / total.scale),
-            "tuned": (total.scale, math.sqrt(total.tuned) / total.scale),
+            "base": (power_of_two_scale(size.base), math.sqrt(total.base) / total.scale),
+            "tuned": (power_of_two_scale(size.tuned), math.sqrt(total.tuned) / total.scale),
             "delta": (profile.scale, math.sqrt(profile.energy) / profile.scale),
         }
         norms = {subject: norm for subject, (_, norm) in sizes.items()}

@@ -248,12 +248,13 @@ def power_of_two_scale(largest: float) -> float:
     """Return a power of two that brings the largest entry near 1, or 1 if squares are safe anyway.
 
     Squares of float32 vanish below 1e-19 and overflow above 1e19; multiplying by a power of two
-    rounds nothing.
+    rounds nothing. float32 holds that of each number which it holds itself.
     """
     exponent = int(np.frexp(largest)[1])
     if abs(exponent) <= 24 or largest == 0.0:
         return 1.0
-    return float(np.ldexp(1.0, max(-1000, min(1000, -exponent))))
+    highest = 126 if exponent >= -150 else 1000
+    return float(np.ldexp(1.0, max(-1000, min(highest, -exponent))))
 
 
 def scaled_blocks(

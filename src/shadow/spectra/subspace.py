@@ -92,12 +92,13 @@ def subspace_values(
     left_is_short = base.rows <= base.cols
     energies = (profile.rows, profile.cols) if left_is_short else (profile.cols, profile.rows)
     exact = "exact" in (base.precision, tuned.precision)
+    plain = all(power_of_two_scale(float(side.sigma[0])) == 1.0 for side in (base, tuned))
     streamed = _streamed(
         u_b[:, :k],
         base.sigma[:k],
         u_t,
         tuned.sigma[:known_t],
-        replace(sides, dtype=torch.float64 if exact else torch.float32),
+        replace(sides, dtype=torch.float32 if plain and not exact else torch.float64),
         scale,
         energies[1],
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ from shadow.spectra.spectrum import Sides, Workspace, power_of_two_scale, read_b
 SUMMED = 1 << 16
 NARROW = 1 << 11
 UNSCALED = 2.0**24  # a largest entry below which nothing needs a smaller scale
+# Sizes whose norms float64 holds, and how many times a side may be larger than the other, so that
+# the squares of both are held at one scale.
+SMALLEST, LARGEST, FURTHEST = 2.0**-1020, 2.0**1000, 2.0**400
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,24 @@ class Extent:
         return math.isfinite(self.base) and math.isfinite(self.tuned)
 
     @property
+    def in_range(self) -> bool:
+        """Return whether float64 holds the sums of both sides and of the delta."""
+        sizes = [size for size in (self.base, self.tuned, self.delta) if size]
+        sides = [size for size in (self.base, self.tuned) if size]
+        if not all(SMALLEST <= size <= LARGEST for size in sizes):
+            return False
+        return not sides or max(sides) / min(sides) <= FURTHEST
+
+    @property
     def scales(self) -> tuple[float, float]:
         """Powers of two: of both sides, and of the delta of both scaled sides."""
         scale = power_of_two_scale(max(self.base, self.tuned))
-        return scale, power_of_two_scale(self.delta * scale)
+        return scale, power_of_two_scale(self.delta) / scale
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether squares of every side are safe without a scale."""
+        return all(power_of_two_scale(size) == 1.0 for size in (self.base, self.tuned, self.delta))
 
 
 def extent(sides: Sides) -> Extent:
@@ -58,7 +75,7 @@ def extent(sides: Sides) -> Extent:
     for index, _ in tiles(sides.tuned):
         b, t = (side.numpy() for side in sides.read(index))
         largest[:2] = _larger(largest[0], b), _larger(largest[1], t)
-        with np.errstate(invalid="ignore"):  # infinity less infinity
+        with np.errstate(invalid="ignore", over="ignore"):  # infinity less infinity
             largest[2] = _larger(largest[2], np.subtract(t, b, out=t))
     return Extent(*largest)
 
@@ -86,6 +103,7 @@ class Sums:
     along: float  # <W_base, D>, times profile.scale / scale; of any sign
     ulps: float  # of squared ulps, as `sums` defines them, > 0
     zeros: int  # entries in which both sides agree
+    zeroed: bool  # whether all others are 0 in the tuned side
     scale: float  # the power of two that entries were multiplied by
     ulp_rows: NDArray[np.float64]  # (rows,): the same sums of squared ulps, by row
     ulp_cols: NDArray[np.float64]  # (cols,): and by column
@@ -94,17 +112,20 @@ class Sums:
 
 
 def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
-    """Return every sum over entries; only the extent if an entry is not finite, or both sides
-    agree.
+    """Return every sum over entries; only the extent if an entry is not finite, if float64 does not
+    hold the sums, or if both sides agree.
 
     stored: the coarser format of the two, for ulps. Usually one pass: entries whose squares are
-    safe need no scale, and two sides that differ do so in the first tile.
+    safe need no scale, and two sides that differ do so in the first tile. All others are summed in
+    float64.
     """
     found = _sums(sides, stored, None)
     if found is None:
         size = extent(sides)
-        found = _sums(sides, stored, size) if size.finite and size.delta else None
-        return size if found is None else found
+        if not (size.finite and size.in_range and size.delta):
+            return size
+        found = _sums(replace(sides, dtype=torch.float64), stored, size)
+        assert found is not None, "its extent is known"
     return found
 
 
@@ -127,6 +148,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
     ulp_rows, ulp_cols = np.zeros(rows), np.zeros(cols)
     totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
     different = 0
+    zeroed = True
     for index, (row, col) in tiles(sides.tuned, SUMMED, NARROW):
         b, t = (side.numpy() for side in sides.read(index))
         if size is None:
@@ -148,6 +170,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
                 return None
         np.not_equal(d, 0, out=differs)
         different += int(np.count_nonzero(differs))
+        zeroed = zeroed and not t[differs].any()
         in_rows, in_cols = slice(row, row + len(b)), slice(col, col + b.shape[1])
         reached[in_rows] |= differs.any(axis=1)
         if delta_scale != 1.0:
@@ -169,7 +192,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         c[in_cols] += down @ d
         totals["fourth"] += _products(d, d)
     found = Extent(*largest) if size is None else size
-    if found.scales != (scale, delta_scale):
+    if size is None and not found.is_plain:
         return None
     fourth = totals.pop("fourth")
     totals["ulps"] *= math.ldexp(1.0, -2 * stored.mantissa_bits)
@@ -179,6 +202,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         profile,
         **totals,
         zeros=zeros,
+        zeroed=zeroed,
         scale=scale,
         size=found,
         stored=stored,

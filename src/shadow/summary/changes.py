@@ -5,23 +5,37 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from shadow.summary.bootstrap import Mask
 from shadow.summary.coverage import OUTSIDE
-from shadow.summary.record import Row, row
+from shadow.summary.record import (
+    Casts,
+    FewEntries,
+    InPlaces,
+    Masked,
+    Moved,
+    MovedRun,
+    PlacesRow,
+    Rearranged,
+    Recognised,
+    Replaced,
+    Row,
+    Scaled,
+    Zeroed,
+)
 from shadow.summary.tables import Columns, are, median
 
 Layer = tuple[str, int]  # component, number
-SPAN = ("first_layer", "last_layer", "base_first")
 
 # cosines of base and tuned: below, another matrix stands there; the model's median has to be above
 OTHER, SAME_MODEL = 0.5, 0.9
 # How far singular values may be apart, and how far times sqrt(rows cols): those of independent
 # matrices of one size have 3 (planted, 32 to 1,024 wide), of a matrix and its rotation in BF16 0.1.
 AGREE, AGREE_OF_ENTRIES = 0.01, 2.0
-# Both equations hold to 4e-10 for F32; a format of fewer bits breaks them, and nothing is said.
+# The equation holds to 4e-10 for F32; a format of fewer bits breaks it, and nothing is said.
 EXACT = 1e-6
 UNEVEN = 0.01  # how far factors may be apart, of how far they are from 1
 EXCESS = 0.3  # of unchanged entries over what storage explains, from which a matrix was masked
@@ -41,12 +55,12 @@ class Change:
     sentence: str = ""  # the code of its sentence, where that is another
     meaning: str = ""  # where it is another than that of the sentence
 
-    def figures(self, found: Row) -> Row | None:
+    def figures(self, found: Recognised) -> Row | None:
         """Return the figures of the change if it holds, otherwise None."""
         figures: Row | None = found
         for name in self.place.split("."):
-            figures = figures and figures[name]
-        if figures is not None and self.place == "casts":
+            figures = figures and getattr(figures, name)
+        if isinstance(figures, Casts):
             most = figures.beside <= figures.tensors > 0
             return figures if most and (self.code == "copy") == (not figures.beside) else None
         return figures
@@ -110,22 +124,23 @@ CHANGES = (
         "layers_moved",
         "moved layers",
         "rearranged.moved",
-        "Byte for byte, {layers:count layer is another layer|layers are other layers} of the base."
-        " The figures compare layers of the same number, so those of moved layers describe no"
-        " change.",
+        "[Byte for byte, {whole:count layer is another layer|layers are other layers} of the"
+        " base. ][Most matrices of {in_part:count layer|layers} are, byte for byte, those of"
+        " {in_part|another layer|other layers} of the base. ]The figures compare layers of the same"
+        " number, so those of moved layers describe no change.",
     ),
     Change(
         "not_comparable",
         "not comparable entry by entry",
         "rearranged.not_comparable",
-        "{matrices:count matrix is|matrices are} not comparable entry by entry: rotated, reordered"
-        " or another model ({places}). The singular values agree with the base's; the difference"
-        " is no change.",
+        "{matrices:count matrix is|matrices are} not comparable entry by entry: far from the"
+        " base's, with the same singular values, as if rotated, reordered or of another model"
+        " ({places}). {matrices|Its|Their} difference is no measure of a change.",
     ),
 )
 
 
-def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Row:
+def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Recognised:
     """Return what all rows prove, None if nothing is known. lineage: the median cosine of the two
     models.
     """
@@ -136,32 +151,31 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Row:
     agree = np.fmin(AGREE, AGREE_OF_ENTRIES / np.sqrt(deltas["rows"] * deltas["cols"]))
     same = (np.abs(deltas["sigma_scale"] - 1.0) <= AGREE) & (deltas["sigma_scale_iqr"] <= agree)
     apart = (deltas["cosine"] < OTHER) & same & ~in_moved & (scaled is None)
-    return row(
-        "recognised",
+    return Recognised(
         replaced=_replaced(deltas.where(~(in_moved | apart)), lineage),
         scaled=scaled,
         zeroed=None if scaled is not None else zeroed,
         casts=_casts(tensors),
-        rearranged=_rearranged(deltas, moved, in_moved, apart),
+        rearranged=_rearranged(deltas, tensors, moved, in_moved, apart),
         few_entries=few,
         masked=None if scaled or zeroed or few else _masked(deltas),
     )
 
 
 def _rearranged(
-    deltas: Columns, moved: Mapping[Layer, int], in_moved: Mask, apart: Mask
-) -> Row | None:
+    deltas: Columns, tensors: Columns, moved: Mapping[Layer, int], in_moved: Mask, apart: Mask
+) -> Rearranged | None:
     """Find where comparing entries shows no change: layers most of whose matrices come from another
     layer of the base, and matrices that are not comparable entry by entry.
     """
     if not moved and not apart.any():
         return None
     inside = ~are(deltas["module"], *OUTSIDE)
-    return Row(
+    return Rearranged(
         matrices=int(((in_moved | apart) & inside).sum()),
         changed=int(inside.sum()),
-        moved=Row(layers=len(moved), rows=_runs(moved)) if moved else None,
-        not_comparable=_places(deltas.where(apart)) if apart.any() else None,
+        moved=_moved(tensors, moved) if moved else None,
+        not_comparable=InPlaces(**_places(deltas.where(apart))) if apart.any() else None,
     )
 
 
@@ -188,40 +202,63 @@ def _moved_layers(tensors: Columns) -> dict[Layer, int]:
     return moved
 
 
-def _runs(moved: Mapping[Layer, int]) -> list[Row]:
-    """Return runs of layers that are consecutive on both sides."""
-    rows: list[Row] = []
-    for (component, layer), of_base in sorted(moved.items()):
-        last = rows[-1] if rows else row("moved_rows", component="", **dict.fromkeys(SPAN, 0))
-        follows = last.last_layer + 1, last.base_first + layer - last.first_layer
-        if (component, layer, of_base) == (last.component, *follows):
-            last["last_layer"] = layer
-        else:
-            span = dict(zip(SPAN, (layer, layer, of_base), strict=True))
-            rows.append(row("moved_rows", span, component=component))
+def _moved(tensors: Columns, moved: Mapping[Layer, int]) -> Moved:
+    """Count the layers that moved, and those of them that have tensors of their own as well."""
+    of_base = tensors.having(side="base").inside.each("component", "layer", "checksum")
+    of_tuned = tensors.having(side="tuned").inside.each("component", "layer", "checksum")
+    held = set(of_base)
+    changed: set[Layer] = set()
+    for component, layer, checksum in of_tuned:
+        place = component, int(layer)
+        if place in moved and (component, moved[place], checksum) not in held:
+            changed.add(place)
+    whole = len(moved) - len(changed)
+    return Moved(
+        layers=len(moved), whole=whole or None, in_part=len(changed) or None, rows=_runs(moved)
+    )
+
+
+def _runs(moved: Mapping[Layer, int]) -> list[MovedRun]:
+    """Runs of layers that are consecutive on both sides."""
+    rows: list[MovedRun] = []
+    for (component, layer), base_layer in sorted(moved.items()):
+        last = rows[-1] if rows else None
+        if (
+            last is not None
+            and (component, layer) == (last.component, last.last_layer + 1)
+            and base_layer - last.base_first == layer - last.first_layer
+        ):
+            rows[-1] = last.with_values(last_layer=layer)
+            continue
+        run = MovedRun(
+            component=component, first_layer=layer, last_layer=layer, base_first=base_layer
+        )
+        rows.append(run)
     return rows
 
 
-def _places(deltas: Columns, **more: float) -> Row:
-    """Return how many rows there are, and how many of each module, in which layers."""
+def _places(deltas: Columns) -> dict[str, Any]:
+    """The values of InPlaces: how many rows there are, and how many of each module and layers."""
     rows = []
     for (component, module), group in deltas.groups("component", "module"):
         layers = sorted({int(layer) for layer in group.inside["layer"]})
-        where = {"component": component, "module": module, "layers": layers}
-        rows.append(Row(where, matrices=len(group)))
-    return Row(matrices=len(deltas), rows=rows, **more)
+        row = PlacesRow(component=component, module=module, layers=layers, matrices=len(group))
+        rows.append(row)
+    return {"matrices": len(deltas), "rows": rows}
 
 
-def _replaced(deltas: Columns, lineage: float | None) -> Row | None:
+def _replaced(deltas: Columns, lineage: float | None) -> Replaced | None:
     """Find matrices with little in common with the base's, in a model that is close to it."""
     other = deltas.where(np.abs(deltas["cosine"]) < OTHER)
     if lineage is None or lineage < SAME_MODEL or not len(other):
         return None
     cosine = other["cosine"]
-    return _places(other, cosine_least=float(cosine.min()), cosine_most=float(cosine.max()))
+    return Replaced(
+        cosine_least=float(cosine.min()), cosine_most=float(cosine.max()), **_places(other)
+    )
 
 
-def _scaled(deltas: Columns) -> Row | None:
+def _scaled(deltas: Columns) -> Scaled | None:
     """Find that every changed matrix is its base times one factor: the delta is the base times
     (factor - 1), and their cosine 1 or -1.
     """
@@ -232,33 +269,33 @@ def _scaled(deltas: Columns) -> Row | None:
     middle = median(offsets)
     if not middle or not np.nanmax(np.abs(offsets - middle)) <= UNEVEN * abs(middle):
         return None
-    return Row(matrices=len(deltas), factor=1.0 + middle)
+    return Scaled(matrices=len(deltas), factor=1.0 + middle)
 
 
-def _zeroed(deltas: Columns) -> Row | None:
+def _zeroed(deltas: Columns) -> Zeroed | None:
     """Find that in every changed matrix some entries, a median share of them, became 0, and all
-    others stayed: the delta is minus a part of the base, so that its cosine is minus its relative
-    norm. A base without some of its singular directions also has that, but there no entry stays the
-    same.
+    others stayed.
     """
-    cosine, norm, same = (deltas[name] for name in ("decay_cosine", "relative_norm", "zero_share"))
-    is_each = (np.abs(cosine + norm) <= EXACT * norm) & (same >= SOME_KEPT) & (same <= 1.0)
+    same = deltas["zero_share"]
+    is_each = (deltas["zeroed"] == 1) & (same >= SOME_KEPT) & (same <= 1.0)
     if len(deltas) < 2 or not is_each.all():
         return None
-    return Row(matrices=len(deltas), share=1.0 - float(np.median(same)))
+    return Zeroed(matrices=len(deltas), share=1.0 - float(np.median(same)))
 
 
-def _few_entries(deltas: Columns) -> Row | None:
+def _few_entries(deltas: Columns) -> FewEntries | None:
     """Find that fewer entries changed than each matrix has rows or columns. An adapter stores no
     entries, and has no such share.
     """
     changed = np.round((1.0 - deltas["zero_share"]) * deltas["parameters"])
     if not len(deltas) or not (changed < np.fmin(deltas["rows"], deltas["cols"])).all():
         return None
-    return _places(deltas, entries=int(changed.sum()), of=int(deltas["parameters"].sum()))
+    return FewEntries(
+        entries=int(changed.sum()), of=int(deltas["parameters"].sum()), **_places(deltas)
+    )
 
 
-def _masked(deltas: Columns) -> Row | None:
+def _masked(deltas: Columns) -> Masked | None:
     """Find matrices of layers with more unchanged entries than storage leaves, by a median share.
 
     Updates in proportion to the base move its smallest entries least, and do not count; nor do
@@ -270,10 +307,10 @@ def _masked(deltas: Columns) -> Row | None:
     found = excess[(excess >= EXCESS) & ~along & ~(misfit >= ASTRAY)]
     if 2 * len(found) <= len(inside):
         return None
-    return Row(matrices=len(found), of=len(inside), excess=float(np.median(found)))
+    return Masked(matrices=len(found), of=len(inside), excess=float(np.median(found)))
 
 
-def _casts(tensors: Columns) -> Row | None:
+def _casts(tensors: Columns) -> Casts | None:
     """Count changed tensors that are the other side's in another format, those whose base was cast,
     and those that changed more, including vectors; None if a changed tensor does not say whether it
     is a cast, and if there are few.
@@ -287,4 +324,4 @@ def _casts(tensors: Columns) -> Row | None:
         for how in ("tuned", "base")
     )
     beside = int(are(tuned["cast"], "neither").sum())
-    return Row(tensors=of_tuned + of_base, of_base=of_base, beside=beside)
+    return Casts(tensors=of_tuned + of_base, of_base=of_base, beside=beside)

@@ -15,10 +15,20 @@ from typing import Any
 import numpy as np
 
 from shadow.dtypes import FLOATS
-from shadow.reasons import FROM_ZERO
+from shadow.reasons import FROM_ZERO, UNNAMED
 from shadow.summary.layer_medians import held_rank
-from shadow.summary.record import Row, row
-from shadow.summary.tables import Columns, are, median
+from shadow.summary.record import (
+    BrokenRow,
+    FileCounts,
+    FileRow,
+    FilesRow,
+    SkippedRow,
+    Unchanged,
+    UncomparedRow,
+    VectorsRow,
+    VocabularyRow,
+)
+from shadow.summary.tables import Columns, Rows, are, median
 from shadow.text import short_name
 
 ONE_SIDED = ("only_in_base", "only_in_tuned")
@@ -39,7 +49,7 @@ FULL_RANK = 0.5  # of the directions of a matrix; an adapter of rank 16 in 896 h
 OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may share
 
 
-def vectors(tensors: Columns) -> Row:
+def vectors(tensors: Columns) -> VectorsRow:
     """Return how many vectors were compared, and how far those that moved did.
 
     A vector that is 0 in the base has no relative norm, and its detail says where it moved.
@@ -57,8 +67,7 @@ def vectors(tensors: Columns) -> Row:
         order = among[np.argsort(-sizes[among], kind="stable")]
         if furthest is None and len(order) > 1 and sizes[order[0]] > FAR * sizes[order[1]]:
             furthest = order[0]
-    return row(
-        "vectors",
+    return VectorsRow(
         compared=len(rows),
         changed=int(changed.sum()),
         relative_norm=median(norms[norms > 0]),
@@ -71,12 +80,21 @@ def vectors(tensors: Columns) -> Row:
 
 def idle_updates(tensors: Columns) -> int:
     """Return modules of an adapter that equal the base's, as the product of its factors is 0."""
-    rows = tensors.having(side="tuned", status="identical")
+    return _updates(tensors.having(side="tuned", status="identical"))
+
+
+def unnamed_updates(tensors: Columns) -> int:
+    """Return modules of an adapter of whose name the base has none."""
+    return _updates(tensors.where(are(tensors["detail"], UNNAMED)).having(side="tuned"))
+
+
+def _updates(tensors: Columns) -> int:
+    """Count the modules of an adapter's factors."""
     factors = (".lora_B", ".lora_embedding_B")  # one of the two of a module
-    return sum(any(factor in str(name) for factor in factors) for name in rows["tensor"])
+    return sum(any(factor in str(name) for factor in factors) for name in tensors["tensor"])
 
 
-def vocabulary(tensors: Columns) -> list[Row]:
+def vocabulary(tensors: Columns) -> list[VocabularyRow]:
     """Return embeddings and heads with more rows on one side, whose common rows were compared."""
     tensors = tensors.having(module=GROWING, status=("measured", "identical"))
     rows = []
@@ -89,12 +107,18 @@ def vocabulary(tensors: Columns) -> list[Row]:
                 is_partial |= compared < math.prod(shape)
         base, tuned = of["base"], of["tuned"]
         if is_partial and base and tuned and base != tuned:
-            sizes = {"base_rows": base, "tuned_rows": tuned, "added": tuned - base}
-            rows.append(row("vocabulary", sizes, component=component, module=module))
+            grown = VocabularyRow(
+                component=component,
+                module=module,
+                base_rows=base,
+                tuned_rows=tuned,
+                added=tuned - base,
+            )
+            rows.append(grown)
     return rows
 
 
-def broken(tensors: Columns) -> list[Row]:
+def broken(tensors: Columns) -> list[BrokenRow]:
     """Return the tensors that no training leaves so, a row for each side and kind of damage."""
     rows = []
     damage = {
@@ -111,12 +135,12 @@ def broken(tensors: Columns) -> list[Row]:
                 if of == side and _side(code, detail or "") in (side, "both")
             ]
             if names:
-                found = {"count": len(names), "tensors": names[:EXAMPLES]}
-                rows.append(row("broken", found, code=code, side=side))
+                row = BrokenRow(code=code, side=side, count=len(names), tensors=names[:EXAMPLES])
+                rows.append(row)
     return rows
 
 
-def uncompared(tensors: Columns) -> list[Row]:
+def uncompared(tensors: Columns) -> list[UncomparedRow]:
     """Return what has no partner, another shape or no finite numbers: whole layers, whole experts,
     otherwise modules. A tensor whose partner cannot be read has a partner.
     """
@@ -146,8 +170,7 @@ def uncompared(tensors: Columns) -> list[Row]:
         key = (reason, _side(reason, detail or ""), component, named, number < 0)
         groups.setdefault(key, []).append(int(number))
     return [
-        row(
-            "uncompared",
+        UncomparedRow(
             reason=str(reason),
             side=side,
             component=str(component),
@@ -179,14 +202,13 @@ def _side(reason: str, detail: str) -> str:
     return "both"
 
 
-def skipped(tensors: Columns) -> list[Row]:
+def skipped(tensors: Columns) -> list[SkippedRow]:
     """Return counts by reason, with a few names and the first detail."""
     rows = []
     chosen = tensors.having(status="skipped").groups("reason")
     for (reason,), group in sorted(chosen, key=lambda one: one[0]):
         sides = Counter(group["side"])
-        one = row(
-            "skipped",
+        row = SkippedRow(
             reason=reason,
             tensors=len(group),
             base=sides["base"],
@@ -194,21 +216,21 @@ def skipped(tensors: Columns) -> list[Row]:
             examples=list(dict.fromkeys(group["tensor"]))[:EXAMPLES],
             detail=next((one for one in group["detail"] if one is not None), None),
         )
-        rows.append(one)
-    return sorted(rows, key=lambda one: -one.tensors)
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row.tensors)
 
 
-def unchanged(tensors: Columns) -> list[Row]:
+def unchanged(tensors: Columns) -> list[Unchanged]:
     """Return the modules of the tuned side all of whose compared matrices are identical."""
     matrices = tensors.where(tensors.are_matrices).having(side="tuned")
     return [
-        row("unchanged", component=component, module=module, tensors=len(rows))
+        Unchanged(component=component, module=module, tensors=len(rows))
         for (component, module), rows in matrices.groups("component", "module")
         if are(rows["status"], "identical").all()
     ]
 
 
-def files(rows: Iterable[Mapping[str, Any]]) -> Row | None:
+def files(rows: Iterable[Mapping[str, Any]]) -> FilesRow | None:
     """Return the files that differ, and the number of files in each state; None for a report
     without files. A file that both sides have counts once.
     """
@@ -219,9 +241,11 @@ def files(rows: Iterable[Mapping[str, Any]]) -> Row | None:
     apart.sort(key=lambda one: (not one["differs"], one["state"] == "unknown", str(one["path"])))
     counts = Counter(one["state"] for one in once)
     listed = [
-        row("file_rows", one, differs=(one["differs"] or "").split()) for one in apart[:LISTED]
+        FileRow.from_parts(one, differs=(one["differs"] or "").split()) for one in apart[:LISTED]
     ]
-    return Row(counts=row("file_counts", {state: counts[state] for state in STATES}), rows=listed)
+    return FilesRow(
+        counts=FileCounts.from_parts({state: counts[state] for state in STATES}), rows=listed
+    )
 
 
 @dataclass(frozen=True)
@@ -241,12 +265,15 @@ class Standing:
     unjudged: list[str]  # as `unjudged_formats`
 
 
-def standing_of(deltas: Columns, tensors: Columns) -> Standing:
-    """Return the standing of a pair, from its delta rows and all of tensors.parquet."""
-    weights = _weights(tensors)
+def standing_of(rows: Rows) -> Standing:
+    """Return the standing of a pair."""
+    deltas = rows.deltas
+    weights = _weights(rows.tensors)
     total, compared = sum(weights["size"]), int(sum(weights["compared"]))
     unread = weights["size"][are(weights["reason"], "unknown_dtype", "quantized")]
-    inside = deltas.where(~are(deltas["module"], *OUTSIDE))
+    inside, rounded = (
+        some.where(~are(some["module"], *OUTSIDE)) for some in (deltas, rows.rounded)
+    )
     rank = held_rank(inside.__getitem__)
     share = rank / np.fmin(inside["rows"], inside["cols"])
     if 2 * int(np.isnan(share).sum()) > len(share):
@@ -255,7 +282,7 @@ def standing_of(deltas: Columns, tensors: Columns) -> Standing:
     same = np.ones(_identical(weights, OUTSIDE))
     return Standing(
         identical=_identical(weights),
-        cosine=median(np.concatenate([inside["cosine"], same])),
+        cosine=median(np.concatenate([inside["cosine"], rounded["cosine"], same])),
         compared=compared / total if total else 0.0,
         compared_percent=1000 * compared // total / 10 if total else 0.0,
         is_part=bool(are(weights["reason"], "filtered").any()),
@@ -263,7 +290,14 @@ def standing_of(deltas: Columns, tensors: Columns) -> Standing:
         rank_share=median(share),
         rank_ceiling=None if np.isnan(ceilings).all() else float(np.nanmax(ceilings)),
         unread=float(sum(unread)) / max(1, total),
-        formats=sorted({dtype for dtype in deltas["dtype"] if dtype and "/" in dtype}),
+        formats=sorted(
+            {
+                dtype
+                for some in (deltas, rows.rounded)
+                for dtype in some["dtype"]
+                if dtype and "/" in dtype
+            }
+        ),
         unjudged=unjudged_formats(deltas),
     )
 

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from shadow.spectra.levels import round_trip
 from shadow.spectra.noise import LEAST_KEPT, NOISE, UNTOUCHED
 from shadow.summary.bootstrap import Floats, Mask
-from shadow.summary.record import LAYER_MEDIANS, Row, row
+from shadow.summary.record import AnyRow, InsideLayers, LayerMedians, keys_of
 from shadow.summary.tables import Columns, are, floats, median, over, total_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+LAYER_MEDIANS = keys_of(LayerMedians)
 BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
     "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy",
     "format_ratio", "kept_low", "kept_high",
@@ -32,6 +33,9 @@ SHORTEST = 256  # entries of a row, below which distinct values tell nothing
 TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
 NEARLY_KEPT = 0.002  # how far a share of the energy may be from kept where nothing was rounded away
 LOW = 0.25  # of the short side: what counts as low rank
+# Relative norms between which the error of a copy in few bits lies: a rounding to 8 bits leaves
+# more than the first, and what rounding takes is less than the weights.
+IN_8_BITS, NO_ROUNDING = 0.002, 1.0
 OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 # How far rest_over_rounding may be above 1: adapters leave .92 to 1, as their directions take some
 # of the rounding with them, and trainings in few directions more where one lies below it. Nothing
@@ -41,7 +45,7 @@ HIDDEN, AS_ROUNDING, EXACT = 0.03, 0.01, 0.05
 Column = Callable[[str], "pd.Series | NDArray[Any]"]
 
 
-def inside_layers(deltas: Columns) -> Row:
+def inside_layers(deltas: Columns) -> InsideLayers:
     """Return counts of matrices and of what is known about them, and medians."""
     inside = deltas.inside
     reason, z, formats = inside["kept_reason"], inside["purity_z"], inside["dtype"]
@@ -49,8 +53,7 @@ def inside_layers(deltas: Columns) -> Row:
     least, most = rank_bounds(inside.__getitem__)
     unexplained = are(reason, "rounding_unexplained")
     wide = [set((one or "").split("/")) <= {"F16", "F32", "F64"} for one in formats]
-    return row(
-        "inside_layers",
+    return InsideLayers.from_parts(
         inside.medians(*LAYER_MEDIANS, *BESIDE),
         _coherent(inside),
         _few(inside),
@@ -66,6 +69,7 @@ def inside_layers(deltas: Columns) -> Row:
         rank_least=median(least),
         rank_most=median(most),
         rank_known=int(_is_of_rank(inside.__getitem__).sum()),
+        noisy_rest=int(_has_noisy_rest(inside).sum()),
         # both sides of which are in files of more bits than BF16
         unexplained_in_more_bits=int((unexplained & np.array(wide, dtype=np.bool_)).sum()),
         in_8_bits=sum("F8" in one for one in formats if one),
@@ -89,13 +93,12 @@ def _kept_range(rows: Columns) -> dict[str, float | None]:
     return found
 
 
-def by_module(place: str, deltas: Columns) -> list[Row]:
-    """Return the same medians of each module: for `outside_layers` embeddings, head and projectors,
-    for `coherence` modules inside.
+def by_module(kind: type[AnyRow], deltas: Columns) -> list[AnyRow]:
+    """The same medians of each module: OutsideLayers of embeddings, head and projectors, Coherence
+    of modules inside.
     """
     return [
-        row(
-            place,
+        kind.from_parts(
             rows.medians(*LAYER_MEDIANS),
             _coherent(rows),
             component=component,
@@ -151,7 +154,8 @@ def _coherent(rows: Columns) -> dict[str, float | int | None]:
     """
     recorded, purity = rows["equivalent_directions"], _known_purity(rows.__getitem__)
     above = above_short_side(rows.__getitem__)
-    values = np.where(above, np.where(purity > 0, 1.0 / purity, np.inf), recorded)
+    directions = np.divide(1.0, purity, out=np.full(len(purity), np.inf), where=purity > 0)
+    values = np.where(above, directions, recorded)
     is_median_above = 2 * above.sum() >= np.count_nonzero(~np.isnan(values))
     return {
         "equivalent_directions": None if is_median_above else median(values),
@@ -214,12 +218,24 @@ def _is_of_rank(inside: Column) -> Mask:
     few changed entries have few directions whatever was trained.
     """
     kept = floats(inside("kept"))
-    hidden = HIDDEN * kept / (1.0 - kept)  # of the rounding, if it is HIDDEN of the update
+    lost = 1.0 - kept
+    # of the rounding, if it is HIDDEN of the update
+    hidden = np.divide(HIDDEN * kept, lost, out=np.full(len(kept), np.inf), where=lost != 0)
     hidden = np.where(np.isnan(kept), EXACT, hidden)
     as_rounding = floats(inside("rest_over_rounding")) - 1.0 <= AS_ROUNDING
     few = are(inside("kept_reason"), "few_changed")
     known: Mask = (hidden >= EXACT) & as_rounding & ~few
     return known
+
+
+@np.errstate(all="ignore")  # a forged report may hold infinities
+def _has_noisy_rest(inside: Columns) -> Mask:
+    """Return which deltas are noise as large as the error of a copy in few bits, but for directions
+    that may stand out, as of an adapter that was merged onto one.
+    """
+    rest = inside["relative_norm"] * np.sqrt(inside["rest_energy"])
+    found: Mask = (inside["rest_rank"] >= 0) & (rest >= IN_8_BITS) & (rest <= NO_ROUNDING)
+    return found
 
 
 def _few(inside: Columns) -> dict[str, int]:

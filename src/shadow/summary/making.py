@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from shadow.places.names import ATTENTION, MLP
-from shadow.reports.provenance import SCHEMA, ReportMetadata
+from shadow.reports.provenance import SCHEMA, CheckpointMetadata, ReportMetadata
 from shadow.summary.bootstrap import (
     Blocks,
     Counts,
@@ -36,29 +36,38 @@ from shadow.summary.coverage import (
     unchanged,
     uncompared,
     unjudged_formats,
+    unnamed_updates,
     vectors,
     vocabulary,
 )
 from shadow.summary.layer_medians import by_module, inside_layers
 from shadow.summary.record import (
-    MEDIANS,
     STATUSES,
+    Coherence,
+    ComponentRow,
+    GridRow,
+    LayerRow,
+    Medians,
+    ModuleRow,
+    OutsideLayers,
+    PairFigures,
     PairRecord,
-    Row,
+    Quarter,
+    StatusCounts,
+    WithoutBase,
     by_component,
+    keys_of,
     main_of,
     order_of,
-    row,
     tier_of,
 )
 from shadow.summary.tables import Columns, Rows, are, finite, is_partial, median, over, total_of
 
 ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 QUARTERS = 4  # of the depth
+MEDIANS = keys_of(Medians)
 BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a layer
 MOSTLY_KNOWN = 0.9  # of the stored energy: in matrices of which the update's norm is known
-# what makes the keys of the same name
-OF_TENSORS = (unchanged, vectors, vocabulary, uncompared, skipped, idle_updates, broken)
 
 
 def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> PairRecord:
@@ -67,41 +76,40 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
     statuses = Counter(tensors["status"])
     tally, depth = _overall(rows), _by_layer(rows)
     return PairRecord(
-        row(
-            "record",
-            tally.over_layers(),
-            {make.__name__: make(tensors) for make in OF_TENSORS},
-            schema=SCHEMA,
-            family=metadata["family"],
-            pair=metadata["pair"],
-            base=row("side", {"content": None}, metadata["base"]),
-            tuned=row("side", {"content": None}, metadata["tuned"]),
-            counts={status: statuses[status] for status in STATUSES},
-            figures=_figures(rows, tally),
-            components=_by_component(rows),
-            modules=_by_module(rows),
-            depth=depth,
-            grid=grid(deltas, tensors),
-            inside_layers=inside_layers(deltas),
-            outside_layers=by_module("outside_layers", deltas.outside),
-            coherence=by_module("coherence", deltas.inside),
-            quarters=_quarters(depth, deltas),
-            without_base=[
-                row(
-                    "without_base",
-                    group.medians(*ALONE),
-                    component=component,
-                    matrices=len(group),
-                )
-                for (component,), group in rows.alone.groups("component")
-            ],
-            recognised=recognised(deltas, tensors, lineage),
-            warnings=[],
-            warning_codes=[],
-            tier=tier_of(metadata["settings"]),
-            estimated=bool(are(deltas["precision"], "sketch").any()),
-            files=files(rows.files),
-        )
+        schema=SCHEMA,
+        family=metadata["family"],
+        pair=metadata["pair"],
+        base=_side(metadata["base"]),
+        tuned=_side(metadata["tuned"]),
+        counts=StatusCounts.from_parts({status: statuses[status] for status in STATUSES}),
+        figures=_figures(rows, tally),
+        components=_by_component(rows),
+        modules=_by_module(rows),
+        depth=depth,
+        grid=grid(rows.measured, tensors),
+        inside_layers=inside_layers(deltas),
+        outside_layers=by_module(OutsideLayers, deltas.outside),
+        coherence=by_module(Coherence, deltas.inside),
+        quarters=_quarters(depth, deltas),
+        unchanged=unchanged(tensors),
+        without_base=[
+            WithoutBase.from_parts(group.medians(*ALONE), component=component, matrices=len(group))
+            for (component,), group in rows.alone.groups("component")
+        ],
+        vectors=vectors(tensors),
+        vocabulary=vocabulary(tensors),
+        uncompared=uncompared(tensors),
+        recognised=recognised(deltas, tensors, lineage),
+        skipped=skipped(tensors),
+        warnings=[],
+        warning_codes=[],
+        idle_updates=idle_updates(tensors),
+        unnamed_updates=unnamed_updates(tensors),
+        broken=broken(tensors),
+        tier=tier_of(metadata["settings"]),
+        estimated=bool(are(deltas["precision"], "sketch").any()),
+        files=files(rows.files),
+        **tally.over_layers(),
     )
 
 
@@ -114,8 +122,11 @@ class Sum:
 
 
 def ratio(part: Sum, whole: Sum, counts: Counts) -> Floats:
-    """Return one sum over another, NaN if that is 0."""
-    quotient = (counts @ part.layers + part.outside) / (counts @ whole.layers + whole.outside)
+    """Return one sum over another, NaN if that is 0 or one of them is not finite."""
+    above = counts @ part.layers + part.outside
+    below = counts @ whole.layers + whole.outside
+    known = np.isfinite(above) & np.isfinite(below) & (below != 0)
+    quotient = np.divide(above, below, out=np.full(len(counts), np.nan), where=known)
     return np.where(np.isfinite(quotient), quotient, np.nan)
 
 
@@ -125,7 +136,9 @@ def effective_layers(energies: Floats) -> float:
     """
     every = np.ones(len(energies))
     total = every @ energies
-    logs = every @ np.where(energies > 0, energies * np.log(energies), 0.0)
+    if not 0 < total < math.inf:
+        return math.nan
+    logs = every @ (energies * np.log(energies, out=np.zeros(len(energies)), where=energies > 0))
     return float(np.minimum(np.exp(np.log(total) - logs / total), len(every)))  # but for rounding
 
 
@@ -133,6 +146,8 @@ def depth_entropy(energies: Floats) -> float:
     """Return -sum p ln p / ln(layers), in [0, 1]: 1 if all layers have equal shares; NaN for one
     layer.
     """
+    if len(energies) < 2:
+        return math.nan
     return float(np.log(effective_layers(energies)) / np.log(np.float64(len(energies))))
 
 
@@ -266,7 +281,17 @@ def _overall(rows: Rows) -> _Tally:
     return tally
 
 
-def _figures(rows: Rows, tally: _Tally) -> Row:
+def _side(recorded: CheckpointMetadata) -> CheckpointMetadata:
+    """A side without the keys that other versions recorded."""
+    return CheckpointMetadata(
+        repo=recorded["repo"],
+        commit=recorded["commit"],
+        fingerprint=recorded["fingerprint"],
+        content=recorded.get("content"),
+    )
+
+
+def _figures(rows: Rows, tally: _Tally) -> PairFigures:
     tensors, deltas = rows.tensors, rows.deltas
     tensors = tensors.added(size=tensors.sizes)
     sides = (tensors.having(side=side) for side in ("base", "tuned"))
@@ -277,8 +302,7 @@ def _figures(rows: Rows, tally: _Tally) -> Row:
     embeddings = deltas.where((deltas["module"] == "embed") & (deltas["component"] == _main(rows)))
     embedding = embeddings.where([0] if len(embeddings) else [])
     inside = deltas.inside
-    return row(
-        "figures",
+    return PairFigures.from_parts(
         tally.figures,
         _unrounded(deltas),
         matrices=len(deltas),
@@ -288,6 +312,8 @@ def _figures(rows: Rows, tally: _Tally) -> Row:
         parameters_identical=sizes["identical"],
         relative_norm_overall=_whole_norm(deltas),
         rank_ceiling=None if np.isnan(ceilings).all() else int(np.nanmax(ceilings)),
+        matrices_rounded=len(rows.rounded),
+        parameters_rounded=int(rows.rounded["parameters"].sum()),
         unverified=int((deltas["verified"] == 0).sum()),
         embedding_row_participation_ratio=median(embedding["row_participation_ratio"]),
         embedding_rows_changed=median(embedding["rows_changed"]),
@@ -309,7 +335,7 @@ def _of_group(rows: Rows, group: Columns) -> _Tally:
     return tally
 
 
-def _by_component(rows: Rows) -> list[Row]:
+def _by_component(rows: Rows) -> list[ComponentRow]:
     """Return, for each component, how much of it is measured or identical, and the figures of what
     is measured.
 
@@ -331,27 +357,28 @@ def _by_component(rows: Rows) -> list[Row]:
             "identical": int(are(group["status"], "identical").sum()),
         }
         components.append(
-            row("components", tally.figures, tally.over_layers(), component=component)
+            ComponentRow.from_parts(tally.figures, tally.over_layers(), component=component)
         )
     return sorted(components, key=lambda one: order_of(one.component))
 
 
-def _by_module(rows: Rows) -> list[Row]:
+def _by_module(rows: Rows) -> list[ModuleRow]:
     """Return medians and the share of the energy by component and module, in the order of
     names.yaml.
     """
     modules = []
     for (component, module), group in rows.deltas.groups("component", "module"):
         tally, of = _of_group(rows, group), {"component": component, "module": module}
-        modules.append(row("modules", tally.figures, tally.over_layers(), of))
+        modules.append(ModuleRow.from_parts(tally.figures, tally.over_layers(), of))
     return sorted(modules, key=lambda one: order_of(one.component, one.module))
 
 
-def _by_layer(rows: Rows) -> list[Row]:
+def _by_layer(rows: Rows) -> list[LayerRow]:
     """Return energies, the relative norm as one vector, and medians for each compared layer of each
     component.
 
-    energy_share is of the component's layers. A layer that is identical has a relative norm of 0.
+    energy_share is of the component's layers. A layer that is identical or only rounded has a
+    relative norm of 0.
     """
     deltas = rows.deltas
     totals = {
@@ -362,12 +389,12 @@ def _by_layer(rows: Rows) -> list[Row]:
     for place, (component, layer) in enumerate(rows.layers):
         here = deltas.where(deltas["at"] == place)
         energy = float(here["energy"].sum())
-        one = row(
-            "depth",
+        one = LayerRow.from_parts(
             here.medians(*BY_LAYER),
             component=component,
             layer=layer,
             matrices=len(here),
+            matrices_rounded=int((rows.rounded["at"] == place).sum()),
             relative_norm=_whole_norm(here) if len(here) else 0.0,
             energy=finite(energy),
             energy_share=over(energy, totals.get(component, 0.0)),
@@ -376,7 +403,7 @@ def _by_layer(rows: Rows) -> list[Row]:
     return layers
 
 
-def _quarters(depth: list[Row], deltas: Columns) -> list[Row]:
+def _quarters(depth: list[LayerRow], deltas: Columns) -> list[Quarter]:
     """Return the shares of each quarter of a component's layers in energy and parameters."""
     at, sizes = deltas["at"], deltas["parameters"]
     of_layers = np.bincount(at[at >= 0], weights=sizes[at >= 0], minlength=len(depth))
@@ -384,24 +411,24 @@ def _quarters(depth: list[Row], deltas: Columns) -> list[Row]:
     for component, layers in by_component(depth).items():
         size = of_layers[begin : begin + len(layers)]
         begin += len(layers)
-        if len(layers) < QUARTERS or any(one.energy_share is None for one in layers):
+        shares = [layer.energy_share for layer in layers]
+        if len(layers) < QUARTERS or None in shares:
             continue
         ends = [quarter * len(layers) // QUARTERS for quarter in range(QUARTERS + 1)]
         for number, (start, end) in enumerate(pairwise(ends), 1):
-            quarter = row(
-                "quarters",
+            row = Quarter(
                 component=component,
                 quarter=number,
                 first_layer=layers[start].layer,
                 last_layer=layers[end - 1].layer,
-                energy_share=math.fsum(one.energy_share for one in layers[start:end]),
+                energy_share=math.fsum(share for share in shares[start:end] if share is not None),
                 parameter_share=over(size[start:end].sum(), size.sum()),
             )
-            quarters.append(quarter)
+            quarters.append(row)
     return quarters
 
 
-def grid(deltas: Columns, tensors: Columns) -> list[Row]:
+def grid(deltas: Columns, tensors: Columns) -> list[GridRow]:
     """Return modules by layers: how far each moved, and how concentrated its change is; a row for
     each module of a component that has layers, in the order of names.yaml; medians over experts.
 
@@ -421,8 +448,7 @@ def grid(deltas: Columns, tensors: Columns) -> list[Row]:
         layers, figures = zip(*sorted(cells[component, module].items()), strict=True)
         norms, concentrations = map(list, zip(*figures, strict=True))
         rows.append(
-            row(
-                "grid",
+            GridRow(
                 component=component,
                 module=module,
                 layers=list(layers),

@@ -1,16 +1,31 @@
-"""The record of a pair and its rows, with the keys of columns.yaml: the content of the tables
-before any claim about it; and how it is read from `summary.json`.
+"""The record of a pair and its rows: the content of the tables before any claim about it; and how
+it is read from `summary.json`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from functools import cache
+from inspect import get_annotations
+from types import NoneType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Never,
+    NewType,
+    Self,
+    TypeAlias,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from shadow.places.names import name_rules
-from shadow.reports.columns import SUMMARY
-from shadow.reports.provenance import SettingsMetadata
+from shadow.reports.provenance import CheckpointMetadata, SettingsMetadata
 from shadow.spectra.measurement import LEVELS, WITHOUT_SPECTRA
 
 STATUSES = ("measured", "identical", "skipped")  # of tensors
@@ -22,11 +37,12 @@ TIERS: Mapping[str, tuple[str, str]] = {
 """What was measured, and the option that asks for it; none for the usual one."""
 
 
-def tier_of(settings: SettingsMetadata) -> str:
-    """Return the tier of a report with these settings."""
+def tier_of(settings: SettingsMetadata) -> Tier:
+    """The tier of a report with these settings."""
     method = settings["method"]
-    tier = "delta" if method.get("subjects") == "delta" else "full"
-    return next((level for level in WITHOUT_SPECTRA if level == method["level"]), tier)
+    if method["level"] in WITHOUT_SPECTRA:
+        return Tier(method["level"])
+    return Tier("delta" if method.get("subjects") == "delta" else "full")
 
 
 def not_measured(tier: str) -> str | None:
@@ -35,55 +51,531 @@ def not_measured(tier: str) -> str | None:
     return f"the report has {how}: it was made with {option}" if option else None
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True)
 class Row(dict[str, Any]):
-    """Values by key, which are also attributes."""
+    """Values by key, which are also attributes: those that the class annotates, in that order.
+
+    It is a dict, so that it costs nothing to import and JSON can write it. mypy checks its
+    attributes, and refuses to look a key up.
+    """
 
     __slots__ = ()
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
+    if TYPE_CHECKING:
+
+        def __getitem__(self, key: Never) -> Any: ...  # type: ignore[override]
+    else:
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return self[name]
+            except KeyError:
+                raise AttributeError(name) from None
+
+    @classmethod
+    def from_parts(cls, *parts: Mapping[str, Any], **more: Any) -> Self:
+        """A row of all parts, its keys in their order; later parts override earlier ones."""
+        values: dict[str, Any] = {}
+        for part in (*parts, more):
+            values |= part
+        return cls(**{key: values[key] for key in keys_of(cls)})
 
     def with_values(self, **values: Any) -> Self:
-        """Return the same row with other values of some keys."""
-        return type(self)(self | values)
+        """The same row with other values of some keys."""
+        return type(self)(**self | values)
 
 
-def _shape(keys: str) -> dict[str, str]:
-    """Return the kind of each key of a list, and of the keys of lists that it names."""
-    kinds: dict[str, str] = {}
-    for key in keys.split():
-        name, _, kind = key.partition(":")
-        kinds |= _shape(SUMMARY[name[1:]]) if name[0] == "*" else {name: kind or "number?"}
-    return kinds
+@cache
+def kinds_of(row: type[Row]) -> dict[str, Any]:
+    """The type of each key of a row, in the order in which JSON has them: the figures that several
+    rows have come last.
+    """
+    kinds = get_type_hints(row)
+    bases_first = row.__mro__[::-1]
+    classes = sorted(bases_first, key=SHARED.__contains__)
+    return {key: kinds[key] for each in classes for key in get_annotations(each)}
 
 
-SHAPES = {place: _shape(keys) for place, keys in SUMMARY.items()}
-MEDIANS, LAYER_MEDIANS = tuple(SHAPES["medians"]), tuple(SHAPES["layer_medians"])
+def keys_of(row: type[Row]) -> tuple[str, ...]:
+    """The keys of a row."""
+    return tuple(kinds_of(row))
 
 
-def row(place: str, /, *parts: Mapping[str, Any], **more: Any) -> Row:
-    """Return the row of a place, its keys in their order; later parts override earlier ones."""
-    values: dict[str, Any] = {}
-    for part in (*parts, more):
-        values |= part
-    return Row((key, values[key]) for key in SHAPES[place])
+Tier = NewType("Tier", str)
+Bounds: TypeAlias = tuple[float, float]
 
 
-class PairRecord(Row):
+# ------------------------------------------------------------------- figures that several rows have
+
+
+class Medians(Row):
+    """Medians over delta rows."""
+
+    relative_norm: float | None
+    concentration: float | None
+    participation_ratio: float | None
+    null_participation_ratio: float | None
+    participation_share: float | None
+    stable_rank: float | None
+    effective_rank: float | None
+    effective_rank_shift: float | None
+    top4_energy: float | None
+    spikes: float | None
+    spike_energy: float | None
+    cosine: float | None
+    floor_ratio: float | None
+
+
+class LayerMedians(Row):
+    """Further medians, of matrices inside layers or of one module outside."""
+
+    kept: float | None
+    relative_norm: float | None
+    relative_norm_unrounded: float | None
+    excess_purity: float | None
+    excess_purity_unrounded: float | None
+    equivalent_directions: float | None
+    spikes_sharp: float | None
+    decay_cosine: float | None
+    energy_share: float | None
+
+
+class DepthFigures(Row):
+    """How evenly an update lies over the layers of a component."""
+
+    depth_layers: int
+    depth_entropy: float | None
+    effective_layers: float | None
+    attention_to_mlp: float | None
+
+
+class OverLayers(Row):
+    """Intervals of figures over layers."""
+
+    intervals: dict[str, Bounds | None]
+    layers: int
+    interval_level: float | None
+    no_interval: str | None
+
+
+SHARED = (Medians, LayerMedians, DepthFigures, OverLayers)
+
+
+# --------------------------------------------------------------------------- rows of a pair
+
+
+class StatusCounts(Row):
+    """How many tensors have each status."""
+
+    measured: int
+    identical: int
+    skipped: int
+
+
+class PairFigures(Medians, DepthFigures):
+    """The figures of the pair."""
+
+    matrices: int
+    short_side: float | None
+    parameters: int
+    parameters_measured: int
+    parameters_identical: int
+    relative_norm_overall: float | None
+    relative_norm_overall_unrounded: float | None
+    rank_ceiling: int | None
+    unverified: int
+    zero_share: float | None
+    spiked: float | None
+    vision_to_language: float | None
+    projector_to_language: float | None
+    embedding_row_participation_ratio: float | None
+    embedding_rows_changed: float | None
+    unrounded_share: float | None
+    matrices_rounded: int
+    parameters_rounded: int
+
+
+class ComponentRow(Medians, DepthFigures, OverLayers):
+    """The figures of a component."""
+
+    component: str
+    tensors: int
+    identical: int
+    matrices: int
+    energy: float | None
+    energy_share: float | None
+    parameter_share: float | None
+
+
+class ModuleRow(Medians, OverLayers):
+    """The figures of a module of a component."""
+
+    component: str
+    module: str
+    matrices: int
+    parameters: int
+    energy: float | None
+    energy_share: float | None
+    parameter_share: float | None
+
+
+class LayerRow(Row):
+    """A layer of a component."""
+
+    component: str
+    layer: int
+    matrices: int
+    relative_norm: float | None
+    energy: float | None
+    energy_share: float | None
+    concentration: float | None
+    effective_rank_shift: float | None
+    spikes: float | None
+    matrices_rounded: int
+
+
+class GridRow(Row):
+    """A module by layers."""
+
+    component: str
+    module: str
+    layers: list[int]
+    relative_norm: list[float | None]
+    concentration: list[float | None]
+
+
+class InsideLayers(LayerMedians):
+    """What is known of the matrices inside layers."""
+
+    matrices: int
+    known: int
+    unexplained: int
+    rounded_away: int
+    coherent: int
+    judged: int
+    beyond_noise: int
+    flatter_than_noise: int
+    purity_z: float | None
+    numerical_rank: float | None
+    rank_90: float | None
+    spikes: float | None
+    spike_energy: float | None
+    above_short_side: int
+    rank_most: float | None
+    rank_least: float | None
+    levels_base_judged: int
+    levels_base_few: int
+    levels_tuned_judged: int
+    levels_tuned_few: int
+    in_8_bits: int
+    short_side_least: int | None
+    short_side_most: int | None
+    rank_known: int
+    few_changed: int
+    unexplained_in_more_bits: int
+    format_ratio: float | None
+    kept_low: float | None
+    kept_high: float | None
+    kept_low_overall: float | None
+    kept_high_overall: float | None
+    noisy_rest: int
+
+
+class OutsideLayers(LayerMedians):
+    """A module outside layers."""
+
+    component: str
+    module: str
+    matrices: int
+    poolers: int
+    above_short_side: int
+    short_side: int | None
+
+
+class Coherence(Row):
+    """The equivalent directions of a module inside layers."""
+
+    component: str
+    module: str
+    matrices: int
+    coherent: int
+    equivalent_directions: float | None
+    above_short_side: int
+    short_side: int | None
+
+
+class Quarter(Row):
+    """A quarter of a component's layers."""
+
+    component: str
+    quarter: int
+    first_layer: int
+    last_layer: int
+    energy_share: float
+    parameter_share: float | None
+
+
+class Unchanged(Row):
+    """A module of which no tensor changed."""
+
+    component: str
+    module: str
+    tensors: int
+
+
+class WithoutBase(Row):
+    """A component that has no base: medians of its matrices."""
+
+    component: str
+    matrices: int
+    stable_rank: float | None
+    effective_rank: float | None
+    participation_ratio: float | None
+
+
+class VectorsRow(Row):
+    """Vectors that were compared."""
+
+    compared: int
+    changed: int
+    relative_norm: float | None
+    relative_norm_of_all: float | None
+    furthest: str | None
+    furthest_norm: float | None
+    moved: dict[str, list[int]]
+
+
+class VocabularyRow(Row):
+    """A vocabulary whose sides differ in size."""
+
+    component: str
+    module: str
+    base_rows: int
+    tuned_rows: int
+    added: int
+
+
+class UncomparedRow(Row):
+    """Tensors that could not be compared, by reason and module."""
+
+    reason: str
+    side: str
+    component: str
+    module: str | None
+    layers: list[int]
+    tensors: int
+
+
+class SkippedRow(Row):
+    """Tensors that were skipped, by reason."""
+
+    reason: str
+    tensors: int
+    base: int
+    tuned: int
+    examples: list[str]
+    detail: str | None
+
+
+class BrokenRow(Row):
+    """Tensors that are damaged."""
+
+    code: str
+    side: str
+    count: int
+    tensors: list[str]
+
+
+class PublishedRank(Row):
+    """The rank of a change among released families."""
+
+    value: float
+    below: int
+    families: int
+    least: float
+    most: float
+
+
+class PlacesRow(Row):
+    """Matrices of a module, by layers."""
+
+    component: str
+    module: str
+    layers: list[int]
+    matrices: int
+
+
+class InPlaces(Row):
+    """Matrices, and where they are."""
+
+    matrices: int
+    rows: list[PlacesRow]
+
+
+class Replaced(InPlaces):
+    """Matrices that have little in common with the base's."""
+
+    cosine_least: float
+    cosine_most: float
+
+
+class FewEntries(InPlaces):
+    """Matrices of which few entries changed."""
+
+    entries: int
+    of: int
+
+
+class Scaled(Row):
+    """Matrices that are the base's times a factor."""
+
+    matrices: int
+    factor: float
+
+
+class Zeroed(Row):
+    """Matrices of which entries became 0."""
+
+    matrices: int
+    share: float
+
+
+class Casts(Row):
+    """Tensors that are the other side's in another format."""
+
+    tensors: int
+    of_base: int
+    beside: int
+
+
+class MovedRun(Row):
+    """Consecutive layers that are other layers of the base."""
+
+    component: str
+    first_layer: int
+    last_layer: int
+    base_first: int
+
+
+class Moved(Row):
+    """Layers that are other layers of the base."""
+
+    layers: int
+    whole: int | None
+    """Those of which every tensor is the other layer's; None if none is."""
+    in_part: int | None
+    rows: list[MovedRun]
+
+
+class Rearranged(Row):
+    """Matrices whose entries do not correspond to the base's."""
+
+    matrices: int
+    changed: int
+    moved: Moved | None
+    not_comparable: InPlaces | None
+
+
+class Masked(Row):
+    """Matrices in which more entries stayed the same than storage leaves."""
+
+    matrices: int
+    of: int
+    excess: float
+
+
+class Recognised(Row):
+    """Changes that no training makes and figures prove; None where they do not."""
+
+    replaced: Replaced | None
+    scaled: Scaled | None
+    zeroed: Zeroed | None
+    casts: Casts | None
+    rearranged: Rearranged | None
+    few_entries: FewEntries | None
+    masked: Masked | None
+
+
+class Gate(Row):
+    """A gate and its answer."""
+
+    name: str
+    figure: float | None
+    """What it is judged by; None if unknown."""
+    threshold: float
+    passed: bool
+    reason: str
+
+
+class FileCounts(Row):
+    """How many files have each state."""
+
+    changed: int
+    added: int
+    removed: int
+    unknown: int
+    same: int
+
+
+class FileRow(Row):
+    """A file of either side."""
+
+    path: str
+    kind: str
+    state: str
+    differs: list[str]
+    detail: str | None
+
+
+class FilesRow(Row):
+    """The files of both sides."""
+
+    counts: FileCounts
+    rows: list[FileRow]
+
+
+class PairRecord(OverLayers):
     """Measurements of one pair: the first keys of `summary.json`, in their order.
 
     Figures are medians over all delta rows unless their name says otherwise; those of depth are of
     the main component, which is language if there is one.
     """
 
-    __slots__ = ()
+    schema: int
+    family: str
+    pair: str
+    base: CheckpointMetadata
+    tuned: CheckpointMetadata
+    counts: StatusCounts
+    figures: PairFigures
+    components: list[ComponentRow]
+    modules: list[ModuleRow]
+    depth: list[LayerRow]
+    grid: list[GridRow]
+    inside_layers: InsideLayers
+    outside_layers: list[OutsideLayers]
+    coherence: list[Coherence]
+    quarters: list[Quarter]
+    unchanged: list[Unchanged]
+    without_base: list[WithoutBase]
+    vectors: VectorsRow
+    vocabulary: list[VocabularyRow]
+    uncompared: list[UncomparedRow]
+    recognised: Recognised
+    skipped: list[SkippedRow]
+    warnings: list[str]
+    warning_codes: list[str]
+    idle_updates: int
+    unnamed_updates: int
+    """Modules of an adapter of whose name the base has none."""
+    broken: list[BrokenRow]
+    tier: Tier
+    estimated: bool
+    files: FilesRow | None
 
     @property
     def has_spectra(self) -> bool:
-        """Return whether singular values were measured or estimated."""
+        """Whether singular values were measured or estimated."""
         return self.tier not in WITHOUT_SPECTRA
 
     @property
@@ -93,16 +585,19 @@ class PairRecord(Row):
 
     @property
     def has_components(self) -> bool:
-        """Return whether there are several, so that a module is named with its component."""
+        """Whether there are several, so that a module is named with its component."""
         return len({row.component for row in self.components}) > 1
 
 
 LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim any
 
 
-def by_component(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each component, in order."""
-    grouped: dict[str, list[Row]] = {}
+OfComponent = TypeVar("OfComponent", LayerRow, GridRow)
+
+
+def by_component(rows: Sequence[OfComponent]) -> dict[str, list[OfComponent]]:
+    """The rows of each component, in order."""
+    grouped: dict[str, list[OfComponent]] = {}
     for row in rows:
         grouped.setdefault(row.component, []).append(row)
     return grouped
@@ -123,43 +618,46 @@ def main_of(components: list[str]) -> str | None:
     return max(components, key=components.count, default=None)
 
 
-def read_row(place: str, value: Any) -> Row:
-    """Return a row from its JSON.
+AnyRow = TypeVar("AnyRow", bound=Row)
 
-    Raises TypeError if it does not have the shape of its place: no key may be missing or extra.
-    pydantic would do the same, but takes 100 ms to import: a summary is read in 10.
+
+def read_row(row: type[AnyRow], value: Any) -> AnyRow:
+    """Read a row from its JSON.
+
+    Raises TypeError if it does not have the keys and types of its class: no key may be missing or
+    extra. pydantic would do the same, but takes 100 ms to import: a summary is read in 10.
     """
-    shape = SHAPES[place]
-    if not isinstance(value, dict) or value.keys() != shape.keys():
-        raise TypeError(place)
-    return Row((key, _read(kind, value[key])) for key, kind in shape.items())
+    kinds = kinds_of(row)
+    if not isinstance(value, dict) or value.keys() != kinds.keys():
+        raise TypeError(row.__name__)
+    return row(**{key: _read(kind, value[key]) for key, kind in kinds.items()})
 
 
-def _read(kind: str, value: Any) -> Any:
-    """Read a value of a kind: `int?` may be null, `int[]` is a list, `int{}` a map by name;
-    anything but a scalar is the row of a place.
-    """
-    if kind.endswith("?"):
-        return None if value is None else _read(kind[:-1], value)
-    if kind in SHAPES:
+def _read(kind: Any, value: Any) -> Any:
+    """Read a value of a type. Raises TypeError."""
+    parts = get_args(kind)
+    if NoneType in parts:
+        return None if value is None else _read(parts[0], value)
+    if kind == Bounds and isinstance(value, list | tuple) and len(value) == 2:
+        return tuple(_read(float, bound) for bound in value)
+    if get_origin(kind) is list and isinstance(value, list):
+        return [_read(parts[0], part) for part in value]
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {key: _read(parts[1], part) for key, part in value.items()}
+    if is_typeddict(kind) and isinstance(value, dict):
+        kinds = get_type_hints(kind)
+        return {key: _read(kinds[key], value[key]) for key in kinds}
+    if isinstance(kind, type) and issubclass(kind, Row):
         return read_row(kind, value)
-    if kind.endswith("[]") and isinstance(value, list):
-        return [_read(kind[:-2], one) for one in value]
-    if kind.endswith("{}") and isinstance(value, dict):
-        return {key: _read(kind[:-2], one) for key, one in value.items()}
-    if kind == "bounds" and isinstance(value, list | tuple):
-        low, high = (_read("number", one) for one in value[:3])
-        return low, high
     if kind in SCALARS and SCALARS[kind](value):
         return value
     raise TypeError(kind)
 
 
-SCALARS: Mapping[str, Callable[[Any], bool]] = {
-    "number": lambda value: type(value) in (int, float) and math.isfinite(value),
-    "int": lambda value: type(value) is int,
-    "text": lambda value: type(value) is str,
-    "flag": lambda value: type(value) is bool,
-    "tier": lambda value: value in TIERS,
-    "warning": lambda value: value == "older_report",
+SCALARS: Mapping[Any, Callable[[Any], bool]] = {
+    float: lambda value: type(value) in (int, float) and math.isfinite(value),
+    int: lambda value: type(value) is int,
+    str: lambda value: type(value) is str,
+    bool: lambda value: type(value) is bool,
+    Tier: lambda value: value in TIERS,
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 MOST = 2**63 - 1  # entries of a tensor
 # columns of tensors on which no figure rests
 UNREAD = ("dtype", "shard")
+COPIED = ("tuned", "base")  # in `cast`: which side is the other in another format
+OF_CASTS = ("tensor", "side", "cast")  # columns of tensors that say it
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 PIECE = 2_000  # rows
 
@@ -179,14 +181,29 @@ def compared_layers(tensors: Columns) -> list[tuple[str, int]]:
     return sorted({(component, int(layer)) for component, layer in layers})
 
 
+def only_rounded(names: Iterable[str], tensors: Iterable[tuple[str, str, str | None]]) -> Mask:
+    """Return which matrices that changed are the other side's in another format in every entry,
+    where others changed by more than that; none where all or none are, or where it is unknown of
+    one. names: those of their tensors; tensors: name, side and cast of each.
+    """
+    casts = {name: how for name, side, how in tensors if side == "tuned"}
+    of_deltas = [casts.get(name) for name in names]
+    copies = np.array([how in COPIED for how in of_deltas], dtype=np.bool_)
+    if None in of_deltas or copies.all():
+        return np.zeros(len(of_deltas), dtype=np.bool_)
+    return copies
+
+
 @dataclass(frozen=True)
 class Rows:
     """The tables of a report as the figures need them."""
 
-    deltas: Columns
+    measured: Columns
     """The delta rows, with base_norm, energy, base_energy, participation_share, and at, the place
     of their layer in layers (-1 outside).
     """
+    deltas: Columns  # those of them on which figures rest: all that are not `only_rounded`
+    rounded: Columns  # the others
     alone: Columns  # the rows of tuned matrices that have no base
     tensors: Columns  # all rows, with was_compared
     files: list[dict[str, Any]]  # all rows
@@ -249,8 +266,12 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
             dtype=np.intp,
         ),
     }
+    measured = deltas.added(**made)
+    is_rounded = only_rounded(measured["tensor"], tensors.each(*OF_CASTS))
     return Rows(
-        deltas=deltas.added(**made),
+        measured=measured,
+        deltas=measured.where(~is_rounded),
+        rounded=measured.where(is_rounded),
         alone=columns_of(matrices.filter(pc.invert(of_delta))),
         tensors=tensors,
         files=tables["files"].to_pylist(),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.errors import ShadowError, UsageError
-from shadow.files import registry_folder
+from shadow.files import read_start, registry_folder
 from shadow.places.names import name_rules
 from shadow.targets.references import (
     NAME,
@@ -134,7 +134,7 @@ def family_names(extra: Path | None = None) -> list[str]:
 
     For shell completion: reading whole files takes half a second. A missing folder has none.
     """
-    texts = (file.read_text("utf-8", "replace") for file in _files(extra))
+    texts = ((read_start(file) or b"").decode("utf-8", "replace") for file in _files(extra))
     return [name for text in texts for name in re.findall(rf"(?m)^({NAME.pattern}):", text)]
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shadow.errors import ShadowError, UsageError
+from shadow.files import read_start
 from shadow.targets.families import (
     Pair,
     find_pairs,
@@ -163,9 +164,14 @@ def read_list(listed: str) -> list[ListEntry]:
     try:
         if listed == "-" and sys.stdin is not None:
             raw = sys.stdin.buffer.read(MAX_BYTES + 1)
-        else:
+        elif Path(listed).absolute().is_relative_to("/dev/fd"):  # <(...) of a shell
             with Path(listed).open("rb") as file:
                 raw = file.read(MAX_BYTES + 1)
+        elif (content := read_start(Path(listed), MAX_BYTES + 1)) is not None:
+            raw = content
+        else:
+            Path(listed).stat()
+            raise ValueError("not a regular file")
     except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"{name}: {why}", "--list takes a file, or -") from error

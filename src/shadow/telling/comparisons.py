@@ -11,6 +11,7 @@ from shadow.reports.columns import HEADS
 from shadow.telling.document import (
     Block,
     Document,
+    Field,
     FigureRow,
     Figures,
     Headline,
@@ -28,14 +29,12 @@ from shadow.telling.wording import capital
 from shadow.templates import fill
 
 if TYPE_CHECKING:
-    from shadow.comparing.comparison import Comparison, Contrast
+    from shadow.comparing.comparison import Comparison
+    from shadow.comparing.contrast import Contrast
     from shadow.comparing.differences import DeltaDirections, Difference
     from shadow.comparing.lineage import Lineage, Step
     from shadow.comparing.scores import Correlation, Gain, ScoredSet
 
-# counted in the lab: docs/evidence.md, whose table a test compares
-FALSELY_CALLED = "in the lab, 0 of 140 pairs of two seeds were called so"
-MISSED = "in the lab, 15 of 99 pairs of narrow and broad data were missed this way"
 OVER = (
     "{matrices:count matrix|matrices} of {relation}[, known by its {verified}]; the"
     " {in_layers:count} in {layers:count layer|layers} decide[; left out are {alone_in_first:count}"
@@ -60,12 +59,10 @@ LEGENDS = {  # of heads that mean something else in other tables
 
 def comparison_document(comparison: Comparison) -> Document:
     """Compare every report with the first."""
-    return Document([*_comparison(comparison)])
+    return Document(list(_comparison(comparison)))
 
 
 def _comparison(comparison: Comparison) -> Iterator[Block]:
-    from shadow.comparing.comparison import MARGIN
-
     first = comparison.reports[0].label
     contrasts = [contrast for contrast in comparison.contrasts if contrast.first == first]
     yield Section("compare")
@@ -81,17 +78,18 @@ def _comparison(comparison: Comparison) -> Iterator[Block]:
     for contrast in contrasts:
         if len(contrasts) > 1:
             yield Section(f"{first} against {contrast.second}")
-        yield from _contrast(contrast, is_usual=comparison.margin == MARGIN)
+        yield from _contrast(contrast)
     yield Origin([("not shown", "; ".join(comparison.claims["not_shown"]))], close=True)
 
 
-def _contrast(contrast: Contrast, *, is_usual: bool) -> Iterator[Block]:
-    """Return the verdict and how sure it is, the figures behind it, and doubts."""
-    said = capital(contrast.sentence)
-    sure = contrast.verdict in ("more concentrated", "less concentrated")
-    if is_usual and contrast.relation == "one base" and contrast.verdict != "not comparable":
-        said += f"; {FALSELY_CALLED if sure else MISSED}"
-    yield Headline(f"{said}.", "" if sure else "warning")
+def _contrast(contrast: Contrast) -> Iterator[Block]:
+    """The verdict and how sure it is, the figures behind it, and doubts."""
+    from shadow.comparing.codes import OPPOSITE
+
+    headline = capital(contrast.sentence)
+    if contrast.rate is not None:
+        headline += f"; {contrast.rate.text}"
+    yield Headline(f"{headline}.", "" if contrast.verdict in OPPOSITE else "warning")
     yield _figure_table(contrast)
     if contrast.joint is not None:
         yield Paragraph(directions_text(contrast.joint))
@@ -112,10 +110,10 @@ def _contrast(contrast: Contrast, *, is_usual: bool) -> Iterator[Block]:
 
 
 def _figure_table(contrast: Contrast) -> TableBlock:
-    """Return a row for each figure: both medians, the difference of matrices, and its meaning."""
+    """A row for each figure: both medians, the difference of matrices, and its meaning."""
     from shadow.comparing.differences import FIGURES
 
-    titles = {figure.name: figure.title.removeprefix("median ") for figure in FIGURES}
+    heads = {figure.name: figure.head for figure in FIGURES}
     levels = [figure.level for figure in contrast.figures if figure.level is not None]
     spread = f", {100 * min(levels):.3g} % over layers" if levels else ""
 
@@ -130,11 +128,11 @@ def _figure_table(contrast: Contrast) -> TableBlock:
 
     legend = f"paired by matrix{spread}; it is not {contrast.first} - {contrast.second}"
     fields = [
-        named("figure", lambda row: titles[row.figure]),
-        number(contrast.first, lambda row: median(row.first, row)),
-        number(contrast.second, lambda row: median(row.second, row)),
+        named("figure", lambda figure: heads[figure.figure]),
+        number(contrast.first, lambda figure: median(figure.first, figure)),
+        number(contrast.second, lambda figure: median(figure.second, figure)),
         number("difference", spread_of, legend=legend),
-        worded("verdict", lambda row: row.verdict or "not in the verdict"),
+        worded("verdict", lambda figure: figure.verdict or "not in the verdict"),
     ]
     return table_of(fields, contrast.figures, close=True)
 
@@ -144,11 +142,12 @@ def directions_text(joint: DeltaDirections) -> str:
     if joint.cosine is None:
         return "Both models changed no matrix in common, so their deltas have no cosine."
     than = {1: "more than chance", -1: "less than chance", 0: "no more than chance"}
+    shared_rounding = joint.chance_cosine_master or 0.0
     figures = {
         **vars(joint),
         "left_out": joint.left_out or None,
         "than": than[joint.beyond_chance],
-        "master": master if (master := joint.chance_cosine_master or 0) > NO_CHANCE else None,
+        "master": shared_rounding if shared_rounding > NO_CHANCE else None,
     }
     return fill(DIRECTIONS, figures)
 
@@ -157,7 +156,9 @@ def directions_text(joint: DeltaDirections) -> str:
 
 
 def _scores(scored: ScoredSet) -> Iterator[Block]:
-    """Return a row for each report and benchmark, then one for each correlation."""
+    """A row for each report and benchmark, then one for each correlation."""
+    from shadow.comparing.codes import LeftOut
+
     gains = [(report, gain) for report in scored.reports for gain in report.gains]
     fields = [
         named("report", lambda row: f"{row[0].label} {row[0].pair}"),
@@ -169,13 +170,18 @@ def _scores(scored: ScoredSet) -> Iterator[Block]:
     ]
     yield table_of(fields, gains[:MOST_SCORES], "Scores, measured by others")
     for report in scored.reports:
-        if report.left_out or not report.gains:
-            why = report.left_out or "no scores of both sides"
+        why = report.left_out
+        if why is None and not report.gains:
+            why = LeftOut.NO_GAIN.text
+        if why is not None:
             yield Note(f"{report.label} is left out of the correlations: {why}")
-    ranks = [number("n", "n", "count"), number("rho", "rho", "correlation")]
+    correlations = [
+        named("gain in", _benchmark),
+        number("n", "n", "count"),
+        number("rho", "rho", "correlation"),
+    ]
     title = "Rank correlation of gain and concentration over these reports"
-    rows = scored.correlations[:MOST_SCORES]
-    yield table_of([named("gain in", _benchmark), *ranks], rows, title)
+    yield table_of(correlations, scored.correlations[:MOST_SCORES], title)
 
 
 def _benchmark(row: Gain | Correlation) -> str:
@@ -185,18 +191,16 @@ def _benchmark(row: Gain | Correlation) -> str:
 # ----------------------------------------------------------------------------------------- lineage
 
 
-def lineage_document(known: Lineage) -> Document:
-    """Return a table for each chain of stages, then the notes."""
+def lineage_document(lineage: Lineage) -> Document:
+    """A table for each chain of stages, then the notes."""
     blocks: list[Block] = [Section("lineage")]
-    for chain in known.chains:
-        steps = (*chain.steps, *chain.whole)
-        blocks += [Headline(" → ".join(chain.stages)), table_of(STEPS, steps, close=True)]
-        blocks += [
-            Note(f"{step.start}..{step.end}: base and tuned have little in common")
-            for step in steps
-            if "lineage" in step.failed_gates and step.matrices
-        ]
-    return Document([*blocks, *map(Note, known.notes)])
+    for chain in lineage.chains:
+        steps = [*chain.steps, *chain.whole]
+        blocks.append(Headline(" → ".join(chain.stages)))
+        blocks.append(table_of(STEPS, steps, close=True))
+        blocks += [Note(fill(step.doubt.text, vars(step))) for step in steps if step.doubt]
+    blocks += map(Note, lineage.notes)
+    return Document(blocks)
 
 
 def _size(step: Step) -> str:
@@ -208,7 +212,7 @@ def _size(step: Step) -> str:
 
 
 def _most_in(step: Step) -> str:
-    """Return the group of modules with the most energy: `MLP 61 %`."""
+    """Name the group of modules with the most energy: `MLP 61 %`."""
     if not step.groups:
         return DASH
     group = step.groups[0]
@@ -216,22 +220,21 @@ def _most_in(step: Step) -> str:
 
 
 def _directions(step: Step) -> str | None:
-    """Return `24 of 64`."""
+    """Format the number of directions: `24 of 64`."""
     if step.equivalent_directions is None or step.short_side is None:
         return None
     return f"{text_of(step.equivalent_directions, 'about')} of {text_of(step.short_side, 'count')}"
 
 
+def _with_legend(field: Field) -> Field:
+    return replace(field, legend=LEGENDS.get(field.head) or HEADS[field.head].text)
+
+
 STEPS = (
     named("step", lambda step: f"{step.start}..{step.end}"),
-    *(
-        replace(field, legend=LEGENDS.get(field.head) or HEADS[field.head].text)
-        for field in (
-            number("size", _size),
-            number("ratio", "ratio", "ratio"),
-            number("kept", "kept", "fixed"),
-            number("most in", _most_in),
-            number("dirs.", _directions),
-        )
-    ),
+    _with_legend(number("size", _size)),
+    _with_legend(number("ratio", "ratio", "ratio")),
+    _with_legend(number("kept", "kept", "fixed")),
+    _with_legend(number("most in", _most_in)),
+    _with_legend(number("dirs.", _directions)),
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from shadow.checks.answer import Check
+from shadow.checks.answer import COMMON, Check
 from shadow.checks.registry import kinds
+from shadow.comparing.codes import KINDS as COMPARED
 from shadow.errors import UsageError
-from shadow.gone import gone_word
 from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.columns import (
@@ -38,11 +38,12 @@ from shadow.telling.document import (
     worded,
 )
 from shadow.telling.finding import CODES, NOT_SHOWN
-from shadow.templates import fill
+from shadow.templates import fill, outline
 from shadow.text import VERY_LIKE, nearest
 
 _WORDS = read_words("words.yaml")
 _TEXTS = _WORDS["topics"]
+NO_CODES: Mapping[str, str] = {}
 RATE = (
     "Of {of:count} answers to planted claims {wrong:count} are wrong"
     "[ (below {bound:share} with 95 % confidence)]: {where}"
@@ -71,17 +72,19 @@ def _columns() -> Mapping[str, Column]:
     return columns
 
 
-def word_documents(word: str) -> Iterable[Document]:
+def word_documents(word: str, codes: Mapping[str, str] = NO_CODES) -> Iterable[Document]:
     """Make `explain WORD`: the meaning of a head of a table or another word; for a column also
-    formula, range, null value, source, pitfalls and the symbols in these. Raises UsageError for an
-    unknown word.
+    formula, range, null value, source, pitfalls and the symbols in these; for a code, what it says.
+    Raises UsageError for an unknown word.
+
+    codes: templates by code, of what stands above this room.
     """
     if topic := TOPICS.get(word):
         yield topic()
         return
     columns = _columns()
     shown: list[Column] = []
-    for head in _meanings(word, columns):
+    for head in _meanings(word, columns, codes):
         blocks: list[Block] = [Paragraph(head.text, lead=word)] if head.text else []
         column = columns.get(head.column)
         if column is not None and column not in shown:
@@ -101,7 +104,7 @@ def word_documents(word: str) -> Iterable[Document]:
         yield Document([_quiet(notation)])
 
 
-def _meanings(word: str, columns: Mapping[str, Column]) -> list[Head]:
+def _meanings(word: str, columns: Mapping[str, Column], codes: Mapping[str, str]) -> list[Head]:
     """Return everything that a word means: a head of a table, a column, another word of the
     screens, a term.
 
@@ -127,11 +130,25 @@ def _meanings(word: str, columns: Mapping[str, Column]) -> list[Head]:
         last = figure.rpartition(".")[2]
         found = [Head(JSON_FILES["summary.json"][key])]
         found += [Head("", last)] if last in columns else []
+    found += [Head(text) for text in _sayings(word.lower(), codes)]
     if not found:
         known = [*columns, *HEADS, *TOPICS, *others, *GLOSSARY]
         hint = nearest(word, known, VERY_LIKE) or "`shadow explain` lists every column"
-        raise gone_word(word) or UsageError(f"no column or word {word!r}", hint)
+        raise UsageError(f"no column or word {word!r}", hint)
     return found
+
+
+def _sayings(code: str, codes: Mapping[str, str]) -> list[str]:
+    """What a code says wherever it occurs."""
+    sayings = {}
+    for kind in kinds().values():
+        for check in kind.checks.values():
+            if code in check.words:
+                sayings[outline(check.words[code])] = check.title
+    for template in (COMMON.get(code), codes.get(code)):
+        if template is not None:
+            sayings.setdefault(outline(template), "")
+    return [f"a code{f' of {title}' if title else ''}: {text}" for text, title in sayings.items()]
 
 
 def _finding() -> Document:
@@ -205,6 +222,10 @@ def other_words() -> Mapping[str, Head]:
             text = fill(kind.text, {**figures, "rate": _rate(check)})
             names = {code: f"`{check.title}`, {text}", check.title: text}
             texts |= names if kind.has_titles else {code: text}
+    for meaning, members in COMPARED.items():
+        for member in members:
+            text = f"{meaning}: {outline(member.text)}"
+            texts |= {member.code: text, member.value: text}
     module = "a module: what role a matrix has in the model, by the name of its tensor"
     screens = _WORDS["screens"].items()
     return {

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from shadow.quantities import Kind, Quantity
-from shadow.summary.record import Row
+from shadow.summary.record import GridRow
 
 When = Literal["always", "brief", "full", "page"]
 Level = Literal["", "passed", "fault", "warning", "quiet"]  # how much a word is to be noticed
@@ -141,7 +141,7 @@ def table_of(
 class MapBlock(Block):
     """Relative norm of each module of one component, by layer."""
 
-    rows: Sequence[Row]
+    rows: Sequence[GridRow]
     name: str = ""
     """The component, where there are several."""
 

@@ -42,7 +42,7 @@ def _pairs(pairs: Sequence[Pair]) -> Cell:
 
 
 def _relation(pair: Pair) -> str:
-    """Return the relation of a pair if it is unusual."""
+    """The relation of a pair if it is unusual, in brackets."""
     return f" ({pair.relation})" if pair.relation != "tuned" else ""
 
 

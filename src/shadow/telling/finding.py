@@ -17,6 +17,7 @@ from shadow.checks.explanations import (
     beyond_rounding,
     explanations,
     few_bits,
+    has_moved_in_part,
     has_other_norm_unrounded,
     is_copied,
     is_copy,
@@ -44,6 +45,7 @@ from shadow.telling.size import (
     is_as_stored,
     leading,
     parts_by_energy,
+    rounded_text,
     size_and_place,
 )
 from shadow.telling.structure import (
@@ -89,8 +91,11 @@ OF_ADAPTERS = "adapter_config.json"  # that an adapter has one is no news
 AT_MOST = 2  # parts of the model that are named
 # the whole line, by the sentence that leaves nothing more to say; the first that stands
 ALONE = {
+    "nothing_named": "Nothing was compared: none of the adapter's {count:count module|modules} has"
+    " a name of the base.",
     "nothing_compared": "Nothing was compared.",
     "unrelated": "Nothing in common entry by entry.",
+    "moved_in_part": "The base with matrices in other layers.",
     "layers_moved": "The base with layers at other numbers.",
     "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
     "all_but_vectors": "Only biases and norms changed.",
@@ -145,7 +150,7 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
     others: list[Explanation] = []
     if not codes & {"nothing_compared", "identical"}:
         later = [] if comes_first(gates) else not_compared(summary, filtered)
-        if "unrelated" in codes or is_rearranged(summary):  # the difference is no change
+        if "unrelated" in codes or is_rearranged(summary):  # entries do not show the change
             if summary.recognised.scaled is not None:  # by a factor below 0
                 sentences += known_changes(summary)
             size = size_and_place(summary, apart=True, alike=False)
@@ -212,6 +217,9 @@ def headline(
     if summary.idle_updates:
         words = "The adapter does nothing in {count:count module|modules}, where its update is 0."
         return f"{recorded.fill(words, count=summary.idle_updates)} {text}"
+    if summary.unnamed_updates and "nothing_compared" not in codes:
+        words = "The base has no name of {count:count module|modules} of the adapter."
+        return f"{recorded.fill(words, count=summary.unnamed_updates)} {text}"
     hides = codes & ALONE.keys() & {"nothing_compared", "unrelated"}
     lacking = [one for one in summary.uncompared if one.reason == "only_in_base"]
     if hides or summary.broken or is_rearranged(summary) or not lacking:
@@ -230,7 +238,7 @@ def _of_change(
     refined = _refined(summary, codes, filtered)
     for code, text in ALONE.items():
         if code in refined:
-            return recorded.fill(text)
+            return recorded.fill(text, count=summary.unnamed_updates)
     kind = next((text for code, text in KINDS.items() if code in refined), "")
     inside = summary.inside_layers
     text = recorded.fill(
@@ -243,6 +251,8 @@ def _of_change(
     text = ", ".join(
         filter(None, [_size(recorded, are_siblings), text, _place(recorded, filtered)])
     )
+    if rest := rounded_text(recorded, "rounded_short"):
+        text = f"{text}; {rest}"
     return f"{text}." if summary.has_spectra else f"{text}; no spectra were measured."
 
 
@@ -254,18 +264,22 @@ def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set
         inside.short_side_most,
     )
     refinements = {
+        "moved_in_part": "layers_moved" in codes and has_moved_in_part(summary),
+        "nothing_named": "nothing_compared" in codes and summary.unnamed_updates > 0,
         "all_not_comparable": is_rearranged(summary),
         "all_but_vectors": "only_vectors" in codes and {*codes} <= {"only_vectors", "identical"},
         "all_identical": {*codes} == {"identical"} and not filtered,
         "some_scaled": "scaled" in codes and has_frozen(summary),
         "copy": is_copy(summary),
         "copy_as_base": is_copy(summary) and is_of_base(summary),
-        "mostly_copy_as_base": "mostly_copy" in codes and is_of_base(summary),
+        "mostly_copy_as_base": is_copied(summary) and is_of_base(summary),
         "format": is_no_more_than_format(summary),
         "along": "coherent" in codes and is_along,
         "beyond_rounding": "rounded_away" in codes and bool(beyond_rounding(summary)),
     }
     refined = {*codes, *(code for code, holds in refinements.items() if holds)}
+    if summary.figures.matrices_rounded:  # what changed by more is said
+        refined -= {"mostly_copy"}
     if "noise" in codes:
         refined = {*refined - {"noise"}, noise_kind(summary)}
     if "coherent" in codes or few_bits(summary) is None:  # else it is of the base alone
@@ -280,7 +294,8 @@ def _size(recorded: Recorded, are_siblings: bool) -> str:
     elif summary.figures.relative_norm_overall is not None:
         stored = " as stored" if is_as_stored(summary) and not are_siblings else ""
         norm = recorded.fill("{figures.relative_norm_overall:share}") + stored
-    code = "part" if has_frozen(summary) else "whole"
+    # what is only rounded is said behind it
+    code = "part" if has_frozen(summary) and not summary.figures.matrices_rounded else "whole"
     return recorded.fill(SIZES["siblings" if are_siblings else code], norm=norm)
 
 

@@ -7,11 +7,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from shadow.checks.explanations import COPIES, is_rearranged, recognised
-from shadow.checks.pair_gates import Gate
+from shadow.checks.explanations import COPIES, is_copied, is_rearranged, recognised
 from shadow.checks.summary import Sentence
 from shadow.summary.changes import CHANGES
-from shadow.summary.record import PairRecord, Row
+from shadow.summary.record import (
+    BrokenRow,
+    Gate,
+    InPlaces,
+    PairRecord,
+    UncomparedRow,
+    VocabularyRow,
+)
 from shadow.telling.wording import (
     Recorded,
     and_others,
@@ -38,6 +44,8 @@ WORDS = {
     "broken_and_left_out": "The {side} is broken: {text}. {count|This tensor was|These tensors"
     " were} not compared.",
     "nothing_compared": "Nothing was compared: no matrix{asked} has {what}.",
+    "nothing_named": "Nothing was compared: none of the adapter's {count:count module|modules} has"
+    " a name of the base.",
     "identical": "{what} the same[: {names:and} {count|is|are} identical].",
     "tensors": "{identical:count weight tensor|weight tensors}[ of {component}]",
     "vectors_alike": "{vectors.compared:count bias or norm|biases and norms}",
@@ -69,6 +77,9 @@ def limits(summary: PairRecord, gates: Mapping[str, Gate], filtered: bool) -> li
     if changed.figure is None:
         is_nan = any(row.code == "nonfinite" for row in summary.broken)
         what = "a partner and finite numbers" if is_nan else "a partner on the other side"
+        if count := summary.unnamed_updates:
+            words = WORDS["nothing_named"]
+            return [*sentences, tell(summary, "nothing_compared", words, count=count)]
         words, asked = WORDS["nothing_compared"], " that was asked for" if filtered else ""
         return [*sentences, tell(summary, "nothing_compared", words, asked=asked, what=what)]
 
@@ -110,7 +121,7 @@ def not_compared(summary: PairRecord, filtered: bool) -> list[Sentence]:
     return [*_vocabulary(summary), *([] if filtered else _left_out(summary))]
 
 
-def _broken(summary: PairRecord, row: Row) -> Sentence:
+def _broken(summary: PairRecord, row: BrokenRow) -> Sentence:
     """Describe which tensors are broken, on which side and how, and whether they are left out."""
     side = "tuned model" if row.side == "tuned" else row.side
     words = WORDS["broken_and_left_out" if row.code == "nonfinite" else "broken"]
@@ -118,14 +129,14 @@ def _broken(summary: PairRecord, row: Row) -> Sentence:
     return tell(summary, row.code, words, side=side, text=text, count=row.count)
 
 
-def broken_text(summary: PairRecord, row: Row) -> str:
+def broken_text(summary: PairRecord, row: BrokenRow) -> str:
     """Return `model.norm.weight and 2 more tensors are all zero`."""
     words = "{first}[ and {more:count more tensor|more tensors}] " + DAMAGE[row.code]
     more = row.count - 1 or None
     return Recorded(summary).fill(words, first=row.tensors[0], more=more, count=row.count)
 
 
-def places_in(summary: PairRecord, rows: Sequence[Row]) -> str:
+def places_in(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
     """Return `mlp.up of layers 0 to 11 and the head`."""
     several = summary.has_components
     names = [place_of(row.component, row.module, row.layers, several) for row in rows]
@@ -134,7 +145,7 @@ def places_in(summary: PairRecord, rows: Sequence[Row]) -> str:
 
 def _vocabulary(summary: PairRecord) -> list[Sentence]:
     """Describe embeddings and heads with another number of rows, equal numbers together."""
-    groups: defaultdict[tuple[int, int], list[Row]] = defaultdict(list)
+    groups: defaultdict[tuple[int, int], list[VocabularyRow]] = defaultdict(list)
     for row in summary.vocabulary:
         groups[row.base_rows, row.tuned_rows].append(row)
     sentences = []
@@ -200,7 +211,7 @@ def _identical(summary: PairRecord, what: str) -> Sentence:
 def known_changes(summary: PairRecord) -> list[Sentence]:
     """Return sentences on recognised changes that come before the size."""
     holds = {*recognised(summary)} - {*NOT_IN_PLACE}
-    return _changes(summary, holds & COPIES or holds)  # else it is of rounding
+    return _changes(summary, holds & COPIES if is_copied(summary) else holds)
 
 
 def _changes(summary: PairRecord, codes: Collection[str]) -> list[Sentence]:
@@ -208,7 +219,7 @@ def _changes(summary: PairRecord, codes: Collection[str]) -> list[Sentence]:
     for one in CHANGES:
         found = one.figures(summary.recognised)
         if one.code in codes and found is not None:
-            places = places_of(summary, found.rows) if "{places}" in one.text else None
+            places = places_of(summary, found.rows) if isinstance(found, InPlaces) else None
             at = f"recognised.{one.place}"
             code = one.sentence or one.code
             said.append(tell(summary, code, one.text, row=found, at=at, places=places))

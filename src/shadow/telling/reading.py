@@ -31,13 +31,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow import __version__
 from shadow.checks.pair_gates import gates
 from shadow.checks.summary import Finding, Summary, summary_from_json
 from shadow.comparing.lineage import Step, step_of
 from shadow.comparing.published import published_place
 from shadow.errors import ShadowError
-from shadow.files import registry_folder
+from shadow.files import read_start, registry_folder
 from shadow.reports.folders import TABLES_OF_A_PAIR, Staged
 from shadow.reports.parquet import TableFile, absent_note, pages_of
 from shadow.reports.provenance import ReportMetadata, RunMetadata
@@ -48,6 +47,7 @@ from shadow.summary.making import record_of
 from shadow.summary.tables import needed, read_rows
 from shadow.telling.finding import finding
 from shadow.text import visible
+from shadow.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,15 +70,15 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     metadata is that of Identity.
     """
     rows = read_rows(tables)
-    standing = standing_of(rows.deltas, rows.tensors)
+    standing = standing_of(rows)
     record = record_of(rows, metadata, standing.cosine)
-    summary = Summary(
+    without_finding = Summary.from_parts(
         record,
         gates=gates(record, standing),
         published=published_place(rows.tensors, metadata),
-        finding=Finding(),
+        finding=Finding(headline="", sentences=[], other_explanations=[], not_shown=[]),
     )
-    return summary.with_values(finding=finding(summary, metadata["settings"]))
+    return without_finding.with_values(finding=finding(without_finding, metadata["settings"]))
 
 
 def finish(
@@ -173,7 +173,7 @@ def read_step(report: AuditReport) -> Step | None:
     """Return a finished report as a step of a lineage; None for one of siblings, neither of which
     came from the other.
     """
-    return step_of(report, report.summary, [one.name for one in report.summary.failed_gates])
+    return step_of(report, report.summary, report.summary.failed_gates)
 
 
 # -------------------------------------------------------------------------------------------- seal
@@ -209,8 +209,7 @@ def believed(report: Report) -> dict[str, Any] | None:
     """
     metadata: Mapping[str, Any] = report.provenance.recorded
     try:
-        with (report.folder / FILE).open("rb") as file:
-            stored: dict[str, Any] = json.loads(file.read(MAX_FILE))
+        stored: dict[str, Any] = json.loads(read_start(report.folder / FILE, MAX_FILE) or b"")
         tables = {name: report.content(name) for name in SUMMARISED}
         return stored if seal(stored, tables, metadata) == metadata["seal"] else None
     except NO_SEAL:

@@ -9,23 +9,32 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shadow.checks.explanations import RECOGNISED, is_copied, is_copy, is_rearranged
-from shadow.checks.pair_gates import Gate
+from shadow.checks.explanations import RECOGNISED, is_copy
 from shadow.checks.summary import Summary
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
 from shadow.reasons import STRICT, meaning
 from shadow.reports.provenance import ReportMetadata
-from shadow.summary.record import TIERS, Row, by_component
+from shadow.summary.record import (
+    TIERS,
+    Coherence,
+    ComponentRow,
+    Gate,
+    ModuleRow,
+    OutsideLayers,
+    SkippedRow,
+    by_component,
+)
 from shadow.telling.document import (
     Block,
     Document,
     FigureRow,
     Figures,
     Headline,
+    Level,
     MapBlock,
     Note,
     Origin,
@@ -57,17 +66,12 @@ EXPLANATIONS = (
 )
 MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
 FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
+LEVELS: Mapping[str, Level] = {"passed": "passed", "failed": "warning"}  # of gates
 # how the sentences are noticed that a reader has to know before any figure, by their code
 NOTICED = {
     **dict.fromkeys(DAMAGE, FAILED),
     **dict.fromkeys(("only_vectors", *RECOGNISED, "low_rank", "few_values"), FOUND),
     **dict.fromkeys(("part_asked_for", "left_out", "vectors", "files", "level"), NOTED),
-}
-# gates that are no fault of a pair of which a sentence says what it is
-EXPLAINED_BY = {
-    "changed": ("identical", "only_vectors"),
-    "rank": ("low_rank",),
-    "paired": ("part_asked_for",),
 }
 
 
@@ -104,8 +108,9 @@ def _blocks(
     yield _sides(summary, is_public=folder is None)
     yield Headline(summary.finding.headline, about="finding")
     for place, sentence in enumerate(summary.finding.sentences):
-        said = {"code": sentence.code, "close": place > 0, "when": when, "about": "finding"}
-        yield Paragraph(sentence.text, **said)
+        yield Paragraph(
+            sentence.text, code=sentence.code, close=place > 0, when=when, about="finding"
+        )
     yield Figures(_all_figures(summary), when="full", about="finding")
     if rows := _figures(summary):
         yield Figures(rows, close=True, when="brief", about="finding")
@@ -138,7 +143,8 @@ def _blocks(
 def _sides(summary: Summary, *, is_public: bool) -> Block:
     rows = []
     for side, which in (("base", summary.base), ("tuned", summary.tuned)):
-        named, commit = which["repo"], which["commit"]
+        named = which["repo"]
+        commit = which["commit"]
         if is_public:  # where a folder lies is nothing for a model card
             inside = FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, named)
             named = Path(named).name if Path(named).is_absolute() else inside
@@ -187,14 +193,17 @@ def _figures(summary: Summary, *, full: bool = False) -> list[FigureRow]:
 def quantity(summary: Summary, name: str, kind: Kind, *, full: bool = True) -> Quantity:
     """Return a figure, with its interval if everything is shown."""
     low, high = (full and summary.intervals.get(name)) or (None, None)
-    return Quantity(summary.figures[name], kind, low, high)
+    return Quantity(getattr(summary.figures, name), kind, low, high)
 
 
 def _all_figures(summary: Summary) -> list[FigureRow]:
     """Return what changed, how much and how concentrated, each with its interval."""
     figures = summary.figures
-    of = f"{portion_of(figures.parameters_measured, figures.parameters)} of the parameters"
-    if summary.counts["identical"]:
+    changed = figures.parameters_measured - figures.parameters_rounded
+    of = f"{portion_of(changed, figures.parameters)} of the parameters"
+    if figures.matrices_rounded:
+        of += f"; {portion_of(figures.parameters_rounded, figures.parameters)} are only rounded"
+    if summary.counts.identical:
         of += f"; {portion_of(figures.parameters_identical, figures.parameters)} are identical"
     rows = [FigureRow("changed", counted(int(figures.matrices or 0), "matrix", "matrices"), of)]
     if figures.matrices:
@@ -224,7 +233,7 @@ def _answers(summary: Summary) -> list[FigureRow]:
     """Return a row for each failed gate, finding and limit: its name, its kind, and what
     was found.
     """
-    rows = [FigureRow(gate.name, FAILED, gate.reason) for gate in faults(summary)]
+    rows = [FigureRow(gate.name, FAILED, gate.reason) for gate in summary.gates_that("failed")]
     codes = {sentence.code for sentence in summary.finding.sentences}
     for sentence in summary.finding.sentences:
         code, text = sentence.code, sentence.text
@@ -251,21 +260,6 @@ def _answers(summary: Summary) -> list[FigureRow]:
     return rows
 
 
-def faults(summary: Summary) -> list[Gate]:
-    """Return the failed gates, except those that a copy or an adapter always fails."""
-    codes = {sentence.code for sentence in summary.finding.sentences}
-    explained = {name for name, why in EXPLAINED_BY.items() if codes.intersection(why)}
-    if is_copied(summary) or not summary.has_spectra:
-        explained.add("rounding")
-    if summary.estimated or not summary.has_spectra:
-        explained.add("rank")
-    if "identical" in codes:  # nothing of which more could be said
-        explained |= {"lineage", "rounding", "rank"}
-    if is_rearranged(summary):
-        explained.add("lineage")
-    return [gate for gate in summary.failed_gates if gate.name not in explained]
-
-
 def standing(summary: Summary) -> str | None:
     """Return what there is to say of a pair in a table of pairs: gates that failed, what was found;
     None if there is nothing.
@@ -284,14 +278,10 @@ def standing(summary: Summary) -> str | None:
 
 def _gates(summary: Summary) -> TableBlock:
     """Return every gate with its figure; on a screen only if one failed."""
-    wrong, unknown = faults(summary), summary.unknown_gates
 
     def result(gate: Gate) -> Word:
-        if gate.passed:
-            return Word("passed", "passed")
-        if gate in unknown:
-            return Word("unknown", "quiet")
-        return FAILED if gate in wrong else Word("does not apply", "quiet")
+        state = summary.state_of(gate)
+        return Word(state, LEVELS.get(state, "quiet"))
 
     def needs(gate: Gate) -> str:
         bound = "at most" if gate.name == "formats" else "at least"
@@ -309,7 +299,7 @@ def _gates(summary: Summary) -> TableBlock:
     return table_of(fields, summary.gates, title, when=when, about="gates")
 
 
-def _spread(row: Row) -> str | None:
+def _spread(row: ComponentRow | ModuleRow) -> str | None:
     bounds = row.intervals.get("concentration")
     return bounds_text(bounds, "fixed") if bounds else None
 
@@ -325,27 +315,31 @@ COMPONENTS = (
 )
 
 
-def component_table(components: Sequence[Row]) -> TableBlock:
+def component_table(components: Sequence[ComponentRow]) -> TableBlock:
     """Return a row for each component."""
     return table_of(COMPONENTS, components, "By component", when="full", about="components")
 
 
 def module_table(summary: Summary, when: When = "always") -> TableBlock:
     """Return a row for each module that changed; counts of directions with their maximum."""
-    about = {
-        (row.component, row.module): row for row in (*summary.coherence, *summary.outside_layers)
-    }
+    inside = {(row.component, row.module): row for row in summary.coherence}
+    outside = {(row.component, row.module): row for row in summary.outside_layers}
 
-    def spikes(row: Row) -> str:
-        side = getattr(about.get((row.component, row.module)), "short_side", None)
+    def coherence(row: ModuleRow) -> Coherence | OutsideLayers | None:
+        place = (row.component, row.module)
+        return outside.get(place) or inside.get(place)
+
+    def spikes(row: ModuleRow) -> str:
+        own = coherence(row)
+        side = None if own is None else own.short_side
         return f"{text_of(row.spikes, 'number')} of {text_of(side, 'count')}"
 
-    def spread_over(row: Row) -> str | None:
-        """Return the number of equally strong directions; more than their maximum if flatter."""
-        own = about.get((row.component, row.module))
-        if own is None or (
-            "coherent" in own and 2 * own.coherent + 2 * own.above_short_side < own.matrices
-        ):
+    def spread_over(row: ModuleRow) -> str | None:
+        """The number of equally strong directions; more than their maximum if flatter."""
+        own = coherence(row)
+        if own is None:
+            return None
+        if isinstance(own, Coherence) and 2 * (own.coherent + own.above_short_side) < own.matrices:
             return None  # a median over a few of the matrices is not the module's
         side = text_of(own.short_side, "count")
         if own.equivalent_directions is None:
@@ -371,10 +365,10 @@ def module_table(summary: Summary, when: When = "always") -> TableBlock:
     return table_of(fields, summary.modules, title, when=when, about="modules")
 
 
-def skipped_table(rows: Iterable[Row], when: When = "always") -> TableBlock:
+def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> TableBlock:
     """Return a row for each reason, with the number of tensors of each side and its meaning."""
 
-    def what(row: Row) -> Word:
+    def what(row: SkippedRow) -> Word:
         text = meaning(row.reason)
         if row.detail and row.reason != "filtered":
             text += f" ({row.detail})"

@@ -6,9 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shadow.checks.explanations import CLEAR, few_bits, has_other_norm_unrounded, is_lost
+from shadow.checks.explanations import (
+    CLEAR,
+    few_bits,
+    has_other_norm_unrounded,
+    is_lost,
+    recognised,
+)
 from shadow.checks.summary import Sentence
-from shadow.summary.record import PairRecord, Row
+from shadow.summary.record import PairRecord
 from shadow.telling.wording import (
     NAMED,
     Recorded,
@@ -26,6 +32,7 @@ ALIKE = 0.9  # of the last that was named, from which the next is named too
 MOSTLY_KEPT = 0.8  # share of the stored energy below which its norm is not the update's
 # modules, or how their names begin
 OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")
+MORE_THAN_ROUNDING = " by more than rounding"  # what the figures are of where others are copies
 MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
 WORTH_NAMING = 0.05  # of the energy
 EVEN = 0.28  # of the energy in a quarter of the depth, below which none is named
@@ -45,10 +52,12 @@ WORDS = {
     "part": "{name} ({energy_share:share})",
     "part_sized": f"{{name}} ({SIZED})",
     "holds": f"{{name}} {{holds}} {SIZED}",
-    "few_layers": "Inside {where}, only matrices of {layers} changed.",
+    "few_layers": "Inside {where}, only matrices of {layers} changed{more}.",
     "quarter": "Inside {where}, {layers} {count|holds|hold} {energy_share:share} of it"
     "[, with {parameter_share:share} of the parameters].",
     "unchanged": "Unchanged: {parts:and}.",
+    "rounded": "{figures.matrices_rounded:count more matrix is|more matrices are} only rounded.",
+    "rounded_short": "{figures.matrices_rounded:count matrix|matrices} only rounded",
 }
 
 
@@ -65,6 +74,7 @@ def size_and_place(
     texts = [
         f"{norm}, {place}." if place else f"{norm}.",
         more,
+        "" if "mostly_copy" in recognised(summary) else rounded_text(recorded, "rounded"),
         _depth(recorded),
         recorded.fill(WORDS["unchanged"], parts=parts) if parts else "",
         *(f"{text}." for text in without_base(summary)),
@@ -96,8 +106,15 @@ def is_as_stored(summary: PairRecord) -> bool:
     return figures.relative_norm_overall_unrounded is None and near
 
 
+def rounded_text(recorded: Recorded, words: str) -> str:
+    """Return how many matrices are only rounded, where the figures are those of others."""
+    return recorded.fill(WORDS[words]) if recorded.summary.figures.matrices_rounded else ""
+
+
 def of_what(summary: PairRecord) -> str:
     """Return what the overall relative norm is relative to, in words."""
+    if summary.figures.matrices_rounded:
+        return f"of the norm of the matrices that changed{MORE_THAN_ROUNDING}"
     if has_frozen(summary):
         return "of the norm of the weights that changed"
     return "of the base matrices' norm"
@@ -105,14 +122,17 @@ def of_what(summary: PairRecord) -> str:
 
 def has_frozen(summary: PairRecord) -> bool:
     """Return whether so much is unchanged that the norm of what changed is not the model's."""
-    figures = summary.figures
-    return bool(figures.parameters_identical > 0.01 * (figures.parameters or 1))
+    return _unmoved(summary) > 0.01 * (summary.figures.parameters or 1)
 
 
 def is_mostly_frozen(summary: PairRecord) -> bool:
-    """Return whether half of the parameters or more are the same on both sides."""
-    figures = summary.figures
-    return bool(2 * figures.parameters_identical >= (figures.parameters or 1))
+    """Return whether half of the parameters or more are the same on both sides, or only rounded."""
+    return 2 * _unmoved(summary) >= (summary.figures.parameters or 1)
+
+
+def _unmoved(summary: PairRecord) -> int:
+    """Return how many parameters are the same on both sides, or only rounded."""
+    return int(summary.figures.parameters_identical + summary.figures.parameters_rounded)
 
 
 @dataclass(frozen=True)
@@ -148,18 +168,28 @@ class ChangedPart:
 def parts_by_energy(summary: PairRecord) -> list[ChangedPart]:
     """Return the parts of the model, that with the most energy first."""
     main = main_component(summary)
-    rows: list[Row] = [
-        *(row for row in summary.modules if row.component == main),
-        *(row for row in summary.components if row.component != main and row.matrices),
+    parts = [
+        ChangedPart(
+            module_name(row.module),
+            f"modules.{row.component}.{row.module}",
+            row.energy_share,
+            row.parameter_share,
+            is_outside(row.module),
+        )
+        for row in summary.modules
+        if row.component == main and row.energy_share is not None
     ]
-    parts = []
-    for row in rows:
-        name, place, outside = component_name(row.component), f"components.{row.component}", True
-        if "module" in row:
-            name, place = module_name(row.module), f"modules.{row.component}.{row.module}"
-            outside = is_outside(row.module)
-        if row.energy_share is not None:
-            parts.append(ChangedPart(name, place, row.energy_share, row.parameter_share, outside))
+    parts += [
+        ChangedPart(
+            component_name(row.component),
+            f"components.{row.component}",
+            row.energy_share,
+            row.parameter_share,
+            outside=True,
+        )
+        for row in summary.components
+        if row.component != main and row.matrices and row.energy_share is not None
+    ]
     return sorted(parts, key=lambda part: -part.energy_share)
 
 
@@ -240,7 +270,9 @@ def _depth(recorded: Recorded) -> str:
     layers = [row for row in summary.depth if row.component == main]
     changed = [row.layer for row in layers if row.matrices and row.energy_share is not None]
     if 0 < len(changed) <= NAMED and len(changed) < len(layers):
-        return recorded.fill(WORDS["few_layers"], where=where, layers=layers_text(changed))
+        more = MORE_THAN_ROUNDING if summary.figures.matrices_rounded else ""
+        named = layers_text(changed)
+        return recorded.fill(WORDS["few_layers"], where=where, layers=named, more=more)
     rows = [row for row in summary.quarters if row.component == main]
     if not rows:
         return ""
@@ -265,11 +297,15 @@ def unchanged_parts(recorded: Recorded) -> list[str]:
     whole = [
         row.component
         for row in summary.components
-        if row.tensors and row.identical == row.tensors and row.component not in moved
+        if row.tensors and row.identical == row.tensors
+        # a tied head is no tensor of its own
+        if not row.matrices and row.component not in moved
     ]
     layers: dict[str, list[int]] = {}
     for row in summary.depth:
-        has_moved = row.matrices or row.layer in moved.get(row.component, ())
+        has_moved = (
+            row.matrices or row.matrices_rounded or row.layer in moved.get(row.component, ())
+        )
         if not has_moved and row.component not in whole:
             layers.setdefault(row.component, []).append(row.layer)
     compared = Counter(row.component for row in summary.depth)

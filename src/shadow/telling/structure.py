@@ -8,14 +8,14 @@ from shadow.checks.explanations import (
     CLEAR,
     beyond_rounding,
     few_bits,
+    few_of,
     has_few_values,
     is_low_rank,
 )
-from shadow.checks.pair_gates import Gate
 from shadow.checks.summary import Sentence
 from shadow.quantities import bounds_text
 from shadow.summary.coverage import ROUNDING
-from shadow.summary.record import PairRecord
+from shadow.summary.record import Gate, PairRecord
 from shadow.telling.wording import Recorded, tell
 
 # share of the stored energy that is the update's, above which storage does not matter
@@ -41,13 +41,13 @@ WORDS = {  # slots without a dot are figures of inside_layers
     "low_rank": "It has low rank: in {which}, {rank_most:count} of {directions} directions"
     " {rank_most|holds|hold} all of it but rounding.",
     "base": "The base looks dequantised from 4 to 8 bits: rows of"
-    " {levels_base_few/levels_base_judged:all matrix|matrices} inside the layers have few distinct"
-    " values.",
+    " {levels_base_few/levels_base_judged:all matrix|matrices} inside the layers[ that could be"
+    " judged (of {of_base:count})] have few distinct values.",
     "format": "In {in_8_bits/matrices:all matrix|matrices} inside the layers, a side is stored in 8"
     " bits, so part or all of the change may be the rounding of that format.",
-    "tuned": "In {levels_tuned_few/levels_tuned_judged:all matrix|matrices} inside the layers, rows"
-    " of the tuned side have as few distinct values as a copy in 8 or 4 bits, so part or all of the"
-    " change may be the rounding of that copy.",
+    "tuned": "In {levels_tuned_few/levels_tuned_judged:all matrix|matrices} inside the layers[ that"
+    " could be judged (of {of_tuned:count})], rows of the tuned side have as few distinct values as"
+    " a copy in 8 or 4 bits, so part or all of the change may be the rounding of that copy.",
     "of_quantised": "A side is quantised: inside the layers, {part} of the energy of the stored"
     " change is the update, the rest is the error of the format.",
     "rounded_away": "Storage rounded most of it away: in {rounded_away/matrices:all"
@@ -138,7 +138,18 @@ def storage(summary: PairRecord, gates: Mapping[str, Gate]) -> list[Sentence]:
     few = [WORDS["base"]] if has_few_values(summary, "base") else []
     few += [WORDS[through]] if through is not None else []
     left = _left(summary, not gates["rounding"].passed, bool(few))
-    return [tell(summary, "few_values", *few), *left] if few else left
+    if not few:
+        return left
+    of_base, of_tuned = (_if_some_unjudged(summary, side) for side in ("base", "tuned"))
+    return [tell(summary, "few_values", *few, of_base=of_base, of_tuned=of_tuned), *left]
+
+
+def _if_some_unjudged(summary: PairRecord, side: str) -> int | None:
+    """Return the number of matrices inside layers, if the values of some could not be judged, as
+    those of short rows.
+    """
+    matrices, (_, judged) = summary.inside_layers.matrices, few_of(summary, side)
+    return int(matrices) if judged < matrices else None
 
 
 def _left(summary: PairRecord, is_small: bool, has_few: bool) -> list[Sentence]:

@@ -14,7 +14,7 @@ from typing import Any
 from shadow.checks.answer import Figure
 from shadow.checks.explanations import has_sizes
 from shadow.checks.summary import Sentence
-from shadow.summary.record import PairRecord, Row
+from shadow.summary.record import PairRecord, PlacesRow
 from shadow.templates import Value, fill, names_in
 from shadow.text import and_list
 
@@ -127,7 +127,7 @@ def place_of(component: str, module: str | None, layers: Sequence[int], several:
     return f"{name} of {layers_text(layers)}" if layers else name
 
 
-def places_of(summary: PairRecord, rows: Sequence[Row]) -> str:
+def places_of(summary: PairRecord, rows: Sequence[PlacesRow]) -> str:
     """Return `attn.q and attn.k of layers 3 and 4, and the head`, grouping modules of the same
     layers.
     """

@@ -1,6 +1,7 @@
 """`whole CHECKPOINT`: whether one checkpoint agrees with itself.
 
-In this package: shards, values, names (what a loader expects) and configs (tokens, adapters).
+In this package: shards, values, names (what a loader expects), vocabulary and configs (tokens,
+adapters).
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Answer, Check, Outcome, Question, largest_first
 from shadow.checks.whole import configs, names, shards, values
-from shadow.checks.whole.part import Findings, gathered
+from shadow.checks.whole.part import Findings, folded, gathered
+from shadow.checks.whole.vocabulary import find_vocabulary
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
-    from shadow.checkpoints.opening import Checkpoint
     from shadow.run.runtime import Runtime
     from shadow.run.scan import Swept
     from shadow.run.scanned import Unmatched
@@ -28,6 +29,7 @@ TEXTS: Mapping[str, str] = {
     **values.WORDS,
     **names.WORDS,
     **configs.WORDS,
+    "more": "{like}; the same of {rows:count other|others}",
 }
 WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
     "whole": "{tensors:all tensor|tensors} and the files beside them agree",
@@ -64,7 +66,7 @@ def judge(found: Whole) -> Answer:
     figures = {**part.figures, "faults": len(part.against)}
     notes, doubts = gathered(part.notes), gathered(part.doubts)
     if part.against:
-        order, against = [*TEXTS], largest_first(part.against)
+        order, against = [*TEXTS], folded(largest_first(part.against))
         reasons = gathered(part.against, by_code=True)
         reasons.sort(key=lambda reason: order.index(reason.code))
         return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, against, [*doubts, *notes])
@@ -83,16 +85,19 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     )
     if checkpoint is None:
         return Whole(files, with_values=read)
-    tables, sees = _vocabulary(checkpoint)
     adapter, expected, named = None, None, None
     is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
     is_adapter |= checkpoint.adapter is not None
-    if not is_adapter and asked.models[0] not in runtime.found:  # a model in memory has been loaded
+    is_loaded = asked.models[0] in runtime.found  # a model in memory
+    if not is_adapter and not is_loaded:
         expected = names.gather_expected(checkpoint, scratch / "loader", is_cut=files.are_cut)
-        ends, tied = {place: name for name, place in tables.items()}, None
-        if {"head", "embed"} <= ends.keys():
-            both, reading = (ends["head"], ends["embed"]), runtime if read else None
-            tied = names.gather_tied(checkpoint, both, reading, is_tied=expected.tied)
+    vocabulary = find_vocabulary(checkpoint, expected)
+    if expected is not None:
+        tied = None
+        if vocabulary.heads and vocabulary.embeddings:
+            ends = vocabulary.heads[0], vocabulary.embeddings[0]
+            reading = runtime if read else None
+            tied = names.gather_tied(checkpoint, ends, reading, is_tied=expected.tied)
         indexed = files.weight_map.keys()
         named = names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
     swept: list[Swept] = []
@@ -105,31 +110,17 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
         adapter = configs.read_factors(small.get(configs.ADAPTER_CONFIG), stored, swept)
     words = configs.read_words(
         small,
-        rows=min((checkpoint.tensors[name].shape[0] for name in tables), default=0),
-        sees=sees,
+        rows=vocabulary.rows,
+        sees=vocabulary.sees,
         checks_size=expected is None or bool(expected.problem),
         usual=expected.usual if expected else (),
     )
     tokens = max(words.vocabulary.values(), default=-1) + 1
     is_quantised = names.is_quantised(checkpoint)
-    every = values.Values(stored, swept, unread, dict.fromkeys(tables, tokens), is_quantised)
+    known = {*vocabulary.embeddings, *vocabulary.heads}
+    tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
+    every = values.Values(stored, swept, unread, tables, is_quantised)
     return Whole(files, every, named, words, adapter, read)
-
-
-def _vocabulary(checkpoint: Checkpoint) -> tuple[dict[str, str], bool]:
-    """Return embedding and head of the language model, and whether it has other components."""
-    from shadow.places.architecture import place_tensors
-
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    parts = place_tensors(shapes, checkpoint.config)
-    places = {name: own[0].place for name, own in parts.items()}
-    found = {
-        name: place.module
-        for name, place in places.items()
-        if place.module in ("embed", "head") and place.component == "language"
-        if place.layer is None and len(shapes[name]) == 2 and 0 not in shapes[name]
-    }
-    return found, any(one.component not in ("language", "other") for one in places.values())
 
 
 CHECK = Check(

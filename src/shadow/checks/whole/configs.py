@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.names import number_of, text_config
-from shadow.checks.whole.part import Findings, json_object
+from shadow.checks.whole.part import Findings, clipped, is_broken, json_object
 from shadow.templates import Value
 
 if TYPE_CHECKING:
@@ -20,14 +20,24 @@ if TYPE_CHECKING:
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
+SPECIAL, ADDED, TOKENS = "special_tokens_map.json", "added_tokens.json", "tokenizer.json"
 KINDS = ("eos", "bos", "pad")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
+# heads that peft adds to modules_to_save by itself, of which a model has one or none
+LISTED_BY_PEFT = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 WORDS = {
+    "not_json": "there is no JSON object in it",
+    "json_unread": "not looked at: it is larger than that of any released model, or a name occurs"
+    " twice",
     "token_beyond": "{kind} is token {token}, but the embedding has {rows:count row|rows}",
     "eos_apart": "eos is {one} here and {other} in {against}: generation does not stop where the"
     " other says",
     "token_unknown": "{kind} is {token}, which is not in the vocabulary",
-    "vocab_size": "vocab_size is {said:count}, but the embedding has {rows:count row|rows}",
+    "vocab_size": "vocab_size is {said}, but the embedding has {rows:count row|rows}",
     "tokenizer_beyond": "{tokens:count token has|tokens have} no row in the embedding of"
     " {rows:count row|rows}, such as {token} ({number})",
 }
@@ -35,12 +45,14 @@ OF_ADAPTERS = {
     "does_nothing": "the adapter does nothing: a factor is zero in {modules:all module|modules}",
     "zero_factor": "one of its factors is all zero, so the adapter does nothing here",
     "alpha": "lora_alpha is {alpha}, so the adapter does nothing",
-    "rank": "its factors have rank {rank:count}, but config says {said:count}",
+    "rank": "its factors have rank {rank:count}, but config says {said}",
     "half": "only one factor of its update is there",
     "factors_apart": "factors of {left} and {right} do not multiply",
     "target_absent": "config names it in target_modules, but it has no factors",
     "not_targeted": "config does not name it in target_modules, so peft leaves it out",
     "saved_absent": "config names it in modules_to_save, but it has no tensor",
+    "head_unsaved": "peft adds {heads:and} to modules_to_save, and no tensor has such a name: the"
+    " head has another name or is lost",
     "dora_absent": "config says DoRA, but no module has magnitudes",
     "adapter_kind": "an adapter of the unknown type {kind}",
 }
@@ -56,8 +68,10 @@ class Words:
     """By kind, the tokenizer's token of it that its vocabulary lacks."""
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     """The tokenizer's, as far as files of JSON have it."""
+    unread: Mapping[str, bool] = field(default_factory=dict)
+    """Files of the tokenizer that are not read as a JSON object, and whether they are broken."""
     vocab_size: int = 0  # the config's; 0 where it says none
-    rows: int = 0  # of the embedding of the language model; 0 where there is none
+    rows: int = 0  # of the embedding of these tokens; 0 where it is not known
     sees: bool = False  # whether the model has other components than language
     checks_size: bool = True
     """Whether no loader was asked, which compares vocab_size and rows by itself."""
@@ -66,28 +80,34 @@ class Words:
 
 def judge_words(part: Findings, found: Words) -> None:
     """Find tokens without a row, and files that disagree on where generation stops."""
-    rows, size = found.rows or found.vocab_size, found.vocab_size
+    rows, size = found.rows, found.vocab_size
     for kind, files in found.ids.items():
         for file, tokens in files.items():
             for token in (one for one in tokens if rows and one >= rows):
                 say = part.note if token in found.usual else part.fault
-                say(file, "token_beyond", kind=kind, token=str(token), rows=rows)
+                say(file, "token_beyond", kind=kind, token=clipped(str(token)), rows=rows)
         # generation stops where its own config says, or the model's
         stops = [file for file in (GENERATION, CONFIG) if file in files]
         for file in files if stops and kind == "eos" else ():
             if set(files[file]).isdisjoint(files[stops[0]]):
-                one, other = (", ".join(map(str, files[at])) for at in (file, stops[0]))
+                one, other = (clipped(", ".join(map(str, files[at]))) for at in (file, stops[0]))
                 part.fault(file, "eos_apart", one=one, other=other, against=stops[0])
+    for file, broken in found.unread.items():
+        say, code = (part.fault, "not_json") if broken else (part.doubt, "json_unread")
+        say(file, code)
     for kind, text in found.unknown.items():
-        part.fault(TOKENIZER, "token_unknown", kind=kind, token=text)
+        part.fault(TOKENIZER, "token_unknown", kind=kind, token=clipped(text))
     if found.checks_size and found.rows and size and size != found.rows:
-        part.fault(CONFIG, "vocab_size", said=size, rows=found.rows)
+        # some models have a few rows more by design
+        say = part.fault if size > found.rows else part.doubt
+        say(CONFIG, "vocab_size", said=clipped(size), rows=found.rows)
     beyond = sorted((at, token) for token, at in found.vocabulary.items() if rows and at >= rows)
     # what stands for images has no row in a model of language alone
     words = [one for one in beyond if found.sees or not SEEN.search(one[1])]
     if words:
-        of: dict[str, Value] = {"tokens": len(words), "token": words[0][1], "rows": rows}
-        part.fault("tokenizer", "tokenizer_beyond", **of, number=str(words[0][0]))
+        number, text = words[0]
+        of: dict[str, Value] = {"tokens": len(words), "token": clipped(text), "rows": rows}
+        part.fault("tokenizer", "tokenizer_beyond", **of, number=clipped(str(number)))
 
 
 def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
@@ -95,8 +115,15 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     config, generation, tokenizer = (
         json_object(small.get(name)) for name in (CONFIG, GENERATION, TOKENIZER)
     )
-    special = json_object(small.get("special_tokens_map.json"))
-    vocabulary = _vocabulary(small, tokenizer)
+    texts = {name: small[name] for name in (SPECIAL, ADDED, TOKENS, "vocab.json") if name in small}
+    objects = {name: json_object(content) for name, content in texts.items()}
+    unread = {
+        name: is_broken(texts[name])
+        for name, found in objects.items()
+        if not found and texts[name].strip() != b"{}"
+    }
+    special = objects.get(SPECIAL, {})
+    vocabulary = _vocabulary(objects, tokenizer)
     ids: dict[str, dict[str, list[int]]] = {}
     unknown = {}
     for kind in KINDS:
@@ -114,7 +141,7 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
         ids[kind] = {file: some for file, some in numbers.items() if min(some, default=-1) >= 0}
         if text and vocabulary and text not in vocabulary:
             unknown[kind] = text
-    return Words(ids, unknown, vocabulary, number_of(config, ("vocab_size",)), **facts)
+    return Words(ids, unknown, vocabulary, unread, number_of(config, ("vocab_size",)), **facts)
 
 
 def _text(value: object) -> str:
@@ -122,16 +149,18 @@ def _text(value: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _vocabulary(small: Mapping[str, bytes], tokenizer: Mapping[str, Any]) -> dict[str, int]:
+def _vocabulary(
+    objects: Mapping[str, Mapping[str, Any]], tokenizer: Mapping[str, Any]
+) -> dict[str, int]:
     """Return the number of each token in tokenizer.json or vocab.json; empty without these."""
-    whole = json_object(small.get("tokenizer.json"))
+    whole = objects.get(TOKENS, {})
     model, listed = whole.get("model"), whole.get("added_tokens")
     own = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(own, list):  # a token and its score each
         own = {_text(one[0]): at for at, one in enumerate(own) if isinstance(one, list) and one}
     if not isinstance(own, dict):
-        own = json_object(small.get("vocab.json"))
-    pairs = [*own.items(), *(json_object(small.get("added_tokens.json")).items() if own else ())]
+        own = objects.get("vocab.json", {})
+    pairs = [*own.items(), *(objects.get(ADDED, {}).items() if own else ())]
     for one in listed if isinstance(listed, list) else ():
         if isinstance(one, dict):
             pairs.append((_text(one.get("content")), one.get("id")))
@@ -170,18 +199,30 @@ def judge_adapter(part: Findings, found: Factors) -> None:
         _judge_module(part, module, shapes, config)
     targets = config.get("target_modules")  # a list, or a pattern, or all-linear
     named = [one for one in targets if isinstance(one, str)] if isinstance(targets, list) else []
-    for target in named:
-        if not any(_is_named(module, target) for module in found.shapes):
-            part.fault(target, "target_absent")
-    for module in found.shapes if named and not config.get("target_parameters") else ():
-        if not any(_is_named(module, target) for target in named):
-            part.fault(module, "not_targeted")
-    saved = config.get("modules_to_save")
-    for name in saved if isinstance(saved, list) else ():
-        if not any(f".{name}." in f".{other}." for other in found.others):
-            part.fault(str(name)[:200], "saved_absent")
+    ends = {module: _ends(module) for module in found.shapes}
+    for target in sorted({*named}.difference(*ends.values())):
+        part.fault(clipped(target), "target_absent")
+    if named and not config.get("target_parameters"):
+        for module in ends:
+            if ends[module].isdisjoint(named):
+                part.fault(module, "not_targeted")
+    _judge_saved(part, found)
     if config.get("use_dora") and not any("lora_magnitude_vector" in one for one in found.others):
         part.fault(ADAPTER_CONFIG, "dora_absent")
+
+
+def _judge_saved(part: Findings, found: Factors) -> None:
+    """Compare modules_to_save with the tensors: peft takes what ends with one of its names."""
+    listed = found.config.get("modules_to_save")
+    names = dict.fromkeys(str(name) for name in listed) if isinstance(listed, list) else {}
+    absent = [name for name in names if not any(f"{name}." in other for other in found.others)]
+    task = found.config.get("task_type")
+    heads = LISTED_BY_PEFT.get(task, ()) if isinstance(task, str) else ()
+    for name in absent:
+        if name not in heads:
+            part.fault(name[:200], "saved_absent")
+    if heads and absent and all(head in absent for head in heads):
+        part.doubt(ADAPTER_CONFIG, "head_unsaved", heads=heads)
 
 
 def _judge_module(
@@ -199,7 +240,13 @@ def _judge_module(
     for name, rank in patterns.items() if isinstance(patterns, dict) else ():
         said = rank if _is_named(module, name.lstrip("^")) else said
     if type(said) is int and said != a[0] and not config.get("target_parameters"):
-        part.fault(module, "rank", rank=a[0], said=said)
+        part.fault(module, "rank", rank=a[0], said=clipped(said))
+
+
+def _ends(module: str) -> set[str]:
+    """Return the names by which a config may name a module."""
+    parts = module.split(".")
+    return {".".join(parts[at:]) for at in range(len(parts))}
 
 
 def _is_named(module: str, name: str) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,21 @@ if TYPE_CHECKING:
     from shadow.run.runtime import Runtime
 
 WRAPPED = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module)\.")
-EXPERT = re.compile(r"(?P<owner>.+\.experts\.)(?P<expert>\d+)\.(?P<rest>.+)")
-LAYER = re.compile(r"(?:.+\.)?layers\.(\d+)\..+")
+EXPERT = re.compile(r"(?P<owner>.+\.experts\.)(?P<expert>[0-9]+)\.(?P<rest>.+)")
+LAYER = re.compile(r"(?:.+\.)?layers\.([0-9]+)\..+")
 MTP = re.compile(r"(?:.*[._])?(?:mtp|nextn)(?:[._].*)?")
 MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 MOST_LAYERS = 10_000  # that a loader is asked to make
+FEW = 8  # experts of a layer, or tensors of an expert, that have a row each
 MOST = 100_000  # that a config may promise
 WORDS = {
     "prefix": "no loader sees through {prefix} in {tensors:count name|names}",
     "missing": "no file has it, so transformers initialises it at random",
+    "layer_lost": "{tensors:all tensor|tensors} of it are missing ({first}), so transformers"
+    " initialises them at random",
+    "experts_missing": "{experts/of:all expert|experts} are missing: {which} and"
+    " {more:count other|others}",
+    "expert_cut": "{tensors/of:all tensor|tensors} that others have are missing",
     "expert_missing": "no file has it, in a model of {of:count expert|experts}",
     "expert_shape": "its shape is {shape}, but that of most experts beside it is {other}",
     "layer_missing": "config promises {of:count layer|layers}, but this one has no tensor",
@@ -50,6 +57,7 @@ WORDS = {
     "quantised": "the model is quantised",
     "unknown_class": "transformers has no class {detail}",
     "no_transformers": "{detail}; {install}",
+    "config_deep": "config.json is nested too deeply",
     "loader_failed": "transformers says {detail}",
     "loader_died": "the child that asks transformers died ({detail})",
     "loader_large": "the model of this config takes too much memory",
@@ -110,14 +118,22 @@ def wrapped(names: Collection[str]) -> dict[str, int]:
 
 def _judge_loading(part: Findings, found: Names, layers: Collection[str]) -> None:
     """layers: those that lack an expert, which is reported already."""
+    from shadow.checkpoints.expected import owners_of
 
     def is_named(name: str) -> bool:
         match = LAYER.fullmatch(name)
         return bool(match and match[1] in layers and "experts" in name)
 
+    missing: defaultdict[str, list[str]] = defaultdict(list)  # those of a lost layer by its name
     for name in sorted({*found.expected.missing} - {*found.indexed}):
         if not is_named(name):
-            part.fault(name, "missing")
+            owner = next(filter(found.expected.lost.get, owners_of(name)), name)
+            missing[owner].append(name)
+    for owner, names in missing.items():
+        if len(names) > 1:
+            part.fault(owner, "layer_lost", tensors=len(names), first=names)
+        else:
+            part.fault(names[0], "missing")
     for name in sorted(found.expected.unexpected):
         info = found.tensors.get(name)
         is_judged_elsewhere = BUFFER.fullmatch(name) or FLAT.fullmatch(name)
@@ -136,28 +152,55 @@ def _by(shape: Sequence[int]) -> str:
 
 def _judge_experts(part: Findings, found: Names) -> set[str]:
     """Report experts that a layer lacks and similar layers have; return such layers."""
-    there: defaultdict[str, defaultdict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    # by the name before the number, by that after it, by number: the whole name
+    experts: defaultdict[str, defaultdict[str, dict[int, str]]]
+    experts = defaultdict(lambda: defaultdict(dict))
     for match in filter(None, map(EXPERT.fullmatch, found.tensors)):
-        there[match["owner"]][match["rest"]].add(int(match["expert"]))
-    every: defaultdict[str, set[int]] = defaultdict(set)
-    for owner, own in there.items():
-        every[role(owner)].update(*own.values())
+        experts[match["owner"]][match["rest"]][int(match["expert"])] = match[0]
+    numbers: defaultdict[str, set[int]] = defaultdict(set)
+    for owner, tensors in experts.items():
+        numbers[role(owner)].update(*tensors.values())
+    every = {kind: sorted(own) for kind, own in numbers.items()}
     layers = set()
-    for owner, own in there.items():
-        for rest, numbers in own.items():
-            names = [f"{owner}{expert}.{rest}" for expert in sorted(numbers)]
-            shapes = {name: _by(found.tensors[name].shape) for name in names}
+    for owner, tensors in experts.items():
+        for names in tensors.values():
+            shapes = {name: _by(found.tensors[name].shape) for name in names.values()}
             usual = Counter(shapes.values()).most_common(1)[0][0]
-            for name in (name for name in names if shapes[name] != usual):
+            for name in sorted(name for name, shape in shapes.items() if shape != usual):
                 part.fault(name, "expert_shape", shape=shapes[name], other=usual)
-        for expert in sorted(every[role(owner)]):
-            lost = [rest for rest, numbers in own.items() if expert not in numbers]
-            names = [f"{owner}{expert}.{rest}" for rest in lost]
-            for name in [f"{owner}{expert}"] if len(lost) == len(own) else names:
-                part.fault(name, "expert_missing", of=len(every[role(owner)]))
-            if lost and (layer := LAYER.fullmatch(owner + "0")):
-                layers.add(layer[1])
+        lacks = _judge_lost_experts(part, owner, tensors, every[role(owner)])
+        if lacks and (layer := LAYER.fullmatch(owner + "0")):
+            layers.add(layer[1])
     return layers
+
+
+def _judge_lost_experts(
+    part: Findings, owner: str, tensors: Mapping[str, Mapping[int, str]], every: Sequence[int]
+) -> bool:
+    """Report experts of a layer that are lost or lack tensors, many of them in one row; return
+    whether there are any. tensors: by the end of a name, by number. every: the numbers that similar
+    layers have.
+    """
+    counts = Counter(number for names in tensors.values() for number in names)
+    lost = len(every) - len(counts)
+    # no more than are spelt out are looked for
+    first = itertools.islice((number for number in every if not counts[number]), FEW)
+    if lost > FEW:
+        figures = {"experts": lost, "of": len(every), "more": lost - FEW}
+        which = ", ".join(map(str, first))
+        part.fault(owner.removesuffix("."), "experts_missing", which=which, **figures)
+    else:
+        for number in first:
+            part.fault(f"{owner}{number}", "expert_missing", of=len(every))
+    cut = [number for number, count in sorted(counts.items()) if count < len(tensors)]
+    for number in cut:
+        if (absent := len(tensors) - counts[number]) > FEW:
+            part.fault(f"{owner}{number}", "expert_cut", tensors=absent, of=len(tensors))
+            continue
+        for rest, names in tensors.items():
+            if number not in names:
+                part.fault(f"{owner}{number}.{rest}", "expert_missing", of=len(every))
+    return bool(lost or cut)
 
 
 def _judge_mtp(part: Findings, found: Names) -> None:
@@ -217,14 +260,18 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
     )
     if problem := next((problem for problem, holds in problems if holds), ""):
         return Expected(problem=problem)
-    named = dict(checkpoint.tensors)
-    for prefix in wrapped(named):
+    stored_names = {name: name for name in checkpoint.tensors}  # by the name that a loader knows
+    for prefix in wrapped(checkpoint.tensors):
         anywhere = prefix == "_orig_mod."
-        named = {
-            name.replace(prefix, "") if anywhere else name.removeprefix(prefix): info
-            for name, info in named.items()
+        stored_names = {
+            name.replace(prefix, "") if anywhere else name.removeprefix(prefix): stored
+            for name, stored in stored_names.items()
         }
-    return expected(checkpoint.config, named, scratch)
+    named = {name: checkpoint.tensors[stored] for name, stored in stored_names.items()}
+    answer = expected(checkpoint.config, named, scratch)
+    inputs = [stored_names[name] for name in answer.inputs if name in stored_names]
+    outputs = [stored_names[name] for name in answer.outputs if name in stored_names]
+    return replace(answer, inputs=inputs, outputs=outputs)
 
 
 def gather_tied(

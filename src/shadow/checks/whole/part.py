@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shadow.checks.answer import Against, Figure
 from shadow.templates import Reason, Value
+
+MOST_ROWS = 100  # of one code
+SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
 
 
 @dataclass
@@ -29,16 +34,53 @@ class Findings:
         self.notes.append(Against(name, Reason(code, figures)))
 
 
+def folded(found: Iterable[Against]) -> list[Against]:
+    """Keep the first rows of each code, in order; a row at the end has the number of the others."""
+    shown = []
+    by_code: defaultdict[str, list[Against]] = defaultdict(list)
+    for row in found:
+        by_code[row.why.code].append(row)
+        if len(by_code[row.why.code]) <= MOST_ROWS:
+            shown.append(row)
+    for rows in by_code.values():
+        if rest := rows[MOST_ROWS:]:
+            figures: dict[str, Value] = {"like": rest[0].why, "rows": len(rest) - 1}
+            shown.append(Against(rest[0].name, Reason("more", figures)) if rest[1:] else rest[0])
+    return shown
+
+
+def clipped(value: object, most: int = 80) -> str:
+    """Return a text, or a number of any size in digits, as far as a sentence has room for it."""
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]:
     """Merge equal reasons, each with all its names. by_code: merge different figures as well."""
     groups: dict[object, list[Against]] = {}
     for one in found:
-        groups.setdefault(one.why.code if by_code else one.why, []).append(one)
+        # not the reason itself, whose hash leaves out the values of its figures
+        figures = "" if by_code else repr(one.why.figures)
+        groups.setdefault((one.why.code, figures), []).append(one)
     return [
         Reason(own[0].why.code, {**own[0].why.figures, "names": names or None})
         for own in groups.values()
         for names in [[*dict.fromkeys(one.name for one in own if one.name)]]
     ]
+
+
+def is_broken(content: bytes) -> bool:
+    """Return whether no reader finds a JSON object in a file, for whatever reason `json_object`
+    finds none.
+    """
+    from shadow.checkpoints.safetensors_files import has_too_many_values
+
+    if len(content) >= SMALL or has_too_many_values(content):
+        return False
+    try:
+        return not isinstance(json.loads(content.decode()), dict)
+    except (ValueError, RecursionError):
+        return True
 
 
 def json_object(content: bytes | None) -> Mapping[str, Any]:

@@ -8,14 +8,14 @@ import json
 import re
 import zipfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.whole.configs import ADAPTER_CONFIG
-from shadow.checks.whole.part import Findings, json_object
+from shadow.checks.whole.part import SMALL, Findings, json_object
 from shadow.errors import FileError, ShadowError
 
 if TYPE_CHECKING:
@@ -27,19 +27,22 @@ if TYPE_CHECKING:
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
-NUMBERED = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
+NUMBERED = re.compile(r".+-[0-9]{5}-of-[0-9]{5}\.safetensors")
 OWN = re.compile(
     r"(?!consolidated|adapter_|optimizer|training|scheduler|random|rng).*\.safetensors"
 )
 CONSOLIDATED = re.compile(r"consolidated.*\.safetensors")
 PICKLED = re.compile(r"pytorch_model.*\.bin|consolidated.*\.pth")
+CUTTING = ("config.json", INDEX)  # files beside the weights without which a loader is not asked
 LFS = b"version https://git-lfs"
-SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
 NEWER = 2  # seconds
 WORDS = {
     "pointer": "a Git-LFS pointer, not the file itself",
     "shard_missing": "the index names it, and it is not there, with {tensors:count tensor|tensors}",
     "unreadable": "{why}",
+    "no_tensors": "there are no tensors in it",
+    "layer_absent": "{tensors:all tensor|tensors} of it are absent ({first}): the index puts them"
+    " in {shards}",
     "absent": "the index puts it in {shard}, which has no such tensor",
     "twice_differs": "in {shard} and in {other}, with other values; transformers takes that of"
     " {other}",
@@ -86,13 +89,14 @@ class FileFacts:
     @property
     def missing(self) -> dict[str, int]:
         """The missing shards, and how many tensors the index puts in them."""
-        shards = [*self.weight_map.values()]
-        return {name: shards.count(name) for name in self.read if name not in self.names}
+        counts = Counter(self.weight_map.values())
+        return {name: counts[name] for name in self.read if name not in self.names}
 
     @property
     def are_cut(self) -> bool:
         """Return whether tensors may be missing because a file is."""
-        return bool(self.pointers or self.unreadable or self.missing)
+        lacking = (*self.pointers, *self.unreadable, *self.missing)
+        return any(name in CUTTING or name.endswith(".safetensors") for name in lacking)
 
 
 def judge_files(part: Findings, found: FileFacts) -> None:
@@ -103,6 +107,8 @@ def judge_files(part: Findings, found: FileFacts) -> None:
         part.fault(name, "shard_missing", tensors=count)
     for name, why in found.unreadable.items():
         part.fault(name, "unreadable", why=why)
+    if found.read and not any(found.headers.get(shard, True) for shard in found.read):
+        part.fault(found.read[0], "no_tensors")
     holders: defaultdict[str, list[str]] = defaultdict(list)
     for shard in found.read:
         for name in found.headers.get(shard, ()):
@@ -129,11 +135,22 @@ def judge_files(part: Findings, found: FileFacts) -> None:
 
 
 def _judge_index(part: Findings, found: FileFacts, holders: Mapping[str, Sequence[str]]) -> None:
+    from shadow.checkpoints.expected import owners_of
+
+    owners = {owner for name in holders for owner in owners_of(name)}
+    absent: defaultdict[str, list[str]] = defaultdict(list)  # those of a lost layer by its name
     for name, shard in found.weight_map.items():
         if shard in found.headers and name not in holders:
-            part.fault(name, "absent", shard=shard)
+            owner = next((owner for owner in owners_of(name) if owner not in owners), name)
+            absent[owner].append(name)
         elif shard in found.headers and shard not in holders[name]:
             part.fault(name, "elsewhere", shard=shard, other=holders[name][-1])
+    for owner, names in absent.items():
+        shards = [*dict.fromkeys(found.weight_map[name] for name in names)]
+        if len(names) > 1:
+            part.fault(owner, "layer_absent", tensors=len(names), first=names, shards=shards)
+        else:
+            part.fault(names[0], "absent", shard=shards[0])
     for name in holders.keys() - found.weight_map.keys():
         part.fault(name, "unindexed", shard=holders[name][-1])
     for name, header in found.headers.items():
@@ -213,8 +230,6 @@ class Folder:
                 self._read(name)
             except OSError as error:
                 self.unreadable[name] = str(error.strerror)
-            except ValueError as error:
-                self.unreadable[name] = str(error)
             except ShadowError as error:
                 self.unreadable[name] = error.message.removeprefix(f"{name}: ")
 
@@ -245,11 +260,9 @@ class Folder:
         return checkpoint if tensors else None, tensors, self.small, files
 
     def _read(self, name: str) -> None:
-        """Read a small file, or the header of a weights file. Raises OSError, ShadowError, and
-        ValueError for a config that is not JSON.
-        """
+        """Read a small file, or the header of a weights file. Raises OSError and ShadowError."""
         from shadow.checkpoints.listing import kind_of
-        from shadow.checkpoints.safetensors_files import held_shard, strict_json
+        from shadow.checkpoints.safetensors_files import held_shard
         from shadow.checkpoints.sources import LocalFile, read_header
         from shadow.files import read_start
 
@@ -265,8 +278,19 @@ class Folder:
             self.sources[name] = LocalFile(held.path, held)
         elif name.endswith((".json", ".jinja")):
             self.small[name] = content
-            if name.endswith("config.json") and not isinstance(strict_json(content), dict):
-                raise ValueError("not a JSON object")
+            if name.endswith("config.json"):
+                self._require_object(content)
+
+    @staticmethod
+    def _require_object(content: bytes) -> None:
+        from shadow.checkpoints.safetensors_files import strict_json
+
+        try:
+            is_object = isinstance(strict_json(content), dict)
+        except ValueError as error:
+            raise ShadowError(str(error)) from error
+        if not is_object:
+            raise ShadowError("not a JSON object")
 
     def _chosen(self) -> tuple[list[str], Mapping[str, str]]:
         """The files that transformers reads, in order, and what an index says about them."""
@@ -354,8 +378,8 @@ class Folder:
             try:
                 with zipfile.ZipFile(self.root / name) as archive:
                     members = [one for one in archive.infolist() if "/data/" in one.filename]
-            except (zipfile.BadZipFile, OSError):
-                return None
+            except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError):
+                return None  # as zipfile says of a damaged one, of a name too
             stored |= {(one.file_size, one.CRC) for one in members}
         sizes = {size for size, _ in stored}
         differing = []

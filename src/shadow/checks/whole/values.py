@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.whole.part import Findings
 from shadow.dtypes import FLOATS, INTEGERS
-from shadow.text import in_ranges
+from shadow.text import in_ranges, several
 
 if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
@@ -30,6 +30,7 @@ PIECE = re.compile(
     r"|(weight_)?scales?|weight_scale_(inv|2)|weight_global_scale|SCB|(weight\.)?absmax|qzeros)"
 )
 FACTOR = re.compile(r".*\.lora_(embedding_)?[AB].*|.*lora_magnitude_vector.*")
+RUNS = 8  # of numbers of experts that a sentence spells out
 NARROW = 16  # columns below which rows of one value come about by chance
 FEW = 0.01  # share of the rows of a vocabulary that may be zero: tokens without a meaning
 WORDS = {
@@ -85,7 +86,7 @@ def judge_values(part: Findings, found: Values) -> None:
 
 def role(name: str) -> str:
     """Return a name without its numbers, which other layers share."""
-    return re.sub(r"\d+", "#", name)
+    return re.sub(r"[0-9]+", "#", name)
 
 
 def _judge_tensor(part: Findings, one: Swept, found: Values, peers: Sequence[bool]) -> None:
@@ -125,11 +126,16 @@ def _judge_rows(part: Findings, one: Swept) -> None:
     each = rows // shape[0]  # of an expert
     per = Counter(row // each for row in seen.zero_rows if each > 1)
     if experts := [at for at, count in per.items() if count == each]:
-        part.fault(name, "zero_experts", experts=len(experts), which=in_ranges(experts))
+        part.fault(name, "zero_experts", experts=len(experts), which=_in_few_ranges(experts))
     elif seen.zero_rows:
         part.fault(name, "zero_rows", rows=len(seen.zero_rows), of=rows)
     if seen.constant_rows:
         part.fault(name, "constant_rows", rows=len(seen.constant_rows))
+
+
+def _in_few_ranges(numbers: Sequence[int]) -> str:
+    """`0-3, 7 and 26 more`."""
+    return several(in_ranges(numbers).split(", "), RUNS)
 
 
 def _judge_vocabulary(part: Findings, one: Swept, tokens: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup, escape
 
-from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import placing, read_start
 from shadow.lists.index import read_index, report_folder
@@ -47,6 +46,7 @@ from shadow.telling.document import (
 from shadow.telling.reading import AuditReport
 from shadow.telling.report import quantity
 from shadow.text import visible
+from shadow.version import __version__
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
@@ -126,8 +126,8 @@ def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequenc
     ranked = sorted(sections, key=lambda section: section.rank)
 
     def finding(pair: PairSection) -> Word:
-        failed = f"Gates failed: {', '.join(pair.failed)}." if pair.failed else ""
-        return Word(pair.summary.finding.headline, aside=failed)
+        gates = pair.summary.stopped
+        return Word(pair.summary.finding.headline, aside=f"{gates.capitalize()}." if gates else "")
 
     ranking = [
         named("pair", lambda pair: Link(pair.name, target=f"pair-{pair.number}")),
@@ -158,12 +158,12 @@ def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequenc
         ranking=table_of(ranking, ranked),
         missing=TableBlock(MISSING, missing) if missing else None,
         shared=script_json({"metrics": metric_texts()}),
-        style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
-        scripts={name: Markup(text) for name, text in scripts.items()},  # noqa: S704 - ours
+        style=file_text("page.css"),
+        scripts=scripts,
         # only these scripts run, and nothing is fetched
         policy=f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline';"
         " img-src data:; base-uri 'none'; form-action 'none'",
-        generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
+        generator=f'{GENERATOR}{__version__}">',
         notation=NOTATION,
         version=__version__,
     )  # fmt: skip
@@ -180,12 +180,9 @@ def file_text(name: str) -> str:
     return (resources.files("shadow.outputs.page") / name).read_text(encoding="utf-8")
 
 
-def _coded(value: object) -> object:
-    """Format text between backticks as code, such as `floor_ratio`; leave other text unchanged."""
-    if not isinstance(value, str) or "`" not in value:
-        return value
-    shown = escape(_finalized(value))
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(shown)))  # noqa: S704 - escaped
+def _coded(text: str) -> str:
+    """Return text as HTML, with what is between backticks as code, such as `floor_ratio`."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(visible(text)))
 
 
 def _cell_text(cell: Cell) -> str:

@@ -20,7 +20,6 @@ from functools import cache, lru_cache
 import numpy as np
 import pyarrow as pa
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
 from shadow.checks.summary import Summary
@@ -32,7 +31,7 @@ from shadow.summary.record import LAYERS, order_of
 from shadow.summary.tables import Columns, columns_of
 from shadow.telling.document import Block, Figures, Note, Paragraph, TableBlock
 from shadow.telling.reading import AuditReport
-from shadow.telling.report import faults, report_document
+from shadow.telling.report import report_document
 from shadow.text import visible
 
 SUBJECTS = ("delta", "base", "tuned")
@@ -107,7 +106,7 @@ NOTHING = {  # what a section says that would be empty
 }
 
 
-def script_json(value: object) -> Markup:
+def script_json(value: object) -> str:
     """Return JSON for a script element, which no text in it can end. NaN and infinity are refused;
     texts of reports are made visible before.
     """
@@ -142,7 +141,7 @@ class PairSection:
     summary: Summary
     sides: Sequence[Block]
     sections: Sequence[PageSection]
-    data: Markup
+    data: str
     """JSON for the charts."""
 
     @property
@@ -150,16 +149,11 @@ class PairSection:
         return f"{self.summary.family} {self.summary.pair}"
 
     @property
-    def failed(self) -> list[str]:
-        """Return the names of the gates that it fails, without those that are unknown."""
-        unknown = self.summary.unknown_gates
-        return [gate.name for gate in self.summary.failed_gates if gate not in unknown]
-
-    @property
     def rank(self) -> tuple[bool, float, str]:
         """Return a sort key: most concentrated first, pairs whose gates void their figures last."""
         concentration = self.summary.figures.concentration
-        return bool(self.failed), math.inf if concentration is None else -concentration, self.name
+        is_void = self.summary.stopped is not None
+        return is_void, math.inf if concentration is None else -concentration, self.name
 
 
 def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairSection:
@@ -204,7 +198,7 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
             (table,) = (block for block in own if isinstance(block, TableBlock))
             passed = f"All {len(summary.gates)} gates passed"
             fold = table.title if summary.failed_gates else passed
-            is_open = bool(faults(summary))
+            is_open = bool(summary.gates_that("failed"))
             sections.append(PageSection(name, [], [replace(table, title="")], fold, is_open))
         elif own or name in blocks:
             untitled = [

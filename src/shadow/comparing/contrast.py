@@ -1,0 +1,342 @@
+"""Two reports matrix by matrix -> Contrast: a verdict, what voids it and what makes it doubtful."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from shadow.comparing.codes import (
+    OPPOSITE,
+    ComparisonVerdict,
+    Doubt,
+    NoVerdict,
+    Rate,
+    ReportRelation,
+    Verified,
+    say,
+)
+from shadow.comparing.differences import (
+    FIGURES,
+    SIDES,
+    DeltaDirections,
+    Difference,
+    cells_of,
+    difference,
+    with_differences,
+)
+from shadow.comparing.matching import ComparedReport, match, settings_apart
+from shadow.comparing.updates import copy_reason, is_training
+from shadow.errors import ShadowError
+from shadow.spectra.measurement import WITHOUT_SPECTRA
+from shadow.summary.bootstrap import LEVEL
+from shadow.summary.coverage import LINEAGE, ROUNDING
+from shadow.summary.layer_medians import LOW, held_rank
+from shadow.templates import Reason, Value
+
+# of concentration: above the differences of two seeds in the lab, inside those of narrow and broad
+# data; "The margin" in docs/compare.md has both, made from the tables
+MARGIN = 0.05
+MIN_AGREEING = 2  # of the four figures that vote beside concentration
+# relative norms further apart are warned of: concentration falls as an update grows
+FAR_NORMS = 3.0
+MOST = 0.9  # share of a report's measured parameters that should be compared
+# doubts that pairs of the lab have, whose decoders have few layers
+OF_THE_LAB = (Doubt.FEW_LAYERS, Doubt.OPPOSED_OUTSIDE_LAYERS)
+
+
+@dataclass(frozen=True)
+class MatchedCounts:
+    """Numbers of matrices in a comparison of two reports."""
+
+    matrices: int
+    """Matrices of both, 1 or more."""
+    in_layers: int
+    """Those of them that lie in layers, and so have a vote."""
+    cells: int
+    """The same, the experts of one module and layer taken as one."""
+    layers: int
+    parameters: int
+    share_of_first: float
+    """The share of the first report's changed parameters that is compared, 0 to 1."""
+    share_of_second: float
+    alone_in_first: int
+    """Changed matrices of the first report that the second has not, or in another shape."""
+    alone_in_second: int
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The comparison of two reports: a difference is first - second or first / second."""
+
+    first: str
+    second: str
+    relation: ReportRelation
+    verified: Verified | None
+    """How it is known which weights they share; None if they share none."""
+    matched: MatchedCounts
+    figures: list[Difference]
+    """Every figure, concentration first."""
+    verdict: ComparisonVerdict
+    """About the first report."""
+    headline: Reason
+    """The verdict with the difference of concentration."""
+    voids: list[Reason]
+    """Why no verdict can be defended; empty where one can."""
+    doubts: list[Reason]
+    """What makes the comparison doubtful, though not void."""
+    rate: Rate | None
+    """How often such verdicts were wrong; None where that was not measured on such pairs."""
+    joint: DeltaDirections | None = None
+    no_directions: Reason | None = None
+    """Why joint is not known; None where it is, or nobody asked."""
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
+        if self.voids:
+            return say(Reason(self.verdict.code, {"why": "; ".join(self.not_comparable)}))
+        return say(self.headline)
+
+    @property
+    def not_comparable(self) -> list[str]:
+        """The reasons for no verdict, in words."""
+        return [say(reason) for reason in self.voids]
+
+    @property
+    def warnings(self) -> list[str]:
+        """The doubts, in words."""
+        return [say(reason) for reason in self.doubts]
+
+    @property
+    def no_joint(self) -> str | None:
+        """The reason for no joint, in words."""
+        return None if self.no_directions is None else say(self.no_directions)
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines: reasons by code and figures, and in words."""
+        return {
+            **asdict(self),
+            "relation_code": self.relation.code,
+            "verdict_code": self.verdict.code,
+            "figures": [figure.as_json() for figure in self.figures],
+            "sentence": self.sentence,
+            "not_comparable": self.not_comparable,
+            "warnings": self.warnings,
+            "no_joint": self.no_joint,
+        }
+
+
+def contrast(
+    first: ComparedReport,
+    second: ComparedReport,
+    relation: ReportRelation,
+    verified: Verified | None,
+    *,
+    margin: float,
+) -> Contrast:
+    """Compare the first report with the second. Raises ShadowError if they share no matrix."""
+    by_base = relation in (ReportRelation.SAME_PAIR, ReportRelation.ONE_BASE)
+    rows = match(first.deltas, second.deltas, by_base=by_base)
+    if rows.empty:
+        raise ShadowError(
+            f"{first.name} and {second.name} have no changed matrix of one place and shape in"
+            " common",
+            "audit both without filters, and see `shadow show` for what is identical or skipped",
+        )
+    matched = with_differences(rows)
+    cells = cells_of(matched)
+    figures = [difference(figure, cells, margin) for figure in FIGURES]
+    verdict = _verdict(figures)
+    voids = list(_voids(first, second, matched[matched["layer"].notna()]))
+    if voids:
+        verdict = ComparisonVerdict.NO_COMPARISON
+        for number, figure in enumerate(figures):
+            if figure.direction:
+                figures[number] = replace(figure, verdict=verdict)
+    counts = _counts(first.deltas, second.deltas, matched, cells)
+    doubts = list(_doubts(first, second, relation, matched, counts, figures, is_void=bool(voids)))
+    return Contrast(
+        first=first.label,
+        second=second.label,
+        relation=relation,
+        verified=verified,
+        matched=counts,
+        figures=figures,
+        verdict=verdict,
+        headline=_headline(first, second, verdict, figures[0]),
+        voids=voids,
+        doubts=doubts,
+        rate=_rate(first, second, relation, verdict, figures[0], doubts),
+    )
+
+
+def _counts(
+    first: pd.DataFrame, second: pd.DataFrame, matched: pd.DataFrame, cells: pd.DataFrame
+) -> MatchedCounts:
+    """Count matched matrices. first, second: the deltas of the reports."""
+    parameters = int((matched["rows"] * matched["cols"]).sum())
+
+    def share_of(deltas: pd.DataFrame) -> float:
+        return min(parameters / max(int(deltas["parameters"].sum()), 1), 1.0)
+
+    return MatchedCounts(
+        matrices=len(matched),
+        in_layers=int(matched["layer"].notna().sum()),
+        cells=len(cells),
+        layers=cells.groupby(["component", "layer"]).ngroups,
+        parameters=parameters,
+        share_of_first=share_of(first),
+        share_of_second=share_of(second),
+        alone_in_first=len(first) - len(matched),
+        alone_in_second=len(second) - len(matched),
+    )
+
+
+def _voids(first: ComparedReport, second: ComparedReport, voting: pd.DataFrame) -> Iterator[Reason]:
+    """Yield why no verdict on these two is justified, whatever the figures say.
+
+    Each of these moves concentration more than data do: a low rank by 0.4 of 0.15, rounding takes
+    it to 0, and the difference of two unrelated models is not an update.
+    """
+    if matrices := _unequal_ranks(voting):
+        names = {"first": first.name, "second": second.name}
+        yield Reason(NoVerdict.RANKS_DIFFER, {**names, "matrices": matrices})
+    for side, report in zip(SIDES, (first, second), strict=True):
+        name = {"name": report.name}
+        level = report.provenance.level
+        if level in WITHOUT_SPECTRA:
+            yield Reason(NoVerdict.SPECTRA_LEFT_OUT, {**name, "level": level})
+        cosine = voting[f"cosine_{side}"].median()
+        floor = voting[f"floor_ratio_{side}"].median()
+        if cosine < LINEAGE:
+            yield Reason(NoVerdict.SIDES_UNRELATED, {**name, "cosine": float(cosine)})
+        elif copy := copy_reason(report):
+            yield Reason(copy, name)
+        elif floor < ROUNDING:
+            yield Reason(NoVerdict.MOSTLY_ROUNDING, {**name, "floor": float(floor)})
+
+
+def _unequal_ranks(voting: pd.DataFrame) -> int:
+    """Count the matrices of which one side has a low rank, or another one, as adapters have."""
+    of_first = voting["rank_ceiling_first"].fillna(0).to_numpy(float)
+    of_second = voting["rank_ceiling_second"].fillna(0).to_numpy(float)
+    is_unknown = [np.isnan(_low_ranks(voting, side)) for side in SIDES]
+    has_adapter = np.maximum(of_first, of_second) > 0
+    are_adapters = np.minimum(of_first, of_second) > 0
+    unequal = has_adapter & (is_unknown[0] != is_unknown[1])
+    unequal |= are_adapters & (of_first != of_second)
+    return int(unequal.sum())
+
+
+def _low_ranks(voting: pd.DataFrame, side: str) -> NDArray[np.float64]:
+    """The rank of each delta as far as it exceeds rounding, if it is low; otherwise NaN."""
+
+    def column(name: str) -> pd.Series:
+        return voting[name if name in ("rows", "cols") else f"{name}_{side}"]
+
+    ranks = held_rank(column)
+    short_sides = voting[["rows", "cols"]].min(axis=1).to_numpy(float)
+    low = np.where(ranks <= LOW * short_sides, ranks, np.nan)
+    ceilings = column("rank_ceiling").to_numpy(float, na_value=np.nan)
+    known: NDArray[np.float64] = np.fmax(low, ceilings)
+    return known
+
+
+def _verdict(figures: Sequence[Difference]) -> ComparisonVerdict:
+    """The verdict of concentration, if two or more of the other figures, and most, agree."""
+    verdict = figures[0].verdict
+    points = figures[0].points
+    others = [figure for figure in figures[1:] if figure.direction]
+    if verdict in OPPOSITE:
+        agree = sum(figure.points == points for figure in others)
+        oppose = sum(figure.points == -points for figure in others)
+        is_mixed = agree < MIN_AGREEING or agree <= oppose
+    else:
+        is_mixed = sum(figure.verdict in OPPOSITE for figure in others) >= MIN_AGREEING
+    return ComparisonVerdict.MIXED_EVIDENCE if is_mixed or verdict is None else verdict
+
+
+def _headline(
+    first: ComparedReport,
+    second: ComparedReport,
+    verdict: ComparisonVerdict,
+    concentration: Difference,
+) -> Reason:
+    """The verdict with the difference of concentration."""
+    figures: dict[str, Value] = {"first": first.name, "second": second.name}
+    if concentration.difference is None:
+        return Reason(NoVerdict.NO_CONCENTRATION, figures)
+    figures["size"] = abs(concentration.difference)
+    figures["margin"] = f"{concentration.margin:g}"
+    figures["no_interval"] = concentration.no_interval
+    return Reason(verdict.code, figures)
+
+
+def _doubts(
+    first: ComparedReport,
+    second: ComparedReport,
+    relation: ReportRelation,
+    matched: pd.DataFrame,
+    counts: MatchedCounts,
+    figures: Sequence[Difference],
+    *,
+    is_void: bool,
+) -> Iterator[Reason]:
+    """Yield what makes a comparison doubtful, though not invalid."""
+    if relation is not ReportRelation.ONE_BASE:
+        yield Reason(relation.code)
+    for report in (first, second):
+        if report.provenance.relation == "sibling":
+            yield Reason(Doubt.SIBLINGS_COMPARED, {"name": report.name})
+    yield from settings_apart(first, second)
+    shares = (counts.share_of_first, counts.share_of_second)
+    for report, share in zip((first, second), shares, strict=True):
+        if share < MOST:
+            yield Reason(Doubt.PARTLY_COMPARED, {"name": report.name, "share": share})
+    dtypes = [matched[f"dtype_{side}"].fillna("") for side in SIDES]
+    if differing := int((dtypes[0] != dtypes[1]).sum()):
+        yield Reason(Doubt.DTYPES_DIFFER, {"matrices": differing})
+    concentration = figures[0]
+    norm = figures[-1].difference
+    if concentration.level is not None and concentration.level < LEVEL:
+        layers = {"layers": concentration.layers, "level": concentration.level}
+        yield Reason(Doubt.FEW_LAYERS, layers)
+    if norm is not None and abs(norm) > math.log(FAR_NORMS) and not is_void:
+        names = {"larger": first.name, "smaller": second.name}
+        if norm < 0:
+            names = {"larger": second.name, "smaller": first.name}
+        yield Reason(Doubt.NORMS_FAR_APART, {**names, "times": math.exp(min(abs(norm), 700.0))})
+    if concentration.verdict in OPPOSITE:
+        outside = matched[matched["layer"].isna()].groupby("module")["concentration_difference"]
+        against = outside.median() * -concentration.points
+        if modules := sorted(against.index[against >= (concentration.margin or 0.0)]):
+            yield Reason(Doubt.OPPOSED_OUTSIDE_LAYERS, {"modules": modules})
+
+
+def _rate(
+    first: ComparedReport,
+    second: ComparedReport,
+    relation: ReportRelation,
+    verdict: ComparisonVerdict,
+    concentration: Difference,
+    doubts: Sequence[Reason],
+) -> Rate | None:
+    """The share of such verdicts that were wrong in the lab; None for pairs unlike those there.
+
+    Those are two trainings of one base, measured with the same settings, whose norms are similar.
+    """
+    if verdict is ComparisonVerdict.NO_COMPARISON or relation is not ReportRelation.ONE_BASE:
+        return None
+    if concentration.margin != MARGIN or concentration.no_interval is not None:
+        return None
+    if any(reason.code not in OF_THE_LAB for reason in doubts):
+        return None
+    if not (is_training(first) and is_training(second)):
+        return None
+    return Rate.SEEDS_CALLED if verdict in OPPOSITE else Rate.DATA_MISSED

@@ -1,0 +1,3 @@
+"""The version of the package: reports record it, and a build reads it."""
+
+__version__ = "0.3.0"

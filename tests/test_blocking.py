@@ -1,0 +1,207 @@
+"""Named pipes and devices where a file is expected: refused at once, in one line, or left out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from command import run_shadow
+from safetensors.torch import save_file
+
+from shadow.files import open_regular, read_start
+
+SECONDS = 8  # after which a command counts as blocked; each takes a tenth of a second
+UP = "model.layers.0.mlp.up_proj.weight"
+SHARD = "model-00001-of-00001.safetensors"
+
+
+def fifo(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/zero")
+
+
+def stdin(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/stdin")
+
+
+MAKERS = {"fifo": fifo, "device": device, "stdin": stdin}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name, size in (("base", 1.0), ("tuned", 1.1)):
+        (tmp_path / name).mkdir()
+        save_file({UP: size * torch.ones(4, 6)}, tmp_path / name / "model.safetensors")
+    return tmp_path
+
+
+def weights(tuned: Path, make) -> None:
+    make(tuned / "model.safetensors")
+
+
+def config(tuned: Path, make) -> None:
+    make(tuned / "config.json")
+
+
+def index(tuned: Path, make) -> None:
+    (tuned / "model.safetensors").rename(tuned / SHARD)
+    make(tuned / "model.safetensors.index.json")
+
+
+def shard(tuned: Path, make) -> None:
+    (tuned / "model.safetensors").unlink()
+    make(tuned / SHARD)
+    content = json.dumps({"weight_map": {UP: SHARD}})
+    (tuned / "model.safetensors.index.json").write_text(content)
+
+
+def adapter(tuned: Path, make) -> None:
+    (tuned / "model.safetensors").rename(tuned / "adapter_model.safetensors")
+    make(tuned / "adapter_config.json")
+
+
+def factors(tuned: Path, make) -> None:
+    (tuned / "model.safetensors").unlink()
+    (tuned / "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 1}')
+    make(tuned / "adapter_model.safetensors")
+
+
+def gguf(tuned: Path, make) -> None:
+    (tuned / "model.safetensors").unlink()
+    make(tuned / "model.gguf")
+
+
+def pickled(tuned: Path, make) -> None:
+    (tuned / "model.safetensors").unlink()
+    make(tuned / "pytorch_model.bin")
+
+
+def distributed(tuned: Path, make) -> None:
+    (tuned / "model.safetensors").unlink()
+    make(tuned / ".metadata")
+
+
+PLACES = (weights, config, index, shard, adapter, factors, gguf, pickled, distributed)
+COMMANDS = {
+    "audit": ("audit", "./base", "./tuned", "--allow-pickle", "-o", "out"),
+    "verify": ("verify", "same", "./base", "./tuned", "--allow-pickle"),
+    "plan": ("plan", "./base", "./tuned", "--allow-pickle"),
+}
+CASES = [(place, kind, "audit") for place in PLACES for kind in MAKERS]
+CASES += [(place, "fifo", command) for place in PLACES for command in ("verify", "plan")]
+
+
+@pytest.mark.parametrize(("place", "kind", "command"), CASES)
+def test_a_file_of_a_checkpoint_that_would_block_is_refused_at_once(folders, place, kind, command):
+    place(folders / "tuned", MAKERS[kind])
+    done = run_shadow(*COMMANDS[command], cwd=folders, seconds=SECONDS)
+    fault = done.assert_refused()
+    assert "not a regular file" in fault or "no such" in fault
+    assert not (folders / "out").exists()
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("place", [weights, config, index, shard])
+def test_a_check_of_such_a_folder_ends_at_once(folders, place, kind):
+    place(folders / "tuned", MAKERS[kind])
+    done = run_shadow("verify", "whole", "./tuned", cwd=folders, seconds=SECONDS)
+    assert "Traceback" not in done.out + done.err
+    assert done.code in (0, 1, 2, 3, 4), done.err
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "modeling.py"])
+def test_other_files_of_a_checkpoint_that_would_block_are_left_out(folders, name):
+    fifo(folders / "tuned" / name)
+    run_shadow(*COMMANDS["audit"], cwd=folders, seconds=SECONDS).assert_done()
+
+
+NAMED = {
+    "list": ("audit", "--list", "given"),
+    "policy": ("gate", "report", "--policy", "given"),
+    "scores": ("compare", "report", "other", "--scores", "given"),
+    "file": ("audit", "./base", "./given.safetensors"),
+    "gguf": ("audit", "./base", "./given.gguf"),
+    "bin": ("audit", "./base", "./given.bin", "--allow-pickle"),
+    "show": ("show", "given"),
+    "base": ("audit", "./given", "./tuned"),
+}
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+@pytest.mark.parametrize("name", NAMED)
+def test_a_file_that_a_person_names_and_that_would_block_is_refused_at_once(folders, name, kind):
+    audit = ("audit", "./base", "./tuned", "-o")
+    for folder in ("report", "other") if name in ("policy", "scores") else ():
+        run_shadow(*audit, folder, cwd=folders).assert_done()
+    given = next(word for word in NAMED[name] if "given" in word)
+    MAKERS[kind](folders / given)
+    done = run_shadow(*NAMED[name], cwd=folders, seconds=SECONDS)
+    assert "Traceback" not in done.out + done.err
+    done.assert_refused(done.code)
+    assert done.code in (1, 2)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_a_registry_with_such_a_file_is_refused_and_completion_passes_it_over(folders, kind):
+    (folders / "registry").mkdir()
+    MAKERS[kind](folders / "registry" / "a.yaml")
+    words = ("families", "--registry", "registry")
+    run_shadow(*words, cwd=folders, seconds=SECONDS).assert_refused()
+    typed = "shadow audit --registry registry qw"
+    words = {"_SHADOW_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": "4"}
+    done = run_shadow(cwd=folders, env=words, seconds=SECONDS)
+    assert "Traceback" not in done.out + done.err
+    assert "qwen2.5-7b" in done.out
+
+
+FILES = ("summary.json", "matrices.parquet", "tensors.parquet", "files.parquet", "spectra.parquet")
+READERS = {
+    "show": ("show", "report"),
+    "gate": ("gate", "report", "--fail-on", "nonfinite"),
+    "again": ("audit", "./base", "./tuned", "-o", "report"),
+    "compare": ("compare", "report", "other"),
+    "export": ("export", "report", "--to", "csv", "-o", "tables"),
+}
+OF_REPORTS = [(name, reader) for name in FILES for reader in READERS]
+
+
+@pytest.mark.parametrize(("name", "reader"), OF_REPORTS)
+def test_a_file_of_a_report_that_would_block_ends_at_once(folders, name, reader):
+    """A damaged summary is made again; a table that is gone is refused."""
+    run_shadow("audit", "./base", "./tuned", "-o", "report", cwd=folders).assert_done()
+    shutil.copytree(folders / "report", folders / "other")
+    (summary,) = (folders / "report").rglob("summary.json")
+    fifo(summary.parent / name)
+    done = run_shadow(*READERS[reader], cwd=folders, seconds=SECONDS)
+    assert "Traceback" not in done.out + done.err
+    assert done.code in (0, 1), done.err
+    if done.code:
+        done.assert_refused()
+
+
+def test_a_list_may_come_from_a_pipe_of_the_shell(folders):
+    """`--list <(...)` names a pipe below /dev/fd."""
+    reader, writer = os.pipe()
+    os.write(writer, b"demo:base..narrow\n")
+    os.close(writer)
+    from shadow.targets.lists import read_list
+
+    assert [entry.names for entry in read_list(f"/dev/fd/{reader}")] == ["demo:base..narrow"]
+    os.close(reader)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    fifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
+        assert open_regular(path) is None
+        assert read_start(path, 10) is None
