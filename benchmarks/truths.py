@@ -21,8 +21,9 @@ CLASSES = 16  # of rows by their energy, in which kept is taken as the tool take
 class Truth:
     """The figures of a pair, each computed when it is asked for."""
 
-    def __init__(self, made: Made) -> None:
-        self.made = made
+    def __init__(self, made: Made, apart_from_rounded: bool = False) -> None:
+        """apart_from_rounded: figures are of the matrices that are not `only_rounded`."""
+        self.made, self.apart_from_rounded = made, apart_from_rounded
         self.base = {name: one.double().numpy() for name, one in made.base.items()}
         self.tuned = {name: one.double().numpy() for name, one in made.tuned.items()}
         for side, config in zip((self.base, self.tuned), made.configs, strict=True):
@@ -51,9 +52,29 @@ class Truth:
         return found
 
     @cached_property
+    def only_rounded(self) -> list[str]:
+        """The matrices that are the other side's in another format, or through it, in every entry."""
+        found = []
+        for name in (name for name, D in self.difference.items() if D.ndim == 2):
+            base, tuned = self.made.base.get(name), self.made.tuned.get(name)
+            if base is not None and tuned is not None and base.shape == tuned.shape:
+                sides = (base.double(), tuned.double()), (tuned.double(), base.double())
+                if any(
+                    torch.equal(one.to(dtype).double(), other)
+                    for one, other in sides
+                    for dtype in (base.dtype, tuned.dtype, *DIGITS)
+                ):
+                    found.append(name)
+        return found
+
+    @cached_property
     def changed(self) -> list[str]:
-        """The matrices that differ."""
-        return [name for name, D in self.difference.items() if D.ndim == 2]
+        """The matrices that differ; apart from rounded ones, where figures are."""
+        names = [name for name, D in self.difference.items() if D.ndim == 2]
+        if self.apart_from_rounded:
+            rounded = {*self.only_rounded}
+            names = [name for name in names if name not in rounded] or names
+        return names
 
     @cached_property
     def inside(self) -> list[str]:
