@@ -53,7 +53,7 @@ class Truth:
 
     @cached_property
     def only_rounded(self) -> list[str]:
-        """The matrices that are the other side's in another format, or through it, in every entry."""
+        """The matrices that are the other side's in another format, or through one."""
         found = []
         for name in (name for name, D in self.difference.items() if D.ndim == 2):
             base, tuned = self.made.base.get(name), self.made.tuned.get(name)
