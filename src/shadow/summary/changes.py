@@ -324,4 +324,6 @@ def _casts(tensors: Columns) -> Casts | None:
         for how in ("tuned", "base")
     )
     beside = int(are(tuned["cast"], "neither").sum())
+    if not len(tuned.having(module="head")):  # it is tied, and its row is the base's
+        beside += len(tensors.having(side="base", module="head", cast="neither"))
     return Casts(tensors=of_tuned + of_base, of_base=of_base, beside=beside)
