@@ -70,9 +70,6 @@ def plus(W: State, update: State) -> State:
     return {name: one + update[name] if name in update else one for name, one in W.items()}
 
 
-# -------------------------------------------------------------------------------- other numbers
-
-
 def elsewhere(change: Callable[[State, torch.Generator], State], *facts: str) -> Kind:
     """Parts at other numbers than in the base; nothing that is compared by number was trained."""
 
@@ -167,8 +164,6 @@ EXPERT_NUMBERS: Mapping[str, Kind] = {
     ),
     "experts permuted": elsewhere(experts_chosen(lambda g: [2, 0, 3, 1]), "permuted"),
 }
-
-# -------------------------------------------------------------------------------- few bits and more
 
 
 def adapter_on(how: str, rank: int, size: float, base: Base, seed: int) -> Made:
@@ -296,8 +291,6 @@ SHORT_ROWS: Mapping[str, Kind] = {
     for bits in (2, 3, 4)
 }
 
-# -------------------------------------------------------------------------------- edits
-
 
 def projected(base: Base, seed: int) -> Made:
     """A direction out of all that writes into the stream, in F32, where neurons and tokens are
@@ -337,10 +330,6 @@ def times(factors: Mapping[str, float], W: State, *_: object) -> State:
             if part in name:
                 found[name] = by * W[name]
     return found
-
-
-def plus_one(W: State, *_: object) -> State:
-    return {n: one + 1 if n == NORM or "layernorm" in n else one for n, one in W.items()}
 
 
 def padded(base: Base, seed: int) -> Made:
@@ -390,22 +379,11 @@ def not_stored(base: Base, seed: int) -> Made:
     return replace(whole, update={}, configs=(TIED, TIED))
 
 
-def tower(rank: int, size: float, part: str) -> Made:
+def tower(part: str) -> Made:
     """An adapter of the vision tower alone, or of the language model alone."""
     base = h.base_of(h.VISION)
-    chosen = {name: W for name, W in base.items() if part in name}
-    return h.stored_pair(base, h.adapter(chosen, rank, size), ways=ADAPTER, recorded=("low_rank",))
-
-
-def norm_kept(W: State, g: torch.Generator, _: Base) -> State:
-    """A direction taken out, and every row brought back to its norm."""
-    r = torch.randn(W[EMBED].shape[1], generator=g)
-    r /= r.norm()
-    found = {}
-    for name in ending(W, WRITES):
-        cut = W[name] - torch.outer(r, r @ W[name])
-        found[name] = cut * (W[name].norm(dim=1) / cut.norm(dim=1).clamp(min=1e-9))[:, None]
-    return found
+    update = h.adapter({name: W for name, W in base.items() if part in name}, 8, 1e-2)
+    return h.stored_pair(base, update, ways=ADAPTER, recorded=("low_rank",))
 
 
 EDITED: Mapping[str, Kind] = {
@@ -424,7 +402,10 @@ EDITED: Mapping[str, Kind] = {
     "embedding times sqrt(d)": edit(
         partial(times, {"embed_tokens": 11.3137}), facts=("scaled",), ways={"weight_decay": None}
     ),
-    "Gemma's + 1 folded": edit(plus_one, recorded=("only vectors",)),
+    "Gemma's + 1 folded": edit(
+        lambda W, *_: {n: one + 1 for n, one in W.items() if "norm" in n},
+        recorded=("only vectors",),
+    ),
     "padded for tensor parallelism": padded,
     "payload in F32, 8 bits": partial(payload, F32, 8),
     "payload in F32, 16 bits": partial(payload, F32, 16),
@@ -433,10 +414,7 @@ EDITED: Mapping[str, Kind] = {
     "head replaced by the embedding": partial(tied, True),
     "head dropped and tied": partial(tied, False),
     "tied head not stored": not_stored,
-    "direction ablated, norms kept": edit(norm_kept, ways={"merged_adapter": None}),
 }  # fmt: skip
-
-# -------------------------------------------------------------------------------- storage
 
 
 def merged_into(
@@ -458,8 +436,6 @@ MERGED_INTO: Mapping[str, Kind] = {
     for of, parts in {"": "proj", " of q and v": "q_proj|v_proj"}.items()
     for size in ((8e-4, 4e-3, 2e-2) if not of else (2e-2,))
 }
-
-# -------------------------------------------------------------------------------- trainings
 
 
 def policy(W: State, g: torch.Generator) -> torch.Tensor:
@@ -586,8 +562,6 @@ EXPERTS_LEARNT: Mapping[str, Kind] = {
     "one expert alone": training(adamw(1e-3), only=some("experts.2.")),
     "experts in int4": partial(copied, "int4"),
 }
-
-# -------------------------------------------------------------------------------- merges
 
 
 def of_tasks(count: int, merge: Callable[[list[State], State, torch.Generator], State]) -> Kind:
