@@ -135,9 +135,6 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str,
     return folder
 
 
-# ---------------------------------------------------------------------------- figures
-
-
 def near(value: float, truths: Iterable[float], within: float) -> bool:
     return any(abs(value - truth) <= within * max(truth, 1e-12) for truth in truths)
 
@@ -584,9 +581,6 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
 }  # fmt: skip
 
 
-# ---------------------------------------------------------------------------- headline
-
-
 IN_HEADLINES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "unrelated|Not comparable": unrelated, "unlike the base's": replaced,
     "rounded away": rounded_away, "about as large as its rounding": rounding,
@@ -671,9 +665,6 @@ def _headline_place(case: Case, text: str) -> Judged:
         yield second < 0.9 * first, recorded
 
 
-# ---------------------------------------------------------------------------- explanations
-
-
 def way_of(case: Case, code: str) -> bool | None:
     """Whether this was done; None where the history does not decide it."""
     return {**WAYS, **case.made.ways}.get(code)
@@ -695,9 +686,6 @@ def explanation(case: Case, code: str, name: str, answer: str) -> tuple[Word, st
     if answer == "cannot_be_excluded":
         return "absent", ""
     return ("true" if (answer == "fits") == way else "false"), done
-
-
-# ---------------------------------------------------------------------------- verify
 
 
 def verified(case: Case) -> Iterator[tuple[str, str, Word, str]]:

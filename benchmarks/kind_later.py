@@ -53,6 +53,7 @@ from torch.nn import functional
 
 ADAPTER: Ways = {"merged_adapter": True}
 FEW: Ways = {"quantised_copy": True}
+TIED = {"tie_word_embeddings": True}
 NUMBERED = "renumbered"  # matrices stand at other numbers: their difference is no change
 
 
@@ -284,12 +285,11 @@ FEW_BITS: Mapping[str, Kind] = {
     "raw FP8 in BF16": partial(raw_fp8, True),
 }
 SHORT_ROWS: Mapping[str, Kind] = {
-    f"short rows by {how}": partial(copied, how)
-    for how in ("int8", "int4", "NF4", "FP8", "GPTQ 4 32", "GPTQ 3 32")
-} | {
-    f"short rows by GPTQ {bits} 64, norms tuned": partial(norms_tuned, f"GPTQ {bits} 64")
-    for bits in (2, 3, 4)
-}
+    **{f"short rows by {how}": partial(copied, how)
+       for how in ("int8", "int4", "NF4", "FP8", "GPTQ 4 32", "GPTQ 3 32")},
+    **{f"short rows by GPTQ {bits} 64, norms tuned": partial(norms_tuned, f"GPTQ {bits} 64")
+       for bits in (2, 3, 4)},
+}  # fmt: skip
 
 
 def projected(base: Base, seed: int) -> Made:
@@ -355,9 +355,6 @@ def payload(dtype: torch.dtype, bits: int, base: Base, seed: int) -> Made:
     update = {name: stored[name].double() - W[name].double() for name in W}
     known = {name: D.numpy() for name, D in update.items() if D.any()}
     return Made(W, stored, known, {"quantised_copy": None}, rounded="message")
-
-
-TIED = {"tie_word_embeddings": True}
 
 
 def tied(stored: bool, base: Base, seed: int) -> Made:
