@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from histories import WAYS, Made, Pair
 from safetensors.torch import save_file
+from stated import WIDE, figures_of, held, near, size_in, written
 from truths import Truth, place_of
 
 import shadow
@@ -34,7 +35,6 @@ STORED, BEFORE, COHERENT, KEPT = 0.01, 0.12, 0.25, 0.1  # how far a figure may b
 FIGURE = 0.02  # and any other
 HARDLY = 0.3  # of the entries of an update, from which it counts as masked
 Word = Literal["true", "absent", "false", "not judged"]
-WIDE = 3.0  # times its lower end, above which a range says nothing
 # whether a statement holds, None where the truth does not decide it, `absent` where its range is
 # too wide to say anything; and what is true
 Judged = Iterator[tuple[bool | Literal["absent"] | None, str]]
@@ -133,37 +133,6 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str,
     )
     (folder / "config.json").write_text(json.dumps(config))
     return folder
-
-
-def near(value: float, truths: Iterable[float], within: float) -> bool:
-    return any(abs(value - truth) <= within * max(truth, 1e-12) for truth in truths)
-
-
-def written(truths: Iterable[float]) -> str:
-    return " or ".join(f"{one:.3g}" for one in truths)
-
-
-def figures_of(figures: Mapping[str, float], name: str) -> list[float]:
-    """The figures whose names begin so: one, or both ends of a range."""
-    return sorted(value for place, value in figures.items() if place.startswith(name))
-
-
-def held(values: list[float], truths: Iterable[float], within: float) -> bool | Literal["absent"]:
-    """Whether a value, or a range widened by the tolerance on either side, has the truth."""
-    low, high = min(values), max(values)
-    holds = any((1 - within) * one <= high and low <= (1 + within) * one for one in truths)
-    return "absent" if holds and high > WIDE * low else holds
-
-
-def size_in(text: str) -> tuple[float, float, float] | None:
-    """The percentage after `by` of a headline, or the ends of its range, and half a unit of the
-    last digit.
-    """
-    found = re.search(r"\bby ([\d,]*\.?\d+)(?: to ([\d,]*\.?\d+))? %", text)
-    if found is None:
-        return None
-    low, high = (one.replace(",", "") for one in (found[1], found[2] or found[1]))
-    return float(low) / 100, float(high) / 100, 0.005 * 10.0 ** -len(low.partition(".")[2])
 
 
 def judged_directions(case: Case, values: list[float], names: list[str], what: str) -> Judged:
