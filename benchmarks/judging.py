@@ -64,8 +64,8 @@ class Case:
             shutil.copytree(self._audited().folder, self.kept / "report")
             torch.save(self.made, made)
         self.report = AuditReport(self.kept / "report")
-        self.truth = Truth(self.made)
         self.summary = made_again(self.report)
+        self.truth = Truth(self.made, self.summary.figures.matrices_rounded > 0)
         self.finding = self.summary.finding
         self.codes = [one.code for one in self.finding.sentences]
         deltas = self.report.deltas
@@ -231,8 +231,15 @@ def size(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         own = [name for name in inside if place_of(name)[2] in _numbers(found[1])]
         share = truth.energy_share(own) / truth.energy_share(inside)
         yield abs(float(found[2]) / 100 - share) <= FIGURE, f"they hold {share:.1%}"
+    yield from only_rounded(case, text)
     if "Unchanged:" in text:
-        yield from unchanged(case)
+        yield from unchanged(case, text)
+
+
+def only_rounded(case: Case, text: str) -> Judged:
+    if found := re.search(r"([\d,]+) (?:more )?matri(?:x|ces)(?: is| are)? only rounded", text):
+        count = len(case.truth.only_rounded)
+        yield int(found[1].replace(",", "")) == count, f"{count} matrices are only rounded"
 
 
 def _main(names: Iterable[str]) -> str:
@@ -260,22 +267,28 @@ def _numbers(text: str) -> set[int]:
     return found
 
 
-def unchanged(case: Case) -> Judged:
-    """Components, modules and layers that the report calls unchanged."""
-    summary, truth = case.summary, case.truth
-    whole = [row.component for row in summary.components if row.identical == row.tensors]
-    for name in truth.difference:
+PARTS = {
+    "vision": "the vision tower",
+    "language": "the language model",
+    "projector": "the projector",
+}
+WORDS = {"head": "the head", "embed": "the embeddings", "router": "the router"}
+LAYERS = r"layers? (\d+(?:(?:, | and | to )\d+)*)(?: of (the [a-z ]+?))?(?=,| and |\.|$)"
+
+
+def unchanged(case: Case, text: str) -> Judged:
+    """Components, modules and layers that are called unchanged."""
+    tail = text.split("Unchanged: ")[1].split(". ")[0]
+    layers = [(_numbers(one[1]), one[2]) for one in re.finditer(LAYERS, tail)]
+    named = {*re.split(r", (?:and )?| and |\.$", re.sub(LAYERS, "", tail))}
+    several = len({place_of(name)[0] for name in case.truth.base}) > 1
+    for name in case.truth.difference:
         component, module, layer = place_of(name)
-        said = component in whole
-        said |= any((row.component, row.module) == (component, module) for row in summary.unchanged)
-        said |= any(
-            (row.component, row.layer) == (component, layer) and row.matrices == 0
-            for row in summary.depth
-        )
-        if said:
-            yield False, f"{name} changed"
-            return
-    yield True, ""
+        part, word = PARTS[component], WORDS.get(module, module)
+        whole = several and component not in ("language", "projector")
+        said = bool(named & {part, f"{word} of {part}" if whole else word})
+        said |= any(layer in some and of in (None, part) for some, of in layers)
+        yield not said, f"{name} changed"
 
 
 def of_change(case: Case, text: str) -> Judged:
@@ -415,6 +428,11 @@ def unexplained(case: Case) -> Judged:
 
 
 def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    if "could be judged" not in text:
+        yield from of_change(case, text)
+    if "part or all of the change may be the rounding" in text:
+        share = case.truth.stored_norm(case.truth.inside)
+        yield share < 1, f"it is {share:.3g} times the weights: no rounding is"
     if "in_8_bits" in str(figures):
         sides = (*case.made.base.values(), *case.made.tuned.values())
         yield any(one.element_size() == 1 for one in sides), "no side is stored in 8 bits"
@@ -444,6 +462,8 @@ ELSEWHERE = ("rotated", "permuted", "layer dropped", "layer inserted", "renumber
 
 def unrelated(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     """Another model; or where the text says so, the same at other places or in another basis."""
+    if "difference is no change" in text:
+        yield not case.made.update, "it was trained, or edited, to be so"
     holds = case.made.apart or ("rotated" in text and case.is_true(*ELSEWHERE))
     yield holds, f"done was: {case.pair.name}"
 
@@ -472,13 +492,18 @@ def done(recorded: str, *facts: str) -> Callable[[Case, str, Mapping[str, float]
 
 
 def layers_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    """Layers that are others of the base in every tensor; the headline says of the whole."""
-    count = case.truth.moved_layers()
-    recorded = figures.get("recognised.rearranged.moved.layers")
-    if recorded is None:
-        yield count > 0, "no layer is another one of the base"
+    """Layers that are others of the base in every tensor, or in most matrices."""
+    whole, in_part = case.truth.moved_layers()
+    recorded = f"{whole} layers are others of the base in every tensor, {in_part} in most matrices"
+    at = "recognised.rearranged.moved"
+    if figures:
+        said = figures.get(f"{at}.whole", figures.get(f"{at}.layers", 0))
+        yield said == whole, recorded
+        yield figures.get(f"{at}.in_part", in_part) == in_part, recorded
+    elif "matrices in other layers" in text:
+        yield in_part > 0, recorded
     else:
-        yield recorded == count, f"{count} layers are others of the base in every tensor"
+        yield whole > 0 and not in_part, recorded
 
 
 def zeroed(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -564,6 +589,7 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
 
 def headline(case: Case) -> Judged:
     text, truth, made = case.finding.headline, case.truth, case.made
+    yield from only_rounded(case, text)
     if "not comparable entry by entry" in text:  # some matrices
         yield made.apart or case.is_true(*ELSEWHERE), f"done was: {case.pair.name}"
     if "unrelated" in text or "Not comparable" in text:
@@ -581,7 +607,7 @@ def headline(case: Case) -> Judged:
         yield from few_entries(case, text, {"recognised.few_entries.entries": entries})
     if "by setting entries to 0" in text:
         yield from zeroed(case, text, {})
-    if "layers at other numbers" in text:
+    if "layers at other numbers" in text or "matrices in other layers" in text:
         yield from layers_moved(case, text, {})
     if "copy of the base" in text:
         yield copied(case, text)
@@ -628,20 +654,17 @@ def _headline_size(case: Case, low: float, high: float, half: float) -> Judged:
 
 def names_of_place(place: tuple[str, str, int | None]) -> set[str]:
     """What a headline may call the part that a matrix lies in."""
-    component, module, _ = place
-    words = {"head": "the head", "embed": "the embeddings", "router": "the router"}
-    parts = {"vision": "the vision tower", "projector": "the projector"}
-    return {words.get(module, module), parts.get(component, component)}
+    return {WORDS.get(place[1], place[1]), PARTS[place[0]]}
 
 
 def _headline_place(case: Case, text: str) -> Judged:
     """Of equals none is named alone; those that are named hold what is said."""
-    if found := re.search(r"(most|all) of it in ([\w., ]+)\.$", text):
+    if found := re.search(r"(most|all) of it in ([\w., ]+?)(?:\.$|;)", text):
         names = re.split(r", (?:and )?| and ", found[2])
         chosen = [one for one in case.truth.changed if names_of_place(place_of(one)) & {*names}]
         share = case.truth.energy_share(chosen)
         yield share >= (0.5 - FIGURE if found[1] == "most" else 1 - 1e-9), f"they hold {share:.1%}"
-    found = re.search(r"most of it in (?:the )?([\w.]+)\.$", text)
+    found = re.search(r"most of it in (?:the )?([\w.]+?)(?:\.$|;)", text)
     if found is None:
         return
     shares = sorted(

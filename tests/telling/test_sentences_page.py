@@ -67,10 +67,13 @@ def _truth(base, tuned, **rest) -> Truth:
 
 def test_a_layer_is_another_one_only_in_every_tensor():
     base = _layers(0, 1, 2, 3)
-    assert _truth(base, _layers(0, 2, 3)).moved_layers() == 2
-    assert _truth(base, _layers(0, 0, 2, 3)).moved_layers() == 1
+    assert _truth(base, _layers(0, 2, 3)).moved_layers() == (2, 0)
+    assert _truth(base, _layers(0, 0, 2, 3)).moved_layers() == (1, 0)
     half = {**base, "model.layers.1.self_attn.q_proj.weight": next(iter(base.values()))}
-    assert _truth(base, half).moved_layers() == 0
+    assert _truth(base, half).moved_layers() == (0, 0)
+    norm = "model.layers.1.input_layernorm.weight"
+    sides = {**base, norm: np.ones(8)}, {**_layers(0, 0, 2, 3), norm: np.zeros(8)}
+    assert _truth(*sides).moved_layers() == (0, 1)
 
 
 def test_entries_were_set_to_0_only_where_they_are_0_now():
