@@ -139,7 +139,7 @@ def _meanings(word: str, columns: Mapping[str, Column], codes: Mapping[str, str]
 
 
 def _sayings(code: str, codes: Mapping[str, str]) -> list[str]:
-    """What a code says wherever it occurs."""
+    """The meanings of a code, wherever it occurs."""
     sayings = {}
     for kind in kinds().values():
         for check in kind.checks.values():

@@ -105,6 +105,7 @@ ALONE = {
     "some_scaled": "{recognised.scaled.matrices:count} of the base's matrices times"
     " {recognised.scaled.factor:factor}.",
     "scaled": "The base's matrices times {recognised.scaled.factor:factor}.",
+    "copy_in_part": "What was compared is a copy, only rounded.",
     "copy_as_base": "The base is a copy of the tuned model, only rounded.",
     "copy": "A copy of the base, only rounded.",
     "mostly_copy_as_base": "The base is a rounded copy, but for"
@@ -112,6 +113,7 @@ ALONE = {
     "mostly_copy": "A rounded copy of the base, but for"
     " {recognised.casts.beside:count tensor|tensors}.",
 }
+PARTIAL = {"part_shared", "left_out", "nonfinite"}  # sentences on what was not compared
 # what the change is, by the sentence that says it; the first that stands
 KINDS = {
     "not_comparable": "with {recognised.rearranged.not_comparable.matrices:count matrix|matrices}"
@@ -271,6 +273,7 @@ def _refined(summary: PairRecord, codes: Collection[str], filtered: bool) -> set
         "all_identical": {*codes} == {"identical"} and not filtered,
         "some_scaled": "scaled" in codes and has_frozen(summary),
         "copy": is_copy(summary),
+        "copy_in_part": is_copy(summary) and (filtered or not PARTIAL.isdisjoint(codes)),
         "copy_as_base": is_copy(summary) and is_of_base(summary),
         "mostly_copy_as_base": is_copied(summary) and is_of_base(summary),
         "format": is_no_more_than_format(summary),
