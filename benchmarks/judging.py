@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from histories import WAYS, Made, Pair
 from safetensors.torch import save_file
+from stated import WIDE, figures_of, held, near, size_in, written
 from truths import Truth, place_of
 
 import shadow
@@ -34,7 +35,6 @@ STORED, BEFORE, COHERENT, KEPT = 0.01, 0.12, 0.25, 0.1  # how far a figure may b
 FIGURE = 0.02  # and any other
 HARDLY = 0.3  # of the entries of an update, from which it counts as masked
 Word = Literal["true", "absent", "false", "not judged"]
-WIDE = 3.0  # times its lower end, above which a range says nothing
 # whether a statement holds, None where the truth does not decide it, `absent` where its range is
 # too wide to say anything; and what is true
 Judged = Iterator[tuple[bool | Literal["absent"] | None, str]]
@@ -64,8 +64,8 @@ class Case:
             shutil.copytree(self._audited().folder, self.kept / "report")
             torch.save(self.made, made)
         self.report = AuditReport(self.kept / "report")
-        self.truth = Truth(self.made)
         self.summary = made_again(self.report)
+        self.truth = Truth(self.made, self.summary.figures.matrices_rounded > 0)
         self.finding = self.summary.finding
         self.codes = [one.code for one in self.finding.sentences]
         deltas = self.report.deltas
@@ -135,40 +135,6 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str,
     return folder
 
 
-# ---------------------------------------------------------------------------- figures
-
-
-def near(value: float, truths: Iterable[float], within: float) -> bool:
-    return any(abs(value - truth) <= within * max(truth, 1e-12) for truth in truths)
-
-
-def written(truths: Iterable[float]) -> str:
-    return " or ".join(f"{one:.3g}" for one in truths)
-
-
-def figures_of(figures: Mapping[str, float], name: str) -> list[float]:
-    """The figures whose names begin so: one, or both ends of a range."""
-    return sorted(value for place, value in figures.items() if place.startswith(name))
-
-
-def held(values: list[float], truths: Iterable[float], within: float) -> bool | Literal["absent"]:
-    """Whether a value, or a range widened by the tolerance on either side, has the truth."""
-    low, high = min(values), max(values)
-    holds = any((1 - within) * one <= high and low <= (1 + within) * one for one in truths)
-    return "absent" if holds and high > WIDE * low else holds
-
-
-def size_in(text: str) -> tuple[float, float, float] | None:
-    """The percentage after `by` of a headline, or the ends of its range, and half a unit of the
-    last digit.
-    """
-    found = re.search(r"\bby ([\d,]*\.?\d+)(?: to ([\d,]*\.?\d+))? %", text)
-    if found is None:
-        return None
-    low, high = (one.replace(",", "") for one in (found[1], found[2] or found[1]))
-    return float(low) / 100, float(high) / 100, 0.005 * 10.0 ** -len(low.partition(".")[2])
-
-
 def judged_directions(case: Case, values: list[float], names: list[str], what: str) -> Judged:
     """1/X, or a range of it, of these matrices."""
     truths = case.truth.directions(names)
@@ -231,8 +197,15 @@ def size(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         own = [name for name in inside if place_of(name)[2] in _numbers(found[1])]
         share = truth.energy_share(own) / truth.energy_share(inside)
         yield abs(float(found[2]) / 100 - share) <= FIGURE, f"they hold {share:.1%}"
+    yield from only_rounded(case, text)
     if "Unchanged:" in text:
-        yield from unchanged(case)
+        yield from unchanged(case, text)
+
+
+def only_rounded(case: Case, text: str) -> Judged:
+    if found := re.search(r"([\d,]+) (?:more )?matri(?:x|ces)(?: is| are)? only rounded", text):
+        count = len(case.truth.only_rounded)
+        yield int(found[1].replace(",", "")) == count, f"{count} matrices are only rounded"
 
 
 def _main(names: Iterable[str]) -> str:
@@ -260,22 +233,28 @@ def _numbers(text: str) -> set[int]:
     return found
 
 
-def unchanged(case: Case) -> Judged:
-    """Components, modules and layers that the report calls unchanged."""
-    summary, truth = case.summary, case.truth
-    whole = [row.component for row in summary.components if row.identical == row.tensors]
-    for name in truth.difference:
+PARTS = {
+    "vision": "the vision tower",
+    "language": "the language model",
+    "projector": "the projector",
+}
+WORDS = {"head": "the head", "embed": "the embeddings", "router": "the router"}
+LAYERS = r"layers? (\d+(?:(?:, | and | to )\d+)*)(?: of (the [a-z ]+?))?(?=,| and |\.|$)"
+
+
+def unchanged(case: Case, text: str) -> Judged:
+    """Components, modules and layers that are called unchanged."""
+    tail = text.split("Unchanged: ")[1].split(". ")[0]
+    layers = [(_numbers(one[1]), one[2]) for one in re.finditer(LAYERS, tail)]
+    named = {*re.split(r", (?:and )?| and |\.$", re.sub(LAYERS, "", tail))}
+    several = len({place_of(name)[0] for name in case.truth.base}) > 1
+    for name in case.truth.difference:
         component, module, layer = place_of(name)
-        said = component in whole
-        said |= any((row.component, row.module) == (component, module) for row in summary.unchanged)
-        said |= any(
-            (row.component, row.layer) == (component, layer) and row.matrices == 0
-            for row in summary.depth
-        )
-        if said:
-            yield False, f"{name} changed"
-            return
-    yield True, ""
+        part, word = PARTS[component], WORDS.get(module, module)
+        whole = several and component not in ("language", "projector")
+        said = bool(named & {part, f"{word} of {part}" if whole else word})
+        said |= any(layer in some and of in (None, part) for some, of in layers)
+        yield not said, f"{name} changed"
 
 
 def of_change(case: Case, text: str) -> Judged:
@@ -415,6 +394,11 @@ def unexplained(case: Case) -> Judged:
 
 
 def few_values(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    if "could be judged" not in text:
+        yield from of_change(case, text)
+    if "part or all of the change may be the rounding" in text:
+        share = case.truth.stored_norm(case.truth.inside)
+        yield share < 1, f"it is {share:.3g} times the weights: no rounding is"
     if "in_8_bits" in str(figures):
         sides = (*case.made.base.values(), *case.made.tuned.values())
         yield any(one.element_size() == 1 for one in sides), "no side is stored in 8 bits"
@@ -444,6 +428,8 @@ ELSEWHERE = ("rotated", "permuted", "layer dropped", "layer inserted", "renumber
 
 def unrelated(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     """Another model; or where the text says so, the same at other places or in another basis."""
+    if "difference is no change" in text:
+        yield not case.made.update, "it was trained, or edited, to be so"
     holds = case.made.apart or ("rotated" in text and case.is_true(*ELSEWHERE))
     yield holds, f"done was: {case.pair.name}"
 
@@ -472,13 +458,18 @@ def done(recorded: str, *facts: str) -> Callable[[Case, str, Mapping[str, float]
 
 
 def layers_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    """Layers that are others of the base in every tensor; the headline says of the whole."""
-    count = case.truth.moved_layers()
-    recorded = figures.get("recognised.rearranged.moved.layers")
-    if recorded is None:
-        yield count > 0, "no layer is another one of the base"
+    """Layers that are others of the base in every tensor, or in most matrices."""
+    whole, in_part = case.truth.moved_layers()
+    recorded = f"{whole} layers are others of the base in every tensor, {in_part} in most matrices"
+    at = "recognised.rearranged.moved"
+    if figures:
+        said = figures.get(f"{at}.whole", figures.get(f"{at}.layers", 0))
+        yield said == whole, recorded
+        yield figures.get(f"{at}.in_part", in_part) == in_part, recorded
+    elif "matrices in other layers" in text:
+        yield in_part > 0, recorded
     else:
-        yield recorded == count, f"{count} layers are others of the base in every tensor"
+        yield whole > 0 and not in_part, recorded
 
 
 def zeroed(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -559,30 +550,30 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
 }  # fmt: skip
 
 
-# ---------------------------------------------------------------------------- headline
+IN_HEADLINES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
+    "unrelated|Not comparable": unrelated, "unlike the base's": replaced,
+    "rounded away": rounded_away, "about as large as its rounding": rounding,
+    "by setting entries to 0": zeroed,
+    "layers at other numbers|matrices in other layers": layers_moved,
+    "flatter than noise|like noise|partly with more structure": noise,
+}  # fmt: skip
 
 
 def headline(case: Case) -> Judged:
     text, truth, made = case.finding.headline, case.truth, case.made
-    if "not comparable entry by entry" in text:  # some matrices
-        yield made.apart or case.is_true(*ELSEWHERE), f"done was: {case.pair.name}"
-    if "unrelated" in text or "Not comparable" in text:
-        yield from unrelated(case, text, {})
-    if "Nothing in common" in text:
+    yield from only_rounded(case, text)
+    for words, judge in IN_HEADLINES.items():
+        if re.search(words, text):
+            yield from judge(case, text, {})
+    if re.search("not comparable entry by entry|Nothing in common", text):
         yield made.apart or case.is_true(*ELSEWHERE), f"done was: {case.pair.name}"
     if found := re.match(r"Missing: ([^.]*(?:\.\w[^.]*)*)\.", text):
         yield from missing(case, found[1])
     if "Only biases and norms" in text or "Every matrix that was compared is the same" in text:
         yield not truth.changed, f"{len(truth.changed)} matrices changed"
-    if "unlike the base's" in text:
-        yield from replaced(case, text, {})
     if found := re.search(r"in ([\d,]+) entr", text):
         entries = float(found[1].replace(",", ""))
         yield from few_entries(case, text, {"recognised.few_entries.entries": entries})
-    if "by setting entries to 0" in text:
-        yield from zeroed(case, text, {})
-    if "layers at other numbers" in text:
-        yield from layers_moved(case, text, {})
     if "copy of the base" in text:
         yield copied(case, text)
     if "The weights are the same" in text:
@@ -590,14 +581,6 @@ def headline(case: Case) -> Judged:
     way = way_of(case, "quantised_copy")
     if "copy in 8 or 4 bits" in text and way is not None:
         yield way, "the change is another than the rounding of a copy in few bits"
-    if "rounded away" in text:
-        yield from rounded_away(case, text, {})
-    if "about as large as its rounding" in text:
-        yield from rounding(case, text, {})
-    if "flatter than noise" in text:
-        yield from flat(case)
-    if "like noise" in text or "partly with more structure" in text:
-        yield from noise(case, text, {})
     if found := re.search(r"\bof rank ([\d,]+)", text):
         recorded = float(found[1].replace(",", ""))
         yield from low_rank(case, text, {"inside_layers.rank_most": recorded})
@@ -628,20 +611,17 @@ def _headline_size(case: Case, low: float, high: float, half: float) -> Judged:
 
 def names_of_place(place: tuple[str, str, int | None]) -> set[str]:
     """What a headline may call the part that a matrix lies in."""
-    component, module, _ = place
-    words = {"head": "the head", "embed": "the embeddings", "router": "the router"}
-    parts = {"vision": "the vision tower", "projector": "the projector"}
-    return {words.get(module, module), parts.get(component, component)}
+    return {WORDS.get(place[1], place[1]), PARTS[place[0]]}
 
 
 def _headline_place(case: Case, text: str) -> Judged:
     """Of equals none is named alone; those that are named hold what is said."""
-    if found := re.search(r"(most|all) of it in ([\w., ]+)\.$", text):
+    if found := re.search(r"(most|all) of it in ([\w., ]+?)(?:\.$|;)", text):
         names = re.split(r", (?:and )?| and ", found[2])
         chosen = [one for one in case.truth.changed if names_of_place(place_of(one)) & {*names}]
         share = case.truth.energy_share(chosen)
         yield share >= (0.5 - FIGURE if found[1] == "most" else 1 - 1e-9), f"they hold {share:.1%}"
-    found = re.search(r"most of it in (?:the )?([\w.]+)\.$", text)
+    found = re.search(r"most of it in (?:the )?([\w.]+?)(?:\.$|;)", text)
     if found is None:
         return
     shares = sorted(
@@ -652,9 +632,6 @@ def _headline_place(case: Case, text: str) -> Judged:
         (second, other), (first, name) = shares[-2:]
         recorded = f"{name} has {100 * first:.1f} %, {other} {100 * second:.1f} %"
         yield second < 0.9 * first, recorded
-
-
-# ---------------------------------------------------------------------------- explanations
 
 
 def way_of(case: Case, code: str) -> bool | None:
@@ -680,27 +657,23 @@ def explanation(case: Case, code: str, name: str, answer: str) -> tuple[Word, st
     return ("true" if (answer == "fits") == way else "false"), done
 
 
-# ---------------------------------------------------------------------------- verify
-
-
 def verified(case: Case) -> Iterator[tuple[str, str, Word, str]]:
     """Answers of `verify`: the claim, what it says, the word, and what is true."""
     if not case.pair.kind.startswith("kinds"):
         return
-    same: bool | None = not case.truth.difference and len(case.truth.shared) == len(
-        case.truth.tuned
-    )
-    same &= len(case.truth.shared) == len(case.truth.base) and not case.truth.other_rows
+    truth = case.truth
+    same: bool | None = not truth.difference and not truth.other_rows
+    same &= len(truth.shared) == len(truth.base) == len(truth.tuned)
     if any(case.made.configs):  # the same weights under other names, or not: a matter of words
         same = None
     yield _answered("verify same", case.answer("same"), same)
     moved: bool | None = None
-    part = "experts" if any(".experts." in name for name in case.truth.base) else "mlp"
-    places = {name: place_of(name) for name in case.truth.shared}
+    part = "experts" if any(".experts." in name for name in truth.base) else "mlp"
+    places = {name: place_of(name) for name in truth.shared}
     of_mlp = [n for n, at in places.items() if at[0] == "language" and at[1].startswith(part)]
     if not of_mlp:
         return
-    if any(name not in case.truth.difference for name in of_mlp):
+    if any(name not in truth.difference for name in of_mlp):
         moved = False
     elif (update := case.made.update) is not None:
         moved = all(name in update and update[name].any() for name in of_mlp)

@@ -287,7 +287,7 @@ def line(one: Verdict) -> str:
 def method() -> str:
     """A digest of the package and of these scripts: what a verdict rests on."""
     here, package = Path(__file__).parent, Path(shadow.__file__).parent
-    names = ("histories", "truths", "judging", "sentences")
+    names = ("histories", "truths", "judging", "stated", "sentences")
     files = [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.yaml"))]
     files += [*(here / f"{name}.py" for name in names), *sorted(here.glob("kind*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
@@ -298,14 +298,14 @@ def all_verdicts(
 ) -> Iterator[Verdict]:
     """Of every pair; those that this version of everything has judged are read from the folder.
 
-    taken: what of the folder is taken as it is there; of reports and pairs, no other pair.
+    taken: what of the folder is taken as it is there; of reports, no other pair.
     """
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f"verdicts-{method()}{f'-{taken}' * (taken != 'nothing')}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     there: dict[str, list[dict[str, str]]] = dict(json.loads(line) for line in lines)
     left = [pair.name for pair in by_base(pairs) if pair.name not in there]
-    if taken != "nothing":
+    if taken == "reports":
         left = [name for name in left if (cache / REPORTS / safe(name) / "made.pt").exists()]
     elif any(pair.kind.startswith("kinds") for pair in pairs):
         for name in (*SIZES, *SPECIAL):

@@ -21,8 +21,9 @@ CLASSES = 16  # of rows by their energy, in which kept is taken as the tool take
 class Truth:
     """The figures of a pair, each computed when it is asked for."""
 
-    def __init__(self, made: Made) -> None:
-        self.made = made
+    def __init__(self, made: Made, apart_from_rounded: bool = False) -> None:
+        """apart_from_rounded: figures are of the matrices that are not `only_rounded`."""
+        self.made, self.apart_from_rounded = made, apart_from_rounded
         self.base = {name: one.double().numpy() for name, one in made.base.items()}
         self.tuned = {name: one.double().numpy() for name, one in made.tuned.items()}
         for side, config in zip((self.base, self.tuned), made.configs, strict=True):
@@ -51,9 +52,29 @@ class Truth:
         return found
 
     @cached_property
+    def only_rounded(self) -> list[str]:
+        """The matrices that are the other side's in another format, or through one."""
+        found = []
+        for name in (name for name, D in self.difference.items() if D.ndim == 2):
+            base, tuned = self.made.base.get(name), self.made.tuned.get(name)
+            if base is not None and tuned is not None and base.shape == tuned.shape:
+                sides = (base.double(), tuned.double()), (tuned.double(), base.double())
+                if any(
+                    torch.equal(one.to(dtype).double(), other)
+                    for one, other in sides
+                    for dtype in (base.dtype, tuned.dtype, *DIGITS)
+                ):
+                    found.append(name)
+        return found
+
+    @cached_property
     def changed(self) -> list[str]:
-        """The matrices that differ."""
-        return [name for name, D in self.difference.items() if D.ndim == 2]
+        """The matrices that differ; apart from rounded ones, where figures are."""
+        names = [name for name, D in self.difference.items() if D.ndim == 2]
+        if self.apart_from_rounded:
+            rounded = {*self.only_rounded}
+            names = [name for name in names if name not in rounded] or names
+        return names
 
     @cached_property
     def inside(self) -> list[str]:
@@ -64,13 +85,24 @@ class Truth:
         update = self.made.update
         return None if update is None or name not in update else update[name]
 
-    def moved_layers(self) -> int:
-        """Layers whose tensors are all those of another layer of the base, and not their own."""
-        layers = [_by_layer(one) for one in (self.base, self.tuned)]
-        return sum(
-            own != layers[0].get(at) and own in [one for k, one in layers[0].items() if k != at]
-            for at, own in layers[1].items()
-        )
+    def moved_layers(self) -> tuple[int, int]:
+        """Layers whose tensors are all those of another layer of the base, and not their own; and
+        those of which most matrices are.
+        """
+        base, tuned = (_by_layer(one) for one in (self.base, self.tuned))
+        whole = in_part = 0
+        for at, own in tuned.items():
+            matrices = {name: W for name, W in own.items() if name.endswith("proj.weight")}
+            shared = {
+                layer: sum(one.get(name) == W for name, W in matrices.items())
+                for layer, one in base.items()
+            }
+            here = shared.get(at, 0)
+            if own in [one for layer, one in base.items() if layer != at] and own != base.get(at):
+                whole += 1
+            elif 2 * max(shared.values()) > len(matrices) and here < max(shared.values()):
+                in_part += 1
+        return whole, in_part
 
     def zeroed(self) -> bool:
         """Whether every matrix that differs does so where it is 0 now, and not where it was."""

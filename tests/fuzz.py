@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import resource
@@ -405,11 +404,6 @@ def targets(top: Path) -> Mapping[str, Target]:
         with alone:
             shadow.check(folder)
 
-    def named_weights(folder: Path, content: bytes) -> None:
-        """Without --allow-pickle; what reads it is another process, as of fuzz_processes.py."""
-        (folder / "pytorch_model.bin").write_bytes(content)
-        open_folder(str(folder))
-
     measured = read_measured(whole)
 
     def rule(folder: Path, content: bytes) -> None:
@@ -489,7 +483,6 @@ def targets(top: Path) -> Mapping[str, Target]:
         "gguf": Target(changed_bytes((small_gguf(top),)), packed),
         "gguf-whole": Target(changed_bytes((small_gguf(top),)), checked),
         "whole": Target(changed_json((WHOLE | {"header": HEADER},)), check_whole),
-        "bin": Target(changed_bytes(pickled()), named_weights),
         "rule": Target(changed_bytes(RULES), rule),
         "claims": Target(changed_bytes(CLAIMS), claim),
         "models": Target(fuzz_models.described(), lambda folder, content: fuzz_models.ask(content)),
@@ -517,17 +510,6 @@ def targets(top: Path) -> Mapping[str, Target]:
             file_of_report("matrices.parquet"),
         ),
     }
-
-
-def pickled() -> tuple[bytes, ...]:
-    """A `.bin` file in both formats of torch."""
-    state = {"model.layers.0.mlp.up_proj.weight": torch.ones(2, 3)}
-    files = []
-    for is_new in (True, False):
-        file = io.BytesIO()
-        torch.save(state, file, _use_new_zipfile_serialization=is_new)
-        files.append(file.getvalue())
-    return tuple(files)
 
 
 def small_gguf(top: Path) -> bytes:
@@ -601,12 +583,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together")
     parser.add_argument("--seed", type=int, default=0, help="other seeds try other files")
     parser.add_argument("--processes", type=int, default=0, help="so many commands instead")
+    parser.add_argument("--forked", action="store_true", help="commands in forks of one process")
     parser.add_argument("--log", type=Path, default=Path("fuzz-processes.log"))
     options = parser.parse_args()
     if options.processes:
         with tempfile.TemporaryDirectory() as top:
             known = targets(Path(top))
-            failed = fuzz_processes.run(known, options.processes, options.seed, options.log)
+            count, first = options.processes, options.seed
+            failed = fuzz_processes.run(known, count, first, options.log, forked=options.forked)
             sys.exit(1 if failed else 0)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

@@ -8,6 +8,7 @@ A log has a line a process, so that a run that was cut short continues.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -19,18 +20,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from command import Run, run_shadow
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 CODES = (0, 1, 2, 3, 4, 5)  # as docs/cli.md lists them
 SECONDS = 240  # of the clock, on a busy machine; a command takes three of a core
-OUTPUT = "out"  # all that a command may write
+OUTPUT = "out"
+# what a command may write: the default of -o, and the index of a list, which `show` brings up to
+# date; a path of them or below them
+MAY_WRITE = (OUTPUT, "reports", "report/index.json")
 EXAMPLE = 6  # of a seed: the first ones change little
 Place = Callable[[Path, bytes], list[str]]
 
 WORDS = (
     "audit", "plan", "verify", "show", "gate", "compare", "export", "families", "explain", "whole",
-    "same", "trained", "related", "quantised", "files", "stored", "merged", "mixture", "./base",
+    "same", "trained", "related", "quantised", "files", "stored", "merged", "./base",
     "./tuned", "report", "./missing", "demo:base..narrow", "demo", "--level", "norms", "--json",
     "--layer", "0-3", "--module", "mlp.up", "--fail-on", "nonfinite", "x > 1", "--moved",
     "language.layers.0", "--frozen", "*", "--jobs", "1", "-1", "--format", "json", "--full", "-q",
@@ -43,6 +49,8 @@ WORDS = (
 
 def cases(targets: Any, top: Path) -> dict[str, tuple[Any, Place]]:
     """What may be in the files or words of a command, and how it is placed; by name."""
+    import fuzz  # which imports this module
+
     audit = ["audit", "./base", "./tuned", "--level", "norms", "--allow-pickle", "-o", OUTPUT]
     whole = ["verify", "whole", "./tuned"]
 
@@ -63,10 +71,8 @@ def cases(targets: Any, top: Path) -> dict[str, tuple[Any, Place]]:
         return place
 
     def several(folder: Path, content: bytes) -> list[str]:
-        from fuzz import write_whole
-
         (folder / "tuned" / "model.safetensors").unlink()
-        write_whole(folder / "tuned", content)
+        fuzz.write_whole(folder / "tuned", content)
         return whole
 
     def given_words(folder: Path, content: bytes) -> list[str]:
@@ -92,7 +98,7 @@ def cases(targets: Any, top: Path) -> dict[str, tuple[Any, Place]]:
         "weights-whole": (of("header"), file(weights, whole)),
         "gguf": (of("gguf"), file("tuned/a.gguf", audit, alone=True)),
         "gguf-whole": (of("gguf"), file("tuned/a.gguf", whole, alone=True)),
-        "bin": (of("bin"), file("tuned/pytorch_model.bin", audit, alone=True)),
+        "bin": (fuzz.changed_bytes(pickled()), file("tuned/pytorch_model.bin", audit, alone=True)),
         "config": (of("config"), file("tuned/config.json", audit)),
         "index": (of("index"), file("tuned/model.safetensors.index.json", ["plan", *audit[1:3]])),
         "adapter": (of("adapter"), of_adapter),
@@ -112,6 +118,17 @@ def cases(targets: Any, top: Path) -> dict[str, tuple[Any, Place]]:
     }  # fmt: skip
 
 
+def pickled() -> tuple[bytes, ...]:
+    """A `.bin` file in both formats of torch."""
+    state = {"model.layers.0.mlp.up_proj.weight": torch.ones(2, 3)}
+    files = []
+    for is_new in (True, False):
+        file = io.BytesIO()
+        torch.save(state, file, _use_new_zipfile_serialization=is_new)
+        files.append(file.getvalue())
+    return tuple(files)
+
+
 def drawn(content: Any, number: int) -> bytes:
     """One example of a seed."""
     examples: list[bytes] = []
@@ -127,34 +144,39 @@ def drawn(content: Any, number: int) -> bytes:
 
 
 def listed(folder: Path) -> dict[str, tuple[int, int]]:
-    """The files of a folder, with size and time of change, without those of the output folder."""
+    """The files of a folder, with size and time of change, without those that may be written."""
     found = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
-        if path.is_file() and name.partition("/")[0] != OUTPUT:
+        may_change = any(name == may or name.startswith(f"{may}/") for may in MAY_WRITE)
+        if path.is_file() and not may_change:
             state = path.stat()
             found[name] = state.st_size, state.st_mtime_ns
     return found
 
 
-def faults(done: subprocess.CompletedProcess[bytes], before: Any, after: Any) -> Iterator[str]:
+def faults(done: Run, before: Any, after: Any) -> Iterator[str]:
     """What a command did that it may not do."""
-    out, err = (text.decode(errors="surrogateescape") for text in (done.stdout, done.stderr))
-    if done.returncode not in CODES:
-        yield f"exit code {done.returncode}"
+    out, err = done.out, done.err
+    if done.code not in CODES:
+        yield f"exit code {done.code}"
     if "Traceback" in out + err:
         yield "a traceback"
+    if "Warning: " in err:
+        yield "a warning of Python"
     if not (out + err).replace("\n", "").isprintable():
         yield "output that cannot be printed"
-    if done.returncode == 1 and "error:" not in err and not out:
+    if done.code == 1 and "error:" not in err and not out:
         yield "a failure without a word"
     if before != after:
         names = sorted({name for name, _ in before.items() ^ after.items()})
         yield f"files changed outside the output: {names[:5]}"
 
 
-def run(targets: Any, count: int, first: int, log: Path) -> int:
-    """Run so many processes, those of the log left out; how many broke their word."""
+def run(targets: Any, count: int, first: int, log: Path, *, forked: bool = False) -> int:
+    """Run so many processes, those of the log left out; how many broke their word. forked: forks of
+    one that has everything imported, which take a tenth of the time.
+    """
     number_done = len(log.read_text(errors="replace").splitlines()) if log.exists() else 0
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +189,7 @@ def run(targets: Any, count: int, first: int, log: Path) -> int:
             content, place = every[name]
             example = drawn(content, first + number)
             began = time.monotonic()
-            problems = attempt(top, place, example)
+            problems = attempt(top, place, example, forked=forked)
             failed += bool(problems)
             seconds = round(time.monotonic() - began, 1)
             with log.open("a") as file:
@@ -181,7 +203,6 @@ def prepare(top: Path) -> None:
     """Make two checkpoints and two reports once."""
     import planted
     import reports
-    import torch
 
     made = top / "made"
     for name, size in (("base", 1.0), ("tuned", 1.1)):
@@ -196,7 +217,7 @@ def prepare(top: Path) -> None:
     (made / "registry").mkdir()
 
 
-def attempt(top: Path, place: Place, example: bytes) -> list[str]:
+def attempt(top: Path, place: Place, example: bytes, *, forked: bool) -> list[str]:
     """Run a command in a new folder."""
     folder = top / "run"
     shutil.rmtree(folder, ignore_errors=True)
@@ -211,16 +232,36 @@ def attempt(top: Path, place: Place, example: bytes) -> list[str]:
         "SHADOW_NO_CACHE": "1", "PYTHONUTF8": "1", "COLUMNS": "120",
     }  # fmt: skip
     before = listed(folder / "work") | listed(folder / "tmp")
+    done = in_fork(words, folder, environment) if forked else in_process(words, folder, environment)
+    if done is None:
+        return [f"took more than {SECONDS} s"]
+    found = [*faults(done, before, listed(folder / "work") | listed(folder / "tmp"))]
+    if found:
+        found.append(done.err[-2000:])
+    return found
+
+
+def in_process(words: list[str], folder: Path, environment: dict[str, str]) -> Run | None:
+    """Run a command in a new process; None if it did not end."""
     command = [sys.executable, "-P", "-m", "shadow", *words]
     try:
         done = subprocess.run(
-            [os.fsencode(word) if "\ud800" not in word else b"\xed\xa0\x80" for word in command],
+            [encoded(word) for word in command],
             cwd=folder / "work", env=environment, stdin=subprocess.DEVNULL, capture_output=True,
             timeout=SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return [f"took more than {SECONDS} s"]
-    found = [*faults(done, before, listed(folder / "work") | listed(folder / "tmp"))]
-    if found:
-        found.append(done.stderr.decode(errors="replace")[-2000:])
-    return found
+        return None
+    texts = (text.decode(errors="surrogateescape") for text in (done.stdout, done.stderr))
+    return Run(done.returncode, *texts)
+
+
+def in_fork(words: list[str], folder: Path, environment: dict[str, str]) -> Run:
+    """Run a command in a fork of a process that has everything imported."""
+    words = [os.fsdecode(encoded(word)) for word in words]
+    return run_shadow(*words, cwd=folder / "work", env=environment, bare=True)
+
+
+def encoded(word: str) -> bytes:
+    """Return a word as the bytes of an argument; a lone surrogate of high half as its own."""
+    return word.encode("utf-8", "surrogatepass" if "\ud800" in word else "surrogateescape")

@@ -12,7 +12,8 @@ from shadow.errors import ShadowError
 
 TARGETS = (
     "header", "gguf", "layout", "index", "config", "adapter", "registry", "list", "yaml-list",
-    "policy", "csv", "harness", "batch", "metadata", "summary", "parquet",
+    "policy", "csv", "harness", "batch", "metadata", "summary", "parquet", "gguf-whole", "whole",
+    "rule", "claims", "models",
 )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def test_exit_code_headline_junit_and_annotation(damage, norms, shadow, tmp_path
     assert [failure.type for failure in failures] == ([code] if code else [])
     assert len(annotations) == bool(code)
     if tensor:
-        shown = (summary["finding"]["headline"], failures[0].message, annotations[0])
+        shown = (summary["finding"]["headline"], failures[0].text, annotations[0])
         assert all(tensor in text for text in shown)
 
 

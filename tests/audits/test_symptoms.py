@@ -143,7 +143,7 @@ SYMPTOMS = {
     "in two layers": ("audit ./base ./half-idle", 0, ["adapter does nothing in 4 modules"]),
     "an adapter lacks nothing": ("audit ./base ./adapter", 0, ["/adapter A part changed"]),
     "a relative": ("verify related ./rows-lost ./base", 0, ["nearest relative"]),
-    "its former name": ("verify base ./rows-lost ./base", 2, ["verify related"]),
+    "another name": ("verify relatd ./rows-lost ./base", 2, ["related"]),
 }  # fmt: skip
 
 

@@ -147,6 +147,9 @@ JUDGED = {
 }
 
 
+NO_LEVELS = {f"levels_{side}_{what}": 0 for side in ("base", "tuned") for what in ("few", "judged")}
+
+
 class Figures(Record):
     """Figures of which those that are not given are null."""
 
@@ -162,7 +165,8 @@ def test_answers_and_the_figures_in_their_words(case):
     """Each answer has the figures that its words write, by their place in summary.json."""
     figures, changed, codes = JUDGED[case]
     known = Figures(
-        **{"matrices": 9, "judged": 0, "flatter_than_noise": 0, "noisy_rest": 0} | figures
+        **{"matrices": 9, "judged": 0, "flatter_than_noise": 0, "noisy_rest": 0, **NO_LEVELS}
+        | figures
     )
     vectors = Record(changed=changed, compared=4)
     record = Record(

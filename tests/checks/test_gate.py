@@ -348,7 +348,7 @@ def test_a_small_part_is_said_in_json_and_in_junit(tmp_path):
     assert (figure["figure"], figure["met"]) == ("concentration", False)
     assert figure["energy_share"] == pytest.approx(0.1)
     case = ET.fromstring(junit([judged])).findall(".//testcase")[1]
-    assert "hold 10 % of the energy" in case.find("error").get("message")
+    assert "hold 10 % of the energy" in case.find("error").text
 
 
 def test_a_figure_of_a_small_part_has_not_moved_and_did_not_stay(tmp_path):

@@ -11,7 +11,7 @@ from shadow.checkpoints.opening import open_folder
 from shadow.dtypes import FLOATS
 from shadow.spectra.entries import Binades, compared
 from shadow.spectra.spectrum import Sides, Workspace, working_dtype
-from shadow.spectra.sums import HEAD, PART
+from shadow.spectra.sums import HEAD, PART, looked_at
 
 FORMATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 SHAPES = ((1, 1), (3, 7), (300, 500), (70_000, 3), (2, 70_001))
@@ -147,3 +147,31 @@ def test_entries_by_binade_are_those_of_a_loop(dtype, tmp_path):
         assert (entries, changed) == (here.sum(), (b != t)[here].sum())
         assert energy == pytest.approx(float(((t - b)[here] ** 2).sum()), rel=1e-6)
     assert sum(changed for _, _, changed, _ in cells) == found.changed
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 7), (40, 33), (3000, 64), (2, 90_000)])
+def test_extremes_against_numpy(dtype, shape):
+    rng = np.random.default_rng(sum(shape))
+    values = rng.standard_normal(shape) * 10.0 ** rng.integers(-4, 4, (shape[0], 1))
+    tensor = torch.from_numpy(values).to(dtype)
+    if shape[0] > 2:
+        tensor[1], tensor[-1], tensor[5, 3], tensor[7, 2] = 0, 1.5, float("nan"), float("-inf")
+    array = tensor.double().numpy()
+    found = looked_at(tensor, Workspace())
+    flat = [at for at, row in enumerate(array) if (row == row[0]).all()]
+    assert (found.nan, found.infinite) == (np.isnan(array).sum(), np.isinf(array).sum())
+    assert found.zero_rows == tuple(at for at in flat if not array[at, 0])
+    assert found.constant_rows == tuple(at for at in flat if array[at, 0])
+    assert found.energy == pytest.approx((array[np.isfinite(array).all(1)] ** 2).sum(), rel=1e-5)
+    assert not found.is_constant
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -2.5, 1e-30, 1e30])
+def test_a_constant_matrix_is_one_whatever_its_size(value):
+    found = looked_at(torch.full((70, 1000), value), Workspace())
+    assert (found.is_constant, found.zero_rows, found.constant_rows) == (True, (), ())
+    assert found.first == pytest.approx(value)
+    one = torch.full((70, 1000), value)
+    one[69, 999] += 1e30
+    assert not looked_at(one, Workspace()).is_constant

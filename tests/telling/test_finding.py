@@ -259,3 +259,13 @@ def test_the_findings_of_the_demo_have_only_numbers_of_its_tables(demo):
     for summary in demo.values():
         check(summary)
         assert codes(summary.finding)[:2] == ["size", "coherent"]
+
+
+@pytest.mark.parametrize("side", ["base", "tuned"])
+@pytest.mark.parametrize("cols", [256, 300, 4096])
+def test_a_side_of_zeros_has_not_been_through_few_bits(tmp_path, side, cols):
+    """A row of one value, as of a base that starts at 0, says nothing of a format; two do."""
+    for values, few in ((1, False), (2, True)):
+        share = values / min(cols, 1024)
+        found = recorded(tmp_path, model(**{f"levels_{side}": share, "cols": cols}))
+        assert ("few_values" in codes(found)) == few

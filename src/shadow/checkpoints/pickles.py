@@ -6,8 +6,8 @@ torch 1.6 are zip archives of plain bytes, so the parent maps the file itself; t
 no such order, and the child writes the storages once, as raw bytes, to a scratch file.
 
 `weights_only` is the guard. Should a file get past it, the child has little to give: no token in
-its environment, a home and a temporary folder that are removed, limits on memory, files and
-processes, and no root.
+its environment, a home and a temporary folder that are removed, limits on time, memory, depth,
+files and processes, and no root. On Linux it ends with its parent.
 
 torch's distributed checkpoints (`.distcp`) have a plain pickle, `.metadata`, that says in which
 file the pieces of each tensor lie. It is read without the classes that it names: records stand for
@@ -74,9 +74,9 @@ TRAINING = frozenset(  # what trainers save beside a model
 WRAPPERS = ("app", "model", "state_dict", "module")  # what trainers wrap a model in
 HEADROOM = 1 << 30  # bytes the child may use beyond twice the file: the unpickler's own objects
 SECONDS = 1800  # a child that takes longer has not just read a file
-# seconds of a core that unpickling may take, and bytes for each more; real files take a tenth
+# seconds of a core that any file may take, and bytes for each further one; real ones take a tenth
 CPU, BYTES_A_SECOND = 20, 1 << 20
-STACK = 1 << 26  # bytes: what is nested deeper is no checkpoint
+STACK = 1 << 23  # bytes: what is nested deeper is no checkpoint
 ENDS_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 NOBODY = 65534  # the user and group of this number own nothing, by custom
 # Where Python finds itself, its packages and the libraries below them. All else stays here, tokens
@@ -252,7 +252,9 @@ def _load_zip(file: IO[bytes]) -> dict[str, Any]:
         if any(archive.read(member) != sys.byteorder.encode() for member in orders):
             raise ValueError("written by a machine of the other byte order")
     file.seek(0)
-    with FakeTensorMode():  # reads the pickle alone; every storage tells its offset in the file
+    # reads the pickle alone; every storage tells its offset in the file, as the notes of torch on
+    # serialization describe ("Layout Control")
+    with FakeTensorMode():
         state = _state(torch.load(file, map_location="cpu", weights_only=True))
     tensors = [
         _described(name, tensor, getattr(tensor.untyped_storage(), "_checkpoint_offset", None))

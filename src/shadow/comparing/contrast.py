@@ -100,7 +100,8 @@ class Contrast:
     def sentence(self) -> str:
         """The verdict in one sentence."""
         if self.voids:
-            return say(Reason(self.verdict.code, {"why": "; ".join(self.not_comparable)}))
+            why = "; ".join(self.not_comparable)
+            return say(Reason(self.verdict.code, {"why": why}))
         return say(self.headline)
 
     @property
@@ -153,7 +154,8 @@ def contrast(
     cells = cells_of(matched)
     figures = [difference(figure, cells, margin) for figure in FIGURES]
     verdict = _verdict(figures)
-    voids = list(_voids(first, second, matched[matched["layer"].notna()]))
+    voting = matched[matched["layer"].notna()]
+    voids = list(_voids(first, second, voting))
     if voids:
         verdict = ComparisonVerdict.NO_COMPARISON
         for number, figure in enumerate(figures):
@@ -183,7 +185,8 @@ def _counts(
     parameters = int((matched["rows"] * matched["cols"]).sum())
 
     def share_of(deltas: pd.DataFrame) -> float:
-        return min(parameters / max(int(deltas["parameters"].sum()), 1), 1.0)
+        changed = int(deltas["parameters"].sum())
+        return min(parameters / max(changed, 1), 1.0)
 
     return MatchedCounts(
         matrices=len(matched),
@@ -311,11 +314,13 @@ def _doubts(
         names = {"larger": first.name, "smaller": second.name}
         if norm < 0:
             names = {"larger": second.name, "smaller": first.name}
-        yield Reason(Doubt.NORMS_FAR_APART, {**names, "times": math.exp(min(abs(norm), 700.0))})
+        times = math.exp(min(abs(norm), 700.0))
+        yield Reason(Doubt.NORMS_FAR_APART, {**names, "times": times})
     if concentration.verdict in OPPOSITE:
         outside = matched[matched["layer"].isna()].groupby("module")["concentration_difference"]
         against = outside.median() * -concentration.points
-        if modules := sorted(against.index[against >= (concentration.margin or 0.0)]):
+        margin = concentration.margin or 0.0
+        if modules := sorted(against.index[against >= margin]):
             yield Reason(Doubt.OPPOSED_OUTSIDE_LAYERS, {"modules": modules})
 
 

@@ -213,7 +213,8 @@ def _edges(steps: Sequence[Step], remarks: list[Reason]) -> dict[Edge, Step]:
     edges: dict[Edge, Step] = {}
     sides = [side for step in steps for side in (step.base, step.tuned)]
     numbers = numbered(sides)
-    for step, first, last in zip(steps, numbers[::2], numbers[1::2], strict=True):
+    ends = zip(numbers[::2], numbers[1::2], strict=True)
+    for step, (first, last) in zip(steps, ends, strict=True):
         folder = {"folder": step.folder}
         if first == last:
             remarks.append(Reason(LineageNote.SAME_FILES, folder))
@@ -224,7 +225,8 @@ def _edges(steps: Sequence[Step], remarks: list[Reason]) -> dict[Edge, Step]:
             edges[first, last] = step
     names = _names(edges)
     for (first, last), step in edges.items():
-        edges[first, last] = replace(step, start=names[first], end=names[last])
+        named = replace(step, start=names[first], end=names[last])
+        edges[first, last] = named
     circular = [edge for edge in edges if edge[0] in _reached(edge[1], edges)]
     for edge in circular:
         step = edges.pop(edge)
@@ -246,7 +248,8 @@ def numbered(sides: Sequence[CheckpointMetadata]) -> list[int]:
     keys_of_sides = [_keys(side, contents) for side in sides]
     numbers: dict[Key, int] = {}
     for keys in sorted(keys_of_sides, key=len, reverse=True):  # the best known first
-        number = next((numbers[key] for key in keys if key in numbers), len(numbers))
+        known = [numbers[key] for key in keys if key in numbers]
+        number = known[0] if known else len(numbers)
         for key in keys:
             numbers.setdefault(key, number)
     of_sides = [numbers[keys[0]] for keys in keys_of_sides]
@@ -275,9 +278,10 @@ def _names(edges: Mapping[Edge, Step]) -> dict[int, str]:
     names: dict[int, str] = {}
     repos: dict[int, str] = {}
     for (first, last), step in edges.items():
-        for node, name, side in ((first, step.start, step.base), (last, step.end, step.tuned)):
-            repos.setdefault(node, side["repo"])
-            names.setdefault(node, name or side["repo"])
+        repos.setdefault(first, step.base["repo"])
+        repos.setdefault(last, step.tuned["repo"])
+        names.setdefault(first, step.start or repos[first])
+        names.setdefault(last, step.end or repos[last])
     uses = Counter(names.values())
     for node, name in names.items():
         if uses[name] > 1:
@@ -315,7 +319,11 @@ def _chain(path: Sequence[int], edges: Mapping[Edge, Step]) -> Chain:
     for edge in between:
         before = steps[-1] if steps else None
         steps.append(_with_ratio(edges[edge], before))
-    whole = [step for edge, step in edges.items() if edge not in between and set(edge) <= set(path)]
+    nodes = set(path)
+    whole = []
+    for edge, step in edges.items():
+        if edge not in between and nodes.issuperset(edge):
+            whole.append(step)
     stages = [steps[0].start]
     stages += [step.end for step in steps]
     return Chain(stages, steps, whole)

@@ -23,7 +23,7 @@ from shadow.reports.provenance import (
 from shadow.reports.report import Report
 from shadow.spectra.measurement import Method
 from shadow.storage import as_given
-from shadow.summary.tables import OF_CASTS, only_rounded
+from shadow.summary.tables import OF_CASTS, OF_SIDES, only_rounded
 from shadow.templates import Reason
 
 PLACE = ("component", "layer", "module", "expert")
@@ -108,7 +108,8 @@ class ComparedReport:
         deltas = self.matrices[self.matrices["subject"] == "delta"]
         casts = self.tensors.loc[:, [*OF_CASTS]].itertuples(index=False, name=None)
         known = ((name, side, None if pd.isna(how) else how) for name, side, how in casts)
-        return deltas[~only_rounded(deltas["tensor"], known)]
+        sides = deltas.loc[:, [*OF_SIDES]].itertuples(index=False, name=None)
+        return deltas[~only_rounded(sides, known)]
 
     @cached_property
     def identity(self) -> ReportIdentity:
@@ -182,7 +183,9 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[Re
         if value != options_now[option]:
             values = {"before": str(value), "now": str(options_now[option])}
             yield Reason(Doubt.SETTINGS_DIFFER, {"option": option, **labels, **values})
-    if chosen_in(before.recorded["settings"]) != chosen_in(now.recorded["settings"]):
+    chosen_before = chosen_in(before.recorded["settings"])
+    chosen_now = chosen_in(now.recorded["settings"])
+    if chosen_before != chosen_now:
         yield Reason(Doubt.FILTERS_DIFFER)
 
 
@@ -198,11 +201,15 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
     left = first.assign(slot=first["base_tensor"])
     right = second.assign(slot=second["base_tensor"])
     if not by_base:
-        shared = pd.concat([_repeated_places(left), _repeated_places(right)])
+        repeated = pd.concat([_repeated_places(left), _repeated_places(right)])
+        shared = _places(repeated)
         for frame in (left, right):
-            frame.loc[~_places(frame).isin(_places(shared)), "slot"] = pd.NA
+            is_shared = _places(frame).isin(shared)
+            frame.loc[~is_shared, "slot"] = pd.NA
     keys = [*PLACE, "slot", "rows", "cols"]
-    merged = _once(left, keys, "first").merge(_once(right, keys, "second"), on=keys)
+    left = _once(left, keys, "first")
+    right = _once(right, keys, "second")
+    merged = left.merge(right, on=keys)
     return merged.sort_values(keys, kind="stable", na_position="first", ignore_index=True)
 
 
@@ -212,10 +219,12 @@ def _places(frame: pd.DataFrame) -> pd.MultiIndex:
 
 def _repeated_places(frame: pd.DataFrame) -> pd.DataFrame:
     """The places that several rows share."""
-    return frame[list(PLACE)][frame.duplicated(PLACE, keep=False)]
+    is_repeated = frame.duplicated(PLACE, keep=False)
+    return frame[list(PLACE)][is_repeated]
 
 
 def _once(frame: pd.DataFrame, keys: list[str], side: str) -> pd.DataFrame:
     """The rows whose keys no other row has; all other columns end in the side."""
     names = {name: f"{name}_{side}" for name in frame.columns if name not in keys}
-    return frame[~frame.duplicated(keys, keep=False)].rename(columns=names)
+    is_repeated = frame.duplicated(keys, keep=False)
+    return frame[~is_repeated].rename(columns=names)

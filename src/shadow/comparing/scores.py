@@ -138,18 +138,20 @@ def _harness(file: str, text: str) -> Iterator[Score]:
     recorded = json.loads(text)
     arguments = recorded["config"].get("model_args") or {}
     if isinstance(arguments, str):
-        arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
+        parts = arguments.split(",")
+        arguments = dict(part.partition("=")[::2] for part in parts)
     model = arguments.get("peft") or arguments.get("pretrained") or recorded["model_name"]
     for task, result in recorded["results"].items():
-        values = {key.removesuffix(",none"): _number(value) for key, value in result.items()}
-        metrics = [name for name, value in values.items() if _is_metric(name, value)]
-        preferred = [name for name in PREFERRED if name in metrics]
-        for metric in (preferred + metrics)[:1]:
-            yield Score(model, task, metric, values[metric] or 0.0, file)
-
-
-def _is_metric(name: str, value: float | None) -> bool:
-    return value is not None and "_stderr" not in name and name != "sample_len"
+        values: dict[str, float] = {}
+        for key, value in result.items():
+            name = key.removesuffix(",none")
+            number = _number(value)
+            if number is not None and "_stderr" not in name and name != "sample_len":
+                values[name] = number
+        preferred = [name for name in PREFERRED if name in values]
+        metrics = [*preferred, *values]
+        if metrics:
+            yield Score(model, task, metrics[0], values[metrics[0]], file)
 
 
 def _number(value: object) -> float | None:
@@ -240,6 +242,7 @@ def correlations(entries: Sequence[ScoredReport]) -> list[Correlation]:
 def _rank_correlation(points: Sequence[tuple[float, float]]) -> float | None:
     """Spearman's; None of few points, or if all gains or concentrations are equal."""
     ranks = pd.DataFrame(points, columns=["gain", "concentration"]).rank()
-    if len(points) < FEWEST or bool((ranks.nunique() < 2).any()):
+    are_equal = bool((ranks.nunique() < 2).any())
+    if len(points) < FEWEST or are_equal:
         return None
     return float(ranks["gain"].corr(ranks["concentration"]))

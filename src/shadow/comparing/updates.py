@@ -36,8 +36,10 @@ def is_training(report: ComparedReport) -> bool:
         return False
     if report.failed_gates != [] or chosen_in(provenance.recorded["settings"]):
         return False
-    rows = read_rows({name: report.report.table(name) for name in TABLES})
-    changes = recognised(rows.deltas, rows.tensors, median(rows.deltas["cosine"]))
+    tables = {name: report.report.table(name) for name in TABLES}
+    rows = read_rows(tables)
+    cosine = median(rows.deltas["cosine"])
+    changes = recognised(rows.deltas, rows.tensors, cosine)
     if any(change.figures(changes) is not None for change in CHANGES):
         return False
     tensors = rows.tensors.inside.having(side="tuned")
@@ -60,12 +62,14 @@ def copy_reason(report: ComparedReport) -> NoVerdict | None:
     if deltas.empty:
         return None
     tensors = report.tensors
-    changed = tensors[(tensors["side"] == "tuned") & (tensors["relative_norm"] > 0)]
-    if len(changed) and changed["cast"].isin(["tuned", "base"]).all():
+    has_changed = (tensors["side"] == "tuned") & (tensors["relative_norm"] > 0)
+    casts = tensors[has_changed]["cast"]
+    if len(casts) and casts.isin(["tuned", "base"]).all():
         return NoVerdict.COPY_IN_ANOTHER_FORMAT
     if 2 * _of_few_bits(deltas).sum() > len(deltas):
         return NoVerdict.COPY_IN_FEW_BITS
-    if 2 * (deltas["purity_z"].abs() <= NOISE).sum() > len(deltas):
+    like_noise = deltas["purity_z"].abs() <= NOISE
+    if 2 * like_noise.sum() > len(deltas):
         return NoVerdict.LIKE_NOISE
     return None
 
@@ -89,7 +93,8 @@ def _of_few_bits(deltas: pd.DataFrame) -> pd.Series[bool]:
 def _has_levels(deltas: pd.DataFrame, side: str) -> NDArray[np.bool_]:
     """Find the matrices of a side whose rows have as few distinct values as a copy's."""
     figures = zip(deltas[f"levels_{side}"], deltas["cols"], strict=True)
-    return np.array([_is_on_levels(share, int(width)) for share, width in figures], np.bool_)
+    on_levels = [_is_on_levels(share, int(width)) for share, width in figures]
+    return np.array(on_levels, np.bool_)
 
 
 def _is_on_levels(share: float, width: int) -> bool:

@@ -34,7 +34,16 @@ from shadow.reports.report import Report
 from shadow.run.runtime import Access, Runtime
 from shadow.summary.making import MEDIANS
 from shadow.summary.record import OverLayers
-from shadow.summary.tables import COPIED, OF_CASTS, Columns, are, columns_of, floats, only_rounded
+from shadow.summary.tables import (
+    COPIED,
+    OF_CASTS,
+    OF_SIDES,
+    Columns,
+    are,
+    columns_of,
+    floats,
+    only_rounded,
+)
 from shadow.telling.reading import AuditReport
 from shadow.text import several
 
@@ -109,7 +118,8 @@ class JudgedReport:
         tensors = columns_of(self.source.table("tensors").select(OF_CASTS))
         table = self.source.table("matrices")
         deltas = columns_of(table.filter(pc.equal(table["subject"], "delta")))
-        deltas = deltas.where(~only_rounded(deltas["tensor"], tensors.each(*OF_CASTS)))
+        is_rounded = only_rounded(deltas.each(*OF_SIDES), tensors.each(*OF_CASTS))
+        deltas = deltas.where(~is_rounded)
         norms = np.nan_to_num(deltas["frobenius_norm"])
         # over the largest, so that squares are finite
         deltas = deltas.added(energy=(norms / max([*norms, LEAST])) ** 2)
@@ -136,6 +146,10 @@ class JudgedReport:
     @cached_property
     def _tensors(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.source.table("tensors").select(TENSORS).to_pylist()
+        grown = {(row.component, row.module) for row in self.summary.vocabulary}
+        for row in rows:  # of which only common rows were compared
+            if row["status"] == "identical" and (row["component"], row["module"]) in grown:
+                row["status"] = "skipped"
         return rows
 
     def states(self, figure: Metric) -> dict[str, str | None]:

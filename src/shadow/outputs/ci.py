@@ -276,7 +276,7 @@ def _document(suites: Iterable[tuple[str, list[TestCase]]]) -> bytes:
     for name, cases in suites:
         suite = TestSuite(visible(name))
         suite.add_testcases(cases)
-        root.add_testsuite(suite)
+        root.append(suite)  # where add_testsuite joins those of one name
     root.update_statistics()
     content = io.BytesIO()
     root.write(content, pretty=True)

@@ -340,6 +340,7 @@ def _spread(groups: Sequence[Group]) -> list[Group]:
     return [own[place] for place in dict.fromkeys(places.tolist())]
 
 
+@np.errstate(over="ignore")  # F64 beyond float32
 def _units(pair: MatrixPair, sides: Sides, *, whole: bool) -> Units:
     """Return SAMPLED units of both sides: the same ones for all matrices and all candidates."""
     units, is_down = _count(pair), pair.place.module.endswith(".down")

@@ -116,15 +116,16 @@ def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
     hold the sums, or if both sides agree.
 
     stored: the coarser format of the two, for ulps. Usually one pass: entries whose squares are
-    safe need no scale, and two sides that differ do so in the first tile. All others are summed in
-    float64.
+    safe need no scale, and two sides that differ do so in the first tile. Entries whose squares are
+    not safe are summed in float64.
     """
     found = _sums(sides, stored, None)
     if found is None:
         size = extent(sides)
         if not (size.finite and size.in_range and size.delta):
             return size
-        found = _sums(replace(sides, dtype=torch.float64), stored, size)
+        dtype = sides.dtype if size.is_plain else torch.float64
+        found = _sums(replace(sides, dtype=dtype), stored, size)
         assert found is not None, "its extent is known"
     return found
 

@@ -35,6 +35,7 @@ YAML = (".yaml", ".yml", ".json")
 PLAIN = (".txt", ".list")
 MAX_BYTES = 1_000_000
 MAX_SHARDS = 10_000
+PIPE = re.compile(r"/dev/stdin|(/dev|/proc/(self|\d+))/fd/\d+")  # such as <(...) of a shell
 STREAMS = "/dev", "/proc"  # where the names of pipes lie: a list there has no folder of its own
 YAML_ENTRY = (
     "write `- TARGET`, or `- {base: REF, tuned: REF}` with or without `name: FAMILY:BASE..TUNED`,"
@@ -164,7 +165,7 @@ def read_list(listed: str) -> list[ListEntry]:
     try:
         if listed == "-" and sys.stdin is not None:
             raw = sys.stdin.buffer.read(MAX_BYTES + 1)
-        elif Path(listed).absolute().is_relative_to("/dev/fd"):  # <(...) of a shell
+        elif PIPE.fullmatch(str(Path(listed).absolute())):
             with Path(listed).open("rb") as file:
                 raw = file.read(MAX_BYTES + 1)
         elif (content := read_start(Path(listed), MAX_BYTES + 1)) is not None:

@@ -14,7 +14,7 @@ from shadow.checks.explanations import (
 )
 from shadow.telling.context import Context
 from shadow.telling.parts import are_in_proportion, leading
-from shadow.telling.sentences import DIRECTIONS, SIDES, broken_text, places_in
+from shadow.telling.sentences import DIRECTIONS, NOTHING_NAMED, SIDES, broken_text, places_in
 from shadow.telling.size import UNROUNDED
 from shadow.telling.wording import Recorded
 
@@ -23,8 +23,7 @@ IDLE = "The adapter does nothing in {count:count module|modules}, where its upda
 UNNAMED = "The base has no name of {count:count module|modules} of the adapter."
 # the whole line, by the sentence that leaves nothing more to say; the first that is told
 ALONE = {
-    "nothing_named": "Nothing was compared: none of the adapter's {count:count module|modules} has"
-    " a name of the base.",
+    "nothing_named": NOTHING_NAMED,
     "nothing_compared": "Nothing was compared.",
     "unrelated": "Nothing in common entry by entry.",
     "moved_in_part": "The base with matrices in other layers.",
@@ -37,6 +36,7 @@ ALONE = {
     "some_scaled": "{recognised.scaled.matrices:count} of the base's matrices times"
     " {recognised.scaled.factor:factor}.",
     "scaled": "The base's matrices times {recognised.scaled.factor:factor}.",
+    "copy_in_part": "What was compared is a copy, only rounded.",
     "copy_as_base": "The base is a copy of the tuned model, only rounded.",
     "copy": "A copy of the base, only rounded.",
     "mostly_copy_as_base": "The base is a rounded copy, but for"
@@ -44,6 +44,7 @@ ALONE = {
     "mostly_copy": "A rounded copy of the base, but for"
     " {recognised.casts.beside:count tensor|tensors}.",
 }
+PARTIAL = {"part_shared", "left_out", "nonfinite"}  # sentences on what was not compared
 # what the change is, by the sentence that says it; the first that is told
 KINDS = {
     "not_comparable": "with {recognised.rearranged.not_comparable.matrices:count matrix|matrices}"
@@ -119,6 +120,7 @@ def _of_change(context: Context, codes: Set[str]) -> str:
 def _refined(context: Context, codes: Set[str]) -> set[str]:
     """The codes of the sentences, refined by ALONE and KINDS."""
     summary = context.summary
+    is_partial = context.filtered or not PARTIAL.isdisjoint(codes)
     is_along = context.coherence == "along" and summary.inside_layers.short_side_most is not None
     refinements = {
         "moved_in_part": "layers_moved" in codes and has_moved_in_part(summary),
@@ -128,6 +130,7 @@ def _refined(context: Context, codes: Set[str]) -> set[str]:
         "all_identical": codes == {"identical"} and not context.filtered,
         "some_scaled": "scaled" in codes and context.has_frozen,
         "copy": is_copy(summary),
+        "copy_in_part": is_copy(summary) and is_partial,
         "copy_as_base": is_copy(summary) and is_of_base(summary),
         "mostly_copy_as_base": "copied" in context.states and is_of_base(summary),
         "format": context.is_no_more_than_format,

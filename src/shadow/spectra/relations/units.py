@@ -107,6 +107,7 @@ def _matched(sampled: Sequence[Units], draws: int) -> tuple[float, float]:
     return matched([*cosines.values()], draws=draws)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of what overflows no cosine is known
 def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> Rows:
     """Return the cosine of each unit of one (rows) with each of the other (columns); 0 for a row of
     0.
