@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shadow.summary.record import FileCounts, FileRow, FilesRow
-from shadow.telling.context import Context
+from shadow.telling.context import Context, SentenceGroup
 from shadow.telling.finding import finding
 from shadow.telling.parts import ChangedPart, are_in_proportion, has_frozen, leading
 from shadow.telling.wording import and_others, layers_text

@@ -142,7 +142,7 @@ class Context:
 
     @cached_property
     def uncompared(self) -> Mapping[str, list[UncomparedRow]]:
-        """The parts that were asked for and not compared, by those reasons that a sentence names."""
+        """The parts that were asked for and not compared, by the reasons that a sentence names."""
         if self.filtered:
             return {}
         rearranged = self.summary.recognised.rearranged
@@ -200,8 +200,8 @@ class Context:
 
     @cached_property
     def structure(self) -> str | None:
-        """The kind of change of most matrices beside noise: `low_rank`, `coherent`, `flat`, `mixed` or
-        `noise`; None if its figures are those of rounding.
+        """The kind of change of most matrices: `low_rank`, `coherent`, `flat`, `mixed` or `noise`;
+        None if its figures are those of rounding.
         """
         inside = self.summary.inside_layers
         is_coherent = 2 * inside.beyond_noise >= inside.judged

@@ -1,6 +1,4 @@
-"""Every sentence of a finding but how it is put together: its code, when it is true, and its
-words, in the order of a finding.
-"""
+"""Every sentence of a finding, in order: its code, when it is true, and its words."""
 
 from __future__ import annotations
 
