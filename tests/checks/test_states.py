@@ -14,7 +14,6 @@ from reports import delta, place, places
 from shadow.gates.measured import read_measured
 from shadow.gates.rules import parse_rule
 from shadow.gates.verdicts import JudgedReport, judge
-from shadow.reasons import FROM_ZERO
 from shadow.reports.columns import FILES
 from shadow.reports.parquet import arrow_schema
 from shadow.summary.record import Gate
@@ -37,7 +36,7 @@ MORE = both({**place(1, "attn.q"), "component": "vision"}, status="skipped", rea
 NORM = {"status": "skipped", "reason": "not_a_matrix", "compared": 64, "shape": [64]}
 STILL = both(place(0, "norm"), **NORM, relative_norm=0.0)
 MOVED = both(place(1, "norm"), **NORM, relative_norm=0.01)
-RISEN = both(place(2, "norm"), **NORM, detail=FROM_ZERO)
+RISEN = both(place(2, "norm"), **NORM, cast="neither")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shadow.summary.record import FileCounts, FileRow, FilesRow
-from shadow.telling.context import Context, Group
+from shadow.telling.context import Context, SentenceGroup
 from shadow.telling.finding import finding
 from shadow.telling.parts import ChangedPart, are_in_proportion, has_frozen, leading
 from shadow.telling.wording import and_others, layers_text
@@ -105,7 +105,7 @@ def test_two_models_are_unrelated_below_a_cosine_of_a_tenth(must, cosine, is_so)
     changed = summary.with_values(gates=gates)
     assert ("unrelated" in told(changed)) is is_so
     assert ("coherent" in told(changed)) is not is_so
-    assert Context(changed).tells(Group.ENTRIES) is not is_so
+    assert Context(changed).tells(SentenceGroup.ENTRIES) is not is_so
 
 
 @pytest.mark.parametrize(("times", "is_so"), [(3 * ABOVE, True), (3 * BELOW, False)])

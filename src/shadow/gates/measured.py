@@ -27,7 +27,6 @@ from shadow.comparing.matching import ComparedReport
 from shadow.errors import ShadowError
 from shadow.gates.rules import CHANGED, FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
 from shadow.places.architecture import Place
-from shadow.reasons import FROM_ZERO
 from shadow.reports.columns import ESTIMATED
 from shadow.reports.folders import finished_metadata, refuse_remains
 from shadow.reports.report import Report
@@ -328,10 +327,10 @@ def _is_changed(row: Mapping[str, Any]) -> bool | None:
         return None if row["reason"] else True  # with a reason it has no partner
     if row["reason"] != "not_a_matrix" or row["compared"] == 0:
         return None
-    if row["detail"] == FROM_ZERO:
-        return True
     if row["relative_norm"] is not None:
         return bool(row["relative_norm"] > 0)
+    if row["cast"] is not None:  # from 0, of which no norm is relative
+        return True
     return False if row["compared"] else None
 
 

@@ -1,4 +1,4 @@
-"""What several sentences of a finding ask of a summary, answered once."""
+"""Answers that several sentences of a finding need of a summary, each made once."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ WELL_KEPT = 0.9
 LEFT_OUT = ("only_in_base", "only_in_tuned", "shape_differs")  # reasons that a sentence names
 
 
-class Group(IntEnum):
-    """What a sentence needs of a pair. What a group needs, those after it need too."""
+class SentenceGroup(IntEnum):
+    """The needs that a sentence has of a pair. Later groups have those of the earlier ones too."""
 
     ALWAYS = 0
     LIMITS = 1
@@ -52,14 +52,14 @@ class Group(IntEnum):
 
 
 # what is true of a pair, and the first group whose sentences it silences, with all later ones
-SILENCED: Mapping[str, Group] = {
-    "nothing_compared": Group.LIMITS,
-    "identical": Group.SIZE,
-    "unrelated": Group.ENTRIES,
-    "rearranged": Group.ENTRIES,
-    "copied": Group.CHANGES,
-    "few_entries": Group.STORAGE,
-    "scaled": Group.STRUCTURE,
+SILENCED: Mapping[str, SentenceGroup] = {
+    "nothing_compared": SentenceGroup.LIMITS,
+    "identical": SentenceGroup.SIZE,
+    "unrelated": SentenceGroup.ENTRIES,
+    "rearranged": SentenceGroup.ENTRIES,
+    "copied": SentenceGroup.CHANGES,
+    "few_entries": SentenceGroup.STORAGE,
+    "scaled": SentenceGroup.STRUCTURE,
 }
 
 
@@ -69,9 +69,9 @@ class Context:
 
     summary: Summary
     are_siblings: bool = False
-    """Whether neither side was tuned from the other."""
+    """True if neither side was tuned from the other."""
     filtered: bool = False
-    """Whether a part of the model was asked for."""
+    """True if a part of the model was asked for."""
 
     @classmethod
     def of(cls, summary: Summary, settings: SettingsMetadata) -> Context:
@@ -80,8 +80,8 @@ class Context:
         filtered = isinstance(chosen, Mapping) and any(chosen.values())
         return cls(summary, settings.get("relation") == "sibling", filtered)
 
-    def tells(self, group: Group) -> bool:
-        """Whether sentences of a group are true of the pair."""
+    def tells(self, group: SentenceGroup) -> bool:
+        """True if sentences of a group are true of the pair."""
         return all(group < SILENCED[state] for state in self.states)
 
     @cached_property
@@ -120,29 +120,29 @@ class Context:
 
     @property
     def is_partial(self) -> bool:
-        """Whether so little was compared, or changed, that this precedes the size of the change."""
+        """True if so little was compared, or changed, that this precedes the size of the change."""
         return not self.gates["changed"].passed or not self.gates["paired"].passed
 
     @property
     def shares_a_part(self) -> bool:
-        """Whether a part that was compared is named before its figures."""
+        """True if a part that was compared is named before its figures."""
         share = self.gates["paired"].figure
         return share is not None and share < 1.0 and (self.filtered or self.is_partial)
 
     @property
     def is_unread(self) -> bool:
-        """Whether a part of the parameters is in a format that is not read."""
+        """True if a part of the parameters is in a format that is not read."""
         formats = self.gates["formats"]
         return formats.figure is not None and not formats.passed
 
     @property
     def lacks_entries(self) -> bool:
-        """Whether comparing entries cannot show the change."""
+        """True if comparing entries cannot show the change."""
         return not self.states.isdisjoint(("unrelated", "rearranged"))
 
     @cached_property
     def uncompared(self) -> Mapping[str, list[UncomparedRow]]:
-        """What was asked for and not compared, by those reasons that a sentence names."""
+        """The parts that were asked for and not compared, by the reasons that a sentence names."""
         if self.filtered:
             return {}
         rearranged = self.summary.recognised.rearranged
@@ -168,12 +168,12 @@ class Context:
 
     @property
     def is_all_asked_for(self) -> bool:
-        """Whether a filter chose modules that all changed, so that their place is no finding."""
+        """True if a filter chose modules that all changed, so that their place is no finding."""
         return self.filtered and not self.has_frozen
 
     @property
     def is_as_stored(self) -> bool:
-        """Whether it is unknown, and may matter, what rounding removed or added."""
+        """True if it is unknown, and may matter, what rounding removed or added."""
         figures = self.summary.figures
         share = self.summary.inside_layers.kept
         if figures.relative_norm_overall_unrounded is not None:
@@ -187,7 +187,7 @@ class Context:
 
     @property
     def vectors(self) -> Literal["furthest", "vectors"] | None:
-        """Whether a vector, or the median one, moved far more than the matrices."""
+        """True if a vector, or the median one, moved far more than the matrices."""
         vectors = self.summary.vectors
         norm = self.summary.figures.relative_norm_overall
         if vectors.relative_norm_of_all is None or norm is None:
@@ -200,8 +200,8 @@ class Context:
 
     @cached_property
     def structure(self) -> str | None:
-        """How the change of most matrices compares with noise: `low_rank`, `coherent`, `flat`,
-        `mixed` or `noise`; None if its figures are those of rounding.
+        """The kind of change of most matrices: `low_rank`, `coherent`, `flat`, `mixed` or `noise`;
+        None if its figures are those of rounding.
         """
         inside = self.summary.inside_layers
         is_coherent = 2 * inside.beyond_noise >= inside.judged
@@ -220,7 +220,7 @@ class Context:
 
     @cached_property
     def coherence(self) -> Literal["hidden", "along", "above"]:
-        """What is known of the coherence of updates, for at least half of the matrices. The
+        """The coherence of updates as far as it is known, for at least half of the matrices. The
         rounding of a copy in few bits makes them seem less coherent by an unknown amount.
         """
         inside = self.summary.inside_layers
@@ -235,7 +235,7 @@ class Context:
 
     @cached_property
     def storage(self) -> str | None:
-        """How much of what is stored is the update, as far as it shows: a code of a template."""
+        """The code of how much of what is stored is the update, as far as it shows."""
         inside = self.summary.inside_layers
         floor = self.summary.figures.floor_ratio
         has_few = self.few_bits is not None or has_few_values(self.summary, "base")
@@ -253,14 +253,14 @@ class Context:
 
     @property
     def is_of_quantised(self) -> bool:
-        """Whether a side is quantised, so that the update's share of the change is a range."""
+        """True if a side is quantised, so that the update's share of the change is a range."""
         inside = self.summary.inside_layers
         low = inside.kept_low_overall
         return low is not None and (inside.kept is None or low < WELL_KEPT)
 
     @property
     def is_no_more_than_format(self) -> bool:
-        """Whether the error of the formats is as large as all that is stored of the change."""
+        """True if the error of the formats is as large as all that is stored of the change."""
         floor = self.summary.figures.floor_ratio
         high = self.summary.inside_layers.kept_high_overall
         is_small = floor is not None and floor < ROUNDING

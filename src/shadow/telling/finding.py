@@ -15,7 +15,7 @@ from shadow.checks.explanations import explanations
 from shadow.checks.summary import Finding, Summary
 from shadow.reports.columns import read_words
 from shadow.reports.provenance import SettingsMetadata
-from shadow.telling.context import Context, Group
+from shadow.telling.context import Context, SentenceGroup
 from shadow.telling.headline import headline
 from shadow.telling.sentences import SENTENCES
 
@@ -29,7 +29,7 @@ NOT_SHOWN = (
         " models can leave the same figures."
     ),
 )
-# what each sentence says, in the order in which they are told
+# what each sentence says, in the order of a finding
 CODES: Mapping[str, str] = read_words("words.yaml")["sentences"]
 
 
@@ -37,12 +37,12 @@ def finding(summary: Summary, settings: SettingsMetadata) -> Finding:
     """Make the finding of a summary. settings: those of its audit."""
     context = Context.of(summary, settings)
     sentences = []
-    for told in SENTENCES:
-        sentences += told.sentences(context)
+    for rule in SENTENCES:
+        sentences += rule.sentences(context)
     codes = {sentence.code for sentence in sentences} - {"files"}
     return Finding(
         headline=headline(context, codes),
         sentences=sentences,
-        other_explanations=explanations(summary) if context.tells(Group.STORAGE) else [],
+        other_explanations=explanations(summary) if context.tells(SentenceGroup.STORAGE) else [],
         not_shown=list(NOT_SHOWN),
     )

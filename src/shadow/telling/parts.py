@@ -37,7 +37,7 @@ VECTORS_ALIKE = "{vectors.compared:count bias or norm|biases and norms}"
 
 
 def is_outside(module: str) -> bool:
-    """Whether a module lies outside the layers."""
+    """True if a module lies outside the layers."""
     return module.partition(".")[0] in OUTSIDE
 
 
@@ -54,19 +54,19 @@ class ChangedPart:
     energy_share: float
     parameter_share: float | None
     is_outside: bool
-    """Whether it is outside the layers, and named where it holds more than its share."""
+    """True if it is outside the layers, and named where it holds more than its share."""
     is_plural: bool = False
 
     @property
     def holds_more(self) -> bool:
-        """Whether it is outside the layers, with clearly more than its share."""
+        """True if it is outside the layers, with clearly more than its share."""
         if not self.is_outside or self.parameter_share is None:
             return False
         return self.energy_share >= max(MORE * self.parameter_share, WORTH_NAMING)
 
     @property
     def in_proportion(self) -> bool:
-        """Whether it has about its share of the energy, or little of energy and parameters."""
+        """True if it has about its share of the energy, or little of energy and parameters."""
         if self.parameter_share is None:
             return False
         few, many = sorted((self.energy_share, self.parameter_share))
@@ -103,7 +103,7 @@ def parts_by_energy(summary: PairRecord) -> list[ChangedPart]:
 
 
 def are_in_proportion(summary: PairRecord, parts: Sequence[ChangedPart]) -> bool:
-    """Whether every part has its share; False if little changed, as there is no proportion."""
+    """True if every part has its share; False if little changed, as there is no proportion."""
     return not is_mostly_frozen(summary) and all(part.in_proportion for part in parts)
 
 
@@ -129,12 +129,12 @@ def main_component(summary: PairRecord) -> str | None:
 
 
 def has_frozen(summary: PairRecord) -> bool:
-    """Whether so much is unchanged that the norm of what changed is not the model's."""
+    """True if so much is unchanged that the norm of what changed is not the model's."""
     return _unmoved(summary) > FROZEN * (summary.figures.parameters or 1)
 
 
 def is_mostly_frozen(summary: PairRecord) -> bool:
-    """Whether half of the parameters or more are the same on both sides, or only rounded."""
+    """True if half of the parameters or more are the same on both sides, or only rounded."""
     return 2 * _unmoved(summary) >= (summary.figures.parameters or 1)
 
 

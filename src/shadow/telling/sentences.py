@@ -1,6 +1,4 @@
-"""Every sentence of a finding but how it is put together: its code, when it is true, and its
-words, in the order in which they are told.
-"""
+"""Every sentence of a finding, in order: its code, when it is true, and its words."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from shadow.checks.summary import Sentence
 from shadow.quantities import bounds_text
 from shadow.summary.changes import CHANGES
 from shadow.summary.record import TIERS, BrokenRow, InPlaces, PairRecord, Row, UncomparedRow
-from shadow.telling.context import Context, Group
+from shadow.telling.context import Context, SentenceGroup
 from shadow.telling.parts import identical_text
 from shadow.telling.size import size
 from shadow.telling.wording import (
@@ -113,13 +111,13 @@ def inside_layers(context: Context) -> Rows:
 
 
 @dataclass(frozen=True)
-class Told:
+class SentenceRule:
     """A sentence of the finding."""
 
     code: str
-    group: Group
+    group: SentenceGroup
     when: Callable[[Context], object]
-    """Whether it is true of a pair of which sentences of its group are."""
+    """True if it is true of a pair of which sentences of its group are."""
     words: str | Callable[[Context, Recorded], str]
     """A template of keys of summary.json and of columns of its row, or what writes the text."""
     rows: Callable[[Context], Rows] = inside_layers
@@ -141,7 +139,7 @@ class Told:
 # ------------------------------------------------------------------------------------------ limits
 
 
-def damaged(code: str) -> Told:
+def damaged(code: str) -> SentenceRule:
     """Describe which tensors are broken, on which side and how, and whether they are left out."""
 
     def rows(context: Context) -> Rows:
@@ -153,7 +151,7 @@ def damaged(code: str) -> Told:
         damage = broken_text(context.summary, row)
         return recorded.fill(words, side=SIDES[row.side], text=damage, count=row.count)
 
-    return Told(code, Group.ALWAYS, rows, text, rows)
+    return SentenceRule(code, SentenceGroup.ALWAYS, rows, text, rows)
 
 
 def broken_text(summary: PairRecord, row: BrokenRow) -> str:
@@ -176,19 +174,19 @@ def of_gate(name: str) -> Callable[[Context], Rows]:
     return lambda context: [(f"gates.{name}", context.gates[name])]
 
 
-def not_compared(group: Group, *, is_partial: bool) -> tuple[Told, Told]:
+def not_compared(group: SentenceGroup, *, is_partial: bool) -> tuple[SentenceRule, SentenceRule]:
     """Name rows, modules and layers that were asked for and not compared: before all figures where
     little was compared, otherwise after the size.
     """
     return (
-        Told(
+        SentenceRule(
             "left_out",
             group,
             lambda context: context.is_partial == is_partial and context.summary.vocabulary,
             _vocabulary,
             _vocabularies,
         ),
-        Told(
+        SentenceRule(
             "left_out",
             group,
             lambda context: context.is_partial == is_partial and context.uncompared,
@@ -248,8 +246,12 @@ def vectors_moved(what: str) -> Callable[[Context, Recorded], str]:
 
 def _identical(context: Context, recorded: Recorded) -> str:
     # each sentence before it says of something that it was not compared, or changed
-    limits = [told for told in SENTENCES if told.group == Group.LIMITS and told.code != "identical"]
-    is_limited = context.filtered or any(told.when(context) for told in limits)
+    limits = [
+        rule
+        for rule in SENTENCES
+        if rule.group == SentenceGroup.LIMITS and rule.code != "identical"
+    ]
+    is_limited = context.filtered or any(rule.when(context) for rule in limits)
     is_whole = not is_limited and not context.summary.broken
     what = "The weights are" if is_whole else "Every matrix that was compared is"
     which = identical_text(recorded) or None
@@ -259,7 +261,7 @@ def _identical(context: Context, recorded: Recorded) -> str:
 # ----------------------------------------------------------------------------------------- changes
 
 
-def changed(code: str, group: Group) -> Told:
+def changed(code: str, group: SentenceGroup) -> SentenceRule:
     """Describe a change that was recognised."""
     change = next(change for change in CHANGES if change.code == code)
 
@@ -272,7 +274,7 @@ def changed(code: str, group: Group) -> Told:
         places = places_of(context.summary, row.rows) if isinstance(row, InPlaces) else None
         return recorded.fill(change.text, places=places)
 
-    return Told(change.sentence or code, group, rows, text, rows)
+    return SentenceRule(change.sentence or code, group, rows, text, rows)
 
 
 def _levels(context: Context) -> list[str]:
@@ -355,7 +357,7 @@ def has_storage(code: str) -> Callable[[Context], bool]:
 
 
 def _file_clauses(context: Context) -> list[str]:
-    """What differs beside the weights, by what became of the files."""
+    """The differences beside the weights, by the state of the files."""
     files = context.summary.files
     clauses = []
     for state in ("changed", "added", "removed"):
@@ -374,136 +376,138 @@ SENTENCES = (
     damaged("nonfinite"),
     damaged("all_zero"),
     damaged("empty"),
-    Told(
+    SentenceRule(
         "nothing_compared",
-        Group.ALWAYS,
+        SentenceGroup.ALWAYS,
         lambda context: "nothing_compared" in context.states,
         _nothing_compared,
     ),
-    Told(
+    SentenceRule(
         "unrelated",
-        Group.LIMITS,
+        SentenceGroup.LIMITS,
         lambda context: context.is_unrelated,
         "Entry by entry, the two have nothing in common (median cosine {figure:fixed}; a model and"
         " its base have nearly 1): unrelated, or one is the other rotated, reordered or moved.",
         of_gate("lineage"),
     ),
-    changed("layers_moved", Group.LIMITS),
-    changed("not_comparable", Group.LIMITS),
-    Told(
+    changed("layers_moved", SentenceGroup.LIMITS),
+    changed("not_comparable", SentenceGroup.LIMITS),
+    SentenceRule(
         "part_asked_for",
-        Group.LIMITS,
+        SentenceGroup.LIMITS,
         lambda context: context.shares_a_part and context.filtered,
         "Only a part of the model was asked for, with {figure:fraction} of the parameters. The"
         " figures are of that part.",
         of_gate("paired"),
     ),
-    Told(
+    SentenceRule(
         "part_shared",
-        Group.LIMITS,
+        SentenceGroup.LIMITS,
         lambda context: context.shares_a_part and not context.filtered,
         "The two share only {figure:fraction} of the larger model's parameters. The figures are of"
         " that part.",
         of_gate("paired"),
     ),
-    Told(
+    SentenceRule(
         "left_out",
-        Group.LIMITS,
+        SentenceGroup.LIMITS,
         lambda context: context.is_unread,
         "{figure:share} of the parameters are left out: `shadow` cannot read their format.",
         of_gate("formats"),
     ),
-    *not_compared(Group.LIMITS, is_partial=True),
-    Told(
+    *not_compared(SentenceGroup.LIMITS, is_partial=True),
+    SentenceRule(
         "only_vectors",
-        Group.LIMITS,
+        SentenceGroup.LIMITS,
         lambda context: "identical" in context.states and context.summary.vectors.changed,
         vectors_moved("Only vectors changed"),
     ),
-    Told("identical", Group.LIMITS, lambda context: "identical" in context.states, _identical),
-    changed("copy", Group.ENTRIES),
-    changed("mostly_copy", Group.ENTRIES),
-    changed("scaled", Group.SIZE),
-    changed("zeroed", Group.CHANGES),
-    changed("replaced", Group.CHANGES),
-    changed("few_entries", Group.CHANGES),
-    changed("masked", Group.CHANGES),
-    Told("size", Group.SIZE, lambda context: True, size),
-    Told("level", Group.SIZE, _levels, _level),
-    Told(
+    SentenceRule(
+        "identical", SentenceGroup.LIMITS, lambda context: "identical" in context.states, _identical
+    ),
+    changed("copy", SentenceGroup.ENTRIES),
+    changed("mostly_copy", SentenceGroup.ENTRIES),
+    changed("scaled", SentenceGroup.SIZE),
+    changed("zeroed", SentenceGroup.CHANGES),
+    changed("replaced", SentenceGroup.CHANGES),
+    changed("few_entries", SentenceGroup.CHANGES),
+    changed("masked", SentenceGroup.CHANGES),
+    SentenceRule("size", SentenceGroup.SIZE, lambda context: True, size),
+    SentenceRule("level", SentenceGroup.SIZE, _levels, _level),
+    SentenceRule(
         "vectors",
-        Group.ENTRIES,
+        SentenceGroup.ENTRIES,
         lambda context: context.vectors == "furthest",
         f"One vector changed far more than others of its kind: {FURTHEST}.",
     ),
-    Told(
+    SentenceRule(
         "vectors",
-        Group.ENTRIES,
+        SentenceGroup.ENTRIES,
         lambda context: context.vectors == "vectors",
         vectors_moved("Vectors changed more than matrices"),
     ),
-    *not_compared(Group.SIZE, is_partial=False),
-    Told("coherent", Group.STRUCTURE, has_structure("coherent"), _coherent),
-    Told("low_rank", Group.STRUCTURE, has_structure("low_rank"), _low_rank),
-    Told(
+    *not_compared(SentenceGroup.SIZE, is_partial=False),
+    SentenceRule("coherent", SentenceGroup.STRUCTURE, has_structure("coherent"), _coherent),
+    SentenceRule("low_rank", SentenceGroup.STRUCTURE, has_structure("low_rank"), _low_rank),
+    SentenceRule(
         "noise",
-        Group.STRUCTURE,
+        SentenceGroup.STRUCTURE,
         has_structure("flat"),
         "In {flatter_than_noise/judged:all matrix|matrices} inside the layers, the change is"
         " flatter than noise: it is spread over more directions than random changes are.",
     ),
-    Told(
+    SentenceRule(
         "noise",
-        Group.STRUCTURE,
+        SentenceGroup.STRUCTURE,
         has_structure("mixed"),
         f"{BEYOND}. In most, it looks like noise.",
     ),
-    Told(
+    SentenceRule(
         "noise",
-        Group.STRUCTURE,
+        SentenceGroup.STRUCTURE,
         has_structure("noise"),
         "It looks like noise: of {judged:count matrix|matrices} inside the layers,"
         " {beyond_noise:count} {beyond_noise|has|have} more structure than random changes of the"
         " same rows and columns.",
     ),
-    Told("few_values", Group.STORAGE, _few_values, _few_values_text),
-    Told(
+    SentenceRule("few_values", SentenceGroup.STORAGE, _few_values, _few_values_text),
+    SentenceRule(
         "rounded_away",
-        Group.STORAGE,
+        SentenceGroup.STORAGE,
         has_storage("rounded_away"),
         "Storage rounded most of it away: in {rounded_away/matrices:all matrix|matrices} inside"
         " the layers, less than a quarter of the stored change is the update. Its size and"
         " structure are unknown.",
     ),
-    Told(
+    SentenceRule(
         "rounded_away",
-        Group.STORAGE,
+        SentenceGroup.STORAGE,
         has_storage("beyond_rounding"),
         "In {known/matrices:all matrix|matrices} inside the layers, the change is more than"
         " rounding[: in the median {relative_norm_unrounded:share} of their norm][, along"
         " {equivalent_directions:about} equally strong directions]. In most others, less than a"
         " quarter of the stored change can be the update.",
     ),
-    Told("rounding", Group.STORAGE, has_storage("small"), SMALL),
-    Told("kept", Group.STORAGE, has_storage("of_quantised"), _of_quantised),
-    Told("kept", Group.STORAGE, has_storage("unexplained"), _unexplained),
-    Told(
+    SentenceRule("rounding", SentenceGroup.STORAGE, has_storage("small"), SMALL),
+    SentenceRule("kept", SentenceGroup.STORAGE, has_storage("of_quantised"), _of_quantised),
+    SentenceRule("kept", SentenceGroup.STORAGE, has_storage("unexplained"), _unexplained),
+    SentenceRule(
         "kept",
-        Group.STORAGE,
+        SentenceGroup.STORAGE,
         has_storage("kept"),
         f"Inside the layers, {{{INSIDE}.kept:share}} of the energy of the stored change is the"
         " update; the rest is rounding.",
     ),
-    Told(
+    SentenceRule(
         "published",
-        Group.ENTRIES,
+        SentenceGroup.ENTRIES,
         lambda context: context.summary.published and not context.are_siblings,
         "The mean relative norm of a tensor is {published.value:share}, more than in"
         " {published.below:count} of {published.families:count} published families.",
     ),
-    Told(
+    SentenceRule(
         "files",
-        Group.ALWAYS,
+        SentenceGroup.ALWAYS,
         _file_clauses,
         lambda context, recorded: f"Beside the weights: {'; '.join(_file_clauses(context))}.",
     ),
