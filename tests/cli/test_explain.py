@@ -143,6 +143,22 @@ def test_every_code_of_a_sentence_is_explained(code):
     assert len(done.stdout.split()) > 3
 
 
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (
+            "two_models",
+            "a code: COMPARED: these are not two states of one model",
+        ),  # all gates' words
+        ("not_finite", "a code: some entries are not finite"),
+        ("sides_unrelated", "the two sides of NAME have little in common"),
+    ],
+)
+def test_a_code_that_several_checks_share_names_none_of_them(code, text):
+    texts = [block.text for document in word_documents(code) for block in document.blocks]
+    assert any(text in shown for shown in texts)
+
+
 def test_a_misspelt_code_answers_with_the_nearest():
     assert "'one_checkpoint'" in explained("one_checkpont").exception.hint
 

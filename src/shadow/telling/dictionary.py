@@ -133,7 +133,9 @@ def _meanings(word: str, columns: Mapping[str, Column], codes: Mapping[str, str]
     texts: dict[str, str] = {}
     for title, words in sayings:
         if lower in words:
-            texts.setdefault(outline(words[lower]), title)
+            text = outline(words[lower])
+            is_shared = texts.get(text, title) != title
+            texts[text] = "a code" if is_shared else title
     meanings += [Head(f"{title}: {text}") for text, title in texts.items()]
     if not meanings:
         known = [*columns, *HEADS, *TOPICS, *others, *GLOSSARY]
