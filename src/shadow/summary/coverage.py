@@ -6,8 +6,7 @@ what is stored is the change, which the gates judge.
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from shadow.dtypes import FLOATS
-from shadow.reasons import UNNAMED
+from shadow.reasons import ONE_SIDED
+from shadow.reports.provenance import SIDES
 from shadow.summary.layer_medians import held_rank
 from shadow.summary.record import (
     BrokenRow,
@@ -31,7 +31,7 @@ from shadow.summary.record import (
 from shadow.summary.tables import Columns, Rows, are, median
 from shadow.text import short_name
 
-ONE_SIDED = ("only_in_base", "only_in_tuned")
+PLACE = ("component", "module", "number")  # of a tensor
 UNCOMPARED = (*ONE_SIDED, "shape_differs", "nonfinite")  # reasons that a finding names
 UNREAD = ("unknown_dtype", "quantized")  # reasons of what is there, and is told as unread
 GROWING = ("embed", "head")  # modules whose rows are a vocabulary
@@ -39,7 +39,6 @@ EXAMPLES = 3  # tensors of a reason or a kind of damage that a summary names
 STATES = ("changed", "added", "removed", "unknown", "same")  # of files
 LISTED = 40  # files that are named, those first in which something differs
 FAR = 10.0  # times as far as the next one, a vector is named
-BROKEN = re.compile(r"in the (base and the tuned|base|tuned) tensor")  # of nonfinite
 # With norms that are equal, a cosine below 0.5 is a delta longer than the base itself: it tells of
 # the base's spectrum, not of a change. Fine-tunes have 0.9 and more, unrelated models of one shape
 # 0 within 1 / sqrt(rows cols).
@@ -86,7 +85,7 @@ def idle_updates(tensors: Columns) -> int:
 
 def unnamed_updates(tensors: Columns) -> int:
     """Return modules of an adapter of whose name the base has none."""
-    return _updates(tensors.where(are(tensors["detail"], UNNAMED)).having(side="tuned"))
+    return _updates(tensors.having(side="tuned", reason="unnamed"))
 
 
 def _updates(tensors: Columns) -> int:
@@ -120,87 +119,89 @@ def vocabulary(tensors: Columns) -> list[VocabularyRow]:
 
 
 def broken(tensors: Columns) -> list[BrokenRow]:
-    """Return the tensors that no training leaves so, a row for each side and kind of damage."""
-    rows = []
+    """The tensors that no training leaves so, a row for each side and kind of damage.
+
+    The side is `either` where an older report does not say in which NaN or infinity is.
+    """
+    nonfinite = tensors["nonfinite"]
+    is_unknown = are(tensors["reason"], "nonfinite") & np.isnan(nonfinite)
     damage = {
-        "nonfinite": are(tensors["reason"], "nonfinite"),
+        "nonfinite": nonfinite > 0,
         "all_zero": tensors["all_zero"] > 0,
         "empty": np.array([0 in shape for shape in tensors["shape"]], dtype=np.bool_),
     }
-    for code, chosen in damage.items():
-        of_code = tensors.where(chosen)
-        for side in ("base", "tuned"):
-            names = [
-                short_name(name)
-                for name, of, detail in of_code.each("tensor", "side", "detail")
-                if of == side and _side(code, detail or "") in (side, "both")
-            ]
-            if names:
-                row = BrokenRow(code=code, side=side, count=len(names), tensors=names[:EXAMPLES])
-                rows.append(row)
+    # tensors of both sides have the reason; one side is enough to name them
+    groups = [("nonfinite", "either", tensors.where(is_unknown).having(side="tuned"))]
+    for code, is_damaged in damage.items():
+        damaged = tensors.where(is_damaged)
+        groups += [(code, side, damaged.having(side=side)) for side in SIDES]
+    rows = []
+    for code, side, group in groups:
+        names = [short_name(name) for name in group["tensor"]]
+        if names:
+            row = BrokenRow(code=code, side=side, count=len(names), tensors=names[:EXAMPLES])
+            rows.append(row)
     return rows
 
 
 def uncompared(tensors: Columns) -> list[UncomparedRow]:
-    """Return what has no partner, another shape or no finite numbers: whole layers, whole experts,
+    """What has no partner, another shape or no finite numbers: whole layers, whole experts,
     otherwise modules. A tensor whose partner cannot be read has a partner.
     """
     # a layer of -1 is outside the layers
     tensors = tensors.added(number=np.nan_to_num(tensors["layer"], nan=-1.0))
+    unread = set(tensors.having(reason=UNREAD).each("side", *PLACE))
+    whole_layers = {reason: _absent(tensors, reason, "layer") for reason in ONE_SIDED}
+    whole_experts = {reason: _absent(tensors, reason, "layer", "expert") for reason in ONE_SIDED}
+    groups = defaultdict[tuple[Any, ...], list[int]](list)
     rows = tensors.having(status="skipped", reason=UNCOMPARED)
-    # tensors of both sides have the same reason and detail; one side tells of both
-    rows = rows.where(are(rows["side"], "tuned") | are(rows["reason"], "only_in_base"))
-    if not len(rows):
-        return []
-    place = ("side", "component", "module", "number")
-    unread = set(tensors.having(reason=UNREAD).each(*place))
-    layers, experts = (
-        {reason: _absent(tensors, reason, *names) for reason in ONE_SIDED}
-        for names in (("layer",), ("layer", "expert"))
-    )
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for side, component, module, number, expert, reason, detail in rows.each(
-        *place, "expert", "reason", "detail"
+    for row_side, component, module, number, expert, reason, nonfinite in rows.each(
+        "side", *PLACE, "expert", "reason", "nonfinite"
     ):
-        other = "base" if side == "tuned" else "tuned"
-        if reason in ONE_SIDED and (other, component, module, number) in unread:
+        side = _side_of(reason, row_side, nonfinite)
+        other = "base" if row_side == "tuned" else "tuned"
+        is_unread = reason in ONE_SIDED and (other, component, module, number) in unread
+        if side is None or is_unread:
             continue
-        named = None if (component, number) in layers.get(reason, ()) else str(module)
-        if named and (component, number, expert) in experts.get(reason, ()):
-            named = f"expert {expert:.0f}"
-        key = (reason, _side(reason, detail or ""), component, named, number < 0)
-        groups.setdefault(key, []).append(int(number))
+        name: str | None = str(module)
+        if (component, number) in whole_layers.get(reason, ()):
+            name = None
+        elif (component, number, expert) in whole_experts.get(reason, ()):
+            name = f"expert {expert:.0f}"
+        groups[reason, side, component, name, number < 0].append(int(number))
     return [
         UncomparedRow(
             reason=str(reason),
             side=side,
             component=str(component),
-            module=named,
+            module=name,
             layers=[] if is_outside else sorted({*numbers}),
             tensors=len(numbers),
         )
-        for (reason, side, component, named, is_outside), numbers in groups.items()
+        for (reason, side, component, name, is_outside), numbers in groups.items()
     ]
 
 
-def _absent(tensors: Columns, reason: str, *place: str) -> set[tuple[object, ...]]:
-    """Return the layers, or experts of layers, that one side has completely, and the
-    other lacks.
+def _side_of(reason: str, row_side: str, nonfinite: float) -> str | None:
+    """The side that has a tensor, or on which it is broken; None where a row of the other side
+    says it. nonfinite: NaN where an older report does not have it.
     """
-    side = reason.removeprefix("only_in_")
-    inside = tensors.having(side=side).inside
-    shared = inside.where(~(are(inside["reason"], reason) & are(inside["status"], "skipped")))
-    every, present = ({*rows.each("component", *place)} for rows in (inside, shared))
-    return every - present
-
-
-def _side(reason: str, detail: str) -> str:
-    """Return the side that has a tensor, or whose tensor is broken: base, tuned, or both."""
     if reason in ONE_SIDED:
-        return reason.removeprefix("only_in_")
-    if reason == "nonfinite" and (match := BROKEN.search(detail)):
-        return "both" if " and " in match[1] else match[1]
-    return "both"
+        return ONE_SIDED[reason]
+    if reason == "nonfinite" and nonfinite >= 0:
+        return row_side if nonfinite else None
+    if row_side == "base":
+        return None
+    return "either" if reason == "nonfinite" else "both"
+
+
+def _absent(tensors: Columns, reason: str, *place: str) -> set[tuple[object, ...]]:
+    """The layers, or experts of layers, that one side has completely, and the other lacks."""
+    inside = tensors.having(side=ONE_SIDED[reason]).inside
+    is_absent = are(inside["reason"], reason) & are(inside["status"], "skipped")
+    every = set(inside.each("component", *place))
+    present = set(inside.where(~is_absent).each("component", *place))
+    return every - present
 
 
 def skipped(tensors: Columns) -> list[SkippedRow]:
