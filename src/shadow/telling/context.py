@@ -22,7 +22,7 @@ from shadow.checks.explanations import (
 from shadow.checks.summary import Summary
 from shadow.reasons import ONE_SIDED
 from shadow.reports.provenance import SettingsMetadata
-from shadow.summary.coverage import ROUNDING
+from shadow.summary.gate_figures import ROUNDING
 from shadow.summary.record import Gate, UncomparedRow
 from shadow.telling.parts import ChangedPart, has_frozen, parts_by_energy
 
