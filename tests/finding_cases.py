@@ -133,7 +133,10 @@ def turned(scale=1.0, spread=0.0):
     return [*model(), row(2, "mlp.gate", cosine=0.01, sigma_scale=scale, sigma_scale_iqr=spread)]
 
 
-BROKEN = skipped("nonfinite", "mlp.up", 2, "in the tuned tensor")
+BROKEN = tuple(
+    {**tensor, "nonfinite": int(tensor["side"] == "tuned")}
+    for tensor in skipped("nonfinite", "mlp.up", 2)
+)
 SCALED = {"decay_cosine": 1.0, "relative_norm": 0.01}
 PRUNED = {"relative_norm": 0.12, "zero_share": 0.7, "zeroed": 1}
 

@@ -32,7 +32,7 @@ def test_tables_have_one_convention_for_what_is_missing(tmp_path):
     """
     rows = [delta(0.4, place(None, "embed")), delta(0.3, place(2, "mlp.up"))]
     folder = write(tmp_path / "base..tuned", rows)
-    older = pq.read_table(folder / "tensors.parquet").drop_columns(["all_zero"])
+    older = pq.read_table(folder / "tensors.parquet").drop_columns(["all_zero", "nonfinite"])
     pq.write_table(older, folder / "tensors.parquet")
     report = Report(folder)
     kinds = {"int": "Int64", "bool": "boolean", "string": "string", "float": "float64"}
@@ -45,7 +45,7 @@ def test_tables_have_one_convention_for_what_is_missing(tmp_path):
     deltas = report.matrices[report.matrices["subject"] == "delta"]
     assert deltas["layer"].tolist() == [pd.NA, 2]
     assert deltas[["verified", "alpha"]].isna().all(axis=None)
-    assert report.tensors["all_zero"].isna().all()
+    assert report.tensors[["all_zero", "nonfinite"]].isna().all(axis=None)
     assert deltas["concentration"].tolist() == [0.4, 0.3]
     assert report.spectra.empty
     assert list(report.spectra) == [column.name for column in TABLES["spectra"].columns]

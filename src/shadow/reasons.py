@@ -19,6 +19,7 @@ class SkipReason:
 REASONS = {
     "only_in_base": SkipReason("not in the tuned model, or not read there", strict=True),
     "only_in_tuned": SkipReason("not in the base, or not read there", strict=True),
+    "unnamed": SkipReason("of modules of an adapter whose names the base lacks", strict=True),
     "tied": SkipReason("a head tied to the embedding, which is measured"),
     "shape_differs": SkipReason(
         "of another shape in the base than in the tuned model", strict=True
@@ -37,7 +38,8 @@ REASONS = {
 }
 # What makes a report one that nobody should build on: sentences of the finding, and rules.
 BROKEN = ("nonfinite", "all_zero", "empty", "nothing_compared", "unrelated", "part_shared")
-UNNAMED = "the base has no module of this name"  # the detail of a module of an adapter
+# reasons of tensors that one side alone has, and which
+ONE_SIDED = {"only_in_base": "base", "only_in_tuned": "tuned", "unnamed": "tuned"}
 STRICT = frozenset(name for name, reason in REASONS.items() if reason.strict)
 
 

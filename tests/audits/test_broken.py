@@ -6,6 +6,7 @@ import json
 
 import junitparser
 import planted
+import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import every
@@ -114,6 +115,54 @@ def test_the_summary_says_which_side(of_base, shadow, tmp_path):
     (row,) = json.loads(path.read_text())["broken"]
     side = "base" if of_base else "tuned"
     assert row == {"code": "all_zero", "side": side, "count": 1, "tensors": [UP]}
+
+
+STACK = "model.layers.0.mlp.experts.up_proj"  # a stack of experts, which are matrices of their own
+
+
+@pytest.mark.parametrize("sides", [("base",), ("tuned",), ("base", "tuned")], ids=" ".join)
+def test_the_tables_count_what_is_not_finite_on_each_side(sides, shadow, tmp_path):
+    """Two experts of a stack, a matrix and a norm; by the planted entries, not by words."""
+    names = [STACK, UP, NORM, planted.LAYER.format(0, "self_attn.q_proj")]
+    models = {
+        side: planted.decoder() | {STACK: planted.normal(seed, 4, planted.INNER, planted.HIDDEN)}
+        for seed, side in enumerate(("base", "tuned"))
+    }
+    for side in sides:
+        models[side][STACK][1, 2, 3] = models[side][STACK][3, 0, 0] = float("nan")
+        models[side][UP][0, 0] = float("inf")
+        models[side][NORM][5] = float("nan")
+    for side, tensors in models.items():
+        planted.write(tmp_path / side, tensors, {"model_type": "qwen3_moe", "num_experts": 4})
+    assert shadow("audit", "./base", "./tuned", "-o", "out").code == 3
+    (path,) = (tmp_path / "out").rglob("tensors.parquet")
+    found = {(row["tensor"], row["side"]): row for row in pq.read_table(path).to_pylist()}
+    for side in ("base", "tuned"):
+        counts = [found[name, side]["nonfinite"] for name in names]
+        assert counts == ([2, 1, 1, 0] if side in sides else [0, 0, 0, 0])
+    recorded = json.loads(path.with_name("summary.json").read_text())
+    rows = [(row["code"], row["side"], row["count"]) for row in recorded["broken"]]
+    assert rows == [("nonfinite", side, 3) for side in sides]
+    broken = [row for row in recorded["uncompared"] if row["reason"] == "nonfinite"]
+    assert {row["side"] for row in broken} == {*sides}
+    said = recorded["finding"]["sentences"][0]["text"]
+    assert said.startswith(f"The {'base' if 'base' in sides else 'tuned model'} is broken: ")
+
+
+def test_an_older_report_does_not_say_which_side_is_not_finite(shadow, tmp_path):
+    """Both sides of the tensor have the reason, and it counts once."""
+    plant(tmp_path, with_nan)
+    assert shadow("audit", "./base", "./tuned", "-o", "out").code == 3
+    for path in (tmp_path / "out").rglob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.drop_columns({"nonfinite"} & {*table.column_names}), path)
+    (recorded,) = json.loads(shadow("show", "out", "--json").assert_done())
+    (row,) = recorded["broken"]
+    assert row == {"code": "nonfinite", "side": "either", "count": 1, "tensors": [UP]}
+    assert [row["side"] for row in recorded["uncompared"]] == ["either"]
+    assert recorded["finding"]["sentences"][0]["text"].startswith(
+        f"One of the two models is broken: {UP} holds NaN or infinite entries."
+    )
 
 
 def test_a_word_of_what_is_broken_is_a_rule(shadow, tmp_path):

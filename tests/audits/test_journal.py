@@ -70,7 +70,8 @@ def test_a_line_that_is_not_as_it_was_written_is_measured_again(unfinished, tmp_
 
 WRONG = {
     "key": ["x"], "status": None, "reason": 1, "detail": {}, "cast": 0, "zero": [], "seconds": "1",
-    "delta_norm": "1", "base_norm": [1], "verified": [1, None], "checksums": [], "measurements": 1,
+    "delta_norm": "1", "base_norm": [1], "verified": [1, None], "nonfinite": [1],
+    "checksums": [], "measurements": 1,
 }  # fmt: skip
 WRONG_OF_MEASUREMENT = {"subject": None, "precision": 1, "sigma": 1, "values": []}
 WRONG_VALUES = {

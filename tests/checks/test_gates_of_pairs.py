@@ -176,7 +176,7 @@ def record(**figures):
     return Record(figures=Record(**known), vectors=vectors, recognised=recognised, **more)
 
 
-JUDGED = [  # a gate, figures of a record and of its standing -> outcome, code, figure
+JUDGED = [  # a gate, figures of a record and those that gates judge -> outcome, code, figure
     ("changed", {"matrices": 3}, {}, "holds", "changed", 3),
     ("changed", {}, {"identical": 0}, "inconclusive", "nothing", None),
     ("changed", {"vectors": 2}, {"identical": 3}, "does_not_hold", "identical", 0),
@@ -207,13 +207,13 @@ JUDGED = [  # a gate, figures of a record and of its standing -> outcome, code, 
 
 
 @pytest.mark.parametrize(
-    ("gate", "figures", "standing", "outcome", "code", "figure"),
+    ("gate", "figures", "judged", "outcome", "code", "figure"),
     [pytest.param(*case, id=f"{case[0]}: {case[4]}") for case in JUDGED],
 )
-def test_a_gate_judges_figures(gate, figures, standing, outcome, code, figure):
+def test_a_gate_judges_figures(gate, figures, judged, outcome, code, figure):
     """Without its figure a gate is open, or passed where nothing can be wrong; each has words."""
     known = {"unjudged": [], "rank_share": None, "rank_ceiling": None, "is_part": False}
-    known |= {"unread": 0.0, "formats": [], "compared_percent": 50.0} | standing
+    known |= {"unread": 0.0, "formats": [], "compared_percent": 50.0} | judged
     found = pair_gates.GATES[gate].judge(record(**figures), Record(**known))
     assert (found.outcome, found.reasons[0].code) == (outcome, code)
     assert found.figures.get("figure") == figure

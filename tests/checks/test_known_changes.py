@@ -13,7 +13,7 @@ from effort import every
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import known_changes
 
-from shadow.summary.coverage import ROUNDING
+from shadow.summary.gate_figures import ROUNDING
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])

@@ -42,11 +42,14 @@ def rewrite(folder, change=lambda table: table, **recorded):
         )
 
 
+LATER = ("all_zero", "nonfinite")  # columns of tensors
+
+
 def made_before(folder):
     """What version 0.2 would have written: no later column, no seal."""
     rewrite(
         folder,
-        lambda table: table.drop_columns(["all_zero"][: "all_zero" in table.column_names]),
+        lambda table: table.drop_columns([name for name in LATER if name in table.column_names]),
         seal=None,
     )
     return folder

@@ -11,7 +11,7 @@ from finding_cases import MUST, model, report
 from reports import columns, write
 
 from shadow.summary.bootstrap import draws
-from shadow.summary.coverage import standing_of
+from shadow.summary.gate_figures import gate_figures
 from shadow.summary.making import Sum, depth_entropy, effective_layers, ratio, record_of
 from shadow.summary.tables import compared_layers, read_rows
 from shadow.telling.reading import SUMMARISED, AuditReport
@@ -95,5 +95,5 @@ def test_no_figure_is_made_by_an_invalid_division(tmp_path, case):
     deltas, more = EDGES.get(case) or MUST[case]
     found = AuditReport(write(tmp_path / "base..tuned", deltas, **more))
     rows = read_rows({name: found.table(name) for name in SUMMARISED})
-    made = record_of(rows, found.provenance.recorded, standing_of(rows).cosine)
+    made = record_of(rows, found.provenance.recorded, gate_figures(rows).cosine)
     assert made.figures.matrices == len(deltas) - made.figures.matrices_rounded

@@ -27,7 +27,7 @@ from shadow.places.names import (
     name_rules,
     nearest_modules,
 )
-from shadow.reasons import UNNAMED, Status
+from shadow.reasons import Status
 from shadow.text import in_ranges, several, short
 
 Side = Literal["base", "tuned"]
@@ -219,8 +219,8 @@ def pair_checkpoints(
             aligned += pairs
             skipped += unlike
         elif operand.factor is not None:
-            why = "" if replace(place, slot="") in closed else UNNAMED
-            skipped += _skips("tuned", operand, place, "only_in_tuned", why)
+            is_closed = replace(place, slot="") in closed
+            skipped += _skips("tuned", operand, place, "only_in_tuned" if is_closed else "unnamed")
         elif place.component in components_with_base:
             skipped += _skips("tuned", operand, place, "only_in_tuned")
         elif _is_matrix(operand):  # its own spectrum is measured
@@ -231,8 +231,8 @@ def pair_checkpoints(
             why = NO_BASE.format(place.component)
             skipped += _skips("tuned", operand, place, "not_a_matrix", why)
     # an adapter without a name of its base has nothing to be compared
-    of_tuned = {one.detail for one in skipped if one.side == "tuned"}
-    reaches = any(pair.base for pair in aligned) or of_tuned != {UNNAMED}
+    of_tuned = {tensor.reason for tensor in skipped if tensor.side == "tuned"}
+    reaches = any(pair.base for pair in aligned) or of_tuned != {"unnamed"}
     for place, operand in base_operands.items():
         if not (tuned.adapter and reaches):
             skipped += _skips("base", operand, place, "only_in_base")
@@ -448,7 +448,7 @@ def _adapter_operands(
         if fault is None and any(part.experts for part in matrices):
             fault = "adapter", "a low-rank update of stacked experts"
         if fault is None and names and not names.has(module, matrices[0].place):
-            fault = "only_in_tuned", UNNAMED
+            fault = "unnamed", ""
         if fault is not None:
             skipped += [Skipped("tuned", info, matrices[0].place, *fault) for info in (left, right)]
             continue

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 
 from shadow.checks.answer import Answer, Check, Outcome
 from shadow.checks.explanations import is_rearranged
-from shadow.summary.coverage import FULL_RANK, LINEAGE, ROUNDING, Standing
+from shadow.summary.gate_figures import LINEAGE, ROUNDING, GateFigures
 from shadow.summary.record import Gate, PairRecord
 from shadow.templates import Reason, Value
 
 PAIRED = 0.9
+FULL_RANK = 0.5  # of the directions of a matrix; an adapter of rank 16 in 896 has 0.02
 # what each figure must reach
 THRESHOLDS = {
     "changed": 1,
@@ -59,11 +60,11 @@ WORDS = {
 }
 
 
-def gates(record: PairRecord, standing: Standing) -> list[Gate]:
+def gates(record: PairRecord, figures: GateFigures) -> list[Gate]:
     """Return every gate of a pair, in the order of GATES."""
     found = []
     for name, check in GATES.items():
-        answer = check.judge(record, standing)
+        answer = check.judge(record, figures)
         gate = Gate(
             name=name,
             figure=answer.figures.get("figure"),
@@ -82,13 +83,13 @@ def _answer(figure: float | None, passed: bool, code: str, **figures: Value) -> 
     return Answer(Outcome.HOLDS if passed else outcome, [Reason(code, figures)], judged_by)
 
 
-def _changed(record: PairRecord, standing: Standing) -> Answer:
+def _changed(record: PairRecord, figures: GateFigures) -> Answer:
     """Count the matrices that changed: all other gates, and all figures of rules, need some."""
     count, vectors = record.figures.matrices, record.vectors
     if count:
         rounded = record.figures.matrices_rounded or None
         return _answer(count, True, "changed", matrices=count, rounded=rounded)
-    if not standing.identical:
+    if not figures.identical:
         return _answer(None, False, "nothing")
     if vectors.changed:
         code = "only_vector" if vectors.compared == 1 else "vectors"
@@ -97,8 +98,8 @@ def _changed(record: PairRecord, standing: Standing) -> Answer:
     return _answer(count, False, "identical", what=what)
 
 
-def _lineage(record: PairRecord, standing: Standing) -> Answer:
-    cosine, moved = standing.cosine, is_rearranged(record)
+def _lineage(record: PairRecord, figures: GateFigures) -> Answer:
+    cosine, moved = figures.cosine, is_rearranged(record)
     if cosine is None:
         return _answer(None, False, "nothing_inside")
     passed = cosine >= LINEAGE and not moved
@@ -108,43 +109,43 @@ def _lineage(record: PairRecord, standing: Standing) -> Answer:
     return _answer(cosine, passed, code, median=Reason("median", {"cosine": cosine}))
 
 
-def _paired(_: PairRecord, standing: Standing) -> Answer:
-    compared = Reason("compared", {"share": standing.compared_percent / 100})  # rounded down
-    if standing.compared >= PAIRED:
-        return Answer(Outcome.HOLDS, [compared], {"figure": standing.compared})
-    code = "part" if standing.is_part else "two_models"
-    return _answer(standing.compared, False, code, compared=compared)
+def _paired(_: PairRecord, figures: GateFigures) -> Answer:
+    compared = Reason("compared", {"share": figures.compared_percent / 100})  # rounded down
+    if figures.compared >= PAIRED:
+        return Answer(Outcome.HOLDS, [compared], {"figure": figures.compared})
+    code = "part" if figures.is_part else "two_models"
+    return _answer(figures.compared, False, code, compared=compared)
 
 
-def _rounding(record: PairRecord, standing: Standing) -> Answer:
+def _rounding(record: PairRecord, figures: GateFigures) -> Answer:
     floor = record.figures.floor_ratio
     if floor is None and not record.has_spectra and record.figures.rank_ceiling is None:
         return _answer(None, False, "no_floor")
-    if standing.unjudged:
-        return _answer(None, False, "unjudged", formats=standing.unjudged)
+    if figures.unjudged:
+        return _answer(None, False, "unjudged", formats=figures.unjudged)
     if floor is None:
         return _answer(None, True, "not_rounded")
     passed = floor >= ROUNDING
     return _answer(floor, passed, "more" if passed else "rounded", floor=floor)
 
 
-def _rank(record: PairRecord, standing: Standing) -> Answer:
+def _rank(record: PairRecord, figures: GateFigures) -> Answer:
     """Return the rank of a delta as a share of its size, which an adapter of low rank limits."""
-    share = standing.rank_share
+    share = figures.rank_share
     if share is None and not record.has_spectra:
         return _answer(None, False, "no_rank")
     if share is None:
         return _answer(None, not record.estimated, "estimated" if record.estimated else "unknown")
     if share >= FULL_RANK:
         return _answer(share, True, "full", share=share)
-    code, rank = "adapter", standing.rank_ceiling
+    code, rank = "adapter", figures.rank_ceiling
     if not rank:
-        code, rank = "low", standing.rank
+        code, rank = "low", figures.rank
     return _answer(share, False, code, rank=rank, valid=Reason("valid"))
 
 
-def _formats(_: PairRecord, standing: Standing) -> Answer:
-    share, formats = standing.unread, standing.formats
+def _formats(_: PairRecord, figures: GateFigures) -> Answer:
+    share, formats = figures.unread, figures.formats
     code = "unread" if share else "other_formats" if formats else "same_formats"
     return _answer(share, not share, code, share=share, formats=formats)
 

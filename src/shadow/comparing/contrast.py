@@ -35,7 +35,7 @@ from shadow.comparing.updates import copy_reason, is_training
 from shadow.errors import ShadowError
 from shadow.spectra.measurement import WITHOUT_SPECTRA
 from shadow.summary.bootstrap import LEVEL
-from shadow.summary.coverage import LINEAGE, ROUNDING
+from shadow.summary.gate_figures import LINEAGE, ROUNDING
 from shadow.summary.layer_medians import LOW, held_rank
 from shadow.templates import Reason, Value
 

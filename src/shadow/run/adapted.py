@@ -13,7 +13,7 @@ from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpo
 from shadow.checkpoints.weight_files import PREFIX
 from shadow.errors import ShadowError
 from shadow.places.architecture import Place
-from shadow.reasons import UNNAMED
+from shadow.reasons import ONE_SIDED
 from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
 from shadow.run.runtime import AlignedPair
 from shadow.run.scanned import Scanned, Unmatched
@@ -122,9 +122,9 @@ def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Unmatched]]:
     closed = {role_of(one.place) for one in skipped if one.side == "base" and one.reason}
     for one in skipped:
         if one.side == "tuned":
-            is_hidden = one.detail != UNNAMED and role_of(one.place) in closed
+            is_hidden = one.reason != "unnamed" and role_of(one.place) in closed
             why = Reason("not_read" if is_hidden else "no_module")
-            if one.reason != "only_in_tuned":
+            if one.reason not in ONE_SIDED:
                 why = said(one.detail or str(one.reason))
             yield one.place, Unmatched(one.info.name, "adapter", why)
 

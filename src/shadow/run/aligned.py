@@ -25,6 +25,7 @@ from shadow.checkpoints.pairing import (
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import torch_name
 from shadow.places.architecture import Part, Place, place_tensors
+from shadow.reasons import ONE_SIDED
 from shadow.reports.provenance import SIDES
 from shadow.run.runtime import AlignedPair
 from shadow.run.scan import in_words, is_raw, scanned, sides_of
@@ -157,7 +158,7 @@ def _sorted_out(
             continue
         for tensor in of_name.values():
             info, side, place = tensor.info, tensor.side, tensor.place
-            is_unmatched = tensor.reason in ("only_in_base", "only_in_tuned")
+            is_unmatched = tensor.reason in ONE_SIDED
             if tensor.reason == "tied" and (head := _head_pair(tensor, pairs, skipped)):
                 if head.key not in {pair.key for pair in aligned}:
                     aligned.append(head)

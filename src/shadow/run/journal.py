@@ -52,6 +52,8 @@ class MatrixOutcome:
     """Whether the bytes of base and tuned side agree with a checksum of the Hub; None: a folder."""
     zero: Side | None = None
     """The side whose every entry is 0 where the other's are not."""
+    nonfinite: tuple[Side, ...] = ()
+    """The sides with NaN or infinite entries."""
     seconds: float = field(default=0.0, compare=False)
     """Of one worker."""
     checksums: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -294,7 +296,9 @@ def _outcome(line: bytes) -> MatrixOutcome:
     entry["measurements"] = tuple(Measurement(**one) for one in entry["measurements"])
     for name in ("key", "status"):
         entry[name] = sys.intern(entry[name])  # one text for all that have it
-    return MatrixOutcome(**{**entry, "verified": tuple(entry["verified"])})
+    for name in ("verified", "nonfinite"):
+        entry[name] = tuple(entry[name])
+    return MatrixOutcome(**entry)
 
 
 Types = tuple[type, ...]
@@ -309,6 +313,7 @@ def _typed(entry: Any) -> Iterator[tuple[Types, object]]:
     """
     yield from ((TEXT, entry[name]) for name in ("key", "status"))
     yield from ((TEXT + NULL, entry[name]) for name in ("reason", "detail", "cast", "zero"))
+    yield from ((TEXT, side) for side in entry["nonfinite"])
     yield from ((NUMBER + NULL, entry[name]) for name in ("delta_norm", "base_norm"))
     yield NUMBER, entry["seconds"]
     first, second = entry["verified"]

@@ -287,6 +287,7 @@ def _rows_of_side(
             # what all parts that changed are; of several kinds, neither
             "cast": "neither" if len(casts) > 1 else next(iter(casts), None),
             "all_zero": sum(part.outcome.zero == side for part in parts),
+            "nonfinite": sum(side in part.outcome.nonfinite for part in parts),
             "checksum": checksums.get(name),
         }
 

@@ -347,9 +347,9 @@ def _broken(size: Extent) -> MatrixOutcome:
     """Return the outcome of a pair with an entry that is not finite, or sums that are not."""
     if size.finite:
         return MatrixOutcome("skipped", reason="out_of_range", detail=_extent_in_words(size))
-    broken = [side for side in SIDES if not math.isfinite(getattr(size, side))]
+    broken = tuple(side for side in SIDES if not math.isfinite(getattr(size, side)))
     detail = f"in the {' and the '.join(broken)} tensor"
-    return MatrixOutcome("skipped", reason="nonfinite", detail=detail)
+    return MatrixOutcome("skipped", reason="nonfinite", detail=detail, nonfinite=broken)
 
 
 def _extent_in_words(size: Extent) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shadow.summary.bootstrap import Mask
-from shadow.summary.coverage import OUTSIDE
+from shadow.summary.gate_figures import OUTSIDE
 from shadow.summary.record import (
     Casts,
     FewEntries,

@@ -28,18 +28,8 @@ from shadow.summary.bootstrap import (
     interval_of_median,
 )
 from shadow.summary.changes import recognised
-from shadow.summary.coverage import (
-    broken,
-    files,
-    idle_updates,
-    skipped,
-    unchanged,
-    uncompared,
-    unjudged_formats,
-    unnamed_updates,
-    vectors,
-    vocabulary,
-)
+from shadow.summary.files import files
+from shadow.summary.gate_figures import unjudged_formats
 from shadow.summary.layer_medians import by_module, inside_layers
 from shadow.summary.record import (
     STATUSES,
@@ -62,6 +52,16 @@ from shadow.summary.record import (
     tier_of,
 )
 from shadow.summary.tables import Columns, Rows, are, finite, is_partial, median, over, total_of
+from shadow.summary.tensors import (
+    broken,
+    idle_updates,
+    skipped,
+    unchanged,
+    unnamed_updates,
+    vectors,
+    vocabulary,
+)
+from shadow.summary.uncompared import uncompared
 
 ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 QUARTERS = 4  # of the depth

@@ -20,8 +20,9 @@ from shadow.checks.explanations import (
     recognised,
 )
 from shadow.checks.summary import Summary
+from shadow.reasons import ONE_SIDED
 from shadow.reports.provenance import SettingsMetadata
-from shadow.summary.coverage import ROUNDING
+from shadow.summary.gate_figures import ROUNDING
 from shadow.summary.record import Gate, UncomparedRow
 from shadow.telling.parts import ChangedPart, has_frozen, parts_by_energy
 
@@ -30,7 +31,7 @@ VECTORS_FURTHER = 3.0  # median relative norm of vectors over that of the matric
 MOSTLY_KEPT = 0.8  # share of the stored energy below which its norm is not the update's
 # share of the stored energy that is the update's, above which storage does not matter
 WELL_KEPT = 0.9
-LEFT_OUT = ("only_in_base", "only_in_tuned", "shape_differs")  # reasons that a sentence names
+LEFT_OUT = (*ONE_SIDED, "shape_differs")  # reasons that a sentence names
 
 
 class SentenceGroup(IntEnum):

@@ -98,7 +98,7 @@ def _of_change(context: Context, codes: Set[str]) -> str:
     recorded = Recorded(summary)
     if summary.broken:
         row = summary.broken[0]
-        return f"Broken: {broken_text(summary, row)} in the {SIDES[row.side]}."
+        return f"Broken: {broken_text(summary, row)} in {SIDES[row.side]}."
     refined = _refined(context, codes)
     for code, words in ALONE.items():
         if code in refined:

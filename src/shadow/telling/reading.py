@@ -42,7 +42,7 @@ from shadow.reports.parquet import TableFile, absent_note, pages_of
 from shadow.reports.provenance import ReportMetadata, RunMetadata
 from shadow.reports.report import Report
 from shadow.storage import as_given
-from shadow.summary.coverage import standing_of
+from shadow.summary.gate_figures import gate_figures
 from shadow.summary.making import record_of
 from shadow.summary.tables import needed, read_rows
 from shadow.telling.finding import finding
@@ -76,11 +76,11 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     metadata is that of Identity.
     """
     rows = read_rows(tables)
-    standing = standing_of(rows)
-    record = record_of(rows, metadata, standing.cosine)
+    figures = gate_figures(rows)
+    record = record_of(rows, metadata, figures.cosine)
     without_finding = Summary.from_parts(
         record,
-        gates=gates(record, standing),
+        gates=gates(record, figures),
         published=published_place(rows.tensors, metadata),
         finding=Finding(headline="", sentences=[], other_explanations=[], not_shown=[]),
     )

@@ -37,8 +37,9 @@ DAMAGE = {
     "all_zero": "{count|is|are} all zero",
     "empty": "{count|has|have} no entries",
 }
-SIDES = {"base": "base", "tuned": "tuned model"}
-BROKEN = "The {side} is broken: {text}."
+# which side is broken; older reports do not say where NaN or infinity is
+SIDES = {"base": "the base", "tuned": "the tuned model", "either": "one of the two models"}
+BROKEN = "{side} is broken: {text}."
 NOT_COMPARED = " {count|This tensor was|These tensors were} not compared."
 NOTHING_NAMED = (
     "Nothing was compared: none of the adapter's {count:count module|modules} has a name of the"
@@ -48,6 +49,7 @@ NOTHING_COMPARED = "Nothing was compared: no matrix{chosen} has {what}."
 LEFT_OUT = {
     "only_in_base": "{names} (only in the base)",
     "only_in_tuned": "{names} (only in the tuned model)",
+    "unnamed": "{names} (no such name in the base)",
     "shape_differs": "{names} (other shapes)",
 }
 VOCABULARY = (
@@ -149,7 +151,7 @@ def damaged(code: str) -> SentenceRule:
         row: Any = recorded.row
         words = BROKEN + NOT_COMPARED if code == "nonfinite" else BROKEN
         damage = broken_text(context.summary, row)
-        return recorded.fill(words, side=SIDES[row.side], text=damage, count=row.count)
+        return recorded.fill(words, side=capital(SIDES[row.side]), text=damage, count=row.count)
 
     return SentenceRule(code, SentenceGroup.ALWAYS, rows, text, rows)
 

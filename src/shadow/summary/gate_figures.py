@@ -1,0 +1,119 @@
+"""The figures of a pair that its gates judge: how far the two sides are one model, and whether what
+is stored is the change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shadow.dtypes import FLOATS
+from shadow.summary.layer_medians import held_rank
+from shadow.summary.tables import Columns, Rows, are, median
+
+# With norms that are equal, a cosine below 0.5 is a delta longer than the base itself: it tells of
+# the base's spectrum, not of a change. Fine-tunes have 0.9 and more, unrelated models of one shape
+# 0 within 1 / sqrt(rows cols).
+LINEAGE = 0.5
+ROUNDING = 2.0  # floor_ratio: a copy rounded once has 1
+OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may share
+UNREAD = ("unknown_dtype", "quantized")  # reasons of tensors that are there, and are not read
+
+
+@dataclass(frozen=True)
+class GateFigures:
+    """Figures of a pair that are not about its change."""
+
+    identical: int  # matrices of the larger side that are the same on both
+    cosine: float | None  # of base and tuned: median over matrices outside embeddings and heads
+    compared: float  # the share of the larger side's parameters that was compared
+    compared_percent: float  # with one decimal, rounded down: 100.0 is all of them
+    is_part: bool  # a filter left something out
+    rank: float | None  # that the median delta outside embeddings and heads has at most
+    rank_share: float | None  # of its directions: the median over matrices
+    rank_ceiling: float | None  # the largest of an adapter outside embeddings and heads
+    unread: float  # the share of the parameters whose format cannot be read as numbers
+    formats: list[str]  # that the two sides of a matrix have where they differ, as `BF16/F32`
+    unjudged: list[str]  # as `unjudged_formats`
+
+
+def gate_figures(rows: Rows) -> GateFigures:
+    """The figures of a pair that its gates judge."""
+    weights = _weights(rows.tensors)
+    total = sum(weights["size"])
+    compared = int(sum(weights["compared"]))
+    unread = sum(weights["size"][are(weights["reason"], *UNREAD)])
+    inside = rows.deltas.where(~are(rows.deltas["module"], *OUTSIDE))
+    rounded = rows.rounded.where(~are(rows.rounded["module"], *OUTSIDE))
+    same = np.ones(_identical(weights, OUTSIDE))
+    rank = held_rank(inside.__getitem__)
+    share = rank / np.fmin(inside["rows"], inside["cols"])
+    if 2 * int(np.isnan(share).sum()) > len(share):  # the few that are known do not say it of most
+        rank = np.full(len(share), np.nan)
+        share = rank
+    ceilings = inside["rank_ceiling"]
+    dtypes = {*rows.deltas["dtype"], *rows.rounded["dtype"]}
+    return GateFigures(
+        identical=_identical(weights),
+        cosine=median(np.concatenate([inside["cosine"], rounded["cosine"], same])),
+        compared=compared / total if total else 0.0,
+        compared_percent=1000 * compared // total / 10 if total else 0.0,
+        is_part=bool(are(weights["reason"], "filtered").any()),
+        rank=median(rank),
+        rank_share=median(share),
+        rank_ceiling=None if np.isnan(ceilings).all() else float(np.nanmax(ceilings)),
+        unread=float(unread) / max(1, total),
+        formats=sorted(dtype for dtype in dtypes if dtype and "/" in dtype),
+        unjudged=unjudged_formats(rows.deltas),
+    )
+
+
+def unjudged_formats(deltas: Columns) -> list[str]:
+    """The formats whose rounding is unknown, quantised ones and those of a side in more bits than
+    the other, if more than half of the changed matrices have one; the floors of the others do not
+    apply to these.
+    """
+    reasons = deltas["kept_reason"]
+    is_unknown = np.isnan(deltas["floor_ratio"]) & np.isnan(deltas["rank_ceiling"])
+    is_unknown &= ~are(reasons, "nothing_rounded")
+    is_mixed = are(reasons, "rounding_unexplained")
+    matrices = 0
+    unjudged: set[str] = set()
+    for dtype, mixed in zip(deltas["dtype"][is_unknown], is_mixed[is_unknown], strict=True):
+        formats = {
+            part for part in (dtype or "").split("/") if part and (mixed or part not in FLOATS)
+        }
+        matrices += bool(formats)
+        unjudged |= formats
+    return sorted(unjudged) if 2 * matrices > len(deltas) else []
+
+
+def _weights(tensors: Columns) -> Columns:
+    """The tensors of the larger side that count as its weights, with their size and compared
+    parameters.
+
+    Left out are a tied head, which is its embedding, integers, components without a base, and what
+    a checkpoint holds beside the component that it is the base of.
+    """
+    # a filter of the user's has no detail
+    has_detail = np.array([detail is not None for detail in tensors["detail"]], dtype=np.bool_)
+    is_elsewhere = are(tensors["reason"], "filtered") & has_detail
+    # a projector, for example
+    has_no_base = are(tensors["reason"], "only_in_tuned") & are(tensors["status"], "measured")
+    is_left_out = are(tensors["reason"], "tied", "not_float") | is_elsewhere | has_no_base
+    weights = tensors.added(size=tensors.sizes).where(~is_left_out)
+    sides = [weights.having(side=side) for side in ("tuned", "base")]
+    larger = max(sides, key=lambda side: sum(side["size"]))
+    return larger.added(compared=np.nan_to_num(larger["compared"]))  # null where it is forged
+
+
+def _identical(weights: Columns, left_out: Sequence[str] = ()) -> int:
+    """The number of matrices that are identical on both sides, without modules that are left
+    out.
+    """
+    is_left_out = are(weights["module"], *left_out, "norm", "bias")
+    same = weights.where(are(weights["status"], "identical") & ~is_left_out)
+    shapes = [shape for shape in same["shape"] if len(shape) > 1]
+    return sum(shape[0] if len(shape) == 3 else 1 for shape in shapes)

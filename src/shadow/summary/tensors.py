@@ -1,0 +1,154 @@
+"""Facts of tensors other than the comparison of matrices: vectors that moved, a vocabulary of
+another size, what is identical, broken or skipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+
+from shadow.reports.provenance import SIDES
+from shadow.summary.record import BrokenRow, SkippedRow, Unchanged, VectorsRow, VocabularyRow
+from shadow.summary.tables import Columns, are, median
+from shadow.text import short_name
+
+GROWING = ("embed", "head")  # modules whose rows are a vocabulary
+EXAMPLES = 3  # tensors of a reason or a kind of damage that a summary names
+FAR = 10.0  # times as far as the next one, a vector is named
+FACTORS = (".lora_B", ".lora_embedding_B")  # one of the two factors of a module of an adapter
+
+
+def vectors(tensors: Columns) -> VectorsRow:
+    """Counts of the vectors that were compared, and how far those that changed moved.
+
+    A vector that is 0 in the base has no relative norm; where it moved, it is no copy of that.
+    """
+    rows = tensors.where(tensors["compared"] > 0).having(side="tuned", reason="not_a_matrix")
+    norms = rows["relative_norm"]
+    from_zero = np.isnan(norms) & (rows["cast"] != None)  # noqa: E711
+    changed = (norms > 0) | from_zero
+    moved = {}
+    for (component,), group in rows.where(changed).groups("component"):
+        moved[component] = [int(layer) for layer in dict.fromkeys(group.inside["layer"])]
+    furthest = _furthest(rows)
+    return VectorsRow(
+        compared=len(rows),
+        changed=int(changed.sum()),
+        relative_norm=median(norms[norms > 0]),
+        relative_norm_of_all=median(np.where(np.isnan(norms), 0.0, norms)),
+        furthest=None if furthest is None else str(rows["tensor"][furthest]),
+        furthest_norm=None if furthest is None else float(np.nan_to_num(norms)[furthest]),
+        moved=moved,
+    )
+
+
+def _furthest(rows: Columns) -> int | None:
+    """The number of the vector that moved FAR times as far as any other; if there is none, of the
+    norm that moved so far, as biases may be small, and move far.
+    """
+    sizes = np.nan_to_num(rows["relative_norm"])
+    for chosen in (sizes >= 0, are(rows["module"], "norm")):
+        numbers = np.flatnonzero(chosen)
+        order = numbers[np.argsort(-sizes[numbers], kind="stable")]
+        if len(order) > 1 and sizes[order[0]] > FAR * sizes[order[1]]:
+            return int(order[0])
+    return None
+
+
+def idle_updates(tensors: Columns) -> int:
+    """The number of modules of an adapter that equal the base's, as the product of their factors
+    is 0.
+    """
+    return _updates(tensors.having(side="tuned", status="identical"))
+
+
+def unnamed_updates(tensors: Columns) -> int:
+    """The number of modules of an adapter of whose name the base has none."""
+    return _updates(tensors.having(side="tuned", reason="unnamed"))
+
+
+def _updates(tensors: Columns) -> int:
+    """The number of modules of which these are an adapter's factors."""
+    return sum(any(factor in str(name) for factor in FACTORS) for name in tensors["tensor"])
+
+
+def vocabulary(tensors: Columns) -> list[VocabularyRow]:
+    """Embeddings and heads with more rows on one side, whose common rows were compared."""
+    tensors = tensors.having(module=GROWING, status=("measured", "identical"))
+    grown = []
+    for (component, module), group in tensors.groups("component", "module"):
+        sizes = Counter[str]()
+        is_partial = False
+        for side, shape, compared in group.each("side", "shape", "compared"):
+            if len(shape) == 2 and compared > 0:  # not where it is unknown either
+                sizes[side] = max(int(shape[0]), sizes[side])
+                is_partial |= compared < math.prod(shape)
+        if not is_partial or not sizes["base"] or not sizes["tuned"]:
+            continue
+        added = sizes["tuned"] - sizes["base"]
+        if added:
+            row = VocabularyRow(
+                component=component,
+                module=module,
+                base_rows=sizes["base"],
+                tuned_rows=sizes["tuned"],
+                added=added,
+            )
+            grown.append(row)
+    return grown
+
+
+def broken(tensors: Columns) -> list[BrokenRow]:
+    """The tensors that no training leaves so, a row for each side and kind of damage.
+
+    The side is `either` where an older report does not say in which NaN or infinity is.
+    """
+    nonfinite = tensors["nonfinite"]
+    is_unknown = are(tensors["reason"], "nonfinite") & np.isnan(nonfinite)
+    damage = {
+        "nonfinite": nonfinite > 0,
+        "all_zero": tensors["all_zero"] > 0,
+        "empty": np.array([0 in shape for shape in tensors["shape"]], dtype=np.bool_),
+    }
+    # tensors of both sides have the reason; one side is enough to name them
+    groups = [("nonfinite", "either", tensors.where(is_unknown).having(side="tuned"))]
+    for code, is_damaged in damage.items():
+        damaged = tensors.where(is_damaged)
+        groups += [(code, side, damaged.having(side=side)) for side in SIDES]
+    rows = []
+    for code, side, group in groups:
+        names = [short_name(name) for name in group["tensor"]]
+        if names:
+            row = BrokenRow(code=code, side=side, count=len(names), tensors=names[:EXAMPLES])
+            rows.append(row)
+    return rows
+
+
+def skipped(tensors: Columns) -> list[SkippedRow]:
+    """Return counts by reason, with a few names and the first detail."""
+    rows = []
+    chosen = tensors.having(status="skipped").groups("reason")
+    for (reason,), group in sorted(chosen, key=lambda one: one[0]):
+        sides = Counter(group["side"])
+        row = SkippedRow(
+            reason=reason,
+            tensors=len(group),
+            base=sides["base"],
+            tuned=sides["tuned"],
+            examples=list(dict.fromkeys(group["tensor"]))[:EXAMPLES],
+            detail=next((one for one in group["detail"] if one is not None), None),
+        )
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row.tensors)
+
+
+def unchanged(tensors: Columns) -> list[Unchanged]:
+    """Return the modules of the tuned side all of whose compared matrices are identical."""
+    matrices = tensors.where(tensors.are_matrices).having(side="tuned")
+    return [
+        Unchanged(component=component, module=module, tensors=len(rows))
+        for (component, module), rows in matrices.groups("component", "module")
+        if are(rows["status"], "identical").all()
+    ]

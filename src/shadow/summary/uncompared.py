@@ -1,0 +1,76 @@
+"""What could not be compared, by reason: layers, experts and modules."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from shadow.reasons import ONE_SIDED
+from shadow.summary.gate_figures import UNREAD
+from shadow.summary.record import UncomparedRow
+from shadow.summary.tables import Columns, are
+
+PLACE = ("component", "module", "number")  # of a tensor
+REASONS = (*ONE_SIDED, "shape_differs", "nonfinite")  # that a finding names
+
+
+def uncompared(tensors: Columns) -> list[UncomparedRow]:
+    """What has no partner, another shape or no finite numbers: whole layers, whole experts,
+    otherwise modules. A tensor whose partner cannot be read has a partner.
+    """
+    # a layer of -1 is outside the layers
+    tensors = tensors.added(number=np.nan_to_num(tensors["layer"], nan=-1.0))
+    unread = set(tensors.having(reason=UNREAD).each("side", *PLACE))
+    whole_layers = {reason: _absent(tensors, reason, "layer") for reason in ONE_SIDED}
+    whole_experts = {reason: _absent(tensors, reason, "layer", "expert") for reason in ONE_SIDED}
+    groups = defaultdict[tuple[Any, ...], list[int]](list)
+    rows = tensors.having(status="skipped", reason=REASONS)
+    for row_side, component, module, number, expert, reason, nonfinite in rows.each(
+        "side", *PLACE, "expert", "reason", "nonfinite"
+    ):
+        side = _side_of(reason, row_side, nonfinite)
+        other = "base" if row_side == "tuned" else "tuned"
+        is_unread = reason in ONE_SIDED and (other, component, module, number) in unread
+        if side is None or is_unread:
+            continue
+        name: str | None = str(module)
+        if (component, number) in whole_layers.get(reason, ()):
+            name = None
+        elif (component, number, expert) in whole_experts.get(reason, ()):
+            name = f"expert {expert:.0f}"
+        groups[reason, side, component, name, number < 0].append(int(number))
+    return [
+        UncomparedRow(
+            reason=str(reason),
+            side=side,
+            component=str(component),
+            module=name,
+            layers=[] if is_outside else sorted({*numbers}),
+            tensors=len(numbers),
+        )
+        for (reason, side, component, name, is_outside), numbers in groups.items()
+    ]
+
+
+def _side_of(reason: str, row_side: str, nonfinite: float) -> str | None:
+    """The side that has a tensor, or on which it is broken; None where a row of the other side
+    says it. nonfinite: NaN where an older report does not have it.
+    """
+    if reason in ONE_SIDED:
+        return ONE_SIDED[reason]
+    if reason == "nonfinite" and nonfinite >= 0:
+        return row_side if nonfinite else None
+    if row_side == "base":
+        return None
+    return "either" if reason == "nonfinite" else "both"
+
+
+def _absent(tensors: Columns, reason: str, *place: str) -> set[tuple[object, ...]]:
+    """The layers, or experts of layers, that one side has completely, and the other lacks."""
+    inside = tensors.having(side=ONE_SIDED[reason]).inside
+    is_absent = are(inside["reason"], reason) & are(inside["status"], "skipped")
+    every = set(inside.each("component", *place))
+    present = set(inside.where(~is_absent).each("component", *place))
+    return every - present
