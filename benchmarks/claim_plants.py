@@ -86,9 +86,7 @@ def work(plant: Plant, folder: Path, seed: int) -> Work:
 
 def plants() -> list[Plant]:
     """All of them."""
-    found = [
-        *_same(), *_merged(), *_trained(), *_stored(), *_base(), *_files(), *_mixture(),
-    ]  # fmt: skip
+    found = [*_same(), *_merged(), *_trained(), *_stored(), *_base(), *_files()]
     assert len({one.name for one in found}) == len(found)
     return found
 
@@ -556,89 +554,3 @@ def _files() -> Iterator[Plant]:
         ("pickle", FALSE, more("optimizer.pt", "not one"), "optimizer.pt"),
     ):  # fmt: skip
         yield from _each("files", kind, truth, make, said, formats=few)
-
-
-# --------------------------------------------------------------------------------- mixture
-
-
-def _mixture() -> Iterator[Plant]:
-    def mix(
-        target: Callable[[Work, State, list[State]], State],
-        count: int = 2,
-        size: float = 3e-2,
-        has_base: bool = False,
-        alike: bool = False,
-        steps: tuple[int, ...] = (),
-    ) -> Callable[[Work], Asked]:
-        def make(at: Work) -> Asked:
-            layers = {name: one for name, one in at.base.items() if layer_of(name) in (None, 0, 1)}
-            if at.model.name == "smollm2":  # one layer, so that it takes seconds
-                layers = {name: one for name, one in layers.items() if layer_of(name) != 1}
-            base = layers
-            sides = [cast(updated(base, size, at.rng), at.stored) for _ in range(count)]
-            if alike:
-                sides = [sides[0]] * count
-            models = [target(at, base, sides), *sides]
-            for one, step in zip(models, steps, strict=False):
-                one["model.steps"] = torch.tensor([step])
-            tuned, *put = (at.put(f"side-{number}", one) for number, one in enumerate(models))
-            options = {"base": at.put("base", base)} if has_base else {}
-            return Asked((tuned, *put), options)
-
-        return make
-
-    def average(at: Work, base: State, sides: list[State]) -> State:
-        weights = {2: (0.3, 0.7), 3: (0.2, 0.5, 0.3)}[len(sides)]
-        return do.linear(weights, sides, at.stored)
-
-    def task(at: Work, base: State, sides: list[State]) -> State:
-        return do.linear((0.6, 0.8), sides, at.stored, base)
-
-    def by_layer(at: Work, base: State, sides: list[State]) -> State:
-        def weights(name: str) -> tuple[float, float]:
-            t = {None: 0.5, 0: 0.2, 1: 0.8, 2: 0.4, 3: 0.9}[layer_of(name)]
-            return 1 - t, t
-
-        return do.linear(weights, sides, at.stored)
-
-    yield from _each("mixture", "average of two", TRUE, mix(average), r"0\.3 A \+ 0\.7 B")
-    three = mix(average, 3)
-    yield from _each("mixture", "average of three", TRUE, three, r"0\.2 A \+ 0\.5 B \+ 0\.3 C")
-    yield from _each(
-        "mixture", "task arithmetic", TRUE, mix(task, has_base=True), r"0\.6 A \+ 0\.8 B"
-    )
-    steps = mix(lambda at, base, sides: do.linear_in_steps((0.3, 0.7), sides))
-    yield from _each("mixture", "in 16 bits", OPEN, steps, r"0\.3 A", formats=("F16", "BF16"))
-    deep = ("bert", "llama", "moe", "llava", "dinov2")
-    yield from _each("mixture", "weights by layer", TRUE, mix(by_layer), "by layer", models=deep)
-    turned = mix(lambda at, base, sides: do.slerp(0.3, *sides, at.stored), size=0.5)
-    yield from _each("mixture", "SLERP", FALSE, turned, "not a linear merge|differ")
-    trimmed = mix(
-        lambda at, base, sides: do.ties(base, sides, 0.2, 1.0, at.stored), has_base=True, size=0.1
-    )
-    yield from _each("mixture", "TIES", FALSE, trimmed, "not a linear merge")
-
-    def one_tensor(at: Work, base: State, sides: list[State]) -> State:
-        found = average(at, base, sides)
-        name = named(found, "v", 0)
-        return {**found, name: sides[1][name]}
-
-    def one_entry(at: Work, base: State, sides: list[State]) -> State:
-        found = average(at, base, sides)
-        return do.one_entry(found, named(found, "v", 0), at.rng, 40)
-
-    def trained_after(at: Work, base: State, sides: list[State]) -> State:
-        return cast(updated(average(at, base, sides), 1e-2, at.rng), at.stored)
-
-    tensor = mix(one_tensor)
-    yield from _each("mixture", "one tensor of B", FALSE, tensor, r"(v_proj|value)")
-    yield from _each("mixture", "one entry changed", FALSE, mix(one_entry), r"(v_proj|value)")
-    yield from _each("mixture", "trained after the merge", FALSE, mix(trained_after))
-    sibling = mix(lambda at, base, sides: cast(updated(base, 3e-2, at.rng), at.stored))
-    yield from _each("mixture", "a sibling", FALSE, sibling)
-    number = mix(average, steps=(9, 1, 2))
-    yield from _each("mixture", "a whole number of neither", OPEN, number)
-    copied = mix(lambda at, base, sides: sides[0])
-    yield from _each("mixture", "a copy of A", FALSE, copied, "no part of B")
-    same = mix(lambda at, base, sides: average(at, base, sides), alike=True)
-    yield from _each("mixture", "A is B", OPEN, same, "weight")

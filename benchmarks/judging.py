@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from histories import WAYS, Made, Pair
 from safetensors.torch import save_file
+from stated import WIDE, figures_of, held, near, size_in, written
 from truths import Truth, place_of
 
 import shadow
@@ -34,7 +35,6 @@ STORED, BEFORE, COHERENT, KEPT = 0.01, 0.12, 0.25, 0.1  # how far a figure may b
 FIGURE = 0.02  # and any other
 HARDLY = 0.3  # of the entries of an update, from which it counts as masked
 Word = Literal["true", "absent", "false", "not judged"]
-WIDE = 3.0  # times its lower end, above which a range says nothing
 # whether a statement holds, None where the truth does not decide it, `absent` where its range is
 # too wide to say anything; and what is true
 Judged = Iterator[tuple[bool | Literal["absent"] | None, str]]
@@ -133,40 +133,6 @@ def save(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str,
     )
     (folder / "config.json").write_text(json.dumps(config))
     return folder
-
-
-# ---------------------------------------------------------------------------- figures
-
-
-def near(value: float, truths: Iterable[float], within: float) -> bool:
-    return any(abs(value - truth) <= within * max(truth, 1e-12) for truth in truths)
-
-
-def written(truths: Iterable[float]) -> str:
-    return " or ".join(f"{one:.3g}" for one in truths)
-
-
-def figures_of(figures: Mapping[str, float], name: str) -> list[float]:
-    """The figures whose names begin so: one, or both ends of a range."""
-    return sorted(value for place, value in figures.items() if place.startswith(name))
-
-
-def held(values: list[float], truths: Iterable[float], within: float) -> bool | Literal["absent"]:
-    """Whether a value, or a range widened by the tolerance on either side, has the truth."""
-    low, high = min(values), max(values)
-    holds = any((1 - within) * one <= high and low <= (1 + within) * one for one in truths)
-    return "absent" if holds and high > WIDE * low else holds
-
-
-def size_in(text: str) -> tuple[float, float, float] | None:
-    """The percentage after `by` of a headline, or the ends of its range, and half a unit of the
-    last digit.
-    """
-    found = re.search(r"\bby ([\d,]*\.?\d+)(?: to ([\d,]*\.?\d+))? %", text)
-    if found is None:
-        return None
-    low, high = (one.replace(",", "") for one in (found[1], found[2] or found[1]))
-    return float(low) / 100, float(high) / 100, 0.005 * 10.0 ** -len(low.partition(".")[2])
 
 
 def judged_directions(case: Case, values: list[float], names: list[str], what: str) -> Judged:
@@ -584,31 +550,30 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
 }  # fmt: skip
 
 
-# ---------------------------------------------------------------------------- headline
+IN_HEADLINES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
+    "unrelated|Not comparable": unrelated, "unlike the base's": replaced,
+    "rounded away": rounded_away, "about as large as its rounding": rounding,
+    "by setting entries to 0": zeroed,
+    "layers at other numbers|matrices in other layers": layers_moved,
+    "flatter than noise|like noise|partly with more structure": noise,
+}  # fmt: skip
 
 
 def headline(case: Case) -> Judged:
     text, truth, made = case.finding.headline, case.truth, case.made
     yield from only_rounded(case, text)
-    if "not comparable entry by entry" in text:  # some matrices
-        yield made.apart or case.is_true(*ELSEWHERE), f"done was: {case.pair.name}"
-    if "unrelated" in text or "Not comparable" in text:
-        yield from unrelated(case, text, {})
-    if "Nothing in common" in text:
+    for words, judge in IN_HEADLINES.items():
+        if re.search(words, text):
+            yield from judge(case, text, {})
+    if re.search("not comparable entry by entry|Nothing in common", text):
         yield made.apart or case.is_true(*ELSEWHERE), f"done was: {case.pair.name}"
     if found := re.match(r"Missing: ([^.]*(?:\.\w[^.]*)*)\.", text):
         yield from missing(case, found[1])
     if "Only biases and norms" in text or "Every matrix that was compared is the same" in text:
         yield not truth.changed, f"{len(truth.changed)} matrices changed"
-    if "unlike the base's" in text:
-        yield from replaced(case, text, {})
     if found := re.search(r"in ([\d,]+) entr", text):
         entries = float(found[1].replace(",", ""))
         yield from few_entries(case, text, {"recognised.few_entries.entries": entries})
-    if "by setting entries to 0" in text:
-        yield from zeroed(case, text, {})
-    if "layers at other numbers" in text or "matrices in other layers" in text:
-        yield from layers_moved(case, text, {})
     if "copy of the base" in text:
         yield copied(case, text)
     if "The weights are the same" in text:
@@ -616,14 +581,6 @@ def headline(case: Case) -> Judged:
     way = way_of(case, "quantised_copy")
     if "copy in 8 or 4 bits" in text and way is not None:
         yield way, "the change is another than the rounding of a copy in few bits"
-    if "rounded away" in text:
-        yield from rounded_away(case, text, {})
-    if "about as large as its rounding" in text:
-        yield from rounding(case, text, {})
-    if "flatter than noise" in text:
-        yield from flat(case)
-    if "like noise" in text or "partly with more structure" in text:
-        yield from noise(case, text, {})
     if found := re.search(r"\bof rank ([\d,]+)", text):
         recorded = float(found[1].replace(",", ""))
         yield from low_rank(case, text, {"inside_layers.rank_most": recorded})
@@ -677,9 +634,6 @@ def _headline_place(case: Case, text: str) -> Judged:
         yield second < 0.9 * first, recorded
 
 
-# ---------------------------------------------------------------------------- explanations
-
-
 def way_of(case: Case, code: str) -> bool | None:
     """Whether this was done; None where the history does not decide it."""
     return {**WAYS, **case.made.ways}.get(code)
@@ -703,27 +657,23 @@ def explanation(case: Case, code: str, name: str, answer: str) -> tuple[Word, st
     return ("true" if (answer == "fits") == way else "false"), done
 
 
-# ---------------------------------------------------------------------------- verify
-
-
 def verified(case: Case) -> Iterator[tuple[str, str, Word, str]]:
     """Answers of `verify`: the claim, what it says, the word, and what is true."""
     if not case.pair.kind.startswith("kinds"):
         return
-    same: bool | None = not case.truth.difference and len(case.truth.shared) == len(
-        case.truth.tuned
-    )
-    same &= len(case.truth.shared) == len(case.truth.base) and not case.truth.other_rows
+    truth = case.truth
+    same: bool | None = not truth.difference and not truth.other_rows
+    same &= len(truth.shared) == len(truth.base) == len(truth.tuned)
     if any(case.made.configs):  # the same weights under other names, or not: a matter of words
         same = None
     yield _answered("verify same", case.answer("same"), same)
     moved: bool | None = None
-    part = "experts" if any(".experts." in name for name in case.truth.base) else "mlp"
-    places = {name: place_of(name) for name in case.truth.shared}
+    part = "experts" if any(".experts." in name for name in truth.base) else "mlp"
+    places = {name: place_of(name) for name in truth.shared}
     of_mlp = [n for n, at in places.items() if at[0] == "language" and at[1].startswith(part)]
     if not of_mlp:
         return
-    if any(name not in case.truth.difference for name in of_mlp):
+    if any(name not in truth.difference for name in of_mlp):
         moved = False
     elif (update := case.made.update) is not None:
         moved = all(name in update and update[name].any() for name in of_mlp)

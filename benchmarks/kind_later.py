@@ -53,6 +53,7 @@ from torch.nn import functional
 
 ADAPTER: Ways = {"merged_adapter": True}
 FEW: Ways = {"quantised_copy": True}
+TIED = {"tie_word_embeddings": True}
 NUMBERED = "renumbered"  # matrices stand at other numbers: their difference is no change
 
 
@@ -68,9 +69,6 @@ def low_rank(W: State, rank: int, size: float, seed: int, parts: str = "proj") -
 
 def plus(W: State, update: State) -> State:
     return {name: one + update[name] if name in update else one for name, one in W.items()}
-
-
-# -------------------------------------------------------------------------------- other numbers
 
 
 def elsewhere(change: Callable[[State, torch.Generator], State], *facts: str) -> Kind:
@@ -167,8 +165,6 @@ EXPERT_NUMBERS: Mapping[str, Kind] = {
     ),
     "experts permuted": elsewhere(experts_chosen(lambda g: [2, 0, 3, 1]), "permuted"),
 }
-
-# -------------------------------------------------------------------------------- few bits and more
 
 
 def adapter_on(how: str, rank: int, size: float, base: Base, seed: int) -> Made:
@@ -289,14 +285,11 @@ FEW_BITS: Mapping[str, Kind] = {
     "raw FP8 in BF16": partial(raw_fp8, True),
 }
 SHORT_ROWS: Mapping[str, Kind] = {
-    f"short rows by {how}": partial(copied, how)
-    for how in ("int8", "int4", "NF4", "FP8", "GPTQ 4 32", "GPTQ 3 32")
-} | {
-    f"short rows by GPTQ {bits} 64, norms tuned": partial(norms_tuned, f"GPTQ {bits} 64")
-    for bits in (2, 3, 4)
-}
-
-# -------------------------------------------------------------------------------- edits
+    **{f"short rows by {how}": partial(copied, how)
+       for how in ("int8", "int4", "NF4", "FP8", "GPTQ 4 32", "GPTQ 3 32")},
+    **{f"short rows by GPTQ {bits} 64, norms tuned": partial(norms_tuned, f"GPTQ {bits} 64")
+       for bits in (2, 3, 4)},
+}  # fmt: skip
 
 
 def projected(base: Base, seed: int) -> Made:
@@ -339,10 +332,6 @@ def times(factors: Mapping[str, float], W: State, *_: object) -> State:
     return found
 
 
-def plus_one(W: State, *_: object) -> State:
-    return {n: one + 1 if n == NORM or "layernorm" in n else one for n, one in W.items()}
-
-
 def padded(base: Base, seed: int) -> Made:
     """Rows and columns of 0 up to a multiple for tensor parallelism, of vocabulary and MLPs."""
     found = dict(base.start)
@@ -368,9 +357,6 @@ def payload(dtype: torch.dtype, bits: int, base: Base, seed: int) -> Made:
     return Made(W, stored, known, {"quantised_copy": None}, rounded="message")
 
 
-TIED = {"tie_word_embeddings": True}
-
-
 def tied(stored: bool, base: Base, seed: int) -> Made:
     """A head replaced by the embedding, which stands there too, or alone."""
     W = base.start
@@ -390,22 +376,11 @@ def not_stored(base: Base, seed: int) -> Made:
     return replace(whole, update={}, configs=(TIED, TIED))
 
 
-def tower(rank: int, size: float, part: str) -> Made:
+def tower(part: str) -> Made:
     """An adapter of the vision tower alone, or of the language model alone."""
     base = h.base_of(h.VISION)
-    chosen = {name: W for name, W in base.items() if part in name}
-    return h.stored_pair(base, h.adapter(chosen, rank, size), ways=ADAPTER, recorded=("low_rank",))
-
-
-def norm_kept(W: State, g: torch.Generator, _: Base) -> State:
-    """A direction taken out, and every row brought back to its norm."""
-    r = torch.randn(W[EMBED].shape[1], generator=g)
-    r /= r.norm()
-    found = {}
-    for name in ending(W, WRITES):
-        cut = W[name] - torch.outer(r, r @ W[name])
-        found[name] = cut * (W[name].norm(dim=1) / cut.norm(dim=1).clamp(min=1e-9))[:, None]
-    return found
+    update = h.adapter({name: W for name, W in base.items() if part in name}, 8, 1e-2)
+    return h.stored_pair(base, update, ways=ADAPTER, recorded=("low_rank",))
 
 
 EDITED: Mapping[str, Kind] = {
@@ -424,7 +399,10 @@ EDITED: Mapping[str, Kind] = {
     "embedding times sqrt(d)": edit(
         partial(times, {"embed_tokens": 11.3137}), facts=("scaled",), ways={"weight_decay": None}
     ),
-    "Gemma's + 1 folded": edit(plus_one, recorded=("only vectors",)),
+    "Gemma's + 1 folded": edit(
+        lambda W, *_: {n: one + 1 for n, one in W.items() if "norm" in n},
+        recorded=("only vectors",),
+    ),
     "padded for tensor parallelism": padded,
     "payload in F32, 8 bits": partial(payload, F32, 8),
     "payload in F32, 16 bits": partial(payload, F32, 16),
@@ -433,10 +411,7 @@ EDITED: Mapping[str, Kind] = {
     "head replaced by the embedding": partial(tied, True),
     "head dropped and tied": partial(tied, False),
     "tied head not stored": not_stored,
-    "direction ablated, norms kept": edit(norm_kept, ways={"merged_adapter": None}),
 }  # fmt: skip
-
-# -------------------------------------------------------------------------------- storage
 
 
 def merged_into(
@@ -458,8 +433,6 @@ MERGED_INTO: Mapping[str, Kind] = {
     for of, parts in {"": "proj", " of q and v": "q_proj|v_proj"}.items()
     for size in ((8e-4, 4e-3, 2e-2) if not of else (2e-2,))
 }
-
-# -------------------------------------------------------------------------------- trainings
 
 
 def policy(W: State, g: torch.Generator) -> torch.Tensor:
@@ -586,8 +559,6 @@ EXPERTS_LEARNT: Mapping[str, Kind] = {
     "one expert alone": training(adamw(1e-3), only=some("experts.2.")),
     "experts in int4": partial(copied, "int4"),
 }
-
-# -------------------------------------------------------------------------------- merges
 
 
 def of_tasks(count: int, merge: Callable[[list[State], State, torch.Generator], State]) -> Kind:

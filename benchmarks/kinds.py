@@ -373,7 +373,7 @@ def _planted() -> Iterator[Pair | tuple[str, str, Callable[[], Made]]]:
         yield f"LoRA 320 of 1,024, {size:g}", more, partial(kind_later.rank_320, size)
     for part in ("vision_tower", "language_model"):
         name = f"LoRA of the {part.replace('_', ' ')} alone"
-        make = partial(kind_later.tower, 8, 1e-2, part)
+        make = partial(kind_later.tower, part)
         yield Pair(name, "kinds: more edits", make, config="llava")
     yield Pair("named dpo", "parts", partial(_full, h.SMALL, h.fast, 6e-3), label="x:base..dpo")
 

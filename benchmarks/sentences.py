@@ -287,7 +287,7 @@ def line(one: Verdict) -> str:
 def method() -> str:
     """A digest of the package and of these scripts: what a verdict rests on."""
     here, package = Path(__file__).parent, Path(shadow.__file__).parent
-    names = ("histories", "truths", "judging", "sentences")
+    names = ("histories", "truths", "judging", "stated", "sentences")
     files = [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.yaml"))]
     files += [*(here / f"{name}.py" for name in names), *sorted(here.glob("kind*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -75,7 +75,6 @@ VERBS: Mapping[str, Callable[..., Any]] = {
     "quantised": lambda models: shadow.verify("quantised", *models[:2], jobs=1),
     "stored": lambda models: shadow.verify("stored", *models[:2], base=models[2], jobs=1),
     "merged": lambda models: shadow.verify("merged", *models, jobs=1),
-    "mixture": lambda models: shadow.verify("mixture", *models, jobs=1),
     "check": lambda models: shadow.check(models[0]),
     "snapshot": lambda models: shadow.snapshot(models[0]),
 }

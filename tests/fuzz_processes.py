@@ -36,7 +36,7 @@ Place = Callable[[Path, bytes], list[str]]
 
 WORDS = (
     "audit", "plan", "verify", "show", "gate", "compare", "export", "families", "explain", "whole",
-    "same", "trained", "related", "quantised", "files", "stored", "merged", "mixture", "./base",
+    "same", "trained", "related", "quantised", "files", "stored", "merged", "./base",
     "./tuned", "report", "./missing", "demo:base..narrow", "demo", "--level", "norms", "--json",
     "--layer", "0-3", "--module", "mlp.up", "--fail-on", "nonfinite", "x > 1", "--moved",
     "language.layers.0", "--frozen", "*", "--jobs", "1", "-1", "--format", "json", "--full", "-q",

@@ -205,3 +205,18 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
     for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
         assert open_regular(path) is None
         assert read_start(path, 10) is None
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", SHARD])
+@pytest.mark.parametrize("kind", ["fifo", "device", "nothing"])
+def test_what_cannot_be_read_beside_the_weights_is_no_whole_checkpoint(folders, name, kind):
+    """It is neither absent nor in agreement with the rest; a README may be what it is."""
+    (folders / "tuned" / "README.md").symlink_to("/dev/zero")
+    other = folders / "tuned" / name
+    if kind == "nothing":
+        other.symlink_to(folders / "deleted")
+    else:
+        MAKERS[kind](other)
+    done = run_shadow("verify", "whole", "./tuned", "--json", cwd=folders, seconds=SECONDS)
+    named = {row["name"]: row["code"] for row in json.loads(done.assert_done(4))["against"]}
+    assert named[name] == "unreadable"

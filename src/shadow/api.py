@@ -252,7 +252,7 @@ def verify(
             `shadow.snapshot`.
         moved: Of `trained`: what should have changed, such as `language.layers.0-7`; what is
             `frozen` should be equal.
-        base: Of `stored` and `mixture`: the model that the others were trained from.
+        base: Of `stored`: the model that the full one was trained from.
         headers: Of `whole`: leave out values.
     """
     from shadow.checks import registry

@@ -37,8 +37,6 @@ REASONS = {
 }
 # What makes a report one that nobody should build on: sentences of the finding, and rules.
 BROKEN = ("nonfinite", "all_zero", "empty", "nothing_compared", "unrelated", "part_shared")
-# the detail of a vector that has no relative norm, as its base is 0, and moved all the same
-FROM_ZERO = "0 in the base, and not in the tuned model"
 UNNAMED = "the base has no module of this name"  # the detail of a module of an adapter
 STRICT = frozenset(name for name, reason in REASONS.items() if reason.strict)
 

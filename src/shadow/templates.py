@@ -89,8 +89,8 @@ def names_in(template: str) -> list[str]:
 
 
 def outline(template: str) -> str:
-    """What a template says whatever its figures are: `N tensors of NAMES differ`. Parts that may be
-    left out are.
+    """A template with names for its figures: `N tensors of NAMES differ`. What may be left out
+    is.
     """
 
     def slot(match: re.Match[str]) -> str:

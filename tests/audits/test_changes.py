@@ -17,7 +17,7 @@ from shadow.checks.explanations import recognised
 from shadow.engines.pair import run_pair
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
-from shadow.telling.size import is_as_stored
+from shadow.telling.context import Context
 
 Weights = dict[str, torch.Tensor]
 SETTINGS = Settings(Method(), Filter())
@@ -236,7 +236,7 @@ def test_of_a_copy_in_few_bits_no_share_is_the_updates(audited, case):
     assert set(rows["kept_reason"]) == {"rounding_unexplained"}
     assert {"few_values"} <= codes(summary)
     assert not {"kept", "rounding"} & codes(summary)
-    assert is_as_stored(summary)
+    assert Context(summary).is_as_stored
     answers = {one.code: one.answer for one in summary.finding.other_explanations}
     assert answers["quantised_copy"] == "cannot_be_excluded"
 
@@ -255,4 +255,4 @@ def test_the_size_of_weights_in_files_of_more_bits_is_as_stored(audited):
     summary, rows = audited("F32 files")
     assert set(rows["kept_reason"]) == {"rounding_unexplained"}
     assert summary.figures.floor_ratio > 4
-    assert is_as_stored(summary)
+    assert Context(summary).is_as_stored

@@ -495,6 +495,14 @@ def test_claims_of_a_file_and_the_first_of_1_4_5_0(claimed, text):
     assert f'failures="{outcomes.count(NO)}"' in cases
 
 
+@pytest.mark.parametrize("word", ["mixture", "sames"])
+def test_a_claim_that_is_none_is_refused_with_those_that_are(word, tmp_path):
+    """Exit code 2 before any checkpoint is looked for; `mixture` was one once."""
+    done = run_shadow("verify", word, "./tuned", "./a", "./b", cwd=tmp_path)
+    assert f"no claim '{word}'" in done.assert_refused(2)
+    assert "same" in done.err.partition("hint:")[2]
+
+
 def test_names_from_files_are_harmless_on_a_terminal(tmp_path):
     """Control characters and workflow commands of a name stay text."""
     name = "x\x1b[2J\n::error::y"

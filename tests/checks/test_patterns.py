@@ -11,6 +11,7 @@ Q, EMBED, TOWER = (
 )  # fmt: skip
 DOWN, STACK = Place("language", 3, "experts.down", 5), Place("language", 3, "experts.down")
 QKV = Place("language", 3, "attn.qkv")
+BIAS = Place("language", 3, "bias", slot="attn.q")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,11 @@ def test_a_word_that_no_model_has_is_refused_with_the_nearest(wrong):
         ("experts.0-2 experts.4", "experts", STACK, "move stay"),
         ("experts.down", "experts.3", STACK, "stay"),
         ("", "experts", STACK, "move"),
+        ("attn.q", "", BIAS, "stay"),  # a module that is frozen has its bias frozen
+        ("attn.k", "", BIAS, "either"),
+        ("", "attn.q", BIAS, "either"),  # and of one that moves, a bias may stay
+        ("attn.q", "bias", BIAS, "stay"),
+        ("attn.k", "bias", BIAS, "move"),
     ],
 )
 def test_what_is_asked_of_all_that_lies_at_a_place(frozen, moved, place, asked):

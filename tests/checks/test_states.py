@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import reports
+from finding_cases import grown
 from reports import delta, place, places
 
 from shadow.gates.measured import read_measured
 from shadow.gates.rules import parse_rule
 from shadow.gates.verdicts import JudgedReport, judge
-from shadow.reasons import FROM_ZERO
 from shadow.reports.columns import FILES
 from shadow.reports.parquet import arrow_schema
 from shadow.summary.record import Gate
@@ -36,7 +36,7 @@ MORE = both({**place(1, "attn.q"), "component": "vision"}, status="skipped", rea
 NORM = {"status": "skipped", "reason": "not_a_matrix", "compared": 64, "shape": [64]}
 STILL = both(place(0, "norm"), **NORM, relative_norm=0.0)
 MOVED = both(place(1, "norm"), **NORM, relative_norm=0.01)
-RISEN = both(place(2, "norm"), **NORM, detail=FROM_ZERO)
+RISEN = both(place(2, "norm"), **NORM, cast="neither")
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +206,19 @@ def put(folder, rows):
     recorded = json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"])
     metadata = {b"shadow": json.dumps(recorded).encode()}
     pq.write_table(table.replace_schema_metadata(metadata), folder / "files.parquet")
+
+
+@pytest.mark.parametrize("rows", [(300, 308), (308, 300)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "language.embed changed", "language.embed unchanged", "language changed", "not verify.same",
+        "language.embed.relative_norm > 0.1",
+    ],
+)  # fmt: skip
+def test_a_vocabulary_with_other_rows_is_not_unchanged(tmp_path, text, rows):
+    """Rows that one side lacks were not compared, whatever the common ones are."""
+    folder = reports.write(tmp_path / "a", [], extra_tensors=(*grown(*rows), *STILL))
+    assert verdict(folder, text).outcome == "missing"
+    same = reports.write(tmp_path / "b", [], extra_tensors=(*grown(300, 300), *STILL))
+    assert verdict(same, text).outcome != "missing"

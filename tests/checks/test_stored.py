@@ -76,3 +76,18 @@ def test_what_is_found_is_judged(found, outcome, codes, against):
     assert [(one.name, pytest.approx(one.size)) for one in answer.against] == against
     reasons = [*answer.reasons, *answer.notes, *(one.why for one in answer.against)]
     assert all(CHECK.say(one) for one in reasons)
+
+
+@pytest.mark.parametrize(
+    ("sums", "stands"),
+    [
+        ({"copy": 0.0, "error": 4.0}, True), ({"copy": 1e-9, "error": 4.0}, False),
+        ({"full": 0.0, "copy": 0.0, "error": 0.0}, False),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_rounding_left_empty_is_named(sums, stands):
+    """It is the full model's rounded, and no model works with it; zeros stay zeros."""
+    answer = judge(Copy([copied("attn.q"), copied(copy=4.0), copied("mlp.down", **sums)]))
+    assert answer.outcome == "holds"
+    texts = [CHECK.say(note) for note in answer.notes]
+    assert texts == ["rounding left only zeros in 1 tensor: mlp.down.weight"] * stands

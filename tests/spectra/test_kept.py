@@ -165,3 +165,11 @@ def test_a_round_trip_through_8_bits_is_told_from_an_update(shape, least):
         false += has_few_levels(w, (w.float() + step).bfloat16())
     assert seen >= least * 30
     assert not false
+
+
+def test_what_was_zero_and_is_not_was_trained():
+    """Every format of few bits has an exact 0, as the new blocks of LLaMA Pro start."""
+    noise = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
+    levels = (noise * 4).round() / 4
+    for tuned in (noise.bfloat16(), levels.bfloat16()):
+        assert not has_few_levels(torch.zeros(64, 256, dtype=torch.bfloat16), tuned)

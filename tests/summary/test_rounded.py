@@ -18,10 +18,12 @@ from measuring import frame, planted_pair
 from reports import delta, place
 
 from shadow.checkpoints.pairing import Filter
+from shadow.comparing.matching import ComparedReport
 from shadow.engines.pair import run_pair
 from shadow.gates.measured import read_measured
 from shadow.gates.rules import parse_rule
 from shadow.gates.verdicts import judge
+from shadow.reports.report import Report
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.telling.reading import read_summary
@@ -213,3 +215,27 @@ def test_a_report_of_rows_without_a_tensor_leaves_nothing_out(tmp_path):
     rows = [delta(0.3, place(layer, "mlp.up"), cast="tuned") for layer in range(3)]
     folder = reports.write(tmp_path / "base..tuned", [*rows, delta(0.3, place(3, "mlp.up"))])
     assert read_summary(folder)[0].figures.matrices_rounded == 3
+
+
+def test_a_head_that_was_dropped_and_tied_is_no_copy(pair, tmp_path):
+    """Its row of the tuned side is that of the embedding, which is only rounded. By the two
+    tensors, of which one is no rounding of the other.
+    """
+    base, _ = pair
+    tuned = {name: one.bfloat16() for name, one in base.items()}
+    head = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(1)).half()
+    sides = planted_pair(
+        tmp_path, base | {"lm_head.weight": head}, tuned, {"tie_word_embeddings": True}
+    )
+    done = run_pair(sides, Settings(Method(), Filter()), tmp_path / "out")
+    embedding = tuned["model.embed_tokens.weight"].float()
+    moved = float((embedding - head.float()).norm() / head.float().norm())
+    summary, _ = read_summary(done.folder)
+    (module,) = summary.modules
+    assert (module.module, module.relative_norm) == ("head", pytest.approx(moved, rel=1e-5))
+    assert summary.figures.matrices_rounded == LAYERS * 7 + 1
+    assert summary.recognised.casts.beside == 1
+    assert "all of it in the head" in summary.finding.headline
+    assert list(ComparedReport("one", Report(done.folder)).deltas["module"]) == ["head"]
+    now = read_measured(done.folder)
+    assert judge([parse_rule(f"relative_norm_overall > {moved / 2}")], now)[0].outcome == "met"

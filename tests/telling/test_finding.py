@@ -39,6 +39,7 @@ from shadow.checks.explanations import EXPLANATIONS
 from shadow.checks.summary import summary_from_json
 from shadow.summary.record import PublishedRank
 from shadow.telling.finding import CODES, finding
+from shadow.telling.sentences import SENTENCES
 
 
 @pytest.mark.parametrize("code", MUST)
@@ -67,6 +68,13 @@ def test_every_code_has_a_case_and_a_text():
     apart |= {"all_zero", "empty"}  # tests/audits/test_broken.py
     assert set(MUST) | apart == set(CODES)
     assert set(MUST) == set(MUST_NOT)
+
+
+def test_sentences_are_listed_in_the_order_in_which_they_are_told():
+    """A code that is told early of some pairs is listed at its later position."""
+    codes_in_order = [told.code for told in SENTENCES]
+    last = sorted(set(codes_in_order), key=lambda code: codes_in_order[::-1].index(code))
+    assert last[::-1] == list(CODES)
 
 
 FIRST = [  # a report, and the codes that its sentences begin with
@@ -251,3 +259,13 @@ def test_the_findings_of_the_demo_have_only_numbers_of_its_tables(demo):
     for summary in demo.values():
         check(summary)
         assert codes(summary.finding)[:2] == ["size", "coherent"]
+
+
+@pytest.mark.parametrize("side", ["base", "tuned"])
+@pytest.mark.parametrize("cols", [256, 300, 4096])
+def test_a_side_of_zeros_has_not_been_through_few_bits(tmp_path, side, cols):
+    """A row of one value, as of a base that starts at 0, says nothing of a format; two do."""
+    for values, few in ((1, False), (2, True)):
+        share = values / min(cols, 1024)
+        found = recorded(tmp_path, model(**{f"levels_{side}": share, "cols": cols}))
+        assert ("few_values" in codes(found)) == few

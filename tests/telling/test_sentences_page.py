@@ -13,6 +13,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import histories
+import kind_later
+import kind_models
 import kinds
 import sentences
 from evidence.evidence_parts import DOCS
@@ -95,6 +97,38 @@ def test_common_rows_are_compared_and_a_tied_head_is_the_embedding():
     tied = _truth(base, {embed: rows}, configs=({}, {"tie_word_embeddings": True}))
     assert list(tied.difference) == [head]
     assert tied.stored_norm([head]) == pytest.approx(2.0)
+
+
+def _untrained(folder: Path, with_experts: bool = False) -> kind_models.Base:
+    start = kind_models.fresh(64, 4, 128, 0)
+    if with_experts:
+        start = kind_models.with_experts(start, 0)
+    return kind_models.Base("untrained", start, folder)
+
+
+@pytest.mark.parametrize("name", kind_later.EDITED)
+def test_the_truth_of_an_edit_is_what_was_stored_but_for_rounding(name, tmp_path):
+    made = kind_later.EDITED[name](_untrained(tmp_path), 0)
+    truth = Truth(made)
+    assert truth.difference or made.update == {}
+    for tensor, update in (made.update or {}).items():
+        stored = truth.difference.get(tensor, np.zeros_like(update))
+        rounding = 3e-3 * (np.linalg.norm(truth.tuned[tensor]) + np.linalg.norm(update))
+        assert np.linalg.norm(stored - update) <= rounding
+
+
+def test_parts_stand_at_other_numbers(tmp_path):
+    """Every matrix of the tuned side that differs is one of the base's: none was trained."""
+    kinds = {**kind_later.NUMBERS, **kind_later.EXPERT_NUMBERS}
+    for name in ("attention of other layers", "first layers dropped", "experts permuted"):
+        base = _untrained(tmp_path, with_experts="experts" in name)
+        truth = Truth(kinds[name](base, 0))
+        held = {W.tobytes() for W in truth.base.values()}
+        changed = [tensor for tensor in truth.inside if "proj" in tensor]  # no router
+        assert changed, name
+        assert all(truth.tuned[tensor].tobytes() in held for tensor in changed)
+    moved = kinds["attention of other layers"](_untrained(tmp_path), 0)
+    assert Truth(moved).moved_layers() == (0, 2)
 
 
 def test_pages_say_what_was_measured():

@@ -160,6 +160,8 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
     (MUST["few_entries"], "headline", "in 63 entries, all of it in mlp.up."),
     (MUST["replaced"], "headline", "with 2 matrices unlike the base's, in all modules alike."),
     (MUST["rounding"], "headline", "A copy of the base, only rounded."),
+    (report(model(cast="tuned", **ROUNDED), extra_tensors=grown(300, 308)), "headline",
+     "What was compared is a copy, only rounded."),
     (MUST["mostly_copy"], "headline", "64, all of it in mlp.up; 12 matrices only rounded."),
     (report([*model(cast="tuned", **ROUNDED)], extra_tensors=MOVED), "headline",
      "A rounded copy of the base, but for 1 tensor."),

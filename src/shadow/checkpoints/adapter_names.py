@@ -1,4 +1,4 @@
-"""Whether an adapter's modules have names of its base: peft finds modules by name, not by place.
+"""The modules of an adapter that have a name of its base: peft finds modules by name, not place.
 
 Names in files are not always those of modules: transformers moves the language model of a wrapper,
 and adds the first word of a model that was saved without its head.

@@ -252,7 +252,9 @@ def _load_zip(file: IO[bytes]) -> dict[str, Any]:
         if any(archive.read(member) != sys.byteorder.encode() for member in orders):
             raise ValueError("written by a machine of the other byte order")
     file.seek(0)
-    with FakeTensorMode():  # reads the pickle alone; every storage tells its offset in the file
+    # reads the pickle alone; every storage tells its offset in the file, as the notes of torch on
+    # serialization describe ("Layout Control")
+    with FakeTensorMode():
         state = _state(torch.load(file, map_location="cpu", weights_only=True))
     tensors = [
         _described(name, tensor, getattr(tensor.untyped_storage(), "_checkpoint_offset", None))

@@ -21,7 +21,6 @@ from shadow.templates import Reason, Value, fill, names_in
 
 Figure = float | int
 VALUES = {"moved": " PATTERN", "frozen": " PATTERN", "base": " REF", "headers": ""}
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class Outcome(StrEnum):
@@ -170,26 +169,22 @@ class Check:
 
     @property
     def names_in_usage(self) -> str:
-        """`BASE TUNED`, `TUNED A B...`."""
+        """`BASE TUNED`, `TUNED CANDIDATE...`."""
         return " ".join(self.checkpoints) + ("..." if self.repeats else "")
 
     @property
     def usage(self) -> str:
-        """`BASE TUNED [--moved PATTERN] [--frozen PATTERN]`, `TUNED A B... [--base REF]`."""
+        """`BASE TUNED [--moved PATTERN] [--frozen PATTERN]`, `FULL STORED [--base REF]`."""
         words = [self.names_in_usage]
         for option in self.options:
             words.append(f"[--{option}{VALUES[option]}]")
         return " ".join(words)
 
     def names(self, count: int) -> list[str]:
-        """Return the names of this many checkpoints: `TUNED, A, B, C`; `TUNED, CANDIDATE, CANDIDATE
-        2`; fewer if there are not enough letters.
-        """
-        last, more = self.checkpoints[-1], count - len(self.checkpoints)
-        if last not in LETTERS:
-            return [*self.checkpoints, *(f"{last} {number}" for number in range(2, 2 + more))]
-        letters = LETTERS[LETTERS.index(last) + 1 :]
-        return [*self.checkpoints, *letters[:more]]
+        """Return the names of this many checkpoints: `TUNED, CANDIDATE, CANDIDATE 2`."""
+        more = count - len(self.checkpoints)
+        last = self.checkpoints[-1]
+        return [*self.checkpoints, *(f"{last} {number}" for number in range(2, 2 + more))]
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,13 @@ class Patterns:
         """Return the request for a matrix, by its own place and by that of the module it belongs
         to.
         """
-        named = (should for should, one in self.each if any(map(one.covers, names)))
-        return next(named, Should.EITHER)
+        owners = [replace(place, module=place.slot) for place in names if place.module == "bias"]
+        for should, pattern in self.each:
+            # a frozen module has its bias frozen too; of one that moves, a bias may stay
+            places = (*names, *owners) if should is Should.STAY else names
+            if any(map(pattern.covers, places)):
+                return should
+        return Should.EITHER
 
     def of_model(self, names: Mapping[str, Collection[Place]]) -> Patterns:
         """Resolve the patterns for a model with these tensors at these places. Raises UsageError

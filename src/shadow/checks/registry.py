@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadow.checks import files, merged, mixture, quantised, related, same, stored, trained, whole
+from shadow.checks import files, merged, quantised, related, same, stored, trained, whole
 from shadow.checks.answer import Answer, Check, Outcome, Question, Verification, by_code
 from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
@@ -25,7 +25,6 @@ CHECKS: Mapping[str, Check] = by_code(
     trained.CHECK,
     stored.CHECK,
     related.CHECK,
-    mixture.CHECK,
     files.CHECK,
     quantised.CHECK,
     whole.CHECK,
@@ -85,8 +84,6 @@ def require_form(
         if value and option not in form.options:
             known = [name for name, other in CHECKS.items() if option in other.options]
             raise UsageError(f"{claim} has no --{option}", f"of these claims: {and_list(known)}")
-    if len(names := form.names(count)) < count:
-        raise UsageError(f"{count} checkpoints are too many", f"name {len(names)} at most")
     return form
 
 

@@ -30,6 +30,7 @@ WORDS = {
     "values": "{before:count value|values} become {after:count}[ in {tensor}]",
     "merged": "in {vectors:count vector|vectors} rounding merged more than half of the values:"
     " {which}",
+    "emptied": "rounding left only zeros in {tensors:count tensor|tensors}: {which}",
     "rounded": "{tensors:count tensor is|tensors are} the full model's rounded to {formats}",
     "off": "{off:count} of {tensors:count tensor|tensors} {off|is|are} not the full model's rounded"
     " to {formats}, in {entries:count entry|entries}",
@@ -65,6 +66,12 @@ class StoredPart:
         """Return whether the copy has less than half of its distinct values."""
         before, after = self.values
         return after < MERGED * before
+
+    @property
+    def is_emptied(self) -> bool:
+        """Return whether rounding left only zeros, so that all of it is the error."""
+        sums = self.sums
+        return sums.full > 0 and sums.copy == 0 and sums.error == sums.full
 
     @property
     def module(self) -> str:
@@ -109,6 +116,8 @@ def judge(found: Copy) -> Answer:
     if merged:
         which = [_values(one, one.tensor) for one in merged]
         notes.append(Reason("merged", {"vectors": len(merged), "which": which}))
+    if emptied := [one.tensor for one in found.tensors if one.is_emptied]:
+        notes.append(Reason("emptied", {"tensors": len(emptied), "which": emptied}))
     if unknown := sum(not one.sums.finite for one in found.tensors):
         notes.append(Reason("without_norm", {"tensors": unknown}))
     return found.judged(

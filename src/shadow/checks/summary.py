@@ -33,8 +33,8 @@ class Finding(Row):
     """The finding of a report about its pair.
 
     Sentences are short paragraphs in the order of shadow.telling.finding.CODES, except that a
-    copy's `rounding` comes before `size`, and so do `vocabulary` and `left_out` if nothing changed
-    or little was compared; most pairs have two to five.
+    copy's `rounding` comes before `size`, and so does `left_out` if nothing changed or little was
+    compared; most pairs have two to five.
     """
 
     headline: str

@@ -125,7 +125,7 @@ class Moved:
 
     @property
     def against(self) -> Against:
-        """Why it is not what it should be."""
+        """The reason that it is not what it should be."""
         row = self.row
         changes = {"changed": row.changed, "entries": row.entries}
         figures: dict[str, Value] = {**changes, "cast": self.cast, "format": self.rounded_to}

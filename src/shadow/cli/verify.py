@@ -42,9 +42,7 @@ def verify(
     frozen: Sequence[str] = option(
         "Of trained: what should be equal to the base; may be repeated.", (), metavar="PATTERN"
     ),
-    base: str | None = option(
-        "Of stored, mixture: what FULL, or A and B, were trained from.", metavar="REF"
-    ),
+    base: str | None = option("Of stored: what FULL was trained from.", metavar="REF"),
     headers: bool = option("Of whole: leave out values, read headers alone.", False),
     listed: Path | None = option(
         "YAML file of claims to check, instead of one.", None, "--claims", **FILE

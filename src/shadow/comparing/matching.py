@@ -23,7 +23,7 @@ from shadow.reports.provenance import (
 from shadow.reports.report import Report
 from shadow.spectra.measurement import Method
 from shadow.storage import as_given
-from shadow.summary.tables import OF_CASTS, only_rounded
+from shadow.summary.tables import OF_CASTS, OF_SIDES, only_rounded
 from shadow.templates import Reason
 
 PLACE = ("component", "layer", "module", "expert")
@@ -108,7 +108,8 @@ class ComparedReport:
         deltas = self.matrices[self.matrices["subject"] == "delta"]
         casts = self.tensors.loc[:, [*OF_CASTS]].itertuples(index=False, name=None)
         known = ((name, side, None if pd.isna(how) else how) for name, side, how in casts)
-        return deltas[~only_rounded(deltas["tensor"], known)]
+        sides = deltas.loc[:, [*OF_SIDES]].itertuples(index=False, name=None)
+        return deltas[~only_rounded(sides, known)]
 
     @cached_property
     def identity(self) -> ReportIdentity:

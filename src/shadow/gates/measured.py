@@ -15,7 +15,7 @@ from shadow.checks.patterns import Pattern
 from shadow.checks.summary import Summary
 from shadow.comparing.matching import ComparedReport
 from shadow.errors import ShadowError
-from shadow.gates.rows import ReportRows, Resting, Scope, State, file_states
+from shadow.gates.rows import ReportRows, Scope, State, file_states
 from shadow.gates.rules import FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
 from shadow.reports.folders import finished_metadata, refuse_remains
 from shadow.reports.report import Report
@@ -66,7 +66,7 @@ class JudgedReport:
     @cached_property
     def tables(self) -> ReportRows:
         """Its rows."""
-        return ReportRows(self.source)
+        return ReportRows(self.source, self.summary)
 
     @cached_property
     def rows(self) -> dict[Scope, OverLayers]:
@@ -94,14 +94,6 @@ class JudgedReport:
         no_bounds = (metric in row.intervals and row.no_interval) or "no spread"
         return JudgedFigure(name, value, row.intervals.get(metric), no_bounds)
 
-    def resting(self, scope: Scope, metric: str) -> Resting:
-        """The energy of change in the matrices that a figure rests on, and in all of its place."""
-        return self.tables.resting(scope, metric, self.summary.main_component)
-
-    def error(self, scope: Scope, metric: str) -> float:
-        """The largest possible error of a median of estimates; 0 of what was not estimated."""
-        return self.tables.error(scope, metric) if self.summary.estimated else 0.0
-
     def states(self, metric: Metric) -> dict[str, State]:
         """The state of each place or file that a rule names, by name."""
         if metric.component == FILES:
@@ -110,15 +102,6 @@ class JudgedReport:
             return file_states(metric.module or "", str(metric), self.tables.files)
         assert metric.place is not None, "a place, or files"
         return self.tables.states(metric.place)
-
-    def is_identical(self, metric: Metric) -> bool:
-        """Whether all matrices that a rule names were compared and none changed, or none by more
-        than rounding where the figures are those of others.
-        """
-        pattern = Pattern("", metric.component or "*", module=metric.module or "*")
-        is_rounded = self.summary.figures.matrices_rounded > 0
-        states = self.tables.states_of_matrices(pattern, rounded=is_rounded)
-        return set(states.values()) == {UNCHANGED}
 
     def answer(self, claim: Metric) -> tuple[str | None, Reason | str]:
         """The state of a gate or a claim, None if inconclusive, and the reason."""

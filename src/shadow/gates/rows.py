@@ -19,13 +19,23 @@ import pyarrow.compute as pc
 
 from shadow.checks.files import EVERY
 from shadow.checks.patterns import Pattern
+from shadow.checks.summary import Summary
 from shadow.gates.rules import CHANGED, UNCHANGED
 from shadow.places.architecture import Place
-from shadow.reasons import FROM_ZERO, Status
+from shadow.reasons import Status
 from shadow.reports.columns import ESTIMATED
 from shadow.reports.report import Report
 from shadow.summary.making import MEDIANS
-from shadow.summary.tables import COPIED, OF_CASTS, Columns, are, columns_of, floats, only_rounded
+from shadow.summary.tables import (
+    COPIED,
+    OF_CASTS,
+    OF_SIDES,
+    Columns,
+    are,
+    columns_of,
+    floats,
+    only_rounded,
+)
 
 State = str | None  # None: not known
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
@@ -42,7 +52,7 @@ COLUMNS = {
 OF_DEPTH = ("depth_entropy", "effective_layers")  # figures that rest on matrices in layers alone
 LEAST = 1e-300  # instead of a norm of nothing
 OF_A_PLACE = ("component", "layer", "module", "expert")
-OF_A_STATE = ("status", "reason", "detail", "relative_norm", "compared", "cast")
+OF_A_STATE = ("status", "reason", "relative_norm", "compared", "cast")
 KEYS = ("subject", "component", "module")  # of a delta row: what a scope is compared with
 
 
@@ -53,7 +63,6 @@ class TensorState:
     place: Place
     status: Status
     reason: str | None
-    detail: str | None
     relative_norm: float | None
     compared: int | None
     cast: str | None
@@ -67,10 +76,10 @@ class TensorState:
             return None if self.reason else True  # with a reason it has no partner
         if self.reason != "not_a_matrix" or self.compared == 0:
             return None
-        if self.detail == FROM_ZERO:
-            return True
         if self.relative_norm is not None:
             return self.relative_norm > 0
+        if self.cast is not None:  # from 0, of which no norm is relative
+            return True
         return False if self.compared else None
 
 
@@ -87,17 +96,25 @@ class ReportRows:
     """The rows of a report, each table read when it is asked for."""
 
     source: Report
+    summary: Summary
 
     @cached_property
     def tensors(self) -> list[TensorState]:
         """The rows of tensors.parquet."""
         table = self.source.table("tensors").select((*OF_A_PLACE, *OF_A_STATE))
+        grown = {(row.component, row.module) for row in self.summary.vocabulary}
         tensors = []
         for row in table.to_pylist():
+            component = row["component"] or ""
             module = row["module"] or ""
-            place = Place(row["component"] or "", row["layer"], module, row["expert"])
-            state = {name: row[name] for name in OF_A_STATE}
-            tensors.append(TensorState(place, **state))
+            tensor = TensorState(
+                Place(component, row["layer"], module, row["expert"]),
+                **{name: row[name] for name in OF_A_STATE},
+            )
+            # only rows that both vocabularies have were compared
+            if tensor.status == "identical" and (component, module) in grown:
+                tensor = replace(tensor, status="skipped")
+            tensors.append(tensor)
         return tensors
 
     @cached_property
@@ -112,7 +129,8 @@ class ReportRows:
         tensors = columns_of(self.source.table("tensors").select(OF_CASTS))
         table = self.source.table("matrices")
         deltas = columns_of(table.filter(pc.equal(table["subject"], "delta")))
-        deltas = deltas.where(~only_rounded(deltas["tensor"], tensors.each(*OF_CASTS)))
+        is_rounded = only_rounded(deltas.each(*OF_SIDES), tensors.each(*OF_CASTS))
+        deltas = deltas.where(~is_rounded)
         norms = np.nan_to_num(deltas["frobenius_norm"])
         # over the largest, so that squares are finite
         deltas = deltas.added(energy=(norms / max([*norms, LEAST])) ** 2)
@@ -120,10 +138,8 @@ class ReportRows:
         by_module = deltas.groups("component", "module")
         return {(): deltas, **dict(by_component), **dict(by_module)}
 
-    def resting(self, scope: Scope, metric: str, main_component: str | None) -> Resting:
-        """The energy of change in the matrices that a figure rests on. main_component: the one on
-        whose layers the pair's figures of depth rest.
-        """
+    def resting(self, scope: Scope, metric: str) -> Resting:
+        """The energy of change in the matrices that a figure rests on, and in all of its place."""
         if scope not in self.deltas:
             return Resting(0.0, 0.0)
         deltas = self.deltas[scope]
@@ -136,15 +152,17 @@ class ReportRows:
         for name in names:
             known &= ~np.isnan(deltas[name])
         if metric in OF_DEPTH:
-            component = scope[0] if scope else main_component
+            component = scope[0] if scope else self.summary.main_component
             known &= are(deltas["component"], component or "") & ~np.isnan(deltas["layer"])
         return Resting(float(energy[known].sum()), total)
 
     def error(self, scope: Scope, metric: str) -> float:
-        """The largest possible error of a median of estimates: the largest error of one."""
+        """The largest possible error of a median of estimates: the largest error of one. 0 of what
+        was not estimated.
+        """
         is_share = metric == "participation_share"  # of a participation ratio in that of the null
         column = "participation_ratio" if is_share else metric
-        if column not in ESTIMATED:
+        if not self.summary.estimated or column not in ESTIMATED:
             return 0.0
         null = "null_participation_ratio"
         rows = self.source.columns("matrices", [*KEYS, f"{column}_error", null])
@@ -159,15 +177,17 @@ class ReportRows:
         """The states of the places that a rule names."""
         return states(pattern, self.tensors)
 
-    def states_of_matrices(self, pattern: Pattern, *, rounded: bool) -> dict[str, State]:
-        """The same of matrices alone. rounded: whether one that is only rounded is unchanged."""
+    def are_identical(self, pattern: Pattern) -> bool:
+        """Whether all matrices of these places were compared and none changed, or none by more than
+        rounding where the figures are those of others.
+        """
         matrices = [tensor for tensor in self.tensors if tensor.reason != "not_a_matrix"]
-        if rounded:
+        if self.summary.figures.matrices_rounded:
             matrices = [
                 replace(tensor, status="identical") if tensor.cast in COPIED else tensor
                 for tensor in matrices
             ]
-        return states(pattern, matrices)
+        return set(states(pattern, matrices).values()) == {UNCHANGED}
 
 
 def states(pattern: Pattern, tensors: Iterable[TensorState]) -> dict[str, State]:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from shadow.checks.answer import Outcome, first_code
+from shadow.checks.patterns import Pattern
 from shadow.checks.registry import pair_claim
 from shadow.checks.summary import Summary, broken
 from shadow.comparing.codes import ReportRelation, say
@@ -34,6 +35,7 @@ from shadow.gates.rules import (
     OF_FILES,
     OF_REPORTS,
     VERIFY,
+    Metric,
     Rule,
 )
 from shadow.summary.record import not_measured
@@ -352,8 +354,8 @@ def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
         if figure.value is None:
             nulls.append(figure.name)
             continue
-        resting = now.resting(scope, metric)
-        known.append(_Known(figure.name, figure.value, now.error(scope, metric), resting))
+        resting = now.tables.resting(scope, metric)
+        known.append(_Known(figure.name, figure.value, now.tables.error(scope, metric), resting))
     if not known:
         return _without_value(rule, now, places, nulls)
     findings = [
@@ -365,7 +367,7 @@ def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
         )
         for figure in known
     ]
-    resting_all = [now.resting(scope, metric) for scope in places]
+    resting_all = [now.tables.resting(scope, metric) for scope in places]
     small_part = _of_a_small_part(rule, findings, _share(resting_all), nulls)
     if small_part is not None:
         return small_part
@@ -394,11 +396,18 @@ def _without_value(
     name = str(rule.figure)
     if any(now.figure(scope, "matrices").value for scope in places):
         return _missing(rule, "null", figures=nulls, why=not_measured(now.summary.tier))
-    if rule.figure.metric in NORMS and now.is_identical(rule.figure):
+    if rule.figure.metric in NORMS and _is_identical(rule.figure, now):
         rounded = "only rounded" if now.summary.figures.matrices_rounded else None
         finding = RuleFigure(name, 0.0, rule.holds(0.0))
         return _verdict(rule, "identical", [finding], what=name, rounded=rounded)
     return _missing(rule, "absent", why=now.why_absent(rule.figure))
+
+
+def _is_identical(metric: Metric, now: JudgedReport) -> bool:
+    """Whether all that a rule names was compared and did not change."""
+    return now.tables.are_identical(
+        Pattern("", metric.component or "*", module=metric.module or "*")
+    )
 
 
 def _is_within_error(rule: Rule, figure: _Known) -> bool:
@@ -484,13 +493,13 @@ def _move_of(
     sides = [baseline]
     if value is not None:
         sides.append(now)
-    share = min(_share([side.resting(scope, metric)]) for side in sides)
+    share = min(_share([side.tables.resting(scope, metric)]) for side in sides)
     if share < LEAST_SHARE:
         return Reason("rests_on_little", {**name, "share": share})
     low, high = before.bounds
     is_outside = True
     if value is not None:
-        error = now.error(scope, metric)
+        error = now.tables.error(scope, metric)
         if error and min(abs(value - low), abs(value - high)) <= error:
             return Reason("error_reaches_bound", name)
         slack = NOISE * max(abs(low), abs(high))

@@ -23,7 +23,7 @@ from shadow.gates.rules import MOVED
 from shadow.gates.verdicts import Judgement
 from shadow.outputs.markdown import markdown
 from shadow.telling.document import Document
-from shadow.telling.verification import asked
+from shadow.telling.verification import claim_text
 from shadow.text import counted, visible
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def write_claims(path: Path, found: Sequence[Verification | FailedVerification])
             tag: Tag = "failure" if one.outcome == "does_not_hold" else "skipped"
             problems.append((tag, one.reason, one.claim))
             lines += [f"{item.name}: {item.what}" for item in one.against[:LISTED]]
-        name = asked(replace(one, of=of))
+        name = claim_text(replace(one, of=of))
         cases.append(_case("shadow verify", name, one.seconds, problems, lines))
     write_document(path, _document([("shadow verify", cases)]))
 
@@ -276,7 +276,7 @@ def _document(suites: Iterable[tuple[str, list[TestCase]]]) -> bytes:
     for name, cases in suites:
         suite = TestSuite(visible(name))
         suite.add_testcases(cases)
-        root.add_testsuite(suite)
+        root.append(suite)  # where add_testsuite joins those of one name
     root.update_statistics()
     content = io.BytesIO()
     root.write(content, pretty=True)

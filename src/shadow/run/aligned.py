@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,16 +23,13 @@ from shadow.checkpoints.pairing import (
     pair_checkpoints,
 )
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.dtypes import FLOATS, torch_name
+from shadow.dtypes import torch_name
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.reports.provenance import SIDES
-from shadow.run.runtime import AlignedPair, Progress, Runtime
+from shadow.run.runtime import AlignedPair
 from shadow.run.scan import in_words, is_raw, scanned, sides_of
 from shadow.run.scanned import Scanned, Unmatched, in_order
-from shadow.run.workers import jobs_of, threads, views
 from shadow.spectra.entries import Binades, differing_bytes
-from shadow.spectra.lazy import Matrix
-from shadow.spectra.relations.mixture import Mixed, Read, products, read
 from shadow.templates import Reason, said
 from shadow.text import short
 
@@ -346,59 +341,3 @@ def row_of(
         changed=changed,
         remark=remark,
     )
-
-
-Line = Sequence[tuple[MatrixPair, Alignment]]
-"""One tensor of the tuned model beside that of every other."""
-
-
-def lines_of(aligned: Sequence[Alignment]) -> tuple[list[Line], list[Unmatched]]:
-    """Return the float tensors that all models have in one shape, and what is not read."""
-    by_key = [{pair.key: pair for pair in other.pair.pairs} for other in aligned]
-    lines: list[Line] = []
-    unread = [one for other in aligned for one in other.unread]
-    for key, pair in by_key[0].items():
-        if not pair.rows * pair.cols or not all(key in others for others in by_key):
-            continue
-        line = [(others[key], other) for others, other in zip(by_key, aligned, strict=True)]
-        name = pair.tuned.info.name
-        if any(is_raw(one) for one, _ in line):
-            if any(row_of(one, of.pair.base, of.pair.tuned).changed for one, of in line):
-                unread.append(Unmatched(name, "tuned", Reason("other_numbers")))
-        elif pair.tuned.info.packing or pair.tuned.info.dtype not in FLOATS:
-            unread.append(Unmatched(name, "tuned", Reason("no_floats")))
-        elif not any(one.detail for one, _ in line):  # rows that not all have are alone
-            lines.append(line)
-    return lines, [*dict.fromkeys(unread)]
-
-
-@contextmanager
-def in_threads(lines: Sequence[Line], runtime: Runtime) -> Iterator[Callable[..., Any]]:
-    """Yield a `map` over tensors in threads, with progress."""
-    pairs = [line[0][0] for line in lines]
-    jobs = jobs_of(runtime, pairs)
-
-    def each(do: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        total = len(items)
-        for done, one in enumerate(pool.map(do, items), 1):
-            runtime.show(Progress(done=done, total=total, cost_done=done, cost_total=total))
-            yield one
-
-    with threads(jobs) as pool:
-        yield each
-
-
-def mixed(line: Line, *, has_base: bool) -> Mixed:
-    """Return a tensor with its sums of products. has_base: whether the last other is the base."""
-
-    def parts() -> Iterator[Read]:
-        sides: list[Matrix] = []
-        for pair, one in line:
-            assert pair.base is not None, "lined up"
-            side, tuned = views(pair, pair.base, one.pair.base, one.pair.tuned)
-            sides.append(side)
-        return read(tuned, sides.pop() if has_base else None, sides)
-
-    place, info, part = line[0][0].place, line[0][0].tuned.info, line[0][0].tuned.part
-    name = f"{info.name} ({in_words(place)})" if part.rows or part.experts else info.name
-    return Mixed(name, place.layer, info.dtype, has_base, parts, products(parts(), info.dtype))

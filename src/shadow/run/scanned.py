@@ -20,8 +20,6 @@ APART: Mapping[str, str] = {
     "dtypes": "{first} in {a}, {second} in {b}",
     "not_read": "the other side is not read",
     "not_finite": "some entries are not finite",
-    "other_numbers": "whole numbers that are not equal in all models",
-    "no_floats": "a merge is stored as floats",
 }
 
 

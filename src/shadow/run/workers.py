@@ -26,7 +26,6 @@ from shadow.checkpoints.sources import Source
 from shadow.checkpoints.stored_tensors import WHOLE, DecodedTensor, StoredTensor
 from shadow.checkpoints.transfers import Transfer, begin
 from shadow.errors import ShadowError, UndecodableError
-from shadow.reasons import FROM_ZERO
 from shadow.reports.provenance import SIDES
 from shadow.run.journal import MatrixOutcome
 from shadow.run.machine import default_jobs, machine_limits
@@ -45,6 +44,7 @@ Made = TypeVar("Made")
 Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored
 
 USUAL = Method()
+_FROM_ZERO = "0 in the base, and not in the tuned model"
 _LOCAL = threading.local()
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
 
@@ -315,7 +315,7 @@ def _of_vector(sides: Sides, formats: tuple[str, str], detail: str | None) -> Ma
     return MatrixOutcome(
         "skipped",
         reason="not_a_matrix",
-        detail=FROM_ZERO if delta_norm > 0 and base_norm == 0 else detail,
+        detail=_FROM_ZERO if delta_norm > 0 and base_norm == 0 else detail,
         delta_norm=delta_norm,
         base_norm=base_norm,
         zero="tuned" if size.base > 0 == size.tuned else None,  # a base may have biases of 0

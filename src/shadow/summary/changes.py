@@ -16,7 +16,7 @@ from shadow.summary.record import (
     FewEntries,
     InPlaces,
     Masked,
-    Moved,
+    MovedLayers,
     MovedRun,
     PlacesRow,
     Rearranged,
@@ -202,7 +202,7 @@ def _moved_layers(tensors: Columns) -> dict[Layer, int]:
     return moved
 
 
-def _moved(tensors: Columns, moved: Mapping[Layer, int]) -> Moved:
+def _moved(tensors: Columns, moved: Mapping[Layer, int]) -> MovedLayers:
     """Count the layers that moved, and those of them that have tensors of their own as well."""
     of_base = tensors.having(side="base").inside.each("component", "layer", "checksum")
     of_tuned = tensors.having(side="tuned").inside.each("component", "layer", "checksum")
@@ -213,7 +213,7 @@ def _moved(tensors: Columns, moved: Mapping[Layer, int]) -> Moved:
         if place in moved and (component, moved[place], checksum) not in held:
             changed.add(place)
     whole = len(moved) - len(changed)
-    return Moved(
+    return MovedLayers(
         layers=len(moved), whole=whole or None, in_part=len(changed) or None, rows=_runs(moved)
     )
 
@@ -324,4 +324,6 @@ def _casts(tensors: Columns) -> Casts | None:
         for how in ("tuned", "base")
     )
     beside = int(are(tuned["cast"], "neither").sum())
+    if not len(tuned.having(module="head")):  # it is tied, and its row is the base's
+        beside += len(tensors.having(side="base", module="head", cast="neither"))
     return Casts(tensors=of_tuned + of_base, of_base=of_base, beside=beside)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from shadow.dtypes import FLOATS
-from shadow.reasons import FROM_ZERO, UNNAMED
+from shadow.reasons import UNNAMED
 from shadow.summary.layer_medians import held_rank
 from shadow.summary.record import (
     BrokenRow,
@@ -52,11 +52,12 @@ OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may sha
 def vectors(tensors: Columns) -> VectorsRow:
     """Return how many vectors were compared, and how far those that moved did.
 
-    A vector that is 0 in the base has no relative norm, and its detail says where it moved.
+    A vector that is 0 in the base has no relative norm; where it moved, it is no copy of that.
     """
     rows = tensors.where(tensors["compared"] > 0).having(side="tuned", reason="not_a_matrix")
     norms = rows["relative_norm"]
-    changed = (norms > 0) | are(rows["detail"], FROM_ZERO)
+    from_zero = np.isnan(norms) & (rows["cast"] != None)  # noqa: E711
+    changed = (norms > 0) | from_zero
     moved = {
         component: [int(layer) for layer in dict.fromkeys(group.inside["layer"])]
         for (component,), group in rows.where(changed).groups("component")

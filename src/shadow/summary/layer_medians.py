@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.spectra.levels import round_trip
+from shadow.spectra.levels import LEVELS_OF, round_trip
 from shadow.spectra.noise import LEAST_KEPT, NOISE, UNTOUCHED
 from shadow.summary.bootstrap import Floats, Mask
 from shadow.summary.record import AnyRow, InsideLayers, LayerMedians, keys_of
@@ -245,7 +245,8 @@ def _few(inside: Columns) -> dict[str, int]:
     counts: dict[str, int] = {}
     for side in ("base", "tuned"):
         levels, cols = inside[f"levels_{side}"], inside["cols"]
-        judged = ~np.isnan(levels) & (cols >= SHORTEST)
+        # a row of one value, such as zeros, shows no copy
+        judged = (levels * np.fmin(cols, LEVELS_OF) > 1.0) & (cols >= SHORTEST)
         shares = zip(levels[judged].tolist(), cols[judged].tolist(), strict=True)
         few = [round_trip(share, int(length)) is not None for share, length in shares]
         counts |= {f"levels_{side}_judged": len(few), f"levels_{side}_few": sum(few)}

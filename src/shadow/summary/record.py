@@ -141,7 +141,7 @@ class LayerMedians(Row):
 
 
 class DepthFigures(Row):
-    """How evenly an update lies over the layers of a component."""
+    """The spread of an update over the layers of a component."""
 
     depth_layers: int
     depth_entropy: float | None
@@ -165,7 +165,7 @@ SHARED = (Medians, LayerMedians, DepthFigures, OverLayers)
 
 
 class StatusCounts(Row):
-    """How many tensors have each status."""
+    """Counts of tensors by status."""
 
     measured: int
     identical: int
@@ -245,7 +245,7 @@ class GridRow(Row):
 
 
 class InsideLayers(LayerMedians):
-    """What is known of the matrices inside layers."""
+    """Figures of the matrices inside layers."""
 
     matrices: int
     known: int
@@ -457,7 +457,7 @@ class MovedRun(Row):
     base_first: int
 
 
-class Moved(Row):
+class MovedLayers(Row):
     """Layers that are other layers of the base."""
 
     layers: int
@@ -472,7 +472,7 @@ class Rearranged(Row):
 
     matrices: int
     changed: int
-    moved: Moved | None
+    moved: MovedLayers | None
     not_comparable: InPlaces | None
 
 
@@ -508,7 +508,7 @@ class Gate(Row):
 
 
 class FileCounts(Row):
-    """How many files have each state."""
+    """Counts of files by state."""
 
     changed: int
     added: int
@@ -575,7 +575,7 @@ class PairRecord(OverLayers):
 
     @property
     def has_spectra(self) -> bool:
-        """Whether singular values were measured or estimated."""
+        """True if singular values were measured or estimated."""
         return self.tier not in WITHOUT_SPECTRA
 
     @property
@@ -585,7 +585,7 @@ class PairRecord(OverLayers):
 
     @property
     def has_components(self) -> bool:
-        """Whether there are several, so that a module is named with its component."""
+        """True if there are several, so that a module is named with its component."""
         return len({row.component for row in self.components}) > 1
 
 

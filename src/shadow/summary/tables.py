@@ -26,6 +26,7 @@ MOST = 2**63 - 1  # entries of a tensor
 UNREAD = ("dtype", "shard")
 COPIED = ("tuned", "base")  # in `cast`: which side is the other in another format
 OF_CASTS = ("tensor", "side", "cast")  # columns of tensors that say it
+OF_SIDES = ("tensor", "base_tensor", "module")  # columns of a delta that say of which tensors
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 PIECE = 2_000  # rows
 
@@ -181,13 +182,20 @@ def compared_layers(tensors: Columns) -> list[tuple[str, int]]:
     return sorted({(component, int(layer)) for component, layer in layers})
 
 
-def only_rounded(names: Iterable[str], tensors: Iterable[tuple[str, str, str | None]]) -> Mask:
+def only_rounded(
+    deltas: Iterable[tuple[str, str | None, str]], tensors: Iterable[tuple[str, str, str | None]]
+) -> Mask:
     """Return which matrices that changed are the other side's in another format in every entry,
     where others changed by more than that; none where all or none are, or where it is unknown of
-    one. names: those of their tensors; tensors: name, side and cast of each.
+    one. deltas: OF_SIDES of each; tensors: OF_CASTS of each.
     """
-    casts = {name: how for name, side, how in tensors if side == "tuned"}
-    of_deltas = [casts.get(name) for name in names]
+    casts = {(side, name): how for name, side, how in tensors}
+    of_deltas = []
+    for name, base_name, module in deltas:
+        how = casts.get(("tuned", name))
+        # a tied head is no tensor of the tuned side, whose row is of the embedding
+        is_tied = module == "head" and casts.get(("base", base_name or "")) == "neither"
+        of_deltas.append("neither" if is_tied else how)
     copies = np.array([how in COPIED for how in of_deltas], dtype=np.bool_)
     if None in of_deltas or copies.all():
         return np.zeros(len(of_deltas), dtype=np.bool_)
@@ -267,7 +275,7 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
         ),
     }
     measured = deltas.added(**made)
-    is_rounded = only_rounded(measured["tensor"], tensors.each(*OF_CASTS))
+    is_rounded = only_rounded(measured.each(*OF_SIDES), tensors.each(*OF_CASTS))
     return Rows(
         measured=measured,
         deltas=measured.where(~is_rounded),

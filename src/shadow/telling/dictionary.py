@@ -65,7 +65,7 @@ def columns_document() -> Document:
 
 
 def _columns() -> Mapping[str, Column]:
-    """Return every column by name; for a name in several tables, that of matrices.parquet."""
+    """Every column by name; for a name in several tables, that of matrices.parquet."""
     columns: dict[str, Column] = {}
     for column in (column for table in TABLES.values() for column in table.columns):
         columns.setdefault(column.name, column)
@@ -105,50 +105,65 @@ def word_documents(word: str, codes: Mapping[str, str] = NO_CODES) -> Iterable[D
 
 
 def _meanings(word: str, columns: Mapping[str, Column], codes: Mapping[str, str]) -> list[Head]:
-    """Return everything that a word means: a head of a table, a column, another word of the
+    """Everything that a word means: a head of a table, a column, another word of the
     screens, a term.
 
     In any case; heads also without their points. A space may replace an underscore in the name of a
     column; a name with points is a figure of summary.json, a letter a compared report.
     """
-    heads = {name.replace(".", "").lower(): head for name, head in HEADS.items()}
-    others, terms = other_words(), {term.lower(): text for term, text in GLOSSARY.items()}
-    name = word if word in columns else "_".join(word.split()).lower()
-    head = HEADS.get(word) or heads.get(word.replace(".", "").lower())
-    if re.fullmatch("[A-Z]", word):
-        head = head or HEADS["report"]
-    other, term = others.get(word.lower()), terms.get(word.lower())
-    found = [] if head is None else [head]
-    if name in columns and name not in [one.column for one in found]:
-        found.append(Head("", name))
+    lower = word.lower()
+    others = other_words()
+    other = others.get(lower)
+    terms = {term.lower(): text for term, text in GLOSSARY.items()}
+    head = _head(word)
+    meanings = [] if head is None else [head]
+    name = word if word in columns else "_".join(lower.split())
+    if name in columns and name not in [meaning.column for meaning in meanings]:
+        meanings.append(Head("", name))
     if other is not None and not (head and other.column):
-        found.append(other)
-    if term is not None and not any(one.column in columns for one in found):
-        found.insert(0, Head(term))
+        meanings.append(other)
+    if lower in terms and not any(meaning.column in columns for meaning in meanings):
+        meanings.insert(0, Head(terms[lower]))
     key, point, figure = word.partition(".")
-    if not found and point and key in JSON_FILES["summary.json"]:
+    if not meanings and point and key in JSON_FILES["summary.json"]:
         last = figure.rpartition(".")[2]
-        found = [Head(JSON_FILES["summary.json"][key])]
-        found += [Head("", last)] if last in columns else []
-    found += [Head(text) for text in _sayings(word.lower(), codes)]
-    if not found:
+        meanings.append(Head(JSON_FILES["summary.json"][key]))
+        meanings += [Head("", last)] if last in columns else []
+    sayings = _sayings(codes)
+    texts: dict[str, str] = {}
+    for title, words in sayings:
+        if lower in words:
+            text = outline(words[lower])
+            is_shared = texts.get(text, title) != title
+            texts[text] = "a code" if is_shared else title
+    meanings += [Head(f"{title}: {text}") for text, title in texts.items()]
+    if not meanings:
         known = [*columns, *HEADS, *TOPICS, *others, *GLOSSARY]
+        for _, words in sayings:
+            known += words
         hint = nearest(word, known, VERY_LIKE) or "`shadow explain` lists every column"
         raise UsageError(f"no column or word {word!r}", hint)
-    return found
+    return meanings
 
 
-def _sayings(code: str, codes: Mapping[str, str]) -> list[str]:
-    """What a code says wherever it occurs."""
-    sayings = {}
+def _head(word: str) -> Head | None:
+    """The head of a table that a word is, in any case, also without its points."""
+    if word in HEADS:
+        return HEADS[word]
+    heads = {name.replace(".", "").lower(): head for name, head in HEADS.items()}
+    head = heads.get(word.replace(".", "").lower())
+    return HEADS["report"] if head is None and re.fullmatch("[A-Z]", word) else head
+
+
+def _sayings(codes: Mapping[str, str]) -> list[tuple[str, Mapping[str, str]]]:
+    """Every code with its template, and what it is a code of."""
+    sayings: list[tuple[str, Mapping[str, str]]] = []
+    for meaning, members in COMPARED.items():
+        sayings += [(meaning, {member.code: member.text for member in members})]
+        sayings += [(meaning, {member.value.lower(): member.text for member in members})]
     for kind in kinds().values():
-        for check in kind.checks.values():
-            if code in check.words:
-                sayings[outline(check.words[code])] = check.title
-    for template in (COMMON.get(code), codes.get(code)):
-        if template is not None:
-            sayings.setdefault(outline(template), "")
-    return [f"a code{f' of {title}' if title else ''}: {text}" for text, title in sayings.items()]
+        sayings += [(f"a code of {check.title}", check.words) for check in kind.checks.values()]
+    return [*sayings, ("a code", COMMON), ("a code", codes)]
 
 
 def _finding() -> Document:
@@ -196,7 +211,7 @@ def table_document(table: Table) -> Document:
     """Describe a table for `explain --all`: type, unit, meaning, null case of every column."""
 
     def meaning(column: Column) -> Word:
-        """Return text, unit, null cases, and whether a reader begins with it."""
+        """Its text, unit, null cases, and whether a reader begins with it."""
         more = [f"in {column.unit}"] if column.unit else []
         if cases := null_cases(column):
             more.append(f"null: {', '.join(cases)}")
@@ -206,26 +221,23 @@ def table_document(table: Table) -> Document:
         return Word(f"{column.text};" if aside else column.text, aside=aside)
 
     fields = [named("column", "name"), worded("type"), worded("meaning", meaning)]
-    rows = sorted(table.columns, key=lambda one: one.name not in table.start_here)
+    rows = sorted(table.columns, key=lambda column: column.name not in table.start_here)
     about = f"{table.file}, schema {SCHEMA}; one row is {table.row}"
     return Document([Paragraph(about, lead=table.name), table_of(fields, rows)])
 
 
 def other_words() -> Mapping[str, Head]:
-    """Return the meanings of words on the screen, by the word in lower case."""
+    """The meanings of words on the screen, by the word in lower case."""
     sentences = _WORDS["sentences"].items()
     texts = {code: f"a sentence of the finding: {text}" for code, text in sentences}
-    texts |= {name: f"a reason for skipping tensors: {one.text}" for name, one in REASONS.items()}
+    for name, reason in REASONS.items():
+        texts[name] = f"a reason for skipping tensors: {reason.text}"
     for kind in kinds().values():
         for code, check in kind.checks.items():
             figures = {"code": code, "usage": check.usage, "meaning": check.meaning}
             text = fill(kind.text, {**figures, "rate": _rate(check)})
             names = {code: f"`{check.title}`, {text}", check.title: text}
             texts |= names if kind.has_titles else {code: text}
-    for meaning, members in COMPARED.items():
-        for member in members:
-            text = f"{meaning}: {outline(member.text)}"
-            texts |= {member.code: text, member.value: text}
     module = "a module: what role a matrix has in the model, by the name of its tensor"
     screens = _WORDS["screens"].items()
     return {
@@ -236,7 +248,7 @@ def other_words() -> Mapping[str, Head]:
 
 
 def _rate(check: Check) -> str | None:
-    """Return how often its answers were wrong; of none the exact bound of 95 %. None where
+    """Say how often its answers were wrong; of none the exact bound of 95 %. None where
     unknown.
     """
     if (rate := check.error_rate) is None:

@@ -113,11 +113,13 @@ class Field:
 
     def cell(self, row: object) -> Cell:
         of = self.of or self.head
-        found: Any = getattr(row, of) if isinstance(of, str) else of(row)
-        return found if self.kind is None else Quantity(found, self.kind)
+        value: Any = getattr(row, of) if isinstance(of, str) else of(row)
+        return value if self.kind is None else Quantity(value, self.kind)
 
 
-number, named, worded = Field, partial(Field, role="name"), partial(Field, role="text")
+number = Field
+named = partial(Field, role="name")
+worded = partial(Field, role="text")
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,6 @@ class Document:
     blocks: Sequence[Block]
 
     def shown(self, *, full: bool = False) -> Document:
-        """Return what to show, depending on whether everything is requested."""
+        """Leave out what is not to be shown, depending on whether everything is requested."""
         shown = ("always", "full" if full else "brief")
         return Document([block for block in self.blocks if block.when in shown])

@@ -60,8 +60,14 @@ MAX_FILE = 64_000_000  # bytes; a thousandth of it is usual
 
 
 NO_SEAL = (
-    OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException
-)  # fmt: skip
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    pa.ArrowException,
+)
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
@@ -85,7 +91,7 @@ def finish(
     staged: Staged, files: Mapping[str, TableFile], recorded: ReportMetadata, run: RunMetadata
 ) -> tuple[Summary, ReportMetadata]:
     """Make a report of the tables that were measured, which are closed: their summary, and the
-    metadata of each file. known: what Identity has, with the content of both sides.
+    metadata of each file. recorded: that of Identity, with the content of both sides.
     """
     tables = {}
     for name in SUMMARISED:
@@ -153,7 +159,7 @@ class AuditReports(tuple[AuditReport, ...]):
 
 
 def read_summary(folder: Path) -> tuple[Summary, ReportMetadata]:
-    """Return the summary of a finished report, and its provenance. Raises like AuditReport."""
+    """Read the summary of a finished report, and its provenance. Raises like AuditReport."""
     report = AuditReport(folder)
     return report.summary, report.provenance.recorded
 
@@ -170,7 +176,7 @@ def made_again(report: Report) -> Summary:
 
 
 def read_step(report: AuditReport) -> Step | None:
-    """Return a finished report as a step of a lineage; None for one of siblings, neither of which
+    """Read a finished report as a step of a lineage; None for one of siblings, neither of which
     came from the other.
     """
     return step_of(report, report.summary, report.summary.failed_gates)
@@ -180,7 +186,7 @@ def read_step(report: AuditReport) -> Step | None:
 
 
 def summary_bytes(summary: Mapping[str, Any]) -> bytes:
-    """Return the content of `summary.json`."""
+    """The content of `summary.json`."""
     return json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n"
 
 
@@ -202,7 +208,7 @@ def seal(
 
 
 def believed(report: Report) -> dict[str, Any] | None:
-    """Return the summary.json of a finished report; None if it cannot be trusted.
+    """Read the summary.json of a finished report; None if it cannot be trusted.
 
     Values are not checked: see `summary_from_json`. Raises ShadowError if there is no finished
     report.
@@ -218,8 +224,9 @@ def believed(report: Report) -> dict[str, Any] | None:
 
 @cache
 def maker() -> list[str]:
-    """Return the version, and a sha256 over the package's code and the data behind summaries."""
-    package, data = Path(__file__).parents[1], registry_folder()
+    """The version, and a sha256 over the package's code and the data behind summaries."""
+    package = Path(__file__).parents[1]
+    data = registry_folder()
     digest = hashlib.sha256()
     files = [data / "names.yaml", *sorted((data / "reference").iterdir())]
     for path in (*sorted(package.rglob("*.py")), *files):

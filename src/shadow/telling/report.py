@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,8 +48,14 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.limits import DAMAGE
-from shadow.telling.size import is_outside, of_what, unchanged_parts, without_base
+from shadow.telling.parts import (
+    identical_text,
+    is_outside,
+    of_what,
+    unchanged_parts,
+    without_base,
+)
+from shadow.telling.sentences import DAMAGE
 from shadow.telling.wording import Recorded
 from shadow.text import and_list, counted, several
 
@@ -65,7 +71,9 @@ EXPLANATIONS = (
     worded("because", "reason"),
 )
 MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
-FAILED, FOUND, NOTED = Word("failed", "warning"), Word("found"), Word("note", "quiet")
+FAILED = Word("failed", "warning")
+FOUND = Word("found")
+NOTED = Word("note", "quiet")
 LEVELS: Mapping[str, Level] = {"passed": "passed", "failed": "warning"}  # of gates
 # how the sentences are noticed that a reader has to know before any figure, by their code
 NOTICED = {
@@ -78,7 +86,7 @@ NOTICED = {
 def report_document(
     summary: Summary, provenance: ReportMetadata, folder: Path | str | None = None
 ) -> Document:
-    """Return the report of one pair as a document.
+    """Show the report of one pair.
 
     folder: where the report lies. None: what is reported is read elsewhere, as in a model card: it
     names no folder of this machine, and has sentences, modules and other explanations whatever
@@ -88,7 +96,7 @@ def report_document(
 
 
 def beside_another(document: Document) -> Document:
-    """Return the short screen of one of several pairs, with its figures in a line."""
+    """The short screen of one of several pairs, with its figures in a line."""
     blocks = []
     for block in document.blocks:
         if block.about in ("sides", "more"):
@@ -142,15 +150,15 @@ def _blocks(
 
 def _sides(summary: Summary, *, is_public: bool) -> Block:
     rows = []
-    for side, which in (("base", summary.base), ("tuned", summary.tuned)):
-        named = which["repo"]
-        commit = which["commit"]
+    for side, checkpoint in (("base", summary.base), ("tuned", summary.tuned)):
+        name = checkpoint["repo"]
+        commit = checkpoint["commit"]
         if is_public:  # where a folder lies is nothing for a model card
-            inside = FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, named)
-            named = Path(named).name if Path(named).is_absolute() else inside
+            inside = FOLDER_OF_A_PART.sub(lambda match: Path(match[0]).name, name)
+            name = Path(name).name if Path(name).is_absolute() else inside
         if commit:
-            named += f" @ {commit if is_public else commit[:12]}"
-        rows.append(FigureRow(side, named))
+            name += f" @ {commit if is_public else commit[:12]}"
+        rows.append(FigureRow(side, name))
     return Figures(rows, close=True, about="sides")
 
 
@@ -158,7 +166,7 @@ def _sides(summary: Summary, *, is_public: bool) -> Block:
 
 
 def _figures(summary: Summary, *, full: bool = False) -> list[FigureRow]:
-    """Return how far the weights moved, how concentrated the change is, what storage left
+    """Say how far the weights moved, how concentrated the change is, what storage left
     unchanged.
 
     full: with intervals, where a table has the norms outside the layers.
@@ -191,13 +199,13 @@ def _figures(summary: Summary, *, full: bool = False) -> list[FigureRow]:
 
 
 def quantity(summary: Summary, name: str, kind: Kind, *, full: bool = True) -> Quantity:
-    """Return a figure, with its interval if everything is shown."""
+    """A figure, with its interval if everything is shown."""
     low, high = (full and summary.intervals.get(name)) or (None, None)
     return Quantity(getattr(summary.figures, name), kind, low, high)
 
 
 def _all_figures(summary: Summary) -> list[FigureRow]:
-    """Return what changed, how much and how concentrated, each with its interval."""
+    """The figures of what changed, how much and how concentrated, each with its interval."""
     figures = summary.figures
     changed = figures.parameters_measured - figures.parameters_rounded
     of = f"{portion_of(changed, figures.parameters)} of the parameters"
@@ -230,29 +238,35 @@ def _all_figures(summary: Summary) -> list[FigureRow]:
 
 
 def _answers(summary: Summary) -> list[FigureRow]:
-    """Return a row for each failed gate, finding and limit: its name, its kind, and what
-    was found.
-    """
+    """Make a row for each failed gate, finding and limit: its name, its kind, and its text."""
     rows = [FigureRow(gate.name, FAILED, gate.reason) for gate in summary.gates_that("failed")]
     codes = {sentence.code for sentence in summary.finding.sentences}
     for sentence in summary.finding.sentences:
-        code, text = sentence.code, sentence.text
+        code = sentence.code
         if code == "rounding" and is_copy(summary):
             code = "copy"
         elif code == "identical" and "only_vectors" not in codes:  # the headline has half of it
-            rows.append(FigureRow(code, FOUND, text.partition(": ")[2] or text))
+            which = identical_text(Recorded(summary))
+            rows.append(FigureRow(code, FOUND, f"{which}." if which else sentence.text))
         if code in NOTICED:
             name = RECOGNISED[code].title if code in RECOGNISED else code.replace("_", " ")
-            rows.append(FigureRow(name, NOTICED[code], text))
-    frozen = unchanged_parts(Recorded(summary))
+            rows.append(FigureRow(name, NOTICED[code], sentence.text))
+    frozen = unchanged_parts(summary)
     if frozen and summary.figures.matrices:
         rows.append(FigureRow("frozen", FOUND, and_list(frozen)))
     rows += [FigureRow("no base", NOTED, text) for text in without_base(summary)]
-    # reasons of which a sentence says all that there is
-    recorded = {row.reason for row in summary.uncompared if "left_out" in codes} - {"nonfinite"}
-    recorded |= codes & {"nonfinite"}
+    return [*rows, *_skipped(summary, codes)]
+
+
+def _skipped(summary: Summary, codes: Set[str]) -> list[FigureRow]:
+    """Make a row for each strict reason for skipping of which no sentence says all that there
+    is.
+    """
+    explained = {row.reason for row in summary.uncompared if "left_out" in codes}
+    explained = explained - {"nonfinite"} | codes & {"nonfinite"}
+    rows = []
     for row in summary.skipped:
-        if row.reason in STRICT and row.reason not in recorded:
+        if row.reason in STRICT - explained:
             tensors = counted(row.tensors, "tensor", "tensors")
             example = f", such as {row.examples[0]}" if row.examples else ""
             text = f"{tensors}: {meaning(row.reason)}{example}"
@@ -261,23 +275,26 @@ def _answers(summary: Summary) -> list[FigureRow]:
 
 
 def standing(summary: Summary) -> str | None:
-    """Return what there is to say of a pair in a table of pairs: gates that failed, what was found;
-    None if there is nothing.
+    """The words on a pair in a table of pairs: gates that failed, what was recognised; None if
+    there is nothing.
     """
-    rows = _answers(summary)
-    if failed := [row.name for row in rows if row.value == FAILED]:
-        return f"failed: {', '.join(dict.fromkeys(failed))}"
-    if found := [row.name for row in rows if row.value == FOUND]:
-        files = ["files"] if any(one.code == "files" for one in summary.finding.sentences) else []
-        return ", ".join(dict.fromkeys([*found, *files]))
-    return None
+    names: dict[object, list[str]] = {FAILED: [], FOUND: []}
+    for row in _answers(summary):
+        names.setdefault(row.value, []).append(row.name)
+    if names[FAILED]:
+        return f"failed: {', '.join(dict.fromkeys(names[FAILED]))}"
+    if not names[FOUND]:
+        return None
+    codes = [sentence.code for sentence in summary.finding.sentences]
+    files = ["files"] if "files" in codes else []
+    return ", ".join(dict.fromkeys([*names[FOUND], *files]))
 
 
 # --------------------------------------------------------------------------------------- tables
 
 
 def _gates(summary: Summary) -> TableBlock:
-    """Return every gate with its figure; on a screen only if one failed."""
+    """Every gate with its figure; on a screen only if one failed."""
 
     def result(gate: Gate) -> Word:
         state = summary.state_of(gate)
@@ -316,12 +333,12 @@ COMPONENTS = (
 
 
 def component_table(components: Sequence[ComponentRow]) -> TableBlock:
-    """Return a row for each component."""
+    """Make a row for each component."""
     return table_of(COMPONENTS, components, "By component", when="full", about="components")
 
 
 def module_table(summary: Summary, when: When = "always") -> TableBlock:
-    """Return a row for each module that changed; counts of directions with their maximum."""
+    """Make a row for each module that changed; counts of directions with their maximum."""
     inside = {(row.component, row.module): row for row in summary.coherence}
     outside = {(row.component, row.module): row for row in summary.outside_layers}
 
@@ -366,7 +383,7 @@ def module_table(summary: Summary, when: When = "always") -> TableBlock:
 
 
 def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> TableBlock:
-    """Return a row for each reason, with the number of tensors of each side and its meaning."""
+    """Make a row for each reason, with the number of tensors of each side and its meaning."""
 
     def what(row: SkippedRow) -> Word:
         text = meaning(row.reason)
@@ -391,7 +408,7 @@ def where_more(folder: Path | str) -> str:
 def _origin(
     summary: Summary, provenance: ReportMetadata, folder: Path | str | None
 ) -> list[tuple[str, str]]:
-    """Return how it was measured, and what is not shown."""
+    """Name how it was measured, and what is not shown."""
     settings = provenance["settings"]
     how = [f"shadow {provenance['version']}, schema {summary.schema}"]
     how.append(f"level {settings['method']['level']}")

@@ -12,6 +12,7 @@ from shadow.checks.answer import Against, Figure
 from shadow.templates import Reason, Value
 
 MOST_ROWS = 100  # of one code
+MOST_SHOWN = 80  # characters of a text in a sentence
 SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
 
 
@@ -49,10 +50,10 @@ def folded(found: Iterable[Against]) -> list[Against]:
     return shown
 
 
-def clipped(value: object, most: int = 80) -> str:
+def clipped(value: object) -> str:
     """Return a text, or a number of any size in digits, as far as a sentence has room for it."""
     text = f"{value:,}" if isinstance(value, int) else str(value)
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]:

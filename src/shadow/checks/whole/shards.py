@@ -232,6 +232,9 @@ class Folder:
                 self.unreadable[name] = str(error.strerror)
             except ShadowError as error:
                 self.unreadable[name] = error.message.removeprefix(f"{name}: ")
+        for path in root.iterdir():
+            if self._is_read(path.name) and not (path.is_file() or path.is_dir()):
+                self.unreadable[path.name] = "neither a regular file nor a link to one"
 
     def opened(self) -> Opened:
         """The weights that transformers reads, and everything that may contradict them."""
@@ -259,16 +262,22 @@ class Folder:
         files = FileFacts(read, *facts, [*self._others(read, tensors)])
         return checkpoint if tensors else None, tensors, self.small, files
 
+    @staticmethod
+    def _is_read(name: str) -> bool:
+        from shadow.checkpoints.listing import kind_of
+
+        others = ("weights", "pickle", "document", "code", "other")
+        return name.endswith(".safetensors") or kind_of(name) not in others
+
     def _read(self, name: str) -> None:
         """Read a small file, or the header of a weights file. Raises OSError and ShadowError."""
-        from shadow.checkpoints.listing import kind_of
         from shadow.checkpoints.safetensors_files import held_shard
         from shadow.checkpoints.sources import LocalFile, read_header
         from shadow.files import read_start
 
-        is_weights = name.endswith(".safetensors")
-        if not is_weights and kind_of(name) in ("weights", "pickle", "document", "code", "other"):
+        if not self._is_read(name):
             return
+        is_weights = name.endswith(".safetensors")
         content = read_start(self.root / name, len(LFS) if is_weights else SMALL) or b""
         if content.startswith(LFS):
             self.pointers.append(name)

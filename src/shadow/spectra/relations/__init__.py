@@ -1,1 +1,1 @@
-"""Relations between models: merged adapters, mixtures, quantised copies, common hidden units."""
+"""Relations between models: merged adapters, quantised copies, common hidden units."""
