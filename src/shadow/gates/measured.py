@@ -124,7 +124,7 @@ class JudgedReport:
             others = {name: state for name, state in states.items() if state != UNCHANGED}
             return FAILS, states_are(others)
         if unknown:
-            return None, Reason("partly_compared", {"places": unknown})
+            return None, Reason("places_left_open", {"places": unknown})
         return (HOLDS, Reason("none_changed")) if states else (None, Reason("none_compared"))
 
     def why_absent(self, metric: Metric) -> Reason | str:

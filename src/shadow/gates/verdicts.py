@@ -35,7 +35,6 @@ from shadow.gates.rules import (
     OF_FILES,
     OF_REPORTS,
     VERIFY,
-    Metric,
     Rule,
 )
 from shadow.summary.record import not_measured
@@ -90,7 +89,7 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
     "no_such": "the report has no {what}",
     "no_matrix": "the report has no matrix of {what} that was measured and changed"
     "[ by more than {rounded}]",
-    "partly_compared": "not all of {places} was compared",
+    "places_left_open": "not all of {places} was compared",
     "none_changed": "nothing changed",
     "none_compared": "nothing was compared",
 }
@@ -333,60 +332,44 @@ def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
     return _verdict(rule, "states", findings, states=states_are(violating or known))
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A figure that a rule judges, and what it rests on."""
-
-    name: str
-    value: float
-    error: float
-    """The largest possible one."""
-    resting: Resting
-
-
 def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
     metric = rule.figure.metric
     places = now.places(rule.figure)
-    known: list[_Known] = []
+    findings: list[RuleFigure] = []
     nulls: list[str] = []
+    within_error: list[str] = []  # estimates that may lie on either side of the threshold
     for scope in places:
         figure = now.figure(scope, metric)
-        if figure.value is None:
+        value = figure.value
+        if value is None:
             nulls.append(figure.name)
             continue
-        resting = now.tables.resting(scope, metric)
-        known.append(_Known(figure.name, figure.value, now.tables.error(scope, metric), resting))
-    if not known:
+        share = _share([now.tables.resting(scope, metric)])
+        is_met = rule.holds(value)
+        findings.append(RuleFigure(figure.name, value, is_met, energy_share=share))
+        error = now.tables.error(scope, metric)
+        if rule.holds(value - error) != rule.holds(value + error):
+            within_error.append(figure.name)
+    if not findings:
         return _without_value(rule, now, places, nulls)
-    findings = [
-        RuleFigure(
-            figure.name,
-            figure.value,
-            rule.holds(figure.value),
-            energy_share=_share([figure.resting]),
-        )
-        for figure in known
-    ]
-    resting_all = [now.tables.resting(scope, metric) for scope in places]
-    small_part = _of_a_small_part(rule, findings, _share(resting_all), nulls)
+    share = _share([now.tables.resting(scope, metric) for scope in places])
+    small_part = _of_a_small_part(rule, findings, share, nulls)
     if small_part is not None:
         return small_part
-    within_error = [figure.name for figure in known if _is_within_error(rule, figure)]
     if within_error:
         findings = [
             finding for finding in findings if finding.met and finding.figure not in within_error
         ]
-        if not findings:
-            return _missing(rule, "within_error", figures=within_error)
+    if not findings:
+        return _missing(rule, "within_error", figures=within_error)
     violating = [finding for finding in findings if finding.met]
-    figures = [
-        Reason("figure_is", {"figure": finding.figure, "value": _text(finding.value, rule.holds)})
-        for finding in violating or findings
-    ]
+    figures = []
+    for finding in violating or findings:
+        text = _text(finding.value, rule.holds)
+        figures.append(Reason("figure_is", {"figure": finding.figure, "value": text}))
     code = "violated" if violating else "within"
-    return _verdict(
-        rule, code, findings, figures=figures, condition=rule.limit, nulls=nulls or None
-    )
+    words: dict[str, Value] = {"condition": rule.limit, "nulls": nulls or None}
+    return _verdict(rule, code, findings, figures=figures, **words)
 
 
 def _without_value(
@@ -396,25 +379,12 @@ def _without_value(
     name = str(rule.figure)
     if any(now.figure(scope, "matrices").value for scope in places):
         return _missing(rule, "null", figures=nulls, why=not_measured(now.summary.tier))
-    if rule.figure.metric in NORMS and _is_identical(rule.figure, now):
+    place = Pattern("", rule.figure.component or "*", module=rule.figure.module or "*")
+    if rule.figure.metric in NORMS and now.tables.are_identical(place):
         rounded = "only rounded" if now.summary.figures.matrices_rounded else None
         finding = RuleFigure(name, 0.0, rule.holds(0.0))
         return _verdict(rule, "identical", [finding], what=name, rounded=rounded)
     return _missing(rule, "absent", why=now.why_absent(rule.figure))
-
-
-def _is_identical(metric: Metric, now: JudgedReport) -> bool:
-    """Whether all that a rule names was compared and did not change."""
-    return now.tables.are_identical(
-        Pattern("", metric.component or "*", module=metric.module or "*")
-    )
-
-
-def _is_within_error(rule: Rule, figure: _Known) -> bool:
-    """Whether the error of an estimate leaves open on which side of the threshold it lies."""
-    low = figure.value - figure.error
-    high = figure.value + figure.error
-    return rule.holds(low) != rule.holds(high)
 
 
 def _share(resting: Sequence[Resting]) -> float:
