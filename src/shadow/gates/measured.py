@@ -60,7 +60,7 @@ class JudgedReport:
 
     @cached_property
     def report(self) -> ComparedReport:
-        """How it was made, as one side of a comparison."""
+        """The report as one side of a comparison."""
         return ComparedReport(self.label, self.source)
 
     @cached_property
@@ -117,7 +117,7 @@ class JudgedReport:
         return self._is_same()
 
     def _is_same(self) -> tuple[str | None, Reason]:
-        """Whether no component changed."""
+        """True if no component changed."""
         states = self.tables.states(Pattern("*"))
         unknown = [name for name, state in states.items() if state is None]
         if {*states.values()} - {UNCHANGED, None}:
@@ -128,7 +128,7 @@ class JudgedReport:
         return (HOLDS, Reason("none_changed")) if states else (None, Reason("none_compared"))
 
     def why_absent(self, metric: Metric) -> Reason | str:
-        """Why the report has no figure that a rule names."""
+        """The reason that the report has no figure that a rule names."""
         if metric.component == FILES:
             return Reason("no_such", {"what": FILES})
         if metric.place is not None:

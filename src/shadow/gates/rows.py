@@ -1,4 +1,4 @@
-"""What rules ask of a report's tables beside the summary's record, with types: the states of places
+"""Rows of a report's tables that rules read beside the summary's record: the states of places
 and files, the energy that a figure rests on, and the error of estimates.
 
 A place changed if an entry of one of its tensors did, including vectors; it is unchanged if all of
@@ -58,7 +58,7 @@ KEYS = ("subject", "component", "module")  # of a delta row: what a scope is com
 
 @dataclass(frozen=True)
 class TensorState:
-    """What a row of tensors.parquet says of a change."""
+    """A row of tensors.parquet, as far as it says of a change."""
 
     place: Place
     status: Status
@@ -69,7 +69,7 @@ class TensorState:
 
     @property
     def is_changed(self) -> bool | None:
-        """Whether an entry changed; None if unknown."""
+        """True if an entry changed; None if unknown."""
         if self.status == "identical":
             return False
         if self.status == "measured":
@@ -178,7 +178,7 @@ class ReportRows:
         return states(pattern, self.tensors)
 
     def are_identical(self, pattern: Pattern) -> bool:
-        """Whether all matrices of these places were compared and none changed, or none by more than
+        """True if all matrices of these places were compared and none changed, or none by more than
         rounding where the figures are those of others.
         """
         matrices = [tensor for tensor in self.tensors if tensor.reason != "not_a_matrix"]

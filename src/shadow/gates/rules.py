@@ -105,7 +105,7 @@ class Metric:
         return ".".join(filter(None, (self.component, self.module, self.metric)))
 
     def covers(self, component: str, module: str | None = None) -> bool:
-        """Whether it names a component, or a module of one."""
+        """True if it names a component, or a module of one."""
         if self.component is None or (self.module is None) != (module is None):
             return False
         return fnmatchcase(component, self.component) and (
@@ -147,7 +147,7 @@ class Rule:
         return f"{self.comparison} {threshold}"
 
     def holds(self, value: float | str) -> bool:
-        """Whether a value violates the rule; never for MOVED."""
+        """True if a value violates the rule; never for MOVED."""
         if self.comparison in STATES:
             return value == self.comparison
         return COMPARISONS[self.comparison](value, self.threshold)
@@ -269,7 +269,7 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
 
 
 def _known(pattern: str, words: Sequence[str]) -> bool:
-    """Whether a word, or a pattern with * and ?, matches any of these."""
+    """True if a word, or a pattern with * and ?, matches any of these."""
     return any(fnmatchcase(word, pattern) for word in words)
 
 

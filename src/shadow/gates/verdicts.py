@@ -143,7 +143,7 @@ class Verdict:
 
     @property
     def detail(self) -> str:
-        """What was found, in a line."""
+        """The finding in a line."""
         text = str(said(self.why))
         if self.outcome in ("met", "passed"):
             return text
@@ -200,7 +200,7 @@ class Judgement:
 
 
 def notes_on(baseline: JudgedReport, now: JudgedReport) -> list[str]:
-    """How a baseline differs from an earlier run of the same audit."""
+    """The differences of a baseline from an earlier run of the same audit."""
     before = baseline.report
     after = now.report
     if before.metadata == after.metadata:
@@ -478,7 +478,7 @@ def _move_of(
 
 
 def _distance(finding: RuleFigure) -> float:
-    """How far it lies outside its interval, in widths."""
+    """The distance outside its interval, in widths."""
     if not isinstance(finding.value, float | int):
         return math.inf
     low = finding.low or 0.0
