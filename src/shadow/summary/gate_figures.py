@@ -48,7 +48,7 @@ def gate_figures(rows: Rows) -> GateFigures:
     inside = rows.deltas.where(~are(rows.deltas["module"], *OUTSIDE))
     rounded = rows.rounded.where(~are(rows.rounded["module"], *OUTSIDE))
     same = np.ones(_identical(weights, OUTSIDE))
-    rank = held_rank(inside.__getitem__)
+    rank = held_rank(inside)
     share = rank / np.fmin(inside["rows"], inside["cols"])
     if 2 * int(np.isnan(share).sum()) > len(share):  # the few that are known do not say it of most
         rank = np.full(len(share), np.nan)
