@@ -22,6 +22,7 @@ from shadow.summary.tables import (
     columns_of_frame,
     count,
     is_known,
+    mask_of,
     median,
     over,
     total_of,
@@ -64,7 +65,7 @@ def inside_layers(deltas: Columns) -> InsideLayers:
     least, most = rank_bounds(inside)
     formats = [(dtype or "").split("/") for dtype in inside["dtype"]]
     # both sides of which are in files of more bits than BF16
-    is_wide = np.array([WIDE.issuperset(names) for names in formats], dtype=np.bool_)
+    is_wide = mask_of([WIDE.issuperset(names) for names in formats])
     is_unexplained = are(reasons, "rounding_unexplained")
     has_no_reason = reasons == None  # noqa: E711
     return InsideLayers.from_parts(

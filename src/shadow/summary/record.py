@@ -28,7 +28,6 @@ from shadow.places.names import name_rules
 from shadow.reports.provenance import CheckpointMetadata, SettingsMetadata
 from shadow.spectra.measurement import LEVELS, WITHOUT_SPECTRA
 
-STATUSES = ("measured", "identical", "skipped")  # of tensors
 TIERS: Mapping[str, tuple[str, str]] = {
     **{level: (LEVELS[level], f"--level {level}") for level in WITHOUT_SPECTRA},
     "delta": ("spectra of deltas alone", "--subjects delta"),

@@ -28,6 +28,7 @@ UNREAD = ("dtype", "shard")
 COPIED = ("tuned", "base")  # in `cast`: which side is the other in another format
 OF_CASTS = ("tensor", "side", "cast")  # columns of tensors that say it
 OF_SIDES = ("tensor", "base_tensor", "module")  # columns of a delta that say of which tensors
+VECTORS = ("norm", "bias")  # modules that have no matrices
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 PIECE = 2_000  # rows
 
@@ -49,14 +50,25 @@ def floats(values: pd.Series) -> Floats:
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
+def mask_of(flags: Sequence[bool]) -> Mask:
+    """A mask of rows, of their flags."""
+    return np.array(flags, dtype=np.bool_)
+
+
 def are(texts: NDArray[Any], *wanted: str) -> Mask:
     """A mask of the texts that are one of these, whatever stands for a missing one."""
-    return np.array([isinstance(text, str) and text in wanted for text in texts], dtype=np.bool_)
+    return mask_of([isinstance(text, str) and text in wanted for text in texts])
 
 
 def is_known(values: Floats) -> Mask:
     """A mask of the numbers that are not null."""
     return ~np.isnan(values)
+
+
+def largest(values: Floats) -> float | None:
+    """The largest of numbers that are not NaN; None without any."""
+    known = values[is_known(values)]
+    return float(known.max()) if len(known) else None
 
 
 def count(mask: Mask) -> int:
@@ -114,11 +126,15 @@ class Columns:
 
     def having(self, **texts: str | Sequence[str]) -> Columns:
         """The rows with these texts, or one of several, in each of these columns."""
-        chosen = np.ones(len(self), dtype=np.bool_)
+        rows = self
         for name, wanted in texts.items():
             words = [wanted] if isinstance(wanted, str) else wanted
-            chosen &= are(self[name], *words)
-        return self.where(chosen)
+            rows = rows.where(are(rows[name], *words))
+        return rows
+
+    def without(self, name: str, *words: str) -> Columns:
+        """The rows without any of these texts in a column."""
+        return self.where(~are(self[name], *words))
 
     def medians(self, *names: str) -> dict[str, float | None]:
         return {name: median(self[name]) for name in names}
@@ -143,7 +159,7 @@ class Columns:
     @property
     def are_matrices(self) -> Mask:
         """A mask of the tensors that have more than one dimension."""
-        return np.array([len(shape) > 1 for shape in self["shape"]], dtype=np.bool_)
+        return mask_of([len(shape) > 1 for shape in self["shape"]])
 
     @property
     def inside(self) -> Columns:
@@ -221,8 +237,7 @@ def is_partial(tensors: Columns) -> Mask:
 
 def compared_layers(tensors: Columns) -> list[tuple[str, int]]:
     """Component and number of every layer of which a matrix was compared."""
-    is_matrix = ~are(tensors["module"], "norm", "bias")
-    matrices = tensors.where(has_compared(tensors) & is_matrix)
+    matrices = tensors.where(has_compared(tensors)).without("module", *VECTORS)
     layers = matrices.inside.each("component", "layer")
     return sorted({(component, int(layer)) for component, layer in layers})
 
@@ -242,7 +257,7 @@ def only_rounded(
         if module == "head" and casts.get(("base", base_name or "")) == "neither":
             cast = "neither"
         of_deltas.append(cast)
-    is_copy = np.array([cast in COPIED for cast in of_deltas], dtype=np.bool_)
+    is_copy = mask_of([cast in COPIED for cast in of_deltas])
     is_unclear = None in of_deltas or is_copy.all()
     return np.zeros_like(is_copy) if is_unclear else is_copy
 
