@@ -107,7 +107,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         coherence=by_module(Coherence, deltas.inside),
         quarters=_quarters(depth, deltas),
         unchanged=unchanged(tensors),
-        without_base=_without_base(rows.alone),
+        without_base=_without_base(rows.without_base),
         vectors=vectors(tensors),
         vocabulary=vocabulary(tensors),
         uncompared=uncompared(tensors),
@@ -239,7 +239,7 @@ class _Tally:
         """The intervals of a row: the values of OverLayers."""
         common = interval(lambda counts: np.zeros(len(counts)), self.drawn)
         return {
-            "intervals": {name: found.bounds for name, found in self.intervals.items()},
+            "intervals": {name: figure.bounds for name, figure in self.intervals.items()},
             "layers": common.layers,
             "interval_level": common.level,
             "no_interval": common.reason,
@@ -248,7 +248,9 @@ class _Tally:
 
 def _whole_norm(rows: Columns) -> float | None:
     """The relative norm of all rows as one vector: sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²)."""
-    return over(math.hypot(*rows["frobenius_norm"]), math.hypot(*rows["base_norm"]))
+    norm = math.hypot(*rows["frobenius_norm"])
+    base_norm = math.hypot(*rows["base_norm"])
+    return over(norm, base_norm)
 
 
 def _unrounded(deltas: Columns) -> dict[str, float | None]:
@@ -304,14 +306,16 @@ def _overall(rows: Rows) -> _Tally:
     tally.add_ratio("zero_share", same, tally.sum(deltas, sizes))
     spikes = deltas["spikes"]
     spiked = tally.sum(deltas, (spikes > 0).astype(float))
-    tally.add_ratio("spiked", spiked, tally.sum(deltas, is_known(spikes).astype(float)))
+    counted = tally.sum(deltas, is_known(spikes).astype(float))
+    tally.add_ratio("spiked", spiked, counted)
     with_base = set(rows.compared["component"])
     for component in ("vision", "projector"):
         name = f"{component}_to_language"
         tally.figures[name] = None
         if {component, "language"} <= with_base:
+            own = tally.energy(deltas.of(component))
             language = tally.energy(deltas.of("language"))
-            tally.add_ratio(name, tally.energy(deltas.of(component)), language)
+            tally.add_ratio(name, own, language)
     tally.add_depth(_main(rows))
     return tally
 
@@ -378,7 +382,8 @@ def _of_group(rows: Rows, group: Columns) -> _Tally:
     """Medians and shares of some delta rows."""
     tally = _Tally(rows)
     tally.add_medians(group)
-    tally.add_ratio("energy_share", tally.energy(group), tally.energy(rows.deltas))
+    total = tally.energy(rows.deltas)
+    tally.add_ratio("energy_share", tally.energy(group), total)
     parameters = int(group["parameters"].sum())
     whole = int(rows.deltas["parameters"].sum())
     tally.figures |= {
@@ -423,9 +428,8 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
     modules = []
     for (component, module), group in rows.deltas.groups("component", "module"):
         tally = _of_group(rows, group)
-        row = ModuleRow.from_parts(
-            tally.figures, tally.over_layers(), component=component, module=module
-        )
+        intervals = tally.over_layers()
+        row = ModuleRow.from_parts(tally.figures, intervals, component=component, module=module)
         modules.append(row)
     return sorted(modules, key=lambda row: order_of(row.component, row.module))
 

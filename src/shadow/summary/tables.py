@@ -35,9 +35,8 @@ PIECE = 2_000  # rows
 
 def finite(value: Any) -> float | None:
     """The value as a float; None if it is missing, like `pandas.NA`, or not finite."""
-    if not isinstance(value, int | float | np.number) or not math.isfinite(value):
-        return None
-    return float(value)
+    is_number = isinstance(value, int | float | np.number)
+    return float(value) if is_number and math.isfinite(value) else None
 
 
 def over(part: float, whole: float) -> float | None:
@@ -104,7 +103,10 @@ class Columns:
         return whole if self.rows is None else whole[self.rows]
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())) if self.rows is None else self.rows)
+        if self.rows is not None:
+            return len(self.rows)
+        first = next(iter(self.arrays.values()))
+        return len(first)
 
     def where(self, chosen: Mask | Places | Sequence[int]) -> Columns:
         """Some of these rows, chosen by a mask or by numbers."""
@@ -253,9 +255,10 @@ def only_rounded(
     of_deltas = []
     for name, base_name, module in deltas:
         cast = casts.get(("tuned", name))
+        base_cast = casts.get(("base", base_name or ""))
         # a tied head is no tensor of the tuned side, whose row is of the embedding
-        if module == "head" and casts.get(("base", base_name or "")) == "neither":
-            cast = "neither"
+        if module == "head" and base_cast == "neither":
+            cast = base_cast
         of_deltas.append(cast)
     is_copy = mask_of([cast in COPIED for cast in of_deltas])
     is_unclear = None in of_deltas or is_copy.all()
@@ -272,7 +275,7 @@ class Rows:
     """
     deltas: Columns  # those of them on which figures rest: all that are not `only_rounded`
     rounded: Columns  # the others
-    alone: Columns  # the rows of tuned matrices that have no base
+    without_base: Columns  # the rows of tuned matrices that have no base
     tensors: Columns  # all rows, with was_compared
     files: list[dict[str, Any]]  # all rows
     layers: Sequence[tuple[str, int]]  # component and number of every layer that was compared
@@ -297,7 +300,8 @@ def needed(name: str, table: pa.Table) -> pa.Table:
     """
     columns = table.column_names
     if name != "matrices":
-        return table.drop_columns([column for column in UNREAD if column in columns])
+        unread = [column for column in UNREAD if column in columns]
+        return table.drop_columns(unread)
     if "base_norm" in columns:
         return table
     bases = {}
@@ -305,12 +309,14 @@ def needed(name: str, table: pa.Table) -> pa.Table:
         if subject == "base":
             bases[tuple(key)] = norm
     norms = [bases.get(key) for key in _python_rows(table, *KEY)]
-    subject = table["subject"]
-    is_alone = pc.and_(pc.equal(subject, "tuned"), pc.is_null(table["base_tensor"]))
-    is_needed = pc.or_(pc.equal(subject, "delta"), is_alone)
-    table = table.select([column for column in columns if not column.endswith("_error")])
+    is_delta = pc.equal(table["subject"], "delta")
+    is_tuned = pc.equal(table["subject"], "tuned")
+    has_no_base = pc.is_null(table["base_tensor"])
+    is_needed = pc.or_(is_delta, pc.and_(is_tuned, has_no_base))
+    figures = [column for column in columns if not column.endswith("_error")]
     base_norms = pa.array(norms, pa.float64(), from_pandas=True)
-    return table.append_column("base_norm", base_norms).filter(is_needed)
+    table = table.select(figures).append_column("base_norm", base_norms)
+    return table.filter(is_needed)
 
 
 def _python_rows(table: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
@@ -339,11 +345,12 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
         at=np.array(at, dtype=np.intp),
     )
     is_rounded = only_rounded(measured.each(*OF_SIDES), tensors.each(*OF_CASTS))
+    others = matrices.filter(pc.invert(is_delta))
     return Rows(
         measured=measured,
         deltas=measured.where(~is_rounded),
         rounded=measured.where(is_rounded),
-        alone=columns_of(matrices.filter(pc.invert(is_delta))),
+        without_base=columns_of(others),
         tensors=tensors,
         files=tables["files"].to_pylist(),
         layers=layers,
