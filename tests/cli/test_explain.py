@@ -11,6 +11,7 @@ from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
 from shadow.checks.pair_gates import GATES
 from shadow.checks.registry import kinds
 from shadow.cli.commands import app
+from shadow.comparing.codes import KINDS as COMPARED
 from shadow.comparing.comparison import compare
 from shadow.errors import UsageError
 from shadow.gates.verdicts import WORDS_OF_VERDICTS
@@ -19,6 +20,7 @@ from shadow.reports.columns import GLOSSARY
 from shadow.telling.comparisons import comparison_document
 from shadow.telling.dictionary import other_words, word_documents
 from shadow.telling.document import TableBlock
+from shadow.telling.finding import CODES
 from shadow.telling.reading import read_summary
 from shadow.telling.report import component_table, module_table
 from shadow.templates import SLOT, outline
@@ -116,6 +118,10 @@ def codes():
     for kind in kinds().values():
         for check in kind.checks.values():
             yield from check.words.items()
+    for members in COMPARED.values():
+        for member in members:
+            yield member.code, member.text
+            yield member.value, member.text
 
 
 @pytest.mark.parametrize(("code", "template"), sorted({*codes()}))
@@ -127,6 +133,34 @@ def test_every_code_is_explained(code, template):
     texts = " ".join(getattr(block, "text", "") for block in blocks)
     assert outline(template) in texts
     assert not SLOT.search(texts)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_of_a_sentence_is_explained(code):
+    """Of a recognised change, a gate or a column of that name, what that is."""
+    done = explained(code)
+    assert done.exit_code == 0
+    assert len(done.stdout.split()) > 3
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (
+            "two_models",
+            "a code: COMPARED: these are not two states of one model",
+        ),  # all gates' words
+        ("not_finite", "a code: some entries are not finite"),
+        ("sides_unrelated", "the two sides of NAME have little in common"),
+    ],
+)
+def test_a_code_that_several_checks_share_names_none_of_them(code, text):
+    texts = [block.text for document in word_documents(code) for block in document.blocks]
+    assert any(text in shown for shown in texts)
+
+
+def test_a_misspelt_code_answers_with_the_nearest():
+    assert "'one_checkpoint'" in explained("one_checkpont").exception.hint
 
 
 def test_the_outline_of_a_template():

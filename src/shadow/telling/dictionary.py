@@ -130,7 +130,12 @@ def _meanings(word: str, columns: Mapping[str, Column], codes: Mapping[str, str]
         meanings.append(Head(JSON_FILES["summary.json"][key]))
         meanings += [Head("", last)] if last in columns else []
     sayings = _sayings(codes)
-    texts = {outline(words[lower]): title for title, words in sayings if lower in words}
+    texts: dict[str, str] = {}
+    for title, words in sayings:
+        if lower in words:
+            text = outline(words[lower])
+            is_shared = texts.get(text, title) != title
+            texts[text] = "a code" if is_shared else title
     meanings += [Head(f"{title}: {text}") for text, title in texts.items()]
     if not meanings:
         known = [*columns, *HEADS, *TOPICS, *others, *GLOSSARY]
