@@ -293,7 +293,7 @@ class Rows:
 
 
 def needed(name: str, table: pa.Table) -> pa.Table:
-    """What a summary needs of the table of this name, or of some of its rows.
+    """The part that a summary needs of the table of this name, or of some of its rows.
 
     For matrices: the deltas with the norm of their base in base_norm, and those without a base; all
     subjects of a matrix must be among the rows.
