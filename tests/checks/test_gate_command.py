@@ -227,3 +227,53 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     again = shadow(*arguments)
     assert again.code == 0
     assert "the baseline is this report itself" in again.out
+
+
+def test_a_report_that_its_list_left_as_it_was_is_no_report_of_the_list(shadow, as_list, tmp_path):
+    """It is there, of other settings than were asked for."""
+    shutil.copytree(as_list, tmp_path / "list")
+    index = read_index(tmp_path / "list")
+    row = index.rows[1].emptied("kept", error="its level is norms, not full")
+    write_index(tmp_path / "list", replace(index, rows=(index.rows[0], row)))
+    done = shadow("gate", "list", "--fail-on", "concentration > 0.9")
+    assert done.code == 1
+    assert "demo:base..broad has no report of its list: its level is norms, not full" in done.err
+    assert "--overwrite" in done.err
+
+
+def test_a_folder_that_is_no_report_is_a_fault_and_one_of_a_list_is_not(shadow, as_list, tmp_path):
+    """Of a list of which no pair is done, the pairs are faults; the folder itself is none."""
+    (tmp_path / "empty").mkdir()
+    done = shadow("gate", "empty", "--fail-on", "concentration > 0.9", "--format", "json")
+    assert (done.code, done.err.count("no finished report in it")) == (1, 1)
+    assert len(json.loads(done.out)) == 1
+    shutil.copytree(as_list, tmp_path / "list")
+    shutil.rmtree(tmp_path / "list" / "demo")
+    done = shadow("gate", "list", "--fail-on", "concentration > 0.9", "--format", "json")
+    assert (done.code, done.err.count("no finished report in it")) == (1, 0)
+    assert [one["fault"] is None for one in json.loads(done.out)] == [False, False]
+
+
+def test_a_report_is_no_baseline_of_itself(shadow, demo, tmp_path):
+    """Whatever path leads there."""
+    shutil.copytree(demo["narrow"], tmp_path / "a")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for against in ("a", "b"):
+        done = shadow("gate", "a", "--against", against)
+        assert done.code == 1
+        assert "a is its own baseline" in done.err
+    shutil.copytree(demo["narrow"], tmp_path / "c")
+    assert shadow("gate", "a", "--against", "c").code == 0
+
+
+def test_quiet_prints_a_line_a_pair(shadow, demo):
+    done = shadow("gate", demo["narrow"], *MET, "-q")
+    (line,) = done.out.splitlines()
+    assert (done.code, line.startswith("demo:base..narrow: ")) == (4, True)
+    assert len(shadow("gate", demo["narrow"], *MET).out.splitlines()) > 3
+
+
+@pytest.mark.parametrize("joined", ["--fail-on=concentration > 0.3", "--policy=p.yaml"])
+def test_a_joined_flag_is_the_same_rule(shadow, demo, tmp_path, joined):
+    (tmp_path / "p.yaml").write_text("a:\n  fail_on: concentration > 0.3\n")
+    assert shadow("gate", demo["narrow"], joined).code == 4

@@ -166,13 +166,13 @@ def record(**figures):
     vectors = Record(changed=figures.pop("moved", 0), compared=figures.pop("vectors", 0))
     has_spectra = figures.pop("tier", "full") != "norms"
     more = {"has_spectra": has_spectra, "estimated": figures.pop("estimated", False)}
+    recognised = Record(rearranged=figures.pop("rearranged", None))
     known = {
         "matrices": 0,
         "floor_ratio": None,
         "rank_ceiling": None,
         "matrices_rounded": 0,
     } | figures
-    recognised = Record(rearranged=None)
     return Record(figures=Record(**known), vectors=vectors, recognised=recognised, **more)
 
 
@@ -181,20 +181,31 @@ JUDGED = [  # a gate, figures of a record and those that gates judge -> outcome,
     ("changed", {}, {"identical": 0}, "inconclusive", "nothing", None),
     ("changed", {"vectors": 2}, {"identical": 3}, "does_not_hold", "identical", 0),
     ("changed", {"vectors": 2, "moved": 1}, {"identical": 3}, "does_not_hold", "vectors", 0),
+    ("changed", {"matrices": 1, "vectors": 1}, {"identical": 3}, "holds", "changed", 1),
     ("changed", {"vectors": 1, "moved": 1}, {"identical": 3}, "does_not_hold", "only_vector", 0),
     ("lineage", {}, {"cosine": None}, "inconclusive", "nothing_inside", None),
     ("lineage", {}, {"cosine": 0.9}, "holds", "similar", 0.9),
     ("lineage", {}, {"cosine": 0.1}, "does_not_hold", "unrelated", 0.1),
+    ("lineage", {}, {"cosine": 0.5}, "holds", "similar", 0.5),
+    ("lineage", {}, {"cosine": 0.4999}, "does_not_hold", "unrelated", 0.4999),
+    ("lineage", {"rearranged": Record(moved="")}, {"cosine": 0.9}, "does_not_hold", "moved", 0.9),
     ("lineage", {"rank_ceiling": 4}, {"cosine": 0.9}, "holds", "any_base", 0.9),
     ("paired", {}, {"compared": 0.95}, "holds", "compared", 0.95),
+    ("paired", {}, {"compared": 0.9}, "holds", "compared", 0.9),
+    ("paired", {}, {"compared": 0.8999}, "does_not_hold", "two_models", 0.8999),
     ("paired", {}, {"compared": 0.5, "is_part": True}, "does_not_hold", "part", 0.5),
     ("paired", {}, {"compared": 0.5}, "does_not_hold", "two_models", 0.5),
     ("rounding", {"floor_ratio": 2.5}, {}, "holds", "more", 2.5),
+    ("rounding", {"floor_ratio": 2.0}, {}, "holds", "more", 2.0),
+    ("rounding", {"floor_ratio": 1.999}, {}, "does_not_hold", "rounded", 1.999),
+    ("rounding", {"tier": "norms", "rank_ceiling": 4}, {}, "holds", "not_rounded", None),
     ("rounding", {"floor_ratio": 1.0}, {}, "does_not_hold", "rounded", 1.0),
     ("rounding", {}, {}, "holds", "not_rounded", None),
     ("rounding", {"tier": "norms"}, {}, "inconclusive", "no_floor", None),
     ("rounding", {"floor_ratio": 9.0}, {"unjudged": ["IQ2_S"]}, "inconclusive", "unjudged", None),
     ("rank", {}, {"rank_share": 0.9}, "holds", "full", 0.9),
+    ("rank", {}, {"rank_share": 0.5}, "holds", "full", 0.5),
+    ("rank", {}, {"rank_share": 0.4999, "rank": 4}, "does_not_hold", "low", 0.4999),
     ("rank", {}, {"rank_share": 0.1, "rank": 4}, "does_not_hold", "low", 0.1),
     ("rank", {}, {"rank_share": 0.1, "rank_ceiling": 4}, "does_not_hold", "adapter", 0.1),
     ("rank", {}, {}, "holds", "unknown", None),

@@ -8,7 +8,7 @@ that `judge` uses. Texts are made last, by `Check.say`; no code reads them back.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cache, reduce
@@ -261,6 +261,12 @@ def first_code(codes: Collection[int]) -> int:
 
 def by_code(*checks: Check) -> dict[str, Check]:
     return {check.code: check for check in checks}
+
+
+def answered(checks: Mapping[str, Check], *evidence: object) -> Iterator[tuple[Check, Answer]]:
+    """Yield checks of one kind, in their order, each with its answer from this evidence."""
+    for check in checks.values():
+        yield check, check.judge(*evidence)
 
 
 @cache

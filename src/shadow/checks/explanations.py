@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from shadow.checks.answer import Answer, Check, Outcome, by_code, figures_at
+from shadow.checks.answer import Answer, Check, Outcome, answered, by_code, figures_at
 from shadow.reports.columns import read_words
 from shadow.summary.changes import CHANGES, Change
 from shadow.summary.layer_medians import IN_8_BITS, LOW, NO_ROUNDING
@@ -113,8 +113,8 @@ RECOGNISED: Mapping[str, Check] = by_code(*map(_check, CHANGES))
 
 
 def recognised(record: PairRecord) -> list[str]:
-    """Return the codes of RECOGNISED that hold, in order."""
-    return [code for code, check in RECOGNISED.items() if check.judge(record).holds]
+    """The codes of RECOGNISED that hold, in order."""
+    return [check.code for check, answer in answered(RECOGNISED, record) if answer.holds]
 
 
 def is_rearranged(record: PairRecord) -> bool:
@@ -203,18 +203,16 @@ class Explanation(Row):
 
 def explanations(record: PairRecord) -> list[Explanation]:
     """Every explanation with its answer, in the order of EXPLANATIONS."""
-    found = []
-    for code, check in EXPLANATIONS.items():
-        answer = check.judge(record)
-        explanation = Explanation(
-            code=code,
+    return [
+        Explanation(
+            code=check.code,
             name=check.title,
             answer=ANSWERS[answer.outcome],
             reason=check.say_all(answer.reasons),
             figures=dict(answer.figures),
         )
-        found.append(explanation)
-    return found
+        for check, answer in answered(EXPLANATIONS, record)
+    ]
 
 
 def _answer(record: PairRecord, outcome: Outcome, code: str) -> Answer:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shadow.checks.answer import Answer, Check, Outcome
+from shadow.checks.answer import Answer, Check, Outcome, answered, by_code
 from shadow.checks.explanations import is_rearranged
 from shadow.summary.gate_figures import LINEAGE, ROUNDING, GateFigures
 from shadow.summary.record import Gate, PairRecord
@@ -61,19 +61,17 @@ WORDS = {
 
 
 def gates(record: PairRecord, figures: GateFigures) -> list[Gate]:
-    """Return every gate of a pair, in the order of GATES."""
-    found = []
-    for name, check in GATES.items():
-        answer = check.judge(record, figures)
-        gate = Gate(
-            name=name,
+    """Every gate of a pair, in the order of GATES."""
+    return [
+        Gate(
+            name=check.code,
             figure=answer.figures.get("figure"),
-            threshold=THRESHOLDS[name],
+            threshold=THRESHOLDS[check.code],
             passed=answer.holds,
             reason=check.say_all(answer.reasons),
         )
-        found.append(gate)
-    return found
+        for check, answer in answered(GATES, record, figures)
+    ]
 
 
 def _answer(figure: float | None, passed: bool, code: str, **figures: Value) -> Answer:
@@ -150,45 +148,53 @@ def _formats(_: PairRecord, figures: GateFigures) -> Answer:
     return _answer(share, not share, code, share=share, formats=formats)
 
 
-OF_GATES = (
-    (
+GATES: Mapping[str, Check] = by_code(
+    Check(
         "changed",
         "a matrix changed",
         "at least one matrix changed; biases and norms do not count",
         _changed,
+        WORDS,
     ),
-    (
+    Check(
         "lineage",
         "the tuned model comes from the base",
         "base and tuned matrices are similar (their median cosine outside embeddings and heads is"
         f" at least {LINEAGE:g}), and none is merely moved, rotated or reordered",
         _lineage,
+        WORDS,
     ),
-    (
+    Check(
         "paired",
         "the two are states of one model",
         f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared. What an"
         " adapter leaves unchanged counts as compared; what a filter leaves out does not",
         _paired,
+        WORDS,
     ),
-    (
+    Check(
         "rounding",
         "the change is more than rounding",
         f"the median `floor_ratio` is at least {ROUNDING:g}, or storage rounded nothing. It fails"
         " if the rounding of most matrices is not known: of IQ types, and of a small change that is"
         " stored in more bits than its base",
         _rounding,
+        WORDS,
     ),
-    (
+    Check(
         "rank",
         "the change has full rank",
         f"the median delta has at least {100 * FULL_RANK:.0f} % of the directions that its shape"
         " allows. The rank of an adapter counts, and so does `numerical_rank`; directions that hold"
         " no more than rounding do not. A low-rank change that rounding mostly hides may pass",
         _rank,
+        WORDS,
     ),
-    ("formats", "every format is read", "no tensor is in a packed or an unknown format", _formats),
+    Check(
+        "formats",
+        "every format is read",
+        "no tensor is in a packed or an unknown format",
+        _formats,
+        WORDS,
+    ),
 )
-GATES: Mapping[str, Check] = {
-    code: Check(code, title, meaning, judge, WORDS) for code, title, meaning, judge in OF_GATES
-}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import first_code
+from shadow.gates.measured import figure_in
 from shadow.quantities import Kind
 from shadow.telling.document import (
     Block,
@@ -45,48 +46,65 @@ RULES = [worded("outcome"), named("rule: fails if"), worded("what was found")]
 
 
 def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool = True) -> Document:
-    """Return the states of several pairs, a row each, their number unless all are shown one by one,
-    and where to find the rest. folder: of their reports, if there are any.
+    """The states of several pairs, a row each, their number unless all are shown one by one, and
+    where to find the rest. folder: of their reports, if there are any.
     """
     rest = []
-    if any(one.summary is not None or one.kept for one in judged):
+    if any(judgement.summary is not None or judgement.kept for judgement in judged):
         rest.append(("more", where_more(folder)))
     if not has_table:
         return Document([Origin(rest, close=True)])
-    counts = Counter[str](state_of(one).text for one in judged)
+    counts = Counter[str](state_of(judgement).text for judgement in judged)
     states = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-    return Document([_pairs(judged), Origin([("pairs", f"{len(judged):,}: {states}"), *rest])])
+    total = ("pairs", f"{len(judged):,}: {states}")
+    return Document([_pairs(judged), Origin([total, *rest])])
 
 
 def rules_document(judged: Judgement, *, titled: bool) -> Document:
-    """Return the verdicts on one pair. titled: with its name above, if it stands nowhere yet."""
-    head: list[Block] = [Section(judged.family, judged.pair)] if titled else []
-    rows = [_cells(verdict) for verdict in judged.verdicts]
-    table = [TableBlock(RULES, rows, "Rules")] if rows else []
-    recorded = [*table, *map(Note, judged.notes)]
-    return Document([*head, *recorded] if recorded else [])
+    """The verdicts on one pair. titled: with its name above, if it stands nowhere yet."""
+    blocks: list[Block] = []
+    if judged.verdicts:
+        blocks.append(TableBlock(RULES, [*map(_cells, judged.verdicts)], "Rules"))
+    blocks += map(Note, judged.notes)
+    if blocks and titled:
+        blocks.insert(0, Section(judged.family, judged.pair))
+    return Document(blocks)
 
 
 def gate_document(judged: Sequence[Judgement]) -> Document:
-    """Return all results of a gate: pairs, errors, what the reports say, rules and notes."""
-    code = first_code({one.code for one in judged})
-    blocks: list[Block] = [Section("shadow"), Paragraph(f"Exit code {code}.")]
-    blocks.append(_pairs(judged))
-    faults = [
-        FigureRow(one.name, Word(one.fault, "fault")) for one in judged if one.fault is not None
+    """All results of a gate: pairs, errors, what the reports say, rules and notes."""
+    code = first_code({judgement.code for judgement in judged})
+    faults = []
+    findings = []
+    notes = []
+    rules: list[list[Cell]] = []
+    for judgement in judged:
+        name = judgement.name
+        if judgement.fault is not None:
+            faults.append(FigureRow(name, Word(judgement.fault, "fault")))
+        if judgement.summary is not None:
+            findings.append(FigureRow(name, str(judgement.summary.finding)))
+        notes += [FigureRow(name, note) for note in judgement.notes]
+        rules += [[name, *_cells(verdict)] for verdict in judgement.verdicts]
+    blocks: list[Block] = [
+        Section("shadow"),
+        Paragraph(f"Exit code {code}."),
+        _pairs(judged),
     ]
-    said = [FigureRow(one.name, str(one.summary.finding)) for one in judged if one.summary]
-    notes = [FigureRow(one.name, note) for one in judged for note in one.notes]
-    rules = [[one.name, *_cells(verdict)] for one in judged for verdict in one.verdicts]
-    blocks += [Figures(rows) for rows in (faults, said) if rows]
-    blocks += [TableBlock([named("pair"), *RULES], rules, "Rules")] if rules else []
-    blocks += [Figures(notes, "Notes")] if notes else []
+    blocks += [Figures(rows) for rows in (faults, findings) if rows]
+    if rules:
+        blocks.append(TableBlock([named("pair"), *RULES], rules, "Rules"))
+    if notes:
+        blocks.append(Figures(notes, "Notes"))
     return Document(blocks)
 
 
 def _pairs(judged: Sequence[Judgement]) -> TableBlock:
     def figure(head: str, name: str, kind: Kind, rank: int = 0) -> Field:
-        return number(head, lambda one: one.summary and one.summary.figures[name], kind, rank=rank)
+        def read(judgement: Judgement) -> float | None:
+            return figure_in(judgement.summary.figures, name) if judgement.summary else None
+
+        return number(head, read, kind, rank=rank)
 
     fields = [
         named("family"),
@@ -95,32 +113,33 @@ def _pairs(judged: Sequence[Judgement]) -> TableBlock:
         figure("norm", "relative_norm_overall", "share"),
         figure("conc.", "concentration", "fixed"),
         figure("unchanged", "zero_share", "fraction", rank=1),
-        worded("found", lambda one: one.summary and standing(one.summary)),
+        worded("found", lambda judgement: judgement.summary and standing(judgement.summary)),
     ]
     return table_of(fields, judged)
 
 
-def state_of(one: Judgement) -> Word:
-    """Return the state of a pair and of its rules in a word; without a report as a list has it."""
-    if one.summary is None:
-        return Word("kept", "warning") if one.kept else Word("failed", "fault")
-    if one.code == 3 and one.objections:
+def state_of(judgement: Judgement) -> Word:
+    """The state of a pair and of its rules in a word; without a report as a list has it."""
+    if judgement.summary is None:
+        return Word("kept", "warning") if judgement.kept else Word("failed", "fault")
+    if judgement.code == 3 and judgement.objections:
         return Word("--strict objects", "fault")
-    return STATES[one.code]
+    return STATES[judgement.code]
 
 
 def _cells(verdict: Verdict) -> list[Cell]:
-    """Return the cells of a verdict; a warning looks different if it is violated or not judged."""
-    rule, outcome = verdict.rule, verdict.outcome
+    """The cells of a verdict; a warning looks different if it is violated or not judged."""
+    rule = verdict.rule
+    outcome = verdict.outcome
     word = Word(OUTCOMES[outcome], LEVELS.get(outcome, "fault"))
     if outcome in ("met", "missing") and rule.severity != "error":
         word = Word(f"{OUTCOMES[outcome]} (warning)", "warning")
-    name = Word(rule.name, "", rule.condition if rule.condition != rule.name else "")
-    return [word, name, said_of(verdict)]
+    condition = "" if rule.condition == rule.name else rule.condition
+    return [word, Word(rule.name, "", condition), said_of(verdict)]
 
 
 def said_of(verdict: Verdict) -> str:
-    """Return the finding; before it, the message of the rule's author about a violation."""
+    """The finding; before it, the message of the rule's author about a violation."""
     if verdict.outcome != "met" or not verdict.rule.message:
         return verdict.detail
     return f"{verdict.rule.message} {verdict.detail}"

@@ -46,11 +46,16 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
     "!=": operator.ne,
 }
-CHANGED, UNCHANGED = "changed", "unchanged"
+MISTYPED = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}
+CHANGED = "changed"
+UNCHANGED = "unchanged"
 OF_FILES = (CHANGED, UNCHANGED, "added", "removed")
-HOLDS, FAILS = "holds", "does not hold"
+HOLDS = "holds"
+FAILS = "does not hold"
 STATES = (*OF_FILES, HOLDS, FAILS)  # comparisons that need no number
-FILES, GATE, VERIFY = "files", "gate", "verify"  # what stands before the name of these
+FILES = "files"  # this and the next two stand before the name of one
+GATE = "gate"
+VERIFY = "verify"
 IS_BROKEN = ""  # what stands there of a word of BROKEN, which is a rule by itself
 # kinds of files, and what is known inside them, that stand behind FILES
 OF_REPOSITORIES = (
@@ -99,8 +104,8 @@ class Metric:
             return self.place.text
         return ".".join(filter(None, (self.component, self.module, self.metric)))
 
-    def covers(self, component: str, module: str | None) -> bool:
-        """Return whether it names a component, or a module of one."""
+    def covers(self, component: str, module: str | None = None) -> bool:
+        """True if it names a component, or a module of one."""
         if self.component is None or (self.module is None) != (module is None):
             return False
         return fnmatchcase(component, self.component) and (
@@ -132,12 +137,17 @@ class Rule:
             return f"not {self.figure}" if self.comparison == FAILS else str(self.figure)
         if self.comparison in STATES:
             return f"{self.figure} {self.comparison}"
+        return f"{self.figure} {self.limit}"
+
+    @property
+    def limit(self) -> str:
+        """The comparison and the threshold of a rule that has one: `> 0.5`."""
         texts = f"{self.threshold:g}", repr(self.threshold)  # as short as it reads back the same
         threshold = next(text for text in texts if float(text) == self.threshold)
-        return f"{self.figure} {self.comparison} {threshold}"
+        return f"{self.comparison} {threshold}"
 
     def holds(self, value: float | str) -> bool:
-        """Return whether a value violates the rule; never for MOVED."""
+        """True if a value violates the rule; never for MOVED."""
         if self.comparison in STATES:
             return value == self.comparison
         return COMPARISONS[self.comparison](value, self.threshold)
@@ -149,20 +159,20 @@ def parse_rule(text: str, **more: Any) -> Rule:
     more: further fields of the rule. Raises UsageError.
     """
     _refuse_long(text, "a rule", HINT)
-    if (found := _parse_state(text)) is not None:
-        return _named(*found, **more)
+    if (state := _parse_state(text)) is not None:
+        return _named(*state, **more)
     match = EXPRESSION.fullmatch(text)
     if not match:
         raise UsageError(f"{text!r} is not a rule", HINT if set("<>=!") & {*text} else QUOTE)
-    figure, comparison, wanted = match.groups()
+    figure, comparison, number = match.groups()
     if comparison not in COMPARISONS:
-        meant = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}.get(comparison)
+        meant = MISTYPED.get(comparison)
         hint = f"did you mean {meant!r}?" if meant else f"one of {' '.join(COMPARISONS)}"
         raise UsageError(f"{text!r}: no comparison {comparison!r}", hint)
-    name = parse_figure(figure)
-    if not NUMBER.fullmatch(wanted) or not math.isfinite(float(wanted)):
-        raise UsageError(f"{text!r}: {wanted!r} is not a number", HINT)
-    return _named(name, comparison, float(wanted) + 0.0, **more)  # -0 is 0
+    metric = parse_figure(figure)
+    if not NUMBER.fullmatch(number) or not math.isfinite(float(number)):
+        raise UsageError(f"{text!r}: {number!r} is not a number", HINT)
+    return _named(metric, comparison, float(number) + 0.0, **more)  # -0 is 0
 
 
 def _named(figure: Metric, comparison: str, threshold: float | None = None, **more: Any) -> Rule:
@@ -259,7 +269,7 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
 
 
 def _known(pattern: str, words: Sequence[str]) -> bool:
-    """Return whether a word, or a pattern with * and ?, matches any of these."""
+    """True if a word, or a pattern with * and ?, matches any of these."""
     return any(fnmatchcase(word, pattern) for word in words)
 
 
@@ -282,16 +292,17 @@ def claim_rule(text: str, file: str, line: int) -> Rule:
 def gather(
     fail_on: Sequence[str], policy: Path | None, *, against: bool, allow_missing: bool
 ) -> tuple[Rule, ...]:
-    """Return the rules of a command.
+    """The rules of a command.
 
     against: whether a baseline is given; without `moved` rules no figure of the pair may then have
     moved. allow_missing: that of the command; threshold rules of a policy file have their own.
     Raises ShadowError.
     """
     rules = [parse_rule(text, allow_missing=allow_missing) for text in dict.fromkeys(fail_on)]
-    for rule in () if policy is None else read_policy(policy):
-        missing = rule.allow_missing or (allow_missing and rule.comparison == MOVED)
-        rules.append(replace(rule, allow_missing=missing))
+    if policy is not None:
+        for rule in read_policy(policy):
+            missing = rule.allow_missing or (allow_missing and rule.comparison == MOVED)
+            rules.append(replace(rule, allow_missing=missing))
     moved = [rule for rule in rules if rule.comparison == MOVED]
     if moved and not against:
         message = f"{moved[0].file}:{moved[0].line}: rule {moved[0].name!r} needs --against"
@@ -314,7 +325,9 @@ def read_policy(file: Path) -> tuple[Rule, ...]:
     form, lines = read_form(PolicyForm, file, hint=hint, noun="rule")
     rules = []
     for name, entry in form.root.items():
-        key, parse = ("fail_on", parse_rule) if entry.moved is None else ("moved", parse_moved)
+        is_moved = entry.moved is not None
+        key = "moved" if is_moved else "fail_on"
+        parse = parse_moved if is_moved else parse_rule
         try:
             rule = parse(
                 entry.fail_on or entry.moved or "",

@@ -19,29 +19,29 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from shadow.checks.answer import Outcome, first_code
+from shadow.checks.patterns import Pattern
 from shadow.checks.registry import pair_claim
 from shadow.checks.summary import Summary, broken
 from shadow.comparing.codes import ReportRelation, say
 from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
-from shadow.gates.measured import JudgedReport, checked
+from shadow.gates.measured import JudgedReport, checked, states_are
+from shadow.gates.rows import LEAST, Resting, Scope
 from shadow.gates.rules import (
     FAILS,
     HOLDS,
     IS_BROKEN,
     MOVED,
+    OF_FILES,
     OF_REPORTS,
-    STATES,
     VERIFY,
     Rule,
 )
-from shadow.quantities import text_of
 from shadow.summary.record import not_measured
 from shadow.templates import Reason, Value, fill
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
 
-LEAST = 1e-300  # instead of a width of nothing
 # The same report made on another machine may differ by this much, relative:
 # shadow.comparing.matching measured 5e-7.
 NOISE = 1e-6
@@ -51,6 +51,7 @@ LEAST_SHARE = 0.5
 OPEN = ("inconclusive", "small_part", "moved_small_part")
 # figures that are 0 where all that a rule names is identical
 NORMS = ("relative_norm", "relative_norm_overall")
+DIGITS = range(2, 17)  # of a number beside its threshold
 WORDS_OF_VERDICTS: Mapping[str, str] = {
     "broken": "{what}",
     "not_broken": "it is not {word}",
@@ -77,7 +78,31 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
     "moved": "{moved}[; not judged: {left}]",
     "unmoved": "{count:count figure is|figures are} inside the spread over layers in the baseline"
     "[; not judged: {left}]",
+    # parts of these
+    "figure_is": "{figure} is {value}",
+    "figure_was": "{figure} is {value}, was {before} ({low} to {high})",
+    "state_is": "{name} is {state}",
+    "without_interval": "{figure} ({why})",
+    "null_before": "{figure} (null in the baseline)",
+    "rests_on_little": "{figure} (of {share:share} of the change)",
+    "error_reaches_bound": "{figure} (an estimate whose error reaches its end)",
+    "no_such": "the report has no {what}",
+    "no_matrix": "the report has no matrix of {what} that was measured and changed"
+    "[ by more than {rounded}]",
+    "places_left_open": "not all of {places} was compared",
+    "none_changed": "nothing changed",
+    "none_compared": "nothing was compared",
 }
+
+
+def said(value: Value) -> Value:
+    """A value with words in place of the reasons in it."""
+    if isinstance(value, Reason):
+        figures = {name: said(figure) for name, figure in value.figures.items()}
+        return fill(WORDS_OF_VERDICTS[value.code], figures)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [str(said(part)) for part in value]
+    return value
 
 
 @dataclass(frozen=True)
@@ -118,8 +143,8 @@ class Verdict:
 
     @property
     def detail(self) -> str:
-        """Return what was found, in a line."""
-        text = fill(WORDS_OF_VERDICTS[self.why.code], self.why.figures)
+        """The finding in a line."""
+        text = str(said(self.why))
         if self.outcome in ("met", "passed"):
             return text
         return f"{'not judged' if self.why.code in OPEN else 'nothing to judge'}: {text}"
@@ -175,14 +200,15 @@ class Judgement:
 
 
 def notes_on(baseline: JudgedReport, now: JudgedReport) -> list[str]:
-    """Return how a baseline differs from an earlier run of the same audit."""
-    before, after = baseline.report, now.report
+    """The differences of a baseline from an earlier run of the same audit."""
+    before = baseline.report
+    after = now.report
     if before.metadata == after.metadata:
         return ["the baseline is this report itself, so nothing can have moved"]
     notes = []
-    which, this = (f"{side.provenance.family}:{side.provenance.pair}" for side in (before, after))
-    if which != this:
-        notes.append(f"the baseline is of another pair: {which}")
+    pair = f"{before.provenance.family}:{before.provenance.pair}"
+    if pair != f"{after.provenance.family}:{after.provenance.pair}":
+        notes.append(f"the baseline is of another pair: {pair}")
     relation, _ = relate(before, after)
     if relation not in (ReportRelation.SAME_PAIR, ReportRelation.ONE_BASE):
         notes.append(f"the baseline does not start from the same base: {relation}")
@@ -212,9 +238,9 @@ def judge_report(
     if baseline is not None:
         notes += notes_on(baseline, now)
     return Judgement(
-        family=now.summary.family,
-        pair=now.summary.pair,
-        summary=now.summary,
+        family=summary.family,
+        pair=summary.pair,
+        summary=summary,
         seconds=seconds,
         verdicts=judge(rules, now, baseline),
         notes=tuple(notes),
@@ -231,17 +257,19 @@ def judge(
 
 def _judged(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Verdict:
     if rule.comparison == MOVED:
-        return _moved(rule, now, baseline)
+        return _missing(rule, "no_baseline") if baseline is None else _moved(rule, now, baseline)
+    if rule.comparison in OF_FILES:
+        return _in_state(rule, now)
     if rule.comparison not in (HOLDS, FAILS):
-        return _in_state(rule, now) if rule.comparison in STATES else _threshold(rule, now)
+        return _threshold(rule, now)
     if rule.figure.component == IS_BROKEN:
-        return _broken(rule, now)
+        return _broken(rule, now.summary)
+    if rule.figure.component == VERIFY and rule.figure.metric not in OF_REPORTS:
+        return _checked(rule, now)
     return _answered(rule, now)
 
 
-def _verdict(
-    rule: Rule, code: str, figures: Mapping[str, Value], findings: Sequence[RuleFigure]
-) -> Verdict:
+def _verdict(rule: Rule, code: str, findings: Sequence[RuleFigure], **figures: Value) -> Verdict:
     """Make the verdict of a rule from its figures."""
     is_met = any(finding.met for finding in findings)
     return Verdict(rule, "met" if is_met else "passed", Reason(code, figures), tuple(findings))
@@ -254,188 +282,226 @@ def _missing(
     return Verdict(rule, outcome, Reason(code, figures), tuple(findings))
 
 
-def _broken(rule: Rule, now: JudgedReport) -> Verdict:
-    """Return the word for what is broken."""
+def _broken(rule: Rule, summary: Summary) -> Verdict:
+    """Judge by a word for what is broken."""
     word = rule.figure.metric
-    texts = [sentence.text for sentence in broken(now.summary) if sentence.code == word]
-    finding = RuleFigure(word, HOLDS if texts else FAILS, bool(texts))
-    figures: Mapping[str, Value] = {"what": " ".join(texts), "word": word}
-    return _verdict(rule, "broken" if texts else "not_broken", figures, [finding])
+    texts = [sentence.text for sentence in broken(summary) if sentence.code == word]
+    if not texts:
+        return _verdict(rule, "not_broken", [RuleFigure(word, FAILS, False)], word=word)
+    return _verdict(rule, "broken", [RuleFigure(word, HOLDS, True)], what=" ".join(texts))
 
 
 def _answered(rule: Rule, now: JudgedReport) -> Verdict:
-    """A gate of the pair, or a check that its report answers, or for which both sides are read."""
-    code, what, against = "answered", str(rule.figure), None
-    if rule.figure.component == VERIFY and rule.figure.metric not in OF_REPORTS:
-        code = "checked"
-        try:
-            found = checked(pair_claim(rule.figure.metric), now.summary, now.reading)
-        except ShadowError as error:
-            why = "; ".join(filter(None, (error.message, error.hint)))
-            return _missing(rule, "unchecked", what=what, why=why)
-        if found.outcome is Outcome.INCONCLUSIVE:
-            return _missing(rule, "inconclusive", why=found.reason)
-        answer, why = found.outcome.words, found.reason
-        against = [one.name for one in found.against] or None
-    else:
-        state, why = now.answer(rule.figure)
-        if state is None:
-            return _missing(rule, "unanswered", what=what, why=why)
-        answer = state
-    figures: Mapping[str, Value] = {
-        "what": what,
-        "answer": answer,
-        "why": why,
-        "against": against,
-    }
-    return _verdict(rule, code, figures, [RuleFigure(what, answer, rule.holds(answer))])
+    """Judge a gate of the pair, or a check that its report answers."""
+    what = str(rule.figure)
+    state, why = now.answer(rule.figure)
+    if state is None:
+        return _missing(rule, "unanswered", what=what, why=why)
+    finding = RuleFigure(what, state, rule.holds(state))
+    return _verdict(rule, "answered", [finding], what=what, answer=state, why=why)
+
+
+def _checked(rule: Rule, now: JudgedReport) -> Verdict:
+    """Judge a check for which both sides are read."""
+    what = str(rule.figure)
+    try:
+        verification = checked(pair_claim(rule.figure.metric), now.summary, now.reading)
+    except ShadowError as error:
+        why = "; ".join(filter(None, (error.message, error.hint)))
+        return _missing(rule, "unchecked", what=what, why=why)
+    why = verification.reason
+    if verification.outcome is Outcome.INCONCLUSIVE:
+        return _missing(rule, "inconclusive", why=why)
+    answer = verification.outcome.words
+    finding = RuleFigure(what, answer, rule.holds(answer))
+    against = [tensor.name for tensor in verification.against] or None
+    return _verdict(rule, "checked", [finding], answer=answer, why=why, against=against)
 
 
 def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
     """Judge places or files that changed or did not; unknown ones do not pass."""
-    found = now.states(rule.figure)
-    if not found:
+    states = now.states(rule.figure)
+    if not states:
         return _missing(rule, "absent", why=now.why_absent(rule.figure))
-    findings = [RuleFigure(name, one, rule.holds(one)) for name, one in found.items() if one]
-    violating = [one for one in findings if one.met]
-    if len(findings) < len(found) and not violating:
-        unknown = [name for name, state in found.items() if state is None]
+    known = {name: state for name, state in states.items() if state}
+    violating = {name: state for name, state in known.items() if rule.holds(state)}
+    if len(known) < len(states) and not violating:
+        unknown = [name for name in states if name not in known]
         return _missing(rule, "not_compared", what=unknown)
-    texts = [f"{one.figure} is {one.value}" for one in violating or findings]
-    return _verdict(rule, "states", {"states": texts}, findings)
+    findings = [RuleFigure(name, state, name in violating) for name, state in known.items()]
+    return _verdict(rule, "states", findings, states=states_are(violating or known))
 
 
 def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
-    metric, places = rule.figure.metric, now.places(rule.figure)
-    every = [(at, now.figure(at, metric)) for at in places]
-    nulls = [one.name for _, one in every if one.value is None]
-    known = [(one.name, one.value, at) for at, one in every if one.value is not None]
-    if not known and not any(now.figure(at, "matrices").value for at in places):
-        if metric not in NORMS or not now.is_identical(rule.figure):
-            return _missing(rule, "absent", why=now.why_absent(rule.figure))
-        zero = RuleFigure(str(rule.figure), 0.0, rule.holds(0.0))
+    metric = rule.figure.metric
+    places = now.places(rule.figure)
+    findings: list[RuleFigure] = []
+    nulls: list[str] = []
+    within_error: list[str] = []  # estimates that may lie on either side of the threshold
+    for scope in places:
+        figure = now.figure(scope, metric)
+        value = figure.value
+        if value is None:
+            nulls.append(figure.name)
+            continue
+        share = _share([now.tables.resting(scope, metric)])
+        is_met = rule.holds(value)
+        findings.append(RuleFigure(figure.name, value, is_met, energy_share=share))
+        error = now.tables.error(scope, metric)
+        if rule.holds(value - error) != rule.holds(value + error):
+            within_error.append(figure.name)
+    if not findings:
+        return _without_value(rule, now, places, nulls)
+    share = _share([now.tables.resting(scope, metric) for scope in places])
+    small_part = _of_a_small_part(rule, findings, share, nulls)
+    if small_part is not None:
+        return small_part
+    if within_error:
+        findings = [
+            finding for finding in findings if finding.met and finding.figure not in within_error
+        ]
+    if not findings:
+        return _missing(rule, "within_error", figures=within_error)
+    violating = [finding for finding in findings if finding.met]
+    figures = []
+    for finding in violating or findings:
+        text = _text(finding.value, rule.holds)
+        figures.append(Reason("figure_is", {"figure": finding.figure, "value": text}))
+    code = "violated" if violating else "within"
+    words: dict[str, Value] = {"condition": rule.limit, "nulls": nulls or None}
+    return _verdict(rule, code, findings, figures=figures, **words)
+
+
+def _without_value(
+    rule: Rule, now: JudgedReport, places: Sequence[Scope], nulls: Sequence[str]
+) -> Verdict:
+    """Judge a rule of whose figures none has a value."""
+    name = str(rule.figure)
+    if any(now.figure(scope, "matrices").value for scope in places):
+        return _missing(rule, "null", figures=nulls, why=not_measured(now.summary.tier))
+    place = Pattern("", rule.figure.component or "*", module=rule.figure.module or "*")
+    if rule.figure.metric in NORMS and now.tables.are_identical(place):
         rounded = "only rounded" if now.summary.figures.matrices_rounded else None
-        figures = {"what": str(rule.figure), "rounded": rounded}
-        return _verdict(rule, "identical", figures, [zero])
-    if not known:
-        return _missing(rule, "null", figures=nulls, why=not_measured(now.summary.tier) or None)
-    findings = [
-        RuleFigure(name, value, rule.holds(value), energy_share=_share([now.resting(at, metric)]))
-        for name, value, at in known
-    ]
-    if small := _of_a_small_part(rule, findings, [now.resting(at, metric) for at in places], nulls):
-        return small
-    open_ones = [  # the error of an estimate leaves open on which side of the threshold it lies
-        name
-        for name, value, at in known
-        if (error := now.error(at, metric))
-        and rule.holds(value - error) != rule.holds(value + error)
-    ]
-    if open_ones:
-        findings = [one for one in findings if one.met and one.figure not in open_ones]
-        if not findings:
-            return _missing(rule, "within_error", figures=open_ones)
-    _, _, condition = rule.condition.partition(" ")
-    violating = [one for one in findings if one.met]
-    texts = [f"{one.figure} is {_text(one.value, rule.holds)}" for one in violating or findings]
-    of = {"figures": texts, "condition": condition, "nulls": nulls or None}
-    return _verdict(rule, "violated" if violating else "within", of, findings)
+        finding = RuleFigure(name, 0.0, rule.holds(0.0))
+        return _verdict(rule, "identical", [finding], what=name, rounded=rounded)
+    return _missing(rule, "absent", why=now.why_absent(rule.figure))
 
 
-def _share(resting: Sequence[tuple[float, float]]) -> float:
-    """Return the share of the energy of a change that figures rest on, from what each rests on and
-    what its place holds; 1 of nothing.
-    """
-    held = sum(of_figure for of_figure, _ in resting)
-    total = sum(of_place for _, of_place in resting)
-    return held / total if total else 1.0
+def _share(resting: Sequence[Resting]) -> float:
+    """The share of the energy of a change that figures rest on; 1 of nothing."""
+    total = sum(part.total for part in resting)
+    return sum(part.known for part in resting) / total if total else 1.0
 
 
 def _of_a_small_part(
-    rule: Rule,
-    findings: Sequence[RuleFigure],
-    resting: Sequence[tuple[float, float]],
-    nulls: Sequence[str],
+    rule: Rule, findings: Sequence[RuleFigure], share: float, nulls: Sequence[str]
 ) -> Verdict | None:
-    """Return that a rule is left open, as its figures rest on less than half of the change; None if
-    they do not, or if one that rests on more violates it.
+    """Leave a rule open whose figures rest on less than half of the change; None if they do not, or
+    if one that rests on more violates it. share: what all of them rest on.
     """
-    small = [one for one in findings if (one.energy_share or 0.0) < LEAST_SHARE]
-    if any(one.met for one in findings if one not in small):
+    small = [finding for finding in findings if (finding.energy_share or 0.0) < LEAST_SHARE]
+    if any(finding.met for finding in findings if finding not in small):
         return None
-    share = _share(resting)
-    violating = [one for one in small if one.met]
+    violating = [finding for finding in small if finding.met]
     if share >= LEAST_SHARE:
         if not violating:
             return None
-        share = min(one.energy_share or 0.0 for one in violating)
-    named = [one.figure for one in violating or small or findings]
-    opened = [replace(one, met=False) for one in findings]
-    of: dict[str, Value] = {"figures": named, "share": share, "nulls": [*nulls] or None}
-    return _missing(rule, "small_part", opened, count=len(named), **of)
+        share = min(finding.energy_share or 0.0 for finding in violating)
+    names = [finding.figure for finding in violating or small or findings]
+    opened = [replace(finding, met=False) for finding in findings]
+    return _missing(
+        rule,
+        "small_part",
+        opened,
+        figures=names,
+        count=len(names),
+        share=share,
+        nulls=nulls or None,
+    )
 
 
-def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Verdict:
-    if baseline is None:
-        return _missing(rule, "no_baseline")
+def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport) -> Verdict:
     findings: list[RuleFigure] = []
-    left: list[str] = []  # figures that cannot be judged
-    is_small = False
-    for at in baseline.places(rule.figure):
-        metric = rule.figure.metric
-        names = [metric]
-        if {"*", "?"} & set(metric):
-            names = fnmatch.filter(baseline.rows[at].intervals, metric)
-        for name in names:
-            before, value = baseline.figure(at, name), now.figure(at, name).value
-            if before.value is None or before.bounds is None:
-                why = "null in the baseline" if before.value is None else before.why
-                left.append(f"{before.name} ({why})")
-                continue
-            low, high = before.bounds
-            sides = (baseline, now) if value is not None else (baseline,)
-            share = min(_share([side.resting(at, name)]) for side in sides)
-            if share < LEAST_SHARE:
-                is_small = True
-                left.append(f"{before.name} (of {text_of(share, 'share')} of the change)")
-                continue
-            error = now.error(at, name)
-            if error and value is not None and min(abs(value - low), abs(value - high)) <= error:
-                left.append(f"{before.name} (an estimate whose error reaches its end)")
-                continue
-            slack = NOISE * max(abs(low), abs(high))
-            outside = value is None or not low - slack <= value <= high + slack
-            findings.append(RuleFigure(before.name, value, outside, before.value, low, high))
+    left: list[Reason] = []  # figures that cannot be judged
+    for scope in baseline.places(rule.figure):
+        for metric in _metrics(rule.figure.metric, baseline, scope):
+            outcome = _move_of(metric, scope, now, baseline)
+            if isinstance(outcome, Reason):
+                left.append(outcome)
+            else:
+                findings.append(outcome)
     if not findings and left:
+        is_small = any(reason.code == "rests_on_little" for reason in left)
         return _missing(rule, "moved_small_part" if is_small else "unjudged", left=left)
     if not findings:
         return _missing(rule, "absent_before", why=baseline.why_absent(rule.figure))
     findings.sort(key=_distance, reverse=True)
-    moved = [_move(finding) for finding in findings if finding.met]
-    of: dict[str, Value] = {"moved": moved, "count": len(findings), "left": left or None}
-    return _verdict(rule, "moved" if moved else "unmoved", of, findings)
+    moved = [_was(finding) for finding in findings if finding.met]
+    if moved:
+        return _verdict(rule, "moved", findings, moved=moved, left=left or None)
+    return _verdict(rule, "unmoved", findings, count=len(findings), left=left or None)
+
+
+def _metrics(pattern: str, baseline: JudgedReport, scope: Scope) -> Sequence[str]:
+    """The metrics of a place that a rule on what moved names."""
+    if not {"*", "?"} & set(pattern):
+        return [pattern]
+    return fnmatch.filter(baseline.rows[scope].intervals, pattern)
+
+
+def _move_of(
+    metric: str, scope: Scope, now: JudgedReport, baseline: JudgedReport
+) -> RuleFigure | Reason:
+    """Compare a figure with its interval in the baseline, or give the reason why not."""
+    before = baseline.figure(scope, metric)
+    name = {"figure": before.name}
+    if before.value is None:
+        return Reason("null_before", name)
+    if before.bounds is None:
+        return Reason("without_interval", {**name, "why": before.no_bounds})
+    value = now.figure(scope, metric).value
+    sides = [baseline]
+    if value is not None:
+        sides.append(now)
+    share = min(_share([side.tables.resting(scope, metric)]) for side in sides)
+    if share < LEAST_SHARE:
+        return Reason("rests_on_little", {**name, "share": share})
+    low, high = before.bounds
+    is_outside = True
+    if value is not None:
+        error = now.tables.error(scope, metric)
+        if error and min(abs(value - low), abs(value - high)) <= error:
+            return Reason("error_reaches_bound", name)
+        slack = NOISE * max(abs(low), abs(high))
+        is_outside = not low - slack <= value <= high + slack
+    return RuleFigure(before.name, value, is_outside, before.value, low, high)
 
 
 def _distance(finding: RuleFigure) -> float:
-    """Return how far it lies outside its interval, in widths."""
+    """The distance outside its interval, in widths."""
     if not isinstance(finding.value, float | int):
         return math.inf
-    low, high = finding.low or 0.0, finding.high or 0.0
-    return max(low - finding.value, finding.value - high, 0.0) / max(high - low, LEAST)
+    low = finding.low or 0.0
+    high = finding.high or 0.0
+    outside = max(low - finding.value, finding.value - high, 0.0)
+    return outside / max(high - low, LEAST)
 
 
-def _move(finding: RuleFigure) -> str:
-    """Return `spiked is 0.5, was 1 (0.9 to 1)`."""
-    low, high = finding.low or 0.0, finding.high or 0.0
+def _was(finding: RuleFigure) -> Reason:
+    """`spiked is 0.5, was 1 (0.9 to 1)`."""
+    before, low, high = (
+        f"{number or 0.0:.3g}" for number in (finding.before, finding.low, finding.high)
+    )
 
-    def inside(value: Any) -> bool:  # of the bounds as they are written
-        return bool(float(f"{low:.3g}") <= value <= float(f"{high:.3g}"))
+    def is_inside(value: Any) -> bool:  # of the bounds as they are written
+        return float(low) <= float(value) <= float(high)
 
-    value = "null" if finding.value is None else _text(finding.value, inside)
-    return f"{finding.figure} is {value}, was {finding.before:.3g} ({low:.3g} to {high:.3g})"
+    value = "null" if finding.value is None else _text(finding.value, is_inside)
+    figures = {"figure": finding.figure, "value": value, "before": before}
+    return Reason("figure_was", {**figures, "low": low, "high": high})
 
 
 def _text(value: Any, holds: Callable[[Any], bool]) -> str:
     """Format a number with enough digits to see whether the condition holds."""
-    texts = (f"{value:.{digits}g}" for digits in range(2, 17))
+    texts = (f"{value:.{digits}g}" for digits in DIGITS)
     return next((text for text in texts if holds(float(text)) == holds(value)), repr(value))

@@ -17,8 +17,8 @@ REASONS = (*ONE_SIDED, "shape_differs", "nonfinite")  # that a finding names
 
 
 def uncompared(tensors: Columns) -> list[UncomparedRow]:
-    """Tensors without a partner, of another shape or with entries that are not finite: whole
-    layers, whole experts, otherwise modules. A tensor whose partner cannot be read has a partner.
+    """The tensors without a partner, of another shape or without finite numbers: whole layers,
+    whole experts, otherwise modules. A tensor whose partner cannot be read has a partner.
     """
     # a layer of -1 is outside the layers
     numbers = np.nan_to_num(tensors["layer"], nan=-1.0)

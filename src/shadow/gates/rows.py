@@ -1,0 +1,244 @@
+"""Rows of a report's tables that rules read beside the summary's record: the states of places
+and files, the energy that a figure rests on, and the error of estimates.
+
+A place changed if an entry of one of its tensors did, including vectors; it is unchanged if all of
+its tensors were compared and none did; otherwise its state is unknown. Integers are left out, and
+so are tied tensors, which are measured elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from shadow.checks.files import EVERY
+from shadow.checks.patterns import Pattern
+from shadow.checks.summary import Summary
+from shadow.gates.rules import CHANGED, UNCHANGED
+from shadow.places.architecture import Place
+from shadow.reasons import Status
+from shadow.reports.columns import ESTIMATED
+from shadow.reports.report import Report
+from shadow.summary.making import MEDIANS
+from shadow.summary.tables import (
+    COPIED,
+    OF_CASTS,
+    OF_SIDES,
+    Columns,
+    are,
+    columns_of,
+    floats,
+    only_rounded,
+)
+
+State = str | None  # None: not known
+Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
+LEFT_OUT = ("tied", "not_float", "adapter")  # reasons that say nothing of a change
+# kinds of files of which a change of bytes matters only if something in them differs
+LOOKED_INTO = ("config", "generation", "chat_template", "tokenizer", "code")
+# columns that must be known of the matrices that a figure rests on, where its name is none
+COLUMNS = {
+    "participation_share": ("participation_ratio", "null_participation_ratio"),
+    "spiked": ("spikes",),
+    "zero_share": ("zero_share",),
+    "rank_ceiling": ("rank_ceiling",),
+}
+OF_DEPTH = ("depth_entropy", "effective_layers")  # figures that rest on matrices in layers alone
+LEAST = 1e-300  # instead of a norm of nothing
+OF_A_PLACE = ("component", "layer", "module", "expert")
+OF_A_STATE = ("status", "reason", "relative_norm", "compared", "cast")
+KEYS = ("subject", "component", "module")  # of a delta row: what a scope is compared with
+
+
+@dataclass(frozen=True)
+class TensorState:
+    """A row of tensors.parquet, as far as it says of a change."""
+
+    place: Place
+    status: Status
+    reason: str | None
+    relative_norm: float | None
+    compared: int | None
+    cast: str | None
+
+    @property
+    def is_changed(self) -> bool | None:
+        """True if an entry changed; None if unknown."""
+        if self.status == "identical":
+            return False
+        if self.status == "measured":
+            return None if self.reason else True  # with a reason it has no partner
+        if self.reason != "not_a_matrix" or self.compared == 0:
+            return None
+        if self.relative_norm is not None:
+            return self.relative_norm > 0
+        if self.cast is not None:  # from 0, of which no norm is relative
+            return True
+        return False if self.compared else None
+
+
+@dataclass(frozen=True)
+class Resting:
+    """The energy of a change that a figure rests on, and all of its place."""
+
+    known: float
+    total: float
+
+
+@dataclass(frozen=True)
+class ReportRows:
+    """The rows of a report, each table read when it is asked for."""
+
+    source: Report
+    summary: Summary
+
+    @cached_property
+    def tensors(self) -> list[TensorState]:
+        """The rows of tensors.parquet."""
+        table = self.source.table("tensors").select((*OF_A_PLACE, *OF_A_STATE))
+        grown = {(row.component, row.module) for row in self.summary.vocabulary}
+        tensors = []
+        for row in table.to_pylist():
+            component = row["component"] or ""
+            module = row["module"] or ""
+            tensor = TensorState(
+                Place(component, row["layer"], module, row["expert"]),
+                **{name: row[name] for name in OF_A_STATE},
+            )
+            # only rows that both vocabularies have were compared
+            if tensor.status == "identical" and (component, module) in grown:
+                tensor = replace(tensor, status="skipped")
+            tensors.append(tensor)
+        return tensors
+
+    @cached_property
+    def files(self) -> list[dict[str, Any]]:
+        """The rows of files.parquet."""
+        rows: list[dict[str, Any]] = self.source.table("files").to_pylist()
+        return rows
+
+    @cached_property
+    def deltas(self) -> dict[Scope, Columns]:
+        """The delta rows on which the figures of each place rest, with energy."""
+        tensors = columns_of(self.source.table("tensors").select(OF_CASTS))
+        table = self.source.table("matrices")
+        deltas = columns_of(table.filter(pc.equal(table["subject"], "delta")))
+        is_rounded = only_rounded(deltas.each(*OF_SIDES), tensors.each(*OF_CASTS))
+        deltas = deltas.where(~is_rounded)
+        norms = np.nan_to_num(deltas["frobenius_norm"])
+        # over the largest, so that squares are finite
+        deltas = deltas.added(energy=(norms / max([*norms, LEAST])) ** 2)
+        by_component = deltas.groups("component")
+        by_module = deltas.groups("component", "module")
+        return {(): deltas, **dict(by_component), **dict(by_module)}
+
+    def resting(self, scope: Scope, metric: str) -> Resting:
+        """The energy of change in the matrices that a figure rests on, and in all of its place."""
+        if scope not in self.deltas:
+            return Resting(0.0, 0.0)
+        deltas = self.deltas[scope]
+        energy = deltas["energy"]
+        total = float(energy.sum())
+        if len(scope) == 1 and metric == "relative_norm":  # which is of all together
+            return Resting(total, total)
+        known = np.ones(len(deltas), dtype=np.bool_)
+        names = COLUMNS.get(metric, (metric,) if metric in MEDIANS else ())
+        for name in names:
+            known &= ~np.isnan(deltas[name])
+        if metric in OF_DEPTH:
+            component = scope[0] if scope else self.summary.main_component
+            known &= are(deltas["component"], component or "") & ~np.isnan(deltas["layer"])
+        return Resting(float(energy[known].sum()), total)
+
+    def error(self, scope: Scope, metric: str) -> float:
+        """The largest possible error of a median of estimates: the largest error of one. 0 of what
+        was not estimated.
+        """
+        is_share = metric == "participation_share"  # of a participation ratio in that of the null
+        column = "participation_ratio" if is_share else metric
+        if not self.summary.estimated or column not in ESTIMATED:
+            return 0.0
+        null = "null_participation_ratio"
+        rows = self.source.columns("matrices", [*KEYS, f"{column}_error", null])
+        for key, wanted in zip(KEYS, ("delta", *scope), strict=False):
+            rows = rows[rows[key] == wanted]
+        errors = np.nan_to_num(floats(rows[f"{column}_error"]))
+        if is_share:
+            errors = errors / floats(rows[null])
+        return float(max(errors, default=0.0))
+
+    def states(self, pattern: Pattern) -> dict[str, State]:
+        """The states of the places that a rule names."""
+        return states(pattern, self.tensors)
+
+    def are_identical(self, pattern: Pattern) -> bool:
+        """True if all matrices of these places were compared and none changed, or none by more than
+        rounding where the figures are those of others.
+        """
+        matrices = [tensor for tensor in self.tensors if tensor.reason != "not_a_matrix"]
+        if self.summary.figures.matrices_rounded:
+            matrices = [
+                replace(tensor, status="identical") if tensor.cast in COPIED else tensor
+                for tensor in matrices
+            ]
+        return set(states(pattern, matrices).values()) == {UNCHANGED}
+
+
+def states(pattern: Pattern, tensors: Iterable[TensorState]) -> dict[str, State]:
+    """The state of each place that a rule names, by name: `changed`, `unchanged` or None.
+
+    Each layer of a range is a place of its own.
+    """
+    changes: dict[str, list[bool | None]] = {}
+    places = set()
+    for tensor in tensors:
+        place = tensor.place
+        places.add(place)
+        if tensor.reason not in LEFT_OUT and pattern.covers(place):
+            parts = [place.component]
+            if pattern.module != "*":
+                parts.append(place.module)
+            if pattern.layers:
+                parts.append(f"layers.{place.layer}")
+            changes.setdefault(".".join(parts), []).append(tensor.is_changed)
+    if changes and (beyond := pattern.beyond(places)):
+        changes[beyond] = [None]  # which the model does not have
+    return {name: _state(of_place) for name, of_place in changes.items()}
+
+
+def _state(changes: Sequence[bool | None]) -> State:
+    if any(changes):
+        return CHANGED
+    return None if None in changes else UNCHANGED
+
+
+def file_states(pattern: str, name: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, State]:
+    """The state of each file that a rule names, by path: `changed`, `added`, `removed`, `unchanged`
+    or None. Rows are those of files.parquet.
+
+    If no file matches, they are unchanged under the name of the figure, unless not all files are
+    known.
+    """
+    by_path: dict[str, State] = {}
+    for row in sorted(rows, key=lambda row: row["side"] != "tuned"):
+        path = str(row["path"])
+        if path == EVERY:
+            by_path[f"{row['side']} side"] = None
+            continue
+        if path in by_path:
+            continue
+        kind = str(row["kind"])
+        words = (row["differs"] or "").split()
+        state = None if row["state"] == "unknown" else str(row["state"])
+        if fnmatchcase(kind, pattern):
+            is_same = state == "same" or (kind in LOOKED_INTO and not words)
+            by_path[path] = UNCHANGED if state and is_same else state
+        elif any(fnmatchcase(f"{kind}.{word}", pattern) or word == pattern for word in words):
+            by_path[path] = state
+    return by_path or {name: UNCHANGED}
