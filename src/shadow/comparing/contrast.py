@@ -37,6 +37,7 @@ from shadow.spectra.measurement import WITHOUT_SPECTRA
 from shadow.summary.bootstrap import LEVEL
 from shadow.summary.gate_figures import LINEAGE, ROUNDING
 from shadow.summary.layer_medians import LOW, held_rank
+from shadow.summary.tables import columns_of_frame
 from shadow.templates import Reason, Value
 
 # of concentration: above the differences of two seeds in the lab, inside those of narrow and broad
@@ -240,14 +241,11 @@ def _unequal_ranks(voting: pd.DataFrame) -> int:
 def _low_ranks(voting: pd.DataFrame, side: str) -> NDArray[np.float64]:
     """The rank of each delta as far as it exceeds rounding, if it is low; otherwise NaN."""
 
-    def column(name: str) -> pd.Series:
-        return voting[name if name in ("rows", "cols") else f"{name}_{side}"]
-
-    ranks = held_rank(column)
-    short_sides = voting[["rows", "cols"]].min(axis=1).to_numpy(float)
+    deltas = columns_of_frame(voting.rename(columns=lambda name: name.removesuffix(f"_{side}")))
+    ranks = held_rank(deltas)
+    short_sides = np.fmin(deltas["rows"], deltas["cols"])
     low = np.where(ranks <= LOW * short_sides, ranks, np.nan)
-    ceilings = column("rank_ceiling").to_numpy(float, na_value=np.nan)
-    known: NDArray[np.float64] = np.fmax(low, ceilings)
+    known: NDArray[np.float64] = np.fmax(low, deltas["rank_ceiling"])
     return known
 
 

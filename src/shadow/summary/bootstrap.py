@@ -65,137 +65,158 @@ class Blocks:
 
     @property
     def layers(self) -> int:
-        """Return the number of layers."""
+        """The number of layers."""
         return len(self.strata)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Layers of each component that has any."""
-        return tuple(np.unique(self.strata, return_counts=True)[1].tolist())
+        _, sizes = np.unique(self.strata, return_counts=True)
+        return tuple(sizes.tolist())
 
     @property
     def free(self) -> int:
-        """Return how many layers of a single component leave as much to chance: the only layer of a
-        component is in every draw.
+        """The number of layers of a single component that leave as much to chance: the only layer
+        of a component is in every draw.
         """
-        return self.layers - max(0, len(self.sizes) - 1)
+        others = len(self.sizes) - 1
+        return self.layers - max(0, others)
 
-    def where(self, kept: Mask) -> Blocks:
-        """Return the same for some of the rows, without layers that have no rows left."""
-        codes = self.codes[kept]
-        used, inside = np.unique(codes[codes >= 0], return_inverse=True)
-        codes = codes.copy()
-        codes[codes >= 0] = inside
+    def where(self, chosen: Mask) -> Blocks:
+        """The layers of some of the rows, without those that have no rows left."""
+        codes = self.codes[chosen]  # a copy
+        is_inside = codes >= 0
+        used, codes[is_inside] = np.unique(codes[is_inside], return_inverse=True)
         return Blocks(codes, self.strata[used])
 
 
 def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
-    """Return the blocks of rows by component and layer (NaN outside the layers), in any order."""
-    places = list(zip(components, np.asarray(layers, dtype=np.float64).tolist(), strict=True))
-    known = sorted({place for place in places if not math.isnan(place[1])})
-    code = {place: number for number, place in enumerate(known)}
-    names = sorted(set(components))
+    """The blocks of rows by component and layer (NaN outside the layers), in any order."""
+    numbers = np.asarray(layers, dtype=np.float64)
+    places = list(zip(components, numbers.tolist(), strict=True))
+    inside = sorted({(name, layer) for name, layer in places if not math.isnan(layer)})
+    code = {place: number for number, place in enumerate(inside)}
     # no place with NaN is in code, so that what lies outside the layers gets -1
-    return Blocks(
-        np.array([code.get(place, -1) for place in places], dtype=np.intp),
-        np.array([names.index(component) for component, _ in known], dtype=np.intp),
-    )
+    codes = [code.get(place, -1) for place in places]
+    names = sorted(set(components))
+    strata = [names.index(component) for component, _ in inside]
+    return Blocks(np.array(codes, dtype=np.intp), np.array(strata, dtype=np.intp))
 
 
 def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
-    """Return the interval of the median over rows, each counted once; NaN rows are left out."""
+    """The interval of the median over rows, each counted once; NaN rows are left out."""
     numbers = np.asarray(values, dtype=np.float64)
-    known = ~np.isnan(numbers)
-    if not known.all():
-        numbers, blocks = numbers[known], blocks.where(known)
-    return interval(partial(medians, numbers, blocks.codes), blocks)
+    is_known = ~np.isnan(numbers)
+    if not is_known.all():
+        numbers = numbers[is_known]
+        blocks = blocks.where(is_known)
+    statistic = partial(medians, numbers, blocks.codes)
+    return interval(statistic, blocks)
 
 
 def interval(statistic: Statistic, blocks: Blocks) -> Interval:
-    """Return the interval of any figure: statistic takes Counts and returns a value per draw."""
-    layers, components = blocks.layers, len(blocks.sizes)
+    """The interval of any figure: statistic takes Counts and returns a value per draw."""
+    layers = blocks.layers
+    if not layers:
+        return Interval(None, layers, reason="outside the layers")
     if blocks.free < FEWEST:
+        components = len(blocks.sizes)
         among = f" in {components} components" if components > 1 else ""
         fewest = FEWEST + components - 1
         reason = f"only {counted(layers, 'layer', 'layers')}{among}, at least {fewest} are needed"
-        return Interval(None, layers, reason=reason if layers else "outside the layers")
+        return Interval(None, layers, reason=reason)
     values = statistic(draws(blocks.sizes))
-    if not np.all(np.isfinite(values)):
+    if not np.isfinite(values).all():
         return Interval(None, layers, reason=UNDEFINED)
-    level = min(LEVEL, 1.0 - 2.0 ** (1 - blocks.free))
-    return Interval(cut(values, expanded_tail(blocks.free)), layers, level)
+    # the probability that all draws are on one side of a median
+    outside = 2.0 ** (1 - blocks.free)
+    bounds = cut(values, expanded_tail(blocks.free))
+    return Interval(bounds, layers, min(LEVEL, 1.0 - outside))
 
 
 def cut(values: Floats, tail: float) -> tuple[float, float]:
-    """Return the least and the largest value without this share at each end, rounded down.
+    """The least and the largest value without this share at each end, rounded down.
 
     Values are not interpolated, so that -values has the same bounds to the last bit, negated.
     """
     last = len(values) - 1
-    below = min(int(tail * len(values)), last)
-    parted = np.partition(values, (below, last - below))
-    return float(parted[below]), float(parted[last - below])
+    low = min(int(tail * len(values)), last)
+    high = last - low
+    parted = np.partition(values, (low, high))
+    return float(parted[low]), float(parted[high])
 
 
 @lru_cache(maxsize=16)
 def draws(sizes: tuple[int, ...]) -> Counts:
-    """Return the layers of each draw, (draws, sum of sizes): with replacement, within components of
-    these sizes.
+    """The layers of each draw, (draws, sum of sizes): with replacement, within components of these
+    sizes.
 
     Every ordered draw if there are at most DRAWS of them, otherwise DRAWS random ones of a fixed
     seed. They are the same for every figure over the same layers, so that figures can be compared
     draw by draw.
     """
     if math.prod(size**size for size in sizes) <= DRAWS:
-        ends = list(itertools.accumulate(sizes, initial=0))
-        groups = [
-            range(start, end) for start, end in itertools.pairwise(ends) for _ in range(end - start)
-        ]
-        every = np.array(list(itertools.product(*groups)), dtype=np.intp)
-        counts = np.zeros(every.shape, dtype=np.int32)
-        np.add.at(counts, (np.arange(len(every))[:, None], every), 1)
+        counts = _every_draw(sizes)
     else:
         generator = np.random.default_rng(SEED)
-        parts = [
-            generator.multinomial(size, np.full(size, 1.0 / size), size=DRAWS) for size in sizes
-        ]
-        counts = np.concatenate(parts, axis=1).astype(np.int32)
+        parts = []
+        for size in sizes:
+            even = np.full(size, 1.0 / size)
+            parts.append(generator.multinomial(size, even, size=DRAWS))
+        counts = np.concatenate(parts, axis=1, dtype=np.int32)
     counts.flags.writeable = False
     return counts
 
 
+def _every_draw(sizes: tuple[int, ...]) -> Counts:
+    of_components = [
+        [np.bincount(draw, minlength=size) for draw in itertools.product(range(size), repeat=size)]
+        for size in sizes
+    ]
+    every = [np.concatenate(draw) for draw in itertools.product(*of_components)]
+    return np.array(every, dtype=np.int32)
+
+
 @lru_cache(maxsize=1024)
 def expanded_tail(layers: int) -> float:
-    """Return what is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded
+    """The share that is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded
     percentile.
     """
     from scipy.special import ndtr, stdtrit
 
     t = stdtrit(layers - 1, (1.0 - LEVEL) / 2)
-    return float(ndtr(t * np.sqrt(layers / (layers - 1))))
+    expansion = np.sqrt(layers / (layers - 1))
+    return float(ndtr(t * expansion))
 
 
 def medians(values: Floats, codes: Places, counts: Counts) -> Floats:
-    """Return the median of the rows in each draw, as if they were repeated.
+    """The median of the rows in each draw, as if they were repeated.
 
     codes: the layer of each row, -1 for rows that are in every draw once. The rows in ascending
     order are counted in stretches, then one by one within the stretch of the middle.
     """
     order = np.argsort(values, kind="stable")
-    ascending, stretch = values[order], max(1, math.isqrt(len(values)) // 2)
-    weights = np.vstack([counts.T, np.ones(len(counts))]).astype(np.float32)  # whole numbers
+    ascending = values[order]
+    length = max(1, math.isqrt(len(values)) // 2)  # of a stretch
+    every_draw = np.ones(len(counts))
+    weights = np.vstack([counts.T, every_draw], dtype=np.float32)  # whole numbers
     # the layer of each row, those outside last; rows behind the last are never counted
-    layers = np.zeros((-(-len(values) // stretch), stretch), dtype=np.intp)
+    stretches = math.ceil(len(values) / length)
+    layers = np.zeros((stretches, length), dtype=np.intp)
     layers.flat[: len(values)] = codes[order] % len(weights)
-    cells = (layers + np.arange(len(layers))[:, None] * len(weights)).flat[: len(values)]
-    inside = np.bincount(cells, minlength=len(layers) * len(weights))
-    inside = inside.reshape(len(layers), len(weights)).cumsum(axis=0)
-    upto = inside.astype(np.float32) @ weights
-    middle, draw = [], np.arange(len(counts))
+    # by stretch, then by layer: the rows in all stretches up to this one
+    shape = stretches, len(weights)
+    cells = layers + np.arange(stretches)[:, None] * len(weights)
+    rows = np.bincount(cells.flat[: len(values)], minlength=math.prod(shape))
+    rows = rows.reshape(shape).cumsum(axis=0)
+    upto = rows.astype(np.float32) @ weights
+    draw = np.arange(len(counts))
+    middle = []
     for rank in ((upto[-1] + 1) // 2, upto[-1] // 2 + 1):
         at = (upto < rank).sum(axis=0, dtype=np.int16)
-        left, place = rank - np.where(at > 0, upto[at - 1, draw], 0.0), at.astype(int) * stretch
-        for row in layers[at].T[: stretch - 1]:
+        left = rank - np.where(at > 0, upto[at - 1, draw], 0.0)
+        place = at.astype(int) * length
+        for row in layers[at].T[: length - 1]:
             left -= weights[row, draw]
             place += left > 0
         middle.append(ascending[place])

@@ -26,15 +26,17 @@ from shadow.summary.record import (
     Scaled,
     Zeroed,
 )
-from shadow.summary.tables import Columns, are, median
+from shadow.summary.tables import VECTORS, Columns, mask_of, median
 
 Layer = tuple[str, int]  # component, number
 
 # cosines of base and tuned: below, another matrix stands there; the model's median has to be above
-OTHER, SAME_MODEL = 0.5, 0.9
+OTHER = 0.5
+SAME_MODEL = 0.9
 # How far singular values may be apart, and how far times sqrt(rows cols): those of independent
 # matrices of one size have 3 (planted, 32 to 1,024 wide), of a matrix and its rotation in BF16 0.1.
-AGREE, AGREE_OF_ENTRIES = 0.01, 2.0
+AGREE = 0.01
+AGREE_OF_ENTRIES = 2.0
 # The equation holds to 4e-10 for F32; a format of fewer bits breaks it, and nothing is said.
 EXACT = 1e-6
 UNEVEN = 0.01  # how far factors may be apart, of how far they are from 1
@@ -55,15 +57,16 @@ class Change:
     sentence: str = ""  # the code of its sentence, where that is another
     meaning: str = ""  # where it is another than that of the sentence
 
-    def figures(self, found: Recognised) -> Row | None:
-        """Return the figures of the change if it holds, otherwise None."""
-        figures: Row | None = found
+    def figures(self, changes: Recognised) -> Row | None:
+        """The figures of the change if it holds, otherwise None."""
+        figures: Row | None = changes
         for name in self.place.split("."):
             figures = figures and getattr(figures, name)
-        if isinstance(figures, Casts):
-            most = figures.beside <= figures.tensors > 0
-            return figures if most and (self.code == "copy") == (not figures.beside) else None
-        return figures
+        if not isinstance(figures, Casts):
+            return figures
+        are_most = figures.beside <= figures.tensors > 0
+        code = "mostly_copy" if figures.beside else "copy"
+        return figures if are_most and self.code == code else None
 
 
 CHANGES = (
@@ -141,80 +144,100 @@ CHANGES = (
 
 
 def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Recognised:
-    """Return what all rows prove, None if nothing is known. lineage: the median cosine of the two
-    models.
+    """The changes that all rows prove, None for each of which nothing is known. lineage: the median
+    cosine of the two models.
     """
-    scaled, zeroed, few = _scaled(deltas), _zeroed(deltas), _few_entries(deltas)
+    scaled = _scaled(deltas)
+    zeroed = _zeroed(deltas)
+    few_entries = _few_entries(deltas)
     moved = _moved_layers(tensors)
-    in_moved = np.array([place in moved for place in deltas.each("component", "layer")], bool)
-    # matrices far from the base's, or opposite to it, with the same singular values
-    agree = np.fmin(AGREE, AGREE_OF_ENTRIES / np.sqrt(deltas["rows"] * deltas["cols"]))
-    same = (np.abs(deltas["sigma_scale"] - 1.0) <= AGREE) & (deltas["sigma_scale_iqr"] <= agree)
-    apart = (deltas["cosine"] < OTHER) & same & ~in_moved & (scaled is None)
+    in_moved = mask_of([layer in moved for layer in deltas.each("component", "layer")])
+    is_turned = _has_same_spectrum(deltas) & (deltas["cosine"] < OTHER) & ~in_moved
+    if scaled is not None:
+        is_turned = np.zeros_like(is_turned)
     return Recognised(
-        replaced=_replaced(deltas.where(~(in_moved | apart)), lineage),
+        replaced=_replaced(deltas.where(~(in_moved | is_turned)), lineage),
         scaled=scaled,
         zeroed=None if scaled is not None else zeroed,
         casts=_casts(tensors),
-        rearranged=_rearranged(deltas, tensors, moved, in_moved, apart),
-        few_entries=few,
-        masked=None if scaled or zeroed or few else _masked(deltas),
+        rearranged=_rearranged(deltas, tensors, moved, in_moved, is_turned),
+        few_entries=few_entries,
+        masked=None if scaled or zeroed or few_entries else _masked(deltas),
     )
 
 
+def _has_same_spectrum(deltas: Columns) -> Mask:
+    """A mask of the matrices that have the base's singular values."""
+    entries = deltas["rows"] * deltas["cols"]
+    spread = np.fmin(AGREE, AGREE_OF_ENTRIES / np.sqrt(entries))
+    is_same_size = np.abs(deltas["sigma_scale"] - 1.0) <= AGREE
+    is_same: Mask = is_same_size & (deltas["sigma_scale_iqr"] <= spread)
+    return is_same
+
+
 def _rearranged(
-    deltas: Columns, tensors: Columns, moved: Mapping[Layer, int], in_moved: Mask, apart: Mask
+    deltas: Columns,
+    tensors: Columns,
+    moved: Mapping[Layer, int],
+    in_moved: Mask,
+    is_turned: Mask,
 ) -> Rearranged | None:
     """Find where comparing entries shows no change: layers most of whose matrices come from another
     layer of the base, and matrices that are not comparable entry by entry.
     """
-    if not moved and not apart.any():
+    turned = deltas.where(is_turned)
+    if not moved and not len(turned):
         return None
-    inside = ~are(deltas["module"], *OUTSIDE)
+    rearranged = deltas.where(in_moved | is_turned)
     return Rearranged(
-        matrices=int(((in_moved | apart) & inside).sum()),
-        changed=int(inside.sum()),
+        matrices=len(rearranged.without("module", *OUTSIDE)),
+        changed=len(deltas.without("module", *OUTSIDE)),
         moved=_moved(tensors, moved) if moved else None,
-        not_comparable=InPlaces(**_places(deltas.where(apart))) if apart.any() else None,
+        not_comparable=InPlaces(**_places(turned)) if len(turned) else None,
     )
 
 
 def _moved_layers(tensors: Columns) -> dict[Layer, int]:
-    """Return, by layer of the tuned model, the other layer of the base that most of its matrices
-    come from, by checksum.
+    """By layer of the tuned model, the other layer of the base that most of its matrices come
+    from, by checksum.
     """
-    layers = tensors.where(tensors.are_matrices & ~are(tensors["module"], "norm", "bias")).inside
-    holding, of = defaultdict[tuple[str, str], set[int]](set), Counter[Layer]()
+    matrices = tensors.where(tensors.are_matrices).without("module", *VECTORS).inside
+    base_layers = defaultdict[tuple[str, str], set[int]](set)
+    of_base = matrices.having(side="base")
+    for component, layer, checksum in of_base.each("component", "layer", "checksum"):
+        base_layers[component, checksum].add(int(layer))
+    sizes = Counter[Layer]()
     votes = defaultdict[Layer, Counter[int]](Counter)
-    rows = [one for one in layers.each("side", "component", "layer", "checksum") if one[3]]
-    for side, component, layer, checksum in rows:
-        if side == "base":
-            holding[component, checksum].add(int(layer))
-    for side, component, layer, checksum in rows:
-        if side == "tuned":
-            of[component, int(layer)] += 1
-            votes[component, int(layer)].update(holding[component, checksum])
+    of_tuned = matrices.having(side="tuned")
+    for component, layer, checksum in of_tuned.each("component", "layer", "checksum"):
+        if checksum:
+            sizes[component, int(layer)] += 1
+            votes[component, int(layer)].update(base_layers[component, checksum])
     moved = {}
-    for place, found in votes.items():
-        at = max(found, key=lambda layer: (found[layer], -abs(layer - place[1])), default=place[1])
-        if at != place[1] and 2 * found[at] > of[place]:
-            moved[place] = at
+    for (component, layer), counts in votes.items():
+        # of several with as many matrices, the nearest
+        best = max(counts, key=lambda at: (counts[at], -abs(at - layer)), default=layer)
+        if best != layer and 2 * counts[best] > sizes[component, layer]:
+            moved[component, layer] = best
     return moved
 
 
 def _moved(tensors: Columns, moved: Mapping[Layer, int]) -> MovedLayers:
     """Count the layers that moved, and those of them that have tensors of their own as well."""
-    of_base = tensors.having(side="base").inside.each("component", "layer", "checksum")
-    of_tuned = tensors.having(side="tuned").inside.each("component", "layer", "checksum")
-    held = set(of_base)
+    inside = tensors.inside
+    of_base = set(inside.having(side="base").each("component", "layer", "checksum"))
     changed: set[Layer] = set()
-    for component, layer, checksum in of_tuned:
-        place = component, int(layer)
-        if place in moved and (component, moved[place], checksum) not in held:
-            changed.add(place)
+    of_tuned = inside.having(side="tuned")
+    for component, number, checksum in of_tuned.each("component", "layer", "checksum"):
+        layer = component, int(number)
+        if layer in moved and (component, moved[layer], checksum) not in of_base:
+            changed.add(layer)
     whole = len(moved) - len(changed)
     return MovedLayers(
-        layers=len(moved), whole=whole or None, in_part=len(changed) or None, rows=_runs(moved)
+        layers=len(moved),
+        whole=whole or None,
+        in_part=len(changed) or None,
+        rows=_runs(moved),
     )
 
 
@@ -241,20 +264,24 @@ def _places(deltas: Columns) -> dict[str, Any]:
     """The values of InPlaces: how many rows there are, and how many of each module and layers."""
     rows = []
     for (component, module), group in deltas.groups("component", "module"):
-        layers = sorted({int(layer) for layer in group.inside["layer"]})
-        row = PlacesRow(component=component, module=module, layers=layers, matrices=len(group))
+        layers = {int(layer) for layer in group.inside["layer"]}
+        row = PlacesRow(
+            component=component, module=module, layers=sorted(layers), matrices=len(group)
+        )
         rows.append(row)
     return {"matrices": len(deltas), "rows": rows}
 
 
 def _replaced(deltas: Columns, lineage: float | None) -> Replaced | None:
     """Find matrices with little in common with the base's, in a model that is close to it."""
-    other = deltas.where(np.abs(deltas["cosine"]) < OTHER)
-    if lineage is None or lineage < SAME_MODEL or not len(other):
+    others = deltas.where(np.abs(deltas["cosine"]) < OTHER)
+    if lineage is None or lineage < SAME_MODEL or not len(others):
         return None
-    cosine = other["cosine"]
+    cosines = others["cosine"]
     return Replaced(
-        cosine_least=float(cosine.min()), cosine_most=float(cosine.max()), **_places(other)
+        cosine_least=float(cosines.min()),
+        cosine_most=float(cosines.max()),
+        **_places(others),
     )
 
 
@@ -262,14 +289,18 @@ def _scaled(deltas: Columns) -> Scaled | None:
     """Find that every changed matrix is its base times one factor: the delta is the base times
     (factor - 1), and their cosine 1 or -1.
     """
-    cosine = deltas["decay_cosine"]
-    if len(deltas) < 2 or not (np.abs(cosine) >= 1.0 - EXACT).all():
+    cosines = deltas["decay_cosine"]
+    is_along = np.abs(cosines) >= 1.0 - EXACT
+    if len(deltas) < 2 or not is_along.all():
         return None
-    offsets = deltas["relative_norm"] * cosine.round()
-    middle = median(offsets)
-    if not middle or not np.nanmax(np.abs(offsets - middle)) <= UNEVEN * abs(middle):
+    offsets = deltas["relative_norm"] * cosines.round()
+    offset = median(offsets)
+    if not offset:
         return None
-    return Scaled(matrices=len(deltas), factor=1.0 + middle)
+    furthest = np.nanmax(np.abs(offsets - offset))
+    if not furthest <= UNEVEN * abs(offset):
+        return None
+    return Scaled(matrices=len(deltas), factor=1.0 + offset)
 
 
 def _zeroed(deltas: Columns) -> Zeroed | None:
@@ -277,8 +308,9 @@ def _zeroed(deltas: Columns) -> Zeroed | None:
     others stayed.
     """
     same = deltas["zero_share"]
-    is_each = (deltas["zeroed"] == 1) & (same >= SOME_KEPT) & (same <= 1.0)
-    if len(deltas) < 2 or not is_each.all():
+    has_same = (same >= SOME_KEPT) & (same <= 1.0)
+    is_zeroed = has_same & (deltas["zeroed"] == 1)
+    if len(deltas) < 2 or not is_zeroed.all():
         return None
     return Zeroed(matrices=len(deltas), share=1.0 - float(np.median(same)))
 
@@ -287,12 +319,12 @@ def _few_entries(deltas: Columns) -> FewEntries | None:
     """Find that fewer entries changed than each matrix has rows or columns. An adapter stores no
     entries, and has no such share.
     """
-    changed = np.round((1.0 - deltas["zero_share"]) * deltas["parameters"])
-    if not len(deltas) or not (changed < np.fmin(deltas["rows"], deltas["cols"])).all():
+    entries = deltas["parameters"]
+    changed = np.round((1.0 - deltas["zero_share"]) * entries)
+    is_few = changed < np.fmin(deltas["rows"], deltas["cols"])
+    if not len(deltas) or not is_few.all():
         return None
-    return FewEntries(
-        entries=int(changed.sum()), of=int(deltas["parameters"].sum()), **_places(deltas)
-    )
+    return FewEntries(entries=int(changed.sum()), of=int(entries.sum()), **_places(deltas))
 
 
 def _masked(deltas: Columns) -> Masked | None:
@@ -302,12 +334,13 @@ def _masked(deltas: Columns) -> Masked | None:
     unseen tokens of an embedding.
     """
     inside = deltas.inside
-    excess, misfit = inside["zero_share_excess"], np.nan_to_num(inside["kept_misfit"])
-    along = np.nan_to_num(np.abs(inside["decay_cosine"])) >= ALONG
-    found = excess[(excess >= EXCESS) & ~along & ~(misfit >= ASTRAY)]
-    if 2 * len(found) <= len(inside):
+    excess = inside["zero_share_excess"]
+    is_along = np.abs(inside["decay_cosine"]) >= ALONG
+    is_astray = inside["kept_misfit"] >= ASTRAY
+    masked = excess[(excess >= EXCESS) & ~is_along & ~is_astray]
+    if 2 * len(masked) <= len(inside):
         return None
-    return Masked(matrices=len(found), of=len(inside), excess=float(np.median(found)))
+    return Masked(matrices=len(masked), of=len(inside), excess=float(np.median(masked)))
 
 
 def _casts(tensors: Columns) -> Casts | None:
@@ -316,14 +349,14 @@ def _casts(tensors: Columns) -> Casts | None:
     is a cast, and if there are few.
     """
     tuned = tensors.having(side="tuned")
-    if ((tuned["relative_norm"] > 0) & (tuned["cast"] == None)).any():  # noqa: E711
+    base = tensors.having(side="base")
+    changed = tuned.where(tuned["relative_norm"] > 0)
+    if None in changed["cast"]:
         return None
     # a quantised side has its scales as tensors beside these
-    of_tuned, of_base = (
-        min(len(tensors.having(side=side, cast=how)) for side in ("base", "tuned"))
-        for how in ("tuned", "base")
-    )
-    beside = int(are(tuned["cast"], "neither").sum())
+    of_tuned = min(len(base.having(cast="tuned")), len(tuned.having(cast="tuned")))
+    of_base = min(len(base.having(cast="base")), len(tuned.having(cast="base")))
+    beside = len(tuned.having(cast="neither"))
     if not len(tuned.having(module="head")):  # it is tied, and its row is the base's
-        beside += len(tensors.having(side="base", module="head", cast="neither"))
+        beside += len(base.having(module="head", cast="neither"))
     return Casts(tensors=of_tuned + of_base, of_base=of_base, beside=beside)

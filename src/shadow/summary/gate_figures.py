@@ -4,14 +4,23 @@ is stored is the change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from shadow.dtypes import FLOATS
 from shadow.summary.layer_medians import held_rank
-from shadow.summary.tables import Columns, Rows, are, median
+from shadow.summary.tables import (
+    VECTORS,
+    Columns,
+    Rows,
+    are,
+    count,
+    is_known,
+    largest,
+    mask_of,
+    median,
+)
 
 # With norms that are equal, a cosine below 0.5 is a delta longer than the base itself: it tells of
 # the base's spectrum, not of a change. Fine-tunes have 0.9 and more, unrelated models of one shape
@@ -44,26 +53,25 @@ def gate_figures(rows: Rows) -> GateFigures:
     weights = _weights(rows.tensors)
     total = sum(weights["size"])
     compared = int(sum(weights["compared"]))
-    unread = sum(weights["size"][are(weights["reason"], *UNREAD)])
-    inside = rows.deltas.where(~are(rows.deltas["module"], *OUTSIDE))
-    rounded = rows.rounded.where(~are(rows.rounded["module"], *OUTSIDE))
-    same = np.ones(_identical(weights, OUTSIDE))
-    rank = held_rank(inside.__getitem__)
+    unread = sum(weights.having(reason=UNREAD)["size"])
+    inside = rows.deltas.without("module", *OUTSIDE)
+    rounded = rows.rounded.without("module", *OUTSIDE)
+    same = np.ones(_identical(weights.without("module", *OUTSIDE)))
+    cosines = np.concatenate([inside["cosine"], rounded["cosine"], same])
+    rank = held_rank(inside)
     share = rank / np.fmin(inside["rows"], inside["cols"])
-    if 2 * int(np.isnan(share).sum()) > len(share):  # the few that are known do not say it of most
-        rank = np.full(len(share), np.nan)
-        share = rank
-    ceilings = inside["rank_ceiling"]
+    # the few that are known do not say it of most
+    is_mostly_known = 2 * count(is_known(share)) >= len(share)
     dtypes = {*rows.deltas["dtype"], *rows.rounded["dtype"]}
     return GateFigures(
         identical=_identical(weights),
-        cosine=median(np.concatenate([inside["cosine"], rounded["cosine"], same])),
+        cosine=median(cosines),
         compared=compared / total if total else 0.0,
         compared_percent=1000 * compared // total / 10 if total else 0.0,
-        is_part=bool(are(weights["reason"], "filtered").any()),
-        rank=median(rank),
-        rank_share=median(share),
-        rank_ceiling=None if np.isnan(ceilings).all() else float(np.nanmax(ceilings)),
+        is_part=len(weights.having(reason="filtered")) > 0,
+        rank=median(rank) if is_mostly_known else None,
+        rank_share=median(share) if is_mostly_known else None,
+        rank_ceiling=largest(inside["rank_ceiling"]),
         unread=float(unread) / max(1, total),
         formats=sorted(dtype for dtype in dtypes if dtype and "/" in dtype),
         unjudged=unjudged_formats(rows.deltas),
@@ -75,16 +83,14 @@ def unjudged_formats(deltas: Columns) -> list[str]:
     the other, if more than half of the changed matrices have one; the floors of the others do not
     apply to these.
     """
-    reasons = deltas["kept_reason"]
-    is_unknown = np.isnan(deltas["floor_ratio"]) & np.isnan(deltas["rank_ceiling"])
-    is_unknown &= ~are(reasons, "nothing_rounded")
-    is_mixed = are(reasons, "rounding_unexplained")
+    has_floor = is_known(deltas["floor_ratio"]) | is_known(deltas["rank_ceiling"])
+    unknown = deltas.where(~has_floor).without("kept_reason", "nothing_rounded")
     matrices = 0
     unjudged: set[str] = set()
-    for dtype, mixed in zip(deltas["dtype"][is_unknown], is_mixed[is_unknown], strict=True):
-        formats = {
-            part for part in (dtype or "").split("/") if part and (mixed or part not in FLOATS)
-        }
+    for dtype, reason in unknown.each("dtype", "kept_reason"):
+        formats = set((dtype or "").split("/")) - {""}
+        if reason != "rounding_unexplained":
+            formats = formats.difference(FLOATS)
         matrices += bool(formats)
         unjudged |= formats
     return sorted(unjudged) if 2 * matrices > len(deltas) else []
@@ -97,23 +103,20 @@ def _weights(tensors: Columns) -> Columns:
     Left out are a tied head, which is its embedding, integers, components without a base, and what
     a checkpoint holds beside the component that it is the base of.
     """
+    weights = tensors.added(size=tensors.sizes).without("reason", "tied", "not_float")
     # a filter of the user's has no detail
-    has_detail = np.array([detail is not None for detail in tensors["detail"]], dtype=np.bool_)
-    is_elsewhere = are(tensors["reason"], "filtered") & has_detail
+    has_detail = mask_of([detail is not None for detail in weights["detail"]])
+    is_elsewhere = are(weights["reason"], "filtered") & has_detail
     # a projector, for example
-    has_no_base = are(tensors["reason"], "only_in_tuned") & are(tensors["status"], "measured")
-    is_left_out = are(tensors["reason"], "tied", "not_float") | is_elsewhere | has_no_base
-    weights = tensors.added(size=tensors.sizes).where(~is_left_out)
+    has_no_base = are(weights["reason"], "only_in_tuned") & are(weights["status"], "measured")
+    weights = weights.where(~(is_elsewhere | has_no_base))
     sides = [weights.having(side=side) for side in ("tuned", "base")]
     larger = max(sides, key=lambda side: sum(side["size"]))
     return larger.added(compared=np.nan_to_num(larger["compared"]))  # null where it is forged
 
 
-def _identical(weights: Columns, left_out: Sequence[str] = ()) -> int:
-    """The number of matrices that are identical on both sides, without modules that are left
-    out.
-    """
-    is_left_out = are(weights["module"], *left_out, "norm", "bias")
-    same = weights.where(are(weights["status"], "identical") & ~is_left_out)
-    shapes = [shape for shape in same["shape"] if len(shape) > 1]
-    return sum(shape[0] if len(shape) == 3 else 1 for shape in shapes)
+def _identical(weights: Columns) -> int:
+    """The number of matrices that are identical on both sides."""
+    same = weights.having(status="identical").without("module", *VECTORS)
+    matrices = same.where(same.are_matrices)
+    return sum(shape[0] if len(shape) == 3 else 1 for shape in matrices["shape"])

@@ -10,13 +10,12 @@ import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from shadow.places.names import ATTENTION, MLP
-from shadow.reports.provenance import SCHEMA, CheckpointMetadata, ReportMetadata
+from shadow.reports.provenance import SCHEMA, SIDES, CheckpointMetadata, ReportMetadata
 from shadow.summary.bootstrap import (
     Blocks,
     Counts,
@@ -32,7 +31,6 @@ from shadow.summary.files import files
 from shadow.summary.gate_figures import unjudged_formats
 from shadow.summary.layer_medians import by_module, inside_layers
 from shadow.summary.record import (
-    STATUSES,
     Coherence,
     ComponentRow,
     GridRow,
@@ -51,7 +49,20 @@ from shadow.summary.record import (
     order_of,
     tier_of,
 )
-from shadow.summary.tables import Columns, Rows, are, finite, is_partial, median, over, total_of
+from shadow.summary.tables import (
+    Columns,
+    Rows,
+    are,
+    count,
+    finite,
+    is_known,
+    is_partial,
+    largest,
+    mask_of,
+    median,
+    over,
+    total_of,
+)
 from shadow.summary.tensors import (
     broken,
     idle_updates,
@@ -63,25 +74,29 @@ from shadow.summary.tensors import (
 )
 from shadow.summary.uncompared import uncompared
 
-ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 QUARTERS = 4  # of the depth
 MEDIANS = keys_of(Medians)
-BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a layer
 MOSTLY_KNOWN = 0.9  # of the stored energy: in matrices of which the update's norm is known
 
 
 def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> PairRecord:
     """Make the record of a pair. lineage: the median cosine of its two models."""
-    tensors, deltas = rows.tensors, rows.deltas
+    tensors = rows.tensors
+    deltas = rows.deltas
     statuses = Counter(tensors["status"])
-    tally, depth = _overall(rows), _by_layer(rows)
+    tally = _overall(rows)
+    depth = _by_layer(rows)
     return PairRecord(
         schema=SCHEMA,
         family=metadata["family"],
         pair=metadata["pair"],
         base=_side(metadata["base"]),
         tuned=_side(metadata["tuned"]),
-        counts=StatusCounts.from_parts({status: statuses[status] for status in STATUSES}),
+        counts=StatusCounts(
+            measured=statuses["measured"],
+            identical=statuses["identical"],
+            skipped=statuses["skipped"],
+        ),
         figures=_figures(rows, tally),
         components=_by_component(rows),
         modules=_by_module(rows),
@@ -92,10 +107,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         coherence=by_module(Coherence, deltas.inside),
         quarters=_quarters(depth, deltas),
         unchanged=unchanged(tensors),
-        without_base=[
-            WithoutBase.from_parts(group.medians(*ALONE), component=component, matrices=len(group))
-            for (component,), group in rows.alone.groups("component")
-        ],
+        without_base=_without_base(rows.without_base),
         vectors=vectors(tensors),
         vocabulary=vocabulary(tensors),
         uncompared=uncompared(tensors),
@@ -122,33 +134,37 @@ class Sum:
 
 
 def ratio(part: Sum, whole: Sum, counts: Counts) -> Floats:
-    """Return one sum over another, NaN if that is 0 or one of them is not finite."""
+    """One sum over another, NaN if that is 0 or one of them is not finite."""
     above = counts @ part.layers + part.outside
     below = counts @ whole.layers + whole.outside
-    known = np.isfinite(above) & np.isfinite(below) & (below != 0)
-    quotient = np.divide(above, below, out=np.full(len(counts), np.nan), where=known)
-    return np.where(np.isfinite(quotient), quotient, np.nan)
+    is_defined = np.isfinite(above) & np.isfinite(below) & (below != 0)
+    quotient = np.full(len(counts), np.nan)
+    np.divide(above, below, out=quotient, where=is_defined)
+    quotient[np.isinf(quotient)] = np.nan
+    return quotient
 
 
 def effective_layers(energies: Floats) -> float:
-    """Return exp(-sum p ln p), where p is the share of each layer in the energy: how many layers
-    hold the update, in [1, layers]. NaN without energy.
+    """exp(-sum p ln p), where p is the share of each layer in the energy: how many layers hold the
+    update, in [1, layers]. NaN without energy.
     """
     every = np.ones(len(energies))
     total = every @ energies
     if not 0 < total < math.inf:
         return math.nan
-    logs = every @ (energies * np.log(energies, out=np.zeros(len(energies)), where=energies > 0))
-    return float(np.minimum(np.exp(np.log(total) - logs / total), len(every)))  # but for rounding
+    logs = np.zeros(len(energies))
+    np.log(energies, out=logs, where=energies > 0)
+    mean = every @ (energies * logs) / total
+    entropy = np.log(total) - mean
+    return float(np.minimum(np.exp(entropy), len(every)))  # but for rounding
 
 
 def depth_entropy(energies: Floats) -> float:
-    """Return -sum p ln p / ln(layers), in [0, 1]: 1 if all layers have equal shares; NaN for one
-    layer.
-    """
+    """-sum p ln p / ln(layers), in [0, 1]: 1 if all layers have equal shares; NaN for one layer."""
     if len(energies) < 2:
         return math.nan
-    return float(np.log(effective_layers(energies)) / np.log(np.float64(len(energies))))
+    entropy = np.log(effective_layers(energies))
+    return float(entropy / np.log(np.float64(len(energies))))
 
 
 class _Tally:
@@ -156,23 +172,31 @@ class _Tally:
 
     def __init__(self, rows: Rows, component: str | None = None) -> None:
         self.rows = rows
-        self.chosen = np.array([component in (None, one) for one, _ in rows.layers], dtype=np.bool_)
+        chosen = [component in (None, of_layer) for of_layer, _ in rows.layers]
+        self.chosen = mask_of(chosen)  # of all layers
         self.blocks = rows.blocks.where(self.chosen)
         self.figures: dict[str, float | int | None] = {}
         self.intervals: dict[str, Interval] = {}
         self.drawn = self.blocks  # over which a row's intervals are
 
-    def of(self, deltas: Columns, values: str | Floats = "energy") -> Sum:
-        """Sum a column, or given values, over delta rows."""
-        values, at = deltas[values] if isinstance(values, str) else values, deltas["at"]
-        inside = at >= 0
-        sums = np.bincount(at[inside], weights=values[inside], minlength=len(self.chosen))
-        return Sum(sums.astype(np.float64)[self.chosen], float(values[~inside].sum()))
+    def energy(self, deltas: Columns) -> Sum:
+        """The energy of delta rows."""
+        return self.sum(deltas, deltas["energy"])
+
+    def sum(self, deltas: Columns, values: Floats) -> Sum:
+        """Sum values over delta rows."""
+        at = deltas["at"]
+        is_inside = at >= 0
+        sums = np.bincount(at[is_inside], values[is_inside], minlength=len(self.chosen))
+        layers = sums.astype(np.float64)
+        outside = values[~is_inside].sum()
+        return Sum(layers[self.chosen], float(outside))
 
     def add(self, name: str, statistic: Statistic) -> None:
         """Add a figure and its interval."""
         # every layer once: the draw that gives the figure itself
-        figure = finite(statistic(np.ones((1, self.blocks.layers), dtype=np.int32))[0])
+        every = np.ones((1, self.blocks.layers), dtype=np.int32)
+        figure = finite(statistic(every)[0])
         self.figures[name] = figure
         if figure is not None:
             self.intervals[name] = interval(statistic, self.blocks)
@@ -185,18 +209,18 @@ class _Tally:
         """Add MEDIANS over delta rows, each counted once."""
         # without looking every layer up again
         whole = Blocks(deltas["at"], self.rows.blocks.strata)
-        self.drawn = whole.where(np.ones(len(deltas), dtype=np.bool_))
+        self.drawn = whole.where(mask_of([True] * len(deltas)))
+        self.figures |= deltas.medians(*MEDIANS)
         for name in MEDIANS:
-            self.figures[name] = figure = median(deltas[name])
-            if figure is not None:
+            if self.figures[name] is not None:
                 self.intervals[name] = interval_of_median(deltas[name], self.drawn)
 
     def add_depth(self, component: str | None) -> None:
         """Add how evenly a component's update lies over its layers, and over attention and MLP."""
         depth = _Tally(self.rows, component or "")
         deltas = self.rows.deltas.of(component)
-        energies, kinds = depth.of(deltas).layers, (ATTENTION, MLP)
-        # without intervals: what is drawn anew is less even than it was
+        energies = depth.energy(deltas).layers
+        # without intervals: what is drawn again is less even than it was
         depth.figures |= {
             "depth_layers": depth.blocks.layers,
             "depth_entropy": finite(depth_entropy(energies)),
@@ -204,79 +228,94 @@ class _Tally:
             "attention_to_mlp": None,
         }
         compared = self.rows.compared.of(component)
-        if all(_of_kind(compared, kind).any() for kind in kinds):
-            sums = (depth.of(deltas.where(_of_kind(deltas, kind))) for kind in kinds)
-            depth.add_ratio("attention_to_mlp", *sums)
+        if _of_kind(compared, ATTENTION).any() and _of_kind(compared, MLP).any():
+            attention = depth.energy(deltas.where(_of_kind(deltas, ATTENTION)))
+            mlp = depth.energy(deltas.where(_of_kind(deltas, MLP)))
+            depth.add_ratio("attention_to_mlp", attention, mlp)
         self.figures |= depth.figures
         self.intervals |= depth.intervals
 
     def over_layers(self) -> dict[str, Any]:
-        """Return the intervals of a row."""
-        any_of_them = interval(lambda counts: np.zeros(len(counts)), self.drawn)
+        """The intervals of a row: the values of OverLayers."""
+        common = interval(lambda counts: np.zeros(len(counts)), self.drawn)
         return {
-            "intervals": {name: of_figure.bounds for name, of_figure in self.intervals.items()},
-            "layers": any_of_them.layers,
-            "interval_level": any_of_them.level,
-            "no_interval": any_of_them.reason,
+            "intervals": {name: figure.bounds for name, figure in self.intervals.items()},
+            "layers": common.layers,
+            "interval_level": common.level,
+            "no_interval": common.reason,
         }
 
 
 def _whole_norm(rows: Columns) -> float | None:
-    """Return sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²), the relative norm of all rows as one
-    vector.
-    """
-    return over(math.hypot(*rows["frobenius_norm"]), math.hypot(*rows["base_norm"]))
+    """The relative norm of all rows as one vector: sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²)."""
+    norm = math.hypot(*rows["frobenius_norm"])
+    base_norm = math.hypot(*rows["base_norm"])
+    return over(norm, base_norm)
 
 
 def _unrounded(deltas: Columns) -> dict[str, float | None]:
-    """Return the relative norm of the updates before storage, as one vector: the ratio to what is
-    stored in the matrices where it is known, if these have most of the energy.
+    """The relative norm of the updates before storage, as one vector: the ratio to what is stored
+    in the matrices where it is known, if these have most of the energy.
     """
-    norms, bases, stored = (
-        deltas[name] for name in ("relative_norm_unrounded", "base_norm", "frobenius_norm")
-    )
-    is_judged = bool((deltas["kept_reason"] != None).any() or not np.isnan(norms).all())  # noqa: E711
-    as_stored = np.isnan(norms) & are(deltas["kept_reason"], "nothing_rounded")
-    norms = np.where(as_stored, deltas["relative_norm"], norms)
-    known = ~np.isnan(norms)
-    of_known, overall = math.hypot(*stored[known]), math.hypot(*stored)
-    share = (of_known / overall) ** 2 if 0 < overall < math.inf else None
-    unit = math.nan  # without a share above MOSTLY_KNOWN
+    reasons = deltas["kept_reason"]
+    norms = deltas["relative_norm_unrounded"]
+    has_reason = reasons != None  # noqa: E711
+    is_judged = has_reason.any() or is_known(norms).any()
+    is_untouched = np.isnan(norms) & are(reasons, "nothing_rounded")
+    norms = np.where(is_untouched, deltas["relative_norm"], norms)
+    known = is_known(norms)
+    overall = math.hypot(*deltas["frobenius_norm"])
+    of_known = math.hypot(*deltas["frobenius_norm"][known])
+    share: float | None = None
+    norm: float | None = None
+    if 0 < overall < math.inf:
+        share = (of_known / overall) ** 2
     if share is not None and share >= MOSTLY_KNOWN:
-        unit = over(overall, of_known * math.hypot(*bases)) or math.nan
+        unit = over(overall, of_known * math.hypot(*deltas["base_norm"]))
+        updates = (norms * deltas["base_norm"])[known]
+        norm = finite(unit * math.hypot(*updates)) if unit else None
     return {
-        "relative_norm_overall_unrounded": finite(unit * math.hypot(*(norms * bases)[known])),
+        "relative_norm_overall_unrounded": norm,
         "unrounded_share": share if is_judged else None,
     }
 
 
 def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> Mask:
-    """Return which rows are of modules whose names begin with a kind."""
-    return np.array([(name or "").startswith(kind) for name in deltas["module"]], dtype=np.bool_)
+    """A mask of the rows of modules whose names begin with a kind."""
+    return mask_of([(name or "").startswith(kind) for name in deltas["module"]])
 
 
 def _main(rows: Rows) -> str | None:
-    """Return the component whose depth counts: language, or the one with most layers."""
+    """The component whose depth counts: language, or the one with most layers."""
     return main_of([component for component, _ in rows.layers])
 
 
 def _overall(rows: Rows) -> _Tally:
-    """Return the figures of the pair that have intervals, in order."""
-    deltas, tally = rows.deltas, _Tally(rows)
-    unknown = np.full(len(deltas), np.nan)
-    tally.add_medians(deltas.added(floor_ratio=unknown) if unjudged_formats(deltas) else deltas)
-    norms, bases = tally.of(deltas), tally.of(deltas, "base_energy")
-    tally.add("relative_norm_overall", lambda counts: np.sqrt(ratio(norms, bases, counts)))
-    zeros = tally.of(deltas, deltas["zero_share"] * deltas["parameters"])
-    tally.add_ratio("zero_share", zeros, tally.of(deltas, "parameters"))
-    spiked, counted = deltas["spikes"] > 0, ~np.isnan(deltas["spikes"])
-    tally.add_ratio("spiked", *(tally.of(deltas, some.astype(float)) for some in (spiked, counted)))
+    """The figures of the pair that have intervals, in order."""
+    deltas = rows.deltas
+    tally = _Tally(rows)
+    judged = deltas
+    if unjudged_formats(deltas):
+        judged = deltas.added(floor_ratio=np.full(len(deltas), np.nan))
+    tally.add_medians(judged)
+    energy = tally.energy(deltas)
+    base_energy = tally.sum(deltas, deltas["base_energy"])
+    tally.add("relative_norm_overall", lambda counts: np.sqrt(ratio(energy, base_energy, counts)))
+    sizes = deltas["parameters"]
+    same = tally.sum(deltas, deltas["zero_share"] * sizes)
+    tally.add_ratio("zero_share", same, tally.sum(deltas, sizes))
+    spikes = deltas["spikes"]
+    spiked = tally.sum(deltas, (spikes > 0).astype(float))
+    counted = tally.sum(deltas, is_known(spikes).astype(float))
+    tally.add_ratio("spiked", spiked, counted)
     with_base = set(rows.compared["component"])
     for component in ("vision", "projector"):
         name = f"{component}_to_language"
         tally.figures[name] = None
         if {component, "language"} <= with_base:
-            tally.add_ratio(name, *(tally.of(deltas.of(one)) for one in (component, "language")))
+            own = tally.energy(deltas.of(component))
+            language = tally.energy(deltas.of("language"))
+            tally.add_ratio(name, own, language)
     tally.add_depth(_main(rows))
     return tally
 
@@ -292,52 +331,73 @@ def _side(recorded: CheckpointMetadata) -> CheckpointMetadata:
 
 
 def _figures(rows: Rows, tally: _Tally) -> PairFigures:
-    tensors, deltas = rows.tensors, rows.deltas
-    tensors = tensors.added(size=tensors.sizes)
-    sides = (tensors.having(side=side) for side in ("base", "tuned"))
+    """The figures of the pair. tally: those that have intervals."""
+    deltas = rows.deltas
+    tensors = rows.tensors.added(size=rows.tensors.sizes)
+    sides = [tensors.having(side=side) for side in SIDES]
     # of an adapter, that is the base
-    larger = max(sides, key=lambda of_side: sum(of_side["size"]))
-    sizes = {status: sum(larger["size"][are(larger["status"], status)]) for status in STATUSES}
-    ceilings = deltas["rank_ceiling"]
-    embeddings = deltas.where((deltas["module"] == "embed") & (deltas["component"] == _main(rows)))
-    embedding = embeddings.where([0] if len(embeddings) else [])
+    larger = max(sides, key=lambda side: sum(side["size"]))
+    measured = sum(larger.having(status="measured")["size"])
+    identical = sum(larger.having(status="identical")["size"])
+    skipped_size = sum(larger.having(status="skipped")["size"])
+    partly_measured = larger.where(is_partial(larger))["compared"].sum()
+    ceiling = largest(deltas["rank_ceiling"])
+    embeddings = deltas.of(_main(rows)).having(module="embed")
+    embedding = embeddings.where(range(min(1, len(embeddings))))
     inside = deltas.inside
     return PairFigures.from_parts(
         tally.figures,
         _unrounded(deltas),
         matrices=len(deltas),
         short_side=median(np.fmin(inside["rows"], inside["cols"])),
-        parameters=sum(sizes.values()),
-        parameters_measured=sizes["measured"] + int(larger["compared"][is_partial(larger)].sum()),
-        parameters_identical=sizes["identical"],
+        parameters=measured + identical + skipped_size,
+        parameters_measured=measured + int(partly_measured),
+        parameters_identical=identical,
         relative_norm_overall=_whole_norm(deltas),
-        rank_ceiling=None if np.isnan(ceilings).all() else int(np.nanmax(ceilings)),
+        rank_ceiling=None if ceiling is None else int(ceiling),
         matrices_rounded=len(rows.rounded),
         parameters_rounded=int(rows.rounded["parameters"].sum()),
-        unverified=int((deltas["verified"] == 0).sum()),
+        unverified=count(deltas["verified"] == 0),
         embedding_row_participation_ratio=median(embedding["row_participation_ratio"]),
         embedding_rows_changed=median(embedding["rows_changed"]),
     )
 
 
+def _without_base(matrices: Columns) -> list[WithoutBase]:
+    """The components that have no base."""
+    components = []
+    for (component,), group in matrices.groups("component"):
+        row = WithoutBase(
+            component=component,
+            matrices=len(group),
+            stable_rank=median(group["stable_rank"]),
+            effective_rank=median(group["effective_rank"]),
+            participation_ratio=median(group["participation_ratio"]),
+        )
+        components.append(row)
+    return components
+
+
 def _of_group(rows: Rows, group: Columns) -> _Tally:
-    """Return medians and shares of some delta rows."""
+    """Medians and shares of some delta rows."""
     tally = _Tally(rows)
     tally.add_medians(group)
-    tally.add_ratio("energy_share", tally.of(group), tally.of(rows.deltas))
-    size, whole = (int(some["parameters"].sum()) for some in (group, rows.deltas))
+    total = tally.energy(rows.deltas)
+    tally.add_ratio("energy_share", tally.energy(group), total)
+    parameters = int(group["parameters"].sum())
+    whole = int(rows.deltas["parameters"].sum())
     tally.figures |= {
         "energy": finite(np.nansum(group["energy"])),
-        "parameter_share": over(size, whole),
-        "parameters": size,
+        "parameter_share": over(parameters, whole),
+        "parameters": parameters,
         "matrices": len(group),
     }
     return tally
 
 
 def _by_component(rows: Rows) -> list[ComponentRow]:
-    """Return, for each component, how much of it is measured or identical, and the figures of what
-    is measured.
+    """For each component, how much of it is measured or identical, and the figures of what is
+    measured.
 
     energy is null if nothing was compared, 0 if everything is identical.
     """
@@ -352,108 +412,113 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
         tally.add_depth(component)
         if not group["was_compared"].any():
             tally.figures |= {"energy": None, "energy_share": None}
-        tally.figures |= {
-            "tensors": len(group),
-            "identical": int(are(group["status"], "identical").sum()),
-        }
-        components.append(
-            ComponentRow.from_parts(tally.figures, tally.over_layers(), component=component)
+        row = ComponentRow.from_parts(
+            tally.figures,
+            tally.over_layers(),
+            component=component,
+            tensors=len(group),
+            identical=len(group.having(status="identical")),
         )
-    return sorted(components, key=lambda one: order_of(one.component))
+        components.append(row)
+    return sorted(components, key=lambda row: order_of(row.component))
 
 
 def _by_module(rows: Rows) -> list[ModuleRow]:
-    """Return medians and the share of the energy by component and module, in the order of
-    names.yaml.
-    """
+    """Medians and the share of the energy by component and module, in the order of names.yaml."""
     modules = []
     for (component, module), group in rows.deltas.groups("component", "module"):
-        tally, of = _of_group(rows, group), {"component": component, "module": module}
-        modules.append(ModuleRow.from_parts(tally.figures, tally.over_layers(), of))
-    return sorted(modules, key=lambda one: order_of(one.component, one.module))
+        tally = _of_group(rows, group)
+        intervals = tally.over_layers()
+        row = ModuleRow.from_parts(tally.figures, intervals, component=component, module=module)
+        modules.append(row)
+    return sorted(modules, key=lambda row: order_of(row.component, row.module))
 
 
 def _by_layer(rows: Rows) -> list[LayerRow]:
-    """Return energies, the relative norm as one vector, and medians for each compared layer of each
+    """Energies, the relative norm as one vector, and medians for each compared layer of each
     component.
 
     energy_share is of the component's layers. A layer that is identical or only rounded has a
     relative norm of 0.
     """
-    deltas = rows.deltas
-    totals = {
-        component: total_of(group["energy"][~np.isnan(group["energy"])])
-        for (component,), group in deltas.inside.groups("component")
-    }
+    totals = {}
+    for (component,), group in rows.deltas.inside.groups("component"):
+        energies = group["energy"]
+        totals[component] = total_of(energies[is_known(energies)])
     layers = []
-    for place, (component, layer) in enumerate(rows.layers):
-        here = deltas.where(deltas["at"] == place)
-        energy = float(here["energy"].sum())
-        one = LayerRow.from_parts(
-            here.medians(*BY_LAYER),
+    for number, (component, layer) in enumerate(rows.layers):
+        deltas = rows.deltas.where(rows.deltas["at"] == number)
+        energy = float(deltas["energy"].sum())
+        row = LayerRow(
             component=component,
             layer=layer,
-            matrices=len(here),
-            matrices_rounded=int((rows.rounded["at"] == place).sum()),
-            relative_norm=_whole_norm(here) if len(here) else 0.0,
+            matrices=len(deltas),
+            relative_norm=_whole_norm(deltas) if len(deltas) else 0.0,
             energy=finite(energy),
             energy_share=over(energy, totals.get(component, 0.0)),
+            concentration=median(deltas["concentration"]),
+            effective_rank_shift=median(deltas["effective_rank_shift"]),
+            spikes=median(deltas["spikes"]),
+            matrices_rounded=count(rows.rounded["at"] == number),
         )
-        layers.append(one)
+        layers.append(row)
     return layers
 
 
 def _quarters(depth: list[LayerRow], deltas: Columns) -> list[Quarter]:
-    """Return the shares of each quarter of a component's layers in energy and parameters."""
-    at, sizes = deltas["at"], deltas["parameters"]
-    of_layers = np.bincount(at[at >= 0], weights=sizes[at >= 0], minlength=len(depth))
-    quarters, begin = [], 0
+    """The shares of each quarter of a component's layers in energy and parameters."""
+    inside = deltas.where(deltas["at"] >= 0)
+    of_layers = np.bincount(inside["at"], inside["parameters"], minlength=len(depth))
+    quarters = []
+    begin = 0
     for component, layers in by_component(depth).items():
-        size = of_layers[begin : begin + len(layers)]
+        sizes = of_layers[begin : begin + len(layers)]
         begin += len(layers)
-        shares = [layer.energy_share for layer in layers]
-        if len(layers) < QUARTERS or None in shares:
+        shares = [layer.energy_share for layer in layers if layer.energy_share is not None]
+        if len(layers) < QUARTERS or len(shares) < len(layers):
             continue
-        ends = [quarter * len(layers) // QUARTERS for quarter in range(QUARTERS + 1)]
-        for number, (start, end) in enumerate(pairwise(ends), 1):
+        for number in range(QUARTERS):
+            start = number * len(layers) // QUARTERS
+            end = (number + 1) * len(layers) // QUARTERS
             row = Quarter(
                 component=component,
-                quarter=number,
+                quarter=number + 1,
                 first_layer=layers[start].layer,
                 last_layer=layers[end - 1].layer,
-                energy_share=math.fsum(share for share in shares[start:end] if share is not None),
-                parameter_share=over(size[start:end].sum(), size.sum()),
+                energy_share=math.fsum(shares[start:end]),
+                parameter_share=over(sizes[start:end].sum(), sizes.sum()),
             )
             quarters.append(row)
     return quarters
 
 
 def grid(deltas: Columns, tensors: Columns) -> list[GridRow]:
-    """Return modules by layers: how far each moved, and how concentrated its change is; a row for
-    each module of a component that has layers, in the order of names.yaml; medians over experts.
+    """Modules by layers: how far each moved, and how concentrated its change is; a row for each
+    module of a component that has layers, in the order of names.yaml; medians over experts.
 
     A matrix that is identical on both sides counts as not moved.
     """
     same = tensors.having(side="tuned", status="identical").inside
-    cells = defaultdict[tuple[str, str], dict[int, tuple[float | None, float | None]]](dict)
+    norms = defaultdict[tuple[str, str], dict[int, float | None]](dict)
+    concentrations = defaultdict[tuple[str, str], dict[int, float | None]](dict)
     for component, module, layer in same.each("component", "module", "layer"):
-        cells[component, module][int(layer)] = (0.0, None)
+        norms[component, module][int(layer)] = 0.0
     for (component, module), group in deltas.inside.groups("component", "module"):
         for layer in np.unique(group["layer"]).tolist():
-            here = group.where(group["layer"] == layer)
-            middle = median(here["relative_norm"]), median(here["concentration"])
-            cells[component, module][int(layer)] = middle
+            of_layer = group.where(group["layer"] == layer)
+            norms[component, module][int(layer)] = median(of_layer["relative_norm"])
+            concentration = median(of_layer["concentration"])
+            concentrations[component, module][int(layer)] = concentration
     rows = []
-    for component, module in sorted(cells, key=lambda place: order_of(*place)):
-        layers, figures = zip(*sorted(cells[component, module].items()), strict=True)
-        norms, concentrations = map(list, zip(*figures, strict=True))
-        rows.append(
-            GridRow(
-                component=component,
-                module=module,
-                layers=list(layers),
-                relative_norm=norms,
-                concentration=concentrations,
-            )
+    for component, module in sorted(norms, key=lambda place: order_of(*place)):
+        by_layer = norms[component, module]
+        layers = sorted(by_layer)
+        row = GridRow(
+            component=component,
+            module=module,
+            layers=layers,
+            relative_norm=[by_layer[layer] for layer in layers],
+            concentration=[concentrations[component, module].get(layer) for layer in layers],
         )
+        rows.append(row)
     return rows

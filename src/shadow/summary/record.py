@@ -28,7 +28,6 @@ from shadow.places.names import name_rules
 from shadow.reports.provenance import CheckpointMetadata, SettingsMetadata
 from shadow.spectra.measurement import LEVELS, WITHOUT_SPECTRA
 
-STATUSES = ("measured", "identical", "skipped")  # of tensors
 TIERS: Mapping[str, tuple[str, str]] = {
     **{level: (LEVELS[level], f"--level {level}") for level in WITHOUT_SPECTRA},
     "delta": ("spectra of deltas alone", "--subjects delta"),
@@ -46,7 +45,7 @@ def tier_of(settings: SettingsMetadata) -> Tier:
 
 
 def not_measured(tier: str) -> str | None:
-    """Return why a figure of a tier is null, or None if all were measured."""
+    """The reason why a figure of a tier is null; None if all were measured."""
     how, option = TIERS[tier]
     return f"the report has {how}: it was made with {option}" if option else None
 
@@ -604,15 +603,24 @@ def by_component(rows: Sequence[OfComponent]) -> dict[str, list[OfComponent]]:
 
 
 def order_of(component: str, module: str = "") -> tuple[int, int, str, str]:
-    """Return where a component, or its module, stands in names.yaml; unknown names come last."""
+    """A sort key: the position of a component, and of its module, in names.yaml; unknown names come
+    last.
+    """
     rules = name_rules()
-    named = (rules.components, component), (rules.modules, module)
-    first, second = (of.index(name) if name in of else len(of) for of, name in named)
-    return first, second, component, module
+    return (
+        _position(component, rules.components),
+        _position(module, rules.modules),
+        component,
+        module,
+    )
+
+
+def _position(name: str, names: Sequence[str]) -> int:
+    return names.index(name) if name in names else len(names)
 
 
 def main_of(components: list[str]) -> str | None:
-    """Return the main of the components of layers: language, or the one with most layers."""
+    """The main of the components of layers: language, or the one with most layers."""
     if "language" in components:
         return "language"
     return max(components, key=components.count, default=None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,36 +28,55 @@ UNREAD = ("dtype", "shard")
 COPIED = ("tuned", "base")  # in `cast`: which side is the other in another format
 OF_CASTS = ("tensor", "side", "cast")  # columns of tensors that say it
 OF_SIDES = ("tensor", "base_tensor", "module")  # columns of a delta that say of which tensors
+VECTORS = ("norm", "bias")  # modules that have no matrices
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 PIECE = 2_000  # rows
 
 
 def finite(value: Any) -> float | None:
-    """Return the value as a float; None if it is missing, like `pandas.NA`, or not finite."""
-    if not isinstance(value, int | float | np.number) or not math.isfinite(value):
-        return None
-    return float(value)
+    """The value as a float; None if it is missing, like `pandas.NA`, or not finite."""
+    is_number = isinstance(value, int | float | np.number)
+    return float(value) if is_number and math.isfinite(value) else None
 
 
 def over(part: float, whole: float) -> float | None:
-    """Return part / whole; None if whole is 0."""
+    """The quotient; None if the whole is 0."""
     return finite(part / whole) if whole else None
 
 
-def floats(values: pd.Series | NDArray[Any]) -> Floats:
-    """Return a column as floats, NaN for null."""
-    if isinstance(values, np.ndarray):
-        return np.asarray(values, dtype=np.float64)
+def floats(values: pd.Series) -> Floats:
+    """A column of a data frame as floats, NaN for null."""
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def are(texts: pd.Series | NDArray[Any], *wanted: str) -> Mask:
-    """Return which texts are one of these, whatever stands for a missing one."""
-    return np.array([isinstance(text, str) and text in wanted for text in texts], dtype=np.bool_)
+def mask_of(flags: Sequence[bool]) -> Mask:
+    """A mask of rows, of their flags."""
+    return np.array(flags, dtype=np.bool_)
+
+
+def are(texts: NDArray[Any], *wanted: str) -> Mask:
+    """A mask of the texts that are one of these, whatever stands for a missing one."""
+    return mask_of([isinstance(text, str) and text in wanted for text in texts])
+
+
+def is_known(values: Floats) -> Mask:
+    """A mask of the numbers that are not null."""
+    return ~np.isnan(values)
+
+
+def largest(values: Floats) -> float | None:
+    """The largest of numbers that are not NaN; None without any."""
+    known = values[is_known(values)]
+    return float(known.max()) if len(known) else None
+
+
+def count(mask: Mask) -> int:
+    """The number of rows that a mask chooses."""
+    return int(mask.sum())
 
 
 def total_of(values: Floats) -> float:
-    """Return the sum, correctly rounded; infinite if too large for a float."""
+    """The sum, correctly rounded; infinite if too large for a float."""
     try:
         return math.fsum(values)
     except OverflowError:
@@ -64,8 +84,8 @@ def total_of(values: Floats) -> float:
 
 
 def median(values: Floats) -> float | None:
-    """Return the median of numbers that are not NaN; None without any, or if not finite."""
-    known = values[~np.isnan(values)]
+    """The median of numbers that are not NaN; None without any, or if not finite."""
+    known = values[is_known(values)]
     return finite(np.median(known)) if len(known) else None
 
 
@@ -83,30 +103,40 @@ class Columns:
         return whole if self.rows is None else whole[self.rows]
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())) if self.rows is None else self.rows)
+        if self.rows is not None:
+            return len(self.rows)
+        first = next(iter(self.arrays.values()))
+        return len(first)
 
     def where(self, chosen: Mask | Places | Sequence[int]) -> Columns:
-        """Return some of these rows, chosen by a mask or by numbers."""
+        """Some of these rows, chosen by a mask or by numbers."""
         numbers = np.arange(len(self)) if self.rows is None else self.rows
         return Columns(self.arrays, numbers[chosen])
 
-    def added(self, **made: NDArray[Any]) -> Columns:
-        """Return these rows with more columns, or other values of a column."""
-        return Columns({**{name: self[name] for name in self.arrays}, **made})
+    def added(self, **columns: NDArray[Any]) -> Columns:
+        """These rows with more columns, or other values of a column."""
+        own = {name: self[name] for name in self.arrays}
+        return Columns(own | columns)
 
     def each(self, *names: str) -> Iterator[tuple[Any, ...]]:
         """Yield the values of some columns, row by row."""
-        return zip(*(self[name].tolist() for name in names), strict=True)
+        columns = [self[name].tolist() for name in names]
+        return zip(*columns, strict=True)
 
     def of(self, component: str | None) -> Columns:
         return self.where(self["component"] == component)
 
     def having(self, **texts: str | Sequence[str]) -> Columns:
-        """Return the rows with these texts, or one of several, in each of these columns."""
-        chosen = np.ones(len(self), dtype=np.bool_)
+        """The rows with these texts, or one of several, in each of these columns."""
+        rows = self
         for name, wanted in texts.items():
-            chosen &= are(self[name], *([wanted] if isinstance(wanted, str) else wanted))
-        return self.where(chosen)
+            words = [wanted] if isinstance(wanted, str) else wanted
+            rows = rows.where(are(rows[name], *words))
+        return rows
+
+    def without(self, name: str, *words: str) -> Columns:
+        """The rows without any of these texts in a column."""
+        return self.where(~are(self[name], *words))
 
     def medians(self, *names: str) -> dict[str, float | None]:
         return {name: median(self[name]) for name in names}
@@ -115,27 +145,28 @@ class Columns:
         """Yield groups of rows with the same texts in these columns, and the texts, in order of
         appearance; without rows that lack one.
         """
-        places: dict[tuple[str, ...], list[int]] = {}
+        groups = defaultdict[tuple[str, ...], list[int]](list)
         for number, key in enumerate(self.each(*names)):
             if None not in key:
-                places.setdefault(key, []).append(number)
-        for key, numbers in places.items():
+                groups[key].append(number)
+        for key, numbers in groups.items():
             yield key, self.where(numbers)
 
     @property
     def sizes(self) -> NDArray[np.object_]:
-        """Return the number of entries of each tensor, as ints; at most MOST for a forged shape."""
-        return np.array([min(math.prod(shape), MOST) for shape in self["shape"]], dtype=object)
+        """The number of entries of each tensor, as ints; at most MOST for a forged shape."""
+        sizes = [min(math.prod(shape), MOST) for shape in self["shape"]]
+        return np.array(sizes, dtype=object)
 
     @property
     def are_matrices(self) -> Mask:
-        """Return which tensors have more than one dimension."""
-        return np.array([len(shape) > 1 for shape in self["shape"]], dtype=np.bool_)
+        """A mask of the tensors that have more than one dimension."""
+        return mask_of([len(shape) > 1 for shape in self["shape"]])
 
     @property
     def inside(self) -> Columns:
         """The rows inside layers."""
-        return self.where(~np.isnan(self["layer"]))
+        return self.where(is_known(self["layer"]))
 
     @property
     def outside(self) -> Columns:
@@ -144,40 +175,71 @@ class Columns:
 
 
 def columns_of(table: pa.Table) -> Columns:
-    """Return a table as figures need it; equal texts and equal shapes are one object, which saves
-    ten times their memory for 60,000 matrices.
+    """A table as figures need it; equal texts and equal shapes are one object, which saves ten
+    times their memory for 60,000 matrices.
     """
     arrays: dict[str, NDArray[Any]] = {}
     for name, values in zip(table.column_names, table.columns, strict=True):
         if name == "shape":
-            known: dict[tuple[int, ...], tuple[int, ...]] = {}
-            shapes = (tuple(shape.as_py()) for chunk in values.chunks for shape in chunk)
-            arrays[name] = np.empty(len(values), dtype=object)
-            arrays[name][:] = [known.setdefault(shape, shape) for shape in shapes]
+            arrays[name] = _shapes(values)
         elif pa.types.is_string(values.type):
-            coded = values.combine_chunks().dictionary_encode()
-            texts = np.array([*map(sys.intern, coded.dictionary.to_pylist()), None], dtype=object)
-            arrays[name] = texts[coded.indices.fill_null(len(texts) - 1).to_numpy()]
+            arrays[name] = _texts(values)
         else:
             arrays[name] = values.cast(pa.float64(), safe=False).to_numpy()
     return Columns(arrays)
 
 
+def _shapes(values: pa.ChunkedArray) -> NDArray[np.object_]:
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
+    shapes = np.empty(len(values), dtype=object)
+    number = 0
+    for chunk in values.chunks:
+        for sizes in chunk:
+            shape = tuple(sizes.as_py())
+            shapes[number] = known.setdefault(shape, shape)
+            number += 1
+    return shapes
+
+
+def _texts(values: pa.ChunkedArray) -> NDArray[np.object_]:
+    coded = values.combine_chunks().dictionary_encode()
+    words = map(sys.intern, coded.dictionary.to_pylist())
+    known = np.array([*words, None], dtype=object)
+    numbers = coded.indices.fill_null(len(known) - 1)
+    texts: NDArray[np.object_] = known[numbers.to_numpy()]
+    return texts
+
+
+def columns_of_frame(frame: pd.DataFrame) -> Columns:
+    """The rows of a data frame: numbers and flags as floats, other columns as they are."""
+    arrays = {}
+    for name, values in frame.items():
+        is_number = values.dtype.kind in "biuf"
+        arrays[str(name)] = floats(values) if is_number else values.to_numpy(dtype=object)
+    return Columns(arrays)
+
+
 def has_compared(tensors: Columns) -> Mask:
-    """Return the tensors of which a matrix was compared with a partner; some parts are enough."""
-    whole = are(tensors["status"], "measured", "identical")
-    return (whole & ~are(tensors["reason"], "only_in_tuned")) | is_partial(tensors)
+    """A mask of the tensors of which a matrix was compared with a partner; some parts are
+    enough.
+    """
+    is_whole = are(tensors["status"], "measured", "identical")
+    has_base = ~are(tensors["reason"], "only_in_tuned")
+    return (is_whole & has_base) | is_partial(tensors)
 
 
 def is_partial(tensors: Columns) -> Mask:
-    """Return the tensors that count as skipped, although some of their matrices were compared."""
-    are_skipped = are(tensors["status"], "skipped") & ~are(tensors["reason"], "not_a_matrix")
-    return np.asarray(are_skipped & (tensors["compared"] > 0))
+    """A mask of the tensors that count as skipped, although some of their matrices were
+    compared.
+    """
+    is_matrix = ~are(tensors["reason"], "not_a_matrix")
+    is_skipped = are(tensors["status"], "skipped") & is_matrix
+    return np.asarray(is_skipped & (tensors["compared"] > 0))
 
 
 def compared_layers(tensors: Columns) -> list[tuple[str, int]]:
-    """Return component and number of every layer of which a matrix was compared."""
-    matrices = tensors.where(has_compared(tensors) & ~are(tensors["module"], "norm", "bias"))
+    """Component and number of every layer of which a matrix was compared."""
+    matrices = tensors.where(has_compared(tensors)).without("module", *VECTORS)
     layers = matrices.inside.each("component", "layer")
     return sorted({(component, int(layer)) for component, layer in layers})
 
@@ -185,21 +247,22 @@ def compared_layers(tensors: Columns) -> list[tuple[str, int]]:
 def only_rounded(
     deltas: Iterable[tuple[str, str | None, str]], tensors: Iterable[tuple[str, str, str | None]]
 ) -> Mask:
-    """Return which matrices that changed are the other side's in another format in every entry,
-    where others changed by more than that; none where all or none are, or where it is unknown of
-    one. deltas: OF_SIDES of each; tensors: OF_CASTS of each.
+    """A mask of the matrices that changed and are the other side's in another format in every
+    entry, where others changed by more than that; of none where all or none are, or where it is
+    unknown of one. deltas: OF_SIDES of each; tensors: OF_CASTS of each.
     """
-    casts = {(side, name): how for name, side, how in tensors}
+    casts = {(side, name): cast for name, side, cast in tensors}
     of_deltas = []
     for name, base_name, module in deltas:
-        how = casts.get(("tuned", name))
+        cast = casts.get(("tuned", name))
+        base_cast = casts.get(("base", base_name or ""))
         # a tied head is no tensor of the tuned side, whose row is of the embedding
-        is_tied = module == "head" and casts.get(("base", base_name or "")) == "neither"
-        of_deltas.append("neither" if is_tied else how)
-    copies = np.array([how in COPIED for how in of_deltas], dtype=np.bool_)
-    if None in of_deltas or copies.all():
-        return np.zeros(len(of_deltas), dtype=np.bool_)
-    return copies
+        if module == "head" and base_cast == "neither":
+            cast = base_cast
+        of_deltas.append(cast)
+    is_copy = mask_of([cast in COPIED for cast in of_deltas])
+    is_unclear = None in of_deltas or is_copy.all()
+    return np.zeros_like(is_copy) if is_unclear else is_copy
 
 
 @dataclass(frozen=True)
@@ -212,14 +275,16 @@ class Rows:
     """
     deltas: Columns  # those of them on which figures rest: all that are not `only_rounded`
     rounded: Columns  # the others
-    alone: Columns  # the rows of tuned matrices that have no base
+    without_base: Columns  # the rows of tuned matrices that have no base
     tensors: Columns  # all rows, with was_compared
     files: list[dict[str, Any]]  # all rows
     layers: Sequence[tuple[str, int]]  # component and number of every layer that was compared
 
     @cached_property
     def blocks(self) -> Blocks:
-        return blocks_of(*zip(*self.layers, strict=True)) if self.layers else blocks_of([], [])
+        """The layers of the pair, each one once."""
+        components = [component for component, _ in self.layers]
+        return blocks_of(components, [layer for _, layer in self.layers])
 
     @cached_property
     def compared(self) -> Columns:
@@ -228,59 +293,64 @@ class Rows:
 
 
 def needed(name: str, table: pa.Table) -> pa.Table:
-    """Return what a summary needs of the table of this name, or of some of its rows.
+    """The part that a summary needs of the table of this name, or of some of its rows.
 
     For matrices: the deltas with the norm of their base in base_norm, and those without a base; all
     subjects of a matrix must be among the rows.
     """
+    columns = table.column_names
     if name != "matrices":
-        return table.drop_columns([one for one in UNREAD if one in table.column_names])
-    if "base_norm" in table.column_names:
+        unread = [column for column in UNREAD if column in columns]
+        return table.drop_columns(unread)
+    if "base_norm" in columns:
         return table
+    bases = {}
+    for *key, subject, norm in _python_rows(table, *KEY, "subject", "frobenius_norm"):
+        if subject == "base":
+            bases[tuple(key)] = norm
+    norms = [bases.get(key) for key in _python_rows(table, *KEY)]
+    is_delta = pc.equal(table["subject"], "delta")
+    is_tuned = pc.equal(table["subject"], "tuned")
+    has_no_base = pc.is_null(table["base_tensor"])
+    is_needed = pc.or_(is_delta, pc.and_(is_tuned, has_no_base))
+    figures = [column for column in columns if not column.endswith("_error")]
+    base_norms = pa.array(norms, pa.float64(), from_pandas=True)
+    table = table.select(figures).append_column("base_norm", base_norms)
+    return table.filter(is_needed)
 
-    def each(*names: str) -> Iterator[tuple[Any, ...]]:  # few rows at a time as Python has them
-        for batch in table.select(names).to_batches(max_chunksize=PIECE):
-            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
-    bases = {
-        tuple(key): norm
-        for *key, subject, norm in each(*KEY, "subject", "frobenius_norm")
-        if subject == "base"
-    }
-    norms = pa.array([bases.get(key) for key in each(*KEY)], pa.float64(), from_pandas=True)
-    subject, base = table["subject"], table["base_tensor"]
-    alone = pc.and_(pc.equal(subject, "tuned"), pc.is_null(base))
-    read = [column for column in table.column_names if not column.endswith("_error")]
-    chosen = table.select(read).append_column("base_norm", norms)
-    return chosen.filter(pc.or_(pc.equal(subject, "delta"), alone))
+def _python_rows(table: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
+    """The values of some columns, row by row, of which few are Python objects at a time."""
+    for batch in table.select(names).to_batches(max_chunksize=PIECE):
+        columns = [column.to_pylist() for column in batch.columns]
+        yield from zip(*columns, strict=True)
 
 
 def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
+    """The rows on which figures rest. tables: matrices, tensors and files, or what is `needed`."""
     matrices = needed("matrices", tables["matrices"])
-    of_delta = pc.equal(matrices["subject"], "delta")
+    is_delta = pc.equal(matrices["subject"], "delta")
     # a filter copies, and in most reports there is nothing else
-    only_deltas = pc.all(of_delta, skip_nulls=False).as_py()
-    deltas = columns_of(matrices if only_deltas else matrices.filter(of_delta))
+    has_only_deltas = pc.all(is_delta, skip_nulls=False).as_py()
+    deltas = columns_of(matrices if has_only_deltas else matrices.filter(is_delta))
     tensors = columns_of(needed("tensors", tables["tensors"]))
     tensors = tensors.added(was_compared=has_compared(tensors))
     layers = compared_layers(tensors)
-    places: dict[tuple[str, float], int] = {place: at for at, place in enumerate(layers)}
-    made = {
-        "energy": deltas["frobenius_norm"] ** 2,
-        "base_energy": deltas["base_norm"] ** 2,
-        "participation_share": (deltas["participation_ratio"] / deltas["null_participation_ratio"]),
-        "at": np.array(
-            [places.get(place, -1) for place in deltas.each("component", "layer")],
-            dtype=np.intp,
-        ),
-    }
-    measured = deltas.added(**made)
+    numbers = {layer: number for number, layer in enumerate(layers)}
+    at = [numbers.get(layer, -1) for layer in deltas.each("component", "layer")]
+    measured = deltas.added(
+        energy=deltas["frobenius_norm"] ** 2,
+        base_energy=deltas["base_norm"] ** 2,
+        participation_share=deltas["participation_ratio"] / deltas["null_participation_ratio"],
+        at=np.array(at, dtype=np.intp),
+    )
     is_rounded = only_rounded(measured.each(*OF_SIDES), tensors.each(*OF_CASTS))
+    others = matrices.filter(pc.invert(is_delta))
     return Rows(
         measured=measured,
         deltas=measured.where(~is_rounded),
         rounded=measured.where(is_rounded),
-        alone=columns_of(matrices.filter(pc.invert(of_delta))),
+        without_base=columns_of(others),
         tensors=tensors,
         files=tables["files"].to_pylist(),
         layers=layers,

@@ -11,7 +11,7 @@ import numpy as np
 
 from shadow.reports.provenance import SIDES
 from shadow.summary.record import BrokenRow, SkippedRow, Unchanged, VectorsRow, VocabularyRow
-from shadow.summary.tables import Columns, are, median
+from shadow.summary.tables import Columns, are, count, is_known, mask_of, median
 from shadow.text import short_name
 
 GROWING = ("embed", "head")  # modules whose rows are a vocabulary
@@ -31,30 +31,34 @@ def vectors(tensors: Columns) -> VectorsRow:
     changed = (norms > 0) | from_zero
     moved = {}
     for (component,), group in rows.where(changed).groups("component"):
-        moved[component] = [int(layer) for layer in dict.fromkeys(group.inside["layer"])]
-    furthest = _furthest(rows)
+        layers = dict.fromkeys(group.inside["layer"])
+        moved[component] = [int(layer) for layer in layers]
+    furthest, furthest_norm = _furthest(rows)
     return VectorsRow(
         compared=len(rows),
-        changed=int(changed.sum()),
+        changed=count(changed),
         relative_norm=median(norms[norms > 0]),
-        relative_norm_of_all=median(np.where(np.isnan(norms), 0.0, norms)),
-        furthest=None if furthest is None else str(rows["tensor"][furthest]),
-        furthest_norm=None if furthest is None else float(np.nan_to_num(norms)[furthest]),
+        relative_norm_of_all=median(np.where(is_known(norms), norms, 0.0)),
+        furthest=furthest,
+        furthest_norm=furthest_norm,
         moved=moved,
     )
 
 
-def _furthest(rows: Columns) -> int | None:
-    """The number of the vector that moved FAR times as far as any other; if there is none, of the
-    norm that moved so far, as biases may be small, and move far.
+def _furthest(rows: Columns) -> tuple[str, float] | tuple[None, None]:
+    """The vector that moved FAR times as far as any other, and how far; if there is none, the norm
+    that moved so far, as biases may be small, and move far.
     """
     sizes = np.nan_to_num(rows["relative_norm"])
     for chosen in (sizes >= 0, are(rows["module"], "norm")):
         numbers = np.flatnonzero(chosen)
         order = numbers[np.argsort(-sizes[numbers], kind="stable")]
-        if len(order) > 1 and sizes[order[0]] > FAR * sizes[order[1]]:
-            return int(order[0])
-    return None
+        if len(order) < 2:
+            continue
+        first, second = order[:2]
+        if sizes[first] > FAR * sizes[second]:
+            return str(rows["tensor"][first]), float(sizes[first])
+    return None, None
 
 
 def idle_updates(tensors: Columns) -> int:
@@ -106,14 +110,14 @@ def broken(tensors: Columns) -> list[BrokenRow]:
     The side is `either` where an older report does not say in which NaN or infinity is.
     """
     nonfinite = tensors["nonfinite"]
-    is_unknown = are(tensors["reason"], "nonfinite") & np.isnan(nonfinite)
+    older = tensors.where(np.isnan(nonfinite)).having(reason="nonfinite", side="tuned")
     damage = {
         "nonfinite": nonfinite > 0,
         "all_zero": tensors["all_zero"] > 0,
-        "empty": np.array([0 in shape for shape in tensors["shape"]], dtype=np.bool_),
+        "empty": mask_of([0 in shape for shape in tensors["shape"]]),
     }
     # tensors of both sides have the reason; one side is enough to name them
-    groups = [("nonfinite", "either", tensors.where(is_unknown).having(side="tuned"))]
+    groups = [("nonfinite", "either", older)]
     for code, is_damaged in damage.items():
         damaged = tensors.where(is_damaged)
         groups += [(code, side, damaged.having(side=side)) for side in SIDES]
@@ -127,28 +131,30 @@ def broken(tensors: Columns) -> list[BrokenRow]:
 
 
 def skipped(tensors: Columns) -> list[SkippedRow]:
-    """Return counts by reason, with a few names and the first detail."""
+    """Counts by reason, with a few names and the first detail."""
     rows = []
-    chosen = tensors.having(status="skipped").groups("reason")
-    for (reason,), group in sorted(chosen, key=lambda one: one[0]):
+    for (reason,), group in tensors.having(status="skipped").groups("reason"):
         sides = Counter(group["side"])
+        names = dict.fromkeys(group["tensor"])
+        details = [detail for detail in group["detail"] if detail is not None]
         row = SkippedRow(
             reason=reason,
             tensors=len(group),
             base=sides["base"],
             tuned=sides["tuned"],
-            examples=list(dict.fromkeys(group["tensor"]))[:EXAMPLES],
-            detail=next((one for one in group["detail"] if one is not None), None),
+            examples=list(names)[:EXAMPLES],
+            detail=details[0] if details else None,
         )
         rows.append(row)
-    return sorted(rows, key=lambda row: -row.tensors)
+    return sorted(rows, key=lambda row: (-row.tensors, row.reason))
 
 
 def unchanged(tensors: Columns) -> list[Unchanged]:
-    """Return the modules of the tuned side all of whose compared matrices are identical."""
+    """The modules of the tuned side all of whose compared matrices are identical."""
     matrices = tensors.where(tensors.are_matrices).having(side="tuned")
-    return [
-        Unchanged(component=component, module=module, tensors=len(rows))
-        for (component, module), rows in matrices.groups("component", "module")
-        if are(rows["status"], "identical").all()
-    ]
+    modules = []
+    for (component, module), group in matrices.groups("component", "module"):
+        if len(group.having(status="identical")) == len(group):
+            row = Unchanged(component=component, module=module, tensors=len(group))
+            modules.append(row)
+    return modules

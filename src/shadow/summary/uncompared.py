@@ -21,10 +21,10 @@ def uncompared(tensors: Columns) -> list[UncomparedRow]:
     whole experts, otherwise modules. A tensor whose partner cannot be read has a partner.
     """
     # a layer of -1 is outside the layers
-    tensors = tensors.added(number=np.nan_to_num(tensors["layer"], nan=-1.0))
+    numbers = np.nan_to_num(tensors["layer"], nan=-1.0)
+    tensors = tensors.added(number=numbers)
     unread = set(tensors.having(reason=UNREAD).each("side", *PLACE))
-    whole_layers = {reason: _absent(tensors, reason, "layer") for reason in ONE_SIDED}
-    whole_experts = {reason: _absent(tensors, reason, "layer", "expert") for reason in ONE_SIDED}
+    absent = _absent(tensors)
     groups = defaultdict[tuple[Any, ...], list[int]](list)
     rows = tensors.having(status="skipped", reason=REASONS)
     for row_side, component, module, number, expert, reason, nonfinite in rows.each(
@@ -32,26 +32,27 @@ def uncompared(tensors: Columns) -> list[UncomparedRow]:
     ):
         side = _side_of(reason, row_side, nonfinite)
         other = "base" if row_side == "tuned" else "tuned"
-        is_unread = reason in ONE_SIDED and (other, component, module, number) in unread
-        if side is None or is_unread:
+        is_unread = (other, component, module, number) in unread
+        if side is None or (is_unread and reason in ONE_SIDED):
             continue
         name: str | None = str(module)
-        if (component, number) in whole_layers.get(reason, ()):
+        if (reason, component, number) in absent:
             name = None
-        elif (component, number, expert) in whole_experts.get(reason, ()):
+        elif (reason, component, number, expert) in absent:
             name = f"expert {expert:.0f}"
         groups[reason, side, component, name, number < 0].append(int(number))
-    return [
-        UncomparedRow(
+    modules = []
+    for (reason, side, component, name, is_outside), layers in groups.items():
+        row = UncomparedRow(
             reason=str(reason),
             side=side,
             component=str(component),
             module=name,
-            layers=[] if is_outside else sorted({*numbers}),
-            tensors=len(numbers),
+            layers=[] if is_outside else sorted({*layers}),
+            tensors=len(layers),
         )
-        for (reason, side, component, name, is_outside), numbers in groups.items()
-    ]
+        modules.append(row)
+    return modules
 
 
 def _side_of(reason: str, row_side: str, nonfinite: float) -> str | None:
@@ -67,10 +68,16 @@ def _side_of(reason: str, row_side: str, nonfinite: float) -> str | None:
     return "either" if reason == "nonfinite" else "both"
 
 
-def _absent(tensors: Columns, reason: str, *place: str) -> set[tuple[object, ...]]:
-    """The layers, or experts of layers, that one side has completely, and the other lacks."""
-    inside = tensors.having(side=ONE_SIDED[reason]).inside
-    is_absent = are(inside["reason"], reason) & are(inside["status"], "skipped")
-    every = set(inside.each("component", *place))
-    present = set(inside.where(~is_absent).each("component", *place))
-    return every - present
+def _absent(tensors: Columns) -> set[tuple[object, ...]]:
+    """The layers, and the experts of layers, that one side has completely, and the other lacks:
+    (reason, component, layer) and (reason, component, layer, expert).
+    """
+    absent: set[tuple[object, ...]] = set()
+    for reason, side in ONE_SIDED.items():
+        inside = tensors.having(side=side).inside
+        is_absent = are(inside["reason"], reason) & are(inside["status"], "skipped")
+        others = inside.where(~is_absent)
+        for names in (("component", "layer"), ("component", "layer", "expert")):
+            places = {*inside.each(*names)} - {*others.each(*names)}
+            absent |= {(reason, *place) for place in places}
+    return absent

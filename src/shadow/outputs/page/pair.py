@@ -311,7 +311,7 @@ def _medians(matrices: Columns, place: Places, subject: str, cells: int) -> dict
     values = np.stack([rows[name] for name in names], axis=1)
     has_any = ~np.isnan(values).all(axis=0)
     if subject == "delta":  # null where it is too large, which a median must not leave out
-        above = above_short_side(rows.__getitem__)
+        above = above_short_side(rows)
         values[above, names.index("equivalent_directions")] = np.inf
     medians = np.full((cells, len(names)), np.nan)
     medians[place] = values
