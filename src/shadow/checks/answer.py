@@ -187,6 +187,20 @@ class Check:
         return [*self.checkpoints, *(f"{last} {number}" for number in range(2, 2 + more))]
 
 
+class Kind(dict[str, Check]):
+    """Checks of one kind by code, in their order: claims, gates, explanations or changes."""
+
+    def __init__(self, text: str, *checks: Check, has_titles: bool = False) -> None:
+        super().__init__({check.code: check for check in checks})
+        self.text = text  # what one of them is, as a template of its code, usage, meaning and rate
+        self.has_titles = has_titles  # whether people meet them by their titles
+
+    def answers(self, *evidence: object) -> Iterator[tuple[Check, Answer]]:
+        """Ask every check, and yield each with its answer from this evidence."""
+        for check in self.values():
+            yield check, check.judge(*evidence)
+
+
 @dataclass(frozen=True)
 class Question:
     """A claim to check."""
@@ -257,16 +271,6 @@ def largest_first(against: Sequence[Against]) -> tuple[Against, ...]:
 def first_code(codes: Collection[int]) -> int:
     """Return the exit code for several answers: the first of 1, 4, 5, 3, 0 that occurred."""
     return next((code for code in (1, 4, 5, 3) if code in codes), 0)
-
-
-def by_code(*checks: Check) -> dict[str, Check]:
-    return {check.code: check for check in checks}
-
-
-def answered(checks: Mapping[str, Check], *evidence: object) -> Iterator[tuple[Check, Answer]]:
-    """Yield checks of one kind, in their order, each with its answer from this evidence."""
-    for check in checks.values():
-        yield check, check.judge(*evidence)
 
 
 @cache

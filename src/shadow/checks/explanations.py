@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from shadow.checks.answer import Answer, Check, Outcome, answered, by_code, figures_at
+from shadow.checks.answer import Answer, Check, Kind, Outcome, figures_at
 from shadow.reports.columns import read_words
 from shadow.summary.changes import CHANGES, Change
 from shadow.summary.layer_medians import IN_8_BITS, LOW, NO_ROUNDING
@@ -109,12 +109,16 @@ def _check(change: Change) -> Check:
     return Check(code, change.title, meaning, judge, {code: change.text})
 
 
-RECOGNISED: Mapping[str, Check] = by_code(*map(_check, CHANGES))
+RECOGNISED = Kind(
+    "a change that the figures show beyond doubt: {meaning}",
+    *map(_check, CHANGES),
+    has_titles=True,
+)
 
 
 def recognised(record: PairRecord) -> list[str]:
     """The codes of RECOGNISED that hold, in order."""
-    return [check.code for check, answer in answered(RECOGNISED, record) if answer.holds]
+    return [check.code for check, answer in RECOGNISED.answers(record) if answer.holds]
 
 
 def is_rearranged(record: PairRecord) -> bool:
@@ -211,7 +215,7 @@ def explanations(record: PairRecord) -> list[Explanation]:
             reason=check.say_all(answer.reasons),
             figures=dict(answer.figures),
         )
-        for check, answer in answered(EXPLANATIONS, record)
+        for check, answer in EXPLANATIONS.answers(record)
     ]
 
 
@@ -282,7 +286,9 @@ def is_trained(record: PairRecord) -> bool:
     return structured and norm >= CLEARLY and 0 < vectors.compared <= 2 * vectors.changed
 
 
-EXPLANATIONS = by_code(
+EXPLANATIONS = Kind(
+    "another explanation of the same figures: {meaning}. `shadow explain finding` describes the"
+    " answers",
     Check(
         "merged_adapter",
         "low-rank adapter, or an edit of few directions",
@@ -305,4 +311,5 @@ EXPLANATIONS = by_code(
         _quantised,
         WORDS,
     ),
+    has_titles=True,
 )

@@ -4,9 +4,7 @@ still has figures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from shadow.checks.answer import Answer, Check, Outcome, answered, by_code
+from shadow.checks.answer import Answer, Check, Kind, Outcome
 from shadow.checks.explanations import is_rearranged
 from shadow.summary.gate_figures import LINEAGE, ROUNDING, GateFigures
 from shadow.summary.record import Gate, PairRecord
@@ -70,7 +68,7 @@ def gates(record: PairRecord, figures: GateFigures) -> list[Gate]:
             passed=answer.holds,
             reason=check.say_all(answer.reasons),
         )
-        for check, answer in answered(GATES, record, figures)
+        for check, answer in GATES.answers(record, figures)
     ]
 
 
@@ -148,7 +146,8 @@ def _formats(_: PairRecord, figures: GateFigures) -> Answer:
     return _answer(share, not share, code, share=share, formats=formats)
 
 
-GATES: Mapping[str, Check] = by_code(
+GATES = Kind(
+    "a gate: it passes when {meaning}",
     Check(
         "changed",
         "a matrix changed",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from shadow.checks import files, merged, quantised, related, same, stored, trained, whole
-from shadow.checks.answer import Answer, Check, Outcome, Question, Verification, by_code
+from shadow.checks.answer import Answer, Check, Kind, Outcome, Question, Verification
 from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
 from shadow.run.runtime import Runtime
@@ -19,7 +18,8 @@ from shadow.targets.references import AnyReference, ComponentBase
 from shadow.templates import Reason
 from shadow.text import and_list, counted, nearest
 
-CHECKS: Mapping[str, Check] = by_code(
+CHECKS = Kind(
+    "a claim of `shadow verify {code} {usage}`: {meaning}[. {rate}]",
     same.CHECK,
     merged.CHECK,
     trained.CHECK,
@@ -121,32 +121,3 @@ def verify(asked: Question, runtime: Runtime) -> Verification:
     ):
         evidence = check.gather(asked, runtime, Path(scratch))
     return Verification(check, asked.of, check.judge(evidence))
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Checks of one kind, in order."""
-
-    checks: Mapping[str, Check]
-    text: str  # what one of them is, as a template of its code, usage, meaning and rate
-    has_titles: bool = False  # whether people meet them by their titles
-
-
-def kinds() -> Mapping[str, Kind]:
-    """Return all checks by kind, importing those of a pair's record when called."""
-    from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
-    from shadow.checks.pair_gates import GATES
-
-    return {
-        "explanation": Kind(
-            EXPLANATIONS,
-            "another explanation of the same figures: {meaning}. `shadow explain finding` describes"
-            " the answers",
-            has_titles=True,
-        ),
-        "change": Kind(
-            RECOGNISED, "a change that the figures show beyond doubt: {meaning}", has_titles=True
-        ),
-        "gate": Kind(GATES, "a gate: it passes when {meaning}"),
-        "claim": Kind(CHECKS, "a claim of `shadow verify {code} {usage}`: {meaning}[. {rate}]"),
-    }

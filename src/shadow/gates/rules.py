@@ -27,8 +27,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from shadow.checks.pair_gates import GATES
 from shadow.checks.patterns import Pattern, parse_pattern
-from shadow.checks.registry import kinds, one_of, pair_claim
+from shadow.checks.registry import one_of, pair_claim
 from shadow.errors import UsageError
 from shadow.places.names import name_rules, nearest_modules
 from shadow.reasons import BROKEN
@@ -191,8 +192,8 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
         negated, which, name = match.groups()
         if which == VERIFY:
             name = str(pair_claim(name))
-        elif name not in (gates := kinds()[GATE].checks):
-            raise UsageError(f"no gate {name[:40]!r}", nearest(name, gates) or one_of(gates))
+        elif name not in GATES:
+            raise UsageError(f"no gate {name[:40]!r}", nearest(name, GATES) or one_of(GATES))
         if not negated:
             hint = f"write 'not {which}.{name}', which fails where it does not hold"
             raise UsageError(f"{text.strip()!r}: a rule says what must not be", hint)
