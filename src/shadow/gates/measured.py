@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shadow.checks import files
-from shadow.checks.answer import Outcome
+from shadow.checks.answer import Outcome, Question, Verification
 from shadow.checks.patterns import Pattern
+from shadow.checks.registry import question, verify
 from shadow.checks.summary import Summary
 from shadow.comparing.matching import ComparedReport
 from shadow.errors import ShadowError
 from shadow.gates.rows import ReportRows, Scope, State, file_states
-from shadow.gates.rules import FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
+from shadow.gates.rules import FILES, GATE, UNCHANGED, Metric
 from shadow.reports.folders import finished_metadata, refuse_remains
 from shadow.reports.report import Report
 from shadow.run.runtime import Access, Runtime
@@ -24,10 +24,8 @@ from shadow.summary.record import Bounds, OverLayers, Row, keys_of
 from shadow.telling.reading import AuditReport
 from shadow.templates import Reason
 
-if TYPE_CHECKING:
-    from shadow.checks.answer import Question, Verification
-
 OFFLINE = Runtime(access=Access(offline=True))
+BASELINE = "the baseline"  # the label of one
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class JudgedReport:
             rows[module.component, module.module] = module
         return rows
 
-    def places(self, metric: Metric) -> list[Scope]:
+    def scopes(self, metric: Metric) -> list[Scope]:
         """The places of the report that a rule names, in the order of the summary."""
         if metric.component is None:
             return [()]
@@ -103,29 +101,30 @@ class JudgedReport:
         assert metric.place is not None, "a place, or files"
         return self.tables.states(metric.place)
 
-    def answer(self, claim: Metric) -> tuple[str | None, Reason | str]:
-        """The state of a gate or a claim, None if inconclusive, and the reason."""
+    def answer(self, claim: Metric) -> tuple[Outcome, Reason | str]:
+        """The outcome of a gate, or of a claim that the report answers, and the reason."""
         if claim.component == GATE:
             gate = next(gate for gate in self.summary.gates if gate.name == claim.metric)
-            if gate.figure is None and not gate.passed:
-                return None, gate.reason
-            return HOLDS if gate.passed else FAILS, gate.reason
+            if gate.passed:
+                return Outcome.HOLDS, gate.reason
+            is_known = gate.figure is not None
+            return Outcome.DOES_NOT_HOLD if is_known else Outcome.INCONCLUSIVE, gate.reason
         if claim.metric == FILES:
-            recorded = files.CHECK.judge(self.tables.files)
-            state = None if recorded.outcome is Outcome.INCONCLUSIVE else recorded.outcome.words
-            return state, files.CHECK.say_all(recorded.reasons)
+            answer = files.CHECK.judge(self.tables.files)
+            return answer.outcome, files.CHECK.say_all(answer.reasons)
         return self._is_same()
 
-    def _is_same(self) -> tuple[str | None, Reason]:
-        """True if no component changed."""
+    def _is_same(self) -> tuple[Outcome, Reason]:
+        """The outcome of `same`: it holds if no component changed."""
         states = self.tables.states(Pattern("*"))
-        unknown = [name for name, state in states.items() if state is None]
-        if {*states.values()} - {UNCHANGED, None}:
-            others = {name: state for name, state in states.items() if state != UNCHANGED}
-            return FAILS, states_are(others)
-        if unknown:
-            return None, Reason("places_left_open", {"places": unknown})
-        return (HOLDS, Reason("none_changed")) if states else (None, Reason("none_compared"))
+        changed = {name: state for name, state in states.items() if state != UNCHANGED}
+        if not states:
+            return Outcome.INCONCLUSIVE, Reason("none_compared")
+        if not changed:
+            return Outcome.HOLDS, Reason("none_changed")
+        if any(changed.values()):
+            return Outcome.DOES_NOT_HOLD, states_are(changed)
+        return Outcome.INCONCLUSIVE, Reason("places_left_open", {"places": [*changed]})
 
     def why_absent(self, metric: Metric) -> Reason | str:
         """The reason that the report has no figure that a rule names."""
@@ -142,11 +141,10 @@ class JudgedReport:
 
 def states_are(states: Mapping[str, State]) -> Reason:
     """The states of places or files, as a reason."""
-    each = [
-        Reason("state_is", {"name": name, "state": state or "unknown"})
-        for name, state in states.items()
-    ]
-    return Reason("states", {"states": each})
+    reasons = []
+    for name, state in states.items():
+        reasons.append(Reason("state_is", {"name": name, "state": state or "unknown"}))
+    return Reason("states", {"states": reasons})
 
 
 def read_measured(
@@ -157,10 +155,10 @@ def read_measured(
 ) -> JudgedReport:
     """Read a finished report as rules see it, with its summary unless that is given.
 
+    A summary is read together with all tables, so that the next measurement may overwrite these.
     reading: for checks that the report does not answer. Raises ShadowError.
     """
     report = AuditReport(folder)
-    assert report.provenance  # read now, so that a folder without a report is found here
     return JudgedReport(report, label, summary or report.summary, reading)
 
 
@@ -174,27 +172,20 @@ def read_baselines(
     folder. Raises ShadowError if one cannot be read.
     """
     if len(pairs) == 1 and finished_metadata(against) is not None:
-        return {pairs[0]: _baseline(against)}
+        return {pairs[0]: read_measured(against, BASELINE)}
     baselines: dict[tuple[str, str], JudgedReport] = {}
     for folder in folders:
         metadata = finished_metadata(folder)
         if metadata is None:
             refuse_remains(folder)
             continue
-        pair = metadata["family"], metadata["pair"]
+        pair = (metadata["family"], metadata["pair"])
         if pair in baselines:
             hint = "name the folder of one of them"
             raise ShadowError(f"{against} has two reports of {':'.join(pair)}", hint)
         if pair in pairs:
-            baselines[pair] = _baseline(folder)
+            baselines[pair] = read_measured(folder, BASELINE)
     return baselines
-
-
-def _baseline(folder: Path) -> JudgedReport:
-    """Read a baseline completely: the next measurement may overwrite it."""
-    baseline = read_measured(folder, "the baseline")
-    assert baseline.report is not None
-    return baseline
 
 
 def checked(claim: Question, summary: Summary, runtime: Runtime) -> Verification:
@@ -202,19 +193,18 @@ def checked(claim: Question, summary: Summary, runtime: Runtime) -> Verification
 
     Raises ShadowError if a side has changed since its audit.
     """
-    from shadow.checks.registry import question, verify
     from shadow.run.sides import client_for, find_audited, reference_of
 
-    sides = summary.base, summary.tuned
+    sides = (summary.base, summary.tuned)
     references = [reference_of(side) for side in sides]
     parts = [part for reference in references for _, part in reference.parts]
     runtime.say(f"{summary.family}:{summary.pair}: check {claim}")
     with tempfile.TemporaryDirectory() as scratch, client_for(parts):
-        audited = [
-            find_audited(side, reference, runtime, Path(scratch) / str(number))
-            for number, (side, reference) in enumerate(zip(sides, references, strict=True))
-        ]
-        if references[0] != references[1]:  # a side is read, and freed, for itself
-            runtime = replace(runtime, found=dict(zip(references, audited, strict=True)))
-        asked_of = question(claim.claim, references, moved=claim.moved, frozen=claim.frozen)
-        return verify(asked_of, runtime)
+        audited = {}
+        for number, (side, reference) in enumerate(zip(sides, references, strict=True)):
+            folder = Path(scratch) / str(number)
+            audited[reference] = find_audited(side, reference, runtime, folder)
+        if len(audited) > 1:  # a side is read, and freed, for itself
+            runtime = replace(runtime, found=audited)
+        both_sides = question(claim.claim, references, moved=claim.moved, frozen=claim.frozen)
+        return verify(both_sides, runtime)

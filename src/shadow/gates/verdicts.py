@@ -26,7 +26,7 @@ from shadow.comparing.codes import ReportRelation, say
 from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
 from shadow.gates.measured import JudgedReport, checked, states_are
-from shadow.gates.rows import LEAST, Resting, Scope
+from shadow.gates.rows import LEAST, Scope
 from shadow.gates.rules import (
     FAILS,
     HOLDS,
@@ -95,13 +95,13 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
 }
 
 
-def said(value: Value) -> Value:
+def in_words(value: Value) -> Value:
     """A value with words in place of the reasons in it."""
     if isinstance(value, Reason):
-        figures = {name: said(figure) for name, figure in value.figures.items()}
+        figures = {name: in_words(figure) for name, figure in value.figures.items()}
         return fill(WORDS_OF_VERDICTS[value.code], figures)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [str(said(part)) for part in value]
+        return [str(in_words(part)) for part in value]
     return value
 
 
@@ -144,7 +144,7 @@ class Verdict:
     @property
     def detail(self) -> str:
         """The finding in a line."""
-        text = str(said(self.why))
+        text = str(in_words(self.why))
         if self.outcome in ("met", "passed"):
             return text
         return f"{'not judged' if self.why.code in OPEN else 'nothing to judge'}: {text}"
@@ -153,9 +153,13 @@ class Verdict:
         """The rule, its outcome and its figures, for machines."""
         keys = ("name", "condition", "severity", "message", "file", "line")
         rule = {key: getattr(self.rule, key) for key in keys}
-        figures = [asdict(figure) for figure in self.findings]
-        found = {"outcome": self.outcome, "code": self.why.code, "detail": self.detail}
-        return {**rule, **found, "figures": figures}
+        return {
+            **rule,
+            "outcome": self.outcome,
+            "code": self.why.code,
+            "detail": self.detail,
+            "figures": [asdict(figure) for figure in self.findings],
+        }
 
 
 @dataclass(frozen=True)
@@ -294,28 +298,32 @@ def _broken(rule: Rule, summary: Summary) -> Verdict:
 def _answered(rule: Rule, now: JudgedReport) -> Verdict:
     """Judge a gate of the pair, or a check that its report answers."""
     what = str(rule.figure)
-    state, why = now.answer(rule.figure)
-    if state is None:
+    outcome, why = now.answer(rule.figure)
+    if outcome is Outcome.INCONCLUSIVE:
         return _missing(rule, "unanswered", what=what, why=why)
-    finding = RuleFigure(what, state, rule.holds(state))
-    return _verdict(rule, "answered", [finding], what=what, answer=state, why=why)
+    findings = _answer(rule, outcome)
+    return _verdict(rule, "answered", findings, what=what, answer=outcome.words, why=why)
 
 
 def _checked(rule: Rule, now: JudgedReport) -> Verdict:
     """Judge a check for which both sides are read."""
-    what = str(rule.figure)
     try:
         verification = checked(pair_claim(rule.figure.metric), now.summary, now.reading)
     except ShadowError as error:
         why = "; ".join(filter(None, (error.message, error.hint)))
-        return _missing(rule, "unchecked", what=what, why=why)
+        return _missing(rule, "unchecked", what=str(rule.figure), why=why)
+    outcome = verification.outcome
     why = verification.reason
-    if verification.outcome is Outcome.INCONCLUSIVE:
+    if outcome is Outcome.INCONCLUSIVE:
         return _missing(rule, "inconclusive", why=why)
-    answer = verification.outcome.words
-    finding = RuleFigure(what, answer, rule.holds(answer))
     against = [tensor.name for tensor in verification.against] or None
-    return _verdict(rule, "checked", [finding], answer=answer, why=why, against=against)
+    findings = _answer(rule, outcome)
+    return _verdict(rule, "checked", findings, answer=outcome.words, why=why, against=against)
+
+
+def _answer(rule: Rule, outcome: Outcome) -> list[RuleFigure]:
+    """The answer of a gate or a check as the figure of a rule."""
+    return [RuleFigure(str(rule.figure), outcome.words, rule.holds(outcome.words))]
 
 
 def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
@@ -333,64 +341,57 @@ def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
 
 
 def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
+    """Judge figures by a threshold."""
     metric = rule.figure.metric
-    places = now.places(rule.figure)
+    scopes = now.scopes(rule.figure)
     findings: list[RuleFigure] = []
     nulls: list[str] = []
     within_error: list[str] = []  # estimates that may lie on either side of the threshold
-    for scope in places:
+    for scope in scopes:
         figure = now.figure(scope, metric)
         value = figure.value
         if value is None:
             nulls.append(figure.name)
             continue
-        share = _share([now.tables.resting(scope, metric)])
-        is_met = rule.holds(value)
-        findings.append(RuleFigure(figure.name, value, is_met, energy_share=share))
+        share = now.tables.share([scope], metric)
+        findings.append(RuleFigure(figure.name, value, rule.holds(value), energy_share=share))
         error = now.tables.error(scope, metric)
         if rule.holds(value - error) != rule.holds(value + error):
             within_error.append(figure.name)
     if not findings:
-        return _without_value(rule, now, places, nulls)
-    share = _share([now.tables.resting(scope, metric) for scope in places])
-    small_part = _of_a_small_part(rule, findings, share, nulls)
+        return _without_value(rule, now, scopes, nulls)
+    small_part = _of_a_small_part(rule, findings, now.tables.share(scopes, metric), nulls)
     if small_part is not None:
         return small_part
-    if within_error:
-        findings = [
-            finding for finding in findings if finding.met and finding.figure not in within_error
-        ]
-    if not findings:
+    violating = [
+        finding for finding in findings if finding.met and finding.figure not in within_error
+    ]
+    if within_error and not violating:
         return _missing(rule, "within_error", figures=within_error)
-    violating = [finding for finding in findings if finding.met]
+    if within_error:
+        findings = violating
     figures = []
     for finding in violating or findings:
         text = _text(finding.value, rule.holds)
         figures.append(Reason("figure_is", {"figure": finding.figure, "value": text}))
-    code = "violated" if violating else "within"
     words: dict[str, Value] = {"condition": rule.limit, "nulls": nulls or None}
+    code = "violated" if violating else "within"
     return _verdict(rule, code, findings, figures=figures, **words)
 
 
 def _without_value(
-    rule: Rule, now: JudgedReport, places: Sequence[Scope], nulls: Sequence[str]
+    rule: Rule, now: JudgedReport, scopes: Sequence[Scope], nulls: Sequence[str]
 ) -> Verdict:
     """Judge a rule of whose figures none has a value."""
-    name = str(rule.figure)
-    if any(now.figure(scope, "matrices").value for scope in places):
+    figure = rule.figure
+    if any(now.figure(scope, "matrices").value for scope in scopes):
         return _missing(rule, "null", figures=nulls, why=not_measured(now.summary.tier))
-    place = Pattern("", rule.figure.component or "*", module=rule.figure.module or "*")
-    if rule.figure.metric in NORMS and now.tables.are_identical(place):
-        rounded = "only rounded" if now.summary.figures.matrices_rounded else None
-        finding = RuleFigure(name, 0.0, rule.holds(0.0))
-        return _verdict(rule, "identical", [finding], what=name, rounded=rounded)
-    return _missing(rule, "absent", why=now.why_absent(rule.figure))
-
-
-def _share(resting: Sequence[Resting]) -> float:
-    """The share of the energy of a change that figures rest on; 1 of nothing."""
-    total = sum(part.total for part in resting)
-    return sum(part.known for part in resting) / total if total else 1.0
+    place = Pattern("", figure.component or "*", module=figure.module or "*")
+    if figure.metric not in NORMS or not now.tables.are_identical(place):
+        return _missing(rule, "absent", why=now.why_absent(figure))
+    rounded = "only rounded" if now.summary.figures.matrices_rounded else None
+    finding = RuleFigure(str(figure), 0.0, rule.holds(0.0))
+    return _verdict(rule, "identical", [finding], what=str(figure), rounded=rounded)
 
 
 def _of_a_small_part(
@@ -399,31 +400,25 @@ def _of_a_small_part(
     """Leave a rule open whose figures rest on less than half of the change; None if they do not, or
     if one that rests on more violates it. share: what all of them rest on.
     """
-    small = [finding for finding in findings if (finding.energy_share or 0.0) < LEAST_SHARE]
+    shares = {finding: finding.energy_share or 0.0 for finding in findings}
+    small = [finding for finding in findings if shares[finding] < LEAST_SHARE]
     if any(finding.met for finding in findings if finding not in small):
         return None
     violating = [finding for finding in small if finding.met]
     if share >= LEAST_SHARE:
         if not violating:
             return None
-        share = min(finding.energy_share or 0.0 for finding in violating)
+        share = min(shares[finding] for finding in violating)
     names = [finding.figure for finding in violating or small or findings]
-    opened = [replace(finding, met=False) for finding in findings]
-    return _missing(
-        rule,
-        "small_part",
-        opened,
-        figures=names,
-        count=len(names),
-        share=share,
-        nulls=nulls or None,
-    )
+    figures = {"count": len(names), "share": share, "nulls": nulls or None}
+    left_open = [replace(finding, met=False) for finding in findings]
+    return _missing(rule, "small_part", left_open, figures=names, **figures)
 
 
 def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport) -> Verdict:
     findings: list[RuleFigure] = []
     left: list[Reason] = []  # figures that cannot be judged
-    for scope in baseline.places(rule.figure):
+    for scope in baseline.scopes(rule.figure):
         for metric in _metrics(rule.figure.metric, baseline, scope):
             outcome = _move_of(metric, scope, now, baseline)
             if isinstance(outcome, Reason):
@@ -463,7 +458,7 @@ def _move_of(
     sides = [baseline]
     if value is not None:
         sides.append(now)
-    share = min(_share([side.tables.resting(scope, metric)]) for side in sides)
+    share = min(side.tables.share([scope], metric) for side in sides)
     if share < LEAST_SHARE:
         return Reason("rests_on_little", {**name, "share": share})
     low, high = before.bounds
