@@ -17,7 +17,7 @@ from typing import Any
 
 from shadow.run.scanned import APART, Unmatched
 from shadow.targets.references import AnyReference, ComponentBase, Reference
-from shadow.templates import Reason, Value, fill, names_in
+from shadow.templates import Reason, in_words, names_in
 
 Figure = float | int
 VALUES = {"moved": " PATTERN", "frozen": " PATTERN", "base": " REF", "headers": ""}
@@ -152,16 +152,7 @@ class Check:
 
     def say(self, reason: Reason) -> str:
         """Put a reason, a note or counter-evidence into words."""
-        template = self.words.get(reason.code) or COMMON[reason.code]
-        return fill(template, {name: self._said(one) for name, one in reason.figures.items()})
-
-    def _said(self, value: Value) -> Value:
-        """Put a reason inside another one into words."""
-        if isinstance(value, Reason):
-            return self.say(value)
-        if isinstance(value, str | None) or not isinstance(value, Sequence):
-            return value
-        return [self.say(one) if isinstance(one, Reason) else one for one in value]
+        return str(in_words(reason, {**COMMON, **self.words}))
 
     def say_all(self, reasons: Sequence[Reason]) -> str:
         """Put several reasons into one line."""

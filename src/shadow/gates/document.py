@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import first_code
@@ -16,7 +16,6 @@ from shadow.telling.document import (
     Field,
     FigureRow,
     Figures,
-    Level,
     Note,
     Origin,
     Paragraph,
@@ -33,8 +32,12 @@ from shadow.telling.report import standing, where_more
 if TYPE_CHECKING:
     from shadow.gates.verdicts import Judgement, Verdict
 
-OUTCOMES = {"met": "FAILED", "missing": "not judged", "skipped": "skipped", "passed": "passed"}
-LEVELS: Mapping[str, Level] = {"passed": "passed", "skipped": "quiet"}
+OUTCOMES = {
+    "met": Word("FAILED", "fault"),
+    "missing": Word("not judged", "fault"),
+    "skipped": Word("skipped", "quiet"),
+    "passed": Word("passed", "passed"),
+}
 STATES = {  # of a pair that has a report, by its exit code
     0: Word("done", "passed"),
     1: Word("not judged", "fault"),
@@ -130,10 +133,9 @@ def state_of(judgement: Judgement) -> Word:
 def _cells(verdict: Verdict) -> list[Cell]:
     """The cells of a verdict; a warning looks different if it is violated or not judged."""
     rule = verdict.rule
-    outcome = verdict.outcome
-    word = Word(OUTCOMES[outcome], LEVELS.get(outcome, "fault"))
-    if outcome in ("met", "missing") and rule.severity != "error":
-        word = Word(f"{OUTCOMES[outcome]} (warning)", "warning")
+    word = OUTCOMES[verdict.outcome]
+    if word.level == "fault" and rule.severity != "error":
+        word = Word(f"{word.text} (warning)", "warning")
     condition = "" if rule.condition == rule.name else rule.condition
     return [word, Word(rule.name, "", condition), said_of(verdict)]
 

@@ -20,7 +20,7 @@ from shadow.gates.rules import FILES, GATE, UNCHANGED, Metric
 from shadow.reports.folders import finished_metadata, refuse_remains
 from shadow.reports.report import Report
 from shadow.run.runtime import Access, Runtime
-from shadow.summary.record import Bounds, OverLayers, Row, keys_of
+from shadow.summary.record import Bounds, Gate, OverLayers, Row, keys_of
 from shadow.telling.reading import AuditReport
 from shadow.templates import Reason
 
@@ -78,9 +78,7 @@ class JudgedReport:
 
     def scopes(self, metric: Metric) -> list[Scope]:
         """The places of the report that a rule names, in the order of the summary."""
-        if metric.component is None:
-            return [()]
-        return [scope for scope in self.rows if scope and metric.covers(*scope)]
+        return [scope for scope in self.rows if metric.covers(scope)]
 
     def figure(self, scope: Scope, metric: str) -> JudgedFigure:
         """A figure of the summary, with its interval over layers."""
@@ -104,7 +102,7 @@ class JudgedReport:
     def answer(self, claim: Metric) -> tuple[Outcome, Reason | str]:
         """The outcome of a gate, or of a claim that the report answers, and the reason."""
         if claim.component == GATE:
-            gate = next(gate for gate in self.summary.gates if gate.name == claim.metric)
+            gate = self._gate(claim.metric)
             if gate.passed:
                 return Outcome.HOLDS, gate.reason
             is_known = gate.figure is not None
@@ -113,6 +111,9 @@ class JudgedReport:
             answer = files.CHECK.judge(self.tables.files)
             return answer.outcome, files.CHECK.say_all(answer.reasons)
         return self._is_same()
+
+    def _gate(self, name: str) -> Gate:
+        return next(gate for gate in self.summary.gates if gate.name == name)
 
     def _is_same(self) -> tuple[Outcome, Reason]:
         """The outcome of `same`: it holds if no component changed."""
@@ -133,7 +134,7 @@ class JudgedReport:
         if metric.place is not None:
             return Reason("no_such", {"what": metric.place.text})
         if metric.component is None:
-            return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
+            return self._gate("changed").reason
         what = ".".join(filter(None, (metric.component, metric.module)))
         rounded = "rounding" if self.summary.figures.matrices_rounded else None
         return Reason("no_matrix", {"what": what, "rounded": rounded})

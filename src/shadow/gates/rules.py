@@ -105,13 +105,10 @@ class Metric:
             return self.place.text
         return ".".join(filter(None, (self.component, self.module, self.metric)))
 
-    def covers(self, component: str, module: str | None = None) -> bool:
-        """True if it names a component, or a module of one."""
-        if self.component is None or (self.module is None) != (module is None):
-            return False
-        return fnmatchcase(component, self.component) and (
-            module is None or fnmatchcase(module, self.module or "")
-        )
+    def covers(self, scope: Sequence[str]) -> bool:
+        """True if it names the pair, a component or a module: none, one or two names."""
+        patterns = [*filter(None, (self.component, self.module))]
+        return len(scope) == len(patterns) and all(map(fnmatchcase, scope, patterns))
 
 
 @dataclass(frozen=True)

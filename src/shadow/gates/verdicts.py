@@ -38,7 +38,7 @@ from shadow.gates.rules import (
     Rule,
 )
 from shadow.summary.record import not_measured
-from shadow.templates import Reason, Value, fill
+from shadow.templates import Reason, Value, in_words
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
 
@@ -95,16 +95,6 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
 }
 
 
-def in_words(value: Value) -> Value:
-    """A value with words in place of the reasons in it."""
-    if isinstance(value, Reason):
-        figures = {name: in_words(figure) for name, figure in value.figures.items()}
-        return fill(WORDS_OF_VERDICTS[value.code], figures)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [str(in_words(part)) for part in value]
-    return value
-
-
 @dataclass(frozen=True)
 class RuleFigure:
     """A figure to which a rule was applied."""
@@ -144,7 +134,7 @@ class Verdict:
     @property
     def detail(self) -> str:
         """The finding in a line."""
-        text = str(in_words(self.why))
+        text = str(in_words(self.why, WORDS_OF_VERDICTS))
         if self.outcome in ("met", "passed"):
             return text
         return f"{'not judged' if self.why.code in OPEN else 'nothing to judge'}: {text}"
