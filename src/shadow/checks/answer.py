@@ -97,13 +97,15 @@ class Evidence:
         of the faults, beside tensors of one side. doubtful: rows of the doubts, beside tensors that
         are not compared.
         """
-        outcome, reasons, rows = Outcome.HOLDS, holds, list[Against]()
+        outcome = Outcome.HOLDS
+        rows: list[Against] = []
         if faults:
-            outcome, reasons = Outcome.DOES_NOT_HOLD, faults
+            outcome = Outcome.DOES_NOT_HOLD
             rows = [*map(Against.of, self.unmatched), *against]
         elif doubts:
-            outcome, reasons = Outcome.INCONCLUSIVE, doubts
+            outcome = Outcome.INCONCLUSIVE
             rows = [*map(Against.of, self.unread), *doubtful]
+        reasons = faults or doubts or holds
         return Answer(outcome, reasons, figures, largest_first(rows), [*self.notes, *notes])
 
 
@@ -172,10 +174,17 @@ class Check:
         return " ".join(words)
 
     def names(self, count: int) -> list[str]:
-        """Return the names of this many checkpoints: `TUNED, CANDIDATE, CANDIDATE 2`."""
-        more = count - len(self.checkpoints)
-        last = self.checkpoints[-1]
-        return [*self.checkpoints, *(f"{last} {number}" for number in range(2, 2 + more))]
+        """The names of this many checkpoints: `TUNED, CANDIDATE, CANDIDATE 2`."""
+        names = list(self.checkpoints)
+        more = count - len(names)
+        for number in range(2, 2 + more):
+            names.append(f"{self.checkpoints[-1]} {number}")
+        return names
+
+    @property
+    def is_of_pair(self) -> bool:
+        """True if it is asked of a base and a tuned side, in this order."""
+        return len(self.checkpoints) == 2 and not self.repeats
 
 
 class Kind(dict[str, Check]):
@@ -210,8 +219,14 @@ class Question:
 
     def __str__(self) -> str:
         """`trained --moved layers.0-7 --frozen embed`."""
-        patterns = [f"--moved {one}" for one in self.moved]
-        return " ".join([self.claim, *patterns, *(f"--frozen {one}" for one in self.frozen)])
+        words = [self.claim]
+        for option, patterns in self._patterns.items():
+            words += [f"{option} {pattern}" for pattern in patterns]
+        return " ".join(words)
+
+    @property
+    def _patterns(self) -> dict[str, tuple[str, ...]]:
+        return {"--moved": self.moved, "--frozen": self.frozen}
 
     @property
     def named(self) -> dict[str, AnyReference]:
@@ -221,11 +236,11 @@ class Question:
 
     @property
     def of(self) -> dict[str, str]:
-        """Return what the question is about, by the names in usage."""
+        """The checkpoints and options, by their names in usage."""
         recorded = {name: str(reference) for name, reference in self.named.items()}
         if self.base is not None:
             recorded["--base"] = str(self.base)
-        for option, patterns in (("--moved", self.moved), ("--frozen", self.frozen)):
+        for option, patterns in self._patterns.items():
             if patterns:
                 recorded[option] = ", ".join(patterns)
         if self.headers:
@@ -240,38 +255,40 @@ class Question:
     @property
     def references(self) -> list[Reference]:
         """Every checkpoint that it reads."""
-        sides = [*self.checkpoints, *([self.base] if self.base else [])]
+        sides = [*self.checkpoints]
+        if self.base is not None:
+            sides.append(self.base)
         return [part for side in sides for _, part in side.parts]
 
 
 def figures_at(record: object, template: str) -> dict[str, Figure]:
-    """Return the figures that a template names, by keys in a record, as `inside_layers.kept`."""
-    found: dict[str, Any] = {}
+    """The figures that a template names, by keys in a record, as `inside_layers.kept`."""
+    figures: dict[str, Any] = {}
     for place in names_in(template):
         if "." in place:
-            found[place] = reduce(getattr, place.split("."), record)
-    return found
+            figures[place] = reduce(getattr, place.split("."), record)
+    return figures
 
 
 def largest_first(against: Sequence[Against]) -> tuple[Against, ...]:
     """Sort by how they are shown: those without a size, then by size, and by name if equal."""
-    named = sorted(against, key=lambda one: one.name)
-    return tuple(sorted(named, key=lambda one: (one.size is not None, -(one.size or 0.0))))
+    by_name = sorted(against, key=lambda row: row.name)
+    return tuple(sorted(by_name, key=lambda row: (row.size is not None, -(row.size or 0.0))))
 
 
 def first_code(codes: Collection[int]) -> int:
-    """Return the exit code for several answers: the first of 1, 4, 5, 3, 0 that occurred."""
+    """The exit code for several answers: the first of 1, 4, 5, 3, 0 that occurred."""
     return next((code for code in (1, 4, 5, 3) if code in codes), 0)
 
 
 @cache
 def _measured() -> Mapping[str, ErrorRate]:
-    found = {}
+    rates = {}
     for name in ("error_rates.json", "verify_error_rates.json"):
         recorded = json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
         for code, (wrong, of) in recorded["answers"].items():
-            found[code] = ErrorRate(wrong, of, recorded["where"])
-    return found
+            rates[code] = ErrorRate(wrong, of, recorded["where"])
+    return rates
 
 
 @dataclass(frozen=True)
@@ -327,8 +344,8 @@ class Verification:
     def against(self) -> tuple[Named, ...]:
         """Counter-evidence in words, the largest first."""
         return tuple(
-            Named(one.name, one.why.code, self.check.say(one.why), one.size)
-            for one in self.answer.against
+            Named(row.name, row.why.code, self.check.say(row.why), row.size)
+            for row in self.answer.against
         )
 
     @property
@@ -349,7 +366,7 @@ class Verification:
             "code": self.code,
             "reason": self.reason,
             "figures": dict(self.figures),
-            "against": [asdict(one) for one in self.against],
+            "against": [asdict(row) for row in self.against],
             "notes": list(self.notes),
         }
 
