@@ -18,7 +18,6 @@ from shadow.errors import ShadowError
 from shadow.gates.rows import ReportRows, Scope, State, file_states
 from shadow.gates.rules import FILES, GATE, UNCHANGED, Metric
 from shadow.reports.folders import finished_metadata, refuse_remains
-from shadow.reports.report import Report
 from shadow.run.runtime import Access, Runtime
 from shadow.summary.record import Bounds, Gate, OverLayers, Row, keys_of
 from shadow.telling.reading import AuditReport
@@ -50,7 +49,7 @@ def figure_in(row: Row, key: str) -> float | None:
 class JudgedReport:
     """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
 
-    source: Report
+    source: AuditReport
     label: str  # what to call it: this report, or the baseline
     summary: Summary
     reading: Runtime = OFFLINE

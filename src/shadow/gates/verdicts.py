@@ -128,8 +128,9 @@ class Verdict:
         """The exit code: 4 met, 1 missing, 5 left open; 0 if the rule is only a warning."""
         if self.rule.severity != "error":
             return 0
-        is_open = self.why.code in OPEN
-        return {"met": 4, "missing": 5 if is_open else 1}.get(self.outcome, 0)
+        if self.outcome == "missing":
+            return 5 if self.why.code in OPEN else 1
+        return 4 if self.outcome == "met" else 0
 
     @property
     def detail(self) -> str:
@@ -137,14 +138,19 @@ class Verdict:
         text = str(in_words(self.why, WORDS_OF_VERDICTS))
         if self.outcome in ("met", "passed"):
             return text
-        return f"{'not judged' if self.why.code in OPEN else 'nothing to judge'}: {text}"
+        what = "not judged" if self.why.code in OPEN else "nothing to judge"
+        return f"{what}: {text}"
 
     def as_json(self) -> dict[str, Any]:
         """The rule, its outcome and its figures, for machines."""
-        keys = ("name", "condition", "severity", "message", "file", "line")
-        rule = {key: getattr(self.rule, key) for key in keys}
+        rule = self.rule
         return {
-            **rule,
+            "name": rule.name,
+            "condition": rule.condition,
+            "severity": rule.severity,
+            "message": rule.message,
+            "file": rule.file,
+            "line": rule.line,
             "outcome": self.outcome,
             "code": self.why.code,
             "detail": self.detail,
@@ -178,9 +184,14 @@ class Judgement:
 
     def as_json(self) -> dict[str, Any]:
         """For machines; the summary is that of `show --format json`."""
-        rules = [verdict.as_json() for verdict in self.verdicts]
-        pair = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
-        return {**pair, "notes": list(self.notes), "rules": rules}
+        return {
+            "family": self.family,
+            "pair": self.pair,
+            "code": self.code,
+            "fault": self.fault,
+            "notes": list(self.notes),
+            "rules": [verdict.as_json() for verdict in self.verdicts],
+        }
 
     @property
     def code(self) -> int:
@@ -188,7 +199,8 @@ class Judgement:
         codes = {verdict.code for verdict in self.verdicts}
         if self.fault is not None:
             codes.add(1)
-        if self.objections or (self.summary is not None and broken(self.summary)):
+        is_broken = self.summary is not None and broken(self.summary)
+        if is_broken or self.objections:
             codes.add(3)
         return first_code(codes)
 
@@ -200,8 +212,8 @@ def notes_on(baseline: JudgedReport, now: JudgedReport) -> list[str]:
     if before.metadata == after.metadata:
         return ["the baseline is this report itself, so nothing can have moved"]
     notes = []
-    pair = f"{before.provenance.family}:{before.provenance.pair}"
-    if pair != f"{after.provenance.family}:{after.provenance.pair}":
+    pair = baseline.source.name
+    if pair != now.source.name:
         notes.append(f"the baseline is of another pair: {pair}")
     relation, _ = relate(before, after)
     if relation not in (ReportRelation.SAME_PAIR, ReportRelation.ONE_BASE):
@@ -226,9 +238,9 @@ def judge_report(
     Rules are judged whatever the gates of the report say; a failed gate is a note.
     """
     summary = now.summary
-    notes = [
-        f"gate {gate.name} {summary.state_of(gate)}: {gate.reason}" for gate in summary.failed_gates
-    ]
+    notes = []
+    for gate in summary.failed_gates:
+        notes.append(f"gate {gate.name} {summary.state_of(gate)}: {gate.reason}")
     if baseline is not None:
         notes += notes_on(baseline, now)
     return Judgement(
@@ -250,15 +262,18 @@ def judge(
 
 
 def _judged(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Verdict:
+    figure = rule.figure
     if rule.comparison == MOVED:
-        return _missing(rule, "no_baseline") if baseline is None else _moved(rule, now, baseline)
+        if baseline is None:
+            return _missing(rule, "no_baseline")
+        return _moved(rule, now, baseline)
     if rule.comparison in OF_FILES:
         return _in_state(rule, now)
     if rule.comparison not in (HOLDS, FAILS):
         return _threshold(rule, now)
-    if rule.figure.component == IS_BROKEN:
+    if figure.component == IS_BROKEN:
         return _broken(rule, now.summary)
-    if rule.figure.component == VERIFY and rule.figure.metric not in OF_REPORTS:
+    if figure.component == VERIFY and figure.metric not in OF_REPORTS:
         return _checked(rule, now)
     return _answered(rule, now)
 
@@ -266,7 +281,8 @@ def _judged(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Ver
 def _verdict(rule: Rule, code: str, findings: Sequence[RuleFigure], **figures: Value) -> Verdict:
     """Make the verdict of a rule from its figures."""
     is_met = any(finding.met for finding in findings)
-    return Verdict(rule, "met" if is_met else "passed", Reason(code, figures), tuple(findings))
+    outcome: Verdicts = "met" if is_met else "passed"
+    return Verdict(rule, outcome, Reason(code, figures), tuple(findings))
 
 
 def _missing(
@@ -280,9 +296,10 @@ def _broken(rule: Rule, summary: Summary) -> Verdict:
     """Judge by a word for what is broken."""
     word = rule.figure.metric
     texts = [sentence.text for sentence in broken(summary) if sentence.code == word]
-    if not texts:
-        return _verdict(rule, "not_broken", [RuleFigure(word, FAILS, False)], word=word)
-    return _verdict(rule, "broken", [RuleFigure(word, HOLDS, True)], what=" ".join(texts))
+    if texts:
+        findings = _answer(rule, Outcome.HOLDS)
+        return _verdict(rule, "broken", findings, what=" ".join(texts))
+    return _verdict(rule, "not_broken", _answer(rule, Outcome.DOES_NOT_HOLD), word=word)
 
 
 def _answered(rule: Rule, now: JudgedReport) -> Verdict:
@@ -313,7 +330,8 @@ def _checked(rule: Rule, now: JudgedReport) -> Verdict:
 
 def _answer(rule: Rule, outcome: Outcome) -> list[RuleFigure]:
     """The answer of a gate or a check as the figure of a rule."""
-    return [RuleFigure(str(rule.figure), outcome.words, rule.holds(outcome.words))]
+    answer = outcome.words
+    return [RuleFigure(str(rule.figure), answer, rule.holds(answer))]
 
 
 def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
@@ -326,7 +344,9 @@ def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
     if len(known) < len(states) and not violating:
         unknown = [name for name in states if name not in known]
         return _missing(rule, "not_compared", what=unknown)
-    findings = [RuleFigure(name, state, name in violating) for name, state in known.items()]
+    findings = []
+    for name, state in known.items():
+        findings.append(RuleFigure(name, state, name in violating))
     return _verdict(rule, "states", findings, states=states_are(violating or known))
 
 
@@ -429,9 +449,9 @@ def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport) -> Verdict:
 
 def _metrics(pattern: str, baseline: JudgedReport, scope: Scope) -> Sequence[str]:
     """The metrics of a place that a rule on what moved names."""
-    if not {"*", "?"} & set(pattern):
-        return [pattern]
-    return fnmatch.filter(baseline.rows[scope].intervals, pattern)
+    if "*" in pattern or "?" in pattern:
+        return fnmatch.filter(baseline.rows[scope].intervals, pattern)
+    return [pattern]
 
 
 def _move_of(
@@ -444,18 +464,18 @@ def _move_of(
         return Reason("null_before", name)
     if before.bounds is None:
         return Reason("without_interval", {**name, "why": before.no_bounds})
+    low, high = before.bounds
     value = now.figure(scope, metric).value
-    sides = [baseline]
+    share = baseline.tables.share([scope], metric)
     if value is not None:
-        sides.append(now)
-    share = min(side.tables.share([scope], metric) for side in sides)
+        share = min(share, now.tables.share([scope], metric))
     if share < LEAST_SHARE:
         return Reason("rests_on_little", {**name, "share": share})
-    low, high = before.bounds
     is_outside = True
     if value is not None:
         error = now.tables.error(scope, metric)
-        if error and min(abs(value - low), abs(value - high)) <= error:
+        to_bound = min(abs(value - low), abs(value - high))
+        if error > 0 and to_bound <= error:
             return Reason("error_reaches_bound", name)
         slack = NOISE * max(abs(low), abs(high))
         is_outside = not low - slack <= value <= high + slack
@@ -474,19 +494,26 @@ def _distance(finding: RuleFigure) -> float:
 
 def _was(finding: RuleFigure) -> Reason:
     """`spiked is 0.5, was 1 (0.9 to 1)`."""
-    before, low, high = (
-        f"{number or 0.0:.3g}" for number in (finding.before, finding.low, finding.high)
-    )
+    low = f"{finding.low or 0.0:.3g}"
+    high = f"{finding.high or 0.0:.3g}"
 
     def is_inside(value: Any) -> bool:  # of the bounds as they are written
         return float(low) <= float(value) <= float(high)
 
-    value = "null" if finding.value is None else _text(finding.value, is_inside)
-    figures = {"figure": finding.figure, "value": value, "before": before}
-    return Reason("figure_was", {**figures, "low": low, "high": high})
+    figures = {
+        "figure": finding.figure,
+        "value": "null" if finding.value is None else _text(finding.value, is_inside),
+        "before": f"{finding.before or 0.0:.3g}",
+        "low": low,
+        "high": high,
+    }
+    return Reason("figure_was", figures)
 
 
 def _text(value: Any, holds: Callable[[Any], bool]) -> str:
     """Format a number with enough digits to see whether the condition holds."""
-    texts = (f"{value:.{digits}g}" for digits in DIGITS)
-    return next((text for text in texts if holds(float(text)) == holds(value)), repr(value))
+    for digits in DIGITS:
+        text = f"{value:.{digits}g}"
+        if holds(float(text)) == holds(value):
+            return text
+    return repr(value)
