@@ -19,22 +19,13 @@ from shadow.gates.rows import ReportRows, Scope, State, file_states
 from shadow.gates.rules import FILES, GATE, UNCHANGED, Metric
 from shadow.reports.folders import finished_metadata, refuse_remains
 from shadow.run.runtime import Access, Runtime
-from shadow.summary.record import Bounds, Gate, OverLayers, Row, keys_of
+from shadow.summary.record import Gate, OverLayers, Row, keys_of
 from shadow.telling.reading import AuditReport
 from shadow.templates import Reason
 
 OFFLINE = Runtime(access=Access(offline=True))
 BASELINE = "the baseline"  # the label of one
-
-
-@dataclass(frozen=True)
-class JudgedFigure:
-    """One figure of a report."""
-
-    name: str  # its name, with component and module before it
-    value: float | None
-    bounds: Bounds | None = None  # its interval over layers; None where it has none
-    no_bounds: str = ""  # why
+Name = tuple[str, str]  # of a pair: its family and its own
 
 
 def figure_in(row: Row, key: str) -> float | None:
@@ -79,22 +70,20 @@ class JudgedReport:
         """The places of the report that a rule names, in the order of the summary."""
         return [scope for scope in self.rows if metric.covers(scope)]
 
-    def figure(self, scope: Scope, metric: str) -> JudgedFigure:
-        """A figure of the summary, with its interval over layers."""
-        name = ".".join((*scope, metric))
+    def figure(self, scope: Scope, metric: str) -> float | None:
+        """A figure of the summary; None if it is null, or of a place that the report lacks."""
+        if not scope:
+            return figure_in(self.summary.figures, metric)
         row = self.rows.get(scope)
-        if row is None:
-            return JudgedFigure(name, None)
-        value = figure_in(row if scope else self.summary.figures, metric)
-        no_bounds = (metric in row.intervals and row.no_interval) or "no spread"
-        return JudgedFigure(name, value, row.intervals.get(metric), no_bounds)
+        return None if row is None else figure_in(row, metric)
 
     def states(self, metric: Metric) -> dict[str, State]:
         """The state of each place or file that a rule names, by name."""
         if metric.component == FILES:
             if self.summary.files is None:
                 return {}
-            return file_states(metric.module or "", str(metric), self.tables.files)
+            pattern = metric.module or ""
+            return file_states(pattern, str(metric), self.tables.files)
         assert metric.place is not None, "a place, or files"
         return self.tables.states(metric.place)
 
@@ -102,10 +91,12 @@ class JudgedReport:
         """The outcome of a gate, or of a claim that the report answers, and the reason."""
         if claim.component == GATE:
             gate = self._gate(claim.metric)
-            if gate.passed:
-                return Outcome.HOLDS, gate.reason
-            is_known = gate.figure is not None
-            return Outcome.DOES_NOT_HOLD if is_known else Outcome.INCONCLUSIVE, gate.reason
+            outcome = Outcome.HOLDS
+            if not gate.passed:
+                outcome = Outcome.DOES_NOT_HOLD
+                if gate.figure is None:
+                    outcome = Outcome.INCONCLUSIVE
+            return outcome, gate.reason
         if claim.metric == FILES:
             answer = files.CHECK.judge(self.tables.files)
             return answer.outcome, files.CHECK.say_all(answer.reasons)
@@ -124,7 +115,8 @@ class JudgedReport:
             return Outcome.HOLDS, Reason("none_changed")
         if any(changed.values()):
             return Outcome.DOES_NOT_HOLD, states_are(changed)
-        return Outcome.INCONCLUSIVE, Reason("places_left_open", {"places": [*changed]})
+        places = {"places": [*changed]}
+        return Outcome.INCONCLUSIVE, Reason("places_left_open", places)
 
     def why_absent(self, metric: Metric) -> Reason | str:
         """The reason that the report has no figure that a rule names."""
@@ -134,7 +126,7 @@ class JudgedReport:
             return Reason("no_such", {"what": metric.place.text})
         if metric.component is None:
             return self._gate("changed").reason
-        what = ".".join(filter(None, (metric.component, metric.module)))
+        what = str(replace(metric, metric=""))
         rounded = "rounding" if self.summary.figures.matrices_rounded else None
         return Reason("no_matrix", {"what": what, "rounded": rounded})
 
@@ -143,7 +135,8 @@ def states_are(states: Mapping[str, State]) -> Reason:
     """The states of places or files, as a reason."""
     reasons = []
     for name, state in states.items():
-        reasons.append(Reason("state_is", {"name": name, "state": state or "unknown"}))
+        figures = {"name": name, "state": state or "unknown"}
+        reasons.append(Reason("state_is", figures))
     return Reason("states", {"states": reasons})
 
 
@@ -163,17 +156,16 @@ def read_measured(
 
 
 def read_baselines(
-    against: Path, folders: Sequence[Path], pairs: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], JudgedReport]:
-    """The report of each pair (family, pair) that has one in folders, which are those in or below
-    against.
+    against: Path, folders: Sequence[Path], pairs: Sequence[Name]
+) -> dict[Name, JudgedReport]:
+    """The report of each pair that has one in folders, which are those in or below against.
 
     A single pair may also be compared with a report of any name, if against is that report's own
     folder. Raises ShadowError if one cannot be read.
     """
     if len(pairs) == 1 and finished_metadata(against) is not None:
         return {pairs[0]: read_measured(against, BASELINE)}
-    baselines: dict[tuple[str, str], JudgedReport] = {}
+    baselines: dict[Name, JudgedReport] = {}
     for folder in folders:
         metadata = finished_metadata(folder)
         if metadata is None:
@@ -181,8 +173,8 @@ def read_baselines(
             continue
         pair = (metadata["family"], metadata["pair"])
         if pair in baselines:
-            hint = "name the folder of one of them"
-            raise ShadowError(f"{against} has two reports of {':'.join(pair)}", hint)
+            fault = f"{against} has two reports of {':'.join(pair)}"
+            raise ShadowError(fault, "name the folder of one of them")
         if pair in pairs:
             baselines[pair] = read_measured(folder, BASELINE)
     return baselines
@@ -201,7 +193,8 @@ def checked(claim: Question, summary: Summary, runtime: Runtime) -> Verification
     runtime.say(f"{summary.family}:{summary.pair}: check {claim}")
     with tempfile.TemporaryDirectory() as scratch, client_for(parts):
         audited = {}
-        for number, (side, reference) in enumerate(zip(sides, references, strict=True)):
+        for number, side in enumerate(sides):
+            reference = references[number]
             folder = Path(scratch) / str(number)
             audited[reference] = find_audited(side, reference, runtime, folder)
         if len(audited) > 1:  # a side is read, and freed, for itself

@@ -101,12 +101,17 @@ class ReportRows:
         for row in table.to_pylist():
             component = row["component"] or ""
             module = row["module"] or ""
-            place = Place(component, row["layer"], module, row["expert"])
             change = is_changed(row)
             # only rows that both vocabularies have were compared
             if row["status"] == "identical" and (component, module) in grown:
                 change = None
-            tensors.append(TensorState(place, row["reason"], row["cast"], change))
+            tensor = TensorState(
+                place=Place(component, row["layer"], module, row["expert"]),
+                reason=row["reason"],
+                cast=row["cast"],
+                is_changed=change,
+            )
+            tensors.append(tensor)
         return tensors
 
     @cached_property
@@ -124,11 +129,13 @@ class ReportRows:
         is_rounded = only_rounded(deltas.each(*OF_SIDES), tensors.each(*OF_CASTS))
         deltas = deltas.where(~is_rounded)
         norms = np.nan_to_num(deltas["frobenius_norm"])
+        largest = max(norms, default=0.0) or LEAST
         # over the largest, so that squares are finite
-        deltas = deltas.added(energy=(norms / max([*norms, LEAST])) ** 2)
-        by_component = deltas.groups("component")
-        by_module = deltas.groups("component", "module")
-        return {(): deltas, **dict(by_component), **dict(by_module)}
+        deltas = deltas.added(energy=(norms / largest) ** 2)
+        places: dict[Scope, Columns] = {(): deltas}
+        places |= deltas.groups("component")
+        places |= deltas.groups("component", "module")
+        return places
 
     def share(self, scopes: Sequence[Scope], metric: str) -> float:
         """The share of the energy of change, in these places together, that lies in the matrices
@@ -139,7 +146,8 @@ class ReportRows:
         for scope in scopes:
             if scope in self.deltas:
                 energy = self.deltas[scope]["energy"]
-                known += float(energy[self._is_known(scope, metric)].sum())
+                of_known = energy[self._is_known(scope, metric)]
+                known += float(of_known.sum())
                 total += float(energy.sum())
         return known / total if total else 1.0
 
@@ -153,7 +161,8 @@ class ReportRows:
             known &= is_known(deltas[name])
         if metric in OF_DEPTH:
             component = scope[0] if scope else self.summary.main_component
-            known &= are(deltas["component"], component or "") & is_known(deltas["layer"])
+            known &= are(deltas["component"], component or "")
+            known &= is_known(deltas["layer"])
         return known
 
     def error(self, scope: Scope, metric: str) -> float:
@@ -162,8 +171,9 @@ class ReportRows:
         """
         is_share = metric == "participation_share"  # of a participation ratio in that of the null
         column = "participation_ratio" if is_share else metric
+        is_estimate = self.summary.estimated and column in ESTIMATED
         deltas = self.deltas.get(scope)
-        if deltas is None or not self.summary.estimated or column not in ESTIMATED:
+        if deltas is None or not is_estimate:
             return 0.0
         errors = np.nan_to_num(deltas[f"{column}_error"])
         if is_share:
@@ -178,13 +188,15 @@ class ReportRows:
         """True if all matrices of these places were compared and none changed, or none by more than
         rounding where the figures are those of others.
         """
-        matrices = [tensor for tensor in self.tensors if tensor.reason != "not_a_matrix"]
-        if self.summary.figures.matrices_rounded:
-            matrices = [
-                replace(tensor, is_changed=False) if tensor.cast in COPIED else tensor
-                for tensor in matrices
-            ]
-        return set(states(pattern, matrices).values()) == {UNCHANGED}
+        are_others = self.summary.figures.matrices_rounded > 0
+        matrices = []
+        for tensor in self.tensors:
+            if are_others and tensor.cast in COPIED:
+                tensor = replace(tensor, is_changed=False)
+            if tensor.reason != "not_a_matrix":
+                matrices.append(tensor)
+        by_place = states(pattern, matrices)
+        return set(by_place.values()) == {UNCHANGED}
 
 
 def states(pattern: Pattern, tensors: Iterable[TensorState]) -> dict[str, State]:
@@ -223,11 +235,14 @@ def file_states(pattern: str, name: str, rows: Iterable[Mapping[str, Any]]) -> d
     known.
     """
     by_path: dict[str, State] = {}
-    for row in sorted(rows, key=lambda row: row["side"] != "tuned"):
+    tuned_first = sorted(rows, key=lambda row: row["side"] != "tuned")
+    for row in tuned_first:
         path = str(row["path"])
         kind = str(row["kind"])
         words = (row["differs"] or "").split()
-        state = None if row["state"] == "unknown" else str(row["state"])
+        state = None
+        if row["state"] != "unknown":
+            state = str(row["state"])
         if path == EVERY:
             by_path[f"{row['side']} side"] = None
         elif path in by_path:

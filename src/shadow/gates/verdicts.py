@@ -141,6 +141,14 @@ class Verdict:
         what = "not judged" if self.why.code in OPEN else "nothing to judge"
         return f"{what}: {text}"
 
+    @property
+    def message(self) -> str:
+        """The finding; before it, what the author of the rule says of a violation."""
+        detail = self.detail
+        if self.outcome != "met" or not self.rule.message:
+            return detail
+        return f"{self.rule.message} {detail}"
+
     def as_json(self) -> dict[str, Any]:
         """The rule, its outcome and its figures, for machines."""
         rule = self.rule
@@ -317,8 +325,9 @@ def _checked(rule: Rule, now: JudgedReport) -> Verdict:
     try:
         verification = checked(pair_claim(rule.figure.metric), now.summary, now.reading)
     except ShadowError as error:
+        what = str(rule.figure)
         why = "; ".join(filter(None, (error.message, error.hint)))
-        return _missing(rule, "unchecked", what=str(rule.figure), why=why)
+        return _missing(rule, "unchecked", what=what, why=why)
     outcome = verification.outcome
     why = verification.reason
     if outcome is Outcome.INCONCLUSIVE:
@@ -339,15 +348,23 @@ def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
     states = now.states(rule.figure)
     if not states:
         return _missing(rule, "absent", why=now.why_absent(rule.figure))
-    known = {name: state for name, state in states.items() if state}
-    violating = {name: state for name, state in known.items() if rule.holds(state)}
-    if len(known) < len(states) and not violating:
-        unknown = [name for name in states if name not in known]
-        return _missing(rule, "not_compared", what=unknown)
+    known = {}
+    violating = {}
+    unknown = []
     findings = []
-    for name, state in known.items():
-        findings.append(RuleFigure(name, state, name in violating))
-    return _verdict(rule, "states", findings, states=states_are(violating or known))
+    for name, state in states.items():
+        if state is None:
+            unknown.append(name)
+            continue
+        known[name] = state
+        is_met = rule.holds(state)
+        if is_met:
+            violating[name] = state
+        findings.append(RuleFigure(name, state, is_met))
+    if unknown and not violating:
+        return _missing(rule, "not_compared", what=unknown)
+    shown = states_are(violating or known)
+    return _verdict(rule, "states", findings, states=shown)
 
 
 def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
@@ -358,19 +375,21 @@ def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
     nulls: list[str] = []
     within_error: list[str] = []  # estimates that may lie on either side of the threshold
     for scope in scopes:
-        figure = now.figure(scope, metric)
-        value = figure.value
+        name = _name_of(scope, metric)
+        value = now.figure(scope, metric)
         if value is None:
-            nulls.append(figure.name)
+            nulls.append(name)
             continue
         share = now.tables.share([scope], metric)
-        findings.append(RuleFigure(figure.name, value, rule.holds(value), energy_share=share))
+        is_met = rule.holds(value)
+        findings.append(RuleFigure(name, value, is_met, energy_share=share))
         error = now.tables.error(scope, metric)
         if rule.holds(value - error) != rule.holds(value + error):
-            within_error.append(figure.name)
+            within_error.append(name)
     if not findings:
         return _without_value(rule, now, scopes, nulls)
-    small_part = _of_a_small_part(rule, findings, now.tables.share(scopes, metric), nulls)
+    share = now.tables.share(scopes, metric)
+    small_part = _of_a_small_part(rule, findings, share, nulls)
     if small_part is not None:
         return small_part
     violating = [
@@ -383,10 +402,21 @@ def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
     figures = []
     for finding in violating or findings:
         text = _text(finding.value, rule.holds)
-        figures.append(Reason("figure_is", {"figure": finding.figure, "value": text}))
-    words: dict[str, Value] = {"condition": rule.limit, "nulls": nulls or None}
-    code = "violated" if violating else "within"
-    return _verdict(rule, code, findings, figures=figures, **words)
+        figure = {"figure": finding.figure, "value": text}
+        figures.append(Reason("figure_is", figure))
+    return _verdict(
+        rule,
+        "violated" if violating else "within",
+        findings,
+        figures=figures,
+        condition=rule.limit,
+        nulls=nulls or None,
+    )
+
+
+def _name_of(scope: Scope, metric: str) -> str:
+    """The name of a figure, with component and module before it."""
+    return ".".join((*scope, metric))
 
 
 def _without_value(
@@ -394,14 +424,16 @@ def _without_value(
 ) -> Verdict:
     """Judge a rule of whose figures none has a value."""
     figure = rule.figure
-    if any(now.figure(scope, "matrices").value for scope in scopes):
-        return _missing(rule, "null", figures=nulls, why=not_measured(now.summary.tier))
+    if any(now.figure(scope, "matrices") for scope in scopes):
+        why = not_measured(now.summary.tier)
+        return _missing(rule, "null", figures=nulls, why=why)
     place = Pattern("", figure.component or "*", module=figure.module or "*")
     if figure.metric not in NORMS or not now.tables.are_identical(place):
         return _missing(rule, "absent", why=now.why_absent(figure))
     rounded = "only rounded" if now.summary.figures.matrices_rounded else None
-    finding = RuleFigure(str(figure), 0.0, rule.holds(0.0))
-    return _verdict(rule, "identical", [finding], what=str(figure), rounded=rounded)
+    what = str(figure)
+    finding = RuleFigure(what, 0.0, rule.holds(0.0))
+    return _verdict(rule, "identical", [finding], what=what, rounded=rounded)
 
 
 def _of_a_small_part(
@@ -412,17 +444,24 @@ def _of_a_small_part(
     """
     shares = {finding: finding.energy_share or 0.0 for finding in findings}
     small = [finding for finding in findings if shares[finding] < LEAST_SHARE]
-    if any(finding.met for finding in findings if finding not in small):
+    violating = [finding for finding in findings if finding.met]
+    if not {*violating} <= {*small}:
         return None
-    violating = [finding for finding in small if finding.met]
     if share >= LEAST_SHARE:
         if not violating:
             return None
         share = min(shares[finding] for finding in violating)
     names = [finding.figure for finding in violating or small or findings]
-    figures = {"count": len(names), "share": share, "nulls": nulls or None}
     left_open = [replace(finding, met=False) for finding in findings]
-    return _missing(rule, "small_part", left_open, figures=names, **figures)
+    return _missing(
+        rule,
+        "small_part",
+        left_open,
+        figures=names,
+        count=len(names),
+        share=share,
+        nulls=nulls or None,
+    )
 
 
 def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport) -> Verdict:
@@ -436,10 +475,12 @@ def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport) -> Verdict:
             else:
                 findings.append(outcome)
     if not findings and left:
-        is_small = any(reason.code == "rests_on_little" for reason in left)
-        return _missing(rule, "moved_small_part" if is_small else "unjudged", left=left)
+        codes = {reason.code for reason in left}
+        code = "moved_small_part" if "rests_on_little" in codes else "unjudged"
+        return _missing(rule, code, left=left)
     if not findings:
-        return _missing(rule, "absent_before", why=baseline.why_absent(rule.figure))
+        why = baseline.why_absent(rule.figure)
+        return _missing(rule, "absent_before", why=why)
     findings.sort(key=_distance, reverse=True)
     moved = [_was(finding) for finding in findings if finding.met]
     if moved:
@@ -458,28 +499,31 @@ def _move_of(
     metric: str, scope: Scope, now: JudgedReport, baseline: JudgedReport
 ) -> RuleFigure | Reason:
     """Compare a figure with its interval in the baseline, or give the reason why not."""
+    name = _name_of(scope, metric)
+    row = baseline.rows[scope]
     before = baseline.figure(scope, metric)
-    name = {"figure": before.name}
-    if before.value is None:
-        return Reason("null_before", name)
-    if before.bounds is None:
-        return Reason("without_interval", {**name, "why": before.no_bounds})
-    low, high = before.bounds
-    value = now.figure(scope, metric).value
+    if before is None:
+        return Reason("null_before", {"figure": name})
+    bounds = row.intervals.get(metric)
+    if bounds is None:
+        why = row.no_interval if metric in row.intervals else None
+        return Reason("without_interval", {"figure": name, "why": why or "no spread"})
+    low, high = bounds
+    value = now.figure(scope, metric)
     share = baseline.tables.share([scope], metric)
     if value is not None:
         share = min(share, now.tables.share([scope], metric))
     if share < LEAST_SHARE:
-        return Reason("rests_on_little", {**name, "share": share})
+        return Reason("rests_on_little", {"figure": name, "share": share})
     is_outside = True
     if value is not None:
         error = now.tables.error(scope, metric)
         to_bound = min(abs(value - low), abs(value - high))
         if error > 0 and to_bound <= error:
-            return Reason("error_reaches_bound", name)
+            return Reason("error_reaches_bound", {"figure": name})
         slack = NOISE * max(abs(low), abs(high))
         is_outside = not low - slack <= value <= high + slack
-    return RuleFigure(before.name, value, is_outside, before.value, low, high)
+    return RuleFigure(name, value, is_outside, before, low, high)
 
 
 def _distance(finding: RuleFigure) -> float:
