@@ -4,8 +4,8 @@
 
 Tokens of src, lines of its other texts, lines of all tests, recorded ones too, and of benchmarks,
 words of pages (but that of codes): counted over every tracked text file. Tokens are Python's,
-without comments, docstrings and line ends. A limit goes down with the weight. One that is higher than in the commit
-before needs its reason beside it, as a comment on its line.
+without comments, docstrings and line ends. A limit goes down with the weight. One that is higher
+than in the commit before needs its reason beside it, as a comment on its line.
 
 Density is held too, in the rooms of DENSE: tokens a line of code, after `ruff format` with lines of
 100 and without magic commas, so that no narrow line and no `# fmt: skip` meets the limit; parallel
