@@ -156,12 +156,10 @@ class Started:
         variables = {} if bare else os.environ | {"COLUMNS": "200"}
         variables |= env or {}
         job = {
-            "arguments": [os.fsencode(str(one)).hex() for one in arguments],
-            "cwd": str(cwd),
+            "arguments": [os.fsencode(str(one)).hex() for one in arguments], "cwd": str(cwd),
             "env": {name: str(value) for name, value in variables.items() if value is not None},
-            "file_size": file_size,
-            "seconds": seconds,
-        }
+            "file_size": file_size, "seconds": seconds,
+        }  # fmt: skip
         pipe = zygote().stdin
         assert pipe
         pipe.write(json.dumps(job) + "\n")

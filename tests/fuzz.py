@@ -283,18 +283,11 @@ claim:
   fail_on: not gate.lineage
 """
 RULES = (
-    b"language.mlp.up.concentration > 0.5",
-    b"*.attn.*.concentration >= 1e-3",
-    b"vision.energy_share != .5",
-    b"language.embed.layers.0-7 unchanged",
-    b"files.config.rope_* changed",
-    b"not verify.trained --moved layers.0-7 --frozen embed",
-    b"gate.lineage",
-    b"not gate.lineage",
-    b"nonfinite",
-    b"verify.same",
-    b"spiked == 0",
-)
+    b"language.mlp.up.concentration > 0.5", b"*.attn.*.concentration >= 1e-3",
+    b"vision.energy_share != .5", b"language.embed.layers.0-7 unchanged",
+    b"files.config.rope_* changed", b"not verify.trained --moved layers.0-7 --frozen embed",
+    b"gate.lineage", b"not gate.lineage", b"nonfinite", b"verify.same", b"spiked == 0",
+)  # fmt: skip
 CLAIMS = (
     b"- same ./base ./tuned\n- claim: trained\n  checkpoints: [./base, ./tuned]\n",
     b"tuned:\n  claim: trained --moved layers.0-7 --frozen embed\n",
@@ -335,14 +328,11 @@ CSV = (
 HARNESS = {
     "results": {"gsm8k": {"alias": "gsm8k", "acc,none": 0.5, "acc_stderr,none": 0.01}},
     "configs": {"gsm8k": {"num_fewshot": 5, "metadata": {"version": 1.0}}},
-    "versions": {"gsm8k": 1},
-    "n-shot": {"gsm8k": 5},
-    "higher_is_better": {"gsm8k": {"acc": True}},
+    "versions": {"gsm8k": 1}, "n-shot": {"gsm8k": 5}, "higher_is_better": {"gsm8k": {"acc": True}},
     "n-samples": {"gsm8k": {"original": 10, "effective": 10}},
-    "config": {"model": "hf", "model_args": "pretrained=org/a"},
-    "model_name": "org/a",
+    "config": {"model": "hf", "model_args": "pretrained=org/a"}, "model_name": "org/a",
     "group_subtasks": {"maths": ["gsm8k"]},
-}
+}  # fmt: skip
 ROW = {
     "position": 0, "family": "toy", "pair": "base..sft", "relation": "tuned",
     "folder": "toy/base..sft",

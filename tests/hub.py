@@ -352,22 +352,14 @@ class Hub:
             return json_answer([entries[path] for path in asked if path in entries])
         return json_answer(
             {
-                "_id": hashlib.sha1(name.encode()).hexdigest()[:24],
-                "id": name,
-                "modelId": name,
-                "author": name.rpartition("/")[0] or None,
-                "sha": commit,
-                "lastModified": "2024-01-01T00:00:00.000Z",
-                "createdAt": "2024-01-01T00:00:00.000Z",
-                "private": repo.private,
-                "gated": repo.gated,
-                "disabled": False,
-                "downloads": 0,
-                "likes": 0,
-                "tags": [],
+                "_id": hashlib.sha1(name.encode()).hexdigest()[:24], "id": name, "modelId": name,
+                "author": name.rpartition("/")[0] or None, "sha": commit,
+                "lastModified": "2024-01-01T00:00:00.000Z", "createdAt": "2024-01-01T00:00:00.000Z",
+                "private": repo.private, "gated": repo.gated, "disabled": False, "downloads": 0,
+                "likes": 0, "tags": [],
                 "siblings": [sibling(file, "blobs" in parameters) for file in files.values()],
             }
-        )
+        )  # fmt: skip
 
     def _answer_tree(
         self,
@@ -518,13 +510,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send(answer, action)
             finally:
                 recorded = (
-                    self.server.origin,
-                    self.command,
-                    self.path,
-                    self.status,
-                    self.sent,
-                    asked,
-                )
+                    self.server.origin, self.command, self.path, self.status, self.sent, asked,
+                )  # fmt: skip
                 about = (answer.repo, answer.about.name if answer.about else "")
                 hub.note(number, Request(*recorded, "Authorization" in self.headers, *about))
 

@@ -42,10 +42,8 @@ def decoder() -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (512, 256)}
     for layer in range(4):
         block = {
-            "self_attn.q_proj": (256, 256),
-            "mlp.up_proj": (384, 256),
-            "mlp.down_proj": (256, 384),
-        }
+            "self_attn.q_proj": (256, 256), "mlp.up_proj": (384, 256), "mlp.down_proj": (256, 384),
+        }  # fmt: skip
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
         shapes[f"model.layers.{layer}.input_layernorm.weight"] = (256,)
     return shapes | {"model.norm.weight": (256,)}
@@ -89,15 +87,10 @@ def hub(folders: dict[str, Path], tmp_path: Path) -> Iterator[Hub]:
 def variables(endpoint: str, home: Path, **more: str) -> dict[str, str]:
     """A command's environment: a Hub, a cache of its own, a token, and little patience."""
     own = {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": home,
-        "HF_HUB_CACHE": home / "hub",
-        "HF_TOKEN": SECRET,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "3",
+        "HF_ENDPOINT": endpoint, "HF_HOME": home, "HF_HUB_CACHE": home / "hub", "HF_TOKEN": SECRET,
+        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "3",
         "HF_HUB_ETAG_TIMEOUT": "3",
-    }
+    }  # fmt: skip
     return {name: str(value) for name, value in {**own, **more}.items()}
 
 

@@ -101,12 +101,9 @@ def session() -> list[str]:
         subprocess.run(audit, cwd=folder, capture_output=True, check=True)
         leader, follower = pty.openpty()
         variables = {
-            "PATH": os.environ["PATH"],
-            "TERM": "xterm-256color",
-            "COLORTERM": "truecolor",
-            "COLUMNS": str(WIDTH),
-            "LINES": "200",
-        }
+            "PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLORTERM": "truecolor",
+            "COLUMNS": str(WIDTH), "LINES": "200",
+        }  # fmt: skip
         if "PYTHONPATH" in os.environ:
             variables["PYTHONPATH"] = os.environ["PYTHONPATH"]
         words = [SHADOW, *COMMAND.split()[1:]]

@@ -79,17 +79,13 @@ ANSWER = r"^(?:holds|does not hold|inconclusive)(?:.|\n(?=\S))*"  # to a blank l
 QUESTIONS = {  # what people ask: a command, its exit code, and the words of its output that answer
     "What did training change, and where?": ("shadow audit ./base ./tuned", 0, r"^\S.*[.]$"),
     "Did my freeze, merge or bf16 copy do what I meant?": (
-        "shadow verify trained ./base ./tuned --frozen embed",
-        4,
-        ANSWER,
+        "shadow verify trained ./base ./tuned --frozen embed", 4, ANSWER,
     ),
     "Is it the same model?": ("shadow verify same ./copy ./download", 0, ANSWER),
     "Is this fine-tune as broad as that one?": (
-        "shadow compare reports/demo/base..narrow reports/demo/base..broad",
-        0,
-        r"^(A .*?), by ",
+        "shadow compare reports/demo/base..narrow reports/demo/base..broad", 0, r"^(A .*?), by ",
     ),
-}
+}  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -324,10 +324,8 @@ def site(tmp_path_factory):
         str(folder),
     ]  # fmt: skip
     variables = os.environ | {
-        "NO_MKDOCS_2_WARNING": "1",
-        "https_proxy": "http://127.0.0.1:9",
-        "SOURCE_DATE_EPOCH": "0",
-    }
+        "NO_MKDOCS_2_WARNING": "1", "https_proxy": "http://127.0.0.1:9", "SOURCE_DATE_EPOCH": "0",
+    }  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr
     return folder, [

@@ -49,15 +49,12 @@ print(json.dumps(found))
 """
 
 BASIC = (
-    ("audit", "demo", "-o", "reports"),
-    ("show", "reports"),
+    ("audit", "demo", "-o", "reports"), ("show", "reports"),
     ("compare", "reports/demo/base..narrow", "reports/demo/base..broad"),
     ("gate", "reports", "--fail-on", "concentration > 0.9"),
-    ("export", "reports", "--to", "parquet"),
-    ("plan", "demo"),
-    ("lineage", "reports"),
+    ("export", "reports", "--to", "parquet"), ("plan", "demo"), ("lineage", "reports"),
     ("explain", "concentration"),
-)
+)  # fmt: skip
 MORE = {
     "report": ("report", "reports"),
     "figure": ("figure", "reports/demo/base..narrow", "--kind", "heatmap", "-o", "x.svg"),

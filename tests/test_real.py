@@ -74,10 +74,8 @@ def test_every_number_of_every_matrix_is_numpys(tuned, models, reports):
                 else:
                     rel, absolute = (1e-5, 1e-9) if not name.endswith("shift") else (0, 1e-5)
                     assert row[name] == pytest.approx(value, rel=rel, abs=absolute), (
-                        tensor,
-                        subject,
-                        name,
-                    )
+                        tensor, subject, name,
+                    )  # fmt: skip
     assert checked > 76 * 3 * 25
 
 

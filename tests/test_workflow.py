@@ -89,10 +89,8 @@ def test_the_workflow_audits_accepts_and_fails_when_a_rule_is_met(tmp_path, work
     shutil.copy(EXAMPLES / "shadow-policy.yaml", policy)
     first = runner.job(workflow)
     assert [(name, done.returncode) for name, done in first] == [
-        ("Install", 0),
-        ("Audit", 0),
-        ("Accept them", 0),
-    ], first
+        ("Install", 0), ("Audit", 0), ("Accept them", 0),
+    ], first  # fmt: skip
     cases = {
         case.name: [type(one).__name__ for one in case.result]
         for suite in junitparser.JUnitXml.fromfile(str(runner.workspace / "shadow-junit.xml"))
@@ -213,10 +211,8 @@ def test_every_command_of_the_page_runs(tmp_path):
         done = runner.step(line, {})
         assert done.returncode == 0, (line, done.stderr)
     assert {path.name for path in runner.workspace.iterdir()} >= {
-        "accepted",
-        "reports",
-        "shadow-junit.xml",
-    }
+        "accepted", "reports", "shadow-junit.xml",
+    }  # fmt: skip
 
 
 def test_the_policy_of_the_page_is_read(tmp_path):

@@ -407,12 +407,8 @@ def spoiled(where, value):
 
 
 NO_INDEX = {
-    "a page's": '{"pages": []}',
-    "no object": "[1]",
-    "no JSON": "<html>",
-    "empty": "",
-    "deep": "[" * 100_000,
-    "a later schema": spoiled(("schema",), 9),
+    "a page's": '{"pages": []}', "no object": "[1]", "no JSON": "<html>", "empty": "",
+    "deep": "[" * 100_000, "a later schema": spoiled(("schema",), 9),
     "no key": spoiled(("settings",), ...),
     "text for a number": spoiled(("pairs", 0, "seconds"), "fast"),
     "a truth value": spoiled(("pairs", 0, "position"), True),
@@ -423,7 +419,7 @@ NO_INDEX = {
     "a number for text": spoiled(("pairs", 0, "error"), 7),
     "rows that are none": spoiled(("pairs",), [1]),
     "settings that are none": spoiled(("settings",), 3),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("content", NO_INDEX.values(), ids=NO_INDEX)

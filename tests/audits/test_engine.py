@@ -111,12 +111,10 @@ def local(name: str) -> Pair:
 
 
 FAULTS = {
-    "kept": KeptError("another report", "--overwrite"),
-    "failed": UsageError("no layer 9", "0-3"),
-    "bug": KeyError("what no one expected"),
-    "stop": KeyboardInterrupt(),
+    "kept": KeptError("another report", "--overwrite"), "failed": UsageError("no layer 9", "0-3"),
+    "bug": KeyError("what no one expected"), "stop": KeyboardInterrupt(),
     "after": ShadowError("no"),
-}
+}  # fmt: skip
 
 
 def failing(pair, settings, output, runtime):

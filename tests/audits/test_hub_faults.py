@@ -240,18 +240,13 @@ def entry(**more) -> bytes:
 
 
 ANSWERS = {
-    "info is HTML": (INFO, HTML),
-    "info is a list": (INFO, b"[1]"),
-    "info is nested": (INFO, NESTED),
-    "info is no UTF-8": (INFO, b'{"id": "\xff"}'),
+    "info is HTML": (INFO, HTML), "info is a list": (INFO, b"[1]"),
+    "info is nested": (INFO, NESTED), "info is no UTF-8": (INFO, b'{"id": "\xff"}'),
     "commit is a number": (INFO, b'{"id": "x", "sha": 5}'),
     "commit is a path": (INFO, b'{"id": "x", "sha": "../../../../etc"}'),
-    "commit is missing": (INFO, b'{"id": "x"}'),
-    "listing is HTML": (TREE, HTML),
-    "listing is an object": (TREE, b'{"a": 1}'),
-    "listing of numbers": (TREE, b"[1]"),
-    "listing of nothing": (TREE, b"[]"),
-    "size is text": (TREE, entry(lfs=None, size="5")),
+    "commit is missing": (INFO, b'{"id": "x"}'), "listing is HTML": (TREE, HTML),
+    "listing is an object": (TREE, b'{"a": 1}'), "listing of numbers": (TREE, b"[1]"),
+    "listing of nothing": (TREE, b"[]"), "size is text": (TREE, entry(lfs=None, size="5")),
     "size is negative in LFS": (TREE, entry(lfs={"oid": "0" * 64, "size": -5, "pointerSize": 1})),
     "size is huge": (TREE, entry(lfs=None, size=2**70)),
     "size is nought": (TREE, entry(lfs=None, size=0)),
@@ -262,7 +257,7 @@ ANSWERS = {
     "path goes up": (TREE, entry(path="../../x.safetensors")),
     "path is absolute": (TREE, entry(path="/etc/x.safetensors")),
     "LFS is a list": (TREE, entry(lfs=[1])),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", every(5, ANSWERS))

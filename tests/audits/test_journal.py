@@ -99,14 +99,9 @@ def test_a_line_with_values_of_other_types_is_measured_again(unfinished, tmp_pat
 
 SIDE = {"repo": "./x", "commit": None, "fingerprint": "0"}
 IDENTITY = {
-    "version": "1",
-    "schema": 1,
-    "family": "f",
-    "pair": "a..b",
-    "base": SIDE,
-    "tuned": SIDE,
+    "version": "1", "schema": 1, "family": "f", "pair": "a..b", "base": SIDE, "tuned": SIDE,
     "settings": {"chosen": {}},
-}
+}  # fmt: skip
 OUTCOMES = [MatrixOutcome("identical", key=f"key {number}") for number in range(3)]
 
 

@@ -19,10 +19,8 @@ from shadow.errors import UsageError
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NO, YES, OPEN = "does_not_hold", "holds", "inconclusive"
 EMBED, NORM, UP = (
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "model.layers.0.mlp.up_proj.weight",
-)
+    "model.embed_tokens.weight", "model.norm.weight", "model.layers.0.mlp.up_proj.weight",
+)  # fmt: skip
 
 
 def based(dtype=torch.float32, layers=4, size=32):

@@ -216,15 +216,13 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
     [
         ({"peft_type": "IA3"}, "only LORA"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialisation changes the base"),
-        ({"lora_alpha": "8"}, "lora_alpha"),
-        ({"lora_alpha": -1}, "lora_alpha"),
-        ({"lora_alpha": float("nan")}, "lora_alpha"),
-        ({"lora_alpha": True}, "lora_alpha"),
+        ({"lora_alpha": "8"}, "lora_alpha"), ({"lora_alpha": -1}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "lora_alpha"), ({"lora_alpha": True}, "lora_alpha"),
         ({"alpha_pattern": {"(a+)+$": 4}}, "alpha_pattern"),
         ({"alpha_pattern": [1]}, "alpha_pattern"),
         ({"alpha_pattern": {"q_proj": None}}, "lora_alpha"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_plain_lora_is_refused(config, reason):
     """One line that says what it is."""
     with pytest.raises(ShadowError, match=reason) as caught:
@@ -285,12 +283,10 @@ def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
 @pytest.mark.parametrize(
     "scales",
     [
-        torch.ones(2, 3),
-        torch.ones(4),
-        torch.ones(2, 2, dtype=torch.float64),
+        torch.ones(2, 3), torch.ones(4), torch.ones(2, 2, dtype=torch.float64),
         torch.ones(2, 2, dtype=torch.int32),
     ],
-)
+)  # fmt: skip
 def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
     """Another shape or dtype of scales is not guessed at: both tensors are skipped, with reason."""
     name = "model.layers.0.mlp.up_proj.weight"

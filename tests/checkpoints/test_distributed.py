@@ -26,11 +26,9 @@ PICKLE = shadow.Files(allow_pickle=True)
 def state():
     tensors = {f"model.{name}": one for name, one in planted.gaussian(0, 2).items()}
     return tensors | {
-        "norm": torch.ones(7).bfloat16(),
-        "scalar": torch.tensor(2.5),
-        "turned": torch.arange(24.0).view(4, 6).T,
-        "empty": torch.empty(0, 3),
-    }
+        "norm": torch.ones(7).bfloat16(), "scalar": torch.tensor(2.5),
+        "turned": torch.arange(24.0).view(4, 6).T, "empty": torch.empty(0, 3),
+    }  # fmt: skip
 
 
 def saved_and_read(tensors, folder):

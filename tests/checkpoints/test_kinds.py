@@ -108,10 +108,8 @@ UNDO: dict[str, dict[str, Undo]] = {
     "codegen": {r"qkv_proj\.weight": groups(4, **{"attn.q": 8, "attn.v": 8, "attn.k": 8})},
     "modernbert_decoder": {r"mlp\.Wi\.weight": rows(**GATE_UP)},
     "dbrx": {
-        r"Wqkv\.weight": rows(**QKV),
-        r"mlp\.w1": whole("experts.gate"),
-        r"mlp\.v1": whole("experts.up"),
-        r"mlp\.w2": turned(whole("experts.down")),
+        r"Wqkv\.weight": rows(**QKV), r"mlp\.w1": whole("experts.gate"),
+        r"mlp\.v1": whole("experts.up"), r"mlp\.w2": turned(whole("experts.down")),
     },
     "granitemoe": {
         r"input_linear\.weight": each(rows(**EXPERTS)),
@@ -163,22 +161,15 @@ UNDO: dict[str, dict[str, Undo]] = {
         r"ff_proj\.weight": rows(**{"mlp.up": 48, "mlp.gate": 48}),
         r"image_vit.*feed_forward\.w1\.weight": whole("mlp.up"),
     },
-}
+}  # fmt: skip
 UNDO["llama4"] = UNDO["llama4_text"]
 UNDO["qwen3_5"] = {**VIT, **UNDO["qwen3_5_text"]}
 # Families of one tensor a matrix are alike but for names, which places/test_coverage.py looks at.
 KINDS = chosen(planted.FAMILIES, UNDO)
 # Rows one after another, in groups, by heads; stacks of experts, turned or not; convolutions.
 LAYOUTS = (
-    "phi3",
-    "falcon_grouped",
-    "codegen",
-    "dbrx",
-    "granitemoe",
-    "gpt_oss",
-    "qwen3_next",
-    "molmo2",
-)
+    "phi3", "falcon_grouped", "codegen", "dbrx", "granitemoe", "gpt_oss", "qwen3_next", "molmo2",
+)  # fmt: skip
 
 # What the last words of a name mean in any family.
 WORDS = {

@@ -34,10 +34,8 @@ def related(shape, seed):
 def weights(seed):
     """A toy checkpoint; seeds differ in the two matrices."""
     return {
-        UP: related((8, 6), seed),
-        DOWN: related((6, 8), seed).T.contiguous(),
-        NORM: torch.ones(6),
-    }
+        UP: related((8, 6), seed), DOWN: related((6, 8), seed).T.contiguous(), NORM: torch.ones(6),
+    }  # fmt: skip
 
 
 def save(folder, file="model.safetensors", **more):
@@ -203,12 +201,10 @@ def test_a_fault_of_one_tensor_is_a_row_and_the_rest_goes_on(shadow, folders, tm
     tensors = pd.read_parquet(report(tmp_path) / "tensors.parquet")
     reasons = tensors[tensors.side == "tuned"].set_index("tensor").reason.dropna().to_dict()
     assert reasons == {
-        "model.layers.0.strange.weight": "unknown_dtype",
-        "model.layers.0.ids": "not_float",
+        "model.layers.0.strange.weight": "unknown_dtype", "model.layers.0.ids": "not_float",
         "model.layers.1.mlp.up_proj.weight": "nonfinite",
-        "model.layers.0.lost.weight": "unreadable",
-        NORM: "not_a_matrix",
-    }
+        "model.layers.0.lost.weight": "unreadable", NORM: "not_a_matrix",
+    }  # fmt: skip
     strict = shadow(*PAIR, "--strict")
     strict.assert_done(code=3)
     assert "nonfinite, unknown_dtype, unreadable" in strict.err
@@ -316,18 +312,16 @@ def test_a_hostile_registry_is_one_error_line(shadow, folders, tmp_path, fault):
 
 
 WRONG_USAGE = {
-    "nothing to audit": ("audit",),
-    "half a pair": ("audit", "--base", "./base"),
+    "nothing to audit": ("audit",), "half a pair": ("audit", "--base", "./base"),
     "no reference": ("audit", "--base", "word", "--tuned", "./tuned"),
     "home of nobody": ("audit", "--base", "~no-such-user/x", "--tuned", "./tuned"),
     "very long reference": ("audit", "--base", "a" * 3000, "--tuned", "./tuned"),
     "unknown level": (*PAIR, "--level", "double"),
     "no component": (*PAIR, "--component", "\x1b[31mtext"),
-    "no module": (*PAIR, "--module", "mlp.upp"),
-    "no layer": (*PAIR, "--layer", "first"),
+    "no module": (*PAIR, "--module", "mlp.upp"), "no layer": (*PAIR, "--layer", "first"),
     "layers reversed": (*PAIR, "--layer", "5-3"),
     "output is a file": (*PAIR[:-1], "base/model.safetensors"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", WRONG_USAGE)
@@ -343,12 +337,10 @@ LONG = f"{'n' * 300}/x/y"  # below a folder whose name no file system takes
 LONG_PATHS = {
     "audit -o": (*PAIR[:-1], LONG),
     "audit --base": ("audit", "--base", f"./{LONG}", "--tuned", "./tuned", "-o", "out"),
-    "audit --list": ("audit", "--list", LONG, "-o", "out"),
-    "show": ("show", LONG),
-    "export": ("export", LONG, "--to", "csv"),
-    "report": ("report", LONG),
+    "audit --list": ("audit", "--list", LONG, "-o", "out"), "show": ("show", LONG),
+    "export": ("export", LONG, "--to", "csv"), "report": ("report", LONG),
     "lab run": ("lab", "run", "--preset", "smoke", "-o", LONG),
-}
+}  # fmt: skip
 
 
 # `lab run` imports the lab

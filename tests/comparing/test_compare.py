@@ -329,10 +329,8 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     assert warnings("same") == ""
     assert warnings("near", relative_norm=0.1) == ""
     settings = {
-        "method": {"level": "exact"},
-        "chosen": {"layers": [0]},
-        "relation": "sibling",
-    }
+        "method": {"level": "exact"}, "chosen": {"layers": [0]}, "relation": "sibling",
+    }  # fmt: skip
     figures_of = {"dtype": "F32", "verified": False, "relative_norm": 0.2, "numerical_rank": 16}
     found = warnings("all", {"settings": settings, "version": "0.0.9"}, **figures_of)
     for recorded in ("0.0.9", "exact", "filtered", "siblings", "dtypes", "18", "4.0 times"):

@@ -145,10 +145,8 @@ def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
     text, exit 0.
     """
     odd = {
-        "method": {"level": HOSTILE},
-        "chosen": {HOSTILE: math.nan},
-        "relation": HOSTILE,
-    }
+        "method": {"level": HOSTILE}, "chosen": {HOSTILE: math.nan}, "relation": HOSTILE,
+    }  # fmt: skip
     rows = [
         delta(0.4, {**where, "component": HOSTILE}, tensor=HOSTILE + str(i))
         for i, where in enumerate(places(6))

@@ -105,10 +105,8 @@ def test_an_annotation_is_one_command_and_says_what_was_to_be_said(judged):
     assert len(lines) == len(found) == len(expected)
     for (name, recorded, data), (level, title, texts) in zip(found, expected, strict=True):
         assert (name, unescaped(recorded["title"]), recorded.keys()) == (
-            level,
-            visible(title),
-            {"title"},
-        )
+            level, visible(title), {"title"},
+        )  # fmt: skip
         assert all(visible(text) in data for text in texts)
 
 
@@ -265,12 +263,9 @@ def test_junitparser_reads_it(tmp_path):
         for case in suite
     }
     assert {key: value for key, value in results.items() if value} == {
-        ("f:a", "met"): ["Failure"],
-        ("f:b", "missing"): ["Error"],
-        ("f:c", "skipped"): ["Skipped"],
-        ("f:e", "audit"): ["Failure"],
-        ("f:g", "audit"): ["Failure"],
-    }
+        ("f:a", "met"): ["Failure"], ("f:b", "missing"): ["Error"], ("f:c", "skipped"): ["Skipped"],
+        ("f:e", "audit"): ["Failure"], ("f:g", "audit"): ["Failure"],
+    }  # fmt: skip
     (warned,) = [case for suite in xml for case in suite if case.name == "warned"]
     assert {"detail", "message"} <= set(warned.system_out.split())
     assert [suite.time for suite in xml] == [1.25, 0, 0, 0, 0.5, 0]

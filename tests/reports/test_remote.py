@@ -286,11 +286,9 @@ def test_an_s3_server(tmp_path):
     host, port = server.get_host_and_port()
     env = {
         "FSSPEC_S3_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "SHADOW_WORK_DIR": str(tmp_path / "work"),
-    }
+        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1", "SHADOW_WORK_DIR": str(tmp_path / "work"),
+    }  # fmt: skip
     try:
         import boto3
 

@@ -77,14 +77,12 @@ def test_folders_are_relative_to_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "components"),
     [
-        ("", ["language"]),
-        ("  tags: [dense]\n", ["language"]),
+        ("", ["language"]), ("  tags: [dense]\n", ["language"]),
         ("  tags: [vlm]\n", ["language", "vision", "projector"]),
         ("  tags: [audio, vlm]\n", ["language", "vision", "projector", "audio"]),
-        ("  tags: [vision]\n", ["vision"]),
-        ("  tags: [3]\n", ["language"]),
+        ("  tags: [vision]\n", ["vision"]), ("  tags: [3]\n", ["language"]),
     ],
-)
+)  # fmt: skip
 def test_components_are_what_the_file_says(tmp_path, text, components):
     """By tags: `vlm` is three components and a component's name is itself."""
     assert list(load(tmp_path, GOOD + text)["fam"].components) == components
