@@ -1,7 +1,5 @@
 """`shadow` commands in tests: a process that imports once, a fork for each, and what came of it."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -137,7 +135,7 @@ class Started:
     own process.
     """
 
-    latest: ClassVar[Started | None] = None
+    latest: ClassVar["Started | None"] = None
 
     def __init__(
         self,

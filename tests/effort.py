@@ -5,8 +5,6 @@ Tests of properties have few examples, or as many as each asks for with
 others are marked slow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from typing import Any
 

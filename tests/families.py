@@ -2,8 +2,6 @@
 agrees with them.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -2,8 +2,6 @@
 every number of a finding is one of its tables.
 """
 
-from __future__ import annotations
-
 import math
 
 import reports

@@ -8,8 +8,6 @@ words that can be printed. Each target changes files that are right, as bytes an
 counterexample is shrunk and printed.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

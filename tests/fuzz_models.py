@@ -1,7 +1,5 @@
 """Models in memory for fuzz.py: state dicts and modules as JSON, and what is asked of them."""
 
-from __future__ import annotations
-
 import json
 import types
 from collections.abc import Callable, Mapping

@@ -6,8 +6,6 @@ are answered at once; large ones (Git-LFS) by a redirect to a signed address on 
 which must never see a token. hub_parts.py has what it answers, and what can go wrong.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -114,7 +112,7 @@ class Hub:
         for server in self._servers.values():
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
-    def __enter__(self) -> Hub:
+    def __enter__(self) -> "Hub":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,7 +1,5 @@
 """Two pairs of checkpoints on a Hub of this machine, and commands that audit them there."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import Counter

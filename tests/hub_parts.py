@@ -1,7 +1,5 @@
 """What a Hub on this machine is made of: files and answers, and what can go wrong with them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """The generated part of docs/cli.md, from the command objects."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -4,8 +4,6 @@ by transformers, trained from each other, packed, in shards, as adapters and GGU
 quantisers.py quantises their matrices.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math

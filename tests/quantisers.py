@@ -2,8 +2,6 @@
 have, entry by entry; and as copies in memory with their steps (ggml's types, GPTQ, AWQ).
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ In any of MARKED, between `<!-- name -->` and `<!-- /name -->` stands what the c
 fails when it drifts.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import functools

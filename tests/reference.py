@@ -1,7 +1,5 @@
 """Every column computed another way: whole matrices, float64, NumPy's SVD, published formulas."""
 
-from __future__ import annotations
-
 import numpy as np
 
 ULP_BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}

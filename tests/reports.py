@@ -1,7 +1,5 @@
 """Finished reports for tests, written row by row instead of measured."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The Python API as a user types it."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Reports as the objects that the Python API returns, and what a notebook shows of them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

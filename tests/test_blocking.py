@@ -1,7 +1,5 @@
 """Named pipes and devices where a file is expected: refused at once, in one line, or left out."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """What the README and docs/ show is what the code does, and their links lead somewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools

@@ -1,7 +1,5 @@
 """What the package installs by itself, what its extras add, and the ways to start it."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

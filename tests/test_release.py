@@ -1,7 +1,5 @@
 """A wheel and an sdist, as they are released, run where nothing but what they need is."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

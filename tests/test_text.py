@@ -1,7 +1,5 @@
 """What shadow.text says of many words and of misspelt ones."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

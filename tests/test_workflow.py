@@ -2,8 +2,6 @@
 fresh runner's.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

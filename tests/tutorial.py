@@ -5,8 +5,6 @@ rxnfp 0.1.0 (MIT): a BERT of 6.7M parameters pretrained on chemical reactions an
 fine-tuned from it, as torch .bin files of the old format. `make real` holds the page against them.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

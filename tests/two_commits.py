@@ -9,8 +9,6 @@ the Parquet files that both sides have must be equal in every bit; columns that 
 are listed. The exit code is 1 where something differs.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

@@ -1,7 +1,5 @@
 """Lists audited into one folder: the index at every moment, going on, a process pool."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

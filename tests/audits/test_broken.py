@@ -1,7 +1,5 @@
 """What nobody should build on ends with exit code 3, and its tensor is named everywhere."""
 
-from __future__ import annotations
-
 import json
 
 import junitparser

@@ -1,7 +1,5 @@
 """What is recognised in planted pairs, by codes and figures."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import cache

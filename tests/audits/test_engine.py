@@ -1,7 +1,5 @@
 """Engines without Ray: order of tasks, what travels, waiting, refusals of the command."""
 
-from __future__ import annotations
-
 import pickle
 import threading
 from dataclasses import replace

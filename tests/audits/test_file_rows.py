@@ -1,7 +1,5 @@
 """files.parquet: every file of both sides, what became of it, and what differs inside it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Every fault of a Hub, a line or an answer: tried again, or one line."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import socket

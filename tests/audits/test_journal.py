@@ -1,7 +1,5 @@
 """What an unfinished audit left: lines of its journal that count, what `clean` removes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

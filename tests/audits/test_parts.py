@@ -1,7 +1,5 @@
 """Tensors of several matrices or vectors: each part has its outcome, the row tells of all."""
 
-from __future__ import annotations
-
 import math
 
 import planted

@@ -1,7 +1,5 @@
 """The order of work: what is fetched when, the most it takes, nothing freed too early."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Spectra that were solved before: the same numbers, and nothing that cannot be theirs."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 

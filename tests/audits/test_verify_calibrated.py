@@ -4,8 +4,6 @@ Planted with error-compensated rounding (GPTQ), column factors (AWQ), 8-bit floa
 plain rounding; packed as files hold them, and dequantised.
 """
 
-from __future__ import annotations
-
 import planted
 import pytest
 import quantisers

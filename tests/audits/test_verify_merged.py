@@ -1,7 +1,5 @@
 """`shadow verify merged`: base plus adapter within the rounding of storage, and what else it is."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

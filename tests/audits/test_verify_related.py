@@ -1,7 +1,5 @@
 """`shadow verify related`: which candidate a model is related to."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

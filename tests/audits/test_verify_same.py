@@ -1,7 +1,5 @@
 """`shadow verify same`: equal tensors, whatever their names, files, packing and dtypes."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

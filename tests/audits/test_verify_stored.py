@@ -1,7 +1,5 @@
 """`shadow verify stored`: what a copy in fewer bits kept of a model and of its update."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

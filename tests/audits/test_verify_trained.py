@@ -1,7 +1,5 @@
 """`shadow verify trained`: what should have moved did, and what should be frozen is equal."""
 
-from __future__ import annotations
-
 import json
 import os
 

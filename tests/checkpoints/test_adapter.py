@@ -1,7 +1,5 @@
 """A LoRA adapter as the tuned side: every figure is that of the model that `peft` merges."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """A folder -> Checkpoint: which files are read; a folder that is none is one ShadowError."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Quantised matrices are decoded to the numbers that the library of their format makes of them."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """torch's distributed checkpoints: the right values from pieces of ranks, and what is refused."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

@@ -1,7 +1,5 @@
 """The tests' Hub (tests/hub.py): the real client understands it, and faults are as named."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import json

@@ -1,7 +1,5 @@
 """Models that transformers made: every tensor has its place, every delta is NumPy's."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator

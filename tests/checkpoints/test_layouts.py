@@ -3,8 +3,6 @@
 What is equal pairs as equal, in both directions; what only looks equal is never subtracted.
 """
 
-from __future__ import annotations
-
 import re
 
 import measuring

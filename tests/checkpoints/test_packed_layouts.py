@@ -2,8 +2,6 @@
 those that the formats say, and what cannot be decoded is refused by name.
 """
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

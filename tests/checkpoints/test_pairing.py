@@ -1,7 +1,5 @@
 """Two checkpoints -> pairs and reasons: nothing is lost, nothing wrong is paired."""
 
-from __future__ import annotations
-
 import pytest
 from effort import examples
 from hypothesis import given, settings

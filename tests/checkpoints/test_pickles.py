@@ -1,7 +1,5 @@
 """torch `.bin` files: the right values without unpickling here, and what is refused."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Packed integers are refused by the name of their format, with all that belongs to them."""
 
-from __future__ import annotations
-
 import pytest
 from effort import examples
 from hypothesis import given, settings

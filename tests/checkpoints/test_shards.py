@@ -1,7 +1,5 @@
 """safetensors files as hostile input: what is read, what is refused, values bit for bit."""
 
-from __future__ import annotations
-
 import json
 import math
 

@@ -1,7 +1,5 @@
 """Parts of tensors in files: equal to those of tensors in memory, however they are cut."""
 
-from __future__ import annotations
-
 import gc
 import os
 import random

@@ -1,7 +1,5 @@
 """The bounds of explanations, on planted changes: none of at least 300 is on the wrong side."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from types import SimpleNamespace as Record
 

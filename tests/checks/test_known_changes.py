@@ -1,7 +1,5 @@
 """Known changes are found, and intervals hold what they should."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

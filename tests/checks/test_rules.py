@@ -2,8 +2,6 @@
 nearest word.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import operator

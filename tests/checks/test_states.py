@@ -1,7 +1,5 @@
 """Rules without a number: places and files, gates and claims; norms of what is identical."""
 
-from __future__ import annotations
-
 import json
 
 import pyarrow as pa

@@ -1,7 +1,5 @@
 """Words on the screen can be looked up as they stand there."""
 
-from __future__ import annotations
-
 import pytest
 from reports import uniform
 from typer.testing import CliRunner

@@ -1,7 +1,5 @@
 """The JSON of each command: what docs/cli.md says of it, and no key that it ever had is gone."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`shadow audit --quiet`: stderr has errors and the count of rules, and nothing else."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

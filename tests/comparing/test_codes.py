@@ -1,7 +1,5 @@
 """Codes of comparisons: unique, explained, in JSON beside the words that are made of them."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """Reports compared: closed forms, NumPy's own answer, symmetry, what is refused and warned of."""
 
-from __future__ import annotations
-
 import json
 import math
 

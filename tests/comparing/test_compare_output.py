@@ -1,7 +1,5 @@
 """A comparison on the screen, in files and as errors: what is told, and that it fits."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -1,7 +1,5 @@
 """Two deltas of one base beside chance: NumPy's own answer, planted overlaps, what is missing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """Lineages: the order of stages from provenance, and what each step changed."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import replace

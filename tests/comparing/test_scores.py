@@ -1,7 +1,5 @@
 """Scores that others measured: read, joined by model, and correlated with concentration."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

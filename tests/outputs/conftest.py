@@ -1,7 +1,5 @@
 """Reports that several modules draw."""
 
-from __future__ import annotations
-
 import families
 import pytest
 from exports import HOSTILE, toy

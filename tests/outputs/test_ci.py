@@ -1,7 +1,5 @@
 """Hostile text stays text in annotations, Markdown, JUnit XML, and in all that is printed."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

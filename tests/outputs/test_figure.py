@@ -1,7 +1,5 @@
 """Figures show the Parquet files' numbers, are always the same bytes, and refuse in one line."""
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess

@@ -1,7 +1,5 @@
 """The picture of a pair: modules by layers, by medians that a loop finds."""
 
-from __future__ import annotations
-
 import io
 import re
 

@@ -1,7 +1,5 @@
 """The page tells what the report says, lets no text of it become markup, and loads nothing."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

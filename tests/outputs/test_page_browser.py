@@ -1,7 +1,5 @@
 """The page in a headless Chromium: it draws, answers pointer and keyboard, and has no fault."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

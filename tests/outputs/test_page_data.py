@@ -1,7 +1,5 @@
 """The charts of a page hold the numbers of the report."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from pathlib import Path

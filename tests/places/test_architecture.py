@@ -1,7 +1,5 @@
 """Names -> places, on what transformers really saves."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

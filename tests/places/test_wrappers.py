@@ -1,7 +1,5 @@
 """Text models inside models of images and sound, under the names of released checkpoints."""
 
-from __future__ import annotations
-
 import pytest
 
 from shadow.places.architecture import Place, place_tensors

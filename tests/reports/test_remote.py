@@ -1,7 +1,5 @@
 """Reports at URLs: the report of a folder, whole or not there; no secret is told."""
 
-from __future__ import annotations
-
 import io
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path

@@ -2,8 +2,6 @@
 not depend on.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

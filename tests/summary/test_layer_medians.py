@@ -1,7 +1,5 @@
 """Headline figures of real models: medians inside the layers, embeddings and head apart."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 from reports import columns

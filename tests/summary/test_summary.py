@@ -1,7 +1,5 @@
 """The summary is what the files say, and what the terminal shows of it fits."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

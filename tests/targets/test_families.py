@@ -1,7 +1,5 @@
 """The shipped families, and how `shadow families` shows them."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

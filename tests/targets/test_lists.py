@@ -2,8 +2,6 @@
 list is shared.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import string

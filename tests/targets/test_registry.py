@@ -2,8 +2,6 @@
 the nearest word.
 """
 
-from __future__ import annotations
-
 import time
 from functools import partial
 

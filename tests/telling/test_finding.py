@@ -2,8 +2,6 @@
 must not stand.
 """
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -2,8 +2,6 @@
 the truth by NumPy from the tensors.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 

@@ -1,7 +1,5 @@
 """How far and where: the size of the change, the parts that hold it, and what is frozen."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

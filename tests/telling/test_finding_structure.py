@@ -1,7 +1,5 @@
 """Along how many directions: structure beyond noise, alignment, and bounds of the rank."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
