@@ -22,9 +22,7 @@ SMALL = {"attn.q": (64, 64), "attn.o": (64, 64), "mlp.up": (172, 64), "mlp.down"
 
 @dataclass(frozen=True)
 class Part:
-    """Matrices of one component: modules in every layer, some of them once for each expert, and
-    others outside.
-    """
+    """Matrices of a component: modules in every layer, some once an expert, and others outside."""
 
     modules: dict[str, tuple[int, int]]
     layers: int

@@ -176,9 +176,7 @@ def layouts() -> list[Any]:
 
 @st.composite
 def changed_layout(draw: st.DrawFn, originals: tuple[Any, ...]) -> bytes:
-    """One of the originals with pieces left out, of other shapes, dtypes and numbers, and with
-    other words in its config.
-    """
+    """One of the originals with pieces left out or of other shapes and dtypes, and other words."""
     tree = deepcopy(draw(st.sampled_from(originals)))
     pieces, config = tree["pieces"], tree["config"]
     words = ("quant_method", "bits", "group_size", "checkpoint_format", "version", "mode")
@@ -514,9 +512,7 @@ def small_gguf(top: Path) -> bytes:
 
 
 def attempt(target: Target, content: bytes) -> bool:
-    """Read one file; was it taken? Raises AssertionError, or what the reader raised, where it broke
-    its word.
-    """
+    """True if a file is taken. Raises AssertionError or the reader's error, a broken word."""
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -185,9 +185,7 @@ class Hub:
 
     @property
     def requests(self) -> list[Request]:
-        """All answered requests in the order in which they came. Waits up to a second for answers
-        under way.
-        """
+        """All answered requests in order. Waits up to a second for answers under way."""
         with self._changed:
             self._changed.wait_for(lambda: not self._under_way, timeout=1)
             return [request for _, request in sorted(self._requests.items())]

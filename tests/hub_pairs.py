@@ -55,9 +55,7 @@ FEW = {
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`base` in three shards and `tuned` in two, which end at other tensors; and a pair of one
-    small file each.
-    """
+    """`base` in three shards, `tuned` in two that end elsewhere; a pair of one small file each."""
     top = tmp_path_factory.mktemp("checkpoints")
     return {
         "base": planted.sharded(top / "base", tensors(decoder(), 0), 3),
@@ -172,9 +170,7 @@ def frame(output: Path, name: str = "matrices") -> pd.DataFrame:
 
 
 def assert_equal(output: Path, wanted: dict[str, pd.DataFrame]) -> None:
-    """The report has the very numbers of the audit of the folders, and nothing unfinished lies
-    beside it.
-    """
+    """The report has the numbers of an audit of the folders; nothing unfinished lies beside it."""
     for name in TABLES:
         found = frame(output, name)
         assert_same(found, wanted[name])

@@ -38,9 +38,7 @@ def contrast(*colours: str) -> float:
 
 
 def theme(ground: str, text: str, plain: str, bright: str) -> TerminalTheme:
-    """A theme of Rich from colours in hexadecimal: background, text, and the eight of a terminal,
-    plain and bright.
-    """
+    """A theme of Rich from hexadecimal colours: ground, text, and eight plain and bright ones."""
 
     def numbers(colours: str) -> list[tuple[int, int, int]]:
         return [(red, green, blue) for red, green, blue in map(bytes.fromhex, colours.split())]

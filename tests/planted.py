@@ -57,9 +57,7 @@ def adapter(
     extra: Tensors | None = None,
     **config: object,
 ) -> Path:
-    """A LoRA adapter of rank 4 at scale 2. pairs: (B, A) by the name of a matrix; extra: tensors by
-    their own names.
-    """
+    """A LoRA adapter of rank 4 at scale 2. pairs: (B, A) by matrix; extra: by their own names."""
     factors = dict(extra or {})
     for name, (b, a) in pairs.items():
         module = f"base_model.model.{name.removesuffix('.weight')}"

@@ -169,9 +169,7 @@ def planted_lineage() -> str:
 
 
 def row_of_demo() -> str:
-    """One row of the demo's report, the MLP up-projection of layer 1: some of its columns, and what
-    they say.
-    """
+    """One row of the demo's report, mlp.up of layer 1: some of its columns, and their meaning."""
     names = [
         "subject", "layer", "module", "relative_norm", "participation_ratio",
         "null_participation_ratio",

@@ -25,9 +25,7 @@ def narrow(demo_reports):
 
 
 def test_tables_have_one_convention_for_what_is_missing(tmp_path):
-    """Whole numbers Int64, flags boolean, texts string, numbers float64; what an older report lacks
-    is missing.
-    """
+    """Whole numbers Int64, flags boolean, texts string, numbers float64; missing where absent."""
     rows = [delta(0.4, place(None, "embed")), delta(0.3, place(2, "mlp.up"))]
     folder = write(tmp_path / "base..tuned", rows)
     older = pq.read_table(folder / "tensors.parquet").drop_columns(["all_zero", "nonfinite"])

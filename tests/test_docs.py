@@ -63,9 +63,7 @@ def tokens(file):
 
 
 def anchors(file):
-    """The anchors that GitHub gives the headings of a page: lower case, without punctuation, spaces
-    as hyphens.
-    """
+    """The anchors of a page's headings on GitHub: lower case, no punctuation, spaces as hyphens."""
     found, parsed = [], tokens(file)
     for opening, inline in itertools.pairwise(parsed):
         if opening.type == "heading_open":
@@ -132,9 +130,7 @@ TO_RUN = [
 @pytest.mark.slow
 @pytest.mark.parametrize("file", TO_RUN, ids=named)
 def test_every_command_that_is_shown_runs(file, audited, shadow):
-    """In its order, with the demo's checkpoints where others are named; but those that are marked
-    as not run.
-    """
+    """In its order, with the demo's checkpoints for others; but for those marked as not run."""
     demo = ROOT / "registry" / "demo"
     here = {"./Qwen2.5-0.5B": demo / "base", "./Qwen2.5-0.5B-Instruct": demo / "narrow"}
     here |= {"./base": demo / "base", "./tuned": demo / "narrow", "./other": demo / "broad"}
@@ -200,9 +196,7 @@ def test_no_file_has_more_than_700_lines():
 
 @pytest.mark.slow
 def test_what_follows_make_demo_runs_where_nothing_is_on_the_path(tmp_path):
-    """The README's block in a fresh shell: what `make demo` runs once it has installed, then
-    each line below.
-    """
+    """The README's block in a fresh shell: what `make demo` runs, then each line below."""
     bin = Path(sys.executable).parent
     if not (bin / "activate").is_file():
         pytest.skip("this Python is not of a virtual environment")

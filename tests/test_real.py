@@ -40,9 +40,7 @@ def reports(models, tmp_path_factory):
 
 @pytest.mark.parametrize("tuned", TUNED)
 def test_every_number_of_every_matrix_is_numpys(tuned, models, reports):
-    """76 matrices of three subjects, all columns, against whole-matrix float64 NumPy on what
-    torch.load reads.
-    """
+    """76 matrices of three subjects, all columns, against NumPy in float64 on what torch reads."""
     Wb, Wt = (
         torch.load(models / name / "pytorch_model.bin", map_location="cpu", weights_only=True)
         for name in ("bert_pretrained", tuned)

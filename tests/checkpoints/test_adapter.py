@@ -118,9 +118,7 @@ def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
 
 
 def test_a_filter_leaves_out_what_the_adapter_leaves(tmp_path):
-    """With --module attn.v, what the adapter has no factors of is left out too, and not identical:
-    the part that was asked for is the share of attn.v.
-    """
+    """With --module attn.v what has no factors is left out too, and the share is of attn.v."""
     base = planted.saved("llama", tmp_path / "base")
     adapter, _ = adapted(base, tmp_path, {"target_modules": ["v_proj"]})
     sides = open_folder(str(base)), open_folder(str(adapter))

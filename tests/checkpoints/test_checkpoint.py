@@ -167,9 +167,7 @@ def test_the_fingerprint_changes_with_the_files(sharded, change):
 @pytest.mark.parametrize("place", [0, 3, -1])
 @pytest.mark.parametrize("name", ["w0", "w299", "large", "norm"])
 def test_a_sample_of_every_tensor_is_in_the_fingerprint(tmp_path, name, place):
-    """Out of one archive, of one shape: a row at the start, in between or at the end of any tensor
-    tells two folders apart, also behind the first 256 tensors.
-    """
+    """A row anywhere in a tensor sets two folders apart, also behind the first 256 tensors."""
     tensors = {f"w{number}": torch.zeros(8, 8) for number in range(300)}
     tensors |= {"large": torch.zeros(4, 1 << 20), "norm": torch.zeros(8)}
     save_file(tensors, tmp_path / "model.safetensors")

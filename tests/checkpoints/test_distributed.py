@@ -118,9 +118,7 @@ os._exit(0)  # at a usual end gloo's threads may abort the process
 @pytest.mark.slow
 @pytest.mark.parametrize("dimension", [0, 1])
 def test_pieces_of_two_ranks(dimension, tmp_path):
-    """Cut by rows they are put together, also where a rank has none; cut by columns they are not,
-    and the line names torch's converter.
-    """
+    """Rows are put together, also of an empty rank; of columns the line names the converter."""
     command = [sys.executable, "-c", RANK, tmp_path]
     ranks = [
         subprocess.Popen([*command, str(rank), str(dimension)], env=os.environ) for rank in (0, 1)

@@ -321,9 +321,7 @@ SIZES = [(64, 64), (128, 128), (32, 48), (1, 128), (96, 1), (7, 33), (1 << 30, 6
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", ["fp8", "int8", "compressed-tensors", "older compressed-tensors"])
 def test_blocks_of_any_size_that_the_config_names(size, kind, tmp_path):
-    """The last ones are cut off. The numbers are those of float64, rounded once to float32; the
-    same matrix in floats is equal, and one entry that differs is found.
-    """
+    """The last are cut off; numbers are float64's, rounded once; an entry that differs is found."""
     generator = np.random.default_rng(0)
     rows, cols = 200, 160
     high, wide = size

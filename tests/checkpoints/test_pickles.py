@@ -210,9 +210,7 @@ def test_a_bad_bin_is_refused_and_never_run(tmp_path, monkeypatch, bad):
 
 
 def nested(depth: int, width: int) -> bytes:
-    """A pickle of tuples in tuples, as the key of a dictionary, whose hash visits width ** depth
-    of them.
-    """
+    """Tuples in tuples as the key of a dictionary, whose hash visits width ** depth of them."""
     doubled = b"q\x00" + {1: b"\x85", 2: b"h\x00\x86"}[width]
     return b"\x80\x02}K\x01\x85" + depth * doubled + b"Ns."
 

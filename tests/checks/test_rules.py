@@ -51,9 +51,7 @@ OPERATORS = {
     ],
 )  # fmt: skip
 def test_a_rule_is_a_figure_a_comparison_and_a_number(text, figure, threshold):
-    """The last word is the metric, the first the component, what is between them the module, dots
-    and all.
-    """
+    """The last word is the metric, the first the component, what is between them the module."""
     rule = parse_rule(text)
     assert (rule.figure, rule.threshold) == (figure, threshold)
     assert type(rule.threshold) is type(threshold)
@@ -137,9 +135,7 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
     ],
 )  # fmt: skip
 def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, hint):
-    """Words that no report can have, and anything that is not a rule: exit code 2 before anything
-    is read.
-    """
+    """Words that no report has, and what is no rule: exit code 2 before anything is read."""
     with pytest.raises(UsageError) as raised:
         parse_rule(text)
     assert (hint or "") in (raised.value.hint or "")
@@ -175,9 +171,7 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
     spaces=st.lists(st.sampled_from(["", " ", "\t", "  "]), min_size=4, max_size=4),
 )
 def test_what_is_written_is_what_is_read(component, module, index, sign, number, spaces):
-    """Any figure, comparison and finite number come back as they were written, and the condition
-    reads the same.
-    """
+    """Figures, comparisons and finite numbers come back as written; conditions read the same."""
     known = OF_THE_PAIR if component is None else OF_A_COMPONENT if module is None else OF_A_MODULE
     metric = known[index % len(known)]
     name = Metric(component, module if component else None, metric)
@@ -309,9 +303,7 @@ def test_a_policy_that_is_no_file_is_one_error(tmp_path, kind):
 
 
 def test_a_command_gathers_its_rules(tmp_path):
-    """--fail-on, the policy, then the baseline unless the policy says what may not move; the same
-    rule counts once.
-    """
+    """--fail-on, the policy, the baseline unless the policy lets it move; a rule counts once."""
     file = tmp_path / "policy.yaml"
     file.write_text("a:\n  fail_on: spikes > 1\n")
     rules = gather(["concentration>1", "concentration>1"], file, against=True, allow_missing=False)

@@ -182,9 +182,7 @@ def test_files_that_changed_or_were_added(tmp_path, text, outcome):
 
 
 def test_where_not_all_files_are_known_nothing_passes(tmp_path):
-    """A side of which only the cache is known may have more files; a report that lists none says
-    nothing.
-    """
+    """A side known by its cache may have more files; a report that lists none says nothing."""
     folder = reports.write(tmp_path / "a", [delta(0.3, where) for where in places(2)])
     assert verdict(folder, "files.code added").outcome == "missing"
     put(folder, [*ROWS[:2], ("*", "tuned", "unknown", "other", None)])

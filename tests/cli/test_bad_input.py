@@ -148,18 +148,14 @@ FAULTS = {  # of what headers may say more is in tests/checkpoints/test_shards.p
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_checkpoint_is_one_error_line(shadow, folders, tmp_path, fault):
-    """Exit 1, the fault in one line and perhaps a hint, and an output folder that was not there is
-    not made.
-    """
+    """Exit 1, the fault in one line and perhaps a hint, and no new output folder."""
     FAULTS[fault](folders[1])
     shadow(*PAIR).assert_refused()
     assert not (tmp_path / "out").exists()
 
 
 def test_a_fault_makes_no_folders_above_the_output_folder(shadow, folders, tmp_path):
-    """`-o new/deep/out` of an audit that fails leaves nothing, also where the scratch of a `.bin`
-    was needed.
-    """
+    """`-o new/deep/out` of an audit that fails leaves nothing, also after a scratch for `.bin`."""
     only("pytorch_model.bin", b"no pickle")(folders[1])
     shadow(*PAIR[:-1], "new/deep/out", "--allow-pickle").assert_refused()
     assert not (tmp_path / "new").exists()
@@ -324,9 +320,7 @@ WRONG_USAGE = {
 
 @pytest.mark.parametrize("wrong", WRONG_USAGE)
 def test_wrong_usage_exits_with_2(shadow, folders, tmp_path, wrong):
-    """A request that makes no sense whatever the files hold: exit 2, no traceback, nothing on
-    stdout or on disk.
-    """
+    """Nonsense whatever the files hold: exit 2, no traceback, nothing on stdout or on disk."""
     shadow(*WRONG_USAGE[wrong]).assert_refused(2)
     assert not (tmp_path / "out").exists()
 

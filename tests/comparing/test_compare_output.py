@@ -139,9 +139,7 @@ HOSTILE = "x\x1b[31m\n::error::owned [bold]"
 
 @pytest.mark.parametrize("format", ["table", "json"])
 def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
-    """Control characters and markup in every name, numbers without sense in every place: shown as
-    text, exit 0.
-    """
+    """Markup in every name, senseless numbers in every place: shown as text, exit 0."""
     odd = {
         "method": {"level": HOSTILE}, "chosen": {HOSTILE: math.nan}, "relation": HOSTILE,
     }  # fmt: skip

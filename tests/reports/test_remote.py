@@ -274,9 +274,7 @@ def test_commands_take_urls_and_name_no_copy(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_an_s3_server(tmp_path):
-    """The whole way by a server of S3: audit, show, gate, the same audit again, no right to write;
-    no key is told.
-    """
+    """By a server of S3: audit, show, gate, audit again, no right to write; no key is printed."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)

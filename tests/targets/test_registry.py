@@ -185,9 +185,7 @@ FAULTS = {  # what the file holds, the line, and the word that was meant
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("parser", every(2, ["CBaseLoader", "BaseLoader"]))
 def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault, parser, monkeypatch):
-    """Each fault is one ShadowError that begins with the file and, where it is known, the line,
-    whatever PyYAML has.
-    """
+    """Each fault is one ShadowError that begins with the file and, where it is known, the line."""
     monkeypatch.setattr(checked, "FAST", getattr(yaml, parser, yaml.BaseLoader))
     text, line, hint = FAULTS[fault]
     with pytest.raises(ShadowError) as caught:
@@ -283,9 +281,7 @@ def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("stage", ["~", "{repo: ~}"])
 def test_nothing_is_not_the_home_folder(tmp_path, stage):
-    """`sft: ~` is YAML's way to say nothing: refused, with file and line, though `~/` names the
-    home folder.
-    """
+    """`sft: ~` says nothing in YAML: refused with file and line, though `~/` is the home folder."""
     with pytest.raises(ShadowError, match=r":3: family 'fam': .*'~'"):
         load(tmp_path, f"fam:\n  base: org/base\n  sft: {stage}\n")
     assert load(tmp_path, "fam:\n  base: org/base\n  sft: ~/\n")["fam"].stages["sft"].is_folder
