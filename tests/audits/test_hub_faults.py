@@ -124,12 +124,11 @@ LASTING = {
     **{("429", place): (Status(429, WAIT), None) for place in PLACES},
     ("429", "model info"): (Status(429, {**LIMIT, "Retry-After": "1"}), None),
     **{
-        (str(action), place): (action, None)
+        (str(action), place): (action, None) for action in NOWHERE
         for place in ("config", "metadata of a file", "header", "file")
-        for action in NOWHERE
     },
     (str(Loop()), "model info"): (Loop(), None),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", every(18, LASTING), ids=" of ".join)
@@ -232,9 +231,8 @@ INFO, TREE = "/api/models/org/small-tuned", "/api/models/org/small-tuned/tree/*"
 def entry(**more) -> bytes:
     """A listing with one file."""
     lfs = {"oid": "0" * 64, "size": 30_000, "pointerSize": 1}
-    return json.dumps(
-        [{"type": "file", "oid": "0" * 40, "size": 30_000, "path": MODEL, "lfs": lfs, **more}]
-    ).encode()
+    file = {"type": "file", "oid": "0" * 40, "size": 30_000, "path": MODEL, "lfs": lfs}
+    return json.dumps([file | more]).encode()
 
 
 ANSWERS = {
