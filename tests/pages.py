@@ -1,7 +1,5 @@
 """The generated parts of docs/cli.md, from the command objects, and of docs/rules.md."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,9 +26,7 @@ def commands(command: Any = None, path: str = "shadow") -> Iterator[tuple[str, A
 
 
 def command_line() -> str:
-    """Every command with its usage, its help and its options, as Markdown; an option that an
-    earlier command has in the same words is named alone.
-    """
+    """Every command with usage, help and options, as Markdown; a repeated option is named alone."""
     out = []
     first: dict[str, str] = {}  # row of an option, and the command that has it
     for path, command in commands():

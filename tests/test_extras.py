@@ -1,7 +1,5 @@
 """What the package installs by itself, what its extras add, and the ways to start it."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -50,16 +48,13 @@ print(json.dumps(found))
 
 CHILD_ALONE = ("transformers", "accelerate")  # which `verify whole` imports in a child process
 BASIC = (
-    ("audit", "demo", "-o", "reports"),
-    ("show", "reports"),
+    ("audit", "demo", "-o", "reports"), ("show", "reports"),
     ("compare", "reports/demo/base..narrow", "reports/demo/base..broad"),
     ("gate", "reports", "--fail-on", "concentration > 0.9"),
-    ("export", "reports", "--to", "parquet"),
-    ("plan", "demo"),
-    ("lineage", "reports"),
+    ("export", "reports", "--to", "parquet"), ("plan", "demo"), ("lineage", "reports"),
     ("explain", "concentration"),
     ("verify", "whole", str(ROOT / "registry" / "demo" / "base")),
-)
+)  # fmt: skip
 MORE = {
     "report": ("report", "reports"),
     "figure": ("figure", "reports/demo/base..narrow", "--kind", "heatmap", "-o", "x.svg"),

@@ -12,8 +12,6 @@ Density is held too, in the rooms of DENSE: tokens a line of code, after `ruff f
 assignments `a, b = x, y`; loops over `xs if c else ()`; unpacked generators `[*(x for ...)]`.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import re

@@ -1,7 +1,5 @@
 """Words on the screen can be looked up as they stand there."""
 
-from __future__ import annotations
-
 import pytest
 from reports import uniform
 from typer.testing import CliRunner
@@ -86,9 +84,7 @@ OTHERS = (
 
 
 def test_words_of_the_screens_are_explained():
-    """Gates, states, outcomes and reasons, every claim by its title and its code, every term of
-    the glossary.
-    """
+    """Gates, states, outcomes, reasons, claims by title and code, each term of the glossary."""
     claims = [*EXPLANATIONS.values(), *RECOGNISED.values()]
     words = [*OTHERS, *GATES, *GLOSSARY, *(one for c in claims for one in (c.code, c.title))]
     found = {word: explained(*word.split()) for word in words}
