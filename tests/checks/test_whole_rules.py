@@ -19,8 +19,10 @@ from wholes import FAILS, FILE, HOLDS, OPEN, codes, store, verified
 import shadow
 from shadow.checkpoints import expected as loader
 from shadow.checkpoints.expected import Expected
-from shadow.checks.whole import RULES
-from shadow.checks.whole.part import FAULT
+from shadow.checks.whole import RULES, Whole, judge
+from shadow.checks.whole.part import FAULT, MOST_ROWS
+from shadow.checks.whole.shards import FileFacts
+from shadow.checks.whole.values import Values
 from shadow.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -86,6 +88,13 @@ def test_what_an_accepted_fault_hides_stays_open(plant, code, doubt, healthy, tm
     assert codes(verified(folder)) == {code}
     found = verified(folder, accept={code: "known"})
     assert (found.outcome, found.code) == (OPEN, doubt)
+
+
+def test_the_rows_that_stand_for_many_are_accepted_with_them():
+    files = FileFacts([FILE], names={FILE}, unreadable=dict.fromkeys(map(str, range(150)), "x"))
+    answer = judge(Whole(files, Values({}), accept={"unreadable": "known"}))
+    assert (answer.outcome, len(answer.against)) == (HOLDS, MOST_ROWS + 1)
+    assert {row.accepted for row in answer.against} == {"known"}
 
 
 @pytest.mark.parametrize(
