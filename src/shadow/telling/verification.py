@@ -82,10 +82,9 @@ def verification_document(verification: Verification) -> Document:
     if hidden := len(against) - sum(map(len, shown)):
         blocks.append(Note(f"--json has {hidden:,} more"))
     blocks += map(Note, verification.notes)
-    if of_whole and verification.holds is False:
-        blocks.append(
-            Note(f"`shadow explain {against[0].code}` says why it matters and what to do")
-        )
+    if of_whole and not verification.holds:
+        code = verification.code
+        blocks.append(Note(f"`shadow explain {code}` says why it matters and what to do"))
     return Document(blocks)
 
 
