@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from shadow.checks import files, merged, quantised, related, same, stored, trained, whole
 from shadow.checks.answer import Answer, Check, Kind, Outcome, Question, Verification
@@ -85,15 +86,19 @@ def question(
     frozen: Sequence[str] = (),
     base: AnyReference | None = None,
     headers: bool = False,
+    accept: Mapping[str, str] | None = None,
 ) -> Question:
     """Make a question from its words. Raises UsageError, also for a tuned side by component."""
+    accept = accept or {}
+    given: dict[str, Any] = {"base": base, "headers": headers, "accept": accept}
     count = len(checkpoints)
-    check = require_form(claim, count, moved=moved, frozen=frozen, base=base, headers=headers)
+    check = require_form(claim, count, moved=moved, frozen=frozen, **given)
+    whole.require_acceptable(accept)
     for name, side in zip(check.names(count), checkpoints, strict=True):
         if isinstance(side, ComponentBase) and name != "BASE":
             hint = "a base alone has one by component: write ./DIR or org/name"
             raise UsageError(f"{name} is one checkpoint", hint)
-    return Question(check, tuple(checkpoints), tuple(moved), tuple(frozen), base, headers)
+    return Question(check, tuple(checkpoints), tuple(moved), tuple(frozen), **given)
 
 
 def verify(question: Question, runtime: Runtime) -> Verification:
