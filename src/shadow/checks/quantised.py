@@ -104,7 +104,9 @@ def judge(copies: Copies) -> Answer:
     doubts += not_compared(copies.unread)
     if not doubts and all(tensor.is_float for tensor in tensors):
         doubts = [Reason("floats")]
-    named = [Reason("in_format", {"tensors": count, "format": name}) for name, count in formats]
+    named = []
+    for name, count in formats:
+        named.append(Reason("in_format", {"tensors": count, "format": name}))
     ratio = figures.get("error_ratio") or None
     reason = Reason("at_error", {"tensors": len(tensors), "formats": named, "ratio": ratio})
     return copies.judged(

@@ -114,8 +114,10 @@ def _doubt(evidence: RelatedUnits, nearest: int, other: int) -> str:
         return "equal_samples"
     if near <= BETWEEN:
         return ""
-    angles = [math.acos(max(-1.0, min(1.0, cosine))) for cosine in (near, far)]
-    own = math.cos(math.pi - sum(angles))
+    angles = 0.0
+    for cosine in (near, far):
+        angles += math.acos(max(-1.0, min(1.0, cosine)))
+    own = math.cos(math.pi - angles)
     return "between" if own <= BETWEEN else "siblings"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,38 +68,40 @@ class Compared(Evidence):
 def judge(evidence: Compared) -> Answer:
     """Judge by values; what cannot be read leaves the answer open unless something differs."""
     if evidence.unscanned:
-        reason = Reason(evidence.unscanned, {"tensors": len(evidence.stored), "names": ["A", "B"]})
+        tensors = len(evidence.stored)
+        reason = Reason(evidence.unscanned, {"tensors": tensors, "names": ["A", "B"]})
         if evidence.unscanned == "one_checkpoint":
             return Answer(Outcome.INCONCLUSIVE, [reason])
         figures: dict[str, Figure] = {}
         if evidence.stored:
-            figures = {"tensors": len(evidence.stored), "entries": sum(evidence.stored)}
+            figures = {"tensors": tensors, "entries": sum(evidence.stored)}
             figures |= dict.fromkeys(NONE, 0)
         return Answer(Outcome.HOLDS, [reason], figures)
-    differ = [row for row in evidence.rows if row.changed]
+    rows = evidence.rows
+    differ = [row for row in rows if row.changed]
     only_in = Counter(tensor.side for tensor in evidence.unmatched if not tensor.is_shared)
     figures = {
-        "tensors": len(evidence.rows),
+        "tensors": len(rows),
         "tensors_differ": len(differ),
         "tensors_only_in_a": only_in["base"],
         "tensors_only_in_b": only_in["tuned"],
         "tensors_not_read": len(evidence.unread),
-        "entries": sum(row.entries for row in evidence.rows),
+        "entries": sum(row.entries for row in rows),
         "entries_differ": sum(row.changed for row in differ),
     }
     # of what is compared byte by byte, or is not finite, no norm is known
-    is_known = all(row.finite and (row.delta_energy or not row.changed) for row in evidence.rows)
-    far = relative_norm(evidence.rows) if is_known else None
+    is_known = all(row.finite and (row.delta_energy or not row.changed) for row in rows)
+    far = relative_norm(rows) if is_known else None
     if differ and far is not None:
         figures["relative_norm"] = far
-    count = {"tensors": len(evidence.rows)}
     doubts = not_compared(evidence.unread)
-    if doubts and evidence.rows:
-        doubts = [Reason("equal_but", {**count, "rest": doubts[0]})]
-    elif not evidence.rows:
+    if doubts and rows:
+        doubts = [Reason("equal_but", {"tensors": len(rows), "rest": doubts[0]})]
+    elif not rows:
         doubts = doubts or [Reason("nothing")]
-    casts = {row.formats for row in evidence.rows if row.formats[0] != row.formats[1]}
-    of_all = {
+    casts = {row.formats for row in rows if row.formats[0] != row.formats[1]}
+    of_all: dict[str, Value] = {
+        "tensors": len(rows),
         "casts": [f"{old} -> {new}" for old, new in sorted(casts)] or None,
         "reshaped": len(evidence.reshaped),
         "shapes": [*dict.fromkeys(evidence.reshaped)] or None,
@@ -109,7 +111,7 @@ def judge(evidence: Compared) -> Answer:
         figures,
         faults=_differences(evidence, differ, far) if is_other else [],
         doubts=doubts,
-        holds=[Reason("equal", {**count, **of_all})],
+        holds=[Reason("equal", of_all)],
         against=_against(evidence, differ),
     )
 
@@ -313,14 +315,15 @@ def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], aligned: AlignedPair) -> 
     ][:MOST_FAR]
     shapes = {pair.tuned.shape for pair, _ in far}
     equal = [(pair, row) for pair, row in rows if not row.changed and pair.tuned.shape in shapes]
-    marks: dict[tuple[object, ...], list[tuple[MatrixPair, str]]] = {}
+    marks = defaultdict[tuple[object, ...], list[tuple[MatrixPair, str]]](list)
     for pair, row in [*equal[:MOST_FAR], *far]:
         sides = sides_of(pair, aligned.base, aligned.tuned)
-        marks.setdefault((*sides.shape, mark(sides.base)), []).append((pair, row.base))
+        key = (*sides.shape, mark(sides.base))
+        marks[key].append((pair, row.base))
     remarks = {}
     for pair, row in far:
         sides = sides_of(pair, aligned.base, aligned.tuned)
-        for other, name in marks.get((*sides.shape, mark(sides.tuned)), ()):
+        for other, name in marks[*sides.shape, mark(sides.tuned)]:
             base = sides_of(other, aligned.base, aligned.tuned).base
             if not compared(replace(sides, base=base), row.formats).changed:
                 remarks[pair.key] = f"A has these values in {name}"
