@@ -38,7 +38,7 @@ def judge(rows: Sequence[Row]) -> Answer:
     matter = [row for row in listed if row["kind"] in KINDS]
     differ = [row for row in matter if row["differs"] and row["state"] != "unknown"]
     unknown = {
-        row["path"]: Reason("unknown", {"path": row["path"], "why": row["detail"]})
+        row["path"]: Reason("unknown", path=row["path"], why=row["detail"])
         for row in rows
         if row["state"] == "unknown" and (row["kind"] in KINDS or row["path"] == EVERY)
     }
@@ -53,12 +53,12 @@ def judge(rows: Sequence[Row]) -> Answer:
         for row in differ:
             path = row["path"]
             what = row["differs"].split() if row["state"] == "changed" else row["state"]
-            named.append(Reason("file", {"path": path, "what": what}))
-            against.append(Against(path, Reason("state", {"state": _detail(row)})))
-        reason = Reason("differ", {"files": named})
+            named.append(Reason("file", path=path, what=what))
+            against.append(Against(path, Reason("state", state=_detail(row))))
+        reason = Reason("differ", files=named)
         return Answer(Outcome.DOES_NOT_HOLD, [reason], figures, against)
     if unknown:
-        reason = Reason("not_compared", {"files": [*unknown.values()]})
+        reason = Reason("not_compared", files=[*unknown.values()])
         return Answer(Outcome.INCONCLUSIVE, [reason], figures)
     if not matter:
         return Answer(Outcome.INCONCLUSIVE, [Reason("nothing")], figures)
@@ -66,9 +66,9 @@ def judge(rows: Sequence[Row]) -> Answer:
     pickles = len(matter) - len(agree)
     reasons = []
     if agree:
-        reasons.append(Reason("agree", {"files": agree, "count": len(agree)}))
+        reasons.append(Reason("agree", files=agree, count=len(agree)))
     if pickles:
-        reasons.append(Reason("pickles", {"pickles": pickles}))
+        reasons.append(Reason("pickles", pickles=pickles))
     return Answer(Outcome.HOLDS, [*reasons, Reason("without_weights")], figures)
 
 

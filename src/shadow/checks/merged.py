@@ -118,7 +118,7 @@ def judge(merge: Merge) -> Answer:
     hidden = sum(fit.update > 0 and not fit.visible and fit.fits for fit in fits)
     notes = []
     if hidden:
-        notes.append(Reason("unseen", {"matrices": hidden}))
+        notes.append(Reason("unseen", matrices=hidden))
     if not wrong and any(fit.onto_rounded for fit in fits):
         notes.append(Reason("base_rounded"))
     against = [Against(module.tensor, why, _error([module])) for module, why in wrong]
@@ -145,15 +145,15 @@ def verdict(fit: MergeFit) -> Reason | None:
         if not fit.wide[scale] or not fit.narrow[scale]:
             return Reason(code)
     if fit.quantised is not None and fit.quantised[1] < LEFT * fit.residual:
-        return Reason("onto_copy", {"copy": fit.quantised[0]})
+        return Reason("onto_copy", copy=fit.quantised[0])
     other = _other_scale(fit)
     if other is None:
         beyond = min(fit.wide[1.0], fit.narrow[1.0])
-        return Reason("beyond", {"beyond": beyond, "entries": fit.entries})
+        return Reason("beyond", beyond=beyond, entries=fit.entries)
     for scale, code in SCALES.items():
         if abs(other - scale) < CLOSE:
             return Reason(code)
-    return Reason("rescaled", {"scale": other})
+    return Reason("rescaled", scale=other)
 
 
 def _other_scale(fit: MergeFit) -> float | None:
@@ -208,14 +208,14 @@ def _faults(merge: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) 
         kinds.setdefault((why.code, why.figures.get("copy")), []).append(module)
     reasons = []
     if _is_other_base(merge, wrong):
-        reasons.append(Reason("other_base", {"named": merge.named}))
+        reasons.append(Reason("other_base", named=merge.named))
     for (code, copy), modules in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
         reasons.append(_fault(code, copy, modules, len(merge.modules)))
     if changed:
-        reasons.append(Reason("beside", {"tensors": changed}))
+        reasons.append(Reason("beside", tensors=changed))
     for side, name in SIDES.items():
         unmatched = [tensor for tensor in merge.unmatched if tensor.side == side]
-        reasons += unmatched_reasons(unmatched, Reason("only_in", {"where": name}))
+        reasons += unmatched_reasons(unmatched, Reason("only_in", where=name))
     return reasons
 
 
@@ -243,7 +243,7 @@ def _is_other_base(merge: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool
 def _fault(code: str, copy: Value, some: Sequence[Module], matrices: int) -> Reason:
     """Describe what is wrong with some of all matrices."""
     which = "all_matrices" if len(some) == matrices else "some_matrices"
-    where = Reason(which, {"matrices": matrices, "some": len(some)})
+    where = Reason(which, matrices=matrices, some=len(some))
     figures: dict[str, Value] = {"where": where, "copy": copy, "error": _error(some)}
     if code == "rescaled":
         scales = sorted(module.fit.scale or 0.0 for module in some)
@@ -265,26 +265,27 @@ def _doubts(merge: Merge, either: int) -> list[Reason]:
     if merge.unread:
         return not_compared(merge.unread)
     if merge.absent:
-        return [Reason("absent", {"modules": len(merge.absent)})]
+        return [Reason("absent", modules=len(merge.absent))]
     if not merge.modules and not any(whole):
         return [Reason("whole_is_base" if whole else "no_update")]
     if merge.modules and not any(module.fit.visible for module in merge.modules):
         return [Reason("hidden")]
-    return [Reason("ambiguous", {"matrices": either})] if either else []
+    return [Reason("ambiguous", matrices=either)] if either else []
 
 
 def _confirmed(merge: Merge) -> list[Reason]:
     reasons = []
     if merge.modules:
-        figures: dict[str, Value] = {
-            "matrices": len(merge.modules),
-            "formats": sorted({module.format for module in merge.modules}),
-            "scale": merge.scale,
-        }
-        reasons.append(Reason("base_plus_update", figures))
+        confirmed = Reason(
+            "base_plus_update",
+            matrices=len(merge.modules),
+            formats=sorted({module.format for module in merge.modules}),
+            scale=merge.scale,
+        )
+        reasons.append(confirmed)
     whole = sum(tensor.whole is not None for tensor in merge.beside)
     if whole:
-        reasons.append(Reason("whole", {"tensors": whole}))
+        reasons.append(Reason("whole", tensors=whole))
     return reasons
 
 
@@ -335,7 +336,7 @@ def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
         own = whole or adapter.updates.get(pair.place)
         rows = own.tuned.shape[0] - pair.tuned.shape[0] if own is not None else 0
         if rows > 0:
-            why = Reason("rows_only_in", {"rows": rows, "where": SIDES["adapter"]})
+            why = Reason("rows_only_in", rows=rows, where=SIDES["adapter"])
             lost.append(Unmatched(name, "adapter", why, is_shared=True))
     unmatched = [
         tensor
@@ -356,7 +357,7 @@ def _measured(
     name = pair.tuned.info.name
     stored = pair.tuned.info.dtype
     place = pair.place
-    not_judged = Unmatched(name, "tuned", Reason("quantised", {"format": stored}))
+    not_judged = Unmatched(name, "tuned", Reason("quantised", format=stored))
     if place in adapter.updates:
         if is_quantised(tuned.tensor(pair.tuned.info)):
             return not_judged

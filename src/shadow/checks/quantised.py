@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
 from shadow.run.scanned import not_compared, unmatched_reasons
-from shadow.templates import Reason, Value
+from shadow.templates import Reason
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
@@ -73,13 +73,14 @@ class Copied:
                 code = "scaled"
             beyond = max(0.0, noise.error - (noise.made or 0.0))
             size = math.sqrt(beyond / noise.original)
-        figures: dict[str, Value] = {
-            "format": self.format,
-            "outside": noise.outside,
-            "entries": noise.entries,
-            "factor": noise.factor,
-        }
-        return Against(self.tensor, Reason(code, figures), size)
+        why = Reason(
+            code,
+            format=self.format,
+            outside=noise.outside,
+            entries=noise.entries,
+            factor=noise.factor,
+        )
+        return Against(self.tensor, why, size)
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,9 @@ def judge(copies: Copies) -> Answer:
         doubts = [Reason("floats")]
     named = []
     for name, count in formats:
-        named.append(Reason("in_format", {"tensors": count, "format": name}))
+        named.append(Reason("in_format", tensors=count, format=name))
     ratio = figures.get("error_ratio") or None
-    reason = Reason("at_error", {"tensors": len(tensors), "formats": named, "ratio": ratio})
+    reason = Reason("at_error", tensors=len(tensors), formats=named, ratio=ratio)
     return copies.judged(
         figures,
         faults=faults,
@@ -121,7 +122,7 @@ def judge(copies: Copies) -> Answer:
 
 def _some(code: str, some: Sequence[Copied], tensors: Sequence[Copied]) -> list[Reason]:
     """The number of tensors of which a reason is true; empty without any."""
-    return [Reason(code, {"some": len(some), "tensors": len(tensors)})] if some else []
+    return [Reason(code, some=len(some), tensors=len(tensors))] if some else []
 
 
 def _figures(every: Sequence[FormatNoise]) -> dict[str, Figure]:

@@ -126,7 +126,7 @@ def verify(question: Question, runtime: Runtime) -> Verification:
         if model.is_folder and folder.exists():
             folders.append(folder.resolve())
     if check.is_of_pair and len(folders) == 2 and folders[0] == folders[1]:
-        why = Reason("one_checkpoint", {"names": check.names(2)})
+        why = Reason("one_checkpoint", names=check.names(2))
         answer = Answer(Outcome.INCONCLUSIVE, [why])
         return Verification(check, question.of, answer)
     references = question.references

@@ -71,7 +71,7 @@ def judge(evidence: RelatedUnits) -> Answer:
         if is_related:
             related.append(number)
         if units.p is None:
-            of_none.append(Reason("candidate", {"name": name, "why": Reason(units.unknown)}))
+            of_none.append(Reason("candidate", name=name, why=Reason(units.unknown)))
         against.append(Against(name, _how(units, is_related)))
     counts: dict[str, Figure] = {"candidates": len(names), "related": len(related)}
     unknown = [_named("candidates_not_compared", of_none)] if of_none else []
@@ -80,24 +80,24 @@ def judge(evidence: RelatedUnits) -> Answer:
             return Answer(Outcome.INCONCLUSIVE, unknown or [Reason("no_order")], counts, against)
         least = min(units.p for units in relations)
         more = " or more" if len(names) > 1 else None
-        reason = Reason("no_candidate", {"p": least, "more": more})
+        reason = Reason("no_candidate", p=least, more=more)
         return Answer(Outcome.DOES_NOT_HOLD, [reason], {**counts, "p": least}, against)
     nearest = min(related, key=lambda number: relations[number].distance)
     others = [number for number in related if number != nearest]
     for other in others:
         if doubt := _doubt(evidence, nearest, other):
-            reason = Reason(doubt, {"near": names[nearest], "far": names[other]})
+            reason = Reason(doubt, near=names[nearest], far=names[other])
             return Answer(Outcome.INCONCLUSIVE, [reason], counts, against)
     units = relations[nearest]
     counts |= {"p": units.p, "z": units.z, "cosine": units.cosine, "distance": units.distance}
-    reasons = [Reason("nearest", {"name": names[nearest], "how": against.pop(nearest).why})]
+    reasons = [Reason("nearest", name=names[nearest], how=against.pop(nearest).why)]
     if others:
         reasons.append(_named("beyond", [names[other] for other in others]))
     return Answer(Outcome.HOLDS, [*reasons, *unknown, Reason("direction")], counts, against)
 
 
 def _named(code: str, names: Sequence[str | Reason]) -> Reason:
-    return Reason(code, {"names": names, "count": len(names)})
+    return Reason(code, names=names, count=len(names))
 
 
 def _doubt(evidence: RelatedUnits, nearest: int, other: int) -> str:
@@ -124,9 +124,9 @@ def _doubt(evidence: RelatedUnits, nearest: int, other: int) -> str:
 def _how(units: Relation, is_related: bool) -> Reason:
     """Describe what the units of a candidate show."""
     if units.p is None:
-        return Reason("unknown", {"why": Reason(units.unknown)})
+        return Reason("unknown", why=Reason(units.unknown))
     if (units.reordered or 0.0) >= REORDERED:
-        return Reason("reordered", {"cosine": units.reordered})
+        return Reason("reordered", cosine=units.reordered)
     figures = {"p": units.p, "cosine": units.cosine, "distance": units.distance}
     return Reason("related" if is_related else "unrelated", figures)
 

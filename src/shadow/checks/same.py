@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
 from shadow.errors import UsageError
 from shadow.run.scanned import Scanned, not_compared, relative_norm, unmatched_reasons
-from shadow.templates import Reason, Value
+from shadow.templates import Reason
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint, Found, Located
@@ -69,7 +69,7 @@ def judge(evidence: Compared) -> Answer:
     """Judge by values; what cannot be read leaves the answer open unless something differs."""
     if evidence.unscanned:
         tensors = len(evidence.stored)
-        reason = Reason(evidence.unscanned, {"tensors": tensors, "names": ["A", "B"]})
+        reason = Reason(evidence.unscanned, tensors=tensors, names=["A", "B"])
         if evidence.unscanned == "one_checkpoint":
             return Answer(Outcome.INCONCLUSIVE, [reason])
         figures: dict[str, Figure] = {}
@@ -96,22 +96,23 @@ def judge(evidence: Compared) -> Answer:
         figures["relative_norm"] = far
     doubts = not_compared(evidence.unread)
     if doubts and rows:
-        doubts = [Reason("equal_but", {"tensors": len(rows), "rest": doubts[0]})]
+        doubts = [Reason("equal_but", tensors=len(rows), rest=doubts[0])]
     elif not rows:
         doubts = doubts or [Reason("nothing")]
     casts = {row.formats for row in rows if row.formats[0] != row.formats[1]}
-    of_all: dict[str, Value] = {
-        "tensors": len(rows),
-        "casts": [f"{old} -> {new}" for old, new in sorted(casts)] or None,
-        "reshaped": len(evidence.reshaped),
-        "shapes": [*dict.fromkeys(evidence.reshaped)] or None,
-    }
+    equal = Reason(
+        "equal",
+        tensors=len(rows),
+        casts=[f"{old} -> {new}" for old, new in sorted(casts)] or None,
+        reshaped=len(evidence.reshaped),
+        shapes=[*dict.fromkeys(evidence.reshaped)] or None,
+    )
     is_other = differ or evidence.unmatched or evidence.scales or evidence.dora
     return evidence.judged(
         figures,
         faults=_differences(evidence, differ, far) if is_other else [],
         doubts=doubts,
-        holds=[Reason("equal", of_all)],
+        holds=[equal],
         against=_against(evidence, differ),
     )
 
@@ -119,21 +120,17 @@ def judge(evidence: Compared) -> Answer:
 def _against(evidence: Compared, differ: Sequence[Scanned]) -> list[Against]:
     against = []
     for module, (scale, other) in evidence.scales.items():
-        against.append(Against(module, Reason("scale", {"a": scale, "b": other})))
+        against.append(Against(module, Reason("scale", a=scale, b=other)))
     if evidence.dora:
-        why = Reason("use_dora", {"where": evidence.dora})
+        why = Reason("use_dora", where=evidence.dora)
         against.append(Against("adapter_config.json", why))
     is_one_cast = len({row.rounded for row in differ}) == 1  # which the reason says of all
     for row in differ:
         code = "entries" if row.finite or row.rounded else "some_not_finite"
-        figures: dict[str, Value] = {
-            "changed": row.changed,
-            "entries": row.entries,
-            "remark": row.remark or None,
-        }
-        if row.rounded and not is_one_cast:
-            figures |= _cast(row.rounded)
-        against.append(Against(row.tuned, Reason(code, figures), row.relative))
+        cast = _cast(row.rounded) if row.rounded and not is_one_cast else None
+        remark = row.remark or None
+        why = Reason(code, cast, changed=row.changed, entries=row.entries, remark=remark)
+        against.append(Against(row.tuned, why, row.relative))
     return against
 
 
@@ -150,19 +147,19 @@ def _differences(evidence: Compared, differ: Sequence[Scanned], far: float | Non
     casts = {row.rounded for row in differ}
     cast = casts.pop() if len(casts) == 1 else None
     if cast is not None:
-        reasons.append(Reason("rounded", {**of, **_cast(cast)}))
+        reasons.append(Reason("rounded", of, **_cast(cast)))
     elif differ:
         entries = sum(row.changed for row in differ)
-        reasons.append(Reason("differ", {**of, "entries": entries}))
+        reasons.append(Reason("differ", of, entries=entries))
     elif evidence.rows:
         reasons.append(Reason("others_equal", of))
     if evidence.scales:
-        reasons.append(Reason("scales", {"updates": len(evidence.scales)}))
+        reasons.append(Reason("scales", updates=len(evidence.scales)))
     if evidence.dora:
-        reasons.append(Reason("dora", {"where": evidence.dora}))
+        reasons.append(Reason("dora", where=evidence.dora))
     for side, name in (("base", "A"), ("tuned", "B")):
         unmatched = [tensor for tensor in evidence.unmatched if tensor.side == side]
-        reasons += unmatched_reasons(unmatched, Reason("only_in", {"where": name}))
+        reasons += unmatched_reasons(unmatched, Reason("only_in", where=name))
     return reasons + not_compared(evidence.unread)
 
 

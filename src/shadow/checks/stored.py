@@ -98,9 +98,9 @@ def judge(evidence: Copy) -> Answer:
     error = figures.get("relative_error")
     measured = []
     if share is not None:
-        measured.append(Reason("kept", {"kept": max(0.0, share)}))
+        measured.append(Reason("kept", kept=max(0.0, share)))
     elif error is not None:
-        measured.append(Reason("error", {"error": error}))
+        measured.append(Reason("error", error=error))
     merged = [part for part in tensors if part.is_merged]
     merged.sort(key=lambda part: (part.values[1], part.tensor))
     crushed = [part for part in merged if part.full in evidence.in_f32]
@@ -135,19 +135,19 @@ def _notes(tensors: Sequence[StoredPart], merged: Sequence[StoredPart]) -> list[
     notes = []
     if merged:
         which = [_values(part, part.tensor) for part in merged]
-        notes.append(Reason("merged", {"vectors": len(merged), "which": which}))
+        notes.append(Reason("merged", vectors=len(merged), which=which))
     emptied = [part.tensor for part in tensors if part.is_emptied]
     if emptied:
-        notes.append(Reason("emptied", {"tensors": len(emptied), "which": emptied}))
+        notes.append(Reason("emptied", tensors=len(emptied), which=emptied))
     unknown = sum(not part.sums.finite for part in tensors)
     if unknown:
-        notes.append(Reason("without_norm", {"tensors": unknown}))
+        notes.append(Reason("without_norm", tensors=unknown))
     return notes
 
 
 def _values(part: StoredPart, tensor: str | None = None) -> Reason:
     before, after = part.values
-    return Reason("values", {"before": before, "after": after, "tensor": tensor})
+    return Reason("values", before=before, after=after, tensor=tensor)
 
 
 def left_of_update(tensors: Iterable[StoredPart]) -> tuple[float, float] | None:
@@ -189,7 +189,7 @@ def _figures(evidence: Copy) -> dict[str, Figure]:
 def _entries(part: StoredPart) -> Against:
     sums = part.sums
     code = "entries" if sums.finite else "some_not_finite"
-    why = Reason(code, {"off": sums.off, "entries": sums.entries, "format": sums.grid})
+    why = Reason(code, off=sums.off, entries=sums.entries, format=sums.grid)
     relative = math.sqrt(sums.error / sums.full) if sums.finite and sums.full else None
     return Against(part.tensor, why, relative)
 
@@ -203,13 +203,13 @@ def _lost(tensors: Sequence[StoredPart]) -> Iterator[Against]:
         left = left_of_update(of_module)
         if left is not None and left[0] < KEPT:
             share, error = left
-            yield Against(name, Reason("module", {"kept": max(0.0, share)}), error)
+            yield Against(name, Reason("module", kept=max(0.0, share)), error)
 
 
 def _of(tensors: Sequence[StoredPart], code: str, counts: Mapping[str, int]) -> Reason:
     """Make a reason about tensors, with their formats."""
     formats = sorted({part.sums.grid for part in tensors})
-    return Reason(code, {**counts, "formats": formats})
+    return Reason(code, counts, formats=formats)
 
 
 def gather(question: Question, runtime: Runtime, scratch: Path) -> Copy:
@@ -292,7 +292,7 @@ def _copied(
                 sides = replace(sides, dtype=torch.float64)
     sums = kept_of_copy(sides, third, stored)
     if sums is None:
-        return Unmatched(name, "tuned", Reason("unknown_format", {"format": stored}))
+        return Unmatched(name, "tuned", Reason("unknown_format", format=stored))
     values = (0, 0) if pair.is_matrix or pair.cols > COUNTED else _distinct(sides)
     return StoredPart(pair.place, name, sums, pair.base.info.name, values)
 

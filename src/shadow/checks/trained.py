@@ -125,20 +125,18 @@ class Moved:
     def against(self) -> Against:
         """The reason that it is not what it should be."""
         row = self.row
-        changes = {"changed": row.changed, "entries": row.entries}
-        figures: dict[str, Value] = {**changes, "cast": self.cast, "format": self.rounded_to}
         if self.broken:
             return Against(row.tuned, self.broken)
         if not row.changed:
-            return Against(row.tuned, Reason("equal", {"cast": self.cast}))
-        if self.should is Should.MOVE:
-            return Against(row.tuned, Reason("rounded", figures))
+            return Against(row.tuned, Reason("equal", cast=self.cast))
         if not self.is_counted:
             return Against(row.tuned, Reason("changed"), row.relative)
-        if row.rounded:
-            code = "rounded" if self.rounded_to else "base_cast"
-            return Against(row.tuned, Reason(code, figures), row.relative)
-        return Against(row.tuned, Reason("entries", changes), row.relative)
+        changes = {"changed": row.changed, "entries": row.entries}
+        if not row.rounded:
+            return Against(row.tuned, Reason("entries", changes), row.relative)
+        code = "rounded" if self.rounded_to else "base_cast"
+        why = Reason(code, changes, cast=self.cast, format=self.rounded_to)
+        return Against(row.tuned, why, None if self.should is Should.MOVE else row.relative)
 
     def stuck(self, step: float) -> int:
         """Count entries that stayed as half a unit in the last place exceeds the step."""
@@ -181,7 +179,7 @@ def judge(training: Training) -> Answer:
     figures, notes = _noted(training, named, others, step)
     equal = [tensor for tensor in frozen if tensor.cast and not tensor.row.changed]
     if equal:
-        notes.append(Reason("cast", {"tensors": len(equal), "casts": _casts(equal)}))
+        notes.append(Reason("cast", tensors=len(equal), casts=_casts(equal)))
     figures |= {
         "tensors_to_move": len(should),
         "tensors_not_moved": len(stayed),
@@ -214,12 +212,12 @@ def judge(training: Training) -> Answer:
     if training.modules:
         figures |= {"modules": training.modules, "modules_unnamed": training.unnamed}
         if apart and training.unnamed == training.modules:
-            apart = [Reason("unnamed", {"modules": training.modules})]
+            apart = [Reason("unnamed", modules=training.modules)]
     return training.judged(
         figures,
         faults=faults + apart,
         doubts=doubts,
-        holds=[Reason(code, {"tensors": len(of)}) for code, of in every if of],
+        holds=[Reason(code, tensors=len(of)) for code, of in every if of],
         against=[tensor.against for tensor in (*broken, *stayed, *differ)],
         notes=notes,
     )
@@ -229,7 +227,7 @@ def _some(
     code: str, some: Sequence[Moved], tensors: Sequence[Moved], **figures: Value
 ) -> list[Reason]:
     """The number of tensors of which a reason is true, with its figures; empty without any."""
-    return [Reason(code, {"some": len(some), "tensors": len(tensors), **figures})] if some else []
+    return [Reason(code, some=len(some), tensors=len(tensors), **figures)] if some else []
 
 
 def _casts(tensors: Iterable[Moved]) -> list[str]:
@@ -258,7 +256,7 @@ def _noted(
     idle = sum(not tensor.row.changed for tensor in updates)
     if idle:
         figures["modules_without_update"] = idle
-        notes.append(Reason("idle", {"idle": idle, "modules": len(updates)}))
+        notes.append(Reason("idle", idle=idle, modules=len(updates)))
     if step is not None:
         figures["typical_step"] = step
         stuck = sum(tensor.stuck(step) for tensor in named)
@@ -267,24 +265,25 @@ def _noted(
             formats = sorted({tensor.row.formats[1] for tensor in named if tensor.cells})
             entries = sum(tensor.row.entries for tensor in named)
             share = stuck / max(1, entries)
-            notes.append(Reason("stuck", {"share": share, "step": step, "formats": formats}))
+            notes.append(Reason("stuck", share=share, step=step, formats=formats))
     if others:
         moved = sum(tensor.has_moved for tensor in others)
-        notes.append(Reason("beside", {"tensors": len(others), "moved": moved}))
+        notes.append(Reason("beside", tensors=len(others), moved=moved))
     initial = [tensor.row.tuned for tensor in named if tensor.is_initial]
     if initial:
         figures["tensors_initial"] = len(initial)
-        notes.append(Reason("initial", {"vectors": len(initial), "names": initial}))
+        notes.append(Reason("initial", vectors=len(initial), names=initial))
     coarse = [tensor.row for tensor in named if not tensor.is_initial and tensor.may_stay(step)]
     if coarse:
         figures["tensors_too_coarse"] = len(coarse)
-        of_coarse: dict[str, Value] = {
-            "tensors": len(coarse),
-            "step": step,
-            "names": [row.tuned for row in coarse],
-            "formats": sorted({row.formats[1] for row in coarse}),
-        }
-        notes.append(Reason("too_coarse", of_coarse))
+        note = Reason(
+            "too_coarse",
+            tensors=len(coarse),
+            step=step,
+            names=[row.tuned for row in coarse],
+            formats=sorted({row.formats[1] for row in coarse}),
+        )
+        notes.append(note)
     return figures, notes
 
 
@@ -383,7 +382,7 @@ def _broken(sides: Sides, entries: int) -> Reason | None:
         lost += int((base.isfinite() & ~tuned.isfinite()).sum())
         others += int((tuned != 0).sum())
     if lost:
-        return Reason("nonfinite", {"lost": lost, "entries": entries})
+        return Reason("nonfinite", lost=lost, entries=entries)
     return None if others else Reason("zeros")
 
 
@@ -492,7 +491,7 @@ def verified_since(
                 unread.append(Unmatched(name, "tuned", Reason("not_finite")))
                 continue
             if lost:
-                broken = Reason("nonfinite", {"lost": lost, "entries": entries})
+                broken = Reason("nonfinite", lost=lost, entries=entries)
             elif not whole.any():
                 broken = Reason("zeros")
         elif not is_changed and len(info.shape) < 2:

@@ -86,7 +86,7 @@ def not_compared(unread: Sequence[Unmatched]) -> list[Reason]:
     """Count the tensors that are not compared, and say why the first is not; empty without any."""
     if not unread:
         return []
-    return [Reason("not_compared", {"tensors": len(unread), "why": unread[0].why})]
+    return [Reason("not_compared", tensors=len(unread), why=unread[0].why)]
 
 
 def unmatched_reasons(unmatched: Sequence[Unmatched], where: Reason = ON_ONE_SIDE) -> list[Reason]:
@@ -94,8 +94,8 @@ def unmatched_reasons(unmatched: Sequence[Unmatched], where: Reason = ON_ONE_SID
     reasons = []
     whole = sum(not tensor.is_shared for tensor in unmatched)
     if whole:
-        reasons.append(Reason("apart", {"tensors": whole, "where": where}))
+        reasons.append(Reason("apart", tensors=whole, where=where))
     shared = Counter(tensor.why for tensor in unmatched if tensor.is_shared)
     for how, count in shared.items():
-        reasons.append(Reason("shared_apart", {"tensors": count, "how": how}))
+        reasons.append(Reason("shared_apart", tensors=count, how=how))
     return reasons
