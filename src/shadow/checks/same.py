@@ -312,7 +312,7 @@ def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], aligned: AlignedPair) -> 
     ][:MOST_FAR]
     shapes = {pair.tuned.shape for pair, _ in far}
     equal = [(pair, row) for pair, row in rows if not row.changed and pair.tuned.shape in shapes]
-    marks = defaultdict[tuple[object, ...], list[tuple[MatrixPair, str]]](list)
+    marks: defaultdict[tuple[object, ...], list[tuple[MatrixPair, str]]] = defaultdict(list)
     for pair, row in [*equal[:MOST_FAR], *far]:
         sides = sides_of(pair, aligned.base, aligned.tuned)
         key = (*sides.shape, mark(sides.base))
