@@ -115,8 +115,7 @@ class JudgedReport:
             return Outcome.HOLDS, Reason("none_changed")
         if any(changed.values()):
             return Outcome.DOES_NOT_HOLD, states_are(changed)
-        places = {"places": [*changed]}
-        return Outcome.INCONCLUSIVE, Reason("places_left_open", places)
+        return Outcome.INCONCLUSIVE, Reason("places_left_open", places=[*changed])
 
     def why_absent(self, metric: Metric) -> Reason | str:
         """The reason that the report has no figure that a rule names."""
@@ -135,8 +134,8 @@ def states_are(states: Mapping[str, State]) -> Reason:
     """The states of places or files, as a reason."""
     reasons = []
     for name, state in states.items():
-        figures = {"name": name, "state": state or "unknown"}
-        reasons.append(Reason("state_is", figures))
+        reason = Reason("state_is", name=name, state=state or "unknown")
+        reasons.append(reason)
     return Reason("states", states=reasons)
 
 

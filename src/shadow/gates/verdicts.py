@@ -402,8 +402,7 @@ def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
     figures = []
     for finding in violating or findings:
         text = _text(finding.value, rule.holds)
-        figure = {"figure": finding.figure, "value": text}
-        figures.append(Reason("figure_is", figure))
+        figures.append(Reason("figure_is", figure=finding.figure, value=text))
     return _verdict(
         rule,
         "violated" if violating else "within",
@@ -544,14 +543,14 @@ def _was(finding: RuleFigure) -> Reason:
     def is_inside(value: Any) -> bool:  # of the bounds as they are written
         return float(low) <= float(value) <= float(high)
 
-    figures = {
-        "figure": finding.figure,
-        "value": "null" if finding.value is None else _text(finding.value, is_inside),
-        "before": f"{finding.before or 0.0:.3g}",
-        "low": low,
-        "high": high,
-    }
-    return Reason("figure_was", figures)
+    return Reason(
+        "figure_was",
+        figure=finding.figure,
+        value="null" if finding.value is None else _text(finding.value, is_inside),
+        before=f"{finding.before or 0.0:.3g}",
+        low=low,
+        high=high,
+    )
 
 
 def _text(value: Any, holds: Callable[[Any], bool]) -> str:
