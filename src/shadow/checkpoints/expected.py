@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ SECONDS = 180  # the largest released models take a minute
 MEMORY = 8 << 30  # bytes beyond what the imports take
 ASKED = ("transformers", "torch", "accelerate")  # whose versions an answer depends on
 LASTING = ("", "unknown_class")  # problems that a second child would find again
-UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+UNREADABLE = (ValueError, IndexError, RecursionError)  # of what is no answer
 RAISED = 1  # exit code of a child with an exception that is not of transformers
 LONGEST = 300  # characters of what the child says of a fault
 # keys of a config, at any depth, that name code, files or repositories, or how weights are packed
@@ -164,31 +164,13 @@ def _ask(question: str, scratch: Path) -> Expected:
 
 
 def read_answer(content: bytes) -> Expected:
-    """Read an answer as JSON has it. Raises one of UNREADABLE for anything else."""
+    """Read an answer as JSON has it. Raises one of UNREADABLE unless every field is there."""
+    from pydantic import TypeAdapter
+
     recorded = json.loads(content)
-
-    def names(key: str) -> list[str]:
-        return [str(name) for name in recorded[key]]
-
-    mismatched = [
-        (str(name), tuple(map(int, own)), tuple(map(int, other)))
-        for name, own, other in recorded["mismatched"]
-    ]
-    rows = recorded["vocabulary"]
-    return Expected(
-        names("missing"),
-        names("unexpected"),
-        mismatched,
-        problem=str(recorded["problem"]),
-        detail=str(recorded["detail"]),
-        tied=bool(recorded["tied"]),
-        usual=[int(token) for token in recorded["usual"]],
-        inputs=names("inputs"),
-        outputs=names("outputs"),
-        vocabulary=None if rows is None else int(rows),
-        lost={owner: int(count) for owner, count in recorded["lost"].items()},
-        in_f32=names("in_f32"),
-    )
+    if not isinstance(recorded, dict) or recorded.keys() != {one.name for one in fields(Expected)}:
+        raise ValueError("fields")
+    return TypeAdapter(Expected).validate_python(recorded)
 
 
 def main() -> None:
