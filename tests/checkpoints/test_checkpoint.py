@@ -267,7 +267,10 @@ FAULTS = {
     "a file": (a_file, "is not a file of weights"),
     "empty folder": (empty_folder, "no safetensors files"),
     "adapter": (adapter, "only LORA is read"),
-    "missing shard": (missing_shard, "model-00002-of-00002.safetensors is missing"),
+    "missing shard": (
+        missing_shard,
+        "1 of 2 shards are not in the folder: model-00002-of-00002.safetensors",
+    ),
     "shard is a folder": (shard_is_a_folder, "model-00002-of-00002.safetensors"),
     "shard is an LFS pointer": (shard_is_a_pointer, "Git-LFS pointer"),
     "shard is cut": (shard_is_cut, "cut short"),

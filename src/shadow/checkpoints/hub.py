@@ -11,7 +11,7 @@ import errno
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Event, get_ident
@@ -44,9 +44,16 @@ from shadow.checkpoints.safetensors_files import (
     held_shard,
     read_safetensors,
 )
-from shadow.checkpoints.sources import Shard, WholeFile, digest_of, read_header
+from shadow.checkpoints.sources import (
+    WITH_HEADER,
+    Shard,
+    WholeFile,
+    digest_of,
+    read_header,
+    read_shard,
+)
 from shadow.checkpoints.transfers import Say, StoppedError, Transfer
-from shadow.errors import FileError, ShadowError
+from shadow.errors import FileError, ShadowError, naming
 from shadow.targets.references import as_folder
 
 CHUNK = 1 << 20  # bytes
@@ -55,31 +62,29 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 ONLINE = "run once without --offline (and without HF_HUB_OFFLINE)"
 NO_RANGES = "the server does not send the byte ranges that it is asked for"
 FOLDER = "download it with `hf download`, and name the folder"
+OWNER = (
+    "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
+)
 DAMAGED = "run once without --offline, to download it again"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RemoteFile(StoredFile):
     """A file of a commit of a repository."""
 
-    repo: str  # `org/name`
-    commit: str  # 40 hexadecimal digits
-    size: int  # bytes
-    offline: bool  # only the cache may be used
+    repo: str = field(kw_only=True)  # `org/name`
+    commit: str = field(kw_only=True)  # 40 hexadecimal digits
+    offline: bool = field(kw_only=True)  # only the cache may be used
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Snapshot(Listing):
     """One commit of a repository, to which all reads refer."""
 
     files: Mapping[str, RemoteFile]  # below the subfolder, by path in it
-    commit: str  # 40 hexadecimal digits
-    access: str | None  # `open`, `gated` or `private`; None offline, where only the cache is asked
 
-    @property
-    def offline(self) -> bool:
-        """Whether only the cache may be used."""
-        return self.access is None
+    def holds(self, path: str) -> bool:
+        return path in self.files
 
     def read(self, path: str, say: Say) -> bytes:
         file = self.files[path]
@@ -90,13 +95,23 @@ class Snapshot(Listing):
         local, _ = fetch_whole(file, Transfer(say))
         return read_small(local, path)
 
-    def shard(self, path: str, by: Transfer) -> Shard:
+    def shard(self, path: str, by: Transfer, scratch: Path | None) -> Shard:
         file = self.files[path]
-        header = self._cached_header(file, path)
-        if header is None:
-            read = read_gguf if path.endswith(GGUF) else read_safetensors
-            header = read(lambda count: read_range(file, 0, count, by), file.size, path)
+        source = WholeFile(file)
+        if not path.endswith(WITH_HEADER):
+            source.fetched = source.bytes_to_move() > 0
+            source.fetch(by)
+            assert source.path is not None, "fetched"
+            with naming(self.name):
+                header, held = read_shard(held_shard(source.path, path), path, scratch)
+            return header, replace(source, unpacked=held.path)
+        header = self._cached_header(file, path) or self._sent_header(file, path, by)
         return header, WholeFile(file, digest_of(header))
+
+    def _sent_header(self, file: RemoteFile, path: str, by: Transfer) -> Header:
+        """The header as the first bytes of a file have it."""
+        read = read_gguf if path.endswith(GGUF) else read_safetensors
+        return read(lambda count: read_range(file, 0, count, by), file.size, path)
 
     def _cached_header(self, file: RemoteFile, path: str) -> Header | None:
         """The header of a copy in the cache. One that is damaged is fetched again later."""
@@ -106,7 +121,7 @@ class Snapshot(Listing):
         try:
             return read_header(held_shard(local, path), path)
         except FileError as error:
-            if not self.offline:
+            if self.is_complete:
                 return None
             raise ShadowError(f"{self.name}: {error.message}", DAMAGED) from error
 
@@ -145,12 +160,17 @@ def pin(
             for path, file in listed.items()
             if path.startswith(start)
         }
+    absent = ("repository", "tell its owner")
+    if access is None:
+        absent = ("cache", "run without --offline")
     return Snapshot(
-        name=f"{repo}/{subfolder}" if subfolder else repo,
-        files=listed,
+        f"{repo}/{subfolder}" if subfolder else repo,
+        listed,
         is_complete=access is not None,
         commit=commit,
         access=access,
+        absent=absent,
+        hint=OWNER,
     )
 
 
@@ -174,6 +194,7 @@ def _model_info(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
 
 def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     files = {}
+    make = partial(RemoteFile, repo=repo, commit=commit, offline=False)
     for entry in hf.HfApi().list_repo_tree(repo, recursive=True, revision=commit):
         if isinstance(entry, RepoFile):
             size, digest = entry.size, entry.blob_id
@@ -182,14 +203,7 @@ def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
             if type(size) is not int or not 0 <= size <= MAX_OFFSET or type(entry.path) is not str:
                 raise ValueError("an invalid size or name")
             entry.path.encode()  # a ValueError for half a surrogate
-            files[entry.path] = RemoteFile(
-                path=entry.path,
-                size=size,
-                checksum=_checksum(digest),
-                repo=repo,
-                commit=commit,
-                offline=False,
-            )
+            files[entry.path] = make(entry.path, size, _checksum(digest))
     return files
 
 
@@ -208,19 +222,13 @@ def _repository_folder(repo: str) -> Path:
 def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     root = _repository_folder(repo) / "snapshots" / commit
     files = {}
+    make = partial(RemoteFile, repo=repo, commit=commit, offline=True)
     for path in sorted(root.rglob("*")):
         if path.is_file():
             name = path.relative_to(root).as_posix()
             # a link leads to a blob, which the cache names by its checksum
             blob = path.readlink().name if path.is_symlink() else None
-            files[name] = RemoteFile(
-                path=name,
-                size=path.stat().st_size,
-                checksum=_checksum(blob),
-                repo=repo,
-                commit=commit,
-                offline=True,
-            )
+            files[name] = make(name, path.stat().st_size, _checksum(blob))
     return files
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.safetensors_files import held_shard
-from shadow.checkpoints.sources import LocalFile, Shard, read_header
+from shadow.checkpoints.sources import LocalFile, Shard, read_shard
 from shadow.checkpoints.transfers import Say, Transfer
 from shadow.checkpoints.weight_files import ADAPTER_CONFIG
 from shadow.errors import FileError
@@ -57,7 +57,7 @@ class StoredFile:
     """A file of a checkpoint."""
 
     path: str  # in the folder or repository; what is not UTF-8 in it is escaped
-    size: int | None  # bytes; None of what is no regular file
+    size: int  # bytes; 0 of what cannot be read
     checksum: str | None = None  # `sha256:...` or `git:...`, hexadecimal; None if not known
     problem: str = ""  # why it cannot be read; empty where it can
 
@@ -75,20 +75,31 @@ class Listing:
     files: Mapping[str, StoredFile]  # by path
     is_complete: bool = True  # whether a file that is not listed is not there
     folder: Path | None = None  # None of a repository
+    commit: str | None = field(default=None, kw_only=True)
+    access: str | None = field(default=None, kw_only=True)
     read_from: frozenset[str] = field(default=frozenset(), kw_only=True)
     """The files that its weights are read from, as far as that is known."""
+    absent: tuple[str, str] = ("folder", "check that the download is complete")
+    """Where a file is looked for, and what to do if it is not there."""
+    hint: str | None = None  # of a file that is not trusted, instead of its own
+
+    def holds(self, path: str) -> bool:
+        """Whether a file is there, also one below a folder that is not listed."""
+        return self.folder is not None and (self.folder / path).exists()
 
     def read(self, path: str, say: Say) -> bytes:
         """Read a small file, fetched if necessary. Raises FileError if it cannot be read."""
         return read_small(self._local(path), path)
 
-    def shard(self, path: str, by: Transfer) -> Shard:
-        """Read the header of a safetensors or GGUF file. Raises FileError if it is damaged."""
-        held = held_shard(self._local(path), path)
-        return read_header(held, path), LocalFile(held.path, held)
+    def shard(self, path: str, by: Transfer, scratch: Path | None) -> Shard:
+        """Read the header of a file of weights; a `.bin` file may be unpacked into scratch. Raises
+        FileError if it is damaged.
+        """
+        header, held = read_shard(held_shard(self._local(path), path), path, scratch)
+        return header, LocalFile(held.path, held)
 
     def _local(self, path: str) -> Path:
-        if problem := self.files[path].problem:
+        if path in self.files and (problem := self.files[path].problem):
             raise FileError(f"{path}: {problem}", AGAIN)
         return (self.folder or Path()) / path
 
@@ -133,7 +144,7 @@ def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
     paths = walk()
     for path in itertools.islice(paths, MAX_FILES):
         file = _stored(root, path, min(left, SMALL))
-        if file.checksum and file.size:
+        if file.checksum:
             left -= file.size
         files[file.path] = file
     is_complete = next(paths, None) is None
@@ -141,9 +152,8 @@ def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
 
 
 def top_of_folder(root: Path) -> Listing:
-    """List the files of a folder without those of its folders and without checksums."""
-    paths = sorted(path for path in root.iterdir() if not path.is_dir())
-    files = [_stored(root, path.name, -1) for path in paths]
+    """List what lies in a folder itself, without checksums."""
+    files = [_stored(root, path.name, -1) for path in sorted(root.iterdir())]
     return Listing(str(root), {file.path: file for file in files}, folder=root)
 
 
@@ -151,16 +161,16 @@ def _stored(root: Path, path: str, limit: int) -> StoredFile:
     """Describe a file of a folder, with its sha256 if it has at most limit bytes."""
     name = as_text(path)
     if name != path:
-        return StoredFile(name, None, problem="its name is not UTF-8")
+        return StoredFile(name, 0, problem="its name is not UTF-8")
     try:
         state = (root / path).stat()
         if not stat.S_ISREG(state.st_mode):
-            return StoredFile(name, None, problem="not a regular file")
+            return StoredFile(name, 0, problem="not a regular file")
         if state.st_size > limit:
             return StoredFile(name, state.st_size)
         content = read_start(root / path, limit + 1) or b""
     except OSError as error:
-        return StoredFile(name, None, problem=f"cannot be read: {error.strerror or error}")
+        return StoredFile(name, 0, problem=f"cannot be read: {error.strerror or error}")
     return StoredFile(name, len(content), checksum_like("", content))
 
 

@@ -22,20 +22,18 @@ from shadow.checkpoints.listing import (
     Listing,
     listing_of_file,
     listing_of_folder,
-    read_small,
+    top_of_folder,
 )
 from shadow.checkpoints.pickles import DISTRIBUTED
 from shadow.checkpoints.safetensors_files import (
-    Header,
     Packing,
     TensorInfo,
     Tensors,
     has_too_many_values,
-    held_shard,
     usable_name,
 )
-from shadow.checkpoints.sources import LocalFile, Shard, Shards, Source, WholeFile, read_header
-from shadow.checkpoints.transfers import OnBytes, Say, Transfer, in_threads
+from shadow.checkpoints.sources import Shard, Shards, Source
+from shadow.checkpoints.transfers import OnBytes, Say, Transfer, in_threads, unheard
 from shadow.checkpoints.weight_files import ADAPTER_CONFIG, Adapter, Weights, choose_weights
 from shadow.dtypes import FLOATS
 from shadow.errors import FileError, PointerError, ShadowError, naming
@@ -45,8 +43,6 @@ from shadow.text import several
 if TYPE_CHECKING:
     from threading import Event
 
-    from shadow.checkpoints.held_files import HeldFile
-    from shadow.checkpoints.hub import Snapshot
     from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 
 PARAMS = "params.json"  # of Mistral's and Meta's own files, in place of a config
@@ -55,9 +51,6 @@ PAIRED = re.compile(
     r"(?P<head>(?:model\.)?layers\.\d+\.attention\.)w(?P<kind>[qk])\.(?P<what>weight|bias)"
 )
 CONFIG = "config.json"
-OWNER = (
-    "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
-)
 CONNECTIONS = 8  # headers read at a time
 
 
@@ -102,15 +95,27 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint of the Hub whose files are known, before any header is read."""
+    """A checkpoint whose files are known, before any header is read."""
 
-    snapshot: Snapshot
+    listing: Listing
     weights: Weights
     config: Config  # its config.json; empty where there is none
-    reference: str  # `org/name`, with the subfolder if it lies in one
-    commit: str  # 40 hexadecimal digits
-    access: str | None  # `open`, `gated` or `private`; None when nothing was asked
     fingerprint: str  # a sha256 over names, sizes and checksums of the files
+
+    @property
+    def reference(self) -> str:
+        """`org/name`, with the subfolder if it lies in one."""
+        return self.listing.name
+
+    @property
+    def commit(self) -> str | None:
+        """40 hexadecimal digits; None for a folder."""
+        return self.listing.commit
+
+    @property
+    def access(self) -> str | None:
+        """`open`, `gated` or `private`; None when nothing was asked."""
+        return self.listing.access
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, L
     listings: list[tuple[str, Listing]] = []
     for name, part in parts:
         if isinstance(part, Located):
-            listing: Listing = part.snapshot
+            listing = part.listing
             shards = frozenset(part.weights.shards)
         else:
             root = Path(part.reference)
@@ -244,76 +249,119 @@ def open_folder(
     among several GGUF files. Raises ShadowError if the folder is not a trustworthy checkpoint.
     """
     root, alone = Path(reference), ""
+    if root.is_file() and root.suffix == GGUF:
+        root, file = root.parent, glob.escape(root.name)
+    elif root.is_file():
+        root, alone = root.parent, root.name
     try:
-        with naming(reference):
-            if root.is_file() and root.suffix == GGUF:
-                root, file = root.parent, glob.escape(root.name)
-            elif root.is_file():
-                root, alone = root.parent, root.name
-            if not root.is_dir():
-                hint = "name the folder that holds the .safetensors files"
-                raise ShadowError(f"no such folder: {reference}", hint)
-            names = {path.name for path in root.iterdir()}
-
-            def read(name: str) -> Config:
-                return read_object(read_small(root / name, name), name)
-
-            weights = choose_weights(
-                reference, names, read, allow_pickle=allow_pickle, file=file, alone=alone
-            )
-            return _opened_folder(reference, root, weights, scratch)
+        if not root.is_dir():
+            hint = "name the folder that holds the .safetensors files"
+            raise ShadowError(f"no such folder: {reference}", hint)
+        listing = replace(top_of_folder(root), name=reference)
+        located = locate(listing, allow_pickle=allow_pickle, file=file, alone=alone)
+        return open_located(located, scratch)
     except OSError as error:
         raise ShadowError(
             f"{reference}: {error.strerror or error}", "check that the folder can be read"
         ) from error
 
 
-def _opened_folder(
-    reference: str, root: Path, weights: Weights, scratch: Path | None
+def locate(
+    listing: Listing,
+    *,
+    allow_pickle: bool,
+    say: Say = unheard,
+    file: str | None = None,
+    alone: str = "",
+) -> Located:
+    """Find the weight files in a listing, reading its config and index but no shard. alone: a file
+    that was named itself.
+
+    Raises ShadowError if none can be read, or one that the index names is missing.
+    """
+
+    def read(name: str) -> Config:
+        return read_object(listing.read(name, say), name)
+
+    usable = [name for name in filter(usable_name, listing.files) if name != DISTRIBUTED]
+    if listing.commit is None:  # the Hub's are fetched one by one
+        usable = [*listing.files]
+    names = {name for name in usable if "/" not in name or name.endswith(GGUF)}
+    ends = (".safetensors", ".bin", ".index.json", GGUF)
+    if not listing.is_complete and not any(name.endswith(ends) for name in names):
+        message = f"{listing.name}: none of its weight files is in the cache"
+        raise ShadowError(message, "run once without --offline")
+    with naming(listing.name, listing.hint):
+        weights = choose_weights(
+            listing.name, names, read, allow_pickle=allow_pickle, file=file, alone=alone
+        )
+        # a GGUF file has its config inside: one that lies beside it may be of another model
+        config = read(CONFIG) if CONFIG in names and not weights.are_gguf else {}
+    missing = [shard for shard in weights.shards if not listing.holds(shard)]
+    if missing:
+        where, hint = listing.absent
+        count = f"{len(missing)} of {len(weights.shards)} shards are not in the {where}"
+        raise ShadowError(f"{listing.name}: {count}: {several(missing, 3)}", hint)
+    digest = hashlib.sha256()
+    for name in (*weights.shards, CONFIG, ADAPTER_CONFIG):
+        stored = listing.files.get(name)
+        facts = [name, stored.size, stored.checksum] if stored else [name]
+        digest.update(json.dumps(facts).encode())
+    return Located(listing, weights, config, digest.hexdigest())
+
+
+def open_located(
+    located: Located, scratch: Path | None, say: Say = unheard, report: OnBytes = unheard
 ) -> Checkpoint:
-    # a GGUF file has its config inside: one that lies beside it may be of another model
-    has_config = (root / CONFIG).exists() and not weights.are_gguf
-    config = read_object(read_small(root / CONFIG, CONFIG), CONFIG) if has_config else {}
-    shards: Shards = {}
+    """Read the headers of a checkpoint: those of files on the Hub from the cache or by requests.
+
+    `.bin` files have no header: they are fetched whole, and unpacked into scratch if necessary.
+    report gets the number of bytes as they come. Raises ShadowError for a file that is not
+    available or not trusted.
+    """
+    listing = located.listing
+    weights = located.weights
+
+    def open_one(shard: str, stop: Event) -> Shard:
+        return listing.shard(shard, Transfer(say, report, stop), scratch)
+
+    with naming(listing.name, listing.hint):
+        opened = in_threads(open_one, weights.shards, 1 if weights.pickled else CONNECTIONS)
+        shards = dict(zip(weights.shards, opened, strict=True))
+        every = [info for header, _ in opened for info in header.tensors]
+        config = located.config
+        if not config and PARAMS in listing.files and any(map(PAIRED.fullmatch, every)):
+            params = read_object(listing.read(PARAMS, say), PARAMS)
+            config = {ours: params[theirs] for ours, theirs in HEADS.items() if theirs in params}
+        fingerprint = located.fingerprint
+        if listing.folder is not None:
+            fingerprint = _fingerprint(listing.folder, shards, config, weights)
+        return _opened(located, fingerprint, config, shards, say)
+
+
+def _fingerprint(folder: Path, shards: Shards, config: Config, weights: Weights) -> str:
+    """A sha256 over headers and a sample of the weights."""
     fingerprint = hashlib.sha256()
-    for shard in weights.shards:
-        if not usable_name(shard):
-            message = f"{reference}: the name of a file is not UTF-8: {shard!r}"
-            raise ShadowError(message, "rename the file")
-        if not (root / shard).exists():
-            message = f"{reference}: shard {shard} is missing"
-            raise ShadowError(message, "check that the download is complete")
-        held = held_shard(root / shard, shard)
-        header, data = _read_shard(held, shard, scratch)
-        shards[shard] = header, LocalFile(data.path, data)
-        said = json.dumps([shard, held.size, held.modified, header.text])
+    for shard, (header, source) in shards.items():
+        assert source.held is not None, "of a folder"
+        state = (folder / shard).stat()
+        said = json.dumps([shard, state.st_size, state.st_mtime_ns, header.text])
         # no more of Python than this for a tensor, of which there may be a million
         starts = [info.start for info in header.tensors.values()]
         sizes = [info.end - info.start for info in header.tensors.values()]
-        fingerprint.update(said.encode() + data.sample(starts, sizes))
-        held.require_unchanged()
-    is_paired = any(
-        PAIRED.fullmatch(one) for header, _ in shards.values() for one in header.tensors
-    )
-    if is_paired and not has_config and (root / PARAMS).is_file():
-        params = read_object(read_small(root / PARAMS, PARAMS), PARAMS)
-        config = {ours: params[theirs] for ours, theirs in HEADS.items() if theirs in params}
+        fingerprint.update(said.encode() + source.held.sample(starts, sizes))
+        source.require_unchanged()
     fingerprint.update(json.dumps(config, sort_keys=True).encode())
     if weights.adapter:
         fingerprint.update(repr(weights.adapter).encode())
-    return _opened(reference, None, fingerprint.hexdigest(), config, weights, shards)
+    return fingerprint.hexdigest()
 
 
 def _opened(
-    reference: str,
-    commit: str | None,
-    fingerprint: str,
-    config: Config,
-    weights: Weights,
-    shards: Shards,
-    say: Say = lambda line: None,
+    located: Located, fingerprint: str, config: Config, shards: Shards, say: Say
 ) -> Checkpoint:
     """Make a checkpoint of its shards, with an entry a packed matrix and transformers' names."""
+    weights = located.weights
     sources = {name: source for name, (_, source) in shards.items()}
     stored: Tensors = {}
     for header, _ in shards.values():
@@ -337,8 +385,8 @@ def _opened(
     if weights.are_gguf:
         tensors, config = model_of([header for header, _ in shards.values()], weights.shards[0])
     return Checkpoint(
-        reference,
-        commit,
+        located.reference,
+        located.commit,
         fingerprint,
         config,
         tensors,
@@ -346,96 +394,6 @@ def _opened(
         adapter=weights.adapter,
         refused=refused,
     )
-
-
-def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say, file: str | None = None) -> Located:
-    """Find the weight files of a commit of the Hub, reading its config and index but no shard.
-
-    Raises ShadowError if none can be read, or one that the index names is missing.
-    """
-
-    def read(name: str) -> Config:
-        return read_object(snapshot.read(name, say), name)
-
-    usable = [name for name in filter(usable_name, snapshot.files) if name != DISTRIBUTED]
-    names = {name for name in usable if "/" not in name or name.endswith(GGUF)}
-    ends = (".safetensors", ".bin", ".index.json", GGUF)
-    if snapshot.offline and not any(name.endswith(ends) for name in names):
-        message = f"{snapshot.name}: none of its weight files is in the cache"
-        raise ShadowError(message, "run once without --offline")
-    with naming(snapshot.name, OWNER):
-        weights = choose_weights(snapshot.name, names, read, allow_pickle=allow_pickle, file=file)
-        config = read(CONFIG) if CONFIG in names and not weights.are_gguf else {}
-    missing = [shard for shard in weights.shards if shard not in snapshot.files]
-    if missing:
-        where = "cache" if snapshot.offline else "repository"
-        count = f"{len(missing)} of {len(weights.shards)} shards are not in the {where}"
-        hint = "run without --offline" if snapshot.offline else "tell its owner"
-        raise ShadowError(f"{snapshot.name}: {count}: {several(missing, 3)}", hint)
-    digest = hashlib.sha256()
-    for name in (*weights.shards, CONFIG, ADAPTER_CONFIG):
-        file_there = snapshot.files.get(name)
-        facts = [name, file_there.size, file_there.checksum] if file_there else [name]
-        digest.update(json.dumps(facts).encode())
-    about = snapshot.name, snapshot.commit, snapshot.access, digest.hexdigest()
-    return Located(snapshot, weights, config, *about)
-
-
-def open_located(
-    located: Located, scratch: Path | None, say: Say, report: OnBytes = lambda count: None
-) -> Checkpoint:
-    """Read the headers of a checkpoint of the Hub, from the cache or by requests.
-
-    `.bin` files have no header: they are fetched whole, and unpacked into scratch if necessary.
-    report gets the number of bytes as they come. Raises ShadowError for a file that is not
-    available or not trusted.
-    """
-    snapshot, weights = located.snapshot, located.weights
-
-    def open_one(shard: str, stop: Event) -> Shard:
-        by = Transfer(say, report, stop)
-        if weights.pickled:
-            return _open_pickled(snapshot, shard, by, scratch)
-        return snapshot.shard(shard, by)
-
-    with naming(snapshot.name, OWNER):
-        opened = in_threads(open_one, weights.shards, 1 if weights.pickled else CONNECTIONS)
-        shards = dict(zip(weights.shards, opened, strict=True))
-        name, commit = snapshot.name, snapshot.commit
-        return _opened(name, commit, located.fingerprint, located.config, weights, shards, say)
-
-
-def _open_pickled(snapshot: Snapshot, shard: str, by: Transfer, scratch: Path | None) -> Shard:
-    """Fetch a `.bin` file and read its layout."""
-    source = WholeFile(snapshot.files[shard])
-    source.fetched = source.bytes_to_move() > 0
-    source.fetch(by)
-    assert source.path is not None, "fetched"
-    with naming(snapshot.name):
-        header, data = _read_shard(held_shard(source.path, shard), shard, scratch)
-    return header, replace(source, unpacked=data.path)
-
-
-def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header, HeldFile]:
-    """Read the header of a local file, and find the file that its offsets refer to."""
-    if shard.endswith((".safetensors", GGUF)):
-        return read_header(file, shard), file
-    from shadow.checkpoints.pickles import layout
-
-    if scratch is None:
-        raise ShadowError(f"{shard}: no place to unpack it", "give an output folder")
-    tensors, data = layout(file.path, shard, scratch)
-    # a tied head is the same bytes under a second name
-    first_names: dict[tuple[object, ...], str] = {}
-    for name, info in tensors.items():
-        lies = info.dtype, info.start, info.end, info.shape, info.strides
-        if lies not in first_names:
-            first_names[lies] = name
-        elif info.end > info.start:
-            tensors[name] = replace(info, alias_of=first_names[lies])
-    said = [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
-    held = file if data == file.path else held_shard(data, shard)
-    return Header(tensors, json.dumps(said)), held
 
 
 def read_object(raw: bytes, name: str) -> Config:

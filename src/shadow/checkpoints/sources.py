@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.stored_tensors import StoredTensor
 
 NEIGHBOUR = 1 << 18  # bytes; such a gap costs less than another request (20 ms at 100 Mbit/s)
+WITH_HEADER = (".safetensors", GGUF)  # other files of weights are pickles
 FULL = "free some space, or choose another folder with -o"
 
 
@@ -34,6 +36,28 @@ def read_header(file: HeldFile, shard: str) -> Header:
     """Read the header of a local safetensors or GGUF file. Raises FileError."""
     read = read_gguf if shard.endswith(GGUF) else read_safetensors
     return read(lambda count: file.bytes_of(0, min(count, file.size)), file.size, shard)
+
+
+def read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header, HeldFile]:
+    """Read the header of a local file, and find the file that its offsets refer to."""
+    if shard.endswith(WITH_HEADER):
+        return read_header(file, shard), file
+    from shadow.checkpoints.pickles import layout
+
+    if scratch is None:
+        raise ShadowError(f"{shard}: no place to unpack it", "give an output folder")
+    tensors, data = layout(file.path, shard, scratch)
+    # a tied head is the same bytes under a second name
+    first_names: dict[tuple[object, ...], str] = {}
+    for name, info in tensors.items():
+        lies = info.dtype, info.start, info.end, info.shape, info.strides
+        if lies not in first_names:
+            first_names[lies] = name
+        elif info.end > info.start:
+            tensors[name] = replace(info, alias_of=first_names[lies])
+    said = [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
+    held = file if data == file.path else held_shard(data, shard)
+    return Header(tensors, json.dumps(said)), held
 
 
 class Source:

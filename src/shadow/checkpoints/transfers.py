@@ -21,13 +21,17 @@ class StoppedError(Exception):
     """A download was given up because the audit around it ended."""
 
 
+def unheard(news: object) -> None:
+    """Ignore a line or a count."""
+
+
 @dataclass(frozen=True)
 class Transfer:
     """The callbacks of a download."""
 
-    say: Say = lambda line: None  # called with a line before a request is retried
+    say: Say = unheard  # called with a line before a request is retried
     # called with counts of bytes as they come; a negative one takes back a failed attempt's
-    report: OnBytes = lambda count: None
+    report: OnBytes = unheard
     stop: Event = field(default_factory=Event)  # ends it with StoppedError once set
 
 

@@ -225,7 +225,7 @@ def _have_equal_checksums(first: Found, second: Found) -> bool:
     if not (isinstance(first, Located) and isinstance(second, Located)):
         return False
     digests = [
-        sorted(one.snapshot.files[shard].checksum or "" for shard in one.weights.shards)
+        sorted(one.listing.files[shard].checksum or "" for shard in one.weights.shards)
         for one in (first, second)
     ]
     is_equal = digests[0] == digests[1] and all(digests[0])

@@ -81,7 +81,7 @@ class _Sides:
                     "side": side,
                     "state": state,
                     "kind": file.kind,
-                    "bytes": file.size,
+                    "bytes": None if file.problem else file.size,
                     "sha256": digest if kind == "sha256" else self.digests.get((side, path)),
                     "differs": (" ".join(words) if side == last else "") or None,
                     "detail": visible(detail if side == last else file.problem)[:LONGEST] or None,

@@ -219,10 +219,11 @@ def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
         return found
     to_move = 0
     if found.weights.pickled:
+        from shadow.checkpoints.hub import Snapshot
         from shadow.run.plan import require_disk_at_once
 
-        snapshot, shards = found.snapshot, found.weights.shards
-        files = [WholeFile(snapshot.files[shard]) for shard in shards]
+        assert isinstance(found.listing, Snapshot), "a folder is opened when it is found"
+        files = [WholeFile(found.listing.files[shard]) for shard in found.weights.shards]
         to_move = require_disk_at_once(f"{found.reference}: its .bin files", files, runtime.access)
     if to_move:
         runtime.say(f"fetching {byte_size(to_move)} of .bin files")

@@ -279,9 +279,6 @@ class Contents:
     """Files of a folder or a repository, any of which may be broken."""
 
     def __init__(self, listing: Listing, runtime: Runtime, *, with_values: bool) -> None:
-        from shadow.checkpoints.opening import CONNECTIONS
-        from shadow.checkpoints.transfers import in_threads
-
         self.listing = listing
         self.say = runtime.say
         # of what may be compared with the weights that are read
@@ -293,8 +290,14 @@ class Contents:
         self.headers: dict[str, dict[str, TensorInfo]] = {}
         self.sources: dict[str, Source] = {}
         self.small: dict[str, bytes] = {}
-        read = [*filter(_is_read, sorted(top))]
-        for path, content in zip(read, in_threads(self._read, read, CONNECTIONS), strict=True):
+        self._take([*filter(_is_read, sorted(top))])
+
+    def _take(self, paths: Sequence[str]) -> None:
+        """Read small files and headers."""
+        from shadow.checkpoints.opening import CONNECTIONS
+        from shadow.checkpoints.transfers import in_threads
+
+        for path, content in zip(paths, in_threads(self._read, paths, CONNECTIONS), strict=True):
             if isinstance(content, PointerError):
                 self.pointers.append(path)
             elif isinstance(content, FileError):
@@ -311,8 +314,8 @@ class Contents:
 
         try:
             if path.endswith(".safetensors"):
-                return self.listing.shard(path, Transfer(self.say, stop=stop))
-            if (self.listing.files[path].size or 0) > SMALL:
+                return self.listing.shard(path, Transfer(self.say, stop=stop), None)
+            if self.listing.files[path].size > SMALL:
                 return bytes(SMALL)  # which nobody parses
             content = self.listing.read(path, self.say)
             if content.startswith(LFS):
@@ -360,6 +363,9 @@ class Contents:
         from shadow.checkpoints.opening import Checkpoint
 
         read, weight_map = self._chosen()
+        below = [shard for shard in read if "/" in shard and self.listing.holds(shard)]
+        self._take(below)
+        self.names |= {*below}
         tensors: dict[str, TensorInfo] = {}
         equal: dict[str, bool] = {}
         for shard in read:
