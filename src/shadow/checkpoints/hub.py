@@ -25,8 +25,6 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils import tqdm as hf_tqdm
 
-from shadow.checkpoints.gguf_files import SUFFIX as GGUF
-from shadow.checkpoints.gguf_files import read_gguf
 from shadow.checkpoints.hub_client import (
     FAILURES,
     NO_HUB,
@@ -42,13 +40,13 @@ from shadow.checkpoints.safetensors_files import (
     MAX_OFFSET,
     Header,
     held_shard,
-    read_safetensors,
 )
 from shadow.checkpoints.sources import (
     WITH_HEADER,
     Shard,
     WholeFile,
     digest_of,
+    header_of,
     read_header,
     read_shard,
 )
@@ -103,15 +101,12 @@ class Snapshot(Listing):
             source.fetch(by)
             assert source.path is not None, "fetched"
             with naming(self.name):
-                header, held = read_shard(held_shard(source.path, path), path, scratch)
-            return header, replace(source, unpacked=held.path)
-        header = self._cached_header(file, path) or self._sent_header(file, path, by)
+                layout, held = read_shard(held_shard(source.path, path), path, scratch)
+            return layout, replace(source, unpacked=held.path)
+        header = self._cached_header(file, path)
+        if header is None:
+            header = header_of(path, file.size, lambda count: read_range(file, 0, count, by))
         return header, WholeFile(file, digest_of(header))
-
-    def _sent_header(self, file: RemoteFile, path: str, by: Transfer) -> Header:
-        """The header as the first bytes of a file have it."""
-        read = read_gguf if path.endswith(GGUF) else read_safetensors
-        return read(lambda count: read_range(file, 0, count, by), file.size, path)
 
     def _cached_header(self, file: RemoteFile, path: str) -> Header | None:
         """The header of a copy in the cache. One that is damaged is fetched again later."""

@@ -283,10 +283,10 @@ def locate(
     def read(name: str) -> Config:
         return read_object(listing.read(name, say), name)
 
-    usable = [name for name in filter(usable_name, listing.files) if name != DISTRIBUTED]
-    if listing.commit is None:  # the Hub's are fetched one by one
-        usable = [*listing.files]
+    usable = filter(usable_name, listing.files)
     names = {name for name in usable if "/" not in name or name.endswith(GGUF)}
+    if listing.commit:  # it needs other files beside it
+        names.discard(DISTRIBUTED)
     ends = (".safetensors", ".bin", ".index.json", GGUF)
     if not listing.is_complete and not any(name.endswith(ends) for name in names):
         message = f"{listing.name}: none of its weight files is in the cache"

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -32,10 +32,18 @@ WITH_HEADER = (".safetensors", GGUF)  # other files of weights are pickles
 FULL = "free some space, or choose another folder with -o"
 
 
+def header_of(shard: str, size: int, read: Callable[[int], bytes]) -> Header:
+    """Read the header of a safetensors or GGUF file of this size. read(count) returns its first
+    bytes. Raises FileError.
+    """
+    if shard.endswith(GGUF):
+        return read_gguf(read, size, shard)
+    return read_safetensors(read, size, shard)
+
+
 def read_header(file: HeldFile, shard: str) -> Header:
     """Read the header of a local safetensors or GGUF file. Raises FileError."""
-    read = read_gguf if shard.endswith(GGUF) else read_safetensors
-    return read(lambda count: file.bytes_of(0, min(count, file.size)), file.size, shard)
+    return header_of(shard, file.size, lambda count: file.bytes_of(0, min(count, file.size)))
 
 
 def read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header, HeldFile]:

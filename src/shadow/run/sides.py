@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
+from shadow.checkpoints.listing import Listing, top_of_folder
 from shadow.checkpoints.opening import (
     Assembled,
     Checkpoint,
@@ -159,6 +160,14 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
         say=runtime.say,
         file=access.file,
     )
+
+
+def listing_of(reference: Reference, runtime: Runtime) -> Listing:
+    """The files in a folder itself, or of a commit on the Hub; none of a file that is named."""
+    if not reference.is_folder:
+        return snapshot_of(reference, runtime)
+    root = Path(reference.repo)
+    return top_of_folder(root) if root.is_dir() else Listing(reference.repo, {})
 
 
 def snapshot_of(reference: Reference, runtime: Runtime) -> Snapshot:

@@ -10,8 +10,7 @@ import zipfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.configs import ADAPTER_CONFIG
@@ -19,6 +18,7 @@ from shadow.checks.whole.part import DOUBT, FAULT, NOTE, SMALL, FindingRule, Fin
 from shadow.errors import FileError, PointerError, ShadowError
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from threading import Event
 
     from shadow.checkpoints.listing import Listing
@@ -249,29 +249,19 @@ def open_whole(
     """Open a checkpoint. Errors in safetensors and small files are evidence; for weights of another
     format, and for what cannot be reached, it raises ShadowError.
     """
-    from shadow.checkpoints.listing import Listing, top_of_folder
-    from shadow.checkpoints.opening import locate
-    from shadow.run.sides import find_checkpoint, open_found, require_gguf, snapshot_of
+    from shadow.checkpoints.listing import Listing
+    from shadow.run.sides import find_checkpoint, listing_of, open_found, require_gguf
 
-    access = runtime.access
-    is_named = reference not in runtime.found  # otherwise it is in memory
-    if is_named and not reference.is_folder:
-        snapshot = snapshot_of(reference, runtime)
-        contents = Contents(snapshot, runtime, with_values=with_values)
-    else:
-        snapshot = None
-        is_folder = is_named and Path(reference.repo).is_dir()
-        listing = top_of_folder(Path(reference.repo)) if is_folder else Listing("", {})
-        contents = Contents(listing, runtime, with_values=with_values)
-    if contents.are_judged and access.file is None:
+    listing = Listing("", {})
+    if reference not in runtime.found:  # otherwise it is in memory
+        listing = listing_of(reference, runtime)
+    contents = Contents(listing, runtime, with_values=with_values)
+    if contents.are_judged and runtime.access.file is None:
         return contents.opened()
-    if snapshot is None:
-        found = find_checkpoint(reference, runtime, scratch / "whole")
-    else:
-        found = locate(
-            snapshot, allow_pickle=access.allow_pickle, say=runtime.say, file=access.file
-        )
-    require_gguf(access.file, [found])
+    if listing.commit:
+        runtime = replace(runtime, commits={reference: listing.commit})
+    found = find_checkpoint(reference, runtime, scratch / "whole")
+    require_gguf(runtime.access.file, [found])
     return contents.beside(open_found(found, runtime, scratch / "whole"))
 
 
@@ -310,6 +300,7 @@ class Contents:
 
     def _read(self, path: str, stop: Event) -> Shard | bytes | FileError:
         """Read a small file or the header of a file of weights."""
+        from shadow.checkpoints.safetensors_files import strict_json
         from shadow.checkpoints.transfers import Transfer
 
         try:
@@ -320,10 +311,12 @@ class Contents:
             content = self.listing.read(path, self.say)
             if content.startswith(LFS):
                 return PointerError(path)
-            if path.endswith("config.json"):
-                _require_object(content)
+            if path.endswith("config.json") and not isinstance(strict_json(content), dict):
+                return FileError("not a JSON object")
         except FileError as error:
             return error
+        except ValueError as error:
+            return FileError(str(error))
         return content
 
     @property
@@ -337,7 +330,8 @@ class Contents:
         stored: dict[str, TensorInfo] = {}
         for name, info in checkpoint.tensors.items():
             if info.packing and not info.shard.endswith(".gguf"):
-                stored |= {piece.name: piece for piece in (info.packing.raw, *info.packing.beside)}
+                pieces = (info.packing.raw, *info.packing.beside)
+                stored |= {piece.name: piece for piece in pieces}
             elif not info.problem:
                 stored[name] = info
         headers: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)
@@ -347,7 +341,8 @@ class Contents:
         if checkpoint.adapter:
             alpha = checkpoint.adapter.alpha
             configs[ADAPTER_CONFIG] = {"peft_type": "LORA", "lora_alpha": alpha}
-        small = {name: json.dumps(config).encode() for name, config in configs.items()} | self.small
+        small = {name: json.dumps(config).encode() for name, config in configs.items()}
+        small |= self.small
         files = FileFacts(
             [*checkpoint.sources],
             headers,
@@ -375,15 +370,31 @@ class Contents:
                     equal[name] = is_equal and equal.get(name, True)
                 tensors[name] = info
         config = json_object(self.small.get("config.json"))
-        matrices, refused = with_matrices(
-            tensors, config, lambda info: self.sources[info.shard].small_tensor(info, self.say)
-        )
+
+        def read_small(info: TensorInfo) -> bytes:
+            return self.sources[info.shard].small_tensor(info, self.say)
+
+        matrices, refused = with_matrices(tensors, config, read_small)
         sources = {shard: self.sources[shard] for shard in read if shard in self.sources}
         checkpoint = Checkpoint(
-            self.listing.name, None, "", config, matrices, sources, refused=refused
+            self.listing.name,
+            commit=None,
+            fingerprint="",
+            config=config,
+            tensors=matrices,
+            sources=sources,
+            refused=refused,
         )
-        facts = self.headers, weight_map, self.names, self.pointers, self.unreadable, equal
-        files = FileFacts(read, *facts, [*self._others(read, tensors)])
+        files = FileFacts(
+            read,
+            self.headers,
+            weight_map,
+            self.names,
+            self.pointers,
+            self.unreadable,
+            equal,
+            [*self._others(read, tensors)],
+        )
         return checkpoint if tensors else None, tensors, self.small, files
 
     def _chosen(self) -> tuple[list[str], Mapping[str, str]]:
@@ -406,8 +417,10 @@ class Contents:
             return shards, said
         if ADAPTER in weights and ADAPTER_CONFIG in self.names:
             return [ADAPTER], {}
-        numbered = sorted(filter(NUMBERED.fullmatch, weights))
-        return numbered or sorted(filter(OWN.fullmatch, weights)) or sorted(weights), {}
+        for pattern in (NUMBERED, OWN):
+            if shards := sorted(filter(pattern.fullmatch, weights)):
+                return shards, {}
+        return sorted(weights), {}
 
     def _are_equal(self, one: TensorInfo, other: TensorInfo) -> bool:
         from shadow.run.scan import same_values
@@ -421,18 +434,22 @@ class Contents:
         copies = [name for name in rest if self.headers[name].keys() & tensors.keys()]
         copies = [name for name in copies if name not in consolidated]
         for files in (copies, consolidated):
-            if files and not files[0].startswith("adapter_"):
-                own = [info for file in files for info in self.headers[file].values()]
-                differing = None
-                if self.with_values and all(info.name in tensors for info in own):
-                    pairs = [(info, tensors[info.name]) for info in own]
-                    differing = [one.name for one, info in pairs if not self._are_equal(one, info)]
-                elif self.with_values and len(files) == 1:
-                    differing = self._differing_by_place(files[0], read)
-                yield OtherSet(files[0], differing, self._is_newer(files, read))
+            if not files or files[0].startswith("adapter_"):
+                continue
+            own = [info for file in files for info in self.headers[file].values()]
+            differing = None
+            if self.with_values and all(info.name in tensors for info in own):
+                differing = [
+                    info.name for info in own if not self._are_equal(info, tensors[info.name])
+                ]
+            elif self.with_values and len(files) == 1:
+                differing = self._differing_by_place(files[0], read)
+            yield OtherSet(files[0], differing, self._is_newer(files, read))
         pickled = sorted(filter(PICKLED.fullmatch, self.names))
         if pickled and read:
-            differing = self._differing_from_pickles(pickled, tensors) if self.with_values else None
+            differing = None
+            if self.with_values:
+                differing = self._differing_from_pickles(pickled, tensors)
             yield OtherSet(pickled[0], differing, self._is_newer(pickled, read))
 
     def _differing_by_place(self, file: str, read: Sequence[str]) -> list[str] | None:
@@ -444,10 +461,8 @@ class Contents:
         from shadow.run.scan import is_raw, scanned
 
         try:
-            first, second = (
-                open_folder(self.listing.name),
-                open_folder(f"{self.listing.name}/{file}"),
-            )
+            first = open_folder(self.listing.name)
+            second = open_folder(f"{self.listing.name}/{file}")
             aligned = align_all(first, second, ("A", "B"))
             pairs = aligned.pair.pairs
             if {*first.sources} != {*read} or aligned.unread or any(map(is_raw, pairs)):
@@ -458,14 +473,17 @@ class Contents:
         differing = [row.tuned for row in rows if row.changed]
         return differing if differing or not aligned.unmatched else None
 
-    def _is_newer(self, *sets: Sequence[str]) -> bool:
-        """Return whether the first set of files was written after the second."""
+    def _is_newer(self, files: Sequence[str], read: Sequence[str]) -> bool:
+        """Whether files were written after those that are read; False where times are unknown."""
+        return self._written(files) > self._written(read) + NEWER
+
+    def _written(self, files: Sequence[str]) -> float:
+        """When the newest of some files was written; 0 where that is not known."""
         root = self.listing.folder
         if root is None:
-            return False
-        paths = [[root / name for name in some if name in self.names] for some in sets]
-        first, second = (max((one.stat().st_mtime for one in own), default=0.0) for own in paths)
-        return first > second + NEWER
+            return 0.0
+        times = [(root / name).stat().st_mtime for name in files if name in self.names]
+        return max(times, default=0.0)
 
     def _differing_from_pickles(
         self, files: Sequence[str], tensors: Mapping[str, TensorInfo]
@@ -501,14 +519,3 @@ def _is_read(name: str) -> bool:
         return True
     is_small = kind_of(name) in ("index", "config", "generation", "chat_template", "tokenizer")
     return is_small and name.endswith((".json", ".jinja"))
-
-
-def _require_object(content: bytes) -> None:
-    from shadow.checkpoints.safetensors_files import strict_json
-
-    try:
-        is_object = isinstance(strict_json(content), dict)
-    except ValueError as error:
-        raise FileError(str(error)) from error
-    if not is_object:
-        raise FileError("not a JSON object")
