@@ -105,7 +105,11 @@ class Snapshot(Listing):
             return layout, replace(source, unpacked=held.path)
         header = self._cached_header(file, path)
         if header is None:
-            header = header_of(path, file.size, lambda count: read_range(file, 0, count, by))
+
+            def read(count: int) -> bytes:
+                return read_range(file, 0, count, by)
+
+            header = header_of(path, file.size, read)
         return header, WholeFile(file, digest_of(header))
 
     def _cached_header(self, file: RemoteFile, path: str) -> Header | None:
@@ -147,7 +151,8 @@ def pin(
         info = _model_info(repo, revision, say)
         access = "private" if info.private else "gated" if info.gated else "open"
         commit = str(info.sha)
-        listed = trying(lambda: _listed_files(repo, commit), Transfer(say), repo, revision)
+        attempt = partial(_listed_files, repo, commit)
+        listed = trying(attempt, Transfer(say), repo, revision)
     if subfolder:
         start = f"{subfolder.strip('/')}/"
         listed = {
@@ -195,8 +200,10 @@ def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
             size, digest = entry.size, entry.blob_id
             if entry.lfs:
                 size, digest = entry.lfs.size, entry.lfs.sha256
-            if type(size) is not int or not 0 <= size <= MAX_OFFSET or type(entry.path) is not str:
-                raise ValueError("an invalid size or name")
+            if type(size) is not int or not 0 <= size <= MAX_OFFSET:
+                raise ValueError("an invalid size")
+            if type(entry.path) is not str:
+                raise ValueError("an invalid name")
             entry.path.encode()  # a ValueError for half a surrogate
             files[entry.path] = make(entry.path, size, _checksum(digest))
     return files
@@ -237,7 +244,9 @@ def in_cache(file: RemoteFile) -> bool:
     """Return whether a file's bytes are in the cache, for this commit or another one."""
     digest = _digest(file.checksum)
     blob = _repository_folder(file.repo) / "blobs" / digest
-    return cached(file) is not None or (bool(digest) and blob.is_file())
+    if cached(file) is not None:
+        return True
+    return bool(digest) and blob.is_file()
 
 
 def _digest(checksum: str | None) -> str:
@@ -311,7 +320,8 @@ def _download(file: RemoteFile, by: Transfer, *, force: bool) -> Path:
             by.report(-counted)
             raise
 
-    return Path(trying(attempt, by, file.repo, file.commit, file.path))
+    path = trying(attempt, by, file.repo, file.commit, file.path)
+    return Path(path)
 
 
 def _is_damaged(path: Path, file: RemoteFile, stop: Event) -> bool:
@@ -344,7 +354,8 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
     root = _repository_folder(repo)
     snapshot = root / "snapshots" / commit
     pointer = snapshot / path
-    if not pointer.parent.resolve().is_relative_to(snapshot.resolve()):
+    holder = pointer.parent.resolve()
+    if not holder.is_relative_to(snapshot.resolve()):
         return  # no file of that commit
     with contextlib.suppress(OSError):
         blobs = (root / "blobs").resolve()
@@ -352,9 +363,11 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
         blob = blobs / digest
         if pointer.is_symlink() or not digest:
             blob = pointer.resolve()
-        links = (link for link in (root / "snapshots").rglob("*") if link.is_symlink())
-        others = (link for link in links if link != pointer)
-        if blob.parent == blobs and not any(link.resolve() == blob for link in others):
+        is_used = False
+        for link in (root / "snapshots").rglob("*"):
+            if link.is_symlink() and link != pointer:
+                is_used |= link.resolve() == blob
+        if blob.parent == blobs and not is_used:
             blob.unlink(missing_ok=True)
         pointer.unlink(missing_ok=True)
 
@@ -366,7 +379,9 @@ def remove_leftovers(repo: str, checksum: str | None) -> None:
     The client gives every download a new name, so that nothing ever continues such a piece.
     """
     digest, root = _digest(checksum), _repository_folder(repo)
-    pieces = [*(root / "blobs").glob(f"{digest}.*.incomplete")] if digest.isalnum() else []
+    if not digest.isalnum():
+        return
+    pieces = [*(root / "blobs").glob(f"{digest}.*.incomplete")]
     if not pieces:
         return
     with contextlib.suppress(OSError):
@@ -385,7 +400,8 @@ def read_range(file: RemoteFile, start: int, stop: int, by: Transfer) -> bytes:
     """Return bytes start to stop (exclusive) of a file, as far as it has them. Raises like
     copy_range.
     """
-    content, stop = bytearray(), min(stop, file.size)
+    content = bytearray()
+    stop = min(stop, file.size)
     if start < stop:
         copy_range(file, start, stop, content.extend, by)
     return bytes(content)
@@ -431,8 +447,9 @@ def _ranged(file: RemoteFile, start: int, stop: int) -> Iterator[Iterator[bytes]
         with session.stream(
             "GET", url, headers=headers, follow_redirects=False, timeout=seconds
         ) as response:
-            if response.status_code in (301, 302, 303, 307, 308) and "location" in response.headers:
-                url = urljoin(url, response.headers["location"])
+            location = response.headers.get("location")
+            if response.status_code in (301, 302, 303, 307, 308) and location is not None:
+                url = urljoin(url, location)
                 if urlsplit(url).scheme in ("http", "https"):
                     continue
                 break

@@ -95,12 +95,14 @@ class Listing:
         """Read the header of a file of weights; a `.bin` file may be unpacked into scratch. Raises
         FileError if it is damaged.
         """
-        header, held = read_shard(held_shard(self._local(path), path), path, scratch)
-        return header, LocalFile(held.path, held)
+        file = held_shard(self._local(path), path)
+        header, data = read_shard(file, path, scratch)
+        return header, LocalFile(data.path, data)
 
     def _local(self, path: str) -> Path:
-        if path in self.files and (problem := self.files[path].problem):
-            raise FileError(f"{path}: {problem}", AGAIN)
+        file = self.files.get(path)
+        if file is not None and file.problem:
+            raise FileError(f"{path}: {file.problem}", AGAIN)
         return (self.folder or Path()) / path
 
     @property
@@ -117,7 +119,10 @@ class Listing:
 def kind_of(path: str) -> FileKind:
     """The kind of a file, by its name."""
     name = PurePosixPath(path).name.lower()
-    return next((kind for pattern, kind in PATTERNS if re.fullmatch(pattern, name)), "other")
+    for pattern, kind in PATTERNS:
+        if re.fullmatch(pattern, name):
+            return kind
+    return "other"
 
 
 def listing_of_file(path: Path) -> Listing:
@@ -134,8 +139,12 @@ def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
         """Yield the files in a fixed order, without links to folders."""
         for folder, folders, names in os.walk(root):
             here = Path(folder)
-            shown = (name for name in sorted(folders) if not name.startswith("."))
-            folders[:] = [name for name in shown if os.path.realpath(here / name) not in passed]
+            shown = []
+            for name in sorted(folders):
+                is_passed = os.path.realpath(here / name) in passed
+                if not is_passed and not name.startswith("."):
+                    shown.append(name)
+            folders[:] = shown
             for name in sorted(names):
                 yield os.path.relpath(here / name, root)
 
@@ -148,13 +157,17 @@ def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
             left -= file.size
         files[file.path] = file
     is_complete = next(paths, None) is None
-    return Listing(str(root), dict(sorted(files.items())), is_complete, root)
+    in_order = dict(sorted(files.items()))
+    return Listing(str(root), in_order, is_complete, root)
 
 
 def top_of_folder(root: Path) -> Listing:
     """List what lies in a folder itself, without checksums."""
-    files = [_stored(root, path.name, -1) for path in sorted(root.iterdir())]
-    return Listing(str(root), {file.path: file for file in files}, folder=root)
+    files = {}
+    for path in sorted(root.iterdir()):
+        file = _stored(root, path.name, -1)
+        files[file.path] = file
+    return Listing(str(root), files, folder=root)
 
 
 def _stored(root: Path, path: str, limit: int) -> StoredFile:
@@ -209,16 +222,17 @@ def differ_in_sample(first: Listing, second: Listing, path: str) -> bool | None:
     """Return whether two files of one size differ in a few positions that are read; False if they
     are the same file, None if they agree there.
     """
-    here, there = ((side.folder or Path()) / path for side in (first, second))
+    here = (first.folder or Path()) / path
+    there = (second.folder or Path()) / path
     try:
         if here.samefile(there):
             return False
-        size = here.stat().st_size
-        places = [(size - SAMPLE) * place // (SAMPLES - 1) for place in range(SAMPLES)]
+        end = here.stat().st_size - SAMPLE
         with here.open("rb") as one, there.open("rb") as other:
-            for place in places:
-                one.seek(place)
-                other.seek(place)
+            for number in range(SAMPLES):
+                start = end * number // (SAMPLES - 1)
+                one.seek(start)
+                other.seek(start)
                 if one.read(SAMPLE) != other.read(SAMPLE):
                     return True
     except OSError:  # what cannot be read is not known

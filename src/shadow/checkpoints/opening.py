@@ -43,6 +43,7 @@ from shadow.text import several
 if TYPE_CHECKING:
     from threading import Event
 
+    from shadow.checkpoints.held_files import HeldFile
     from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 
 PARAMS = "params.json"  # of Mistral's and Meta's own files, in place of a config
@@ -83,11 +84,19 @@ class Checkpoint:
         """
         if (first.dtype, first.shape) != (second.dtype, second.shape):
             return True
-        sources = [self.sources.get(info.shard) for info in (first, second)]
-        one, other = (source and source.held for source in sources)
-        if not one or not other or first.packing or second.packing:
+        if first.packing or second.packing:
             return False
-        return not one.holds_same(first.start, other, second.start, first.end - first.start)
+        one = self._held(first)
+        other = self._held(second)
+        if one is None or other is None:
+            return False
+        size = first.end - first.start
+        return not one.holds_same(first.start, other, second.start, size)
+
+    def _held(self, info: TensorInfo) -> HeldFile | None:
+        """The open file that holds a tensor; None of one that is not in a folder."""
+        source = self.sources.get(info.shard)
+        return source.held if source else None
 
     def _stored(self, info: TensorInfo) -> StoredTensor:
         return self.sources[info.shard].tensor(info)
@@ -133,7 +142,9 @@ class Assembled:
     def commit(self) -> str | None:
         """The commit of each part; None if all are folders."""
         commits = [part.commit for _, part in self.parts]
-        return self._said([one or "a folder" for one in commits]) if any(commits) else None
+        if not any(commits):
+            return None
+        return self._said([commit or "a folder" for commit in commits])
 
     @property
     def fingerprint(self) -> str:
@@ -146,11 +157,17 @@ class Assembled:
         """Return who may read all parts: `private` before `gated` before `open`; None for
         folders.
         """
-        of_parts = {part.access for _, part in self.parts if isinstance(part, Located)}
-        return next((access for access in ("private", "gated", "open") if access in of_parts), None)
+        located = [part for _, part in self.parts if isinstance(part, Located)]
+        of_parts = {part.access for part in located}
+        for access in ("private", "gated", "open"):
+            if access in of_parts:
+                return access
+        return None
 
     def _said(self, texts: Iterable[str]) -> str:
-        return " ".join(f"{name}={text}" for (name, _), text in zip(self.parts, texts, strict=True))
+        names = [name for name, _ in self.parts]
+        pairs = zip(names, texts, strict=True)
+        return " ".join(f"{name}={text}" for name, text in pairs)
 
 
 Found = Checkpoint | Located | Assembled
@@ -160,18 +177,17 @@ def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, L
     """The files of each part of a side: by component for a base with one part per component,
     otherwise of the one part "". skipped: folders to pass over, such as that of the report.
     """
-    parts = found.parts if isinstance(found, Assembled) else (("", found),)
-    listings: list[tuple[str, Listing]] = []
-    for name, part in parts:
-        if isinstance(part, Located):
-            listing = part.listing
-            shards = frozenset(part.weights.shards)
-        else:
-            root = Path(part.reference)
-            listing = listing_of_file(root) if root.is_file() else listing_of_folder(root, skipped)
-            shards = frozenset(part.sources)
-        listings.append((name, replace(listing, read_from=shards)))
-    return listings
+    if isinstance(found, Assembled):
+        return [(name, _listing_of(part, skipped)) for name, part in found.parts]
+    return [("", _listing_of(found, skipped))]
+
+
+def _listing_of(part: Checkpoint | Located, skipped: Sequence[Path]) -> Listing:
+    if isinstance(part, Located):
+        return replace(part.listing, read_from=frozenset(part.weights.shards))
+    root = Path(part.reference)
+    listing = listing_of_file(root) if root.is_file() else listing_of_folder(root, skipped)
+    return replace(listing, read_from=frozenset(part.sources))
 
 
 def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
@@ -180,38 +196,42 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
     A shard is called `component/shard`, and a tensor whose name occurs in two parts
     `component/tensor`. The config is that of the language component, or of the first part.
     """
-    renamed = {
-        component: replace(
+    renamed: dict[str, Checkpoint] = {}
+    names = Counter[str]()
+    for component, part in parts:
+        renamed[component] = replace(
             part,
             tensors={name: _moved(info, component) for name, info in part.tensors.items()},
             sources={f"{component}/{shard}": source for shard, source in part.sources.items()},
         )
-        for component, part in parts
-    }
-    every = renamed.values()
-    names = Counter(name for part in every for name in part.tensors)
-    tensors = {
-        name if names[name] == 1 else f"{component}/{name}": info
-        for component, part in renamed.items()
-        for name, info in part.tensors.items()
-    }
+        names.update(part.tensors)
+    tensors: Tensors = {}
+    sources: dict[str, Source] = {}
+    refused: dict[str, str] = {}
+    for component, part in renamed.items():
+        sources |= part.sources
+        refused |= part.refused
+        for name, info in part.tensors.items():
+            tensors[name if names[name] == 1 else f"{component}/{name}"] = info
+    main = renamed.get("language", parts[0][1])
     return Checkpoint(
         assembled.reference,
         assembled.commit,
         assembled.fingerprint,
-        renamed.get("language", next(iter(every))).config,
+        main.config,
         tensors,
-        sources={shard: source for part in every for shard, source in part.sources.items()},
+        sources,
         parts=tuple(renamed.items()),
-        refused={module: why for part in every for module, why in part.refused.items()},
+        refused=refused,
     )
 
 
 def _moved(info: TensorInfo, folder: str) -> TensorInfo:
     packing = info.packing
     if packing is not None:
-        raw, *beside = (_moved(one, folder) for one in (packing.raw, *packing.beside))
-        packing = replace(packing, raw=raw, beside=tuple(beside))
+        raw = _moved(packing.raw, folder)
+        beside = tuple(_moved(piece, folder) for piece in packing.beside)
+        packing = replace(packing, raw=raw, beside=beside)
     return replace(info, shard=f"{folder}/{info.shard}", packing=packing)
 
 
@@ -226,13 +246,17 @@ def in_order(info: TensorInfo, config: Config) -> TensorInfo:
     if found and found["kind"] == "k":
         heads = config.get("num_key_value_heads") or heads
     is_plain = info.packing is None and info.dtype in FLOATS and len(info.shape) in (1, 2)
-    if not found or not is_plain or type(heads) is not int or heads < 1:
+    if not found or not is_plain:
         return info
-    if info.shape[0] % (2 * heads):
+    if type(heads) is not int or heads < 1:
         return info
-    raw = replace(info, shape=(info.shape[0], math.prod(info.shape[1:])))
+    rows, *others = info.shape
+    if rows % (2 * heads):
+        return info
+    raw = replace(info, shape=(rows, math.prod(others)))
+    packing = Packing(REORDERED, raw, facts=(heads, 0))
     name = f"{found['head']}{found['kind']}_proj.{found['what']}"
-    return replace(info, name=name, packing=Packing(REORDERED, raw, facts=(heads, 0)))
+    return replace(info, name=name, packing=packing)
 
 
 def open_folder(
@@ -304,8 +328,9 @@ def locate(
         raise ShadowError(f"{listing.name}: {count}: {several(missing, 3)}", hint)
     digest = hashlib.sha256()
     for name in (*weights.shards, CONFIG, ADAPTER_CONFIG):
-        stored = listing.files.get(name)
-        facts = [name, stored.size, stored.checksum] if stored else [name]
+        facts: list[object] = [name]
+        if stored := listing.files.get(name):
+            facts += stored.size, stored.checksum
         digest.update(json.dumps(facts).encode())
     return Located(listing, weights, config, digest.hexdigest())
 
@@ -325,18 +350,24 @@ def open_located(
     def open_one(shard: str, stop: Event) -> Shard:
         return listing.shard(shard, Transfer(say, report, stop), scratch)
 
+    threads = 1 if weights.pickled else CONNECTIONS
     with naming(listing.name, listing.hint):
-        opened = in_threads(open_one, weights.shards, 1 if weights.pickled else CONNECTIONS)
+        opened = in_threads(open_one, weights.shards, threads)
         shards = dict(zip(weights.shards, opened, strict=True))
-        every = [info for header, _ in opened for info in header.tensors]
         config = located.config
-        if not config and PARAMS in listing.files and any(map(PAIRED.fullmatch, every)):
+        if not config and PARAMS in listing.files and are_paired(shards):
             params = read_object(listing.read(PARAMS, say), PARAMS)
             config = {ours: params[theirs] for ours, theirs in HEADS.items() if theirs in params}
         fingerprint = located.fingerprint
         if listing.folder is not None:
             fingerprint = _fingerprint(listing.folder, shards, config, weights)
         return _opened(located, fingerprint, config, shards, say)
+
+
+def are_paired(shards: Shards) -> bool:
+    """Whether tensors have Mistral's and Meta's own names of q and k."""
+    headers = [header for header, _ in shards.values()]
+    return any(any(map(PAIRED.fullmatch, header.tensors)) for header in headers)
 
 
 def _fingerprint(folder: Path, shards: Shards, config: Config, weights: Weights) -> str:
@@ -346,12 +377,15 @@ def _fingerprint(folder: Path, shards: Shards, config: Config, weights: Weights)
         assert source.held is not None, "of a folder"
         state = (folder / shard).stat()
         said = json.dumps([shard, state.st_size, state.st_mtime_ns, header.text])
+        fingerprint.update(said.encode())
         # no more of Python than this for a tensor, of which there may be a million
-        starts = [info.start for info in header.tensors.values()]
-        sizes = [info.end - info.start for info in header.tensors.values()]
-        fingerprint.update(said.encode() + source.held.sample(starts, sizes))
+        infos = header.tensors.values()
+        starts = [info.start for info in infos]
+        sizes = [info.end - info.start for info in infos]
+        fingerprint.update(source.held.sample(starts, sizes))
         source.require_unchanged()
-    fingerprint.update(json.dumps(config, sort_keys=True).encode())
+    settings = json.dumps(config, sort_keys=True)
+    fingerprint.update(settings.encode())
     if weights.adapter:
         fingerprint.update(repr(weights.adapter).encode())
     return fingerprint.hexdigest()
@@ -375,15 +409,18 @@ def _opened(
         stored.setdefault(name, TensorInfo(name, "unknown", (), shard, 0, 0, problem=problem))
     if not stored:
         raise FileError("its weight files hold no tensors", "check that this is the right folder")
-    tensors, refused = with_matrices(
-        stored, config, lambda info: sources[info.shard].small_tensor(info, say)
-    )
+
+    def read_small(info: TensorInfo) -> bytes:
+        return sources[info.shard].small_tensor(info, say)
+
+    tensors, refused = with_matrices(stored, config, read_small)
     moved = (in_order(info, config) for info in tensors.values())
-    own = {one.name: one for one in moved}
+    own = {info.name: info for info in moved}
     if len(own) == len(tensors):  # otherwise two would have one name
         tensors = own
     if weights.are_gguf:
-        tensors, config = model_of([header for header, _ in shards.values()], weights.shards[0])
+        headers = [header for header, _ in shards.values()]
+        tensors, config = model_of(headers, weights.shards[0])
     return Checkpoint(
         located.reference,
         located.commit,

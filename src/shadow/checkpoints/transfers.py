@@ -40,7 +40,9 @@ def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: i
 
     stop is set when the call ends. Raises the error of the first item that fails.
     """
-    futures: list[Future[R]] = [Future() for _ in items]
+    futures: list[Future[R]] = []
+    for _ in items:
+        futures.append(Future())
     waiting = deque(zip(futures, items, strict=True))
     stop = Event()
 
@@ -64,7 +66,8 @@ def begin(work: Callable[[], R]) -> Future[R]:
     The thread is a daemon: a download that does not answer must not delay the end of the process.
     """
     future: Future[R] = Future()
-    Thread(target=_settle, args=(future, work), name="fetch", daemon=True).start()
+    thread = Thread(target=_settle, args=(future, work), name="fetch", daemon=True)
+    thread.start()
     return future
 
 

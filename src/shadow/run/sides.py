@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 def references_of(pair: Pair) -> list[Reference]:
     """Return the checkpoints that both sides are made of."""
-    return [part for side in (pair.base, pair.tuned) for _, part in side.parts]
+    parts = [*pair.base.parts, *pair.tuned.parts]
+    return [reference for _, reference in parts]
 
 
 def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextManager[None]:
@@ -103,7 +104,9 @@ def reference_of(side: CheckpointMetadata) -> AnyReference:
         return _reference(repo, commit)
     component = rf"(?:^| )({'|'.join(name_rules().components)})="
     _, *parts = re.split(component, repo)
-    _, *commits = re.split(component, commit) if commit else ("", *parts)
+    commits = parts
+    if commit:
+        _, *commits = re.split(component, commit)
     if not side["fingerprint"] or parts[::2] != commits[::2]:
         raise ShadowError(f"the report does not say which files of {repo} were read")
     of_each = [None if commit is None or one == "a folder" else one for one in commits[1::2]]
@@ -120,7 +123,8 @@ def _reference(repo: str, commit: str | None) -> Reference:
 
 def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[Found, Found]:
     """Find base and tuned side."""
-    found = found_all({"base": pair.base, "tuned": pair.tuned}, runtime, scratch)
+    sides = {"base": pair.base, "tuned": pair.tuned}
+    found = found_all(sides, runtime, scratch)
     return found["base"], found["tuned"]
 
 
@@ -167,7 +171,9 @@ def listing_of(reference: Reference, runtime: Runtime) -> Listing:
     if not reference.is_folder:
         return snapshot_of(reference, runtime)
     root = Path(reference.repo)
-    return top_of_folder(root) if root.is_dir() else Listing(reference.repo, {})
+    if not root.is_dir():
+        return Listing(reference.repo, {})
+    return top_of_folder(root)
 
 
 def snapshot_of(reference: Reference, runtime: Runtime) -> Snapshot:
@@ -188,17 +194,21 @@ def snapshot_of(reference: Reference, runtime: Runtime) -> Snapshot:
 
 def _parts(found: Iterable[Found]) -> list[Checkpoint | Located]:
     """Return the checkpoints that sides are made of."""
-    return [
-        part
-        for one in found
-        for part in ([of for _, of in one.parts] if isinstance(one, Assembled) else [one])
-    ]
+    parts: list[Checkpoint | Located] = []
+    for side in found:
+        if isinstance(side, Assembled):
+            parts.extend(part for _, part in side.parts)
+        else:
+            parts.append(side)
+    return parts
 
 
 def pickled_part(found: Found) -> Located | None:
     """Return a part whose weights must be fetched before anything is known about them, or None."""
-    located = (part for part in _parts([found]) if isinstance(part, Located))
-    return next((part for part in located if part.weights.pickled), None)
+    for part in _parts([found]):
+        if isinstance(part, Located) and part.weights.pickled:
+            return part
+    return None
 
 
 @uncollected()
@@ -273,11 +283,9 @@ def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -
 def require_gguf(file: str | None, found: Iterable[Found]) -> None:
     """Raise ShadowError if a pattern should choose among GGUF files, and there are none."""
     parts = _parts(found)
-    shards = [
-        shard
-        for one in parts
-        for shard in (one.sources if isinstance(one, Checkpoint) else one.weights.shards)
-    ]
+    shards: list[str] = []
+    for part in parts:
+        shards += part.sources if isinstance(part, Checkpoint) else part.weights.shards
     if file is not None and not any(shard.endswith(GGUF) for shard in shards):
-        names = and_list([one.reference for one in parts])
+        names = and_list([part.reference for part in parts])
         raise ShadowError(f"--file {short(file)}: no GGUF file in {names}", "leave out --file")

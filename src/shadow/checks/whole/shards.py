@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.checkpoints.sources import Shard, Source
     from shadow.run.runtime import Runtime
+    from shadow.run.scan import Read
     from shadow.targets.references import Reference
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -273,21 +274,22 @@ class Contents:
         self.say = runtime.say
         # of what may be compared with the weights that are read
         self.with_values = with_values and listing.folder is not None
-        top = {path: file for path, file in listing.files.items() if "/" not in path}
-        self.names = {path for path, file in top.items() if not file.problem}
+        top = [path for path in sorted(listing.files) if "/" not in path]
+        self.names = {path for path in top if not listing.files[path].problem}
         self.pointers: list[str] = []
         self.unreadable: dict[str, str] = {}
         self.headers: dict[str, dict[str, TensorInfo]] = {}
         self.sources: dict[str, Source] = {}
         self.small: dict[str, bytes] = {}
-        self._take([*filter(_is_read, sorted(top))])
+        self._take([*filter(_is_read, top)])
 
     def _take(self, paths: Sequence[str]) -> None:
         """Read small files and headers."""
         from shadow.checkpoints.opening import CONNECTIONS
         from shadow.checkpoints.transfers import in_threads
 
-        for path, content in zip(paths, in_threads(self._read, paths, CONNECTIONS), strict=True):
+        contents = in_threads(self._read, paths, CONNECTIONS)
+        for path, content in zip(paths, contents, strict=True):
             if isinstance(content, PointerError):
                 self.pointers.append(path)
             elif isinstance(content, FileError):
@@ -305,7 +307,8 @@ class Contents:
 
         try:
             if path.endswith(".safetensors"):
-                return self.listing.shard(path, Transfer(self.say, stop=stop), None)
+                by = Transfer(self.say, stop=stop)
+                return self.listing.shard(path, by, None)
             if self.listing.files[path].size > SMALL:
                 return bytes(SMALL)  # which nobody parses
             content = self.listing.read(path, self.say)
@@ -322,8 +325,9 @@ class Contents:
     @property
     def are_judged(self) -> bool:
         """Whether there are safetensors files or an index, and no file is unknown."""
-        is_safe = any(path.endswith((".safetensors", INDEX)) for path in self.names)
-        return is_safe and self.listing.is_complete
+        judged = (".safetensors", INDEX)
+        is_judged = any(path.endswith(judged) for path in self.names)
+        return is_judged and self.listing.is_complete
 
     def beside(self, checkpoint: Checkpoint) -> Opened:
         """A checkpoint of GGUF or `.bin` files, of one file, or in memory, with the small files."""
@@ -341,8 +345,9 @@ class Contents:
         if checkpoint.adapter:
             alpha = checkpoint.adapter.alpha
             configs[ADAPTER_CONFIG] = {"peft_type": "LORA", "lora_alpha": alpha}
-        small = {name: json.dumps(config).encode() for name, config in configs.items()}
-        small |= self.small
+        small = dict(self.small)
+        for name, config in configs.items():
+            small.setdefault(name, json.dumps(config).encode())
         files = FileFacts(
             [*checkpoint.sources],
             headers,
@@ -358,7 +363,8 @@ class Contents:
         from shadow.checkpoints.opening import Checkpoint
 
         read, weight_map = self._chosen()
-        below = [shard for shard in read if "/" in shard and self.listing.holds(shard)]
+        below = [shard for shard in read if "/" in shard]
+        below = [*filter(self.listing.holds, below)]
         self._take(below)
         self.names |= {*below}
         tensors: dict[str, TensorInfo] = {}
@@ -375,7 +381,10 @@ class Contents:
             return self.sources[info.shard].small_tensor(info, self.say)
 
         matrices, refused = with_matrices(tensors, config, read_small)
-        sources = {shard: self.sources[shard] for shard in read if shard in self.sources}
+        sources = {}
+        for shard in read:
+            if shard in self.sources:
+                sources[shard] = self.sources[shard]
         checkpoint = Checkpoint(
             self.listing.name,
             commit=None,
@@ -405,7 +414,8 @@ class Contents:
         said: Mapping[str, str] = {}
         if INDEX in self.small:
             try:
-                said = checked_weight_map(json_object(self.small[INDEX]), INDEX, ".safetensors")
+                index = json_object(self.small[INDEX])
+                said = checked_weight_map(index, INDEX, ".safetensors")
             except FileError as error:
                 self.unreadable[INDEX] = error.message.removeprefix(f"{INDEX}: ")
         shards = sorted(set(said.values()))
@@ -425,32 +435,36 @@ class Contents:
     def _are_equal(self, one: TensorInfo, other: TensorInfo) -> bool:
         from shadow.run.scan import same_values
 
-        return same_values(lambda info: self.sources[info.shard].tensor(info), one, other)
+        def read(info: TensorInfo) -> Read:
+            return self.sources[info.shard].tensor(info)
 
-    def _others(self, read: Sequence[str], tensors: Mapping[str, TensorInfo]) -> Iterator[OtherSet]:
+        return same_values(read, one, other)
+
+    def _others(
+        self, files_read: Sequence[str], tensors: Mapping[str, TensorInfo]
+    ) -> Iterator[OtherSet]:
         """Compare every other set of weights whose values can be read."""
-        rest = [name for name in sorted(self.headers) if name not in read]
+        rest = [name for name in sorted(self.headers) if name not in files_read]
         consolidated = [*filter(CONSOLIDATED.fullmatch, rest)]
-        copies = [name for name in rest if self.headers[name].keys() & tensors.keys()]
-        copies = [name for name in copies if name not in consolidated]
+        others = [name for name in rest if name not in consolidated]
+        copies = [name for name in others if self.headers[name].keys() & tensors.keys()]
         for files in (copies, consolidated):
             if not files or files[0].startswith("adapter_"):
                 continue
             own = [info for file in files for info in self.headers[file].values()]
-            differing = None
+            differing: list[str] | None = None
             if self.with_values and all(info.name in tensors for info in own):
-                differing = [
-                    info.name for info in own if not self._are_equal(info, tensors[info.name])
-                ]
+                pairs = [(info, tensors[info.name]) for info in own]
+                differing = [info.name for info, read in pairs if not self._are_equal(info, read)]
             elif self.with_values and len(files) == 1:
-                differing = self._differing_by_place(files[0], read)
-            yield OtherSet(files[0], differing, self._is_newer(files, read))
+                differing = self._differing_by_place(files[0], files_read)
+            yield OtherSet(files[0], differing, self._is_newer(files, files_read))
         pickled = sorted(filter(PICKLED.fullmatch, self.names))
-        if pickled and read:
+        if pickled and files_read:
             differing = None
             if self.with_values:
                 differing = self._differing_from_pickles(pickled, tensors)
-            yield OtherSet(pickled[0], differing, self._is_newer(pickled, read))
+            yield OtherSet(pickled[0], differing, self._is_newer(pickled, files_read))
 
     def _differing_by_place(self, file: str, read: Sequence[str]) -> list[str] | None:
         """Return tensors without an equal one in a file with other names, such as Mistral's. None
@@ -465,9 +479,12 @@ class Contents:
             second = open_folder(f"{self.listing.name}/{file}")
             aligned = align_all(first, second, ("A", "B"))
             pairs = aligned.pair.pairs
-            if {*first.sources} != {*read} or aligned.unread or any(map(is_raw, pairs)):
+            if {*first.sources} != {*read}:
                 return None
-            rows = [scanned(pair, aligned.pair.base, aligned.pair.tuned) for pair in pairs]
+            if aligned.unread or any(map(is_raw, pairs)):
+                return None
+            sides = aligned.pair.base, aligned.pair.tuned
+            rows = [scanned(pair, *sides) for pair in pairs]
         except ShadowError:
             return None
         differing = [row.tuned for row in rows if row.changed]
@@ -482,8 +499,8 @@ class Contents:
         root = self.listing.folder
         if root is None:
             return 0.0
-        times = [(root / name).stat().st_mtime for name in files if name in self.names]
-        return max(times, default=0.0)
+        paths = [root / name for name in files if name in self.names]
+        return max((path.stat().st_mtime for path in paths), default=0.0)
 
     def _differing_from_pickles(
         self, files: Sequence[str], tensors: Mapping[str, TensorInfo]
@@ -504,10 +521,12 @@ class Contents:
         for name, info in tensors.items():
             if info.end - info.start not in sizes:  # another dtype, or a part of a storage
                 return None
-            held, there = self.sources[info.shard].located(info)
+            source = self.sources[info.shard]
+            held, there = source.located(info)
             content = bytearray(there.end - there.start)
             held.read(there.start, memoryview(content))
-            if (len(content), zlib.crc32(content)) not in stored:
+            crc = zlib.crc32(content)
+            if (len(content), crc) not in stored:
                 differing.append(name)
         return differing if any(crc for _, crc in stored) else None
 
@@ -517,5 +536,6 @@ def _is_read(name: str) -> bool:
 
     if name.endswith(".safetensors"):
         return True
-    is_small = kind_of(name) in ("index", "config", "generation", "chat_template", "tokenizer")
-    return is_small and name.endswith((".json", ".jinja"))
+    if not name.endswith((".json", ".jinja")):
+        return False
+    return kind_of(name) in ("index", "config", "generation", "chat_template", "tokenizer")
