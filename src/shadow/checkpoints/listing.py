@@ -1,4 +1,4 @@
-"""The files of a checkpoint, wherever it lies: name, kind, size, checksum, and how each is read.
+"""The files of a checkpoint, wherever it lies: one listing, which reads and opens each of them.
 
 Of a folder, small files are read for their sha256; on the Hub, the listing of a commit has
 checksums, and a small file is fetched only when its bytes are needed. Runs none of them.
@@ -9,62 +9,25 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Literal
+from pathlib import Path
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.safetensors_files import held_shard
 from shadow.checkpoints.sources import LocalFile, Shard, read_shard
+from shadow.checkpoints.stored_files import StoredFile
 from shadow.checkpoints.transfers import Say, Transfer
 from shadow.checkpoints.weight_files import ADAPTER_CONFIG
 from shadow.errors import FileError
 from shadow.files import read_start
 
-FileKind = Literal[
-    "weights", "index", "pickle", "config", "generation", "chat_template", "tokenizer", "code",
-    "document", "other",
-]  # fmt: skip
 MAX_FILES = 20_000  # of a side; the largest released repositories have some hundreds
 SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
 ALL_SMALL = 1 << 28  # bytes that are read of the small files of a folder
 SAMPLES, SAMPLE = 64, 1 << 12  # places that are read of a large file, and bytes at each
-PATTERNS: Sequence[tuple[str, FileKind]] = (  # the first that fits the name in small letters
-    (r".*\.index\.json", "index"),
-    (r"generation_config\.json", "generation"),
-    (r"chat_template\.json|.*\.jinja2?", "chat_template"),
-    (r"(tokenizer(_config)?|special_tokens_map|added_tokens)\.json|merges\.txt", "tokenizer"),
-    (r".*config\.json|(params|modules|config_sentence_transformers)\.json", "config"),
-    (
-        r".*\.(model|tiktoken|spm|bpe)|(tekken|encoder|.*vocab.*)\.json|(dict|vocab)\.txt",
-        "tokenizer",
-    ),
-    (r".*\.(safetensors|gguf|onnx|onnx_data|h5|msgpack|tflite|ot)", "weights"),
-    (r".*\.(bin|pt|pth|ckpt|pkl|pickle|joblib|dill|mar)", "pickle"),
-    (r".*\.(py|pyc|pyd|so|dll|dylib|sh|bat|exe|ipynb|whl|c|cc|cpp|cu|h|js)", "code"),
-    (r".*\.(md|rst|pdf|png|jpe?g|gif|svg|webp)|(licen[cs]e|notice|use_policy).*", "document"),
-)
-
-
 AGAIN = "fetch the file again"
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file of a checkpoint."""
-
-    path: str  # in the folder or repository; what is not UTF-8 in it is escaped
-    size: int  # bytes; 0 of what cannot be read
-    checksum: str | None = None  # `sha256:...` or `git:...`, hexadecimal; None if not known
-    problem: str = ""  # why it cannot be read; empty where it can
-
-    @property
-    def kind(self) -> FileKind:
-        """The kind of the file, by its name alone."""
-        return kind_of(self.path)
 
 
 @dataclass(frozen=True)
@@ -84,7 +47,7 @@ class Listing:
     hint: str | None = None  # of a file that is not trusted, instead of its own
 
     def holds(self, path: str) -> bool:
-        """Whether a file is there, also one below a folder that is not listed."""
+        """Look for a file, also below a folder that is not listed."""
         return self.folder is not None and (self.folder / path).exists()
 
     def read(self, path: str, say: Say) -> bytes:
@@ -107,22 +70,13 @@ class Listing:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is an adapter, which leaves its base's files in use."""
+        """True of an adapter, which leaves its base's files in use."""
         return ADAPTER_CONFIG in self.files
 
     @property
     def is_gguf(self) -> bool:
-        """Whether its weights are read from GGUF files, which contain config and tokenizer."""
+        """True if its weights are read from GGUF files, which contain config and tokenizer."""
         return any(name.endswith(GGUF) for name in self.read_from)
-
-
-def kind_of(path: str) -> FileKind:
-    """The kind of a file, by its name."""
-    name = PurePosixPath(path).name.lower()
-    for pattern, kind in PATTERNS:
-        if re.fullmatch(pattern, name):
-            return kind
-    return "other"
 
 
 def listing_of_file(path: Path) -> Listing:

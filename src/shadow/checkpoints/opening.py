@@ -365,7 +365,7 @@ def open_located(
 
 
 def are_paired(shards: Shards) -> bool:
-    """Whether tensors have Mistral's and Meta's own names of q and k."""
+    """Look for tensors with Mistral's and Meta's own names of q and k."""
     headers = [header for header, _ in shards.values()]
     return any(any(map(PAIRED.fullmatch, header.tensors)) for header in headers)
 
@@ -434,7 +434,7 @@ def _opened(
 
 
 def read_object(raw: bytes, name: str) -> Config:
-    """Parse a JSON file with an object. Raises FileError for anything else."""
+    """Parse a JSON file with an object. Raises FileError for any other content."""
     if raw.startswith(b"version https://git-lfs"):
         message = f"{name}: a Git-LFS pointer, not the file itself"
         raise PointerError(message, "run `git lfs pull` in the folder")

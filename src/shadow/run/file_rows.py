@@ -17,11 +17,10 @@ from typing import Literal
 from shadow.checkpoints.contents import TEMPLATE, contents, differences
 from shadow.checkpoints.listing import (
     Listing,
-    StoredFile,
     checksum_like,
     differ_in_sample,
-    kind_of,
 )
+from shadow.checkpoints.stored_files import StoredFile, kind_of
 from shadow.errors import ShadowError
 from shadow.reports.columns import Cell
 from shadow.text import several, visible

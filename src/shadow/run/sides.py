@@ -34,7 +34,7 @@ from shadow.text import and_list, byte_size, short
 from shadow.version import __version__
 
 if TYPE_CHECKING:
-    from shadow.checkpoints.hub import Snapshot
+    from shadow.checkpoints.snapshots import Snapshot
     from shadow.reports.provenance import CheckpointMetadata, ReportMetadata
     from shadow.run.settings import Settings
     from shadow.targets.families import Pair
@@ -178,7 +178,7 @@ def listing_of(reference: Reference, runtime: Runtime) -> Listing:
 
 def snapshot_of(reference: Reference, runtime: Runtime) -> Snapshot:
     """The files of a commit on the Hub."""
-    from shadow.checkpoints.hub import pin
+    from shadow.checkpoints.snapshots import pin
 
     offline = runtime.access.offline
     if (how := as_folder(reference.repo)) and not offline:
@@ -238,7 +238,7 @@ def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
         return found
     to_move = 0
     if found.weights.pickled:
-        from shadow.checkpoints.hub import Snapshot
+        from shadow.checkpoints.snapshots import Snapshot
         from shadow.run.plan import require_disk_at_once
 
         assert isinstance(found.listing, Snapshot), "a folder is opened when it is found"

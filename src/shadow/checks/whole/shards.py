@@ -324,7 +324,7 @@ class Contents:
 
     @property
     def are_judged(self) -> bool:
-        """Whether there are safetensors files or an index, and no file is unknown."""
+        """True where there are safetensors files or an index, and no file is unknown."""
         judged = (".safetensors", INDEX)
         is_judged = any(path.endswith(judged) for path in self.names)
         return is_judged and self.listing.is_complete
@@ -491,11 +491,11 @@ class Contents:
         return differing if differing or not aligned.unmatched else None
 
     def _is_newer(self, files: Sequence[str], read: Sequence[str]) -> bool:
-        """Whether files were written after those that are read; False where times are unknown."""
+        """True of files that were written after those that are read; False where not known."""
         return self._written(files) > self._written(read) + NEWER
 
     def _written(self, files: Sequence[str]) -> float:
-        """When the newest of some files was written; 0 where that is not known."""
+        """The time at which the newest of some files was written; 0 where that is not known."""
         root = self.listing.folder
         if root is None:
             return 0.0
@@ -532,7 +532,7 @@ class Contents:
 
 
 def _is_read(name: str) -> bool:
-    from shadow.checkpoints.listing import kind_of
+    from shadow.checkpoints.stored_files import kind_of
 
     if name.endswith(".safetensors"):
         return True
