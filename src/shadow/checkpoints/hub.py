@@ -89,16 +89,20 @@ def listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
                 raise ValueError("an invalid size")
             if type(entry.path) is not str:
                 raise ValueError("an invalid name")
-            entry.path.encode()  # a ValueError for half a surrogate
-            files[entry.path] = make(entry.path, size, _checksum(digest))
+            path = entry.path
+            path.encode()  # a ValueError for half a surrogate
+            files[path] = make(path, size, _checksum(digest))
     return files
 
 
 def _checksum(digest: object) -> str | None:
     """Prefix a digest with its kind, known by its length: Git-LFS uses sha256, Git itself sha1."""
-    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]+", digest):
+    if not isinstance(digest, str):
         return None
-    kind = {40: "git", 64: "sha256"}.get(len(digest))
+    if not re.fullmatch(r"[0-9a-f]+", digest):
+        return None
+    kinds = {40: "git", 64: "sha256"}
+    kind = kinds.get(len(digest))
     return f"{kind}:{digest}" if kind else None
 
 
@@ -115,7 +119,8 @@ def cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
             name = path.relative_to(root).as_posix()
             # a link leads to a blob, which the cache names by its checksum
             blob = path.readlink().name if path.is_symlink() else None
-            files[name] = make(name, path.stat().st_size, _checksum(blob))
+            size = path.stat().st_size
+            files[name] = make(name, size, _checksum(blob))
     return files
 
 
@@ -145,7 +150,8 @@ def fetch_whole(file: RemoteFile, by: Transfer) -> tuple[Path, bool]:
 
     A copy whose checksum is wrong is fetched again; ShadowError if a second download is wrong too.
     """
-    path, downloads = cached(file), 0
+    path = cached(file)
+    downloads = 0
     while path is None or _is_damaged(path, file, by.stop):
         if path is not None:
             hint = DAMAGED
@@ -325,7 +331,8 @@ def _ranged(file: RemoteFile, start: int, stop: int) -> Iterator[Iterator[bytes]
     """Open an answer with bytes start to stop, in chunks."""
     url = hf.hf_hub_url(file.repo, file.path, revision=file.commit)
     ours = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
-    session, seconds = get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
+    session = get_session()
+    seconds = constants.HF_HUB_DOWNLOAD_TIMEOUT
     for _ in range(REDIRECTS):
         # followed here, as the token belongs to the Hub and the file often lies elsewhere
         headers = ours | build_hf_headers() if is_of_hub(url) else ours
@@ -333,7 +340,8 @@ def _ranged(file: RemoteFile, start: int, stop: int) -> Iterator[Iterator[bytes]
             "GET", url, headers=headers, follow_redirects=False, timeout=seconds
         ) as response:
             location = response.headers.get("location")
-            if response.status_code in (301, 302, 303, 307, 308) and location is not None:
+            is_redirect = response.status_code in (301, 302, 303, 307, 308)
+            if is_redirect and location is not None:
                 url = urljoin(url, location)
                 if urlsplit(url).scheme in ("http", "https"):
                     continue

@@ -11,7 +11,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
@@ -38,9 +38,9 @@ class Listing:
     files: Mapping[str, StoredFile]  # by path
     is_complete: bool = True  # whether a file that is not listed is not there
     folder: Path | None = None  # None of a repository
-    commit: str | None = field(default=None, kw_only=True)
-    access: str | None = field(default=None, kw_only=True)
-    read_from: frozenset[str] = field(default=frozenset(), kw_only=True)
+    commit: str | None = None  # 40 hexadecimal digits; None of a folder
+    access: str | None = None  # `open`, `gated` or `private`; None where nothing was asked
+    read_from: frozenset[str] = frozenset()
     """The files that its weights are read from, as far as that is known."""
     absent: tuple[str, str] = ("folder", "check that the download is complete")
     """Where a file is looked for, and what to do if it is not there."""
@@ -48,7 +48,9 @@ class Listing:
 
     def holds(self, path: str) -> bool:
         """Look for a file, also below a folder that is not listed."""
-        return self.folder is not None and (self.folder / path).exists()
+        if self.folder is None:
+            return False
+        return (self.folder / path).exists()
 
     def read(self, path: str, say: Say) -> bytes:
         """Read a small file, fetched if necessary. Raises FileError if it cannot be read."""
@@ -66,7 +68,8 @@ class Listing:
         file = self.files.get(path)
         if file is not None and file.problem:
             raise FileError(f"{path}: {file.problem}", AGAIN)
-        return (self.folder or Path()) / path
+        folder = self.folder or Path()
+        return folder / path
 
     @property
     def is_adapter(self) -> bool:
@@ -81,8 +84,10 @@ class Listing:
 
 def listing_of_file(path: Path) -> Listing:
     """A file as if it were alone in its folder."""
-    file = _stored(path.parent, path.name, SMALL)
-    return Listing(str(path), {file.path: file}, folder=path.parent)
+    folder = path.parent
+    file = _stored(folder, path.name, SMALL)
+    files = {file.path: file}
+    return Listing(str(path), files, folder=folder)
 
 
 def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
@@ -138,7 +143,8 @@ def _stored(root: Path, path: str, limit: int) -> StoredFile:
         content = read_start(root / path, limit + 1) or b""
     except OSError as error:
         return StoredFile(name, 0, problem=f"cannot be read: {error.strerror or error}")
-    return StoredFile(name, len(content), checksum_like("", content))
+    checksum = checksum_like("", content)
+    return StoredFile(name, len(content), checksum)
 
 
 def as_text(path: str) -> str:
@@ -151,7 +157,8 @@ def read_small(path: Path, name: str) -> bytes:
     try:
         content = read_start(path, SMALL + 1)
     except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
-        raise FileError(f"{name}: {getattr(error, 'strerror', None) or error}", AGAIN) from error
+        why = getattr(error, "strerror", None) or error
+        raise FileError(f"{name}: {why}", AGAIN) from error
     if content is None:
         raise FileError(f"{name}: not a regular file", AGAIN)
     require_small(name, len(content))
@@ -167,9 +174,11 @@ def require_small(name: str, size: int) -> None:
 def checksum_like(other: str, content: bytes) -> str:
     """The checksum of bytes, of the kind of another: `sha256:`, or a Git blob's sha1."""
     if not other.startswith("git:"):
-        return f"sha256:{hashlib.sha256(content).hexdigest()}"
+        digest = hashlib.sha256(content)
+        return f"sha256:{digest.hexdigest()}"
     head = b"blob %d\0" % len(content)
-    return f"git:{hashlib.sha1(head + content, usedforsecurity=False).hexdigest()}"
+    digest = hashlib.sha1(head + content, usedforsecurity=False)
+    return f"git:{digest.hexdigest()}"
 
 
 def differ_in_sample(first: Listing, second: Listing, path: str) -> bool | None:
@@ -187,7 +196,8 @@ def differ_in_sample(first: Listing, second: Listing, path: str) -> bool | None:
                 start = end * number // (SAMPLES - 1)
                 one.seek(start)
                 other.seek(start)
-                if one.read(SAMPLE) != other.read(SAMPLE):
+                mine = one.read(SAMPLE)
+                if mine != other.read(SAMPLE):
                     return True
     except OSError:  # what cannot be read is not known
         return None

@@ -272,11 +272,14 @@ def open_folder(
     scratch: a folder for raw copies of `.bin` files of the old format. file: a pattern that chooses
     among several GGUF files. Raises ShadowError if the folder is not a trustworthy checkpoint.
     """
-    root, alone = Path(reference), ""
-    if root.is_file() and root.suffix == GGUF:
-        root, file = root.parent, glob.escape(root.name)
-    elif root.is_file():
-        root, alone = root.parent, root.name
+    root = Path(reference)
+    alone = ""
+    if root.is_file():
+        if root.suffix == GGUF:
+            file = glob.escape(root.name)
+        else:
+            alone = root.name
+        root = root.parent
     try:
         if not root.is_dir():
             hint = "name the folder that holds the .safetensors files"
@@ -312,7 +315,8 @@ def locate(
     if listing.commit:  # it needs other files beside it
         names.discard(DISTRIBUTED)
     ends = (".safetensors", ".bin", ".index.json", GGUF)
-    if not listing.is_complete and not any(name.endswith(ends) for name in names):
+    has_weights = any(name.endswith(ends) for name in names)
+    if not listing.is_complete and not has_weights:
         message = f"{listing.name}: none of its weight files is in the cache"
         raise ShadowError(message, "run once without --offline")
     with naming(listing.name, listing.hint):

@@ -521,7 +521,8 @@ class Contents:
                     members = [one for one in archive.infolist() if "/data/" in one.filename]
             except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError):
                 return None  # as zipfile says of a damaged one, of a name too
-            stored |= {(one.file_size, one.CRC) for one in members}
+            for member in members:
+                stored.add((member.file_size, member.CRC))
         sizes = {size for size, _ in stored}
         differing = []
         for name, info in tensors.items():
