@@ -233,7 +233,7 @@ def _have_equal_checksums(first: Found, second: Found) -> bool:
         return False
     digests = []
     for side in (first, second):
-        files = side.snapshot.files
+        files = side.listing.files
         digests.append(sorted(files[shard].checksum or "" for shard in side.weights.shards))
     is_equal = digests[0] == digests[1] and all(digests[0])
     is_equal &= first.weights.adapter == second.weights.adapter

@@ -368,9 +368,12 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
     return said or packed or bool(checkpoint.refused)
 
 
-def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> Expected:
-    """Ask a loader about names and shapes, if one can be asked."""
+def gather_expected(
+    checkpoint: Checkpoint, cache: Path | None, scratch: Path, *, is_cut: bool
+) -> Expected:
+    """Ask a loader about names and shapes, if one can be asked. cache: a folder of answers."""
     from shadow.checkpoints.expected import Expected, expected
+    from shadow.run.file_cache import FileCache
 
     classes = checkpoint.config.get("architectures")
     problems = (
@@ -391,7 +394,8 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
             for name, stored in stored_names.items()
         }
     named = {name: checkpoint.tensors[stored] for name, stored in stored_names.items()}
-    answer = expected(checkpoint.config, named, scratch)
+    answers = None if cache is None else FileCache(cache, ".json")
+    answer = expected(checkpoint.config, named, scratch, answers)
     inputs = [stored_names[name] for name in answer.inputs if name in stored_names]
     outputs = [stored_names[name] for name in answer.outputs if name in stored_names]
     return replace(answer, inputs=inputs, outputs=outputs)
