@@ -50,11 +50,13 @@ class Expected:
     """(name, shape in the files, shape of the model)."""
     problem: str = ""  # why it could not be asked, as a code; empty where it was
     detail: str = ""
-    tied: bool = False  # whether the head is the embedding, by the config of this class
+    tied: bool | None = None  # whether the class ties its head by this config; None where not asked
     usual: Sequence[int] = ()  # tokens that a config of this class names unless it is told others
     inputs: Sequence[str] = ()
     """The files' tensors that are the embedding of the text's tokens, as the model has it."""
     outputs: Sequence[str] = ()  # those that are the head over these tokens
+    tables: Sequence[str] = ()
+    """Those that rows are looked up in, of which some may never have been used."""
     vocabulary: int | None = None
     """Rows of that embedding in the model; 0 of a model without one. None where not asked."""
     lost: Mapping[str, int] = field(default_factory=dict)
@@ -217,11 +219,12 @@ def _asked(
         [(tensor, tuple(one), tuple(other)) for tensor, one, other in mismatched],
         "loader_failed" if faults else "",
         faults,
-        bool(getattr(inner, "tie_word_embeddings", False)),
+        _are_tied(model, embedding, head),
         [one for said in usual for one in (said if isinstance(said, list | tuple) else [said])
          if type(one) is int],
         inputs=inputs,
         outputs=[name for name in outputs if name not in inputs],
+        tables=tables_of(model, tensors),
         vocabulary=0 if embedding is None else len(embedding),
         lost=lost_members(model.state_dict().keys(), missing),
         in_f32=_in_f32(model, tensors),
@@ -249,7 +252,7 @@ def files_names(
     """Return the names in the files of a matrix of the model. Files may have an older name, which
     ends like that of the model.
     """
-    names = [name for name, one in model.named_parameters(remove_duplicate=False) if one is matrix]
+    names = names_of(model, matrix)
     if exact := [name for name in names if name in stored]:
         return exact
     parts = [name.split(".") for name in names if name not in missing]
@@ -260,6 +263,37 @@ def files_names(
     longest = max(lengths.values(), default=0)
     nearest = [name for name, length in lengths.items() if length == longest]
     return nearest if longest > 1 and len(nearest) == 1 else []
+
+
+def names_of(model: Any, matrix: Any) -> list[str]:
+    """Return every name of a parameter of a model."""
+    return [name for name, one in model.named_parameters(remove_duplicate=False) if one is matrix]
+
+
+def _are_tied(model: Any, embedding: Any, head: Any) -> bool:
+    """Return whether a class ties both, also where the files have one of its own for each."""
+    sources = model.all_tied_weights_keys
+    first, second = (
+        {sources.get(name, name) for name in names_of(model, matrix)}
+        for matrix in (embedding, head)
+    )
+    return not first.isdisjoint(second)
+
+
+def tables_of(model: Any, stored: Iterable[str]) -> list[str]:
+    """Return the names in the files of the model's embeddings, whatever they have a row for; with
+    or without the first words of a name, as older files have them.
+    """
+    from torch.nn import Embedding
+
+    ends = [
+        f".{path}.weight" for path, module in model.named_modules() if isinstance(module, Embedding)
+    ]
+    return [
+        name
+        for name in stored
+        if any(f".{name}".endswith(end) or end.endswith(f".{name}") for end in ends)
+    ]
 
 
 def _common_end(first: Sequence[str], second: Sequence[str]) -> int:

@@ -119,7 +119,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     is_quantised = names.is_quantised(checkpoint)
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
-    every = values.Values(stored, swept, unread, tables, is_quantised)
+    empty = names.empty_in_model(stored, expected)
+    every = values.Values(stored, swept, unread, tables, is_quantised, empty)
     return Whole(files, every, named, words, adapter, read)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.names import number_of, text_config
 from shadow.checks.whole.part import Findings, clipped, is_broken, json_object
+from shadow.places.names import name_rules
 from shadow.templates import Value
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ OF_ADAPTERS = {
     "head_unsaved": "peft adds {heads:and} to modules_to_save, and no tensor has such a name: the"
     " head has another name or is lost",
     "dora_absent": "config says DoRA, but no module has magnitudes",
-    "adapter_kind": "an adapter of the unknown type {kind}",
+    "adapter_kind": "an adapter of type {kind}, whose tensors are not compared with its config",
 }
 
 
@@ -185,8 +186,10 @@ def judge_adapter(part: Findings, found: Factors) -> None:
     """Compare the config with the factors, module by module."""
     part.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
     config, alpha = found.config, found.config.get("lora_alpha")
-    if config.get("peft_type") != "LORA":
-        part.doubt(ADAPTER_CONFIG, "adapter_kind", kind=str(config.get("peft_type"))[:40])
+    kind = str(config.get("peft_type"))
+    if kind != "LORA":
+        say = part.note if kind in name_rules().adapters else part.doubt
+        say(ADAPTER_CONFIG, "adapter_kind", kind=clipped(kind))
         return
     if not isinstance(alpha, int | float) or not alpha > 0:
         part.fault(ADAPTER_CONFIG, "alpha", alpha=str(alpha)[:40])
@@ -200,8 +203,11 @@ def judge_adapter(part: Findings, found: Factors) -> None:
     targets = config.get("target_modules")  # a list, or a pattern, or all-linear
     named = [one for one in targets if isinstance(one, str)] if isinstance(targets, list) else []
     ends = {module: _ends(module) for module in found.shapes}
+    excluded = config.get("exclude_modules")  # in the same forms
     for target in sorted({*named}.difference(*ends.values())):
-        part.fault(clipped(target), "target_absent")
+        is_listed = isinstance(excluded, list) and not _ends(target).isdisjoint(map(str, excluded))
+        if not is_listed and not isinstance(excluded, str):
+            part.fault(clipped(target), "target_absent")
     if named and not config.get("target_parameters"):
         for module in ends:
             if ends[module].isdisjoint(named):

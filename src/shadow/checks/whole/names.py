@@ -274,16 +274,28 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
     return replace(answer, inputs=inputs, outputs=outputs)
 
 
+def empty_in_model(stored: Mapping[str, TensorInfo], expected: Expected | None) -> set[str]:
+    """Return the tensors that a loader expects without an entry, such as registers of which a
+    config has none.
+    """
+    if expected is None or expected.problem:
+        return set()
+    others = {*expected.unexpected, *(name for name, _, _ in expected.mismatched)}
+    return {name for name, info in stored.items() if 0 in info.shape} - others
+
+
 def gather_tied(
-    checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool
+    checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool | None
 ) -> Tied | None:
-    """Return a head and the embedding that config, or the class (is_tied), ties it to. runtime:
-    None if values are not read.
+    """Return a head and the embedding that the class ties it to. is_tied: None where no loader was
+    asked, so that config decides. runtime: None if values are not read.
     """
     infos = [checkpoint.tensors[name] for name in names]
-    parts = (checkpoint.config, text_config(checkpoint.config))
-    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
-    if infos[0].shape != infos[1].shape or not (said[0] if said else is_tied):
+    if is_tied is None:
+        parts = (checkpoint.config, text_config(checkpoint.config))
+        said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+        is_tied = bool(said and said[0])
+    if infos[0].shape != infos[1].shape or not is_tied:
         return None
     if runtime is None:
         return *names, None

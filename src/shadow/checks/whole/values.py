@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,7 @@ class Values:
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     """Embeddings and heads, and how many tokens the tokenizer has; 0 where that is not known."""
     is_quantised: bool = False
+    empty: Collection[str] = ()  # tensors without an entry in the model either
 
 
 def judge_values(part: Findings, found: Values) -> None:
@@ -67,7 +68,7 @@ def judge_values(part: Findings, found: Values) -> None:
     for name, info in found.stored.items():
         if FLAT.fullmatch(name):
             part.fault(name, "flat")
-        elif 0 in info.shape and info.dtype in FLOATS:
+        elif 0 in info.shape and info.dtype in FLOATS and name not in found.empty:
             part.fault(name, "empty", shape=f"[{', '.join(map(str, info.shape))}]")
         elif not (info.packing or found.is_quantised or info.dtype in {**FLOATS, **INTEGERS}):
             part.doubt(name, "unknown_dtype", dtype=info.dtype)
