@@ -199,8 +199,10 @@ def _asked(
         numbers = getattr(torch, torch_name(dtype)) if is_known else torch.uint8
         state[tensor] = torch.empty(shape, dtype=numbers, device="meta")
     with contextlib.redirect_stdout(sys.stderr), of_transformers():
-        model, found = cls.from_pretrained(
-            None, config=made, state_dict=state, device_map={"": "meta"},
+        # not the class's own, which may read other files
+        load = transformers.PreTrainedModel.from_pretrained.__func__
+        model, found = load(
+            cls, None, config=made, state_dict=state, device_map={"": "meta"},
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     usual = [getattr(part, f"{word}_token_id", None) for word in ("eos", "bos", "pad")
@@ -253,7 +255,7 @@ def files_names(
     ends like that of the model.
     """
     names = names_of(model, matrix)
-    if exact := [name for name in names if name in stored]:
+    if exact := [name for name in saved_names(model, names) if name in stored]:
         return exact
     parts = [name.split(".") for name in names if name not in missing]
     lengths = {
@@ -270,6 +272,19 @@ def names_of(model: Any, matrix: Any) -> list[str]:
     return [name for name, one in model.named_parameters(remove_duplicate=False) if one is matrix]
 
 
+def saved_names(model: Any, names: Sequence[str]) -> list[str]:
+    """Return names of parameters, and those under which transformers saves them."""
+    try:
+        with of_transformers():
+            from transformers.core_model_loading import revert_weight_conversion
+
+            parameters = {name: model.get_parameter(name) for name in names}
+            saved = revert_weight_conversion(model, parameters)
+    except LoaderError:  # an older transformers
+        saved = {}
+    return [*dict.fromkeys([*names, *saved])]
+
+
 def _are_tied(model: Any, embedding: Any, head: Any) -> bool:
     """Return whether a class ties both, also where the files have one of its own for each."""
     sources = model.all_tied_weights_keys
@@ -284,11 +299,14 @@ def tables_of(model: Any, stored: Iterable[str]) -> list[str]:
     """Return the names in the files of the model's embeddings, whatever they have a row for; with
     or without the first words of a name, as older files have them.
     """
-    from torch.nn import Embedding
-
-    ends = [
-        f".{path}.weight" for path, module in model.named_modules() if isinstance(module, Embedding)
-    ]
+    tables = {
+        id(getattr(module, "weight", None))
+        for module in model.modules()
+        if hasattr(module, "padding_idx")
+    }
+    parameters = model.named_parameters(remove_duplicate=False)
+    names = [name for name, parameter in parameters if id(parameter) in tables]
+    ends = [f".{name}" for name in saved_names(model, names)]
     return [
         name
         for name in stored

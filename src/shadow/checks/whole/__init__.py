@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Answer, Check, Outcome, Question, largest_first
 from shadow.checks.whole import configs, names, shards, values
-from shadow.checks.whole.part import Findings, folded, gathered
+from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings, folded, gathered
 from shadow.checks.whole.vocabulary import find_vocabulary
 from shadow.templates import Reason
 
@@ -22,16 +22,17 @@ if TYPE_CHECKING:
     from shadow.run.scan import Swept
     from shadow.run.scanned import Unmatched
 
-# by code, the most telling fault first; a row has its name before it, a sentence its names
-TEXTS: Mapping[str, str] = {
-    **shards.WORDS,
+# by code, the most telling fault first
+RULES: Mapping[str, FindingRule] = {
+    **shards.RULES,
     **configs.OF_ADAPTERS,
-    **values.WORDS,
-    **names.WORDS,
-    **configs.WORDS,
-    "more": "{like}; the same of {rows:count other|others}",
+    **values.RULES,
+    **names.RULES,
+    **configs.RULES,
 }
-WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
+# a row has its name before it, a sentence its names
+WORDS = {code: f"[{{names}}: ]{rule.text}" for code, rule in RULES.items()} | {
+    "more": "{like}; the same of {rows:count other|others}",
     "whole": "{tensors:all tensor|tensors} and the files beside them agree",
     "whole_headers": "headers of {tensors:all tensor|tensors} and the files beside them agree;"
     " values are not looked at",
@@ -53,21 +54,24 @@ class Whole:
 
 def judge(found: Whole) -> Answer:
     """Judge every part by itself: one fault is enough, and what is unknown leaves it open."""
-    part = Findings()
-    shards.judge_files(part, found.files)
+    findings = Findings(RULES)
+    shards.judge_files(findings, found.files)
     if found.values is not None:
-        values.judge_values(part, found.values)
+        values.judge_values(findings, found.values)
     if found.names is not None:
-        names.judge_names(part, found.names)
+        names.judge_names(findings, found.names)
     if found.words is not None:
-        configs.judge_words(part, found.words)
+        configs.judge_words(findings, found.words)
     if found.adapter is not None:
-        configs.judge_adapter(part, found.adapter)
-    figures = {**part.figures, "faults": len(part.against)}
-    notes, doubts = gathered(part.notes), gathered(part.doubts)
-    if part.against:
-        order, against = [*TEXTS], folded(largest_first(part.against))
-        reasons = gathered(part.against, by_code=True)
+        configs.judge_adapter(findings, found.adapter)
+    faults = findings.rows[FAULT]
+    doubts = gathered(findings.rows[DOUBT])
+    notes = gathered(findings.rows[NOTE])
+    figures = {**findings.figures, "faults": len(faults)}
+    if faults:
+        against = folded(largest_first(faults))
+        reasons = gathered(faults, by_code=True)
+        order = [*RULES]
         reasons.sort(key=lambda reason: order.index(reason.code))
         return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, against, [*doubts, *notes])
     if doubts:

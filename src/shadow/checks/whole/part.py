@@ -1,4 +1,4 @@
-"""Findings of `whole`: faults a row each, doubts that leave it open, and notes."""
+"""Findings of `whole`, a row each, and the rules that they follow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from shadow.checks.answer import Against, Figure
@@ -16,23 +17,40 @@ MOST_SHOWN = 80  # characters of a text in a sentence
 SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
 
 
+class Severity(StrEnum):
+    """Consequences of a finding for the answer."""
+
+    FAULT = "fault"  # the checkpoint contradicts itself: exit code 4
+    DOUBT = "doubt"  # something could not be checked: exit code 5
+    NOTE = "note"  # something to know: exit code 0
+
+
+FAULT = Severity.FAULT
+DOUBT = Severity.DOUBT
+NOTE = Severity.NOTE
+
+
+@dataclass(frozen=True)
+class FindingRule:
+    """A kind of finding; its code is its key in a table."""
+
+    severity: Severity
+    text: str  # template of a row
+    why: str  # one sentence: the consequence for who loads the checkpoint
+    do: str  # one imperative sentence: what mends it
+
+
 @dataclass
 class Findings:
-    """Faults, doubts (what could not be checked) and notes, as they are found."""
+    """Rows by severity, as they are found, and figures."""
 
-    against: list[Against] = field(default_factory=list)
-    doubts: list[Against] = field(default_factory=list)
-    notes: list[Against] = field(default_factory=list)
+    rules: Mapping[str, FindingRule]
+    rows: defaultdict[Severity, list[Against]] = field(default_factory=lambda: defaultdict(list))
     figures: dict[str, Figure] = field(default_factory=dict)
 
-    def fault(self, name: str, code: str, **figures: Value) -> None:
-        self.against.append(Against(name, Reason(code, figures)))
-
-    def doubt(self, name: str, code: str, **figures: Value) -> None:
-        self.doubts.append(Against(name, Reason(code, figures)))
-
-    def note(self, name: str, code: str, **figures: Value) -> None:
-        self.notes.append(Against(name, Reason(code, figures)))
+    def add(self, name: str, code: str, **figures: Value) -> None:
+        """Add a row about a tensor, module or file; the rule of its code knows the severity."""
+        self.rows[self.rules[code].severity].append(Against(name, Reason(code, figures)))
 
 
 def folded(found: Iterable[Against]) -> list[Against]:
