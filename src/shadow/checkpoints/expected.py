@@ -200,7 +200,7 @@ def _asked(
         state[tensor] = torch.empty(shape, dtype=numbers, device="meta")
     with contextlib.redirect_stdout(sys.stderr), of_transformers():
         # not the class's own, which may read other files
-        load = transformers.PreTrainedModel.from_pretrained.__func__
+        load = transformers.PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
         model, found = load(
             cls, None, config=made, state_dict=state, device_map={"": "meta"},
             output_loading_info=True, ignore_mismatched_sizes=True,
