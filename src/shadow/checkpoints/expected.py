@@ -9,6 +9,8 @@ those of transformers' own tables.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import itertools
 import json
 import re
@@ -16,16 +18,21 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from shadow.checkpoints.pickles import confine, run_child
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS, INTEGERS, torch_name
+from shadow.version import __version__
 
 SECONDS = 180  # the largest released models take a minute
 MEMORY = 8 << 30  # bytes beyond what the imports take
+ASKED = ("transformers", "torch", "accelerate")  # whose versions an answer depends on
+LASTING = ("", "unknown_class")  # problems that a second child would find again
+UNREADABLE = (ValueError, IndexError, RecursionError)  # of what is no answer
 RAISED = 1  # exit code of a child with an exception that is not of transformers
 LONGEST = 300  # characters of what the child says of a fault
 # keys of a config, at any depth, that name code, files or repositories, or how weights are packed
@@ -57,6 +64,7 @@ class Expected:
     outputs: Sequence[str] = ()  # those that are the head over these tokens
     tables: Sequence[str] = ()
     """Those that rows are looked up in, of which some may never have been used."""
+    spare: str = ""  # a class of the same config that has the unexpected tensors, as other heads
     vocabulary: int | None = None
     """Rows of that embedding in the model; 0 of a model without one. None where not asked."""
     lost: Mapping[str, int] = field(default_factory=dict)
@@ -86,45 +94,100 @@ def stripped(config: Any) -> Any:
     return float(config) if isinstance(config, str) and config in INFINITE else config
 
 
+class Cache(Protocol):
+    """Bytes that were stored under a key, 64 hexadecimal digits."""
+
+    def load(self, key: str) -> bytes | None:
+        """Read them; None if there are none."""
+
+    def store(self, key: str, content: bytes) -> None:
+        """Write them. Raises OSError."""
+
+
 def expected(
-    config: Mapping[str, object], tensors: Mapping[str, TensorInfo], scratch: Path
+    config: Mapping[str, object],
+    tensors: Mapping[str, TensorInfo],
+    scratch: Path,
+    cache: Cache | None = None,
 ) -> Expected:
-    """Ask transformers. scratch: a folder for the child's input."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    question = scratch / "expected.json"
+    """Ask transformers, unless the cache has its answer. scratch: a folder for the question."""
     listed = {name: (info.dtype, info.shape) for name, info in tensors.items() if not info.problem}
     try:
-        question.write_text(json.dumps({"config": stripped(config), "tensors": listed}))
+        question = json.dumps({"config": stripped(config), "tensors": listed})
     except RecursionError:
         return Expected(problem="config_deep")
+    key = key_of(question)
+    if cache is None or key is None:
+        return _ask(question, scratch)
+    known = cache.load(key)
+    if known is not None:
+        with contextlib.suppress(*UNREADABLE):
+            answer = read_answer(known)
+            if answer.problem in LASTING:
+                return answer
+    answer = _ask(question, scratch)
+    if answer.problem in LASTING:
+        with contextlib.suppress(OSError):  # a full disk, a folder that may not be written
+            cache.store(key, json.dumps(asdict(answer)).encode())
+    return answer
+
+
+def key_of(question: str) -> str | None:
+    """The name of an answer: a sha256 of all that it depends on. None where no loader is
+    installed.
+    """
+    try:
+        versions = [version(package) for package in ASKED]
+    except PackageNotFoundError:
+        return None
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    digest.update(f"{versions} {__version__}\n{question}".encode())
+    return digest.hexdigest()
+
+
+def _ask(question: str, scratch: Path) -> Expected:
+    """Ask transformers in a child."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    path = scratch / "expected.json"
+    path.write_text(question)
     # -P and not -I, as of the child that reads pickles
-    command = [sys.executable, "-P", "-m", "shadow.checkpoints.expected", str(question)]
+    command = [sys.executable, "-P", "-m", "shadow.checkpoints.expected", str(path)]
     try:
         child = run_child(command, scratch, SECONDS, OFFLINE)
     except subprocess.TimeoutExpired:
         return Expected(problem="loader_slow", detail=f"{SECONDS}")
     finally:
-        question.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     try:
-        recorded = json.loads(child.stdout.decode(errors="replace").splitlines()[-1])
-        mismatched = [
-            (name, tuple(own), tuple(other)) for name, own, other in recorded["mismatched"]
-        ]
-        return Expected(**{**recorded, "mismatched": mismatched})
-    except (ValueError, KeyError, TypeError, IndexError):
+        return read_answer(child.stdout.splitlines()[-1])
+    except UNREADABLE:
         if child.returncode == RAISED:
             said = child.stderr.decode(errors="replace").strip()
             raise RuntimeError(f"asking transformers failed: {said[-10 * LONGEST :]}") from None
         return Expected(problem="loader_died", detail=f"exit code {child.returncode}")
 
 
+def read_answer(content: bytes) -> Expected:
+    """Read an answer as JSON has it. Raises one of UNREADABLE unless every field is there."""
+    from pydantic import TypeAdapter
+
+    recorded = json.loads(content)
+    if not isinstance(recorded, dict) or recorded.keys() != {one.name for one in fields(Expected)}:
+        raise ValueError("fields")
+    return TypeAdapter(Expected).validate_python(recorded)
+
+
 def main() -> None:
-    """Run the child: argv has the file with the question; the last line of stdout is the answer."""
-    recorded = json.loads(Path(sys.argv[1]).read_text())
-    answer = asked(
-        recorded["config"], recorded["tensors"], guard=lambda: confine(MEMORY, 0, SECONDS)
-    )
-    sys.stdout.write("\n" + json.dumps(asdict(answer)) + "\n")
+    """Run the child: argv has the file with the question, or stdin has one a line; the last line of
+    stdout is the answer.
+    """
+    questions = [Path(sys.argv[1]).read_text()] if sys.argv[1:] else sys.stdin
+    guard = functools.cache(lambda: confine(MEMORY, 0, SECONDS))
+    for question in questions:
+        recorded = json.loads(question)
+        answer = asked(recorded["config"], recorded["tensors"], guard)
+        sys.stdout.write("\n" + json.dumps(asdict(answer)) + "\n")
+        sys.stdout.flush()
 
 
 def asked(
@@ -227,6 +290,7 @@ def _asked(
         inputs=inputs,
         outputs=[name for name in outputs if name not in inputs],
         tables=tables_of(model, tensors),
+        spare="" if missing else class_with(found["unexpected_keys"], made),
         vocabulary=0 if embedding is None else len(embedding),
         lost=lost_members(model.state_dict().keys(), missing),
         in_f32=_in_f32(model, tensors),
@@ -283,6 +347,27 @@ def saved_names(model: Any, names: Sequence[str]) -> list[str]:
     except LoaderError:  # an older transformers
         saved = {}
     return [*dict.fromkeys([*names, *saved])]
+
+
+def class_with(names: Collection[str], config: Any) -> str:
+    """Return the class of a config that has these tensors outside its layers: the heads of a task
+    that it was trained on and that another class does without. Empty if none has.
+    """
+    import torch
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    if not names or any(map(owners_of, names)):
+        return ""
+    tables = [one for table, one in vars(modeling_auto).items() if table.endswith("_MAPPING_NAMES")]
+    listed = [table[config.model_type] for table in tables if config.model_type in table]
+    classes = {name for one in listed for name in ([one] if isinstance(one, str) else one)}
+    for name in sorted(classes):
+        with contextlib.suppress(LoaderError), of_transformers(), torch.device("meta"):
+            model = getattr(transformers, name)(config)
+            if model.state_dict().keys() >= {*names}:
+                return name
+    return ""
 
 
 def _are_tied(model: Any, embedding: Any, head: Any) -> bool:

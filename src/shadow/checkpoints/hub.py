@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Event, get_ident
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -25,6 +25,8 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status
 from huggingface_hub.utils import tqdm as hf_tqdm
 
+from shadow.checkpoints.gguf_files import SUFFIX as GGUF
+from shadow.checkpoints.gguf_files import read_gguf
 from shadow.checkpoints.hub_client import (
     FAILURES,
     NO_HUB,
@@ -35,9 +37,16 @@ from shadow.checkpoints.hub_client import (
     require_usable_settings,
     trying,
 )
-from shadow.checkpoints.safetensors_files import MAX_OFFSET
+from shadow.checkpoints.listing import AGAIN, Listing, StoredFile, read_small, require_small
+from shadow.checkpoints.safetensors_files import (
+    MAX_OFFSET,
+    Header,
+    held_shard,
+    read_safetensors,
+)
+from shadow.checkpoints.sources import Shard, WholeFile, digest_of, read_header
 from shadow.checkpoints.transfers import Say, StoppedError, Transfer
-from shadow.errors import ShadowError
+from shadow.errors import FileError, ShadowError
 from shadow.targets.references import as_folder
 
 CHUNK = 1 << 20  # bytes
@@ -49,37 +58,57 @@ FOLDER = "download it with `hf download`, and name the folder"
 DAMAGED = "run once without --offline, to download it again"
 
 
-@dataclass(frozen=True)
-class RemoteFile:
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile(StoredFile):
     """A file of a commit of a repository."""
 
     repo: str  # `org/name`
     commit: str  # 40 hexadecimal digits
-    path: str  # in the repository
     size: int  # bytes
-    checksum: str | None  # `sha256:...` (Git-LFS) or `git:...` (a plain blob), hexadecimal
     offline: bool  # only the cache may be used
 
 
-@dataclass(frozen=True)
-class Snapshot:
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(Listing):
     """One commit of a repository, to which all reads refer."""
 
-    repo: str  # `org/name`
-    commit: str  # 40 hexadecimal digits
-    subfolder: str | None  # the folder that is read; None for the whole repository
     files: Mapping[str, RemoteFile]  # below the subfolder, by path in it
+    commit: str  # 40 hexadecimal digits
     access: str | None  # `open`, `gated` or `private`; None offline, where only the cache is asked
 
     @property
     def offline(self) -> bool:
-        """Return whether only the cache may be used."""
+        """Whether only the cache may be used."""
         return self.access is None
 
-    @property
-    def name(self) -> str:
-        """The repository and the subfolder, for messages."""
-        return f"{self.repo}/{self.subfolder}" if self.subfolder else self.repo
+    def read(self, path: str, say: Say) -> bytes:
+        file = self.files[path]
+        parts = PurePosixPath(file.path).parts
+        if ".." in parts or "\\" in file.path or file.path.startswith("/"):
+            raise FileError(f"{path}: its name leaves the repository", AGAIN)
+        require_small(path, file.size)
+        local, _ = fetch_whole(file, Transfer(say))
+        return read_small(local, path)
+
+    def shard(self, path: str, by: Transfer) -> Shard:
+        file = self.files[path]
+        header = self._cached_header(file, path)
+        if header is None:
+            read = read_gguf if path.endswith(GGUF) else read_safetensors
+            header = read(lambda count: read_range(file, 0, count, by), file.size, path)
+        return header, WholeFile(file, digest_of(header))
+
+    def _cached_header(self, file: RemoteFile, path: str) -> Header | None:
+        """The header of a copy in the cache. One that is damaged is fetched again later."""
+        local = cached(file)
+        if local is None:
+            return None
+        try:
+            return read_header(held_shard(local, path), path)
+        except FileError as error:
+            if not self.offline:
+                return None
+            raise ShadowError(f"{self.name}: {error.message}", DAMAGED) from error
 
 
 @own_client()
@@ -116,7 +145,13 @@ def pin(
             for path, file in listed.items()
             if path.startswith(start)
         }
-    return Snapshot(repo, commit, subfolder=subfolder, files=listed, access=access)
+    return Snapshot(
+        name=f"{repo}/{subfolder}" if subfolder else repo,
+        files=listed,
+        is_complete=access is not None,
+        commit=commit,
+        access=access,
+    )
 
 
 @own_client()
@@ -146,8 +181,15 @@ def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
                 size, digest = entry.lfs.size, entry.lfs.sha256
             if type(size) is not int or not 0 <= size <= MAX_OFFSET or type(entry.path) is not str:
                 raise ValueError("an invalid size or name")
-            checksum = _checksum(digest)
-            files[entry.path] = RemoteFile(repo, commit, entry.path, size, checksum, offline=False)
+            entry.path.encode()  # a ValueError for half a surrogate
+            files[entry.path] = RemoteFile(
+                path=entry.path,
+                size=size,
+                checksum=_checksum(digest),
+                repo=repo,
+                commit=commit,
+                offline=False,
+            )
     return files
 
 
@@ -170,9 +212,15 @@ def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
         if path.is_file():
             name = path.relative_to(root).as_posix()
             # a link leads to a blob, which the cache names by its checksum
-            checksum = _checksum(path.readlink().name) if path.is_symlink() else None
-            size = path.stat().st_size
-            files[name] = RemoteFile(repo, commit, name, size, checksum, offline=True)
+            blob = path.readlink().name if path.is_symlink() else None
+            files[name] = RemoteFile(
+                path=name,
+                size=path.stat().st_size,
+                checksum=_checksum(blob),
+                repo=repo,
+                commit=commit,
+                offline=True,
+            )
     return files
 
 

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.gguf_files import KIND as REORDERED
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
-from shadow.checkpoints.gguf_files import model_of, read_gguf
+from shadow.checkpoints.gguf_files import model_of
+from shadow.checkpoints.listing import (
+    AGAIN,
+    Listing,
+    listing_of_file,
+    listing_of_folder,
+    read_small,
+)
 from shadow.checkpoints.pickles import DISTRIBUTED
 from shadow.checkpoints.safetensors_files import (
     Header,
@@ -25,21 +32,13 @@ from shadow.checkpoints.safetensors_files import (
     Tensors,
     has_too_many_values,
     held_shard,
-    read_safetensors,
     usable_name,
 )
-from shadow.checkpoints.sources import (
-    LocalFile,
-    Source,
-    WholeFile,
-    digest_of,
-    read_header,
-)
+from shadow.checkpoints.sources import LocalFile, Shard, Shards, Source, WholeFile, read_header
 from shadow.checkpoints.transfers import OnBytes, Say, Transfer, in_threads
 from shadow.checkpoints.weight_files import ADAPTER_CONFIG, Adapter, Weights, choose_weights
 from shadow.dtypes import FLOATS
-from shadow.errors import FileError, ShadowError, naming
-from shadow.files import read_start
+from shadow.errors import FileError, PointerError, ShadowError, naming
 from shadow.places.names import Config
 from shadow.text import several
 
@@ -55,7 +54,6 @@ HEADS = {"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
 PAIRED = re.compile(
     r"(?P<head>(?:model\.)?layers\.\d+\.attention\.)w(?P<kind>[qk])\.(?P<what>weight|bias)"
 )
-MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 CONFIG = "config.json"
 OWNER = (
     "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
@@ -151,8 +149,24 @@ class Assembled:
 
 
 Found = Checkpoint | Located | Assembled
-Shard = tuple[Header, Source]  # a file of weights whose header has been read
-Shards = dict[str, Shard]
+
+
+def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
+    """The files of each part of a side: by component for a base with one part per component,
+    otherwise of the one part "". skipped: folders to pass over, such as that of the report.
+    """
+    parts = found.parts if isinstance(found, Assembled) else (("", found),)
+    listings: list[tuple[str, Listing]] = []
+    for name, part in parts:
+        if isinstance(part, Located):
+            listing: Listing = part.snapshot
+            shards = frozenset(part.weights.shards)
+        else:
+            root = Path(part.reference)
+            listing = listing_of_file(root) if root.is_file() else listing_of_folder(root, skipped)
+            shards = frozenset(part.sources)
+        listings.append((name, replace(listing, read_from=shards)))
+    return listings
 
 
 def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
@@ -242,7 +256,7 @@ def open_folder(
             names = {path.name for path in root.iterdir()}
 
             def read(name: str) -> Config:
-                return _read_json(root / name, name)
+                return read_object(read_small(root / name, name), name)
 
             weights = choose_weights(
                 reference, names, read, allow_pickle=allow_pickle, file=file, alone=alone
@@ -259,7 +273,7 @@ def _opened_folder(
 ) -> Checkpoint:
     # a GGUF file has its config inside: one that lies beside it may be of another model
     has_config = (root / CONFIG).exists() and not weights.are_gguf
-    config = _read_json(root / CONFIG, CONFIG) if has_config else {}
+    config = read_object(read_small(root / CONFIG, CONFIG), CONFIG) if has_config else {}
     shards: Shards = {}
     fingerprint = hashlib.sha256()
     for shard in weights.shards:
@@ -282,7 +296,7 @@ def _opened_folder(
         PAIRED.fullmatch(one) for header, _ in shards.values() for one in header.tensors
     )
     if is_paired and not has_config and (root / PARAMS).is_file():
-        params = _read_json(root / PARAMS, PARAMS)
+        params = read_object(read_small(root / PARAMS, PARAMS), PARAMS)
         config = {ours: params[theirs] for ours, theirs in HEADS.items() if theirs in params}
     fingerprint.update(json.dumps(config, sort_keys=True).encode())
     if weights.adapter:
@@ -314,7 +328,7 @@ def _opened(
     if not stored:
         raise FileError("its weight files hold no tensors", "check that this is the right folder")
     tensors, refused = with_matrices(
-        stored, config, lambda info: small_tensor(sources[info.shard], info, say)
+        stored, config, lambda info: sources[info.shard].small_tensor(info, say)
     )
     moved = (in_order(info, config) for info in tensors.values())
     own = {one.name: one for one in moved}
@@ -339,10 +353,9 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say, file: str | None
 
     Raises ShadowError if none can be read, or one that the index names is missing.
     """
-    from shadow.checkpoints.hub import fetch_whole
 
     def read(name: str) -> Config:
-        return _read_json(fetch_whole(snapshot.files[name], Transfer(say))[0], name)
+        return read_object(snapshot.read(name, say), name)
 
     usable = [name for name in filter(usable_name, snapshot.files) if name != DISTRIBUTED]
     names = {name for name in usable if "/" not in name or name.endswith(GGUF)}
@@ -383,33 +396,13 @@ def open_located(
         by = Transfer(say, report, stop)
         if weights.pickled:
             return _open_pickled(snapshot, shard, by, scratch)
-        return _open_remote(snapshot, shard, by)
+        return snapshot.shard(shard, by)
 
-    opened = in_threads(open_one, weights.shards, 1 if weights.pickled else CONNECTIONS)
-    shards = dict(zip(weights.shards, opened, strict=True))
     with naming(snapshot.name, OWNER):
+        opened = in_threads(open_one, weights.shards, 1 if weights.pickled else CONNECTIONS)
+        shards = dict(zip(weights.shards, opened, strict=True))
         name, commit = snapshot.name, snapshot.commit
         return _opened(name, commit, located.fingerprint, located.config, weights, shards, say)
-
-
-def _open_remote(snapshot: Snapshot, shard: str, by: Transfer) -> Shard:
-    """Read a header from the cache, or by requesting the first bytes of the file."""
-    from shadow.checkpoints.hub import cached, read_range
-
-    file = snapshot.files[shard]
-    if path := cached(file):
-        try:
-            with naming(snapshot.name, "run once without --offline, to download it again"):
-                header = read_header(held_shard(path, shard), shard)
-            return header, WholeFile(file, digest_of(header))
-        except ShadowError:  # damaged: it is fetched again when its turn comes
-            if snapshot.offline:
-                raise
-
-    with naming(snapshot.name, OWNER):
-        read = read_gguf if shard.endswith(GGUF) else read_safetensors
-        header = read(lambda count: read_range(file, 0, count, by), file.size, shard)
-    return header, WholeFile(file, digest_of(header))
 
 
 def _open_pickled(snapshot: Snapshot, shard: str, by: Transfer, scratch: Path | None) -> Shard:
@@ -421,19 +414,6 @@ def _open_pickled(snapshot: Snapshot, shard: str, by: Transfer, scratch: Path | 
     with naming(snapshot.name):
         header, data = _read_shard(held_shard(source.path, shard), shard, scratch)
     return header, replace(source, unpacked=data.path)
-
-
-def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
-    """Return the bytes of a small tensor of a shard that may not be on this machine."""
-    if isinstance(source, WholeFile) and source.path is None:
-        from shadow.checkpoints.hub import cached, read_range
-
-        path = cached(source.file)
-        if path is None:
-            return read_range(source.file, info.start, info.end, Transfer(say))
-        source = LocalFile(path)
-    held, there = source.located(info)
-    return held.bytes_of(there.start, there.end - there.start)
 
 
 def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header, HeldFile]:
@@ -458,22 +438,17 @@ def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Heade
     return Header(tensors, json.dumps(said)), held
 
 
-def _read_json(path: Path, name: str) -> Config:
-    hint = "fetch the file again"
+def read_object(raw: bytes, name: str) -> Config:
+    """Parse a JSON file with an object. Raises FileError for anything else."""
+    if raw.startswith(b"version https://git-lfs"):
+        message = f"{name}: a Git-LFS pointer, not the file itself"
+        raise PointerError(message, "run `git lfs pull` in the folder")
+    if has_too_many_values(raw):
+        raise FileError(f"{name}: larger than that of any released model", AGAIN)
     try:
-        raw = read_start(path, MAX_JSON + 1)
-        if raw is None:
-            raise FileError(f"{name}: not a regular file", hint)
-        if len(raw) > MAX_JSON or has_too_many_values(raw):
-            raise FileError(f"{name}: larger than that of any released model", hint)
-        if raw.startswith(b"version https://git-lfs"):
-            message = f"{name}: a Git-LFS pointer, not the file itself"
-            raise FileError(message, "run `git lfs pull` in the folder")
         content = json.loads(raw)
-    except OSError as error:
-        raise FileError(f"{name}: {error.strerror or error}", hint) from error
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{name}: not JSON ({type(error).__name__})", hint) from error
+        raise FileError(f"{name}: not JSON ({type(error).__name__})", AGAIN) from error
     if not isinstance(content, dict):
-        raise FileError(f"{name}: not a JSON object", hint)
+        raise FileError(f"{name}: not a JSON object", AGAIN)
     return content

@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 
 from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.dtypes import FLOATS, INTEGERS
-from shadow.errors import FileError
+from shadow.errors import FileError, PointerError
 from shadow.places.names import Shape
 
 HEADER_GUESS = 1 << 16  # bytes; the headers of 9 in 10 real shards are shorter: one request
@@ -109,9 +109,10 @@ def read_safetensors(read: Callable[[int], bytes], file_size: int, shard: str) -
     start = read(HEADER_GUESS)
     end = 8 + int.from_bytes(start[:8], "little")
     if len(start) < 8 or not 10 <= end <= min(8 + MAX_HEADER, file_size):
-        reason = "no valid header length, or cut inside the header"
         if start.startswith(b"version "):
-            reason = "it is a Git-LFS pointer, not the file itself (run `git lfs pull`)"
+            message = f"{shard}: it is a Git-LFS pointer, not the file itself"
+            raise PointerError(message, "run `git lfs pull` in the folder")
+        reason = "no valid header length, or cut inside the header"
         raise _untrusted(shard, reason if start else "it is empty")
     raw = (start if end <= len(start) else read(end))[8:end]
     try:

@@ -18,7 +18,7 @@ from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import read_gguf
 from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.checkpoints.safetensors_files import Header, TensorInfo, held_shard, read_safetensors
-from shadow.checkpoints.transfers import Transfer
+from shadow.checkpoints.transfers import Say, Transfer
 from shadow.errors import ShadowError, naming
 from shadow.files import writing
 
@@ -61,6 +61,11 @@ class Source:
             raise file.changed("it was cut short")
         return file, info
 
+    def small_tensor(self, info: TensorInfo, say: Say) -> bytes:
+        """Read the bytes of a small tensor, of a shard that may not be on this machine."""
+        file, there = self.located(info)
+        return file.bytes_of(there.start, there.end - there.start)
+
     def tensor(self, info: TensorInfo) -> StoredTensor:
         """Return a tensor of the shard. Raises like located."""
         from shadow.checkpoints.stored_tensors import stored_tensor
@@ -91,6 +96,10 @@ class LocalFile(Source):
     def require_unchanged(self) -> None:
         if self.held is not None:
             self.held.require_unchanged()
+
+
+Shard = tuple[Header, Source]  # a file of weights whose header has been read
+Shards = dict[str, Shard]  # by name
 
 
 def _held_again(path: Path) -> HeldFile:
@@ -153,6 +162,15 @@ class WholeFile(Source):
                 hint = "run the same command again; or the server does not serve one commit"
                 raise ShadowError(f"{self.file.repo}: {message}", hint)
         self.path = path
+
+    def small_tensor(self, info: TensorInfo, say: Say) -> bytes:
+        from shadow.checkpoints.hub import cached, read_range
+
+        if self.path is not None:
+            return super().small_tensor(info, say)
+        if path := cached(self.file):
+            return LocalFile(path).small_tensor(info, say)
+        return read_range(self.file, info.start, info.end, Transfer(say))
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
         return LocalFile(self.unpacked).located(info) if self.unpacked else super().located(info)

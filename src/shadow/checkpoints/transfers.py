@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,6 +62,16 @@ def begin(work: Callable[[], R]) -> Future[R]:
     future: Future[R] = Future()
     Thread(target=_settle, args=(future, work), name="fetch", daemon=True).start()
     return future
+
+
+@contextlib.contextmanager
+def meanwhile(work: Callable[[], R]) -> Iterator[Future[R]]:
+    """Run work() in a thread of its own while the block runs; its end is waited for."""
+    future = begin(work)
+    try:
+        yield future
+    finally:
+        future.exception()
 
 
 def _settle(future: Future[R], work: Callable[[], R]) -> None:

@@ -14,16 +14,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from shadow.checkpoints.contents import TEMPLATE, contents, differences
 from shadow.checkpoints.listing import (
-    TEMPLATE,
     Listing,
     StoredFile,
     checksum_like,
-    contents,
     differ_in_sample,
-    differences,
     kind_of,
-    read_small,
 )
 from shadow.errors import ShadowError
 from shadow.reports.columns import Cell
@@ -147,7 +144,7 @@ class _Sides:
 
     def _read(self, side: str, path: str) -> bytes:
         """Read a small file of a side. Raises ShadowError."""
-        content = read_small(self.of[side], self.of[side].files[path], self.say)
+        content = self.of[side].read(path, self.say)
         self.digests[side, path] = hashlib.sha256(content).hexdigest()
         return content
 

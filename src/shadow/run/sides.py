@@ -33,6 +33,7 @@ from shadow.text import and_list, byte_size, short
 from shadow.version import __version__
 
 if TYPE_CHECKING:
+    from shadow.checkpoints.hub import Snapshot
     from shadow.reports.provenance import CheckpointMetadata, ReportMetadata
     from shadow.run.settings import Settings
     from shadow.targets.families import Pair
@@ -144,7 +145,7 @@ def find_audited(
 
 
 def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint | Located:
-    access, say = runtime.access, runtime.say
+    access = runtime.access
     if reference.is_folder:
         return open_folder(
             reference.repo,
@@ -152,13 +153,28 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
             scratch=scratch,
             file=access.file,
         )
+    return locate(
+        snapshot_of(reference, runtime),
+        allow_pickle=access.allow_pickle,
+        say=runtime.say,
+        file=access.file,
+    )
+
+
+def snapshot_of(reference: Reference, runtime: Runtime) -> Snapshot:
+    """The files of a commit on the Hub."""
     from shadow.checkpoints.hub import pin
 
-    if (how := as_folder(reference.repo)) and not access.offline:
-        say(f"{reference.repo} is taken for a model on the Hub; {how}")
-    revision = runtime.commits.get(reference, reference.revision)
-    snapshot = pin(reference.repo, revision, reference.subfolder, offline=access.offline, say=say)
-    return locate(snapshot, allow_pickle=access.allow_pickle, say=say, file=access.file)
+    offline = runtime.access.offline
+    if (how := as_folder(reference.repo)) and not offline:
+        runtime.say(f"{reference.repo} is taken for a model on the Hub; {how}")
+    return pin(
+        reference.repo,
+        runtime.commits.get(reference, reference.revision),
+        reference.subfolder,
+        offline=offline,
+        say=runtime.say,
+    )
 
 
 def _parts(found: Iterable[Found]) -> list[Checkpoint | Located]:

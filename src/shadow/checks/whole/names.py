@@ -101,6 +101,12 @@ RULES: Mapping[str, FindingRule] = {
         "What was trained in it does nothing; its name or the config is that of another model.",
         "Rename it as the class expects, or correct `architectures` in config.json.",
     ),
+    "other_head": FindingRule(
+        NOTE,
+        "the model has no such tensor, and {spare} has: transformers leaves it out",
+        "A head of another task, which the class of config does without.",
+        "Name {spare} in `architectures` if the head is to be used.",
+    ),
     "head_differs": FindingRule(
         FAULT,
         "stored beside a config that ties it to {embedding}, with other values: transformers 5"
@@ -261,7 +267,8 @@ def _judge_loading(findings: Findings, found: Names, layers: Collection[str]) ->
         if MTP.fullmatch(name) or _is_beyond(name, found.config):
             findings.add(name, "mtp")
         elif not is_judged_elsewhere and (info is None or info.parameters):
-            findings.add(name, "unexpected")
+            spare = found.expected.spare
+            findings.add(name, "other_head" if spare else "unexpected", spare=spare)
     for name, shape, other in found.expected.mismatched:
         if not is_named(name) and 0 not in shape:
             findings.add(name, "mismatched", shape=_by(shape), other=_by(other))
@@ -372,9 +379,12 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
     return said or packed or bool(checkpoint.refused)
 
 
-def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> Expected:
-    """Ask a loader about names and shapes, if one can be asked."""
+def gather_expected(
+    checkpoint: Checkpoint, cache: Path | None, scratch: Path, *, is_cut: bool
+) -> Expected:
+    """Ask a loader about names and shapes, if one can be asked. cache: a folder of answers."""
     from shadow.checkpoints.expected import Expected, expected
+    from shadow.run.file_cache import FileCache
 
     classes = checkpoint.config.get("architectures")
     problems = (
@@ -395,7 +405,8 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
             for name, stored in stored_names.items()
         }
     named = {name: checkpoint.tensors[stored] for name, stored in stored_names.items()}
-    answer = expected(checkpoint.config, named, scratch)
+    answers = None if cache is None else FileCache(cache, ".json")
+    answer = expected(checkpoint.config, named, scratch, answers)
     inputs = [stored_names[name] for name in answer.inputs if name in stored_names]
     outputs = [stored_names[name] for name in answer.outputs if name in stored_names]
     return replace(answer, inputs=inputs, outputs=outputs)

@@ -12,16 +12,19 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.configs import ADAPTER_CONFIG
 from shadow.checks.whole.part import DOUBT, FAULT, NOTE, SMALL, FindingRule, Findings, json_object
-from shadow.errors import FileError, ShadowError
+from shadow.errors import FileError, PointerError, ShadowError
 
 if TYPE_CHECKING:
+    from threading import Event
+
+    from shadow.checkpoints.listing import Listing
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checkpoints.safetensors_files import TensorInfo
-    from shadow.checkpoints.sources import Source
+    from shadow.checkpoints.sources import Shard, Source
     from shadow.run.runtime import Runtime
     from shadow.targets.references import Reference
 
@@ -249,80 +252,118 @@ Opened = tuple["Checkpoint | None", Mapping[str, "TensorInfo"], Mapping[str, byt
 def open_whole(
     reference: Reference, runtime: Runtime, scratch: Path, *, with_values: bool
 ) -> Opened:
-    """Open a checkpoint. Errors in safetensors files of a folder are evidence; for all others it
-    raises ShadowError.
+    """Open a checkpoint. Errors in safetensors and small files are evidence; for weights of another
+    format, and for what cannot be reached, it raises ShadowError.
     """
-    root = Path(reference.repo)
-    if reference.is_folder and root.is_dir() and reference not in runtime.found:
-        names = {path.name for path in root.iterdir() if path.is_file()}
-        if any(name.endswith((".safetensors", INDEX)) for name in names):
-            return Folder(root, names, with_values=with_values).opened()
-    return _found(reference, runtime, scratch)
+    from shadow.checkpoints.listing import Listing, top_of_folder
+    from shadow.checkpoints.opening import locate
+    from shadow.run.sides import find_checkpoint, open_found, require_gguf, snapshot_of
 
-
-def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
-    """Open a checkpoint of the Hub, of GGUF or `.bin` files, of one file, or in memory."""
-    from shadow.checkpoints.listing import Listing, listings_of, read_small
-    from shadow.run.sides import find_checkpoint, open_found, require_gguf
-
-    found = find_checkpoint(reference, runtime, scratch / "whole")
-    require_gguf(runtime.access.file, [found])
-    opened = open_found(found, runtime, scratch / "whole")
-    if reference in runtime.found:
-        listing = Listing({}, is_complete=True)
+    access = runtime.access
+    is_named = reference not in runtime.found  # otherwise it is in memory
+    if is_named and not reference.is_folder:
+        snapshot = snapshot_of(reference, runtime)
+        contents = Contents(snapshot, runtime, with_values=with_values)
     else:
-        ((_, listing),) = listings_of(found)
-    own = {path: file for path, file in listing.files.items() if "/" not in path}
-    said = {"config.json": opened.config}
-    if opened.adapter:
-        said[ADAPTER_CONFIG] = {"peft_type": "LORA", "lora_alpha": opened.adapter.alpha}
-    small = {name: json.dumps(one).encode() for name, one in said.items()} | {
-        path: read_small(listing, file, runtime.say)
-        for path, file in own.items()
-        if file.kind in ("config", "generation", "tokenizer", "chat_template")
-        if path.endswith((".json", ".jinja")) and (file.size or 0) <= SMALL
-    }
-    every: dict[str, TensorInfo] = {}
-    for name, info in opened.tensors.items():
-        is_apart = info.packing and not info.shard.endswith(".gguf")
-        pieces = (info.packing.raw, *info.packing.beside) if info.packing and is_apart else ()
-        every |= {one.name: one for one in pieces} or {name: info}
-    stored = {name: info for name, info in every.items() if not info.problem}
-    headers: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)
-    for name, info in stored.items():
-        headers[info.shard][name] = info
-    # the index knows more; what a GGUF file holds and cannot be read has a dtype
-    is_short = any(one.problem and one.dtype == "unknown" for one in every.values())
-    weight_map = {name: info.shard for name, info in every.items()} if is_short else {}
-    files = FileFacts([*opened.sources], headers, weight_map, {*own, *opened.sources})
-    return opened, stored, small, files
+        snapshot = None
+        is_folder = is_named and Path(reference.repo).is_dir()
+        listing = top_of_folder(Path(reference.repo)) if is_folder else Listing("", {})
+        contents = Contents(listing, runtime, with_values=with_values)
+    if contents.are_judged and access.file is None:
+        return contents.opened()
+    if snapshot is None:
+        found = find_checkpoint(reference, runtime, scratch / "whole")
+    else:
+        found = locate(
+            snapshot, allow_pickle=access.allow_pickle, say=runtime.say, file=access.file
+        )
+    require_gguf(access.file, [found])
+    return contents.beside(open_found(found, runtime, scratch / "whole"))
 
 
-class Folder:
-    """A folder of safetensors files, any of which may be broken."""
+class Contents:
+    """Files of a folder or a repository, any of which may be broken."""
 
-    def __init__(self, root: Path, names: set[str], *, with_values: bool) -> None:
-        self.root, self.names, self.with_values = root, names, with_values
+    def __init__(self, listing: Listing, runtime: Runtime, *, with_values: bool) -> None:
+        from shadow.checkpoints.opening import CONNECTIONS
+        from shadow.checkpoints.transfers import in_threads
+
+        self.listing = listing
+        self.say = runtime.say
+        # of what may be compared with the weights that are read
+        self.with_values = with_values and listing.folder is not None
+        top = {path: file for path, file in listing.files.items() if "/" not in path}
+        self.names = {path for path, file in top.items() if not file.problem}
         self.pointers: list[str] = []
         self.unreadable: dict[str, str] = {}
         self.headers: dict[str, dict[str, TensorInfo]] = {}
         self.sources: dict[str, Source] = {}
         self.small: dict[str, bytes] = {}
-        for name in sorted(names):
-            try:
-                self._read(name)
-            except OSError as error:
-                self.unreadable[name] = str(error.strerror)
-            except ShadowError as error:
-                self.unreadable[name] = error.message.removeprefix(f"{name}: ")
-        for path in root.iterdir():
-            if self._is_read(path.name) and not (path.is_file() or path.is_dir()):
-                self.unreadable[path.name] = "neither a regular file nor a link to one"
+        read = [*filter(_is_read, sorted(top))]
+        for path, content in zip(read, in_threads(self._read, read, CONNECTIONS), strict=True):
+            if isinstance(content, PointerError):
+                self.pointers.append(path)
+            elif isinstance(content, FileError):
+                self.unreadable[path] = content.message.removeprefix(f"{path}: ")
+            elif isinstance(content, bytes):
+                self.small[path] = content
+            else:
+                header, self.sources[path] = content
+                self.headers[path] = header.tensors
+
+    def _read(self, path: str, stop: Event) -> Shard | bytes | FileError:
+        """Read a small file or the header of a file of weights."""
+        from shadow.checkpoints.transfers import Transfer
+
+        try:
+            if path.endswith(".safetensors"):
+                return self.listing.shard(path, Transfer(self.say, stop=stop))
+            if (self.listing.files[path].size or 0) > SMALL:
+                return bytes(SMALL)  # which nobody parses
+            content = self.listing.read(path, self.say)
+            if content.startswith(LFS):
+                return PointerError(path)
+            if path.endswith("config.json"):
+                _require_object(content)
+        except FileError as error:
+            return error
+        return content
+
+    @property
+    def are_judged(self) -> bool:
+        """Whether there are safetensors files or an index, and no file is unknown."""
+        is_safe = any(path.endswith((".safetensors", INDEX)) for path in self.names)
+        return is_safe and self.listing.is_complete
+
+    def beside(self, checkpoint: Checkpoint) -> Opened:
+        """A checkpoint of GGUF or `.bin` files, of one file, or in memory, with the small files."""
+        stored: dict[str, TensorInfo] = {}
+        for name, info in checkpoint.tensors.items():
+            if info.packing and not info.shard.endswith(".gguf"):
+                stored |= {piece.name: piece for piece in (info.packing.raw, *info.packing.beside)}
+            elif not info.problem:
+                stored[name] = info
+        headers: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)
+        for name, info in stored.items():
+            headers[info.shard][name] = info
+        configs: dict[str, Mapping[str, Any]] = {"config.json": checkpoint.config}
+        if checkpoint.adapter:
+            alpha = checkpoint.adapter.alpha
+            configs[ADAPTER_CONFIG] = {"peft_type": "LORA", "lora_alpha": alpha}
+        small = {name: json.dumps(config).encode() for name, config in configs.items()} | self.small
+        files = FileFacts(
+            [*checkpoint.sources],
+            headers,
+            names={*self.names, *checkpoint.sources},
+            pointers=self.pointers,
+            unreadable=self.unreadable,
+        )
+        return checkpoint, stored, small, files
 
     def opened(self) -> Opened:
         """The weights that transformers reads, and everything that may contradict them."""
         from shadow.checkpoints.formats import with_matrices
-        from shadow.checkpoints.opening import Checkpoint, small_tensor
+        from shadow.checkpoints.opening import Checkpoint
 
         read, weight_map = self._chosen()
         tensors: dict[str, TensorInfo] = {}
@@ -335,54 +376,15 @@ class Folder:
                 tensors[name] = info
         config = json_object(self.small.get("config.json"))
         matrices, refused = with_matrices(
-            tensors, config, lambda info: small_tensor(self.sources[info.shard], info)
+            tensors, config, lambda info: self.sources[info.shard].small_tensor(info, self.say)
         )
         sources = {shard: self.sources[shard] for shard in read if shard in self.sources}
         checkpoint = Checkpoint(
-            str(self.root), None, "", config, matrices, sources, refused=refused
+            self.listing.name, None, "", config, matrices, sources, refused=refused
         )
         facts = self.headers, weight_map, self.names, self.pointers, self.unreadable, equal
         files = FileFacts(read, *facts, [*self._others(read, tensors)])
         return checkpoint if tensors else None, tensors, self.small, files
-
-    @staticmethod
-    def _is_read(name: str) -> bool:
-        from shadow.checkpoints.listing import kind_of
-
-        others = ("weights", "pickle", "document", "code", "other")
-        return name.endswith(".safetensors") or kind_of(name) not in others
-
-    def _read(self, name: str) -> None:
-        """Read a small file, or the header of a weights file. Raises OSError and ShadowError."""
-        from shadow.checkpoints.safetensors_files import held_shard
-        from shadow.checkpoints.sources import LocalFile, read_header
-        from shadow.files import read_start
-
-        if not self._is_read(name):
-            return
-        is_weights = name.endswith(".safetensors")
-        content = read_start(self.root / name, len(LFS) if is_weights else SMALL) or b""
-        if content.startswith(LFS):
-            self.pointers.append(name)
-        elif is_weights:
-            held = held_shard(self.root / name, name)
-            self.headers[name] = read_header(held, name).tensors
-            self.sources[name] = LocalFile(held.path, held)
-        elif name.endswith((".json", ".jinja")):
-            self.small[name] = content
-            if name.endswith("config.json"):
-                self._require_object(content)
-
-    @staticmethod
-    def _require_object(content: bytes) -> None:
-        from shadow.checkpoints.safetensors_files import strict_json
-
-        try:
-            is_object = isinstance(strict_json(content), dict)
-        except ValueError as error:
-            raise ShadowError(str(error)) from error
-        if not is_object:
-            raise ShadowError("not a JSON object")
 
     def _chosen(self) -> tuple[list[str], Mapping[str, str]]:
         """The files that transformers reads, in order, and what an index says about them."""
@@ -442,7 +444,10 @@ class Folder:
         from shadow.run.scan import is_raw, scanned
 
         try:
-            first, second = open_folder(str(self.root)), open_folder(str(self.root / file))
+            first, second = (
+                open_folder(self.listing.name),
+                open_folder(f"{self.listing.name}/{file}"),
+            )
             aligned = align_all(first, second, ("A", "B"))
             pairs = aligned.pair.pairs
             if {*first.sources} != {*read} or aligned.unread or any(map(is_raw, pairs)):
@@ -455,7 +460,10 @@ class Folder:
 
     def _is_newer(self, *sets: Sequence[str]) -> bool:
         """Return whether the first set of files was written after the second."""
-        paths = [[self.root / name for name in some if name in self.names] for some in sets]
+        root = self.listing.folder
+        if root is None:
+            return False
+        paths = [[root / name for name in some if name in self.names] for some in sets]
         first, second = (max((one.stat().st_mtime for one in own), default=0.0) for own in paths)
         return first > second + NEWER
 
@@ -468,7 +476,7 @@ class Folder:
         stored: set[tuple[int, int]] = set()
         for name in files:
             try:
-                with zipfile.ZipFile(self.root / name) as archive:
+                with zipfile.ZipFile(f"{self.listing.name}/{name}") as archive:
                     members = [one for one in archive.infolist() if "/data/" in one.filename]
             except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError):
                 return None  # as zipfile says of a damaged one, of a name too
@@ -484,3 +492,23 @@ class Folder:
             if (len(content), zlib.crc32(content)) not in stored:
                 differing.append(name)
         return differing if any(crc for _, crc in stored) else None
+
+
+def _is_read(name: str) -> bool:
+    from shadow.checkpoints.listing import kind_of
+
+    if name.endswith(".safetensors"):
+        return True
+    is_small = kind_of(name) in ("index", "config", "generation", "chat_template", "tokenizer")
+    return is_small and name.endswith((".json", ".jinja"))
+
+
+def _require_object(content: bytes) -> None:
+    from shadow.checkpoints.safetensors_files import strict_json
+
+    try:
+        is_object = isinstance(strict_json(content), dict)
+    except ValueError as error:
+        raise FileError(str(error)) from error
+    if not is_object:
+        raise FileError("not a JSON object")

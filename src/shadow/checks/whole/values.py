@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shadow.checks.whole.part import DOUBT, FAULT, FindingRule, Findings
+from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.text import in_ranges, several
 
@@ -70,6 +70,12 @@ RULES: Mapping[str, FindingRule] = {
         "Nothing passes through a matrix or a norm of zeros: it was allocated and never filled.",
         "Restore the tensor from a checkpoint before, and check the code that saved it.",
     ),
+    "idle_layer": FindingRule(
+        NOTE,
+        "all zero, as is every matrix whose product this layer adds: it returns its input",
+        "LLaMA-Pro and similar methods put such layers between trained ones and train them next.",
+        "Check that these layers were to be trained later.",
+    ),
     "constant": FindingRule(
         FAULT,
         "every entry is {value:number}",
@@ -120,6 +126,8 @@ class Values:
     """Embeddings and heads, and how many tokens the tokenizer has; 0 where that is not known."""
     is_quantised: bool = False
     empty: Collection[str] = ()  # tensors without an entry in the model either
+    outputs: Sequence[Collection[str]] = ()
+    """By layer, the matrices whose products it adds to its input."""
 
 
 def judge_values(findings: Findings, found: Values) -> None:
@@ -135,7 +143,12 @@ def judge_values(findings: Findings, found: Values) -> None:
     peers: defaultdict[str, list[bool]] = defaultdict(list)  # by role, which are all zero
     for one in found.swept:
         peers[role(one.info.name)].append(one.found.is_constant and not one.found.first)
+    idle = _idle_outputs(found)
+    for name in sorted(idle):
+        findings.add(name, "idle_layer")
     for one in found.swept:
+        if one.info.name in idle:
+            continue
         is_vector = len(one.info.shape) < 2 and one.info.name.endswith(".bias")
         if is_vector or not BUFFER.fullmatch(one.info.name):
             _judge_tensor(findings, one, found, peers[role(one.info.name)])
@@ -143,6 +156,15 @@ def judge_values(findings: Findings, found: Values) -> None:
         _judge_scales(findings, found)
     for unmatched in found.unread:
         findings.add(unmatched.tensor, "undecoded", why=unmatched.why)
+
+
+def _idle_outputs(found: Values) -> set[str]:
+    """Return the outputs of layers that return their input, since both are zero: of at most half of
+    the layers, as where new ones are put between trained ones.
+    """
+    zero = {one.info.name for one in found.swept if one.found.is_constant and not one.found.first}
+    idle = [names for names in found.outputs if len(names) > 1 and zero.issuperset(names)]
+    return set().union(*idle) if 2 * len(idle) <= len(found.outputs) else set()
 
 
 def role(name: str) -> str:
