@@ -53,7 +53,9 @@ def changed(value: Any, rule: Rule, key: str = "") -> Any:
 
 
 def small(key: str, value: int) -> int:
-    return next((min(value, most) for name, most in SIZES.items() if re.fullmatch(name, key)), value)
+    return next(
+        (min(value, most) for name, most in SIZES.items() if re.fullmatch(name, key)), value
+    )
 
 
 def scaled(key: str, value: int) -> int:
@@ -116,7 +118,9 @@ def save(kind: str, name: str, folder: Path, **more: object) -> None:
     words = words if isinstance(words, int) and words > 3 else 0
     if words and not hasattr(config, "feat_extract_norm"):
         for at, token in enumerate(("bos", "eos", "pad")):
-            config.__dict__[f"{token}_token_id"] = text.__dict__[f"{token}_token_id"] = words - 3 + at
+            config.__dict__[f"{token}_token_id"] = text.__dict__[f"{token}_token_id"] = (
+                words - 3 + at
+            )
     for key in MTP_KEYS:  # layers that transformers has no modules for
         for part in (config, text):
             if getattr(part, key, None):
