@@ -241,15 +241,15 @@ def _asked(
         from transformers.models.auto import configuration_auto, modeling_auto
 
     kind, name = config.get("model_type"), config["architectures"][0]
-    known = {
-        one
+    known = [
+        (key, one)
         for table, models in vars(modeling_auto).items()
         if table.endswith("_MAPPING_NAMES")
-        for value in models.values()
+        for key, value in models.items()
         for one in ([value] if isinstance(value, str) else value)
-    }
+    ]
     kinds = configuration_auto.CONFIG_MAPPING
-    if not isinstance(kind, str) or kind not in kinds or name not in known:
+    if not isinstance(kind, str) or kind not in kinds or name not in {one for _, one in known}:
         return Expected(problem="unknown_class", detail=name[:LONGEST])
     with of_transformers():
         settings, cls = kinds[kind], getattr(transformers, name)
@@ -277,7 +277,9 @@ def _asked(
     rows = getattr(inner, "vocab_size", None)
     if embedding is None or not isinstance(rows, int) or len(embedding) < rows:  # of sounds
         embedding, head = None, None
-    inputs, outputs = (files_names(model, matrix, missing, tensors) for matrix in (embedding, head))
+    inputs, outputs = (files_names(model, [matrix], tensors) for matrix in (embedding, head))
+    tables = [module for module in model.modules() if hasattr(module, "padding_idx")]
+    others = {one for key, one in known if key == kind}
     return Expected(
         sorted(missing),
         sorted(found["unexpected_keys"]),
@@ -289,8 +291,8 @@ def _asked(
          if type(one) is int],
         inputs=inputs,
         outputs=[name for name in outputs if name not in inputs],
-        tables=tables_of(model, tensors),
-        spare="" if missing else class_with(found["unexpected_keys"], made),
+        tables=files_names(model, [getattr(one, "weight", None) for one in tables], tensors),
+        spare="" if missing else class_with(found["unexpected_keys"], made, others),
         vocabulary=0 if embedding is None else len(embedding),
         lost=lost_members(model.state_dict().keys(), missing),
         in_f32=_in_f32(model, tensors),
@@ -312,96 +314,46 @@ def vocabulary_of(model: Any) -> tuple[Any, Any]:
     return weights[0], weights[1]
 
 
-def files_names(
-    model: Any, matrix: Any, missing: Collection[str], stored: Collection[str]
-) -> list[str]:
-    """Return the names in the files of a matrix of the model. Files may have an older name, which
-    ends like that of the model.
-    """
-    names = names_of(model, matrix)
-    if exact := [name for name in saved_names(model, names) if name in stored]:
-        return exact
-    parts = [name.split(".") for name in names if name not in missing]
-    lengths = {
-        name: max((_common_end(name.split("."), own) for own in parts), default=0)
-        for name in stored
-    }
-    longest = max(lengths.values(), default=0)
-    nearest = [name for name, length in lengths.items() if length == longest]
-    return nearest if longest > 1 and len(nearest) == 1 else []
+def files_names(model: Any, matrices: Iterable[Any], stored: Collection[str]) -> list[str]:
+    """Return the names in the files of matrices of the model, which it may have under others."""
+    from transformers.core_model_loading import revert_weight_conversion
 
-
-def names_of(model: Any, matrix: Any) -> list[str]:
-    """Return every name of a parameter of a model."""
-    return [name for name, one in model.named_parameters(remove_duplicate=False) if one is matrix]
-
-
-def saved_names(model: Any, names: Sequence[str]) -> list[str]:
-    """Return names of parameters, and those under which transformers saves them."""
-    try:
-        with of_transformers():
-            from transformers.core_model_loading import revert_weight_conversion
-
-            parameters = {name: model.get_parameter(name) for name in names}
-            saved = revert_weight_conversion(model, parameters)
-    except LoaderError:  # an older transformers
-        saved = {}
-    return [*dict.fromkeys([*names, *saved])]
-
-
-def class_with(names: Collection[str], config: Any) -> str:
-    """Return the class of a config that has these tensors outside its layers: the heads of a task
-    that it was trained on and that another class does without. Empty if none has.
-    """
-    import torch
-    import transformers
-    from transformers.models.auto import modeling_auto
-
-    if not names or any(map(owners_of, names)):
-        return ""
-    tables = [one for table, one in vars(modeling_auto).items() if table.endswith("_MAPPING_NAMES")]
-    listed = [table[config.model_type] for table in tables if config.model_type in table]
-    classes = {name for one in listed for name in ([one] if isinstance(one, str) else one)}
-    for name in sorted(classes):
-        with contextlib.suppress(LoaderError), of_transformers(), torch.device("meta"):
-            model = getattr(transformers, name)(config)
-            if model.state_dict().keys() >= {*names}:
-                return name
-    return ""
+    wanted = {id(matrix) for matrix in matrices}
+    parameters = model.named_parameters(remove_duplicate=False)
+    own = {name: parameter for name, parameter in parameters if id(parameter) in wanted}
+    with of_transformers():
+        saved = revert_weight_conversion(model, own)
+    return [name for name in own | saved if name in stored]
 
 
 def _are_tied(model: Any, embedding: Any, head: Any) -> bool:
     """Return whether a class ties both, also where the files have one of its own for each."""
     sources = model.all_tied_weights_keys
     first, second = (
-        {sources.get(name, name) for name in names_of(model, matrix)}
+        {
+            sources.get(name, name)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if parameter is matrix
+        }
         for matrix in (embedding, head)
     )
     return not first.isdisjoint(second)
 
 
-def tables_of(model: Any, stored: Iterable[str]) -> list[str]:
-    """Return the names in the files of the model's embeddings, whatever they have a row for; with
-    or without the first words of a name, as older files have them.
+def class_with(names: Collection[str], config: Any, classes: Collection[str]) -> str:
+    """Return one of the classes that has these tensors outside its layers: heads of a task that
+    the files were trained on and the class of their config does without. Empty if none has.
     """
-    tables = {
-        id(getattr(module, "weight", None))
-        for module in model.modules()
-        if hasattr(module, "padding_idx")
-    }
-    parameters = model.named_parameters(remove_duplicate=False)
-    names = [name for name, parameter in parameters if id(parameter) in tables]
-    ends = [f".{name}" for name in saved_names(model, names)]
-    return [
-        name
-        for name in stored
-        if any(f".{name}".endswith(end) or end.endswith(f".{name}") for end in ends)
-    ]
+    import torch
+    import transformers
 
-
-def _common_end(first: Sequence[str], second: Sequence[str]) -> int:
-    pairs = zip(reversed(first), reversed(second), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if names and not any(map(owners_of, names)):
+        for name in sorted(classes):
+            with contextlib.suppress(LoaderError), of_transformers(), torch.device("meta"):
+                model = getattr(transformers, name)(config)
+                if model.state_dict().keys() >= {*names}:
+                    return name
+    return ""
 
 
 def lost_members(names: Iterable[str], missing: Collection[str]) -> dict[str, int]:

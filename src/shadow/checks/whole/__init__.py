@@ -178,9 +178,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     is_quantised = names.is_quantised(checkpoint)
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
-    empty = names.empty_in_model(stored, expected)
-    outputs = vocabulary.outputs
-    every = values.Values(stored, swept, unread, tables, is_quantised, empty, outputs)
+    every = values.Values(stored, swept, unread, tables, is_quantised)
     return Whole(files, every, named, words, adapter, read, asked.accept)
 
 

@@ -272,7 +272,7 @@ def _judge_loading(findings: Findings, found: Names, layers: Collection[str]) ->
             spare = found.expected.spare
             findings.add(name, "other_head" if spare else "unexpected", spare=spare)
     for name, shape, other in found.expected.mismatched:
-        if not is_named(name) and 0 not in shape:
+        if not is_named(name) and shape[:1] != (0,):
             findings.add(name, "mismatched", shape=_by(shape), other=_by(other))
 
 
@@ -412,16 +412,6 @@ def gather_expected(
     inputs = [stored_names[name] for name in answer.inputs if name in stored_names]
     outputs = [stored_names[name] for name in answer.outputs if name in stored_names]
     return replace(answer, inputs=inputs, outputs=outputs)
-
-
-def empty_in_model(stored: Mapping[str, TensorInfo], expected: Expected | None) -> set[str]:
-    """Return the tensors that a loader expects without an entry, such as registers of which a
-    config has none.
-    """
-    if expected is None or expected.problem:
-        return set()
-    others = {*expected.unexpected, *(name for name, _, _ in expected.mismatched)}
-    return {name for name, info in stored.items() if 0 in info.shape} - others
 
 
 def gather_tied(

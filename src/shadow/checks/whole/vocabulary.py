@@ -4,8 +4,7 @@ heads.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,8 +29,6 @@ class Vocabulary:
     """Every embedding and head, also of positions, whose rows may be zero by design."""
     rows: int = 0  # of the embedding; 0 where it is not known or the model has none
     sees: bool = False  # whether the model has other components than language
-    outputs: Sequence[Collection[str]] = ()
-    """By layer, the matrices whose products it adds to its input."""
 
 
 def find_vocabulary(checkpoint: Checkpoint, expected: Expected | None) -> Vocabulary:
@@ -76,8 +73,4 @@ def find_vocabulary(checkpoint: Checkpoint, expected: Expected | None) -> Vocabu
     sees = any(place.component not in ("language", "other") for place in places.values())
     rows = min((shapes[name][0] for name in embeddings), default=0)
     padded = {*ends, *(expected.tables if expected else ())}
-    outputs: defaultdict[tuple[str, object], set[str]] = defaultdict(set)
-    for name, place in places.items():
-        if place.module in ("attn.o", "mlp.down") and name.endswith(".weight"):
-            outputs[place.component, place.layer].add(name)
-    return Vocabulary(embeddings, heads, sorted(padded), rows, sees, [*outputs.values()])
+    return Vocabulary(embeddings, heads, sorted(padded), rows, sees)
