@@ -95,7 +95,7 @@ def pairs() -> Iterator[tuple[str, str]]:
     return (pair for pair in sorted(found) if hasattr(transformers, pair[1]))
 
 
-def save(kind: str, name: str, folder: Path, **more: object) -> None:
+def save(kind: str, name: str, folder: Path, shard: str = "1GB", **more: object) -> None:
     """A tiny model with a tokenizer of its words; matrices that begin at zero have moved. Raises
     what transformers raises for the last of RULES that was tried.
     """
@@ -133,7 +133,7 @@ def save(kind: str, name: str, folder: Path, **more: object) -> None:
                 one += 0.02 * torch.randn(one.shape)
             elif not one.isfinite().all():
                 one.copy_(torch.randn(one.shape))
-    model.save_pretrained(folder, max_shard_size="100KB" if len(name) % 3 == 0 else "50GB")
+    model.save_pretrained(folder, max_shard_size=shard)
     if words and not hasattr(config, "feat_extract_norm"):
         tokenizer(folder, words)
     else:
