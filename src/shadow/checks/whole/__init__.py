@@ -1,7 +1,7 @@
 """`whole CHECKPOINT`: whether one checkpoint agrees with itself.
 
-In this package: shards, values, names (what a loader expects), vocabulary and configs (tokens,
-adapters).
+In this package: shards, values, names (what a loader expects), vocabulary, configs (tokens,
+adapters), small_files (compared with each other) and copies.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Answer, Check, Outcome, Question, largest_first
-from shadow.checks.whole import configs, names, shards, values
+from shadow.checks.whole import configs, copies, names, shards, small_files, values
 from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings, folded, gathered
 from shadow.checks.whole.vocabulary import find_vocabulary
 from shadow.templates import Reason
@@ -29,6 +29,8 @@ RULES: Mapping[str, FindingRule] = {
     **values.RULES,
     **names.RULES,
     **configs.RULES,
+    **small_files.RULES,
+    **copies.RULES,
 }
 # a row has its name before it, a sentence its names
 WORDS = {code: f"[{{names}}: ]{rule.text}" for code, rule in RULES.items()} | {
@@ -49,6 +51,8 @@ class Whole:
     names: names.Names | None = None
     words: configs.Words | None = None
     adapter: configs.Factors | None = None
+    small: small_files.SmallFiles | None = None
+    copies: copies.Copies | None = None
     with_values: bool = True
 
 
@@ -64,6 +68,10 @@ def judge(found: Whole) -> Answer:
         configs.judge_words(findings, found.words)
     if found.adapter is not None:
         configs.judge_adapter(findings, found.adapter)
+    if found.small is not None:
+        small_files.judge_small_files(findings, found.small)
+    if found.copies is not None:
+        copies.judge_copies(findings, found.copies)
     faults = findings.rows[FAULT]
     doubts = gathered(findings.rows[DOUBT])
     notes = gathered(findings.rows[NOTE])
@@ -111,7 +119,9 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
 
         swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
     if is_adapter:
-        adapter = configs.read_factors(small.get(configs.ADAPTER_CONFIG), stored, swept)
+        config = small.get(configs.ADAPTER_CONFIG)
+        is_lost = config is None and configs.ADAPTER_CONFIG not in files.names
+        adapter = configs.read_factors(config, stored, swept, is_lost=is_lost)
     words = configs.read_words(
         small,
         rows=vocabulary.rows,
@@ -121,10 +131,21 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     )
     tokens = max(words.vocabulary.values(), default=-1) + 1
     is_quantised = names.is_quantised(checkpoint)
+    own = () if is_quantised else stored.values()
+    beside = small_files.read_small_files(small, files.every, words, own)
+    if is_loaded:
+        found = copies.copies_in_memory(checkpoint, vocabulary)
+    else:
+        tokens = small_files.written_tokens(beside)
+        found = copies.gather_copies(checkpoint, vocabulary, tokens, swept, runtime)
+    if read:
+        modules = small_files.sweep_modules(asked.models[0], beside, runtime, scratch / "modules")
+        swept += modules[0]
+        unread += modules[1]
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
     every = values.Values(stored, swept, unread, tables, is_quantised)
-    return Whole(files, every, named, words, adapter, read)
+    return Whole(files, every, named, words, adapter, beside, found, read)
 
 
 CHECK = Check(

@@ -22,6 +22,7 @@ from shadow.checks.whole.part import (
     json_object,
 )
 from shadow.templates import Value
+from shadow.text import in_ranges
 
 if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
@@ -30,8 +31,11 @@ if TYPE_CHECKING:
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 SPECIAL, ADDED, TOKENS = "special_tokens_map.json", "added_tokens.json", "tokenizer.json"
+VOCAB = "vocab.json"
 KINDS = ("eos", "bos", "pad")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
+IN_LAYER = re.compile(r"(?P<stack>.+?)\.(?P<layer>[0-9]{1,9})\.(?P<module>.+)")
+UNREAD = re.compile(r"\.(?:modules_to_save|original_module)\.")  # as modules are called in memory
 # heads that peft adds to modules_to_save by itself, of which a model has one or none
 LISTED_BY_PEFT = {
     "SEQ_CLS": ("classifier", "score"),
@@ -165,6 +169,42 @@ OF_ADAPTERS: Mapping[str, FindingRule] = {
         "peft takes the magnitudes of the base, which is another update than was trained.",
         "Restore the magnitudes, or set `use_dora` to false if none were trained.",
     ),
+    "magnitude_lost": FindingRule(
+        FAULT,
+        "config says DoRA, but it has no magnitudes, which other modules have",
+        "peft takes the magnitudes of the base for it, which is another update than was trained.",
+        "Restore the magnitudes from a checkpoint of the training.",
+    ),
+    "key_unread": FindingRule(
+        FAULT,
+        "peft reads no tensor of this name",
+        "peft drops it without a word, and the module stays that of the base or is random.",
+        "Rename it to `base_model.model.` and the name of the tensor in the base.",
+    ),
+    "layer_unadapted": FindingRule(
+        FAULT,
+        "config names it in layers_to_transform, but it has no factors",
+        "peft gives this layer an update of zero, so what was trained is lost.",
+        "Restore the factors from a checkpoint of the training.",
+    ),
+    "factors_lost": FindingRule(
+        FAULT,
+        "it has no factors, and {module} of most layers has",
+        "peft gives this module an update of zero, so what was trained is lost.",
+        "Restore the factors from a checkpoint of the training.",
+    ),
+    "layers_between": FindingRule(
+        NOTE,
+        "layers {layers} have no factors, and layers before and after them have",
+        "Such layers have no module of these names, or their factors are lost.",
+        "Compare the layers with the modules of the base.",
+    ),
+    "adapter_config_lost": FindingRule(
+        FAULT,
+        "factors of an adapter without this file",
+        "Neither peft nor transformers loads the adapter, and its scale is not known.",
+        "Restore the file from the source, or from the code of the training.",
+    ),
     "adapter_kind": FindingRule(
         DOUBT,
         "an adapter of the unknown type {kind}",
@@ -186,6 +226,8 @@ class Words:
     """The tokenizer's, as far as files of JSON have it."""
     unread: Mapping[str, bool] = field(default_factory=dict)
     """Files of the tokenizer that are not read as a JSON object, and whether they are broken."""
+    beside: Mapping[str, object] = field(default_factory=dict)
+    """The tokens of vocab.json where tokenizer.json is there too."""
     vocab_size: int = 0  # the config's; 0 where it says none
     rows: int = 0  # of the embedding of these tokens; 0 where it is not known
     sees: bool = False  # whether the model has other components than language
@@ -230,7 +272,7 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     config, generation, tokenizer = (
         json_object(small.get(name)) for name in (CONFIG, GENERATION, TOKENIZER)
     )
-    texts = {name: small[name] for name in (SPECIAL, ADDED, TOKENS, "vocab.json") if name in small}
+    texts = {name: small[name] for name in (SPECIAL, ADDED, TOKENS, VOCAB) if name in small}
     objects = {name: json_object(content) for name, content in texts.items()}
     unread = {
         name: is_broken(texts[name])
@@ -243,7 +285,7 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     unknown = {}
     for kind in KINDS:
         key, word = f"{kind}_token_id", f"{kind}_token"
-        text = _text(tokenizer.get(word, special.get(word)))
+        text = text_of(tokenizer.get(word, special.get(word)))
         own = {
             CONFIG: config.get(key, text_config(config).get(key)),
             GENERATION: generation.get(key),
@@ -256,10 +298,13 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
         ids[kind] = {file: some for file, some in numbers.items() if min(some, default=-1) >= 0}
         if text and vocabulary and text not in vocabulary:
             unknown[kind] = text
-    return Words(ids, unknown, vocabulary, unread, number_of(config, ("vocab_size",)), **facts)
+    beside = objects.get(VOCAB, {}) if objects.get(TOKENS) else {}
+    size = number_of(config, ("vocab_size",))
+    return Words(ids, unknown, vocabulary, unread, beside, size, **facts)
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """Return a text, or the content of a token; empty if it is neither."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else ""
 
@@ -272,17 +317,17 @@ def _vocabulary(
     model, listed = whole.get("model"), whole.get("added_tokens")
     own = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(own, list):  # a token and its score each
-        own = {_text(one[0]): at for at, one in enumerate(own) if isinstance(one, list) and one}
+        own = {text_of(one[0]): at for at, one in enumerate(own) if isinstance(one, list) and one}
     if not isinstance(own, dict):
-        own = objects.get("vocab.json", {})
+        own = objects.get(VOCAB, {})
     pairs = [*own.items(), *(objects.get(ADDED, {}).items() if own else ())]
     for one in listed if isinstance(listed, list) else ():
         if isinstance(one, dict):
-            pairs.append((_text(one.get("content")), one.get("id")))
+            pairs.append((text_of(one.get("content")), one.get("id")))
     decoder = tokenizer.get("added_tokens_decoder")
     for number, one in decoder.items() if own and isinstance(decoder, dict) else ():
         if number.isascii() and number.isdecimal() and len(number) < 12:
-            pairs.append((_text(one), int(number)))
+            pairs.append((text_of(one), int(number)))
     return {token: number for token, number in pairs if token and type(number) is int}
 
 
@@ -294,12 +339,16 @@ class Factors:
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]  # by module, of A and B
     others: Sequence[str] = ()  # its other tensors
     zero: Sequence[str] = ()  # modules of which a factor is all zero
+    is_config_lost: bool = False
 
 
 def judge_adapter(findings: Findings, found: Factors) -> None:
     """Compare the config with the factors, module by module."""
     findings.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
     config, alpha = found.config, found.config.get("lora_alpha")
+    if found.is_config_lost:
+        findings.add(ADAPTER_CONFIG, "adapter_config_lost")
+        return
     if config.get("peft_type") != "LORA":
         findings.add(ADAPTER_CONFIG, "adapter_kind", kind=str(config.get("peft_type"))[:40])
         return
@@ -322,8 +371,61 @@ def judge_adapter(findings: Findings, found: Factors) -> None:
             if ends[module].isdisjoint(named):
                 findings.add(module, "not_targeted")
     _judge_saved(findings, found)
-    if config.get("use_dora") and not any("lora_magnitude_vector" in one for one in found.others):
+    _judge_layers(findings, found)
+    _judge_others(findings, found)
+
+
+def _judge_others(findings: Findings, found: Factors) -> None:
+    """Judge magnitudes, and tensors under keys that peft does not read."""
+    from shadow.checkpoints.weight_files import PREFIX
+
+    parts = [name.partition(".lora_magnitude_vector") for name in found.others]
+    owners = {module.removeprefix(PREFIX) for module, magnitude, _ in parts if magnitude}
+    is_dora = found.config.get("use_dora")
+    if is_dora and not owners:
         findings.add(ADAPTER_CONFIG, "dora_absent")
+    for module in found.shapes:
+        if is_dora and owners and module not in owners:
+            findings.add(module, "magnitude_lost")
+    for name in found.others:
+        if not name.startswith(PREFIX) or UNREAD.search(name):
+            findings.add(name, "key_unread")
+
+
+def _judge_layers(findings: Findings, found: Factors) -> None:
+    """Find layers that lack factors which config, or other layers, say they have."""
+    config = found.config
+    layers = defaultdict[str, set[int]](set)  # by stack of layers
+    modules = defaultdict[tuple[str, str], set[int]](set)  # by stack, and name in a layer
+    for match in filter(None, map(IN_LAYER.fullmatch, found.shapes)):
+        layer = int(match["layer"])
+        layers[match["stack"]].add(layer)
+        modules[match["stack"], match["module"]].add(layer)
+    chosen = config.get("layers_to_transform")
+    numbers = [
+        one for one in (chosen if isinstance(chosen, list) else [chosen]) if type(one) is int
+    ]
+    for stack, own in layers.items():
+        for layer in sorted({*numbers} - own):
+            findings.add(f"{stack}.{layer}", "layer_unadapted")
+        span = max(own) - min(own)
+        if span < 2 * len(own) - 1 and span >= len(own):
+            between = {*range(min(own), max(own))} - own
+            findings.add(stack, "layers_between", layers=in_ranges(sorted(between)))
+    targets = config.get("target_modules")
+    is_listed = isinstance(targets, list) and not re.search("[0-9]", f"{targets}")
+    if not is_listed or config.get("exclude_modules"):
+        return  # modules may be chosen layer by layer
+    for (stack, module), own in modules.items():
+        owner, _, last = module.rpartition(".")
+        others = [
+            layers
+            for (its_stack, name), layers in modules.items()
+            if its_stack == stack and name.rpartition(".")[0] == owner
+        ]
+        lacking = set[int]().union(*others) - own
+        for layer in sorted(lacking) if len(lacking) < len(own) else ():
+            findings.add(f"{stack}.{layer}.{module}", "factors_lost", module=last)
 
 
 def _judge_saved(findings: Findings, found: Factors) -> None:
@@ -372,7 +474,11 @@ def _is_named(module: str, name: str) -> bool:
 
 
 def read_factors(
-    config: bytes | None, stored: Mapping[str, TensorInfo], swept: Sequence[Swept]
+    config: bytes | None,
+    stored: Mapping[str, TensorInfo],
+    swept: Sequence[Swept],
+    *,
+    is_lost: bool = False,
 ) -> Factors:
     """Return the factors of an opened adapter, and which of those that were read are zero."""
     from shadow.checkpoints.weight_files import FACTOR, PREFIX
@@ -389,4 +495,5 @@ def read_factors(
         shapes,
         [name for name in stored if name not in owners],
         [*dict.fromkeys(owners[name] for name in zero if name in owners)],
+        is_lost,
     )

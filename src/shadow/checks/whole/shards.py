@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks.whole.configs import ADAPTER_CONFIG
+from shadow.checks.whole.configs import ADAPTER_CONFIG, CONFIG
 from shadow.checks.whole.part import DOUBT, FAULT, NOTE, SMALL, FindingRule, Findings, json_object
+from shadow.checks.whole.small_files import MODULE_CONFIG
 from shadow.errors import FileError, ShadowError
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ class FileFacts:
     equal: Mapping[str, bool] = field(default_factory=dict)
     """By a tensor that two files hold, whether its values are equal; without those not compared."""
     others: Sequence[OtherSet] = ()
+    every: Collection[str] | None = None
+    """All files, and those of modules with their folder; None where some may not be listed."""
 
     @property
     def missing(self) -> dict[str, int]:
@@ -272,7 +275,8 @@ def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
         said[ADAPTER_CONFIG] = {"peft_type": "LORA", "lora_alpha": opened.adapter.alpha}
     small = {name: json.dumps(one).encode() for name, one in said.items()} | {
         path: read_small(listing, file, runtime.say)
-        for path, file in own.items()
+        for path, file in listing.files.items()
+        if path in own or MODULE_CONFIG.fullmatch(path)
         if file.kind in ("config", "generation", "tokenizer", "chat_template")
         if path.endswith((".json", ".jinja")) and (file.size or 0) <= SMALL
     }
@@ -288,7 +292,10 @@ def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
     # the index knows more; what a GGUF file holds and cannot be read has a dtype
     is_short = any(one.problem and one.dtype == "unknown" for one in every.values())
     weight_map = {name: info.shard for name, info in every.items()} if is_short else {}
-    files = FileFacts([*opened.sources], headers, weight_map, {*own, *opened.sources})
+    is_known = listing.is_complete and CONFIG in own
+    known = {*listing.files} if is_known else None
+    names = {*own, *opened.sources}
+    files = FileFacts([*opened.sources], headers, weight_map, names, every=known)
     return opened, stored, small, files
 
 
@@ -302,7 +309,12 @@ class Folder:
         self.headers: dict[str, dict[str, TensorInfo]] = {}
         self.sources: dict[str, Source] = {}
         self.small: dict[str, bytes] = {}
-        for name in sorted(names):
+        # those of modules of sentence-transformers, which are numbered
+        inner = [path for path in root.glob("[0-9]*_*/*") if path.is_file()]
+        self.every = {*names, *(path.relative_to(root).as_posix() for path in inner)}
+        for name in sorted(self.every):
+            if name not in names and not MODULE_CONFIG.fullmatch(name):
+                continue
             try:
                 self._read(name)
             except OSError as error:
@@ -336,7 +348,8 @@ class Folder:
             str(self.root), None, "", config, matrices, sources, refused=refused
         )
         facts = self.headers, weight_map, self.names, self.pointers, self.unreadable, equal
-        files = FileFacts(read, *facts, [*self._others(read, tensors)])
+        others = [*self._others(read, tensors)]
+        files = FileFacts(read, *facts, others, self.every)
         return checkpoint if tensors else None, tensors, self.small, files
 
     @staticmethod

@@ -1,0 +1,166 @@
+"""`whole`: copies that files name: rows of tokens in templates, embeddings that a class shares, and
+modules in memory that are one or should be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shadow.checks.whole.names import are_equal, fetch, is_of_mtp, says_tied
+from shadow.checks.whole.part import FAULT, NOTE, FindingRule, Findings
+
+if TYPE_CHECKING:
+    from shadow.checkpoints.opening import Checkpoint
+    from shadow.checks.whole.vocabulary import Vocabulary
+    from shadow.run.runtime import Runtime
+    from shadow.run.scan import Swept
+
+SHARED = re.compile(r"(.*\.)?(?:encoder|decoder)\.embed_tokens\.weight")
+LAYER = re.compile(r"(?P<owner>(?:.+?\.)?(?:layers?|h|blocks?)\.[0-9]+)\.(?P<rest>.+)")
+MOST = 512  # tokens of a template whose rows are compared
+RULES: Mapping[str, FindingRule] = {
+    "token_rows_zero": FindingRule(
+        FAULT,
+        "the rows of {tokens} are zero, and the chat template writes them",
+        "The model cannot tell where a turn begins or ends.",
+        "Train these rows, or use the template that the model was trained with.",
+    ),
+    "token_rows_equal": FindingRule(
+        FAULT,
+        "{tokens:and} have the same row, and the chat template writes them",
+        "The model cannot tell these tokens from each other; such rows were never trained.",
+        "Train these rows, or use the template that the model was trained with.",
+    ),
+    "shared_differs": FindingRule(
+        FAULT,
+        "stored beside {other}, which this class uses in its place, with other values",
+        "Tools take one or the other, so the model depends on who loads it.",
+        "Store the embedding once, that of the last step.",
+    ),
+    "mtp_differs": FindingRule(
+        FAULT,
+        "a copy of {other} for further tokens, with other values",
+        "Speculative decoding with this layer is rejected more often.",
+        "Copy the tensor of the model into this layer.",
+    ),
+    "head_equal": FindingRule(
+        NOTE,
+        "equal to {other}, though config does not tie them",
+        "The model has a head of its own that is no different, as if it were tied.",
+        "Set `tie_word_embeddings` to true, or restore the head that was trained.",
+    ),
+    "tie_broken": FindingRule(
+        FAULT,
+        "config ties it to {other}, but in memory they are two tensors",
+        "A training moves them apart, and a saved file has one of them alone.",
+        "Call `model.tie_weights()` before training and saving.",
+    ),
+    "module_twice": FindingRule(
+        FAULT,
+        "it is the same module as {other}",
+        "Both change together, and a saved file has one of them alone.",
+        "Copy the module with `copy.deepcopy` where the layers are made.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Tensors and modules that are copies, or are not although they should be."""
+
+    pairs: Sequence[tuple[str, str, str]] = ()
+    """(code, tensor or module, the other one)."""
+    embedding: str = ""
+    rows: Mapping[str, bytes] = field(default_factory=dict)
+    """Of the embedding, by token that a template writes."""
+
+
+def judge_copies(findings: Findings, found: Copies) -> None:
+    """Report pairs, and rows that were never trained."""
+    for code, name, other in found.pairs:
+        findings.add(name, code, other=other)
+    tokens = defaultdict[bytes, list[str]](list)
+    for token, row in found.rows.items():
+        tokens[row].append(token)
+    for row, own in tokens.items():
+        if not any(row):
+            findings.add(found.embedding, "token_rows_zero", tokens=own)
+        elif len(own) > 1:
+            findings.add(found.embedding, "token_rows_equal", tokens=own)
+
+
+def gather_copies(
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary,
+    tokens: Mapping[str, int],
+    swept: Sequence[Swept],
+    runtime: Runtime,
+) -> Copies:
+    """Read what may be a copy. tokens: those of templates. swept: of the whole checkpoint."""
+    found = {one.info.name: one.found for one in swept}
+
+    def are_same(name: str, other: str) -> bool:
+        """Equal sums say that it is worth reading."""
+        return found[name] == found[other] and are_equal(checkpoint, (name, other), runtime)
+
+    pairs = [
+        (code, name, other)
+        for code, name, other in _copies(checkpoint, vocabulary)
+        if {name, other} <= found.keys()
+        if are_same(name, other) == (code == "head_equal")
+    ]
+    embedding = next(iter(vocabulary.embeddings), "")
+    rows = {}
+    if embedding in found and found[embedding].entries and len(tokens) <= MOST:
+        info = checkpoint.tensors[embedding]
+        fetch(checkpoint, [info], runtime)
+        table = checkpoint.tensor(info)
+        for token, row in tokens.items():
+            if row < info.shape[0]:
+                rows[token] = table[row : row + 1,].float().numpy().tobytes()
+    return Copies(pairs, embedding, rows)
+
+
+def _copies(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[tuple[str, str, str]]:
+    """Yield tensors of files that a class, or its training, has as copies of others."""
+    config, tensors = checkpoint.config, checkpoint.tensors
+    embeddings, heads = vocabulary.embeddings, vocabulary.heads
+    for name in tensors:
+        code, others = "mtp_differs", ()
+        shared = SHARED.fullmatch(name)
+        if shared and config.get("share_encoder_decoder_embeddings") is not False:
+            code, others = "shared_differs", [f"{shared[1] or ''}shared.weight"]
+        elif is_of_mtp(name, config) and name.endswith(".embed_tokens.weight"):
+            others = embeddings
+        elif is_of_mtp(name, config) and name.endswith(".shared_head.head.weight"):
+            others = heads or embeddings
+        for other in others[:1]:
+            if other in tensors and other != name and tensors[other].shape == tensors[name].shape:
+                yield code, name, other
+    if embeddings and heads and not says_tied(config, default=True):
+        yield "head_equal", heads[0], embeddings[0]
+
+
+def copies_in_memory(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Copies:
+    """Return a head that is no longer its embedding, and layers that are one module."""
+    tensors = checkpoint.tensors
+    roots = {name: info.alias_of or name for name, info in tensors.items()}
+    pairs = []
+    for head in vocabulary.heads[:1]:
+        embedding = vocabulary.embeddings[0]
+        is_apart = roots[head] != roots[embedding]
+        if is_apart and says_tied(checkpoint.config, default=False):
+            pairs.append(("tie_broken", head, embedding))
+    others = defaultdict[str, set[str]](set)  # by layer, the layers whose tensors are its own
+    for match in filter(None, map(LAYER.fullmatch, tensors)):
+        other = LAYER.fullmatch(roots[match[0]])
+        is_same = other is not None and other["rest"] == match["rest"]
+        others[match["owner"]].add(other["owner"] if other and is_same else "")
+    for owner, layers in others.items():
+        if len(layers) == 1 and layers.isdisjoint(("", owner)):
+            pairs.append(("module_twice", owner, *layers))
+    return Copies(pairs)
