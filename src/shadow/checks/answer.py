@@ -20,7 +20,13 @@ from shadow.targets.references import AnyReference, ComponentBase, Reference
 from shadow.templates import Reason, Value, fill, names_in
 
 Figure = float | int
-VALUES = {"moved": " PATTERN", "frozen": " PATTERN", "base": " REF", "headers": ""}
+VALUES = {
+    "moved": " PATTERN",
+    "frozen": " PATTERN",
+    "base": " REF",
+    "headers": "",
+    "accept": " CODE=REASON",
+}
 
 
 class Outcome(StrEnum):
@@ -39,6 +45,21 @@ class Outcome(StrEnum):
 EXIT_CODES: Mapping[Outcome, int] = dict(zip(Outcome, (0, 4, 5), strict=True))
 
 
+class Severity(StrEnum):
+    """Consequences of a statement for the answer."""
+
+    FAULT = "fault"  # the claim does not hold
+    DOUBT = "doubt"  # something could not be checked, which leaves the claim open
+    NOTE = "note"  # something to know
+
+
+SEVERITIES: Mapping[Outcome, Severity] = {
+    Outcome.HOLDS: Severity.NOTE,
+    Outcome.DOES_NOT_HOLD: Severity.FAULT,
+    Outcome.INCONCLUSIVE: Severity.DOUBT,
+}
+
+
 @dataclass(frozen=True)
 class Against:
     """A tensor, a module, a file or a candidate that speaks against an answer."""
@@ -49,6 +70,7 @@ class Against:
     """The norm of the difference over that of the base; of `merged`, and of modules in `stored`,
     over that of the update. None where it has no size.
     """
+    accepted: str | None = None  # why a person accepts it; None where nobody does
 
     @classmethod
     def of(cls, apart: Unmatched) -> Against:
@@ -66,6 +88,7 @@ class Answer:
     """All that was measured, unrounded, by name."""
     against: Sequence[Against] = ()
     notes: Sequence[Reason] = ()
+    doubts: Sequence[Reason] = ()  # what could not be checked, where a fault decides anyway
 
     @property
     def holds(self) -> bool:
@@ -119,6 +142,7 @@ class ErrorRate:
 # of tensors that line up with none, or are not read, in all checks that read checkpoints
 COMMON: Mapping[str, str] = {
     **APART,
+    "accepted": "accepted ({because}): {what}",
     "one_checkpoint": "{names:and} are one checkpoint, so nothing was compared",
     "not_compared": "{tensors:count tensor is|tensors are} not compared: {why}",
     "apart": "{tensors:count tensor|tensors} {where}",
@@ -143,7 +167,7 @@ class Check:
     checkpoints: tuple[str, ...] = ()  # what it is asked of, in order, as in usage: `BASE`, `TUNED`
     says: str = ""  # what it says of them, in a line of help
     repeats: bool = False  # whether the last checkpoint may be given several times
-    options: tuple[str, ...] = ()  # which of `moved`, `frozen`, `base` and `headers` it takes
+    options: tuple[str, ...] = ()  # which keys of VALUES it takes
 
     @property
     def error_rate(self) -> ErrorRate | None:
@@ -197,6 +221,7 @@ class Question:
     frozen: tuple[str, ...] = ()
     base: AnyReference | None = None
     headers: bool = False  # whether values are left out
+    accept: Mapping[str, str] = field(default_factory=dict)  # by code of a fault, the reason
 
     @property
     def claim(self) -> str:
@@ -287,6 +312,17 @@ class Named:
     code: str
     what: str  # how it does: the words of the code
     size: float | None
+    severity: Severity
+    accepted: str | None  # why a person accepts it
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence of an answer."""
+
+    code: str
+    severity: Severity
+    what: str  # the words of the code
 
 
 @dataclass(frozen=True)
@@ -331,14 +367,34 @@ class Verification:
     @property
     def against(self) -> tuple[Named, ...]:
         """Counter-evidence in words, the largest first."""
-        return tuple(
-            Named(one.name, one.why.code, self.check.say(one.why), one.size)
-            for one in self.answer.against
-        )
+        return tuple(map(self._named, self.answer.against))
+
+    def _named(self, row: Against) -> Named:
+        severity = Severity.FAULT if row.accepted else SEVERITIES[self.outcome]
+        what = self.check.say(row.why)
+        if row.accepted:
+            what = self.check.say(Reason("accepted", {"because": row.accepted, "what": what}))
+        return Named(row.name, row.why.code, what, row.size, severity, row.accepted)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return tuple(map(self.check.say, self.answer.notes))
+        """Other things to know, and beside a fault all that could not be checked."""
+        return tuple(statement.what for statement in self.statements[len(self.answer.reasons) :])
+
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        """Every sentence of the answer: reasons, doubts beside faults, and notes."""
+        answer = self.answer
+        groups = (
+            (SEVERITIES[self.outcome], answer.reasons),
+            (Severity.DOUBT, answer.doubts),
+            (Severity.NOTE, answer.notes),
+        )
+        return tuple(
+            Statement(reason.code, severity, self.check.say(reason))
+            for severity, reasons in groups
+            for reason in reasons
+        )
 
     @property
     def exit_code(self) -> int:
@@ -356,6 +412,7 @@ class Verification:
             "figures": dict(self.figures),
             "against": [asdict(one) for one in self.against],
             "notes": list(self.notes),
+            "statements": [asdict(one) for one in self.statements],
         }
 
 

@@ -65,6 +65,7 @@ def require_form(
     frozen: Sequence[str] = (),
     base: object = None,
     headers: bool = False,
+    accept: Mapping[str, str] | None = None,
 ) -> Check:
     """Return the check of this code. Raises UsageError for an unknown claim, and for a number of
     checkpoints or options that it does not take.
@@ -79,11 +80,18 @@ def require_form(
             wanted = f"{least} or more checkpoints"
         usage = f"write: shadow verify {claim} {form.usage}"
         raise UsageError(f"{claim} needs {wanted}, and got {count}", usage)
-    given = {"moved": moved, "frozen": frozen, "base": base, "headers": headers}
+    given = {
+        "moved": moved,
+        "frozen": frozen,
+        "base": base,
+        "headers": headers,
+        "accept": accept,
+    }
     for option, value in given.items():
         if value and option not in form.options:
             known = [name for name, other in CHECKS.items() if option in other.options]
             raise UsageError(f"{claim} has no --{option}", f"of these claims: {and_list(known)}")
+    whole.require_acceptable(accept or {})
     return form
 
 
@@ -95,15 +103,22 @@ def question(
     frozen: Sequence[str] = (),
     base: AnyReference | None = None,
     headers: bool = False,
+    accept: Mapping[str, str] | None = None,
 ) -> Question:
     """Make a question from its words. Raises UsageError, also for a tuned side by component."""
-    given: dict[str, Any] = {"moved": moved, "frozen": frozen, "base": base, "headers": headers}
+    given: dict[str, Any] = {
+        "moved": tuple(moved),
+        "frozen": tuple(frozen),
+        "base": base,
+        "headers": headers,
+        "accept": accept or {},
+    }
     form = require_form(claim, len(checkpoints), **given)
     for name, side in zip(form.names(len(checkpoints)), checkpoints, strict=True):
         if isinstance(side, ComponentBase) and name != "BASE":
             hint = "a base alone has one by component: write ./DIR or org/name"
             raise UsageError(f"{name} is one checkpoint", hint)
-    return Question(form, tuple(checkpoints), tuple(moved), tuple(frozen), base, headers)
+    return Question(form, tuple(checkpoints), **given)
 
 
 def verify(asked: Question, runtime: Runtime) -> Verification:

@@ -233,7 +233,11 @@ def write_claims(path: Path, found: Sequence[Verification | FailedVerification])
         else:
             tag: Tag = "failure" if one.outcome == "does_not_hold" else "skipped"
             problems.append((tag, one.reason, one.claim))
-            lines += [f"{item.name}: {item.what}" for item in one.against[:LISTED]]
+        if isinstance(one, Verification):
+            rows = one.against[:LISTED]
+            beside = one.statements[len(one.answer.reasons) :]
+            lines += [f"{row.severity} {row.code}: {row.name}: {row.what}" for row in rows]
+            lines += [f"{text.severity} {text.code}: {text.what}" for text in beside]
         name = claim_text(replace(one, of=of))
         cases.append(_case("shadow verify", name, one.seconds, problems, lines))
     write_document(path, _document([("shadow verify", cases)]))

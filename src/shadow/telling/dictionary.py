@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from shadow.checks.answer import COMMON, Check
+from shadow.checks.answer import COMMON, Check, Severity
 from shadow.checks.registry import kinds
+from shadow.checks.whole import RULES as RULES_OF_WHOLE
 from shadow.comparing.codes import KINDS as COMPARED
 from shadow.errors import UsageError
 from shadow.places.names import name_rules
@@ -44,6 +45,11 @@ from shadow.text import VERY_LIKE, nearest
 _WORDS = read_words("words.yaml")
 _TEXTS = _WORDS["topics"]
 NO_CODES: Mapping[str, str] = {}
+SEVERITIES: Mapping[Severity, str] = {
+    Severity.FAULT: "fault: the checkpoint does not hold (exit code 4)",
+    Severity.DOUBT: "doubt: without a fault the answer is inconclusive (exit code 5)",
+    Severity.NOTE: "note: it does not change the answer",
+}
 RATE = (
     "Of {of:count} answers to planted claims {wrong:count} are wrong"
     "[ (below {bound:share} with 95 % confidence)]: {where}"
@@ -100,6 +106,9 @@ def word_documents(word: str, codes: Mapping[str, str] = NO_CODES) -> Iterable[D
             }
             blocks += [Paragraph(column.text, lead=column.name), _texts(facts)]
         yield Document(blocks)
+    if rule := RULES_OF_WHOLE.get(word.lower()):
+        facts = {"severity": SEVERITIES[rule.severity], "why": rule.why, "what to do": rule.do}
+        yield Document([_texts(facts)])
     if notation := notation_of(shown):
         yield Document([_quiet(notation)])
 

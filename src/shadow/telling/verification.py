@@ -22,7 +22,7 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.text import counted, in_ranges
+from shadow.text import and_list, counted, in_ranges
 
 Answered = Verification | FailedVerification
 SHOWN = 8  # rows of what speaks against a claim
@@ -46,6 +46,13 @@ LEGEND = "the norm of the difference over that of the base; of merged and stored
 def verification_document(verification: Verification) -> Document:
     """Show a claim with its answer in a line, its checkpoints, and what speaks against it."""
     against = verification.against
+    of_whole = verification.claim == "whole"
+
+    def how(group: Sequence[Named]) -> str:
+        """Put a row in words, behind its code where `explain` says what to do about it."""
+        row = group[0]
+        return f"{row.code}: {row.what}" if of_whole else row.what
+
     of_related = verification.claim == "related"
     # where it is much, a row represents all names that differ in numbers alone
     groups: dict[tuple[str, str], list[Named]] = {}
@@ -57,11 +64,11 @@ def verification_document(verification: Verification) -> Document:
     fields = [named("candidate" if of_related else "what speaks against it", _names)]
     if len(groups) < len(against):
         fields.append(number("count", len, "count", legend=MANY))
-    fields.append(worded("how", lambda group: group[0].what))
+    fields.append(worded("how", how))
     if any(tensor.size is not None for tensor in against):
         size = number("size", lambda group: group[0].size, "share", rank=1, legend=LEGEND)
         fields.append(size)
-    headline = f"{verification.outcome.words}: {verification.reason}"
+    headline = f"{verification.outcome.words}: {_why(verification)}"
     blocks: list[Block] = [
         Section("verify", verification.claim),
         Headline(headline, LEVELS[verification.outcome]),
@@ -71,7 +78,20 @@ def verification_document(verification: Verification) -> Document:
         blocks.append(table_of(fields, shown))
     if hidden := len(against) - sum(map(len, shown)):
         blocks.append(Note(f"--json has {hidden:,} more"))
-    return Document([*blocks, *map(Note, verification.notes)])
+    blocks += map(Note, verification.notes)
+    if of_whole and verification.holds is False:
+        blocks.append(
+            Note(f"`shadow explain {against[0].code}` says why it matters and what to do")
+        )
+    return Document(blocks)
+
+
+def _why(verification: Verification) -> str:
+    """The reason; where several faults have a row each, their codes."""
+    codes = [reason.code for reason in verification.answer.reasons]
+    if verification.claim != "whole" or verification.holds is not False or len(codes) == 1:
+        return verification.reason
+    return f"{counted(int(verification.figures['faults']), 'fault', 'faults')}: {and_list(codes)}"
 
 
 def _names(group: Sequence[Named]) -> str:
@@ -120,4 +140,4 @@ def in_lines(answers: Sequence[Answered]) -> list[str]:
 def _answer(answer: Answered) -> tuple[Word, str]:
     if isinstance(answer, FailedVerification):
         return Word("fault", "fault"), answer.fault
-    return Word(answer.outcome.words, LEVELS[answer.outcome]), answer.reason
+    return Word(answer.outcome.words, LEVELS[answer.outcome]), _why(answer)

@@ -22,7 +22,6 @@ from shadow.checks.whole.part import (
     json_object,
 )
 from shadow.templates import Value
-from shadow.text import in_ranges
 
 if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
@@ -34,8 +33,10 @@ SPECIAL, ADDED, TOKENS = "special_tokens_map.json", "added_tokens.json", "tokeni
 VOCAB = "vocab.json"
 KINDS = ("eos", "bos", "pad")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
-IN_LAYER = re.compile(r"(?P<stack>.+?)\.(?P<layer>[0-9]{1,9})\.(?P<module>.+)")
-UNREAD = re.compile(r"\.(?:modules_to_save|original_module)\.")  # as modules are called in memory
+PREFIX = "base_model.model."  # of every name that peft reads
+IN_LAYER = re.compile(
+    r"(?P<stack>.+?)\.(?P<layer>[0-9]{1,9})\.(?P<parent>(?:.+\.)?)(?P<module>[^.]+)"
+)
 # heads that peft adds to modules_to_save by itself, of which a model has one or none
 LISTED_BY_PEFT = {
     "SEQ_CLS": ("classifier", "score"),
@@ -178,7 +179,7 @@ OF_ADAPTERS: Mapping[str, FindingRule] = {
     "key_unread": FindingRule(
         FAULT,
         "peft reads no tensor of this name",
-        "peft drops it without a word, and the module stays that of the base or is random.",
+        "peft drops it without a word, so the module stays that of the base, or is random.",
         "Rename it to `base_model.model.` and the name of the tensor in the base.",
     ),
     "layer_unadapted": FindingRule(
@@ -189,21 +190,9 @@ OF_ADAPTERS: Mapping[str, FindingRule] = {
     ),
     "factors_lost": FindingRule(
         FAULT,
-        "it has no factors, and {module} of most layers has",
+        "it has no factors, but {module} of most layers has",
         "peft gives this module an update of zero, so what was trained is lost.",
         "Restore the factors from a checkpoint of the training.",
-    ),
-    "layers_between": FindingRule(
-        NOTE,
-        "layers {layers} have no factors, and layers before and after them have",
-        "Such layers have no module of these names, or their factors are lost.",
-        "Compare the layers with the modules of the base.",
-    ),
-    "adapter_config_lost": FindingRule(
-        FAULT,
-        "factors of an adapter without this file",
-        "Neither peft nor transformers loads the adapter, and its scale is not known.",
-        "Restore the file from the source, or from the code of the training.",
     ),
     "adapter_kind": FindingRule(
         DOUBT,
@@ -226,14 +215,18 @@ class Words:
     """The tokenizer's, as far as files of JSON have it."""
     unread: Mapping[str, bool] = field(default_factory=dict)
     """Files of the tokenizer that are not read as a JSON object, and whether they are broken."""
-    beside: Mapping[str, object] = field(default_factory=dict)
-    """The tokens of vocab.json where tokenizer.json is there too."""
+    slow: Mapping[str, object] = field(default_factory=dict)  # of vocab.json
     vocab_size: int = 0  # the config's; 0 where it says none
     rows: int = 0  # of the embedding of these tokens; 0 where it is not known
     sees: bool = False  # whether the model has other components than language
     checks_size: bool = True
     """Whether no loader was asked, which compares vocab_size and rows by itself."""
     usual: Sequence[int] = ()  # tokens that a config of the class names unless it is told others
+
+    @property
+    def are_named(self) -> bool:
+        """Say whether any file names a token."""
+        return any(self.ids.values()) or bool(self.vocabulary)
 
 
 def judge_words(findings: Findings, found: Words) -> None:
@@ -298,9 +291,9 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
         ids[kind] = {file: some for file, some in numbers.items() if min(some, default=-1) >= 0}
         if text and vocabulary and text not in vocabulary:
             unknown[kind] = text
-    beside = objects.get(VOCAB, {}) if objects.get(TOKENS) else {}
+    slow = objects.get(VOCAB, {})
     size = number_of(config, ("vocab_size",))
-    return Words(ids, unknown, vocabulary, unread, beside, size, **facts)
+    return Words(ids, unknown, vocabulary, unread, slow, size, **facts)
 
 
 def text_of(value: object) -> str:
@@ -339,17 +332,18 @@ class Factors:
     shapes: Mapping[str, Mapping[str, tuple[int, ...]]]  # by module, of A and B
     others: Sequence[str] = ()  # its other tensors
     zero: Sequence[str] = ()  # modules of which a factor is all zero
-    is_config_lost: bool = False
+
+    @property
+    def is_compared(self) -> bool:
+        """Say whether it is of the type whose factors are compared."""
+        return self.config.get("peft_type") == "LORA"
 
 
 def judge_adapter(findings: Findings, found: Factors) -> None:
     """Compare the config with the factors, module by module."""
     findings.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
     config, alpha = found.config, found.config.get("lora_alpha")
-    if found.is_config_lost:
-        findings.add(ADAPTER_CONFIG, "adapter_config_lost")
-        return
-    if config.get("peft_type") != "LORA":
+    if not found.is_compared:
         findings.add(ADAPTER_CONFIG, "adapter_kind", kind=str(config.get("peft_type"))[:40])
         return
     if not isinstance(alpha, int | float) or not alpha > 0:
@@ -372,60 +366,42 @@ def judge_adapter(findings: Findings, found: Factors) -> None:
                 findings.add(module, "not_targeted")
     _judge_saved(findings, found)
     _judge_layers(findings, found)
-    _judge_others(findings, found)
-
-
-def _judge_others(findings: Findings, found: Factors) -> None:
-    """Judge magnitudes, and tensors under keys that peft does not read."""
-    from shadow.checkpoints.weight_files import PREFIX
-
     parts = [name.partition(".lora_magnitude_vector") for name in found.others]
     owners = {module.removeprefix(PREFIX) for module, magnitude, _ in parts if magnitude}
-    is_dora = found.config.get("use_dora")
-    if is_dora and not owners:
+    lacking = sorted(found.shapes.keys() - owners)
+    if config.get("use_dora") and not owners:
         findings.add(ADAPTER_CONFIG, "dora_absent")
-    for module in found.shapes:
-        if is_dora and owners and module not in owners:
+    elif config.get("use_dora"):
+        for module in lacking:
             findings.add(module, "magnitude_lost")
     for name in found.others:
-        if not name.startswith(PREFIX) or UNREAD.search(name):
+        # the others are names that modules have in memory
+        if not name.startswith(PREFIX) or re.search(r"\.(modules_to_save|original_module)\.", name):
             findings.add(name, "key_unread")
 
 
 def _judge_layers(findings: Findings, found: Factors) -> None:
-    """Find layers that lack factors which config, or other layers, say they have."""
-    config = found.config
-    layers = defaultdict[str, set[int]](set)  # by stack of layers
-    modules = defaultdict[tuple[str, str], set[int]](set)  # by stack, and name in a layer
+    """Find layers that lack factors which config, or most layers, say they have."""
+    layers = defaultdict[tuple[str, str, str], set[int]](set)  # by stack, parent and module
+    every = defaultdict[tuple[str, str], set[int]](set)  # of any module of a parent
     for match in filter(None, map(IN_LAYER.fullmatch, found.shapes)):
-        layer = int(match["layer"])
-        layers[match["stack"]].add(layer)
-        modules[match["stack"], match["module"]].add(layer)
-    chosen = config.get("layers_to_transform")
-    numbers = [
-        one for one in (chosen if isinstance(chosen, list) else [chosen]) if type(one) is int
-    ]
-    for stack, own in layers.items():
-        for layer in sorted({*numbers} - own):
-            findings.add(f"{stack}.{layer}", "layer_unadapted")
-        span = max(own) - min(own)
-        if span < 2 * len(own) - 1 and span >= len(own):
-            between = {*range(min(own), max(own))} - own
-            findings.add(stack, "layers_between", layers=in_ranges(sorted(between)))
-    targets = config.get("target_modules")
-    is_listed = isinstance(targets, list) and not re.search("[0-9]", f"{targets}")
-    if not is_listed or config.get("exclude_modules"):
-        return  # modules may be chosen layer by layer
-    for (stack, module), own in modules.items():
-        owner, _, last = module.rpartition(".")
-        others = [
-            layers
-            for (its_stack, name), layers in modules.items()
-            if its_stack == stack and name.rpartition(".")[0] == owner
-        ]
-        lacking = set[int]().union(*others) - own
-        for layer in sorted(lacking) if len(lacking) < len(own) else ():
-            findings.add(f"{stack}.{layer}.{module}", "factors_lost", module=last)
+        stack, parent, module = match.group("stack", "parent", "module")
+        layers[stack, parent, module].add(int(match["layer"]))
+        every[stack, parent].add(int(match["layer"]))
+    chosen = found.config.get("layers_to_transform")
+    promised = {one for one in chosen if type(one) is int} if isinstance(chosen, list) else set()
+    for layer in sorted(promised.difference(*every.values())):
+        findings.add(f"layers.{layer}", "layer_unadapted")
+    targets = found.config.get("target_modules")
+    is_chosen_by_layer = not isinstance(targets, list) or re.search("[0-9]", f"{targets}")
+    if is_chosen_by_layer or found.config.get("exclude_modules"):
+        return
+    for (stack, parent, module), own in layers.items():
+        # layers at the end may take keys and values from earlier ones
+        lacking = {layer for layer in every[stack, parent] if layer < max(own)} - own
+        if 2 * len(lacking) <= len(own):
+            for layer in sorted(lacking):
+                findings.add(f"{stack}.{layer}.{parent}{module}", "factors_lost", module=module)
 
 
 def _judge_saved(findings: Findings, found: Factors) -> None:
@@ -474,11 +450,7 @@ def _is_named(module: str, name: str) -> bool:
 
 
 def read_factors(
-    config: bytes | None,
-    stored: Mapping[str, TensorInfo],
-    swept: Sequence[Swept],
-    *,
-    is_lost: bool = False,
+    config: bytes | None, stored: Mapping[str, TensorInfo], swept: Sequence[Swept]
 ) -> Factors:
     """Return the factors of an opened adapter, and which of those that were read are zero."""
     from shadow.checkpoints.weight_files import FACTOR, PREFIX
@@ -495,5 +467,4 @@ def read_factors(
         shapes,
         [name for name in stored if name not in owners],
         [*dict.fromkeys(owners[name] for name in zero if name in owners)],
-        is_lost,
     )

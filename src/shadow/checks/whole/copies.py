@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHARED = re.compile(r"(.*\.)?(?:encoder|decoder)\.embed_tokens\.weight")
 LAYER = re.compile(r"(?P<owner>(?:.+?\.)?(?:layers?|h|blocks?)\.[0-9]+)\.(?P<rest>.+)")
+MEMORY = "memory"  # the source of a model in memory
 MOST = 512  # tokens of a template whose rows are compared
 RULES: Mapping[str, FindingRule] = {
     "token_rows_zero": FindingRule(
@@ -100,67 +101,59 @@ def gather_copies(
     swept: Sequence[Swept],
     runtime: Runtime,
 ) -> Copies:
-    """Read what may be a copy. tokens: those of templates. swept: of the whole checkpoint."""
+    """Read what may be a copy. tokens: those of templates. swept: none without values."""
     found = {one.info.name: one.found for one in swept}
-
-    def are_same(name: str, other: str) -> bool:
-        """Equal sums say that it is worth reading."""
-        return found[name] == found[other] and are_equal(checkpoint, (name, other), runtime)
-
-    pairs = [
-        (code, name, other)
-        for code, name, other in _copies(checkpoint, vocabulary)
-        if {name, other} <= found.keys()
-        if are_same(name, other) == (code == "head_equal")
-    ]
-    embedding = next(iter(vocabulary.embeddings), "")
+    pairs = [*_in_memory(checkpoint, vocabulary)]
+    for code, name, other in _in_files(checkpoint, vocabulary):
+        if {name, other} <= found.keys():
+            # equal sums say that it is worth reading
+            is_equal = found[name] == found[other] and are_equal(checkpoint, (name, other), runtime)
+            if is_equal == (code == "head_equal"):
+                pairs.append((code, name, other))
     rows = {}
-    if embedding in found and found[embedding].entries and len(tokens) <= MOST:
+    embedding = next(filter(found.__contains__, vocabulary.embeddings), "")
+    if embedding and tokens:
         info = checkpoint.tensors[embedding]
         fetch(checkpoint, [info], runtime)
         table = checkpoint.tensor(info)
-        for token, row in tokens.items():
+        for token, row in [*tokens.items()][:MOST]:
             if row < info.shape[0]:
                 rows[token] = table[row : row + 1,].float().numpy().tobytes()
     return Copies(pairs, embedding, rows)
 
 
-def _copies(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[tuple[str, str, str]]:
-    """Yield tensors of files that a class, or its training, has as copies of others."""
+def _in_files(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[tuple[str, str, str]]:
+    """Yield tensors that a class, or its training, has as copies of others."""
     config, tensors = checkpoint.config, checkpoint.tensors
-    embeddings, heads = vocabulary.embeddings, vocabulary.heads
-    for name in tensors:
-        code, others = "mtp_differs", ()
-        shared = SHARED.fullmatch(name)
-        if shared and config.get("share_encoder_decoder_embeddings") is not False:
-            code, others = "shared_differs", [f"{shared[1] or ''}shared.weight"]
-        elif is_of_mtp(name, config) and name.endswith(".embed_tokens.weight"):
-            others = embeddings
-        elif is_of_mtp(name, config) and name.endswith(".shared_head.head.weight"):
-            others = heads or embeddings
-        for other in others[:1]:
-            if other in tensors and other != name and tensors[other].shape == tensors[name].shape:
-                yield code, name, other
-    if embeddings and heads and not says_tied(config, default=True):
-        yield "head_equal", heads[0], embeddings[0]
+    embedding = next(iter(vocabulary.embeddings), "")
+    head = next(iter(vocabulary.heads), "")
+    for name, info in tensors.items():
+        code, other = "mtp_differs", ""
+        if shared := SHARED.fullmatch(name):
+            is_one = config.get("share_encoder_decoder_embeddings") is not False
+            code, other = "shared_differs", f"{shared[1] or ''}shared.weight" if is_one else ""
+        elif is_of_mtp(name, config):
+            ends = {".embed_tokens.weight": embedding, ".shared_head.head.weight": head}
+            other = next((ends[end] for end in ends if name.endswith(end)), "")
+        if other in tensors and tensors[other].shape == info.shape and other != name:
+            yield code, name, other
+    if head and not says_tied(config, default=True):
+        yield "head_equal", head, embedding
 
 
-def copies_in_memory(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Copies:
-    """Return a head that is no longer its embedding, and layers that are one module."""
-    tensors = checkpoint.tensors
-    roots = {name: info.alias_of or name for name, info in tensors.items()}
-    pairs = []
-    for head in vocabulary.heads[:1]:
-        embedding = vocabulary.embeddings[0]
-        is_apart = roots[head] != roots[embedding]
-        if is_apart and says_tied(checkpoint.config, default=False):
-            pairs.append(("tie_broken", head, embedding))
-    others = defaultdict[str, set[str]](set)  # by layer, the layers whose tensors are its own
-    for match in filter(None, map(LAYER.fullmatch, tensors)):
-        other = LAYER.fullmatch(roots[match[0]])
-        is_same = other is not None and other["rest"] == match["rest"]
-        others[match["owner"]].add(other["owner"] if other and is_same else "")
+def _in_memory(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[tuple[str, str, str]]:
+    """Yield a head that is no longer its embedding, and layers that are one module."""
+    roots = {name: info.alias_of or name for name, info in checkpoint.tensors.items()}
+    is_tied = says_tied(checkpoint.config, default=False)
+    if vocabulary.heads and is_tied and MEMORY in checkpoint.sources:
+        head, embedding = vocabulary.heads[0], vocabulary.embeddings[0]
+        if roots[head] != roots[embedding]:
+            yield "tie_broken", head, embedding
+    others = defaultdict[str, set[str]](set)  # by layer, the layers that its tensors are of
+    for match in filter(None, map(LAYER.fullmatch, roots)):
+        root = roots[match[0]]
+        others[match["owner"]].add(root.removesuffix(f".{match['rest']}"))
     for owner, layers in others.items():
-        if len(layers) == 1 and layers.isdisjoint(("", owner)):
-            pairs.append(("module_twice", owner, *layers))
-    return Copies(pairs)
+        other = min(layers)
+        if len(layers) == 1 and other != owner and LAYER.fullmatch(f"{other}.x"):
+            yield "module_twice", owner, other

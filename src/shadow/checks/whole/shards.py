@@ -10,13 +10,12 @@ import zipfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.whole.configs import ADAPTER_CONFIG, CONFIG
 from shadow.checks.whole.part import DOUBT, FAULT, NOTE, SMALL, FindingRule, Findings, json_object
-from shadow.checks.whole.small_files import MODULE_CONFIG
 from shadow.errors import FileError, ShadowError
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ OWN = re.compile(
     r"(?!consolidated|adapter_|optimizer|training|scheduler|random|rng).*\.safetensors"
 )
 CONSOLIDATED = re.compile(r"consolidated.*\.safetensors")
+# of modules of sentence-transformers
+MODULE_FILE = re.compile(r"[0-9]+_\w+/config\.json|[0-9]+_Dense\w*/model\.safetensors")
 PICKLED = re.compile(r"pytorch_model.*\.bin|consolidated.*\.pth")
 CUTTING = ("config.json", INDEX)  # files beside the weights without which a loader is not asked
 LFS = b"version https://git-lfs"
@@ -55,6 +56,12 @@ RULES: Mapping[str, FindingRule] = {
         "{why}",
         "A loader stops at it; the file was cut off, overwritten or written by hand.",
         "Download or copy the file again, and compare its SHA-256 with the original's.",
+    ),
+    "nothing_opened": FindingRule(
+        DOUBT,
+        "no tensor can be read, so values, names and tokens are not looked at",
+        "Everything but the files stays unseen.",
+        "Mend the files that cannot be read, and run the command again.",
     ),
     "no_tensors": FindingRule(
         FAULT,
@@ -128,6 +135,12 @@ RULES: Mapping[str, FindingRule] = {
         "newer than {read}, which transformers reads, and not compared",
         "A training or a conversion may have updated this set alone.",
         "Compare both with `shadow verify same`, and delete the one that is out of date.",
+    ),
+    "adapter_config_lost": FindingRule(
+        FAULT,
+        "factors of an adapter without this file",
+        "Neither peft nor transformers loads the adapter, and its scale is not known.",
+        "Restore the file from the source, or from the code of the training.",
     ),
     "adapter_beside": FindingRule(
         FAULT,
@@ -208,6 +221,8 @@ def judge_files(findings: Findings, found: FileFacts) -> None:
         elif other.differing is None:
             code = "set_newer" if other.newer else "set_unknown"
             findings.add(other.file, code, read=found.read[0])
+    if ADAPTER in found.read and ADAPTER_CONFIG not in (found.every or [ADAPTER_CONFIG]):
+        findings.add(ADAPTER_CONFIG, "adapter_config_lost")
     if {ADAPTER_CONFIG, ADAPTER} <= {*found.names} and ADAPTER not in found.read:
         findings.add(ADAPTER, "adapter_beside")
 
@@ -275,8 +290,7 @@ def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
         said[ADAPTER_CONFIG] = {"peft_type": "LORA", "lora_alpha": opened.adapter.alpha}
     small = {name: json.dumps(one).encode() for name, one in said.items()} | {
         path: read_small(listing, file, runtime.say)
-        for path, file in listing.files.items()
-        if path in own or MODULE_CONFIG.fullmatch(path)
+        for path, file in own.items()
         if file.kind in ("config", "generation", "tokenizer", "chat_template")
         if path.endswith((".json", ".jinja")) and (file.size or 0) <= SMALL
     }
@@ -292,8 +306,7 @@ def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
     # the index knows more; what a GGUF file holds and cannot be read has a dtype
     is_short = any(one.problem and one.dtype == "unknown" for one in every.values())
     weight_map = {name: info.shard for name, info in every.items()} if is_short else {}
-    is_known = listing.is_complete and CONFIG in own
-    known = {*listing.files} if is_known else None
+    known = {*listing.files} if listing.is_complete and CONFIG in own else None
     names = {*own, *opened.sources}
     files = FileFacts([*opened.sources], headers, weight_map, names, every=known)
     return opened, stored, small, files
@@ -309,12 +322,9 @@ class Folder:
         self.headers: dict[str, dict[str, TensorInfo]] = {}
         self.sources: dict[str, Source] = {}
         self.small: dict[str, bytes] = {}
-        # those of modules of sentence-transformers, which are numbered
-        inner = [path for path in root.glob("[0-9]*_*/*") if path.is_file()]
-        self.every = {*names, *(path.relative_to(root).as_posix() for path in inner)}
-        for name in sorted(self.every):
-            if name not in names and not MODULE_CONFIG.fullmatch(name):
-                continue
+        inner = [path.relative_to(root).as_posix() for path in root.glob("[0-9]*_*/*")]
+        self.every = {*names, *inner}
+        for name in sorted({*names, *filter(MODULE_FILE.fullmatch, inner)}):
             try:
                 self._read(name)
             except OSError as error:
@@ -344,13 +354,19 @@ class Folder:
             tensors, config, lambda info: small_tensor(self.sources[info.shard], info)
         )
         sources = {shard: self.sources[shard] for shard in read if shard in self.sources}
+        stored = dict(tensors)
+        for file in filter(MODULE_FILE.fullmatch, self.sources):
+            sources[file] = self.sources[file]
+            for name, info in self.headers.pop(file).items():
+                own = f"{file.partition('/')[0]}/{name}"
+                stored[own] = replace(info, name=own)
         checkpoint = Checkpoint(
             str(self.root), None, "", config, matrices, sources, refused=refused
         )
         facts = self.headers, weight_map, self.names, self.pointers, self.unreadable, equal
         others = [*self._others(read, tensors)]
         files = FileFacts(read, *facts, others, self.every)
-        return checkpoint if tensors else None, tensors, self.small, files
+        return checkpoint if tensors else None, stored, self.small, files
 
     @staticmethod
     def _is_read(name: str) -> bool:
