@@ -243,7 +243,7 @@ def _judge_seen_tokens(
             code = "token_by_default" if token in words.usual else "token_beyond"
             findings.add(file, code, rows=words.rows, **shown)
         elif number != token:
-            findings.add(file, "token_other", text=clipped(text), number=number, **shown)
+            findings.add(file, "token_other", text=clipped(text), number=f"{number}", **shown)
 
 
 def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None:
