@@ -6,7 +6,7 @@ adapters), small_files (compared with each other) and copies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +57,7 @@ class Whole:
     words: configs.Words | None = None
     adapter: configs.Factors | None = None
     small: small_files.SmallFiles | None = None
-    copies: copies.Copies | None = None
+    copies: Sequence[copies.Copy] = ()
     with_values: bool = True
     accept: Mapping[str, str] = field(default_factory=dict)
     """By the code of a fault that a person accepts, the reason."""
@@ -89,8 +89,8 @@ def judge(found: Whole) -> Answer:
         configs.judge_adapter(findings, found.adapter)
     if found.small is not None:
         small_files.judge_small_files(findings, found.small)
-    if found.copies is not None:
-        copies.judge_copies(findings, found.copies)
+    for code, name, other in found.copies:
+        findings.add(name, code, other=other)
     if found.values is None:
         findings.add("", "nothing_opened")
     order = [*RULES]

@@ -20,6 +20,7 @@ from shadow.checks.whole.part import (
     clipped,
     is_broken,
     json_object,
+    listed,
 )
 from shadow.templates import Value
 
@@ -285,8 +286,7 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
             TOKENIZER: vocabulary.get(text),
         }
         numbers = {
-            file: [one for one in (said if isinstance(said, list) else [said]) if type(one) is int]
-            for file, said in own.items()
+            file: [one for one in listed(said) if type(one) is int] for file, said in own.items()
         }
         ids[kind] = {file: some for file, some in numbers.items() if min(some, default=-1) >= 0}
         if text and vocabulary and text not in vocabulary:
@@ -388,8 +388,8 @@ def _judge_layers(findings: Findings, found: Factors) -> None:
         stack, parent, module = match.group("stack", "parent", "module")
         layers[stack, parent, module].add(int(match["layer"]))
         every[stack, parent].add(int(match["layer"]))
-    chosen = found.config.get("layers_to_transform")
-    promised = {one for one in chosen if type(one) is int} if isinstance(chosen, list) else set()
+    chosen = listed(found.config.get("layers_to_transform"))
+    promised = {one for one in chosen if type(one) is int}
     for layer in sorted(promised.difference(*every.values())):
         findings.add(f"layers.{layer}", "layer_unadapted")
     targets = found.config.get("target_modules")

@@ -7,11 +7,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shadow.checks.whole.names import are_equal, fetch, is_of_mtp, says_tied
-from shadow.checks.whole.part import FAULT, NOTE, FindingRule, Findings
+from shadow.checks.whole.part import FAULT, NOTE, FindingRule
+from shadow.text import and_list
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
@@ -26,13 +26,13 @@ MOST = 512  # tokens of a template whose rows are compared
 RULES: Mapping[str, FindingRule] = {
     "token_rows_zero": FindingRule(
         FAULT,
-        "the rows of {tokens} are zero, and the chat template writes them",
+        "the rows of {other} are zero, and the chat template writes them",
         "The model cannot tell where a turn begins or ends.",
         "Train these rows, or use the template that the model was trained with.",
     ),
     "token_rows_equal": FindingRule(
         FAULT,
-        "{tokens:and} have the same row, and the chat template writes them",
+        "{other} have the same row, and the chat template writes them",
         "The model cannot tell these tokens from each other; such rows were never trained.",
         "Train these rows, or use the template that the model was trained with.",
     ),
@@ -69,29 +69,8 @@ RULES: Mapping[str, FindingRule] = {
 }
 
 
-@dataclass(frozen=True)
-class Copies:
-    """Tensors and modules that are copies, or are not although they should be."""
-
-    pairs: Sequence[tuple[str, str, str]] = ()
-    """(code, tensor or module, the other one)."""
-    embedding: str = ""
-    rows: Mapping[str, bytes] = field(default_factory=dict)
-    """Of the embedding, by token that a template writes."""
-
-
-def judge_copies(findings: Findings, found: Copies) -> None:
-    """Report pairs, and rows that were never trained."""
-    for code, name, other in found.pairs:
-        findings.add(name, code, other=other)
-    tokens = defaultdict[bytes, list[str]](list)
-    for token, row in found.rows.items():
-        tokens[row].append(token)
-    for row, own in tokens.items():
-        if not any(row):
-            findings.add(found.embedding, "token_rows_zero", tokens=own)
-        elif len(own) > 1:
-            findings.add(found.embedding, "token_rows_equal", tokens=own)
+# the code of a rule, a tensor or module, and the other one, or the tokens whose rows it is about
+Copy = tuple[str, str, str]
 
 
 def gather_copies(
@@ -100,29 +79,35 @@ def gather_copies(
     tokens: Mapping[str, int],
     swept: Sequence[Swept],
     runtime: Runtime,
-) -> Copies:
-    """Read what may be a copy. tokens: those of templates. swept: none without values."""
-    found = {one.info.name: one.found for one in swept}
-    pairs = [*_in_memory(checkpoint, vocabulary)]
+) -> list[Copy]:
+    """Find what is a copy, or is none although it should be. tokens: those that templates write.
+    swept: none where values are not read.
+    """
+    seen = {one.info.name: one.found for one in swept}
+    copies = [*_in_memory(checkpoint, vocabulary)]
     for code, name, other in _in_files(checkpoint, vocabulary):
-        if {name, other} <= found.keys():
+        if {name, other} <= seen.keys():
             # equal sums say that it is worth reading
-            is_equal = found[name] == found[other] and are_equal(checkpoint, (name, other), runtime)
+            is_equal = seen[name] == seen[other] and are_equal(checkpoint, (name, other), runtime)
             if is_equal == (code == "head_equal"):
-                pairs.append((code, name, other))
-    rows = {}
-    embedding = next(filter(found.__contains__, vocabulary.embeddings), "")
+                copies.append((code, name, other))
+    embedding = next(filter(seen.__contains__, vocabulary.embeddings), "")
     if embedding and tokens:
         info = checkpoint.tensors[embedding]
         fetch(checkpoint, [info], runtime)
         table = checkpoint.tensor(info)
+        owners = defaultdict[bytes, list[str]](list)
         for token, row in [*tokens.items()][:MOST]:
             if row < info.shape[0]:
-                rows[token] = table[row : row + 1,].float().numpy().tobytes()
-    return Copies(pairs, embedding, rows)
+                owners[table[row : row + 1,].float().numpy().tobytes()].append(token)
+        for content, own in owners.items():
+            if len(own) > 1 or not any(content):
+                code = "token_rows_equal" if any(content) else "token_rows_zero"
+                copies.append((code, embedding, and_list(own)))
+    return copies
 
 
-def _in_files(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[tuple[str, str, str]]:
+def _in_files(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[Copy]:
     """Yield tensors that a class, or its training, has as copies of others."""
     config, tensors = checkpoint.config, checkpoint.tensors
     embedding = next(iter(vocabulary.embeddings), "")
@@ -141,7 +126,7 @@ def _in_files(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[tuple[
         yield "head_equal", head, embedding
 
 
-def _in_memory(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[tuple[str, str, str]]:
+def _in_memory(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[Copy]:
     """Yield a head that is no longer its embedding, and layers that are one module."""
     roots = {name: info.alias_of or name for name, info in checkpoint.tensors.items()}
     is_tied = says_tied(checkpoint.config, default=False)

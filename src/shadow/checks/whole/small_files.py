@@ -7,7 +7,6 @@ heads and dtypes.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from shadow.checks.whole.part import (
     Findings,
     clipped,
     json_object,
+    listed,
 )
 from shadow.dtypes import FLOATS, torch_name
 
@@ -41,13 +41,14 @@ TEMPLATE, TEMPLATE_JSON, MODULES = "chat_template.jinja", "chat_template.json", 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 WITH_TEMPLATE = (TOKENIZER, TEMPLATE_JSON)
 WITH_CODE = (CONFIG, TOKENIZER, PREPROCESSOR, PROCESSOR)  # files with an auto_map
-SHARE = 0.01  # of tokens or stored numbers, up to which they may be others
+SHARE = 0.01  # of tokens in vocab.json, up to which they may be others
 FOLDER = re.compile(r"[0-9]+_\w+")  # of a module of sentence-transformers
 # tokens in the source of a template; most models write roles such as <|user|> as ordinary text
 WRITTEN = re.compile(r"<\|\w{1,60}\|>|<(?:start|end)_of_turn>")
 MARKER = re.compile(r"(?i)<\|?(im_\w+|\w+_header_id|eo[tm]_id|\w+_of_(turn(_token)?|role))\|?>")
 END = re.compile(r"(?i)<\|?(im_end|eot_id|end|end_of_turn(_token)?)\|?>")
 FAST = re.compile(r".*Fast|TokenizersBackend|(Llama|CodeLlama|Qwen2|GPT2|Gemma|Cohere)Tokenizer")
+CLASS = re.compile(r"(\w+)\.\w+")  # and its file, in an auto_map
 SEEN_TOKEN = re.compile(
     r"(?P<word>\w*(?:image|video|audio|vision)\w*|decoder_start)_token_(?:id|index)"
 )
@@ -121,7 +122,7 @@ RULES: Mapping[str, FindingRule] = {
     ),
     "dtype_apart": FindingRule(
         NOTE,
-        "config says {said}, but nearly all is stored as {stored}",
+        "config says {said}, but all matrices are stored as {stored}",
         "Tools that go by config convert the weights when they load them.",
         "Write the stored dtype into config, or save the model again.",
     ),
@@ -170,11 +171,11 @@ def judge_small_files(findings: Findings, found: SmallFiles) -> None:
         _judge_seen_tokens(findings, found, file, tokenizer)
     _judge_modules(findings, found, config.get("hidden_size"))
     for file in WITH_CODE:
-        for name in re.findall(r"'([^'.-]+)\.[^'.]+'", str(found.keys(file).get("auto_map"))):
-            if found.lack(f"{name}.py"):
-                findings.add(file, "code_lost", file=f"{clipped(name)}.py")
+        for name in _code_of(found.keys(file).get("auto_map")):
+            if found.lack(name):
+                findings.add(file, "code_lost", file=clipped(name))
     kind = text_of(tokenizer.get("processor_class"))
-    sees = config.keys() & {"vision_config", "audio_config"}
+    sees = config.get("vision_config") or config.get("audio_config")
     if kind and sees and found.lack(PREPROCESSOR, PROCESSOR):
         findings.add(PREPROCESSOR, "processor_lost", kind=clipped(kind))
     heads, groups = (
@@ -182,22 +183,16 @@ def judge_small_files(findings: Findings, found: SmallFiles) -> None:
     )
     if groups and heads % groups:
         findings.add(CONFIG, "heads_uneven", heads=clipped(heads), groups=clipped(groups))
-    _judge_dtype(findings, found, text_of(config.get("dtype", config.get("torch_dtype"))))
-
-
-def _judge_dtype(findings: Findings, found: SmallFiles, dtype: str) -> None:
-    numbers = Counter[str]()
-    for info in found.stored:
-        if info.dtype in FLOATS:
-            numbers[torch_name(info.dtype)] += info.parameters
-    if numbers and dtype in map(torch_name, FLOATS) and numbers[dtype] <= SHARE * numbers.total():
-        (stored, _), *_ = numbers.most_common()
-        findings.add(CONFIG, "dtype_apart", said=dtype, stored=stored)
+    said = text_of(config.get("dtype", config.get("torch_dtype")))
+    matrices = {info.dtype for info in found.stored if len(info.shape) > 1} & FLOATS.keys()
+    stored = sorted(map(torch_name, matrices))
+    if stored and said in map(torch_name, FLOATS) and said not in stored:
+        findings.add(CONFIG, "dtype_apart", said=said, stored=stored)
 
 
 def _judge_templates(findings: Findings, found: SmallFiles) -> None:
     vocabulary, templates = found.words.vocabulary, found.templates
-    stops = {token for tokens in found.words.ids["eos"].values() for token in tokens}
+    stops = {token for tokens in found.words.ids.get("eos", {}).values() for token in tokens}
     for file, text in templates.items():
         if text.strip() != templates.get(TEMPLATE, text).strip():
             findings.add(file, "templates_differ", other=TEMPLATE)
@@ -215,7 +210,8 @@ def _judge_tokenizer(findings: Findings, found: SmallFiles, tokenizer: Mapping[s
     from shadow.checkpoints.listing import kind_of
 
     kind = text_of(tokenizer.get("tokenizer_class"))
-    others = {*(found.names or [TOKENS])} - {TOKENIZER, SPECIAL, ADDED}
+    names = [TOKENS] if found.names is None else found.names
+    others = {*names} - {TOKENIZER, SPECIAL, ADDED}
     has_vocabulary = any(kind_of(name) == "tokenizer" for name in others)
     if FAST.fullmatch(kind) and not has_vocabulary and "auto_map" not in tokenizer:
         findings.add(TOKENS, "tokenizer_lost", kind=clipped(kind))
@@ -261,17 +257,20 @@ def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None
             width = wide * max(1, len(modes))
 
 
+def _code_of(mapped: object) -> list[str]:
+    """Return the files of code in an auto_map, without those of other repositories."""
+    values = mapped.values() if isinstance(mapped, dict) else ()
+    names = [one for value in values for one in listed(value) if isinstance(one, str)]
+    return [f"{match[1]}.py" for match in map(CLASS.fullmatch, names) if match]
+
+
 def _modules(content: bytes) -> dict[str, str]:
     """Return the folders of modules that need one, and the class of each."""
-    from shadow.checkpoints.safetensors_files import strict_json
-
-    try:
-        listed = strict_json(content)
-    except ValueError:
-        return {}
+    modules = json_object(b'{"modules": %b}' % content).get("modules")
     folders = {}
-    for module in listed if isinstance(listed, list) else ():
-        entry = module if isinstance(module, dict) else {}
+    for entry in listed(modules):
+        if not isinstance(entry, dict):
+            continue
         path, kind = (text_of(entry.get(key)) for key in ("path", "type"))
         is_known = kind.startswith("sentence_transformers.") and not kind.endswith("Normalize")
         if is_known and FOLDER.fullmatch(path):
