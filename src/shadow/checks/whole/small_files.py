@@ -257,11 +257,11 @@ def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None
             width = wide * max(1, len(modes))
 
 
-def _code_of(mapped: object) -> list[str]:
+def _code_of(mapped: object) -> dict[str, None]:
     """Return the files of code in an auto_map, without those of other repositories."""
     values = mapped.values() if isinstance(mapped, dict) else ()
     names = [one for value in values for one in listed(value) if isinstance(one, str)]
-    return [f"{match[1]}.py" for match in map(CLASS.fullmatch, names) if match]
+    return dict.fromkeys(f"{match[1]}.py" for match in map(CLASS.fullmatch, names) if match)
 
 
 def _modules(content: bytes) -> dict[str, str]:
