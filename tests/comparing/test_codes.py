@@ -1,7 +1,5 @@
 """Codes of comparisons: unique, explained, in JSON beside the words that are made of them."""
 
-from __future__ import annotations
-
 import json
 import re
 
@@ -40,19 +38,12 @@ def test_codes_are_snake_case_and_unique():
 def test_words_that_json_always_had_stay():
     """Scripts compare with them; the codes are beside."""
     assert [*ReportRelation] == [
-        "the same pair",
-        "one base",
-        "consecutive stages",
-        "different bases",
-    ]
+        "the same pair", "one base", "consecutive stages", "different bases",
+    ]  # fmt: skip
     assert [*ComparisonVerdict] == [
-        "more concentrated",
-        "less concentrated",
-        "different, below the margin",
-        "not distinguished",
-        "mixed evidence",
-        "not comparable",
-    ]
+        "more concentrated", "less concentrated", "different, below the margin",
+        "not distinguished", "mixed evidence", "not comparable",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("code", ["ranks_differ", "one_base", "mixed_evidence", "circular"])

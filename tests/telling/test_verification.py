@@ -1,7 +1,5 @@
 """What stands against a claim, as rows of a table."""
 
-from __future__ import annotations
-
 import pytest
 
 from shadow.checks.answer import Against, Answer, Outcome, Verification, largest_first

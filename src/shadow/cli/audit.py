@@ -28,7 +28,6 @@ from shadow.cli.options import prepare, selected, written
 from shadow.cli.reports import SIDE_BY_SIDE, show_pair, show_pairs
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
-from shadow.extras import require
 from shadow.lists.request import AuditRequest, Measuring
 from shadow.options import option
 from shadow.reports.folders import here
@@ -260,7 +259,6 @@ def lab_run(
 
     Exit codes: 0 done, whatever was found; 1 failed; 2 wrong usage.
     """
-    require("lab")
     from shadow.lab.results import run
 
     with console.continuable([output]), console.steps(f"lab {preset}") as update:

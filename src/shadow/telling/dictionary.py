@@ -108,7 +108,7 @@ def word_documents(word: str, codes: Mapping[str, str] = NO_CODES) -> Iterable[D
         yield Document(blocks)
     if rule := RULES_OF_WHOLE.get(word.lower()):
         facts = {"severity": SEVERITIES[rule.severity], "why": rule.why, "what to do": rule.do}
-        yield Document([_texts(facts)])
+        yield Document([_texts(facts, "Of `verify whole`")])
     if notation := notation_of(shown):
         yield Document([_quiet(notation)])
 
