@@ -13,11 +13,11 @@ import planted
 import pytest
 import torch
 from planted import edit
-from small_plants import CHATML, END, FILES, LLAMA_3, NAMED, START, spelt
+from small_plants import CHATML, END, FILES, LLAMA_3, NAMED, START, rows_zero, spelt
 from wholes import HOLDS, codes, verified
 
 import shadow
-from shadow.checks.whole import RULES
+from shadow.checks.whole import RULES, copies
 from shadow.checks.whole.configs import read_words
 from shadow.checks.whole.part import Findings
 from shadow.checks.whole.small_files import SmallFiles, judge_small_files
@@ -106,25 +106,26 @@ def test_what_released_folders_look_like_is_healthy(kind, plant, healthy, tmp_pa
 
 
 PAIRS = {f"model.layers.{layer}.self_attn.{name}_proj.weight": (torch.ones(8, 4), torch.ones(4, 8))
-         for layer in range(4) for name in "qkv"}  # fmt: skip
+         for layer in range(5) for name in "qkv"}  # fmt: skip
 MAGNITUDE = "base_model.model.{}.lora_magnitude_vector"
 EVERY = {MAGNITUDE.format(name[:-7]): torch.ones(8) for name in PAIRS}
-LOST, LAST = "model.layers.1.self_attn.k_proj", "model.layers.3.self_attn.v_proj"
+LOST, LAST = "model.layers.1.self_attn.k_proj", "model.layers.4.self_attn.v_proj"
 SCORE = "base_model.model.score.weight"
 # factors that are lost, other tensors, config, code, its name
 ADAPTERS = {
     "whole": ("none", {}, {}, None, ""),
     "a layer lacks a module": (LOST, {}, {}, "factors_lost", LOST),
-    "half of the layers lack it": (r"[01]\..*k_proj", {}, {}, None, ""),
+    "a layer for two that have it": (r"[134]\..*k_proj", {}, {}, "factors_lost", LOST),
+    "two layers for three": (r"[12]\..*k_proj", {}, {}, None, ""),
     "the last lacks one": (LAST, {}, {}, None, ""),
     "chosen by layer": (
-        LOST, {}, {"target_modules": [f"{n}.self_attn.{m}_proj" for n in range(4) for m in "qkv"]},
+        LOST, {}, {"target_modules": [f"{n}.self_attn.{m}_proj" for n in range(5) for m in "qkv"]},
         "target_absent", "1.self_attn.k_proj"),
     "excluded": (LOST, {}, {"exclude_modules": ["x"]}, None, ""),
     "a layer that config names": (
-        r"layers\.2\.", {}, {"layers_to_transform": [0, 1, 2, 3]}, "layer_unadapted", "layers.2"),
+        r"layers\.2\.", {}, {"layers_to_transform": [0, 1, 2, 3, 4]}, "layer_unadapted", "layers.2"),
     "layers that config leaves out": (
-        r"layers\.2\.", {}, {"layers_to_transform": [0, 1, 3]}, None, ""),
+        r"layers\.2\.", {}, {"layers_to_transform": [0, 1, 3, 4]}, None, ""),
     "DoRA": ("none", EVERY, {"use_dora": True}, None, ""),
     "DoRA in part": (
         "none", {name: one for name, one in EVERY.items() if LOST not in name}, {"use_dora": True},
@@ -207,3 +208,12 @@ def test_files_that_may_not_be_listed_are_not_missed():
         judge_small_files(findings, SmallFiles(content, files, read_words(content)))
         rows = [row for own in findings.rows.values() for row in own]
         assert {row.why.code for row in rows} == missed
+
+
+@pytest.mark.parametrize(("most", "is_read"), [(1, False), (2, True)])
+def test_rows_of_so_many_tokens_are_read(most, is_read, healthy, tmp_path, monkeypatch):
+    """The zero row is that of the second token that the template writes."""
+    folder = Path(shutil.copytree(healthy("llama"), tmp_path / "m"))
+    rows_zero(folder, True)
+    monkeypatch.setattr(copies, "MOST", most)
+    assert ("token_rows_zero" in codes(verified(folder))) is is_read

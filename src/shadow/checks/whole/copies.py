@@ -98,7 +98,7 @@ def gather_copies(
         table = checkpoint.tensor(info)
         owners = defaultdict[bytes, list[str]](list)
         for token, row in [*tokens.items()][:MOST]:
-            if row < info.shape[0]:
+            if 0 <= row < info.shape[0]:
                 owners[table[row : row + 1,].float().numpy().tobytes()].append(token)
         for content, own in owners.items():
             if len(own) > 1 or not any(content):

@@ -45,7 +45,7 @@ SHARE = 0.01  # of tokens in vocab.json, up to which they may be others
 FOLDER = re.compile(r"[0-9]+_\w+")  # of a module of sentence-transformers
 # tokens in the source of a template; most models write roles such as <|user|> as ordinary text
 WRITTEN = re.compile(r"<\|\w{1,60}\|>|<(?:start|end)_of_turn>")
-MARKER = re.compile(r"(?i)<\|?(im_\w+|\w+_header_id|eo[tm]_id|\w+_of_(turn(_token)?|role))\|?>")
+MARKER = re.compile(r"(?i)<\|?(im_\w+|\w+_header_id|eot_id|\w+_of_(turn(_token)?|role))\|?>")
 END = re.compile(r"(?i)<\|?(im_end|eot_id|end|end_of_turn(_token)?)\|?>")
 FAST = re.compile(r".*Fast|TokenizersBackend|(Llama|CodeLlama|Qwen2|GPT2|Gemma|Cohere)Tokenizer")
 CLASS = re.compile(r"(\w+)\.\w+")  # and its file, in an auto_map
@@ -98,7 +98,7 @@ RULES: Mapping[str, FindingRule] = {
     ),
     "module_width": FindingRule(
         FAULT,
-        "it takes vectors of {own:count column|columns}, what comes before it has {width:count}",
+        "it takes vectors of {own} columns, and what comes before it has {width}",
         "The first sentence stops the model with an error of shapes.",
         "Restore the module that was trained with this model.",
     ),
@@ -239,7 +239,9 @@ def _judge_seen_tokens(
             code = "token_by_default" if token in words.usual else "token_beyond"
             findings.add(file, code, rows=words.rows, **shown)
         elif number != token:
-            findings.add(file, "token_other", text=clipped(text), number=f"{number}", **shown)
+            findings.add(
+                file, "token_other", text=clipped(text), number=clipped(str(number)), **shown
+            )
 
 
 def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None:
@@ -250,7 +252,7 @@ def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None
             findings.add(path, "module_lost")
         wide = own.get("word_embedding_dimension" if kind == "Pooling" else "in_features", width)
         if type(wide) is int and type(width) is int and wide != width:
-            findings.add(path, "module_width", own=wide, width=width)
+            findings.add(path, "module_width", own=clipped(wide), width=clipped(width))
         width = own.get("out_features")
         if kind == "Pooling" and type(wide) is int:  # each mode has its own columns
             modes = [key for key in own if key.startswith("pooling_mode") and own[key] is True]
