@@ -123,7 +123,7 @@ ADAPTERS = {
         "target_absent", "1.self_attn.k_proj"),
     "excluded": (LOST, {}, {"exclude_modules": ["x"]}, None, ""),
     "a layer that config names": (
-        r"layers\.2\.", {}, {"layers_to_transform": [0, 1, 2, 3, 4]}, "layer_unadapted", "layers.2"),
+        r"layers\.2\.", {}, {"layers_to_transform": [*range(5)]}, "layer_unadapted", "layers.2"),
     "layers that config leaves out": (
         r"layers\.2\.", {}, {"layers_to_transform": [0, 1, 3, 4]}, None, ""),
     "DoRA": ("none", EVERY, {"use_dora": True}, None, ""),
