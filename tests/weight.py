@@ -34,7 +34,12 @@ UNCOUNTED = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
     tokenize.ENCODING, tokenize.ENDMARKER,
 }  # fmt: skip
-DENSE = ("comparing", "summary", "telling")  # rooms of src that are held to the limits of density
+DENSE = (
+    "comparing",
+    "gates",
+    "summary",
+    "telling",
+)  # rooms of src that are held to the limits of density
 MOST_TOKENS = 8.5  # a line of code
 MOST_PARALLEL = 8  # assignments in 1,000 lines of code
 FORMAT = ("format", "--line-length", "100", "--config", "format.skip-magic-trailing-comma=true")

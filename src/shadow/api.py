@@ -261,17 +261,18 @@ def verify(
     from shadow.run.workers import single_threads
 
     patterns: dict[str, Any] = {"moved": _listed(moved), "frozen": _listed(frozen)}
+    options: dict[str, Any] = {"base": base, "headers": headers, "accept": accept}
     if claim == "trained" and checkpoints and isinstance(checkpoints[0], SnapshotTensors):
         from shadow.checkpoints.in_memory import in_memory
 
-        registry.require_form(claim, len(checkpoints), **patterns)
+        registry.require_form(claim, len(checkpoints), **patterns, **options)
         return verified_since(checkpoints[0], in_memory(checkpoints[1], "memory"), **patterns)
     sides: dict[str, Any] = {str(number): one for number, one in enumerate(checkpoints, 1)}
     sides |= {} if base is None else {"base": base}
     held = _held(sides)
     named = {name: _named(name, one, held, parse_checkpoint) for name, one in sides.items()}
     of_base = named.pop("base", None)
-    options: dict[str, Any] = {"base": of_base, "headers": headers, "accept": accept}
+    options["base"] = of_base
     asked = registry.question(claim, [*named.values()], **patterns, **options)
     found: Any = dict(held.values())
     runtime = Runtime(jobs=jobs, access=access_of(files), found=found, say=say, show=progress)

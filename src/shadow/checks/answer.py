@@ -17,7 +17,7 @@ from typing import Any
 
 from shadow.run.scanned import APART, Unmatched
 from shadow.targets.references import AnyReference, ComponentBase, Reference
-from shadow.templates import Reason, Value, fill, names_in
+from shadow.templates import Reason, in_words, names_in
 
 Figure = float | int
 VALUES = {
@@ -120,13 +120,15 @@ class Evidence:
         of the faults, beside tensors of one side. doubtful: rows of the doubts, beside tensors that
         are not compared.
         """
-        outcome, reasons, rows = Outcome.HOLDS, holds, list[Against]()
+        outcome = Outcome.HOLDS
+        rows: list[Against] = []
         if faults:
-            outcome, reasons = Outcome.DOES_NOT_HOLD, faults
+            outcome = Outcome.DOES_NOT_HOLD
             rows = [*map(Against.of, self.unmatched), *against]
         elif doubts:
-            outcome, reasons = Outcome.INCONCLUSIVE, doubts
+            outcome = Outcome.INCONCLUSIVE
             rows = [*map(Against.of, self.unread), *doubtful]
+        reasons = faults or doubts or holds
         return Answer(outcome, reasons, figures, largest_first(rows), [*self.notes, *notes])
 
 
@@ -176,16 +178,7 @@ class Check:
 
     def say(self, reason: Reason) -> str:
         """Put a reason, a note or counter-evidence into words."""
-        template = self.words.get(reason.code) or COMMON[reason.code]
-        return fill(template, {name: self._said(one) for name, one in reason.figures.items()})
-
-    def _said(self, value: Value) -> Value:
-        """Put a reason inside another one into words."""
-        if isinstance(value, Reason):
-            return self.say(value)
-        if isinstance(value, str | None) or not isinstance(value, Sequence):
-            return value
-        return [self.say(one) if isinstance(one, Reason) else one for one in value]
+        return str(in_words(reason, {**COMMON, **self.words}))
 
     def say_all(self, reasons: Sequence[Reason]) -> str:
         """Put several reasons into one line."""
@@ -205,10 +198,31 @@ class Check:
         return " ".join(words)
 
     def names(self, count: int) -> list[str]:
-        """Return the names of this many checkpoints: `TUNED, CANDIDATE, CANDIDATE 2`."""
-        more = count - len(self.checkpoints)
-        last = self.checkpoints[-1]
-        return [*self.checkpoints, *(f"{last} {number}" for number in range(2, 2 + more))]
+        """The names of this many checkpoints: `TUNED, CANDIDATE, CANDIDATE 2`."""
+        names = list(self.checkpoints)
+        more = count - len(names)
+        for number in range(2, 2 + more):
+            names.append(f"{self.checkpoints[-1]} {number}")
+        return names
+
+    @property
+    def is_of_pair(self) -> bool:
+        """True if it is asked of a base and a tuned side, in this order."""
+        return len(self.checkpoints) == 2 and not self.repeats
+
+
+class Kind(dict[str, Check]):
+    """Checks of one kind by code, in their order: claims, gates, explanations or changes."""
+
+    def __init__(self, text: str, *checks: Check, has_titles: bool = False) -> None:
+        super().__init__({check.code: check for check in checks})
+        self.text = text  # what one of them is, as a template of its code, usage, meaning and rate
+        self.has_titles = has_titles  # whether people meet them by their titles
+
+    def answers(self, *evidence: object) -> Iterator[tuple[Check, Answer]]:
+        """Ask every check, and yield each with its answer from this evidence."""
+        for check in self.values():
+            yield check, check.judge(*evidence)
 
 
 @dataclass(frozen=True)
@@ -230,8 +244,14 @@ class Question:
 
     def __str__(self) -> str:
         """`trained --moved layers.0-7 --frozen embed`."""
-        patterns = [f"--moved {one}" for one in self.moved]
-        return " ".join([self.claim, *patterns, *(f"--frozen {one}" for one in self.frozen)])
+        words = [self.claim]
+        for option, patterns in self._patterns.items():
+            words += [f"{option} {pattern}" for pattern in patterns]
+        return " ".join(words)
+
+    @property
+    def _patterns(self) -> dict[str, tuple[str, ...]]:
+        return {"--moved": self.moved, "--frozen": self.frozen}
 
     @property
     def named(self) -> dict[str, AnyReference]:
@@ -241,11 +261,11 @@ class Question:
 
     @property
     def of(self) -> dict[str, str]:
-        """Return what the question is about, by the names in usage."""
+        """The checkpoints and options, by their names in usage."""
         recorded = {name: str(reference) for name, reference in self.named.items()}
         if self.base is not None:
             recorded["--base"] = str(self.base)
-        for option, patterns in (("--moved", self.moved), ("--frozen", self.frozen)):
+        for option, patterns in self._patterns.items():
             if patterns:
                 recorded[option] = ", ".join(patterns)
         if self.headers:
@@ -260,48 +280,40 @@ class Question:
     @property
     def references(self) -> list[Reference]:
         """Every checkpoint that it reads."""
-        sides = [*self.checkpoints, *([self.base] if self.base else [])]
+        sides = [*self.checkpoints]
+        if self.base is not None:
+            sides.append(self.base)
         return [part for side in sides for _, part in side.parts]
 
 
 def figures_at(record: object, template: str) -> dict[str, Figure]:
-    """Return the figures that a template names, by keys in a record, as `inside_layers.kept`."""
-    found: dict[str, Any] = {}
+    """The figures that a template names, by keys in a record, as `inside_layers.kept`."""
+    figures: dict[str, Any] = {}
     for place in names_in(template):
         if "." in place:
-            found[place] = reduce(getattr, place.split("."), record)
-    return found
+            figures[place] = reduce(getattr, place.split("."), record)
+    return figures
 
 
 def largest_first(against: Sequence[Against]) -> tuple[Against, ...]:
     """Sort by how they are shown: those without a size, then by size, and by name if equal."""
-    named = sorted(against, key=lambda one: one.name)
-    return tuple(sorted(named, key=lambda one: (one.size is not None, -(one.size or 0.0))))
+    by_name = sorted(against, key=lambda row: row.name)
+    return tuple(sorted(by_name, key=lambda row: (row.size is not None, -(row.size or 0.0))))
 
 
 def first_code(codes: Collection[int]) -> int:
-    """Return the exit code for several answers: the first of 1, 4, 5, 3, 0 that occurred."""
+    """The exit code for several answers: the first of 1, 4, 5, 3, 0 that occurred."""
     return next((code for code in (1, 4, 5, 3) if code in codes), 0)
-
-
-def by_code(*checks: Check) -> dict[str, Check]:
-    return {check.code: check for check in checks}
-
-
-def answered(checks: Mapping[str, Check], *evidence: object) -> Iterator[tuple[Check, Answer]]:
-    """Yield checks of one kind, in their order, each with its answer from this evidence."""
-    for check in checks.values():
-        yield check, check.judge(*evidence)
 
 
 @cache
 def _measured() -> Mapping[str, ErrorRate]:
-    found = {}
+    rates = {}
     for name in ("error_rates.json", "verify_error_rates.json"):
         recorded = json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
         for code, (wrong, of) in recorded["answers"].items():
-            found[code] = ErrorRate(wrong, of, recorded["where"])
-    return found
+            rates[code] = ErrorRate(wrong, of, recorded["where"])
+    return rates
 
 
 @dataclass(frozen=True)
@@ -410,7 +422,7 @@ class Verification:
             "code": self.code,
             "reason": self.reason,
             "figures": dict(self.figures),
-            "against": [asdict(one) for one in self.against],
+            "against": [asdict(row) for row in self.against],
             "notes": list(self.notes),
             "statements": [asdict(one) for one in self.statements],
         }

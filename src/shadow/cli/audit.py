@@ -110,7 +110,7 @@ def audit(
         summary, name = result.summary, names[selection.own.index(outcome.pair)]
         if is_shown:
             show_pair(summary, result.provenance, result.place, of=len(names))
-        own = {rule.name: rule for rule in (*judging, *claims.get(outcome.pair, ()))}
+        own = {rule.name: rule for rule in (*judging, *claims.get(name, ()))}
         objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
         more: Any = {"seconds": outcome.seconds, "objections": objections}
         if not own:
@@ -143,7 +143,8 @@ def audit(
             faults.append(error)
             fault = fault if is_alone else _of_pair(fault, pair)
             is_kept = outcome.state == "kept"
-            return at_fault(pair.family, pair.name, fault, seconds=outcome.seconds, kept=is_kept)
+            name = (pair.family, pair.name)
+            return at_fault(name, fault, seconds=outcome.seconds, kept=is_kept)
 
     watch = console.pairs_progress(len(names), hidden=quiet)
     outcomes = perform(request, say=say, watch=watch)

@@ -18,7 +18,6 @@ from shadow.checks.answer import FailedVerification, Verification
 from shadow.checks.summary import broken
 from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
-from shadow.gates.document import said_of
 from shadow.gates.rules import MOVED
 from shadow.gates.verdicts import Judgement
 from shadow.outputs.markdown import markdown
@@ -125,7 +124,7 @@ def workflow_commands(
             if verdict.outcome in FAULTS:
                 rule = verdict.rule
                 title = f"{judgement.name}: {rule.name}"
-                texts[rule.severity].append(_annotation(rule.severity, title, said_of(verdict)))
+                texts[rule.severity].append(_annotation(rule.severity, title, verdict.message))
     return [line for level, lines in texts.items() for line in _first(level, lines)]
 
 

@@ -40,6 +40,7 @@ OTHERS = (
 INDEX = re.compile(r"[0-9]{1,9}")  # in a name
 RUNS = 4  # of indices that a name spells out
 MANY = "how many tensors a row represents; how and size are those of the one that differs most"
+MANY_OF_WHOLE = "how many tensors, modules or files a row represents; how is that of the first"
 LEGEND = "the norm of the difference over that of the base; of merged and stored, of the update"
 
 
@@ -54,16 +55,18 @@ def verification_document(verification: Verification) -> Document:
         return f"{row.code}: {row.what}" if of_whole else row.what
 
     of_related = verification.claim == "related"
-    # where it is much, a row represents all names that differ in numbers alone
+    # where it is much, a row represents all names that differ in numbers alone; of whole, a code
     groups: dict[tuple[str, str], list[Named]] = {}
     for tensor in against:
-        is_own = of_related or len(against) <= SHOWN
-        name = f"{len(groups)}" if is_own else INDEX.sub("#", tensor.name)
+        name = "" if of_whole else _kind(tensor)
+        if of_related or len(against) <= SHOWN:
+            name = f"{len(groups)}"
         groups.setdefault((name, tensor.code), []).append(tensor)
     shown = [*groups.values()][:SHOWN]
     fields = [named("candidate" if of_related else "what speaks against it", _names)]
     if len(groups) < len(against):
-        fields.append(number("count", len, "count", legend=MANY))
+        legend = MANY_OF_WHOLE if of_whole else MANY
+        fields.append(number("count", len, "count", legend=legend))
     fields.append(worded("how", how))
     if any(tensor.size is not None for tensor in against):
         size = number("size", lambda group: group[0].size, "share", rank=1, legend=LEGEND)
@@ -79,10 +82,9 @@ def verification_document(verification: Verification) -> Document:
     if hidden := len(against) - sum(map(len, shown)):
         blocks.append(Note(f"--json has {hidden:,} more"))
     blocks += map(Note, verification.notes)
-    if of_whole and verification.holds is False:
-        blocks.append(
-            Note(f"`shadow explain {against[0].code}` says why it matters and what to do")
-        )
+    if of_whole and not verification.holds:
+        code = verification.code
+        blocks.append(Note(f"`shadow explain {code}` says why it matters and what to do"))
     return Document(blocks)
 
 
@@ -96,13 +98,19 @@ def _why(verification: Verification) -> str:
 
 def _names(group: Sequence[Named]) -> str:
     """`layers.0-7.mlp.up.weight`, for names that differ only in their indices."""
-    first, *others = [tensor.name for tensor in group]
-    if not others:
-        return first
-    indices = [map(int, INDEX.findall(tensor.name)) for tensor in group]
+    first = group[0]
+    alike = [tensor for tensor in group if _kind(tensor) == _kind(first)]
+    more = len(group) - len(alike)
+    others = f" and {more:,} more" if more else ""
+    indices = [map(int, INDEX.findall(tensor.name)) for tensor in alike]
     ranges = [in_ranges(numbers).replace(" ", "") for numbers in zip(*indices, strict=True)]
     texts = iter([text if text.count(",") < RUNS else "*" for text in ranges])
-    return INDEX.sub(lambda _: next(texts), first)
+    return INDEX.sub(lambda _: next(texts), first.name) + others
+
+
+def _kind(tensor: Named) -> str:
+    """The name without its numbers."""
+    return INDEX.sub("#", tensor.name)
 
 
 def verifications_document(answers: Sequence[Answered]) -> Document:
