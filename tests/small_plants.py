@@ -184,9 +184,9 @@ FILES = {
     module_lost: ("module_lost", SENTENCES), module_width: ("module_width", SENTENCES),
     nan_in_module: ("not_finite", SENTENCES), code_lost: ("code_lost", CAUSAL),
     processor_lost: ("processor_lost", VLM), heads_uneven: ("heads_uneven", ("llama", "mistral")),
-    dtype_apart: ("dtype_apart", CAUSAL), rows_zero: ("token_rows_zero", ("llama", "qwen2")),
-    rows_equal: ("token_rows_equal", ("llama", "qwen2")),
-    shared_differs: ("shared_differs", ("t5", "bart")),
-    mtp_differs: ("mtp_differs", ("deepseek_v3", "qwen3_moe")),
+    dtype_apart: ("dtype_apart", CAUSAL), rows_zero: ("token_rows", ("llama", "qwen2")),
+    rows_equal: ("token_rows", ("llama", "qwen2")),
+    shared_differs: ("copy_differs", ("t5", "bart")),
+    mtp_differs: ("copy_differs", ("deepseek_v3", "qwen3_moe")),
     head_equal: ("head_equal", ("llama", "mixtral")),
 }  # fmt: skip

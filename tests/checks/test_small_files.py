@@ -119,17 +119,20 @@ ADAPTERS = {
     "two layers for three": (r"[12]\..*k_proj", {}, {}, None, ""),
     "the last lacks one": (LAST, {}, {}, None, ""),
     "chosen by layer": (
-        LOST, {}, {"target_modules": [f"{n}.self_attn.{m}_proj" for n in range(5) for m in "qkv"]},
-        "target_absent", "1.self_attn.k_proj"),
+        r"layers\.1\.", {},
+        {"target_modules": [f"{n}.self_attn.{m}_proj" for n in (0, 2, 3, 4) for m in "qkv"]}, None,
+        ""),
     "excluded": (LOST, {}, {"exclude_modules": ["x"]}, None, ""),
     "a layer that config names": (
-        r"layers\.2\.", {}, {"layers_to_transform": [*range(5)]}, "layer_unadapted", "layers.2"),
+        r"layers\.2\.", {}, {"layers_to_transform": [*range(5)]}, "factors_lost", "layers.2"),
+    "a layer between others": (r"layers\.2\.", {}, {}, "factors_lost", "layers.2"),
+    "every second layer": (r"layers\.[13]\.", {}, {}, None, ""),
     "layers that config leaves out": (
         r"layers\.2\.", {}, {"layers_to_transform": [0, 1, 3, 4]}, None, ""),
     "DoRA": ("none", EVERY, {"use_dora": True}, None, ""),
     "DoRA in part": (
         "none", {name: one for name, one in EVERY.items() if LOST not in name}, {"use_dora": True},
-        "magnitude_lost", LOST),
+        "dora_absent", LOST),
     "a head": ("none", {SCORE: torch.randn(2, 8)}, {"modules_to_save": ["score"]}, None, ""),
     "a head of another key": (
         "none", {"score.weight": torch.randn(2, 8)}, {}, "key_unread", "score.weight"),
@@ -216,4 +219,4 @@ def test_rows_of_so_many_tokens_are_read(most, is_read, healthy, tmp_path, monke
     folder = Path(shutil.copytree(healthy("llama"), tmp_path / "m"))
     rows_zero(folder, True)
     monkeypatch.setattr(copies, "MOST", most)
-    assert ("token_rows_zero" in codes(verified(folder))) is is_read
+    assert ("token_rows" in codes(verified(folder))) is is_read

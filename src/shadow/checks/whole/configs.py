@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -167,15 +167,9 @@ OF_ADAPTERS: Mapping[str, FindingRule] = {
     ),
     "dora_absent": FindingRule(
         FAULT,
-        "config says DoRA, but no module has magnitudes",
+        "config says DoRA, but it has no magnitudes",
         "peft takes the magnitudes of the base, which is another update than was trained.",
         "Restore the magnitudes, or set `use_dora` to false if none were trained.",
-    ),
-    "magnitude_lost": FindingRule(
-        FAULT,
-        "config says DoRA, but it has no magnitudes, which other modules have",
-        "peft takes the magnitudes of the base for it, which is another update than was trained.",
-        "Restore the magnitudes from a checkpoint of the training.",
     ),
     "key_unread": FindingRule(
         FAULT,
@@ -183,16 +177,10 @@ OF_ADAPTERS: Mapping[str, FindingRule] = {
         "peft drops it without a word, so the module stays that of the base, or is random.",
         "Rename it to `base_model.model.` and the name of the tensor in the base.",
     ),
-    "layer_unadapted": FindingRule(
-        FAULT,
-        "config names it in layers_to_transform, but it has no factors",
-        "peft gives this layer an update of zero, so what was trained is lost.",
-        "Restore the factors from a checkpoint of the training.",
-    ),
     "factors_lost": FindingRule(
         FAULT,
-        "it has no factors, but {module} of most layers has",
-        "peft gives this module an update of zero, so what was trained is lost.",
+        "it has no factors, although config or most layers name it",
+        "peft gives it an update of zero, so what was trained is lost.",
         "Restore the factors from a checkpoint of the training.",
     ),
     "adapter_kind": FindingRule(
@@ -368,12 +356,9 @@ def judge_adapter(findings: Findings, found: Factors) -> None:
     _judge_layers(findings, found)
     parts = [name.partition(".lora_magnitude_vector") for name in found.others]
     owners = {module.removeprefix(PREFIX) for module, magnitude, _ in parts if magnitude}
-    lacking = sorted(found.shapes.keys() - owners)
-    if config.get("use_dora") and not owners:
-        findings.add(ADAPTER_CONFIG, "dora_absent")
-    elif config.get("use_dora"):
-        for module in lacking:
-            findings.add(module, "magnitude_lost")
+    if config.get("use_dora"):
+        for module in sorted(found.shapes.keys() - owners):
+            findings.add(module, "dora_absent")
     for name in found.others:
         # the others are names that modules have in memory
         if not name.startswith(PREFIX) or re.search(r"\.(modules_to_save|original_module)\.", name):
@@ -388,26 +373,34 @@ def _judge_layers(findings: Findings, found: Factors) -> None:
         stack, parent, module = match.group("stack", "parent", "module")
         layers[stack, parent, module].add(int(match["layer"]))
         every[stack, parent].add(int(match["layer"]))
-    chosen = listed(found.config.get("layers_to_transform"))
-    promised = {one for one in chosen if type(one) is int}
-    for layer in sorted(promised.difference(*every.values())):
-        findings.add(f"layers.{layer}", "layer_unadapted")
-    targets = found.config.get("target_modules")
-    is_chosen_by_layer = not isinstance(targets, list) or re.search("[0-9]", f"{targets}")
-    if is_chosen_by_layer or found.config.get("exclude_modules"):
+    config = found.config
+    targets = config.get("target_modules")
+    used = set[int]().union(*every.values())
+    chosen = {one for one in listed(config.get("layers_to_transform")) if type(one) is int}
+    for layer in sorted(chosen - used):
+        findings.add(f"layers.{layer}", "factors_lost")
+    is_of_all_layers = isinstance(targets, list) and not re.search("[0-9]", f"{targets}")
+    if chosen or not used or not is_of_all_layers or config.get("exclude_modules"):
         return
+    for layer in _lacking(used, range(min(used), min(used) + 2 * len(used))):
+        findings.add(f"layers.{layer}", "factors_lost")
     for (stack, parent, module), own in layers.items():
-        # layers at the end may take keys and values from earlier ones
-        lacking = {layer for layer in every[stack, parent] if layer < max(own)} - own
-        if 2 * len(lacking) <= len(own):
-            for layer in sorted(lacking):
-                findings.add(f"{stack}.{layer}.{parent}{module}", "factors_lost", module=module)
+        for layer in _lacking(own, every[stack, parent]):
+            findings.add(f"{stack}.{layer}.{parent}{module}", "factors_lost")
+
+
+def _lacking(own: Collection[int], every: Iterable[int]) -> list[int]:
+    """Return the layers that are not among own, if these are many: some models have a module in a
+    part of their layers, or take keys and values of earlier layers in the last ones.
+    """
+    lacking = sorted(layer for layer in every if layer < max(own) and layer not in own)
+    return lacking if 2 * len(lacking) <= len(own) else []
 
 
 def _judge_saved(findings: Findings, found: Factors) -> None:
     """Compare modules_to_save with the tensors: peft takes what ends with one of its names."""
-    listed = found.config.get("modules_to_save")
-    names = dict.fromkeys(str(name) for name in listed) if isinstance(listed, list) else {}
+    saved = found.config.get("modules_to_save")
+    names = dict.fromkeys(str(name) for name in saved) if isinstance(saved, list) else {}
     absent = [name for name in names if not any(f"{name}." in other for other in found.others)]
     task = found.config.get("task_type")
     heads = LISTED_BY_PEFT.get(task, ()) if isinstance(task, str) else ()

@@ -24,29 +24,17 @@ LAYER = re.compile(r"(?P<owner>(?:.+?\.)?(?:layers?|h|blocks?)\.[0-9]+)\.(?P<res
 MEMORY = "memory"  # the source of a model in memory
 MOST = 512  # tokens of a template whose rows are compared
 RULES: Mapping[str, FindingRule] = {
-    "token_rows_zero": FindingRule(
+    "token_rows": FindingRule(
         FAULT,
-        "the rows of {other} are zero, and the chat template writes them",
-        "The model cannot tell where a turn begins or ends.",
+        "{other}, which the chat template writes, have rows that are zero or equal",
+        "Such rows were never trained, and the model cannot tell where a turn begins or ends.",
         "Train these rows, or use the template that the model was trained with.",
     ),
-    "token_rows_equal": FindingRule(
+    "copy_differs": FindingRule(
         FAULT,
-        "{other} have the same row, and the chat template writes them",
-        "The model cannot tell these tokens from each other; such rows were never trained.",
-        "Train these rows, or use the template that the model was trained with.",
-    ),
-    "shared_differs": FindingRule(
-        FAULT,
-        "stored beside {other}, which this class uses in its place, with other values",
+        "a copy of {other} with other values",
         "Tools take one or the other, so the model depends on who loads it.",
-        "Store the embedding once, that of the last step.",
-    ),
-    "mtp_differs": FindingRule(
-        FAULT,
-        "a copy of {other} for further tokens, with other values",
-        "Speculative decoding with this layer is rejected more often.",
-        "Copy the tensor of the model into this layer.",
+        "Store the tensor of the last step in both.",
     ),
     "head_equal": FindingRule(
         NOTE,
@@ -102,8 +90,7 @@ def gather_copies(
                 owners[table[row : row + 1,].float().numpy().tobytes()].append(token)
         for content, own in owners.items():
             if len(own) > 1 or not any(content):
-                code = "token_rows_equal" if any(content) else "token_rows_zero"
-                copies.append((code, embedding, and_list(own)))
+                copies.append(("token_rows", embedding, and_list(own)))
     return copies
 
 
@@ -112,16 +99,17 @@ def _in_files(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[Copy]:
     config, tensors = checkpoint.config, checkpoint.tensors
     embedding = next(iter(vocabulary.embeddings), "")
     head = next(iter(vocabulary.heads), "")
+    is_shared = config.get("share_encoder_decoder_embeddings") is not False
     for name, info in tensors.items():
-        code, other = "mtp_differs", ""
-        if shared := SHARED.fullmatch(name):
-            is_one = config.get("share_encoder_decoder_embeddings") is not False
-            code, other = "shared_differs", f"{shared[1] or ''}shared.weight" if is_one else ""
-        elif is_of_mtp(name, config):
-            ends = {".embed_tokens.weight": embedding, ".shared_head.head.weight": head}
-            other = next((ends[end] for end in ends if name.endswith(end)), "")
-        if other in tensors and tensors[other].shape == info.shape and other != name:
-            yield code, name, other
+        other = ""
+        if (shared := SHARED.fullmatch(name)) and is_shared:
+            other = f"{shared[1] or ''}shared.weight"
+        elif is_of_mtp(name, config) and name.endswith(".embed_tokens.weight"):
+            other = embedding
+        elif is_of_mtp(name, config) and name.endswith(".shared_head.head.weight"):
+            other = head
+        if other in tensors and tensors[other].shape == info.shape:
+            yield "copy_differs", name, other
     if head and not says_tied(config, default=True):
         yield "head_equal", head, embedding
 

@@ -246,15 +246,21 @@ def _judge_seen_tokens(
 
 def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None:
     """Follow the width of a vector through the modules of sentence-transformers."""
-    for path, kind in _modules(found.contents.get(MODULES, b"")).items():
-        own = found.keys(f"{path}/{CONFIG}")
-        if found.names is not None and not any(name.startswith(f"{path}/") for name in found.names):
+    content = found.contents.get(MODULES, b"")
+    for module in listed(json_object(b'{"modules": %b}' % content).get("modules")):
+        entry = module if isinstance(module, dict) else {}
+        path, kind = (text_of(entry.get(key)) for key in ("path", "type"))
+        is_known = kind.startswith("sentence_transformers.") and not kind.endswith(".Normalize")
+        if not is_known or not FOLDER.fullmatch(path):
+            continue
+        if not any(name.startswith(f"{path}/") for name in found.names or [f"{path}/"]):
             findings.add(path, "module_lost")
-        wide = own.get("word_embedding_dimension" if kind == "Pooling" else "in_features", width)
+        own = found.keys(f"{path}/{CONFIG}")
+        wide = own.get("word_embedding_dimension", own.get("in_features"))
         if type(wide) is int and type(width) is int and wide != width:
             findings.add(path, "module_width", own=clipped(wide), width=clipped(width))
         width = own.get("out_features")
-        if kind == "Pooling" and type(wide) is int:  # each mode has its own columns
+        if type(wide) is int and kind.endswith(".Pooling"):  # each mode has its own columns
             modes = [key for key in own if key.startswith("pooling_mode") and own[key] is True]
             width = wide * max(1, len(modes))
 
@@ -264,17 +270,3 @@ def _code_of(mapped: object) -> dict[str, None]:
     values = mapped.values() if isinstance(mapped, dict) else ()
     names = [one for value in values for one in listed(value) if isinstance(one, str)]
     return dict.fromkeys(f"{match[1]}.py" for match in map(CLASS.fullmatch, names) if match)
-
-
-def _modules(content: bytes) -> dict[str, str]:
-    """Return the folders of modules that need one, and the class of each."""
-    modules = json_object(b'{"modules": %b}' % content).get("modules")
-    folders = {}
-    for entry in listed(modules):
-        if not isinstance(entry, dict):
-            continue
-        path, kind = (text_of(entry.get(key)) for key in ("path", "type"))
-        is_known = kind.startswith("sentence_transformers.") and not kind.endswith("Normalize")
-        if is_known and FOLDER.fullmatch(path):
-            folders[path] = kind.rpartition(".")[2]
-    return folders
