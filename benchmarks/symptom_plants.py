@@ -430,7 +430,8 @@ def small(at: Work, plant: Callable[[Path, bool], object]) -> Asked:
     folder, code = at.put("m", shards=1), FILES[plant][0]
     plant(folder, at.is_sick)
     sick = "holds" if RULES[code].severity == "note" else "does_not_hold"
-    return Asked("whole", [folder], code, r"\.(json|jinja|weight)|[12]_\w+", sick)
+    well = "inconclusive" if code == "code_lost" else "holds"  # transformers lacks the class
+    return Asked("whole", [folder], code, r"\.(json|jinja|weight)|[12]_\w+", sick, well)
 
 
 def factors(at: Work, lost: str, code: str) -> Asked:

@@ -117,6 +117,13 @@ def code_lost(folder, sick):
     """The twin has one file, and takes another from its repository."""
     names = {"AutoModel": "modeling_x.XModel", "AutoTokenizer": [None, "org/x--tokens_x.XTokens"]}
     edit(folder, auto_map=names)
+    edit(folder, architectures=["XModel"])
+    (folder / ("other.py" if sick else "modeling_x.py")).touch()
+
+
+def code_spare(folder, sick):
+    """A model that was loaded without its code, which transformers has, and stored again."""
+    edit(folder, auto_map={"AutoModel": "modeling_x.XModel"})
     (folder / ("other.py" if sick else "modeling_x.py")).touch()
 
 
@@ -183,6 +190,7 @@ FILES = {
     start_beyond: ("token_beyond", ("t5", "bart")), token_other: ("token_other", VLM),
     module_lost: ("module_lost", SENTENCES), module_width: ("module_width", SENTENCES),
     nan_in_module: ("not_finite", SENTENCES), code_lost: ("code_lost", CAUSAL),
+    code_spare: ("code_spare", CAUSAL),
     processor_lost: ("processor_lost", VLM), heads_uneven: ("heads_uneven", ("llama", "mistral")),
     dtype_apart: ("dtype_apart", CAUSAL), rows_zero: ("token_rows", ("llama", "qwen2")),
     rows_equal: ("token_rows", ("llama", "qwen2")),

@@ -175,7 +175,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     tokens = max(words.vocabulary.values(), default=-1) + 1
     is_quantised = names.is_quantised(checkpoint)
     plain = () if is_quantised else stored.values()
-    beside = small_files.SmallFiles(small, files.every, words, plain)
+    needs_code = expected is not None and expected.problem == "unknown_class"
+    beside = small_files.SmallFiles(small, files.every, words, plain, needs_code)
     found = copies.gather_copies(checkpoint, vocabulary, beside.written, swept, runtime)
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)

@@ -108,6 +108,12 @@ RULES: Mapping[str, FindingRule] = {
         "The classes of this checkpoint cannot be imported.",
         "Restore the file from the source.",
     ),
+    "code_spare": FindingRule(
+        NOTE,
+        "its auto_map names {file}, and it is not there",
+        "Loaders that run the code of a checkpoint stop; others may have the class themselves.",
+        "Restore the file from the source, or take it out of `auto_map`.",
+    ),
     "processor_lost": FindingRule(
         FAULT,
         "tokenizer_config.json names {kind}, and no file says how images or sounds are prepared",
@@ -137,6 +143,7 @@ class SmallFiles:
     names: Collection[str] | None  # of all files; None where some may not be listed
     words: Words
     stored: Collection[TensorInfo] = ()  # none of a quantised model
+    needs_code: bool = False  # whether transformers has no class of this name
 
     def lack(self, *names: str) -> bool:
         """Return whether none of these files is there."""
@@ -173,7 +180,8 @@ def judge_small_files(findings: Findings, found: SmallFiles) -> None:
     for file in WITH_CODE:
         for name in _code_of(found.keys(file).get("auto_map")):
             if found.lack(name):
-                findings.add(file, "code_lost", file=clipped(name))
+                code = "code_lost" if found.needs_code else "code_spare"
+                findings.add(file, code, file=clipped(name))
     kind = text_of(tokenizer.get("processor_class"))
     sees = config.get("vision_config") or config.get("audio_config")
     if kind and sees and found.lack(PREPROCESSOR, PROCESSOR):
