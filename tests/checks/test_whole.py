@@ -579,7 +579,8 @@ def test_no_false_alarm_of_the_names_of_released_models(tmp_path):
             said = replace(loader.expected(config, stored, tmp_path), mismatched=())
             small = {one.name: one.read_bytes() for one in index.parent.glob("*.json")}
             words = read_words(small, rows=0, sees=True, checks_size=False)
-            found = judged(names=Names(stored, config, said), words=words)
+            beside = small_files.SmallFiles(small, None, words)
+            found = judged(names=Names(stored, config, said), words=words, small=beside)
             outcomes[index.parent.name] = said.problem or found.outcome
     assert len(outcomes) > 30
     assert set(outcomes.values()) == {"unknown_class", HOLDS}
