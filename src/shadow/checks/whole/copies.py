@@ -26,7 +26,7 @@ MOST = 512  # tokens of a template whose rows are compared
 RULES: Mapping[str, FindingRule] = {
     "token_rows": FindingRule(
         FAULT,
-        "{other}, which the chat template writes, have rows that are zero or equal",
+        "rows of tokens that the chat template writes are zero or equal: {other}",
         "Such rows were never trained, and the model cannot tell where a turn begins or ends.",
         "Train these rows, or use the template that the model was trained with.",
     ),
@@ -45,7 +45,7 @@ RULES: Mapping[str, FindingRule] = {
     "tie_broken": FindingRule(
         FAULT,
         "config ties it to {other}, but in memory they are two tensors",
-        "A training moves them apart, and a saved file has one of them alone.",
+        "A training moves them apart, and loaders of the saved model take one or the other.",
         "Call `model.tie_weights()` before training and saving.",
     ),
     "module_twice": FindingRule(
