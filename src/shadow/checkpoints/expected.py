@@ -9,8 +9,8 @@ those of transformers' own tables.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -57,11 +57,14 @@ class Expected:
     """(name, shape in the files, shape of the model)."""
     problem: str = ""  # why it could not be asked, as a code; empty where it was
     detail: str = ""
-    tied: bool = False  # whether the head is the embedding, by the config of this class
+    tied: bool | None = None  # whether the class ties its head by this config; None where not asked
     usual: Sequence[int] = ()  # tokens that a config of this class names unless it is told others
     inputs: Sequence[str] = ()
     """The files' tensors that are the embedding of the text's tokens, as the model has it."""
     outputs: Sequence[str] = ()  # those that are the head over these tokens
+    tables: Sequence[str] = ()
+    """Those that rows are looked up in, of which some may never have been used."""
+    spare: str = ""  # a class of the same config that has the unexpected tensors, as other heads
     vocabulary: int | None = None
     """Rows of that embedding in the model; 0 of a model without one. None where not asked."""
     lost: Mapping[str, int] = field(default_factory=dict)
@@ -175,12 +178,16 @@ def read_answer(content: bytes) -> Expected:
 
 
 def main() -> None:
-    """Run the child: argv has the file with the question; the last line of stdout is the answer."""
-    recorded = json.loads(Path(sys.argv[1]).read_text())
-    answer = asked(
-        recorded["config"], recorded["tensors"], guard=lambda: confine(MEMORY, 0, SECONDS)
-    )
-    sys.stdout.write("\n" + json.dumps(asdict(answer)) + "\n")
+    """Run the child: argv has the file with the question, or stdin has one a line; the last line of
+    stdout is the answer.
+    """
+    questions = [Path(sys.argv[1]).read_text()] if sys.argv[1:] else sys.stdin
+    guard = functools.cache(lambda: confine(MEMORY, 0, SECONDS))
+    for question in questions:
+        recorded = json.loads(question)
+        answer = asked(recorded["config"], recorded["tensors"], guard)
+        sys.stdout.write("\n" + json.dumps(asdict(answer)) + "\n")
+        sys.stdout.flush()
 
 
 def asked(
@@ -234,15 +241,15 @@ def _asked(
         from transformers.models.auto import configuration_auto, modeling_auto
 
     kind, name = config.get("model_type"), config["architectures"][0]
-    known = {
-        one
+    known = [
+        (key, one)
         for table, models in vars(modeling_auto).items()
         if table.endswith("_MAPPING_NAMES")
-        for value in models.values()
+        for key, value in models.items()
         for one in ([value] if isinstance(value, str) else value)
-    }
+    ]
     kinds = configuration_auto.CONFIG_MAPPING
-    if not isinstance(kind, str) or kind not in kinds or name not in known:
+    if not isinstance(kind, str) or kind not in kinds or name not in {one for _, one in known}:
         return Expected(problem="unknown_class", detail=name[:LONGEST])
     with of_transformers():
         settings, cls = kinds[kind], getattr(transformers, name)
@@ -255,8 +262,10 @@ def _asked(
         numbers = getattr(torch, torch_name(dtype)) if is_known else torch.uint8
         state[tensor] = torch.empty(shape, dtype=numbers, device="meta")
     with contextlib.redirect_stdout(sys.stderr), of_transformers():
-        model, found = cls.from_pretrained(
-            None, config=made, state_dict=state, device_map={"": "meta"},
+        # not the class's own, which may read other files
+        load = transformers.PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+        model, found = load(
+            cls, None, config=made, state_dict=state, device_map={"": "meta"},
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     usual = [getattr(part, f"{word}_token_id", None) for word in ("eos", "bos", "pad")
@@ -268,18 +277,22 @@ def _asked(
     rows = getattr(inner, "vocab_size", None)
     if embedding is None or not isinstance(rows, int) or len(embedding) < rows:  # of sounds
         embedding, head = None, None
-    inputs, outputs = (files_names(model, matrix, missing, tensors) for matrix in (embedding, head))
+    inputs, outputs = (files_names(model, [matrix], tensors) for matrix in (embedding, head))
+    tables = [module for module in model.modules() if hasattr(module, "padding_idx")]
+    others = {one for key, one in known if key == kind}
     return Expected(
         sorted(missing),
         sorted(found["unexpected_keys"]),
         [(tensor, tuple(one), tuple(other)) for tensor, one, other in mismatched],
         "loader_failed" if faults else "",
         faults,
-        bool(getattr(inner, "tie_word_embeddings", False)),
+        _are_tied(model, embedding, head),
         [one for said in usual for one in (said if isinstance(said, list | tuple) else [said])
          if type(one) is int],
         inputs=inputs,
         outputs=[name for name in outputs if name not in inputs],
+        tables=files_names(model, [getattr(one, "weight", None) for one in tables], tensors),
+        spare="" if missing else class_with(found["unexpected_keys"], made, others),
         vocabulary=0 if embedding is None else len(embedding),
         lost=lost_members(model.state_dict().keys(), missing),
         in_f32=_in_f32(model, tensors),
@@ -301,28 +314,46 @@ def vocabulary_of(model: Any) -> tuple[Any, Any]:
     return weights[0], weights[1]
 
 
-def files_names(
-    model: Any, matrix: Any, missing: Collection[str], stored: Collection[str]
-) -> list[str]:
-    """Return the names in the files of a matrix of the model. Files may have an older name, which
-    ends like that of the model.
+def files_names(model: Any, matrices: Iterable[Any], stored: Collection[str]) -> list[str]:
+    """Return the names in the files of matrices of the model, which it may have under others."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    wanted = {id(matrix) for matrix in matrices}
+    parameters = model.named_parameters(remove_duplicate=False)
+    own = {name: parameter for name, parameter in parameters if id(parameter) in wanted}
+    with of_transformers():
+        saved = revert_weight_conversion(model, own)
+    return [name for name in own | saved if name in stored]
+
+
+def _are_tied(model: Any, embedding: Any, head: Any) -> bool:
+    """Return whether a class ties both, also where the files have one of its own for each."""
+    sources = model.all_tied_weights_keys
+    first, second = (
+        {
+            sources.get(name, name)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if parameter is matrix
+        }
+        for matrix in (embedding, head)
+    )
+    return not first.isdisjoint(second)
+
+
+def class_with(names: Collection[str], config: Any, classes: Collection[str]) -> str:
+    """Return one of the classes that has these tensors outside its layers: heads of a task that
+    the files were trained on and the class of their config does without. Empty if none has.
     """
-    names = [name for name, one in model.named_parameters(remove_duplicate=False) if one is matrix]
-    if exact := [name for name in names if name in stored]:
-        return exact
-    parts = [name.split(".") for name in names if name not in missing]
-    lengths = {
-        name: max((_common_end(name.split("."), own) for own in parts), default=0)
-        for name in stored
-    }
-    longest = max(lengths.values(), default=0)
-    nearest = [name for name, length in lengths.items() if length == longest]
-    return nearest if longest > 1 and len(nearest) == 1 else []
+    import torch
+    import transformers
 
-
-def _common_end(first: Sequence[str], second: Sequence[str]) -> int:
-    pairs = zip(reversed(first), reversed(second), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if names and not any(map(owners_of, names)):
+        for name in sorted(classes):
+            with contextlib.suppress(LoaderError), of_transformers(), torch.device("meta"):
+                model = getattr(transformers, name)(config)
+                if model.state_dict().keys() >= {*names}:
+                    return name
+    return ""
 
 
 def lost_members(names: Iterable[str], missing: Collection[str]) -> dict[str, int]:
