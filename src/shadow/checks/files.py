@@ -87,22 +87,15 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Sequence[Row]
 
 
 def _listing(reference: Reference, runtime: Runtime) -> Listing:
-    from shadow.checkpoints.hub import pin
-    from shadow.checkpoints.listing import listing_of_folder, listing_of_snapshot
+    from shadow.checkpoints.listing import listing_of_folder
+    from shadow.run.sides import snapshot_of
 
-    if reference.is_folder:
-        root = Path(reference.repo)
-        if not root.is_dir():
-            raise ShadowError(f"no such folder: {reference.repo}", "name the folder of a model")
-        return listing_of_folder(root)
-    snapshot = pin(
-        reference.repo,
-        reference.revision,
-        reference.subfolder,
-        offline=runtime.access.offline,
-        say=runtime.say,
-    )
-    return listing_of_snapshot(snapshot)
+    if not reference.is_folder:
+        return snapshot_of(reference, runtime)
+    root = Path(reference.repo)
+    if not root.is_dir():
+        raise ShadowError(f"no such folder: {reference.repo}", "name the folder of a model")
+    return listing_of_folder(root)
 
 
 CHECK = Check(

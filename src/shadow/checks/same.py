@@ -39,6 +39,8 @@ WORDS = {
     " differ[, the error is {far:share} of the norm of all tensors]",
     "differ": "{differ:count} of {tensors:count tensor|tensors} {differ|differs|differ}, in"
     " {entries:count entry|entries}[, by {far:share} of the norm of all tensors]",
+    "with_one": "{tensors:count norm is|norms are} equal with the 1 that a GGUF file adds: the sum"
+    " is rounded there, and in the model's own class",
     "scales": "the adapters scale {updates:count update|updates} differently",
     "dora": "only {where} is a DoRA adapter",
     "scale": "its update is scaled by {a:number} in A, {b:number} in B",
@@ -193,9 +195,20 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
         aligned.unread,
     )
     sources = (*first.sources.values(), *second.sources.values())
-    remarks = {}
-    if all(source.is_local for source in sources):
-        remarks = _moved(compared, aligned.pair)
+    is_local = all(source.is_local for source in sources)
+    remarks = _moved(compared, aligned.pair) if is_local else {}
+    notes = [*aligned.notes]
+    equal = {
+        pair.key
+        for pair, row in compared
+        if row.changed and is_local and _is_equal_with_one(pair, aligned.pair)
+    }
+    if equal:
+        notes.append(Reason("with_one", {"tensors": len(equal)}))
+        compared = [
+            (pair, replace(row, changed=0, delta_energy=0.0) if pair.key in equal else row)
+            for pair, row in compared
+        ]
     with_norms = ""
     for name, checkpoint in (("A", first), ("B", second)):
         if checkpoint.adapter and checkpoint.adapter.dora:
@@ -207,8 +220,21 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
         [shapes for pair, _ in compared if (shapes := _reshaped(pair))],
         unmatched=aligned.unmatched,
         unread=aligned.unread,
-        notes=aligned.notes,
+        notes=notes,
     )
+
+
+def _is_equal_with_one(pair: MatrixPair, aligned: AlignedPair) -> bool:
+    """Return whether a norm of a GGUF file, which stores 1 + weight in F32, is that of the other
+    side plus 1: classes such as Gemma's multiply by this sum, which rounds alike.
+    """
+    from shadow.run.scan import sides_of
+
+    packings = [side.info.packing for side in (pair.base, pair.tuned) if side is not None]
+    if not any(one and one.kind == "gguf" and one.facts[1] for one in packings):
+        return False
+    sides = sides_of(pair, aligned.base, aligned.tuned)
+    return bool((sides.base[()].float() + 1 == sides.tuned[()].float() + 1).all())
 
 
 def _reshaped(pair: MatrixPair) -> str:
@@ -233,7 +259,7 @@ def _have_equal_checksums(first: Found, second: Found) -> bool:
         return False
     digests = []
     for side in (first, second):
-        files = side.snapshot.files
+        files = side.listing.files
         digests.append(sorted(files[shard].checksum or "" for shard in side.weights.shards))
     is_equal = digests[0] == digests[1] and all(digests[0])
     is_equal &= first.weights.adapter == second.weights.adapter

@@ -249,7 +249,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Copy:
     in_f32: Collection[str] = ()
     # no class keeps plain norms in F32, which lose as many values
     if any(row.is_merged and row.place.module != "norm" for row in tensors):
-        in_f32 = gather_expected(full, scratch / "loader", is_cut=False).in_f32
+        in_f32 = gather_expected(full, runtime.cache, scratch / "loader", is_cut=False).in_f32
     return Copy(
         tensors,
         base is not None,
