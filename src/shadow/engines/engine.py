@@ -57,7 +57,8 @@ class Ray:
         given = dict(word.partition("=")[::2] for word in words.split(",") if word)
         cores = given.pop("cpus", None)
         if name == "ray" and (cores is None or cores.isdecimal()):
-            address, memory = given.pop("address", None), given.pop("memory", None)
+            address = given.pop("address", None)
+            memory = given.pop("memory", None)
             if not given:
                 return cls(address, None if cores is None else int(cores), memory)
         if engine != "local":

@@ -113,7 +113,8 @@ def standing(
         return there
     if differing := differences(there.metadata, wanted):
         return replace(there, other=named(differing))
-    metadata, notes = there.metadata, []
+    metadata = there.metadata
+    notes = []
     try:
         if metadata["version"] != __version__:
             notes.append(f"measured by shadow {metadata['version']}")
@@ -181,14 +182,18 @@ def say_again(
 def _said(value: object) -> str:
     """Shorten a value for people: a digest to its start, a long text to its end."""
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        if value:
+            return "yes"
+        return "no"
     if isinstance(value, list):
         are_numbers = all(type(item) is int for item in value)
         value = (in_ranges(value) if are_numbers else ", ".join(map(str, value))) or "all"
     text = "none" if value is None else str(value)
     if re.fullmatch(r"[0-9a-f]{40,64}", text):
         return text[:SHOWN]
-    return text if len(text) <= LONGEST else f"...{text[3 - LONGEST :]}"
+    if len(text) <= LONGEST:
+        return text
+    return f"...{text[3 - LONGEST :]}"
 
 
 @dataclass(frozen=True)

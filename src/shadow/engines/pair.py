@@ -153,7 +153,10 @@ def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
 
 
 def _audit(asked: Asked) -> AuditResult:
-    pair, settings, runtime, folder = asked.pair, asked.settings, asked.runtime, asked.folder
+    pair = asked.pair
+    settings = asked.settings
+    runtime = asked.runtime
+    folder = asked.folder
     base, tuned = find_sides(pair, runtime, asked.scratch)
     wanted = identity(pair, settings, base, tuned)
     there = standing(folder, wanted, runtime)
@@ -174,7 +177,8 @@ def _audit(asked: Asked) -> AuditResult:
     listings = listings_of(base, ours), listings_of(tuned, ours)
     repository = file_rows(*listings, runtime.say)
     del base, tuned  # their headers are in lined, where equal ones are one
-    began, started = datetime.now(UTC), time.monotonic()
+    began = datetime.now(UTC)
+    started = time.monotonic()
     journal = Journal(folder, wanted)
     try:
         if finished(folder).metadata != there.metadata:
@@ -213,7 +217,8 @@ def _audit(asked: Asked) -> AuditResult:
 
 def _measure(asked: Asked, aligned: AlignedPair, journal: Journal, summed: Summed) -> int:
     """Measure what the journal lacks; return the number of matrices. summed: see `summed_with`."""
-    runtime, method = asked.runtime, asked.settings.method
+    runtime = asked.runtime
+    method = asked.settings.method
     plan = _planned(asked, aligned, journal) if runtime.elsewhere is None else None
     done = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
     matrices, resumed = (sum(pair.is_matrix for pair in pairs) for pairs in (aligned.pairs, done))

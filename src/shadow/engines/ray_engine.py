@@ -264,7 +264,8 @@ class RayEngine:
 
     def _await_machines(self, *, there: bool) -> None:
         """Report that no machine is there. Raises ShadowError if none appears for long."""
-        now, most = time.monotonic(), f"{round(EMPTY_ENDS / 60)} minutes"
+        now = time.monotonic()
+        most = f"{round(EMPTY_ENDS / 60)} minutes"
         if there:
             self._empty_since = None
         elif self._empty_since is None:
@@ -382,7 +383,8 @@ class Messages:
         self._recorded.append((name, message))
 
     def take(self) -> list[tuple[str, object]]:
-        recorded, self._recorded = self._recorded, []
+        recorded = self._recorded
+        self._recorded = []
         return recorded
 
 
@@ -439,7 +441,8 @@ def _carry_out(
 
 def allotted(cores: int, memory: int | None) -> MachineLimits:
     """Return the cores that a task may use, and its memory or their share of the machine's."""
-    machine, by = machine_limits(), "the engine"
+    machine = machine_limits()
+    by = "the engine"
     if memory is None:
         memory = machine.memory * min(cores, machine.cores) // machine.cores
     free = min(memory, machine.memory)

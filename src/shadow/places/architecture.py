@@ -178,11 +178,13 @@ def _layer_numbers(
     numbers: dict[Block, tuple[int | None, str]] = {}
     following: dict[str, int] = {}
     for key in sorted(kinds):  # the main stack's name is empty, so it is first
-        component, blocks = key[0], kinds[key]
+        component = key[0]
+        blocks = kinds[key]
         looking = {block for block, of in blocks.items() if "cross_attn" in of and "attn" not in of}
         crossing = sorted(looking) if any("attn" in of for of in blocks.values()) else []
         is_from_1 = key == ("language", "") and "embed" in blocks.get(0, ())
-        start, plain = following.get(component, 0) - is_from_1, blocks.keys() - set(crossing)
+        start = following.get(component, 0) - is_from_1
+        plain = blocks.keys() - set(crossing)
         for block in plain:
             layer = start + block - bisect_left(crossing, block)
             numbers[*key, block] = layer if layer >= 0 else None, ""
@@ -208,7 +210,8 @@ def _upright_stacks(facts: Facts, readings: Iterable[tuple[Reading, int | None, 
             seen.setdefault(key, {})[reading.module] = shape[1:]
     upright: Upright = {}
     for (component, stack, _), shapes in seen.items():
-        hidden, down = facts.count("hidden", component), shapes.get("experts.down")
+        hidden = facts.count("hidden", component)
+        down = shapes.get("experts.down")
         answers = [
             (first == hidden) == (module == "experts.down")
             for module, (first, second) in shapes.items()
@@ -234,12 +237,16 @@ class _Splitter:
         reading: Reading,
         upright: Upright,
     ) -> None:
-        self._facts, self._reading, self._component = facts, reading, reading.component
+        self._facts = facts
+        self._reading = reading
+        self._component = reading.component
         self._upright = upright
 
     def parts(self, shape: Shape, *, alone: bool) -> Iterator[Part]:
         """Split a tensor into parts, without a layer. alone: its name has no expert number."""
-        reading, rest, rules = self._reading, self._reading.rest, self._facts.rules
+        reading = self._reading
+        rest = self._reading.rest
+        rules = self._facts.rules
         of_experts = reading.module.startswith(("experts.", "shared."))
         is_stack = of_experts or "experts" in rest.split(".")
         experts = shape[0] if alone and len(shape) == 3 and is_stack else 0
@@ -274,14 +281,17 @@ class _Splitter:
             yield replace(part, place=replace(part.place, module="bias", slot=slot))
 
     def _matrices(self, shape: Shape, experts: int) -> Iterator[Part]:
-        facts, component, rest = self._facts, self._component, self._reading.rest
+        facts = self._facts
+        component = self._component
+        rest = self._reading.rest
         rules = facts.rules
         transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
         if experts:
             transposed = not self._upright.get((component, self._reading.stack), not transposed)
         if experts > MAX_EXPERTS:
             experts = 0
-        module, slot = self._reading.module, self._reading.slot
+        module = self._reading.module
+        slot = self._reading.slot
         whole = self._part(module, slot, transposed=transposed, experts=experts)
         # plain weights, not integers that pack several
         is_plain = rest.endswith(".weight") or weight_stem(rest) == rest
@@ -296,8 +306,10 @@ class _Splitter:
         self, whole: Part, rest: str, size: tuple[int, int | None]
     ) -> tuple[Part, ...] | None:
         """Split a fused module of (rows, cols); None if too little is known."""
-        name, (rows, cols) = _full_name(whole.place), size
-        rules, component = self._facts.rules, self._component
+        name = _full_name(whole.place)
+        (rows, cols) = size
+        rules = self._facts.rules
+        component = self._component
         order = next(
             (
                 one
@@ -309,14 +321,16 @@ class _Splitter:
         if order is None:
             return None
         fused = rules.fused.get(name, Fused((), ()))
-        into, said = order.into or fused.into, order.sizes or fused.sizes
+        into = order.into or fused.into
+        said = order.sizes or fused.sizes
         if not into:
             return None
         shares = [self._number(share) for share in said]
         groups = rows // len(into) if order.groups == "each" else self._number(order.groups)
         if 0 in shares or groups < 1 or rows < 1 or rows % groups:
             return None
-        each, total = rows // groups, sum(shares)
+        each = rows // groups
+        total = sum(shares)
         if any(each * share % total or each * share < total for share in shares):
             return None
         if order.square and cols is not None and rows != len(into) * cols:
@@ -344,8 +358,11 @@ class _Splitter:
         """Return the rows of a head by the config, to check its head counts; rows without them."""
         if size := self._number("head_size"):
             return size
-        hidden, heads = self._number("hidden"), self._number("heads")
-        return hidden // heads if hidden and heads else rows
+        hidden = self._number("hidden")
+        heads = self._number("heads")
+        if hidden and heads:
+            return hidden // heads
+        return rows
 
 
 def _of_expert(part: Part, expert: int) -> Part:
@@ -354,4 +371,6 @@ def _of_expert(part: Part, expert: int) -> Part:
 
 def _full_name(place: Place) -> str:
     """Return the module and the slot as `names.yaml` writes them."""
-    return f"{place.module}/{place.slot}" if place.slot else place.module
+    if place.slot:
+        return f"{place.module}/{place.slot}"
+    return place.module

@@ -136,7 +136,8 @@ class NameRules:
         self.modules: tuple[str, ...] = tuple(data["modules"])
         self.components: tuple[str, ...] = tuple(data["components"])
         # the first group of each is the number of the block, or of the expert
-        self.block, self.expert = _pattern(data["block"]), _pattern(data["expert"])
+        self.block = _pattern(data["block"])
+        self.expert = _pattern(data["expert"])
         # all that match are applied, in their order
         self.renames = [_conditional(Rename, rule) for rule in data["renames"]]
         # the first that matches gives the component
@@ -312,7 +313,8 @@ def read(text: str, facts: Facts) -> Reading:
             continue
         if rename.unless is None or not rename.unless.search(text):
             text = rename.match.sub(rename.to, text)
-    component, stack = "other", ""
+    component = "other"
+    stack = ""
     for prefix in rules.prefixes:
         match = prefix.match.match(text)
         if match and prefix.conditions.hold(facts, prefix.component, text):
@@ -322,7 +324,8 @@ def read(text: str, facts: Facts) -> Reading:
             break
     head, in_block, rest = text.partition(".#.")
     if not in_block:
-        head, rest = "", text
+        head = ""
+        rest = text
     if head and not rules.main_stacks.fullmatch(head):
         stack = ".".join(filter(None, (stack, head)))
     rest = rest.replace("experts.@.", "experts.")
@@ -334,7 +337,9 @@ def read(text: str, facts: Facts) -> Reading:
 def weight_stem(rest: str) -> str:
     """Return a name without the word for its weights."""
     stem, _, last = rest.rpartition(".")
-    return stem if stem and last in ("weight", "qweight", "weight_packed") else rest
+    if stem and last in ("weight", "qweight", "weight_packed"):
+        return stem
+    return rest
 
 
 def check_component(component: str) -> None:

@@ -90,7 +90,8 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
             changed, found = part.products(into=WORK)
             is_finite = all(map(math.isfinite, found))
             for name in grids:
-                raw, dtype = part.raw[0], torch_dtype(float_format(name))
+                raw = part.raw[0]
+                dtype = torch_dtype(float_format(name))
                 values = part.numbers[0]
                 if raw.dtype != dtype:  # rounded to the format
                     values = raw.to(dtype).to(values.dtype).reshape(-1)
@@ -125,7 +126,8 @@ def _updates(part: EntryBlock) -> list[float]:
     if all(is_safe(energy) or not part.nonzero(row) for energy, row in rows):
         return found
     f, c, b = (raw.double().reshape(-1).numpy() for raw in part.raw)
-    u, v = f - b, c - b
+    u = f - b
+    v = c - b
     return [float(np.vecdot(*pair)) for pair in ((u, u), (v, v), (u, v))]
 
 
@@ -135,7 +137,8 @@ def _saturated(part: EntryBlock, rounded: Tensor, name: str) -> int:
     them.
     """
     full, copy = part.numbers[:2]
-    form, largest = float_format(name), torch.finfo(torch_dtype(float_format(name))).max
+    form = float_format(name)
+    largest = torch.finfo(torch_dtype(float_format(name))).max
     limit = largest + 2.0 ** (math.frexp(largest)[1] - 2 - form.mantissa_bits)
     beyond = ((full.double().abs() > limit) | rounded.isinf()) & full.isfinite()
     return int((beyond & (rounded == copy)).sum())
@@ -144,7 +147,10 @@ def _saturated(part: EntryBlock, rounded: Tensor, name: str) -> int:
 # Of normal values the share that repeats within 32 columns is .015 in BF16, .07 in 8 bits with a
 # scale for 32 columns, more with fewer scales, .2 in 8-bit floats and .5 in 4 bits. Where columns
 # of a scale do not lie together, it shows within 1,024.
-BESIDE, SAMPLED, MORE, REPEATS = (32, 1024), 1 << 14, 1.05, 0.01
+BESIDE = (32, 1024)
+SAMPLED = 1 << 14
+MORE = 1.05
+REPEATS = 0.01
 ERRORS = 4  # standard errors by which the shares of two small samples may differ by chance
 JITTER = 2.0**-7  # a unit of BF16: the original may be stored in fewer bits than its copy
 
@@ -154,7 +160,8 @@ def has_few_levels(original: Matrix, copy: Matrix) -> bool:
     after a round trip through 8 bits or fewer: more than any values do in the format of the copy.
     Zeros do not count as levels: pruning makes them.
     """
-    first, second = _sample(original), _sample(copy)
+    first = _sample(original)
+    second = _sample(copy)
     if not first.any():
         return False  # zeros are exact in every format
     formats = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -226,7 +233,8 @@ def stored_levels(matrix: Matrix, stored: str) -> float | None:
     """
     if (is_quantised(matrix) or isinstance(matrix, Updated)) or FLOATS[stored].bits <= 8:
         return None
-    each, rows = matrix.shape[-2], []
+    each = matrix.shape[-2]
+    rows = []
     for row in levels_rows(shape_of(matrix)[0]).tolist():
         group, place = divmod(row, each)
         groups = (slice(group, group + 1),) if matrix.ndim == 3 else ()

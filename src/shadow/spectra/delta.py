@@ -108,7 +108,9 @@ def measure_pair(
     total: the sums of `summed`. key: names the matrix for its sketch.
     """
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
-    profile, scale, size = total.profile, total.profile.scale, total.size
+    profile = total.profile
+    scale = total.profile.scale
+    size = total.size
     solver = solver_of(means.method).on(sides.shape)
     assert isinstance(solver, Spectral), "norms alone are sums over entries"
     made = solver.of_pair(sides, total, formats, means, key)
@@ -169,7 +171,8 @@ def _decay(total: Sums) -> float | None:
 def _sizes(total: Sums, shape: tuple[int, int]) -> Values:
     """Return size, direction and rounding of the delta relative to the base, from the sums."""
     profile = total.profile
-    delta, base = math.sqrt(profile.energy) / profile.scale, math.sqrt(total.base) / total.scale
+    delta = math.sqrt(profile.energy) / profile.scale
+    base = math.sqrt(total.base) / total.scale
     rounding = math.sqrt(total.ulps / 12.0) / total.scale
     of_delta = profile.scale / total.scale
     energy = profile.energy / of_delta / of_delta

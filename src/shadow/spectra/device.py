@@ -36,7 +36,8 @@ class OnDevice(Grams):
     def gram(self, read: Read, shape: tuple[int, int], norm: float, dtype: torch.dtype) -> Tensor:
         if self._lacks(dtype):
             return super().gram(read, shape, norm, dtype)
-        side, wide = min(shape), shape[0] <= shape[1]
+        side = min(shape)
+        wide = shape[0] <= shape[1]
         with self._faults():
             total = torch.zeros((side, side), dtype=dtype, device=self._place)
         for block in read(dtype):

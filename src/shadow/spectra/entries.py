@@ -58,7 +58,8 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
     also gets the numbers of every part.
     """
     energies: list[list[float]] = [[], [], [], []]  # of base, tuned and delta, and <base, delta>
-    changed, finite = 0, True
+    changed = 0
+    finite = True
     alive = _casts(sides, formats)
     zeroed = True
     for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
@@ -77,7 +78,8 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
             for sums, value in zip(energies, found, strict=False):
                 sums.append(value)
         else:
-            finite, here = False, 0 if equal else part.changed()
+            finite = False
+            here = 0 if equal else part.changed()
         changed += here
     rounded = alive[0] if alive and changed else None
     base, tuned, delta, along = map(math.fsum, energies)
@@ -130,7 +132,8 @@ class Binades:
 
     def add(self, base: Tensor, tuned: Tensor) -> None:
         """Count more entries, (n,) of float32 or float64."""
-        lowest, count = self._grid.min_exponent, self._sums.shape[1]
+        lowest = self._grid.min_exponent
+        count = self._sums.shape[1]
         # floor(log2 |x|), from the bits; far below the smallest normal number of 16 bits for zeros
         if base.dtype == torch.float32:
             exponents = ((base.view(torch.int32) >> 23) & 0xFF).long().sub_(127)
@@ -208,11 +211,15 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
     side, name = alive[0]
     if side == "tuned":
         return "tuned"
-    energy, rounding = 0.0, 0.0  # of D, and of what rounding leaves on average: ulp² / 12 an entry
+    # of D, and of what rounding leaves on average: ulp² / 12 an entry
+    energy = 0.0
+    rounding = 0.0
     for b, t in sides.blocks(SMALL_BLOCK):
         rounding += float(half_ulp(b.double(), FLOATS[name]).square_().sum()) / 3
         energy += float(t.sub_(b).square_().sum(dtype=torch.float64))
-    return "base" if energy >= AS_ROUNDING * rounding else None
+    if energy >= AS_ROUNDING * rounding:
+        return "base"
+    return None
 
 
 def cosine(base: float, tuned: float, energy: float, along: float) -> float | None:
@@ -237,4 +244,6 @@ def cosine(base: float, tuned: float, energy: float, along: float) -> float | No
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
     """Return <D, W_base> / (norm norm), in [-1, 1]: below 0 if weights decayed. product: from D."""
     norms = delta_norm * base_norm
-    return max(-1.0, min(1.0, product / norms)) if norms > 0 else None
+    if norms > 0:
+        return max(-1.0, min(1.0, product / norms))
+    return None

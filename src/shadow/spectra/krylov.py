@@ -103,7 +103,9 @@ class Krylov:
     def rules(self) -> tuple[Rule, Rule]:
         """The rules of Gauss and of Gauss-Radau, which has WIDTH nodes at 0."""
         outer, k = self.step.shape
-        values, vectors, last = self.values, self.vectors, self.step[k:]
+        values = self.values
+        vectors = self.vectors
+        last = self.step[k:]
         image = last @ vectors
         extended = np.zeros((outer, outer))
         extended[:, :k], extended[:k, k:] = self.step, last.T
@@ -130,7 +132,8 @@ class Krylov:
         sqrt(WIDTH) - sqrt(i) - 3.1 squared, i the eigenvalues up to the j-th that are not known
         already.
         """
-        values, width = self.values, len(self.step) - len(self.values)
+        values = self.values
+        width = len(self.step) - len(self.values)
         weights = (self.vectors[:width] ** 2).mean(axis=0) * self.side
         count = min(BOUNDED, len(values))
         bounds = np.full(count, self.energy)
@@ -162,7 +165,9 @@ def _beyond(values: Array, weights: Array, top: float, passes: int, along: float
             return top
         seen = along * excess * (solved**2).sum(axis=0)
     passed = ~(seen <= 1.0)
-    return top * (1.0 + float(excess[np.argmax(passed)])) if passed.any() else math.inf
+    if passed.any():
+        return top * (1.0 + float(excess[np.argmax(passed)]))
+    return math.inf
 
 
 def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -> list[Krylov]:
@@ -186,7 +191,8 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
         outer[:, -len(last) :] = last
         inner = (inner + inner.T) / 2.0
         values, vectors = np.linalg.eigh(inner)
-        values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+        values = np.maximum(values[::-1], 0.0)
+        vectors = vectors[:, ::-1]
         spaces.append(Krylov(len(known), energy, np.vstack([inner, outer]), values, vectors))
     return spaces
 
@@ -255,9 +261,12 @@ def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[floa
     many = space.side - found
     mass = weights.mean(axis=1)
     total = float(mass.sum())
-    lengths, at = weights.sum(axis=0), f(nodes)
-    sums, firsts = at @ weights, nodes @ weights
-    mean, first = float(mass @ at) / total, float(mass @ nodes) / total
+    lengths = weights.sum(axis=0)
+    at = f(nodes)
+    sums = at @ weights
+    firsts = nodes @ weights
+    mean = float(mass @ at) / total
+    first = float(mass @ nodes) / total
     spread = float(mass @ (nodes - first) ** 2)
     slope = float(mass @ ((nodes - first) * (at - mean))) / spread if spread > 0 else 0.0
     value = leading + many * (mean - slope * (first - space.left / many))
@@ -299,11 +308,13 @@ def effective_rank(space: Krylov) -> Entropy | None:
     mass = weights.mean(axis=1)
     if mass[nodes < HIDDEN * space.values[0]].sum() > mass.sum() / 2.0:
         return None
-    found, more = space.values[: space.known], WIDTH - 1
+    found = space.values[: space.known]
+    more = WIDTH - 1
     if (found[more:] > (1.0 - CONVERGED) * found[: max(0, len(found) - more)]).any():
         return None
     unit = space.energy / space.side
-    rules, residues = [], []
+    rules = []
+    residues = []
     for which in (0, 1):
         total, first = _trace(space, which, lambda x: np.sqrt(x / unit))
         weighted, second = _trace(

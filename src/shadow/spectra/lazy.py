@@ -120,7 +120,8 @@ class Updated:
 
 def _triangle(tall: Tensor) -> Tensor:
     """Return R of a QR decomposition, in float64, part of the rows after part if there are many."""
-    r, step = tall[:0].double(), max(FACTOR_BLOCK // tall.shape[1], 4 * tall.shape[1])
+    r = tall[:0].double()
+    step = max(FACTOR_BLOCK // tall.shape[1], 4 * tall.shape[1])
     for part in torch.split(tall, step):
         _, r = torch.linalg.qr(torch.cat([r, part.double()]), mode="r")
     return r

@@ -20,7 +20,8 @@ LEVELS_OF = 1024  # entries of a row that are looked at for distinct values
 # .7 % of the entries outside their cell, none of them further than 1 step; all others choose levels
 # last (ggml's quantisers, on normal, Student-t and column-scaled matrices).
 RESCALED = {"Q4_0", "Q4_1", "Q5_0", "Q5_1"}
-RESCALED_SHARE, RESCALED_STEPS = 0.01, 1.5
+RESCALED_SHARE = 0.01
+RESCALED_STEPS = 1.5
 # formats whose quantisers may weigh errors by activations: those of files in safetensors but
 # bitsandbytes' of 4 bits
 CALIBRATED = ("GPTQ", "AWQ", "INT", "MLX", "F8_", "NVFP4")
@@ -30,7 +31,8 @@ CALIBRATED_ERROR = 6.0
 Made = Literal["copy", "calibrated", "unknown_levels"]
 # a factor of a whole tensor, such as a scale that is ten times too large: from so far from 1, where
 # all that the scaled original leaves is at most so many times what its format makes
-FACTOR, FITTED = 1.25, 4.0
+FACTOR = 1.25
+FITTED = 4.0
 FAR = 0.5  # the cosine of original and copy below which it is not a copy of this tensor
 
 
@@ -72,7 +74,9 @@ def round_trip(share: float, length: int) -> str | None:
     fine, eight, four = (expected_levels(kind, length) for kind in ("BF16", "INT8", "INT4"))
     if share < math.sqrt(eight * four):
         return "INT4"
-    return "8 bits" if share < math.sqrt(fine * eight) else None
+    if share < math.sqrt(fine * eight):
+        return "8 bits"
+    return None
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,9 @@ class FormatNoise:
         rescaled = stored in RESCALED and self.furthest <= RESCALED_STEPS
         if self.outside > (RESCALED_SHARE * self.entries if rescaled else 0):
             return False
-        return None if self.made is None else True
+        if self.made is None:
+            return None
+        return True
 
     @property
     def is_far(self) -> bool:
@@ -130,7 +136,9 @@ class FormatNoise:
         factor = self.inner / self.original
         rest = self.copy - factor * self.inner
         is_far = not 1 / FACTOR < factor < FACTOR
-        return factor if is_far and rest <= FITTED * self.made else None
+        if is_far and rest <= FITTED * self.made:
+            return factor
+        return None
 
     def may_be_calibrated(self, stored: str) -> bool:
         """Return whether a quantiser of the format may have made more error than rounding on
@@ -149,4 +157,6 @@ class FormatNoise:
         if is_copy:
             return "copy"
         is_calibrated = self.factor is None and self.may_be_calibrated(stored)
-        return "calibrated" if is_calibrated else None
+        if is_calibrated:
+            return "calibrated"
+        return None

@@ -79,7 +79,9 @@ class Measurement:
     def number(self, column: str) -> float | None:
         """Return a column that contains numbers."""
         value = self.values[column]
-        return None if value is None else float(value)
+        if value is None:
+            return None
+        return float(value)
 
 
 def norm_alone(subject: Subject, norm: float, values: Values | None = None) -> Measurement:

@@ -65,7 +65,8 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
     counts the sigmas above it; noise in blocks passes it.
     """
     null, edge, sharp = closed_null(profile)
-    spiked, leading = delta.sigma > edge, delta.sigma[0]
+    spiked = delta.sigma > edge
+    leading = delta.sigma[0]
     squares = (delta.sigma / leading) ** 2 if leading else None
     concentration = None
     if null >= 2 and participation_ratio is not None:
@@ -83,7 +84,8 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
 
 def closed_null(profile: Profile) -> tuple[float, float, float]:
     """Return null_participation_ratio, null_edge and null_edge_sharp, which need no spectrum."""
-    rows, cols = profile.rows, profile.cols
+    rows = profile.rows
+    cols = profile.cols
     null = profile.energy**2 / (float((rows**2).sum()) + float((cols**2).sum()) - profile.fourth)
     margin: float = 1.0 + min(len(rows), len(cols)) ** (-2 / 3)
     sharp = sharp_edge(rows, cols) * margin / profile.scale
@@ -110,8 +112,12 @@ SAME = 0.002
 PIECE = 1 << 20  # energies that are grouped at a time
 TINIEST = math.ulp(0.0)  # a ratio of energies below it counts as it
 LOGITS = (-60.0, 34.0)  # between which -s lies; above them 1 + s is lost to rounding
-SEARCHED, LEVEL = 25.0, 1e-7  # largest |logit| of -t, and a slope by them that counts as none
-SAME_LOGIT, STEPS = 1e-10, 200  # a step that counts as none, and how many are taken at most
+# largest |logit| of -t, and a slope by them that counts as none
+SEARCHED = 25.0
+LEVEL = 1e-7
+# a step that counts as none, and how many are taken at most
+SAME_LOGIT = 1e-10
+STEPS = 200
 
 
 def sharp_edge(rows: Floats, cols: Floats) -> float:
@@ -126,7 +132,8 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
     a, of_a = _grouped(rows)
     b, of_b = _grouped(cols / energy)
     unit = a.max()
-    a, b = a / unit, b / b.max()
+    a = a / unit
+    b = b / b.max()
     largest_b = float((cols / energy).max())
 
     other = 0.0  # logit of -s, kept as the next search begins near it
@@ -154,14 +161,19 @@ def _least(slope_and_value: Callable[[float], tuple[float, float]]) -> float:
     """
     low = high = 0.0
     at_low, least = slope_and_value(low)
-    at_high, step, side = at_low, 1.0, 0
+    at_high = at_low
+    step = 1.0
+    side = 0
     toward = 1.0 if at_low < 0.0 else -1.0
     while at_low * at_high > 0.0 and abs(high if toward > 0 else low) < SEARCHED:
         there = toward * min(step, SEARCHED)
         slope, value = slope_and_value(there)
         least = min(least, value)
         if toward > 0.0:
-            low, at_low, high, at_high = high, at_high, there, slope
+            low = high
+            at_low = at_high
+            high = there
+            at_high = slope
         else:
             low, at_low, high, at_high = there, slope, low, at_low
         step *= 3.0
@@ -176,11 +188,15 @@ def _least(slope_and_value: Callable[[float], tuple[float, float]]) -> float:
         if abs(at_middle) < LEVEL:
             break
         if at_middle < 0.0:
-            low, at_low = middle, at_middle
-            at_high, side = at_high / 2.0 if side < 0 else at_high, -1
+            low = middle
+            at_low = at_middle
+            at_high = at_high / 2.0 if side < 0 else at_high
+            side = -1
         else:
-            high, at_high = middle, at_middle
-            at_low, side = at_low / 2.0 if side > 0 else at_low, 1
+            high = middle
+            at_high = at_middle
+            at_low = at_low / 2.0 if side > 0 else at_low
+            side = 1
     return least
 
 
@@ -191,7 +207,8 @@ def _where(weights: Floats, b: Floats, target: float, start: float) -> tuple[flo
     leaves what is left of LOGITS, that is halved. b: in (0, 1], the largest of them 1.
     """
     low, high = LOGITS
-    logit, wanted = start, math.log(target)
+    logit = start
+    wanted = math.log(target)
     for _ in range(STEPS):
         s = -1.0 / (1.0 + math.exp(-logit))
         inverse = 1.0 / (1.0 + b * s)
@@ -212,7 +229,8 @@ def _grouped(energies: Floats) -> tuple[Floats, Floats]:
     largest = float(energies.max())
     least = float(np.min(energies, where=energies > 0, initial=largest))
     bins = 2 - math.floor(math.log(max(least / largest, TINIEST)) / SAME)
-    sums, times = np.zeros(bins), np.zeros(bins)
+    sums = np.zeros(bins)
+    times = np.zeros(bins)
     for start in range(0, len(energies), PIECE):
         part = energies[start : start + PIECE]
         part = part[part > 0]
@@ -278,7 +296,8 @@ def purity_values(
     error = (of_ratio or 0.0) / real**2
     share = error / max(abs(purity), TINIEST)
     sure = z / math.hypot(1.0, z * share / SIGMAS)
-    unrounded, best = None, None
+    unrounded = None
+    best = None
     if kept is None:
         floor = of_delta["floor_ratio"]
         if reason == "nothing_rounded" or (floor is not None and floor >= UNTOUCHED):
@@ -295,7 +314,9 @@ def purity_values(
         count = 1.0 / best
         figures["equivalent_directions"] = Estimate(count, count * share / (1.0 - share))
     values = columns(figures)
-    return {name: values[name] for name in names} if of_ratio is None else values
+    if of_ratio is None:
+        return {name: values[name] for name in names}
+    return values
 
 
 def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:
@@ -337,7 +358,8 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
     if found <= MOST * m:
         return found, float(beyond[found]) / total
     profile = float(rows.sum())
-    rows, cols = rows / profile, cols / profile
+    rows = rows / profile
+    cols = cols / profile
     unit = sharp_edge(rows, cols) * (1.0 + m ** (-2 / 3))
     k = 0
     for _ in range(SEARCHES):
@@ -348,7 +370,8 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
         k = above
         if k > MOST * m:
             return None
-    rest, fourth = float(beyond[k]), float((squares[k:] ** 2).sum())
+    rest = float(beyond[k])
+    fourth = float((squares[k:] ** 2).sum())
     if rest <= 0 or fourth <= 0:
         return None
     flat = float((rows**2).sum()) / (1 - k / len(rows)) + float((cols**2).sum()) / (
@@ -368,7 +391,8 @@ def rest_values(found: Rest | None, noise: float | None, shape: tuple[int, int])
     """
     if found is None:
         return dict.fromkeys(("rest_rank", "rest_energy", "rest_over_rounding"))
-    (k, energy), ratio = found, None
+    (k, energy) = found
+    ratio = None
     if energy <= NOTHING:
         ratio = 0.0
     elif noise is not None and noise > 0:

@@ -46,7 +46,9 @@ BASE_ROUNDED = 0.8
 MORE = 2.0
 # share of the stored energy in other binades than the model has it; less where kept is such that
 # both sides may have been rounded from a master copy, which misfits more at any lower kept
-MISFIT, OF_MASTER, AT_KEPT = 0.1, 0.07, (0.88, 0.97)
+MISFIT = 0.1
+OF_MASTER = 0.07
+AT_KEPT = (0.88, 0.97)
 # mean y⁴ over squared mean y² of entries that the update reaches; 3 if normal, 1 if of one size
 TAILED = 4.0
 WELL_KEPT = 0.9  # kept from which tails do not matter
@@ -143,8 +145,10 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
     changed = counts.away + counts.toward
     if changed < FEWEST:
         return FEW_CHANGED
-    fitted, normal = fit(counts), fit(counts, rounds=0)
-    kept, wrong = kept_share(fitted), misfit(counts, fitted)
+    fitted = fit(counts)
+    normal = fit(counts, rounds=0)
+    kept = kept_share(fitted)
+    wrong = misfit(counts, fitted)
     unexplained = replace(UNEXPLAINED, zero_excess=zero_excess(counts, normal), misfit=wrong)
     tailed = tails(fitted.shape) > TAILED and kept < WELL_KEPT
     lopsided = abs(counts.away - counts.toward) / changed * (1 - kept) > LOPSIDED
@@ -261,7 +265,8 @@ def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undo
     nothing is counted. count_now: counts if that is not decisive: updates whose sizes differ by row
     or column leave more entries unchanged than those of one size.
     """
-    zeros, rows = of_delta["zero_share"], of_delta["rows_changed"]
+    zeros = of_delta["zero_share"]
+    rows = of_delta["rows_changed"]
     excess = undone.zero_excess
     if excess is None and zeros is not None and rows:
         within_rows = 1.0 - (1.0 - zeros) / rows

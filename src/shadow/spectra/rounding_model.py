@@ -79,7 +79,8 @@ class Counts:
     @cached_property
     def occurring(self) -> tuple[Indices, Indices, Floats]:
         """Index into the flat (row classes, column classes, BINADES), level, and number above 0."""
-        flat, width = self.entries.ravel(), self.entries.shape[3]
+        flat = self.entries.ravel()
+        width = self.entries.shape[3]
         found = np.flatnonzero(flat > 0)  # of bools it takes a tenth of the time
         return found // width, found % width, flat[found]
 
@@ -178,7 +179,8 @@ def count(
     is counted, in any unit. largest: the largest absolute entry of the base.
     """
     row_class, col_class = (classes(of_lines) for of_lines in energies)
-    tuned, shape = sides.tuned, sides.shape
+    tuned = sides.tuned
+    shape = sides.shape
     tall = shape[0] > shape[1]
     lines, weight = sampled_lines(row_class if tall else col_class, min(shape))
     top = max(math.frexp(largest)[1] - 1, grid.min_exponent)
@@ -191,7 +193,9 @@ def count(
     )
     # below the smallest normal number the ulp stays what it is
     deepest = max(1 - BINADES, grid.min_exponent - top)
-    away, toward, highest = 0, 0, 0
+    away = 0
+    toward = 0
+    highest = 0
     axis = 0 if tall else 1
     places = []
     starts = [corner[axis] for _, corner in blocks(tuned)]
@@ -243,9 +247,15 @@ def _binades_and_levels(
     np.abs(d, out=d)
     with np.errstate(over="ignore"):
         d *= math.ldexp(1.0, -top)  # so that no power of two below leaves float32's range
-    integer, significand, mask, bias = "i4", 23, 0xFF, 127
+    integer = "i4"
+    significand = 23
+    mask = 0xFF
+    bias = 127
     if b.dtype == np.float64:
-        integer, significand, mask, bias = "i8", 52, 0x7FF, 1023
+        integer = "i8"
+        significand = 52
+        mask = 0x7FF
+        bias = 1023
     exponent = b.view(integer)
     exponent >>= significand
     exponent &= mask
@@ -268,8 +278,11 @@ def _binades_and_levels(
 OCTAVE = 8  # steps of the grid of scales in a factor of two
 BIN_OCTAVE = 4  # bins of the shape in a factor of two
 # log2 of |d| / s: the bins of the shape reach from one to the other, one more down to 0.
-SHAPE_FROM, SHAPE_TO = -7, 7
-RATIO_FROM, RATIO_TO = -10, 40  # log2 of s / ulp that tables of moments reach
+SHAPE_FROM = -7
+SHAPE_TO = 7
+# log2 of s / ulp that tables of moments reach
+RATIO_FROM = -10
+RATIO_TO = 40
 COARSE_TO = 10  # the same of tables of chances: finer steps are too rare to matter to a shape
 ITERATIONS = 30  # of expectation-maximisation in each round
 TINY = 1e-30  # a chance above 0, in float32
@@ -295,7 +308,8 @@ def shape_edges() -> Floats:
 @cache
 def mean_squares() -> Floats:
     """Return (bins,): mean y² of each bin of the shape."""
-    low, high = shape_edges()[:-1], shape_edges()[1:]
+    low = shape_edges()[:-1]
+    high = shape_edges()[1:]
     return (low**2 + low * high + high**2) / 3
 
 
@@ -325,7 +339,8 @@ def tables() -> Tables:
     np.clip(chance, 0.0, 1.0, out=chance)
     nearest: Floats = np.floor(edges + 0.5)
     # integrals from 0 to an edge, of round(t)² and t round(t)
-    whole, rest = (nearest - 1) * nearest * (2 * nearest - 1) / 6, edges - nearest + 0.5
+    whole = (nearest - 1) * nearest * (2 * nearest - 1) / 6
+    rest = edges - nearest + 0.5
     second = whole + nearest**2 * rest
     product = whole + nearest * rest * (edges + nearest - 0.5) / 2
     changed = 1.0 - np.diff(np.minimum(edges, 0.5)) / widths
@@ -384,7 +399,8 @@ def _solve(counts: Counts, shape: Floats) -> Floats:
 def _active(counts: Counts, scales: Floats) -> tuple[Indices, Indices, Floats]:
     """Return ratios and levels that occur in cells with a scale, and their numbers of entries."""
     place, level, number = counts.occurring
-    size, width = (COARSE_TO - RATIO_FROM) * OCTAVE + 1, counts.entries.shape[3]
+    size = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
+    width = counts.entries.shape[3]
     ratios = np.rint(np.nan_to_num(_ratio_index(scales), nan=-1.0)).astype(np.intp).ravel()[place]
     inside = (ratios >= 0) & (ratios < size)
     table = np.bincount(ratios[inside] * width + level[inside], number[inside], size * width)
@@ -406,7 +422,8 @@ def _improve(counts: Counts, scales: Floats, shape: Floats) -> Floats:
 
 
 def _fitted(counts: Counts, shape: Floats, scales: Floats) -> Fit:
-    known, entries = tables(), counts.by_cell
+    known = tables()
+    entries = counts.by_cell
     at = _ratio_index(np.nan_to_num(scales, nan=RATIO_FROM * OCTAVE))
     below = np.clip(np.floor(at).astype(np.intp), 0, len(known.second) - 2)
     part = np.where(np.isfinite(scales), 1.0, 0.0)[..., None]

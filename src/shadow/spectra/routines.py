@@ -64,7 +64,8 @@ def _vector(name: str, times: int = 1, dtype: type[np.generic] = np.float64) -> 
     return Array(lambda sizes: (times * sizes[name],), dtype)
 
 
-N, LEADING = Number(), Number(lambda sizes: sizes["n"])
+N = Number()
+LEADING = Number(lambda sizes: sizes["n"])
 INFO = Array(lambda _: (1,), np.intc)
 # In the order of LAPACK's arguments, and by its names. Matrices are given row by row, as columns of
 # Fortran's: the leading dimension comes last here.
@@ -134,10 +135,14 @@ def _address(name: str) -> Callable[..., None]:
     C's int, AttributeError if SciPy publishes no pointers.
     """
     capsule = cython_lapack.__pyx_capi__[name]
-    name_of, pointer_of = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
-    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
-    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    signature, count = name_of(capsule), len(ROUTINES[name])
+    name_of = ctypes.pythonapi.PyCapsule_GetName
+    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
+    name_of.restype = ctypes.c_char_p
+    name_of.argtypes = [ctypes.py_object]
+    pointer_of.restype = ctypes.c_void_p
+    pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    signature = name_of(capsule)
+    count = len(ROUTINES[name])
     if signature.count(b"*") != count or not re.search(rb"[(,] ?int \*", signature):
         raise ValueError(f"{name} takes other arguments: {signature!r}")
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * count)(pointer_of(capsule, signature))
@@ -176,10 +181,14 @@ def _fault(value: Argument, kind: Letter | Number | Array, sizes: Sizes) -> str 
     """Return what is wrong with an argument, None if nothing is."""
     if isinstance(kind, Letter):
         fits = isinstance(value, bytes) and len(value) == 1 and value in kind.allowed
-        return None if fits else f"is not one of {kind.allowed!r}"
+        if fits:
+            return None
+        return f"is not one of {kind.allowed!r}"
     if isinstance(kind, Number):
         fits = isinstance(value, int) and max(1, kind.least(sizes)) <= value < 1 << 31
-        return None if fits else "is out of range"
+        if fits:
+            return None
+        return "is out of range"
     return array_fault(value, kind.shape(sizes), kind.dtype)
 
 
@@ -197,7 +206,9 @@ def array_fault(
         return f"has the shape {value.shape}, not {shape}"
     if not value.flags.c_contiguous or not value.flags.aligned:
         return "is not contiguous, row by row"
-    return None if value.flags.writeable else "is read-only"
+    if value.flags.writeable:
+        return None
+    return "is read-only"
 
 
 def _are_indices(value: Argument, most: int) -> bool:
@@ -208,7 +219,9 @@ def _pointer(argument: Argument) -> Any:
     """Return what ctypes accepts as the address of a character, a number or an array."""
     if isinstance(argument, np.ndarray):
         return argument.ctypes.data
-    return argument if isinstance(argument, bytes) else ctypes.byref(ctypes.c_int(argument))
+    if isinstance(argument, bytes):
+        return argument
+    return ctypes.byref(ctypes.c_int(argument))
 
 
 PANEL = 64  # columns that LAPACK's blocked routines may take at once
@@ -233,11 +246,15 @@ def eigensystem(
     if of_lapack is None:
         values, vectors = np.linalg.eigh(lower, UPLO="L")
         return values, np.ascontiguousarray(vectors[:, ::-1][:, :count])
-    diagonal, beside, scales = np.empty(n), np.empty(n), np.empty(n)
-    work, info = np.empty(PANEL * n + 2 * PANEL**2), np.zeros(1, np.intc)
+    diagonal = np.empty(n)
+    beside = np.empty(n)
+    scales = np.empty(n)
+    work = np.empty(PANEL * n + 2 * PANEL**2)
+    info = np.zeros(1, np.intc)
     # row by row the lower triangle is, in Fortran's order, the upper one
     of_lapack["dsytrd"](b"U", n, lower, n, diagonal, beside, scales, work, len(work), info)
-    values, destroyed = diagonal.copy(), beside.copy()
+    values = diagonal.copy()
+    destroyed = beside.copy()
     of_lapack["dsterf"](n, values, destroyed, info)
     if info[0]:
         raise np.linalg.LinAlgError("eigenvalues did not converge")
@@ -267,11 +284,15 @@ def _of_tridiagonal(
     values: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Return eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration."""
-    n, count = len(diagonal), len(values)
-    vectors, info = np.empty((count, n)), np.zeros(1, np.intc)
+    n = len(diagonal)
+    count = len(values)
+    vectors = np.empty((count, n))
+    info = np.zeros(1, np.intc)
     # of one block, which ends at n; LAPACK may read as many ends as there are rows
     blocks = np.ones(count, np.intc), np.full(n, n, np.intc)
-    work, iwork, failed = np.empty(5 * n), np.empty(n, np.intc), np.empty(count, np.intc)
+    work = np.empty(5 * n)
+    iwork = np.empty(n, np.intc)
+    failed = np.empty(count, np.intc)
     tridiagonal = n, diagonal, beside
     dstein(*tridiagonal, count, values.copy(), *blocks, vectors, n, work, iwork, failed, info)
     if info[0] == 0 and np.abs(vectors @ vectors.T - np.eye(count)).max() < ORTHONORMAL:

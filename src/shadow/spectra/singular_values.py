@@ -85,7 +85,8 @@ def condition_number(spectrum: Spectrum) -> Values:
     """Return sigma_1 / sigma_m, in [1, inf); None if unresolved, or rounding may move it
     over 5 %.
     """
-    largest, smallest = float(spectrum.sigma[0]), float(spectrum.sigma[-1])
+    largest = float(spectrum.sigma[0])
+    smallest = float(spectrum.sigma[-1])
     if smallest == 0 or spectrum.shift > 2.0 * SMALLEST_ERROR * (smallest / largest) ** 2:
         return {"condition_number": None}
     return {"condition_number": largest / smallest}

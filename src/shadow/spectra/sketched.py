@@ -70,8 +70,10 @@ class Sketch:
     @cached_property
     def participation_ratio(self) -> Estimate:
         """E² / tr G², of a tr G² within what is possible: between E² / m and E²."""
-        space, found = self.space, square_trace(self.space)
-        low, high = space.energy**2 / space.side, space.energy**2
+        space = self.space
+        found = square_trace(self.space)
+        low = space.energy**2 / space.side
+        high = space.energy**2
         squares = min(high, max(low, found.value))
         ratio = space.energy**2 / squares
         return Estimate(ratio, ratio * (found.error / squares))
@@ -103,7 +105,9 @@ def sketches(
                     total += (part @ (v.T @ part).T.contiguous()).numpy()
                 else:
                     total += ((part @ v).T @ part).numpy()
-        return made if wide else [np.ascontiguousarray(total.T) for total in made]
+        if wide:
+            return made
+        return [np.ascontiguousarray(total.T) for total in made]
 
     energies = [(norm * scale) ** 2 for scale, norm in sizes.values()]
     spaces = krylov_spaces(products, frame(key, min(shape)), energies)
@@ -144,12 +148,16 @@ def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
 def kept_elements(shape: tuple[int, int]) -> int:
     """Return how many elements of a delta alone are stored in float32: all, or none."""
     elements = math.prod(shape)
-    return elements if elements <= KEPT else 0
+    if elements <= KEPT:
+        return elements
+    return 0
 
 
 def _within(found: Estimate) -> Estimate | None:
     """The estimate; None where its error is too large a share of it."""
-    return found if found.error <= WIDEST * abs(found.value) else None
+    if found.error <= WIDEST * abs(found.value):
+        return found
+    return None
 
 
 def _between(low: float, high: float) -> Estimate:
@@ -159,7 +167,8 @@ def _between(low: float, high: float) -> Estimate:
 def weight_figures(of: Sketch) -> Figures:
     """The columns that every subject has; None where a product with few vectors cannot decide."""
     low, high = of.ends
-    middle, half = (low + high) / 2.0, (high - low) / 2.0
+    middle = (low + high) / 2.0
+    half = (high - low) / 2.0
     entropy = effective_rank(of.space)
     return {
         "frobenius_norm": of.norm,
@@ -186,7 +195,9 @@ def delta_figures(of: Sketch, null: float, edge: float, sharp: float) -> Figures
 
     null, edge, sharp: its null_participation_ratio, null_edge and null_edge_sharp, in closed form.
     """
-    ratio, spikes, concentration = of.participation_ratio, _above(of, edge), None
+    ratio = of.participation_ratio
+    spikes = _above(of, edge)
+    concentration = None
     if null >= 2:
         concentration = Estimate(
             math.log(null / ratio.value) / math.log(null),
@@ -207,20 +218,26 @@ def delta_figures(of: Sketch, null: float, edge: float, sharp: float) -> Figures
 
 def _above(of: Sketch, edge: float) -> int | None:
     """Return how many singular values lie above an edge; None where the bounds leave it open."""
-    space, level = of.space, (edge * of.scale) ** 2
+    space = of.space
+    level = (edge * of.scale) ** 2
     count = int(np.count_nonzero(space.values > level))
     is_open = count >= len(space.bounds) or space.bounds[count] > level
-    return None if is_open else count
+    if is_open:
+        return None
+    return count
 
 
 def effective_rank_shift(base: Sketch, tuned: Sketch) -> Estimate | None:
     """Return effective_rank of tuned minus that of base, whose probes are the same, so that most of
     their errors cancel; None if the rest is larger than the shift and than SHIFTED of the rank.
     """
-    before, after = effective_rank(base.space), effective_rank(tuned.space)
+    before = effective_rank(base.space)
+    after = effective_rank(tuned.space)
     if before is None or after is None:
         return None
     middle = math.exp((before.log.value + after.log.value) / 2.0)
     moved = Entropy(after.rules - before.rules, after.residues - before.residues).log
     found = Estimate(middle * moved.value, middle * moved.error)
-    return found if found.error <= max(abs(found.value), SHIFTED * middle) else None
+    if found.error <= max(abs(found.value), SHIFTED * middle):
+        return found
+    return None

@@ -162,7 +162,9 @@ class Gram(_Spectral):
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
     ) -> Figured:
         """Measure by three spectra, or that of the delta."""
-        method, profile, scale = means.method, total.profile, total.profile.scale
+        method = means.method
+        profile = total.profile
+        scale = total.profile.scale
         vectors = VECTORS if method.subjects == "all" else 0
         weights: list[Measurement] = []
         spectra: list[Spectrum] = []
@@ -183,7 +185,8 @@ class Gram(_Spectral):
         if isinstance(sides.tuned, Updated):
             delta = _update_spectrum(sides.tuned, norm)
         else:
-            read, is_wide = partial(delta_blocks, sides, scale), sides.dtype == torch.float64
+            read = partial(delta_blocks, sides, scale)
+            is_wide = sides.dtype == torch.float64
             delta = spectrum(
                 read, sides.shape, norm, scale, self.precision, is_wide, grams=means.grams
             )
@@ -208,8 +211,10 @@ class Gram(_Spectral):
         """
 
         def solve() -> Spectrum:
-            scale, is_wide = power_of_two_scale(largest), working_dtype(stored) == torch.float64
-            read, shape = partial(scaled_blocks, matrix, scale, space=means.space), shape_of(matrix)
+            scale = power_of_two_scale(largest)
+            is_wide = working_dtype(stored) == torch.float64
+            read = partial(scaled_blocks, matrix, scale, space=means.space)
+            shape = shape_of(matrix)
             return spectrum(read, shape, norm, scale, self.precision, is_wide, vectors, means.grams)
 
         question = SpectrumKey(stored, self.precision, vectors, means.grams.solver)
@@ -239,7 +244,9 @@ class KrylovSolver(_Spectral):
 
     def on(self, shape: Shape) -> Solver:
         """Use all values if they cost no more."""
-        return self if min(shape) > SMALLEST else FULL
+        if min(shape) > SMALLEST:
+            return self
+        return FULL
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
@@ -247,7 +254,8 @@ class KrylovSolver(_Spectral):
         """Measure by products of few vectors with base, tuned and delta together. The delta of an
         adapter, from its factors, has all values, and so has a side of zeros.
         """
-        profile, is_all = total.profile, means.method.subjects == "all"
+        profile = total.profile
+        is_all = means.method.subjects == "all"
         size = total.size
         sizes: dict[Subject, tuple[float, float]] = {  # the scale of each, and its norm
             "base": (power_of_two_scale(size.base), math.sqrt(total.base) / total.scale),
@@ -303,7 +311,9 @@ class KrylovSolver(_Spectral):
 
     def held(self, shape: Shape, subjects: Subjects) -> int:
         """Return the bytes of a delta alone, if it is small enough."""
-        return 4 * kept_elements(shape) if subjects == "delta" else 0
+        if subjects == "delta":
+            return 4 * kept_elements(shape)
+        return 0
 
 
 Spectral = Gram | KrylovSolver

@@ -230,11 +230,9 @@ def working_dtype(*formats: str) -> torch.dtype:
     """Return float64 if a stored format has more bits than a float32 difference keeps. A quantised
     matrix is decoded to float32.
     """
-    return (
-        torch.float64
-        if any(name in FLOATS and FLOATS[name].bits > 16 for name in formats)
-        else torch.float32
-    )
+    if any(name in FLOATS and FLOATS[name].bits > 16 for name in formats):
+        return torch.float64
+    return torch.float32
 
 
 def delta_blocks(sides: Sides, scale: float, dtype: torch.dtype) -> Iterator[Tensor]:
@@ -335,7 +333,8 @@ def _leading(gram: Tensor, values: Floats, count: int) -> Floats:
     # imported here: most audits have no side that large, and the import takes 20 ms
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-    matrix, side = gram.numpy(), len(gram)
+    matrix = gram.numpy()
+    side = len(gram)
 
     def times(x: Floats) -> Floats:
         return np.asarray(matrix @ x.reshape(-1).astype(matrix.dtype), np.float64)

@@ -85,8 +85,10 @@ def subspace_values(
     m = len(base.sigma)
     k = min(SUBSPACE, m)
     values: Values = {**NO_SUBSPACES, GAPS[0]: _gap(base, k), GAPS[1]: _gap(tuned, k)}
-    u_b, u_t = resolved(base), resolved(tuned)[:, :SUBSPACE]
-    known_b, known_t = u_b.shape[1], u_t.shape[1]
+    u_b = resolved(base)
+    u_t = resolved(tuned)[:, :SUBSPACE]
+    known_b = u_b.shape[1]
+    known_t = u_t.shape[1]
     if known_b < k:
         return values
     left_is_short = base.rows <= base.cols
@@ -178,19 +180,27 @@ def _streamed(
     u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values; energies: of D
     along the long side.
     """
-    (m, k), t_count = u_b.shape, u_t.shape[1]
+    (m, k) = u_b.shape
+    t_count = u_t.shape[1]
     working = np.float64 if sides.dtype == torch.float64 else np.float32
     basis, to_base, to_tuned = (
         np.ascontiguousarray(vectors.T, dtype=working)
         for vectors in (u_b, u_b / sigma_b, u_t / sigma_t)
     )
-    base, weighted, start = np.zeros((k, k)), np.zeros((k, k)), 0
-    tuned, between = np.zeros((t_count, t_count)), np.zeros((k, t_count))
-    inside, images, seen = 0.0, np.zeros((k, m)), np.zeros((t_count, m))
+    base = np.zeros((k, k))
+    weighted = np.zeros((k, k))
+    start = 0
+    tuned = np.zeros((t_count, t_count))
+    between = np.zeros((k, t_count))
+    inside = 0.0
+    images = np.zeros((k, m))
+    seen = np.zeros((t_count, m))
     left_is_long = sides.shape[0] > m
     energies = energies.astype(basis.dtype)
     for b, t, d in _triples(sides, scale):
-        y_b, y_t, inner = _times(to_base, b), _times(to_tuned, t), _times(basis, d)
+        y_b = _times(to_base, b)
+        y_t = _times(to_tuned, t)
+        inner = _times(basis, d)
         base += y_b @ y_b.T
         part = energies[start : start + y_b.shape[1]]
         start += len(part)
@@ -263,7 +273,9 @@ def sibling_values(
 
     formats: the stored dtypes of base, first and second.
     """
-    base, grid = pairs[0][0], None  # the format that the base was rounded to
+    # the format that the base was rounded to
+    base = pairs[0][0]
+    grid = None
     if not is_quantised(base) and not isinstance(base, Updated):
         grid = FLOATS[coarser_grid(base, formats[0], working_dtype(formats[0]), space)]
     values, largest = _sums(pairs, grid, space)
@@ -324,7 +336,10 @@ def _leading(
     shape = shape_of(pair[1])
     vectors = min(SUBSPACE, *shape)
     found: Spectrum = spectrum(read, shape, math.sqrt(energy), scale, "default", wide, vectors)
-    short, is_wide = resolved(found), found.rows <= found.cols
+    short = resolved(found)
+    is_wide = found.rows <= found.cols
     images = [(part if is_wide else part.T).numpy().T @ short for part in read(torch.float64)]
     long = np.linalg.qr(np.concatenate(images))[0]
-    return (short, long) if is_wide else (long, short)
+    if is_wide:
+        return (short, long)
+    return (long, short)

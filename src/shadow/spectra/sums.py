@@ -32,7 +32,9 @@ NARROW = 1 << 11
 UNSCALED = 2.0**24  # a largest entry below which nothing needs a smaller scale
 # Sizes whose norms float64 holds, and how many times a side may be larger than the other, so that
 # the squares of both are held at one scale.
-SMALLEST, LARGEST, FURTHEST = 2.0**-1020, 2.0**1000, 2.0**400
+SMALLEST = 2.0**-1020
+LARGEST = 2.0**1000
+FURTHEST = 2.0**400
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,11 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
     exponent_mask = 0x7FF << 52 if is_wide else 0xFF << 23
     smallest = np.array(math.ldexp(scale, stored.min_exponent), f"f{8 if is_wide else 4}")
     smallest_normal = smallest.view(integer)
-    r, c, reached = np.zeros(rows), np.zeros(cols), np.zeros(rows, dtype=bool)
-    ulp_rows, ulp_cols = np.zeros(rows), np.zeros(cols)
+    r = np.zeros(rows)
+    c = np.zeros(cols)
+    reached = np.zeros(rows, dtype=bool)
+    ulp_rows = np.zeros(rows)
+    ulp_cols = np.zeros(cols)
     totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
     different = 0
     zeroed = True
@@ -172,14 +177,16 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         np.not_equal(d, 0, out=differs)
         different += int(np.count_nonzero(differs))
         zeroed = zeroed and not t[differs].any()
-        in_rows, in_cols = slice(row, row + len(b)), slice(col, col + b.shape[1])
+        in_rows = slice(row, row + len(b))
+        in_cols = slice(col, col + b.shape[1])
         reached[in_rows] |= differs.any(axis=1)
         if delta_scale != 1.0:
             d *= delta_scale
         totals["along"] += _products(b, d)
         down = np.ones(len(d), d.dtype)
         # The exponents of numbers >= 0 are in the order of their bits.
-        b_bits, t_bits = b.view(integer), t.view(integer)
+        b_bits = b.view(integer)
+        t_bits = t.view(integer)
         b_bits &= exponent_mask
         t_bits &= exponent_mask
         np.maximum(b_bits, t_bits, out=b_bits)
@@ -244,7 +251,8 @@ class EntryBlock:
         ]
         bits: list[NDArray[Any]] = [raw.view(INTEGERS[raw.itemsize]).numpy() for raw in self.raw]
         self.bytes = [some.view(np.uint8).data for some in bits]
-        self._bits, self._head = bits[:2], [some[:HEAD] for some in bits[:2]]
+        self._bits = bits[:2]
+        self._head = [some[:HEAD] for some in bits[:2]]
         self._one_format = len(set(stored[:2])) == 1
         height = -(-count // LINE)
         padded = space.take("parts", (matrices + 1, height * LINE), dtype)
@@ -257,7 +265,8 @@ class EntryBlock:
     def load(self, *matrices: int) -> None:
         """Load the numbers of these matrices from their stored bytes."""
         for one in matrices:
-            raw, numbers = self.raw[one], self.numbers[one]
+            raw = self.raw[one]
+            numbers = self.numbers[one]
             (numbers if raw.ndim == 1 else numbers.view(raw.shape)).copy_(raw)
 
     def is_equal(self) -> bool:
@@ -270,7 +279,9 @@ class EntryBlock:
     def energy(self) -> float:
         """Return the energy of the numbers of the first."""
         energy = self.product(0, 0)
-        return energy if is_safe(energy) else self._in_float64(self.raw[0], self.raw[0])[0]
+        if is_safe(energy):
+            return energy
+        return self._in_float64(self.raw[0], self.raw[0])[0]
 
     def product(self, one: int, other: int) -> float:
         """Return the inner product of two rows of lines."""
@@ -281,7 +292,8 @@ class EntryBlock:
         """Return how many numbers of the first two differ, the energies of both and of the delta,
         and <first, delta>. The delta becomes that row of lines. Correct if both are finite.
         """
-        pair, out = self.lines[:2], self._sums
+        pair = self.lines[:2]
+        out = self._sums
         delta = self.lines[into]
         np.vecdot(pair, pair, out=out[0])
         np.subtract(pair[1], pair[0], out=delta)
@@ -351,7 +363,8 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
             yield part
             part.raw = []  # a part is kept, and what was read of a matrix would be with it
         return
-    stored, whole = [one.dtype for one in flat], matrices[1].numel()
+    stored = [one.dtype for one in flat]
+    whole = matrices[1].numel()
     for start in range(0, whole, PART):
         if start == 0 or whole - start < PART:
             part = _part(space, dtype, len(flat), min(PART, whole - start), stored)
@@ -382,7 +395,9 @@ class Extremes:
 def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
     """Examine a matrix (rows, cols) in one pass, including NaN and infinity."""
     nan = infinite = row = 0
-    energy, first, is_constant = 0.0, None, True
+    energy = 0.0
+    first = None
+    is_constant = True
     flat: list[tuple[int, float]] = []  # rows of one value
     for block in _blocks(matrix, space):
         squares = np.vecdot(block, block)

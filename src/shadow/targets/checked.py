@@ -50,7 +50,9 @@ class FaultError(ValueError):
 
     def __init__(self, message: str, hint: str | None = None, *at: str | int) -> None:
         super().__init__(message)
-        self.message, self.hint, self.at = message, hint, at
+        self.message = message
+        self.hint = hint
+        self.at = at
 
 
 class Form(BaseModel):
@@ -70,7 +72,9 @@ class Form(BaseModel):
     @classmethod
     def of_text(cls, text: str) -> object:
         """Return the mapping that a text abbreviates; the text itself if it abbreviates none."""
-        return {cls.TEXT: text} if cls.TEXT else text
+        if cls.TEXT:
+            return {cls.TEXT: text}
+        return text
 
     @classmethod
     def check_key(cls, key: str) -> None:
@@ -165,7 +169,8 @@ def _fault(
     if isinstance(own, FaultError):
         return path, own.message, own.hint
     message, hint = WORDS.get(details["type"], ("{what} cannot be {value}", None))
-    value, key = details["input"], path[-1] if path else None
+    value = details["input"]
+    key = path[-1] if path else None
     words = re.findall(r"'([^']*)'", str(context.get("expected", "")))
     if isinstance(value, str) and (close := nearest(value, words)):
         hint = close
@@ -181,7 +186,8 @@ class _NotPlainError(Exception):
 
     def __init__(self, message: str, line: int | None) -> None:
         super().__init__(message)
-        self.message, self.line = message, line
+        self.message = message
+        self.line = line
 
 
 def _plain_tree(raw: bytes, file: str, hint: str) -> tuple[Tree, dict[KeyPath, int]]:

@@ -122,7 +122,8 @@ def load_families(extra: Path | None = None) -> dict[str, Family]:
         for name, one in form.root.items():
             family = _family(name, one, file, line=lines[name,])
             if first := families.get(name):
-                where, other = f"{family.file}:{family.line}", f"{first.file}:{first.line}"
+                where = f"{family.file}:{family.line}"
+                other = f"{first.file}:{first.line}"
                 message = f"{where}: family {name!r} is already in {other}"
                 raise ShadowError(message, "give it another name")
             families[name] = family
@@ -217,7 +218,8 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
     references = [typed_reference(target) for target in targets]
     if len(references) == 2:
         return (given_pair(references[0], references[1]),)
-    (checkpoint,), name = references, short(str(references[0]))
+    (checkpoint,) = references
+    name = short(str(references[0]))
     if checkpoint.is_folder:
         one = short(targets[0])
         alone = f"; or check one by itself: shadow verify whole {one}"
@@ -264,5 +266,7 @@ def _family(name: str, form: FamilyForm, file: Path, line: int) -> Family:
         tuned = stages[end]
         assert isinstance(tuned, Reference)
         pairs.append(Pair(name, f"{start}..{end}", stages[start], tuned, relation))
-    tags, source, note = tuple(form.tags), form.source or None, form.note or None
+    tags = tuple(form.tags)
+    source = form.source or None
+    note = form.note or None
     return Family(name, stages, tuple(pairs), tags, source, note, str(file), line)

@@ -68,7 +68,8 @@ class NamedCheckpoint(Form):
     this file.
     """
 
-    CALLED, TEXT = "a checkpoint", "repo"
+    CALLED = "a checkpoint"
+    TEXT = "repo"
     WRITTEN = (
         "write `org/name` or {repo: org/name, revision: ..., subfolder: ...}; only `base` may have"
         " one for each component"
@@ -130,7 +131,9 @@ class PairForm(Form):
     @classmethod
     def of_text(cls, text: str) -> object:
         start, _, to = text.partition("..")
-        return {"from": start, "to": to} if text.count("..") == 1 else text
+        if text.count("..") == 1:
+            return {"from": start, "to": to}
+        return text
 
     def __str__(self) -> str:
         return f"{self.start}..{self.to}"
@@ -202,7 +205,8 @@ class FamiliesForm(RootModel[dict[Name, FamilyForm]]):
 class PairClaimForm(Form):
     """A claim that should hold of a pair; docs/lists.md says which there are."""
 
-    CALLED, TEXT = "a claim", "claim"
+    CALLED = "a claim"
+    TEXT = "claim"
     WRITTEN = "write `trained --frozen embed`, or {claim: trained, frozen: [embed]}"
 
     claim: Word
@@ -226,7 +230,8 @@ Claims = Annotated[list[PairClaimForm], Field([], max_length=100)]
 class TargetForm(Form):
     """A target of an audit, by its name."""
 
-    CALLED, TEXT = "an entry", "target"
+    CALLED = "an entry"
+    TEXT = "target"
     WRITTEN = (
         "write a target alone, or base and tuned together, and a name if you like; options go with"
         " the command"
@@ -239,7 +244,9 @@ class TargetForm(Form):
 class TwoCheckpointsForm(Form):
     """A pair that need not be in the registry."""
 
-    CALLED, WRITTEN, ALSO = TargetForm.CALLED, TargetForm.WRITTEN, TargetForm.known()
+    CALLED = TargetForm.CALLED
+    WRITTEN = TargetForm.WRITTEN
+    ALSO = TargetForm.known()
 
     base: Ref
     tuned: Ref

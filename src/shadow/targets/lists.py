@@ -154,7 +154,9 @@ def _asked(entry: ListEntry | None = None) -> Iterator[None]:
 
 def shown(listed: str) -> str:
     """Return the name of a list in messages: its file as given, or standard input for `-`."""
-    return "standard input" if listed == "-" else listed
+    if listed == "-":
+        return "standard input"
+    return listed
 
 
 def read_list(listed: str) -> list[ListEntry]:
@@ -178,7 +180,8 @@ def read_list(listed: str) -> list[ListEntry]:
         raise UsageError(f"{name}: {why}", "--list takes a file, or -") from error
     if len(raw) > MAX_BYTES:
         raise UsageError(f"{name}: larger than {MAX_BYTES:,} bytes", "split it")
-    folder, suffix = Path(listed).absolute().parent, Path(listed).suffix.lower()
+    folder = Path(listed).absolute().parent
+    suffix = Path(listed).suffix.lower()
     if listed == "-" or any(folder.is_relative_to(place) for place in STREAMS):
         folder = Path.cwd()
     lines = (line.strip() for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines())
@@ -244,7 +247,8 @@ def share(pairs: Sequence[Pair], shard: Share) -> tuple[Pair, ...]:
     each split. The pairs of one family stay together, since they share checkpoints.
     """
     counts = Counter(pair.family for pair in pairs)
-    number, before = {}, 0
+    number = {}
+    before = 0
     for family in sorted(
         counts,
         key=lambda name: (hashlib.sha256(name.encode(errors="surrogatepass")).digest(), name),
