@@ -60,7 +60,8 @@ class Ray:
             address = given.pop("address", None)
             memory = given.pop("memory", None)
             if not given:
-                return cls(address, None if cores is None else int(cores), memory)
+                cpus = None if cores is None else int(cores)
+                return cls(address, cpus, memory)
         if engine != "local":
             hint = "local, ray, or ray:cpus=2,memory=16GB,address=auto"
             raise UsageError(f"no engine {engine[:80]!r}", hint)
@@ -100,12 +101,12 @@ class Engine(Protocol):
 
     @property
     def elsewhere(self) -> bool:
-        """Return whether tasks run in other processes, several at a time, perhaps on other
+        """Tell whether tasks run in other processes, several at a time, perhaps on other
         machines.
         """
 
     def lanes(self) -> int:
-        """Return how many tasks run at a time, 1 or more."""
+        """Say how many tasks run at a time, 1 or more."""
 
     def submit(self, task: Task) -> None:
         """Add a task, which starts in its turn."""
@@ -199,14 +200,14 @@ class Queue:
         self._waiting.insert(0 if first else len(self._waiting), task)
 
     def take(self, machine: str) -> Task | None:
-        """Return the next task for a machine; None if none waits."""
+        """The next task for a machine; None if none waits."""
         if not self._waiting:
             return None
         left = Counter(task.near for task in self._waiting)
         near = self._reads.get(machine)
         if near not in left:
             read = {*self._reads.values()}
-            near = max(left, key=lambda one: (one not in read, left[one]))
+            near = max(left, key=lambda name: (name not in read, left[name]))
             self._reads[machine] = near
         task = next(task for task in self._waiting if task.near == near)
         self._waiting.remove(task)

@@ -108,12 +108,12 @@ def standing(
 
     spectra: also require singular values, which a copy may leave out.
     """
-    there = finished(folder)
-    if there.metadata is None:
-        return there
-    if differing := differences(there.metadata, wanted):
-        return replace(there, other=named(differing))
-    metadata = there.metadata
+    state = finished(folder)
+    metadata = state.metadata
+    if metadata is None:
+        return state
+    if differing := differences(metadata, wanted):
+        return replace(state, other=named(differing))
     notes = []
     try:
         if metadata["version"] != __version__:
@@ -121,11 +121,11 @@ def standing(
         if absent := Report(folder).absent:
             notes.append(absent_note(absent))
         if notes and runtime.overwrite:
-            return replace(there, broken="; ".join(notes))
+            return replace(state, broken="; ".join(notes))
         require_tables(folder, metadata, spectra=spectra)
         summary, _ = read_summary(folder)
     except ShadowError as error:
-        return replace(there, broken=error.message)
+        return replace(state, broken=error.message)
     remove_journal_of(folder, wanted)
     try:
         json.loads(read_start(folder / SUMMARY) or b"")
@@ -134,18 +134,21 @@ def standing(
             staged.put(SUMMARY, summary_bytes(summary.as_json()))
         runtime.say(f"{folder}: {SUMMARY} was missing or damaged, and is made again")
     runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
-    return replace(there, result=AuditResult(folder, summary, measured=0, provenance=metadata))
+    result = AuditResult(folder, summary, measured=0, provenance=metadata)
+    return replace(state, result=result)
 
 
-def differences(metadata: ReportMetadata, asked: ReportMetadata) -> list[str]:
-    """Return settings, sides and names that differ, with both values; the version does not count.
+def differences(metadata: ReportMetadata, wanted: ReportMetadata) -> list[str]:
+    """Settings, sides and names that differ, with both values; the version does not count.
 
     A setting that the metadata lacks did not exist yet, and has its value in DEFAULTS.
     """
     if not is_read(metadata):
-        made = f"{metadata['schema']} of {str(metadata.get('version'))[:40]}"
-        return [f"schema and version {made}, now {SCHEMA} of {__version__}"]
-    had, now = (_flat({"settings": DEFAULTS}) | _flat(one) for one in (metadata, asked))
+        schema = f"{metadata['schema']} of {str(metadata.get('version'))[:40]}"
+        return [f"schema and version {schema}, now {SCHEMA} of {__version__}"]
+    defaults = _flat({"settings": DEFAULTS})
+    had = defaults | _flat(metadata)
+    now = defaults | _flat(wanted)
     differing = {key: name for key, name in NAMES.items() if had.get(key) != now.get(key)}
     for key in FOLLOWS.keys() & differing.keys():
         for other in FOLLOWS[key]:
@@ -157,7 +160,7 @@ def differences(metadata: ReportMetadata, asked: ReportMetadata) -> list[str]:
 
 
 def named(differing: list[str]) -> str:
-    """Return differences as one phrase, naming the first few."""
+    """Differences as one phrase, naming the first few."""
     return "; ".join(filter(None, [*differing[:MANY], and_more(len(differing) - MANY)]))
 
 

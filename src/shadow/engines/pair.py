@@ -84,13 +84,13 @@ def run_pair(
     chosen, and otherwise ShadowError; no half-written report is ever left.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
-    there = nearest_folder(output)
+    existing = nearest_folder(output)
     try:
         with _asked(pair, settings, folder, runtime) as asked:
             # what another audit of the pair has measured by then is not measured again
             return when_free(partial(_audit, asked), runtime)
     finally:
-        remove_empty(folder.absolute() / PARTIAL, there)
+        remove_empty(folder.absolute() / PARTIAL, existing)
 
 
 def measure_part(
@@ -110,15 +110,15 @@ def measure_part(
     require_sight((folder.parents[1] / JOURNAL).is_file, fault, NOT_SEEN)
     with _asked(pair, settings, folder, runtime) as asked:
         base, tuned = find_sides(pair, runtime, asked.scratch)
-        for found, wanted in ((base, identity["base"]), (tuned, identity["tuned"])):
-            if side_of(found) != wanted:
-                fault = f"{found.reference}: another machine has other files under this name"
+        for side, wanted in ((base, identity["base"]), (tuned, identity["tuned"])):
+            if side_of(side) != wanted:
+                fault = f"{side.reference}: another machine has other files under this name"
                 hint = "every machine must see the same files under the same name"
                 raise ShadowError(fault, hint)
         aligned = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
         summed = summed_with(aligned, settings)
         of_part = frozenset(keys)
-        part = replace(aligned, pairs=[one for one in aligned.pairs if one.key in of_part])
+        part = replace(aligned, pairs=[pair for pair in aligned.pairs if pair.key in of_part])
         with closing(when_free(partial(Journal, folder, identity), runtime)) as journal:
             _measure(asked, part, journal, summed)
         return folder
@@ -159,19 +159,19 @@ def _audit(asked: Asked) -> AuditResult:
     folder = asked.folder
     base, tuned = find_sides(pair, runtime, asked.scratch)
     wanted = identity(pair, settings, base, tuned)
-    there = standing(folder, wanted, runtime)
-    if there.result is not None:
-        return there.result
+    report = standing(folder, wanted, runtime)
+    if report.result is not None:
+        return report.result
     # where that fetches no weights, a filter that the model has nothing of is refused before a
     # report that is in the way
     is_cheap = not pickled_part(base) and not pickled_part(tuned)
     aligned = None
-    if not there.other or runtime.overwrite or (settings.chosen != Filter() and is_cheap):
+    if not report.other or runtime.overwrite or (settings.chosen != Filter() and is_cheap):
         aligned = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
-    if aligned is None or (there.other and not runtime.overwrite):
-        message = f"{folder}: the finished report there differs: {there.other}"
+    if aligned is None or (report.other and not runtime.overwrite):
+        message = f"{folder}: the finished report there differs: {report.other}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
-    if reason := there.other or there.broken:
+    if reason := report.other or report.broken:
         runtime.say(f"measuring again; the old report stays until that is done: {reason}")
     ours = folder, folder.parent, folder.parent.parent
     listings = listings_of(base, ours), listings_of(tuned, ours)
@@ -181,7 +181,7 @@ def _audit(asked: Asked) -> AuditResult:
     started = time.monotonic()
     journal = Journal(folder, wanted)
     try:
-        if finished(folder).metadata != there.metadata:
+        if finished(folder).metadata != report.metadata:
             raise BusyError(
                 f"{folder}: another audit has just ended there", "run the same command again"
             )
@@ -261,8 +261,8 @@ def _planned(asked: Asked, aligned: AlignedPair, journal: Journal) -> Plan:
     if journal.fetched:
         from shadow.checkpoints.hub import remove_leftovers
 
-        for one in journal.fetched:
-            remove_leftovers(one.repo, one.checksum)
+        for fetched in journal.fetched:
+            remove_leftovers(fetched.repo, fetched.checksum)
     plan = make_plan(
         aligned,
         asked.runtime.access,
@@ -321,7 +321,7 @@ class Parts:
     def measure(self, asked: Asked, aligned: AlignedPair, journal: Journal) -> None:
         """Measure what the journal lacks, and add it. Raises the errors of parts."""
         left = [pair for pair in aligned.pairs if pair.key not in journal.outcomes]
-        there = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
+        measured = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
         is_filtered = asked.settings.chosen != Filter()
         # what comes in byte ranges is decided over a whole pair
         count = 1 if is_filtered else self.count or self.engine.lanes()
@@ -331,7 +331,10 @@ class Parts:
             asked.runtime.say(f"measuring in {len(parts)} parts")
         runtime = asked.runtime
         before = Progress(
-            len(there), len(aligned.pairs), sum(map(cost, there)), sum(map(cost, aligned.pairs))
+            len(measured),
+            len(aligned.pairs),
+            sum(map(cost, measured)),
+            sum(map(cost, aligned.pairs)),
         )
         recorded: dict[str, Progress] = {}
 
@@ -341,10 +344,10 @@ class Parts:
             every = [before, *recorded.values()]
             together = replace(
                 before,
-                done=min(before.total, sum(one.done for one in every)),
-                cost_done=min(before.cost_total, sum(one.cost_done for one in every)),
-                moved=sum(one.moved for one in every),
-                to_move=sum(one.to_move for one in every),
+                done=min(before.total, sum(progress.done for progress in every)),
+                cost_done=min(before.cost_total, sum(progress.cost_done for progress in every)),
+                moved=sum(progress.moved for progress in every),
+                to_move=sum(progress.to_move for progress in every),
             )
             runtime.show(together)
 
@@ -405,10 +408,10 @@ def cut(pairs: Sequence[MatrixPair], count: int, *, is_fetched: bool) -> list[li
 
 
 def _commits(pair: Pair, aligned: AlignedPair) -> dict[Reference, str]:
-    """Return the commits of the sides on the Hub, as opened here."""
-    found: dict[Reference, str | None] = {}
+    """The commits of the sides on the Hub, as opened here."""
+    commits: dict[Reference, str | None] = {}
     for reference, checkpoint in ((pair.base, aligned.base), (pair.tuned, aligned.tuned)):
         opened: dict[str | None, Checkpoint] = {**dict(checkpoint.parts)}
         for component, part in reference.parts:
-            found[part] = opened.get(component, checkpoint).commit
-    return {reference: commit for reference, commit in found.items() if commit is not None}
+            commits[part] = opened.get(component, checkpoint).commit
+    return {reference: commit for reference, commit in commits.items() if commit is not None}

@@ -58,9 +58,9 @@ def ray_engine(request: Ray, runtime: Runtime) -> Iterator[RayEngine]:
 
     with contextlib.ExitStack() as stack:
         if ray.is_initialized():
-            there = ray.get_runtime_context().gcs_address
-            if request.address not in (None, "auto", "local", there):
-                hint = f"leave out the address, or name {there}; `ray.shutdown()` ends it"
+            current = ray.get_runtime_context().gcs_address
+            if request.address not in (None, "auto", "local", current):
+                hint = f"leave out the address, or name {current}; `ray.shutdown()` ends it"
                 raise UsageError("this process already uses a Ray at another address", hint)
         else:
             if address == "local":
@@ -97,10 +97,10 @@ def _connect(address: str) -> None:
                 **own,
             )
     except Exception as error:  # no other class where Ray's processes take too long to start
-        said = " ".join(str(error).split())[:MOST_SAID]
+        message = " ".join(str(error).split())[:MOST_SAID]
         if address == "local":
-            raise ShadowError(f"Ray did not start on this machine: {said}", BUSY) from error
-        raise ShadowError(f"no Ray at {address}: {said}", OUTSIDE) from error
+            raise ShadowError(f"Ray did not start on this machine: {message}", BUSY) from error
+        raise ShadowError(f"no Ray at {address}: {message}", OUTSIDE) from error
 
 
 def _require_somebody_at(address: str) -> None:
@@ -225,12 +225,12 @@ class RayEngine:
             ray.wait(running, num_returns=len(running), timeout=GRACE)
             self._relay(GRACE)
         given_up = [self._running.pop(reference) for reference in running]
-        for one in given_up:
-            one.begun.close()
-        return [one.task for one in given_up]
+        for running_task in given_up:
+            running_task.begun.close()
+        return [running_task.task for running_task in given_up]
 
     def _slots(self, machines: Mapping[str, tuple[float, float]]) -> dict[str, int]:
-        """Return for how many tasks each machine has room. machines: as in `_machines`."""
+        """Say for how many tasks each machine has room. machines: as in `_machines`."""
         slots = {}
         for machine, (cores, memory) in machines.items():
             room_for = int(cores // self._cores)
@@ -249,7 +249,7 @@ class RayEngine:
                 "Ray has ended on the machine of this command",
                 "start Ray there again; the same command continues",
             )
-        self._await_machines(there=bool(slots))
+        self._await_machines(has_room=bool(slots))
         if not self._queue:
             return
         busy = [running.machine for running in self._running.values()]
@@ -262,11 +262,11 @@ class RayEngine:
         if not self._running:
             time.sleep(TICK)  # every machine is lost for the moment
 
-    def _await_machines(self, *, there: bool) -> None:
+    def _await_machines(self, *, has_room: bool) -> None:
         """Report that no machine is there. Raises ShadowError if none appears for long."""
         now = time.monotonic()
         most = f"{round(EMPTY_ENDS / 60)} minutes"
-        if there:
+        if has_room:
             self._empty_since = None
         elif self._empty_since is None:
             self._empty_since = now
@@ -310,7 +310,7 @@ class RayEngine:
 
         with contextlib.suppress(ray.exceptions.RayError):
             messages = ray.get(self._messages.take.remote(), timeout=patience)
-            running = {one.task.name: one.runtime for one in self._running.values()}
+            running = {each.task.name: each.runtime for each in self._running.values()}
             for name, message in messages:
                 if name in running and isinstance(message, Progress):
                     running[name].show(message)
@@ -318,7 +318,7 @@ class RayEngine:
                     running[name].say(str(message))
 
     def _ended(self, reference: Any) -> Ended | None:
-        """Return the result of a task; None if it is started again."""
+        """The result of a task; None if it is started again."""
         import ray
         from ray import exceptions
 
@@ -348,7 +348,7 @@ class RayEngine:
 
 
 def _machines() -> dict[str, tuple[float, float]]:
-    """Return the cores and bytes of memory of each machine, by Ray's name for it."""
+    """The cores and bytes of memory of each machine, by Ray's name for it."""
     import ray
 
     return {
@@ -362,7 +362,7 @@ def _machines() -> dict[str, tuple[float, float]]:
 
 
 def too_large(cores: int, memory: int | None, largest: float) -> ShadowError:
-    """Return why no machine has room for a task; largest: the most cores of one."""
+    """Say why no machine has room for a task; largest: the most cores of one."""
     hint = "use less of cpus and memory for each task, or start Ray on a larger machine first"
     if largest < cores:
         fault = f"a task wants {cores} cores, the largest machine has {largest:g}"
@@ -412,7 +412,7 @@ def _carry_out(
     own_cache: bool,
     version: str,
 ) -> tuple[Any, BaseException | None]:
-    """Return the result of a task, or its error. folder: of relative file names; own_cache: whether
+    """The result of a task, or its error. folder: of relative file names; own_cache: whether
     each machine uses its own cache of spectra; version: of the command.
     """
     if version != __version__:
@@ -440,7 +440,7 @@ def _carry_out(
 
 
 def allotted(cores: int, memory: int | None) -> MachineLimits:
-    """Return the cores that a task may use, and its memory or their share of the machine's."""
+    """The cores that a task may use, and its memory or their share of the machine's."""
     machine = machine_limits()
     by = "the engine"
     if memory is None:

@@ -50,7 +50,7 @@ class Place:
 
     @property
     def is_unplaced(self) -> bool:
-        """Return whether it stands for one tensor alone because others have the same place."""
+        """Tell whether it stands for one tensor alone because others have the same place."""
         return self.slot.startswith("\0")
 
 
@@ -68,7 +68,7 @@ class Part:
     experts: int = 0
 
     def shape(self, stored: Shape) -> tuple[int, int]:
-        """Return (rows, cols) of this matrix in a tensor of that shape; other dimensions are
+        """(rows, cols) of this matrix in a tensor of that shape; other dimensions are
         columns.
         """
         rows, cols = self._whole(stored)
@@ -80,12 +80,12 @@ class Part:
         return self.groups * (stop - start), cols
 
     def _whole(self, stored: Shape) -> tuple[int, int]:
-        """Return (rows, cols) as stored, of one expert of a stack."""
+        """(rows, cols) as stored, of one expert of a stack."""
         rows, *cols = stored[1:] if self.experts else stored or (1,)
         return rows, math.prod(cols)
 
     def view(self, tensor: Tensor) -> Tensor:
-        """Return this matrix as a view, (rows, cols), or (groups, rows / groups, cols) if split."""
+        """This matrix as a view, (rows, cols), or (groups, rows / groups, cols) if split."""
         rows, cols = self._whole(tuple(tensor.shape))
         if self.experts:
             tensor = tensor[self.place.expert]
@@ -104,7 +104,7 @@ class Part:
 
 
 def place_tensors(shapes: Mapping[str, Shape], config: Config) -> dict[str, tuple[Part, ...]]:
-    """Return the matrices in every tensor of a checkpoint, at least one each, by tensor name.
+    """The matrices in every tensor of a checkpoint, at least one each, by tensor name.
 
     If two tensors would have the same place, both fall back to their own names, so that neither is
     lost.
@@ -197,7 +197,7 @@ def _layer_numbers(
 
 
 def _upright_stacks(facts: Facts, readings: Iterable[tuple[Reading, int | None, Shape]]) -> Upright:
-    """Return whether the stacked experts of each stack of blocks are (experts, out, in), if shapes
+    """Tell whether the stacked experts of each stack of blocks are (experts, out, in), if shapes
     show it.
 
     A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no
@@ -217,9 +217,12 @@ def _upright_stacks(facts: Facts, readings: Iterable[tuple[Reading, int | None, 
             for module, (first, second) in shapes.items()
             if hidden is not None and (first == hidden) != (second == hidden)
         ]
-        both = shapes.get("experts.gate_up")
-        if down and both in ((2 * down[1], down[0]), (down[1], 2 * down[0])):
-            answers = [both == (2 * down[1], down[0])]
+        if down:
+            gate_up = shapes.get("experts.gate_up")
+            if gate_up == (2 * down[1], down[0]):
+                answers = [True]
+            elif gate_up == (down[1], 2 * down[0]):
+                answers = [False]
         if answers:
             upright.setdefault((component, stack), answers[0])
     return upright
@@ -231,12 +234,7 @@ class _Splitter:
     upright: whether the stacks of experts are (experts, out, in).
     """
 
-    def __init__(
-        self,
-        facts: Facts,
-        reading: Reading,
-        upright: Upright,
-    ) -> None:
+    def __init__(self, facts: Facts, reading: Reading, upright: Upright) -> None:
         self._facts = facts
         self._reading = reading
         self._component = reading.component
@@ -245,7 +243,7 @@ class _Splitter:
     def parts(self, shape: Shape, *, alone: bool) -> Iterator[Part]:
         """Split a tensor into parts, without a layer. alone: its name has no expert number."""
         reading = self._reading
-        rest = self._reading.rest
+        rest = reading.rest
         rules = self._facts.rules
         of_experts = reading.module.startswith(("experts.", "shared."))
         is_stack = of_experts or "experts" in rest.split(".")
@@ -268,7 +266,7 @@ class _Splitter:
         return Part(Place(self._component, None, module, slot=slot), **how)
 
     def _biases(self, shape: Shape) -> Iterator[Part]:
-        """Return biases: the bias of a matrix has its module as slot, and is split like it."""
+        """Biases: the bias of a matrix has its module as slot, and is split like it."""
         owner = self._reading.rest[: -len(".bias")]
         owners = self._facts.rules.suffixes[self._component].match(owner)
         if owners is None:
@@ -284,19 +282,19 @@ class _Splitter:
         facts = self._facts
         component = self._component
         rest = self._reading.rest
-        rules = facts.rules
-        transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
+        transposed = any(rule.hold(facts, component, rest) for rule in facts.rules.transposed)
         if experts:
             transposed = not self._upright.get((component, self._reading.stack), not transposed)
         if experts > MAX_EXPERTS:
             experts = 0
-        module = self._reading.module
-        slot = self._reading.slot
-        whole = self._part(module, slot, transposed=transposed, experts=experts)
+        whole = self._part(
+            self._reading.module, self._reading.slot, transposed=transposed, experts=experts
+        )
         # plain weights, not integers that pack several
         is_plain = rest.endswith(".weight") or weight_stem(rest) == rest
-        parts = self._split(whole, rest, whole.shape(shape)) if is_plain else None
-        parts = parts or (whole,)
+        parts = (whole,)
+        if is_plain:
+            parts = self._split(whole, rest, whole.shape(shape)) or parts
         if not experts:
             yield from parts
         for expert in range(experts):
@@ -307,25 +305,20 @@ class _Splitter:
     ) -> tuple[Part, ...] | None:
         """Split a fused module of (rows, cols); None if too little is known."""
         name = _full_name(whole.place)
-        (rows, cols) = size
+        rows, cols = size
         rules = self._facts.rules
         component = self._component
-        order = next(
-            (
-                one
-                for one in rules.rows
-                if one.module == name and one.conditions.hold(self._facts, component, rest)
-            ),
-            None,
-        )
-        if order is None:
+        for order in rules.rows:
+            if order.module == name and order.conditions.hold(self._facts, component, rest):
+                break
+        else:
             return None
         fused = rules.fused.get(name, Fused((), ()))
         into = order.into or fused.into
-        said = order.sizes or fused.sizes
+        sizes = order.sizes or fused.sizes
         if not into:
             return None
-        shares = [self._number(share) for share in said]
+        shares = [self._number(share) for share in sizes]
         groups = rows // len(into) if order.groups == "each" else self._number(order.groups)
         if 0 in shares or groups < 1 or rows < 1 or rows % groups:
             return None
@@ -335,7 +328,7 @@ class _Splitter:
             return None
         if order.square and cols is not None and rows != len(into) * cols:
             return None
-        if "heads" in said and rows // total != self._head_size(rows // total):
+        if "heads" in sizes and rows // total != self._head_size(rows // total):
             return None
         ends = [each * sum(shares[:at]) // total for at in range(len(shares) + 1)]
         return tuple(
@@ -349,13 +342,13 @@ class _Splitter:
         )
 
     def _number(self, number: int | str) -> int:
-        """Return a number, or the count of this name; 0 if the config lacks it."""
+        """A number, or the count of this name; 0 if the config lacks it."""
         if isinstance(number, int):
             return number
         return self._facts.count(number, self._component) or 0
 
     def _head_size(self, rows: int) -> int:
-        """Return the rows of a head by the config, to check its head counts; rows without them."""
+        """The rows of a head by the config, to check its head counts; rows without them."""
         if size := self._number("head_size"):
             return size
         hidden = self._number("hidden")
@@ -370,7 +363,7 @@ def _of_expert(part: Part, expert: int) -> Part:
 
 
 def _full_name(place: Place) -> str:
-    """Return the module and the slot as `names.yaml` writes them."""
+    """The module and the slot as `names.yaml` writes them."""
     if place.slot:
         return f"{place.module}/{place.slot}"
     return place.module

@@ -46,7 +46,7 @@ class Conditions:
     parameter: bool = False  # the name does not end in `.weight`
 
     def hold(self, facts: Facts, component: str, rest: str) -> bool:
-        """Return whether all conditions hold for a tensor. rest: what is left of its name."""
+        """Tell whether all conditions hold for a tensor. rest: what is left of its name."""
         if self.components and component not in self.components:
             return False
         if self.model_types and self.model_types.isdisjoint(facts.model_types(component)):
@@ -117,7 +117,7 @@ class Matcher:
         return _pattern(self._text)
 
     def match(self, text: str) -> tuple[str, str] | None:
-        """Return (module, slot) of a text; None if no pattern matches all of it."""
+        """(module, slot) of a text; None if no pattern matches all of it."""
         if not (match := self.pattern.fullmatch(text)):
             return None
         index = int(str(match.lastgroup)[1:])
@@ -182,7 +182,7 @@ class NameRules:
 
     @cached_property
     def wholes(self) -> dict[frozenset[str], str]:
-        """Return the modules of fused tensors by the modules of their parts."""
+        """The modules of fused tensors by the modules of their parts."""
         named = [(name, fused.into) for name, fused in self.fused.items()]
         named += [(order.module, order.into) for order in self.rows if order.into]
         return {
@@ -191,7 +191,7 @@ class NameRules:
 
 
 def nearest_modules(word: str) -> str | None:
-    """Return the module, or the pattern of a group such as `mlp.*`, closest to a misspelt word."""
+    """The module, or the pattern of a group such as `mlp.*`, closest to a misspelt word."""
     modules = name_rules().modules
     groups = [f"{module.partition('.')[0]}.*" for module in modules if "." in module]
     return closest(word, dict.fromkeys([*groups, *modules]))
@@ -199,7 +199,7 @@ def nearest_modules(word: str) -> str | None:
 
 @cache
 def name_rules() -> NameRules:
-    """Return the name rules of the package."""
+    """The name rules of the package."""
     # libyaml's, where PyYAML was built with it
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     data = yaml.load((registry_folder() / "names.yaml").read_text(encoding="utf-8"), fast)  # noqa: S506 - safe
@@ -248,7 +248,7 @@ class Facts:
         self.found_type = ""  # what stands for a model type where the config names none
 
     def section(self, component: str) -> dict[str, object]:
-        """Return the config for a component, in which its own part takes precedence."""
+        """The config for a component, in which its own part takes precedence."""
         if component not in self._sections:
             merged = dict(self._config)
             for name in self.rules.sections[component]:
@@ -259,13 +259,13 @@ class Facts:
         return self._sections[component]
 
     def model_types(self, component: str) -> frozenset[str]:
-        """Return the types in the config and its part for a component; otherwise found_type."""
-        said = [self._config.get("model_type"), self.section(component).get("model_type")]
-        types = frozenset(name for name in said if isinstance(name, str) and name)
+        """The types in the config and its part for a component; otherwise found_type."""
+        names = [self._config.get("model_type"), self.section(component).get("model_type")]
+        types = frozenset(name for name in names if isinstance(name, str) and name)
         return types or frozenset({self.found_type})
 
     def count(self, name: str, component: str) -> int | None:
-        """Return a count of the config, such as its heads; None if it has no sensible number."""
+        """A count of the config, such as its heads; None if it has no sensible number."""
         section = self.section(component)
         for keys in self.rules.counts[name]:
             values = [section.get(key) for key in keys]
@@ -275,7 +275,7 @@ class Facts:
         return None
 
     def beside(self, pattern: Pattern) -> bool:
-        """Return whether a tensor's name matches, with `#` and `@` for block and expert."""
+        """Tell whether a tensor's name matches, with `#` and `@` for block and expert."""
         if pattern not in self._beside:
             self._beside[pattern] = any(pattern.search(text) for text in self._texts)
         return self._beside[pattern]
@@ -335,7 +335,7 @@ def read(text: str, facts: Facts) -> Reading:
 
 
 def weight_stem(rest: str) -> str:
-    """Return a name without the word for its weights."""
+    """A name without the word for its weights."""
     stem, _, last = rest.rpartition(".")
     if stem and last in ("weight", "qweight", "weight_packed"):
         return stem

@@ -115,7 +115,7 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
 
 
 def _updates(part: EntryBlock) -> list[float]:
-    """Return the energies of full - base and of copy - base, and their inner product. The latter
+    """The energies of full - base and of copy - base, and their inner product. The latter
     overwrites the row of the copy, the former that of the rounded matrix.
     """
     full, copy, base = part.lines[:3]
@@ -156,7 +156,7 @@ JITTER = 2.0**-7  # a unit of BF16: the original may be stored in fewer bits tha
 
 
 def has_few_levels(original: Matrix, copy: Matrix) -> bool:
-    """Return whether values of a float copy that differ from the original repeat within rows as
+    """Tell whether values of a float copy that differ from the original repeat within rows as
     after a round trip through 8 bits or fewer: more than any values do in the format of the copy.
     Zeros do not count as levels: pruning makes them.
     """
@@ -181,7 +181,7 @@ def has_few_levels(original: Matrix, copy: Matrix) -> bool:
 
 
 def _sample(matrix: Matrix) -> Tensor:
-    """Return the first rows of a matrix, in float64."""
+    """The first rows of a matrix, in float64."""
     cols = matrix.shape[-1]
     count = max(1, SAMPLED // cols)
     if is_stored(matrix) and matrix.is_flat:  # no more of it is read
@@ -193,7 +193,7 @@ def _sample(matrix: Matrix) -> Tensor:
 
 
 def _repeats(rows: Tensor, beside: int) -> float:
-    """Return the share of entries that equal another one among that many columns."""
+    """The share of entries that equal another one among that many columns."""
     beside = min(beside, rows.shape[1])
     blocks = rows[:, : rows.shape[1] // beside * beside].reshape(-1, beside).sort().values
     others = blocks != 0
@@ -205,7 +205,7 @@ UNPRUNED = 0.7  # share of the entries of a row that are not 0, below which it i
 
 
 def levels(rows: Tensor) -> float:
-    """Return the median share of distinct values in the first 1,024 entries of `levels_rows`, in
+    """The median share of distinct values in the first 1,024 entries of `levels_rows`, in
     (0, 1].
 
     Zeros of pruned rows do not count.
@@ -220,13 +220,13 @@ def levels(rows: Tensor) -> float:
 
 
 def levels_rows(count: int) -> NDArray[np.intp]:
-    """Return which rows of a matrix of `count` rows are sampled: up to 64, evenly spaced."""
+    """Say which rows of a matrix of `count` rows are sampled: up to 64, evenly spaced."""
     taken = min(count, LEVELS_ROWS)
     return (np.arange(taken) * count // taken).astype(np.intp)
 
 
 def stored_levels(matrix: Matrix, stored: str) -> float | None:
-    """Return `levels` of a stored matrix.
+    """`levels` of a stored matrix.
 
     None for formats of 8 bits, which have few by themselves, and for adapters. F32 and F64 are
     examined in float32.

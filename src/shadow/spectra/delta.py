@@ -56,7 +56,7 @@ class Measured(NamedTuple):
 
 
 def summed(sides: Sides, formats: tuple[str, str]) -> Sums | Extent:
-    """Return the sums of both sides, as in `sums`, with ulps of the coarser stored dtype."""
+    """The sums of both sides, as in `sums`, with ulps of the coarser stored dtype."""
     coarser = min(map(float_format, formats), key=lambda stored: stored.mantissa_bits)
     if is_quantised(sides.base) or is_quantised(sides.tuned):
         # scales move 8-bit steps to where the weights are: no weight lies below the smallest
@@ -102,7 +102,7 @@ def measure_pair(
     means: Means,
     key: str,
 ) -> Measured:
-    """Return all numbers of base, tuned and delta.
+    """All numbers of base, tuned and delta.
 
     base and tuned: (rows, cols), or (groups, rows / groups, cols). formats: the stored dtypes.
     total: the sums of `summed`. key: names the matrix for its sketch.
@@ -156,7 +156,7 @@ def measure_pair(
 
 
 def _norms(total: Sums, shape: tuple[int, int]) -> Measured:
-    """Return the columns of the level norms, from sums with a scale."""
+    """The columns of the level norms, from sums with a scale."""
     base, tuned = (math.sqrt(energy) / total.scale for energy in (total.base, total.tuned))
     values = {**_sizes(total, shape), "decay_cosine": _decay(total)}
     del values["floor_ratio"]
@@ -169,7 +169,7 @@ def _decay(total: Sums) -> float | None:
 
 
 def _sizes(total: Sums, shape: tuple[int, int]) -> Values:
-    """Return size, direction and rounding of the delta relative to the base, from the sums."""
+    """Size, direction and rounding of the delta relative to the base, from the sums."""
     profile = total.profile
     delta = math.sqrt(profile.energy) / profile.scale
     base = math.sqrt(total.base) / total.scale
@@ -187,7 +187,7 @@ def _sizes(total: Sums, shape: tuple[int, int]) -> Values:
 
 
 def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
-    """Return floor_ratio by the format that rounded: that of a tuned side in more bits than the
+    """floor_ratio by the format that rounded: that of a tuned side in more bits than the
     base is its own. None for F32 or F64 if it depends on whether the base was rounded.
     """
     if floor is None or undone.history == "nothing_rounded":
@@ -204,7 +204,7 @@ def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
 def measure_alone(
     matrix: Matrix, stored: str, largest: float, means: Means, key: str
 ) -> Measurement:
-    """Return the numbers of a matrix without a base (a projector). key: as in `measure_pair`."""
+    """The numbers of a matrix without a base (a projector). key: as in `measure_pair`."""
     norm = frobenius_norm(matrix, largest, working_dtype(stored), means.space)
     solver = solver_of(means.method).on(shape_of(matrix))
     if means.method.subjects != "all" or not isinstance(solver, Spectral):
@@ -213,7 +213,7 @@ def measure_alone(
 
 
 def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Workspace) -> float:
-    """Return the Frobenius norm of a matrix, given its largest absolute entry."""
+    """The Frobenius norm of a matrix, given its largest absolute entry."""
     scale = power_of_two_scale(largest)
     scaled = scaled_blocks(matrix, scale, dtype, space)
     return math.sqrt(sum(float(block.square_().sum()) for block in scaled)) / scale

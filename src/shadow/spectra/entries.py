@@ -46,7 +46,7 @@ class Entries:
 
     @property
     def is_safe(self) -> bool:
-        """Return whether both sides are finite, and no square has vanished or overflowed."""
+        """Tell whether both sides are finite, and no square has vanished or overflowed."""
         held = (self.base, self.tuned, *((self.delta,) if self.changed else ()))
         return self.finite and all(energy > SQUARES for energy in held)
 
@@ -87,7 +87,7 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
 
 
 def norm_values(found: Entries) -> tuple[Measurement, ...]:
-    """Return the columns of base, tuned and a nonzero delta from a pass over entries."""
+    """The columns of base, tuned and a nonzero delta from a pass over entries."""
     base, tuned, delta = (math.sqrt(energy) for energy in (found.base, found.tuned, found.delta))
     of_delta: Values = {
         "relative_norm": delta / base if base > 0 else None,
@@ -101,7 +101,7 @@ def norm_values(found: Entries) -> tuple[Measurement, ...]:
 
 
 def differing_bytes(sides: Sides) -> int:
-    """Return how many bytes differ between two matrices of 8-bit values, whatever their meaning."""
+    """Say how many bytes differ between two matrices of 8-bit values, whatever their meaning."""
     changed = 0
     for index, _ in tiles(sides.tuned):
         b, t = (side[index].view(torch.uint8).numpy() for side in (sides.base, sides.tuned))
@@ -157,7 +157,7 @@ class Binades:
 
 
 def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
-    """Return the casts that may have made one side of the other: to its own format, or to one of
+    """The casts that may have made one side of the other: to its own format, or to one of
     fewer bits that holds its values.
     """
     if any(isinstance(side, Updated) for side in (sides.base, sides.tuned)):
@@ -181,7 +181,7 @@ def _is_cast(cast: tuple[str, str], b: Tensor, t: Tensor) -> bool:
 
 
 def mark(matrix: Matrix) -> bytes:
-    """Return a digest of the first values of a matrix, independent of their stored format: equal
+    """A digest of the first values of a matrix, independent of their stored format: equal
     for equal matrices, and seldom for others.
     """
     index, _ = next(iter(tiles(matrix)))
@@ -190,7 +190,7 @@ def mark(matrix: Matrix) -> bytes:
 
 
 def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
-    """Return which side is the other in another format, in every entry: `tuned` if the tuned side
+    """Say which side is the other in another format, in every entry: `tuned` if the tuned side
     is the base cast, `base` for the reverse; otherwise None.
 
     formats: stored dtypes. An F32 file may hold the values of a coarser format, so casts to those
@@ -223,7 +223,7 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
 
 
 def cosine(base: float, tuned: float, energy: float, along: float) -> float | None:
-    """Return <W_base, W_tuned> / (norm norm), from both norms, the energy of D and <W_base, D>, so
+    """<W_base, W_tuned> / (norm norm), from both norms, the energy of D and <W_base, D>, so
     that 1 - cosine is right to 1e-7 relative_norm². None if a norm is 0, or tuned is far smaller.
 
     1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|).
@@ -242,7 +242,7 @@ def cosine(base: float, tuned: float, energy: float, along: float) -> float | No
 
 
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
-    """Return <D, W_base> / (norm norm), in [-1, 1]: below 0 if weights decayed. product: from D."""
+    """<D, W_base> / (norm norm), in [-1, 1]: below 0 if weights decayed. product: from D."""
     norms = delta_norm * base_norm
     if norms > 0:
         return max(-1.0, min(1.0, product / norms))

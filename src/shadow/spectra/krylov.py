@@ -49,7 +49,7 @@ Products = Callable[[Sequence[NDArray[np.float32]]], Sequence[Array]]
 
 
 def frame(key: str, side: int) -> Array:
-    """Return orthonormal columns (side, WIDTH), uniformly distributed, the same for equal keys."""
+    """Orthonormal columns (side, WIDTH), uniformly distributed, the same for equal keys."""
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
     gaussian = np.random.Generator(np.random.Philox(key=seed)).standard_normal((side, WIDTH))
     return _orthonormal(gaussian)
@@ -61,7 +61,7 @@ def _orthonormal(columns: Array) -> Array:
 
 
 def _next(known: Array, image: Array) -> Array:
-    """Return orthonormal columns that, with the known ones, also span the image."""
+    """Orthonormal columns that, with the known ones, also span the image."""
     q = image
     for _ in range(2):  # by Cholesky, twice, as good as by Householder
         q = q - known @ (known.T @ q)
@@ -90,7 +90,7 @@ class Krylov:
 
     @cached_property
     def known(self) -> int:
-        """Return how many of the leading Ritz vectors v are eigenvectors: ||G v - value v|| is at
+        """Say how many of the leading Ritz vectors v are eigenvectors: ||G v - value v|| is at
         most CONVERGED of the value.
         """
         residuals = np.linalg.norm(self.step[len(self.values) :] @ self.vectors, axis=0)
@@ -151,7 +151,7 @@ class Krylov:
 
 
 def _beyond(values: Array, weights: Array, top: float, passes: int, along: float) -> float:
-    """Return the least eigenvalue above top, a Ritz value, that polynomials would have shown."""
+    """The least eigenvalue above top, a Ritz value, that polynomials would have shown."""
     below = values < top
     mass = UNEVEN * weights[below] * (1.0 - values[below] / top)
     nodes = chebvander(2.0 * values[below] / top - 1.0, passes - 1)
@@ -171,7 +171,7 @@ def _beyond(values: Array, weights: Array, top: float, passes: int, along: float
 
 
 def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -> list[Krylov]:
-    """Return the spaces of several matrices of one shape, whose products share each pass.
+    """The spaces of several matrices of one shape, whose products share each pass.
 
     start: (m, WIDTH), from `frame`; energies: their tr G.
     """
@@ -198,7 +198,7 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
 
 
 def square_trace(space: Krylov) -> Estimate:
-    """Return tr G², by the columns of the frame in turn, FOLD at a time, against the space of the
+    """tr G², by the columns of the frame in turn, FOLD at a time, against the space of the
     others.
 
     With Q the space of the others and P what it leaves, tr G² = 2 ||G Q||² - ||Qᵀ G Q||² + tr (P G
@@ -240,19 +240,19 @@ def square_trace(space: Krylov) -> Estimate:
 
 
 def _beside(basis: Array, columns: Array) -> tuple[Array, Array]:
-    """Return the QR of the part of columns outside an orthonormal basis; both are stacks."""
+    """The QR of the part of columns outside an orthonormal basis; both are stacks."""
     q, r = np.linalg.qr(columns - basis @ (basis.transpose(0, 2, 1) @ columns))
     return q, r
 
 
 def _mean(samples: Array, freedom: int) -> tuple[float, float]:
-    """Return the mean, and its standard error with that many degrees of freedom."""
+    """The mean, and its standard error with that many degrees of freedom."""
     mean = float(samples.mean())
     return mean, math.sqrt(float(((samples - mean) ** 2).sum()) / freedom / len(samples))
 
 
 def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[float, Array]:
-    """Return tr f(G) by a rule, 0 or 1, and what each column of the frame adds to its error,
+    """tr f(G) by a rule, 0 or 1, and what each column of the frame adds to its error,
     (WIDTH,).
     """
     found = space.known
@@ -296,7 +296,7 @@ class Entropy:
 
 
 def effective_rank(space: Krylov) -> Entropy | None:
-    """Return H of p = sigma / sum sigma, whose exp is the effective rank, by quadrature of tr G^½
+    """H of p = sigma / sum sigma, whose exp is the effective rank, by quadrature of tr G^½
     and tr G^½ ln G^½.
 
     None where it cannot be known: where more than half of the eigenvalues that are not known are

@@ -43,7 +43,7 @@ class Stored(InFile, Protocol):
 
     @property
     def is_flat(self) -> bool:
-        """Return whether its entries lie in the file in order, without gaps."""
+        """Tell whether its entries lie in the file in order, without gaps."""
 
     def fill(self, first: int, into: memoryview) -> None:
         """Read the bytes of entries of a flat matrix, in order from the first one on."""
@@ -57,7 +57,7 @@ class Quantised(InFile, Protocol):
     format: str
 
     def cells(self, index: tuple[slice, ...]) -> tuple[Tensor, ...]:
-        """Return the interval that the format rounds to each entry of a part, float32: (the
+        """The interval that the format rounds to each entry of a part, float32: (the
         distance of neighbours) on an even grid; (lower bound, upper bound) of a codebook, infinite
         where it clips; () where it is unknown.
         """
@@ -67,12 +67,12 @@ class Quantised(InFile, Protocol):
 
 
 def is_stored(matrix: object) -> TypeGuard[Stored]:
-    """Return whether its numbers lie in a file unchanged."""
+    """Tell whether its numbers lie in a file unchanged."""
     return hasattr(matrix, "fill")
 
 
 def is_quantised(matrix: object) -> TypeGuard[Quantised]:
-    """Return whether it is decoded part by part."""
+    """Tell whether it is decoded part by part."""
     return hasattr(matrix, "cells")
 
 
@@ -105,7 +105,7 @@ class Updated:
         return update.add_(self.base[index])  # which is exact in float64
 
     def singular_values(self) -> Tensor:
-        """Return the update's singular values, float64 (min(rows, cols),), descending, by two QRs.
+        """The update's singular values, float64 (min(rows, cols),), descending, by two QRs.
 
         left = Q_l R_l and rightᵀ = Q_r R_r, so that left @ right has the singular values of R_l
         R_rᵀ and zeros.
@@ -119,7 +119,7 @@ class Updated:
 
 
 def _triangle(tall: Tensor) -> Tensor:
-    """Return R of a QR decomposition, in float64, part of the rows after part if there are many."""
+    """R of a QR decomposition, in float64, part of the rows after part if there are many."""
     r = tall[:0].double()
     step = max(FACTOR_BLOCK // tall.shape[1], 4 * tall.shape[1])
     for part in torch.split(tall, step):
@@ -132,12 +132,12 @@ EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
 
 
 def torch_dtype(grid: FloatFormat) -> torch.dtype:
-    """Return the dtype of torch with the numbers of a stored format."""
+    """The dtype of torch with the numbers of a stored format."""
     found: torch.dtype = getattr(torch, grid.torch_name)
     return found
 
 
 def half_ulp(values: Tensor, grid: FloatFormat) -> Tensor:
-    """Return half a unit in the last place of a stored format, at each float64 value."""
+    """Half a unit in the last place of a stored format, at each float64 value."""
     binades = (values.view(torch.int64) & EXPONENT).view(torch.float64)
     return binades.clamp_min_(2.0**grid.min_exponent).mul_(2.0 ** -(grid.mantissa_bits + 1))

@@ -38,7 +38,7 @@ FAR = 0.5  # the cosine of original and copy below which it is not a copy of thi
 
 @cache
 def expected_levels(kind: str, length: int) -> float:
-    """Return the expected share of distinct values among `length` normal entries stored in a
+    """The expected share of distinct values among `length` normal entries stored in a
     format.
 
     BF16 has floating-point cells; INT8 and INT4 have as many equal ones from -max to max of a row.
@@ -63,7 +63,7 @@ def expected_levels(kind: str, length: int) -> float:
 
 
 def round_trip(share: float, length: int) -> str | None:
-    """Return the format, INT4 or 8 bits, of a round trip that this share of distinct values shows.
+    """The format, INT4 or 8 bits, of a round trip that this share of distinct values shows.
 
     Thresholds lie in the geometric middle between what normal rows have in BF16, 8 bits and 4 bits.
     None below 256 entries, where BF16 and 8 bits are too close, and for larger shares.
@@ -106,7 +106,7 @@ class FormatNoise:
     finite: bool = True
 
     def is_copy(self, stored: str) -> bool | None:
-        """Return whether the copy is only what its format makes of the original; None if that is
+        """Tell whether the copy is only what its format makes of the original; None if that is
         unknown.
         """
         if not self.finite:
@@ -120,13 +120,13 @@ class FormatNoise:
 
     @property
     def is_far(self) -> bool:
-        """Return whether the copy cannot be of this original, however it was made."""
+        """Tell whether the copy cannot be of this original, however it was made."""
         is_empty = self.copy == 0 < self.original
         return is_empty or self.inner < FAR * math.sqrt(self.original * self.copy)
 
     @property
     def factor(self) -> float | None:
-        """Return the factor between the original and its copy if no quantiser scales so; otherwise
+        """The factor between the original and its copy if no quantiser scales so; otherwise
         None.
 
         By least squares, if the rest is about what the format makes.
@@ -141,7 +141,7 @@ class FormatNoise:
         return None
 
     def may_be_calibrated(self, stored: str) -> bool:
-        """Return whether a quantiser of the format may have made more error than rounding on
+        """Tell whether a quantiser of the format may have made more error than rounding on
         purpose: GPTQ rounds one column after another and adjusts the others, AWQ scales columns
         first.
         """
@@ -150,7 +150,7 @@ class FormatNoise:
         return min(self.error, self.scaled) <= CALIBRATED_ERROR**2 * self.made
 
     def may_be(self, stored: str) -> Made | None:
-        """Return how the format may have made the copy of the original; None if it did not."""
+        """Say how the format may have made the copy of the original; None if it did not."""
         is_copy = self.is_copy(stored)
         if is_copy is None:
             return "unknown_levels"

@@ -77,7 +77,7 @@ class Measurement:
     sigma: NDArray[np.float64]  # singular values (m,), descending, in weights; (0,) likewise
 
     def number(self, column: str) -> float | None:
-        """Return a column that contains numbers."""
+        """A column that contains numbers."""
         value = self.values[column]
         if value is None:
             return None

@@ -83,7 +83,7 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
 
 
 def closed_null(profile: Profile) -> tuple[float, float, float]:
-    """Return null_participation_ratio, null_edge and null_edge_sharp, which need no spectrum."""
+    """null_participation_ratio, null_edge and null_edge_sharp, which need no spectrum."""
     rows = profile.rows
     cols = profile.cols
     null = profile.energy**2 / (float((rows**2).sum()) + float((cols**2).sum()) - profile.fourth)
@@ -93,7 +93,7 @@ def closed_null(profile: Profile) -> tuple[float, float, float]:
 
 
 def coverage_values(profile: Profile) -> Values:
-    """Return row_participation_ratio, col_participation_ratio and rows_changed, the reach of the
+    """row_participation_ratio, col_participation_ratio and rows_changed, the reach of the
     change.
 
     (sum r)² / sum r² in [1, rows], the number of rows that carry the energy, and the same of
@@ -121,7 +121,7 @@ STEPS = 200
 
 
 def sharp_edge(rows: Floats, cols: Floats) -> float:
-    """Return the largest singular value, in the limit, of noise with variances rows_i cols_j /
+    """The largest singular value, in the limit, of noise with variances rows_i cols_j /
     sum(rows).
 
     With a = rows, b = cols / E, P(t) = sum a / (1 + a t) and Q(s) = sum b / (1 + b s), s(t) in (-1
@@ -139,7 +139,7 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
     other = 0.0  # logit of -s, kept as the next search begins near it
 
     def slope_and_value(logit: float) -> tuple[float, float]:
-        """Return the derivative of ln(-Q(s(t)) / t) by the logit of -t, and its value."""
+        """The derivative of ln(-Q(s(t)) / t) by the logit of -t, and its value."""
         nonlocal other
         t = -1.0 / (1.0 + math.exp(-logit))
         inverse = 1.0 / (1.0 + a * t)
@@ -257,7 +257,7 @@ ALONE = 0.8
 def purity_z(
     purity: float, row_participation_ratio: float, col_participation_ratio: float
 ) -> float:
-    """Return X over its standard deviation, 2 / (row ratio x column ratio), under a separable null.
+    """X over its standard deviation, 2 / (row ratio x column ratio), under a separable null.
 
     With random signs X is (2 / E²) times a sum over pairs of rows and pairs of columns of products
     of four entries, so its variance is (2 / E²)² times the sum of products of the four squares. Too
@@ -320,7 +320,7 @@ def purity_values(
 
 
 def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:
-    """Return whether one direction in noise has most of X, and much was rounded away.
+    """Tell whether one direction in noise has most of X, and much was rounded away.
 
     Its large entries survive rounding better than the noise around them, so that X / kept² is too
     large, by up to a half for rank one with a third of the energy. This does not apply to a
@@ -342,7 +342,7 @@ Rest = tuple[int, float]  # directions that stand out, and the share of the ener
 
 
 def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
-    """Return the least number of directions beyond which a delta is like noise; None if there is
+    """The least number of directions beyond which a delta is like noise; None if there is
     none up to half of the short side.
 
     rows, cols: where noise of storage lies, sums of squared ulps by row and by column, in any unit.
@@ -383,7 +383,7 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
 
 
 def rest_values(found: Rest | None, noise: float | None, shape: tuple[int, int]) -> Values:
-    """Return rest_rank, rest_energy and rest_over_rounding. noise: the share of the energy that
+    """rest_rank, rest_energy and rest_over_rounding. noise: the share of the energy that
     rounding left, None if unknown.
 
     Noise in as many directions as the rest has (1 - k / rows) (1 - k / cols) of its energy. A
@@ -391,7 +391,7 @@ def rest_values(found: Rest | None, noise: float | None, shape: tuple[int, int])
     """
     if found is None:
         return dict.fromkeys(("rest_rank", "rest_energy", "rest_over_rounding"))
-    (k, energy) = found
+    k, energy = found
     ratio = None
     if energy <= NOTHING:
         ratio = 0.0

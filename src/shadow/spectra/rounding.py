@@ -96,7 +96,7 @@ FEW_CHANGED = Undone(None, None, "few_changed")
 
 
 def kept_share(fitted: Fit) -> float:
-    """Return the update's share of the stored energy, from a fit.
+    """The update's share of the stored energy, from a fit.
 
     In a cell D = a d + error with a = sum D d / sum d², so that a² sum d² is the update's. Purity
     is a sum over products of four entries at two rows and two columns. With cells of energy
@@ -109,25 +109,25 @@ def kept_share(fitted: Fit) -> float:
 
 
 def coherent_energies(fitted: Fit) -> Floats:
-    """Return the energy of a d by cell, with a = sum D d / sum d²."""
+    """The energy of a d by cell, with a = sum D d / sum d²."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(fitted.update > 0, fitted.product**2 / fitted.update, 0.0)
 
 
 def _paired(energies: Floats) -> float:
-    """Return ||M Mᵀ||_F, where M are the roots of energies."""
+    """||M Mᵀ||_F, where M are the roots of energies."""
     root = np.sqrt(energies)
     return float(np.linalg.norm(root @ root.T))
 
 
 def misfit(counts: Counts, fitted: Fit) -> float:
-    """Return sum over binades of |energy stored - energy expected| / energy stored, in [0, 2)."""
+    """Sum over binades of |energy stored - energy expected| / energy stored, in [0, 2)."""
     energy = counts.by_binade[2]
     return float(np.abs(fitted.energy - energy).sum() / energy.sum())
 
 
 def tails(shape: Floats) -> float:
-    """Return mean y⁴ over squared mean y² of the entries that an update reaches."""
+    """Mean y⁴ over squared mean y² of the entries that an update reaches."""
     squares = mean_squares()
     reached = np.where(squares >= REACHED**2 * float(squares @ shape), shape, 0.0)
     return float(reached.sum() * (reached @ squares**2) / (reached @ squares) ** 2)
@@ -167,7 +167,7 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
 
 
 def zero_excess(counts: Counts, normal: Fit) -> float:
-    """Return the share of unchanged entries above that of a fitted normal update, among the FINEST
+    """The share of unchanged entries above that of a fitted normal update, among the FINEST
     of the entries on the finest grid: storage hides least there, so that a mask shows.
     """
     entries, changed, _ = counts.by_binade
@@ -183,7 +183,7 @@ def undo(
     largest: float,
     floor_ratio: float | None = None,
 ) -> Undone:
-    """Return what is known about the update between two stored matrices, if their values show that
+    """Say what is known about the update between two stored matrices, if their values show that
     one rounding of one side lies between them.
 
     formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest:
@@ -235,7 +235,7 @@ def undo(
 
 
 def _far_above(energy: float, error: float) -> Undone:
-    """Return the verdict if D is so much larger than its rounding that this hardly matters."""
+    """The verdict if D is so much larger than its rounding that this hardly matters."""
     noise = error / energy
     return Undone("far_above", 1.0 - noise, None, math.sqrt(energy - error), noise=noise)
 
@@ -252,7 +252,7 @@ def without_few_levels(undone: Undone, base: str | None, tuned: str | None) -> U
 
 
 def rounding_share(undone: Undone, floor_ratio: float | None) -> float | None:
-    """Return the share of the stored energy that rounding left: by the counts, which may be ERROR
+    """The share of the stored energy that rounding left: by the counts, which may be ERROR
     too low if little was rounded, and at most ulp² / 12 an entry. None if unknown.
     """
     if undone.noise is None or not floor_ratio:
@@ -261,7 +261,7 @@ def rounding_share(undone: Undone, floor_ratio: float | None) -> float | None:
 
 
 def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undone]) -> Values:
-    """Return zero_share_excess, from zero_share, rows_changed and the size of the rounding if
+    """zero_share_excess, from zero_share, rows_changed and the size of the rounding if
     nothing is counted. count_now: counts if that is not decisive: updates whose sizes differ by row
     or column leave more entries unchanged than those of one size.
     """
@@ -280,7 +280,7 @@ def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undo
 
 
 def values(undone: Undone, base_norm: float) -> Values:
-    """Return kept and relative_norm_unrounded, None if too little is kept, and
+    """kept and relative_norm_unrounded, None if too little is kept, and
     zero_share_expected.
     """
     norm = undone.norm if undone.reason is None and base_norm > 0 else None

@@ -37,7 +37,7 @@ LEVEL_OCTAVES = 24  # |D| / ulp from 2^23 on is one level
 
 
 def is_on_grid(matrix: Matrix, stored: FloatFormat, working: torch.dtype, space: Workspace) -> bool:
-    """Return whether all values of a matrix can be represented exactly in a stored format."""
+    """Tell whether all values of a matrix can be represented exactly in a stored format."""
     for index, _ in blocks(matrix):
         block = read_block(matrix, index, "tuned", working, space)
         narrow = block.to(torch_dtype(stored))
@@ -47,7 +47,7 @@ def is_on_grid(matrix: Matrix, stored: FloatFormat, working: torch.dtype, space:
 
 
 def coarser_grid(matrix: Matrix, dtype: str, working: torch.dtype, space: Workspace) -> str:
-    """Return the coarsest of BF16, F16, F32 and its stored dtype that represents a matrix's values.
+    """The coarsest of BF16, F16, F32 and its stored dtype that represents a matrix's values.
 
     A format that does not is usually rejected after the first block. 8-bit formats are not tried:
     their values are stored with scales.
@@ -129,18 +129,18 @@ def levels() -> Levels:
 
 
 def _sum_of_squares(k: Floats) -> Floats:
-    """Return 1 + 4 + ... + k²."""
+    """1 + 4 + ... + k²."""
     return k * (k + 1) * (2 * k + 1) / 6
 
 
 @cache
 def steps() -> Floats:
-    """Return (BINADES,): the ulp of each binade in units of that of the first."""
+    """(BINADES,): the ulp of each binade in units of that of the first."""
     return np.ldexp(1.0, -np.arange(BINADES))
 
 
 def classes(energies: Floats) -> Indices:
-    """Return the class of each line, by energy: equal energies share one; without energy
+    """The class of each line, by energy: equal energies share one; without energy
     it is 0.
     """
     count = min(CLASSES, max(1, len(energies) // LINES_PER_CLASS))
@@ -154,7 +154,7 @@ def classes(energies: Floats) -> Indices:
 
 
 def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
-    """Return lines of the long side to count, ascending, and (classes,) how many lines each
+    """Lines of the long side to count, ascending, and (classes,) how many lines each
     represents.
 
     Every class has about as many, drawn from a fixed seed; all lines of a matrix of at most SAMPLE
@@ -233,7 +233,7 @@ def count(
 
 
 def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
-    """Return some rows or columns of a block, as a (rows, cols) copy of dtype."""
+    """Some rows or columns of a block, as a (rows, cols) copy of dtype."""
     lines = part.reshape(-1, part.shape[-1])
     if len(chosen) < lines.shape[axis]:
         lines = lines.index_select(axis, chosen)
@@ -243,7 +243,7 @@ def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tenso
 def _binades_and_levels(
     b: NDArray[np.floating], d: NDArray[np.floating], grid: FloatFormat, top: int, deepest: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return binades, from 0 to deepest, and leading parts of |d| / ulp; overwrites b and d."""
+    """Binades, from 0 to deepest, and leading parts of |d| / ulp; overwrites b and d."""
     np.abs(d, out=d)
     with np.errstate(over="ignore"):
         d *= math.ldexp(1.0, -top)  # so that no power of two below leaves float32's range
@@ -300,14 +300,14 @@ class Tables:
 
 @cache
 def shape_edges() -> Floats:
-    """Return (bins + 1,): the edges of the bins of the shape, ascending from 0, in units of s."""
+    """(bins + 1,): the edges of the bins of the shape, ascending from 0, in units of s."""
     octaves = np.arange((SHAPE_TO - SHAPE_FROM) * BIN_OCTAVE + 1) / BIN_OCTAVE + SHAPE_FROM
     return np.append(0.0, np.exp2(octaves))
 
 
 @cache
 def mean_squares() -> Floats:
-    """Return (bins,): mean y² of each bin of the shape."""
+    """(bins,): mean y² of each bin of the shape."""
     low = shape_edges()[:-1]
     high = shape_edges()[1:]
     return (low**2 + low * high + high**2) / 3
@@ -315,7 +315,7 @@ def mean_squares() -> Floats:
 
 @cache
 def half_normal() -> Floats:
-    """Return the shape of a normal d: (bins,) probabilities, of mean y² 1."""
+    """The shape of a normal d: (bins,) probabilities, of mean y² 1."""
     edges = shape_edges()
     inside: Floats = np.diff([math.erf(edge / math.sqrt(2)) for edge in edges])
     return np.asarray(inside / inside.sum())
@@ -323,7 +323,7 @@ def half_normal() -> Floats:
 
 @cache
 def tables() -> Tables:
-    """Return moments and probabilities of D = round(d / ulp)."""
+    """Moments and probabilities of D = round(d / ulp)."""
     ratios = np.exp2(np.arange(RATIO_FROM * OCTAVE, RATIO_TO * OCTAVE + 1) / OCTAVE)
     edges = ratios[:, None] * shape_edges()
     widths = np.diff(edges)
@@ -372,12 +372,12 @@ def fit(counts: Counts, rounds: int = 3) -> Fit:
 
 
 def _ratio_index(scale_steps: Floats) -> Floats:
-    """Return the fractional index in the tables of s / ulp, (..., BINADES)."""
+    """The fractional index in the tables of s / ulp, (..., BINADES)."""
     return scale_steps[..., None] + OCTAVE * np.arange(BINADES) - RATIO_FROM * OCTAVE
 
 
 def _solve(counts: Counts, shape: Floats) -> Floats:
-    """Return the scale at which the expected energy of each cell is the stored one,
+    """The scale at which the expected energy of each cell is the stored one,
     between steps.
     """
     mean = tables().second @ shape
@@ -397,7 +397,7 @@ def _solve(counts: Counts, shape: Floats) -> Floats:
 
 
 def _active(counts: Counts, scales: Floats) -> tuple[Indices, Indices, Floats]:
-    """Return ratios and levels that occur in cells with a scale, and their numbers of entries."""
+    """Ratios and levels that occur in cells with a scale, and their numbers of entries."""
     place, level, number = counts.occurring
     size = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
     width = counts.entries.shape[3]

@@ -119,7 +119,7 @@ INDICES = ("iblock", "isplit")  # arrays of numbers from 1 to n, which address o
 
 @cache
 def lapack() -> dict[str, Routine] | None:
-    """Return the routines by name; None if SciPy's LAPACK publishes others or has longer
+    """The routines by name; None if SciPy's LAPACK publishes others or has longer
     integers.
     """
     try:
@@ -129,7 +129,7 @@ def lapack() -> dict[str, Routine] | None:
 
 
 def _address(name: str) -> Callable[..., None]:
-    """Return the routine as a C function, with all arguments by address.
+    """The routine as a C function, with all arguments by address.
 
     Raises KeyError if SciPy lacks it, ValueError if it takes other arguments or other integers than
     C's int, AttributeError if SciPy publishes no pointers.
@@ -178,7 +178,7 @@ def check(name: str, arguments: tuple[Argument, ...]) -> None:
 
 
 def _fault(value: Argument, kind: Letter | Number | Array, sizes: Sizes) -> str | None:
-    """Return what is wrong with an argument, None if nothing is."""
+    """Say what is wrong with an argument, None if nothing is."""
     if isinstance(kind, Letter):
         fits = isinstance(value, bytes) and len(value) == 1 and value in kind.allowed
         if fits:
@@ -195,7 +195,7 @@ def _fault(value: Argument, kind: Letter | Number | Array, sizes: Sizes) -> str 
 def array_fault(
     value: object, shape: tuple[int, ...], dtype: type[np.generic] = np.float64
 ) -> str | None:
-    """Return what is wrong with an array for a routine to read and write, None if nothing is."""
+    """Say what is wrong with an array for a routine to read and write, None if nothing is."""
     if type(value) is not np.ndarray:
         return "is not a NumPy array"
     if value.dtype != np.dtype(dtype) or not value.dtype.isnative:
@@ -216,7 +216,7 @@ def _are_indices(value: Argument, most: int) -> bool:
 
 
 def _pointer(argument: Argument) -> Any:
-    """Return what ctypes accepts as the address of a character, a number or an array."""
+    """Say what ctypes accepts as the address of a character, a number or an array."""
     if isinstance(argument, np.ndarray):
         return argument.ctypes.data
     if isinstance(argument, bytes):
@@ -232,7 +232,7 @@ ORTHONORMAL = 1e-10
 def eigensystem(
     lower: NDArray[np.float64], count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return eigenvalues (n,), ascending, and eigenvectors (n, count) of the largest ones, largest
+    """Eigenvalues (n,), ascending, and eigenvectors (n, count) of the largest ones, largest
     first.
 
     lower: (n, n), C-contiguous float64, its lower triangle given; it is overwritten. The values are
@@ -283,7 +283,7 @@ def _of_tridiagonal(
     beside: NDArray[np.float64],
     values: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Return eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration."""
+    """Eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration."""
     n = len(diagonal)
     count = len(values)
     vectors = np.empty((count, n))

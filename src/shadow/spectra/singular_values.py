@@ -33,13 +33,13 @@ NO_RANKS: Values = dict.fromkeys((
 
 
 def entropy(p: Floats) -> float:
-    """Return -sum p ln p in nats, with 0 ln 0 = 0."""
+    """-sum p ln p in nats, with 0 ln 0 = 0."""
     p = p[p > 0]
     return float(-(p * np.log(p)).sum()) + 0.0  # -0.0 of a one-point distribution becomes 0.0
 
 
 def norms(spectrum: Spectrum) -> Values:
-    """Return frobenius_norm from the entries, spectral_norm = sigma_1, nuclear_norm = sum sigma."""
+    """frobenius_norm from the entries, spectral_norm = sigma_1, nuclear_norm = sum sigma."""
     return {
         "frobenius_norm": spectrum.norm,
         "spectral_norm": float(spectrum.sigma[0]),
@@ -48,7 +48,7 @@ def norms(spectrum: Spectrum) -> Values:
 
 
 def ranks(spectrum: Spectrum) -> Values:
-    """Return soft and hard ranks; all but numerical_rank are None for a zero matrix.
+    """Soft and hard ranks; all but numerical_rank are None for a zero matrix.
 
     stable_rank = E / sigma_1² in [1, m] (Rudelson & Vershynin 2007); effective_rank = exp H(p) in
     [1, m] (Roy & Vetterli 2007); energy_rank = exp H(q) in [1, m]; participation_ratio = 1 / sum q²
@@ -74,7 +74,7 @@ def ranks(spectrum: Spectrum) -> Values:
 
 
 def top_energies(spectrum: Spectrum, tops: Sequence[int] = (1, 4, 16, 64)) -> Values:
-    """Return top{k}_energy = q_1 + ... + q_min(k, m) in (0, 1]; None for a zero matrix."""
+    """top{k}_energy = q_1 + ... + q_min(k, m) in (0, 1]; None for a zero matrix."""
     if spectrum.sigma[0] == 0:
         return {f"top{k}_energy": None for k in tops}
     squares = (spectrum.sigma / spectrum.sigma[0]) ** 2
@@ -82,7 +82,7 @@ def top_energies(spectrum: Spectrum, tops: Sequence[int] = (1, 4, 16, 64)) -> Va
 
 
 def condition_number(spectrum: Spectrum) -> Values:
-    """Return sigma_1 / sigma_m, in [1, inf); None if unresolved, or rounding may move it
+    """sigma_1 / sigma_m, in [1, inf); None if unresolved, or rounding may move it
     over 5 %.
     """
     largest = float(spectrum.sigma[0])
@@ -93,7 +93,7 @@ def condition_number(spectrum: Spectrum) -> Values:
 
 
 def spectrum_values(spectrum: Spectrum) -> Values:
-    """Return the columns that every subject has."""
+    """The columns that every subject has."""
     return {
         **norms(spectrum), **ranks(spectrum), **top_energies(spectrum),
         "sigma_floor": spectrum.floor, **condition_number(spectrum), **power_law(spectrum),
@@ -143,7 +143,7 @@ def power_law(spectrum: Spectrum) -> Values:
 
 
 def _nearest(logs: Floats, starts: NDArray[np.int64], sums: Floats) -> tuple[int, float]:
-    """Return the candidate of least distance, the first of several, and that distance.
+    """The candidate of least distance, the first of several, and that distance.
 
     The distance at a few values bounds it from below. Only candidates whose bound does not exceed
     the distance of the most promising one are compared at all values: a tenth of them in a spectrum
@@ -170,7 +170,7 @@ def _chunks(starts: NDArray[np.int64], width: int) -> list[NDArray[np.int64]]:
 
 
 def _at_all_values(logs: Floats, starts: NDArray[np.int64]) -> Floats:
-    """Return the two-sided KS distance of each candidate's tail, logs[start:], from its fit."""
+    """The two-sided KS distance of each candidate's tail, logs[start:], from its fit."""
     return _distances(logs, starts, np.arange(starts[0], len(logs)))
 
 
@@ -180,7 +180,7 @@ def _distances(
     places: NDArray[np.int64],
     sums: Floats | None = None,
 ) -> Floats:
-    """Return the largest distance of each candidate at the values in these positions.
+    """The largest distance of each candidate at the values in these positions.
 
     With d = F_fit - F just below each value, the distance is max(max d, 1 / n - min d); d = 0 at
     the candidate itself, so entries below it may count as 0 too. sums: of ln(lambda / xmin) of each

@@ -146,7 +146,7 @@ def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
 
 
 def kept_elements(shape: tuple[int, int]) -> int:
-    """Return how many elements of a delta alone are stored in float32: all, or none."""
+    """Say how many elements of a delta alone are stored in float32: all, or none."""
     elements = math.prod(shape)
     if elements <= KEPT:
         return elements
@@ -184,7 +184,7 @@ def weight_figures(of: Sketch) -> Figures:
 
 
 def _energy(of: Sketch, count: int) -> Estimate:
-    """Return the share of the energy of this many leading directions."""
+    """The share of the energy of this many leading directions."""
     space = of.space
     low, high = (float(x[:count].sum()) / space.energy for x in (space.values, space.bounds))
     return _between(min(1.0, low), min(1.0, high))
@@ -217,7 +217,7 @@ def delta_figures(of: Sketch, null: float, edge: float, sharp: float) -> Figures
 
 
 def _above(of: Sketch, edge: float) -> int | None:
-    """Return how many singular values lie above an edge; None where the bounds leave it open."""
+    """Say how many singular values lie above an edge; None where the bounds leave it open."""
     space = of.space
     level = (edge * of.scale) ** 2
     count = int(np.count_nonzero(space.values > level))
@@ -228,7 +228,7 @@ def _above(of: Sketch, edge: float) -> int | None:
 
 
 def effective_rank_shift(base: Sketch, tuned: Sketch) -> Estimate | None:
-    """Return effective_rank of tuned minus that of base, whose probes are the same, so that most of
+    """effective_rank of tuned minus that of base, whose probes are the same, so that most of
     their errors cancel; None if the rest is larger than the shift and than SHIFTED of the rank.
     """
     before = effective_rank(base.space)

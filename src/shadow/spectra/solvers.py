@@ -105,7 +105,7 @@ class Solver(ABC):
     """How often a matrix of 1024 x 4096 is measured for a time that tells the pace of a machine."""
 
     def on(self, shape: Shape) -> Solver:
-        """Return the solver that measures a matrix of a shape."""
+        """The solver that measures a matrix of a shape."""
         return self
 
     @abstractmethod
@@ -114,10 +114,10 @@ class Solver(ABC):
 
     @abstractmethod
     def memory(self, shape: Shape, factors: int) -> int:
-        """Return the most bytes of buffers and solvers. factors: of a low-rank update."""
+        """The most bytes of buffers and solvers. factors: of a low-rank update."""
 
     def held(self, shape: Shape, subjects: Subjects) -> int:
-        """Return the bytes of a delta that stays in memory for later matrices."""
+        """The bytes of a delta that stays in memory for later matrices."""
         return 0
 
 
@@ -128,11 +128,11 @@ class Norms(Solver):
     repeats = 32
 
     def cost(self, shape: Shape) -> int:
-        """Return the number of entries."""
+        """The number of entries."""
         return math.prod(shape)
 
     def memory(self, shape: Shape, factors: int) -> int:
-        """Return the bytes of buffers of parts."""
+        """The bytes of buffers of parts."""
         return max(BUFFERS * PART, factors)
 
 
@@ -142,13 +142,13 @@ class _Spectral(Solver):
     has_spectra = True
 
     def memory(self, shape: Shape, factors: int) -> int:
-        """Return the bytes of blocks of both sides, of solving, and of lines."""
+        """The bytes of blocks of both sides, of solving, and of lines."""
         blocks = BUFFERS * min(BLOCK, math.prod(shape))
         return max(blocks, factors) + self.solved(shape) + LINE * sum(shape)
 
     @abstractmethod
     def solved(self, shape: Shape) -> int:
-        """Return the bytes that solving needs."""
+        """The bytes that solving needs."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ class Gram(_Spectral):
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means,
         vectors: int = 0,
     ) -> Spectrum:  # fmt: skip
-        """Return the spectrum of one side, with that many leading singular vectors of its short
+        """The spectrum of one side, with that many leading singular vectors of its short
         side.
         """
 
@@ -228,7 +228,7 @@ class Gram(_Spectral):
         return side * math.prod(shape) + 4 * side**3
 
     def solved(self, shape: Shape) -> int:
-        """Return the bytes of a Gram matrix and its copies."""
+        """The bytes of a Gram matrix and its copies."""
         return GRAM * min(shape) ** 2
 
 
@@ -306,11 +306,11 @@ class KrylovSolver(_Spectral):
         return SKETCHED * math.prod(shape)
 
     def solved(self, shape: Shape) -> int:
-        """Return the bytes of bases of the short side and their images."""
+        """The bytes of bases of the short side and their images."""
         return SKETCH * min(shape)
 
     def held(self, shape: Shape, subjects: Subjects) -> int:
-        """Return the bytes of a delta alone, if it is small enough."""
+        """The bytes of a delta alone, if it is small enough."""
         if subjects == "delta":
             return 4 * kept_elements(shape)
         return 0
@@ -326,7 +326,7 @@ SOLVERS: Mapping[Level, Solver] = {
 
 
 def solver_of(method: Method) -> Solver:
-    """Return the solver of a level."""
+    """The solver of a level."""
     return SOLVERS[method.level]
 
 
@@ -336,13 +336,13 @@ def _of_sketch(subject: Subject, sketch: Sketch) -> Measurement:
 
 
 def _of_zeros(subject: Subject, shape: Shape) -> Measurement:
-    """Return the numbers of a matrix of zeros."""
+    """The numbers of a matrix of zeros."""
     zeros = Spectrum(np.zeros(min(shape)), *shape, 0.0, 0.0, "exact")
     return Measurement(subject, zeros.precision, spectrum_values(zeros), zeros.sigma)
 
 
 def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
-    """Return the spectrum of a low-rank update, from its factors, as accurate as float64."""
+    """The spectrum of a low-rank update, from its factors, as accurate as float64."""
     sigma = tuned.singular_values().numpy()
     floor = FACTORS_FLOOR * float(sigma[0])
     sigma[sigma < floor] = 0.0
@@ -350,7 +350,7 @@ def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
 
 
 def _of_delta(delta: Spectrum, profile: Profile) -> Values:
-    """Return the columns of a delta's singular values; its smallest one says nothing."""
+    """The columns of a delta's singular values; its smallest one says nothing."""
     values = spectrum_values(delta)
     return {
         **values, **top_energies(delta, (20,)),
@@ -359,7 +359,7 @@ def _of_delta(delta: Spectrum, profile: Profile) -> Values:
 
 
 def _beside_base(spectra: Sequence[Spectrum], weights: Sequence[Measurement]) -> Values:
-    """Return the scale of sigmas and the shift of the effective rank; None unless the spectra of
+    """The scale of sigmas and the shift of the effective rank; None unless the spectra of
     base and tuned are measured.
     """
     values: Values = dict.fromkeys(("sigma_scale", "sigma_scale_iqr", "effective_rank_shift"))

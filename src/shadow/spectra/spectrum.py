@@ -95,7 +95,7 @@ class Spectrum:
         return max(self.rows, self.cols)
 
     def above(self, edge: float) -> int:
-        """Return how many singular values lie above an edge."""
+        """Say how many singular values lie above an edge."""
         return int(np.count_nonzero(self.sigma > edge))
 
 
@@ -121,7 +121,7 @@ class Workspace:
         self._made: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
-        """Return the result of make for a key, made on first use."""
+        """The result of make for a key, made on first use."""
         if key not in self._made:
             self._made[key] = make()
         made: Made = self._made[key]
@@ -139,7 +139,7 @@ class Workspace:
 
 
 def shape_of(matrix: Matrix) -> tuple[int, int]:
-    """Return (rows, cols); the first two of three dimensions together are rows."""
+    """(rows, cols); the first two of three dimensions together are rows."""
     return matrix.shape[:-1].numel(), matrix.shape[-1]
 
 
@@ -227,7 +227,7 @@ class Sides:
 
 
 def working_dtype(*formats: str) -> torch.dtype:
-    """Return float64 if a stored format has more bits than a float32 difference keeps. A quantised
+    """Float64 if a stored format has more bits than a float32 difference keeps. A quantised
     matrix is decoded to float32.
     """
     if any(name in FLOATS and FLOATS[name].bits > 16 for name in formats):
@@ -243,7 +243,7 @@ def delta_blocks(sides: Sides, scale: float, dtype: torch.dtype) -> Iterator[Ten
 
 
 def power_of_two_scale(largest: float) -> float:
-    """Return a power of two that brings the largest entry near 1, or 1 if squares are safe anyway.
+    """A power of two that brings the largest entry near 1, or 1 if squares are safe anyway.
 
     Squares of float32 vanish below 1e-19 and overflow above 1e19; multiplying by a power of two
     rounds nothing. float32 holds that of each number which it holds itself.
@@ -268,7 +268,7 @@ def scaled_blocks(
 
 @cache
 def mkl_is_at_home() -> bool:
-    """Return whether torch's linear algebra is Intel's library on an Intel processor.
+    """Tell whether torch's linear algebra is Intel's library on an Intel processor.
 
     Elsewhere MKL takes slow paths: on a Zen 4 with two threads busy, SciPy's OpenBLAS found the
     eigenvalues of an 896-side Gram in 0.60 of the time. Products are NumPy's on any processor: on a
@@ -283,7 +283,7 @@ def mkl_is_at_home() -> bool:
 
 
 def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype) -> Tensor:
-    """Return W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows) of W's blocks in dtype.
+    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows) of W's blocks in dtype.
 
     Returns (side, side), symmetric. dtype: float32 or float64. NumPy makes the product of a matrix
     with its own transpose by a rank-k update, so that it costs half of another product.
@@ -298,7 +298,7 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
 
 
 def eigenvalues(lower: Tensor) -> Floats:
-    """Return the eigenvalues, ascending, of the matrix with this lower triangle.
+    """The eigenvalues, ascending, of the matrix with this lower triangle.
 
     Raises TypeError unless it is square, contiguous and float64. Uses NumPy's OpenBLAS where MKL
     takes slow paths: with torch's an audit of 0.5B shapes took up to 1.2 times as long on a Zen 4.
@@ -310,7 +310,7 @@ def eigenvalues(lower: Tensor) -> Floats:
 
 
 def with_vectors(gram: Tensor, count: int) -> tuple[Floats, Floats]:
-    """Return eigenvalues, ascending, and the (side, count) eigenvectors of the largest, largest
+    """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, largest
     first.
 
     gram: symmetric, in float32 or float64; it may be overwritten.
@@ -323,7 +323,7 @@ def with_vectors(gram: Tensor, count: int) -> tuple[Floats, Floats]:
 
 
 def _leading(gram: Tensor, values: Floats, count: int) -> Floats:
-    """Return the leading eigenvectors (side, count) by restarted Lanczos, checked against all
+    """The leading eigenvectors (side, count) by restarted Lanczos, checked against all
     values.
 
     Products with a float32 matrix are in float32: their rounding turns the vectors no more than
@@ -387,7 +387,7 @@ def spectrum(
     vectors: int = 0,
     grams: Grams = ON_CPU,
 ) -> Spectrum:
-    """Return the singular values of a (rows, cols) matrix whose scaled blocks `read(dtype)` yields
+    """The singular values of a (rows, cols) matrix whose scaled blocks `read(dtype)` yields
     in order.
 
     norm is the Frobenius norm of the unscaled entries, scale the power of two the blocks were
@@ -421,7 +421,7 @@ def spectrum(
 
 
 def eigenvalue_shift(sigma: Floats, precision: Precision) -> float:
-    """Return how far the rounding of the Gram may move each of its eigenvalues, in units of the
+    """Say how far the rounding of the Gram may move each of its eigenvalues, in units of the
     largest.
 
     u E / (sqrt(m) sigma_1²), u the unit roundoff of the sums. Measured on planted and random
@@ -432,7 +432,7 @@ def eigenvalue_shift(sigma: Floats, precision: Precision) -> float:
 
 
 def effective_rank_error(sigma: Floats, shift: float) -> float:
-    """Return how far the effective rank may be off, relatively, if every sigma² moves by shift
+    """Say how far the effective rank may be off, relatively, if every sigma² moves by shift
     sigma_1².
 
     d ln(effective_rank) = -sum dp (ln p + H), with dp = p shift / (2 sigma²).

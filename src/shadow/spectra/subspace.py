@@ -141,7 +141,7 @@ def resolved(side: Spectrum) -> Array:
 
 
 def _mean_square(cosines: Array) -> float:
-    """Return ||C||_F² / k of (k, k) cosines between two orthonormal bases, at most 1."""
+    """||C||_F² / k of (k, k) cosines between two orthonormal bases, at most 1."""
     return min(1.0, float((cosines**2).sum()) / len(cosines))
 
 
@@ -180,7 +180,7 @@ def _streamed(
     u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values; energies: of D
     along the long side.
     """
-    (m, k) = u_b.shape
+    m, k = u_b.shape
     t_count = u_t.shape[1]
     working = np.float64 if sides.dtype == torch.float64 else np.float32
     basis, to_base, to_tuned = (
@@ -217,7 +217,7 @@ def _streamed(
 
 
 def _times(few: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
-    """Return few @ block, where few (k, n) has few rows, without transposing the block in memory.
+    """few @ block, where few (k, n) has few rows, without transposing the block in memory.
 
     OpenBLAS takes up to 1.9 times as long for it in float32.
     """
@@ -273,9 +273,8 @@ def sibling_values(
 
     formats: the stored dtypes of base, first and second.
     """
-    # the format that the base was rounded to
     base = pairs[0][0]
-    grid = None
+    grid = None  # the format that the base was rounded to
     if not is_quantised(base) and not isinstance(base, Updated):
         grid = FLOATS[coarser_grid(base, formats[0], working_dtype(formats[0]), space)]
     values, largest = _sums(pairs, grid, space)
@@ -301,7 +300,7 @@ def sibling_values(
 def _sums(
     pairs: tuple[Pair, Pair], grid: FloatFormat | None, space: Workspace
 ) -> tuple[JointValues, list[float]]:
-    """Return the sums of one pass, and the largest absolute entries of both deltas."""
+    """The sums of one pass, and the largest absolute entries of both deltas."""
     inner = first = second = spread = rounding = 0.0
     largest = [0.0, 0.0]
     (base, one), (again, two) = pairs
@@ -324,7 +323,7 @@ def _sums(
 def _leading(
     pair: Pair, formats: tuple[str, str], largest: float, energy: float, space: Workspace
 ) -> tuple[Array, Array]:
-    """Return the leading left and right singular vectors of a delta that are resolved, as columns.
+    """The leading left and right singular vectors of a delta that are resolved, as columns.
 
     Those of the long side are D's images of the short side's, made orthonormal.
     """

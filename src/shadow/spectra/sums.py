@@ -47,12 +47,12 @@ class Extent:
 
     @property
     def finite(self) -> bool:
-        """Return whether all entries of both sides are finite."""
+        """Tell whether all entries of both sides are finite."""
         return math.isfinite(self.base) and math.isfinite(self.tuned)
 
     @property
     def in_range(self) -> bool:
-        """Return whether float64 holds the sums of both sides and of the delta."""
+        """Tell whether float64 holds the sums of both sides and of the delta."""
         sizes = [size for size in (self.base, self.tuned, self.delta) if size]
         sides = [size for size in (self.base, self.tuned) if size]
         if not all(SMALLEST <= size <= LARGEST for size in sizes):
@@ -67,12 +67,12 @@ class Extent:
 
     @property
     def is_plain(self) -> bool:
-        """Return whether squares of every side are safe without a scale."""
+        """Tell whether squares of every side are safe without a scale."""
         return all(power_of_two_scale(size) == 1.0 for size in (self.base, self.tuned, self.delta))
 
 
 def extent(sides: Sides) -> Extent:
-    """Return the largest absolute entries of both sides and of their difference, in one pass."""
+    """The largest absolute entries of both sides and of their difference, in one pass."""
     largest = [0.0, 0.0, 0.0]
     for index, _ in tiles(sides.tuned):
         b, t = (side.numpy() for side in sides.read(index))
@@ -83,7 +83,7 @@ def extent(sides: Sides) -> Extent:
 
 
 def largest_entry(matrix: Matrix, dtype: torch.dtype, space: Workspace) -> float:
-    """Return the largest absolute entry, NaN or infinite if any entry is."""
+    """The largest absolute entry, NaN or infinite if any entry is."""
     largest = 0.0
     for index, _ in tiles(matrix):
         largest = _larger(largest, read_block(matrix, index, "tuned", dtype, space).numpy())
@@ -114,7 +114,7 @@ class Sums:
 
 
 def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
-    """Return every sum over entries; only the extent if an entry is not finite, if float64 does not
+    """Every sum over entries; only the extent if an entry is not finite, if float64 does not
     hold the sums, or if both sides agree.
 
     stored: the coarser format of the two, for ulps. Usually one pass: entries whose squares are
@@ -270,26 +270,26 @@ class EntryBlock:
             (numbers if raw.ndim == 1 else numbers.view(raw.shape)).copy_(raw)
 
     def is_equal(self) -> bool:
-        """Return whether the first two, as read, have the same bits."""
+        """Tell whether the first two, as read, have the same bits."""
         if not self._one_format or self._head[0].tobytes() != self._head[1].tobytes():
             return False
         differ = self._differ[: self.count]
         return not np.not_equal(self._bits[0], self._bits[1], out=differ).any()
 
     def energy(self) -> float:
-        """Return the energy of the numbers of the first."""
+        """The energy of the numbers of the first."""
         energy = self.product(0, 0)
         if is_safe(energy):
             return energy
         return self._in_float64(self.raw[0], self.raw[0])[0]
 
     def product(self, one: int, other: int) -> float:
-        """Return the inner product of two rows of lines."""
+        """The inner product of two rows of lines."""
         found = np.vecdot(self.lines[one], self.lines[other], out=self._sums[0, 0])
         return float(found.sum(dtype=np.float64))
 
     def products(self, into: int = 1) -> tuple[int, list[float]]:
-        """Return how many numbers of the first two differ, the energies of both and of the delta,
+        """Say how many numbers of the first two differ, the energies of both and of the delta,
         and <first, delta>. The delta becomes that row of lines. Correct if both are finite.
         """
         pair = self.lines[:2]
@@ -306,12 +306,12 @@ class EntryBlock:
         return changed, self._in_float64(*self.raw[:2])
 
     def nonzero(self, row: int) -> int:
-        """Return how many numbers of a row of lines are not 0."""
+        """Say how many numbers of a row of lines are not 0."""
         line = self.lines[row].reshape(-1)
         return int(np.count_nonzero(np.not_equal(line, 0, out=self._differ)))
 
     def changed(self) -> int:
-        """Return how many numbers of the first two differ, if some are not finite; NaN equals NaN.
+        """Say how many numbers of the first two differ, if some are not finite; NaN equals NaN.
         Loads them.
         """
         self.load(0, 1)
@@ -325,7 +325,7 @@ class EntryBlock:
 
 
 def differing(one: Tensor, other: Tensor) -> int:
-    """Return how many entries differ; NaN beside NaN does not."""
+    """Say how many entries differ; NaN beside NaN does not."""
     differ = np.not_equal(one.numpy(), other.numpy())
     if not differ.any():
         return 0
@@ -333,7 +333,7 @@ def differing(one: Tensor, other: Tensor) -> int:
 
 
 def is_safe(energy: float) -> bool:
-    """Return whether no square of float32 can have vanished or overflowed."""
+    """Tell whether no square of float32 can have vanished or overflowed."""
     return SAFE[0] < energy < SAFE[1]
 
 
@@ -341,7 +341,7 @@ def _part(
     space: Workspace, dtype: torch.dtype, matrices: int, count: int,
     stored: Sequence[torch.dtype] = (),
 ) -> EntryBlock:  # fmt: skip
-    """Return the part of that many entries that a worker reuses, its numbers undefined."""
+    """The part of that many entries that a worker reuses, its numbers undefined."""
     key = "part", dtype, matrices, count, *stored
     part = space.once(key, lambda: EntryBlock(space, dtype, matrices, count, stored))
     part.rest.zero_()

@@ -71,7 +71,7 @@ class Form(BaseModel):
 
     @classmethod
     def of_text(cls, text: str) -> object:
-        """Return the mapping that a text abbreviates; the text itself if it abbreviates none."""
+        """The mapping that a text abbreviates; the text itself if it abbreviates none."""
         if cls.TEXT:
             return {cls.TEXT: text}
         return text
@@ -81,14 +81,19 @@ class Form(BaseModel):
         """Raise FaultError for a key that the entry may not have, whatever its value."""
         known = cls.known()
         if key not in known:
-            written = f"; {cls.WRITTEN}" if cls.WRITTEN else ""
-            hint = nearest(key, (*known, *cls.ALSO)) or f"it may have {', '.join(known)}{written}"
+            hint = nearest(key, (*known, *cls.ALSO))
+            if not hint:
+                hint = f"it may have {', '.join(known)}"
+                if cls.WRITTEN:
+                    hint += f"; {cls.WRITTEN}"
             raise FaultError(f"unknown key {short(key)}", hint, key)
 
     @model_validator(mode="before")
     @classmethod
     def _mapping(cls, value: Any) -> Any:
-        entry = cls.of_text(value) if isinstance(value, str) else value
+        entry = value
+        if isinstance(value, str):
+            entry = cls.of_text(value)
         if not isinstance(entry, dict):
             hint = cls.WRITTEN or f"it has {', '.join(cls.known())}"
             raise FaultError(f"{short(value)} is not {cls.CALLED}", hint)
@@ -148,20 +153,27 @@ def form_of(
         return model.model_validate(empty if tree == "" else tree, context=folder), lines
     except ValidationError as error:
         faults = [_fault(details, lines) for details in error.errors(include_url=False)]
-        path, message, its_hint = min(faults, key=lambda fault: lines.get(fault[0], 0))
-        where = f"{file}:{lines[path]}: " if path else f"{file}: "
-        if noun and path:
-            where += f"{noun} {short(path[0])}: "
+        path, message, its_hint = min(
+            faults,
+            key=lambda fault: lines.get(fault[0], 0),
+        )
+        where = f"{file}: "
+        if path:
+            where = f"{file}:{lines[path]}: "
+            if noun:
+                where += f"{noun} {short(path[0])}: "
         raise ShadowError(where + message, its_hint or hint) from error
 
 
 def _fault(
     details: Mapping[str, Any], lines: Mapping[KeyPath, int]
 ) -> tuple[KeyPath, str, str | None]:
-    """Return the position of one of pydantic's errors, what is wrong, and what to write."""
+    """The position of one of pydantic's errors, what is wrong, and what to write."""
     context: Mapping[str, Any] = details.get("ctx", {})
     own = context.get("error")
-    steps = (*details["loc"], *own.at) if isinstance(own, FaultError) else details["loc"]
+    steps = details["loc"]
+    if isinstance(own, FaultError):
+        steps = (*steps, *own.at)
     path: KeyPath = ()
     for step in steps:  # pydantic's own words for its way through a model are no keys
         if (*path, step) in lines:
@@ -174,11 +186,21 @@ def _fault(
     words = re.findall(r"'([^']*)'", str(context.get("expected", "")))
     if isinstance(value, str) and (close := nearest(value, words)):
         hint = close
-    what = f"`{key}`" if isinstance(key, str) else short(value) if path else "the file"
+    what = "the file"
+    if isinstance(key, str):
+        what = f"`{key}`"
+    elif path:
+        what = short(value)
     if steps[-1:] == ("[key]",) and words:
         message = "unknown key {value}"
-    said = {**context, "what": what, "key": key, "value": short(value), "words": ", ".join(words)}
-    return path, message.format(**said), hint.format(**said) if hint and path else None
+    figures = {
+        **context,
+        "what": what,
+        "key": key,
+        "value": short(value),
+        "words": ", ".join(words),
+    }
+    return path, message.format(**figures), hint.format(**figures) if hint and path else None
 
 
 class _NotPlainError(Exception):
@@ -233,7 +255,7 @@ def _parsed(text: str, parser: Any) -> tuple[Tree, dict[KeyPath, int]]:
 def _value(
     event: yaml.Event, events: Iterator[yaml.Event], path: KeyPath, lines: dict[KeyPath, int]
 ) -> Tree:
-    """Return the value that begins with an event, consuming the events up to its end."""
+    """The value that begins with an event, consuming the events up to its end."""
     if isinstance(event, yaml.AliasEvent):
         raise _NotPlainError("aliases are not allowed here", _line(event))
     assert isinstance(event, yaml.NodeEvent)

@@ -49,7 +49,7 @@ class Pair:
 
     @property
     def full_name(self) -> str:
-        """Return `qwen2.5-7b:base..instruct`."""
+        """`qwen2.5-7b:base..instruct`."""
         return f"{self.family}:{self.name}"
 
 
@@ -68,13 +68,15 @@ class Family:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Return the components that tags and bases name; language if none is named."""
-        said = {component for tag in self.tags for component in IMPLIED.get(tag, (tag,))}
-        said |= {component for _, component, _ in self.references() if component}
-        return tuple(filter(said.__contains__, name_rules().components)) or ("language",)
+        """The components that tags and bases name; language if none is named."""
+        named = {component for _, component, _ in self.references()}
+        for tag in self.tags:
+            named.update(IMPLIED.get(tag, (tag,)))
+        known = name_rules().components
+        return tuple(component for component in known if component in named) or ("language",)
 
     def references(self) -> list[tuple[str, str | None, Reference]]:
-        """Return (stage, component, checkpoint) of each; component: None unless bases
+        """(stage, component, checkpoint) of each; component: None unless bases
         have several.
         """
         return [
@@ -84,10 +86,10 @@ class Family:
         ]
 
     def holds(self, word: str) -> bool:
-        """Return whether a lower-case word is in its name, a tag, a checkpoint's or component's
+        """Tell whether a lower-case word is in its name, a tag, a checkpoint's or component's
         name.
         """
-        checkpoints = (one.repo for _, _, one in self.references())
+        checkpoints = (reference.repo for _, _, reference in self.references())
         texts = (self.name, *self.tags, *self.components, *checkpoints)
         return any(word in text.casefold() for text in texts)
 
@@ -119,8 +121,8 @@ def load_families(extra: Path | None = None) -> dict[str, Family]:
     families: dict[str, Family] = {}
     for file in _files(extra):
         form, lines = read_form(FamiliesForm, file, hint=hint, noun="family")
-        for name, one in form.root.items():
-            family = _family(name, one, file, line=lines[name,])
+        for name, family_form in form.root.items():
+            family = _family(name, family_form, file, line=lines[name,])
             if first := families.get(name):
                 where = f"{family.file}:{family.line}"
                 other = f"{first.file}:{first.line}"
@@ -131,7 +133,7 @@ def load_families(extra: Path | None = None) -> dict[str, Family]:
 
 
 def family_names(extra: Path | None = None) -> list[str]:
-    """Return the names of families, shipped or in a folder, found line by line without checks.
+    """The names of families, shipped or in a folder, found line by line without checks.
 
     For shell completion: reading whole files takes half a second. A missing folder has none.
     """
@@ -140,13 +142,15 @@ def family_names(extra: Path | None = None) -> list[str]:
 
 
 def _files(extra: Path | None) -> list[Path]:
-    """Return the shipped files of families, and those of a folder."""
-    folders = [registry_folder() / "families", *([] if extra is None else [extra])]
+    """The shipped files of families, and those of a folder."""
+    folders = [registry_folder() / "families"]
+    if extra is not None:
+        folders.append(extra)
     return [file for folder in folders for file in sorted(folder.glob("*.yaml"))]
 
 
 def is_glob(target: str) -> bool:
-    """Return whether a target contains *, ? or [."""
+    """Tell whether a target contains *, ? or [."""
     return any(char in target for char in "*?[")
 
 
@@ -175,7 +179,7 @@ def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
 
 
 def filter_families(families: Mapping[str, Family], word: str | None = None) -> list[Family]:
-    """Return the families with a word in their name, a checkpoint's, a tag or a component.
+    """The families with a word in their name, a checkpoint's, a tag or a component.
 
     A family's name finds that family alone. Raises ShadowError if none is left.
     """
@@ -183,11 +187,11 @@ def filter_families(families: Mapping[str, Family], word: str | None = None) -> 
         return list(families.values())
     if word in families:
         return [families[word]]
-    found = [family for family in families.values() if family.holds(word.casefold())]
-    if not found:
+    matching = [family for family in families.values() if family.holds(word.casefold())]
+    if not matching:
         hint = nearest(word.lower(), families) or "`shadow families` lists them"
         raise ShadowError(f"no family of the registry with word {word!r}", hint)
-    return found
+    return matching
 
 
 def given_pair(base: Reference | ComponentBase, tuned: Reference, name: str | None = None) -> Pair:
@@ -203,7 +207,7 @@ def given_pair(base: Reference | ComponentBase, tuned: Reference, name: str | No
 
 
 def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) -> tuple[Pair, ...]:
-    """Return the pairs that checkpoints name: BASE TUNED, or one `org/name` of the registry.
+    """The pairs that checkpoints name: BASE TUNED, or one `org/name` of the registry.
 
     A tuned side names the pairs of its family that have it; a base names all pairs from it. Raises
     UsageError for more checkpoints.
@@ -221,19 +225,20 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
     (checkpoint,) = references
     name = short(str(references[0]))
     if checkpoint.is_folder:
-        one = short(targets[0])
-        alone = f"; or check one by itself: shadow verify whole {one}"
-        raise UsageError(f"{one} is one checkpoint, and a pair has two", TWO + alone)
+        folder = short(targets[0])
+        hint = f"{TWO}; or check one by itself: shadow verify whole {folder}"
+        raise UsageError(f"{folder} is one checkpoint, and a pair has two", hint)
     pairs = [pair for family in families.values() for pair in family.pairs]
     matching = [pair for pair in pairs if _is(checkpoint, pair.tuned)]
     matching = matching or [pair for pair in pairs if _is(checkpoint, pair.base)]
     if not matching:
-        known = {one.repo for family in families.values() for *_, one in family.references()}
-        close = nearest(checkpoint.repo, sorted(known))
+        known = {
+            reference.repo for family in families.values() for *_, reference in family.references()
+        }
         hint = f"{TWO}; `shadow families` lists what the registry has"
-        raise UsageError(
-            f"no family has a pair with {name}", f"{close} Or {TWO}" if close else hint
-        )
+        if close := nearest(checkpoint.repo, sorted(known)):
+            hint = f"{close} Or {TWO}"
+        raise UsageError(f"no family has a pair with {name}", hint)
     names = sorted({pair.family for pair in matching})
     if len(names) > 1:
         hint = f"name one of them: {several(names)}"
@@ -241,23 +246,24 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
     return tuple(matching)
 
 
-def _is(asked: Reference, known: Reference | ComponentBase) -> bool:
-    """Return whether both name the same checkpoint. The Hub ignores case; a requested revision must
+def _is(wanted: Reference, known: Reference | ComponentBase) -> bool:
+    """Tell whether both name the same checkpoint. The Hub ignores case; a requested revision must
     be the family's.
     """
     if isinstance(known, ComponentBase) or known.is_folder:
         return False
-    same = asked.repo.lower() == known.repo.lower()
-    return same and asked.revision in (None, known.revision)
+    same = wanted.repo.lower() == known.repo.lower()
+    return same and wanted.revision in (None, known.revision)
 
 
 def _family(name: str, form: FamilyForm, file: Path, line: int) -> Family:
-    stages = {
-        stage: ComponentBase(tuple((part, one.reference) for part, one in found.items()))
-        if isinstance(found, dict)
-        else found.reference
-        for stage, found in form.stages.items()
-    }
+    stages: dict[str, Reference | ComponentBase] = {}
+    for stage, checkpoint in form.stages.items():
+        if isinstance(checkpoint, dict):
+            parts = ((component, part.reference) for component, part in checkpoint.items())
+            stages[stage] = ComponentBase(tuple(parts))
+        else:
+            stages[stage] = checkpoint.reference
     compared = [("base", stage, "tuned") for stage in stages if stage != "base"]
     if form.pairs is not None:
         compared = [(pair.start, pair.to, pair.relation) for pair in form.pairs]

@@ -91,15 +91,20 @@ class NamedCheckpoint(Form):
         name = self.repo.repo
         if self.repo.is_folder and self.subfolder:
             return Reference(str(Path(name) / self.subfolder), True)
-        revision = self.repo.revision if self.revision is None else self.revision
+        revision = self.revision
+        if revision is None:
+            revision = self.repo.revision
         return Reference(name, self.repo.is_folder, revision, self.subfolder)
 
 
 def _kind_of_base(value: object) -> str:
-    keys = set(value) if isinstance(value, dict) else set()
-    if keys & set(name_rules().components) or (keys and not keys & set(NamedCheckpoint.known())):
+    if not isinstance(value, dict) or not value:
+        return "(one)"
+    if value.keys() & name_rules().components:
         return "(by component)"
-    return "(one)"
+    if value.keys() & NamedCheckpoint.known():
+        return "(one)"
+    return "(by component)"
 
 
 def _only_components(parts: dict[str, Any]) -> dict[str, Any]:
@@ -220,8 +225,9 @@ class PairClaimForm(Form):
         return self
 
     def __str__(self) -> str:
-        patterns = [f"--moved {one}" for one in self.moved]
-        return " ".join([self.claim, *patterns, *(f"--frozen {one}" for one in self.frozen)])
+        moved = [f"--moved {pattern}" for pattern in self.moved]
+        frozen = [f"--frozen {pattern}" for pattern in self.frozen]
+        return " ".join([self.claim, *moved, *frozen])
 
 
 Claims = Annotated[list[PairClaimForm], Field([], max_length=100)]
@@ -283,7 +289,9 @@ class RuleForm(Form):
     @model_validator(mode="after")
     def _has_one_condition(self) -> RuleForm:
         if (self.fail_on is None) == (self.moved is None):
-            which = "neither `fail_on` nor" if self.moved is None else "both `fail_on` and"
+            which = "both `fail_on` and"
+            if self.moved is None:
+                which = "neither `fail_on` nor"
             raise FaultError(f"it has {which} `moved`", "write one of them")
         return self
 
@@ -294,8 +302,8 @@ class PolicyForm(RootModel[Annotated[dict[Name, RuleForm], Field(min_length=1)]]
 
 def _as_side(value: Any, info: ValidationInfo) -> Any:
     """Validate a checkpoint of a claim: a text, or a mapping of components to texts."""
-    if isinstance(value, dict) and all(isinstance(one, str) for one in value.values()):
-        value = ",".join(f"{component}={one}" for component, one in value.items())
+    if isinstance(value, dict) and all(isinstance(part, str) for part in value.values()):
+        value = ",".join(f"{component}={part}" for component, part in value.items())
     return by(parse_checkpoint)(value, info)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from shadow.errors import ShadowError, UsageError
 from shadow.files import read_start
 from shadow.targets.families import (
+    Family,
     Pair,
     find_pairs,
     given_pair,
@@ -105,15 +106,23 @@ def select(
     in the registry. A pair of several entries is audited once. Raises UsageError for an invalid
     list, glob or shard, and ShadowError for an exact target that the registry does not know.
     """
-    shard_of = parse_shard(shard) if shard is not None else Share()
-    listing = [] if listed is None else read_list(listed)
-    if listed is not None and not listing:
-        raise UsageError(f"{shown(listed)}: the list names nothing", ONE_A_LINE)
+    shard_of = Share()
+    if shard is not None:
+        shard_of = parse_shard(shard)
+    listing: list[ListEntry] = []
+    if listed is not None:
+        listing = read_list(listed)
+        if not listing:
+            raise UsageError(f"{shown(listed)}: the list names nothing", ONE_A_LINE)
     typed = any(map(is_reference, targets))
-    asked = [] if typed else [ListEntry("", target) for target in targets]
-    entries = dict.fromkeys([*asked, *listing])
+    entries: dict[ListEntry, None] = {}
+    if not typed:
+        entries = dict.fromkeys(ListEntry("", target) for target in targets)
+    entries |= dict.fromkeys(listing)
     is_named = any(isinstance(entry.names, str) for entry in entries)
-    families = load_families(registry) if is_named or typed else {}
+    families: dict[str, Family] = {}
+    if is_named or typed:
+        families = load_families(registry)
     lines = dict.fromkeys(given, "")  # where a list names a pair first
     if typed:
         lines |= dict.fromkeys(pairs_of_references(targets, families), "")
@@ -121,17 +130,20 @@ def select(
     look_up = functools.cache(lambda target: find_pairs(target, families))
     for entry in entries:
         with _asked(entry):
-            found = (entry.names,) if isinstance(entry.names, Pair) else look_up(entry.names)
-        for pair in found:
+            named = (entry.names,) if isinstance(entry.names, Pair) else look_up(entry.names)
+        for pair in named:
             lines.setdefault(pair, entry.where)
             claims[pair] = (*claims.get(pair, ()), *entry.claims)
     first: dict[str, str] = {}
     for pair, line in lines.items():  # two pairs of one name would be one row and one folder
         if (name := pair.full_name) in first:
-            where = f"{line}: " if line else ""
-            other = f"; it is also at {first[name]}" if first[name] else ""
-            fault = f"{where}different pairs are called {short(name)}"
-            raise UsageError(fault, f"rename one of them{other}")
+            fault = f"different pairs are called {short(name)}"
+            if line:
+                fault = f"{line}: {fault}"
+            hint = "rename one of them"
+            if first[name]:
+                hint += f"; it is also at {first[name]}"
+            raise UsageError(fault, hint)
         first[name] = line
     pairs = tuple(lines)
     is_list = listed is not None or shard is not None
@@ -145,15 +157,17 @@ def _asked(entry: ListEntry | None = None) -> Iterator[None]:
     try:
         yield
     except ShadowError as error:
-        names = entry.names if entry else ""
-        if entry and not entry.where and isinstance(names, str) and not is_glob(names):
-            raise
-        where = f"{entry.where}: " if entry and entry.where else ""
-        raise UsageError(f"{where}{error.message}", error.hint) from error
+        message = error.message
+        if entry is not None:
+            if entry.where:
+                message = f"{entry.where}: {message}"
+            elif isinstance(entry.names, str) and not is_glob(entry.names):
+                raise
+        raise UsageError(message, error.hint) from error
 
 
 def shown(listed: str) -> str:
-    """Return the name of a list in messages: its file as given, or standard input for `-`."""
+    """The name of a list in messages: its file as given, or standard input for `-`."""
     if listed == "-":
         return "standard input"
     return listed
@@ -186,7 +200,9 @@ def read_list(listed: str) -> list[ListEntry]:
         folder = Path.cwd()
     lines = (line.strip() for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines())
     begins = next((line[:1] for line in lines if line and line[:1] != b"#"), b"x")
-    is_yaml = begins in b"-[{" if suffix not in (*YAML, *PLAIN) else suffix in YAML
+    is_yaml = suffix in YAML
+    if not is_yaml and suffix not in PLAIN:
+        is_yaml = begins in b"-[{"
     entries = _yaml_entries(name, raw, folder) if is_yaml else _plain_entries(name, raw)
     if len(entries) > MAX_ENTRIES:
         raise UsageError(f"{name}: more than {MAX_ENTRIES:,} entries", "split it")
@@ -216,15 +232,15 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> list[ListEntry]:
     with _asked():
         form, lines = form_of(ListForm, raw, name, hint=YAML_ENTRY, folder=folder, empty=[])
     entries = []
-    for index, one in enumerate(form.root):
+    for index, entry in enumerate(form.root):
         names: str | Pair
-        if isinstance(one, TargetForm):
-            names = one.target
+        if isinstance(entry, TargetForm):
+            names = entry.target
         else:
-            names = given_pair(one.base, one.tuned, one.name)
+            names = given_pair(entry.base, entry.tuned, entry.name)
         claims = tuple(
             ListedClaim(str(claim), name, lines[index, "claims", number])
-            for number, claim in enumerate(one.claims)
+            for number, claim in enumerate(entry.claims)
         )
         entries.append(ListEntry(f"{name}:{lines[index,]}", names, claims))
     return entries
@@ -240,7 +256,7 @@ def parse_shard(text: str) -> Share:
 
 
 def share(pairs: Sequence[Pair], shard: Share) -> tuple[Pair, ...]:
-    """Return the pairs of one shard, in order. Every pair is in exactly one of the shards.
+    """The pairs of one shard, in order. Every pair is in exactly one of the shards.
 
     Families are put in the order of a hash of their names, so that large models mix with small
     ones, and split into runs of equally many pairs. An additional family moves only those next to

@@ -70,14 +70,14 @@ AnyReference = Reference | ComponentBase
 
 
 def is_reference(target: str) -> bool:
-    """Return whether this is a checkpoint: a folder, or `org/name`. Names of families have no
+    """Tell whether this is a checkpoint: a folder, or `org/name`. Names of families have no
     slash.
     """
     return "/" in target or target in (".", "..", "~")
 
 
 def one_target(text: str) -> str:
-    """Return a target of a list unchanged. Raises UsageError for an invalid one."""
+    """A target of a list unchanged. Raises UsageError for an invalid one."""
     if len(text) > MAX_TARGET or re.search(r"\s", text) or not text or not text.isprintable():
         raise UsageError(f"{short(text)} is not a target", ONE_A_LINE)
     if is_reference(text):
@@ -142,7 +142,9 @@ def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
 
     Without a folder for relative paths, it was typed. Raises UsageError.
     """
-    parse = typed_reference if folder is None else partial(parse_reference, folder=folder)
+    parse = typed_reference
+    if folder is not None:
+        parse = partial(parse_reference, folder=folder)
     if not re.match(r"[a-z]+=", text):
         return parse(text)
     parts: dict[str, Reference] = {}
@@ -157,7 +159,7 @@ def parse_checkpoint(text: str, folder: Path | None = None) -> AnyReference:
 
 
 def as_folder(text: str, folder: Path | None = None) -> str | None:
-    """Return how to write a folder or a file of weights of this name, if there is one."""
+    """Say how to write a folder or a file of weights of this name, if there is one."""
     if not text:
         return None
     try:
