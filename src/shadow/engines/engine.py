@@ -101,7 +101,7 @@ class Engine(Protocol):
 
     @property
     def elsewhere(self) -> bool:
-        """Tell whether tasks run in other processes, several at a time, perhaps on other
+        """True if tasks run in other processes, several at a time, perhaps on other
         machines.
         """
 

@@ -50,7 +50,7 @@ class Place:
 
     @property
     def is_unplaced(self) -> bool:
-        """Tell whether it stands for one tensor alone because others have the same place."""
+        """True if it stands for one tensor alone because others have the same place."""
         return self.slot.startswith("\0")
 
 
@@ -197,7 +197,7 @@ def _layer_numbers(
 
 
 def _upright_stacks(facts: Facts, readings: Iterable[tuple[Reading, int | None, Shape]]) -> Upright:
-    """Tell whether the stacked experts of each stack of blocks are (experts, out, in), if shapes
+    """By stack of blocks, True if its stacked experts are (experts, out, in), if shapes
     show it.
 
     A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no
@@ -292,7 +292,7 @@ class _Splitter:
         )
         # plain weights, not integers that pack several
         is_plain = rest.endswith(".weight") or weight_stem(rest) == rest
-        parts = (whole,)
+        parts: tuple[Part, ...] = (whole,)
         if is_plain:
             parts = self._split(whole, rest, whole.shape(shape)) or parts
         if not experts:

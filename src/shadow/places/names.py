@@ -46,7 +46,7 @@ class Conditions:
     parameter: bool = False  # the name does not end in `.weight`
 
     def hold(self, facts: Facts, component: str, rest: str) -> bool:
-        """Tell whether all conditions hold for a tensor. rest: what is left of its name."""
+        """True if all conditions hold for a tensor. rest: what is left of its name."""
         if self.components and component not in self.components:
             return False
         if self.model_types and self.model_types.isdisjoint(facts.model_types(component)):
@@ -275,7 +275,7 @@ class Facts:
         return None
 
     def beside(self, pattern: Pattern) -> bool:
-        """Tell whether a tensor's name matches, with `#` and `@` for block and expert."""
+        """True if a tensor's name matches, with `#` and `@` for block and expert."""
         if pattern not in self._beside:
             self._beside[pattern] = any(pattern.search(text) for text in self._texts)
         return self._beside[pattern]

@@ -156,7 +156,7 @@ JITTER = 2.0**-7  # a unit of BF16: the original may be stored in fewer bits tha
 
 
 def has_few_levels(original: Matrix, copy: Matrix) -> bool:
-    """Tell whether values of a float copy that differ from the original repeat within rows as
+    """True if values of a float copy that differ from the original repeat within rows as
     after a round trip through 8 bits or fewer: more than any values do in the format of the copy.
     Zeros do not count as levels: pruning makes them.
     """

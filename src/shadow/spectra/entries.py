@@ -46,7 +46,7 @@ class Entries:
 
     @property
     def is_safe(self) -> bool:
-        """Tell whether both sides are finite, and no square has vanished or overflowed."""
+        """True if both sides are finite, and no square has vanished or overflowed."""
         held = (self.base, self.tuned, *((self.delta,) if self.changed else ()))
         return self.finite and all(energy > SQUARES for energy in held)
 

@@ -43,7 +43,7 @@ class Stored(InFile, Protocol):
 
     @property
     def is_flat(self) -> bool:
-        """Tell whether its entries lie in the file in order, without gaps."""
+        """True if its entries lie in the file in order, without gaps."""
 
     def fill(self, first: int, into: memoryview) -> None:
         """Read the bytes of entries of a flat matrix, in order from the first one on."""
@@ -67,12 +67,12 @@ class Quantised(InFile, Protocol):
 
 
 def is_stored(matrix: object) -> TypeGuard[Stored]:
-    """Tell whether its numbers lie in a file unchanged."""
+    """True if its numbers lie in a file unchanged."""
     return hasattr(matrix, "fill")
 
 
 def is_quantised(matrix: object) -> TypeGuard[Quantised]:
-    """Tell whether it is decoded part by part."""
+    """True if it is decoded part by part."""
     return hasattr(matrix, "cells")
 
 

@@ -106,7 +106,7 @@ class FormatNoise:
     finite: bool = True
 
     def is_copy(self, stored: str) -> bool | None:
-        """Tell whether the copy is only what its format makes of the original; None if that is
+        """True if the copy is only what its format makes of the original; None if that is
         unknown.
         """
         if not self.finite:
@@ -120,7 +120,7 @@ class FormatNoise:
 
     @property
     def is_far(self) -> bool:
-        """Tell whether the copy cannot be of this original, however it was made."""
+        """True if the copy cannot be of this original, however it was made."""
         is_empty = self.copy == 0 < self.original
         return is_empty or self.inner < FAR * math.sqrt(self.original * self.copy)
 
@@ -141,7 +141,7 @@ class FormatNoise:
         return None
 
     def may_be_calibrated(self, stored: str) -> bool:
-        """Tell whether a quantiser of the format may have made more error than rounding on
+        """True if a quantiser of the format may have made more error than rounding on
         purpose: GPTQ rounds one column after another and adjusts the others, AWQ scales columns
         first.
         """

@@ -320,7 +320,7 @@ def purity_values(
 
 
 def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:
-    """Tell whether one direction in noise has most of X, and much was rounded away.
+    """True if one direction in noise has most of X, and much was rounded away.
 
     Its large entries survive rounding better than the noise around them, so that X / kept² is too
     large, by up to a half for rank one with a third of the energy. This does not apply to a

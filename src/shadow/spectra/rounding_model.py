@@ -37,7 +37,7 @@ LEVEL_OCTAVES = 24  # |D| / ulp from 2^23 on is one level
 
 
 def is_on_grid(matrix: Matrix, stored: FloatFormat, working: torch.dtype, space: Workspace) -> bool:
-    """Tell whether all values of a matrix can be represented exactly in a stored format."""
+    """True if all values of a matrix can be represented exactly in a stored format."""
     for index, _ in blocks(matrix):
         block = read_block(matrix, index, "tuned", working, space)
         narrow = block.to(torch_dtype(stored))

@@ -268,7 +268,7 @@ def scaled_blocks(
 
 @cache
 def mkl_is_at_home() -> bool:
-    """Tell whether torch's linear algebra is Intel's library on an Intel processor.
+    """True if torch's linear algebra is Intel's library on an Intel processor.
 
     Elsewhere MKL takes slow paths: on a Zen 4 with two threads busy, SciPy's OpenBLAS found the
     eigenvalues of an 896-side Gram in 0.60 of the time. Products are NumPy's on any processor: on a

@@ -47,12 +47,12 @@ class Extent:
 
     @property
     def finite(self) -> bool:
-        """Tell whether all entries of both sides are finite."""
+        """True if all entries of both sides are finite."""
         return math.isfinite(self.base) and math.isfinite(self.tuned)
 
     @property
     def in_range(self) -> bool:
-        """Tell whether float64 holds the sums of both sides and of the delta."""
+        """True if float64 holds the sums of both sides and of the delta."""
         sizes = [size for size in (self.base, self.tuned, self.delta) if size]
         sides = [size for size in (self.base, self.tuned) if size]
         if not all(SMALLEST <= size <= LARGEST for size in sizes):
@@ -67,7 +67,7 @@ class Extent:
 
     @property
     def is_plain(self) -> bool:
-        """Tell whether squares of every side are safe without a scale."""
+        """True if squares of every side are safe without a scale."""
         return all(power_of_two_scale(size) == 1.0 for size in (self.base, self.tuned, self.delta))
 
 
@@ -270,7 +270,7 @@ class EntryBlock:
             (numbers if raw.ndim == 1 else numbers.view(raw.shape)).copy_(raw)
 
     def is_equal(self) -> bool:
-        """Tell whether the first two, as read, have the same bits."""
+        """True if the first two, as read, have the same bits."""
         if not self._one_format or self._head[0].tobytes() != self._head[1].tobytes():
             return False
         differ = self._differ[: self.count]
@@ -333,7 +333,7 @@ def differing(one: Tensor, other: Tensor) -> int:
 
 
 def is_safe(energy: float) -> bool:
-    """Tell whether no square of float32 can have vanished or overflowed."""
+    """True if no square of float32 can have vanished or overflowed."""
     return SAFE[0] < energy < SAFE[1]
 
 

@@ -86,7 +86,7 @@ class Family:
         ]
 
     def holds(self, word: str) -> bool:
-        """Tell whether a lower-case word is in its name, a tag, a checkpoint's or component's
+        """True if a lower-case word is in its name, a tag, a checkpoint's or component's
         name.
         """
         checkpoints = (reference.repo for _, _, reference in self.references())
@@ -150,7 +150,7 @@ def _files(extra: Path | None) -> list[Path]:
 
 
 def is_glob(target: str) -> bool:
-    """Tell whether a target contains *, ? or [."""
+    """True if a target contains *, ? or [."""
     return any(char in target for char in "*?[")
 
 
@@ -247,7 +247,7 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
 
 
 def _is(wanted: Reference, known: Reference | ComponentBase) -> bool:
-    """Tell whether both name the same checkpoint. The Hub ignores case; a requested revision must
+    """True if both name the same checkpoint. The Hub ignores case; a requested revision must
     be the family's.
     """
     if isinstance(known, ComponentBase) or known.is_folder:

@@ -70,7 +70,7 @@ AnyReference = Reference | ComponentBase
 
 
 def is_reference(target: str) -> bool:
-    """Tell whether this is a checkpoint: a folder, or `org/name`. Names of families have no
+    """True if this is a checkpoint: a folder, or `org/name`. Names of families have no
     slash.
     """
     return "/" in target or target in (".", "..", "~")
