@@ -86,9 +86,9 @@ def run_pair(
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     existing = nearest_folder(output)
     try:
-        with _asked(pair, settings, folder, runtime) as asked:
+        with _asked(pair, settings, folder, runtime) as request:
             # what another audit of the pair has measured by then is not measured again
-            return when_free(partial(_audit, asked), runtime)
+            return when_free(partial(_audit, request), runtime)
     finally:
         remove_empty(folder.absolute() / PARTIAL, existing)
 
@@ -108,19 +108,19 @@ def measure_part(
     """
     fault = f"{folder.parents[2]}: another machine does not see this folder"
     require_sight((folder.parents[1] / JOURNAL).is_file, fault, NOT_SEEN)
-    with _asked(pair, settings, folder, runtime) as asked:
-        base, tuned = find_sides(pair, runtime, asked.scratch)
+    with _asked(pair, settings, folder, runtime) as request:
+        base, tuned = find_sides(pair, runtime, request.scratch)
         for side, wanted in ((base, identity["base"]), (tuned, identity["tuned"])):
             if side_of(side) != wanted:
                 fault = f"{side.reference}: another machine has other files under this name"
                 hint = "every machine must see the same files under the same name"
                 raise ShadowError(fault, hint)
-        aligned = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
+        aligned = line_up(base, tuned, settings.chosen, runtime, scratch=request.scratch)
         summed = summed_with(aligned, settings)
         of_part = frozenset(keys)
         part = replace(aligned, pairs=[pair for pair in aligned.pairs if pair.key in of_part])
         with closing(when_free(partial(Journal, folder, identity), runtime)) as journal:
-            _measure(asked, part, journal, summed)
+            _measure(request, part, journal, summed)
         return folder
 
 
@@ -152,12 +152,12 @@ def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
             time.sleep(min(POLL, runtime.patience))
 
 
-def _audit(asked: Asked) -> AuditResult:
-    pair = asked.pair
-    settings = asked.settings
-    runtime = asked.runtime
-    folder = asked.folder
-    base, tuned = find_sides(pair, runtime, asked.scratch)
+def _audit(request: Asked) -> AuditResult:
+    pair = request.pair
+    settings = request.settings
+    runtime = request.runtime
+    folder = request.folder
+    base, tuned = find_sides(pair, runtime, request.scratch)
     wanted = identity(pair, settings, base, tuned)
     report = standing(folder, wanted, runtime)
     if report.result is not None:
@@ -167,7 +167,7 @@ def _audit(asked: Asked) -> AuditResult:
     is_cheap = not pickled_part(base) and not pickled_part(tuned)
     aligned = None
     if not report.other or runtime.overwrite or (settings.chosen != Filter() and is_cheap):
-        aligned = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
+        aligned = line_up(base, tuned, settings.chosen, runtime, scratch=request.scratch)
     if aligned is None or (report.other and not runtime.overwrite):
         message = f"{folder}: the finished report there differs: {report.other}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
@@ -187,13 +187,13 @@ def _audit(asked: Asked) -> AuditResult:
             )
         say_again(journal.other, wanted, runtime.say)
         journal.take_over_parts()
-        measured = _measure(asked, aligned, journal, summed_with(aligned, settings))
+        measured = _measure(request, aligned, journal, summed_with(aligned, settings))
         sources = [*aligned.base.sources.values(), *aligned.tuned.sources.values()]
         run = _run_metadata(settings, began, time.monotonic() - started)
         with replacing(folder) as staged:
             files, contents = write_tables(
                 staged.path,
-                asked.scratch,
+                request.scratch,
                 wanted,
                 aligned.pairs,
                 aligned.skipped,
@@ -215,18 +215,18 @@ def _audit(asked: Asked) -> AuditResult:
     return AuditResult(folder, summary, measured=measured, provenance=metadata)
 
 
-def _measure(asked: Asked, aligned: AlignedPair, journal: Journal, summed: Summed) -> int:
+def _measure(request: Asked, aligned: AlignedPair, journal: Journal, summed: Summed) -> int:
     """Measure what the journal lacks; return the number of matrices. summed: see `summed_with`."""
-    runtime = asked.runtime
-    method = asked.settings.method
-    plan = _planned(asked, aligned, journal) if runtime.elsewhere is None else None
+    runtime = request.runtime
+    method = request.settings.method
+    plan = _planned(request, aligned, journal) if runtime.elsewhere is None else None
     done = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
     matrices, resumed = (sum(pair.is_matrix for pair in pairs) for pairs in (aligned.pairs, done))
     if resumed:
         runtime.say(f"resuming: {resumed} of {matrices} matrices already measured")
     if plan is None:
         assert runtime.elsewhere is not None
-        runtime.elsewhere(asked, aligned, journal)
+        runtime.elsewhere(request, aligned, journal)
         return matrices - resumed
 
     def note(source: Source) -> None:
@@ -239,7 +239,7 @@ def _measure(asked: Asked, aligned: AlignedPair, journal: Journal, summed: Summe
     if fault := lacking(of_memory, runtime.limits or machine_limits(), method):
         raise fault
     jobs = jobs_of(runtime, of_memory, method)
-    means = Means(method, Workspace(), remember, open_device(asked.settings.device))
+    means = Means(method, Workspace(), remember, open_device(request.settings.device))
     measure = partial(outcome_of, base=plan.base, tuned=plan.tuned, means=means, summed=summed)
     # What has not begun is given up as soon as anything goes wrong.
     with closing(in_workers(plan, measure, runtime, jobs, done=done, note=note)) as outcomes:
@@ -253,10 +253,10 @@ def _measure(asked: Asked, aligned: AlignedPair, journal: Journal, summed: Summe
     return matrices - resumed
 
 
-def _planned(asked: Asked, aligned: AlignedPair, journal: Journal) -> Plan:
+def _planned(request: Asked, aligned: AlignedPair, journal: Journal) -> Plan:
     """Plan what is left, after removing what an earlier run left on the disk and in the cache."""
-    for left in asked.scratch.parent.glob(f"{SCRATCH}*"):
-        if left != asked.scratch:
+    for left in request.scratch.parent.glob(f"{SCRATCH}*"):
+        if left != request.scratch:
             shutil.rmtree(left, ignore_errors=True)
     if journal.fetched:
         from shadow.checkpoints.hub import remove_leftovers
@@ -265,10 +265,10 @@ def _planned(asked: Asked, aligned: AlignedPair, journal: Journal) -> Plan:
             remove_leftovers(fetched.repo, fetched.checksum)
     plan = make_plan(
         aligned,
-        asked.runtime.access,
+        request.runtime.access,
         folder=journal.folder,
-        scratch=asked.scratch,
-        filtered=asked.settings.chosen != Filter(),
+        scratch=request.scratch,
+        filtered=request.settings.chosen != Filter(),
         done=journal.outcomes,
         ours={
             (shard.repo, shard.commit, shard.path) for shard in journal.fetched if not shard.keep
@@ -279,9 +279,9 @@ def _planned(asked: Asked, aligned: AlignedPair, journal: Journal) -> Plan:
         freed = why = ""
         if plan.frees:
             freed = f", freed after use: at most {byte_size(plan.peak)} on the disk at a time"
-            if asked.runtime.access.max_disk is None:
+            if request.runtime.access.max_disk is None:
                 why = f" ({byte_size(plan.free)} are free)"
-        asked.runtime.say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
+        request.runtime.say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
     needed = {visit.shard for visit in plan.work.visits}
     for side, checkpoint in (("base", plan.base), ("tuned", plan.tuned)):
         for shard, source in checkpoint.sources.items():
@@ -318,18 +318,18 @@ class Parts:
     count: int | None = None
     """None: as many as the engine carries out at a time. There may be fewer (see `cut`)."""
 
-    def measure(self, asked: Asked, aligned: AlignedPair, journal: Journal) -> None:
+    def measure(self, request: Asked, aligned: AlignedPair, journal: Journal) -> None:
         """Measure what the journal lacks, and add it. Raises the errors of parts."""
         left = [pair for pair in aligned.pairs if pair.key not in journal.outcomes]
         measured = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
-        is_filtered = asked.settings.chosen != Filter()
+        is_filtered = request.settings.chosen != Filter()
         # what comes in byte ranges is decided over a whole pair
         count = 1 if is_filtered else self.count or self.engine.lanes()
         sources = (*aligned.base.sources.values(), *aligned.tuned.sources.values())
         parts = cut(left, count, is_fetched=not all(source.is_local for source in sources))
         if len(parts) > 1:
-            asked.runtime.say(f"measuring in {len(parts)} parts")
-        runtime = asked.runtime
+            request.runtime.say(f"measuring in {len(parts)} parts")
+        runtime = request.runtime
         before = Progress(
             len(measured),
             len(aligned.pairs),
@@ -352,7 +352,7 @@ class Parts:
             runtime.show(together)
 
         runtime.show(before)
-        commits = {**runtime.commits, **_commits(asked.pair, aligned)}
+        commits = {**runtime.commits, **_commits(request.pair, aligned)}
         sizes = {}  # matrices of each part; their keys are long
         for number, part in enumerate(parts, 1):
             name = f"part {number} of {len(parts)}"
@@ -360,7 +360,9 @@ class Parts:
             sizes[name] = len(part)
             digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
             folder = journal.folder / PARTS / digest
-            work = partial(measure_part, asked.pair, asked.settings, journal.identity, keys, folder)
+            work = partial(
+                measure_part, request.pair, request.settings, journal.identity, keys, folder
+            )
             own = runtime.prefixed(f"{name}: ") if len(parts) > 1 else runtime
             own = replace(own, commits=commits, elsewhere=None, show=partial(show, name))
             self.engine.submit(Task(name, work, partial(replace, own), name))

@@ -57,16 +57,16 @@ def kept_of_copy(sides: Sides, base: Matrix | None, stored: str) -> Kept | None:
     """Compare a copy in any format: entries of a quantised one are off outside their cells. None if
     it is unknown what the format makes of the matrix, and the copy is not equal to it.
     """
-    kept = kept_of(sides, base, stored if stored in FLOATS else "F32")
+    sums = kept_of(sides, base, stored if stored in FLOATS else "F32")
     if not is_quantised(sides.tuned):
-        return kept
+        return sums
     noise = format_noise(sides.base, sides.tuned)
     is_copy = noise.is_copy(stored)
-    if is_copy is None and (kept.error or not kept.finite):
+    if is_copy is None and (sums.error or not sums.finite):
         return None
     grid = f"{stored} with scales" if stored in FLOATS else stored
     off = max(1, noise.outside) if is_copy is False else 0
-    return replace(kept, grid=grid, off=off)
+    return replace(sums, grid=grid, off=off)
 
 
 # what overflows is summed in float64
@@ -76,7 +76,9 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
     stored: its dtype.
     """
     copy = sides.tuned
-    grids = [stored, *(name for name in ("BF16", "F16") if float_format(stored).bits > 16)]
+    grids = [stored]
+    if float_format(stored).bits > 16:
+        grids += ["BF16", "F16"]
     off = dict.fromkeys(grids, 0)
     finite = True
     sums: list[list[float]] = [[] for _ in range(7)]
@@ -84,11 +86,11 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
     for part in parts(matrices, sides.dtype, sides.space):
         if base is None and len(grids) == 1 and part.is_equal():
             part.load(0)
-            found = [part.energy()] * 2
+            products = [part.energy()] * 2
         else:
             part.load(*range(len(matrices)))
-            changed, found = part.products(into=WORK)
-            is_finite = all(map(math.isfinite, found))
+            changed, products = part.products(into=WORK)
+            is_finite = all(map(math.isfinite, products))
             for name in grids:
                 raw = part.raw[0]
                 dtype = torch_dtype(float_format(name))
@@ -100,18 +102,18 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
                 if not is_finite or float_format(name).bits == 8:
                     off[name] += _saturated(part, values, name)
             if base is not None and is_finite:
-                found += _updates(part)
-        if all(map(math.isfinite, found)):
-            for each, value in zip(sums, found, strict=False):
+                products += _updates(part)
+        if all(map(math.isfinite, products)):
+            for each, value in zip(sums, products, strict=False):
                 each.append(value)
         else:
             finite = False
     grid = min(grids, key=lambda name: off[name])
     full, of_copy, error, along, update, of_update, inner = map(math.fsum, sums)
-    kept = Kept(grid, copy.numel(), off[grid], full, of_copy, error, along, finite)
+    result = Kept(grid, copy.numel(), off[grid], full, of_copy, error, along, finite)
     if base is None:
-        return kept
-    return replace(kept, update=update, stored_update=of_update, inner=inner)
+        return result
+    return replace(result, update=update, stored_update=of_update, inner=inner)
 
 
 def _updates(part: EntryBlock) -> list[float]:
@@ -121,10 +123,10 @@ def _updates(part: EntryBlock) -> list[float]:
     full, copy, base = part.lines[:3]
     np.subtract(full, base, out=part.lines[WORK])
     np.subtract(copy, base, out=copy)
-    found = [part.product(*pair) for pair in ((WORK, WORK), (1, 1), (WORK, 1))]
-    rows = zip(found[:2], (WORK, 1), strict=True)
+    products = [part.product(*pair) for pair in ((WORK, WORK), (1, 1), (WORK, 1))]
+    rows = zip(products[:2], (WORK, 1), strict=True)
     if all(is_safe(energy) or not part.nonzero(row) for energy, row in rows):
-        return found
+        return products
     f, c, b = (raw.double().reshape(-1).numpy() for raw in part.raw)
     u = f - b
     v = c - b
@@ -165,7 +167,7 @@ def has_few_levels(original: Matrix, copy: Matrix) -> bool:
     if not first.any():
         return False  # zeros are exact in every format
     formats = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-    form = next(one for one in formats if torch.equal(second.to(one).double(), second))
+    form = next(dtype for dtype in formats if torch.equal(second.to(dtype).double(), second))
     jitter = torch.rand(first.shape, generator=torch.Generator().manual_seed(0)) - 0.5
     moved = (second != first) & (second != 0)
     any_values = (first * (1 + JITTER * jitter.double())).to(form).double() * moved

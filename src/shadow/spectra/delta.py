@@ -78,10 +78,10 @@ def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> R
     """Measure a matrix pair at the level of a method. key: as in `measure_pair`."""
     has_spectra = isinstance(solver_of(means.method), Spectral)
     if not has_spectra:
-        found = compared(sides, formats)
-        if found.is_safe:
-            values = norm_values(found) if found.changed else ()
-            return Result(None, math.sqrt(found.base), values, found.rounded is not None)
+        entries = compared(sides, formats)
+        if entries.is_safe:
+            values = norm_values(entries) if entries.changed else ()
+            return Result(None, math.sqrt(entries.base), values, entries.rounded is not None)
     total = summed(sides, formats)
     size = total if isinstance(total, Extent) else total.size
     if not (size.finite and size.in_range):
@@ -113,13 +113,13 @@ def measure_pair(
     size = total.size
     solver = solver_of(means.method).on(sides.shape)
     assert isinstance(solver, Spectral), "norms alone are sums over entries"
-    made = solver.of_pair(sides, total, formats, means, key)
+    figured = solver.of_pair(sides, total, formats, means, key)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     values = {
         **NO_SUBSPACES,
         **_sizes(total, sides.shape),
-        **made.values,
+        **figured.values,
         "condition_number": None,  # the smallest singular value of a delta says nothing
         **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
         **dict.fromkeys(FORMAT_COLUMNS),
@@ -138,9 +138,9 @@ def measure_pair(
     count_now = partial(undo, sides, formats, lines, size.base)
     values |= excess_values(undone, values, count_now)
     values |= purity_values(values, sides.shape, undone.kept, undone.reason)
-    beyond = made.delta and (
-        noise_like_rest(made.delta, total.ulp_rows, total.ulp_cols)
-        or noise_like_rest(made.delta, profile.rows, profile.cols)
+    beyond = figured.delta and (
+        noise_like_rest(figured.delta, total.ulp_rows, total.ulp_cols)
+        or noise_like_rest(figured.delta, profile.rows, profile.cols)
     )
     rounded = rounding_share(undone, values["floor_ratio"])
     values |= rest_values(beyond or None, rounded, sides.shape)
@@ -149,10 +149,10 @@ def measure_pair(
         "kept_history": undone.history,
         "kept_misfit": undone.misfit,
     }
-    sigma = made.delta.sigma if made.delta else np.zeros(0)
-    precision = made.delta.precision if made.delta else made.precision
+    sigma = figured.delta.sigma if figured.delta else np.zeros(0)
+    precision = figured.delta.precision if figured.delta else figured.precision
     delta = Measurement("delta", precision, {**values, **about_kept}, sigma)
-    return Measured(made.base, made.tuned, delta)
+    return Measured(figured.base, figured.tuned, delta)
 
 
 def _norms(total: Sums, shape: tuple[int, int]) -> Measured:

@@ -42,8 +42,8 @@ class OnDevice(Grams):
             total = torch.zeros((side, side), dtype=dtype, device=self._place)
         for block in read(dtype):
             with self._faults():
-                there = (block if wide else block.T).to(self._place)
-                for x in torch.split(there, DEPTH, dim=1):
+                moved = (block if wide else block.T).to(self._place)
+                for x in torch.split(moved, DEPTH, dim=1):
                     total.addmm_(x, x.T)
         with self._faults():
             trace = float(total.diagonal().cpu().double().sum())

@@ -73,9 +73,9 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
             zeroed = not t[t != b].any()
         if binades:
             binades.add(*part.numbers)
-        here, found = (0, [part.energy()] * 2) if equal else part.products()
-        if all(map(math.isfinite, found)):
-            for sums, value in zip(energies, found, strict=False):
+        here, products = (0, [part.energy()] * 2) if equal else part.products()
+        if all(map(math.isfinite, products)):
+            for sums, value in zip(energies, products, strict=False):
                 sums.append(value)
         else:
             finite = False
@@ -86,15 +86,17 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
     return Entries(sides.tuned.numel(), changed, base, tuned, delta, along, finite, zeroed, rounded)
 
 
-def norm_values(found: Entries) -> tuple[Measurement, ...]:
+def norm_values(entries: Entries) -> tuple[Measurement, ...]:
     """The columns of base, tuned and a nonzero delta from a pass over entries."""
-    base, tuned, delta = (math.sqrt(energy) for energy in (found.base, found.tuned, found.delta))
+    base, tuned, delta = (
+        math.sqrt(energy) for energy in (entries.base, entries.tuned, entries.delta)
+    )
     of_delta: Values = {
         "relative_norm": delta / base if base > 0 else None,
-        "cosine": cosine(base, tuned, found.delta, found.along),
-        "decay_cosine": decay_cosine(found.along, delta, base),
-        "zero_share": (found.entries - found.changed) / found.entries,
-        "zeroed": int(found.zeroed),
+        "cosine": cosine(base, tuned, entries.delta, entries.along),
+        "decay_cosine": decay_cosine(entries.along, delta, base),
+        "zero_share": (entries.entries - entries.changed) / entries.entries,
+        "zeroed": int(entries.zeroed),
     }
     sides = norm_alone("base", base), norm_alone("tuned", tuned)
     return *sides, norm_alone("delta", delta, of_delta)
@@ -162,7 +164,7 @@ def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
     """
     if any(isinstance(side, Updated) for side in (sides.base, sides.tuned)):
         return []
-    found = []
+    casts = []
     for side, stored, other in (("tuned", formats[1], formats[0]), ("base", *formats)):
         if is_quantised(getattr(sides, side)):
             continue
@@ -170,14 +172,14 @@ def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
             own = name == stored != other
             narrower = FLOATS[name].bits < FLOATS[stored].bits and FLOATS[name].bits > 8
             if own or narrower:
-                found.append((side, name))
-    return found
+                casts.append((side, name))
+    return casts
 
 
 def _is_cast(cast: tuple[str, str], b: Tensor, t: Tensor) -> bool:
     side, name = cast
-    source, found = (b, t) if side == "tuned" else (t, b)
-    return torch.equal(source.to(torch_dtype(FLOATS[name])).to(b.dtype), found)
+    source, stored = (b, t) if side == "tuned" else (t, b)
+    return torch.equal(source.to(torch_dtype(FLOATS[name])).to(b.dtype), stored)
 
 
 def mark(matrix: Matrix) -> bytes:
@@ -204,8 +206,8 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
     for index, _ in tiles(sides.tuned, PART):
         if not alive:
             return None
-        both = sides.read(index)
-        alive = [cast for cast in alive if _is_cast(cast, *both)]
+        numbers = sides.read(index)
+        alive = [cast for cast in alive if _is_cast(cast, *numbers)]
     if not alive:
         return None
     side, name = alive[0]

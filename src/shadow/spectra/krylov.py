@@ -178,15 +178,15 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
     bases = [[start] for _ in energies]
     images: list[list[Array]] = [[] for _ in energies]
     for _ in range(PASSES):
-        made = products([basis[-1].astype(np.float32) for basis in bases])
-        for basis, found, image in zip(bases, images, made, strict=True):
-            found.append(image)
+        products_of_pass = products([basis[-1].astype(np.float32) for basis in bases])
+        for basis, images_of_space, image in zip(bases, images, products_of_pass, strict=True):
+            images_of_space.append(image)
             basis.append(_next(np.hstack(basis), image))
     spaces = []
-    for energy, basis, found in zip(energies, bases, images, strict=True):
+    for energy, basis, images_of_space in zip(energies, bases, images, strict=True):
         known = np.hstack(basis[:-1])
-        inner = known.T @ np.hstack(found)
-        last = basis[-1].T @ found[-1]
+        inner = known.T @ np.hstack(images_of_space)
+        last = basis[-1].T @ images_of_space[-1]
         outer = np.zeros((len(last), inner.shape[1]))
         outer[:, -len(last) :] = last
         inner = (inner + inner.T) / 2.0
@@ -225,8 +225,8 @@ def square_trace(space: Krylov) -> Estimate:
     rest = probes - span @ (across @ probes)
     image = space.step @ rest[:, :k]
     left = image - span @ (across @ image)
-    found = (span**2).sum(axis=(1, 2))  # how many directions the space of the others has
-    many = (space.side - found)[:, None] / (rest**2).sum(axis=1)
+    directions = (span**2).sum(axis=(1, 2))  # how many directions the space of the others has
+    many = (space.side - directions)[:, None] / (rest**2).sum(axis=1)
     samples = (deflated[:, None] + many * (left**2).sum(axis=1)).ravel()
     known = space.energy - np.trace(inside, axis1=1, axis2=2)
     control = (many * (rest * image).sum(axis=1) - known[:, None]).ravel()
@@ -255,10 +255,10 @@ def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[floa
     """tr f(G) by a rule, 0 or 1, and what each column of the frame adds to its error,
     (WIDTH,).
     """
-    found = space.known
-    leading = float(f(space.values[:found]).sum())
-    nodes, weights = (of[found:] for of in space.rules[which])
-    many = space.side - found
+    known = space.known
+    leading = float(f(space.values[:known]).sum())
+    nodes, weights = (of[known:] for of in space.rules[which])
+    many = space.side - known
     mass = weights.mean(axis=1)
     total = float(mass.sum())
     lengths = weights.sum(axis=0)
@@ -308,9 +308,9 @@ def effective_rank(space: Krylov) -> Entropy | None:
     mass = weights.mean(axis=1)
     if mass[nodes < HIDDEN * space.values[0]].sum() > mass.sum() / 2.0:
         return None
-    found = space.values[: space.known]
+    known = space.values[: space.known]
     more = WIDTH - 1
-    if (found[more:] > (1.0 - CONVERGED) * found[: max(0, len(found) - more)]).any():
+    if (known[more:] > (1.0 - CONVERGED) * known[: max(0, len(known) - more)]).any():
         return None
     unit = space.energy / space.side
     rules = []

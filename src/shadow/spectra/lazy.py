@@ -133,8 +133,8 @@ EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
 
 def torch_dtype(grid: FloatFormat) -> torch.dtype:
     """The dtype of torch with the numbers of a stored format."""
-    found: torch.dtype = getattr(torch, grid.torch_name)
-    return found
+    dtype: torch.dtype = getattr(torch, grid.torch_name)
+    return dtype
 
 
 def half_ulp(values: Tensor, grid: FloatFormat) -> Tensor:

@@ -166,16 +166,16 @@ def _least(slope_and_value: Callable[[float], tuple[float, float]]) -> float:
     side = 0
     toward = 1.0 if at_low < 0.0 else -1.0
     while at_low * at_high > 0.0 and abs(high if toward > 0 else low) < SEARCHED:
-        there = toward * min(step, SEARCHED)
-        slope, value = slope_and_value(there)
+        logit = toward * min(step, SEARCHED)
+        slope, value = slope_and_value(logit)
         least = min(least, value)
         if toward > 0.0:
             low = high
             at_low = at_high
-            high = there
+            high = logit
             at_high = slope
         else:
-            low, at_low, high, at_high = there, slope, low, at_low
+            low, at_low, high, at_high = logit, slope, low, at_low
         step *= 3.0
     if at_low * at_high >= 0.0:
         return least
@@ -238,8 +238,8 @@ def _grouped(energies: Floats) -> tuple[Floats, Floats]:
         place = bins - 1 + np.floor(logs / SAME).astype(np.int64)
         sums += np.bincount(place, weights=part, minlength=bins)
         times += np.bincount(place, minlength=bins)
-    found = times > 0
-    return sums[found] / times[found], times[found]
+    occupied = times > 0
+    return sums[occupied] / times[occupied], times[occupied]
 
 
 NOISE = 5.0  # purity_z up to which X may be noise
@@ -354,9 +354,9 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
     m = len(squares)
     beyond = np.append(np.cumsum(squares[::-1])[::-1], 0.0)  # energy from each direction on
     total = float(beyond[0])
-    found = int(np.searchsorted(-beyond, -NOTHING * total))
-    if found <= MOST * m:
-        return found, float(beyond[found]) / total
+    leading = int(np.searchsorted(-beyond, -NOTHING * total))
+    if leading <= MOST * m:
+        return leading, float(beyond[leading]) / total
     profile = float(rows.sum())
     rows = rows / profile
     cols = cols / profile
@@ -382,16 +382,16 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
     return k, rest / total
 
 
-def rest_values(found: Rest | None, noise: float | None, shape: tuple[int, int]) -> Values:
+def rest_values(rest: Rest | None, noise: float | None, shape: tuple[int, int]) -> Values:
     """rest_rank, rest_energy and rest_over_rounding. noise: the share of the energy that
     rounding left, None if unknown.
 
     Noise in as many directions as the rest has (1 - k / rows) (1 - k / cols) of its energy. A
     negligible rest is no more than rounding.
     """
-    if found is None:
+    if rest is None:
         return dict.fromkeys(("rest_rank", "rest_energy", "rest_over_rounding"))
-    k, energy = found
+    k, energy = rest
     ratio = None
     if energy <= NOTHING:
         ratio = 0.0

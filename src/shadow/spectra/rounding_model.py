@@ -81,8 +81,8 @@ class Counts:
         """Index into the flat (row classes, column classes, BINADES), level, and number above 0."""
         flat = self.entries.ravel()
         width = self.entries.shape[3]
-        found = np.flatnonzero(flat > 0)  # of bools it takes a tenth of the time
-        return found // width, found % width, flat[found]
+        cells = np.flatnonzero(flat > 0)  # of bools it takes a tenth of the time
+        return cells // width, cells % width, flat[cells]
 
     @cached_property
     def by_cell(self) -> Floats:
@@ -404,8 +404,12 @@ def _active(counts: Counts, scales: Floats) -> tuple[Indices, Indices, Floats]:
     ratios = np.rint(np.nan_to_num(_ratio_index(scales), nan=-1.0)).astype(np.intp).ravel()[place]
     inside = (ratios >= 0) & (ratios < size)
     table = np.bincount(ratios[inside] * width + level[inside], number[inside], size * width)
-    found = np.flatnonzero(table)
-    return found // width, found % width, table[found].astype(np.float64)
+    occurring_cells = np.flatnonzero(table)
+    return (
+        occurring_cells // width,
+        occurring_cells % width,
+        table[occurring_cells].astype(np.float64),
+    )
 
 
 def _improve(counts: Counts, scales: Floats, shape: Floats) -> Floats:

@@ -128,10 +128,10 @@ def power_law(spectrum: Spectrum) -> Values:
         ([True], np.diff(logs[: len(starts)]) > 0)
     )  # the first of equal candidates
     # a tail whose logs differ only by rounding has no exponent
-    kept = distinct & (sums > 1e-12 * len(logs) * np.maximum(1.0, np.abs(logs[starts])))
-    if not kept.any():
+    candidates = distinct & (sums > 1e-12 * len(logs) * np.maximum(1.0, np.abs(logs[starts])))
+    if not candidates.any():
         return nothing
-    best, distance = _nearest(logs, starts[kept], sums[kept])
+    best, distance = _nearest(logs, starts[candidates], sums[candidates])
     tail = logs[best:]
     exponent = len(tail) / float((tail - tail[0]).sum())
     return {

@@ -71,12 +71,12 @@ class Sketch:
     def participation_ratio(self) -> Estimate:
         """E² / tr G², of a tr G² within what is possible: between E² / m and E²."""
         space = self.space
-        found = square_trace(self.space)
+        square = square_trace(self.space)
         low = space.energy**2 / space.side
         high = space.energy**2
-        squares = min(high, max(low, found.value))
+        squares = min(high, max(low, square.value))
         ratio = space.energy**2 / squares
-        return Estimate(ratio, ratio * (found.error / squares))
+        return Estimate(ratio, ratio * (square.error / squares))
 
 
 # Blocks of several matrices of one shape at a time, scaled, float32, in the order of `blocks`; each
@@ -96,9 +96,9 @@ def sketches(
 
     def products(few: Sequence[NDArray[np.float32]]) -> list[Array]:
         """Multiply in one pass: float32 by block, float64 over blocks."""
-        made = [np.zeros(columns.shape if wide else columns.T.shape) for columns in few]
+        totals = [np.zeros(columns.shape if wide else columns.T.shape) for columns in few]
         for parts in read():
-            for total, part, columns in zip(made, parts, few, strict=True):
+            for total, part, columns in zip(totals, parts, few, strict=True):
                 v = torch.from_numpy(columns)
                 # other ways to write these products take MKL two to four times as long
                 if wide:
@@ -106,13 +106,13 @@ def sketches(
                 else:
                     total += ((part @ v).T @ part).numpy()
         if wide:
-            return made
-        return [np.ascontiguousarray(total.T) for total in made]
+            return totals
+        return [np.ascontiguousarray(total.T) for total in totals]
 
     energies = [(norm * scale) ** 2 for scale, norm in sizes.values()]
     spaces = krylov_spaces(products, frame(key, min(shape)), energies)
-    found = zip(sizes.items(), spaces, strict=True)
-    return {subject: Sketch(space, *size) for (subject, size), space in found}
+    sketched = zip(sizes.items(), spaces, strict=True)
+    return {subject: Sketch(space, *size) for (subject, size), space in sketched}
 
 
 def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
@@ -127,22 +127,22 @@ def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
             parts = {"base": b, "tuned": t}
             if "delta" in scales:
                 parts["delta"] = torch.sub(t, b, out=space.take("work", b.shape, sides.dtype))
-            made = []
+            scaled = []
             for subject, scale in scales.items():
                 part = parts[subject] if scale == 1.0 else parts[subject].mul_(scale)
                 if part.dtype != torch.float32:
                     room = space.take(f"{subject} in float32", part.shape, torch.float32)
                     part = room.copy_(part)
-                made.append(part)
-            yield made
+                scaled.append(part)
+            yield scaled
 
     if [*scales] != ["delta"] or not kept_elements(sides.shape):
         return read
-    kept: list[list[Tensor]] = []
+    deltas: list[list[Tensor]] = []
     for (part,) in read():
-        room = space.take(f"delta {len(kept)}", part.shape, torch.float32)
-        kept.append([room.copy_(part)])
-    return lambda: iter(kept)
+        room = space.take(f"delta {len(deltas)}", part.shape, torch.float32)
+        deltas.append([room.copy_(part)])
+    return lambda: iter(deltas)
 
 
 def kept_elements(shape: tuple[int, int]) -> int:
@@ -153,10 +153,10 @@ def kept_elements(shape: tuple[int, int]) -> int:
     return 0
 
 
-def _within(found: Estimate) -> Estimate | None:
+def _within(estimate: Estimate) -> Estimate | None:
     """The estimate; None where its error is too large a share of it."""
-    if found.error <= WIDEST * abs(found.value):
-        return found
+    if estimate.error <= WIDEST * abs(estimate.value):
+        return estimate
     return None
 
 
@@ -237,7 +237,7 @@ def effective_rank_shift(base: Sketch, tuned: Sketch) -> Estimate | None:
         return None
     middle = math.exp((before.log.value + after.log.value) / 2.0)
     moved = Entropy(after.rules - before.rules, after.residues - before.residues).log
-    found = Estimate(middle * moved.value, middle * moved.error)
-    if found.error <= max(abs(found.value), SHIFTED * middle):
-        return found
+    shift = Estimate(middle * moved.value, middle * moved.error)
+    if shift.error <= max(abs(shift.value), SHIFTED * middle):
+        return shift
     return None

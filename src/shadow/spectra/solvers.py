@@ -366,11 +366,11 @@ def _beside_base(spectra: Sequence[Spectrum], weights: Sequence[Measurement]) ->
     if not spectra:
         return values
     base, tuned = (side.sigma for side in spectra)
-    both = (base > 0) & (tuned > 0)
-    if both.any():
-        low, middle, high = np.percentile(tuned[both] / base[both], [25, 50, 75])
+    resolved = (base > 0) & (tuned > 0)
+    if resolved.any():
+        low, middle, high = np.percentile(tuned[resolved] / base[resolved], [25, 50, 75])
         values |= {"sigma_scale": float(middle), "sigma_scale_iqr": float(high) - float(low)}
-    before, after = (one.number("effective_rank") for one in weights)
+    before, after = (measurement.number("effective_rank") for measurement in weights)
     if before is not None and after is not None:
         values["effective_rank_shift"] = after - before
     return values

@@ -124,8 +124,8 @@ class Workspace:
         """The result of make for a key, made on first use."""
         if key not in self._made:
             self._made[key] = make()
-        made: Made = self._made[key]
-        return made
+        result: Made = self._made[key]
+        return result
 
     def take(self, name: str, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """The buffer of that name as a contiguous tensor of the shape, its content undefined."""
@@ -185,7 +185,8 @@ def tiles(matrix: Matrix, size: int = TILE, widest: int = WIDEST) -> Iterator[tu
     width = max(1, min(cols, widest))
     height = max(1, size // width)
     together = max(1, height // max(1, rows))
-    for group in range(0, matrix.shape[0], together) if matrix.ndim == 3 else (0,):
+    starts = range(0, matrix.shape[0], together) if matrix.ndim == 3 else range(1)
+    for group in starts:
         groups = (slice(group, group + together),) if matrix.ndim == 3 else ()
         for row in range(0, rows, height):
             for col in range(0, cols, width):
@@ -454,11 +455,11 @@ def gram_singular_values(
 ) -> tuple[Floats, float, Floats | None]:
     """Singular values, descending, their floor, and leading vectors of the short side."""
     dtype = torch.float64 if precision == "exact" else torch.float32
-    made = grams.gram(read, shape, norm, dtype)
+    product = grams.gram(read, shape, norm, dtype)
     leading = None
     if vectors:
-        squares, leading = with_vectors(made.cpu(), vectors)
+        squares, leading = with_vectors(product.cpu(), vectors)
     else:
-        squares = grams.eigenvalues(made)
+        squares = grams.eigenvalues(product)
     values = np.sqrt(np.maximum(squares, 0.0))[::-1].copy()
     return values, FLOOR[precision] * float(values[0]), leading

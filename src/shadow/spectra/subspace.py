@@ -334,9 +334,9 @@ def _leading(
     read = partial(delta_blocks, Sides(*pair, torch.float64, space), scale)
     shape = shape_of(pair[1])
     vectors = min(SUBSPACE, *shape)
-    found: Spectrum = spectrum(read, shape, math.sqrt(energy), scale, "default", wide, vectors)
-    short = resolved(found)
-    is_wide = found.rows <= found.cols
+    decomposed: Spectrum = spectrum(read, shape, math.sqrt(energy), scale, "default", wide, vectors)
+    short = resolved(decomposed)
+    is_wide = decomposed.rows <= decomposed.cols
     images = [(part if is_wide else part.T).numpy().T @ short for part in read(torch.float64)]
     long = np.linalg.qr(np.concatenate(images))[0]
     if is_wide:

@@ -121,15 +121,15 @@ def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
     safe need no scale, and two sides that differ do so in the first tile. Entries whose squares are
     not safe are summed in float64.
     """
-    found = _sums(sides, stored, None)
-    if found is None:
+    result = _sums(sides, stored, None)
+    if result is None:
         size = extent(sides)
         if not (size.finite and size.in_range and size.delta):
             return size
         dtype = sides.dtype if size.is_plain else torch.float64
-        found = _sums(replace(sides, dtype=dtype), stored, size)
-        assert found is not None, "its extent is known"
-    return found
+        result = _sums(replace(sides, dtype=dtype), stored, size)
+        assert result is not None, "its extent is known"
+    return result
 
 
 def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None:
@@ -199,8 +199,8 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         np.square(d, out=d)
         c[in_cols] += down @ d
         totals["fourth"] += _products(d, d)
-    found = Extent(*largest) if size is None else size
-    if size is None and not found.is_plain:
+    measured = Extent(*largest) if size is None else size
+    if size is None and not measured.is_plain:
         return None
     fourth = totals.pop("fourth")
     totals["ulps"] *= math.ldexp(1.0, -2 * stored.mantissa_bits)
@@ -212,7 +212,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         zeros=zeros,
         zeroed=zeroed,
         scale=scale,
-        size=found,
+        size=measured,
         stored=stored,
         ulp_rows=ulp_rows,
         ulp_cols=ulp_cols,
@@ -247,7 +247,8 @@ class EntryBlock:
         """stored: the dtypes of all, if they are read as stored."""
         self.count = count
         self.raw = [  # what is stored, of any shape
-            space.take(f"raw {number}", (count,), one) for number, one in enumerate(stored)
+            space.take(f"raw {number}", (count,), dtype_stored)
+            for number, dtype_stored in enumerate(stored)
         ]
         bits: list[NDArray[Any]] = [raw.view(INTEGERS[raw.itemsize]).numpy() for raw in self.raw]
         self.bytes = [some.view(np.uint8).data for some in bits]
@@ -264,9 +265,9 @@ class EntryBlock:
 
     def load(self, *matrices: int) -> None:
         """Load the numbers of these matrices from their stored bytes."""
-        for one in matrices:
-            raw = self.raw[one]
-            numbers = self.numbers[one]
+        for number in matrices:
+            raw = self.raw[number]
+            numbers = self.numbers[number]
             (numbers if raw.ndim == 1 else numbers.view(raw.shape)).copy_(raw)
 
     def is_equal(self) -> bool:
@@ -283,10 +284,10 @@ class EntryBlock:
             return energy
         return self._in_float64(self.raw[0], self.raw[0])[0]
 
-    def product(self, one: int, other: int) -> float:
+    def product(self, first: int, second: int) -> float:
         """The inner product of two rows of lines."""
-        found = np.vecdot(self.lines[one], self.lines[other], out=self._sums[0, 0])
-        return float(found.sum(dtype=np.float64))
+        products = np.vecdot(self.lines[first], self.lines[second], out=self._sums[0, 0])
+        return float(products.sum(dtype=np.float64))
 
     def products(self, into: int = 1) -> tuple[int, list[float]]:
         """Say how many numbers of the first two differ, the energies of both and of the delta,
@@ -324,12 +325,12 @@ class EntryBlock:
         return [float(np.vecdot(*pair)) for pair in ((b, b), (t, t), (d, d), (b, d))]
 
 
-def differing(one: Tensor, other: Tensor) -> int:
+def differing(first: Tensor, second: Tensor) -> int:
     """Say how many entries differ; NaN beside NaN does not."""
-    differ = np.not_equal(one.numpy(), other.numpy())
+    differ = np.not_equal(first.numpy(), second.numpy())
     if not differ.any():
         return 0
-    return int(np.count_nonzero(differ & ~(np.isnan(one.numpy()) & np.isnan(other.numpy()))))
+    return int(np.count_nonzero(differ & ~(np.isnan(first.numpy()) & np.isnan(second.numpy()))))
 
 
 def is_safe(energy: float) -> bool:
@@ -354,22 +355,22 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
     dtype: of the numbers. A part must be used before the next is requested.
     """
     # those whose entries lie in their files in order, without gaps
-    flat = [one for one in matrices if is_stored(one) and one.is_flat]
+    flat = [matrix for matrix in matrices if is_stored(matrix) and matrix.is_flat]
     if len(flat) < len(matrices):
         for index, _ in tiles(matrices[1], PART, PART):
-            raw = [one[index] for one in matrices]
+            raw = [matrix[index] for matrix in matrices]
             part = _part(space, dtype, len(raw), raw[0].numel())
             part.raw = raw
             yield part
             part.raw = []  # a part is kept, and what was read of a matrix would be with it
         return
-    stored = [one.dtype for one in flat]
+    stored = [matrix.dtype for matrix in flat]
     whole = matrices[1].numel()
     for start in range(0, whole, PART):
         if start == 0 or whole - start < PART:
             part = _part(space, dtype, len(flat), min(PART, whole - start), stored)
-        for one, room in zip(flat, part.bytes, strict=True):
-            one.fill(start, room)
+        for matrix, room in zip(flat, part.bytes, strict=True):
+            matrix.fill(start, room)
         yield part
 
 
