@@ -147,7 +147,7 @@ class Run:
 
 
 def every_regime(bases: list[Base], seeds: int) -> tuple[Run, ...]:
-    """Return A to D on every base, with this many seeds."""
+    """A to D on every base, with this many seeds."""
     return tuple(Run(*which) for which in product(bases, REGIMES.values(), range(seeds)))
 
 
@@ -235,8 +235,8 @@ def _claim(out: Path) -> None:
         if out.is_dir() and any(out.iterdir()):
             raise ShadowError(f"{out} holds something else", hint)
         write_json(file, versions)
-    if (there := read_json(file)) != versions:
-        raise ShadowError(f"{out} holds runs of other versions", f"made with {there}; {hint}")
+    if (recorded := read_json(file)) != versions:
+        raise ShadowError(f"{out} holds runs of other versions", f"made with {recorded}; {hint}")
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -245,7 +245,7 @@ def write_json(file: Path, value: Any) -> None:
 
 
 def read_json(file: Path) -> Any:
-    """Return the content of a finished run's file."""
+    """The content of a finished run's file."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -254,7 +254,7 @@ def read_json(file: Path) -> Any:
 
 
 def checkpoint(out: Path, base: Base, name: str = "base") -> Path:
-    """Return the folder of the weights of a base, or of one of its runs."""
+    """The folder of the weights of a base, or of one of its runs."""
     return out / "checkpoints" / base.key / name
 
 
@@ -263,7 +263,7 @@ def report(out: Path, base: Base, name: str) -> Path:
 
 
 def record(out: Path, base: Base, name: str = "base") -> Path:
-    """Return the JSON file of a finished base or run."""
+    """The JSON file of a finished base or run."""
     return out / "runs" / base.key / f"{name}.json"
 
 
@@ -347,7 +347,7 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
 
 
 def accuracies(base: Base, folder: Path) -> dict[str, float]:
-    """Return the share of each probe that a saved model answers correctly."""
+    """The share of each probe that a saved model answers correctly."""
     model = load(folder)
     return {name: round(accuracy(model, MIXTURES[name], base.seed), 4) for name in PROBES}
 

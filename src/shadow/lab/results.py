@@ -48,7 +48,7 @@ def run(preset: str, out: Path, *, jobs: int, show: Show) -> doc.Document:
 
 
 def collect(runs: Sequence[Run], out: Path) -> dict[str, pd.DataFrame]:
-    """Return the tables of finished runs.
+    """The tables of finished runs.
 
     runs: a row per run, with figures as in `summary.json`, their medians over the matrices inside
     layers as `layers_*`, accuracies as `right_*` and those of its base as `base_*`. comparisons:
@@ -70,7 +70,7 @@ def write(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
 
 
 def _row(run: Run, out: Path) -> dict[str, object]:
-    """Return the row of one run in the table `runs`."""
+    """The row of one run in the table `runs`."""
     base, own = run.base, read_json(record(out, run.base, run.name))
     before, after = read_json(record(out, base))["accuracies"], own["accuracies"]
     return {
@@ -100,7 +100,7 @@ class MeanOverBases:
     bases: int
 
     def text(self, digits: str = ".3f") -> str:
-        """Return `0.075 (0.068 to 0.083)`, without brackets if there are no bounds."""
+        """`0.075 (0.068 to 0.083)`, without brackets if there are no bounds."""
         text = formatted(self.value, digits)
         if self.low is None or self.high is None:
             return text
@@ -113,7 +113,7 @@ def formatted(value: float | None, digits: str = ".3f") -> str:
 
 
 def over_bases(values: Iterable[float]) -> MeanOverBases:
-    """Return the mean of one value per base, with a t interval."""
+    """The mean of one value per base, with a t interval."""
     known = [value for value in values if np.isfinite(value)]
     mean, count = float(np.mean(known)) if known else None, len(known)
     if mean is None or count < 2:
@@ -123,7 +123,7 @@ def over_bases(values: Iterable[float]) -> MeanOverBases:
 
 
 def level(runs: pd.DataFrame, column: str) -> dict[str, MeanOverBases]:
-    """Return the mean of a column by regime."""
+    """The mean of a column by regime."""
     means = runs.groupby(["regime", "base"])[column].mean()
     return {
         str(regime): over_bases(values.to_numpy(float))
@@ -132,7 +132,7 @@ def level(runs: pd.DataFrame, column: str) -> dict[str, MeanOverBases]:
 
 
 def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME) -> MeanOverBases:
-    """Return the first regime's mean minus the second's."""
+    """The first regime's mean minus the second's."""
     means = runs.groupby(["regime", "base"])[column].mean().unstack("regime")
     if not {first, second} <= set(means.columns):
         return over_bases(())
@@ -140,7 +140,7 @@ def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME)
 
 
 def _regimes(runs: pd.DataFrame) -> Iterator[doc.Block]:
-    """Return a table of the regimes, and the differences that the lab examines."""
+    """A table of the regimes, and the differences that the lab examines."""
     probes = ("narrow", "broad", "held_out")
     gains = runs.assign(**{p: runs[f"right_{p}"] - runs[f"base_{p}"] for p in probes})
     norms, concentrations = level(runs, NORM), level(runs, OUTCOME)

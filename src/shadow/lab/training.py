@@ -78,7 +78,7 @@ class Sample:
 
     @property
     def text(self) -> str:
-        """Return what a model reads and writes, `END` included."""
+        """The text that a model reads and writes, `END` included."""
         return self.prompt + self.answer + END
 
 
@@ -113,7 +113,7 @@ class CellMixture:
 
 
 def cells_of(skills: Iterable[str], forms: Iterable[str]) -> tuple[TaskCell, ...]:
-    """Return every skill in every form."""
+    """Every skill in every form."""
     return tuple(starmap(TaskCell, product(skills, forms)))
 
 
@@ -123,7 +123,7 @@ def uniform(name: str, cells: tuple[TaskCell, ...]) -> CellMixture:
 
 
 def _world() -> Iterator[CellMixture]:
-    """Return benchmark-aligned, held-out, coverage-expanding, core and original data.
+    """Benchmark-aligned, held-out, coverage-expanding, core and original data.
 
     Held out are two of three skills, each in one tail form, and none of the benchmark: nothing is
     trained on these cells, though their skills and forms occur elsewhere.
@@ -224,27 +224,33 @@ class Recipe:
     """
 
     def optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """Return the optimisers for the parameters of a model."""
+        """The optimisers for the parameters of a model."""
         rest, rate, decay = dict(model.named_parameters()), self.learning_rate, self.weight_decay
-        found: list[torch.optim.Optimizer] = []
+        optimizers: list[torch.optim.Optimizer] = []
         if self.muon:
-            names = [name for name, one in rest.items() if ".layers." in name and one.ndim == 2]
+            names = [
+                name
+                for name, parameter in rest.items()
+                if ".layers." in name and parameter.ndim == 2
+            ]
             inside = [rest.pop(name) for name in names]
-            found.append(torch.optim.Muon(inside, lr=rate, weight_decay=decay))
+            optimizers.append(torch.optim.Muon(inside, lr=rate, weight_decay=decay))
             rate /= 3
         scaled = [
-            name for name, one in rest.items() if one.ndim == 2 and "embed_tokens" not in name
+            name
+            for name, parameter in rest.items()
+            if parameter.ndim == 2 and "embed_tokens" not in name
         ]
         matrices = [rest.pop(name) for name in scaled]
         groups = [
             {"params": matrices, "lr": rate * self.width_factor},
             {"params": list(rest.values()), "lr": rate},
         ]
-        return [*found, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=decay)]
+        return [*optimizers, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=decay)]
 
 
 def new_model(size: Size, seed: int) -> transformers.LlamaForCausalLM:
-    """Return an untrained decoder over `ALPHABET`, with 0.2 M parameters at a width of 64."""
+    """An untrained decoder over `ALPHABET`, with 0.2 M parameters at a width of 64."""
     torch.manual_seed(seed)
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -262,7 +268,7 @@ def new_model(size: Size, seed: int) -> transformers.LlamaForCausalLM:
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate at a 0-based step, in (0, 1]."""
+    """The share of the peak learning rate at a 0-based step, in (0, 1]."""
     warm_up = max(1, steps // 20)
     if step < warm_up:
         return (step + 1) / warm_up
@@ -302,7 +308,9 @@ def update(
     loss: torch.Tensor = model(input_ids=tokens, labels=labels).loss
     model.zero_grad()
     torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_([one for one in model.parameters() if one.requires_grad], 1.0)
+    nn.utils.clip_grad_norm_(
+        [parameter for parameter in model.parameters() if parameter.requires_grad], 1.0
+    )
     for optimizer in optimizers:
         optimizer.step()
     return loss.item()
@@ -310,7 +318,7 @@ def update(
 
 @torch.no_grad()
 def accuracy(model: transformers.LlamaForCausalLM, mixture: CellMixture, seed: int) -> float:
-    """Return the share of samples whose whole answer, with its end, the model would write greedily.
+    """The share of samples whose whole answer, with its end, the model would write greedily.
 
     One pass over the correct answers suffices: the first wrong token follows correct ones either
     way.

@@ -88,7 +88,7 @@ class ListRow:
         return f"{self.family}:{self.pair}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the row for JSON; half a surrogate pair, which no reader accepts, is
+        """The row for JSON; half a surrogate pair, which no reader accepts, is
         made visible.
         """
         return {
@@ -101,7 +101,7 @@ class ListRow:
     def emptied(
         self, state: State, *, error: str | None = None, hint: str | None = None
     ) -> ListRow:
-        """Return the pair in another state, without a report. Its cost stays."""
+        """The pair in another state, without a report. Its cost stays."""
         same = {name: getattr(self, name) for name in (*OF_THE_PAIR, "seconds", "bytes")}
         return ListRow(**same, state=state, error=error, hint=hint)
 
@@ -132,12 +132,12 @@ class Index:
 
 
 def report_folder(family: str, pair: str) -> str:
-    """Return the folder of a pair's report, two levels below the output folder."""
+    """The folder of a pair's report, two levels below the output folder."""
     return f"{safe_name(family)}/{safe_name(pair)}"
 
 
 def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None) -> ListRow:
-    """Return the row of a finished report. Its position and cost are those of the row before, of
+    """The row of a finished report. Its position and cost are those of the row before, of
     which a report knows the time alone.
     """
     figures: dict[str, Any] = {
@@ -165,7 +165,7 @@ def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None)
 
 
 def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -> Index:
-    """Return the index with the rows of the reports in its folder, as after copying several
+    """The index with the rows of the reports in its folder, as after copying several
     together.
 
     A report of other settings is `kept`; a pair without a report is not done.
@@ -187,10 +187,10 @@ def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -
 
 
 def kind_of(schema: int, settings: Mapping[str, object]) -> Kind:
-    """Return what reports must agree on to be in one table: not the version, nor the relation of a
+    """The settings that reports in one table must agree on: not the version, nor the relation of a
     pair, nor the optimiser that reports of 0.2 have.
     """
-    common = {key: one for key, one in settings.items() if key not in ("relation", "optimizer")}
+    common = {key: value for key, value in settings.items() if key not in ("relation", "optimizer")}
     # the numbers of all schemas that are read mean the same
     return SCHEMA if schema in READ else schema, common
 
@@ -292,7 +292,7 @@ def with_index(
 
 
 def _row_after(before: ListRow, outcome: PairOutcome) -> ListRow:
-    """Return the row of a pair after an attempt, adding its cost to that of earlier runs."""
+    """The row of a pair after an attempt, adding its cost to that of earlier runs."""
     seconds = round((before.seconds or 0.0) + outcome.seconds, 3)
     spent = replace(before, seconds=seconds, bytes=(before.bytes or 0) + outcome.moved)
     if outcome.result is not None:
@@ -313,7 +313,7 @@ def begun(
     settings: Settings,
     uploaded: Collection[str] | None = None,
 ) -> Index:
-    """Return the index before the first pair: what an earlier run left, and the others pending.
+    """The index before the first pair: what an earlier run left, and the others pending.
 
     uploaded: the files of a store; None: reports lie in the folder.
     """
@@ -339,9 +339,9 @@ def begun(
         else:
             stands = False
             with suppress(ShadowError, OSError):  # broken: the audit of the pair will say so
-                made = finished_metadata(output / new.folder)
-                if made is not None and is_read(made):
-                    stands = kind_of(made["schema"], made["settings"]) == kind
+                metadata = finished_metadata(output / new.folder)
+                if metadata is not None and is_read(metadata):
+                    stands = kind_of(metadata["schema"], metadata["settings"]) == kind
         left = row if stands else replace(new, seconds=row.seconds, bytes=row.bytes)
         rows.append(replace(left, position=position))
     return Index(__version__, kind, selection.digest, tuple(rows))

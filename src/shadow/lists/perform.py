@@ -113,7 +113,7 @@ def _performed(
 def planner(
     request: AuditRequest, say: Callable[[str], None] = ignore
 ) -> Callable[[Pair], PairPlan]:
-    """Return a function that plans a pair of a request, from headers alone."""
+    """A function that plans a pair of a request, from headers alone."""
     settings, runtime = settings_of(request.measuring), _runtime(request, say)
     output = request.output
     if isinstance(output, Store):
@@ -122,7 +122,7 @@ def planner(
 
 
 def settings_of(measuring: Measuring) -> Settings:
-    """Return the settings of an audit. Raises UsageError for an invalid word or number."""
+    """The settings of an audit. Raises UsageError for an invalid word or number."""
     require_known("level", measuring.level, get_args(Level))
     require_known("subjects", measuring.subjects, get_args(Subjects))
     method = Method(**_shared(Method, measuring))
@@ -139,12 +139,12 @@ def settings_of(measuring: Measuring) -> Settings:
 
 
 def _shared(record: type, measuring: Measuring) -> dict[str, Any]:
-    """Return the fields of a record as the options of the same names have them."""
-    return {one.name: getattr(measuring, one.name) for one in fields(record)}
+    """The fields of a record as the options of the same names have them."""
+    return {field.name: getattr(measuring, field.name) for field in fields(record)}
 
 
 def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
-    """Return how a request is carried out, and report a shard that has no pairs."""
+    """Make the runtime of a request, and report a shard that has no pairs."""
     selection = request.selection
     if not selection.own:
         pairs = counted(len(selection.pairs), "pair", "pairs")
@@ -177,14 +177,14 @@ def run_remote_pair(
     if not (folder / FINISHED).is_file():  # else an earlier upload failed
         copy = fetched_if_any(target, spectra=False)
     if copy is not None:
-        there = standing(copy, identity_of(pair, settings, runtime), runtime, spectra=False)
-        if there.result is not None:
-            return replace(there.result, url=target.url)
-        if there.other and not runtime.overwrite:
-            message = as_given(f"{copy}: the finished report there differs: {there.other}")
+        earlier = standing(copy, identity_of(pair, settings, runtime), runtime, spectra=False)
+        if earlier.result is not None:
+            return replace(earlier.result, url=target.url)
+        if earlier.other and not runtime.overwrite:
+            message = as_given(f"{copy}: the finished report there differs: {earlier.other}")
             raise KeptError(message, "replace it with --overwrite, or choose another place with -o")
-        if there.broken:
-            runtime.say(as_given(f"measuring again: {there.broken}"))
+        if earlier.broken:
+            runtime.say(as_given(f"measuring again: {earlier.broken}"))
     result = run_pair(pair, settings, output, runtime)
     with writing(folder), alone_at(folder, JOURNAL):
         if (folder / FINISHED).is_file():  # else another process has just uploaded it
@@ -252,7 +252,7 @@ def audit_pairs(
 
 
 def _is_to_be_tried_again(ended: Ended) -> bool:
-    """Return whether another audit of the pair was running, or somebody stopped this one
+    """True if another audit of the pair was running, or somebody stopped this one
     elsewhere.
     """
     if ended.fault is not None:
@@ -262,7 +262,7 @@ def _is_to_be_tried_again(ended: Ended) -> bool:
 
 
 def near_of(pair: Pair) -> str:
-    """Return what pairs of one base share: its name, without the revision."""
+    """The name that pairs of one base share: its name, without the revision."""
     return " ".join(part.repo for _, part in pair.base.parts)
 
 
@@ -274,7 +274,7 @@ class Pins:
         self._commits: dict[Reference, str] = {}
 
     def of(self, pair: Pair) -> dict[Reference, str]:
-        """Return the commits of sides on the Hub that can be resolved; the audit reports errors."""
+        """The commits of sides on the Hub that can be resolved; the audit reports errors."""
         sides = [side for side in references_of(pair) if not side.is_folder]
         for side in sides if not self._runtime.access.offline else ():
             if side not in self._commits:
@@ -287,7 +287,7 @@ class Pins:
 
 
 def _runtime_of(pair: Pair, runtime: Runtime, pins: Pins | None) -> Runtime:
-    """Return the runtime of a pair's audit, made when the pair begins."""
+    """The runtime of a pair's audit, made when the pair begins."""
     return runtime if pins is None else replace(runtime, commits=pins.of(pair), patience=PATIENCE)
 
 
@@ -322,7 +322,7 @@ def _audited(
 
 
 def _seen_here(outcome: PairOutcome) -> PairOutcome:
-    """Return the outcome of another machine once its report is visible; failed if it never is."""
+    """The outcome of another machine once its report is visible; failed if it never is."""
     if outcome.result is None or outcome.result.url is not None:
         return outcome
     folder = outcome.result.folder

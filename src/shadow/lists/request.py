@@ -85,12 +85,12 @@ class AuditRequest:
 
     @property
     def is_alone(self) -> bool:
-        """Return whether it is a single pair and no list, whose error is that of the
+        """True if it is a single pair and no list, whose error is that of the
         whole audit.
         """
         return len(self.selection.own) == 1 and not self.selection.is_list
 
     @property
     def is_cut(self) -> bool:
-        """Return whether the tasks of Ray are parts of a pair."""
+        """True if the tasks of Ray are parts of a pair."""
         return self.ray is not None and self.is_alone

@@ -66,7 +66,7 @@ class View:
 def _drawn(
     block: Block, options: ConsoleOptions, legends: dict[str, str]
 ) -> Iterator[RenderableType]:
-    """Return the lines of a block; empty if a terminal cannot show it. legends: of heads shown."""
+    """The lines of a block; empty if a terminal cannot show it. legends: of heads shown."""
     match block:
         case Section():
             title = Text(visible(block.title), "bold")
@@ -210,7 +210,7 @@ class HeatMap:
         colours = COLOURS if console.color_system == "truecolor" else FEW_COLOURS
 
         def shade(level: float) -> tuple[str, Style | None]:
-            """Return a letter and its colour for a level from 0 to 1."""
+            """A letter and its colour for a level from 0 to 1."""
             own = colours[round(level * (len(colours) - 1))]
             letter = shades[min(len(shades) - 1, int(level * len(shades)))]
             return letter, Style(color=own, bgcolor=own) if coloured else None
