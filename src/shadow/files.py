@@ -149,6 +149,11 @@ def alone_at(folder: Path, name: str) -> Iterator[None]:
 Recognise = Callable[[Path], bool]
 
 
+def marked(mark: str, size: int) -> Recognise:
+    """Make a function that recognises files with a mark within their first bytes."""
+    return lambda path: mark.encode() in (read_start(path, size) or b"")
+
+
 @contextlib.contextmanager
 def _instead_of(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
     """Yield an empty file or folder that replaces path if the block succeeds. Folders above it are
@@ -222,6 +227,11 @@ def safe_name(name: str) -> str:
         return plain
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
     return f"{plain or 'x'}-{digest[:8]}"
+
+
+def report_folder(family: str, pair: str) -> str:
+    """The folder of a pair's report, two levels below the output folder."""
+    return f"{safe_name(family)}/{safe_name(pair)}"
 
 
 @contextlib.contextmanager

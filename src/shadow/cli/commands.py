@@ -56,7 +56,7 @@ class Command(TyperCommand):
         lines = claims() if self.name == "verify" else EXAMPLES.get(self.name or "", ())
         title = "Claims" if self.name == "verify" else "Examples"
         if lines:  # \b: they stay as they are
-            self.epilog = "\n".join(["\b", f"{title}:", *(f"  {line}" for line in lines)])
+            self.epilog = "\n  ".join([f"\b\n{title}:", *lines])
         super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -96,8 +96,8 @@ def _up_to_date(run: Path, index: Index, reports: Sequence[Shown]) -> Index:
 
     It is written if possible: not while the list is audited, nor without permission.
     """
-    from shadow.files import alone_at
-    from shadow.lists.index import LOCK, refreshed, report_folder, write_index
+    from shadow.files import alone_at, report_folder
+    from shadow.lists.index import LOCK, refreshed, write_index
 
     own = [
         (summary, provenance)

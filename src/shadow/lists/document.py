@@ -81,8 +81,10 @@ def _totals(index: Index, folder: object, counts: Counter[str]) -> list[tuple[st
     if moved := sum(row.bytes or 0 for row in index.rows):
         parts.append(f"{byte_size(moved)} fetched")
     rows = {"pairs": "; ".join(parts)}
-    for row in [row for row in index.rows if row.state in ("done", "kept")][:1]:
-        rows["more"] = f"shadow show {shlex.quote(f'{folder}/{row.folder}')}"
+    first = next((row for row in index.rows if row.state in ("done", "kept")), None)
+    if first is not None:
+        place = f"{folder}/{first.folder}"
+        rows["more"] = f"shadow show {shlex.quote(place)}"
     return list(rows.items())
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
-from shadow.files import alone_at, read_start, safe_name, write_beside, writing
+from shadow.files import alone_at, read_start, report_folder, write_beside, writing
 from shadow.reports.columns import HEADLINE, null_if_undefined
 from shadow.reports.folders import FINISHED, finished_metadata, is_read
 from shadow.reports.provenance import READ, SCHEMA, ReportMetadata
@@ -131,11 +131,6 @@ class Index:
         }
 
 
-def report_folder(family: str, pair: str) -> str:
-    """The folder of a pair's report, two levels below the output folder."""
-    return f"{safe_name(family)}/{safe_name(pair)}"
-
-
 def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None) -> ListRow:
     """The row of a finished report. Its position and cost are those of the row before, of
     which a report knows the time alone.
@@ -190,16 +185,17 @@ def kind_of(schema: int, settings: Mapping[str, object]) -> Kind:
     """The settings that reports in one table must agree on: not the version, nor the relation of a
     pair, nor the optimiser that reports of 0.2 have.
     """
-    common = {key: value for key, value in settings.items() if key not in ("relation", "optimizer")}
+    left_out = ("relation", "optimizer")
+    common = {key: value for key, value in settings.items() if key not in left_out}
     # the numbers of all schemas that are read mean the same
     return SCHEMA if schema in READ else schema, common
 
 
 def write_index(output: Path, index: Index) -> None:
     """Write index.json atomically."""
+    text = json.dumps(index.as_json(), indent=2, allow_nan=False)
     with writing(output):
-        content = json.dumps(index.as_json(), indent=2, allow_nan=False).encode() + b"\n"
-        write_beside(output / INDEX, content)
+        write_beside(output / INDEX, f"{text}\n".encode())
 
 
 @dataclass(frozen=True)
@@ -293,8 +289,9 @@ def with_index(
 
 def _row_after(before: ListRow, outcome: PairOutcome) -> ListRow:
     """The row of a pair after an attempt, adding its cost to that of earlier runs."""
-    seconds = round((before.seconds or 0.0) + outcome.seconds, 3)
-    spent = replace(before, seconds=seconds, bytes=(before.bytes or 0) + outcome.moved)
+    seconds = (before.seconds or 0.0) + outcome.seconds
+    moved = (before.bytes or 0) + outcome.moved
+    spent = replace(before, seconds=round(seconds, 3), bytes=moved)
     if outcome.result is not None:
         result = outcome.result
         return done_row(result.summary, result.provenance, spent if outcome.began else before)
@@ -317,8 +314,11 @@ def begun(
 
     uploaded: the files of a store; None: reports lie in the folder.
     """
-    kind, earlier = (SCHEMA, settings.as_json()), read_index(output)
-    known = {row.key: row for row in earlier.rows} if earlier and earlier.kind == kind else {}
+    kind = (SCHEMA, settings.as_json())
+    earlier = read_index(output)
+    known: dict[Key, ListRow] = {}
+    if earlier is not None and earlier.kind == kind:
+        known = {row.key: row for row in earlier.rows}
     own = {(pair.family, pair.name) for pair in selection.own}
     rows = []
     for position, pair in enumerate(selection.pairs, 1):

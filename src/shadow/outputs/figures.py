@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
-from shadow.files import placing, read_start
+from shadow.files import marked, placing
 from shadow.places.names import UP
 from shadow.reports.columns import MATRICES, delta_metrics
 from shadow.reports.report import Report
@@ -108,11 +108,7 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
         hint = f"use a name that ends in {', '.join(f'.{name}' for name in FORMATS)}"
         raise UsageError(f"cannot draw to {output.name!r}", hint)
     content, notes = draw(kind, folders, suffix, choice)
-
-    def is_ours(path: Path) -> bool:
-        return MARK.encode() in (read_start(path, LARGEST) or b"")
-
-    with placing(output, is_ours, "a figure of shadow") as aside:
+    with placing(output, marked(MARK, LARGEST), "a figure of shadow") as aside:
         aside.write_bytes(content)
     return notes
 

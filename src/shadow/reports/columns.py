@@ -127,7 +127,8 @@ class Table:
     def exported(self) -> tuple[Column, ...]:
         """The columns as `shadow export` writes them: family and pair, then the others."""
         names = ("family", "pair")
-        return (*IDENTITY[:2], *(column for column in self.columns if column.name not in names))
+        others = [column for column in self.columns if column.name not in names]
+        return (*IDENTITY[:2], *others)
 
 
 _SKETCH = {name: words.split() for name, words in _COLUMNS["sketch"].items()}
@@ -220,7 +221,8 @@ def null_if_undefined(value: Value) -> Value | None:
 
 def null_cases(column: Column) -> list[str]:
     """The cases in which the column is null; empty if never."""
-    return [*(["base and tuned rows"] if column in DELTA else []), *filter(None, [column.null])]
+    cases = ["base and tuned rows"] if column in DELTA else []
+    return [*cases, column.null] if column.null else cases
 
 
 def schema_json() -> dict[str, object]:

@@ -31,9 +31,11 @@ READY = "ready"
 WAITING = ".new"
 
 FINISHED = "matrices.parquet"  # a report is there if this file is
-TABLES_OF_A_PAIR = ("spectra", "tensors", "files", "matrices")
 GONE = ("residual.parquet", "scores.json")  # of reports of 0.2, which a new one does not have
-FILES_OF_A_PAIR = ("summary.json", *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
+SPECTRA_FILE = "spectra.parquet"
+TABLES_OF_A_PAIR = ("spectra", "tensors", "files", "matrices")
+TABLE_FILES = tuple(f"{name}.parquet" for name in TABLES_OF_A_PAIR)
+FILES_OF_A_PAIR = ("summary.json", *TABLE_FILES)
 NAME_ONE = "name a folder that `shadow audit` made"
 AGAIN = "run the audit again"
 MAX_SUMMARY = 64_000_000  # bytes of a summary.json; a thousandth of it is usual
@@ -156,8 +158,8 @@ def has_remains(folder: Path) -> bool:
     """
     if (folder / FINISHED).is_file():
         return False
-    for name in TABLES_OF_A_PAIR:
-        path = folder / f"{name}.parquet"
+    for name in TABLE_FILES:
+        path = folder / name
         try:
             if path.is_file() and "pair" in _stored_metadata(schema_of(path)):
                 return True
@@ -252,7 +254,7 @@ def _chosen(store: Store, *, spectra: bool) -> dict[str, Mapping[str, Any]]:
         *folders, name = path.split("/")
         if len(folders) > 2 or any(safe_name(folder) != folder for folder in folders):
             continue
-        is_due = name in FILES_OF_A_PAIR and (spectra or name != "spectra.parquet")
+        is_due = name in FILES_OF_A_PAIR and (spectra or name != SPECTRA_FILE)
         if (is_due and "/".join([*folders, FINISHED]) in files) or path == "index.json":
             chosen[path] = files[path]
     return chosen
@@ -312,11 +314,11 @@ def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> 
     spectra: also require singular values if the audit wrote them, which copies may leave out.
     """
     is_due = spectra and metadata["settings"].get("spectra") is True
-    for name in TABLES_OF_A_PAIR:
-        if (is_due or name != "spectra") and not (folder / f"{name}.parquet").is_file():
-            raise missing(folder, f"{name}.parquet")
+    for name in TABLE_FILES:
+        if (is_due or name != SPECTRA_FILE) and not (folder / name).is_file():
+            raise missing(folder, name)
     if is_due:
-        schema_of(folder / "spectra.parquet")
+        schema_of(folder / SPECTRA_FILE)
 
 
 def _check_metadata(metadata: Any) -> None:
@@ -328,11 +330,12 @@ def _check_metadata(metadata: Any) -> None:
         (settings["method"]["level"], str),
         (settings.get("chosen") or {}, dict),
         (metadata.get("libraries") or {}, dict),
-        *((metadata[key], str) for key in ("version", "family", "pair")),
     ]
+    typed += [(metadata[key], str) for key in ("version", "family", "pair")]
     for side in (metadata["base"], metadata["tuned"]):
+        typed.append((side["repo"], str))
         maybe = (side["commit"], side["fingerprint"], side.get("content"))
-        typed += [(side["repo"], str), *((text, str | None) for text in maybe)]
+        typed += [(text, str | None) for text in maybe]
     is_typed = type(metadata["schema"]) is int and all(isinstance(*expected) for expected in typed)
     if not is_typed or not 0 <= (seconds or 0.0) < 1e12:
         raise TypeError

@@ -22,8 +22,8 @@ from pathlib import Path
 import jinja2
 
 from shadow.errors import ShadowError
-from shadow.files import placing, read_start
-from shadow.lists.index import read_index, report_folder
+from shadow.files import marked, placing, report_folder
+from shadow.lists.index import read_index
 from shadow.outputs.page.pair import (
     CAPTIONS,
     CONTROLS,
@@ -95,10 +95,7 @@ def write_page(
     def lacks(where: str, state: str, error: str, hint: str | None) -> None:
         missing.append([where, state, f"{error} ({hint})" if hint else error])
 
-    def is_ours(path: Path) -> bool:
-        return GENERATOR.encode() in (read_start(path, TOP) or b"")
-
-    with placing(output, is_ours, "a page of shadow") as aside:
+    with placing(output, marked(GENERATOR, TOP), "a page of shadow") as aside:
         for done, folder in enumerate(folders):  # each is forgotten when the next is read
             where = below(folder)
             show(done, len(folders), where)
@@ -111,7 +108,8 @@ def write_page(
                 unreadable.append(error)
                 lacks(where, "unreadable", error.message, error.hint)
         index = read_index(run)
-        for row in () if index is None else index.rows:
+        rows = () if index is None else index.rows
+        for row in rows:
             # not row.folder, which a file may say lies anywhere
             folder = run / report_folder(*row.key)
             if row.state == "kept" or (row.state != "done" and folder not in folders):
