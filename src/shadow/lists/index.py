@@ -224,8 +224,9 @@ def read_index(folder: Path) -> Index | None:
         if raw is None:
             return None
         content = TypeAdapter(_File).validate_json(raw)
-        rows = {row.key: row for row in content.pairs}
-        if content.schema not in READ or len(rows) < len(content.pairs):
+        keys = {row.key for row in content.pairs}
+        has_twins = len(keys) < len(content.pairs)
+        if content.schema not in READ or has_twins:
             raise ValueError
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}") from error

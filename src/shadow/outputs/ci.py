@@ -87,11 +87,16 @@ def counts(judged: Sequence[Judgement]) -> str:
         for verdict in verdicts
     )
     parts = [f"{numbers['passed']} of {counted(len(verdicts), 'rule', 'rules')} passed"]
-    parts += [f"{numbers['met']} FAILED"] if numbers["met"] else []
-    parts += ["0 failed"] if numbers["warning"] and not numbers["met"] else []
-    parts += [f"{numbers['missing']} not judged"] if numbers["missing"] else []
-    parts += [counted(numbers["warning"], "warning", "warnings")] if numbers["warning"] else []
-    parts += [f"{numbers['skipped']} skipped"] if numbers["skipped"] else []
+    if numbers["met"]:
+        parts.append(f"{numbers['met']} FAILED")
+    elif numbers["warning"]:
+        parts.append("0 failed")
+    if numbers["missing"]:
+        parts.append(f"{numbers['missing']} not judged")
+    if numbers["warning"]:
+        parts.append(counted(numbers["warning"], "warning", "warnings"))
+    if numbers["skipped"]:
+        parts.append(f"{numbers['skipped']} skipped")
     return ", ".join(parts)
 
 
@@ -183,19 +188,18 @@ def junit(judged: Sequence[Judgement]) -> bytes:
         lines: list[str] = []
         if (summary := judgement.summary) is not None:
             counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items())
-            lines = [
-                summary.finding.headline,
-                *(sentence.text for sentence in summary.finding.sentences),
-                f"tensors of both sides: {counts}",
-                *(f"skipped: {row.tensors} {row.reason}" for row in summary.skipped),
-                *(f"warning: {warning}" for warning in summary.warnings),
-                *(f"note: {text}" for text in judgement.notes),
-            ]
+            lines.append(summary.finding.headline)
+            lines += [sentence.text for sentence in summary.finding.sentences]
+            lines.append(f"tensors of both sides: {counts}")
+            lines += [f"skipped: {row.tensors} {row.reason}" for row in summary.skipped]
+            lines += [f"warning: {warning}" for warning in summary.warnings]
+            lines += [f"note: {text}" for text in judgement.notes]
         problems: list[Problem] = [("failure", text, kind) for kind, text in _faults(judgement)]
         seconds = judgement.seconds or 0.0
         cases = [_case(judgement.name, "audit", seconds, problems, lines)]
         for verdict in judgement.verdicts:
-            lines, problems = [], []
+            lines = []
+            problems = []
             if verdict.outcome == "passed":
                 lines.append(verdict.detail)
             elif verdict.rule.severity == "warning" and verdict.outcome != "skipped":

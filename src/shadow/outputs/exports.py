@@ -39,13 +39,15 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
     pairs: dict[tuple[str, str], Path] = {}
     with placing(output, _is_empty, "an empty folder", is_folder=True) as folder:
         for report in map(AuditReport, folders):  # in memory one at a time
-            pair = report.provenance.family, report.provenance.pair
-            if (twin := pairs.setdefault(pair, report.folder)) != report.folder:
+            pair = (report.provenance.family, report.provenance.pair)
+            twin = pairs.setdefault(pair, report.folder)
+            if twin != report.folder:
                 fault = f"{twin} and {report.folder} are both reports of {':'.join(pair)}"
                 raise ShadowError(fault, "name a folder that holds one of them")
             if to == "markdown":  # what `shadow show` prints, for a model card
-                metadata, of = report.provenance.recorded, as_given(report.folder)
-                text = markdown(report_document(report.summary, metadata, of).shown())
+                metadata = report.provenance.recorded
+                document = report_document(report.summary, metadata, as_given(report.folder))
+                text = markdown(document.shown())
                 with (folder / "reports.md").open("a", encoding="utf-8", errors="replace") as file:
                     file.write(text + "\n")
                 continue

@@ -85,7 +85,8 @@ def _drawn(block: Block, level: int) -> str:
 
 
 def _titled(title: str, lines: list[str]) -> str:
-    return "\n".join([*([f"{plain(title)}:", ""] if title else []), *lines])
+    text = "\n".join(lines)
+    return f"{plain(title)}:\n\n{text}" if title else text
 
 
 def _cell(value: Cell, *, is_name: bool = False) -> str:
@@ -107,5 +108,6 @@ def _table(block: TableBlock) -> list[str]:
         is_figure = column.role == "figure"
         aligned = [cell.rjust(width) if is_figure else cell.ljust(width) for cell in cells]
         dashes = "-" * (width + 1) + (":" if is_figure else "-")
-        columns.append([f" {aligned[0]} ", dashes, *(f" {cell} " for cell in aligned[1:])])
+        head, *spaced = [f" {cell} " for cell in aligned]
+        columns.append([head, dashes, *spaced])
     return [f"|{'|'.join(line)}|" for line in zip(*columns, strict=True)]

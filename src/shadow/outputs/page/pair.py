@@ -59,7 +59,8 @@ SHARES = (
 DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
 LEADING = 12  # singular values that are always drawn: what stands out is among the first
 POINTS = 400_000  # of all curves of a page, about 2.4 MB
-MOST, FEWEST = 112, 32  # of one curve
+MOST = 112  # of one curve
+FEWEST = 32
 
 Key = tuple[str, int | None, str]  # component, layer, module
 Cells = Mapping[Key, tuple[str, str | None]]
@@ -161,8 +162,8 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
     unreadable.
     """
     summary = report.summary
-    rows, tensors = columns_of(report.table("matrices")), report.table("tensors")
-    every = cells_of(rows, columns_of(tensors))
+    rows = columns_of(report.table("matrices"))
+    every = cells_of(rows, columns_of(report.table("tensors")))
     cells = {place: cell for place, cell in every.items() if (place[1] or 0) < LAYERS}
     place = {place: index for index, place in enumerate(cells)}
     spectra = thinned_spectra(report, place, 3 * len(cells) * pairs)
@@ -219,7 +220,8 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
 @cache
 def metrics_of(subject: str) -> tuple[str, ...]:
     """The columns of rows of a subject, headline ones first."""
-    names = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
+    columns = (*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL
+    names = [column.name for column in columns]
     return tuple(sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)))
 
 
@@ -274,16 +276,19 @@ def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
     number = {place: index for index, place in enumerate(cells)}
     all_places = np.array([number.get(place, -1) for place in places(matrices)], dtype=np.intp)
     drawn = np.flatnonzero(all_places >= 0)
-    matrices, place = matrices.where(drawn), all_places[drawn]
+    matrices = matrices.where(drawn)
+    place = all_places[drawn]
     first = np.full(len(cells), -1)  # row of each cell, -1 where it has none
     first[place[::-1]] = np.arange(len(place))[::-1]
-    tensors = [*(name and visible(name) for name in matrices["tensor"]), None]
+    tensors = [name and visible(name) for name in matrices["tensor"]]
+    tensors.append(None)
     sizes = [
         np.bincount(place[matrices["subject"] == subject], minlength=len(cells))
         for subject in SUBJECTS
     ]
     medians = {subject: _medians(matrices, place, subject, len(cells)) for subject in SUBJECTS}
-    base, tuned = medians["base"], medians["tuned"]
+    base = medians["base"]
+    tuned = medians["tuned"]
     spectral = [column.name for column in SPECTRAL if {column.name} <= base.keys() & tuned.keys()]
     return {
         "component": [visible(component) for component, _, _ in cells],
@@ -307,7 +312,8 @@ def _medians(matrices: Columns, place: Places, subject: str, cells: int) -> dict
     """Return, by column, the median of each cell's rows of a subject; no empty columns."""
     names = metrics_of(subject)
     own = matrices["subject"] == subject
-    rows, place = matrices.where(own), place[own]
+    rows = matrices.where(own)
+    place = place[own]
     values = np.stack([rows[name] for name in names], axis=1)
     has_any = ~np.isnan(values).all(axis=0)
     if subject == "delta":  # null where it is too large, which a median must not leave out
