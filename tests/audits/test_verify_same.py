@@ -506,6 +506,29 @@ def test_names_from_files_are_harmless_on_a_terminal(tmp_path):
     assert "\n::error" not in found.out + found.err
 
 
+@pytest.mark.parametrize(("added", "outcome"), [(1, "holds"), (0, "does_not_hold")])
+def test_the_1_that_gguf_adds_to_norms_may_round_as_it_does_in_the_class(added, outcome, tmp_path):
+    """1 + weight in F32 has fewer digits than a weight in F32; Gemma's class multiplies by it."""
+    pytest.importorskip("gguf")
+    tensors = planted.gguf_llama()
+    numbers = np.random.default_rng(0)
+    for name in tensors:
+        if name.endswith("norm.weight"):
+            tensors[name] = (0.05 * numbers.standard_normal(256)).astype(np.float32)
+    config = {"model_type": "gemma", "num_attention_heads": planted.GGUF_HEADS}
+    torch_tensors = {name: torch.from_numpy(one) for name, one in tensors.items()}
+    first = planted.write(tmp_path / "a", torch_tensors, config)
+    path = tmp_path / "b.gguf"
+    planted.write_gguf(path, tensors, "F32", "gemma", added=added, paired=False)
+    found = shadow.verify("same", first, path)
+    assert found.outcome == outcome
+    assert any("the 1 that a GGUF file adds" in note for note in found.notes) is bool(added)
+    moved = dict(torch_tensors)
+    moved["model.norm.weight"] = moved["model.norm.weight"] + 1e-6
+    planted.write(tmp_path / "a", moved, config)
+    assert shadow.verify("same", first, path).figures["tensors_differ"] == (1 if added else 5)
+
+
 BUFFERS = {
     "model.layers.0.self_attn.rotary_emb.inv_freq": torch.rand(4),
     "model.rotary_emb.inv_freq": torch.rand(4),
