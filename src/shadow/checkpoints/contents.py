@@ -1,4 +1,4 @@
-"""How two versions of a small file differ, key by key."""
+"""Differences between two versions of a small file, key by key."""
 
 from __future__ import annotations
 

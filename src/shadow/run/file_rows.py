@@ -17,11 +17,10 @@ from typing import Literal
 from shadow.checkpoints.contents import TEMPLATE, contents, differences
 from shadow.checkpoints.listing import (
     Listing,
-    StoredFile,
     checksum_like,
     differ_in_sample,
-    kind_of,
 )
+from shadow.checkpoints.stored_files import StoredFile, kind_of
 from shadow.errors import ShadowError
 from shadow.reports.columns import Cell
 from shadow.text import several, visible
@@ -81,7 +80,7 @@ class _Sides:
                     "side": side,
                     "state": state,
                     "kind": file.kind,
-                    "bytes": file.size,
+                    "bytes": None if file.problem else file.size,
                     "sha256": digest if kind == "sha256" else self.digests.get((side, path)),
                     "differs": (" ".join(words) if side == last else "") or None,
                     "detail": visible(detail if side == last else file.problem)[:LONGEST] or None,

@@ -34,11 +34,11 @@ LEAST_DISK = 1_000  # bytes; no shard is smaller
 @explained
 @dataclass(frozen=True)
 class Files:
-    """Sources of checkpoints and of solved spectra.
+    """Sources of checkpoints and of earlier results.
 
     fetch: how weights come from the Hub: auto (or the value of SHADOW_FETCH), shards or ranges.
-    cache: a folder of spectra that were solved before; True: that of the command; False: none is
-    stored or used.
+    cache: a folder of spectra that were solved before, and of answers of transformers; True: that
+    of the command; False: none is stored or used.
     """
 
     allow_pickle: bool = option(
