@@ -39,7 +39,8 @@ UNMADE = {
         pp_ocrv5_server_det pp_ocrv6_medium_det qwen3_omni_moe t5gemma2_encoder
         time_series_transformer""",
     "its sizes depend on each other": """apertus1p5 cosmos3_edge cosmos3_edge_text csm d_fine
-        dots3_note ernie4_5_vl_moe gemma3n gemma3n_text higgs_audio_v2_tokenizer muse_spark upernet""",
+        dots3_note ernie4_5_vl_moe gemma3n gemma3n_text higgs_audio_v2_tokenizer muse_spark
+        upernet""",
     "it is large": """blt janus neucodec tvp vibevoice vibevoice_acoustic_tokenizer
         vibevoice_acoustic_tokenizer_decoder vibevoice_acoustic_tokenizer_encoder vibevoice_asr
         xcodec2""",
