@@ -90,7 +90,11 @@ def expected(
     """Ask transformers. scratch: a folder for the child's input."""
     scratch.mkdir(parents=True, exist_ok=True)
     question = scratch / "expected.json"
-    listed = {name: (info.dtype, info.shape) for name, info in tensors.items() if not info.problem}
+    listed = {
+        name: ("BF16" if info.packing else info.dtype, info.shape)
+        for name, info in tensors.items()
+        if not info.problem
+    }
     try:
         question.write_text(json.dumps({"config": stripped(config), "tensors": listed}))
     except RecursionError:

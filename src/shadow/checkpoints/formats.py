@@ -328,7 +328,7 @@ def with_matrices(
     known: dict[tuple[object, ...], bytes] = {}
 
     def read_once(info: TensorInfo, of: TensorInfo) -> bytes:
-        key = re.sub(r"\d+", "#", info.name), of.dtype, of.shape
+        key = re.sub(r"\b\d+\b", "#", info.name), of.dtype, of.shape
         if key not in known:
             known[key] = read(info)
         return known[key]

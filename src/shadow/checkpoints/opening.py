@@ -77,6 +77,7 @@ class Checkpoint:
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
     # by module: a quantised format that is not decoded, and why
     refused: Mapping[str, str] = field(default_factory=dict)
+    gguf: Header | None = None  # of GGUF files: tensors by their own names, and the metadata
 
     def tensor(self, info: TensorInfo) -> StoredTensor | DecodedTensor:
         """Open the tensor, whose parts are read on demand. Raises ShadowError if it is gone."""
@@ -320,8 +321,11 @@ def _opened(
     own = {one.name: one for one in moved}
     if len(own) == len(tensors):  # otherwise two would have one name
         tensors = own
+    gguf = None
     if weights.are_gguf:
-        tensors, config = model_of([header for header, _ in shards.values()], weights.shards[0])
+        headers = [header for header, _ in shards.values()]
+        tensors, config = model_of(headers, weights.shards[0])
+        gguf = replace(headers[0], tensors=stored)
     return Checkpoint(
         reference,
         commit,
@@ -331,6 +335,7 @@ def _opened(
         sources,
         adapter=weights.adapter,
         refused=refused,
+        gguf=gguf,
     )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
+from shadow.checks.whole.gguf_metadata import WORDS as ROTARY
+from shadow.checks.whole.gguf_metadata import rotary_faults
 from shadow.errors import UsageError
 from shadow.run.scanned import Scanned, not_compared, relative_norm, unmatched_reasons
 from shadow.templates import Reason
@@ -41,6 +43,7 @@ WORDS = {
     "scales": "the adapters scale {updates:count update|updates} differently",
     "dora": "only {where} is a DoRA adapter",
     "scale": "its update is scaled by {a:number} in A, {b:number} in B",
+    **ROTARY,
     "use_dora": "use_dora only in {where}",
     "entries": "{changed/entries:all entry|entries} {changed|differs|differ}"
     "[: {which} rounded to {format}][; {remark}]",
@@ -58,6 +61,7 @@ class Compared(Evidence):
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By module, what two adapters multiply their updates by, where that differs."""
     dora: str = ""  # which of two adapters is the only one that gives rows their norms, A or B
+    rotary: Sequence[Against] = ()  # faults of a GGUF file beside its source
     reshaped: Sequence[str] = ()  # the shapes of each vector that both store in another shape
     unscanned: Literal["", "one_checkpoint", "equal_checksums", "equal_files"] = ""
     """Why no weights were decoded."""
@@ -106,7 +110,7 @@ def judge(found: Compared) -> Answer:
         "reshaped": len(found.reshaped),
         "shapes": [*dict.fromkeys(found.reshaped)] or None,
     }
-    is_other = differ or found.unmatched or found.scales or found.dora
+    is_other = differ or found.unmatched or found.scales or found.dora or found.rotary
     return found.judged(
         figures,
         faults=_differences(found, differ, far) if is_other else [],
@@ -123,6 +127,7 @@ def _against(found: Compared, differ: Sequence[Scanned]) -> list[Against]:
     ]
     if found.dora:
         against.append(Against("adapter_config.json", Reason("use_dora", {"where": found.dora})))
+    against += found.rotary
     is_one_cast = len({row.rounded for row in differ}) == 1  # which the reason says of all
     for row in differ:
         which, stored = _cast(row.rounded) if row.rounded and not is_one_cast else (None, None)
@@ -157,6 +162,7 @@ def _differences(found: Compared, differ: Sequence[Scanned], far: float | None) 
         reasons.append(Reason("scales", {"updates": len(found.scales)}))
     if found.dora:
         reasons.append(Reason("dora", {"where": found.dora}))
+    reasons += [fault.why for fault in found.rotary]
     for side, name in (("base", "A"), ("tuned", "B")):
         unmatched = [one for one in found.unmatched if one.side == side]
         reasons += unmatched_reasons(unmatched, Reason("only_in", {"where": name}))
@@ -196,12 +202,20 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Compared:
     )
     sources = (*first.sources.values(), *second.sources.values())
     moved = _moved(compared, aligned.pair) if all(one.is_local for one in sources) else {}
+    rotary: list[Against] = []
+    header = first.gguf or second.gguf
+    if header and (first.gguf is None or second.gguf is None):
+        rotary = rotary_faults(header, (second if first.gguf else first).config)
+        for pair, row in compared:
+            if row.changed and math.isclose(row.delta_energy, row.entries, rel_tol=1e-3):
+                moved[pair.key] = "1 is missing or added, as llama.cpp adds it to norms"
     with_norms = [name for name, one in zip("AB", (first, second), strict=True)
                   if one.adapter and one.adapter.dora]  # fmt: skip
     return Compared(
         [replace(row, remark=moved.get(pair.key, row.remark)) for pair, row in compared],
         _scales(first, second),
         with_norms[0] if len(with_norms) == 1 else "",
+        rotary,
         [text for pair, _ in compared if (text := _reshaped(pair))],
         unmatched=aligned.unmatched,
         unread=aligned.unread,

@@ -1,7 +1,7 @@
 """`whole CHECKPOINT`: whether one checkpoint agrees with itself.
 
-In this package: shards, values, names (what a loader expects), vocabulary and configs (tokens,
-adapters).
+In this package: shards, values, names (what a loader expects), vocabulary, configs (tokens,
+adapters), quantised_modules and gguf_metadata.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Answer, Check, Outcome, Question, largest_first
-from shadow.checks.whole import configs, names, shards, values
+from shadow.checks.whole import configs, gguf_metadata, names, quantised_modules, shards, values
 from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings, folded, gathered
 from shadow.checks.whole.vocabulary import find_vocabulary
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
+    from shadow.checkpoints.safetensors_files import Header
     from shadow.run.runtime import Runtime
     from shadow.run.scan import Swept
     from shadow.run.scanned import Unmatched
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 RULES: Mapping[str, FindingRule] = {
     **shards.RULES,
     **configs.OF_ADAPTERS,
+    **quantised_modules.RULES,
     **values.RULES,
     **names.RULES,
+    **gguf_metadata.RULES,
     **configs.RULES,
 }
 # a row has its name before it, a sentence its names
@@ -49,6 +52,8 @@ class Whole:
     names: names.Names | None = None
     words: configs.Words | None = None
     adapter: configs.Factors | None = None
+    modules: quantised_modules.Modules | None = None
+    gguf: Header | None = None
     with_values: bool = True
 
 
@@ -64,6 +69,10 @@ def judge(found: Whole) -> Answer:
         configs.judge_words(findings, found.words)
     if found.adapter is not None:
         configs.judge_adapter(findings, found.adapter)
+    if found.modules is not None:
+        quantised_modules.judge_modules(findings, found.modules)
+    if found.gguf is not None:
+        gguf_metadata.judge_metadata(findings, found.gguf)
     faults = findings.rows[FAULT]
     doubts = gathered(findings.rows[DOUBT])
     notes = gathered(findings.rows[NOTE])
@@ -95,21 +104,30 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     is_loaded = asked.models[0] in runtime.found  # a model in memory
     if not is_adapter and not is_loaded:
         expected = names.gather_expected(checkpoint, scratch / "loader", is_cut=files.are_cut)
+        expected = quantised_modules.without_format(checkpoint, expected)
     vocabulary = find_vocabulary(checkpoint, expected)
     if expected is not None:
         tied = None
-        if vocabulary.heads and vocabulary.embeddings:
-            ends = vocabulary.heads[0], vocabulary.embeddings[0]
+        ends = (*vocabulary.heads[:1], *vocabulary.embeddings[:1])
+        are_packed = {bool(checkpoint.tensors[name].packing) for name in ends}
+        if len(ends) == 2 and len(are_packed) == 1:  # rounding makes a packed copy differ
             reading = runtime if read else None
             tied = names.gather_tied(checkpoint, ends, reading, is_tied=expected.tied)
         indexed = files.weight_map.keys()
-        named = names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
+        # pieces of one module are no names among the weights of others
+        is_mixed = checkpoint.refused and any(one.packing for one in checkpoint.tensors.values())
+        tensors = {} if is_mixed else checkpoint.tensors
+        named = names.Names(tensors, checkpoint.config, expected, tied, indexed)
     swept: list[Swept] = []
     unread: list[Unmatched] = []
     if read:
         from shadow.run.scan import sweep
 
         swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
+    modules = None
+    if not is_adapter and checkpoint.gguf is None:
+        beside = files.names if checkpoint.config and not files.are_cut else ()
+        modules = quantised_modules.gather_modules(checkpoint, swept, beside)
     if is_adapter:
         adapter = configs.read_factors(small.get(configs.ADAPTER_CONFIG), stored, swept)
     words = configs.read_words(
@@ -124,7 +142,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
     every = values.Values(stored, swept, unread, tables, is_quantised)
-    return Whole(files, every, named, words, adapter, read)
+    return Whole(files, every, named, words, adapter, modules, checkpoint.gguf, with_values=read)
 
 
 CHECK = Check(

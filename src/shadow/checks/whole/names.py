@@ -375,7 +375,7 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
         ("gguf", any(name.endswith(".gguf") for name in checkpoint.sources)),
         ("cut", is_cut),
         ("no_config", not checkpoint.config),
-        ("quantised", is_quantised(checkpoint)),
+        ("quantised", bool(checkpoint.refused)),
         ("loader_large", number_of(checkpoint.config, ("num_hidden_layers",)) > MOST_LAYERS),
         ("no_class", not (isinstance(classes, list) and classes and isinstance(classes[0], str))),
     )

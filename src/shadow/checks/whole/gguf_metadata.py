@@ -1,0 +1,133 @@
+"""`whole`: the metadata of a GGUF file, compared with its tensors; rotary embeddings, compared with
+a source.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from math import isclose
+from typing import TYPE_CHECKING, Any
+
+from shadow.checks.answer import Against
+from shadow.checks.whole.names import text_config
+from shadow.checks.whole.part import FAULT, FindingRule, Findings
+from shadow.places.names import name_rules
+from shadow.templates import Reason
+
+if TYPE_CHECKING:
+    from shadow.checkpoints.safetensors_files import Header
+
+BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
+# that no block goes without where it has others of its kind; layers may share keys and values
+NEEDED = re.compile(r"(ffn_|attn)(?!_k|_v|.*norm).*\.weight")
+TOKEN = re.compile(r"tokenizer\.ggml\.(\w+)_token_id")
+NO_TOKEN = 1 << 31  # from which a number of 32 bits stands for none
+FREQUENCIES, BASE = "rope_freqs.weight", "rope.freq_base"
+USUAL_BASE = 10_000.0  # that llama.cpp takes where the file names none
+RULES: Mapping[str, FindingRule] = {
+    "metadata_shape": FindingRule(
+        FAULT,
+        "it has {own:count row|rows}, but {key} of the metadata makes {said:count row|rows}",
+        "llama.cpp refuses the file, or reads other heads.",
+        "Convert the model again, from a config that fits its weights.",
+    ),
+    "metadata_width": FindingRule(
+        FAULT,
+        "it has {own:count column|columns}, but embedding_length of the metadata is {said:count}",
+        "llama.cpp refuses the file.",
+        "Convert the model again, from a config that fits its weights.",
+    ),
+    "block_part": FindingRule(
+        FAULT,
+        "its block lacks it, which others have",
+        "llama.cpp refuses the file.",
+        "Convert the model again, and check that all shards of the source are there.",
+    ),
+    "block_beyond": FindingRule(
+        FAULT,
+        "block_count of the metadata is {of:count}, so nothing reads this block",
+        "llama.cpp refuses the file, or leaves the block out.",
+        "Convert the model again, from a config that fits its weights.",
+    ),
+    "output_absent": FindingRule(
+        FAULT,
+        "no such tensor, and llama.cpp does not tie the head of {architecture}",
+        "llama.cpp refuses the file.",
+        "Convert the model again, from a source that has its head.",
+    ),
+}
+WORDS = {
+    "rope_freqs": "the source scales its rotary embedding as Llama 3 does, and the file has no"
+    " factors for it",
+    "rope_base": "the base of its rotary embedding is {own:number}, that of the source"
+    " {other:number}",
+}
+
+
+def judge_metadata(findings: Findings, header: Header) -> None:
+    """Compare what the metadata promise with the tensors, by the names of GGUF."""
+    tensors = header.tensors
+    architecture = str(header.metadata.get("general.architecture"))
+
+    def number(key: str, otherwise: int = 0) -> int:
+        """A number of the metadata; 0 where it is a list, which layers share."""
+        value = header.metadata.get(f"{architecture}.{key}", otherwise)
+        return value if type(value) is int else 0
+
+    embedding = tensors.get("token_embd.weight")
+    rows, cols = embedding.shape if embedding else (0, 0)
+    width = number("embedding_length")
+    if width and cols and cols != number("features_length", width):
+        findings.add("token_embd.weight", "metadata_width", own=cols, said=width)
+    if cols and architecture in name_rules().gguf["untied"] and "output.weight" not in tensors:
+        findings.add("output.weight", "output_absent", architecture=architecture)
+    for key, value in header.metadata.items():
+        match = TOKEN.fullmatch(key)
+        if match and rows and type(value) is int and rows <= value < NO_TOKEN:
+            findings.add(key, "token_beyond", kind=match[1], token=str(value), rows=rows)
+    heads = number("attention.head_count")
+    size = number("attention.key_length", width // max(1, heads))
+    # of several kinds of heads, or of compressed ones
+    is_plain = not any("key_length_" in key or "lora_rank" in key for key in header.metadata)
+    wanted = {
+        "attn_q.weight": ("attention.head_count", heads * size),
+        "attn_k.weight": (
+            "attention.head_count_kv",
+            number("attention.head_count_kv", heads) * size,
+        ),
+    }
+    blocks: defaultdict[int, set[str]] = defaultdict(set)
+    for match in filter(None, map(BLOCK.fullmatch, tensors)):
+        blocks[int(match[1])].add(match[2])
+        key, said = wanted.get(match[2], ("", 0))
+        own = tensors[match[0]].shape[0]
+        # q may have a gate of its size
+        if is_plain and said and own not in (said, 2 * said * (match[2] == "attn_q.weight")):
+            findings.add(match[0], "metadata_shape", own=own, said=said, key=key)
+    kinds = Counter(map(frozenset, blocks.values()))
+    usual = max(kinds, key=kinds.__getitem__, default=frozenset())
+    count = number("block_count")
+    for block, parts in sorted(blocks.items()):
+        if count and block >= count:
+            findings.add(f"blk.{block}", "block_beyond", of=count)
+        for part in sorted(usual - parts if parts < usual else ()):
+            has_others = any(one.startswith(part[:4]) for one in parts)
+            if NEEDED.fullmatch(part) and has_others:
+                findings.add(f"blk.{block}.{part}", "block_part")
+
+
+def rotary_faults(header: Header, config: Mapping[str, Any]) -> list[Against]:
+    """Compare the rotary embedding of a GGUF file with the config of its source."""
+    inner = text_config(config) or config
+    scaling = inner.get("rope_parameters") or inner.get("rope_scaling") or {}
+    faults = []
+    is_scaled = "llama3" in (scaling.get("rope_type"), scaling.get("type"))
+    if is_scaled and FREQUENCIES not in header.tensors:
+        faults.append(Against(FREQUENCIES, Reason("rope_freqs")))
+    base = inner.get("rope_theta", scaling.get("rope_theta"))
+    own = header.metadata.get(f"{header.metadata['general.architecture']}.{BASE}", USUAL_BASE)
+    if isinstance(base, int | float) and not isclose(float(own or 0), base, rel_tol=1e-5):
+        faults.append(Against(BASE, Reason("rope_base", {"own": own, "other": base})))
+    return faults
