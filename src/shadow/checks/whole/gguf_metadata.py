@@ -25,6 +25,7 @@ NEEDED = re.compile(r"(ffn_|attn)(?!_k|_v|.*norm).*\.weight")
 TOKEN = re.compile(r"tokenizer\.ggml\.(\w+)_token_id")
 NO_TOKEN = 1 << 31  # from which a number of 32 bits stands for none
 FREQUENCIES, BASE = "rope_freqs.weight", "rope.freq_base"
+MOST_BASE = 1e30
 USUAL_BASE = 10_000.0  # that llama.cpp takes where the file names none
 RULES: Mapping[str, FindingRule] = {
     "metadata_shape": FindingRule(
@@ -121,13 +122,15 @@ def judge_metadata(findings: Findings, header: Header) -> None:
 def rotary_faults(header: Header, config: Mapping[str, Any]) -> list[Against]:
     """Compare the rotary embedding of a GGUF file with the config of its source."""
     inner = text_config(config) or config
-    scaling = inner.get("rope_parameters") or inner.get("rope_scaling") or {}
+    said = [inner.get("rope_parameters"), inner.get("rope_scaling")]
+    scaling = next((one for one in said if isinstance(one, dict)), {})
     faults = []
     is_scaled = "llama3" in (scaling.get("rope_type"), scaling.get("type"))
     if is_scaled and FREQUENCIES not in header.tensors:
         faults.append(Against(FREQUENCIES, Reason("rope_freqs")))
     base = inner.get("rope_theta", scaling.get("rope_theta"))
     own = header.metadata.get(f"{header.metadata['general.architecture']}.{BASE}", USUAL_BASE)
-    if isinstance(base, int | float) and not isclose(float(own or 0), base, rel_tol=1e-5):
-        faults.append(Against(BASE, Reason("rope_base", {"own": own, "other": base})))
+    bases = [one for one in (own, base) if isinstance(one, int | float) and 0 < one < MOST_BASE]
+    if len(bases) == 2 and not isclose(*bases, rel_tol=1e-5):
+        faults.append(Against(BASE, Reason("rope_base", {"own": bases[0], "other": bases[1]})))
     return faults

@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from statistics import median, median_low
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.part import FAULT, NOTE, FindingRule, Findings
@@ -30,6 +30,8 @@ DESCRIBED = {"hf_quant_config.json", "quant_config.json", "quantize_config.json"
 LISTS = ("ignore", "modules_to_not_convert", "llm_int8_skip_modules", "ignored_layers")
 SPECIAL = re.compile(r"[\\()|+?{\[]")  # what patterns have beyond parts of names
 OF_FORMAT = re.compile(r".*(scale|zero_point|scaling_factor)\w*")  # of activations and caches
+GROUP_SIZE = re.compile(r"'group_size': ([1-9]\d{,8})\b")
+MOST_NAMES = 1000  # of a list that are read
 ROWS = 32  # of a matrix, or of each expert, that are decoded
 GROUP = 16  # columns of the smallest group of any format
 FURTHEST = 1000  # times that a module may be larger or smaller than its peers
@@ -200,6 +202,7 @@ def _judge_lists(findings: Findings, found: Modules, counts: Mapping[str, int]) 
     words = [re.findall(r"\w+", name.removeprefix("re:").split("layers.")[-1]) for name in names]
     # MLX quantises what has scales, others may name what they quantise
     is_clear = "quant_method" in settings and not settings.get("dynamic")
+    is_clear &= len(names) <= MOST_NAMES
     is_clear &= not any(map(SPECIAL.search, (*names, str(settings.get("config_groups")))))
     plain = Counter(role(name) for name, info in found.tensors.items() if not info.packing)
     for name, info in found.tensors.items():
@@ -207,7 +210,7 @@ def _judge_lists(findings: Findings, found: Modules, counts: Mapping[str, int]) 
         if info.packing:
             if module in names:
                 findings.add(module, "packed_listed")
-        elif is_clear and plain[role(name)] < counts[role(name)] and info.dtype in FLOATS:
+        elif is_clear and plain[role(name)] <= counts[role(name)] and info.dtype in FLOATS:
             is_listed = any(all(word in module for word in own) for own in words)
             if not is_listed:
                 findings.add(module, "plain_unlisted")
@@ -217,21 +220,22 @@ def _judge_pieces(findings: Findings, found: Modules, counts: Mapping[str, int])
     """Judge the pieces of modules: their size, their order, and those that peers have."""
     from shadow.checkpoints.formats import owner_of
 
-    usual: Counter[tuple[str, str]] = Counter()
+    usual: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for name, info in found.tensors.items():
         if info.packing:
-            usual.update((role(name), owner_of(one.name)[1]) for one in info.packing.beside)
+            usual[role(name)].update(owner_of(one.name)[1] for one in info.packing.beside)
+    said = GROUP_SIZE.findall(str(found.settings))
     for name, info in found.tensors.items():
         if info.packing is None:
             continue
         module = name.removesuffix(".weight")
         pieces = {owner_of(one.name)[1] for one in info.packing.beside}
-        for (kind, piece), count in usual.items():
-            if kind == role(name) and 2 * count > counts[kind] and piece not in pieces:
+        for piece, count in usual[role(name)].items():
+            if 2 * count > counts[role(name)] and piece not in pieces:
                 findings.add(module, "piece_missing", piece=piece)
         cols = info.shape[-1]
         own = found.settings.get(module)  # MLX may say other things of one module
-        sizes = re.findall(r"'group_size': ([1-9]\d{,8})\b", str(own or found.settings))
+        sizes = GROUP_SIZE.findall(str(own)) if own else said
         fitting = {-(-cols // -(-cols // int(size))) for size in sizes}
         if fitting and info.packing.kind in ("gptq", "awq", "mlx", "pack-quantized"):
             group = info.packing.facts[2]
@@ -253,12 +257,13 @@ def _judge_samples(findings: Findings, samples: Sequence[Sample]) -> None:
     for one in samples:
         peers[role(one.name)].append(one)
     for own in peers.values():
-        usual = median(one.size for one in own)
-        is_sparse = median(one.lost for one in own) > FEW
+        usual = median([one.size for one in own if one.size < LARGEST] or [0])
+        is_sparse = median_low(one.lost for one in own) > FEW
         for one in own:
+            times = one.size / usual if usual else 1
             if one.lost > FEW and not is_sparse:
                 findings.add(one.name, "scales_lost", lost=one.lost)
-            elif one.size and not usual / FURTHEST < one.size < min(usual * FURTHEST, LARGEST):
+            elif one.size > LARGEST or not 1 / FURTHEST < times < FURTHEST:
                 findings.add(one.name, "scale_inverted", size=one.size, usual=usual)
     ratios = [one.mean / one.size for one in samples if one.has_zeros and one.size]
     off = abs(median(ratios or [0]))

@@ -144,7 +144,7 @@ def judge_values(findings: Findings, found: Values) -> None:
 
 def role(name: str) -> str:
     """Return a name without its numbers, which other layers share."""
-    return re.sub(r"[0-9]+", "#", name)
+    return re.sub(r"\b[0-9]+\b", "#", name)  # the number of w1 is no layer's
 
 
 def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence[bool]) -> None:

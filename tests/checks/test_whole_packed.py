@@ -1,0 +1,151 @@
+"""`verify whole` of quantised models and GGUF files: healthy ones hold, and what is sick is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import planted
+import pytest
+import quantisers
+import torch
+from safetensors.torch import load_file
+from wholes import FAILS, FILE, HOLDS, OPEN, codes, store, verified
+
+from shadow.checkpoints.opening import open_folder
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+LLAMA, MOE = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.experts.2.up_proj"
+SMALL = {  # forms for matrices of any width
+    "gptq of 8": (partial(quantisers.gptq, group=8), "", {"quant_method": "gptq"}),
+    "awq of 8": (partial(quantisers.awq, group=8), "", {"quant_method": "awq"}),
+    "modelopt": (
+        lambda w: (
+            {("weight_scale_2" if "global" in k else k.replace("_packed", "")): (1 / v if "global" in k else v)
+             for k, v in quantisers.nvfp4(w)[0].items()}, None),
+        "", {"quant_method": "modelopt"},
+    ),
+    "fp8-blocks": (
+        lambda w: ({"weight": (w * 1000).to(torch.float8_e4m3fn),
+                    "weight_scale_inv": torch.full((1, 1), 0.001)}, None),
+        "", {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    ),
+}  # fmt: skip
+
+
+def is_packed(name):
+    ends = "_proj", "c_attn", "c_fc", "w1", "w2", "w3"
+    return name.removesuffix(".weight").endswith(ends) and name.endswith(".weight")
+
+
+@pytest.fixture
+def packed(healthy, tmp_path):
+    """A checkpoint of a kind in a format, after a change of its tensors and its config."""
+
+    def make(kind, form, change=None, folder="packed", **config):
+        source = healthy(kind)
+        quantisers_of = {**quantisers.FORMATS, **SMALL}
+        path = Path(shutil.copytree(source, tmp_path / folder))
+        tensors, make = {}, quantisers_of[form][0]
+        for name, one in load_file(source / FILE).items():
+            pieces = make(one)[0] if is_packed(name) else {"weight": one}
+            stem = name.removesuffix(".weight")
+            if is_packed(name):
+                tensors |= {f"{stem}.{piece}": value for piece, value in pieces.items()}
+            else:
+                tensors[name] = one
+        said = quantisers_of[form][2] | config.pop("said", {})
+        key = "quantization" if form.startswith("mlx") else "quantization_config"
+        planted.edit(path, **{key: said} | config)
+        store(path, change(tensors) if change else tensors)
+        return path
+
+    return make
+
+
+HEALTHY = [*(("llama", form) for form in quantisers.FORMATS), ("qwen3_moe", "gptq of 8"),
+           ("qwen3_moe", "awq of 8"), ("qwen3_moe", "fp8-blocks"), ("llama", "modelopt"),
+           ("mixtral", "nf4"), ("mixtral", "fp8-blocks"), ("gpt2", "nf4"), ("gpt2", "int8"),
+           ("gemma2", "mlx"), ("gemma2", "w8a8"), ("llava", "int8")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "form"), HEALTHY)
+def test_a_healthy_quantised_model_gets_a_full_answer(kind, form, packed):
+    found = verified(packed(kind, form))
+    assert found.outcome is HOLDS, found.reason
+    notes = {one.code for one in found.answer.notes}
+    assert notes == ({"global_scales"} if form in ("nvfp4", "modelopt") else set())
+
+
+def gone(*parts):
+    return lambda t: {name: one for name, one in t.items() if not any(p in name for p in parts)}
+
+
+def at(name, change):
+    return lambda t: t | {name: change(t[name])}
+
+
+def zeroed(rows):
+    def change(one):
+        one = one.clone()
+        one[rows] = 0
+        return one
+
+    return change
+
+
+def plain(module, rows=96):
+    """The module stored as floats."""
+
+    def change(t):
+        weight = torch.randn(rows, 64, generator=torch.Generator().manual_seed(3)) / 30
+        return gone(f"{module}.")(t) | {f"{module}.weight": weight}
+
+    return change
+
+
+V2, CT = {"checkpoint_format": "gptq_v2"}, "compressed-tensors"
+GROUPS = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": {"group_size": 16}}}}
+# kind, format, change of tensors, quantization_config, code, what is named
+SICK = {
+    "module lost": ("llama", "gptq", gone(LLAMA), {}, "missing", f"{LLAMA}.weight"),
+    "expert lost": ("qwen3_moe", "awq of 8", gone("1.mlp.experts.2."), {}, "expert_missing", MOE[:-8]),
+    "another name": ("llama", "fp8", lambda t: t | {"x.weight": t["lm_head.weight"] + 1}, {}, "unexpected", "x.weight"),
+    "inverted": ("llama", "fp8", at(f"{LLAMA}.weight_scale", lambda s: 1 / s), {}, "scale_inverted", LLAMA),
+    "inverted of an expert": ("qwen3_moe", "fp8-blocks", at(f"{MOE}.weight_scale_inv", lambda s: 1 / s), {}, "scale_inverted", MOE),
+    "all inverted": ("llama", "fp8-rows", lambda t: {n: 1 / s if "weight_scale" in n else s for n, s in t.items()}, {}, "scale_inverted", LLAMA),
+    "a group's scale 0": ("llama", "awq", at(f"{LLAMA}.scales", zeroed(1)), {}, "scales_lost", LLAMA),
+    "a block's scale 0": ("llama", "modelopt", at(f"{LLAMA}.weight_scale", lambda s: torch.cat([s[:, :-1], torch.zeros_like(s[:, :1])], 1)), {}, "scales_lost", LLAMA),
+    "scale nan": ("qwen3_moe", "gptq of 8", at(f"{MOE}.scales", lambda s: s * float("nan")), {}, "scales_lost", MOE),
+    "scale lost": ("qwen3_moe", "awq of 8", gone(f"{MOE}.scales"), {}, "module_broken", MOE),
+    "scale of fp8 lost": ("qwen3_moe", "fp8-blocks", gone(f"{MOE}.weight_scale"), {}, "scale_missing", f"{MOE}.weight"),
+    "quant_state gone": ("llama", "nf4", gone(f"{LLAMA}.weight.quant_state"), {}, "module_broken", LLAMA),
+    "quant_state of an expert gone": ("mixtral", "nf4", gone("1.block_sparse_moe.experts.1.w1.weight.quant_state"), {}, "module_broken", "model.layers.1.block_sparse_moe.experts.1.w1"),
+    "blocks": ("llama", "nf4", at(f"{LLAMA}.weight.absmax", lambda s: s[:-1]), {}, "module_broken", LLAMA),
+    "blocks of int4": ("llama", "int4", at(f"{LLAMA}.weight_scale", lambda s: s[:, :-1]), {}, "module_broken", LLAMA),
+    "group size": ("llama", "gptq", None, {"group_size": 16}, "group_size", LLAMA),
+    "group size of int4": ("llama", "int4", None, GROUPS, "group_size", LLAMA),
+    "group size of mlx": ("llama", "mlx", None, {"group_size": 16}, "group_size", LLAMA),
+    "g_idx zero": ("llama", "gptq-order", at(f"{LLAMA}.g_idx", torch.zeros_like), {}, "groups_lost", LLAMA),
+    "g_idx zero of an expert": ("qwen3_moe", "gptq of 8", at(f"{MOE}.g_idx", torch.zeros_like), {}, "groups_lost", MOE),
+    "zeros less 1": ("llama", "gptq", None, V2, "zeros_off", "config.json"),
+    "zeros more 1": ("llama", "gptq-v2", None, {"checkpoint_format": "gptq"}, "zeros_off", "config.json"),
+    "input_scale": ("qwen3_moe", "fp8", gone(f"{MOE}.input_scale"), {}, "piece_missing", MOE),
+    "input_scale of w1": ("mixtral", "fp8", gone("1.block_sparse_moe.experts.2.w1.input_scale"), {}, "piece_missing", "model.layers.1.block_sparse_moe.experts.2.w1"),
+    "listed": ("llama", "w8a8", None, {"ignore": ["lm_head", LLAMA]}, "packed_listed", LLAMA),
+    "listed of bitsandbytes": ("gpt2", "nf4", None, {"llm_int8_skip_modules": ["transformer.h.1.mlp.c_fc"]}, "packed_listed", "transformer.h.1.mlp.c_fc"),
+    "plain": ("llama", "w8a8", plain(LLAMA), {"ignore": ["lm_head", "re:.*layers.0.mlp.*"]}, "plain_unlisted", LLAMA),
+    "plain of gptq": ("llama", "gptq", plain(LLAMA), {}, "plain_unlisted", LLAMA),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SICK)
+def test_what_is_planted_in_a_quantised_model_is_named(case, packed):
+    kind, form, change, said, code, name = SICK[case]
+    found = verified(packed(kind, form, change, said=said))
+    assert found.outcome is FAILS
+    named = {one.name for one in found.against if one.code == code}
+    assert name in named, [(one.name, one.what) for one in found.against]
