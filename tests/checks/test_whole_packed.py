@@ -149,3 +149,107 @@ def test_what_is_planted_in_a_quantised_model_is_named(case, packed):
     assert found.outcome is FAILS
     named = {one.name for one in found.against if one.code == code}
     assert name in named, [(one.name, one.what) for one in found.against]
+
+
+TWINS = {  # what looks odd and is healthy
+    "listed and plain": ("llama", "w8a8", plain(LLAMA), {"ignore": ["lm_head", LLAMA]}),
+    "listed by a pattern": ("llama", "w8a8", plain(LLAMA), {"ignore": ["re:.*1.mlp.up_proj$"]}),
+    "listed with all around": ("llama", "nf4", plain(LLAMA), {"llm_int8_skip_modules": ["model.layers.1.mlp"]}),
+    "another pattern": ("llama", "w8a8", plain(LLAMA), {"ignore": ["re:.*(up|down)_proj"]}),
+    "named by its targets": ("llama", "w8a8", plain(LLAMA), {"config_groups": {"a": {"targets": ["re:.*q_proj"]}}}),
+    "mixed by name": ("llama", "gptq", plain(LLAMA), {"dynamic": {f"-:{LLAMA}": {}}}),
+    "one group a row": ("llama", "gptq", None, {"group_size": -1}),
+    "biases that GPTQ adds": ("llama", "gptq", lambda t: t | {f"{LLAMA}.bias": torch.zeros(96)}, {}),
+    "scales of a cache": ("llama", "fp8", lambda t: t | {f"{part}.{kind}_scale": torch.ones(1) for kind in "kv" for part in ("model.layers.0.self_attn", f"model.layers.0.self_attn.{kind}_proj")}, {}),
+    "scales twice as large": ("llama", "fp8", at(f"{LLAMA}.weight_scale", lambda s: s * 500), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TWINS)
+def test_what_looks_odd_and_is_healthy_holds(case, packed):
+    kind, form, change, said = TWINS[case]
+    found = verified(packed(kind, form, change, said=said))
+    assert found.outcome is HOLDS, found.reason
+
+
+def moved(folder, **config):
+    (folder / "quantize_config.json").write_text("{}")
+
+
+def test_a_config_without_packed_tensors_and_the_reverse(packed, healthy, tmp_path):
+    """A file beside it may describe the quantisation; activations alone may be quantised."""
+    for form in ("gptq", "fp8-blocks"):
+        folder = packed("llama", form, folder=form)
+        config = json.loads((folder / "config.json").read_text())
+        said = config.pop("quantization_config")
+        (folder / "config.json").write_text(json.dumps(config))
+        assert "method_unsaid" in codes(verified(folder))
+        moved(folder)
+        assert verified(folder).outcome is HOLDS
+        left = Path(shutil.copytree(healthy("qwen2"), tmp_path / f"left-{form}"))
+        planted.edit(left, quantization_config=said)
+        assert codes(verified(left)) == {"nothing_packed"}
+    for said in (
+        {"quant_method": "compressed-tensors", "config_groups": {}},
+        {"quant_method": "torchao"},
+        {"quant_method": "compressed-tensors", "format": "dense"},
+        {"quant_method": "mxfp4", "dequantize": True},
+    ):
+        planted.edit(left, quantization_config=said)
+        assert verified(left).outcome is HOLDS
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("llama", f"{LLAMA}.weight"), ("gpt2", "transformer.h.0.mlp.c_fc.weight")]
+)
+def test_8_bit_floats_without_their_scale_in_a_float_model(kind, name, healthy, tmp_path):
+    """As numbers of another size they are healthy, and so are large ones with more bits."""
+    folder = Path(shutil.copytree(healthy(kind), tmp_path / "raw"))
+    tensors = load_file(folder / FILE)
+    raw = (tensors[name] / tensors[name].abs().max() * 448).to(torch.float8_e4m3fn).float()
+    for change, sick in ((1.0, True), (1 / 512, False), (1.001, False)):
+        store(folder, tensors | {name: raw * change})
+        found = verified(folder)
+        assert ("raw_numbers" in codes(found)) is sick
+        assert sick or found.outcome is HOLDS
+
+
+def of_gpt_oss(folder, change):
+    """gpt-oss in MXFP4, as it is released."""
+    planted.saved("gpt_oss", folder, hidden_size=64, intermediate_size=64)
+    tensors, stacks = load_file(folder / FILE), {}
+    for name in [one for one in tensors if one.endswith("_proj") and "experts" in one]:
+        pieces, _ = quantisers.mxfp4(tensors.pop(name))
+        stacks |= {name + piece: value for piece, value in pieces.items()}
+    name = "model.layers.1.mlp.experts.down_proj_scales"
+    store(folder, tensors | stacks | {name: change(stacks[name])})
+    planted.edit(folder, quantization_config={"quant_method": "mxfp4"})
+    return folder
+
+
+def test_scales_of_an_expert_of_a_stack(tmp_path):
+    """Twice as large is healthy; the inverted scale has the negative exponent."""
+
+    def one(change):
+        def of(scales):
+            scales = scales.clone()
+            scales[1] = change(scales[1])
+            return scales
+
+        return of
+
+    named = "model.layers.1.mlp.experts.down_proj[1]"
+    for number, (change, code) in enumerate(
+        {
+            lambda s: s: "",
+            lambda s: s + 1: "",
+            lambda s: s * 0 + 255: "scales_lost",
+            lambda s: s * 0: "scale_inverted",
+            lambda s: 254 - s: "scale_inverted",
+        }.items()
+    ):
+        found = verified(of_gpt_oss(tmp_path / f"{number}", one(change)))
+        assert [(row.name, row.code) for row in found.against] == (
+            [(named, code)] if code else []
+        ), found.reason
+        assert found.outcome is (FAILS if code else HOLDS)
