@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from wholes import FAILS, FILE, HOLDS, OPEN, codes, store, verified
 
-from shadow.checkpoints.opening import open_folder
+import shadow
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 LLAMA, MOE = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.experts.2.up_proj"
@@ -253,3 +253,109 @@ def test_scales_of_an_expert_of_a_stack(tmp_path):
             [(named, code)] if code else []
         ), found.reason
         assert found.outcome is (FAILS if code else HOLDS)
+
+
+GGUF_SICK = {  # metadata, what is done to the tensors, the code, what is named
+    "": ({}, None, "", ""),
+    "eos beyond": ({"tokenizer.ggml.eos_token_id": 320}, None, "token_beyond", "tokenizer.ggml.eos_token_id"),
+    "eos is the last": ({"tokenizer.ggml.eos_token_id": 319}, None, "", ""),
+    "no pad": ({"tokenizer.ggml.padding_token_id": 2**32 - 1}, None, "", ""),
+    "heads": ({".attention.head_count_kv": 4}, None, "metadata_shape", "blk.1.attn_k.weight"),
+    "heads of q": ({".attention.head_count": 8, ".attention.key_length": 64}, None, "metadata_shape", "blk.0.attn_q.weight"),
+    "larger heads": ({".attention.key_length": 128}, None, "metadata_shape", "blk.0.attn_k.weight"),
+    "heads of two kinds": ({".attention.head_count_kv": 4, ".attention.key_length_swa": 1}, None, "", ""),
+    "width": ({".embedding_length": 512, ".attention.key_length": 64}, None, "metadata_width", "token_embd.weight"),
+    "blocks": ({".block_count": 1}, None, "block_beyond", "blk.1"),
+    "a block promised": ({".block_count": 3}, None, "layer_missing", "layers.2"),
+    "no down": ({}, gone("layers.1.mlp.down"), "block_part", "blk.1.ffn_down.weight"),
+    "no o": ({}, gone("layers.0.self_attn.o"), "block_part", "blk.0.attn_output.weight"),
+    "no keys of its own": ({}, gone("layers.1.self_attn.k", "layers.1.self_attn.v"), "", ""),
+    "a block of another kind": ({}, gone("layers.1.mlp", "1.post_attention"), "", ""),
+    "tied": ({}, gone("lm_head"), "", ""),
+    "more rows than tokens": ({}, lambda t: t | {n: np.concatenate([t[n], t[n][:32]]) for n in t if t[n].shape[0] == 320}, "", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+@pytest.mark.parametrize("case", GGUF_SICK)
+def test_metadata_of_a_gguf_file_beside_its_tensors(case, arch, tmp_path):
+    metadata, change, code, name = GGUF_SICK[case]
+    tensors = planted.gguf_llama(len(case))
+    metadata = {key if key[0] != "." else arch + key: value for key, value in metadata.items()}
+    path = planted.write_gguf(
+        tmp_path / "a.gguf",
+        change(tensors) if change else tensors,
+        arch=arch,
+        paired=arch == "llama",
+        metadata=metadata,
+    )
+    found = verified(path)
+    assert {one.code for one in found.against} == ({code} if code else set()), found.reason
+    assert found.outcome is (FAILS if code else OPEN)
+    assert not code or name in {one.name for one in found.against}
+
+
+def test_a_head_that_llama_cpp_does_not_tie(tmp_path):
+    tensors = planted.gguf_llama()
+    for arch, change, sick in (
+        ("stablelm", gone("lm_head"), True),
+        ("stablelm", dict, False),
+        ("olmo", gone("lm_head"), False),
+    ):
+        found = verified(
+            planted.write_gguf(
+                tmp_path / f"{arch}{sick}.gguf",
+                change(tensors),
+                "F32",
+                arch=arch,
+                paired=arch == "olmo",
+            )
+        )
+        assert [(one.name, one.code) for one in found.against] == [
+            ("output.weight", "output_absent")
+        ] * sick, found.reason
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}
+
+
+def test_rotary_embeddings_of_a_gguf_file_beside_its_source(tmp_path):
+    """The base, and the factors of Llama 3, wherever a config has them."""
+    tensors = planted.gguf_llama()
+    state = {name: torch.from_numpy(one) for name, one in tensors.items()}
+    factors = {"rope_freqs.weight": np.ones(32, np.float32)}
+    for number, (config, base, more, named) in enumerate([
+        ({"rope_theta": 1e4}, 1e4, {}, []), ({"rope_theta": 5e5}, 1e4, {}, ["rope.freq_base"]),
+        ({"rope_theta": 5e5, "rope_scaling": LLAMA3}, 5e5, {}, ["rope_freqs.weight"]),
+        ({"rope_parameters": LLAMA3}, 5e5, factors, []), ({"rope_parameters": LLAMA3}, 1e4, factors, ["rope.freq_base"]),
+        ({"text_config": {"rope_theta": 1e6}}, 1e6, {}, []), ({}, 5e5, {}, []), ({"rope_theta": "x", "rope_scaling": [1]}, 5e5, {}, []),
+    ]):  # fmt: skip
+        source = planted.write(tmp_path / f"{number}", state, {**planted.LLAMA, **config})
+        path = planted.write_gguf(
+            tmp_path / f"{number}.gguf",
+            tensors | more,
+            "F32",
+            metadata={"llama.rope.freq_base": base},
+        )
+        for of in ((source, path), (path, source)):
+            found = shadow.verify("same", *of, jobs=1)
+            assert [one.name for one in found.against] == named, found.reason
+            assert found.outcome is (FAILS if named else HOLDS)
+
+
+@pytest.mark.parametrize("arch", ["gemma2", "gemma3"])
+def test_norms_without_the_1_that_llama_cpp_adds(arch, tmp_path):
+    tensors = {name: one for name, one in planted.gguf_llama().items() if "lm_head" not in name}
+    source = planted.write(
+        tmp_path / "source",
+        {name: torch.from_numpy(one) for name, one in tensors.items()},
+        {"model_type": arch},
+    )
+    for added, remark in ((1.0, False), (0.0, True)):
+        path = planted.write_gguf(
+            tmp_path / f"{added}.gguf", tensors, "F32", arch=arch, paired=False, added=added
+        )
+        found = shadow.verify("same", source, path, jobs=1)
+        norms = {one.name for one in found.against if "1 is missing" in one.what}
+        assert norms == {name for name in tensors if "norm" in name and remark}, found.reason
+        assert found.outcome is (FAILS if remark else HOLDS)

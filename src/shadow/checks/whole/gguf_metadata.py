@@ -108,7 +108,7 @@ def judge_metadata(findings: Findings, header: Header) -> None:
         if is_plain and said and own not in (said, 2 * said * (match[2] == "attn_q.weight")):
             findings.add(match[0], "metadata_shape", own=own, said=said, key=key)
     kinds = Counter(map(frozenset, blocks.values()))
-    usual = max(kinds, key=kinds.__getitem__, default=frozenset())
+    usual = max(kinds, key=lambda kind: (kinds[kind], len(kind)), default=frozenset())
     count = number("block_count")
     for block, parts in sorted(blocks.items()):
         if count and block >= count:
