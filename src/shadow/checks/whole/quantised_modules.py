@@ -329,16 +329,19 @@ def without_format(checkpoint: Checkpoint, expected: Expected) -> Expected:
     """
     stored = checkpoint.tensors
     packed = {name for name, info in stored.items() if info.packing}
+    if not packed:
+        return expected
     unexpected = [
         name
         for name in expected.unexpected
         if not OF_FORMAT.fullmatch(name) and f"{name.removesuffix('bias')}weight" not in packed
     ]
     mismatched = [row for row in expected.mismatched if sorted(row[1]) != sorted(row[2])]
-    known = {*map(role, packed.difference(unexpected))}
+    tails = Counter(role(name.rpartition("layers.")[2]) for name in packed)
+    lost = Counter(role(name.rpartition("layers.")[2]) for name in unexpected)
+    are_others = any(count >= tails[tail] > 0 for tail, count in lost.items())
     absent = {*map(role, expected.missing)} - {*map(role, stored)}
-    # MLX has classes of its own
-    are_others = absent and not checkpoint.config.get("quantization_config")
-    if are_others or {*map(role, packed.intersection(unexpected))} - known:
+    # MLX has classes of its own, and leaves out what they do not use
+    if are_others or (absent and "quantization" in checkpoint.config):
         return replace(expected, problem="quantised")
     return replace(expected, unexpected=unexpected, mismatched=mismatched)
