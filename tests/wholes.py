@@ -1,7 +1,5 @@
 """Checkpoints for the tests of `verify whole`, and how they are asked about."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import planted

@@ -1,7 +1,5 @@
 """Audits of checkpoints on a Hub (tests/hub.py), with a token that it alone may see."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Spectra that were solved before: the same numbers, and nothing that cannot be theirs."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 
@@ -65,15 +63,11 @@ def test_the_key_is_of_the_content_as_it_was_cut_and_of_the_question():
     assert key(fused[len(matrix) :], ASKED) == key(matrix, ASKED)
     assert key(matrix.T.contiguous().T, ASKED) == key(matrix, ASKED)
     others = [
-        key(matrix[:-1], ASKED),
-        key(matrix.T, ASKED),
-        key(matrix.view(torch.float16), ASKED),
-        key(matrix.reshape(320, 300), ASKED),
-        key(matrix.view(10, 30, 320), ASKED),
-        key(matrix, replace(ASKED, precision="exact")),
-        key(matrix, replace(ASKED, vectors=0)),
+        key(matrix[:-1], ASKED), key(matrix.T, ASKED), key(matrix.view(torch.float16), ASKED),
+        key(matrix.reshape(320, 300), ASKED), key(matrix.view(10, 30, 320), ASKED),
+        key(matrix, replace(ASKED, precision="exact")), key(matrix, replace(ASKED, vectors=0)),
         key(matrix, replace(ASKED, stored="F16")),
-    ]
+    ]  # fmt: skip
     assert len({key(matrix, ASKED), *others}) == 1 + len(others)
 
 

@@ -1,7 +1,5 @@
 """The demo's reports, and healthy checkpoints."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from dataclasses import asdict

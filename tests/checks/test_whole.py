@@ -25,7 +25,17 @@ from shadow.checkpoints.expected import Expected, stripped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checks.answer import Outcome
 from shadow.checks.registry import CHECKS
-from shadow.checks.whole import RULES, WORDS, Whole, configs, judge, shards, values
+from shadow.checks.whole import (
+    RULES,
+    WORDS,
+    Whole,
+    configs,
+    gguf_metadata,
+    judge,
+    quantised_modules,
+    shards,
+    values,
+)
 from shadow.checks.whole import names as names_part
 from shadow.checks.whole.configs import Words, read_words
 from shadow.checks.whole.names import Names
@@ -672,7 +682,8 @@ def test_every_finding_is_an_entry_of_one_table():
     """Each with a sentence on why it matters and one on what to do; no code is in two topics, and
     each is one that a judge or the loader has.
     """
-    topics = (shards.RULES, configs.RULES, configs.OF_ADAPTERS, values.RULES, names_part.RULES)
+    parts = (shards, configs, values, names_part, quantised_modules, gguf_metadata)
+    topics = (configs.OF_ADAPTERS, *(part.RULES for part in parts))
     assert sum(map(len, topics)) == len(RULES)
     for code, rule in RULES.items():
         for text in (rule.why, rule.do):

@@ -1,4 +1,4 @@
-"""`verify whole` of quantised models and GGUF files: healthy ones hold, and what is sick is named."""
+"""`verify whole` of quantised models and GGUF files: healthy ones hold, sick ones are named."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ import shadow
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 LLAMA, MOE = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.experts.2.up_proj"
+W1, FC = "model.layers.1.block_sparse_moe.experts.2.w1", "transformer.h.1.mlp.c_fc"
+RENAMED = {"weight_packed": "weight", "weight_global_scale": "weight_scale_2"}
 SMALL = {  # forms for matrices of any width
     "gptq of 8": (partial(quantisers.gptq, group=8), "", {"quant_method": "gptq"}),
     "awq of 8": (partial(quantisers.awq, group=8), "", {"quant_method": "awq"}),
     "modelopt": (
         lambda w: (
-            {("weight_scale_2" if "global" in k else k.replace("_packed", "")): (1 / v if "global" in k else v)
-             for k, v in quantisers.nvfp4(w)[0].items()}, None),
+            {RENAMED.get(piece, piece): 1 / one if "global" in piece else one
+             for piece, one in quantisers.nvfp4(w)[0].items()}, None),
         "", {"quant_method": "modelopt"},
     ),
     "fp8-blocks": (
@@ -76,7 +78,7 @@ HEALTHY = [*(("llama", form) for form in quantisers.FORMATS), ("qwen3_moe", "gpt
 def test_a_healthy_quantised_model_gets_a_full_answer(kind, form, packed):
     found = verified(packed(kind, form))
     assert found.outcome is HOLDS, found.reason
-    notes = {one.code for one in found.answer.notes}
+    notes = {one.code for one in found.answer.notes} - {"looked"}
     assert notes == ({"global_scales"} if form in ("nvfp4", "modelopt") else set())
 
 
@@ -112,32 +114,51 @@ GROUPS = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": {"grou
 # kind, format, change of tensors, quantization_config, code, what is named
 SICK = {
     "module lost": ("llama", "gptq", gone(LLAMA), {}, "missing", f"{LLAMA}.weight"),
-    "expert lost": ("qwen3_moe", "awq of 8", gone("1.mlp.experts.2."), {}, "expert_missing", MOE[:-8]),
-    "another name": ("llama", "fp8", lambda t: t | {"x.weight": t["lm_head.weight"] + 1}, {}, "unexpected", "x.weight"),
-    "inverted": ("llama", "fp8", at(f"{LLAMA}.weight_scale", lambda s: 1 / s), {}, "scale_inverted", LLAMA),
-    "inverted of an expert": ("qwen3_moe", "fp8-blocks", at(f"{MOE}.weight_scale_inv", lambda s: 1 / s), {}, "scale_inverted", MOE),
-    "all inverted": ("llama", "fp8-rows", lambda t: {n: 1 / s if "weight_scale" in n else s for n, s in t.items()}, {}, "scale_inverted", LLAMA),
-    "a group's scale 0": ("llama", "awq", at(f"{LLAMA}.scales", zeroed(1)), {}, "scales_lost", LLAMA),
-    "a block's scale 0": ("llama", "modelopt", at(f"{LLAMA}.weight_scale", lambda s: torch.cat([s[:, :-1], torch.zeros_like(s[:, :1])], 1)), {}, "scales_lost", LLAMA),
-    "scale nan": ("qwen3_moe", "gptq of 8", at(f"{MOE}.scales", lambda s: s * float("nan")), {}, "scales_lost", MOE),
+    "expert lost": ("qwen3_moe", "awq of 8", gone("1.mlp.experts.2."), {}, "expert_missing",
+        MOE[:-8]),
+    "another name": ("llama", "fp8", lambda t: t | {"x.weight": t["lm_head.weight"] + 1}, {},
+        "unexpected", "x.weight"),
+    "inverted": ("llama", "fp8", at(f"{LLAMA}.weight_scale", lambda s: 1 / s), {},
+        "scale_inverted", LLAMA),
+    "inverted of an expert": ("qwen3_moe", "fp8-blocks", at(f"{MOE}.weight_scale_inv",
+        lambda s: 1 / s), {}, "scale_inverted", MOE),
+    "all inverted": ("llama", "fp8-rows", lambda t: {n: 1 / s if "weight_scale" in n else s for n,
+        s in t.items()}, {}, "scale_inverted", LLAMA),
+    "a group's scale 0": ("llama", "awq", at(f"{LLAMA}.scales", zeroed(1)), {}, "scales_lost",
+        LLAMA),
+    "a block's scale 0": ("llama", "modelopt", at(f"{LLAMA}.weight_scale",
+        lambda s: s.float().index_fill(1, torch.tensor([1]), 0).to(s.dtype)), {}, "scales_lost",
+        LLAMA),
+    "scale nan": ("qwen3_moe", "gptq of 8", at(f"{MOE}.scales", lambda s: s * float("nan")), {},
+        "scales_lost", MOE),
     "scale lost": ("qwen3_moe", "awq of 8", gone(f"{MOE}.scales"), {}, "module_broken", MOE),
-    "scale of fp8 lost": ("qwen3_moe", "fp8-blocks", gone(f"{MOE}.weight_scale"), {}, "scale_missing", f"{MOE}.weight"),
-    "quant_state gone": ("llama", "nf4", gone(f"{LLAMA}.weight.quant_state"), {}, "module_broken", LLAMA),
-    "quant_state of an expert gone": ("mixtral", "nf4", gone("1.block_sparse_moe.experts.1.w1.weight.quant_state"), {}, "module_broken", "model.layers.1.block_sparse_moe.experts.1.w1"),
-    "blocks": ("llama", "nf4", at(f"{LLAMA}.weight.absmax", lambda s: s[:-1]), {}, "module_broken", LLAMA),
-    "blocks of int4": ("llama", "int4", at(f"{LLAMA}.weight_scale", lambda s: s[:, :-1]), {}, "module_broken", LLAMA),
+    "scale of fp8 lost": ("qwen3_moe", "fp8-blocks", gone(f"{MOE}.weight_scale"), {},
+        "scale_missing", f"{MOE}.weight"),
+    "quant_state gone": ("llama", "nf4", gone(f"{LLAMA}.weight.quant_state"), {}, "module_broken",
+        LLAMA),
+    "quant_state of an expert gone": ("mixtral", "nf4", gone(f"{W1}.weight.quant_state"), {},
+        "module_broken", W1),
+    "blocks": ("llama", "nf4", at(f"{LLAMA}.weight.absmax", lambda s: s[:-1]), {},
+        "module_broken", LLAMA),
+    "blocks of int4": ("llama", "int4", at(f"{LLAMA}.weight_scale", lambda s: s[:, :-1]), {},
+        "module_broken", LLAMA),
     "group size": ("llama", "gptq", None, {"group_size": 16}, "group_size", LLAMA),
     "group size of int4": ("llama", "int4", None, GROUPS, "group_size", LLAMA),
     "group size of mlx": ("llama", "mlx", None, {"group_size": 16}, "group_size", LLAMA),
-    "g_idx zero": ("llama", "gptq-order", at(f"{LLAMA}.g_idx", torch.zeros_like), {}, "groups_lost", LLAMA),
-    "g_idx zero of an expert": ("qwen3_moe", "gptq of 8", at(f"{MOE}.g_idx", torch.zeros_like), {}, "groups_lost", MOE),
+    "g_idx zero": ("llama", "gptq-order", at(f"{LLAMA}.g_idx", torch.zeros_like), {},
+        "groups_lost", LLAMA),
+    "g_idx zero of an expert": ("qwen3_moe", "gptq of 8", at(f"{MOE}.g_idx", torch.zeros_like),
+        {}, "groups_lost", MOE),
     "zeros less 1": ("llama", "gptq", None, V2, "zeros_off", "config.json"),
-    "zeros more 1": ("llama", "gptq-v2", None, {"checkpoint_format": "gptq"}, "zeros_off", "config.json"),
+    "zeros more 1": ("llama", "gptq-v2", None, {"checkpoint_format": "gptq"}, "zeros_off",
+        "config.json"),
     "input_scale": ("qwen3_moe", "fp8", gone(f"{MOE}.input_scale"), {}, "piece_missing", MOE),
-    "input_scale of w1": ("mixtral", "fp8", gone("1.block_sparse_moe.experts.2.w1.input_scale"), {}, "piece_missing", "model.layers.1.block_sparse_moe.experts.2.w1"),
+    "input_scale of w1": ("mixtral", "fp8", gone(f"{W1}.input_scale"), {}, "piece_missing", W1),
     "listed": ("llama", "w8a8", None, {"ignore": ["lm_head", LLAMA]}, "packed_listed", LLAMA),
-    "listed of bitsandbytes": ("gpt2", "nf4", None, {"llm_int8_skip_modules": ["transformer.h.1.mlp.c_fc"]}, "packed_listed", "transformer.h.1.mlp.c_fc"),
-    "plain": ("llama", "w8a8", plain(LLAMA), {"ignore": ["lm_head", "re:.*layers.0.mlp.*"]}, "plain_unlisted", LLAMA),
+    "listed of bitsandbytes": ("gpt2", "nf4", None, {"llm_int8_skip_modules": [FC]},
+        "packed_listed", FC),
+    "plain": ("llama", "w8a8", plain(LLAMA), {"ignore": ["lm_head", "re:.*layers.0.mlp.*"]},
+        "plain_unlisted", LLAMA),
     "plain of gptq": ("llama", "gptq", plain(LLAMA), {}, "plain_unlisted", LLAMA),
 }  # fmt: skip
 
@@ -151,16 +172,22 @@ def test_what_is_planted_in_a_quantised_model_is_named(case, packed):
     assert name in named, [(one.name, one.what) for one in found.against]
 
 
+ATTN = "model.layers.0.self_attn"
 TWINS = {  # what looks odd and is healthy
     "listed and plain": ("llama", "w8a8", plain(LLAMA), {"ignore": ["lm_head", LLAMA]}),
     "listed by a pattern": ("llama", "w8a8", plain(LLAMA), {"ignore": ["re:.*1.mlp.up_proj$"]}),
-    "listed with all around": ("llama", "nf4", plain(LLAMA), {"llm_int8_skip_modules": ["model.layers.1.mlp"]}),
+    "listed with all around": ("llama", "nf4", plain(LLAMA),
+        {"llm_int8_skip_modules": ["model.layers.1.mlp"]}),
     "another pattern": ("llama", "w8a8", plain(LLAMA), {"ignore": ["re:.*(up|down)_proj"]}),
-    "named by its targets": ("llama", "w8a8", plain(LLAMA), {"config_groups": {"a": {"targets": ["re:.*q_proj"]}}}),
+    "named by its targets": ("llama", "w8a8", plain(LLAMA),
+        {"config_groups": {"a": {"targets": ["re:.*q_proj"]}}}),
     "mixed by name": ("llama", "gptq", plain(LLAMA), {"dynamic": {f"-:{LLAMA}": {}}}),
     "one group a row": ("llama", "gptq", None, {"group_size": -1}),
-    "biases that GPTQ adds": ("llama", "gptq", lambda t: t | {f"{LLAMA}.bias": torch.zeros(96)}, {}),
-    "scales of a cache": ("llama", "fp8", lambda t: t | {f"{part}.{kind}_scale": torch.ones(1) for kind in "kv" for part in ("model.layers.0.self_attn", f"model.layers.0.self_attn.{kind}_proj")}, {}),
+    "biases that GPTQ adds": ("llama", "gptq", lambda t: t | {f"{LLAMA}.bias": torch.zeros(96)},
+        {}),
+    "scales of a cache": ("llama", "fp8",
+        lambda t: t | {f"{ATTN}.{one}": torch.ones(1) for one in ("k_scale", "v_proj.v_scale")},
+        {}),
     "scales twice as large": ("llama", "fp8", at(f"{LLAMA}.weight_scale", lambda s: s * 500), {}),
 }  # fmt: skip
 
@@ -255,16 +282,27 @@ def test_scales_of_an_expert_of_a_stack(tmp_path):
         assert found.outcome is (FAILS if code else HOLDS)
 
 
+def longer(tensors):
+    """Padding rows."""
+    ends = "model.embed_tokens.weight", "lm_head.weight"
+    return tensors | {name: np.pad(tensors[name], ((0, 32), (0, 0))) for name in ends}
+
+
 GGUF_SICK = {  # metadata, what is done to the tensors, the code, what is named
     "": ({}, None, "", ""),
-    "eos beyond": ({"tokenizer.ggml.eos_token_id": 320}, None, "token_beyond", "tokenizer.ggml.eos_token_id"),
+    "eos beyond": ({"tokenizer.ggml.eos_token_id": 320}, None, "token_beyond",
+        "tokenizer.ggml.eos_token_id"),
     "eos is the last": ({"tokenizer.ggml.eos_token_id": 319}, None, "", ""),
     "no pad": ({"tokenizer.ggml.padding_token_id": 2**32 - 1}, None, "", ""),
     "heads": ({".attention.head_count_kv": 4}, None, "metadata_shape", "blk.1.attn_k.weight"),
-    "heads of q": ({".attention.head_count": 8, ".attention.key_length": 64}, None, "metadata_shape", "blk.0.attn_q.weight"),
-    "larger heads": ({".attention.key_length": 128}, None, "metadata_shape", "blk.0.attn_k.weight"),
-    "heads of two kinds": ({".attention.head_count_kv": 4, ".attention.key_length_swa": 1}, None, "", ""),
-    "width": ({".embedding_length": 512, ".attention.key_length": 64}, None, "metadata_width", "token_embd.weight"),
+    "heads of q": ({".attention.head_count": 8, ".attention.key_length": 64}, None,
+        "metadata_shape", "blk.0.attn_q.weight"),
+    "larger heads": ({".attention.key_length": 128}, None, "metadata_shape",
+        "blk.0.attn_k.weight"),
+    "heads of two kinds": ({".attention.head_count_kv": 4, ".attention.key_length_swa": 64}, None,
+        "", ""),
+    "width": ({".embedding_length": 512, ".attention.key_length": 64}, None, "metadata_shape",
+        "token_embd.weight"),
     "blocks": ({".block_count": 1}, None, "block_beyond", "blk.1"),
     "a block promised": ({".block_count": 3}, None, "layer_missing", "layers.2"),
     "no down": ({}, gone("layers.1.mlp.down"), "block_part", "blk.1.ffn_down.weight"),
@@ -272,7 +310,7 @@ GGUF_SICK = {  # metadata, what is done to the tensors, the code, what is named
     "no keys of its own": ({}, gone("layers.1.self_attn.k", "layers.1.self_attn.v"), "", ""),
     "a block of another kind": ({}, gone("layers.1.mlp", "1.post_attention"), "", ""),
     "tied": ({}, gone("lm_head"), "", ""),
-    "more rows than tokens": ({}, lambda t: t | {n: np.concatenate([t[n], t[n][:32]]) for n in t if t[n].shape[0] == 320}, "", ""),
+    "more rows than tokens": ({}, longer, "", ""),
 }  # fmt: skip
 
 
@@ -327,8 +365,10 @@ def test_rotary_embeddings_of_a_gguf_file_beside_its_source(tmp_path):
     for number, (config, base, more, named) in enumerate([
         ({"rope_theta": 1e4}, 1e4, {}, []), ({"rope_theta": 5e5}, 1e4, {}, ["rope.freq_base"]),
         ({"rope_theta": 5e5, "rope_scaling": LLAMA3}, 5e5, {}, ["rope_freqs.weight"]),
-        ({"rope_parameters": LLAMA3}, 5e5, factors, []), ({"rope_parameters": LLAMA3}, 1e4, factors, ["rope.freq_base"]),
-        ({"text_config": {"rope_theta": 1e6}}, 1e6, {}, []), ({}, 5e5, {}, []), ({"rope_theta": "x", "rope_scaling": [1]}, 5e5, {}, []),
+        ({"rope_parameters": LLAMA3}, 5e5, factors, []), ({"rope_parameters": LLAMA3}, 1e4,
+        factors, ["rope.freq_base"]),
+        ({"text_config": {"rope_theta": 1e6}}, 1e6, {}, []), ({}, 5e5, {}, []),
+        ({"rope_theta": "x", "rope_scaling": [1]}, 5e5, {}, []),
     ]):  # fmt: skip
         source = planted.write(tmp_path / f"{number}", state, {**planted.LLAMA, **config})
         path = planted.write_gguf(

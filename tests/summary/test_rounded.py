@@ -2,8 +2,6 @@
 changed. Figures are those of the few.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

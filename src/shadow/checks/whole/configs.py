@@ -193,6 +193,11 @@ class Words:
     """Whether no loader was asked, which compares vocab_size and rows by itself."""
     usual: Sequence[int] = ()  # tokens that a config of the class names unless it is told others
 
+    @property
+    def are_named(self) -> bool:
+        """Say whether any file names a token."""
+        return any(self.ids.values()) or bool(self.vocabulary)
+
 
 def judge_words(findings: Findings, found: Words) -> None:
     """Find tokens without a row, and files that disagree on where generation stops."""
@@ -295,12 +300,17 @@ class Factors:
     others: Sequence[str] = ()  # its other tensors
     zero: Sequence[str] = ()  # modules of which a factor is all zero
 
+    @property
+    def is_compared(self) -> bool:
+        """Say whether it is of the type whose factors are compared."""
+        return self.config.get("peft_type") == "LORA"
+
 
 def judge_adapter(findings: Findings, found: Factors) -> None:
     """Compare the config with the factors, module by module."""
     findings.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
     config, alpha = found.config, found.config.get("lora_alpha")
-    if config.get("peft_type") != "LORA":
+    if not found.is_compared:
         findings.add(ADAPTER_CONFIG, "adapter_kind", kind=str(config.get("peft_type"))[:40])
         return
     if not isinstance(alpha, int | float) or not alpha > 0:

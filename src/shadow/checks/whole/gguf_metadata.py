@@ -23,6 +23,7 @@ BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
 # that no block goes without where it has others of its kind; layers may share keys and values
 NEEDED = re.compile(r"(ffn_|attn)(?!_k|_v|.*norm).*\.weight")
 TOKEN = re.compile(r"tokenizer\.ggml\.(\w+)_token_id")
+SPECIAL = re.compile(r"key_length_|lora_rank|features_length")
 NO_TOKEN = 1 << 31  # from which a number of 32 bits stands for none
 FREQUENCIES, BASE = "rope_freqs.weight", "rope.freq_base"
 MOST_BASE = 1e30
@@ -30,14 +31,8 @@ USUAL_BASE = 10_000.0  # that llama.cpp takes where the file names none
 RULES: Mapping[str, FindingRule] = {
     "metadata_shape": FindingRule(
         FAULT,
-        "it has {own:count row|rows}, but {key} of the metadata makes {said:count row|rows}",
+        "it is {own:count} wide, but {key} of the metadata makes {said:count}",
         "llama.cpp refuses the file, or reads other heads.",
-        "Convert the model again, from a config that fits its weights.",
-    ),
-    "metadata_width": FindingRule(
-        FAULT,
-        "it has {own:count column|columns}, but embedding_length of the metadata is {said:count}",
-        "llama.cpp refuses the file.",
         "Convert the model again, from a config that fits its weights.",
     ),
     "block_part": FindingRule(
@@ -69,30 +64,23 @@ WORDS = {
 
 def judge_metadata(findings: Findings, header: Header) -> None:
     """Compare what the metadata promise with the tensors, by the names of GGUF."""
-    tensors = header.tensors
-    architecture = str(header.metadata.get("general.architecture"))
+    metadata = header.metadata
+    architecture = str(metadata.get("general.architecture"))
+    rules = name_rules().gguf
 
     def number(key: str, otherwise: int = 0) -> int:
         """A number of the metadata; 0 where it is a list, which layers share."""
-        value = header.metadata.get(f"{architecture}.{key}", otherwise)
+        value = metadata.get(f"{architecture}.{key}", otherwise)
         return value if type(value) is int else 0
 
-    embedding = tensors.get("token_embd.weight")
-    rows, cols = embedding.shape if embedding else (0, 0)
     width = number("embedding_length")
-    if width and cols and cols != number("features_length", width):
-        findings.add("token_embd.weight", "metadata_width", own=cols, said=width)
-    if cols and architecture in name_rules().gguf["untied"] and "output.weight" not in tensors:
-        findings.add("output.weight", "output_absent", architecture=architecture)
-    for key, value in header.metadata.items():
-        match = TOKEN.fullmatch(key)
-        if match and rows and type(value) is int and rows <= value < NO_TOKEN:
-            findings.add(key, "token_beyond", kind=match[1], token=str(value), rows=rows)
     heads = number("attention.head_count")
     size = number("attention.key_length", width // max(1, heads))
-    # of several kinds of heads, or of compressed ones
-    is_plain = not any("key_length_" in key or "lora_rank" in key for key in header.metadata)
+    # not of several kinds of heads, compressed ones, or gated ones
+    if architecture in rules["rearranged"] or any(map(SPECIAL.search, metadata)):
+        size = 0
     wanted = {
+        "token_embd.weight": ("embedding_length", width),
         "attn_q.weight": ("attention.head_count", heads * size),
         "attn_k.weight": (
             "attention.head_count_kv",
@@ -100,20 +88,33 @@ def judge_metadata(findings: Findings, header: Header) -> None:
         ),
     }
     blocks: defaultdict[int, set[str]] = defaultdict(set)
-    for match in filter(None, map(BLOCK.fullmatch, tensors)):
-        blocks[int(match[1])].add(match[2])
-        key, said = wanted.get(match[2], ("", 0))
-        own = tensors[match[0]].shape[0]
-        # q may have a gate of its size
-        if is_plain and said and own not in (said, 2 * said * (match[2] == "attn_q.weight")):
-            findings.add(match[0], "metadata_shape", own=own, said=said, key=key)
+    for name, info in header.tensors.items():
+        match = BLOCK.fullmatch(name)
+        if match:
+            blocks[int(match[1])].add(match[2])
+        key, said = wanted.get(match[2] if match else name, ("", 0))
+        own = info.shape[0 if match else -1] if len(info.shape) == 2 else 0
+        if own and said and own != said:
+            findings.add(name, "metadata_shape", own=own, said=said, key=key)
+    embedding = header.tensors.get("token_embd.weight")
+    if embedding and architecture in rules["untied"] and "output.weight" not in header.tensors:
+        findings.add("output.weight", "output_absent", architecture=architecture)
+    for key, value in metadata.items():
+        match = TOKEN.fullmatch(key)
+        if match and embedding and type(value) is int and embedding.shape[0] <= value < NO_TOKEN:
+            rows = embedding.shape[0]
+            findings.add(key, "token_beyond", kind=match[1], token=str(value), rows=rows)
+    _judge_blocks(findings, blocks, number("block_count"))
+
+
+def _judge_blocks(findings: Findings, blocks: Mapping[int, set[str]], count: int) -> None:
+    """Report blocks that the metadata do not count, and parts that a block lacks."""
     kinds = Counter(map(frozenset, blocks.values()))
     usual = max(kinds, key=lambda kind: (kinds[kind], len(kind)), default=frozenset())
-    count = number("block_count")
     for block, parts in sorted(blocks.items()):
-        if count and block >= count:
+        if 0 < count <= block:
             findings.add(f"blk.{block}", "block_beyond", of=count)
-        for part in sorted(usual - parts if parts < usual else ()):
+        for part in sorted(usual - parts if parts < usual else []):
             has_others = any(one.startswith(part[:4]) for one in parts)
             if NEEDED.fullmatch(part) and has_others:
                 findings.add(f"blk.{block}.{part}", "block_part")

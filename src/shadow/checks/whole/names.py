@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings
 from shadow.checks.whole.values import BUFFER, FLAT, role
-from shadow.extras import installing
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -152,7 +151,10 @@ RULES: Mapping[str, FindingRule] = {
         "Update transformers, or check the model with the package that has its class.",
     ),
     "no_transformers": FindingRule(
-        DOUBT, "{detail}; {install}", NOT_ASKED, "Install transformers and accelerate."
+        DOUBT,
+        "{detail}; pip install transformers accelerate",
+        NOT_ASKED,
+        "Install transformers and accelerate.",
     ),
     "config_deep": FindingRule(
         DOUBT,
@@ -211,8 +213,8 @@ def judge_names(findings: Findings, found: Names) -> None:
     if found.expected.problem != "quantised":  # for which some tools leave them out
         _judge_mtp(findings, found)
     if problem := found.expected.problem:
-        figures = {"detail": found.expected.detail, "install": installing("loader")}
-        findings.add("", "not_asked", why=Reason(problem, figures))
+        why = Reason(problem, {"detail": found.expected.detail})
+        findings.add("", "not_asked", why=why)
         there = {int(match[1]) for match in map(LAYER.fullmatch, found.tensors) if match}
         promised = number_of(found.config, ("num_hidden_layers",))
         if problem != "cut" and there and promised <= MOST:

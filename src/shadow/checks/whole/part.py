@@ -5,24 +5,15 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shadow.checks.answer import Against, Figure
+from shadow.checks.answer import Against, Figure, Severity
 from shadow.templates import Reason, Value
 
 MOST_ROWS = 100  # of one code
 MOST_SHOWN = 80  # characters of a text in a sentence
 SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
-
-
-class Severity(StrEnum):
-    """Consequences of a finding for the answer."""
-
-    FAULT = "fault"  # the checkpoint contradicts itself: exit code 4
-    DOUBT = "doubt"  # something could not be checked: exit code 5
-    NOTE = "note"  # something to know: exit code 0
 
 
 FAULT = Severity.FAULT
@@ -45,12 +36,14 @@ class Findings:
     """Rows by severity, as they are found, and figures."""
 
     rules: Mapping[str, FindingRule]
+    accept: Mapping[str, str] = field(default_factory=dict)  # by code, why a person accepts it
     rows: defaultdict[Severity, list[Against]] = field(default_factory=lambda: defaultdict(list))
     figures: dict[str, Figure] = field(default_factory=dict)
 
     def add(self, name: str, code: str, **figures: Value) -> None:
         """Add a row about a tensor, module or file; the rule of its code knows the severity."""
-        self.rows[self.rules[code].severity].append(Against(name, Reason(code, figures)))
+        row = Against(name, Reason(code, figures), accepted=self.accept.get(code))
+        self.rows[self.rules[code].severity].append(row)
 
 
 def folded(found: Iterable[Against]) -> list[Against]:
@@ -64,7 +57,8 @@ def folded(found: Iterable[Against]) -> list[Against]:
     for rows in by_code.values():
         if rest := rows[MOST_ROWS:]:
             figures: dict[str, Value] = {"like": rest[0].why, "rows": len(rest) - 1}
-            shown.append(Against(rest[0].name, Reason("more", figures)) if rest[1:] else rest[0])
+            more = replace(rest[0], why=Reason("more", figures))
+            shown.append(more if rest[1:] else rest[0])
     return shown
 
 

@@ -55,6 +55,12 @@ RULES: Mapping[str, FindingRule] = {
         "A loader stops at it; the file was cut off, overwritten or written by hand.",
         "Download or copy the file again, and compare its SHA-256 with the original's.",
     ),
+    "nothing_opened": FindingRule(
+        DOUBT,
+        "no tensor can be read, so values, names and tokens are not looked at",
+        "Everything but the files stays unseen.",
+        "Mend the files that cannot be read, and run the command again.",
+    ),
     "no_tensors": FindingRule(
         FAULT,
         "there are no tensors in it",
