@@ -32,25 +32,25 @@ RULES: Mapping[str, FindingRule] = {
     "metadata_shape": FindingRule(
         FAULT,
         "it is {own:count} wide, but {key} of the metadata makes {said:count}",
-        "llama.cpp refuses the file, or reads other heads.",
+        "Loading the file in llama.cpp fails, or takes other heads.",
         "Convert the model again, from a config that fits its weights.",
     ),
     "block_part": FindingRule(
         FAULT,
         "its block lacks it, which others have",
-        "llama.cpp refuses the file.",
+        "Loading the file in llama.cpp fails.",
         "Convert the model again, and check that all shards of the source are there.",
     ),
     "block_beyond": FindingRule(
         FAULT,
         "block_count of the metadata is {of:count}, so nothing reads this block",
-        "llama.cpp refuses the file, or leaves the block out.",
+        "Loading the file in llama.cpp fails, or leaves the block out.",
         "Convert the model again, from a config that fits its weights.",
     ),
     "output_absent": FindingRule(
         FAULT,
         "no such tensor, and llama.cpp does not tie the head of {architecture}",
-        "llama.cpp refuses the file.",
+        "Loading the file in llama.cpp fails.",
         "Convert the model again, from a source that has its head.",
     ),
 }
