@@ -54,7 +54,7 @@ ROWS = {
     10: "tokens that end a text", 11: "GGUF beside its source", 12: "files that are cut or lost",
     13: "identical stages", 14: "frozen parts that moved", 15: "a tower that did not move",
     16: "an update that BF16 swallowed", 17: "an engine's weights", 18: "the scale of an adapter",
-    19: "scales of quantised modules", 20: "copied and noised", 21: "NaN and infinity",
+    19: "quantised modules", 20: "copied and noised", 21: "NaN and infinity",
     22: "zeros", 23: "a norm vector that is off", 24: "a folder that contradicts itself",
 }  # fmt: skip
 BOTH = ("whole", "audit")
@@ -166,6 +166,23 @@ PLANTS: list[Plant] = [
           ("whole", "fp8", "weight_scale", None), ("whole", "fp8", "weight_scale", 0),
           ("quantised", "fp8", "weight_scale", 10),
           ("quantised", "nvfp4", "weight_global_scale", 10))),
+    *((19, f"whole: {form}, {how}", kinds, partial(do.module, form=form, how=how, code=code))
+      for form, how, code, kinds in (
+          ("fp8", "inverted", "scale_inverted", FEW), ("int4", "inverted", "scale_inverted", OWN[:2]),
+          ("awq", "underflown", "scales_lost", OWN[:2]), ("gptq", "g_idx", "groups_lost", OWN[:2]),
+          ("nf4", "quant_state", "module_broken", FEW), ("nf4", "blocks", "module_broken", OWN[:2]),
+          ("gptq", "blocks", "module_broken", OWN[:2]), ("gptq", "group", "group_size", OWN[:2]),
+          ("mlx", "all", "missing", ["llama"]), ("w8a8", "all", "missing", FEW[:2]),
+          ("gptq", "zeros", "zeros_off", OWN[:2]), ("gptq-v2", "zeros", "zeros_off", OWN[:2]),
+          ("fp8", "input_scale", "piece_missing", ["mixtral"]),
+          ("w8a8", "plain", "plain_unlisted", FEW[:2]), ("w8a8", "listed", "packed_listed", FEW[:2]),
+          ("gptq", "left", "nothing_packed", OWN[:2]), ("fp8", "unsaid", "method_unsaid", FEW[:2]))),
+    (19, "whole: raw FP8 numbers", TEXT, do.raw_numbers),
+    *((11, f"whole: GGUF, {how}", ["llama"], partial(do.gguf, command="whole", how=how, code=code))
+      for how, code in (("eos", "token_beyond"), ("kv heads", "metadata_shape"),
+                        ("down", "block_part"), ("head", "output_absent"))),
+    *((11, f"same: GGUF, {how}", ["llama"], partial(do.gguf, command="same", how=how, code=""))
+      for how in ("rope_freqs", "base", "norms")),
     (20, "related: copied and noised", OWN, do.noised),
     *((21, f"{by}: one {number}", TEXT,
        partial(do.value, command=by, number=float(number), part="entry"))

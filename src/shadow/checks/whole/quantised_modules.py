@@ -32,6 +32,7 @@ SPECIAL = re.compile(r"[\\()|+?{\[]")  # what patterns have beyond parts of name
 OF_FORMAT = re.compile(r".*(scale|zero_point|scaling_factor)\w*")  # of activations and caches
 GROUP_SIZE = re.compile(r"'group_size': ([1-9]\d{,8})\b")
 MOST_NAMES = 1000  # of a list that are read
+MOST_SIZES = 100  # of groups
 ROWS = 32  # of a matrix, or of each expert, that are decoded
 GROUP = 16  # columns of the smallest group of any format
 FURTHEST = 1000  # times that a module may be larger or smaller than its peers
@@ -132,6 +133,7 @@ class Sample:
     size: float  # root of the mean square
     lost: float = 0.0  # share of the groups without a number other than 0
     has_zeros: bool = False  # whether zero points are stored
+    is_expert: bool = False  # of a stack
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,6 @@ class Modules:
     samples: Sequence[Sample] = ()
     raw: Sequence[str] = ()
     """Floats that are 8-bit ones without their scale."""
-    unread: Mapping[str, str] = field(default_factory=dict)
-    """Packed tensors of which rows cannot be decoded, and why."""
 
 
 def judge_modules(findings: Findings, found: Modules) -> None:
@@ -164,8 +164,6 @@ def judge_modules(findings: Findings, found: Modules) -> None:
         findings.add(module, "module_broken" if is_odd else "undecoded", why=why)
     for name in found.raw:
         findings.add(name, "raw_numbers", dtype=found.tensors[name].dtype)
-    for name, why in found.unread.items():
-        findings.add(name, "undecoded", why=why)
     if found.files:
         _judge_method(findings, found, counts.total())
     _judge_lists(findings, found, counts)
@@ -224,7 +222,7 @@ def _judge_pieces(findings: Findings, found: Modules, counts: Mapping[str, int])
     for name, info in found.tensors.items():
         if info.packing:
             usual[role(name)].update(owner_of(one.name)[1] for one in info.packing.beside)
-    said = GROUP_SIZE.findall(str(found.settings))
+    sizes = GROUP_SIZE.findall(str(found.settings))[:MOST_SIZES]
     for name, info in found.tensors.items():
         if info.packing is None:
             continue
@@ -234,13 +232,14 @@ def _judge_pieces(findings: Findings, found: Modules, counts: Mapping[str, int])
             if 2 * count > counts[role(name)] and piece not in pieces:
                 findings.add(module, "piece_missing", piece=piece)
         cols = info.shape[-1]
-        own = found.settings.get(module)  # MLX may say other things of one module
-        sizes = GROUP_SIZE.findall(str(own)) if own else said
+        # one of those that config names, as MLX may say other things of one module
         fitting = {-(-cols // -(-cols // int(size))) for size in sizes}
-        if fitting and info.packing.kind in ("gptq", "awq", "mlx", "pack-quantized"):
+        if sizes and info.packing.kind in ("gptq", "awq", "mlx", "pack-quantized"):
             group = info.packing.facts[2]
             if group not in {*fitting, cols}:
-                findings.add(module, "group_size", own=group, said=" or ".join(sizes))
+                findings.add(
+                    module, "group_size", own=group, said=" or ".join(dict.fromkeys(sizes))
+                )
         order = found.seen.get(f"{module}.g_idx")
         if order and order.is_constant and info.packing.facts[2] < cols:
             findings.add(module, "groups_lost")
@@ -260,8 +259,9 @@ def _judge_samples(findings: Findings, samples: Sequence[Sample]) -> None:
         usual = median([one.size for one in own if one.size < LARGEST] or [0])
         is_sparse = median_low(one.lost for one in own) > FEW
         for one in own:
-            times = one.size / usual if usual else 1
-            if one.lost > FEW and not is_sparse:
+            times = one.size / usual if usual and one.size else 1
+            # a whole matrix of zeros is judged by its scales, which may be right
+            if (one.lost < 1 or one.is_expert) and one.lost > FEW and not is_sparse:
                 findings.add(one.name, "scales_lost", lost=one.lost)
             elif one.size > LARGEST or not 1 / FURTHEST < times < FURTHEST:
                 findings.add(one.name, "scale_inverted", size=one.size, usual=usual)
@@ -283,7 +283,7 @@ def gather_modules(
 
     samples: list[Sample] = []
     raw = []
-    unread = {}
+    refused = {**checkpoint.refused}
     seen = {one.info.name: one.found for one in swept}
     for name, info in checkpoint.tensors.items():
         found = seen.get(info.packing.raw.name if info.packing else name)
@@ -293,14 +293,13 @@ def gather_modules(
             try:
                 samples += _samples(checkpoint.tensor(info), info)
             except UndecodableError as fault:
-                unread[name] = fault.message
+                refused[name] = fault.message
         elif info.dtype[:2] != "F8" and found.energy > RAW**2 * found.entries:
             rows = checkpoint.tensor(info)[slice(ROWS),].float()
             if torch.equal(rows, rows.to(torch.float8_e4m3fn).float()):
                 raw.append(name)
     settings = next(settings_in(checkpoint.config), {})
-    about = checkpoint.tensors, settings, checkpoint.refused, files, seen, samples, raw
-    return Modules(*about, unread)
+    return Modules(checkpoint.tensors, settings, refused, files, seen, samples, raw)
 
 
 def _samples(tensor: StoredTensor | DecodedTensor, info: TensorInfo) -> Iterator[Sample]:
@@ -320,6 +319,7 @@ def _samples(tensor: StoredTensor | DecodedTensor, info: TensorInfo) -> Iterator
             float(rows.square().mean().sqrt()),
             float((groups == 0).all(-1).double().mean()),
             "zeros" in info.packing.roles,
+            is_stack,
         )
 
 
