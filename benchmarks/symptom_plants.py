@@ -417,7 +417,7 @@ def module(at: Work, form: str, how: str, code: str) -> Asked:
         own = {f"{name}.weight": at.base[f"{name}.weight"]}
     elif at.is_sick:
         more = {"listed": {"ignore": [name]}, "group": {"group_size": 16},
-                "zeros": {"checkpoint_format": "gptq_v2" if form == "gptq" else "gptq"}}  # fmt: skip
+                "zeros": {"checkpoint_format": {"gptq": "gptq_v2"}.get(form, "gptq")}}  # fmt: skip
         said = said | more.get(how, {})
         named = "config.json|GPTQ" if how in ("zeros", "unsaid") else named
         named = r"_proj|c_\w+" if how == "group" else named
@@ -464,12 +464,12 @@ def gguf(at: Work, command: str, how: str, code: str) -> Asked:
     arch = "stablelm" if how == "head" else arch
     if at.is_sick and how in parts:
         tensors = {name: one for name, one in tensors.items() if parts[how] not in name}
-    file = planted.write_gguf(
-        at.here / "m.gguf", tensors, "F32", arch, paired=arch == "llama",
-        added=float(how == "norms" and not at.is_sick), metadata=said.get(how) if at.is_sick else {},
-    )  # fmt: skip
+    metadata = said.get(how) if at.is_sick else {}
+    added = float(how == "norms" and not at.is_sick)
+    more = {"paired": arch == "llama", "added": added, "metadata": metadata}
+    file = planted.write_gguf(at.here / "m.gguf", tensors, "F32", arch, **more)
     if command == "whole":
-        return Asked("whole", [file], code, names[how], well="inconclusive")
+        return Asked("whole", [file], code, names.get(how, "output"), well="inconclusive")
     return Asked(
         "same", [source, file], "", {"base": "freq_base", "norms": "1 is missing"}.get(how, how)
     )

@@ -57,7 +57,7 @@ ROWS = {
     19: "quantised modules", 20: "copied and noised", 21: "NaN and infinity",
     22: "zeros", 23: "a norm vector that is off", 24: "a folder that contradicts itself",
 }  # fmt: skip
-BOTH = ("whole", "audit")
+BOTH, TWO = ("whole", "audit"), ("llama", "gemma2")
 NO_B, NO_B_OF_A_LAYER = {"zero": "lora_B"}, {"zero": r"\.1\..*lora_B"}
 LAYER, EOS = ("layers.1.", "h.1."), {"eos_token_id": 3}
 # row of the symptom, what is planted, the models, how: a function of Work and what it takes
@@ -168,15 +168,15 @@ PLANTS: list[Plant] = [
           ("quantised", "nvfp4", "weight_global_scale", 10))),
     *((19, f"whole: {form}, {how}", kinds, partial(do.module, form=form, how=how, code=code))
       for form, how, code, kinds in (
-          ("fp8", "inverted", "scale_inverted", FEW), ("int4", "inverted", "scale_inverted", OWN[:2]),
-          ("awq", "underflown", "scales_lost", OWN[:2]), ("gptq", "g_idx", "groups_lost", OWN[:2]),
-          ("nf4", "quant_state", "module_broken", FEW), ("nf4", "blocks", "module_broken", OWN[:2]),
-          ("gptq", "blocks", "module_broken", OWN[:2]), ("gptq", "group", "group_size", OWN[:2]),
-          ("mlx", "all", "missing", ["llama"]), ("w8a8", "all", "missing", FEW[:2]),
-          ("gptq", "zeros", "zeros_off", OWN[:2]), ("gptq-v2", "zeros", "zeros_off", OWN[:2]),
+          ("fp8", "inverted", "scale_inverted", FEW), ("int4", "inverted", "scale_inverted", TWO),
+          ("awq", "underflown", "scales_lost", TWO), ("gptq", "g_idx", "groups_lost", TWO),
+          ("nf4", "quant_state", "module_broken", FEW), ("nf4", "blocks", "module_broken", TWO),
+          ("gptq", "blocks", "module_broken", TWO), ("gptq", "group", "group_size", TWO),
+          ("mlx", "all", "missing", ["llama"]), ("w8a8", "all", "missing", TWO),
+          ("gptq", "zeros", "zeros_off", TWO), ("gptq-v2", "zeros", "zeros_off", TWO),
           ("fp8", "input_scale", "piece_missing", ["mixtral"]),
-          ("w8a8", "plain", "plain_unlisted", FEW[:2]), ("w8a8", "listed", "packed_listed", FEW[:2]),
-          ("gptq", "left", "nothing_packed", OWN[:2]), ("fp8", "unsaid", "method_unsaid", FEW[:2]))),
+          ("w8a8", "plain", "plain_unlisted", TWO), ("w8a8", "listed", "packed_listed", TWO),
+          ("gptq", "left", "nothing_packed", TWO), ("fp8", "unsaid", "method_unsaid", TWO))),
     (19, "whole: raw FP8 numbers", TEXT, do.raw_numbers),
     *((11, f"whole: GGUF, {how}", ["llama"], partial(do.gguf, command="whole", how=how, code=code))
       for how, code in (("eos", "token_beyond"), ("kv heads", "metadata_shape"),
@@ -249,7 +249,10 @@ def answer(asked: Asked, here: Path) -> tuple[str, set[str], str]:
 
 def in_this_process(config: Any, tensors: Any, scratch: Path) -> loader.Expected:
     """What transformers expects: a child takes seconds to import it."""
-    listed = {name: (info.dtype, list(info.shape)) for name, info in tensors.items()}
+    listed = {
+        name: ("BF16" if info.packing else info.dtype, list(info.shape))
+        for name, info in tensors.items()
+    }
     try:
         return loader.asked(loader.stripped(config), listed, guard=lambda: None)
     except Exception as error:
