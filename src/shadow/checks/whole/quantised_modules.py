@@ -125,7 +125,7 @@ RULES: Mapping[str, FindingRule] = {
 
 
 @dataclass(frozen=True)
-class Sample:
+class DecodedRows:
     """Statistics of some decoded rows of a matrix, or of one expert."""
 
     name: str  # the module, with the number of the expert in a stack
@@ -149,7 +149,7 @@ class Modules:
     files: Collection[str] = ()  # none where some are missing
     seen: Mapping[str, Extremes] = field(default_factory=dict)
     """Of the tensors of files, by name."""
-    samples: Sequence[Sample] = ()
+    samples: Sequence[DecodedRows] = ()
     raw: Sequence[str] = ()
     """Floats that are 8-bit ones without their scale."""
 
@@ -250,9 +250,9 @@ def _judge_pieces(findings: Findings, found: Modules, counts: Mapping[str, int])
                 findings.add(module, "global_scales")
 
 
-def _judge_samples(findings: Findings, samples: Sequence[Sample]) -> None:
+def _judge_samples(findings: Findings, samples: Sequence[DecodedRows]) -> None:
     """Judge weights as they decode, among those of other layers and experts."""
-    peers: defaultdict[str, list[Sample]] = defaultdict(list)
+    peers: defaultdict[str, list[DecodedRows]] = defaultdict(list)
     for one in samples:
         peers[role(one.name)].append(one)
     for own in peers.values():
@@ -281,7 +281,7 @@ def gather_modules(
 
     from shadow.checkpoints.formats import settings_in
 
-    samples: list[Sample] = []
+    samples: list[DecodedRows] = []
     raw = []
     refused = {**checkpoint.refused}
     seen = {one.info.name: one.found for one in swept}
@@ -302,7 +302,7 @@ def gather_modules(
     return Modules(checkpoint.tensors, settings, refused, files, seen, samples, raw)
 
 
-def _samples(tensor: StoredTensor | DecodedTensor, info: TensorInfo) -> Iterator[Sample]:
+def _samples(tensor: StoredTensor | DecodedTensor, info: TensorInfo) -> Iterator[DecodedRows]:
     """Decode some rows of a matrix, or of each expert of a stack."""
     assert info.packing is not None
     is_stack = len(info.shape) > 2
@@ -313,7 +313,7 @@ def _samples(tensor: StoredTensor | DecodedTensor, info: TensorInfo) -> Iterator
         if info.strides:  # groups of a transpose run along its columns
             rows = rows.mT
         groups = rows[..., : rows.shape[-1] // GROUP * GROUP].reshape(-1, GROUP)
-        yield Sample(
+        yield DecodedRows(
             f"{module}[{expert}]" if is_stack else module,
             float(rows.mean()),
             float(rows.square().mean().sqrt()),
