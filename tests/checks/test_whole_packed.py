@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from safetensors.torch import load_file
 from wholes import FAILS, FILE, HOLDS, OPEN, codes, store, verified
 
 import shadow
+from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+from shadow.checks.whole import RULES
+from shadow.checks.whole.part import Findings
+from shadow.checks.whole.quantised_modules import DecodedRows, Modules, judge_modules
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 LLAMA, MOE = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.experts.2.up_proj"
@@ -400,3 +405,59 @@ def test_norms_without_the_1_that_llama_cpp_adds(arch, tmp_path):
         norms = {one.name for one in found.against if "1 is missing" in one.what}
         assert norms == {name for name in tensors if "norm" in name and remark}, found.reason
         assert found.outcome is (FAILS if remark else HOLDS)
+
+
+def judged(samples=(), seen=0, **more):
+    """Codes of modules of four layers; samples: by layer, (mean, size, lost)."""
+    raw = TensorInfo("w", "I32", (64, 64), "s", 0, 8)
+    packing = Packing("gptq", raw, (), (4, 1, 32, 1))
+    tensors = {f"layers.{at}.q.weight": replace(raw, packing=packing) for at in range(4)}
+    rows = [DecodedRows(f"layers.{at}.q", *one, True) for at, one in enumerate(samples)]
+    findings = Findings(RULES)
+    judge_modules(
+        findings,
+        Modules(tensors | more.pop("plain", {}), **{"settings": {}, "samples": rows} | more),
+    )
+    return {
+        (row.name, code.code)
+        for rows in findings.rows.values()
+        for row in rows
+        for code in [row.why]
+    }
+
+
+FAIR = (0.0, 0.02, 0.0)
+BOUNDS = {  # of the last layer: what is healthy, what is not, and what is said
+    "times larger": ((0.0, 19.9, 0.0), (0.0, 20.1, 0.0), "scale_inverted"),
+    "times smaller": ((0.0, 0.0000201, 0.0), (0.0, 0.0000199, 0.0), "scale_inverted"),
+    "groups lost": ((0.0, 0.02, 0.0099), (0.0, 0.02, 0.0101), "scales_lost"),
+}
+
+
+@pytest.mark.parametrize("case", BOUNDS)
+def test_constants_that_decide_about_a_module(case):
+    inside, outside, code = BOUNDS[case]
+    assert judged([FAIR, FAIR, FAIR, inside]) == set()
+    assert judged([FAIR, FAIR, FAIR, outside]) == {("layers.3.q", code)}
+
+
+def test_constants_that_decide_about_a_model():
+    """The size of all, their mean, and names of lists, of which the first thousand are compared."""
+    assert judged([(0.0, 29.9, 0.0)] * 4) == set()
+    assert judged([(0.0, 30.1, 0.0)] * 4) == {
+        (f"layers.{at}.q", "scale_inverted") for at in range(4)
+    }
+    assert judged([(0.149, 1.0, 0.0)] * 3 + [FAIR]) == set()
+    assert judged([(-0.151, 1.0, 0.0)] * 3 + [FAIR]) == {("config.json", "zeros_off")}
+    plain = {"layers.4.q.weight": TensorInfo("x", "BF16", (64, 64), "s", 0, 8192)}
+    for names, sick in ((1000, True), (1001, False)):
+        said = {"quant_method": "x", "ignore": [f"m{at}" for at in range(names)]}
+        assert bool(judged(settings=said, plain=plain)) is sick
+
+
+def test_a_piece_whose_name_is_a_modules(packed):
+    """A hostile name makes a module of a piece: it is refused, and its owner is as it was."""
+    name = f"{LLAMA}.g_idx"
+    folder = packed("llama", "gptq", lambda t: t | {f"{LLAMA}.qweight.g_idx": t[name] + 0})
+    found = verified(folder)
+    assert (found.outcome, codes(found)) == (OPEN, set())
