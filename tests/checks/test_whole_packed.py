@@ -430,7 +430,7 @@ FAIR = (0.0, 0.02, 0.0)
 BOUNDS = {  # of the last layer: what is healthy, what is not, and what is said
     "times larger": ((0.0, 19.9, 0.0), (0.0, 20.1, 0.0), "scale_inverted"),
     "times smaller": ((0.0, 0.0000201, 0.0), (0.0, 0.0000199, 0.0), "scale_inverted"),
-    "groups lost": ((0.0, 0.02, 0.0099), (0.0, 0.02, 0.0101), "scales_lost"),
+    "groups lost": ((0.0, 0.02, 0.099), (0.0, 0.02, 0.101), "scales_lost"),
 }
 
 

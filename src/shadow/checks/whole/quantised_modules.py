@@ -10,7 +10,7 @@ from statistics import median, median_low
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.part import FAULT, NOTE, FindingRule, Findings
-from shadow.checks.whole.values import FEW, role
+from shadow.checks.whole.values import role
 from shadow.dtypes import FLOATS
 from shadow.errors import UndecodableError
 
@@ -35,9 +35,10 @@ MOST_NAMES = 1000  # of a list that are read
 MOST_SIZES = 100  # of groups
 ROWS = 32  # of a matrix, or of each expert, that are decoded
 GROUP = 16  # columns of the smallest group of any format
+LOST = 0.1  # share of groups of zeros; 2 bits leave 0.034 in a matrix of a released model
 FURTHEST = 1000  # times that a module may be larger or smaller than its peers
 LARGEST = 30.0  # size of weights; those of released models stay below 2
-OFF = 0.15  # mean of weights over their size; of released models it is below 0.02
+OFF = 0.15  # mean of weights over their size; the median of released ones is below 0.004
 RAW = 8.0  # size from which floats may be 8-bit ones without their scale
 
 RULES: Mapping[str, FindingRule] = {
@@ -257,11 +258,11 @@ def _judge_samples(findings: Findings, samples: Sequence[DecodedRows]) -> None:
         peers[role(one.name)].append(one)
     for own in peers.values():
         usual = median([one.size for one in own if one.size < LARGEST] or [0])
-        is_sparse = median_low(one.lost for one in own) > FEW
+        is_sparse = median_low(one.lost for one in own) > LOST
         for one in own:
             times = one.size / usual if usual and one.size else 1
             # a whole matrix of zeros is judged by its scales, which may be right
-            if (one.lost < 1 or one.is_expert) and one.lost > FEW and not is_sparse:
+            if (one.lost < 1 or one.is_expert) and one.lost > LOST and not is_sparse:
                 findings.add(one.name, "scales_lost", lost=one.lost)
             elif one.size > LARGEST or not 1 / FURTHEST < times < FURTHEST:
                 findings.add(one.name, "scale_inverted", size=one.size, usual=usual)
