@@ -13,6 +13,7 @@ import planted
 import pytest
 import quantisers
 import torch
+from effort import every
 from safetensors.torch import load_file
 from wholes import FAILS, FILE, HOLDS, OPEN, codes, store, verified
 
@@ -79,8 +80,9 @@ HEALTHY = [*(("llama", form) for form in quantisers.FORMATS), ("qwen3_moe", "gpt
            ("gemma2", "mlx"), ("gemma2", "w8a8"), ("llava", "int8")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "form"), HEALTHY)
-def test_a_healthy_quantised_model_gets_a_full_answer(kind, form, packed):
+@pytest.mark.parametrize("case", every(3, HEALTHY))
+def test_a_healthy_quantised_model_gets_a_full_answer(case, packed):
+    kind, form = case
     found = verified(packed(kind, form))
     assert found.outcome is HOLDS, found.reason
     notes = {one.code for one in found.answer.notes} - {"looked"}
@@ -169,7 +171,7 @@ SICK = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", SICK)
+@pytest.mark.parametrize("case", every(2, SICK))
 def test_what_is_planted_in_a_quantised_model_is_named(case, packed):
     kind, form, change, said, code, name = SICK[case]
     found = verified(packed(kind, form, change, said=said))
@@ -198,7 +200,7 @@ TWINS = {  # what looks odd and is healthy
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", TWINS)
+@pytest.mark.parametrize("case", every(2, TWINS))
 def test_what_looks_odd_and_is_healthy_holds(case, packed):
     kind, form, change, said = TWINS[case]
     found = verified(packed(kind, form, change, said=said))
@@ -321,7 +323,7 @@ GGUF_SICK = {  # metadata, what is done to the tensors, the code, what is named
 
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2"])
-@pytest.mark.parametrize("case", GGUF_SICK)
+@pytest.mark.parametrize("case", every(2, GGUF_SICK))
 def test_metadata_of_a_gguf_file_beside_its_tensors(case, arch, tmp_path):
     metadata, change, code, name = GGUF_SICK[case]
     tensors = planted.gguf_llama(len(case))
