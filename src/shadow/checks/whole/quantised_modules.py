@@ -30,6 +30,7 @@ DESCRIBED = {"hf_quant_config.json", "quant_config.json", "quantize_config.json"
 LISTS = ("ignore", "modules_to_not_convert", "llm_int8_skip_modules", "ignored_layers")
 SPECIAL = re.compile(r"[\\()|+?{\[]")  # what patterns have beyond parts of names
 OF_FORMAT = re.compile(r".*(scale|zero_point|scaling_factor)\w*")  # of activations and caches
+TARGETS = re.compile(r"re:|layers\.")  # that are names, and not classes
 GROUP_SIZE = re.compile(r"'group_size': ([1-9]\d{,8})\b")
 MOST_NAMES = 1000  # of a list that are read
 MOST_SIZES = 100  # of groups
@@ -161,7 +162,8 @@ def judge_modules(findings: Findings, found: Modules) -> None:
     refused = Counter(map(role, found.refused))
     for module, why in found.refused.items():
         peers = counts[role(module)] + counts[role(f"{module}.weight")]
-        is_odd = peers >= refused[role(module)]
+        # MLX may say of one module how it is packed
+        is_odd = peers >= refused[role(module)] and module not in found.settings
         findings.add(module, "module_broken" if is_odd else "undecoded", why=why)
     for name in found.raw:
         findings.add(name, "raw_numbers", dtype=found.tensors[name].dtype)
@@ -176,17 +178,9 @@ def _judge_method(findings: Findings, found: Modules, packed: int) -> None:
     """Compare whether config says that a model is quantised with whether it is."""
     settings = found.settings
     method = settings.get("quant_method")
-    unscaled = [
-        name
-        for name, info in found.tensors.items()
-        if info.dtype.startswith("F8") and len(info.shape) > 1 and not info.packing
-    ]
-    for name in unscaled:
-        if settings and name.removesuffix(".weight") not in found.refused:
-            findings.add(name, "scale_missing", piece="scale")
     # a config may quantise activations or caches alone, or be that of a training
     packs = settings.get("config_groups", True) and settings.get("format") != "dense"
-    is_plain = not (packed or unscaled or found.refused or settings.get("dequantize"))
+    is_plain = not (packed or found.refused or settings.get("dequantize"))
     if method in METHODS and packs and is_plain:
         findings.add("config.json", "nothing_packed", method=method)
     if packed and not settings and DESCRIBED.isdisjoint(found.files):
@@ -199,16 +193,19 @@ def _judge_lists(findings: Findings, found: Modules, counts: Mapping[str, int]) 
     lists = [settings.get(key) for key in LISTS]
     names = {str(name) for one in lists if isinstance(one, list) for name in one}
     words = [re.findall(r"\w+", name.removeprefix("re:").split("layers.")[-1]) for name in names]
-    # MLX quantises what has scales, others may name what they quantise
-    is_clear = "quant_method" in settings and not settings.get("dynamic")
-    is_clear &= len(names) <= MOST_NAMES
-    is_clear &= not any(map(SPECIAL.search, (*names, str(settings.get("config_groups")))))
+    # MLX quantises what has scales, and others may name what they quantise
+    others = [settings.get(key) for key in ("dynamic", "extra_config")]
+    is_clear = settings.get("quant_method") in METHODS and not any(others)
+    is_clear &= not TARGETS.search(str(settings.get("config_groups")))
+    is_clear &= len(names) <= MOST_NAMES and not any(map(SPECIAL.search, names))
     plain = Counter(role(name) for name, info in found.tensors.items() if not info.packing)
     for name, info in found.tensors.items():
         module = name.removesuffix(".weight")
         if info.packing:
             if module in names:
                 findings.add(module, "packed_listed")
+        elif info.dtype[:2] == "F8" and counts[role(name)] and module not in found.refused:
+            findings.add(name, "scale_missing", piece="scale")
         elif is_clear and plain[role(name)] <= counts[role(name)] and info.dtype in FLOATS:
             is_listed = any(all(word in module for word in own) for own in words)
             if not is_listed:
