@@ -540,16 +540,6 @@ def test_an_audit_of_one_folder_names_this_check(tmp_path):
     assert "verify whole" in caught.value.hint
 
 
-def test_other_formats_are_swept(tmp_path):
-    pytest.importorskip("gguf")
-    tensors = planted.gguf_llama()
-    found = verified(planted.write_gguf(tmp_path / "a.gguf", tensors))
-    assert (found.outcome, found.code, codes(found)) == (OPEN, "not_asked", set())
-    tensors[UP][:] = 0
-    found = verified(planted.write_gguf(tmp_path / "b.gguf", tensors))
-    assert [(one.name, one.code) for one in found.against] == [(UP, "zero")]
-
-
 @pytest.mark.slow
 def test_a_pickle_is_swept_only_where_it_may_be(tmp_path):
     folder = planted.saved("llama", tmp_path / "pickled")

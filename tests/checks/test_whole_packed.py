@@ -346,6 +346,15 @@ def test_metadata_of_a_gguf_file_beside_its_tensors(case, arch, tmp_path):
     assert not code or name in {one.name for one in found.against}
 
 
+def test_gguf_files_are_swept(tmp_path):
+    tensors, name = planted.gguf_llama(), f"{LLAMA}.weight"
+    found = verified(planted.write_gguf(tmp_path / "a.gguf", tensors))
+    assert (found.outcome, found.code, codes(found)) == (OPEN, "not_asked", set())
+    tensors[name][:] = 0
+    found = verified(planted.write_gguf(tmp_path / "b.gguf", tensors))
+    assert [(one.name, one.code) for one in found.against] == [(name, "zero")]
+
+
 def test_a_head_that_llama_cpp_does_not_tie(tmp_path):
     tensors = planted.gguf_llama()
     for arch, change, sick in (
