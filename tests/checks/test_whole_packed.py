@@ -50,25 +50,16 @@ def is_packed(name):
 
 
 @pytest.fixture
-def packed(healthy, tmp_path):
+def packed(healthy, tmp_path, monkeypatch):
     """A checkpoint of a kind in a format, after a change of its tensors and its config."""
+    monkeypatch.setattr(quantisers, "FORMATS", {**quantisers.FORMATS, **SMALL})
 
-    def make(kind, form, change=None, folder="packed", **config):
-        source = healthy(kind)
-        quantisers_of = {**quantisers.FORMATS, **SMALL}
-        path = Path(shutil.copytree(source, tmp_path / folder))
-        tensors, make = {}, quantisers_of[form][0]
-        for name, one in load_file(source / FILE).items():
-            pieces = make(one)[0] if is_packed(name) else {"weight": one}
-            stem = name.removesuffix(".weight")
-            if is_packed(name):
-                tensors |= {f"{stem}.{piece}": value for piece, value in pieces.items()}
-            else:
-                tensors[name] = one
-        said = quantisers_of[form][2] | config.pop("said", {})
+    def make(kind, form, change=dict, folder="packed", said=None):
+        path = Path(shutil.copytree(healthy(kind), tmp_path / folder))
+        tensors, _, usual = quantisers.quantised(form, load_file(path / FILE), is_packed)
         key = "quantization" if form.startswith("mlx") else "quantization_config"
-        planted.edit(path, **{key: said} | config)
-        store(path, change(tensors) if change else tensors)
+        planted.edit(path, **{key: usual | (said or {})})
+        store(path, (change or dict)(tensors))
         return path
 
     return make
@@ -212,10 +203,6 @@ def test_what_looks_odd_and_is_healthy_holds(case, packed):
     assert found.outcome is (OPEN if "another mode" in case else HOLDS), found.reason
 
 
-def moved(folder, **config):
-    (folder / "quantize_config.json").write_text("{}")
-
-
 def test_a_config_without_packed_tensors_and_the_reverse(packed, healthy, tmp_path):
     """A file beside it may describe the quantisation; activations alone may be quantised."""
     for form in ("gptq", "fp8-blocks"):
@@ -224,18 +211,16 @@ def test_a_config_without_packed_tensors_and_the_reverse(packed, healthy, tmp_pa
         said = config.pop("quantization_config")
         (folder / "config.json").write_text(json.dumps(config))
         assert "method_unsaid" in codes(verified(folder))
-        moved(folder)
+        (folder / "quantize_config.json").write_text("{}")
         assert verified(folder).outcome is HOLDS
         left = Path(shutil.copytree(healthy("qwen2"), tmp_path / f"left-{form}"))
         planted.edit(left, quantization_config=said)
         assert codes(verified(left)) == {"nothing_packed"}
-    for said in (
-        {"quant_method": "compressed-tensors", "config_groups": {}},
-        {"quant_method": "torchao"},
-        {"quant_method": "compressed-tensors", "format": "dense"},
-        {"quant_method": "mxfp4", "dequantize": True},
-    ):
-        planted.edit(left, quantization_config=said)
+    for method, key, value in (
+        (CT, "config_groups", {}), (CT, "format", "dense"), ("mxfp4", "dequantize", True),
+        ("torchao", "", ""),
+    ):  # fmt: skip
+        planted.edit(left, quantization_config={"quant_method": method, key: value})
         assert verified(left).outcome is HOLDS
 
 
@@ -279,19 +264,13 @@ def test_scales_of_an_expert_of_a_stack(tmp_path):
         return of
 
     named = "model.layers.1.mlp.experts.down_proj[1]"
-    for number, (change, code) in enumerate(
-        {
-            lambda s: s: "",
-            lambda s: s + 1: "",
-            lambda s: s * 0 + 255: "scales_lost",
-            lambda s: s * 0: "scale_inverted",
-            lambda s: 254 - s: "scale_inverted",
-        }.items()
-    ):
+    for number, (change, code) in enumerate([
+        (lambda s: s, ""), (lambda s: s + 1, ""), (lambda s: s * 0 + 255, "scales_lost"),
+        (lambda s: s * 0, "scale_inverted"), (lambda s: 254 - s, "scale_inverted"),
+    ]):  # fmt: skip
         found = verified(of_gpt_oss(tmp_path / f"{number}", one(change)))
-        assert [(row.name, row.code) for row in found.against] == (
-            [(named, code)] if code else []
-        ), found.reason
+        rows = [(row.name, row.code) for row in found.against]
+        assert rows == ([(named, code)] if code else []), found.reason
         assert found.outcome is (FAILS if code else HOLDS)
 
 
