@@ -137,6 +137,8 @@ def require_acceptable(accept: Mapping[str, str]) -> None:
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     """Read headers and small files, then ask a loader, then sweep once over values."""
+    from shadow.checkpoints.transfers import Transfer
+
     read = not asked.headers
     checkpoint, stored, small, files = shards.open_whole(
         asked.models[0], runtime, scratch, with_values=read
@@ -172,7 +174,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     modules = None
     if not is_adapter and checkpoint.gguf is None:
         beside = files.names if checkpoint.config and not files.are_cut else ()
-        modules = quantised_modules.gather_modules(checkpoint, swept, beside)
+        modules = quantised_modules.gather_modules(checkpoint, swept, beside, Transfer(runtime.say))
     if is_adapter:
         adapter = configs.read_factors(small.get(configs.ADAPTER_CONFIG), stored, swept)
     words = configs.read_words(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
+    from shadow.checkpoints.transfers import Transfer
     from shadow.run.scan import Swept
     from shadow.spectra.sums import Extremes
 
@@ -270,10 +271,10 @@ def _judge_samples(findings: Findings, samples: Sequence[DecodedRows]) -> None:
 
 
 def gather_modules(
-    checkpoint: Checkpoint, swept: Sequence[Swept], files: Collection[str]
+    checkpoint: Checkpoint, swept: Sequence[Swept], files: Collection[str], by: Transfer
 ) -> Modules:
     """Decode some rows of each packed matrix, and of floats that are far too large. swept: empty if
-    values are not read.
+    values are not read. by: fetches what is no longer there.
     """
     import torch
 
@@ -287,12 +288,18 @@ def gather_modules(
         found = seen.get(info.packing.raw.name if info.packing else name)
         if found is None or len(info.shape) < 2:
             continue
+        is_large = info.dtype[:2] != "F8" and found.energy > RAW**2 * found.entries
+        if not info.packing and not is_large:
+            continue
+        pieces = [info.packing.raw, *info.packing.beside] if info.packing else [info]
+        for shard in {piece.shard for piece in pieces}:
+            checkpoint.sources[shard].fetch(by)
         if info.packing:
             try:
                 samples += _samples(checkpoint.tensor(info), info)
             except UndecodableError as fault:
                 refused[name] = fault.message
-        elif info.dtype[:2] != "F8" and found.energy > RAW**2 * found.entries:
+        else:
             rows = checkpoint.tensor(info)[slice(ROWS),].float()
             if torch.equal(rows, rows.to(torch.float8_e4m3fn).float()):
                 raw.append(name)
