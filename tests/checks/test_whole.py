@@ -30,10 +30,12 @@ from shadow.checks.whole import (
     WORDS,
     Whole,
     configs,
+    copies,
     gguf_metadata,
     judge,
     quantised_modules,
     shards,
+    small_files,
     values,
 )
 from shadow.checks.whole import names as names_part
@@ -229,6 +231,15 @@ def other_shards(folder):
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
+def below(folder):
+    """The shards in a folder, where the index has them."""
+    (folder / "parts").mkdir()
+    for shard in (FIRST, SECOND):
+        (folder / shard).rename(folder / "parts" / shard)
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+    indexed(folder, **{name: f"parts/{shard}" for name, shard in weight_map.items()})
+
+
 def adapter_beside(folder):
     pairs = {UP: (torch.ones(96, 4), torch.ones(4, 64))}
     planted.adapter(folder, pairs, target_modules=["up_proj"])
@@ -327,6 +338,7 @@ FILES = {
     "no index": (True, lambda f: lose(f, INDEX), FAILS, "no_index", FIRST),
     "no index, a shard lost": (
         True, lambda f: (lose(f, INDEX), lose(f, SECOND)), FAILS, "no_index", FIRST),
+    "shards below the folder": (True, below, HOLDS, "whole", None),
     "named and absent": (True, lambda f: indexed(f, gone=FIRST), FAILS, "absent", "gone"),
     "in another shard": (
         True, lambda f: indexed(f, **{HEAD: SECOND}), FAILS, "elsewhere", HEAD),
@@ -569,7 +581,8 @@ def test_no_false_alarm_of_the_names_of_released_models(tmp_path):
             said = replace(loader.expected(config, stored, tmp_path), mismatched=())
             small = {one.name: one.read_bytes() for one in index.parent.glob("*.json")}
             words = read_words(small, rows=0, sees=True, checks_size=False)
-            found = judged(names=Names(stored, config, said), words=words)
+            beside = small_files.SmallFiles(small, None, words)
+            found = judged(names=Names(stored, config, said), words=words, small=beside)
             outcomes[index.parent.name] = said.problem or found.outcome
     assert len(outcomes) > 30
     assert set(outcomes.values()) == {"unknown_class", HOLDS}
@@ -672,8 +685,8 @@ def test_every_finding_is_an_entry_of_one_table():
     """Each with a sentence on why it matters and one on what to do; no code is in two topics, and
     each is one that a judge or the loader has.
     """
-    parts = (shards, configs, values, names_part, quantised_modules, gguf_metadata)
-    topics = (configs.OF_ADAPTERS, *(part.RULES for part in parts))
+    rooms = (shards, configs, values, names_part, small_files, copies, quantised_modules)
+    topics = [room.RULES for room in rooms] + [configs.OF_ADAPTERS, gguf_metadata.RULES]
     assert sum(map(len, topics)) == len(RULES)
     for code, rule in RULES.items():
         for text in (rule.why, rule.do):
