@@ -563,8 +563,9 @@ def write_gguf(
     writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(1)
     writer.add_chat_template("{{ messages }}")
+    add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
     for key, value in (metadata or {}).items():
-        writer.add_string(key, value)
+        add[type(value)](key, value)
     for name, weight in tensors.items():
         if paired and "q_proj" in name:
             weight = permuted(weight, GGUF_HEADS)

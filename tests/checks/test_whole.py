@@ -29,7 +29,9 @@ from shadow.checks.whole import (
     Whole,
     configs,
     copies,
+    gguf_metadata,
     judge,
+    quantised_modules,
     shards,
     small_files,
     values,
@@ -548,16 +550,6 @@ def test_an_audit_of_one_folder_names_this_check(tmp_path):
     assert "verify whole" in caught.value.hint
 
 
-def test_other_formats_are_swept(tmp_path):
-    pytest.importorskip("gguf")
-    tensors = planted.gguf_llama()
-    found = verified(planted.write_gguf(tmp_path / "a.gguf", tensors))
-    assert (found.outcome, found.code, codes(found)) == (OPEN, "not_asked", set())
-    tensors[UP][:] = 0
-    found = verified(planted.write_gguf(tmp_path / "b.gguf", tensors))
-    assert [(one.name, one.code) for one in found.against] == [(UP, "zero")]
-
-
 @pytest.mark.slow
 def test_a_pickle_is_swept_only_where_it_may_be(tmp_path):
     folder = planted.saved("llama", tmp_path / "pickled")
@@ -664,8 +656,8 @@ def test_every_finding_is_an_entry_of_one_table():
     """Each with a sentence on why it matters and one on what to do; no code is in two topics, and
     each is one that a judge or the loader has.
     """
-    rooms = (shards, configs, values, names_part, small_files, copies)
-    topics = [room.RULES for room in rooms] + [configs.OF_ADAPTERS]
+    rooms = (shards, configs, values, names_part, small_files, copies, quantised_modules)
+    topics = [room.RULES for room in rooms] + [configs.OF_ADAPTERS, gguf_metadata.RULES]
     assert sum(map(len, topics)) == len(RULES)
     for code, rule in RULES.items():
         for text in (rule.why, rule.do):
