@@ -4,13 +4,7 @@ import pandas as pd
 import pytest
 from reports import columns
 
-from shadow.summary.layer_medians import (
-    BESIDE,
-    LAYER_MEDIANS,
-    TOPS,
-    by_module,
-    inside_layers,
-)
+from shadow.summary.layer_medians import BESIDE, LAYER_MEDIANS, TOPS, by_module, inside_layers
 from shadow.summary.record import Coherence, OutsideLayers
 
 
