@@ -15,20 +15,11 @@ import pytest
 from command import Run
 from effort import every
 from hub import Hub, Status
-from hub_pairs import (
-    HEADERS,
-    PAIR,
-    SMALL,
-    assert_equal,
-    blobs,
-    downloads,
-    found_below,
-    frame,
-    incomplete,
-    moved,
-    recorded,
-    until,
-)
+
+from hub_pairs import (  # isort: skip
+    HEADERS, PAIR, SMALL, assert_equal, blobs, downloads, found_below, frame, incomplete, moved,
+    recorded, until,
+)  # fmt: skip
 
 pytest_plugins = "hub_pairs"
 
