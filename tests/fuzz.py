@@ -464,6 +464,11 @@ def targets(top: Path) -> Mapping[str, Target]:
             tuple(json.dumps(tree).encode() for tree in trees)
         )
 
+    def read_named(path: Path) -> object:
+        return read_list(str(path))
+
+    summary = {"schema": 1, "family": "toy", "figures": {}}
+    matrices = (whole / "matrices.parquet").read_bytes()
     return {
         "header": Target(like(HEADER).map(with_length) | changed_bytes((WEIGHTS,)), weights),
         "gguf": Target(changed_bytes((small_gguf(top),)), packed),
@@ -479,22 +484,15 @@ def targets(top: Path) -> Mapping[str, Target]:
             like(ADAPTER), beside("adapter_config.json", "adapter_model.safetensors")
         ),
         "registry": Target(changed_bytes((REGISTRY,)), one("a.yaml", families)),
-        "list": Target(changed_bytes(LISTS), one("l", lambda path: read_list(str(path)))),
-        "yaml-list": Target(
-            changed_bytes(LISTS[1:]), one("l.yaml", lambda path: read_list(str(path)))
-        ),
+        "list": Target(changed_bytes(LISTS), one("l", read_named)),
+        "yaml-list": Target(changed_bytes(LISTS[1:]), one("l.yaml", read_named)),
         "policy": Target(changed_bytes((POLICY,)), one("policy.yaml", read_policy)),
         "csv": Target(changed_bytes((CSV,)), one("a.csv", read_scores)),
         "harness": Target(like(HARNESS), one("a.json", read_scores)),
         "batch": Target(like(BATCH), one("index.json", lambda path: read_index(path.parent))),
         "metadata": Target(like(recorded), metadata),
-        "summary": Target(
-            like({"schema": 1, "family": "toy", "figures": {}}), file_of_report("summary.json")
-        ),
-        "parquet": Target(
-            changed_bytes(((whole / "matrices.parquet").read_bytes(),)),
-            file_of_report("matrices.parquet"),
-        ),
+        "summary": Target(like(summary), file_of_report("summary.json")),
+        "parquet": Target(changed_bytes((matrices,)), file_of_report("matrices.parquet")),
     }
 
 

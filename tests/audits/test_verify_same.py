@@ -406,10 +406,8 @@ def test_dora_adapters_are_compared_with_their_norms(tmp_path):
     tensors = FACTORS | {NORMS.format(layer): torch.ones(8) for layer in range(2)}
     other = tensors | {NORMS.format(0): torch.full((8,), 1.5)}
     a = planted.adapter(tmp_path / "a", {}, tensors, use_dora=True)
-    assert (
-        shadow.verify("same", a, planted.adapter(tmp_path / "b", {}, tensors, use_dora=True)).holds
-        is True
-    )
+    b = planted.adapter(tmp_path / "b", {}, tensors, use_dora=True)
+    assert shadow.verify("same", a, b).holds is True
     assert shadow.verify("same", a, planted.adapter(tmp_path / "c", {}, tensors)).holds is False
     found = shadow.verify("same", a, planted.adapter(tmp_path / "d", {}, other, use_dora=True))
     assert [one.name for one in found.against] == [NORMS.format(0)]
@@ -425,16 +423,10 @@ def test_the_command_exits_with_its_code(tmp_path):
     assert recorded["outcome"] == NO
     assert {one["name"] for one in recorded["against"]} == {UP.format(0), UP.format(1)}
     for wrong in (
-        ["same", "./a"],
-        ["smae", "./a", "./b"],
-        ["same", "./a", "./b", "./c"],
-        ["same", "a", "b"],
-        [],
-        ["same", "--claims", "x.yaml"],
-        ["trained", "./a", "./b"],
-        ["same", "language=./a", "./b"],
-        ["same", "./a", "./b", "--base", "./c"],
-    ):
+        ["same", "./a"], ["smae", "./a", "./b"], ["same", "./a", "./b", "./c"], ["same", "a", "b"],
+        [], ["same", "--claims", "x.yaml"], ["trained", "./a", "./b"],
+        ["same", "language=./a", "./b"], ["same", "./a", "./b", "--base", "./c"],
+    ):  # fmt: skip
         run_shadow("verify", *wrong, cwd=tmp_path).assert_refused(2)
     (tmp_path / "cut").mkdir()
     raw = (tmp_path / "a" / "model.safetensors").read_bytes()

@@ -27,24 +27,19 @@ COLUMNS = (
     "frobenius_norm", "relative_norm", "effective_rank", "stable_rank", "concentration",
     "null_edge", "cosine",
 )  # fmt: skip
+Q_DOWN = {"target_modules": ["q_proj", "down_proj"]}
 KINDS = {
-    "plain": ("llama", {"target_modules": ["q_proj", "down_proj"]}),
-    "rslora": ("llama", {"target_modules": ["q_proj", "down_proj"], "use_rslora": True}),
-    "patterns": (
-        "llama",
-        {
-            "target_modules": ["q_proj", "down_proj"],
-            "rank_pattern": {"layers.0.self_attn.q_proj": 2},
-            "alpha_pattern": {"layers.1.mlp.down_proj": 32, "q_proj": 5},
-        },
-    ),
+    "plain": ("llama", Q_DOWN), "rslora": ("llama", Q_DOWN | {"use_rslora": True}),
+    "patterns": ("llama", Q_DOWN | {
+        "rank_pattern": {"layers.0.self_attn.q_proj": 2},
+        "alpha_pattern": {"layers.1.mlp.down_proj": 32, "q_proj": 5},
+    }),
     "embedding and a whole head": (
-        "llama",
-        {"target_modules": ["embed_tokens", "v_proj"], "modules_to_save": ["lm_head"]},
+        "llama", {"target_modules": ["embed_tokens", "v_proj"], "modules_to_save": ["lm_head"]}
     ),
     "Conv1D, fused": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
     "fused by head": ("gpt_neox", {"target_modules": ["query_key_value", "dense_h_to_4h"]}),
-}
+}  # fmt: skip
 
 
 def adapted(base, folder, options):

@@ -158,8 +158,7 @@ def saved(content, **options) -> bytes:
 
 BAD = {
     "malicious zip": (
-        lambda marker: saved({UP: random(2, 2), "x": Command(marker)}),
-        "more than tensors",
+        lambda marker: saved({UP: random(2, 2), "x": Command(marker)}), "more than tensors"
     ),
     "malicious legacy": (
         lambda marker: saved({"x": Command(marker)}, _use_new_zipfile_serialization=False),
@@ -173,17 +172,13 @@ BAD = {
     "not a pickle": (lambda marker: b"\x89PNG, and more than that", "is no pickle"),
     "empty": (lambda marker: b"", "it is empty"),
     "compressed": (
-        lambda marker: zipped({UP: torch.zeros(99, 9)}, zipfile.ZIP_DEFLATED),
-        "compressed archive",
+        lambda marker: zipped({UP: torch.zeros(99, 9)}, zipfile.ZIP_DEFLATED), "compressed archive"
     ),
     "a list": (lambda marker: saved([random(2, 2)]), "no table of tensors"),
-    "control characters in a name": (
-        lambda marker: saved({"a\x1b[2J\n": random(2, 2)}),
-        "unusable tensor name",
+    "control characters": (
+        lambda marker: saved({"a\x1b[2J\n": random(2, 2)}), "unusable tensor name"
     ),
-}
-
-
+}  # fmt: skip
 FAST = ("malicious zip", "empty")  # every other one is a process that imports torch
 
 

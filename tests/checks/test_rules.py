@@ -73,13 +73,10 @@ def test_a_comparison_is_that_of_numbers(sign, value):
         (" not  gate.lineage ", Metric("gate", None, "lineage"), "does not hold"),
         ("not verify.same", Metric("verify", None, "same"), "does not hold"),
         ("not verify.files", Metric("verify", None, "files"), "does not hold"),
-        (
-            "not  verify.trained --frozen=embed --moved layers.0-7",
-            Metric("verify", None, "trained --moved layers.0-7 --frozen embed"),
-            "does not hold",
-        ),
+        ("not  verify.trained --frozen=embed --moved layers.0-7",
+         Metric("verify", None, "trained --moved layers.0-7 --frozen embed"), "does not hold"),
     ],
-)
+)  # fmt: skip
 def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, comparison):
     """What is read back of its condition is the same rule, which is called so without a name."""
     rule = parse_rule(text)

@@ -256,14 +256,12 @@ def test_commands_take_urls_and_name_no_copy(tmp_path, monkeypatch):
     rule, quick = ("--fail-on", "matrices > 100"), ("--module", "mlp.up")
     for words in (
         ("audit", "--list", "list.txt", "-o", demo, *quick, *rule),
-        ("show", demo),
-        ("show", narrow),
+        ("show", demo), ("show", narrow),
         ("gate", demo, "--list", "list.txt", "--against", demo, "--fail-on", "spikes > 1000"),
         ("compare", narrow, f"{demo}/demo/base..broad"),
         ("report", demo, "-o", "page.html"),
-        ("plan", "demo", "-o", demo),
-        ("clean", "-o", demo),
-    ):
+        ("plan", "demo", "-o", demo), ("clean", "-o", demo),
+    ):  # fmt: skip
         code, out, err = command(*words)
         assert code == 0, (words, err)
         assert storage.scratch_folder().name not in out + err, words

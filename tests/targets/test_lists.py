@@ -98,11 +98,7 @@ WORD = st.text(LETTERS, min_size=1, max_size=20).filter(lambda word: not is_refe
 
 
 @FUZZ
-@given(
-    targets=st.lists(WORD, max_size=8),
-    comment=st.text(max_size=20),
-    end=st.sampled_from(["\n", "\r\n", "\r"]),
-)
+@given(st.lists(WORD, max_size=8), st.text(max_size=20), st.sampled_from(["\n", "\r\n", "\r"]))
 def test_every_form_names_the_same(tmp_path, targets, comment, end):
     """Plain lines with comments, block YAML, flow YAML and JSON are read back as they were."""
     comment = "".join(char for char in comment if char.isprintable())
@@ -130,26 +126,20 @@ FAULTS = {  # what the list holds, the line, and the word that was meant
     "one name twice": (
         "- {base: a/b, tuned: c/d, name: m:a..b}\n- {base: a/b, tuned: c/e, name: m:a..b}\n",
         ":2", None),
-    "empty mapping": ("- {}\n", ":1", None),
-    "empty entry": ("- demo\n-\n", ":2", None),
+    "empty mapping": ("- {}\n", ":1", None), "empty entry": ("- demo\n-\n", ":2", None),
     "mapping for text": ("- base: {repo: a/b}\n  tuned: c/d\n", ":1", None),
     "no reference": ("- demo\n- base: a/b\n  tuned: word\n", ":3", None),
-    "alias": ("- &a demo\n- *a\n", ":2", None),
+    "alias": ("- &a demo\n- *a\n", ":2", None), "broken": ("- demo\n- [\n", ":3", None),
     "tag": ("- !!python/name:os.system demo\n", ":1", None),
     "key twice": ("- {target: a, target: b}\n", ":1", None),
-    "broken": ("- demo\n- [\n", ":3", None),
-    "two words": ("- demo base..x\n", ":1", None),
-    "escape": ('- "\\e[31m"\n', ":1", None),
-    "very long": (f"- {'a' * 301}\n", ":1", None),
-    "no text": (b"- demo\n- \xff\n", ":2", None),
-    "nothing": ("# only a comment\n", "", None),
+    "two words": ("- demo base..x\n", ":1", None), "escape": ('- "\\e[31m"\n', ":1", None),
+    "very long": (f"- {'a' * 301}\n", ":1", None), "no text": (b"- demo\n- \xff\n", ":2", None),
+    "nothing": ("# only a comment\n", "", None), "a path": ("- ./models/x\n", ":1", None),
     "unknown family": ("- demo\n- toy-2b\n", ":2", "'toy-"),
     "unknown pair": ("- demo:base..x\n", ":1", None),
-    "a path": ("- ./models/x\n", ":1", None),
     "glob of nothing": ("- demo\n\n- teo-*\n", ":3", "'toy-"),
     "glob of a pair": ("- toy-*:base..sfd\n", ":1", "'base..sft'"),
-    "no pair": ("- toy-alone\n", ":1", None),
-    "glob without pairs": ("- '*-alone'\n", ":1", None),
+    "no pair": ("- toy-alone\n", ":1", None), "glob without pairs": ("- '*-alone'\n", ":1", None),
 }  # fmt: skip
 
 
