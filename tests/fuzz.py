@@ -154,9 +154,7 @@ MODULE = "model.layers.0.mlp.up_proj"
 def layouts() -> list[Any]:
     """A module in each quantised format: what config.json says, and its tensors by name."""
     weight, made = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), []
-    formats = {
-        name: (make(weight)[0], said) for name, (make, _, said) in quantisers.FORMATS.items()
-    }
+    formats = {key: (make(weight)[0], said) for key, (make, _, said) in quantisers.FORMATS.items()}
     raw = weight.to(torch.float8_e4m3fn)
     blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     formats["fp8-blocks"] = {"weight": raw, "weight_scale_inv": torch.ones(1, 1)}, blocks
@@ -559,9 +557,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "targets", nargs="*", metavar="TARGET", help="all of them, if none is named"
-    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="all, if none is named")
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together")
     parser.add_argument("--seed", type=int, default=0, help="other seeds try other files")
     parser.add_argument("--processes", type=int, default=0, help="so many commands instead")

@@ -16,9 +16,7 @@ from shadow.text import (  # isort: skip
         (1_003, 3, "0, 1, 2 and 1,000 more"),
     ],
 )  # fmt: skip
-def test_several_names_the_first_words_and_counts_the_rest(
-    count: int, shown: int, said: str
-) -> None:
+def test_several_names_the_first_words_and_counts_the_rest(count: int, shown: int, said: str):
     """A list no longer than what is shown says nothing of a rest."""
     assert several([str(number) for number in range(count)], shown) == said
 

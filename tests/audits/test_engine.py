@@ -123,9 +123,7 @@ def failing(pair, settings, output, runtime):
 
 
 def audits(*names, **options):
-    return audit_pairs(
-        [local(name) for name in names], SETTINGS, Path("out"), audit=failing, **options
-    )
+    return audit_pairs([*map(local, names)], SETTINGS, Path("out"), audit=failing, **options)
 
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
@@ -186,9 +184,7 @@ def pair(tmp_path):
         generator = torch.Generator().manual_seed(seed)
         weights = {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 8, generator=generator)}
         planted.write(tmp_path / name, weights, planted.LLAMA)
-    return given_pair(
-        parse_reference(str(tmp_path / "base")), parse_reference(str(tmp_path / "tuned"))
-    )
+    return given_pair(*(parse_reference(f"{tmp_path}/{side}") for side in ("base", "tuned")))
 
 
 def test_waiting_ends(tmp_path, pair):

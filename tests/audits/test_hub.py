@@ -70,9 +70,7 @@ def test_a_folder_against_the_hub(run, folders, tmp_path, wanted):
         (("--module", "embed", "--component", "language"), "module == 'embed'", 2, 1.1e6),
     ],
 )
-def test_a_part_of_the_model_moves_in_ranges(
-    run, hub, tmp_path, wanted, chosen, rows, ranges, most
-):
+def test_a_part_of_a_model_moves_in_ranges(run, hub, tmp_path, wanted, chosen, rows, ranges, most):
     """One layer or one module: neighbours in a request, unverified, rows of the full audit."""
     run(*PAIR, "-o", "out", *chosen).assert_done()
     found = frame(tmp_path / "out")

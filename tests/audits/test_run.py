@@ -204,9 +204,7 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
 
 
 @pytest.mark.parametrize(("owner", "method", "there"), [("Journal", "add", 0), ("_Kept", "put", 1)])
-def test_an_interrupt_loses_no_outcome_that_is_in_the_journal(
-    tmp_path, monkeypatch, owner, method, there
-):
+def test_an_interrupt_loses_no_outcome_of_the_journal(tmp_path, monkeypatch, owner, method, there):
     """It may fall between a line of the journal and the note that the line is there."""
     pair = planted_pair(tmp_path, {planted.UP.format(0): torch.randn(8, 6)},
                         {planted.UP.format(0): torch.randn(8, 6)})  # fmt: skip
@@ -381,9 +379,7 @@ def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
     assert near["kept_reason"].isna().all()
 
 
-def test_a_matrix_that_does_not_fit_the_memory_is_refused_before_it_is_measured(
-    tmp_path, llama, monkeypatch
-):
+def test_a_matrix_beyond_the_memory_is_refused_before_it_is_measured(tmp_path, llama, monkeypatch):
     """With its name and both sizes; nothing is left behind, and the plan says the same."""
     machine = MachineLimits(2, "the machine", 300_000, "the control group /small")
     with pytest.raises(ShadowError) as caught:

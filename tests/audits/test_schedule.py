@@ -164,9 +164,7 @@ def test_a_base_shard_is_needed_during_one_stretch(case):
     pairs, base, tuned, _ = case
     work = schedule(pairs, base, tuned)
     order = [pair.base.info.shard for step in work.steps for pair in step if pair.base]
-    stretches = [
-        shard for shard, before in zip(order, [None, *order], strict=False) if shard != before
-    ]
+    stretches = [shard for shard, last in zip(order, [None, *order], strict=False) if shard != last]
     assert stretches == sorted(set(order), key=natural)
     by_shard = [
         (natural(p.base.info.shard), natural(p.base.info.name))

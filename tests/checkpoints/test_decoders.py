@@ -325,9 +325,7 @@ def test_mlx(bits, group):
     mx = pytest.importorskip("mlx.core")
     matrix = weights(3 * 8, 256).view(3, 8, 256)
     q, scales, biases = mx.quantize(mx.array(matrix.numpy()), group_size=group, bits=bits)
-    truth = torch.from_numpy(
-        np.array(mx.dequantize(q, scales, biases, group_size=group, bits=bits))
-    )
+    truth = torch.tensor(np.array(mx.dequantize(q, scales, biases, group_size=group, bits=bits)))
     pieces = {"weight": q, "scales": scales, "biases": biases}
     pieces = {name: torch.from_numpy(np.array(piece)) for name, piece in pieces.items()}
     stack = packed(pieces, {"bits": bits, "group_size": group}, "quantization")

@@ -120,9 +120,7 @@ os._exit(0)  # at a usual end gloo's threads may abort the process
 def test_pieces_of_two_ranks(dimension, tmp_path):
     """Rows are put together, also of an empty rank; of columns the line names the converter."""
     command = [sys.executable, "-c", RANK, tmp_path]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(dimension)], env=os.environ) for rank in (0, 1)
-    ]
+    ranks = [subprocess.Popen([*command, str(rank), str(dimension)]) for rank in (0, 1)]
     assert [one.wait(120) for one in ranks] == [0, 0]
     if dimension:
         with pytest.raises(ShadowError, match="not split by rows alone") as caught:

@@ -60,9 +60,7 @@ FORMATS = {
 
 def read(pieces: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     words = (piece.split() for piece in pieces.split(", "))
-    return {
-        name: (dtype, tuple(int(size) for size in shape.split("x"))) for name, dtype, shape in words
-    }
+    return {name: (dtype, tuple(map(int, shape.split("x")))) for name, dtype, shape in words}
 
 
 def sides(tensors, config):
@@ -88,9 +86,7 @@ def test_a_packed_module_is_refused_by_the_name_of_its_format(name, where):
         if said is None
         else {where: said if where != "text_config" else {"quantization_config": said}}
     )
-    base, tuned = sides(
-        {**PLAIN, **{f"{X}.{piece}": value for piece, value in pieces.items()}}, config
-    )
+    base, tuned = sides(PLAIN | {f"{X}.{piece}": value for piece, value in pieces.items()}, config)
     pairs, skipped = pair_checkpoints(base, tuned, Filter())
     assert {pair.tuned.info.name for pair in pairs} == set(PLAIN)
     refused = {skip.info.name: skip for skip in skipped if skip.side == "tuned"}

@@ -33,9 +33,7 @@ FEW = Copy([copied(), merged((64, 8)), merged((4096, 143), "norm"), merged((64, 
         (["full.bias"], "does_not_hold", ["crushed", "error"], [("bias.weight", "values")]),
     ],
 )
-def test_a_vector_whose_values_merge_is_a_note_and_a_fault_where_f32_is_kept(
-    in_f32, outcome, codes, against
-):
+def test_a_vector_whose_values_merge_is_a_note_and_in_f32_a_fault(in_f32, outcome, codes, against):
     """More than half of them; the fewest that are left stand first."""
     answer = judge(replace(FEW, in_f32=in_f32))
     assert (answer.outcome, [one.code for one in answer.reasons]) == (outcome, codes)

@@ -394,9 +394,7 @@ def test_closed_streams_are_no_traceback(arguments, code):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="all names are UTF-8 there")
-def test_a_folder_whose_name_is_not_utf8_is_told_before_anything_is_measured(
-    shadow, folders, tmp_path
-):
+def test_a_folder_whose_name_is_not_utf8_is_named_before_measuring(shadow, folders, tmp_path):
     """No table can be written or read there: it ended in a traceback, when all was measured."""
     odd = os.fsdecode(b"odd\xff")
     done = shadow(*PAIR[:-1], odd)

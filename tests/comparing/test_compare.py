@@ -77,9 +77,7 @@ def test_the_margin_decides_what_counts(tmp_path, second, margin, verdict):
 def noisy(folder, mean, seed, layers=8, **options):
     """A report around a concentration: a part of the layer and noise, for intervals."""
     rng = np.random.default_rng(seed)  # as it is where it is one
-    values = (
-        mean + 0.02 * rng.normal(size=(layers, 1)) + 0.02 * rng.normal(size=(layers, len(MODULES)))
-    )
+    values = mean + 0.02 * (rng.normal(size=(layers, 1)) + rng.normal(size=(layers, len(MODULES))))
     return uniform(folder, values, layers, **options)
 
 
@@ -129,9 +127,7 @@ def assert_mirrored(found, back):
     st.floats(0, 0.1),
     st.integers(0, 100),
 )
-def test_comparing_the_other_way_round_turns_every_sign(
-    tmp_path_factory, layers, means, width, seed
-):
+def test_comparing_the_other_way_turns_every_sign(tmp_path_factory, layers, means, width, seed):
     """For any layers, means and spread, to the last bit."""
     folder, rng = tmp_path_factory.mktemp("mirrored"), np.random.default_rng(seed)
     both = [
@@ -290,9 +286,7 @@ def test_what_voids_a_verdict(tmp_path):
     """Adapter and full rank, other ranks, rounding, unrelated sides: figures, no direction."""
     other = uniform(tmp_path / "other", 0.3)
     for number, figures_of in enumerate((adapter(4), {"floor_ratio": 1.1}, {"cosine": 0.01})):
-        folder = write(
-            tmp_path / f"a{number}", [delta(0.5, where, **figures_of) for where in places(6)]
-        )
+        folder = write(tmp_path / f"a{number}", [delta(0.5, at, **figures_of) for at in places(6)])
         found = one(compare([folder, other]))
         assert found.verdict == "not comparable"
         assert found.not_comparable

@@ -67,9 +67,7 @@ def test_everything_is_there(lab: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_command_again_does_nothing_and_a_killed_one_goes_on(
-    lab: Path, tmp_path: Path
-) -> None:
+def test_a_command_again_does_nothing_and_a_killed_one_goes_on(lab: Path, tmp_path: Path) -> None:
     """Weights are not written again; after SIGKILL the tables are an uninterrupted run's."""
     before = {path: path.stat().st_mtime_ns for path in lab.rglob("*.safetensors")}
     assert shadow("lab", "run", "--preset", "smoke", "-o", lab).returncode == 0

@@ -366,9 +366,7 @@ def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(shadow, tmp_
         (("audit", "dmeo", "-o", "out"), 1),
     ],
 )
-def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
-    shadow, tmp_path, arguments, code
-):
+def test_no_passing_junit_file_of_before_outlasts_an_error(shadow, tmp_path, arguments, code):
     """Whatever ends the command before a pair is judged, the file has an error and no pass."""
     (tmp_path / "junit.xml").write_bytes(
         junit([made("f", "p", "rule", None, "fine", outcome="passed")])
@@ -382,9 +380,7 @@ def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
     assert case.name == arguments[0]
 
 
-@pytest.mark.parametrize(
-    "text", ["precious", '<?xml version="1.0"?>\n<project>precious</project>\n']
-)
+@pytest.mark.parametrize("text", ["precious", '<?xml version="1.0"?>\n<p>precious</p>\n'])
 def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path, text):
     """A mistyped path costs no file, nor XML of another program: refused before any measuring."""
     (tmp_path / "pom.xml").write_text(text)

@@ -81,9 +81,7 @@ def test_names_of_released_checkpoints_have_a_place():
         shapes = {name: (64,) if VECTOR.search(name) else (96, 96) for name in names}
         table[model] = len(names), unplaced(shapes, config)
         places = [part.place for parts in place_tensors(shapes, config).values() for part in parts]
-        assert not [place for place in places if "\0" in place.slot], (
-            f"{model}: two tensors on one place"
-        )
+        assert not [place for place in places if "\0" in place.slot], f"{model}: two at one"
     assert len(table) >= 40
     check(table, SHARE)
 
@@ -152,9 +150,7 @@ def test_names_of_all_architectures_of_transformers_have_a_place(part):
     have a place; nine in ten of them have the same places in both layouts, tensor for tensor and
     shape for shape.
     """
-    pytest.importorskip(
-        "transformers.core_model_loading", reason="an older transformers, with one layout"
-    )
+    pytest.importorskip("transformers.core_model_loading", reason="an older transformers")
     table: dict[str, tuple[int, list[str]]] = {}
     apart: defaultdict[str, list[str]] = defaultdict(list)
     for kind in sorted(architectures())[part::6]:

@@ -164,9 +164,7 @@ COPIES = model(cast="tuned", **ROUNDED)
         ([*COPIES, row(4, "mlp.up"), row(4, "attn.q", cast=None)], {}, 0),  # of one it is unknown
     ],
 )
-def test_nothing_is_left_out_unless_it_is_known_that_the_rest_changed_by_more(
-    tmp_path, rows, more, rounded
-):
+def test_nothing_is_left_out_unless_the_rest_is_known_to_change_more(tmp_path, rows, more, rounded):
     """Where all or none are only rounded, or where that is unknown, figures are those of all."""
     found = summary_of(tmp_path, rows, **more)
     assert (found.figures.matrices_rounded, found.figures.matrices) == (
