@@ -11,7 +11,7 @@ import torch
 from hub import Hub
 
 from shadow.checkpoints.pairing import Filter
-from shadow.engines.engine import ROUNDS, Ended, Queue, Task
+from shadow.engines.engine import ROUNDS, Ended, InProcess, Queue, Task
 from shadow.engines.finished import PairOutcome
 from shadow.engines.pair import run_pair
 from shadow.engines.ray_engine import too_large
@@ -291,3 +291,16 @@ def test_an_engine_is_told_of_a_fault_that_is_no_ones():
     assert (outcome.state, outcome.error.message, outcome.error.hint) == (
         "failed", "its process was lost", "more memory",
     )  # fmt: skip
+
+
+def test_a_task_of_this_process_ends_with_its_fault_or_its_result():
+    """In the order in which they came: a fault does not stop the next."""
+    engine, fault = InProcess(), KeyError("what no one expected")
+
+    def fails(runtime):
+        raise fault
+
+    tasks = [Task(name, work, Runtime) for name, work in (("a", fails), ("b", lambda runtime: 7))]
+    for task in tasks:
+        engine.submit(task)
+    assert [*engine.as_completed()] == [Ended(tasks[0], None, fault), Ended(tasks[1], 7, None)]

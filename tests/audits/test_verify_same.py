@@ -365,9 +365,14 @@ def test_one_file_is_not_read_unless_its_config_decodes_it_otherwise(tmp_path, m
         config = planted.LLAMA | {"quantization_config": said | more}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     assert shadow.verify("same", a, tmp_path / "c").holds is False
+    plain = [planted.write(tmp_path / name, TOY, planted.LLAMA) for name in ("d", "e")]
+    planted.edit(plain[1], quantization_config={"quant_method": "other"})
+    assert shadow.verify("same", *plain).code == "equal"  # read: configs differ
     monkeypatch.setattr(scan_module, "scan", None)
-    assert shadow.verify("same", a, tmp_path / "b").holds is True
-    assert shadow.verify("same", a, tmp_path / "link").holds is None  # nothing was compared
+    assert shadow.verify("same", a, tmp_path / "b").code == "equal_files"
+    found = shadow.verify("same", a, tmp_path / "link")  # nothing was compared
+    assert (found.holds, found.code) == (None, "one_checkpoint")
+    assert found.reason.startswith("A and B are one checkpoint")
 
 
 FACTORS = {

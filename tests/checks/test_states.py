@@ -75,6 +75,8 @@ def folder(tmp_path_factory):
         ("*.attn.* unchanged", "missing", "not all of vision.attn.q"),
         ("* changed", "met", "language is changed"),
         ("audio changed", "missing", "the report has no audio"),
+        ("files.code changed", "missing", "the report has no files"),
+        ("audio.mlp.up.spikes > 0", "missing", "no matrix of audio.mlp.up that was measured"),
         ("layers.9 unchanged", "missing", "layers.9"),
         ("layers.2-9 unchanged", "missing", "not all of layers.4-9"),
     ],

@@ -294,13 +294,16 @@ def test_what_voids_a_verdict(tmp_path):
         assert figures(found)["concentration"].difference == pytest.approx(0.2)
     ranks = [
         write(tmp_path / f"r{rank}", [delta(0.5, where, **adapter(rank)) for where in places(6)])
-        for rank in (4, 16, 4)
+        for rank in (1, 4, 16)
     ]
-    assert one(compare([ranks[0], ranks[1]])).verdict == "not comparable"
+    for pair in ([ranks[1], ranks[2]], [ranks[0], ranks[1]], [ranks[0], other], [other, ranks[0]]):
+        assert one(compare(pair)).verdict == "not comparable"
     method = {"precision": "default", "nulls": 0, "seed": 0, "subjects": "none"}
     recorded = {"settings": {"method": method, "chosen": {}, "relation": "tuned"}}
     assert one(compare([uniform(tmp_path / "norms", 0.4, **recorded), other])).not_comparable
-    assert one(compare([ranks[0], ranks[2]])).not_comparable == []
+    for rank, folder in zip((1, 4, 16), ranks, strict=True):
+        same = [delta(0.5, where, **adapter(rank)) for where in places(6)]
+        assert one(compare([folder, write(tmp_path / f"s{rank}", same)])).not_comparable == []
 
 
 def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
