@@ -42,6 +42,7 @@ MAP = ROOT / "build" / "executed.json"
 QUICK, ALL = 40.0, 240.0  # seconds of tests that run first, and at most, by the map
 PATIENCE = 4.0  # times as long, and a minute, counts as hung
 PASSED = 0  # how pytest ends
+FEW = 12  # characters that say little without their line
 COMPARED = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -66,11 +67,16 @@ class Mistake:
     kind: str
     before: str
     after: str
+    place: str
+    """The text of the line where it begins."""
 
     @property
     def name(self) -> str:
-        """`spectra/noise.py: null >= 2 -> null > 2`, which does not change with lines above it."""
-        return f"{self.file}: {' '.join(self.before.split())} -> {' '.join(self.after.split())}"
+        """`spectra/noise.py: null >= 2 -> null > 2`, of a few letters with their line (`0 -> 1 in x =
+        0`). It does not change with lines above it.
+        """
+        name = f"{self.file}: {' '.join(self.before.split())} -> {' '.join(self.after.split())}"
+        return name if len(self.before) > FEW else f"{name} in {self.place}"
 
 
 # -------------------------------------------------------------------------------- what may be drawn
@@ -79,8 +85,8 @@ class Mistake:
 def mistakes(file: str, text: str, executed: Mapping[int, object]) -> Iterator[Mistake]:
     """Yield each mistake that can be planted on the executed lines of a module."""
     content = text.encode()
-    starts = [0]
-    for line in content.splitlines(keepends=True):
+    starts, lines = [0], content.splitlines(keepends=True)
+    for line in lines:
         starts.append(starts[-1] + len(line))
 
     def place(node: ast.AST) -> tuple[int, int]:
@@ -90,7 +96,8 @@ def mistakes(file: str, text: str, executed: Mapping[int, object]) -> Iterator[M
     def mistake(kind: str, statement: ast.stmt, node: ast.AST, after: str) -> Mistake:
         start, end = place(node)
         before = content[start:end].decode()
-        return Mistake(file, statement.lineno, start, end, kind, before, after)
+        place = lines[node.lineno - 1].decode().strip()
+        return Mistake(file, statement.lineno, start, end, kind, before, after, place)
 
     for statement in _statements(ast.parse(text)):
         if statement.lineno not in executed:
