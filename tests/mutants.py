@@ -67,16 +67,16 @@ class Mistake:
     kind: str
     before: str
     after: str
-    place: str
-    """The text of the line where it begins."""
+    text: str
+    """Of the line where it begins."""
 
     @property
     def name(self) -> str:
-        """`spectra/noise.py: null >= 2 -> null > 2`, of a few letters with their line (`0 -> 1 in x =
-        0`). It does not change with lines above it.
+        """`spectra/noise.py: null >= 2 -> null > 2`, if short with its line (`0 -> 1 in x = 0`). It
+        does not change with lines above it.
         """
         name = f"{self.file}: {' '.join(self.before.split())} -> {' '.join(self.after.split())}"
-        return name if len(self.before) > FEW else f"{name} in {self.place}"
+        return name if len(self.before) > FEW else f"{name} in {self.text}"
 
 
 # -------------------------------------------------------------------------------- what may be drawn
@@ -96,8 +96,8 @@ def mistakes(file: str, text: str, executed: Mapping[int, object]) -> Iterator[M
     def mistake(kind: str, statement: ast.stmt, node: ast.AST, after: str) -> Mistake:
         start, end = place(node)
         before = content[start:end].decode()
-        place = lines[node.lineno - 1].decode().strip()
-        return Mistake(file, statement.lineno, start, end, kind, before, after, place)
+        text = lines[node.lineno - 1].decode().strip()
+        return Mistake(file, statement.lineno, start, end, kind, before, after, text)
 
     for statement in _statements(ast.parse(text)):
         if statement.lineno not in executed:
@@ -169,7 +169,8 @@ def _changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
         case ast.Subscript(value=value, slice=ast.Constant(value=int(index)), ctx=ast.Load()):
             yield "index", ast.Subscript(value, ast.Constant(0 if index else 1), ast.Load())
         case ast.Call(func=called, args=[first, second, *rest], keywords=keywords):
-            if not any(isinstance(one, ast.Starred) for one in (first, second)):
+            is_alike = isinstance(called, ast.Name) and called.id in ("max", "min")
+            if not is_alike and not any(isinstance(one, ast.Starred) for one in (first, second)):
                 yield "swapped arguments", ast.Call(called, [second, first, *rest], keywords)
 
 
