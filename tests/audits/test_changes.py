@@ -180,16 +180,13 @@ def audited(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(
-    ("case", "codes"),
-    [
-        ("dropped", ["layers_moved"]), ("repeated", ["layers_moved"]), ("times -2", ["scaled"]),
-        ("layer negated", ["scaled"]), ("negated", ["not_comparable"]),
-        ("neurons", ["not_comparable"]), ("rotated heads", ["not_comparable"]),
-        ("rotated stream", ["not_comparable"]), ("signs", ["not_comparable"]),
-        ("exchanged", ["replaced"]), ("unrelated", []), ("trained", []),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("case", "codes"), [
+    ("dropped", ["layers_moved"]), ("repeated", ["layers_moved"]), ("times -2", ["scaled"]),
+    ("layer negated", ["scaled"]), ("negated", ["not_comparable"]),
+    ("neurons", ["not_comparable"]), ("rotated heads", ["not_comparable"]),
+    ("rotated stream", ["not_comparable"]), ("signs", ["not_comparable"]),
+    ("exchanged", ["replaced"]), ("unrelated", []), ("trained", []),
+])  # fmt: skip
 def test_what_no_training_does_is_recognised_and_nothing_else(audited, case, codes):
     """The codes, and that no other sentence says that the two have little in common."""
     summary, _ = audited(case)

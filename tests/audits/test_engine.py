@@ -46,16 +46,13 @@ def filled(**lengths: int) -> Queue:
     return queue
 
 
-@pytest.mark.parametrize(
-    ("lengths", "machines", "order"),
-    [
-        # two machines, two bases: each reads one, though their turns alternate
-        ({"a": 3, "b": 2}, "12121", "a0 b0 a1 b1 a2"),
-        # the longest is begun first; who has no base helps where most is left, and stays there
-        ({"a": 2, "b": 5}, "1233322", "b0 a0 b1 b2 b3 a1 b4"),
-        ({}, "1", "None"),
-    ],
-)
+@pytest.mark.parametrize(("lengths", "machines", "order"), [
+    # two machines, two bases: each reads one, though their turns alternate
+    ({"a": 3, "b": 2}, "12121", "a0 b0 a1 b1 a2"),
+    # the longest is begun first; who has no base helps where most is left, and stays there
+    ({"a": 2, "b": 5}, "1233322", "b0 a0 b1 b2 b3 a1 b4"),
+    ({}, "1", "None"),
+])  # fmt: skip
 def test_a_machine_goes_on_with_the_base_that_it_has_read(lengths, machines, order):
     queue = filled(**lengths)
     assert [str(taken(queue, machine)) for machine in machines] == order.split()
@@ -253,19 +250,16 @@ def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, hub, 
         assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["--address", "auto"], "--address"),
-        (["--engine", "ray:cpus=many"], "ray:cpus=many"),
-        (["--engine", "ray:memory=much"], "'much'"),
-        *(
-            (["--engine", f"ray:address={address}"], address)
-            for address in ("somewhere", "a..b:1", f"{'a' * 64}:1", "http://127.0.0.1:8265")
-        ),
-        (["--engine", "ray:address=ray://host:10001"], "client"),
-    ],
-)
+@pytest.mark.parametrize(("options", "named"), [
+    (["--address", "auto"], "--address"),
+    (["--engine", "ray:cpus=many"], "ray:cpus=many"),
+    (["--engine", "ray:memory=much"], "'much'"),
+    *(
+        (["--engine", f"ray:address={address}"], address)
+        for address in ("somewhere", "a..b:1", f"{'a' * 64}:1", "http://127.0.0.1:8265")
+    ),
+    (["--engine", "ray:address=ray://host:10001"], "client"),
+])  # fmt: skip
 def test_what_makes_no_sense_is_wrong_usage(shadow, options, named):
     """Exit code 2, before Ray is started."""
     assert named in shadow("audit", "demo", "-o", "out", *options).assert_refused(2)

@@ -62,14 +62,11 @@ def test_a_folder_against_the_hub(run, folders, tmp_path, wanted):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("chosen", "rows", "ranges", "most"),
-    [
-        (("--layer", "1"), "layer == 1", 3, 2.2e6),
-        (("--module", "attn.q"), "module == 'attn.q'", 7, 2.2e6),
-        (("--module", "embed", "--component", "language"), "module == 'embed'", 2, 1.1e6),
-    ],
-)
+@pytest.mark.parametrize(("chosen", "rows", "ranges", "most"), [
+    (("--layer", "1"), "layer == 1", 3, 2.2e6),
+    (("--module", "attn.q"), "module == 'attn.q'", 7, 2.2e6),
+    (("--module", "embed", "--component", "language"), "module == 'embed'", 2, 1.1e6),
+])  # fmt: skip
 def test_a_part_of_a_model_moves_in_ranges(run, hub, tmp_path, wanted, chosen, rows, ranges, most):
     """One layer or one module: neighbours in a request, unverified, rows of the full audit."""
     run(*PAIR, "-o", "out", *chosen).assert_done()

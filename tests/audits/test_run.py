@@ -292,15 +292,12 @@ print(planned, max(peak))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-@pytest.mark.parametrize(
-    ("name", "shape", "dtype"),
-    [
-        ("embed_tokens", (800_000, 64), torch.float32),
-        ("norm", (60_000_000,), torch.bfloat16),
-        ("layers.0.mlp.up_proj", (16, 400_000), torch.bfloat16),
-        ("layers.0.mlp.down_proj", (400_000, 16), torch.bfloat16),
-    ],
-)
+@pytest.mark.parametrize(("name", "shape", "dtype"), [
+    ("embed_tokens", (800_000, 64), torch.float32),
+    ("norm", (60_000_000,), torch.bfloat16),
+    ("layers.0.mlp.up_proj", (16, 400_000), torch.bfloat16),
+    ("layers.0.mlp.down_proj", (400_000, 16), torch.bfloat16),
+])  # fmt: skip
 def test_memory_is_what_the_plan_says_whatever_the_shape(tmp_path, name, shape, dtype):
     """Tensors of 13 to 200 MB: a few blocks of anonymous memory."""
     for side in ("base", "tuned"):

@@ -286,14 +286,11 @@ def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
         assert found.holds is (number < 2), found
 
 
-@pytest.mark.parametrize(
-    ("kind", "stored", "modules"),
-    [
-        ("llama", "F32", ["q_proj", "down_proj"]), ("gpt2", "F16", ["c_attn", "c_fc"]),
-        ("gpt_neox", "BF16", ["query_key_value", "dense_h_to_4h"]),
-        ("phi3", "BF16", ["qkv_proj", "gate_up_proj"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("kind", "stored", "modules"), [
+    ("llama", "F32", ["q_proj", "down_proj"]), ("gpt2", "F16", ["c_attn", "c_fc"]),
+    ("gpt_neox", "BF16", ["query_key_value", "dense_h_to_4h"]),
+    ("phi3", "BF16", ["qkv_proj", "gate_up_proj"]),
+])  # fmt: skip
 def test_what_peft_merges_holds(tmp_path, kind, stored, modules):
     """Fused and transposed projections, on models in each format; twice merged it does not."""
     import peft

@@ -384,14 +384,11 @@ NORMS = "base_model.model.model.layers.{}.self_attn.q_proj.lora_magnitude_vector
 
 
 @pytest.mark.parametrize("linked", [False, True], ids=["copies", "the same file"])
-@pytest.mark.parametrize(
-    ("config", "apart"),
-    [
-        ({"lora_alpha": 64}, 2), ({"use_rslora": True}, 2),
-        ({"alpha_pattern": {"layers.1.self_attn.q_proj": 16}}, 1),
-        ({"use_rslora": True, "lora_alpha": 4}, 0), ({"lora_dropout": 0.5}, 0),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("config", "apart"), [
+    ({"lora_alpha": 64}, 2), ({"use_rslora": True}, 2),
+    ({"alpha_pattern": {"layers.1.self_attn.q_proj": 16}}, 1),
+    ({"use_rslora": True, "lora_alpha": 4}, 0), ({"lora_dropout": 0.5}, 0),
+])  # fmt: skip
 def test_adapters_of_other_scales_are_not_the_same(tmp_path, linked, config, apart):
     """Equal factors with another alpha are another update; another way to write a scale is not."""
     a, b = (

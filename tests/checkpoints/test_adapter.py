@@ -202,18 +202,15 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
         paired(tmp_path / "base", tmp_path / "adapter")
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        ({"peft_type": "IA3"}, "only LORA"),
-        ({"init_lora_weights": "pissa_niter_4"}, "initialisation changes the base"),
-        ({"lora_alpha": "8"}, "lora_alpha"), ({"lora_alpha": -1}, "lora_alpha"),
-        ({"lora_alpha": float("nan")}, "lora_alpha"), ({"lora_alpha": True}, "lora_alpha"),
-        ({"alpha_pattern": {"(a+)+$": 4}}, "alpha_pattern"),
-        ({"alpha_pattern": [1]}, "alpha_pattern"),
-        ({"alpha_pattern": {"q_proj": None}}, "lora_alpha"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("config", "reason"), [
+    ({"peft_type": "IA3"}, "only LORA"),
+    ({"init_lora_weights": "pissa_niter_4"}, "initialisation changes the base"),
+    ({"lora_alpha": "8"}, "lora_alpha"), ({"lora_alpha": -1}, "lora_alpha"),
+    ({"lora_alpha": float("nan")}, "lora_alpha"), ({"lora_alpha": True}, "lora_alpha"),
+    ({"alpha_pattern": {"(a+)+$": 4}}, "alpha_pattern"),
+    ({"alpha_pattern": [1]}, "alpha_pattern"),
+    ({"alpha_pattern": {"q_proj": None}}, "lora_alpha"),
+])  # fmt: skip
 def test_what_is_no_plain_lora_is_refused(config, reason):
     """One line that says what it is."""
     with pytest.raises(ShadowError, match=reason) as caught:
@@ -267,13 +264,10 @@ def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
     assert truth / 2 < found < 2 * truth
 
 
-@pytest.mark.parametrize(
-    "scales",
-    [
-        torch.ones(2, 3), torch.ones(4), torch.ones(2, 2, dtype=torch.float64),
-        torch.ones(2, 2, dtype=torch.int32),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("scales", [
+    torch.ones(2, 3), torch.ones(4), torch.ones(2, 2, dtype=torch.float64),
+    torch.ones(2, 2, dtype=torch.int32),
+])  # fmt: skip
 def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
     """Another shape or dtype of scales is not guessed at: both tensors are skipped, with reason."""
     name = "model.layers.0.mlp.up_proj.weight"

@@ -41,15 +41,12 @@ def opened(folder, scratch):
     return open_folder(str(folder), allow_pickle=True, scratch=scratch)
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda tensors: tensors,
-        lambda tensors: {"model": tensors, "optimizer": {"state": {"step": torch.ones(3)}}},
-        lambda tensors: {"app": {"model": tensors, "optim": {"m": torch.ones(3)}, "step": 3}},
-        lambda tensors: {"module": tensors, "optim": torch.tensor(3)},
-    ],
-)
+@pytest.mark.parametrize("wrap", [
+    lambda tensors: tensors,
+    lambda tensors: {"model": tensors, "optimizer": {"state": {"step": torch.ones(3)}}},
+    lambda tensors: {"app": {"model": tensors, "optim": {"m": torch.ones(3)}, "step": 3}},
+    lambda tensors: {"module": tensors, "optim": torch.tensor(3)},
+])  # fmt: skip
 def test_the_model_is_what_was_saved_and_no_more(wrap, tmp_path):
     found, raw = saved_and_read(wrap(state()), tmp_path)
     assert {one["name"] for one in found["tensors"]} == state().keys()
@@ -59,13 +56,10 @@ def test_the_model_is_what_was_saved_and_no_more(wrap, tmp_path):
         assert whole == bytes(wanted.view(-1).view(torch.uint8).tolist())
 
 
-@pytest.mark.parametrize(
-    ("beside", "name"),
-    [
-        ({"lm_head": {"weight": torch.ones(3)}}, "lm_head.weight"),
-        ({"ema": {"model": torch.ones(3)}}, "ema.model"),
-    ],
-)
+@pytest.mark.parametrize(("beside", "name"), [
+    ({"lm_head": {"weight": torch.ones(3)}}, "lm_head.weight"),
+    ({"ema": {"model": torch.ones(3)}}, "ema.model"),
+])  # fmt: skip
 def test_a_tensor_outside_the_model_is_not_left_out(beside, name, tmp_path):
     with pytest.raises(ValueError, match=f"'{name}' lies outside the model"):
         saved_and_read({"model": state()} | beside, tmp_path)

@@ -108,20 +108,17 @@ def test_an_absent_head_without_a_word_on_tying_is_only_on_one_side():
     assert reasons == {("tuned", HEAD): "only_in_tuned"}
 
 
-@pytest.mark.parametrize(
-    ("dtype", "shape", "extra", "reason"),
-    [
-        ("I64", (4, 4), {}, "not_float"),
-        ("F4", (4, 4), {}, "unknown_dtype"),
-        ("I32", (4, 4), {"name": "x.qweight"}, "quantized"),
-        ("U8", (16, 1), {"name": "x.weight"}, "quantized"),
-        ("F16", (4, 4), {"name": "x.scales", "beside": ("x.qweight", "I32")}, "quantized"),
-        ("F8_E4M3", (4, 4), {"name": "x.w", "beside": ("x.w_scale_inv", "F32")}, "quantized"),
-        ("F8_E4M3", (4, 4), {"name": "x.weight", "beside": ("x.scale_weight", "F32")}, "quantized"),
-        ("F32", (4, 4), {"name": "x.w_scale_inv", "beside": ("x.w", "F8_E4M3")}, "quantized"),
-        ("I64", (), {"name": "steps"}, "not_float"),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "shape", "extra", "reason"), [
+    ("I64", (4, 4), {}, "not_float"),
+    ("F4", (4, 4), {}, "unknown_dtype"),
+    ("I32", (4, 4), {"name": "x.qweight"}, "quantized"),
+    ("U8", (16, 1), {"name": "x.weight"}, "quantized"),
+    ("F16", (4, 4), {"name": "x.scales", "beside": ("x.qweight", "I32")}, "quantized"),
+    ("F8_E4M3", (4, 4), {"name": "x.w", "beside": ("x.w_scale_inv", "F32")}, "quantized"),
+    ("F8_E4M3", (4, 4), {"name": "x.weight", "beside": ("x.scale_weight", "F32")}, "quantized"),
+    ("F32", (4, 4), {"name": "x.w_scale_inv", "beside": ("x.w", "F8_E4M3")}, "quantized"),
+    ("I64", (), {"name": "steps"}, "not_float"),
+])  # fmt: skip
 def test_what_cannot_be_measured_has_a_reason(dtype, shape, extra, reason):
     """Integers, unknown dtypes and packed weights are refused by name on both sides."""
     name = extra.get("name", "x.buffer")

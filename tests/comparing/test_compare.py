@@ -57,14 +57,11 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
     assert (found.relation, found.verified) == ("one base", "content")
 
 
-@pytest.mark.parametrize(
-    ("second", "margin", "verdict"),
-    [
-        (0.36, MARGIN, "different, below the margin"), (0.36, 0.03, "more concentrated"),
-        (0.36, 0.0, "more concentrated"), (0.44, MARGIN, "different, below the margin"),
-        (0.44, 0.03, "less concentrated"), (0.40, 0.0, "not distinguished"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("second", "margin", "verdict"), [
+    (0.36, MARGIN, "different, below the margin"), (0.36, 0.03, "more concentrated"),
+    (0.36, 0.0, "more concentrated"), (0.44, MARGIN, "different, below the margin"),
+    (0.44, 0.03, "less concentrated"), (0.40, 0.0, "not distinguished"),
+])  # fmt: skip
 def test_the_margin_decides_what_counts(tmp_path, second, margin, verdict):
     """An interval that leaves out 0 is not enough; no difference is none, whatever the margin."""
     found = one(

@@ -339,17 +339,14 @@ def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(shadow, tmp_
     assert (done.out, len(done.err.splitlines())) == (plain.out, len(plain.err.splitlines()) + 1)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (("gate", "gone", "--fail-on", "spikes > 1"), 1),
-        (("gate", "out", "--fail-on", "spieks > 1"), 2),
-        (("gate", "out"), 2),
-        (("gate", "out", "--policy", "absent.yaml"), 1),
-        (("audit", "demo", "-o", "out", "--engine", "spark"), 2),
-        (("audit", "dmeo", "-o", "out"), 1),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "code"), [
+    (("gate", "gone", "--fail-on", "spikes > 1"), 1),
+    (("gate", "out", "--fail-on", "spieks > 1"), 2),
+    (("gate", "out"), 2),
+    (("gate", "out", "--policy", "absent.yaml"), 1),
+    (("audit", "demo", "-o", "out", "--engine", "spark"), 2),
+    (("audit", "dmeo", "-o", "out"), 1),
+])  # fmt: skip
 def test_no_passing_junit_file_of_before_outlasts_an_error(shadow, tmp_path, arguments, code):
     """Whatever ends the command before a pair is judged, the file has an error and no pass."""
     passed = made("f", "p", "rule", None, "fine", outcome="passed")

@@ -168,20 +168,17 @@ def test_a_list_that_cannot_be_read_is_a_usage_error(tmp_path, monkeypatch, list
 # what is chosen
 
 
-@pytest.mark.parametrize(
-    ("targets", "found"),
-    [
-        (
-            ["toy-*b"],
-            ["toy-1b:base..sft", "toy-1b:base..dpo", "toy-7b:base..sft", "toy-70b:base..sft"]),
-        (["toy-?b:base..sft"], ["toy-1b:base..sft", "toy-7b:base..sft"]),
-        (["toy-*:*..dpo"], ["toy-1b:base..dpo"]),
-        (["toy-1b:base..[ds]*"], ["toy-1b:base..sft", "toy-1b:base..dpo"]),
-        (
-            ["other", "toy-7b", "toy-7*", "other"],
-            ["other:base..sft", "toy-7b:base..sft", "toy-70b:base..sft"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("targets", "found"), [
+    (
+        ["toy-*b"],
+        ["toy-1b:base..sft", "toy-1b:base..dpo", "toy-7b:base..sft", "toy-70b:base..sft"]),
+    (["toy-?b:base..sft"], ["toy-1b:base..sft", "toy-7b:base..sft"]),
+    (["toy-*:*..dpo"], ["toy-1b:base..dpo"]),
+    (["toy-1b:base..[ds]*"], ["toy-1b:base..sft", "toy-1b:base..dpo"]),
+    (
+        ["other", "toy-7b", "toy-7*", "other"],
+        ["other:base..sft", "toy-7b:base..sft", "toy-70b:base..sft"]),
+])  # fmt: skip
 def test_globs_choose(registry, targets, found):
     """A glob is over names, after a colon over pairs."""
     selection = select(targets, registry=registry)
@@ -198,14 +195,11 @@ def test_targets_and_a_list_go_together(tmp_path, registry):
     assert [name.partition(":")[0] for name in names(selection)] == ["other", "toy-7b", "d"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named", "kind"),
-    [
-        ({"targets": ["toy-2b"]}, "toy-2b", ShadowError),
-        ({"targets": ["tyo-*"]}, "tyo-*", UsageError),
-        ({"targets": ["*-alone"]}, "alone", UsageError),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("arguments", "named", "kind"), [
+    ({"targets": ["toy-2b"]}, "toy-2b", ShadowError),
+    ({"targets": ["tyo-*"]}, "tyo-*", UsageError),
+    ({"targets": ["*-alone"]}, "alone", UsageError),
+])  # fmt: skip
 def test_what_names_nothing_is_a_fault(registry, arguments, named, kind):
     """A glob without a match is wrong usage."""
     with pytest.raises(ShadowError) as caught:
