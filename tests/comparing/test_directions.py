@@ -210,8 +210,8 @@ def test_unrelated_deltas_are_not_called_related(tmp_path):
 def test_a_cosine_is_beyond_chance_from_four_deviations_on():
     """On top of what a shared rounding may add, if that is known; either way round."""
     for cosine, master, beyond in (
-        (0.0401, None, 1), (0.0399, None, 0), (0.0401, 0.2, 0), (0.2401, 0.2, 1), (0.2399, 0.2, 0),
-        (-0.0401, 0.2, -1), (-0.0399, None, 0), (None, None, 0),
+        (0.0401, None, 1), (0.04, None, 0), (0.0401, 0.2, 0), (0.2401, 0.2, 1), (0.2399, 0.2, 0),
+        (-0.0401, 0.2, -1), (-0.04, None, 0), (None, None, 0),
     ):  # fmt: skip
         known = DeltaDirections(1, 0, cosine, 0.01, master, 0, None, None)
         assert known.beyond_chance == beyond, (cosine, master)
