@@ -207,11 +207,12 @@ def test_checkpoints_of_runs_have_folders_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(("step", "share"), [
-    (0, 0.2), (3, 0.8), (4, 1.0), (5, 1.0), (30, 0.55 + 0.45 * 0.5**0.5), (55, 0.55), (105, 0.1),
+    (0, 0.2), (3, 0.8), (4, 1.0), (5, 1.0), (24, 0.55 + 0.45 * (1 + 5**0.5) / 4),
+    (62, 0.55 + 0.45 * (1 - 5**0.5) / 4), (100, 0.1),
 ])  # fmt: skip
 def test_the_learning_rate_rises_in_a_twentieth_and_falls_as_a_cosine(step, share):
-    """To its peak, and to a tenth of it."""
-    assert training.learning_rate_share(step, 105) == pytest.approx(share)
+    """To its peak, and to a tenth of it. The cosines of a fifth and of three are a golden ratio's."""
+    assert training.learning_rate_share(step, 100) == pytest.approx(share)
 
 
 class Line(torch.nn.Module):
@@ -229,7 +230,7 @@ class Line(torch.nn.Module):
 def test_a_step_is_one_of_training_with_a_gradient_of_at_most_1():
     """Whatever mode the model was in, and whatever gradient was left; the loss is that before."""
     model = Line().eval()
-    model.weight.grad = torch.tensor([-5.0])
+    model.weight.grad = torch.tensor([-150.0])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     assert training.update(model, torch.zeros(1), torch.zeros(1), [optimizer]) == 300.0
     assert model.weight.item() == pytest.approx(2.5)
