@@ -211,7 +211,7 @@ def test_checkpoints_of_runs_have_folders_of_their_own() -> None:
     (62, 0.55 + 0.45 * (1 - 5**0.5) / 4), (100, 0.1),
 ])  # fmt: skip
 def test_the_learning_rate_rises_in_a_twentieth_and_falls_as_a_cosine(step, share):
-    """To its peak, and to a tenth of it; cosines of fifths of a half turn are of the golden ratio."""
+    """To its peak, and to a tenth of it; cosines of fifths are half golden ratios."""
     assert training.learning_rate_share(step, 100) == pytest.approx(share)
 
 
