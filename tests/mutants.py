@@ -43,6 +43,7 @@ QUICK, ALL = 40.0, 240.0  # seconds of tests that run first, and at most, by the
 PATIENCE = 4.0  # times as long, and a minute, counts as hung
 PASSED = 0  # how pytest ends
 FEW = 12  # characters that say little without their line
+SYMMETRICAL = ("max", "min", "maximum", "minimum", "fmax", "fmin", "isclose")
 COMPARED = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -169,7 +170,7 @@ def _changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
         case ast.Subscript(value=value, slice=ast.Constant(value=int(index)), ctx=ast.Load()):
             yield "index", ast.Subscript(value, ast.Constant(0 if index else 1), ast.Load())
         case ast.Call(func=called, args=[first, second, *rest], keywords=keywords):
-            is_alike = isinstance(called, ast.Name) and called.id in ("max", "min")
+            is_alike = ast.unparse(called).rpartition(".")[2] in SYMMETRICAL
             if not is_alike and not any(isinstance(one, ast.Starred) for one in (first, second)):
                 yield "swapped arguments", ast.Call(called, [second, first, *rest], keywords)
 
