@@ -61,13 +61,9 @@ MEMORY = 2 << 30  # bytes beyond what is in use
 ROUND = 200  # examples between two looks at the clock
 LONGEST = 2000  # characters of a message with its hint
 SETTINGS = settings(
-    max_examples=ROUND,
-    deadline=None,
-    database=None,
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate, Phase.shrink],
-)
+    max_examples=ROUND, deadline=None, database=None, report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],
+)  # fmt: skip
 
 ODD = st.sampled_from(
     [
@@ -134,11 +130,8 @@ def changed_json(draw: st.DrawFn, originals: tuple[Any, ...]) -> bytes:
             case "leave out":
                 del parent[last]
             case "swap":
-                other = draw(
-                    st.sampled_from(
-                        list(parent) if isinstance(parent, dict) else range(len(parent))
-                    )
-                )
+                keys = list(parent) if isinstance(parent, dict) else range(len(parent))
+                other = draw(st.sampled_from(keys))
                 parent[last], parent[other] = parent[other], parent[last]
             case _ if isinstance(parent, dict):
                 parent[draw(st.text(max_size=8)) or "shadow"] = parent.pop(last)

@@ -357,14 +357,11 @@ def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
     found = []
     for scale in (0, exponent):
         generator = torch.Generator().manual_seed(0)
-        base, tuned = (
-            {
-                planted.UP.format(layer): 10.0**scale
-                * torch.randn(60, 70, generator=generator, dtype=torch.float64)
-                for layer in range(3)
-            }
-            for _ in range(2)
-        )
+        base, tuned = {}, {}
+        for side in (base, tuned):
+            for layer in range(3):
+                numbers = torch.randn(60, 70, generator=generator, dtype=torch.float64)
+                side[planted.UP.format(layer)] = 10.0**scale * numbers
         pair = planted_pair(tmp_path / str(scale), base, tuned, planted.LLAMA)
         folder = run_pair(pair, EVERYTHING, tmp_path / f"out{scale}").folder
         found.append(frame(folder, subject="delta"))

@@ -36,17 +36,11 @@ def operand(name, shard):
 
 def line_up(base, tuned, local=frozenset()):
     """Pairs of two weight maps (tensor -> shard), and checkpoints; local are shards of folders."""
-    pairs = [
-        MatrixPair(
-            Place("language", 0, "mlp.up", slot=name),
-            operand(name, base[name]) if name in base else None,
-            operand(name, shard),
-            2,
-            2,
-            True,
-        )
-        for name, shard in tuned.items()
-    ]
+    pairs = []
+    for name, shard in tuned.items():
+        ours = operand(name, base[name]) if name in base else None
+        place = Place("language", 0, "mlp.up", slot=name)
+        pairs.append(MatrixPair(place, ours, operand(name, shard), 2, 2, True))
     checkpoints = []
     for side, weight_map in zip(SIDES, (base, tuned), strict=True):
         sources = {
@@ -108,9 +102,8 @@ def played(work, sizes, choose):
             case step:
                 for pair in work.steps[step]:
                     wanted = {shard for shard in shards_of(pair) if shard in sizes}
-                    assert wanted & {visit.shard for visit in work.visits} <= {
-                        visit.shard for visit in here
-                    }
+                    downloaded = {visit.shard for visit in work.visits}
+                    assert wanted & downloaded <= {visit.shard for visit in here}
                 unfinished[step] -= 1
 
 

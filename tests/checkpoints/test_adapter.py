@@ -169,14 +169,8 @@ def test_an_untrained_adapter_is_identical(tmp_path):
 def test_factors_that_do_not_fit_have_a_reason(tmp_path):
     """A module that the base lacks, another shape, a piece of DoRA: each has its row."""
     name = "model.layers.0.self_attn.q_proj"
-    planted.write(
-        tmp_path / "base",
-        {
-            f"{name}.weight": torch.randn(8, 6),
-            "model.layers.0.self_attn.k_proj.weight": torch.randn(8, 6),
-        },
-        planted.LLAMA,
-    )
+    names = (f"{name}.weight", "model.layers.0.self_attn.k_proj.weight")
+    planted.write(tmp_path / "base", {one: torch.randn(8, 6) for one in names}, planted.LLAMA)
     prefix = "base_model.model.model.layers"
     more = {
         f"{prefix}.7.self_attn.q_proj.lora_A.weight": torch.randn(2, 6),

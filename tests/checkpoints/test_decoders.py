@@ -232,14 +232,12 @@ def test_compressed_tensors_in_8_bits(kind, strategy, symmetric):
     size = (256, 384) if strategy == "block" else (24, 64)
     shapes = {"tensor": (1,), "channel": (24, 1), "group": (24, 4), "block": (2, 3)}
     shape = shapes[strategy]
-    args = schemes.QuantizationArgs(
-        num_bits=8,
-        type=kind,
-        symmetric=symmetric,
-        strategy=strategy,
-        group_size=16 if strategy == "group" else None,
-        block_structure=[128, 128] if strategy == "block" else None,
-    )
+    blocks = {
+        "group_size": 16 if strategy == "group" else None,
+        "block_structure": [128, 128] if strategy == "block" else None,
+    }
+    more = {"num_bits": 8, "type": kind, "symmetric": symmetric, "strategy": strategy}
+    args = schemes.QuantizationArgs(**more, **blocks)
     scheme = schemes.QuantizationScheme(targets=["Linear"], weights=args)
     scales = 0.001 + 0.01 * torch.rand(shape, generator=GENERATOR)
     state = {"weight": weights(*size), "weight_scale": scales}

@@ -179,14 +179,9 @@ NAMES = st.sampled_from(
         "mm_projector.0.weight", "model.layers.0.mlp.experts.w1",
     ]
 )  # fmt: skip
-TENSORS = st.dictionaries(
-    NAMES,
-    st.tuples(
-        st.sampled_from(["BF16", "F32", "I64", "F8_E4M3", "X9"]),
-        st.lists(st.integers(0, 9), max_size=4).map(tuple),
-    ),
-    max_size=9,
-)
+DTYPES = st.sampled_from(["BF16", "F32", "I64", "F8_E4M3", "X9"])
+SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)
+TENSORS = st.dictionaries(NAMES, st.tuples(DTYPES, SHAPES), max_size=9)
 
 
 @settings(max_examples=examples(300))

@@ -345,14 +345,8 @@ def test_a_confined_process_can_but_read(tmp_path):
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     (tmp_path / "there").touch(mode=0o644)
     tmp_path.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", ATTEMPTS],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    more = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", ATTEMPTS], timeout=60, **more)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 

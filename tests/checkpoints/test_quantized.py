@@ -166,6 +166,7 @@ def test_the_owner_of_a_tensor(name, owner):
     assert owner_of(name) == owner
 
 
+KEYS = ("quantization_config", "quantization", "quant_method", "bits", "text_config")
 CONFIGS = st.recursive(
     st.none()
     | st.booleans()
@@ -173,14 +174,7 @@ CONFIGS = st.recursive(
     | st.text(max_size=5)
     | st.sampled_from(["gptq", "awq"]),
     lambda inner: (
-        st.lists(inner, max_size=2)
-        | st.dictionaries(
-            st.sampled_from(
-                ["quantization_config", "quantization", "quant_method", "bits", "text_config"]
-            ),
-            inner,
-            max_size=3,
-        )
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3)
     ),
     max_leaves=6,
 )

@@ -157,14 +157,11 @@ def test_what_is_missing_is_left_out_and_named(tmp_path):
 def test_embeddings_and_heads_have_no_vote(tmp_path):
     """A head that says the opposite changes no figure; a warning has it."""
     plain = [uniform(tmp_path / name, c) for name, c in (("a", 0.4), ("b", 0.3))]
-    with_head = [
-        write(
-            tmp_path / f"{name}2",
-            [delta(c, where, frobenius_norm=1.0) for where in places(6)]
-            + [delta(head, place(None, "head"), frobenius_norm=norm)],
-        )
-        for name, c, head, norm in (("a", 0.4, 0.2, 3.0), ("b", 0.3, 0.9, 1.0))
-    ]
+    with_head = []
+    for name, c, head, norm in (("a", 0.4, 0.2, 3.0), ("b", 0.3, 0.9, 1.0)):
+        rows = [delta(c, where, frobenius_norm=1.0) for where in places(6)]
+        rows.append(delta(head, place(None, "head"), frobenius_norm=norm))
+        with_head.append(write(tmp_path / f"{name}2", rows))
     without, found = one(compare(plain)), one(compare(with_head))
     assert found.figures == without.figures
     assert found.verdict == "more concentrated"
@@ -173,18 +170,14 @@ def test_embeddings_and_heads_have_no_vote(tmp_path):
 
 def test_the_experts_of_a_layer_have_one_vote_together(tmp_path):
     """64 experts of a module count as one attention matrix: 2 of 3 modules decide the median."""
-    rows = {
-        name: [
-            delta(c, where)
-            for layer in range(6)
-            for c, where in [
-                *((attention, place(layer, module)) for module in ("attn.q", "attn.o")),
-                *((expert, place(layer, "experts.up", number)) for number in range(64)),
-            ]
-        ]
-        for name, attention, expert in (("a", 0.4, 0.3), ("b", 0.3, 0.4))
-    }
-    found = one(compare([write(tmp_path / name, own) for name, own in rows.items()]))
+    folders = []
+    for name, attention, expert in (("a", 0.4, 0.3), ("b", 0.3, 0.4)):
+        rows = []
+        for layer in range(6):
+            rows += [delta(attention, place(layer, module)) for module in ("attn.q", "attn.o")]
+            rows += [delta(expert, place(layer, "experts.up", number)) for number in range(64)]
+        folders.append(write(tmp_path / name, rows))
+    found = one(compare(folders))
     assert found.matched.matrices == 6 * 66
     assert found.matched.cells == 6 * 3
     assert figures(found)["concentration"].difference == pytest.approx(0.1)

@@ -158,18 +158,14 @@ def test_names_of_all_architectures_of_transformers_have_a_place(part):
             continue
         model, config = found
         both = layouts(model)
-        table[kind] = (
-            len(both[0]) + len(both[1]),
-            [name for one in both for name in unplaced(one, config)],
-        )
-        sides = [
-            {
-                part.place: part.shape(one[name])
-                for name, parts in place_tensors(one, config).items()
-                for part in parts
-            }
-            for one in both
-        ]
+        lost = [name for one in both for name in unplaced(one, config)]
+        table[kind] = (len(both[0]) + len(both[1]), lost)
+        sides = []
+        for one in both:
+            parts = [
+                (name, part) for name, own in place_tensors(one, config).items() for part in own
+            ]
+            sides.append({part.place: part.shape(one[name]) for name, part in parts})
         if sides[0] != sides[1]:
             apart[kind] = [str(place) for place in set(sides[0]) ^ set(sides[1])][:3]
     check(table, 0.97)

@@ -130,14 +130,9 @@ def test_a_known_excess_purity_tells_that_directions_are_above(how):
 
 def test_what_is_unknown_is_counted():
     """Refused and rounded away matrices are told by number, and their figures are null."""
-    found = inside_layers(
-        columns(
-            rows(
-                {"layer": 0, "module": "mlp.up", "kept_reason": "rounding_unexplained"},
-                {"layer": 0, "module": "mlp.down", "kept": 0.1, "kept_reason": "rounded_away"},
-            )
-        )
-    )
+    refused = {"layer": 0, "module": "mlp.up", "kept_reason": "rounding_unexplained"}
+    gone = {"layer": 0, "module": "mlp.down", "kept": 0.1, "kept_reason": "rounded_away"}
+    found = inside_layers(columns(rows(refused, gone)))
     assert [found[name] for name in ("known", "unexplained", "rounded_away")] == [0, 1, 1]
     assert found["relative_norm_unrounded"] is None
 
