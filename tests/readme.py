@@ -215,6 +215,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "lineage": lambda: fenced(planted_lineage()),
     "commands": pages.command_line,
     "row": row_of_demo,
+    "rules": pages.rules,
     "families": lambda: fenced(shadow("families", "stages")),
     "notation": lambda: NOTATION,
     **PARTS,

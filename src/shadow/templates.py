@@ -83,6 +83,16 @@ def fill(
     return SLOT.sub(slot, OPTIONAL.sub(optional, template))
 
 
+def in_words(value: Value, templates: Mapping[str, str]) -> Value:
+    """A value with words in place of the reasons in it. templates: by code."""
+    if isinstance(value, Reason):
+        figures = {name: in_words(figure, templates) for name, figure in value.figures.items()}
+        return fill(templates[value.code], figures)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [str(in_words(part, templates)) for part in value]
+    return value
+
+
 def names_in(template: str) -> list[str]:
     """Return the figures for which a template has slots."""
     return [name for slot in SLOT.finditer(template) for name in slot.groups()[:2] if name]

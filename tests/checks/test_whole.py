@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -24,7 +25,7 @@ from shadow.checkpoints.expected import Expected, stripped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checks.answer import Outcome
 from shadow.checks.registry import CHECKS
-from shadow.checks.whole import WORDS, Whole, judge
+from shadow.checks.whole import RULES, WORDS, Whole, configs, judge, shards, values
 from shadow.checks.whole import names as names_part
 from shadow.checks.whole.configs import Words, read_words
 from shadow.checks.whole.names import Names
@@ -667,9 +668,21 @@ def test_the_child_says_the_same_and_has_no_token(healthy, tmp_path, monkeypatch
     assert verified(folder).code == "not_asked"
 
 
-def test_every_code_has_words_and_every_part_its_own():
-    assert all("{names}" in text for code, text in WORDS.items() if not code.startswith("whole")
-               and code != "not_all")  # fmt: skip
+def test_every_finding_is_an_entry_of_one_table():
+    """Each with a sentence on why it matters and one on what to do; no code is in two topics, and
+    each is one that a judge or the loader has.
+    """
+    topics = (shards.RULES, configs.RULES, configs.OF_ADAPTERS, values.RULES, names_part.RULES)
+    assert sum(map(len, topics)) == len(RULES)
+    for code, rule in RULES.items():
+        for text in (rule.why, rule.do):
+            assert re.fullmatch(r"(?:[A-Z]|peft |transformers )[^?!]+[a-z0-9`]\.", text), code
+        assert not rule.text.endswith(".")
+        assert "{names}" in WORDS[code]
+    folders = (Path(shards.__file__).parent, Path(loader.__file__).parent)
+    sources = [path.read_text() for folder in folders for path in folder.rglob("*.py")]
+    for code in RULES:
+        assert sum(source.count(f'"{code}"') for source in sources) > 1, code
 
 
 @pytest.mark.parametrize(("rows", "outcome"), [(10, HOLDS), (12, OPEN), (8, FAILS)])

@@ -6,8 +6,6 @@ import re
 import pytest
 from reports import delta, identity, places, uniform, write
 
-from shadow.checks.pair_gates import GATES
-from shadow.checks.registry import kinds
 from shadow.comparing.codes import KINDS, TEMPLATES, ComparisonVerdict, ReportRelation, say
 from shadow.comparing.comparison import compare
 from shadow.comparing.lineage import lineage
@@ -15,6 +13,7 @@ from shadow.gates.verdicts import WORDS_OF_VERDICTS
 from shadow.reasons import REASONS
 from shadow.reports.columns import read_words
 from shadow.summary.changes import CHANGES
+from shadow.telling import dictionary
 from shadow.telling.reading import AuditReport, read_step
 from shadow.templates import Reason
 
@@ -25,11 +24,9 @@ def test_codes_are_snake_case_and_unique():
     """Among themselves, and beside those of sentences, checks, gates, rules and skipped tensors."""
     others = {*read_words("words.yaml")["sentences"], *REASONS, *WORDS_OF_VERDICTS}
     others |= {change.code for change in CHANGES}
-    checks = [*GATES.values()]
-    for kind in kinds().values():
-        checks += kind.checks.values()
-    for check in checks:
-        others |= {check.code, *check.words}
+    for kind in dictionary.KINDS:
+        for check in kind.values():
+            others |= {check.code, *check.words}
     assert len(set(CODES)) == len(CODES)
     assert not others & set(CODES)
     assert all(re.fullmatch("[a-z]+(_[a-z]+)*", code) for code in CODES)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.whole.configs import ADAPTER_CONFIG
-from shadow.checks.whole.part import SMALL, Findings, json_object
+from shadow.checks.whole.part import DOUBT, FAULT, NOTE, SMALL, FindingRule, Findings, json_object
 from shadow.errors import FileError, ShadowError
 
 if TYPE_CHECKING:
@@ -36,27 +36,110 @@ PICKLED = re.compile(r"pytorch_model.*\.bin|consolidated.*\.pth")
 CUTTING = ("config.json", INDEX)  # files beside the weights without which a loader is not asked
 LFS = b"version https://git-lfs"
 NEWER = 2  # seconds
-WORDS = {
-    "pointer": "a Git-LFS pointer, not the file itself",
-    "shard_missing": "the index names it, and it is not there, with {tensors:count tensor|tensors}",
-    "unreadable": "{why}",
-    "no_tensors": "there are no tensors in it",
-    "layer_absent": "{tensors:all tensor|tensors} of it are absent ({first}): the index puts them"
-    " in {shards}",
-    "absent": "the index puts it in {shard}, which has no such tensor",
-    "twice_differs": "in {shard} and in {other}, with other values; transformers takes that of"
-    " {other}",
-    "twice_unknown": "in {shard} and in {other}; values are not compared",
-    "elsewhere": "the index puts it in {shard}, and it is in {other}",
-    "unindexed": "in {shard}, but not in the index",
-    "shard_outside": "the index does not name it, so no loader reads it; it has"
-    " {tensors:count tensor|tensors}",
-    "no_index": "shards without an index, which loaders look for",
-    "set_differs": "a second set of weights, with other values in {tensors:count tensor|tensors},"
-    " such as {first}; transformers reads {read}",
-    "set_unknown": "a second set of weights, which is not compared; transformers reads {read}",
-    "set_newer": "newer than {read}, which transformers reads, and not compared",
-    "adapter_beside": "an adapter beside a whole model: transformers adds it to the model",
+RULES: Mapping[str, FindingRule] = {
+    "pointer": FindingRule(
+        FAULT,
+        "a Git-LFS pointer, not the file itself",
+        "The file has the address of the content, so a loader finds nothing to read.",
+        "Run `git lfs pull` in the checkout, or download the file again.",
+    ),
+    "shard_missing": FindingRule(
+        FAULT,
+        "the index names it, and it is not there, with {tensors:count tensor|tensors}",
+        "A loader stops, or initialises these tensors at random.",
+        "Download or copy the file, or save the model again.",
+    ),
+    "unreadable": FindingRule(
+        FAULT,
+        "{why}",
+        "A loader stops at it; the file was cut off, overwritten or written by hand.",
+        "Download or copy the file again, and compare its SHA-256 with the original's.",
+    ),
+    "nothing_opened": FindingRule(
+        DOUBT,
+        "no tensor can be read, so values, names and tokens are not looked at",
+        "Everything but the files stays unseen.",
+        "Mend the files that cannot be read, and run the command again.",
+    ),
+    "no_tensors": FindingRule(
+        FAULT,
+        "there are no tensors in it",
+        "Every weight of the model would be random.",
+        "Save the model again, and check that its state dict has tensors.",
+    ),
+    "layer_absent": FindingRule(
+        FAULT,
+        "{tensors:all tensor|tensors} of it are absent ({first}): the index puts them in {shards}",
+        "transformers initialises at random what a file lacks.",
+        "Restore the file from a whole copy, or save the model again.",
+    ),
+    "absent": FindingRule(
+        FAULT,
+        "the index puts it in {shard}, which has no such tensor",
+        "transformers initialises at random what a file lacks.",
+        "Restore the file from a whole copy, or save the model again.",
+    ),
+    "twice_differs": FindingRule(
+        FAULT,
+        "in {shard} and in {other}, with other values; transformers takes that of {other}",
+        "Loaders choose by the order of the files, so two tools run two different models.",
+        "Delete the copy that is out of date, and write the index again.",
+    ),
+    "twice_unknown": FindingRule(
+        DOUBT,
+        "in {shard} and in {other}; values are not compared",
+        "If the copies differ, two tools run two different models.",
+        "Run the command again without `--headers`.",
+    ),
+    "elsewhere": FindingRule(
+        FAULT,
+        "the index puts it in {shard}, and it is in {other}",
+        "A loader that opens the file of the index does not find the tensor.",
+        "Write the index again from the headers of the files.",
+    ),
+    "unindexed": FindingRule(
+        FAULT,
+        "in {shard}, but not in the index",
+        "A loader that goes by the index does not read it.",
+        "Add it to `weight_map` of the index, or remove it from the file.",
+    ),
+    "shard_outside": FindingRule(
+        FAULT,
+        "the index does not name it, so no loader reads it; it has {tensors:count tensor|tensors}",
+        "The weights in it are in no model that is loaded.",
+        "Add its tensors to the index, or move the file to another folder.",
+    ),
+    "no_index": FindingRule(
+        FAULT,
+        "shards without an index, which loaders look for",
+        "Loaders look for model.safetensors or an index, and stop without both.",
+        "Copy the index from the source, or save the model again.",
+    ),
+    "set_differs": FindingRule(
+        FAULT,
+        "a second set of weights, with other values in {tensors:count tensor|tensors}, such as"
+        " {first}; transformers reads {read}",
+        "A tool that reads the other set runs another model.",
+        "Delete the set that is out of date, or move it to another folder.",
+    ),
+    "set_unknown": FindingRule(
+        NOTE,
+        "a second set of weights, which is not compared; transformers reads {read}",
+        "A tool that reads the other set may run another model.",
+        "Compare both with `shadow verify same`, or delete the one that nobody needs.",
+    ),
+    "set_newer": FindingRule(
+        DOUBT,
+        "newer than {read}, which transformers reads, and not compared",
+        "A training or a conversion may have updated this set alone.",
+        "Compare both with `shadow verify same`, and delete the one that is out of date.",
+    ),
+    "adapter_beside": FindingRule(
+        FAULT,
+        "an adapter beside a whole model: transformers adds it to the model",
+        "The model that is loaded is not the one that its files of weights have.",
+        "Move the adapter to a folder of its own.",
+    ),
 }
 
 
@@ -99,42 +182,42 @@ class FileFacts:
         return any(name in CUTTING or name.endswith(".safetensors") for name in lacking)
 
 
-def judge_files(part: Findings, found: FileFacts) -> None:
+def judge_files(findings: Findings, found: FileFacts) -> None:
     """Report contradictions, a row a file or tensor; oddities are notes."""
     for name in found.pointers:
-        part.fault(name, "pointer")
+        findings.add(name, "pointer")
     for name, count in found.missing.items():
-        part.fault(name, "shard_missing", tensors=count)
+        findings.add(name, "shard_missing", tensors=count)
     for name, why in found.unreadable.items():
-        part.fault(name, "unreadable", why=why)
+        findings.add(name, "unreadable", why=why)
     if found.read and not any(found.headers.get(shard, True) for shard in found.read):
-        part.fault(found.read[0], "no_tensors")
+        findings.add(found.read[0], "no_tensors")
     holders: defaultdict[str, list[str]] = defaultdict(list)
     for shard in found.read:
         for name in found.headers.get(shard, ()):
             holders[name].append(shard)
     for name, shards in holders.items():
         if len(shards) > 1 and not found.equal.get(name):
-            say, code = part.fault, "twice_differs"
-            if name not in found.equal:
-                say, code = part.doubt, "twice_unknown"
-            say(name, code, shard=shards[0], other=shards[-1])
+            code = "twice_differs" if name in found.equal else "twice_unknown"
+            findings.add(name, code, shard=shards[0], other=shards[-1])
     if found.weight_map:
-        _judge_index(part, found, holders)
+        _judge_index(findings, found, holders)
     elif INDEX not in found.names and any(map(NUMBERED.fullmatch, found.read)):
-        part.fault(found.read[0], "no_index")
+        findings.add(found.read[0], "no_index")
     for other in found.others:
         if other.differing:
             first, count = other.differing[0], len(other.differing)
-            part.fault(other.file, "set_differs", read=found.read[0], first=first, tensors=count)
+            findings.add(other.file, "set_differs", read=found.read[0], first=first, tensors=count)
         elif other.differing is None:
-            say = part.doubt if other.newer else part.note
-            say(other.file, "set_newer" if other.newer else "set_unknown", read=found.read[0])
+            code = "set_newer" if other.newer else "set_unknown"
+            findings.add(other.file, code, read=found.read[0])
     if {ADAPTER_CONFIG, ADAPTER} <= {*found.names} and ADAPTER not in found.read:
-        part.fault(ADAPTER, "adapter_beside")
+        findings.add(ADAPTER, "adapter_beside")
 
 
-def _judge_index(part: Findings, found: FileFacts, holders: Mapping[str, Sequence[str]]) -> None:
+def _judge_index(
+    findings: Findings, found: FileFacts, holders: Mapping[str, Sequence[str]]
+) -> None:
     from shadow.checkpoints.expected import owners_of
 
     owners = {owner for name in holders for owner in owners_of(name)}
@@ -144,18 +227,18 @@ def _judge_index(part: Findings, found: FileFacts, holders: Mapping[str, Sequenc
             owner = next((owner for owner in owners_of(name) if owner not in owners), name)
             absent[owner].append(name)
         elif shard in found.headers and shard not in holders[name]:
-            part.fault(name, "elsewhere", shard=shard, other=holders[name][-1])
+            findings.add(name, "elsewhere", shard=shard, other=holders[name][-1])
     for owner, names in absent.items():
         shards = [*dict.fromkeys(found.weight_map[name] for name in names)]
         if len(names) > 1:
-            part.fault(owner, "layer_absent", tensors=len(names), first=names, shards=shards)
+            findings.add(owner, "layer_absent", tensors=len(names), first=names, shards=shards)
         else:
-            part.fault(names[0], "absent", shard=shards[0])
+            findings.add(names[0], "absent", shard=shards[0])
     for name in holders.keys() - found.weight_map.keys():
-        part.fault(name, "unindexed", shard=holders[name][-1])
+        findings.add(name, "unindexed", shard=holders[name][-1])
     for name, header in found.headers.items():
         if OWN.fullmatch(name) and name not in found.read and not header.keys() & holders.keys():
-            part.fault(name, "shard_outside", tensors=len(header))
+            findings.add(name, "shard_outside", tensors=len(header))
 
 
 # a checkpoint without those of its files that cannot be read, None where none can; its tensors as
