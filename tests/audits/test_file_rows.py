@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from shadow.checkpoints import listing
-from shadow.checkpoints.listing import kind_of, listings_of
-from shadow.checkpoints.opening import Assembled, open_folder
+from shadow.checkpoints.opening import Assembled, listings_of, open_folder
+from shadow.checkpoints.stored_files import kind_of
 from shadow.run.file_rows import file_rows
 
 pytest_plugins = "hub_pairs"

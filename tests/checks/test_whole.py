@@ -219,6 +219,15 @@ def other_shards(folder):
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
+def below(folder):
+    """The shards in a folder, where the index has them."""
+    (folder / "parts").mkdir()
+    for shard in (FIRST, SECOND):
+        (folder / shard).rename(folder / "parts" / shard)
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+    indexed(folder, **{name: f"parts/{shard}" for name, shard in weight_map.items()})
+
+
 def adapter_beside(folder):
     pairs = {UP: (torch.ones(96, 4), torch.ones(4, 64))}
     planted.adapter(folder, pairs, target_modules=["up_proj"])
@@ -317,6 +326,7 @@ FILES = {
     "no index": (True, lambda f: lose(f, INDEX), FAILS, "no_index", FIRST),
     "no index, a shard lost": (
         True, lambda f: (lose(f, INDEX), lose(f, SECOND)), FAILS, "no_index", FIRST),
+    "shards below the folder": (True, below, HOLDS, "whole", None),
     "named and absent": (True, lambda f: indexed(f, gone=FIRST), FAILS, "absent", "gone"),
     "in another shard": (
         True, lambda f: indexed(f, **{HEAD: SECOND}), FAILS, "elsewhere", HEAD),

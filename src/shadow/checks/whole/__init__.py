@@ -20,6 +20,7 @@ from shadow.templates import Reason, Value
 from shadow.text import nearest
 
 if TYPE_CHECKING:
+    from shadow.checkpoints.expected import Expected
     from shadow.run.runtime import Runtime
     from shadow.run.scan import Swept
     from shadow.run.scanned import Unmatched
@@ -127,20 +128,35 @@ def require_acceptable(accept: Mapping[str, str]) -> None:
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
-    """Read headers and small files, then ask a loader, then sweep once over values."""
+    """Read headers and small files, then sweep once over values while a loader is asked."""
+    from shadow.checkpoints.transfers import meanwhile
+
     read = not asked.headers
     checkpoint, stored, small, files = shards.open_whole(
         asked.models[0], runtime, scratch, with_values=read
     )
     if checkpoint is None:
         return Whole(files, with_values=read, accept=asked.accept)
-    adapter, expected, named = None, None, None
     is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
     is_adapter |= checkpoint.adapter is not None
     is_loaded = asked.models[0] in runtime.found  # a model in memory
-    if not is_adapter and not is_loaded:
-        expected = names.gather_expected(checkpoint, scratch / "loader", is_cut=files.are_cut)
+    swept: list[Swept] = []
+    unread: list[Unmatched] = []
+
+    def ask() -> Expected | None:
+        if is_adapter or is_loaded:
+            return None
+        folder = scratch / "loader"
+        return names.gather_expected(checkpoint, runtime.cache, folder, is_cut=files.are_cut)
+
+    with meanwhile(ask) as answer:
+        if read:
+            from shadow.run.scan import sweep
+
+            swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
+    expected = answer.result()
     vocabulary = find_vocabulary(checkpoint, expected)
+    adapter, named = None, None
     if expected is not None:
         tied = None
         if vocabulary.heads and vocabulary.embeddings:
@@ -149,12 +165,6 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
             tied = names.gather_tied(checkpoint, ends, reading, is_tied=expected.tied)
         indexed = files.weight_map.keys()
         named = names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
-    swept: list[Swept] = []
-    unread: list[Unmatched] = []
-    if read:
-        from shadow.run.scan import sweep
-
-        swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
     if is_adapter:
         adapter = configs.read_factors(small.get(configs.ADAPTER_CONFIG), stored, swept)
     words = configs.read_words(

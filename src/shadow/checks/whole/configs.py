@@ -21,6 +21,7 @@ from shadow.checks.whole.part import (
     is_broken,
     json_object,
 )
+from shadow.places.names import name_rules
 from shadow.templates import Value
 
 if TYPE_CHECKING:
@@ -164,6 +165,12 @@ OF_ADAPTERS: Mapping[str, FindingRule] = {
         "config says DoRA, but no module has magnitudes",
         "peft takes the magnitudes of the base, which is another update than was trained.",
         "Restore the magnitudes, or set `use_dora` to false if none were trained.",
+    ),
+    "adapter_other": FindingRule(
+        NOTE,
+        "an adapter of type {kind}, whose tensors are not compared with its config",
+        "A tensor that it lacks is not named.",
+        "Load it on its base with peft.",
     ),
     "adapter_kind": FindingRule(
         DOUBT,
@@ -311,7 +318,9 @@ def judge_adapter(findings: Findings, found: Factors) -> None:
     findings.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
     config, alpha = found.config, found.config.get("lora_alpha")
     if not found.is_compared:
-        findings.add(ADAPTER_CONFIG, "adapter_kind", kind=str(config.get("peft_type"))[:40])
+        kind = str(config.get("peft_type"))
+        code = "adapter_other" if kind in name_rules().adapters else "adapter_kind"
+        findings.add(ADAPTER_CONFIG, code, kind=kind[:40])
         return
     if not isinstance(alpha, int | float) or not alpha > 0:
         findings.add(ADAPTER_CONFIG, "alpha", alpha=str(alpha)[:40])
@@ -325,8 +334,11 @@ def judge_adapter(findings: Findings, found: Factors) -> None:
     targets = config.get("target_modules")  # a list, or a pattern, or all-linear
     named = [one for one in targets if isinstance(one, str)] if isinstance(targets, list) else []
     ends = {module: _ends(module) for module in found.shapes}
+    excluded = config.get("exclude_modules")  # in the same forms
     for target in sorted({*named}.difference(*ends.values())):
-        findings.add(clipped(target), "target_absent")
+        is_listed = isinstance(excluded, list) and not _ends(target).isdisjoint(map(str, excluded))
+        if not is_listed and not isinstance(excluded, str):
+            findings.add(clipped(target), "target_absent")
     if named and not config.get("target_parameters"):
         for module in ends:
             if ends[module].isdisjoint(named):

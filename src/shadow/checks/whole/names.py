@@ -100,6 +100,12 @@ RULES: Mapping[str, FindingRule] = {
         "What was trained in it does nothing; its name or the config is that of another model.",
         "Rename it as the class expects, or correct `architectures` in config.json.",
     ),
+    "other_head": FindingRule(
+        NOTE,
+        "the model has no such tensor, and {spare} has: transformers leaves it out",
+        "A head of another task, which the class of config does without.",
+        "Name {spare} in `architectures` if the head is to be used.",
+    ),
     "head_differs": FindingRule(
         FAULT,
         "stored beside a config that ties it to {embedding}, with other values: transformers 5"
@@ -263,9 +269,10 @@ def _judge_loading(findings: Findings, found: Names, layers: Collection[str]) ->
         if MTP.fullmatch(name) or _is_beyond(name, found.config):
             findings.add(name, "mtp")
         elif not is_judged_elsewhere and (info is None or info.parameters):
-            findings.add(name, "unexpected")
+            spare = found.expected.spare
+            findings.add(name, "other_head" if spare else "unexpected", spare=spare)
     for name, shape, other in found.expected.mismatched:
-        if not is_named(name) and 0 not in shape:
+        if not is_named(name) and shape[:1] != (0,):
             findings.add(name, "mismatched", shape=_by(shape), other=_by(other))
 
 
@@ -284,6 +291,9 @@ def _judge_experts(findings: Findings, found: Names) -> set[str]:
     for owner, tensors in experts.items():
         numbers[role(owner)].update(*tensors.values())
     every = {kind: sorted(own) for kind, own in numbers.items()}
+    expected = found.expected
+    wrong = [*expected.missing, *(name for name, _, _ in expected.mismatched)]
+    faulty = {match[1] for match in map(LAYER.fullmatch, wrong) if match and "experts" in match[0]}
     layers = set()
     for owner, tensors in experts.items():
         for names in tensors.values():
@@ -291,8 +301,11 @@ def _judge_experts(findings: Findings, found: Names) -> set[str]:
             usual = Counter(shapes.values()).most_common(1)[0][0]
             for name in sorted(name for name, shape in shapes.items() if shape != usual):
                 findings.add(name, "expert_shape", shape=shapes[name], other=usual)
+        layer = LAYER.fullmatch(owner + "0")
+        if layer and not expected.problem and layer[1] not in faulty:
+            continue  # whatever the loader expects is there
         lacks = _judge_lost_experts(findings, owner, tensors, every[role(owner)])
-        if lacks and (layer := LAYER.fullmatch(owner + "0")):
+        if lacks and layer:
             layers.add(layer[1])
     return layers
 
@@ -368,9 +381,12 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
     return said or packed or bool(checkpoint.refused)
 
 
-def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> Expected:
-    """Ask a loader about names and shapes, if one can be asked."""
+def gather_expected(
+    checkpoint: Checkpoint, cache: Path | None, scratch: Path, *, is_cut: bool
+) -> Expected:
+    """Ask a loader about names and shapes, if one can be asked. cache: a folder of answers."""
     from shadow.checkpoints.expected import Expected, expected
+    from shadow.run.file_cache import FileCache
 
     classes = checkpoint.config.get("architectures")
     problems = (
@@ -391,22 +407,25 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
             for name, stored in stored_names.items()
         }
     named = {name: checkpoint.tensors[stored] for name, stored in stored_names.items()}
-    answer = expected(checkpoint.config, named, scratch)
+    answers = None if cache is None else FileCache(cache, ".json")
+    answer = expected(checkpoint.config, named, scratch, answers)
     inputs = [stored_names[name] for name in answer.inputs if name in stored_names]
     outputs = [stored_names[name] for name in answer.outputs if name in stored_names]
     return replace(answer, inputs=inputs, outputs=outputs)
 
 
 def gather_tied(
-    checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool
+    checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool | None
 ) -> Tied | None:
-    """Return a head and the embedding that config, or the class (is_tied), ties it to. runtime:
-    None if values are not read.
+    """Return a head and the embedding that the class ties it to. is_tied: None where no loader was
+    asked, so that config decides. runtime: None if values are not read.
     """
     infos = [checkpoint.tensors[name] for name in names]
-    parts = (checkpoint.config, text_config(checkpoint.config))
-    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
-    if infos[0].shape != infos[1].shape or not (said[0] if said else is_tied):
+    if is_tied is None:
+        parts = (checkpoint.config, text_config(checkpoint.config))
+        said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+        is_tied = bool(said and said[0])
+    if infos[0].shape != infos[1].shape or not is_tied:
         return None
     if runtime is None:
         return *names, None
