@@ -145,5 +145,6 @@ def test_bytes_are_in_the_cache_by_their_name_or_their_checksum(
     (blobs / "ab").touch()
     monkeypatch.setattr(hub_module, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(hub_module, "cached", lambda file: copy)
-    file = hub_module.RemoteFile("org/x", "0" * 40, "x.bin", 0, checksum, offline=True)
+    where = {"repo": "org/x", "commit": "0" * 40, "offline": True}
+    file = hub_module.RemoteFile("x.bin", 0, checksum, **where)
     assert hub_module.in_cache(file) is is_there
