@@ -287,10 +287,13 @@ WHOLE = {  # files of a folder; a list of them under "left out" is not written
         "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1,
         "vocab_size": 16, "intermediate_size": 16, "tie_word_embeddings": True,
         "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [2, 3],
+        "auto_map": {"AutoModel": "x.X"}, "image_token_id": 3, "decoder_start_token_id": 1,
     },
+    "modules.json": [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}],
     "generation_config.json": {"eos_token_id": 2, "pad_token_id": None, "temperature": 0.6},
     "tokenizer_config.json": {
-        "eos_token": {"content": "</s>"}, "bos_token": "<s>", "chat_template": "{{ messages }}",
+        "eos_token": {"content": "</s>"}, "bos_token": "<s>", "image_token": "<s>",
+        "chat_template": "<|im_start|>{{ messages }}<|im_end|>", "tokenizer_class": "XFast",
         "added_tokens_decoder": {"2": {"content": "</s>"}}, "model_max_length": 10**30,
     },
     "tokenizer.json": {

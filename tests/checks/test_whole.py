@@ -25,7 +25,17 @@ from shadow.checkpoints.expected import Expected, stripped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checks.answer import Outcome
 from shadow.checks.registry import CHECKS
-from shadow.checks.whole import RULES, WORDS, Whole, configs, judge, shards, values
+from shadow.checks.whole import (
+    RULES,
+    WORDS,
+    Whole,
+    configs,
+    copies,
+    judge,
+    shards,
+    small_files,
+    values,
+)
 from shadow.checks.whole import names as names_part
 from shadow.checks.whole.configs import Words, read_words
 from shadow.checks.whole.names import Names
@@ -579,7 +589,8 @@ def test_no_false_alarm_of_the_names_of_released_models(tmp_path):
             said = replace(loader.expected(config, stored, tmp_path), mismatched=())
             small = {one.name: one.read_bytes() for one in index.parent.glob("*.json")}
             words = read_words(small, rows=0, sees=True, checks_size=False)
-            found = judged(names=Names(stored, config, said), words=words)
+            beside = small_files.SmallFiles(small, None, words)
+            found = judged(names=Names(stored, config, said), words=words, small=beside)
             outcomes[index.parent.name] = said.problem or found.outcome
     assert len(outcomes) > 30
     assert set(outcomes.values()) == {"unknown_class", HOLDS}
@@ -682,7 +693,8 @@ def test_every_finding_is_an_entry_of_one_table():
     """Each with a sentence on why it matters and one on what to do; no code is in two topics, and
     each is one that a judge or the loader has.
     """
-    topics = (shards.RULES, configs.RULES, configs.OF_ADAPTERS, values.RULES, names_part.RULES)
+    rooms = (shards, configs, values, names_part, small_files, copies)
+    topics = [room.RULES for room in rooms] + [configs.OF_ADAPTERS]
     assert sum(map(len, topics)) == len(RULES)
     for code, rule in RULES.items():
         for text in (rule.why, rule.do):

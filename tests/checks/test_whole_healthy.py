@@ -203,8 +203,10 @@ def sentence_transformer(folder):
     save("bert", "BertModel", folder)
     kinds = ("Transformer", "Pooling", "Dense", "Normalize")
     paths = ("", "1_Pooling", "2_Dense", "3_Normalize")
-    modules = [{"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
-               for at, (kind, path) in enumerate(zip(kinds, paths, strict=True))]  # fmt: skip
+    modules = [
+        {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for at, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
     (folder / "modules.json").write_text(json.dumps(modules))
     edit(folder, "sentence_bert_config.json", max_seq_length=128, do_lower_case=False)
     edit(folder, "config_sentence_transformers.json", model_type="SentenceTransformer")

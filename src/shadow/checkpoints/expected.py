@@ -268,8 +268,8 @@ def _asked(
             cls, None, config=made, state_dict=state, device_map={"": "meta"},
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    usual = [getattr(part, f"{word}_token_id", None) for word in ("eos", "bos", "pad")
-             for part in (plain, plain_inner)]  # fmt: skip
+    usual = [value for part in (plain, plain_inner) for key, value in part.to_dict().items()
+             if key.endswith(("_token_id", "_token_index"))]  # fmt: skip
     mismatched = sorted(found["mismatched_keys"])
     faults = " ".join(map(str, found.get("error_msgs") or ()))[:LONGEST]
     missing = {*found["missing_keys"]}

@@ -121,10 +121,13 @@ def listing_of_folder(root: Path, skipped: Sequence[Path] = ()) -> Listing:
 
 
 def top_of_folder(root: Path) -> Listing:
-    """List what lies in a folder itself, without checksums."""
+    """List what lies in a folder itself, and in those of modules of sentence-transformers
+    (`1_Pooling`), without checksums.
+    """
     files = {}
-    for path in sorted(root.iterdir()):
-        file = _stored(root, path.name, -1)
+    inner = itertools.islice(root.glob("[0-9]*_*/*"), MAX_FILES)
+    for path in sorted([*root.iterdir(), *inner]):
+        file = _stored(root, path.relative_to(root).as_posix(), -1)
         files[file.path] = file
     return Listing(str(root), files, folder=root)
 

@@ -76,8 +76,10 @@ def judge(evidence: RelatedUnits) -> Answer:
     counts: dict[str, Figure] = {"candidates": len(names), "related": len(related)}
     unknown = [_named("candidates_not_compared", of_none)] if of_none else []
     if not related:
-        if unknown or any(units.reordered is None for units in relations):
-            return Answer(Outcome.INCONCLUSIVE, unknown or [Reason("no_order")], counts, against)
+        if any(units.reordered is None for units in relations):
+            unknown = unknown or [Reason("no_order")]
+        if unknown:
+            return Answer(Outcome.INCONCLUSIVE, unknown, counts, against)
         least = min(units.p for units in relations)
         more = " or more" if len(names) > 1 else None
         reason = Reason("no_candidate", p=least, more=more)
@@ -89,11 +91,19 @@ def judge(evidence: RelatedUnits) -> Answer:
             reason = Reason(doubt, near=names[nearest], far=names[other])
             return Answer(Outcome.INCONCLUSIVE, [reason], counts, against)
     units = relations[nearest]
-    counts |= {"p": units.p, "z": units.z, "cosine": units.cosine, "distance": units.distance}
-    reasons = [Reason("nearest", name=names[nearest], how=against.pop(nearest).why)]
+    counts |= {
+        "p": units.p,
+        "z": units.z,
+        "cosine": units.cosine,
+        "distance": units.distance,
+    }
+    how = against.pop(nearest).why
+    reasons = [Reason("nearest", name=names[nearest], how=how)]
     if others:
-        reasons.append(_named("beyond", [names[other] for other in others]))
-    return Answer(Outcome.HOLDS, [*reasons, *unknown, Reason("direction")], counts, against)
+        further = [names[other] for other in others]
+        reasons.append(_named("beyond", further))
+    reasons += [*unknown, Reason("direction")]
+    return Answer(Outcome.HOLDS, reasons, counts, against)
 
 
 def _named(code: str, names: Sequence[str | Reason]) -> Reason:

@@ -1,18 +1,18 @@
 """`whole CHECKPOINT`: whether one checkpoint agrees with itself.
 
-In this package: shards, values, names (what a loader expects), vocabulary and configs (tokens,
-adapters).
+In this package: shards, values, names (what a loader expects), vocabulary, configs (tokens,
+adapters), small_files (compared with each other) and copies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Answer, Check, Outcome, Question
-from shadow.checks.whole import configs, names, shards, values
+from shadow.checks.whole import configs, copies, names, shards, small_files, values
 from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings, folded, gathered
 from shadow.checks.whole.vocabulary import find_vocabulary
 from shadow.errors import UsageError
@@ -32,6 +32,8 @@ RULES: Mapping[str, FindingRule] = {
     **values.RULES,
     **names.RULES,
     **configs.RULES,
+    **small_files.RULES,
+    **copies.RULES,
 }
 # a row has its name before it, a sentence its names
 WORDS = {code: f"[{{names}}: ]{rule.text}" for code, rule in RULES.items()} | {
@@ -55,6 +57,8 @@ class Whole:
     names: names.Names | None = None
     words: configs.Words | None = None
     adapter: configs.Factors | None = None
+    small: small_files.SmallFiles | None = None
+    copies: Sequence[copies.Copy] = ()
     with_values: bool = True
     accept: Mapping[str, str] = field(default_factory=dict)
     """By the code of a fault that a person accepts, the reason."""
@@ -84,6 +88,10 @@ def judge(found: Whole) -> Answer:
         configs.judge_words(findings, found.words)
     if found.adapter is not None:
         configs.judge_adapter(findings, found.adapter)
+    if found.small is not None:
+        small_files.judge_small_files(findings, found.small)
+    for code, name, other in found.copies:
+        findings.add(name, code, other=other)
     if found.values is None:
         findings.add("", "nothing_opened")
     order = [*RULES]
@@ -176,10 +184,15 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     )
     tokens = max(words.vocabulary.values(), default=-1) + 1
     is_quantised = names.is_quantised(checkpoint)
+    plain = () if is_quantised else stored.values()
+    needs_code = expected is not None and expected.problem == "unknown_class"
+    beside = small_files.SmallFiles(small, files.every, words, plain, needs_code)
+    found = copies.gather_copies(checkpoint, vocabulary, beside.written, swept, runtime)
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
     every = values.Values(stored, swept, unread, tables, is_quantised)
-    return Whole(files, every, named, words, adapter, read, asked.accept)
+    parts = files, every, named, words, adapter, beside, found
+    return Whole(*parts, read, asked.accept)
 
 
 CHECK = Check(

@@ -266,7 +266,7 @@ def _judge_loading(findings: Findings, found: Names, layers: Collection[str]) ->
     for name in sorted(found.expected.unexpected):
         info = found.tensors.get(name)
         is_judged_elsewhere = BUFFER.fullmatch(name) or FLAT.fullmatch(name)
-        if MTP.fullmatch(name) or _is_beyond(name, found.config):
+        if is_of_mtp(name, found.config):
             findings.add(name, "mtp")
         elif not is_judged_elsewhere and (info is None or info.parameters):
             spare = found.expected.spare
@@ -352,6 +352,11 @@ def _judge_mtp(findings: Findings, found: Names) -> None:
         findings.add(key, "mtp_missing", of=promised, found=count)
 
 
+def is_of_mtp(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a tensor is of a layer that predicts further tokens."""
+    return bool(MTP.fullmatch(name)) or _is_beyond(name, config)
+
+
 def _is_beyond(name: str, config: Mapping[str, Any]) -> bool:
     """Return whether a tensor belongs to a layer after the last that config counts, if it promises
     more.
@@ -420,18 +425,33 @@ def gather_tied(
     """Return a head and the embedding that the class ties it to. is_tied: None where no loader was
     asked, so that config decides. runtime: None if values are not read.
     """
-    infos = [checkpoint.tensors[name] for name in names]
+    shapes = {checkpoint.tensors[name].shape for name in names}
     if is_tied is None:
-        parts = (checkpoint.config, text_config(checkpoint.config))
-        said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
-        is_tied = bool(said and said[0])
-    if infos[0].shape != infos[1].shape or not is_tied:
+        is_tied = says_tied(checkpoint.config, default=False)
+    if len(shapes) > 1 or not is_tied:
         return None
-    if runtime is None:
-        return *names, None
-    from shadow.checkpoints.transfers import Transfer
+    return *names, None if runtime is None else are_equal(checkpoint, names, runtime)
+
+
+def says_tied(config: Mapping[str, Any], *, default: bool) -> bool:
+    """Return whether a config ties the head to the embedding. default: if it does not say."""
+    parts = (config, text_config(config))
+    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+    return bool(said[0]) if said else default
+
+
+def are_equal(checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime) -> bool:
+    """Return whether two tensors of a checkpoint hold equal values."""
     from shadow.run.scan import same_values
 
-    for shard in {info.shard for info in infos}:
+    one, other = (checkpoint.tensors[name] for name in names)
+    fetch(checkpoint, (one, other), runtime)
+    return same_values(checkpoint.tensor, one, other)
+
+
+def fetch(checkpoint: Checkpoint, tensors: Collection[TensorInfo], runtime: Runtime) -> None:
+    """Fetch the shards of tensors, so that they can be read."""
+    from shadow.checkpoints.transfers import Transfer
+
+    for shard in {info.shard for info in tensors}:
         checkpoint.sources[shard].fetch(Transfer(runtime.say))
-    return *names, same_values(checkpoint.tensor, infos[0], infos[1])

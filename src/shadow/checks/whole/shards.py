@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from shadow.checks.whole.configs import ADAPTER_CONFIG
+from shadow.checks.whole.configs import ADAPTER_CONFIG, CONFIG
 from shadow.checks.whole.part import DOUBT, FAULT, NOTE, SMALL, FindingRule, Findings, json_object
 from shadow.errors import FileError, PointerError, ShadowError
 
@@ -36,6 +36,8 @@ OWN = re.compile(
     r"(?!consolidated|adapter_|optimizer|training|scheduler|random|rng).*\.safetensors"
 )
 CONSOLIDATED = re.compile(r"consolidated.*\.safetensors")
+# of modules of sentence-transformers
+MODULE_FILE = re.compile(r"[0-9]+_\w+/config\.json|[0-9]+_Dense\w*/model\.safetensors")
 PICKLED = re.compile(r"pytorch_model.*\.bin|consolidated.*\.pth")
 CUTTING = ("config.json", INDEX)  # files beside the weights without which a loader is not asked
 LFS = b"version https://git-lfs"
@@ -138,6 +140,12 @@ RULES: Mapping[str, FindingRule] = {
         "A training or a conversion may have updated this set alone.",
         "Compare both with `shadow verify same`, and delete the one that is out of date.",
     ),
+    "adapter_config_lost": FindingRule(
+        FAULT,
+        "factors of an adapter without this file",
+        "Neither peft nor transformers loads the adapter, and its scale is not known.",
+        "Restore the file from the source, or from the code of the training.",
+    ),
     "adapter_beside": FindingRule(
         FAULT,
         "an adapter beside a whole model: transformers adds it to the model",
@@ -172,6 +180,8 @@ class FileFacts:
     equal: Mapping[str, bool] = field(default_factory=dict)
     """By a tensor that two files hold, whether its values are equal; without those not compared."""
     others: Sequence[OtherSet] = ()
+    every: Collection[str] | None = None
+    """All files, and those of modules with their folder; None where some may not be listed."""
 
     @property
     def missing(self) -> dict[str, int]:
@@ -215,6 +225,8 @@ def judge_files(findings: Findings, found: FileFacts) -> None:
         elif other.differing is None:
             code = "set_newer" if other.newer else "set_unknown"
             findings.add(other.file, code, read=found.read[0])
+    if ADAPTER in found.read and ADAPTER_CONFIG not in (found.every or [ADAPTER_CONFIG]):
+        findings.add(ADAPTER_CONFIG, "adapter_config_lost")
     if {ADAPTER_CONFIG, ADAPTER} <= {*found.names} and ADAPTER not in found.read:
         findings.add(ADAPTER, "adapter_beside")
 
@@ -287,7 +299,8 @@ class Contents:
         self.headers: dict[str, dict[str, TensorInfo]] = {}
         self.sources: dict[str, Source] = {}
         self.small: dict[str, bytes] = {}
-        self._take([*filter(_is_read, top)])
+        modules = sorted(filter(MODULE_FILE.fullmatch, listing.files))
+        self._take([*filter(_is_read, top), *modules])
 
     def _take(self, paths: Sequence[str]) -> None:
         """Read small files and headers."""
@@ -354,12 +367,14 @@ class Contents:
         small = dict(self.small)
         for name, config in configs.items():
             small.setdefault(name, json.dumps(config).encode())
+        is_listed = self.listing.is_complete and CONFIG in self.names
         files = FileFacts(
             [*checkpoint.sources],
             headers,
             names={*self.names, *checkpoint.sources},
             pointers=self.pointers,
             unreadable=self.unreadable,
+            every={*self.listing.files} if is_listed else None,
         )
         return checkpoint, stored, small, files
 
@@ -391,6 +406,12 @@ class Contents:
         for shard in read:
             if shard in self.sources:
                 sources[shard] = self.sources[shard]
+        stored = dict(tensors)
+        for file in filter(MODULE_FILE.fullmatch, self.sources):
+            sources[file] = self.sources[file]
+            for name, info in self.headers.pop(file).items():
+                in_module = f"{file.partition('/')[0]}/{name}"
+                stored[in_module] = replace(info, name=in_module)
         checkpoint = Checkpoint(
             self.listing.name,
             commit=None,
@@ -409,8 +430,9 @@ class Contents:
             self.unreadable,
             equal,
             [*self._others(read, tensors)],
+            {*self.listing.files},
         )
-        return checkpoint if tensors else None, tensors, self.small, files
+        return checkpoint if tensors else None, stored, self.small, files
 
     def _chosen(self) -> tuple[list[str], Mapping[str, str]]:
         """The files that transformers reads, in order, and what an index says about them."""
