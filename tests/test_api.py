@@ -194,9 +194,10 @@ def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypa
 def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
     """With a hint, and nothing is written."""
     target = [wrong.pop("target")] if "target" in wrong else []
-    with pytest.raises(shadow.ShadowError, match=re.escape(message)) as caught:
+    with pytest.raises(shadow.ShadowError) as caught:
         shadow.audit(*target, output=tmp_path / "out", **wrong)
-    assert caught.value.hint
+    assert message in caught.value.message
+    assert caught.value.hint not in ("", message)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,11 +1,14 @@
 """Tables in a terminal: a column as wide as what it has, two spaces between, texts left."""
 
+import io
 from types import SimpleNamespace as Row
 
 import pytest
+from rich.console import Console
 from view import drawn
 
-from shadow.telling.document import named, number, table_of, worded
+from shadow.cli import console
+from shadow.telling.document import Document, Paragraph, named, number, table_of, worded
 
 ROWS = (Row(family="toy", n=1234, state="done", time=2.0),
         Row(family="longer-name", n=7, state="failed", time=3.25))  # fmt: skip
@@ -36,3 +39,14 @@ def test_a_name_is_broken_where_it_does_not_fit(width, is_whole):
     text = drawn(TABLE, width)
     assert ("longer-name" in text) is is_whole
     assert "1,234" in text
+
+
+@pytest.mark.parametrize(("close", "between"), [(False, "\n\n"), (True, "\n")])
+def test_documents_stand_a_line_apart_unless_they_are_close(monkeypatch, close, between):
+    """No line stands before the first."""
+    text = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=text, width=80))
+    monkeypatch.setattr(console, "_views", 0)
+    for word in ("one", "two"):
+        console.show(Document([Paragraph(word, close=close)]))
+    assert text.getvalue() == f"one{between}two\n"
