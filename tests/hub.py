@@ -24,36 +24,11 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
-from hub_parts import (
-    EXPIRED,
-    FILE_HEADERS,
-    Action,
-    Answer,
-    Cut,
-    Drop,
-    Expire,
-    Fault,
-    File,
-    Flip,
-    IgnoreRange,
-    Loop,
-    Redirect,
-    Repo,
-    Request,
-    Signed,
-    Stall,
-    Status,
-    Truncate,
-    WrongRange,
-    applies,
-    entries_of,
-    file_of,
-    json_answer,
-    matches,
-    redirect_to,
-    refusal,
-    sibling,
-)
+from hub_parts import (  # isort: skip
+    EXPIRED, FILE_HEADERS, Action, Answer, Cut, Drop, Expire, Fault, File, Flip, IgnoreRange, Loop,
+    Redirect, Repo, Request, Signed, Stall, Status, Truncate, WrongRange, applies, entries_of,
+    file_of, json_answer, matches, redirect_to, refusal, sibling,
+)  # fmt: skip
 
 CHUNK = 1 << 18  # bytes written at a time
 REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"
@@ -432,14 +407,8 @@ class Hub:
         if signed.expires < time.time():
             return Answer(*EXPIRED, repo=signed.repo, about=signed.file)
         file = signed.file
-        answer = Answer(
-            200,
-            {"ETag": file.etag, **FILE_HEADERS},
-            file=file,
-            repo=signed.repo,
-            about=file,
-            signed=signed,
-        )
+        about = {"file": file, "repo": signed.repo, "about": file, "signed": signed}
+        answer = Answer(200, {"ETag": file.etag, **FILE_HEADERS}, **about)
         answer.select(headers.get("Range"))
         return answer
 

@@ -11,23 +11,11 @@ import pytest
 import torch
 from effort import every
 from hub import Status
-from hub_pairs import (
-    FEW,
-    HEADERS,
-    MODEL,
-    PAIR,
-    SMALL,
-    assert_equal,
-    assert_same,
-    blobs,
-    downloads,
-    edit,
-    frame,
-    moved,
-    recorded,
-    report,
-    tensors,
-)
+
+from hub_pairs import (  # isort: skip
+    FEW, HEADERS, MODEL, PAIR, SMALL, assert_equal, assert_same, blobs, downloads, edit, frame,
+    moved, recorded, report, tensors,
+)  # fmt: skip
 from safetensors.torch import load_file
 
 from shadow.reports.folders import finished_metadata
@@ -74,17 +62,12 @@ def test_a_folder_against_the_hub(run, folders, tmp_path, wanted):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("chosen", "rows", "ranges", "most"),
-    [
-        (("--layer", "1"), "layer == 1", 3, 2.2e6),
-        (("--module", "attn.q"), "module == 'attn.q'", 7, 2.2e6),
-        (("--module", "embed", "--component", "language"), "module == 'embed'", 2, 1.1e6),
-    ],
-)
-def test_a_part_of_the_model_moves_in_ranges(
-    run, hub, tmp_path, wanted, chosen, rows, ranges, most
-):
+@pytest.mark.parametrize(("chosen", "rows", "ranges", "most"), [
+    (("--layer", "1"), "layer == 1", 3, 2.2e6),
+    (("--module", "attn.q"), "module == 'attn.q'", 7, 2.2e6),
+    (("--module", "embed", "--component", "language"), "module == 'embed'", 2, 1.1e6),
+])  # fmt: skip
+def test_a_part_of_a_model_moves_in_ranges(run, hub, tmp_path, wanted, chosen, rows, ranges, most):
     """One layer or one module: neighbours in a request, unverified, rows of the full audit."""
     run(*PAIR, "-o", "out", *chosen).assert_done()
     found = frame(tmp_path / "out")

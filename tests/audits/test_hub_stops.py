@@ -15,20 +15,11 @@ import pytest
 from command import Run
 from effort import every
 from hub import Hub, Status
-from hub_pairs import (
-    HEADERS,
-    PAIR,
-    SMALL,
-    assert_equal,
-    blobs,
-    downloads,
-    found_below,
-    frame,
-    incomplete,
-    moved,
-    recorded,
-    until,
-)
+
+from hub_pairs import (  # isort: skip
+    HEADERS, PAIR, SMALL, assert_equal, blobs, downloads, found_below, frame, incomplete, moved,
+    recorded, until,
+)  # fmt: skip
 
 pytest_plugins = "hub_pairs"
 
@@ -48,9 +39,7 @@ def assert_goes_on(done: Run, hub: Hub, tmp_path: Path, wanted: dict[str, pd.Dat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "disk", every(2, [("--max-disk", "4.5MB"), ()]), ids=["freeing", "keeping"]
-)
+@pytest.mark.parametrize("disk", every(2, [("--max-disk", "4.5MB"), ()]), ids=["free", "keep"])
 def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
     """The shard that was on its way is fetched again and nothing else; its piece is removed."""
     hub.rate = 3_000_000
