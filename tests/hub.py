@@ -24,11 +24,36 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
-from hub_parts import (  # isort: skip
-    EXPIRED, FILE_HEADERS, Action, Answer, Cut, Drop, Expire, Fault, File, Flip, IgnoreRange, Loop,
-    Redirect, Repo, Request, Signed, Stall, Status, Truncate, WrongRange, applies, entries_of,
-    file_of, json_answer, matches, redirect_to, refusal, sibling,
-)  # fmt: skip
+from hub_parts import (
+    EXPIRED,
+    FILE_HEADERS,
+    Action,
+    Answer,
+    Cut,
+    Drop,
+    Expire,
+    Fault,
+    File,
+    Flip,
+    IgnoreRange,
+    Loop,
+    Redirect,
+    Repo,
+    Request,
+    Signed,
+    Stall,
+    Status,
+    Truncate,
+    WrongRange,
+    applies,
+    entries_of,
+    file_of,
+    json_answer,
+    matches,
+    redirect_to,
+    refusal,
+    sibling,
+)
 
 CHUNK = 1 << 18  # bytes written at a time
 REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"

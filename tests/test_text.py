@@ -4,9 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadow.text import (  # isort: skip
-    VERY_LIKE, about_time, bytes_of, closest, nearest, redacted, redacted_url, several, size_for,
-)  # fmt: skip
+from shadow.text import (
+    VERY_LIKE,
+    about_time,
+    bytes_of,
+    closest,
+    nearest,
+    redacted,
+    redacted_url,
+    several,
+    size_for,
+)
 
 
 @pytest.mark.parametrize(("count", "shown", "said"), [

@@ -24,10 +24,15 @@ from shadow.cli.commands import app
 from shadow.engines.pair import run_pair
 from shadow.errors import ShadowError
 from shadow.lists.document import list_document
-
-from shadow.lists.index import (  # isort: skip
-    Index, ListRow, begun, read_index, report_folder, with_index, write_index,
-)  # fmt: skip
+from shadow.lists.index import (
+    Index,
+    ListRow,
+    begun,
+    read_index,
+    report_folder,
+    with_index,
+    write_index,
+)
 from shadow.lists.perform import audit_pairs
 from shadow.reports.columns import HEADLINE
 from shadow.run import sides

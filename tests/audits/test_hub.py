@@ -11,11 +11,23 @@ import pytest
 import torch
 from effort import every
 from hub import Status
-
-from hub_pairs import (  # isort: skip
-    FEW, HEADERS, MODEL, PAIR, SMALL, assert_equal, assert_same, blobs, downloads, edit, frame,
-    moved, recorded, report, tensors,
-)  # fmt: skip
+from hub_pairs import (
+    FEW,
+    HEADERS,
+    MODEL,
+    PAIR,
+    SMALL,
+    assert_equal,
+    assert_same,
+    blobs,
+    downloads,
+    edit,
+    frame,
+    moved,
+    recorded,
+    report,
+    tensors,
+)
 from safetensors.torch import load_file
 
 from shadow.reports.folders import finished_metadata

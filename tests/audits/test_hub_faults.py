@@ -12,14 +12,34 @@ import pytest
 import quantisers
 from command import Run
 from effort import every
-
-from hub import (  # isort: skip
-    Cut, Drop, Expire, Flip, Hub, IgnoreRange, Loop, Redirect, Stall, Status, Truncate, WrongRange,
-)  # fmt: skip
-from hub_pairs import (  # isort: skip
-    INDEX, MODEL, PAIR, PLACES, SMALL, assert_equal, assert_same, blobs, edit, frame, incomplete,
+from hub import (
+    Cut,
+    Drop,
+    Expire,
+    Flip,
+    Hub,
+    IgnoreRange,
+    Loop,
+    Redirect,
+    Stall,
+    Status,
+    Truncate,
+    WrongRange,
+)
+from hub_pairs import (
+    INDEX,
+    MODEL,
+    PAIR,
+    PLACES,
+    SMALL,
+    assert_equal,
+    assert_same,
+    blobs,
+    edit,
+    frame,
+    incomplete,
     recorded,
-)  # fmt: skip
+)
 from huggingface_hub import get_session
 from safetensors.torch import load_file
 

@@ -15,11 +15,20 @@ import pytest
 from command import Run
 from effort import every
 from hub import Hub, Status
-
-from hub_pairs import (  # isort: skip
-    HEADERS, PAIR, SMALL, assert_equal, blobs, downloads, found_below, frame, incomplete, moved,
-    recorded, until,
-)  # fmt: skip
+from hub_pairs import (
+    HEADERS,
+    PAIR,
+    SMALL,
+    assert_equal,
+    blobs,
+    downloads,
+    found_below,
+    frame,
+    incomplete,
+    moved,
+    recorded,
+    until,
+)
 
 pytest_plugins = "hub_pairs"
 

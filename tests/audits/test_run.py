@@ -29,10 +29,14 @@ from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place
 from shadow.reports.columns import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
 from shadow.run import journal, pair_plan
-
-from shadow.run.machine import (  # isort: skip
-    MachineLimits, default_jobs, kinds, lacking, matrix_memory, worker_memory,
-)  # fmt: skip
+from shadow.run.machine import (
+    MachineLimits,
+    default_jobs,
+    kinds,
+    lacking,
+    matrix_memory,
+    worker_memory,
+)
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method

@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 
 from shadow.checks.patterns import parse_pattern
 from shadow.errors import ShadowError, UsageError
-
-from shadow.gates.rules import (  # isort: skip
-    OF_A_COMPONENT, OF_A_MODULE, OF_THE_PAIR, STATES, Metric, gather, parse_rule, read_policy,
-)  # fmt: skip
+from shadow.gates.rules import (
+    OF_A_COMPONENT,
+    OF_A_MODULE,
+    OF_THE_PAIR,
+    STATES,
+    Metric,
+    gather,
+    parse_rule,
+    read_policy,
+)
 from shadow.places.names import name_rules
 
 

@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from shadow.summary.bootstrap import (  # isort: skip
-    DRAWS, Blocks, blocks_of, cut, draws, expanded_tail, interval, interval_of_median, medians,
-)  # fmt: skip
+from shadow.summary.bootstrap import (
+    DRAWS,
+    Blocks,
+    blocks_of,
+    cut,
+    draws,
+    expanded_tail,
+    interval,
+    interval_of_median,
+    medians,
+)
 
 RNG = np.random.default_rng(0)
 

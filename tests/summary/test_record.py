@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from shadow.summary.record import (  # isort: skip
-    BrokenRow, InsideLayers, Medians, ModuleRow, PairFigures, VectorsRow, keys_of, read_row,
-)  # fmt: skip
+from shadow.summary.record import (
+    BrokenRow,
+    InsideLayers,
+    Medians,
+    ModuleRow,
+    PairFigures,
+    VectorsRow,
+    keys_of,
+    read_row,
+)
 
 ROOT = Path(__file__).parents[2]
 BROKEN = {"code": "all_zero", "side": "tuned", "count": 1, "tensors": ["a.weight"]}

@@ -8,11 +8,29 @@ import numpy as np
 import pytest
 import reports
 import torch
-
-from finding_cases import (  # isort: skip
-    BROKEN, MUST, MUST_NOT, RANK_8, ROUNDED, SETTINGS, UNREAD, WIDE, alone, answers, check, codes,
-    grown, model, recorded, report, row, same, skipped, summary_of, vectors,
-)  # fmt: skip
+from finding_cases import (
+    BROKEN,
+    MUST,
+    MUST_NOT,
+    RANK_8,
+    ROUNDED,
+    SETTINGS,
+    UNREAD,
+    WIDE,
+    alone,
+    answers,
+    check,
+    codes,
+    grown,
+    model,
+    recorded,
+    report,
+    row,
+    same,
+    skipped,
+    summary_of,
+    vectors,
+)
 from safetensors.torch import save_file
 
 from shadow.checks.explanations import EXPLANATIONS

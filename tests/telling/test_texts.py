@@ -4,12 +4,33 @@ import math
 
 import pytest
 import reports
-
-from finding_cases import (  # isort: skip
-    BEYOND, BROKEN, LEVELS, MIXED, MUST, PRUNED, RANK_8, ROUNDED, SCALED, SETTINGS, SIBLINGS,
-    UNKNOWN, UNREAD, WIDE, alone, grown, model, report, row, same, skipped, summary_of, vectors,
-    with_head, with_swapped,
-)  # fmt: skip
+from finding_cases import (
+    BEYOND,
+    BROKEN,
+    LEVELS,
+    MIXED,
+    MUST,
+    PRUNED,
+    RANK_8,
+    ROUNDED,
+    SCALED,
+    SETTINGS,
+    SIBLINGS,
+    UNKNOWN,
+    UNREAD,
+    WIDE,
+    alone,
+    grown,
+    model,
+    report,
+    row,
+    same,
+    skipped,
+    summary_of,
+    vectors,
+    with_head,
+    with_swapped,
+)
 
 from shadow.telling.wording import layers_text
 
