@@ -184,7 +184,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     if expected is not None:
         expected = quantised_modules.without_format(checkpoint, expected)
     vocabulary = find_vocabulary(checkpoint, expected)
-    adapter, named = None, None
+    adapter = None
+    named = None
     if expected is not None:
         tied = None
         ends = (*vocabulary.heads[:1], *vocabulary.embeddings[:1])

@@ -29,9 +29,13 @@ if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.run.scan import Swept
 
-CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+TOKENIZER = "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
-SPECIAL, ADDED, TOKENS = "special_tokens_map.json", "added_tokens.json", "tokenizer.json"
+SPECIAL = "special_tokens_map.json"
+ADDED = "added_tokens.json"
+TOKENS = "tokenizer.json"
 VOCAB = "vocab.json"
 KINDS = ("eos", "bos", "pad")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
@@ -227,7 +231,8 @@ class Words:
 
 def judge_words(findings: Findings, found: Words) -> None:
     """Find tokens without a row, and files that disagree on where generation stops."""
-    rows, size = found.rows, found.vocab_size
+    rows = found.rows
+    size = found.vocab_size
     for kind, files in found.ids.items():
         for file, tokens in files.items():
             for token in (one for one in tokens if rows and one >= rows):
@@ -273,7 +278,8 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     ids: dict[str, dict[str, list[int]]] = {}
     unknown = {}
     for kind in KINDS:
-        key, word = f"{kind}_token_id", f"{kind}_token"
+        key = f"{kind}_token_id"
+        word = f"{kind}_token"
         text = text_of(tokenizer.get(word, special.get(word)))
         own = {
             CONFIG: config.get(key, text_config(config).get(key)),
@@ -302,7 +308,8 @@ def _vocabulary(
 ) -> dict[str, int]:
     """Return the number of each token in tokenizer.json or vocab.json; empty without these."""
     whole = objects.get(TOKENS, {})
-    model, listed = whole.get("model"), whole.get("added_tokens")
+    model = whole.get("model")
+    listed = whole.get("added_tokens")
     own = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(own, list):  # a token and its score each
         own = {text_of(one[0]): at for at, one in enumerate(own) if isinstance(one, list) and one}
@@ -337,7 +344,8 @@ class Factors:
 def judge_adapter(findings: Findings, found: Factors) -> None:
     """Compare the config with the factors, module by module."""
     findings.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
-    config, alpha = found.config, found.config.get("lora_alpha")
+    config = found.config
+    alpha = found.config.get("lora_alpha")
     if not found.is_compared:
         kind = str(config.get("peft_type"))
         code = "adapter_other" if kind in name_rules().adapters else "adapter_kind"
@@ -429,7 +437,8 @@ def _judge_module(
     shapes: Mapping[str, tuple[int, ...]],
     config: Mapping[str, Any],
 ) -> None:
-    a, b = shapes.get("A"), shapes.get("B")
+    a = shapes.get("A")
+    b = shapes.get("B")
     if a is None or b is None:
         findings.add(module, "half")
         return
@@ -437,7 +446,8 @@ def _judge_module(
         left, right = (" x ".join(map(str, one)) for one in (b, a))
         findings.add(module, "factors_apart", left=left, right=right)
         return
-    said, patterns = config.get("r"), config.get("rank_pattern")
+    said = config.get("r")
+    patterns = config.get("rank_pattern")
     for name, rank in patterns.items() if isinstance(patterns, dict) else ():
         said = rank if _is_named(module, name.lstrip("^")) else said
     if type(said) is int and said != a[0] and not config.get("target_parameters"):

@@ -362,7 +362,8 @@ def _is_beyond(name: str, config: Mapping[str, Any]) -> bool:
     """Return whether a tensor belongs to a layer after the last that config counts, if it promises
     more.
     """
-    match, layers = LAYER.fullmatch(name), number_of(config, ("num_hidden_layers",))
+    match = LAYER.fullmatch(name)
+    layers = number_of(config, ("num_hidden_layers",))
     return bool(match and layers and number_of(config, MTP_KEYS) and int(match[1]) >= layers)
 
 

@@ -37,8 +37,11 @@ from shadow.dtypes import FLOATS, torch_name
 if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
 
-TEMPLATE, TEMPLATE_JSON, MODULES = "chat_template.jinja", "chat_template.json", "modules.json"
-PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+TEMPLATE = "chat_template.jinja"
+TEMPLATE_JSON = "chat_template.json"
+MODULES = "modules.json"
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
 WITH_TEMPLATE = (TOKENIZER, TEMPLATE_JSON)
 WITH_CODE = (CONFIG, TOKENIZER, PREPROCESSOR, PROCESSOR)  # files with an auto_map
 SHARE = 0.01  # of tokens in vocab.json, up to which they may be others
@@ -171,7 +174,8 @@ class SmallFiles:
 
 def judge_small_files(findings: Findings, found: SmallFiles) -> None:
     """Find what one file names and no other has."""
-    config, tokenizer = found.keys(CONFIG), found.keys(TOKENIZER)
+    config = found.keys(CONFIG)
+    tokenizer = found.keys(TOKENIZER)
     _judge_templates(findings, found)
     _judge_tokenizer(findings, found, tokenizer)
     for file in (CONFIG, GENERATION):
@@ -199,7 +203,8 @@ def judge_small_files(findings: Findings, found: SmallFiles) -> None:
 
 
 def _judge_templates(findings: Findings, found: SmallFiles) -> None:
-    vocabulary, templates = found.words.vocabulary, found.templates
+    vocabulary = found.words.vocabulary
+    templates = found.templates
     stops = {token for tokens in found.words.ids.get("eos", {}).values() for token in tokens}
     for file, text in templates.items():
         if text.strip() != templates.get(TEMPLATE, text).strip():
@@ -223,7 +228,8 @@ def _judge_tokenizer(findings: Findings, found: SmallFiles, tokenizer: Mapping[s
     has_vocabulary = any(kind_of(name) == "tokenizer" for name in others)
     if FAST.fullmatch(kind) and not has_vocabulary and "auto_map" not in tokenizer:
         findings.add(TOKENS, "tokenizer_lost", kind=clipped(kind))
-    slow, vocabulary = found.words.slow, found.words.vocabulary
+    slow = found.words.slow
+    vocabulary = found.words.vocabulary
     apart = [token for token, number in slow.items() if vocabulary.get(token) != number]
     if len(apart) > SHARE * len(slow):
         figures = {"tokens": len(apart), "of": len(slow)}

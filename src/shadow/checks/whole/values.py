@@ -173,7 +173,9 @@ def role(name: str) -> str:
 
 def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence[bool]) -> None:
     """Judge the values of a tensor."""
-    name, info, seen = one.info.name, one.info, one.found
+    name = one.info.name
+    info = one.info
+    seen = one.found
     match = PIECE.fullmatch(name)
     is_float = info.dtype in FLOATS or info.packing is not None
     is_matrix = sum(size > 1 for size in info.shape) > 1 and seen.entries >= NARROW
@@ -203,7 +205,9 @@ def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence
 
 def _judge_rows(findings: Findings, one: Swept) -> None:
     """Report rows of a matrix, or of a stack of experts, that are zero or constant."""
-    name, shape, seen = one.info.name, one.info.shape, one.found
+    name = one.info.name
+    shape = one.info.shape
+    seen = one.found
     rows = math.prod(shape[:-1])
     each = rows // shape[0]  # of an expert
     per = Counter(row // each for row in seen.zero_rows if each > 1)
@@ -222,7 +226,9 @@ def _in_few_ranges(numbers: Sequence[int]) -> str:
 
 def _judge_vocabulary(findings: Findings, one: Swept, tokens: int) -> None:
     """Judge zero rows: those at the end are padding, and a few others unused tokens."""
-    name, rows, zero = one.info.name, one.info.shape[0], {*one.found.zero_rows}
+    name = one.info.name
+    rows = one.info.shape[0]
+    zero = {*one.found.zero_rows}
     end = rows
     while end - 1 in zero:
         end -= 1
