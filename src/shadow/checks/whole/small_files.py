@@ -20,6 +20,7 @@ from shadow.checks.whole.configs import (
     TOKENS,
     VOCAB,
     Words,
+    judge_token,
     text_of,
 )
 from shadow.checks.whole.names import number_of, text_config
@@ -28,6 +29,7 @@ from shadow.checks.whole.part import (
     NOTE,
     FindingRule,
     Findings,
+    as_object,
     clipped,
     json_object,
     listed,
@@ -149,11 +151,11 @@ class SmallFiles:
     needs_code: bool = False  # whether transformers has no class of this name
 
     def lack(self, *names: str) -> bool:
-        """Return whether none of these files is there."""
+        """True if none of these files is there."""
         return self.names is not None and not any(name in self.names for name in names)
 
     def keys(self, file: str) -> Mapping[str, Any]:
-        """Return the keys of a file of JSON; of a config those of its language model as well."""
+        """The keys of a file of JSON; of a config those of its language model as well."""
         content = json_object(self.contents.get(file))
         return {**content, **text_config(content)}
 
@@ -190,9 +192,8 @@ def judge_small_files(findings: Findings, found: SmallFiles) -> None:
     sees = config.get("vision_config") or config.get("audio_config")
     if kind and sees and found.lack(PREPROCESSOR, PROCESSOR):
         findings.add(PREPROCESSOR, "processor_lost", kind=clipped(kind))
-    heads, groups = (
-        number_of(config, [f"num_{kind}_heads"]) for kind in ("attention", "key_value")
-    )
+    heads = number_of(config, ["num_attention_heads"])
+    groups = number_of(config, ["num_key_value_heads"])
     if groups and heads % groups:
         findings.add(CONFIG, "heads_uneven", heads=clipped(heads), groups=clipped(groups))
     said = text_of(config.get("dtype", config.get("torch_dtype")))
@@ -246,24 +247,21 @@ def _judge_seen_tokens(
         is_asked = match and (match["word"] == "decoder_start" or not words.checks_size)
         if match is None or not is_asked or type(token) is not int:
             continue  # code of its own may have further tables
-        shown = {"kind": key, "token": clipped(str(token))}
         text = text_of(tokenizer.get(f"{match['word']}_token"))
         number = words.vocabulary.get(text, token)
-        if words.rows and token >= words.rows:
-            code = "token_by_default" if token in words.usual else "token_beyond"
-            findings.add(file, code, rows=words.rows, **shown)
-        elif number != token:
-            findings.add(
-                file, "token_other", text=clipped(text), number=clipped(str(number)), **shown
-            )
+        is_beyond = judge_token(findings, words, file, key, token)
+        if number != token and not is_beyond:
+            figures = {"kind": key, "token": clipped(str(token)), "number": clipped(str(number))}
+            findings.add(file, "token_other", text=clipped(text), **figures)
 
 
 def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None:
     """Follow the width of a vector through the modules of sentence-transformers."""
     content = found.contents.get(MODULES, b"")
     for module in listed(json_object(b'{"modules": %b}' % content).get("modules")):
-        entry = module if isinstance(module, dict) else {}
-        path, kind = (text_of(entry.get(key)) for key in ("path", "type"))
+        entry = as_object(module)
+        path = text_of(entry.get("path"))
+        kind = text_of(entry.get("type"))
         is_known = kind.startswith("sentence_transformers.") and not kind.endswith(".Normalize")
         if not is_known or not FOLDER.fullmatch(path):
             continue
@@ -280,7 +278,7 @@ def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None
 
 
 def _code_of(mapped: object) -> dict[str, None]:
-    """Return the files of code in an auto_map, without those of other repositories."""
-    values = mapped.values() if isinstance(mapped, dict) else ()
-    names = [one for value in values for one in listed(value) if isinstance(one, str)]
+    """The files of code in an auto_map, without those of other repositories."""
+    values = as_object(mapped).values()
+    names = [name for value in values for name in listed(value) if isinstance(name, str)]
     return dict.fromkeys(f"{match[1]}.py" for match in map(CLASS.fullmatch, names) if match)

@@ -142,7 +142,7 @@ def judge_values(findings: Findings, found: Values) -> None:
             findings.add(name, "unknown_dtype", dtype=info.dtype)
     peers: defaultdict[str, list[bool]] = defaultdict(list)  # by role, which are all zero
     for one in found.swept:
-        peers[role(one.info.name)].append(one.found.is_constant and not one.found.first)
+        peers[role(one.info.name)].append(one.found.is_zero)
     idle = _idle_outputs(found.swept)
     for one in found.swept:
         if one.info.name in idle:
@@ -160,7 +160,7 @@ def _idle_outputs(swept: Sequence[Swept]) -> set[str]:
     the layers, as where new ones are put between trained ones.
     """
     outputs = {match: one.found for one in swept if (match := OUTPUT.fullmatch(one.info.name))}
-    zero = [match for match, found in outputs.items() if found.is_constant and not found.first]
+    zero = [match for match, found in outputs.items() if found.is_zero]
     layers = Counter(match["layer"] for match in zero)
     idle = {match[0] for match in zero if layers[match["layer"]] == OUTPUTS}
     return idle if 2 * len(idle) <= len(outputs) else set()
@@ -185,11 +185,11 @@ def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence
         if seen.entries > 1 or seen.nan or found.is_quantised:  # a bound may be infinite
             findings.add(name, "not_finite", entries=bad, of=seen.entries)
     elif found.is_quantised and match and not match["numbers"]:
-        if seen.is_constant and not seen.first:
+        if seen.is_zero:
             findings.add(name, "scale_zero")
     elif FACTOR.fullmatch(name):  # an adapter's are judged together
         return
-    elif seen.is_constant and not seen.first:
+    elif seen.is_zero:
         # a gate that begins at zero is zero in each layer; where others have learned, it is lost
         is_lost = 2 * sum(peers) <= len(peers) and not name.endswith("bias")
         if is_lost or (is_matrix and name.endswith(".weight")) or not is_float:
