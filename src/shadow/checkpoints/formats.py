@@ -127,7 +127,8 @@ def _matrix(
     if layout.is_turned:
         *stack, rows, cols = shape
         shape = (*stack, cols, rows)
-        strides = (*(rows * cols for _ in stack), 1, cols)
+        matrices = [rows * cols] * len(stack)
+        strides = (*matrices, 1, cols)
     return TensorInfo(name, dtype, shape, raw.shard, raw.start, raw.end, strides, packing=packing)
 
 
@@ -208,7 +209,9 @@ def _named_blocks(settings: Config) -> tuple[list[tuple[int, int]], bool]:
     """
     said: list[Any] = [settings.get("weight_block_size")]
     groups = settings.get("config_groups")
-    for group in groups.values() if isinstance(groups, dict) else ():
+    if not isinstance(groups, dict):
+        groups = {}
+    for group in groups.values():
         weights = group.get("weights") if isinstance(group, dict) else None
         if isinstance(weights, dict):
             said.append(weights.get("block_structure"))
@@ -329,10 +332,11 @@ def with_matrices(
     refused = {**formats}
     layouts = {one.name: one.layouts for one in _formats() if one.layouts}
     modules: dict[str, Tensors] = {}
-    for name, info in tensors.items() if formats else ():
-        owner, piece = owner_of(name)
-        if formats.get(owner) in layouts and piece != "bias":
-            modules.setdefault(owner, {})[piece] = info
+    if formats:
+        for name, info in tensors.items():
+            owner, piece = owner_of(name)
+            if formats.get(owner) in layouts and piece != "bias":
+                modules.setdefault(owner, {})[piece] = info
     known: dict[tuple[object, ...], bytes] = {}
 
     def read_once(info: TensorInfo, of: TensorInfo) -> bytes:

@@ -343,7 +343,8 @@ def _load_distributed(
             size = tuple(chunk.sizes)
             if 0 in size:
                 continue
-            if start != (rows, *(0 for _ in shape))[: len(shape)] or size[1:] != shape[1:]:
+            next_start = (rows, *[0] * len(shape))
+            if start != next_start[: len(shape)] or size[1:] != shape[1:]:
                 raise ValueError(f"tensor {name[:80]!r} is not split by rows alone")
             piece = _piece(pieces[key, start], files)
             if (piece.shape, piece.dtype) != (size, dtype):

@@ -275,7 +275,7 @@ def judge_token(findings: Findings, words: Words, file: str, kind: str, token: i
 
 
 def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
-    """What the small files of a checkpoint say about tokens. facts: the other fields."""
+    """Read what the small files of a checkpoint say about tokens. facts: the other fields."""
     config, generation, tokenizer = (
         json_object(small.get(name)) for name in (CONFIG, GENERATION, TOKENIZER)
     )

@@ -290,7 +290,8 @@ def _judge_experts(findings: Findings, found: Names) -> set[str]:
         numbers[role(owner)].update(*tensors.values())
     every = {kind: sorted(own) for kind, own in numbers.items()}
     expected = found.expected
-    wrong = [*expected.missing, *(name for name, _, _ in expected.mismatched)]
+    wrong = [*expected.missing]
+    wrong += [name for name, _, _ in expected.mismatched]
     faulty = {match[1] for match in map(LAYER.fullmatch, wrong) if match and "experts" in match[0]}
     layers = set()
     for owner, tensors in experts.items():

@@ -108,10 +108,10 @@ def json_object(content: bytes | None) -> Mapping[str, Any]:
 
 
 def as_object(value: object) -> Mapping[str, Any]:
-    """An object of JSON; of anything else, an empty one."""
+    """An object of JSON; an empty one if it is none."""
     return value if isinstance(value, dict) else {}
 
 
 def listed(value: object) -> list[Any]:
-    """A list as it is, and anything else as a list of one."""
+    """A list as it is, and other values as a list of one."""
     return value if isinstance(value, list) else [value]
