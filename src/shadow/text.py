@@ -102,6 +102,11 @@ def and_more(hidden: int) -> str:
     return f"and {hidden:,} more" if hidden > 0 else ""
 
 
+def shape_text(shape: Iterable[int]) -> str:
+    """`4 x 8`."""
+    return " x ".join(map(str, shape)) or "()"
+
+
 def counted(number: int, singular: str, plural: str) -> str:
     return f"{number:,} {singular if number == 1 else plural}"
 
