@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +11,6 @@ from reports import delta, place, places, uniform, write
 
 from shadow.comparing.comparison import compare
 from shadow.errors import ShadowError
-
-DEMO = Path(__file__).parents[2] / "registry" / "demo"
-
 
 # The command
 

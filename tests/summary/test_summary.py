@@ -17,8 +17,6 @@ from view import drawn
 from shadow.telling.reading import read_summary, summarise
 from shadow.telling.report import report_document
 
-DEMO = Path(__file__).parents[2] / "registry" / "demo"
-
 
 def shadow(*arguments, **variables) -> Run:
     env = {"PATH": os.environ["PATH"], "COLUMNS": "80", **variables}
