@@ -65,14 +65,6 @@ def test_it_is_shown_with_the_figures_that_it_was_written_with(shadow, old):
     assert recorded["finding"]["headline"]
 
 
-def test_it_is_judged_and_exported(shadow, old, tmp_path):
-    rule = ("--fail-on", "language.concentration > 0.3", "--json")
-    (judged,) = json.loads(shadow("gate", old, *rule).assert_done(4))
-    assert judged["rules"][0]["outcome"] == "met"
-    shadow("export", old, "--to", "csv", "-o", "csv").assert_done()
-    assert (tmp_path / "csv" / "matrices.csv").is_file()
-
-
 @pytest.mark.parametrize(("command", "code"), [
     ("show {old}", 0), ("show {old} --full", 0), ("show {old} --format json", 0),
     ("show {old} --format markdown", 0), ("report {old} -o page", 0),

@@ -93,6 +93,8 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
     ("", None), ("concentration", None), ("> 0.5", None), ("concentration > 0.5 > 0.4", None),
     ("concentration > 0.5 and spikes > 1", None), ("concentration = 0.5", "did you mean '=='?"),
     ("concentration => 0.5", "did you mean '>='?"), ("concentration <=> 0.5", None),
+    ("concentration =< 0.5", "did you mean '<='?"), ("concentration <> 0.5", "did you mean '!='?"),
+    ("concentration === 0.5", "did you mean '=='?"),
     ("concentration > 5 %", None), ("concentration > nan", None), ("concentration > inf", None),
     ("concentration > 1e999", None), ("concentration > ٣", None), ("concentration > 0x1", None),
     ("concentration > 1_0", None), ("concentratoin > 0.5", "did you mean 'concentration'?"),

@@ -340,18 +340,6 @@ def test_a_change_and_the_same_at_other_rows_are_not_called_one_change(tmp_path)
     assert found.verdict == "not distinguished"
 
 
-def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(demo_reports):
-    """By the margin, with four of four figures; and how little four layers prove."""
-    runs = [demo_reports / "base..narrow", demo_reports / "base..broad"]
-    found = one(compare(runs))
-    own = found.figures[0]
-    assert found.verdict == "more concentrated"
-    assert own.difference >= MARGIN
-    assert own.level == 0.875
-    assert one(compare(runs[::-1])).verdict == "less concentrated"
-    assert one(compare(runs, margin=0.2)).verdict == "different, below the margin"
-
-
 def test_matrices_that_are_only_rounded_have_no_vote(tmp_path):
     """Merged in F16, saved in BF16: the MLP is rounded alike in both; the others differ by 0.2."""
     folders = []

@@ -193,20 +193,6 @@ def test_what_is_missing_has_its_line(audited, tmp_path):
     assert len({done.assert_done() for done in shown}) == 2
 
 
-def test_unrelated_deltas_are_not_called_related(tmp_path):
-    """Of twenty pairs of updates of 10,000 entries (sd of cosines 0.01) none is beyond chance."""
-    rng, cosines = np.random.default_rng(8), []
-    for _ in range(20):
-        base = torch.zeros(100, 100, dtype=torch.float64)
-        one, two = (torch.from_numpy(rng.normal(size=(100, 100))) for _ in range(2))
-        values = sibling_values(((base, one), (base, two)), ("F64",) * 3, Workspace())
-        found = directions([values], 0)
-        assert found.beyond_chance == 0
-        assert found.chance_cosine == pytest.approx(0.01, rel=0.05)
-        cosines.append(found.cosine)
-    assert np.std(cosines) == pytest.approx(0.01, rel=0.5)
-
-
 def test_a_cosine_is_beyond_chance_from_four_deviations_on():
     """On top of what a shared rounding may add, if that is known; either way round."""
     for cosine, master, beyond in (

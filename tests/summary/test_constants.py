@@ -59,6 +59,7 @@ AT_A_CONSTANT = [  # a change, and figures with which it just holds, and just do
     ("few_entries", {"zero_share": 1 - 63 / 6144}, {"zero_share": 1 - 64 / 6144}),
     ("masked", {"zero_share_excess": 0.3}, {"zero_share_excess": 0.3 * BELOW}),
     ("masked", EXCESS | {"decay_cosine": -0.5 * BELOW}, {"decay_cosine": -0.5}),
+    ("masked", EXCESS | {"decay_cosine": 0.5 * BELOW}, {"decay_cosine": 0.5}),
     ("masked", EXCESS | {"kept_misfit": 0.5 * BELOW}, {"kept_misfit": 0.5}),
 ]
 
