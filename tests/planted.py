@@ -7,7 +7,6 @@ quantisers.py quantises their matrices.
 import copy
 import json
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -132,12 +131,11 @@ KINDS = {
     "gemma3_text": ("Gemma3TextConfig", {**GATED, "head_dim": 16}),
     "olmo2": ("Olmo2Config", GATED),
     "smollm3": ("SmolLM3Config", {**GATED, "pad_token_id": 0}),
-    "gpt2": (
-        "GPT2Config",
-        {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32},
-    ),
+    "gpt2": ("GPT2Config", {
+        "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32,
+    }),
     "gpt_neox": ("GPTNeoXConfig", {**SIZES, "intermediate_size": 96}),
-}
+}  # fmt: skip
 
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -213,9 +211,6 @@ def tiny_llava(folder):
 
 # decoders of 64 columns and what can be done to them; numbers of a stream that NumPy promises to
 # keep, so that two commits measure the same
-
-
-TIME = 1_600_000_000  # of every input file, in seconds: fingerprints hold it
 DECODER = {
     "model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64,
 }  # fmt: skip
@@ -267,14 +262,6 @@ def tuned(tensors: Tensors, seed: int, *, rank: int, size: float, noise: float) 
     return found
 
 
-def with_biases(tensors: Tensors, seed: int, names: tuple[str, ...]) -> Tensors:
-    found = dict(tensors)
-    for place, (name, tensor) in enumerate(tensors.items()):
-        if name.endswith(tuple(f"{one}.weight" for one in names)):
-            found[name.replace(".weight", ".bias")] = normal(seed + place, len(tensor)).bfloat16()
-    return found
-
-
 def fused(tensors: Tensors, into: str, parts: tuple[str, ...]) -> Tensors:
     """Projections put below each other under one name, weights and biases."""
     found = {
@@ -285,94 +272,6 @@ def fused(tensors: Tensors, into: str, parts: tuple[str, ...]) -> Tensors:
             whole = [tensors[name.replace(parts[0], part)] for part in parts]
             found[name.replace(parts[0], into)] = torch.cat(whole)
     return found
-
-
-def write_decoders(here: Path) -> None:
-    base = decoder()
-    write_decoder(here / "base", base)
-    one = tuned(base, 1, rank=4, size=0.1, noise=0.01)
-    one[LAYER.format(0, "self_attn.o_proj")] = base[LAYER.format(0, "self_attn.o_proj")]
-    one["model.embed_tokens.weight"] = torch.cat(
-        [one["model.embed_tokens.weight"], normal(5, 3, HIDDEN).bfloat16()]
-    )
-    one["lm_head.weight"] = torch.cat([one["lm_head.weight"], normal(6, 3, HIDDEN).bfloat16()])
-    one["model.norm.weight"] = one["model.norm.weight"] * 1.5
-    write_decoder(here / "one", one)
-    write_decoder(here / "two", tuned(base, 2, rank=32, size=0.05, noise=0.03))
-    write_decoder(here / "three", tuned(one, 3, rank=2, size=0.1, noise=0.0))
-    two = tuned(base, 2, rank=32, size=0.05, noise=0.03)
-    shuffled = {name: two[name] for name in (*list(two)[::2], *list(two)[1::2])}
-    sharded(here / "halves", shuffled, 2, DECODER)
-
-
-def write_adapters(here: Path) -> None:
-    pairs = {
-        LAYER.format(layer, name): (
-            normal(300 + 10 * layer + place, SHAPES[name][0], 4) * 0.05,
-            normal(200 + 10 * layer + place, 4, SHAPES[name][1]) * 0.05,
-        )
-        for layer in range(2)
-        for place, name in enumerate(("self_attn.q_proj", "mlp.up_proj"))
-    }
-    unmatched = {"base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": normal(1, 2, 6)}
-    adapter(here / "adapter", pairs, unmatched, alpha_pattern={"up_proj": 4}, use_rslora=True)
-    adapter(here / "other-adapter", pairs, unmatched, peft_type="IA3")
-
-
-def write_quantised(here: Path) -> None:
-    base = {
-        LAYER.format(layer, "mlp.up_proj"): normal(400 + layer, 200, 160).bfloat16()
-        for layer in range(2)
-    }
-    base["model.norm.weight"] = torch.ones(160)
-    write_decoder(here / "wide", base)
-    found: Tensors = {}
-    names = [name for name in base if "up_proj" in name]
-    for place, name in enumerate(names):
-        found[name] = (base[name].float() * 100 + normal(410 + place, 200, 160)).to(
-            torch.float8_e4m3fn
-        )
-        found[f"{name}_scale_inv"] = 0.01 + 0.001 * normal(420 + place, 2, 2).abs()
-    blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    write_decoder(here / "fp8", found, {"quantization_config": blocks})
-    packed: Tensors = {"model.norm.weight": torch.ones(160)}
-    for name in names:
-        owner = name.removesuffix(".weight")
-        packed[f"{owner}.qweight"] = torch.arange(200 * 20, dtype=torch.int32).reshape(20, 200)
-        packed[f"{owner}.qzeros"] = torch.ones(2, 25, dtype=torch.int32)
-        packed[f"{owner}.scales"] = torch.ones(2, 200, dtype=torch.float16)
-    write_decoder(
-        here / "gptq", packed, {"quantization_config": {"quant_method": "gptq", "bits": 4}}
-    )
-
-
-def write_fused(here: Path) -> None:
-    names = tuple(f"{one}_proj" for one in ("q", "k", "v", "gate", "up"))
-    base = with_biases(decoder(1), 500, names)
-    write_decoder(here / "apart", base, {"model_type": "qwen2"})
-    changed = with_biases(tuned(decoder(1), 4, rank=8, size=0.1, noise=0.02), 520, names)
-    changed = fused(changed, "qkv_proj", ("q_proj", "k_proj", "v_proj"))
-    changed = fused(changed, "gate_up_proj", ("gate_proj", "up_proj"))
-    write_decoder(here / "fused", changed, {"model_type": "phi3"})
-    neox = {
-        "gpt_neox.embed_in.weight": normal(540, WORDS, HIDDEN),
-        "gpt_neox.layers.0.attention.query_key_value.weight": normal(541, 3 * HIDDEN, HIDDEN) / 8,
-        "gpt_neox.layers.0.attention.query_key_value.bias": normal(542, 3 * HIDDEN),
-        "gpt_neox.layers.0.attention.dense.weight": normal(543, HIDDEN, HIDDEN) / 8,
-        "embed_out.weight": normal(544, WORDS, HIDDEN),
-    }
-    config = {"model_type": "gpt_neox"}
-    write_decoder(here / "neox", neox, config)
-    write_decoder(here / "neox-tuned", tuned(neox, 5, rank=3, size=0.2, noise=0.02), config)
-    gpt2 = {
-        "wte.weight": normal(560, WORDS, HIDDEN),
-        "h.0.attn.c_attn.weight": normal(561, HIDDEN, 3 * HIDDEN) / 8,
-        "h.0.attn.c_attn.bias": normal(562, 3 * HIDDEN),
-        "h.0.mlp.c_fc.weight": normal(563, HIDDEN, 2 * HIDDEN) / 8,
-    }
-    config = {"model_type": "gpt2", "n_head": 4, "n_embd": HIDDEN}
-    write_decoder(here / "gpt2", gpt2, config)
-    write_decoder(here / "gpt2-tuned", tuned(gpt2, 6, rank=3, size=0.2, noise=0.02), config)
 
 
 def write_experts(here: Path) -> None:
@@ -401,82 +300,6 @@ def write_experts(here: Path) -> None:
         "model.layers.0.mlp.experts.down_proj": torch.stack(each("down_proj")),
     }
     write_decoder(here / "stacked", stacked, config)
-
-
-def write_odd(here: Path) -> None:
-    """What is skipped, each for a reason of its own; and weights in a pickle."""
-    base = {
-        LAYER.format(0, "mlp.up_proj"): normal(700, 48, 32),
-        LAYER.format(0, "mlp.down_proj"): normal(701, 32, 48),
-        LAYER.format(0, "mlp.gate_proj"): normal(702, 48, 32),
-        LAYER.format(0, "self_attn.q_proj"): normal(703, 32, 32),
-        LAYER.format(1, "self_attn.q_proj"): normal(704, 32, 32),
-        "model.layers.0.self_attn.rotary_emb.inv_freq": normal(705, 16),
-        "model.layers.0.self_attn.mask": torch.ones(8, 8, dtype=torch.bool),
-        "model.strange.thing.weight": normal(706, 16, 16),
-    }
-    write_decoder(here / "odd", base)
-    changed = tuned(
-        base | {"model.layers.0.self_attn.mask": torch.ones(8, 8)}, 8, rank=2, size=0.1, noise=0.01
-    )
-    changed["model.layers.0.self_attn.mask"] = base["model.layers.0.self_attn.mask"]
-    changed[LAYER.format(0, "mlp.up_proj")][3, 4] = float("nan")
-    changed[LAYER.format(0, "mlp.down_proj")] = normal(707, 40, 48)
-    del changed[LAYER.format(1, "self_attn.q_proj")]
-    write_decoder(here / "odd-tuned", changed)
-    write_decoder(
-        here / "odd-name", base | {"model.layers.0.self_attn.\x1b[31mred.weight": normal(708, 8, 8)}
-    )
-    (here / "pickled").mkdir()
-    torch.save(dict(decoder(1)), here / "pickled" / "pytorch_model.bin")
-    (here / "pickled" / "config.json").write_text(json.dumps(DECODER))
-    write_decoder(here / "unpickled", tuned(decoder(1), 9, rank=2, size=0.1, noise=0.02))
-    (here / "cut").mkdir()
-    (here / "cut" / "model.safetensors").write_bytes(
-        (here / "base" / "model.safetensors").read_bytes()[:-100]
-    )
-    (here / "cut" / "config.json").write_text(json.dumps(DECODER))
-
-
-def write_vision(here: Path) -> None:
-    """A model with a vision tower and a projector, whose components have bases of their own."""
-    vision = {
-        "vision_model.embeddings.patch_embedding.weight": normal(800, 32, 3, 4, 4),
-        "vision_model.encoder.layers.0.self_attn.q_proj.weight": normal(801, 32, 32) / 6,
-        "vision_model.encoder.layers.0.mlp.fc1.weight": normal(802, 64, 32) / 6,
-    }
-    write_decoder(here / "clip", vision, {"model_type": "clip_vision_model"})
-    language = tuned(decoder(1), 10, rank=3, size=0.1, noise=0.01)
-    both = {
-        f"vision_tower.{name}": one
-        for name, one in tuned(vision, 11, rank=2, size=0.1, noise=0.01).items()
-    }
-    both |= {f"language_model.{name}": one for name, one in language.items()}
-    both["multi_modal_projector.linear_1.weight"] = normal(810, HIDDEN, 32)
-    config = {
-        "model_type": "llava", "text_config": DECODER, "vision_config": {"model_type": "clip"},
-    }  # fmt: skip
-    write_decoder(here / "llava", both, config)
-    write_decoder(here / "text", decoder(1))
-
-
-REGISTRY = """\
-toy-seeing:
-  base: {language: ../text, vision: ../clip}
-  instruct: ../llava
-"""
-
-
-def write_all(here: Path) -> None:
-    """Write every input file into an empty folder."""
-    for one in (write_decoders, write_adapters, write_quantised, write_fused, write_experts):
-        one(here)
-    write_odd(here)
-    write_vision(here)
-    (here / "registry").mkdir()
-    (here / "registry" / "toys.yaml").write_text(REGISTRY)
-    for path in here.rglob("*"):
-        os.utime(path, (TIME, TIME))
 
 
 # GGUF files: of transformers' names, as llama.cpp's converter makes them
@@ -563,8 +386,9 @@ def write_gguf(
     writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(1)
     writer.add_chat_template("{{ messages }}")
+    add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
     for key, value in (metadata or {}).items():
-        writer.add_string(key, value)
+        add[type(value)](key, value)
     for name, weight in tensors.items():
         if paired and "q_proj" in name:
             weight = permuted(weight, GGUF_HEADS)
@@ -584,19 +408,15 @@ def write_gguf(
 
 
 CHAIN_LAYERS, CHAIN_WIDTH, CHAIN_HIDDEN, CHAIN_WORDS = 4, 96, 160, 128
+CHAIN_LAYER = {
+    "self_attn.q_proj": (CHAIN_WIDTH, CHAIN_WIDTH), "self_attn.o_proj": (CHAIN_WIDTH, CHAIN_WIDTH),
+    "mlp.up_proj": (CHAIN_HIDDEN, CHAIN_WIDTH), "mlp.down_proj": (CHAIN_WIDTH, CHAIN_HIDDEN),
+}  # fmt: skip
 CHAIN_SHAPES = {
-    **{
-        f"model.layers.{layer}.{name}.weight": shape
-        for layer in range(CHAIN_LAYERS)
-        for name, shape in {
-            "self_attn.q_proj": (CHAIN_WIDTH, CHAIN_WIDTH),
-            "self_attn.o_proj": (CHAIN_WIDTH, CHAIN_WIDTH),
-            "mlp.up_proj": (CHAIN_HIDDEN, CHAIN_WIDTH),
-            "mlp.down_proj": (CHAIN_WIDTH, CHAIN_HIDDEN),
-        }.items()
-    },
-    "model.embed_tokens.weight": (CHAIN_WORDS, CHAIN_WIDTH),
-}
+    LAYER.format(layer, name): shape
+    for layer in range(CHAIN_LAYERS)
+    for name, shape in CHAIN_LAYER.items()
+} | {"model.embed_tokens.weight": (CHAIN_WORDS, CHAIN_WIDTH)}
 CHAIN_CONFIG = {
     "model_type": "llama", "hidden_size": CHAIN_WIDTH, "num_hidden_layers": CHAIN_LAYERS,
     "tie_word_embeddings": True,

@@ -33,7 +33,6 @@ from shadow.telling import reading
 from shadow.telling.reading import read_summary
 
 SETTINGS = Settings(Method(), Filter())
-NORMS = Settings(Method("norms"), Filter(), spectra=False)
 SIDES = ("base", "tuned")
 NAMES = [
     f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in range(12) for part in ("up", "down")

@@ -215,10 +215,6 @@ JUDGED = [  # a gate, figures of a record and those that gates judge -> outcome,
     ("formats", {}, {"formats": ["BF16/F32"]}, "holds", "other_formats", 0.0),
     ("formats", {}, {}, "holds", "same_formats", 0.0),
 ]
-AT_ITS_THRESHOLD = [  # a gate, where its figure is, and the value from which on it holds
-    ("lineage", "judged", "cosine", 0.5), ("paired", "judged", "compared", 0.9),
-    ("rounding", "figures", "floor_ratio", 2.0), ("rank", "judged", "rank_share", 0.5),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -233,14 +229,3 @@ def test_a_gate_judges_figures(gate, figures, judged, outcome, code, figure):
     assert (found.outcome, found.reasons[0].code) == (outcome, code)
     assert found.figures.get("figure") == figure
     assert pair_gates.GATES[gate].say_all(found.reasons)
-
-
-@pytest.mark.parametrize(("gate", "where", "name", "threshold"), AT_ITS_THRESHOLD)
-def test_a_gate_holds_from_its_threshold_on(gate, where, name, threshold):
-    for value, outcome in ((threshold, "holds"), (threshold * (1 - 1e-9), "does_not_hold")):
-        figures, judged = ({name: value} if where == kind else {} for kind in ("figures", "judged"))
-        usual = {"unjudged": [], "rank_ceiling": None, "rank": 4, "is_part": False}
-        usual |= {"compared_percent": 50.0}
-        found = pair_gates.GATES[gate].judge(record(**figures), Record(**usual, **judged))
-        assert found.outcome == outcome
-        assert pair_gates.THRESHOLDS[gate] == threshold

@@ -17,8 +17,6 @@ from view import drawn
 from shadow.telling.reading import read_summary, summarise
 from shadow.telling.report import report_document
 
-DEMO = Path(__file__).parents[2] / "registry" / "demo"
-
 
 def shadow(*arguments, **variables) -> Run:
     env = {"PATH": os.environ["PATH"], "COLUMNS": "80", **variables}
@@ -139,65 +137,14 @@ def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
     assert {"projector", "identical"} <= set(done.assert_done().split())
 
 
-def experts(folder, order, noise=0.0):
-    """A toy mixture of experts in two layers, its experts numbered in the given order."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for layer in range(2):
-        stem = f"model.layers.{layer}"
-        for part in ("q", "k", "v", "o"):
-            tensors[f"{stem}.self_attn.{part}_proj.weight"] = torch.randn(
-                16, 16, generator=generator
-            )
-        found = [torch.randn(12, 16, generator=generator) for _ in order]
-        for place, which in enumerate(order):
-            tensors[f"{stem}.mlp.experts.{place}.up_proj.weight"] = found[which]
-    changed = {
-        name: W + noise * torch.randn(W.shape, generator=generator) for name, W in tensors.items()
-    }
-    return planted.write(folder, changed, {"model_type": "qwen3_moe"})
-
-
-def test_renumbered_experts_are_replaced_matrices(tmp_path):
-    """Experts of the same number that are different ones: the finding says so."""
-    base = experts(tmp_path / "base", range(4))
-    for name, order in (("same", range(4)), ("renumbered", (1, 0, 2, 3))):
-        tuned = experts(tmp_path / name, order, noise=0.01)
-        done = shadow("audit", "--base", base, "--tuned", tuned, "-o", tmp_path / f"out-{name}")
-        assert done.code == 0, done.err
-        (path,) = (tmp_path / f"out-{name}").rglob("summary.json")
-        replaced = json.loads(path.read_text())["recognised"]["replaced"]
-        assert bool(replaced) == (name == "renumbered")
-    assert replaced["matrices"] == 4
-
-
-def test_a_family_ends_with_the_table_of_its_pairs(tmp_path):
-    """After the reports, screens apart; a pair that failed has a row too. One pair needs none."""
-    registry = tmp_path / "own"
-    registry.mkdir()
-    (registry / "toy.yaml").write_text(
-        f"toy:\n  base: {DEMO}/base\n  good: {DEMO}/narrow\n  bad: {tmp_path}/none\n"
-    )
-    done = shadow("audit", "toy", "--registry", registry, "-o", tmp_path / "out")
-    assert done.code == 1
-    last = done.out[done.out.rindex(" family ") :].split("\n")
-    rows = [line.split()[:3] for line in last if "base.." in line]
-    assert rows == [["toy", "base..good", "done"], ["toy", "base..bad", "failed"]]
-    alone = shadow("audit", "toy:base..good", "--registry", registry, "-o", tmp_path / "out")
-    assert " family " not in alone.assert_done()
-
-
-@pytest.mark.parametrize(
-    ("table", "column", "value"),
-    [
-        ("tensors", "compared", 2**60 + 1),  # beyond the whole numbers that a float holds
-        ("tensors", "layer", 2**62 + 1),
-        ("matrices", "parameters", 2**60 + 1),
-        ("tensors", "shape", [2**62] * 20),  # beyond every float
-        ("matrices", "module", None),
-        ("tensors", "side", None),
-    ],
-)
+@pytest.mark.parametrize(("table", "column", "value"), [
+    ("tensors", "compared", 2**60 + 1),  # beyond the whole numbers that a float holds
+    ("tensors", "layer", 2**62 + 1),
+    ("matrices", "parameters", 2**60 + 1),
+    ("tensors", "shape", [2**62] * 20),  # beyond every float
+    ("matrices", "module", None),
+    ("tensors", "side", None),
+])  # fmt: skip
 def test_a_forged_table_has_a_summary(folder, table, column, value):
     """Figures of it mean nothing; what counts is that its reader gets no traceback."""
     tables = {

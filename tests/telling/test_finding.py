@@ -48,18 +48,6 @@ def test_a_sentence_stands_where_it_is_true_and_only_there(must, tmp_path, code)
     assert code not in codes(recorded(tmp_path, deltas, **more))
 
 
-def test_no_entries_are_masked_by_an_update_along_the_weights_or_in_few_matrices(tmp_path):
-    """Small weights move least where all move in proportion, and storage hides that."""
-    along = model(zero_share_excess=0.5, decay_cosine=0.5)
-    assert "masked" not in codes(recorded(tmp_path / "along", along))
-    astray = model(zero_share_excess=0.5, kept_misfit=0.8)
-    assert "masked" not in codes(recorded(tmp_path / "astray", astray))
-    half = [*model(4, zero_share_excess=0.5), *model(4, zero_share_excess=0.0)]
-    assert "masked" not in codes(recorded(tmp_path / "half", half))
-    most = [*half, row(9, "mlp.up", zero_share_excess=0.5)]
-    assert "masked" in codes(recorded(tmp_path / "most", most))
-
-
 def test_every_code_has_a_case_and_a_text():
     """What is left out or estimated is in tests/audits/test_tiers.py."""
     apart = {"nothing_compared", "files", "published", "level"}

@@ -111,7 +111,11 @@ def expected(
     cache: Cache | None = None,
 ) -> Expected:
     """Ask transformers, unless the cache has its answer. scratch: a folder for the question."""
-    listed = {name: (info.dtype, info.shape) for name, info in tensors.items() if not info.problem}
+    listed = {
+        name: ("BF16" if info.packing else info.dtype, info.shape)
+        for name, info in tensors.items()
+        if not info.problem
+    }
     try:
         question = json.dumps({"config": stripped(config), "tensors": listed})
     except RecursionError:
@@ -212,7 +216,8 @@ class LoaderError(Exception):
 
     def __init__(self, problem: str, detail: str) -> None:
         super().__init__(problem, detail)
-        self.problem, self.detail = problem, detail
+        self.problem = problem
+        self.detail = detail
 
 
 @contextlib.contextmanager
@@ -240,7 +245,8 @@ def _asked(
         import transformers
         from transformers.models.auto import configuration_auto, modeling_auto
 
-    kind, name = config.get("model_type"), config["architectures"][0]
+    kind = config.get("model_type")
+    name = config["architectures"][0]
     known = [
         (key, one)
         for table, models in vars(modeling_auto).items()
@@ -252,10 +258,13 @@ def _asked(
     if not isinstance(kind, str) or kind not in kinds or name not in {one for _, one in known}:
         return Expected(problem="unknown_class", detail=name[:LONGEST])
     with of_transformers():
-        settings, cls = kinds[kind], getattr(transformers, name)
+        settings = kinds[kind]
+        cls = getattr(transformers, name)
         guard()
-        made, plain = settings.from_dict(config), settings()
-        inner, plain_inner = made.get_text_config(), plain.get_text_config()
+        made = settings.from_dict(config)
+        plain = settings()
+        inner = made.get_text_config()
+        plain_inner = plain.get_text_config()
     state = {}
     for tensor, (dtype, shape) in tensors.items():
         is_known = dtype in FLOATS or dtype in INTEGERS
@@ -276,7 +285,8 @@ def _asked(
     embedding, head = vocabulary_of(model)
     rows = getattr(inner, "vocab_size", None)
     if embedding is None or not isinstance(rows, int) or len(embedding) < rows:  # of sounds
-        embedding, head = None, None
+        embedding = None
+        head = None
     inputs, outputs = (files_names(model, [matrix], tensors) for matrix in (embedding, head))
     tables = [module for module in model.modules() if hasattr(module, "padding_idx")]
     others = {one for key, one in known if key == kind}
