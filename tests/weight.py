@@ -34,11 +34,16 @@ UNCOUNTED = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
     tokenize.ENCODING, tokenize.ENDMARKER,
 }  # fmt: skip
+TOP = "top"  # the modules directly in src/shadow
 DENSE = (
+    "cli",
     "comparing",
     "gates",
+    "lists",
+    "reports",
     "summary",
     "telling",
+    TOP,
 )  # rooms of src that are held to the limits of density
 MOST_TOKENS = 8.5  # a line of code
 MOST_PARALLEL = 8  # assignments in 1,000 lines of code
@@ -110,7 +115,9 @@ def formatted(text: str) -> str:
 def density_of_room(room: str) -> Density:
     """Count in the modules of a room of src."""
     total: Counter[str] = Counter()
-    for file in sorted((ROOT / "src" / "shadow" / room).rglob("*.py")):
+    package = ROOT / "src" / "shadow"
+    files = package.glob("*.py") if room == TOP else (package / room).rglob("*.py")
+    for file in sorted(files):
         total.update(vars(density(formatted(file.read_text(encoding="utf-8")))))
     return Density(**total)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import beta
 
-from shadow.lab.results import OUTCOME, contrast, formatted, level
+from shadow.lab.results import OUTCOME, by_base, contrast
 
 DOCS = Path(__file__).parents[2] / "docs"
 FOLDER = DOCS / "lab"
@@ -72,9 +72,9 @@ def trained(runs: pd.DataFrame, treatment: str = "adamw") -> pd.DataFrame:
 
 def _concentrations(runs: pd.DataFrame, label: str) -> list[str]:
     """The mean concentration of A to D, and what narrow data add to that of broad data."""
-    means = level(runs, OUTCOME)
-    levels = [formatted(means[regime].value) for regime in "ABCD"]
-    return [label, *levels, contrast(runs, "B", "C").text("+.3f")]
+    means = by_base(runs, OUTCOME).mean()
+    levels = [f"{means[regime]:.3f}" for regime in "ABCD"]
+    return [label, *levels, str(contrast(runs, "B", "C"))]
 
 
 def lab() -> str:
@@ -96,9 +96,9 @@ def treatments() -> str:
     rows = []
     for name, text in TREATMENTS.items():
         own = trained(small, name)
-        means = level(own, OUTCOME)
-        cells = [formatted(means[regime].value) for regime in "BC"]
-        rows.append([text, *cells, contrast(own, "B", "C").text("+.3f")])
+        means = by_base(own, OUTCOME).mean()
+        cells = [f"{means[regime]:.3f}" for regime in "BC"]
+        rows.append([text, *cells, str(contrast(own, "B", "C"))])
     return table(["", "B", "C", "B - C"], rows)
 
 
@@ -111,12 +111,12 @@ def pretrained() -> str:
         cells = [f"{name}: {what}"]
         for stored in ("F32", "BF16"):
             means = states[states["stored"] == stored].groupby("data")[OUTCOME].mean()
-            cells.append(formatted(means[name[0]] - means[name[-1]], "+.3f"))
+            cells.append(f"{means[name[0]] - means[name[-1]]:+.3f}")
         rows.append(cells)
     cells = ["two seeds of one mixture, at most"]
     for stored in ("F32", "BF16"):
         seeds = states[states["stored"] == stored].groupby("data")[OUTCOME]
-        cells.append(formatted((seeds.max() - seeds.min()).max(), ".4f"))
+        cells.append(f"{(seeds.max() - seeds.min()).max():.4f}")
     return table(["", "F32", "BF16"], [*rows, cells])
 
 

@@ -16,7 +16,7 @@ import torch
 import typer
 
 from shadow.lab.experiment import SMALL, Base, Scale, every_regime, perform
-from shadow.lab.results import OUTCOME, collect, contrast, formatted, level
+from shadow.lab.results import OUTCOME, by_base, collect, contrast
 from shadow.lab.training import Recipe, Size
 
 BASES = {64: 10, 128: 5, 256: 3, 512: 1}  # as many as three hours of two cores allow
@@ -44,9 +44,9 @@ def main(
     runs = every_regime(bases, 3 if width == 64 else 2)
     perform(runs, out, jobs=jobs)
     table = collect(runs, out)["runs"]
-    means = level(table, OUTCOME)
-    cells = [f"{regime} {formatted(means[regime].value)}" for regime in "ABCD"]
-    print(f"width {width}:", *cells, "B - C", contrast(table, "B", "C").text("+.3f"))
+    means = by_base(table, OUTCOME).mean()
+    cells = [f"{regime} {means[regime]:.3f}" for regime in "ABCD"]
+    print(f"width {width}:", *cells, "B - C", contrast(table, "B", "C"))
 
 
 if __name__ == "__main__":

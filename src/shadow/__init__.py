@@ -77,9 +77,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    found = getattr(importlib.import_module(_HOMES.get(name, "shadow.api")), name)
-    globals()[name] = found  # the next time it is there
-    return found
+    value = getattr(importlib.import_module(_HOMES.get(name, "shadow.api")), name)
+    globals()[name] = value  # the next time it is there
+    return value
 
 
 def __dir__() -> list[str]:

@@ -118,7 +118,7 @@ def audit(
 
 
 def read(folder: Place) -> AuditReport:
-    """Return the finished report in a folder or at a URL, or the only one below it."""
+    """The finished report in a folder or at a URL, or the only one below it."""
     hint = "name one of them, or read all with shadow.read_all"
     report = AuditReport(one_report(_here(folder), hint))
     assert report.provenance  # read now, so that a folder without a report is refused here
@@ -126,14 +126,14 @@ def read(folder: Place) -> AuditReport:
 
 
 def read_all(folder: Place) -> AuditReports:
-    """Return the finished reports in a folder or at a URL, or up to two levels below it, by path.
+    """The finished reports in a folder or at a URL, or up to two levels below it, by path.
     Their tables are read on demand.
     """
     return AuditReports(map(read, reports_below(_here(folder))))
 
 
 def pairs(*targets: str, registry: Place | None = None) -> tuple[Pair, ...]:
-    """Return the pairs that targets name, such as `qwen2.5-7b`, `demo:base..narrow`, `qwen2.5-*`.
+    """The pairs that targets name, such as `qwen2.5-7b`, `demo:base..narrow`, `qwen2.5-*`.
 
     Without a target, all pairs. registry: a folder with more families.
     """
@@ -143,7 +143,7 @@ def pairs(*targets: str, registry: Place | None = None) -> tuple[Pair, ...]:
 def plan(
     base: Place | Pair | Several, tuned: Place | None = None, *, say: Say = ignore, **options: Any
 ) -> tuple[PairPlan, ...]:
-    """Return what `audit` would measure and take, a plan a pair. No weight is fetched.
+    """Plan what `audit` would measure and take, a plan a pair. No weight is fetched.
 
     The options are those of `audit`; `as_json()` gives what `shadow plan --json` prints.
     """
@@ -267,13 +267,13 @@ def verify(
 
         registry.require_form(claim, len(checkpoints), **patterns, **options)
         return verified_since(checkpoints[0], in_memory(checkpoints[1], "memory"), **patterns)
-    sides: dict[str, Any] = {str(number): one for number, one in enumerate(checkpoints, 1)}
+    sides: dict[str, Any] = {str(number): place for number, place in enumerate(checkpoints, 1)}
     sides |= {} if base is None else {"base": base}
     held = _held(sides)
-    named = {name: _named(name, one, held, parse_checkpoint) for name, one in sides.items()}
+    named = {name: _named(name, place, held, parse_checkpoint) for name, place in sides.items()}
     of_base = named.pop("base", None)
     options["base"] = of_base
-    asked = registry.question(claim, [*named.values()], **patterns, **options)
+    question = registry.question(claim, [*named.values()], **patterns, **options)
     found: Any = dict(held.values())
     runtime = Runtime(
         jobs=jobs,
@@ -284,7 +284,7 @@ def verify(
         show=progress,
     )
     with single_threads():
-        return registry.verify(asked, runtime)
+        return registry.verify(question, runtime)
 
 
 def check(
@@ -323,16 +323,16 @@ def _request(
     listed = _listed(base)
     if tuned is not None:
         listed = [given_pair(_named("base", base, held), _named("tuned", tuned, held))]
-    targets = [one for one in listed if isinstance(one, str)]
-    found = select(targets, [one for one in listed if isinstance(one, Pair)]).pairs
-    if not found:
+    targets = [target for target in listed if isinstance(target, str)]
+    chosen = select(targets, [target for target in listed if isinstance(target, Pair)]).pairs
+    if not chosen:
         raise UsageError("nothing to audit", "name a family, such as 'demo', or base and tuned")
     own |= {"measuring": Measuring(**measuring), "found": dict(held.values())}
-    return AuditRequest(Selection(found, found), located(output or "reports"), **own)
+    return AuditRequest(Selection(chosen, chosen), located(output or "reports"), **own)
 
 
 def _held(sides: Mapping[str, object]) -> Held:
-    """Return the models in memory among sides, by name; none without torch."""
+    """The models in memory among sides, by name; none without torch."""
     if "torch" not in sys.modules:
         return {}
     from shadow.checkpoints.in_memory import models_among
@@ -351,11 +351,11 @@ def _named(name: str, place: Any, held: Held, parse: Callable[[str], Any] = pars
 
 
 def _here(report: Report | Place) -> Path:
-    """Return the folder of a report, or of reports; a URL's is fetched until the process ends."""
+    """The folder of a report, or of reports; a URL's is fetched until the process ends."""
     return report.folder if isinstance(report, Report) else here(report, spectra=True)
 
 
 def _listed(given: Any) -> list[Any]:
-    """Return a list, also for a single word, path, pair or report."""
+    """A list, also for a single word, path, pair or report."""
     is_one = isinstance(given, str | PathLike | Pair | Report) or not isinstance(given, Iterable)
     return [given] if is_one else list(given)

@@ -33,14 +33,14 @@ INTEGERS = {
 
 
 def torch_name(dtype: str) -> str:
-    """Return torch's name of a dtype of FLOATS or INTEGERS."""
+    """Torch's name of a dtype of FLOATS or INTEGERS."""
     if dtype in FLOATS:
         return FLOATS[dtype].torch_name
     return "bool" if dtype == "BOOL" else f"{'u' * (dtype[0] == 'U')}int{INTEGERS[dtype]}"
 
 
 def float_format(dtype: str) -> FloatFormat:
-    """Return the format in which numbers of a dtype are read; quantised matrices decode to F32."""
+    """The format in which numbers of a dtype are read; quantised matrices decode to F32."""
     return FLOATS.get(dtype, FLOATS["F32"])
 
 

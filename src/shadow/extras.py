@@ -26,7 +26,7 @@ def require(extra: str) -> None:
 
 
 def installing(extra: str) -> str:
-    """Return the command that installs an extra. The package is on no index: pip takes a clone."""
+    """The command that installs an extra. The package is on no index: pip takes a clone."""
     return f"in a clone of shadow, type: pip install '.[{extra}]'"
 
 

@@ -65,7 +65,7 @@ def _remove_leftovers(parent: Path) -> None:
 
 
 def _locked(aside: Path) -> int | None:
-    """Return a handle that holds it until it is closed; None if it cannot be locked."""
+    """A handle that holds it until it is closed; None if it cannot be locked."""
     try:
         handle = os.open(aside, os.O_RDONLY | os.O_NOFOLLOW)
     except (AttributeError, OSError):  # Windows has no handles of folders
@@ -132,7 +132,7 @@ def alone_at(folder: Path, name: str) -> Iterator[None]:
 
     A file or folder that was made only for the lock is removed.
     """
-    there = nearest_folder(folder)
+    existing = nearest_folder(folder)
     path = folder / PARTIAL / name
     with writing(folder):
         file = open_alone(path)
@@ -143,10 +143,15 @@ def alone_at(folder: Path, name: str) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 if path.stat().st_size == 0:
                     path.unlink()
-            remove_empty(path.parent.absolute(), there)
+            remove_empty(path.parent.absolute(), existing)
 
 
 Recognise = Callable[[Path], bool]
+
+
+def marked(mark: str, size: int) -> Recognise:
+    """Make a function that recognises files with a mark within their first bytes."""
+    return lambda path: mark.encode() in (read_start(path, size) or b"")
 
 
 @contextlib.contextmanager
@@ -157,18 +162,18 @@ def _instead_of(path: Path, *, is_folder: bool = False) -> Iterator[Path]:
     It is itself renamed, so that a process that is killed right afterwards leaves nothing either.
     """
     parent = path.absolute().parent
-    there = nearest_folder(parent)
+    existing = nearest_folder(parent)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with aside_in(parent, is_folder=is_folder) as aside:
             yield aside
-            for written in aside.rglob("*") if is_folder else [aside]:
+            for written in (aside, *aside.rglob("*")):  # a file has none below
                 if written.is_file():
                     with written.open("rb") as file:
                         os.fsync(file.fileno())  # before it gets its name
             aside.replace(path)
     finally:
-        remove_empty(parent, there)
+        remove_empty(parent, existing)
 
 
 @contextlib.contextmanager
@@ -206,7 +211,7 @@ def _require_free(output: Path, is_ours: Recognise, what: str) -> None:
 
 
 def registry_folder() -> Path:
-    """Return the folder of shipped data, in the package or at the top of a checkout."""
+    """The folder of shipped data, in the package or at the top of a checkout."""
     packaged = Path(str(files("shadow"))) / "registry"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "registry"
 
@@ -222,6 +227,11 @@ def safe_name(name: str) -> str:
         return plain
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
     return f"{plain or 'x'}-{digest[:8]}"
+
+
+def report_folder(family: str, pair: str) -> str:
+    """The folder of a pair's report, two levels below the output folder."""
+    return f"{safe_name(family)}/{safe_name(pair)}"
 
 
 @contextlib.contextmanager
@@ -256,7 +266,7 @@ def require_utf8(folder: Path) -> None:
 
 
 def nearest_folder(path: Path) -> Path:
-    """Return the absolute path if it is a folder, otherwise the nearest folder above it."""
+    """The absolute path if it is a folder, otherwise the nearest folder above it."""
     path = path.absolute()
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
 
@@ -277,7 +287,7 @@ def open_regular(path: Path) -> int | None:
 
 
 def read_start(path: Path, size: int = -1) -> bytes | None:
-    """Return the first bytes of a file, or all; None if it is not regular."""
+    """The first bytes of a file, or all; None if it is not regular."""
     handle = open_regular(path)
     if handle is None:
         return None

@@ -24,11 +24,13 @@ def option(help: str, default: Any = None, *names: str, **more: Any) -> Any:
 
 def explained(record: Record) -> Record:
     """Add the help of its options to the docstring of a record: what `help(record)` shows."""
-    rows = [f"    {one.name}: {one.metadata['option'][1]['help']}" for one in options_of(record)]
+    rows = [
+        f"    {field.name}: {field.metadata['option'][1]['help']}" for field in options_of(record)
+    ]
     record.__doc__ = "\n".join([record.__doc__ or "", "", "Args:", *rows])
     return record
 
 
 def options_of(record: type) -> list[Any]:
     """List the fields of a record that are options."""
-    return [one for one in fields(record) if "option" in one.metadata]
+    return [field for field in fields(record) if "option" in field.metadata]

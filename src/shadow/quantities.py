@@ -43,7 +43,7 @@ class Quantity:
     high: float | None = None
 
     def __str__(self) -> str:
-        """Return `0.33 (0.28 to 0.36)`; without brackets if there is no interval to see."""
+        """`0.33 (0.28 to 0.36)`; without brackets if there is no interval to see."""
         text = text_of(self.value, self.kind)
         if self.low is None or self.high is None:
             return text
@@ -71,13 +71,13 @@ def bounds_text(bounds: Sequence[float], kind: Kind) -> str:
 
 
 def portion_of(part: float | int | None, whole: float | int | None) -> Quantity:
-    """Return part as a share of whole; null if there is no whole."""
+    """Part as a share of whole; null if there is no whole."""
     share = None if part is None or not whole else part / whole
     return Quantity(share, "portion")
 
 
 def share(value: float) -> str:
-    """Return `1.2 %`, two significant digits; whole numbers above 10 %."""
+    """`1.2 %`, two significant digits; whole numbers above 10 %."""
     percents = 100 * value
     if percents >= HUGE:
         return f"{percents:.1e} %"
@@ -96,7 +96,7 @@ def _fraction(value: float) -> str:
 
 
 def _portion(value: float) -> str:
-    """Return `41.3 %`; nearly all is not all: `99.9 %`."""
+    """`41.3 %`; nearly all is not all: `99.9 %`."""
     return f"{min(100 * value, 99.9) if value < 1 else 100 * value:.1f} %"
 
 
@@ -120,7 +120,7 @@ def _number(value: float, digits: int = 3) -> str:
 
 
 def _ratio(value: float) -> str:
-    """Return `0.52`, `2.1`, `35`."""
+    """`0.52`, `2.1`, `35`."""
     return f"{value:,.0f}" if abs(value) >= 9.95 else f"{value:#.2g}"
 
 

@@ -44,5 +44,5 @@ STRICT = frozenset(name for name, reason in REASONS.items() if reason.strict)
 
 
 def meaning(name: str) -> str:
-    """Return the meaning of a reason; for an unknown one, its name."""
+    """The meaning of a reason; for an unknown one, its name."""
     return REASONS[name].text if name in REASONS else name

@@ -32,7 +32,7 @@ SILENT = logging.NullHandler()
 
 
 def url_of(place: str | os.PathLike[str]) -> str | None:
-    """Return the URL of a place, even if pathlib made one slash of two; None for a local path."""
+    """The URL of a place, even if pathlib made one slash of two; None for a local path."""
     text = os.fspath(place)
     match = URL.match(text)
     if match is None:
@@ -42,7 +42,7 @@ def url_of(place: str | os.PathLike[str]) -> str | None:
 
 
 def located(place: str | os.PathLike[str]) -> Path | Store:
-    """Return a path, also for a `file://` URL, or a store, without accessing it.
+    """A path, also for a `file://` URL, or a store, without accessing it.
 
     Raises UsageError for a URL that may contain a credential, or that has no driver.
     """
@@ -74,7 +74,7 @@ class Store:
         return self.url
 
     def at(self, *names: str) -> Store:
-        """Return a folder or a file below."""
+        """A folder or a file below."""
         return Store("/".join((self.url, *names)))
 
     def require_access(self) -> None:
@@ -84,15 +84,15 @@ class Store:
             system.rm_file(path)
 
     def files(self) -> dict[str, Mapping[str, Any]]:
-        """Return the metadata of each file below, by relative path."""
+        """The metadata of each file below, by relative path."""
         with self.reached() as (system, top):
             system.invalidate_cache()
             try:
-                found = system.find(top, detail=True)
+                files = system.find(top, detail=True)
             except FileNotFoundError:
                 return {}
             top += "/"
-            return {path[len(top) :]: found[path] for path in found if path.startswith(top)}
+            return {path[len(top) :]: files[path] for path in files if path.startswith(top)}
 
     def fetch(self, names: Collection[str], folder: Path) -> None:
         """Copy files into a folder."""
@@ -134,7 +134,7 @@ scratch_folder = cache(partial(tempfile.TemporaryDirectory, prefix="shadow-"))
 
 
 def place_for(store: Store) -> Path:
-    """Return a path for the copy of a folder, under its own name."""
+    """A path for the copy of a folder, under its own name."""
     name = safe_name(store.url.rpartition("/")[2])
     path = Path(tempfile.mkdtemp(dir=scratch_folder().name)) / name
     _copies[str(path)] = store.url
@@ -142,7 +142,7 @@ def place_for(store: Store) -> Path:
 
 
 def as_given(text: object) -> str:
-    """Return a path, or a text with paths, for people and files, with URLs instead of copies."""
+    """A path, or a text with paths, for people and files, with URLs instead of copies."""
     words = str(text)
     for path, url in list(_copies.items()):
         words = words.replace(path, url)
@@ -150,7 +150,7 @@ def as_given(text: object) -> str:
 
 
 def work_folder(store: Store) -> Path:
-    """Return the local folder for audits into a store: always the same for the same URL."""
+    """The local folder for audits into a store: always the same for the same URL."""
     name = safe_name(store.url.rpartition("/")[2])
     digest = hashlib.sha256(store.url.encode()).hexdigest()[:12]
     cached = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

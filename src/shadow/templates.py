@@ -67,7 +67,7 @@ def fill(
         return match[1] if known else ""
 
     def slot(match: re.Match[str]) -> str:
-        name, whole, kind, one, many, alone, alone_many = match.groups()
+        name, whole, kind, singular, plural, alone, alone_many = match.groups()
         value = figures[name]
         if alone is not None:
             return alone if value == 1 else alone_many
@@ -82,9 +82,9 @@ def fill(
             if whole is not None:
                 note(whole)
                 total = cast(float, figures[whole])
-            return _all(int(value), int(total), one, many)
+            return _all(int(value), int(total), singular, plural)
         text = FORMS[kind](value or 0)  # type: ignore[index]  # zero has no sign
-        return text if one is None else f"{text} {one if text == '1' else many}"
+        return text if singular is None else f"{text} {singular if text == '1' else plural}"
 
     return SLOT.sub(slot, OPTIONAL.sub(optional, template))
 
@@ -100,7 +100,7 @@ def in_words(value: Value, templates: Mapping[str, str]) -> Value:
 
 
 def names_in(template: str) -> list[str]:
-    """Return the figures for which a template has slots."""
+    """The figures for which a template has slots."""
     return [name for slot in SLOT.finditer(template) for name in slot.groups()[:2] if name]
 
 
@@ -122,10 +122,10 @@ def outline(template: str) -> str:
 
 def _texts(value: Value) -> Sequence[str]:
     assert isinstance(value, Sequence), "a text, or several"
-    return [str(one) for one in value]
+    return [str(part) for part in value]
 
 
-def _all(count: int, total: int, one: str, many: str) -> str:
+def _all(count: int, total: int, singular: str, plural: str) -> str:
     if count != total:
-        return f"{count:,} of {total:,} {many}"
-    return {1: f"the only {one}", 2: f"both {many}"}.get(count, f"all {count:,} {many}")
+        return f"{count:,} of {total:,} {plural}"
+    return {1: f"the only {singular}", 2: f"both {plural}"}.get(count, f"all {count:,} {plural}")

@@ -23,37 +23,37 @@ def inert(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return text from files on one line; control characters, which drive terminals, are shown."""
+    """Text from files on one line; control characters, which drive terminals, are shown."""
     if text.isprintable():  # nearly all
         return text
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def short_name(name: str) -> str:
-    """Return a name from a file on one line, with at most 120 characters."""
+    """A name from a file on one line, with at most 120 characters."""
     return visible(name[:120])
 
 
-def short(said: object) -> str:
+def short(given: object) -> str:
     """Shorten a user's text for a message: one line with at most 80 characters."""
-    text = repr(said)
+    text = repr(given)
     return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
 
 
 def duration(seconds: float) -> str:
-    """Return `4:07`, or `1:02:03` with hours."""
+    """`4:07`, or `1:02:03` with hours."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def took(seconds: float) -> str:
-    """Return `3.2 s`, or a duration from a minute on."""
+    """`3.2 s`, or a duration from a minute on."""
     return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
 def about_time(seconds: float) -> str:
-    """Return `under a second`, `about 7 seconds`, `about 4 minutes` or `about 2.5 hours`."""
+    """`under a second`, `about 7 seconds`, `about 4 minutes` or `about 2.5 hours`."""
     if seconds < 1:
         return "under a second"
     if seconds < 59.5:
@@ -65,7 +65,7 @@ def about_time(seconds: float) -> str:
 
 
 def byte_size(count: int) -> str:
-    """Return `1.5 GB`, in thousands rather than 1,024s, like disks and the Hub."""
+    """`1.5 GB`, in thousands rather than 1,024s, like disks and the Hub."""
     return decimal(count)
 
 
@@ -74,36 +74,41 @@ VERY_LIKE = 0.75
 
 
 def closest(word: str, known: Iterable[str], likeness: float = LIKE) -> str | None:
-    """Return the known word most similar to a misspelt one; None if none is similar."""
+    """The known word most similar to a misspelt one; None if none is similar."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)), None)
 
 
 def nearest(word: str, known: Iterable[str], likeness: float = LIKE) -> str | None:
-    """Return the hint `did you mean 'base'?`; None if no known word is similar."""
+    """The hint `did you mean 'base'?`; None if no known word is similar."""
     close = closest(word, known, likeness)
     return None if close is None else f"did you mean {close!r}?"
 
 
 def several(words: Sequence[str], shown: int = 8, separator: str = ", ") -> str:
-    """Return the first of many words, and how many more there are: `a, b and 3 more`."""
+    """The first of many words, and how many more there are: `a, b and 3 more`."""
     rest = and_more(len(words) - shown)
     return separator.join(words[:shown]) + (f" {rest}" if rest else "")
 
 
 def and_list(words: Sequence[str]) -> str:
-    """Return `a, b and c`; empty for no words."""
+    """`a, b and c`; empty for no words."""
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def and_more(hidden: int) -> str:
-    """Return `and 3 more`; empty if nothing is hidden."""
+    """`and 3 more`; empty if nothing is hidden."""
     return f"and {hidden:,} more" if hidden > 0 else ""
 
 
-def counted(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
+def shape_text(shape: Iterable[int]) -> str:
+    """`4 x 8`."""
+    return " x ".join(map(str, shape)) or "()"
+
+
+def counted(number: int, singular: str, plural: str) -> str:
+    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def bytes_of(text: str) -> int:
@@ -119,7 +124,7 @@ def bytes_of(text: str) -> int:
 
 
 def size_for(count: int) -> str:
-    """Return the size to type so that count bytes fit, rounded up: `4.6MB`."""
+    """The size to type so that count bytes fit, rounded up: `4.6MB`."""
     sizes = (1000**4, "TB"), (1000**3, "GB"), (1000**2, "MB"), (1000, "KB")
     whole, unit = next((size for size in sizes if count >= size[0]), sizes[-1])
     tenths = -(-count * 10 // whole)
@@ -139,7 +144,7 @@ CLOSING = ":;,.)]}"  # of the sentence around a URL
 
 
 def holds_account(rest: str) -> bool:
-    """Return whether an account or password, not a port or S3 point, precedes the first slash."""
+    """True if an account or password, not a port or S3 point, precedes the first slash."""
     if "@" not in rest and ACCESS_POINT.match(rest):
         return False
     host = rest.partition("/")[0]
@@ -167,15 +172,15 @@ def redacted_url(url: str) -> str:
 def redacted(text: str) -> str:
     """Apply `redacted_url` to every URL in a text."""
 
-    def without(found: re.Match[str]) -> str:
-        url = found[0].rstrip(CLOSING)
-        return redacted_url(url) + found[0][len(url) :]
+    def without(match: re.Match[str]) -> str:
+        url = match[0].rstrip(CLOSING)
+        return redacted_url(url) + match[0][len(url) :]
 
     return URL_IN_TEXT.sub(without, text)
 
 
 def in_ranges(numbers: Iterable[int]) -> str:
-    """Return whole numbers in order, with runs as their ends: `0-3, 7`."""
+    """Whole numbers in order, with runs as their ends: `0-3, 7`."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:

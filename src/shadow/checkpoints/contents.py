@@ -12,7 +12,8 @@ from shadow.checkpoints.safetensors_files import strict_json
 from shadow.text import visible
 
 LONGEST = 60  # characters of a value
-WORD, OTHER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,59}", re.ASCII), "other_keys"
+WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,59}", re.ASCII)
+OTHER = "other_keys"
 TEMPLATE = "chat_template"
 WHOLE = {"modules.json": "modules", "merges.txt": "merges"} | dict.fromkeys(
     ("vocab.json", "vocab.txt", "added_tokens.json"), "vocabulary"
@@ -34,7 +35,8 @@ def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
     cannot be understood.
     """
     try:
-        first, second = contents(path, base), contents(path, tuned)
+        first = contents(path, base)
+        second = contents(path, tuned)
         keys = [key for key in {**first, **second} if not _equal(first.get(key), second.get(key))]
     except RecursionError:
         raise ValueError("nested too deeply") from None

@@ -80,7 +80,8 @@ class Grid:
             _each(step, self.scale(rows, cols).abs(), torch.Tensor.mul_)
             return (step.mul_(self.last),)
         known = torch.tensor(sorted(set(self.codebook)), dtype=torch.float32)
-        middles, reach = (known[1:] + known[:-1]) / 2, torch.tensor([self.reach])
+        middles = (known[1:] + known[:-1]) / 2
+        reach = torch.tensor([self.reach])
         edges = torch.cat([-reach, middles, reach])
         place = torch.bucketize(self.levels(rows, cols), middles)
         ends = edges[place], edges[place + 1]
@@ -99,7 +100,8 @@ def _each(made: Tensor, shared: Tensor, change: Callable[[Tensor, Tensor], Tenso
 
 def _take(raw: Raw, rows: Rows, cols: Cols) -> Tensor:
     """Read these rows of a matrix, limited to some columns; all rows if not consecutive."""
-    first, last = int(rows.min()), int(rows.max())
+    first = int(rows.min())
+    last = int(rows.max())
     part = raw[first : last + 1, slice(*cols)]
     if last - first == len(rows) - 1 and bool((rows[1:] > rows[:-1]).all()):
         return part
@@ -183,7 +185,8 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
     """
     kind, (bits, high, wide, added) = packing.kind, packing.facts
     *stack, rows, cols = info.shape
-    is_turned, words = kind in ("gptq", "awq"), pieces["words"]
+    is_turned = kind in ("gptq", "awq")
+    words = pieces["words"]
     if "stated" in pieces and pieces["stated"].whole().tolist() != [rows, cols]:
         raise _broken(info, "weight_shape is not that of the other layers")
     if "layout" in pieces and int(pieces["layout"].whole()) != 0:
@@ -254,7 +257,8 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing) -> Gr
     state = quant_state(bytes(pieces["state"].whole().tolist()))
     if state[:3] != (rows, cols, block):
         raise _broken(info, "its quant_state is not that of the other layers")
-    scales, loose = pieces["scales"].whole().flatten(), None
+    scales = pieces["scales"].whole().flatten()
+    loose = None
     if "outer" in pieces:
         *_, step, offset = state
         outer = pieces["outer"].whole().float().flatten()
@@ -316,7 +320,9 @@ class GgmlBlocks:
         """raw: bytes, (rows, bytes of a row). order: where each row is stored."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
-        self._raw, self._kind, self._order = raw, kind, order
+        self._raw = raw
+        self._kind = kind
+        self._order = order
         self.unit, self._size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
         self._type = getattr(quants, kind)
         self._type.init_grid()

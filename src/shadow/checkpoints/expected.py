@@ -216,7 +216,8 @@ class LoaderError(Exception):
 
     def __init__(self, problem: str, detail: str) -> None:
         super().__init__(problem, detail)
-        self.problem, self.detail = problem, detail
+        self.problem = problem
+        self.detail = detail
 
 
 @contextlib.contextmanager
@@ -244,7 +245,8 @@ def _asked(
         import transformers
         from transformers.models.auto import configuration_auto, modeling_auto
 
-    kind, name = config.get("model_type"), config["architectures"][0]
+    kind = config.get("model_type")
+    name = config["architectures"][0]
     known = [
         (key, one)
         for table, models in vars(modeling_auto).items()
@@ -256,10 +258,13 @@ def _asked(
     if not isinstance(kind, str) or kind not in kinds or name not in {one for _, one in known}:
         return Expected(problem="unknown_class", detail=name[:LONGEST])
     with of_transformers():
-        settings, cls = kinds[kind], getattr(transformers, name)
+        settings = kinds[kind]
+        cls = getattr(transformers, name)
         guard()
-        made, plain = settings.from_dict(config), settings()
-        inner, plain_inner = made.get_text_config(), plain.get_text_config()
+        made = settings.from_dict(config)
+        plain = settings()
+        inner = made.get_text_config()
+        plain_inner = plain.get_text_config()
     state = {}
     for tensor, (dtype, shape) in tensors.items():
         is_known = dtype in FLOATS or dtype in INTEGERS
@@ -280,7 +285,8 @@ def _asked(
     embedding, head = vocabulary_of(model)
     rows = getattr(inner, "vocab_size", None)
     if embedding is None or not isinstance(rows, int) or len(embedding) < rows:  # of sounds
-        embedding, head = None, None
+        embedding = None
+        head = None
     inputs, outputs = (files_names(model, [matrix], tensors) for matrix in (embedding, head))
     tables = [module for module in model.modules() if hasattr(module, "padding_idx")]
     others = {one for key, one in known if key == kind}

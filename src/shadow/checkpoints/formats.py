@@ -122,10 +122,13 @@ def _matrix(
     raw, *rest = used.values()
     packing = Packing(layout.kind, raw, (*rest, *others.values()), facts, tuple(used))
     dtype = raw.dtype if raw.dtype.startswith("F8_") else layout.dtype.format(facts[0])
-    name, strides = owner if "_blocks" in pieces else f"{owner}.weight", None
+    name = owner if "_blocks" in pieces else f"{owner}.weight"
+    strides = None
     if layout.is_turned:
         *stack, rows, cols = shape
-        shape, strides = (*stack, cols, rows), (*(rows * cols for _ in stack), 1, cols)
+        shape = (*stack, cols, rows)
+        matrices = [rows * cols] * len(stack)
+        strides = (*matrices, 1, cols)
     return TensorInfo(name, dtype, shape, raw.shard, raw.start, raw.end, strides, packing=packing)
 
 
@@ -147,7 +150,9 @@ def _grouped(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Mad
     """Recognise a stream of bits along rows, with scales of groups of columns. facts: bits, 1,
     columns of a group, and what is added to zeros.
     """
-    rows, groups, known = n["rows"], n["groups"], n.get("cols") or layout.group * n["groups"]
+    rows = n["rows"]
+    groups = n["groups"]
+    known = n.get("cols") or layout.group * n["groups"]
     if raw := n.get("stated"):
         half = len(raw) // 2
         stated = [int.from_bytes(one, "little") for one in (raw[:half], raw[half:])]
@@ -176,7 +181,9 @@ def _scaled(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Made
     """Recognise 8-bit integers or floats with a scale for the matrix, each row, group or block.
     facts: 8, rows and columns of a block, 0.
     """
-    rows, cols, stack = n["rows"], n["cols"], n.get("*stack", ())
+    rows = n["rows"]
+    cols = n["cols"]
+    stack = n.get("*stack", ())
     shape = n.get("*grid", (rows,))
     grid = shape if len(shape) > 1 else (*(shape or (1,)), 1)
     named, has_others = _named_blocks(settings)
@@ -202,7 +209,9 @@ def _named_blocks(settings: Config) -> tuple[list[tuple[int, int]], bool]:
     """
     said: list[Any] = [settings.get("weight_block_size")]
     groups = settings.get("config_groups")
-    for group in groups.values() if isinstance(groups, dict) else ():
+    if not isinstance(groups, dict):
+        groups = {}
+    for group in groups.values():
         weights = group.get("weights") if isinstance(group, dict) else None
         if isinstance(weights, dict):
             said.append(weights.get("block_structure"))
@@ -246,7 +255,8 @@ def owner_of(name: str) -> tuple[str, str]:
 
 def packed_modules(tensors: Tensors, config: Config) -> dict[str, str]:
     """Return the format of every module of packed integers, by name, from tensors and config."""
-    formats, said = _formats(), _said_format(config)
+    formats = _formats()
+    said = _said_format(config)
     ranks: dict[str, int] = {}
     unnamed: dict[str, str] = {}
     for name, info in tensors.items():
@@ -322,10 +332,11 @@ def with_matrices(
     refused = {**formats}
     layouts = {one.name: one.layouts for one in _formats() if one.layouts}
     modules: dict[str, Tensors] = {}
-    for name, info in tensors.items() if formats else ():
-        owner, piece = owner_of(name)
-        if formats.get(owner) in layouts and piece != "bias":
-            modules.setdefault(owner, {})[piece] = info
+    if formats:
+        for name, info in tensors.items():
+            owner, piece = owner_of(name)
+            if formats.get(owner) in layouts and piece != "bias":
+                modules.setdefault(owner, {})[piece] = info
     known: dict[tuple[object, ...], bytes] = {}
 
     def read_once(info: TensorInfo, of: TensorInfo) -> bytes:

@@ -50,7 +50,8 @@ HINT = "fetch the file again"
 MAX_KEYS = 65_536
 MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 1 << 16
-STRING, LIST = 8, 9
+STRING = 8
+LIST = 9
 NUMBERS = {  # types of values, as struct calls them
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
@@ -97,7 +98,8 @@ def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple
     there = sorted(names)
     models: dict[str, list[str]] = {}
     for name in there:
-        last, wanted = PurePosixPath(name).name, "*" if pattern is None else pattern
+        last = PurePosixPath(name).name
+        wanted = "*" if pattern is None else pattern
         is_meant = pattern is not None or not last.startswith(BESIDE)
         if is_meant and (fnmatchcase(name, wanted) or fnmatchcase(last, wanted)):
             models.setdefault(PART.sub(r"\g<stem>", name), []).append(name)
@@ -123,7 +125,9 @@ class _Header:
     """A header that is being read."""
 
     def __init__(self, raw: bytes, file_size: int, shard: str) -> None:
-        self.raw, self.size, self.shard = raw, file_size, shard
+        self.raw = raw
+        self.size = file_size
+        self.shard = shard
         self.at = 0
 
     def fault(self, reason: str) -> FileError:
@@ -131,7 +135,8 @@ class _Header:
 
     def take(self, count: int) -> bytes:
         """Read the next count bytes."""
-        start, self.at = self.at, self.at + count
+        start = self.at
+        self.at = self.at + count
         if self.at > self.size:
             raise self.fault("it ends inside its header, or a length in it is wrong")
         if self.at > len(self.raw):
@@ -167,7 +172,8 @@ class _Header:
         align = metadata.get("general.alignment", 32)
         if type(align) is not int or not 0 < align <= MAX_ALIGNMENT or align & (align - 1):
             raise self.fault(f"its alignment is {str(align)[:20]}")
-        start, position = -(-self.at // align) * align, 0
+        start = -(-self.at // align) * align
+        position = 0
         placed = [replace(one, start=start + one.start, end=start + one.end) for one in found]
         for info in sorted(placed, key=lambda info: (info.start, info.end)):
             if info.end > self.size:
@@ -194,7 +200,8 @@ class _Header:
             return None
         if kind != STRING:
             raise self.fault(f"{key[:80]!r} is a list of values of type {kind}")
-        at, length = self.at, struct.Struct("<Q").unpack_from
+        at = self.at
+        length = struct.Struct("<Q").unpack_from
         try:
             for _ in range(count):  # of which there may be a million
                 at += 8 + length(self.raw, at)[0]
@@ -240,7 +247,8 @@ def model_of(headers: Sequence[Header], shard: str) -> tuple[Tensors, dict[str, 
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str):
         raise FileError(f"{shard}: it does not name its architecture", "convert the model again")
-    rules, names = name_rules().gguf, _names(architecture, shard)
+    rules = name_rules().gguf
+    names = _names(architecture, shard)
     heads: dict[str, Value] = {}
     if architecture in rules["paired"]:
         of_q = metadata.get(f"{architecture}.attention.head_count")
@@ -292,10 +300,13 @@ def _translated(
     """
     stem, dot, kind = info.name.rpartition(".")
     if kind not in ("weight", "bias"):
-        stem, dot, kind = info.name, "", ""
+        stem = info.name
+        dot = ""
+        kind = ""
     number = next((part for part in stem.split(".") if part.isdecimal()), "")
     pattern = ".".join("{bid}" if part == number else part for part in stem.split("."))
-    found, rules = info, name_rules().gguf
+    found = info
+    rules = name_rules().gguf
     if known := names.get(pattern):
         # the correction of a router is a parameter of its own in transformers
         dot = "_" if known.endswith("e_score_correction") else dot

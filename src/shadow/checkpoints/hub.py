@@ -82,9 +82,11 @@ def listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     make = partial(RemoteFile, repo=repo, commit=commit, offline=False)
     for entry in hf.HfApi().list_repo_tree(repo, recursive=True, revision=commit):
         if isinstance(entry, RepoFile):
-            size, digest = entry.size, entry.blob_id
+            size = entry.size
+            digest = entry.blob_id
             if entry.lfs:
-                size, digest = entry.lfs.size, entry.lfs.sha256
+                size = entry.lfs.size
+                digest = entry.lfs.sha256
             if type(size) is not int or not 0 <= size <= MAX_OFFSET:
                 raise ValueError("an invalid size")
             if type(entry.path) is not str:
@@ -173,7 +175,8 @@ def _download(file: RemoteFile, by: Transfer, *, force: bool) -> Path:
     remove_leftovers(file.repo, file.checksum)
 
     def attempt() -> str:
-        counted, thread = 0, get_ident()
+        counted = 0
+        thread = get_ident()
 
         class Meter(hf_tqdm):  # the client's only hook into a running download
             """Progress bar that draws nothing: it passes on the counts, and ends a download that is
@@ -269,7 +272,8 @@ def remove_leftovers(repo: str, checksum: str | None) -> None:
 
     The client gives every download a new name, so that nothing ever continues such a piece.
     """
-    digest, root = _digest(checksum), _repository_folder(repo)
+    digest = _digest(checksum)
+    root = _repository_folder(repo)
     if not digest.isalnum():
         return
     pieces = [*(root / "blobs").glob(f"{digest}.*.incomplete")]

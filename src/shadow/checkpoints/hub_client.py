@@ -158,7 +158,8 @@ def in_words(
     error = _cause(error)
     seconds = retry_after(error)
     message, hint = _words(error)
-    token, folder = token_in_use(), as_folder(repo)
+    token = token_in_use()
+    folder = as_folder(repo)
     facts = {
         "repo": repo,
         "what": f"{repo}: {path}" if path else repo,
@@ -230,7 +231,8 @@ WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and
 
 answered = Event()  # set once any server has answered this process
 _hooked: list[tuple[Any, Any]] = []  # sessions that obey the two functions below, with their hooks
-_HOOKING, _HOLDING = Lock(), Lock()
+_HOOKING = Lock()
+_HOLDING = Lock()
 _holders: list[int] = []  # one a holder of the client
 _before = contextlib.ExitStack()  # puts back what was there
 
@@ -273,7 +275,8 @@ def own_client() -> Iterator[None]:
 
 def _take_over() -> None:
     """Install our hooks and settings in the client."""
-    logger, shared = logging.getLogger("huggingface_hub"), "HF_HUB_DISABLE_SHARED_BLOBS"
+    logger = logging.getLogger("huggingface_hub")
+    shared = "HF_HUB_DISABLE_SHARED_BLOBS"
     _before.callback(logger.setLevel, logger.level)
     _before.callback(setattr, constants, shared, getattr(constants, shared))
     logger.setLevel(logging.ERROR)  # its warnings name URLs and repeat what is said here
@@ -324,7 +327,9 @@ def trying(
     Waits grow, or are those that the server asks for. Attempts are counted from the last progress.
     If no connection was ever made, PATIENCE ends them. Raises StoppedError once by.stop is set.
     """
-    started, tries, reached = time.monotonic(), 0, progress()
+    started = time.monotonic()
+    tries = 0
+    reached = progress()
     while True:
         try:
             if _hooked:  # the client is held, and may have made another session meanwhile
@@ -334,7 +339,8 @@ def trying(
             raise
         except Exception as error:  # the client's, on whatever the server sent
             if progress() != reached:
-                tries, reached = 0, progress()
+                tries = 0
+                reached = progress()
             tries += 1
             seconds = retry_after(error)
             if seconds is None:

@@ -83,7 +83,9 @@ def in_memory(model: object, name: str) -> Checkpoint:
     """
     config, adapter, state = _taken_apart(model, name)
     tensors: Tensors = {}
-    at, first, digest = 0, dict[tuple[object, ...], str](), hashlib.sha256()
+    at = 0
+    first = dict[tuple[object, ...], str]()
+    digest = hashlib.sha256()
     for key, tensor in state.items():
         _require_plain(key, tensor)
         size = tensor.numel() * tensor.element_size()
@@ -95,7 +97,8 @@ def in_memory(model: object, name: str) -> Checkpoint:
         )  # fmt: skip
         if size and (other := first.setdefault(lies, key)) != key:
             info = replace(info, alias_of=other)
-        tensors[key], at = info, at + size
+        tensors[key] = info
+        at = at + size
         flat = tensor.detach().flatten()
         count = math.ceil(PIECE / max(1, tensor.element_size()))
         ends = torch.cat([flat[:count], flat[-count:]]).cpu().view(torch.uint8).numpy()

@@ -206,7 +206,7 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
             tensors={name: _moved(info, component) for name, info in part.tensors.items()},
             sources={f"{component}/{shard}": source for shard, source in part.sources.items()},
         )
-        names.update(part.tensors.keys())
+        names.update([*part.tensors])
     tensors: Tensors = {}
     sources: dict[str, Source] = {}
     refused: dict[str, str] = {}

@@ -75,7 +75,8 @@ WRAPPERS = ("app", "model", "state_dict", "module")  # what trainers wrap a mode
 HEADROOM = 1 << 30  # bytes the child may use beyond twice the file: the unpickler's own objects
 SECONDS = 1800  # a child that takes longer has not just read a file
 # seconds of a core that any file may take, and bytes for each further one; real ones take a tenth
-CPU, BYTES_A_SECOND = 20, 1 << 20
+CPU = 20
+BYTES_A_SECOND = 1 << 20
 STACK = 1 << 23  # bytes: what is nested deeper is no checkpoint
 ENDS_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 NOBODY = 65534  # the user and group of this number own nothing, by custom
@@ -127,9 +128,11 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[Tensors, Path]:
         reason = lines[-1][:300] if lines and child.returncode == 1 else died
         reason = f"refused: {reason}"
     except subprocess.TimeoutExpired as error:
-        reason, fault = f"unpickling did not end within {SECONDS} seconds", error
+        reason = f"unpickling did not end within {SECONDS} seconds"
+        fault = error
     except (ValueError, KeyError, TypeError, OSError) as error:
-        reason, fault = f"its layout is invalid ({error})", error
+        reason = f"its layout is invalid ({error})"
+        fault = error
     raw.unlink(missing_ok=True)
     raise FileError(f"{shard}: {reason}", hint) from fault
 
@@ -159,7 +162,9 @@ def environment(folder: str) -> dict[str, str]:
 
 def _checked(entry: dict[str, Any], shard: str, size: int) -> TensorInfo:
     """Check what the child reports, as it read the file: every range must lie within the file."""
-    name, shape, strides = entry["name"], tuple(entry["shape"]), tuple(entry["strides"])
+    name = entry["name"]
+    shape = tuple(entry["shape"])
+    strides = tuple(entry["strides"])
     if not usable_name(name):
         raise ValueError(f"unusable tensor name {name[:80]!r}")
     numbers = (*shape, *strides, entry["start"])
@@ -328,15 +333,18 @@ def _load_distributed(
         raise ValueError("it contains two models")
     tensors = []
     for key, name in names.items():
-        shape, rows = tuple(listed[key].size), 0
+        shape = tuple(listed[key].size)
+        rows = 0
         dtype = getattr(torch, listed[key].properties.dtype)
         whole = torch.empty(shape, dtype=dtype, device="meta")
         tensors.append(_described(name, whole, raw.tell()))
         for chunk in sorted(listed[key].chunks, key=lambda one: tuple(one.offsets)):
-            start, size = tuple(chunk.offsets), tuple(chunk.sizes)
+            start = tuple(chunk.offsets)
+            size = tuple(chunk.sizes)
             if 0 in size:
                 continue
-            if start != (rows, *(0 for _ in shape))[: len(shape)] or size[1:] != shape[1:]:
+            next_start = (rows, *[0] * len(shape))
+            if start != next_start[: len(shape)] or size[1:] != shape[1:]:
                 raise ValueError(f"tensor {name[:80]!r} is not split by rows alone")
             piece = _piece(pieces[key, start], files)
             if (piece.shape, piece.dtype) != (size, dtype):
@@ -401,11 +409,13 @@ def main() -> None:
 
     import torch
 
-    path, raw = Path(sys.argv[1]), Path(sys.argv[2])
+    path = Path(sys.argv[1])
+    raw = Path(sys.argv[2])
     size = path.stat().st_size
     if size == 0:
         sys.exit("it is empty")
-    zipped, parts = zipfile.is_zipfile(path), path.parent.glob("*.distcp")
+    zipped = zipfile.is_zipfile(path)
+    parts = path.parent.glob("*.distcp")
     pieces = [one for one in parts if one.is_file()] if path.name == DISTRIBUTED else []
     size += sum(one.stat().st_size for one in pieces)
     # something small first: no import then counts against a limit, or needs a file of root's

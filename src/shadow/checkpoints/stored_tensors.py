@@ -72,7 +72,8 @@ class FileTensor:
         """start: of the tensor, in bytes. view: on device `meta`, its offset counted from start.
         most: size up to which it is read once and cached; None for `WHOLE`.
         """
-        self._file, self._start = file, start
+        self._file = file
+        self._start = start
         self._most = WHOLE if most is None else most
         self._look_at(view)
 
@@ -162,7 +163,8 @@ class FileTensor:
 
     def _read(self, spans: list[Span]) -> Tensor:
         """Read a part: in one request if it has few holes, otherwise run by run."""
-        shape, strides = [max(0, stop - start) for start, stop in spans], self._strides
+        shape = [max(0, stop - start) for start, stop in spans]
+        strides = self._strides
         count = math.prod(shape)
         if count == 0:
             return torch.empty(shape, dtype=self.dtype)
@@ -185,7 +187,8 @@ class FileTensor:
 
     def _filled(self, firsts: Starts, run: int) -> Tensor:
         """Return runs of elements, one after another, from their first elements in the tensor."""
-        count, itemsize = len(firsts) * run, self.dtype.itemsize
+        count = len(firsts) * run
+        itemsize = self.dtype.itemsize
         if self._room is None or self._room.numel() < count:
             self._room = None  # before the next is there
             self._room = room(count, self.dtype)
@@ -243,7 +246,8 @@ class _Numbers:
 
     def read_runs(self, starts: Starts, into: memoryview) -> None:
         made = torch.frombuffer(into, dtype=self.dtype).view(len(starts), -1)
-        count, width = made.shape[1], self.of.width
+        count = made.shape[1]
+        width = self.of.width
         rows, cols = np.divmod(np.array(starts) // self.dtype.itemsize, width)
         col = int(cols[0])
         if col + count <= width and (cols == col).all():
@@ -260,10 +264,13 @@ class _Numbers:
 
     def _decode(self, rows: Rows, cols: Cols, made: Tensor) -> None:
         start, stop = cols
-        first, last = start // self.of.unit * self.of.unit, -(-stop // self.of.unit) * self.of.unit
-        step, is_cut = max(1, AT_ONCE // (last - first)), (first, last) != cols
+        first = start // self.of.unit * self.of.unit
+        last = -(-stop // self.of.unit) * self.of.unit
+        step = max(1, AT_ONCE // (last - first))
+        is_cut = (first, last) != cols
         for at in range(0, len(rows), step):
-            some, part = rows[at : at + step], made[at : at + step]
+            some = rows[at : at + step]
+            part = made[at : at + step]
             wide = torch.empty(len(some), last - first, dtype=self.dtype) if is_cut else part
             self.make(some, (first, last), wide)
             if is_cut:
@@ -292,7 +299,8 @@ class PackedTensor(DecodedTensor):
 
     def cells(self, index: Index) -> Cells:
         """Return the cell of each number of a part."""
-        find, view = self._decoder.cells, self._view
+        find = self._decoder.cells
+        view = self._view
         ends = len(find(np.zeros(1, np.intp), (0, self._decoder.unit)))
         if ends == 0:
             return ()

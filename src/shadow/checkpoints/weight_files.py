@@ -182,7 +182,8 @@ def checked_weight_map(content: Config, index: str, suffix: str) -> dict[str, st
         if shard in seen:
             continue
         seen.add(shard)
-        path, what = PurePosixPath(shard), f"{index}: shard"
+        path = PurePosixPath(shard)
+        what = f"{index}: shard"
         if path.is_absolute() or ".." in path.parts or "\\" in shard:
             message = f"{what} name {shard[:80]!r} leaves the folder"
             raise FileError(message, "do not trust this checkpoint")
@@ -199,7 +200,8 @@ def read_adapter(where: str, config: Config) -> Adapter:
     def refused(why: str) -> ShadowError:
         return ShadowError(f"{where}: {why}", MERGE)
 
-    kind, start = config.get("peft_type"), str(config.get("init_lora_weights")).lower()
+    kind = config.get("peft_type")
+    start = str(config.get("init_lora_weights")).lower()
     if kind != "LORA":
         raise refused(f"an adapter of type {str(kind)[:40]!r}; only LORA is read")
     if start.startswith(CHANGING_BASE):
@@ -247,7 +249,8 @@ def adapter_factors(
             whole[name.removeprefix(PREFIX).replace(".modules_to_save.", ".")] = info
     factors: dict[str, Factors] = {}
     for module, sides in sides_of.items():
-        a, b = sides.get("A"), sides.get("B")
+        a = sides.get("A")
+        b = sides.get("B")
         # matrices of one rank, above 0
         if (
             not a

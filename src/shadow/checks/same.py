@@ -15,6 +15,7 @@ from shadow.checks.whole.gguf_metadata import rotary_faults
 from shadow.errors import UsageError
 from shadow.run.scanned import Scanned, not_compared, relative_norm, unmatched_reasons
 from shadow.templates import Reason
+from shadow.text import shape_text
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint, Found, Located
@@ -258,11 +259,7 @@ def _reshaped(pair: MatrixPair) -> str:
     second = pair.tuned.stored_shape
     if pair.is_matrix or first == second or math.prod(first) != math.prod(second):
         return ""
-    return f"{_shape(first)} in A, {_shape(second)} in B"
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) or "()"
+    return f"{shape_text(first)} in A, {shape_text(second)} in B"
 
 
 def _have_equal_checksums(first: Found, second: Found) -> bool:

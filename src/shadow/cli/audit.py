@@ -149,16 +149,19 @@ def audit(
     watch = console.pairs_progress(len(names), hidden=quiet)
     outcomes = perform(request, say=say, watch=watch)
     with console.continuable(request.folders()), closing(outcomes):
-        judged = sorted(map(judge, outcomes), key=lambda one: names.index((one.family, one.pair)))
+        judged = sorted(
+            map(judge, outcomes),
+            key=lambda judgement: names.index((judgement.family, judgement.pair)),
+        )
     if quiet and format == "table":
         show_headlines(judged)
     else:
         _show(request, judged, format)
     if targets == ("demo",) and format == "table":
         say("your own models: shadow audit ./BASE ./TUNED, or org/BASE org/TUNED")
-    if bugs := [one for one in faults if not isinstance(one, ShadowError)]:
+    if bugs := [fault for fault in faults if not isinstance(fault, ShadowError)]:
         raise ExceptionGroup("errors in shadow itself, while it audited a list", bugs)
-    is_wrong = 0 < sum(isinstance(one, UsageError) for one in faults) == len(names)
+    is_wrong = 0 < sum(isinstance(fault, UsageError) for fault in faults) == len(names)
     finish(judged, rules, wrong_usage=is_wrong)
 
 
@@ -179,21 +182,21 @@ def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> No
         index = read_index(work_folder(output) if isinstance(output, Store) else output)
         assert index is not None
     if format != "table":
-        found: list[dict[str, Any]] = []
-        for one in judged:
-            if one.summary is not None:
-                rules = {"judged": one.as_json()} if one.verdicts else {}
-                found.append({**one.summary.as_json(), **rules})
-        console.show_json(found if index is None else {**index.as_json(), "reports": found})
+        reports: list[dict[str, Any]] = []
+        for judgement in judged:
+            if judgement.summary is not None:
+                rules = {"judged": judgement.as_json()} if judgement.verdicts else {}
+                reports.append({**judgement.summary.as_json(), **rules})
+        console.show_json(reports if index is None else {**index.as_json(), "reports": reports})
     elif index is not None:
         states = {
-            (one.family, one.pair): state_of(one)
-            for one in judged
-            if one.summary is not None and (one.verdicts or one.objections)
+            (judgement.family, judgement.pair): state_of(judgement)
+            for judgement in judged
+            if judgement.summary is not None and (judgement.verdicts or judgement.objections)
         }
         console.show(list_document(index, request.output, states))
-        for one in judged:
-            console.show(rules_document(one, titled=True))
+        for judgement in judged:
+            console.show(rules_document(judgement, titled=True))
     elif not request.is_alone:
         show_pairs(judged, str(request.output))
 

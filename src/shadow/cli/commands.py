@@ -56,14 +56,16 @@ class Command(TyperCommand):
         lines = claims() if self.name == "verify" else EXAMPLES.get(self.name or "", ())
         title = "Claims" if self.name == "verify" else "Examples"
         if lines:  # \b: they stay as they are
-            self.epilog = "\n".join(["\b", f"{title}:", *(f"  {line}" for line in lines)])
+            self.epilog = "\n  ".join([f"\b\n{title}:", *lines])
         super().format_help(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse like typer, with `--json` short for `--format json`."""
         params = self.get_params(ctx)
-        known = {name for one in params for name in (*one.opts, *one.secondary_opts)}
-        valued = [name for one in params if not getattr(one, "is_flag", True) for name in one.opts]
+        known = {name for param in params for name in (*param.opts, *param.secondary_opts)}
+        valued = [
+            name for param in params if not getattr(param, "is_flag", True) for name in param.opts
+        ]
         if "--format" in known:  # not the value of another option, nor after --
             args = [
                 "--format=json" if word == "--json" and before not in (*valued, "--") else word
@@ -73,7 +75,7 @@ class Command(TyperCommand):
 
 
 def claims() -> tuple[str, ...]:
-    """Return a line for each claim of `shadow verify`: what to type, and what it claims."""
+    """A line for each claim of `shadow verify`: what to type, and what it claims."""
     from shadow.checks.registry import CHECKS
 
     typed = {name: f"{name} {form.names_in_usage}" for name, form in CHECKS.items()}

@@ -103,7 +103,9 @@ def lineage(
 
     families = load_families(registry)
     every = [
-        folder for one in targets for folder in _reports_of(one, output, is_family=one in families)
+        folder
+        for target in targets
+        for folder in _reports_of(target, output, is_family=target in families)
     ]
     folders = list(dict.fromkeys(every))
     if len(folders) > MOST_REPORTS:
@@ -121,7 +123,7 @@ def lineage(
 
 
 def _reports_of(target: str, output: Path, *, is_family: bool) -> list[Path]:
-    """Return the finished reports that an argument names."""
+    """The finished reports that an argument names."""
     if not is_family:
         path = here(Path(target))
         if os.path.lexists(path):

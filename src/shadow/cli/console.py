@@ -130,33 +130,33 @@ def _rendered(console: Console, renderable: RenderableType) -> str:
 
 
 def is_watched(console: Console) -> bool:
-    """Return whether a person watches. Console.is_terminal is true in CI too, with FORCE_COLOR."""
+    """True if a person watches. Console.is_terminal is true in CI too, with FORCE_COLOR."""
     return console.is_terminal and console.file.isatty()
 
 
 def pairs_progress(total: int, *, hidden: bool = False) -> Watch:
-    """Return a function that begins a pair, by its title, and shows its progress on stderr: as a
+    """A function that begins a pair, by its title, and shows its progress on stderr: as a
     bar if somebody watches, otherwise in a line every half minute. hidden: show nothing.
 
     Bars are there while a pair is at work: a report may be printed after it.
     """
     bars = _bars(hidden)
     every = bars.add_task("pairs", total=total, words="", visible=total > 1)
-    said = time.monotonic()
+    last_line = time.monotonic()
 
     @contextlib.contextmanager
     def begin(title: str) -> Iterator[Callable[[State], None]]:
         task = bars.add_task(escape(visible(title)), total=None, words="")
 
         def update(state: State) -> None:
-            nonlocal said
+            nonlocal last_line
             words = [f"{state.done:,} of {state.total:,} matrices"] if state.total else []
             if state.to_move:
                 words.append(f"{byte_size(state.moved)} of {byte_size(state.to_move)} fetched")
             whole = state.cost_total or None
             bars.update(task, total=whole, completed=state.cost_done, words=", ".join(words))
-            if bars.disable and not hidden and time.monotonic() - said >= EVERY:
-                said = time.monotonic()
+            if bars.disable and not hidden and time.monotonic() - last_line >= EVERY:
+                last_line = time.monotonic()
                 share = state.cost_done / (whole or 1)
                 say(f"{title}: {', '.join([f'{100 * share:.0f} % done', *words])}")
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def on_this_machine(given: Any) -> Any:
     """Refuse a URL for an option that takes a path: it would become a folder called `s3:`."""
-    for path in given if isinstance(given, list) else [given]:
+    paths = given if isinstance(given, list) else [given]
+    for path in paths:
         if path is not None and (url := url_of(path)) is not None:
             hint = "name a place on this machine, and copy from or to the URL"
             raise UsageError(f"{redacted_url(url)[:80]}: URLs are not supported here", hint)
@@ -46,11 +47,11 @@ def typed(command: Callable[..., Any]) -> Callable[..., Any]:
     """Make a command of a function whose options are declared: its own and those of records."""
     parameters: list[Parameter] = []
     records: dict[str, type] = {}
-    for one in signature(command, eval_str=True).parameters.values():
-        if isinstance(one.default, Field):
-            parameters.append(_parameter(one.name, one.annotation, one.default))
+    for parameter in signature(command, eval_str=True).parameters.values():
+        if isinstance(parameter.default, Field):
+            parameters.append(_parameter(parameter.name, parameter.annotation, parameter.default))
         else:
-            record = records[one.name] = one.annotation
+            record = records[parameter.name] = parameter.annotation
             hints, panel = get_type_hints(record), record.__name__
             parameters += [
                 _parameter(each.name, hints[each.name], each, rich_help_panel=panel)
@@ -58,13 +59,18 @@ def typed(command: Callable[..., Any]) -> Callable[..., Any]:
             ]
 
     def run(**given: Any) -> Any:
-        given = {name: tuple(one) if isinstance(one, list) else one for name, one in given.items()}
+        given = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+        }
         for name, record in records.items():
-            given[name] = record(**{one.name: given.pop(one.name) for one in options_of(record)})
+            given[name] = record(
+                **{field.name: given.pop(field.name) for field in options_of(record)}
+            )
         return command(**given)
 
     run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
@@ -77,8 +83,8 @@ def _parameter(name: str, kind: Any, declared: Field[Any], **panel: str) -> Para
         kind = list[Path] if get_args(kind) == (Path,) else list[str]
     if kind is bool and not names:  # else typer would add its opposite
         names = (f"--{name.replace('_', '-')}",)
-    made = typer.Argument(**more) if names == (ARGUMENT,) else typer.Option(*names, **more)
-    kind = Annotated[kind, made]
+    info = typer.Argument(**more) if names == (ARGUMENT,) else typer.Option(*names, **more)
+    kind = Annotated[kind, info]
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
@@ -166,7 +172,7 @@ PICKLE = option("Read pickles of torch (.bin, .pt, .pth, .distcp), in a child pr
 
 
 def selected(targets: Sequence[str], pairs: Pairs) -> Selection:
-    """Return the pairs that are named. Raises UsageError if there are none."""
+    """The pairs that are named. Raises UsageError if there are none."""
     from shadow.targets.families import TWO, given_pair, pairs_of_references
     from shadow.targets.lists import select
     from shadow.targets.references import is_reference, typed_reference

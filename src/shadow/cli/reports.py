@@ -82,7 +82,10 @@ def show(
         if index is None and len(reports) > 1:
             from shadow.gates.verdicts import Judgement
 
-            done = [Judgement(one.family, one.pair, summary=one) for one, _, _ in reports]
+            done = [
+                Judgement(summary.family, summary.pair, summary=summary)
+                for summary, _, _ in reports
+            ]
             show_pairs(done, run, full=full)
     if len(reports) < len(folders):
         raise typer.Exit(1)
@@ -93,8 +96,8 @@ def _up_to_date(run: Path, index: Index, reports: Sequence[Shown]) -> Index:
 
     It is written if possible: not while the list is audited, nor without permission.
     """
-    from shadow.files import alone_at
-    from shadow.lists.index import LOCK, refreshed, report_folder, write_index
+    from shadow.files import alone_at, report_folder
+    from shadow.lists.index import LOCK, refreshed, write_index
 
     own = [
         (summary, provenance)
@@ -123,7 +126,9 @@ def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool = 
     """Print the states of several pairs, how many there are, and where to find the rest."""
     from shadow.gates.document import pairs_document
 
-    all_seen = len(judged) <= SIDE_BY_SIDE and all(one.summary is not None for one in judged)
+    all_seen = len(judged) <= SIDE_BY_SIDE and all(
+        judgement.summary is not None for judgement in judged
+    )
     console.show(pairs_document(judged, as_given(folder), has_table=full or not all_seen))
 
 
@@ -138,9 +143,14 @@ def clean(output: Path = shared.OUTPUT) -> None:
     place = located(output)
     work = work_folder(place) if isinstance(place, Store) else place
     is_empty = work is not place and not work.is_dir()
-    removed, busy = list[str](), list[str]()
-    for folder, fetched in () if is_empty else remove_unfinished(work):
-        (busy if fetched is None else removed).append(str(folder))
+    unfinished = [] if is_empty else remove_unfinished(work)
+    removed: list[str] = []
+    busy: list[str] = []
+    for folder, fetched in unfinished:
+        if fetched is None:
+            busy.append(str(folder))
+            continue
+        removed.append(str(folder))
         if fetched:
             from shadow.checkpoints.hub import forget, remove_leftovers
 

@@ -74,14 +74,14 @@ def verify(
     if listed is not None:
         if claim or moved or frozen or base or headers or accept:
             raise UsageError("--claims and a claim do not go together", "leave one of them out")
-        asked = _listed(listed)
+        questions = _listed(listed)
     elif claim is None:
         hint = f"one of {', '.join(CHECKS)}, such as: shadow verify same ./A ./B"
         raise UsageError("no claim to check", hint)
     else:
         of = [parse_checkpoint(text) for text in checkpoints]
         of_base = None if base is None else parse_checkpoint(base)
-        asked = [
+        questions = [
             question(
                 claim,
                 of,
@@ -96,41 +96,41 @@ def verify(
     runtime = Runtime(jobs=jobs, access=access_of(files), cache=cache_of(files), say=say)
     is_alone = listed is None
 
-    def checked(one: Question) -> Verification | FailedVerification:
+    def checked(question: Question) -> Verification | FailedVerification:
         """Check a claim. If it is one of several, its error is printed and becomes its answer."""
         begun = time.monotonic()
         try:
             with console.steps("verify", hidden=quiet) as update:
 
                 def show(state: Progress) -> None:
-                    update(state.done, state.total, one.claim)
+                    update(state.done, state.total, question.claim)
 
-                answer = check(one, replace(runtime, show=show))
+                answer = check(question, replace(runtime, show=show))
             return replace(answer, seconds=time.monotonic() - begun)
         except ShadowError as error:
             if is_alone:
                 raise
             console.complain(error)
             seconds, fault = time.monotonic() - begun, as_given(error.message)
-            return FailedVerification(one.claim, one.of, fault, seconds=seconds)
+            return FailedVerification(question.claim, question.of, fault, seconds=seconds)
 
-    found = [*map(checked, asked)]
+    verifications = [*map(checked, questions)]
     if junit is not None:  # before anything is printed, whose reader may have gone
-        write_claims(junit, found)
-    summarise(telling.verifications_document(found))
+        write_claims(junit, verifications)
+    summarise(telling.verifications_document(verifications))
     if format == "json":
-        every = [one.as_json() for one in found]
+        every = [verification.as_json() for verification in verifications]
         console.show_json(every[0] if is_alone else every)
     elif quiet:
-        lines = telling.in_lines(found)
+        lines = telling.in_lines(verifications)
         console.show_text("".join(f"{visible(line)}\n" for line in lines))
     else:
-        for one in found:
-            if isinstance(one, Verification):
-                console.show(telling.verification_document(one))
+        for verification in verifications:
+            if isinstance(verification, Verification):
+                console.show(telling.verification_document(verification))
         if not is_alone:
-            console.show(telling.verifications_document(found))
-    if code := first_code({one.exit_code for one in found}):
+            console.show(telling.verifications_document(verifications))
+    if code := first_code({verification.exit_code for verification in verifications}):
         raise typer.Exit(code)
 
 
@@ -148,12 +148,14 @@ def _listed(file: Path) -> list[Question]:
 
     hint = "docs/verify.md describes it: a list such as `- same ./a ./b`"
     form, lines = read_form(ClaimsForm, file, hint=hint)
-    asked = []
-    for number, one in enumerate(form.root):
-        given = {key: getattr(one, key) for key in ("moved", "frozen", "base", "headers", "accept")}
+    questions = []
+    for number, claim in enumerate(form.root):
+        given = {
+            key: getattr(claim, key) for key in ("moved", "frozen", "base", "headers", "accept")
+        }
         try:
-            asked.append(question(one.claim, one.of, **given))
+            questions.append(question(claim.claim, claim.of, **given))
         except UsageError as error:
             where = f"{file}:{lines[number,]}"
             raise UsageError(f"{where}: {error.message}", error.hint) from error
-    return asked
+    return questions

@@ -31,7 +31,7 @@ from shadow.checkpoints.sources import Source, WholeFile
 from shadow.engines.engine import NOT_SHARED, Engine, Task, completed, require_sight
 from shadow.engines.finished import AuditResult, finished, say_again, standing
 from shadow.errors import BusyError, KeptError, ShadowError
-from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
+from shadow.files import PARTIAL, nearest_folder, remove_empty, report_folder
 from shadow.reports.folders import replacing
 from shadow.reports.provenance import ReportMetadata, RunMetadata
 from shadow.run.file_rows import file_rows
@@ -83,7 +83,7 @@ def run_pair(
     other settings or files exists and stays, UsageError if the model has nothing of what was
     chosen, and otherwise ShadowError; no half-written report is ever left.
     """
-    folder = output / safe_name(pair.family) / safe_name(pair.name)
+    folder = output / report_folder(pair.family, pair.name)
     there = nearest_folder(output)
     try:
         with _asked(pair, settings, folder, runtime) as asked:

@@ -115,8 +115,9 @@ class Regime:
         rng = Random(f"run {base.key} {self.key} {seed}")  # noqa: S311
         if not self.repeated:
             return mixture.samples(rng)
-        drawn = list(islice(mixture.samples(Random(0)), 500))  # noqa: S311
-        length = sum(len(sample.text) for sample in drawn) / len(drawn)
+        endless = mixture.samples(Random(0))  # noqa: S311
+        lengths = [len(sample.text) for sample in islice(endless, 500)]
+        length = sum(lengths) / len(lengths)
         pool = max(1, round(self.repeated * tokens / length / self.times))
         return partly_repeated(mixture, pool, share=self.repeated, rng=rng)
 
@@ -147,7 +148,7 @@ class Run:
 
 
 def every_regime(bases: list[Base], seeds: int) -> tuple[Run, ...]:
-    """Return A to D on every base, with this many seeds."""
+    """A to D on every base, with this many seeds."""
     return tuple(Run(*which) for which in product(bases, REGIMES.values(), range(seeds)))
 
 
@@ -175,19 +176,21 @@ def perform(runs: Sequence[Run], out: Path, *, jobs: int, show: Show = lambda *_
     of_base: dict[Base, list[Run]] = {}
     for run in runs:
         of_base.setdefault(run.base, []).append(run)
-    phases = [
-        {base.key: partial(train_base, base, out) for base in of_base},
-        {f"{run.base.key}: {run.name}": partial(perform_run, run, out) for run in runs},
-        {f"{base.key}: compared": partial(compare_runs, own, out) for base, own in of_base.items()},
-    ]
-    carry_out(phases, jobs=jobs, show=show)
+    bases: dict[str, Work] = {}
+    compared: dict[str, Work] = {}
+    for base, own in of_base.items():
+        bases[base.key] = partial(train_base, base, out)
+        compared[f"{base.key}: compared"] = partial(compare_runs, own, out)
+    tuned = {f"{run.base.key}: {run.name}": partial(perform_run, run, out) for run in runs}
+    carry_out([bases, tuned, compared], jobs=jobs, show=show)
 
 
 def carry_out(phases: Sequence[Mapping[str, Work]], *, jobs: int, show: Show) -> None:
     """Do the work of each phase after all of the phase before. Raises ShadowError if a process
     dies.
     """
-    done, total = 0, sum(map(len, phases))
+    done = 0
+    total = sum(map(len, phases))
     show(0, total, "")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_alone) as pool:
@@ -228,24 +231,30 @@ def _alone() -> None:
 
 def _claim(out: Path) -> None:
     """Write into out what its runs depend on, or check that it agrees."""
-    libraries = {"torch": torch.__version__, "transformers": transformers.__version__}
-    versions = {"shadow": __version__, **libraries}
-    file, hint = out / "lab.json", "name a new folder with -o"
+    versions = {
+        "shadow": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    file = out / "lab.json"
+    hint = "name a new folder with -o"
     if not file.exists():
         if out.is_dir() and any(out.iterdir()):
             raise ShadowError(f"{out} holds something else", hint)
         write_json(file, versions)
-    if (there := read_json(file)) != versions:
-        raise ShadowError(f"{out} holds runs of other versions", f"made with {there}; {hint}")
+    recorded = read_json(file)
+    if recorded != versions:
+        raise ShadowError(f"{out} holds runs of other versions", f"made with {recorded}; {hint}")
 
 
 def write_json(file: Path, value: Any) -> None:
     """Write JSON atomically."""
-    write_beside(file, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_beside(file, f"{text}\n".encode())
 
 
 def read_json(file: Path) -> Any:
-    """Return the content of a finished run's file."""
+    """The content of a finished run's file."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -254,7 +263,7 @@ def read_json(file: Path) -> Any:
 
 
 def checkpoint(out: Path, base: Base, name: str = "base") -> Path:
-    """Return the folder of the weights of a base, or of one of its runs."""
+    """The folder of the weights of a base, or of one of its runs."""
     return out / "checkpoints" / base.key / name
 
 
@@ -263,8 +272,13 @@ def report(out: Path, base: Base, name: str) -> Path:
 
 
 def record(out: Path, base: Base, name: str = "base") -> Path:
-    """Return the JSON file of a finished base or run."""
+    """The JSON file of a finished base or run."""
     return out / "runs" / base.key / f"{name}.json"
+
+
+def comparisons_of(out: Path, base: str) -> Path:
+    """The JSON file of the comparisons of a base's runs, by the base's key."""
+    return out / "comparisons" / f"{base}.json"
 
 
 def train_base(base: Base, out: Path) -> None:
@@ -273,12 +287,14 @@ def train_base(base: Base, out: Path) -> None:
     if file.exists():
         return
     scale = base.scale
+    folder = checkpoint(out, base)
     model = new_model(scale.size, base.seed)
     samples = MIXTURES["original"].samples(Random(f"base {base.key}"))  # noqa: S311
     train(model, samples, rows=scale.size.rows, recipe=scale.base)
-    with whole_folder(checkpoint(out, base)) as folder:
-        save(model, folder)
-    write_json(file, {"accuracies": accuracies(base, checkpoint(out, base))})
+    with whole_folder(folder) as aside:
+        save(model, aside)
+    right = accuracies(base, folder)
+    write_json(file, {"accuracies": right})
 
 
 def perform_run(run: Run, out: Path) -> None:
@@ -286,29 +302,36 @@ def perform_run(run: Run, out: Path) -> None:
     file = record(out, run.base, run.name)
     if file.exists():
         return
-    scale, recipe = run.base.scale, run.base.scale.tune
-    base, tuned = checkpoint(out, run.base), checkpoint(out, run.base, run.name)
+    size = run.base.scale.size
+    recipe = run.base.scale.tune
+    base = checkpoint(out, run.base)
+    tuned = checkpoint(out, run.base, run.name)
     model = load(base)
-    samples = run.regime.samples(run.base, run.seed, recipe.steps * scale.size.tokens)
-    train(model, samples, rows=scale.size.rows, recipe=recipe)
-    with whole_folder(tuned) as folder:
-        save(model, folder)
+    samples = run.regime.samples(run.base, run.seed, recipe.steps * size.tokens)
+    train(model, samples, rows=size.rows, recipe=recipe)
+    with whole_folder(tuned) as aside:
+        save(model, aside)
     figures = figures_of(base, tuned, out / "reports", run.base.key, run.name)
-    write_json(file, {"figures": figures, "accuracies": accuracies(run.base, tuned)})
+    right = accuracies(run.base, tuned)
+    write_json(file, {"figures": figures, "accuracies": right})
 
 
 def compare_runs(runs: Sequence[Run], out: Path) -> None:
     """Compare every two runs of one base, unless that was done."""
     base = runs[0].base
-    file = out / "comparisons" / f"{base.key}.json"
+    file = comparisons_of(out, base.key)
     names = [run.name for run in runs]
     if file.exists() and read_json(file)["runs"] == names:
         return
     rows = []
-    for *both, verdict in verdicts([report(out, base, name) for name in names]):
-        row: Row = {"base": base.key}
-        for end, place in zip(("first", "second"), both, strict=True):
-            row |= {f"regime_{end}": runs[place].regime.key, f"seed_{end}": runs[place].seed}
+    for first, second, verdict in verdicts([report(out, base, name) for name in names]):
+        row: Row = {
+            "base": base.key,
+            "regime_first": runs[first].regime.key,
+            "seed_first": runs[first].seed,
+            "regime_second": runs[second].regime.key,
+            "seed_second": runs[second].seed,
+        }
         rows.append(row | verdict)
     write_json(file, {"runs": names, "rows": rows})
 
@@ -321,35 +344,50 @@ def verdicts(reports: Sequence[Path]) -> Iterator[tuple[int, int, Row]]:
     places = {compared.label: place for place, compared in enumerate(comparison.reports)}
     for contrast in comparison.contrasts:
         figure = contrast.figures[0]
-        numbers = ("difference", "low", "high")
-        yield (
-            places[contrast.first],
-            places[contrast.second],
-            {"verdict": contrast.verdict, **{name: getattr(figure, name) for name in numbers}},
-        )
+        row: Row = {
+            "verdict": contrast.verdict,
+            "difference": figure.difference,
+            "low": figure.low,
+            "high": figure.high,
+        }
+        yield places[contrast.first], places[contrast.second], row
 
 
 def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -> Row:
     """Audit two checkpoints: figures of the summary, and medians inside layers as `layers_*`."""
     pair = Pair(
-        family=family, name=name, base=Reference(str(base), True), tuned=Reference(str(tuned), True)
+        family=family,
+        name=name,
+        base=Reference(str(base), is_folder=True),
+        tuned=Reference(str(tuned), is_folder=True),
     )
     request = AuditRequest(
-        Selection((pair,), (pair,)), reports, files=Files(cache=False), overwrite=True, jobs=1
+        selection=Selection((pair,), (pair,)),
+        output=reports,
+        files=Files(cache=False),
+        overwrite=True,
+        jobs=1,
     )
     (outcome,) = audit(request)
     done = outcome.finished()
     rows = pd.read_parquet(done.folder / "matrices.parquet")
-    inside = rows[(rows["subject"] == "delta") & rows["layer"].notna()]
-    medians = {name: float(inside[name].astype(float).median()) for name in delta_metrics()}
-    columns = {f"layers_{name}": null_if_undefined(value) for name, value in medians.items()}
-    return {**dict(done.summary.figures.items()), **columns}
+    is_delta = rows["subject"] == "delta"
+    inside = rows[is_delta & rows["layer"].notna()]
+    columns: Row = {}
+    for name in delta_metrics():
+        median = inside[name].astype(float).median()
+        columns[f"layers_{name}"] = null_if_undefined(float(median))
+    return dict(done.summary.figures.items()) | columns
 
 
 def accuracies(base: Base, folder: Path) -> dict[str, float]:
-    """Return the share of each probe that a saved model answers correctly."""
+    """The share of each probe that a saved model answers correctly."""
     model = load(folder)
-    return {name: round(accuracy(model, MIXTURES[name], base.seed), 4) for name in PROBES}
+    shares: dict[str, float] = {}
+    for name in PROBES:
+        share = accuracy(model, MIXTURES[name], base.seed)
+        shares[name] = round(share, 4)
+    return shares
 
 
 @contextlib.contextmanager

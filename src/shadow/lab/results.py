@@ -7,7 +7,7 @@ interval over them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,18 @@ from scipy.stats import ttest_1samp
 
 from shadow.files import require_utf8, write_beside
 from shadow.lab import experiment
-from shadow.lab.experiment import PRESETS, PROBES, REGIMES, Run, Show, read_json, record
+from shadow.lab.experiment import (
+    PRESETS,
+    PROBES,
+    REGIMES,
+    Run,
+    Show,
+    comparisons_of,
+    read_json,
+    record,
+)
 from shadow.outputs.markdown import markdown
+from shadow.quantities import Kind, Quantity
 from shadow.telling import document as doc
 from shadow.text import counted
 
@@ -38,17 +48,20 @@ def run(preset: str, out: Path, *, jobs: int, show: Show) -> doc.Document:
     tables = collect(chosen, out)
     write(tables, out)
     blocks: list[doc.Block] = [doc.Section(f"shadow lab run --preset {preset}")]
-    answers = [f"{when}_{probe}" for when in ("base", "right") for probe in PROBES]
-    if not (tables["runs"][answers].astype(float) >= LEARNED).to_numpy().any():
+    runs = tables["runs"]
+    names = [f"{when}_{probe}" for when in ("base", "right") for probe in PROBES]
+    answers = runs[names].astype(float)
+    if not (answers >= LEARNED).to_numpy().any():
         text = f"{preset}: nothing was learned; the figures mean nothing"
         blocks.append(doc.Headline(text, "warning"))
-    document = doc.Document([*blocks, *_regimes(tables["runs"])])
+    blocks += _regimes(runs)
+    document = doc.Document(blocks)
     (out / "lab.md").write_text(markdown(document, level=1), encoding="utf-8")
     return document
 
 
 def collect(runs: Sequence[Run], out: Path) -> dict[str, pd.DataFrame]:
-    """Return the tables of finished runs.
+    """The tables of finished runs.
 
     runs: a row per run, with figures as in `summary.json`, their medians over the matrices inside
     layers as `layers_*`, accuracies as `right_*` and those of its base as `base_*`. comparisons:
@@ -57,8 +70,9 @@ def collect(runs: Sequence[Run], out: Path) -> dict[str, pd.DataFrame]:
     table = pd.DataFrame([_row(run, out) for run in runs])
     for name in table.columns[table.isna().all()]:  # a figure that no run has is of no type yet
         table[name] = pd.to_numeric(table[name])
-    files = [out / "comparisons" / f"{key}.json" for key in dict.fromkeys(table["base"])]
-    rows = [row for file in files for row in read_json(file)["rows"]]
+    rows: list[object] = []
+    for key in dict.fromkeys(table["base"]):
+        rows += read_json(comparisons_of(out, key))["rows"]
     return {"runs": table.copy(), "comparisons": pd.DataFrame(rows)}
 
 
@@ -70,10 +84,11 @@ def write(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
 
 
 def _row(run: Run, out: Path) -> dict[str, object]:
-    """Return the row of one run in the table `runs`."""
-    base, own = run.base, read_json(record(out, run.base, run.name))
-    before, after = read_json(record(out, base))["accuracies"], own["accuracies"]
-    return {
+    """The row of one run in the table `runs`."""
+    base = run.base
+    own = read_json(record(out, base, run.name))
+    before = read_json(record(out, base))
+    row: dict[str, object] = {
         "base": base.key,
         "scale": base.scale.name,
         "width": base.scale.size.width,
@@ -81,85 +96,64 @@ def _row(run: Run, out: Path) -> dict[str, object]:
         "run": run.name,
         "regime": run.regime.key,
         "seed": run.seed,
-        **{f"base_{probe}": before[probe] for probe in PROBES},
-        **{f"right_{probe}": after[probe] for probe in PROBES},
-        **own["figures"],
     }
+    for probe in PROBES:
+        row[f"base_{probe}"] = before["accuracies"][probe]
+    for probe in PROBES:
+        row[f"right_{probe}"] = own["accuracies"][probe]
+    row |= own["figures"]
+    return row
 
 
-@dataclass(frozen=True)
-class MeanOverBases:
-    """A mean over bases and its interval at LEVEL, in the unit of the values.
-
-    The mean is None over no base, the bounds are None over one base or none.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    bases: int
-
-    def text(self, digits: str = ".3f") -> str:
-        """Return `0.075 (0.068 to 0.083)`, without brackets if there are no bounds."""
-        text = formatted(self.value, digits)
-        if self.low is None or self.high is None:
-            return text
-        return f"{text} ({self.low:{digits}} to {self.high:{digits}})"
-
-
-def formatted(value: float | None, digits: str = ".3f") -> str:
-    """Format a number for a table, as Python does; `-` if there is none."""
-    return "-" if value is None or pd.isna(value) else format(value, digits)
-
-
-def over_bases(values: Iterable[float]) -> MeanOverBases:
-    """Return the mean of one value per base, with a t interval."""
+def over_bases(values: Iterable[float], kind: Kind = "thousandths") -> Quantity:
+    """The mean of one value per base, with a t interval at LEVEL over two bases or more."""
     known = [value for value in values if np.isfinite(value)]
-    mean, count = float(np.mean(known)) if known else None, len(known)
-    if mean is None or count < 2:
-        return MeanOverBases(mean, None, None, count)
-    low, high = ttest_1samp(known, 0.0).confidence_interval(LEVEL)
-    return MeanOverBases(mean, float(low), float(high), count)
+    if not known:
+        return Quantity(None, kind)
+    mean = float(np.mean(known))
+    if len(known) == 1:
+        return Quantity(mean, kind)
+    result = ttest_1samp(known, 0.0)
+    low, high = result.confidence_interval(LEVEL)
+    return Quantity(mean, kind, float(low), float(high))
 
 
-def level(runs: pd.DataFrame, column: str) -> dict[str, MeanOverBases]:
-    """Return the mean of a column by regime."""
-    means = runs.groupby(["regime", "base"])[column].mean()
-    return {
-        str(regime): over_bases(values.to_numpy(float))
-        for regime, values in means.groupby("regime")
-    }
+def by_base(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The means of a column: a row for each base, a column for each regime."""
+    means = runs.groupby(["base", "regime"])[column].mean()
+    return means.unstack("regime").astype(float)
 
 
-def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME) -> MeanOverBases:
-    """Return the first regime's mean minus the second's."""
-    means = runs.groupby(["regime", "base"])[column].mean().unstack("regime")
-    if not {first, second} <= set(means.columns):
-        return over_bases(())
-    return over_bases((means[first] - means[second]).to_numpy(float))
+def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME) -> Quantity:
+    """The first regime's mean minus the second's."""
+    means = by_base(runs, column).reindex(columns=[first, second])
+    return over_bases(means[first] - means[second], "difference")
 
 
 def _regimes(runs: pd.DataFrame) -> Iterator[doc.Block]:
-    """Return a table of the regimes, and the differences that the lab examines."""
+    """A table of the regimes, and the differences that the lab examines."""
     probes = ("narrow", "broad", "held_out")
-    gains = runs.assign(**{p: runs[f"right_{p}"] - runs[f"base_{p}"] for p in probes})
-    norms, concentrations = level(runs, NORM), level(runs, OUTCOME)
-    gained = {probe: level(gains, probe) for probe in probes}
-    rows = [
-        [
-            f"{key}  {regime.name}",
-            *(formatted(of[key].value) for of in (norms, concentrations)),
-            *(formatted(gained[probe][key].value, "+.3f") for probe in probes),
-        ]
-        for key, regime in REGIMES.items()
+    figures: list[tuple[pd.DataFrame, Kind]] = [
+        (by_base(runs, NORM), "thousandths"),
+        (by_base(runs, OUTCOME), "thousandths"),
     ]
+    for probe in probes:
+        gain = by_base(runs, f"right_{probe}") - by_base(runs, f"base_{probe}")
+        figures.append((gain, "difference"))
+    rows: list[list[doc.Cell]] = []
+    for key, regime in REGIMES.items():
+        means = [replace(over_bases(means[key], kind), low=None) for means, kind in figures]
+        rows.append([f"{key}  {regime.name}", *means])
     count = runs["base"].nunique()
     yield doc.Section(f"{counted(count, 'base', 'bases')}: concentration, and answers gained")
-    heads = ("rel. norm", "conc.", "narrow", "broad", "held out")
-    yield doc.TableBlock([doc.worded(""), *map(doc.Field, heads)], rows)
-    over = "mean over bases and 95 % interval" if count > 1 else "one base, so no interval"
-    differences = [
-        doc.FigureRow(f"{first} - {second}", contrast(runs, first, second).text("+.3f"))
-        for first, second in ("BC", "DA", "CA")
-    ]
+    heads = ["rel. norm", "conc.", "narrow", "broad", "held out"]
+    fields = [doc.worded(""), *map(doc.Field, heads)]
+    yield doc.TableBlock(fields, rows)
+    differences = []
+    for first, second in ("BC", "DA", "CA"):
+        difference = contrast(runs, first, second)
+        differences.append(doc.FigureRow(f"{first} - {second}", difference))
+    over = "one base, so no interval"
+    if count > 1:
+        over = "mean over bases and 95 % interval"
     yield doc.Figures(differences, f"concentration, {over}")

@@ -78,7 +78,7 @@ class Sample:
 
     @property
     def text(self) -> str:
-        """Return what a model reads and writes, `END` included."""
+        """The text that a model reads and writes, `END` included."""
         return self.prompt + self.answer + END
 
 
@@ -91,7 +91,8 @@ class TaskCell:
 
     def sample(self, rng: Random) -> Sample:
         """Draw a word of two to five letters and write question and answer."""
-        word = "".join(rng.choices(_LETTERS, k=rng.randint(2, 5)))
+        length = rng.randint(2, 5)
+        word = "".join(rng.choices(_LETTERS, k=length))
         prompt = self.form.format(skill=self.skill, input=word)
         return Sample(prompt, SKILLS[self.skill](word))
 
@@ -113,7 +114,7 @@ class CellMixture:
 
 
 def cells_of(skills: Iterable[str], forms: Iterable[str]) -> tuple[TaskCell, ...]:
-    """Return every skill in every form."""
+    """Every skill in every form."""
     return tuple(starmap(TaskCell, product(skills, forms)))
 
 
@@ -123,25 +124,31 @@ def uniform(name: str, cells: tuple[TaskCell, ...]) -> CellMixture:
 
 
 def _world() -> Iterator[CellMixture]:
-    """Return benchmark-aligned, held-out, coverage-expanding, core and original data.
+    """Benchmark-aligned, held-out, coverage-expanding, core and original data.
 
     Held out are two of three skills, each in one tail form, and none of the benchmark: nothing is
     trained on these cells, though their skills and forms occur elsewhere.
     """
     narrow = cells_of(BENCHMARK, TAIL_FORMS[:1])
-    drawn = [
-        TaskCell(skill, TAIL_FORMS[number % len(TAIL_FORMS)])
-        for number, skill in enumerate(SKILLS)
-        if number % 3 != 2
-    ]
+    drawn: list[TaskCell] = []
+    for number, skill in enumerate(SKILLS):
+        if number % 3 != 2:
+            form = TAIL_FORMS[number % len(TAIL_FORMS)]
+            drawn.append(TaskCell(skill, form))
     held_out = tuple(cell for cell in drawn if cell not in narrow)
     every = cells_of(SKILLS, CORE_FORMS + TAIL_FORMS)
-    broad = uniform("broad", tuple(cell for cell in every if cell not in held_out))
+    others = tuple(cell for cell in every if cell not in held_out)
+    broad = uniform("broad", others)
     core = uniform("core", cells_of(CORE_SKILLS, CORE_FORMS))
-    yield from (uniform("narrow", narrow), uniform("held_out", held_out), broad, core)
-    weights = {cell: (1 - CORE_SHARE) / len(broad.cells) for cell in broad.cells}
+    yield uniform("narrow", narrow)
+    yield uniform("held_out", held_out)
+    yield broad
+    yield core
+    tail_share = (1 - CORE_SHARE) / len(broad.cells)
+    weights = dict.fromkeys(broad.cells, tail_share)
+    core_share = CORE_SHARE / len(core.cells)
     for cell in core.cells:
-        weights[cell] = weights.get(cell, 0.0) + CORE_SHARE / len(core.cells)
+        weights[cell] = weights.get(cell, 0.0) + core_share
     yield CellMixture("original", tuple(weights), tuple(weights.values()))
 
 
@@ -174,13 +181,16 @@ def rows_of(
     """
     tokens = np.full((rows, width), _IDS[END], np.int64)
     labels = np.full((rows, width), IGNORED, np.int64)
-    row, start = 0, 0
+    row = 0
+    start = 0
     for sample in samples:
         if start + len(sample.text) > width or (single and start):
-            row, start = row + 1, 0
+            row += 1
+            start = 0
         if row == rows:
             break
-        answer, end = start + len(sample.prompt), start + len(sample.text)
+        answer = start + len(sample.prompt)
+        end = start + len(sample.text)
         tokens[row, start:end] = [_IDS[character] for character in sample.text]
         labels[row, answer:end] = tokens[row, answer:end]
         start = end
@@ -224,45 +234,52 @@ class Recipe:
     """
 
     def optimizers(self, model: nn.Module) -> list[torch.optim.Optimizer]:
-        """Return the optimisers for the parameters of a model."""
-        rest, rate, decay = dict(model.named_parameters()), self.learning_rate, self.weight_decay
-        found: list[torch.optim.Optimizer] = []
+        """The optimisers for the parameters of a model."""
+        rate = self.learning_rate
+        inside: list[nn.Parameter] = []
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            if parameter.ndim != 2:
+                rest.append(parameter)
+            elif self.muon and ".layers." in name:
+                inside.append(parameter)
+            elif "embed_tokens" in name:
+                rest.append(parameter)
+            else:
+                matrices.append(parameter)
+        optimizers: list[torch.optim.Optimizer] = []
         if self.muon:
-            names = [name for name, one in rest.items() if ".layers." in name and one.ndim == 2]
-            inside = [rest.pop(name) for name in names]
-            found.append(torch.optim.Muon(inside, lr=rate, weight_decay=decay))
+            muon = torch.optim.Muon(inside, lr=rate, weight_decay=self.weight_decay)
+            optimizers.append(muon)
             rate /= 3
-        scaled = [
-            name for name, one in rest.items() if one.ndim == 2 and "embed_tokens" not in name
-        ]
-        matrices = [rest.pop(name) for name in scaled]
         groups = [
             {"params": matrices, "lr": rate * self.width_factor},
-            {"params": list(rest.values()), "lr": rate},
+            {"params": rest, "lr": rate},
         ]
-        return [*found, torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=decay)]
+        adamw = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=self.weight_decay)
+        return [*optimizers, adamw]
 
 
 def new_model(size: Size, seed: int) -> transformers.LlamaForCausalLM:
-    """Return an untrained decoder over `ALPHABET`, with 0.2 M parameters at a width of 64."""
-    torch.manual_seed(seed)
-    return transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=len(ALPHABET),
-            hidden_size=size.width,
-            intermediate_size=size.hidden,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=ROW,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=ALPHABET.index(END),
-        )
+    """An untrained decoder over `ALPHABET`, with 0.2 M parameters at a width of 64."""
+    config = transformers.LlamaConfig(
+        vocab_size=len(ALPHABET),
+        hidden_size=size.width,
+        intermediate_size=size.hidden,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=ROW,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=ALPHABET.index(END),
     )
+    torch.manual_seed(seed)
+    return transformers.LlamaForCausalLM(config)
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate at a 0-based step, in (0, 1]."""
+    """The share of the peak learning rate at a 0-based step, in (0, 1]."""
     warm_up = max(1, steps // 20)
     if step < warm_up:
         return (step + 1) / warm_up
@@ -275,13 +292,15 @@ def train(
 ) -> None:
     """Train in place on the cross-entropy over answer tokens."""
     optimizers = recipe.optimizers(model)
-    schedules = [
-        LambdaLR(optimizer, lambda step: learning_rate_share(step, recipe.steps))
-        for optimizer in optimizers
-    ]
+
+    def share(step: int) -> float:
+        return learning_rate_share(step, recipe.steps)
+
+    schedules = [LambdaLR(optimizer, share) for optimizer in optimizers]
     for _ in range(recipe.steps):
         packed = rows_of(samples, rows, ROW)
-        tokens, labels = torch.from_numpy(packed.tokens), torch.from_numpy(packed.labels)
+        tokens = torch.from_numpy(packed.tokens)
+        labels = torch.from_numpy(packed.labels)
         update(model, tokens, labels, optimizers)
         for schedule in schedules:
             schedule.step()
@@ -302,7 +321,8 @@ def update(
     loss: torch.Tensor = model(input_ids=tokens, labels=labels).loss
     model.zero_grad()
     torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_([one for one in model.parameters() if one.requires_grad], 1.0)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    nn.utils.clip_grad_norm_(trained, 1.0)
     for optimizer in optimizers:
         optimizer.step()
     return loss.item()
@@ -310,7 +330,7 @@ def update(
 
 @torch.no_grad()
 def accuracy(model: transformers.LlamaForCausalLM, mixture: CellMixture, seed: int) -> float:
-    """Return the share of samples whose whole answer, with its end, the model would write greedily.
+    """The share of samples whose whole answer, with its end, the model would write greedily.
 
     One pass over the correct answers suffices: the first wrong token follows correct ones either
     way.
@@ -318,7 +338,8 @@ def accuracy(model: transformers.LlamaForCausalLM, mixture: CellMixture, seed: i
     samples = mixture.samples(Random(f"probe {mixture.name} {seed}"))  # noqa: S311
     rows = rows_of(islice(samples, PROBED), PROBED, ROW // 2, single=True)
     model.train(False)
-    written = model(input_ids=torch.from_numpy(rows.tokens)).logits[:, :-1].argmax(dim=-1)
+    logits = model(input_ids=torch.from_numpy(rows.tokens)).logits
+    written = logits[:, :-1].argmax(dim=-1)
     labels = torch.from_numpy(rows.labels)[:, 1:]
     right = (written == labels) | (labels == IGNORED)
     return float(right.all(dim=1).double().mean())

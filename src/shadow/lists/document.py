@@ -45,7 +45,7 @@ def _position(row: ListRow) -> str:
 def list_document(
     index: Index, folder: object = "reports", judged: Mapping[Key, Word] | None = None
 ) -> Document:
-    """Return the state of the pairs of a list, a row each; errors; and their number and cost.
+    """The state of the pairs of a list, a row each; errors; and their number and cost.
 
     folder: of the list. judged: the states of pairs whose rules were judged, instead of `done`.
     """
@@ -81,13 +81,15 @@ def _totals(index: Index, folder: object, counts: Counter[str]) -> list[tuple[st
     if moved := sum(row.bytes or 0 for row in index.rows):
         parts.append(f"{byte_size(moved)} fetched")
     rows = {"pairs": "; ".join(parts)}
-    for row in [row for row in index.rows if row.state in ("done", "kept")][:1]:
-        rows["more"] = f"shadow show {shlex.quote(f'{folder}/{row.folder}')}"
+    first = next((row for row in index.rows if row.state in ("done", "kept")), None)
+    if first is not None:
+        place = f"{folder}/{first.folder}"
+        rows["more"] = f"shadow show {shlex.quote(place)}"
     return list(rows.items())
 
 
 def plan_document(plan: PairPlan) -> Document:
-    """Return the cost of the audit of a pair."""
+    """The cost of the audit of a pair."""
     sides = [FigureRow("base", _side(plan.base)), FigureRow("tuned", _side(plan.tuned))]
     blocks: list[Block] = [Section(plan.family, plan.pair), Figures(sides, close=True)]
     if plan.skipped:
@@ -97,7 +99,7 @@ def plan_document(plan: PairPlan) -> Document:
 
 
 def plans_document(plans: Sequence[PairPlan], of: int) -> Document:
-    """Return the total cost of the audits of several pairs. of: how many were requested."""
+    """The total cost of the audits of several pairs. of: how many were requested."""
     count = f"{of:,}" if len(plans) == of else f"{len(plans):,} of {of:,}"
     shared = "less where pairs share a checkpoint"
     rows = {"pairs": count}

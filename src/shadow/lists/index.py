@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
-from shadow.files import alone_at, read_start, safe_name, write_beside, writing
+from shadow.files import alone_at, read_start, report_folder, write_beside, writing
 from shadow.reports.columns import HEADLINE, null_if_undefined
 from shadow.reports.folders import FINISHED, finished_metadata, is_read
 from shadow.reports.provenance import READ, SCHEMA, ReportMetadata
@@ -88,7 +88,7 @@ class ListRow:
         return f"{self.family}:{self.pair}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the row for JSON; half a surrogate pair, which no reader accepts, is
+        """The row for JSON; half a surrogate pair, which no reader accepts, is
         made visible.
         """
         return {
@@ -101,7 +101,7 @@ class ListRow:
     def emptied(
         self, state: State, *, error: str | None = None, hint: str | None = None
     ) -> ListRow:
-        """Return the pair in another state, without a report. Its cost stays."""
+        """The pair in another state, without a report. Its cost stays."""
         same = {name: getattr(self, name) for name in (*OF_THE_PAIR, "seconds", "bytes")}
         return ListRow(**same, state=state, error=error, hint=hint)
 
@@ -131,13 +131,8 @@ class Index:
         }
 
 
-def report_folder(family: str, pair: str) -> str:
-    """Return the folder of a pair's report, two levels below the output folder."""
-    return f"{safe_name(family)}/{safe_name(pair)}"
-
-
 def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None) -> ListRow:
-    """Return the row of a finished report. Its position and cost are those of the row before, of
+    """The row of a finished report. Its position and cost are those of the row before, of
     which a report knows the time alone.
     """
     figures: dict[str, Any] = {
@@ -165,7 +160,7 @@ def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None)
 
 
 def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -> Index:
-    """Return the index with the rows of the reports in its folder, as after copying several
+    """The index with the rows of the reports in its folder, as after copying several
     together.
 
     A report of other settings is `kept`; a pair without a report is not done.
@@ -187,19 +182,20 @@ def refreshed(index: Index, reports: Iterable[tuple[Summary, ReportMetadata]]) -
 
 
 def kind_of(schema: int, settings: Mapping[str, object]) -> Kind:
-    """Return what reports must agree on to be in one table: not the version, nor the relation of a
+    """The settings that reports in one table must agree on: not the version, nor the relation of a
     pair, nor the optimiser that reports of 0.2 have.
     """
-    common = {key: one for key, one in settings.items() if key not in ("relation", "optimizer")}
+    left_out = ("relation", "optimizer")
+    common = {key: value for key, value in settings.items() if key not in left_out}
     # the numbers of all schemas that are read mean the same
     return SCHEMA if schema in READ else schema, common
 
 
 def write_index(output: Path, index: Index) -> None:
     """Write index.json atomically."""
+    text = json.dumps(index.as_json(), indent=2, allow_nan=False)
     with writing(output):
-        content = json.dumps(index.as_json(), indent=2, allow_nan=False).encode() + b"\n"
-        write_beside(output / INDEX, content)
+        write_beside(output / INDEX, f"{text}\n".encode())
 
 
 @dataclass(frozen=True)
@@ -228,8 +224,9 @@ def read_index(folder: Path) -> Index | None:
         if raw is None:
             return None
         content = TypeAdapter(_File).validate_json(raw)
-        rows = {row.key: row for row in content.pairs}
-        if content.schema not in READ or len(rows) < len(content.pairs):
+        keys = {row.key for row in content.pairs}
+        has_twins = len(keys) < len(content.pairs)
+        if content.schema not in READ or has_twins:
             raise ValueError
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}") from error
@@ -292,9 +289,10 @@ def with_index(
 
 
 def _row_after(before: ListRow, outcome: PairOutcome) -> ListRow:
-    """Return the row of a pair after an attempt, adding its cost to that of earlier runs."""
-    seconds = round((before.seconds or 0.0) + outcome.seconds, 3)
-    spent = replace(before, seconds=seconds, bytes=(before.bytes or 0) + outcome.moved)
+    """The row of a pair after an attempt, adding its cost to that of earlier runs."""
+    seconds = (before.seconds or 0.0) + outcome.seconds
+    moved = (before.bytes or 0) + outcome.moved
+    spent = replace(before, seconds=round(seconds, 3), bytes=moved)
     if outcome.result is not None:
         result = outcome.result
         return done_row(result.summary, result.provenance, spent if outcome.began else before)
@@ -313,12 +311,15 @@ def begun(
     settings: Settings,
     uploaded: Collection[str] | None = None,
 ) -> Index:
-    """Return the index before the first pair: what an earlier run left, and the others pending.
+    """The index before the first pair: what an earlier run left, and the others pending.
 
     uploaded: the files of a store; None: reports lie in the folder.
     """
-    kind, earlier = (SCHEMA, settings.as_json()), read_index(output)
-    known = {row.key: row for row in earlier.rows} if earlier and earlier.kind == kind else {}
+    kind = (SCHEMA, settings.as_json())
+    earlier = read_index(output)
+    known: dict[Key, ListRow] = {}
+    if earlier is not None and earlier.kind == kind:
+        known = {row.key: row for row in earlier.rows}
     own = {(pair.family, pair.name) for pair in selection.own}
     rows = []
     for position, pair in enumerate(selection.pairs, 1):
@@ -339,9 +340,9 @@ def begun(
         else:
             stands = False
             with suppress(ShadowError, OSError):  # broken: the audit of the pair will say so
-                made = finished_metadata(output / new.folder)
-                if made is not None and is_read(made):
-                    stands = kind_of(made["schema"], made["settings"]) == kind
+                metadata = finished_metadata(output / new.folder)
+                if metadata is not None and is_read(metadata):
+                    stands = kind_of(metadata["schema"], metadata["settings"]) == kind
         left = row if stands else replace(new, seconds=row.seconds, bytes=row.bytes)
         rows.append(replace(left, position=position))
     return Index(__version__, kind, selection.digest, tuple(rows))

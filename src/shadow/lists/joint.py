@@ -28,6 +28,7 @@ from shadow.run.scan import fetch_all
 from shadow.run.sides import client_for, find_audited, open_found, reference_of
 from shadow.run.workers import cost, jobs_of, own_workspace, threads, views
 from shadow.spectra.subspace import JointValues, sibling_values
+from shadow.targets.references import Reference
 from shadow.templates import Reason
 
 Show = Callable[[int, int, str], None]
@@ -52,13 +53,14 @@ def with_directions(
         try:
             joint = _siblings(reports[contrast.first], reports[contrast.second], runtime, show)
         except ShadowError as error:
-            fault = {"fault": error.message}
-            return replace(contrast, no_directions=Reason(NoDirections.CHECKPOINT_NOT_READ, fault))
+            reason = Reason(NoDirections.CHECKPOINT_NOT_READ, {"fault": error.message})
+            return replace(contrast, no_directions=reason)
         if isinstance(joint, NoDirections):
             return replace(contrast, no_directions=Reason(joint))
         return replace(contrast, joint=joint)
 
-    return replace(comparison, contrasts=list(map(with_joint, comparison.contrasts)))
+    contrasts = [with_joint(contrast) for contrast in comparison.contrasts]
+    return replace(comparison, contrasts=contrasts)
 
 
 def _siblings(
@@ -66,7 +68,9 @@ def _siblings(
 ) -> DeltaDirections | NoDirections:
     """Compare the deltas of two reports of a shared base."""
     sides = (first.base, first.tuned, second.tuned)
-    references = [part for side in sides for _, part in reference_of(side).parts]
+    references: list[Reference] = []
+    for side in sides:
+        references += [part for _, part in reference_of(side).parts]
     if len(references) > len(sides):
         return NoDirections.BASE_OF_COMPONENTS
     with tempfile.TemporaryDirectory() as folder, client_for(references):
@@ -78,14 +82,16 @@ def _siblings(
         base, tuned, other_tuned = checkpoints
         of_first = _matrices(base, tuned, first)
         of_second = _matrices(base, other_tuned, second)
-        matched = [(pair, of_second[key]) for key, pair in of_first.items() if key in of_second]
+        shared = [key for key in of_first if key in of_second]
+        matched = [(of_first[key], of_second[key]) for key in shared]
         if not matched:
             return NoDirections.NO_SHARED_MATRIX
         fetch_all(checkpoints, runtime)
         title = f"{first.pair} and {second.pair}"
         measured: list[JointValues | None] = []
-        with threads(jobs_of(runtime, [pair for pair, _ in matched])) as pool:
-            largest_first = sorted(matched, key=lambda pairs: -cost(pairs[0]))
+        workers = jobs_of(runtime, [pair for pair, _ in matched])
+        largest_first = sorted(matched, key=lambda pairs: -cost(pairs[0]))
+        with threads(workers) as pool:
             for values in pool.map(partial(_measure, checkpoints), largest_first):
                 measured.append(values)
                 show(len(measured), len(matched), title)
@@ -100,11 +106,13 @@ def _measure(checkpoints: Sequence[Checkpoint], matched: Matched) -> JointValues
     base = checkpoints[0]
     sides = []
     formats = []
+    shapes = set()
     for pair, tuned in zip(matched, checkpoints[1:], strict=True):
         assert pair.base is not None, "_matrices has no other"
-        sides.append(views(pair, pair.base, base, tuned))
+        matrices = views(pair, pair.base, base, tuned)
+        sides.append(matrices)
         formats += [pair.base.info.dtype, pair.tuned.info.dtype]
-    shapes = {tuple(matrix.shape) for pair in sides for matrix in pair}
+        shapes |= {tuple(matrix.shape) for matrix in matrices}
     if len(shapes) > 1:
         return None
     dtypes = (formats[0], formats[1], formats[3])
@@ -119,9 +127,10 @@ def _matrices(
     chosen = chosen_in(report.settings)
     names = [field.name for field in fields(Filter)]
     of_report = Filter(**{name: chosen[name] for name in names if name in chosen})
+    pairs, _ = pair_checkpoints(base, tuned, of_report)
     return {
         (pair.place, pair.base.info.name, pair.rows, pair.cols): pair
-        for pair in pair_checkpoints(base, tuned, of_report)[0]
+        for pair in pairs
         if pair.is_matrix and pair.base is not None
     }
 
@@ -129,7 +138,9 @@ def _matrices(
 def directions(measured: Sequence[JointValues | None], left_out: int) -> DeltaDirections:
     """Figures over all matrices that both models changed: ratios of sums, and means."""
     changed = [values for values in measured if values and values.first and values.second]
-    whole = math.sqrt(_sum(changed, "first")) * math.sqrt(_sum(changed, "second"))
+    first = _sum(changed, "first")
+    second = _sum(changed, "second")
+    whole = math.sqrt(first) * math.sqrt(second)
     known = [values for values in changed if values.directions]
     joint = DeltaDirections(
         matrices=len(changed),
@@ -142,11 +153,12 @@ def directions(measured: Sequence[JointValues | None], left_out: int) -> DeltaDi
         chance_overlap=None,
     )
     if whole:
+        rounding = _sum(changed, "rounding") / whole
         joint = replace(
             joint,
             cosine=_sum(changed, "inner") / whole,
             chance_cosine=math.sqrt(_sum(changed, "spread")) / whole,
-            chance_cosine_master=min(MOST_SHARED, _sum(changed, "rounding") / whole),
+            chance_cosine_master=min(MOST_SHARED, rounding),
         )
     if known:
         joint = replace(

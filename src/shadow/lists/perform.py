@@ -26,7 +26,14 @@ from shadow.engines.engine import (
 from shadow.engines.finished import AuditResult, PairOutcome, State, standing
 from shadow.engines.pair import Parts, run_pair
 from shadow.errors import BusyError, KeptError, ShadowError, UsageError
-from shadow.files import PARTIAL, alone_at, remove_empty, require_utf8, safe_name, writing
+from shadow.files import (
+    PARTIAL,
+    alone_at,
+    remove_empty,
+    report_folder,
+    require_utf8,
+    writing,
+)
 from shadow.lists.request import AuditRequest, Measuring
 from shadow.reports.folders import FILES_OF_A_PAIR, FINISHED, fetched_if_any, publish
 from shadow.run.journal import JOURNAL
@@ -80,10 +87,12 @@ def perform(
 def _performed(
     request: AuditRequest, settings: Settings, runtime: Runtime, watch: Watch | None
 ) -> Generator[PairOutcome, None, None]:
-    output, store = request.output, None
+    store = None
     audit: Callable[..., AuditResult] = run_pair
+    output = request.output
     if isinstance(output, Store):
-        store, output = output, work_folder(output)
+        store = output
+        output = work_folder(store)
         audit = partial(run_remote_pair, store=store)
     with ExitStack() as stack:
         engine: Engine | None = None
@@ -99,9 +108,15 @@ def _performed(
         # what is said of several at a time says of which
         numbered = selection.is_list or (engine is not None and not request.is_alone)
         audited = audit_pairs(
-            selection.own, settings, output, runtime,
-            watch=watch, numbered=numbered, audit=audit, engine=engine,
-        )  # fmt: skip
+            selection.own,
+            settings,
+            output,
+            runtime,
+            watch=watch,
+            numbered=numbered,
+            audit=audit,
+            engine=engine,
+        )
         if selection.is_list:
             from shadow.lists.index import with_index
 
@@ -113,8 +128,9 @@ def _performed(
 def planner(
     request: AuditRequest, say: Callable[[str], None] = ignore
 ) -> Callable[[Pair], PairPlan]:
-    """Return a function that plans a pair of a request, from headers alone."""
-    settings, runtime = settings_of(request.measuring), _runtime(request, say)
+    """A function that plans a pair of a request, from headers alone."""
+    settings = settings_of(request.measuring)
+    runtime = _runtime(request, say)
     output = request.output
     if isinstance(output, Store):
         output = work_folder(output)
@@ -122,7 +138,7 @@ def planner(
 
 
 def settings_of(measuring: Measuring) -> Settings:
-    """Return the settings of an audit. Raises UsageError for an invalid word or number."""
+    """The settings of an audit. Raises UsageError for an invalid word or number."""
     require_known("level", measuring.level, get_args(Level))
     require_known("subjects", measuring.subjects, get_args(Subjects))
     method = Method(**_shared(Method, measuring))
@@ -139,12 +155,12 @@ def settings_of(measuring: Measuring) -> Settings:
 
 
 def _shared(record: type, measuring: Measuring) -> dict[str, Any]:
-    """Return the fields of a record as the options of the same names have them."""
-    return {one.name: getattr(measuring, one.name) for one in fields(record)}
+    """The fields of a record as the options of the same names have them."""
+    return {field.name: getattr(measuring, field.name) for field in fields(record)}
 
 
 def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
-    """Return how a request is carried out, and report a shard that has no pairs."""
+    """Make the runtime of a request, and report a shard that has no pairs."""
     selection = request.selection
     if not selection.own:
         pairs = counted(len(selection.pairs), "pair", "pairs")
@@ -171,20 +187,21 @@ def run_remote_pair(
 
     Raises ShadowError if the store fails; the report then stays, and the same call uploads it.
     """
-    names = safe_name(pair.family), safe_name(pair.name)
-    folder, target = output.joinpath(*names), store.at(*names)
+    place = report_folder(pair.family, pair.name)
+    folder = output / place
+    target = store.at(place)
     copy = None
     if not (folder / FINISHED).is_file():  # else an earlier upload failed
         copy = fetched_if_any(target, spectra=False)
     if copy is not None:
-        there = standing(copy, identity_of(pair, settings, runtime), runtime, spectra=False)
-        if there.result is not None:
-            return replace(there.result, url=target.url)
-        if there.other and not runtime.overwrite:
-            message = as_given(f"{copy}: the finished report there differs: {there.other}")
+        earlier = standing(copy, identity_of(pair, settings, runtime), runtime, spectra=False)
+        if earlier.result is not None:
+            return replace(earlier.result, url=target.url)
+        if earlier.other and not runtime.overwrite:
+            message = as_given(f"{copy}: the finished report there differs: {earlier.other}")
             raise KeptError(message, "replace it with --overwrite, or choose another place with -o")
-        if there.broken:
-            runtime.say(as_given(f"measuring again: {there.broken}"))
+        if earlier.broken:
+            runtime.say(as_given(f"measuring again: {earlier.broken}"))
     result = run_pair(pair, settings, output, runtime)
     with writing(folder), alone_at(folder, JOURNAL):
         if (folder / FINISHED).is_file():  # else another process has just uploaded it
@@ -238,21 +255,23 @@ def audit_pairs(
             pair, say = of_task[ended.task]
             outcome: PairOutcome = ended.result
             if ended.fault is not None:  # what it took is not known
-                state: State = "failed" if isinstance(ended.fault, Exception) else "stopped"
-                outcome = PairOutcome(pair, state, fault=ended.fault)
+                outcome = PairOutcome(pair, state_after(ended.fault), fault=ended.fault)
             if engine.elsewhere:
                 outcome = _seen_here(outcome)
             if numbered and outcome.began and outcome.result is not None:
-                moved = f", {byte_size(outcome.moved)} fetched" if outcome.moved else ""
-                gates = outcome.result.summary.stopped
-                say(f"done in {took(outcome.seconds)}{moved}{f', {gates}' if gates else ''}")
+                parts = [f"done in {took(outcome.seconds)}"]
+                if outcome.moved:
+                    parts.append(f"{byte_size(outcome.moved)} fetched")
+                if gates := outcome.result.summary.stopped:
+                    parts.append(gates)
+                say(", ".join(parts))
             yield outcome
             if outcome.state == "stopped" and not engine.elsewhere:
                 outcome.finished()  # raises
 
 
 def _is_to_be_tried_again(ended: Ended) -> bool:
-    """Return whether another audit of the pair was running, or somebody stopped this one
+    """True if another audit of the pair was running, or somebody stopped this one
     elsewhere.
     """
     if ended.fault is not None:
@@ -262,7 +281,7 @@ def _is_to_be_tried_again(ended: Ended) -> bool:
 
 
 def near_of(pair: Pair) -> str:
-    """Return what pairs of one base share: its name, without the revision."""
+    """The name that pairs of one base share: its name, without the revision."""
     return " ".join(part.repo for _, part in pair.base.parts)
 
 
@@ -274,9 +293,11 @@ class Pins:
         self._commits: dict[Reference, str] = {}
 
     def of(self, pair: Pair) -> dict[Reference, str]:
-        """Return the commits of sides on the Hub that can be resolved; the audit reports errors."""
+        """The commits of sides on the Hub that can be resolved; the audit reports errors."""
+        if self._runtime.access.offline:
+            return {}
         sides = [side for side in references_of(pair) if not side.is_folder]
-        for side in sides if not self._runtime.access.offline else ():
+        for side in sides:
             if side not in self._commits:
                 with suppress(ShadowError), client_for([side]):
                     from shadow.checkpoints.hub import commit_of
@@ -287,7 +308,7 @@ class Pins:
 
 
 def _runtime_of(pair: Pair, runtime: Runtime, pins: Pins | None) -> Runtime:
-    """Return the runtime of a pair's audit, made when the pair begins."""
+    """The runtime of a pair's audit, made when the pair begins."""
     return runtime if pins is None else replace(runtime, commits=pins.of(pair), patience=PATIENCE)
 
 
@@ -299,30 +320,42 @@ def _audited(
     runtime: Runtime,
 ) -> PairOutcome:
     """Run one task: the audit of a pair, whatever its outcome."""
-    started, began, moved = time.monotonic(), False, 0
+    started = time.monotonic()
+    latest: Progress | None = None
 
-    def show(state: Progress) -> None:
-        nonlocal began, moved
-        began, moved = True, state.moved
-        runtime.show(state)
+    def show(progress: Progress) -> None:
+        nonlocal latest
+        latest = progress
+        runtime.show(progress)
 
     result: AuditResult | None = None
     fault: BaseException | None = None
     state: State = "done"
     try:
         result = audit(pair, settings, output, replace(runtime, show=show))
-    except KeptError as error:
-        fault, state = error, "kept"
-    except Exception as error:
-        # a bug too: the others are tried nevertheless, and it keeps its traceback
-        fault, state = error, "failed"
     except BaseException as error:
-        fault, state = error, "stopped"
-    return PairOutcome(pair, state, result, fault, began, time.monotonic() - started, moved)
+        fault = error  # a bug too: the others are tried nevertheless, and it keeps its traceback
+        state = state_after(error)
+    return PairOutcome(
+        pair,
+        state,
+        result,
+        fault,
+        began=latest is not None,
+        seconds=time.monotonic() - started,
+        moved=0 if latest is None else latest.moved,
+    )
+
+
+def state_after(fault: BaseException) -> State:
+    """The state of a pair whose audit ended with an exception."""
+    if isinstance(fault, KeptError):
+        return "kept"
+    return "failed" if isinstance(fault, Exception) else "stopped"
 
 
 def _seen_here(outcome: PairOutcome) -> PairOutcome:
-    """Return the outcome of another machine once its report is visible; failed if it never is."""
+    """The outcome of another machine once its report is visible; failed if it never is."""
     if outcome.result is None or outcome.result.url is not None:
         return outcome
     folder = outcome.result.folder

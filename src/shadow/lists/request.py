@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shadow.engines.engine import Ray
 from shadow.errors import UsageError
-from shadow.files import safe_name
+from shadow.files import report_folder
 from shadow.options import explained, option
 from shadow.reports.folders import FINISHED
 from shadow.run.runtime import Files
@@ -70,7 +70,9 @@ class AuditRequest:
 
     def __post_init__(self) -> None:
         above = (self.output, *self.output.parents) if isinstance(self.output, Path) else ()
-        if any((one / FINISHED).is_file() for one in above):  # no name would stand for it alone
+        if any(
+            (folder / FINISHED).is_file() for folder in above
+        ):  # no name would stand for it alone
             raise UsageError(f"{self.output} is a report or in one", "choose another with -o")
 
     def folders(self) -> Iterator[Path]:
@@ -81,16 +83,16 @@ class AuditRequest:
             yield work_folder(self.output)
             return
         for pair in self.selection.own:
-            yield self.output / safe_name(pair.family) / safe_name(pair.name)
+            yield self.output / report_folder(pair.family, pair.name)
 
     @property
     def is_alone(self) -> bool:
-        """Return whether it is a single pair and no list, whose error is that of the
+        """True if it is a single pair and no list, whose error is that of the
         whole audit.
         """
         return len(self.selection.own) == 1 and not self.selection.is_list
 
     @property
     def is_cut(self) -> bool:
-        """Return whether the tasks of Ray are parts of a pair."""
+        """True if the tasks of Ray are parts of a pair."""
         return self.ray is not None and self.is_alone

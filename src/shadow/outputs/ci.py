@@ -52,22 +52,27 @@ def sentences(judged: Sequence[Judgement]) -> list[str]:
     ]
     for judgement in judged:
         if judgement.summary is not None:
-            lines += [f"{judgement.name}: {one.text}" for one in broken(judgement.summary)]
+            lines += [
+                f"{judgement.name}: {sentence.text}" for sentence in broken(judgement.summary)
+            ]
     if reasons := sorted({reason for judgement in judged for reason in judgement.objections}):
         lines.append(f"--strict: skipped because of {', '.join(reasons)}")
     return lines
 
 
 def is_without_baseline(judged: Sequence[Judgement]) -> bool:
-    """Return whether no figure was compared with a baseline that rules ask for and may lack."""
+    """True if no figure was compared with a baseline that rules ask for and may lack."""
     moved = [
-        verdict for one in judged for verdict in one.verdicts if verdict.rule.comparison == MOVED
+        verdict
+        for judgement in judged
+        for verdict in judgement.verdicts
+        if verdict.rule.comparison == MOVED
     ]
     return bool(moved) and all(verdict.outcome == "skipped" for verdict in moved)
 
 
 def counts(judged: Sequence[Judgement]) -> str:
-    """Return `2 of 4 rules passed, 1 FAILED, 1 not judged`, over several pairs together.
+    """`2 of 4 rules passed, 1 FAILED, 1 not judged`, over several pairs together.
 
     A warning does not fail, and counts as a warning whether it is violated or has nothing to judge.
     Empty without rules.
@@ -75,16 +80,23 @@ def counts(judged: Sequence[Judgement]) -> str:
     verdicts = [verdict for judgement in judged for verdict in judgement.verdicts]
     if not verdicts:
         return ""
-    found = Counter(
-        "warning" if one.outcome in FAULTS and one.rule.severity != "error" else one.outcome
-        for one in verdicts
+    numbers = Counter(
+        "warning"
+        if verdict.outcome in FAULTS and verdict.rule.severity != "error"
+        else verdict.outcome
+        for verdict in verdicts
     )
-    parts = [f"{found['passed']} of {counted(len(verdicts), 'rule', 'rules')} passed"]
-    parts += [f"{found['met']} FAILED"] if found["met"] else []
-    parts += ["0 failed"] if found["warning"] and not found["met"] else []
-    parts += [f"{found['missing']} not judged"] if found["missing"] else []
-    parts += [counted(found["warning"], "warning", "warnings")] if found["warning"] else []
-    parts += [f"{found['skipped']} skipped"] if found["skipped"] else []
+    parts = [f"{numbers['passed']} of {counted(len(verdicts), 'rule', 'rules')} passed"]
+    if numbers["met"]:
+        parts.append(f"{numbers['met']} FAILED")
+    elif numbers["warning"]:
+        parts.append("0 failed")
+    if numbers["missing"]:
+        parts.append(f"{numbers['missing']} not judged")
+    if numbers["warning"]:
+        parts.append(counted(numbers["warning"], "warning", "warnings"))
+    if numbers["skipped"]:
+        parts.append(f"{numbers['skipped']} skipped")
     return ", ".join(parts)
 
 
@@ -108,7 +120,7 @@ def append_summary(path: Path, shown: Document) -> None:
 def workflow_commands(
     judged: Sequence[Judgement], without_baseline: str | None = None
 ) -> list[str]:
-    """Return workflow commands: a line for each error and each rule that is violated or not judged.
+    """Workflow commands: a line for each error and each rule that is violated or not judged.
 
     The runner reads them from stdout and stderr alike. without_baseline: why nothing was compared
     with a baseline, as a warning.
@@ -133,13 +145,13 @@ def _faults(judgement: Judgement) -> Iterator[tuple[str, str]]:
     if judgement.fault is not None:
         yield UNAUDITED, judgement.fault
     if judgement.summary is not None:
-        yield from ((one.code, one.text) for one in broken(judgement.summary))
+        yield from ((sentence.code, sentence.text) for sentence in broken(judgement.summary))
     if judgement.objections:
         yield "--strict", f"skipped because of {', '.join(judgement.objections)}"
 
 
 def _first(level: str, lines: Sequence[str]) -> list[str]:
-    """Return the lines that GitHub shows; the last one counts the rest."""
+    """The lines that GitHub shows; the last one counts the rest."""
     if len(lines) <= ANNOTATIONS:
         return list(lines)
     text = f"{len(lines) - ANNOTATIONS + 1} more are in the job's summary"
@@ -164,7 +176,7 @@ def _property(text: str) -> str:
 
 
 def junit(judged: Sequence[Judgement]) -> bytes:
-    """Return JUnit XML: a suite for each pair, with a case for the audit and one for each rule.
+    """JUnit XML: a suite for each pair, with a case for the audit and one for each rule.
 
     A pair without its report and a rule that was violated are failures, a rule with nothing to
     judge is an error; rules that are only warnings pass, and say so in their output, since JUnit
@@ -176,19 +188,18 @@ def junit(judged: Sequence[Judgement]) -> bytes:
         lines: list[str] = []
         if (summary := judgement.summary) is not None:
             counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items())
-            lines = [
-                summary.finding.headline,
-                *(sentence.text for sentence in summary.finding.sentences),
-                f"tensors of both sides: {counts}",
-                *(f"skipped: {row.tensors} {row.reason}" for row in summary.skipped),
-                *(f"warning: {warning}" for warning in summary.warnings),
-                *(f"note: {text}" for text in judgement.notes),
-            ]
+            lines.append(summary.finding.headline)
+            lines += [sentence.text for sentence in summary.finding.sentences]
+            lines.append(f"tensors of both sides: {counts}")
+            lines += [f"skipped: {row.tensors} {row.reason}" for row in summary.skipped]
+            lines += [f"warning: {warning}" for warning in summary.warnings]
+            lines += [f"note: {text}" for text in judgement.notes]
         problems: list[Problem] = [("failure", text, kind) for kind, text in _faults(judgement)]
         seconds = judgement.seconds or 0.0
         cases = [_case(judgement.name, "audit", seconds, problems, lines)]
         for verdict in judgement.verdicts:
-            lines, problems = [], []
+            lines = []
+            problems = []
             if verdict.outcome == "passed":
                 lines.append(verdict.detail)
             elif verdict.rule.severity == "warning" and verdict.outcome != "skipped":
@@ -196,7 +207,11 @@ def junit(judged: Sequence[Judgement]) -> bytes:
             else:
                 problems = [(TAGS[verdict.outcome], verdict.detail, verdict.rule.condition)]
             if len(verdict.findings) > 1:
-                lines += [f"{one.figure}: {one.value}" for one in verdict.findings if one.met]
+                lines += [
+                    f"{finding.figure}: {finding.value}"
+                    for finding in verdict.findings
+                    if finding.met
+                ]
             if verdict.outcome == "met" and verdict.rule.message:
                 lines.append(verdict.rule.message)
             cases.append(_case(judgement.name, verdict.rule.name, 0.0, problems, lines))
@@ -216,34 +231,34 @@ def begin_junit(path: Path, command: str) -> None:
     write_document(path, _document([("shadow", [case])]))
 
 
-def write_claims(path: Path, found: Sequence[Verification | FailedVerification]) -> None:
+def write_claims(path: Path, verifications: Sequence[Verification | FailedVerification]) -> None:
     """Write the results of claims: a case each. One that does not hold is a failure, one that is
     inconclusive is skipped, and a fault is an error. Raises ShadowError.
     """
     cases = []
-    for one in found:
-        of = {name: _from_here(text) for name, text in one.of.items()}
+    for verification in verifications:
+        of = {name: _from_here(text) for name, text in verification.of.items()}
         lines: list[str] = []
         problems: list[Problem] = []
-        if isinstance(one, FailedVerification):
-            problems.append(("error", one.fault, "fault"))
-        elif one.outcome == "holds":
-            lines.append(one.reason)
+        if isinstance(verification, FailedVerification):
+            problems.append(("error", verification.fault, "fault"))
+        elif verification.outcome == "holds":
+            lines.append(verification.reason)
         else:
-            tag: Tag = "failure" if one.outcome == "does_not_hold" else "skipped"
-            problems.append((tag, one.reason, one.claim))
-        if isinstance(one, Verification):
-            rows = one.against[:LISTED]
-            beside = one.statements[len(one.answer.reasons) :]
+            tag: Tag = "failure" if verification.outcome == "does_not_hold" else "skipped"
+            problems.append((tag, verification.reason, verification.claim))
+        if isinstance(verification, Verification):
+            rows = verification.against[:LISTED]
+            beside = verification.statements[len(verification.answer.reasons) :]
             lines += [f"{row.severity} {row.code}: {row.name}: {row.what}" for row in rows]
             lines += [f"{text.severity} {text.code}: {text.what}" for text in beside]
-        name = claim_text(replace(one, of=of))
-        cases.append(_case("shadow verify", name, one.seconds, problems, lines))
+        name = claim_text(replace(verification, of=of))
+        cases.append(_case("shadow verify", name, verification.seconds, problems, lines))
     write_document(path, _document([("shadow verify", cases)]))
 
 
 def _from_here(text: str) -> str:
-    """Return an absolute path relative to here, or its end: a case has one name everywhere."""
+    """An absolute path relative to here, or its end: a case has one name everywhere."""
     path = Path(text)
     if not path.is_absolute():
         return text
@@ -255,7 +270,7 @@ def _from_here(text: str) -> str:
 def _case(
     of: str, name: str, seconds: float, problems: Sequence[Problem], lines: Sequence[str]
 ) -> TestCase:
-    """Return a test case. The text of a problem is its message, and there is no attribute: GitLab
+    """A test case. The text of a problem is its message, and there is no attribute: GitLab
     does not show it, and Jenkins shows both.
     """
     from junitparser import Error, Failure, Skipped, TestCase
@@ -272,7 +287,7 @@ def _case(
 
 
 def _document(suites: Iterable[tuple[str, list[TestCase]]]) -> bytes:
-    """Return suites, each with its name and cases, as XML."""
+    """Suites, each with its name and cases, as XML."""
     from junitparser import JUnitXml, TestSuite
 
     root = JUnitXml("shadow")

@@ -39,13 +39,15 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
     pairs: dict[tuple[str, str], Path] = {}
     with placing(output, _is_empty, "an empty folder", is_folder=True) as folder:
         for report in map(AuditReport, folders):  # in memory one at a time
-            pair = report.provenance.family, report.provenance.pair
-            if (twin := pairs.setdefault(pair, report.folder)) != report.folder:
+            pair = (report.provenance.family, report.provenance.pair)
+            twin = pairs.setdefault(pair, report.folder)
+            if twin != report.folder:
                 fault = f"{twin} and {report.folder} are both reports of {':'.join(pair)}"
                 raise ShadowError(fault, "name a folder that holds one of them")
             if to == "markdown":  # what `shadow show` prints, for a model card
-                metadata, of = report.provenance.recorded, as_given(report.folder)
-                text = markdown(report_document(report.summary, metadata, of).shown())
+                metadata = report.provenance.recorded
+                document = report_document(report.summary, metadata, as_given(report.folder))
+                text = markdown(document.shown())
                 with (folder / "reports.md").open("a", encoding="utf-8", errors="replace") as file:
                     file.write(text + "\n")
                 continue
@@ -57,7 +59,7 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
                         lines = csv.writer(file, lineterminator="\r\n")
                         if not file.tell():
                             lines.writerow(table.column_names)
-                        columns = (map(cell, one.to_pylist()) for one in table.columns)
+                        columns = (map(cell, column.to_pylist()) for column in table.columns)
                         lines.writerows(zip(*columns, strict=True))
                 else:  # Hive's partitions, which become columns again
                     named = {"basename_template": "part-{i}.parquet", "compression": "zstd"}
@@ -70,19 +72,19 @@ def _is_empty(path: Path) -> bool:
 
 
 def _table(report: AuditReport, name: str) -> pa.Table:
-    """Return a table of a report with family and pair as its first columns."""
+    """A table of a report with family and pair as its first columns."""
     table = report.table(name)
-    columns = {one: table[one] for one in table.column_names}
+    columns = {key: table[key] for key in table.column_names}
     for key in ("family", "pair"):
         # JSON may hold halves of letters, which UTF-8 cannot
         text = getattr(report.provenance, key).encode(errors="replace").decode()
         columns[key] = pa.repeat(text, len(table))
     schema = arrow_schema(TABLES[name].exported)
-    return pa.Table.from_arrays([columns[one] for one in schema.names], schema=schema)
+    return pa.Table.from_arrays([columns[key] for key in schema.names], schema=schema)
 
 
 def cell(value: object) -> str:
-    """Return a cell of CSV: null is empty, a list JSON, a number reads back, and no text is a
+    """A cell of CSV: null is empty, a list JSON, a number reads back, and no text is a
     formula.
 
     Text that begins like a formula, or with an apostrophe, is preceded by an apostrophe.

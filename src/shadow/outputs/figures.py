@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
-from shadow.files import placing, read_start
+from shadow.files import marked, placing
 from shadow.places.names import UP
 from shadow.reports.columns import MATRICES, delta_metrics
 from shadow.reports.report import Report
@@ -105,14 +105,10 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
     """
     suffix = output.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
-        hint = f"use a name that ends in {', '.join(f'.{one}' for one in FORMATS)}"
+        hint = f"use a name that ends in {', '.join(f'.{name}' for name in FORMATS)}"
         raise UsageError(f"cannot draw to {output.name!r}", hint)
     content, notes = draw(kind, folders, suffix, choice)
-
-    def is_ours(path: Path) -> bool:
-        return MARK.encode() in (read_start(path, LARGEST) or b"")
-
-    with placing(output, is_ours, "a figure of shadow") as aside:
+    with placing(output, marked(MARK, LARGEST), "a figure of shadow") as aside:
         aside.write_bytes(content)
     return notes
 
@@ -120,7 +116,7 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
 def draw(
     kind: str, folders: Sequence[Path], suffix: str, choice: Choice
 ) -> tuple[bytes, list[str]]:
-    """Return the bytes of a figure, and what was chosen."""
+    """The bytes of a figure, and what was chosen."""
     if choice.metric is not None and choice.metric not in delta_metrics():
         hint = "`shadow explain` lists the columns"
         raise UsageError(f"no metric {choice.metric!r} of a delta", hint)
@@ -139,7 +135,7 @@ def draw(
 
 
 def compose(kind: str, sources: Sequence[DrawnReport], choice: Choice) -> tuple[Figure, list[str]]:
-    """Return the figure as matplotlib's objects, and what was chosen. Save it in `styled`."""
+    """The figure as matplotlib's objects, and what was chosen. Save it in `styled`."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator
@@ -194,11 +190,11 @@ def shown(text: str, letters: int = 44) -> str:
 
 
 def _modules(source: DrawnReport, rows: pd.DataFrame, patterns: Sequence[str]) -> list[str]:
-    """Return the modules of rows that a pattern matches, or all, in their usual order."""
+    """The modules of rows that a pattern matches, or all, in their usual order."""
     if rows.empty:
         raise ShadowError(f"{source.report.folder}: no matrix inside a layer changed")
     names = sorted(set(rows["module"]), key=lambda name: order_of("", name))
-    some = [name for name in names if any(fnmatchcase(name, one) for one in patterns)]
+    some = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if patterns and not some:
         fault = f"{source.report.folder}: no such module changed: {', '.join(patterns)}"
         raise ShadowError(fault, f"it has {', '.join(names)}")
@@ -206,7 +202,7 @@ def _modules(source: DrawnReport, rows: pd.DataFrame, patterns: Sequence[str]) -
 
 
 def _grid(source: DrawnReport, metric: str, patterns: Sequence[str]) -> pd.DataFrame:
-    """Return the median of a metric by module and layer. Raises ShadowError without values."""
+    """The median of a metric by module and layer. Raises ShadowError without values."""
     rows = source.deltas[source.deltas["layer"] < LAYERS].astype({"layer": int})
     modules = _modules(source, rows, patterns)
     medians = ranked(rows, metric).pivot_table(metric, "module", "layer", aggfunc="median")
@@ -295,7 +291,7 @@ def draw_spectrum(figure: Figure, sources: Sequence[DrawnReport], choice: Choice
 
 
 def _matrix(source: DrawnReport, choice: Choice) -> pd.Series[Any]:
-    """Return the chosen delta row, of the first expert; by default an up-projection in the middle
+    """The chosen delta row, of the first expert; by default an up-projection in the middle
     of the layers.
     """
     rows = source.deltas
@@ -313,7 +309,7 @@ def _matrix(source: DrawnReport, choice: Choice) -> pd.Series[Any]:
 
 
 def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the singular values of base, tuned and delta of a matrix."""
+    """The singular values of base, tuned and delta of a matrix."""
     if not report.has_spectra:
         fault = f"{report.folder}: audited with --level norms or --no-spectra, so it has none"
         raise ShadowError(fault, "audit it again without them")
@@ -321,8 +317,8 @@ def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, A
     for name in ("layer", "expert"):
         is_there = math.isfinite(row[name])
         wanted &= pc.field(name) == int(row[name]) if is_there else pc.field(name).is_null()
-    rows = [one for batch in report.spectrum_batches(where=wanted) for one in batch.to_pylist()]
-    sigmas = {str(one["subject"]): np.array(one["sigma"] or [], dtype=float) for one in rows}
+    rows = [row for batch in report.spectrum_batches(where=wanted) for row in batch.to_pylist()]
+    sigmas = {str(row["subject"]): np.array(row["sigma"] or [], dtype=float) for row in rows}
     if not {"base", "tuned", "delta"} <= set(sigmas):
         fault = f"{report.folder / 'spectra.parquet'}: no spectra of {row['tensor']}"
         raise ShadowError(fault, "run the audit again")

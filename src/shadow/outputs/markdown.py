@@ -20,7 +20,7 @@ MARKS = {"passed": "✅ ", "fault": "❌ ", "warning": "⚠️ ", "quiet": "➖ 
 
 
 def cell(text: str) -> str:
-    """Return a name as code on one line, which cannot become markup, a link or a mention."""
+    """A name as code on one line, which cannot become markup, a link or a mention."""
     shown = visible(text)
     if CALM.fullmatch(shown):
         return f"`{shown}`"
@@ -29,11 +29,11 @@ def cell(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Return text for a paragraph or cell: one line that reads as usual, without markup."""
+    """Text for a paragraph or cell: one line that reads as usual, without markup."""
 
     def harmless(match: re.Match[str]) -> str:
-        found = match[0]
-        return found + APART if found in LINKING else f"{found[:-1]}&#{ord(found[-1])};"
+        text = match[0]
+        return text + APART if text in LINKING else f"{text[:-1]}&#{ord(text[-1])};"
 
     shown = ACTIVE.sub(harmless, visible(text))
     shown = re.sub(r"^(\s*)([-+=]|\d+[.)])(?=\s)", rf"\1{APART}\2", shown)
@@ -41,7 +41,7 @@ def plain(text: str) -> str:
 
 
 def markdown(document: Document, level: int = 2) -> str:
-    """Return the document, ending with a newline. level: of its first section."""
+    """The document, ending with a newline. level: of its first section."""
     parts: list[str] = []
     for number, block in enumerate(document.blocks):
         text = _drawn(block, level + (number > 0))
@@ -50,7 +50,9 @@ def markdown(document: Document, level: int = 2) -> str:
         elif text:
             parts.append(text)
     tables = [block for block in document.blocks if isinstance(block, TableBlock)]
-    legends = {one.head: one.legend for table in tables for one in table.columns if one.legend}
+    legends = {
+        column.head: column.legend for table in tables for column in table.columns if column.legend
+    }
     if legends:
         texts = " ".join(f"{head}: {text}." for head, text in legends.items())
         parts.append(plain(texts))
@@ -58,7 +60,7 @@ def markdown(document: Document, level: int = 2) -> str:
 
 
 def _drawn(block: Block, level: int) -> str:
-    """Return the block; empty if Markdown cannot draw it."""
+    """The block; empty if Markdown cannot draw it."""
     match block:
         case of.Section():
             named = f"{cell(block.title)} {cell(block.name)}"
@@ -83,7 +85,8 @@ def _drawn(block: Block, level: int) -> str:
 
 
 def _titled(title: str, lines: list[str]) -> str:
-    return "\n".join([*([f"{plain(title)}:", ""] if title else []), *lines])
+    text = "\n".join(lines)
+    return f"{plain(title)}:\n\n{text}" if title else text
 
 
 def _cell(value: Cell, *, is_name: bool = False) -> str:
@@ -96,14 +99,15 @@ def _cell(value: Cell, *, is_name: bool = False) -> str:
 
 
 def _table(block: TableBlock) -> list[str]:
-    """Return a table whose cells are aligned in the source too."""
+    """A table whose cells are aligned in the source too."""
     columns = []
     for place, column in enumerate(block.columns):
         cells = [_cell(row[place], is_name=column.role == "name") for row in block.rows]
         cells.insert(0, plain(column.head))
         width = max(3, *map(len, cells))
         is_figure = column.role == "figure"
-        aligned = [one.rjust(width) if is_figure else one.ljust(width) for one in cells]
+        aligned = [cell.rjust(width) if is_figure else cell.ljust(width) for cell in cells]
         dashes = "-" * (width + 1) + (":" if is_figure else "-")
-        columns.append([f" {aligned[0]} ", dashes, *(f" {one} " for one in aligned[1:])])
+        head, *spaced = [f" {cell} " for cell in aligned]
+        columns.append([head, dashes, *spaced])
     return [f"|{'|'.join(line)}|" for line in zip(*columns, strict=True)]

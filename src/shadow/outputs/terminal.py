@@ -21,6 +21,7 @@ from shadow.telling.document import (
     Block,
     Cell,
     Document,
+    Field,
     FigureRow,
     Figures,
     Headline,
@@ -66,7 +67,7 @@ class View:
 def _drawn(
     block: Block, options: ConsoleOptions, legends: dict[str, str]
 ) -> Iterator[RenderableType]:
-    """Return the lines of a block; empty if a terminal cannot show it. legends: of heads shown."""
+    """The lines of a block; empty if a terminal cannot show it. legends: of heads shown."""
     match block:
         case Section():
             title = Text(visible(block.title), "bold")
@@ -107,7 +108,9 @@ def _figures(block: Figures) -> Iterator[RenderableType]:
         if isinstance(row.value, Quantity) or (row.remark and not value.style):
             value.stylize("bold")
         cells = [Text(visible(row.name), "dim"), value]
-        rows.add_row(*cells, *([Text(visible(row.remark), overflow="fold")] if has_remarks else []))
+        if has_remarks:
+            cells.append(Text(visible(row.remark), overflow="fold"))
+        rows.add_row(*cells)
     yield rows
 
 
@@ -123,8 +126,10 @@ def _table(block: TableBlock, width: int, legends: dict[str, str]) -> Iterator[R
     columns = []
     for place, column in enumerate(block.columns):
         cells = [_cell(row[place]) for row in block.rows]
-        widest = max([len(visible(column.head)), *(cell.cell_len for cell in cells)])
-        columns.append((column, cells, min(widest, TEXT_ROOM) if column.role == "text" else widest))
+        widest = _widest(column, cells)
+        if column.role == "text":
+            widest = min(widest, TEXT_ROOM)
+        columns.append((column, cells, widest))
     shown = columns[:0]
     for rank in sorted({column.rank for column in block.columns}):
         more = [one for one in columns if one[0].rank <= rank]
@@ -139,10 +144,12 @@ def _table(block: TableBlock, width: int, legends: dict[str, str]) -> Iterator[R
     # is broken too
     names = [column for column, *_ in shown if column.role == "name"]
     others = [one for one in shown if one[0] not in names]
-    in_full = sum(GAP + max(len(visible(column.head)), *(cell.cell_len for cell in cells))
-                  for column, cells, _ in others)  # fmt: skip
-    at_least = sum(GAP + (min(size, TEXT_LEAST) if column.role == "text" else size)
-                   for column, _, size in others)  # fmt: skip
+    in_full = 0
+    at_least = 0
+    for column, cells, size in others:
+        in_full += GAP + _widest(column, cells)
+        least = min(size, TEXT_LEAST) if column.role == "text" else size
+        at_least += GAP + least
     each = [(width - taken) // max(1, len(names)) - GAP for taken in (in_full, at_least)]
     longest = max(1, each[0], min(LONGEST_WORD, each[1]))
     for column, _, size in shown:
@@ -155,9 +162,15 @@ def _table(block: TableBlock, width: int, legends: dict[str, str]) -> Iterator[R
             width=min(size, longest) if column in names else size if is_figure else None,
             style="cyan" if column in names[-1:] else None,
         )
-    for row in zip(*(cells for _, cells, _ in shown), strict=True):
+    shown_cells = [cells for _, cells, _ in shown]
+    for row in zip(*shown_cells, strict=True):
         table.add_row(*row)
     yield table
+
+
+def _widest(column: Field, cells: Sequence[Text]) -> int:
+    """The letters of a column's longest cell, its head included."""
+    return max([len(visible(column.head)), *[cell.cell_len for cell in cells]])
 
 
 # --------------------------------------------------------------------- modules by layers as a map
@@ -202,7 +215,8 @@ class HeatMap:
             known = ([norm for norm in norms if norm is not None] for norms in each)
             cells[row.module] = [median(norms) if norms else None for norms in known]
         moved = [norm for norms in cells.values() for norm in norms if norm]
-        least, largest = min(moved), max(moved)
+        least = min(moved)
+        largest = max(moved)
         is_flat = largest <= FLAT * least
         shades = ASCII_SHADES if options.ascii_only else SHADES
         unmoved = ASCII_UNMOVED if options.ascii_only else UNMOVED
@@ -210,7 +224,7 @@ class HeatMap:
         colours = COLOURS if console.color_system == "truecolor" else FEW_COLOURS
 
         def shade(level: float) -> tuple[str, Style | None]:
-            """Return a letter and its colour for a level from 0 to 1."""
+            """A letter and its colour for a level from 0 to 1."""
             own = colours[round(level * (len(colours) - 1))]
             letter = shades[min(len(shades) - 1, int(level * len(shades)))]
             return letter, Style(color=own, bgcolor=own) if coloured else None
@@ -236,7 +250,8 @@ class HeatMap:
             scale.append(f" {share(largest)}", "dim")
         if any(norm == 0 for norms in cells.values() for norm in norms):
             scale.append(f"  {unmoved} unchanged", "dim")
-        first, last = str(layers[0]), str(layers[-1])
+        first = str(layers[0])
+        last = str(layers[-1])
         gap = " " * max(1, columns * width - len(first) - len(last))
         axis = Text(f"{'layer':<{LABEL}}{first}{gap}{last}", "dim")
         if columns * width + APART + len(scale) <= room:  # beside the axis, or below it

@@ -127,7 +127,8 @@ class Table:
     def exported(self) -> tuple[Column, ...]:
         """The columns as `shadow export` writes them: family and pair, then the others."""
         names = ("family", "pair")
-        return (*IDENTITY[:2], *(column for column in self.columns if column.name not in names))
+        others = [column for column in self.columns if column.name not in names]
+        return (*IDENTITY[:2], *others)
 
 
 _SKETCH = {name: words.split() for name, words in _COLUMNS["sketch"].items()}
@@ -139,7 +140,7 @@ _NULL_IN_SKETCH = {  # why, by the list of columns
 
 
 def _group(name: str) -> tuple[Column, ...]:
-    """Return a group of columns, each with when it is null, also at level `sketch`."""
+    """A group of columns, each with when it is null, also at level `sketch`."""
     columns = []
     for word, entry in _COLUMNS["columns"][name].items():
         reasons = (text for of, text in _NULL_IN_SKETCH.items() if word in _SKETCH[of])
@@ -195,7 +196,7 @@ HEADLINE = (  # the figures of a summary that a list has of each pair
 
 
 def notation_of(columns: Iterable[Column]) -> str:
-    """Return the part of NOTATION that explains the symbols in these columns; empty if they have
+    """The part of NOTATION that explains the symbols in these columns; empty if they have
     none.
 
     A symbol that a formula redefines (`p the share of each layer`) is not in NOTATION.
@@ -209,7 +210,7 @@ def notation_of(columns: Iterable[Column]) -> str:
 
 
 def delta_metrics() -> list[str]:
-    """Return the columns of delta rows that are numbers."""
+    """The columns of delta rows that are numbers."""
     return [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]
 
 
@@ -219,12 +220,13 @@ def null_if_undefined(value: Value) -> Value | None:
 
 
 def null_cases(column: Column) -> list[str]:
-    """Return when the column is null; empty if never."""
-    return [*(["base and tuned rows"] if column in DELTA else []), *filter(None, [column.null])]
+    """The cases in which the column is null; empty if never."""
+    cases = ["base and tuned rows"] if column in DELTA else []
+    return [*cases, column.null] if column.null else cases
 
 
 def schema_json() -> dict[str, object]:
-    """Return what `shadow explain --all --json` prints."""
+    """The output of `shadow explain --all --json`."""
     return {
         "schema": SCHEMA,
         "version": __version__,

@@ -31,9 +31,11 @@ READY = "ready"
 WAITING = ".new"
 
 FINISHED = "matrices.parquet"  # a report is there if this file is
-TABLES_OF_A_PAIR = ("spectra", "tensors", "files", "matrices")
 GONE = ("residual.parquet", "scores.json")  # of reports of 0.2, which a new one does not have
-FILES_OF_A_PAIR = ("summary.json", *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
+SPECTRA_FILE = "spectra.parquet"
+TABLES_OF_A_PAIR = ("spectra", "tensors", "files", "matrices")
+TABLE_FILES = tuple(f"{name}.parquet" for name in TABLES_OF_A_PAIR)
+FILES_OF_A_PAIR = ("summary.json", *TABLE_FILES)
 NAME_ONE = "name a folder that `shadow audit` made"
 AGAIN = "run the audit again"
 MAX_SUMMARY = 64_000_000  # bytes of a summary.json; a thousandth of it is usual
@@ -46,7 +48,7 @@ class Staged:
     folder: Path
 
     def path(self, name: str) -> Path:
-        """Return where the block itself writes the file of that name, which it must finish."""
+        """The path to which the block itself writes a file, which it must finish."""
         return self.folder / f"{name}{WAITING}"
 
     def put(self, name: str, content: bytes) -> None:
@@ -104,7 +106,7 @@ def put_in_place(folder: Path) -> None:
 
 
 def reports_below(run: Path) -> list[Path]:
-    """Return the pair folders at or up to two levels below a path, sorted; without any, the path
+    """The pair folders at or up to two levels below a path, sorted; without any, the path
     itself.
 
     Damaged reports are included: see `found_below`. Raises ShadowError if it is not a folder.
@@ -113,7 +115,7 @@ def reports_below(run: Path) -> list[Path]:
 
 
 def found_below(run: Path) -> list[Path]:
-    """Return the same, or no folder if there is no report.
+    """The same, or no folder if there is no report.
 
     A folder with files of a report counts even if it lacks matrices.parquet: reading it raises, so
     that no report is lost silently. A folder with only an unfinished audit does not count.
@@ -132,10 +134,10 @@ def found_below(run: Path) -> list[Path]:
         # where all of it is written, who reads it moves the files to their places
         return [
             folder
-            for folder, there in names.items()
-            if FINISHED in there
+            for folder, own in names.items()
+            if FINISHED in own
             or (folder / PARTIAL / READY).is_dir()
-            or (there != {PARTIAL} and has_remains(folder))
+            or (own != {PARTIAL} and has_remains(folder))
         ]
 
 
@@ -149,15 +151,15 @@ def _readable(run: Path) -> Iterator[None]:
 
 
 def has_remains(folder: Path) -> bool:
-    """Return whether a folder has files of a report, but not the one by which it is found.
+    """True if a folder has files of a report, but not the one by which it is found.
 
     Other programs call files so too: a table counts if its metadata are those of a report or it
     cannot be read, and summary.json if it names its pair.
     """
     if (folder / FINISHED).is_file():
         return False
-    for name in TABLES_OF_A_PAIR:
-        path = folder / f"{name}.parquet"
+    for name in TABLE_FILES:
+        path = folder / name
         try:
             if path.is_file() and "pair" in _stored_metadata(schema_of(path)):
                 return True
@@ -173,7 +175,7 @@ def has_remains(folder: Path) -> bool:
 
 
 def schema_of(path: Path) -> pa.Schema:
-    """Return the schema of a Parquet file of a report. Raises ShadowError."""
+    """The schema of a Parquet file of a report. Raises ShadowError."""
     import pyarrow as pa  # takes a twentieth of a second
     import pyarrow.parquet as pq
 
@@ -190,7 +192,7 @@ def _stored_metadata(schema: pa.Schema) -> Any:
 
 
 def meant(run: Path) -> str | None:
-    """Return the folder that was meant: above a file, below `reports`, or with a similar name."""
+    """The folder that was meant: above a file, below `reports`, or with a similar name."""
     if run.is_file():
         return f"did you mean {str(run.parent)!r}?"
     target = Path("reports", *str(run).split(":"))
@@ -202,13 +204,13 @@ def meant(run: Path) -> str | None:
 
 
 def reports_at(run: Path) -> list[Path]:
-    """Return the report in a folder, or all reports below it. Raises like `reports_below`."""
+    """The report in a folder, or all reports below it. Raises like `reports_below`."""
     with _readable(run):
         return [run] if (run / FINISHED).is_file() else reports_below(run)
 
 
 def one_report(run: Path, hint: str = "name one of them") -> Path:
-    """Return the only report at or below a path. hint: what to do if there are several."""
+    """The only report at or below a path. hint: what to do if there are several."""
     folders = reports_at(run)
     if len(folders) > 1:
         names = several([str(folder) for folder in folders], 5)
@@ -217,7 +219,7 @@ def one_report(run: Path, hint: str = "name one of them") -> Path:
 
 
 def here(run: str | PathLike[str], *, spectra: bool = False) -> Path:
-    """Return a folder of reports; those at a URL are fetched. spectra: with their singular values.
+    """A folder of reports; those at a URL are fetched. spectra: with their singular values.
 
     Raises ShadowError if there is none at a URL.
     """
@@ -246,15 +248,15 @@ def fetched_if_any(store: Store, *, spectra: bool = True) -> Path | None:
 
 
 def _chosen(store: Store, *, spectra: bool) -> dict[str, Mapping[str, Any]]:
-    """Return the files of finished reports at most two folders below, and those of an index."""
-    there, chosen = store.files(), {}
-    for path in there:
+    """The files of finished reports at most two folders below, and those of an index."""
+    files, chosen = store.files(), {}
+    for path in files:
         *folders, name = path.split("/")
         if len(folders) > 2 or any(safe_name(folder) != folder for folder in folders):
             continue
-        is_due = name in FILES_OF_A_PAIR and (spectra or name != "spectra.parquet")
-        if (is_due and "/".join([*folders, FINISHED]) in there) or path == "index.json":
-            chosen[path] = there[path]
+        is_due = name in FILES_OF_A_PAIR and (spectra or name != SPECTRA_FILE)
+        if (is_due and "/".join([*folders, FINISHED]) in files) or path == "index.json":
+            chosen[path] = files[path]
     return chosen
 
 
@@ -269,7 +271,7 @@ def publish(folder: Path, store: Store) -> None:
 
 
 def finished_metadata(folder: Path) -> ReportMetadata | None:
-    """Return the provenance of the finished report in a folder; None if there is none.
+    """The provenance of the finished report in a folder; None if there is none.
 
     For another schema, only the schema is checked. Raises ShadowError for a report that cannot be
     read. Readers call this first: it completes a replacement that was killed half-way.
@@ -295,13 +297,13 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
 
 
 def missing(folder: Path, name: str) -> ShadowError:
-    """Return the error for a report that lacks one of its files."""
+    """The error for a report that lacks one of its files."""
     why = "is missing from this report (it may not have been copied completely)"
     return ShadowError(f"{folder}: {name} {why}", AGAIN)
 
 
 def unreadable(path: Path, error: Exception) -> ShadowError:
-    """Return the error for a file of a report that cannot be read, with the system's reason."""
+    """The error for a file of a report that cannot be read, with the system's reason."""
     why = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
     return ShadowError(f"{path.parent}: {path.name} cannot be read{why}", AGAIN)
 
@@ -312,11 +314,11 @@ def require_tables(folder: Path, metadata: ReportMetadata, *, spectra: bool) -> 
     spectra: also require singular values if the audit wrote them, which copies may leave out.
     """
     is_due = spectra and metadata["settings"].get("spectra") is True
-    for name in TABLES_OF_A_PAIR:
-        if (is_due or name != "spectra") and not (folder / f"{name}.parquet").is_file():
-            raise missing(folder, f"{name}.parquet")
+    for name in TABLE_FILES:
+        if (is_due or name != SPECTRA_FILE) and not (folder / name).is_file():
+            raise missing(folder, name)
     if is_due:
-        schema_of(folder / "spectra.parquet")
+        schema_of(folder / SPECTRA_FILE)
 
 
 def _check_metadata(metadata: Any) -> None:
@@ -328,12 +330,13 @@ def _check_metadata(metadata: Any) -> None:
         (settings["method"]["level"], str),
         (settings.get("chosen") or {}, dict),
         (metadata.get("libraries") or {}, dict),
-        *((metadata[key], str) for key in ("version", "family", "pair")),
     ]
+    typed += [(metadata[key], str) for key in ("version", "family", "pair")]
     for side in (metadata["base"], metadata["tuned"]):
+        typed.append((side["repo"], str))
         maybe = (side["commit"], side["fingerprint"], side.get("content"))
-        typed += [(side["repo"], str), *((text, str | None) for text in maybe)]
-    is_typed = type(metadata["schema"]) is int and all(isinstance(*one) for one in typed)
+        typed += [(text, str | None) for text in maybe]
+    is_typed = type(metadata["schema"]) is int and all(isinstance(*expected) for expected in typed)
     if not is_typed or not 0 <= (seconds or 0.0) < 1e12:
         raise TypeError
 
@@ -359,10 +362,12 @@ def report_metadata(folder: Path) -> ReportMetadata:
     if not is_read(metadata):
         if metadata["schema"] in READ:
             raise ShadowError(f"{folder}: measured by 0.1: audit again")
-        made = re.fullmatch(r"[\w.+-]{1,40}", str(metadata.get("version")))
-        schema, ours = str(metadata["schema"])[:12], " and ".join(map(str, READ))
+        version = re.fullmatch(r"[\w.+-]{1,40}", str(metadata.get("version")))
+        maker = version[0] if version else "?"
+        schema = str(metadata["schema"])[:12]
+        ours = " and ".join(map(str, READ))
         raise ShadowError(
-            f"{folder}: a report of schema {schema}, made by shadow {made[0] if made else '?'};"
+            f"{folder}: a report of schema {schema}, made by shadow {maker};"
             f" this is shadow {__version__}, which reads schema {ours}",
             "update shadow" if metadata["schema"] > SCHEMA else "audit the pair again",
         )
@@ -377,5 +382,5 @@ def refuse_remains(folder: Path) -> None:
 
 
 def is_read(metadata: ReportMetadata) -> bool:
-    """Return whether this version reads a report: those of 0.1 have schema 1 too, and are not."""
+    """True if this version reads a report: those of 0.1 have schema 1 too, and are not."""
     return metadata["schema"] in READ and not str(metadata.get("version")).startswith("0.1.")

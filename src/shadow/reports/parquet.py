@@ -30,7 +30,7 @@ MANY = 6  # absent columns that are named one by one
 
 
 def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
-    """Return columns as a schema of Arrow, in order."""
+    """Columns as a schema of Arrow, in order."""
     fields = []
     for column in columns:
         name = column.arrow.removeprefix("list<").removesuffix(">")
@@ -40,7 +40,7 @@ def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
 
 
 def table_of(columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]]) -> pa.Table:
-    """Return rows as a table with these columns; null if a row lacks the key."""
+    """Rows as a table with these columns; null if a row lacks the key."""
     return pa.Table.from_pylist(list(rows), schema=arrow_schema(columns))
 
 
@@ -88,7 +88,7 @@ class TableFile:
 
 
 def pages_of(file: IO[bytes]) -> int:
-    """Return the bytes of a Parquet file before its footer: its pages, and the mark at
+    """The bytes of a Parquet file before its footer: its pages, and the mark at
     its start.
     """
     size = file.seek(0, os.SEEK_END)
@@ -102,20 +102,20 @@ def pages_of(file: IO[bytes]) -> int:
 
 
 def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str]) -> pa.Table:
-    """Return the table with these columns, in their types and order; null for missing values and
+    """The table with these columns, in their types and order; null for missing values and
     those that are not finite.
 
     Raises KeyError for a missing required column, and Arrow's errors for text of another type.
     """
     schema = arrow_schema(columns)
-    there = dict(zip(table.column_names, table.columns, strict=True))
-    if len(there) < table.num_columns:
+    stored = dict(zip(table.column_names, table.columns, strict=True))
+    if len(stored) < table.num_columns:
         raise KeyError("a column that occurs twice")
-    if absent := set(required) & set(schema.names) - set(there):
+    if absent := set(required) & set(schema.names) - set(stored):
         raise KeyError(*sorted(absent))
     arrays = [
-        finite(there[field.name].cast(field.type))
-        if field.name in there
+        finite(stored[field.name].cast(field.type))
+        if field.name in stored
         else pa.chunked_array([pa.nulls(len(table), field.type)])
         for field in schema
     ]
@@ -139,9 +139,9 @@ def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
 def read_table(file: pq.ParquetFile, table: Table) -> pa.Table:
     """Read a table's file in the form of this version. Call it in `telling_faults`."""
     stored = set(file.schema_arrow.names)
-    there = [column.name for column in table.columns if column.name in stored]
+    names = [column.name for column in table.columns if column.name in stored]
     many = file.metadata.num_rows > FEW_ROWS
-    return conformed(file.read(columns=there, use_threads=many), table.columns, table.first)
+    return conformed(file.read(columns=names, use_threads=many), table.columns, table.first)
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def telling_faults(path: Path) -> Iterator[None]:
 
 
 def absent_note(absent: Sequence[str]) -> str:
-    """Return what a person reads about a report that lacks these columns and files."""
+    """A note for people about a report that lacks these columns and files."""
     names = several(absent, MANY)
     return (
         f"made before these columns existed, so they are null here: {names}; `shadow audit"

@@ -130,7 +130,7 @@ class Provenance:
 
     @classmethod
     def of(cls, metadata: ReportMetadata) -> Provenance:
-        """Return the provenance in the metadata of a report, checked by `report_metadata`."""
+        """The provenance in the metadata of a report, checked by `report_metadata`."""
         settings = metadata["settings"]
         chosen = chosen_in(settings)
         base, tuned = (
@@ -156,12 +156,12 @@ class Provenance:
 
 
 def chosen_in(settings: SettingsMetadata) -> dict[str, Any]:
-    """Return what an audit was restricted to, by name, without what no audit writes."""
+    """The restrictions of an audit, by name, without what no audit writes."""
     chosen: dict[str, Any] = {}
-    for name, one in (settings.get("chosen") or {}).items():
+    for name, value in (settings.get("chosen") or {}).items():
         kind = int if name == "layers" else str  # True is no number here
-        if isinstance(one, list):
-            chosen[name] = tuple(value for value in one if type(value) is kind)
-        elif type(one) is int and name not in ("components", "layers", "modules"):
-            chosen[name] = one
-    return {name: one for name, one in chosen.items() if one}
+        if isinstance(value, list):
+            chosen[name] = tuple(value for value in value if type(value) is kind)
+        elif type(value) is int and name not in ("components", "layers", "modules"):
+            chosen[name] = value
+    return {name: value for name, value in chosen.items() if value}

@@ -47,7 +47,7 @@ class Report:
 
     @cached_property
     def provenance(self) -> Provenance:
-        """Return what was measured, with which settings and version.
+        """The pair, and the settings and version with which it was measured.
 
         Raises ShadowError when the folder holds no finished report, a broken one, or one of another
         schema.
@@ -79,7 +79,7 @@ class Report:
 
     @property
     def has_spectra(self) -> bool:
-        """Return whether singular values were written. Raises ShadowError if they were and are
+        """True if singular values were written. Raises ShadowError if they were and are
         gone.
         """
         require_tables(self.folder, self.provenance.recorded, spectra=True)
@@ -96,7 +96,7 @@ class Report:
         return tuple(sorted(lacking))
 
     def table(self, name: str) -> pa.Table:
-        """Return a whole table of Arrow, null where a value is missing; without rows if the report
+        """A whole table of Arrow, null where a value is missing; without rows if the report
         has no such file.
 
         Raises ShadowError if the file is missing, broken, or from another audit.
@@ -111,12 +111,12 @@ class Report:
         return self._tables[name]
 
     def columns(self, table: str, names: Sequence[str]) -> pd.DataFrame:
-        """Return some columns of a table. Raises ShadowError like `table`."""
+        """Some columns of a table. Raises ShadowError like `table`."""
         chosen = [column.name for column in TABLES[table].columns if column.name in names]
         return frame_of(self.table(table).select(chosen))
 
     def content(self, table: str) -> bytes:
-        """Return the bytes of a table's file. Raises OSError if there is none."""
+        """The bytes of a table's file. Raises OSError if there is none."""
         if table not in self._contents:
             self._contents[table] = self._path(table).read_bytes()
         return self._contents[table]
@@ -134,7 +134,7 @@ class Report:
         from pyarrow.dataset import dataset  # takes time that most commands need not
 
         table, path = TABLES["spectra"], self._path("spectra")
-        columns = [one for one in table.columns if names is None or one.name in names]
+        columns = [column for column in table.columns if names is None or column.name in names]
         chosen = [column.name for column in columns]
         with telling_faults(path):
             self._checked("spectra")
@@ -155,7 +155,7 @@ class Report:
         return {}
 
     def _checked(self, table: str) -> pq.ParquetFile:
-        """Return the file of a table, after checking that it is of this audit and not too long."""
+        """The file of a table, after checking that it is of this audit and not too long."""
         is_large = table == "spectra"  # gigabytes
         source = self._path(table) if is_large else pa.BufferReader(self.content(table))
         file = pq.ParquetFile(source)
@@ -173,7 +173,7 @@ class Report:
 
 
 def frame_of(table: pa.Table) -> pd.DataFrame:
-    """Return a table as the frames described above. Lists are NumPy arrays."""
+    """A table as the frames described above. Lists are NumPy arrays."""
     import pandas as pd
 
     types = {

@@ -14,7 +14,7 @@ from shadow.checkpoints.pairing import Filter, Skipped
 from shadow.checkpoints.sources import ByteRanges
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
-from shadow.files import safe_name
+from shadow.files import report_folder
 from shadow.run.machine import PROCESS, default_jobs, kinds, lacking, machine_limits, worker_memory
 from shadow.run.plan import make_plan, source_of
 from shadow.run.runtime import Runtime
@@ -103,7 +103,7 @@ def plan_pair(
 
     Writes only small files into the Hub's cache. Raises ShadowError where run_pair would.
     """
-    folder = output / safe_name(pair.family) / safe_name(pair.name)
+    folder = output / report_folder(pair.family, pair.name)
     with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
         scratch = Path(unpacked)
         base, tuned = find_sides(pair, runtime, scratch)

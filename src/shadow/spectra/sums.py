@@ -377,6 +377,11 @@ class Extremes:
     constant_rows: tuple[int, ...] = ()
     """Rows of one value other than 0."""
 
+    @property
+    def is_zero(self) -> bool:
+        """True if every entry is 0."""
+        return self.is_constant and not self.first
+
 
 @np.errstate(over="ignore", invalid="ignore")
 def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:

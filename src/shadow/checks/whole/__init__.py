@@ -184,12 +184,12 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     if expected is not None:
         expected = quantised_modules.without_format(checkpoint, expected)
     vocabulary = find_vocabulary(checkpoint, expected)
-    adapter, named = None, None
+    adapter = None
+    named = None
     if expected is not None:
         tied = None
-        ends = (*vocabulary.heads[:1], *vocabulary.embeddings[:1])
-        are_packed = {bool(checkpoint.tensors[name].packing) for name in ends}
-        if len(ends) == 2 and len(are_packed) == 1:  # rounding makes a packed copy differ
+        if vocabulary.heads and vocabulary.embeddings:
+            ends = vocabulary.heads[0], vocabulary.embeddings[0]
             reading = runtime if read else None
             tied = names.gather_tied(checkpoint, ends, reading, is_tied=expected.tied)
         indexed = files.weight_map.keys()

@@ -17,6 +17,7 @@ from shadow.checks.whole.part import (
     NOTE,
     FindingRule,
     Findings,
+    as_object,
     clipped,
     is_broken,
     json_object,
@@ -24,14 +25,19 @@ from shadow.checks.whole.part import (
 )
 from shadow.places.names import name_rules
 from shadow.templates import Value
+from shadow.text import shape_text
 
 if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.run.scan import Swept
 
-CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+TOKENIZER = "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
-SPECIAL, ADDED, TOKENS = "special_tokens_map.json", "added_tokens.json", "tokenizer.json"
+SPECIAL = "special_tokens_map.json"
+ADDED = "added_tokens.json"
+TOKENS = "tokenizer.json"
 VOCAB = "vocab.json"
 KINDS = ("eos", "bos", "pad")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
@@ -227,18 +233,21 @@ class Words:
 
 def judge_words(findings: Findings, found: Words) -> None:
     """Find tokens without a row, and files that disagree on where generation stops."""
-    rows, size = found.rows, found.vocab_size
+    rows = found.rows
+    size = found.vocab_size
     for kind, files in found.ids.items():
         for file, tokens in files.items():
-            for token in (one for one in tokens if rows and one >= rows):
-                code = "token_by_default" if token in found.usual else "token_beyond"
-                findings.add(file, code, kind=kind, token=clipped(str(token)), rows=rows)
-        # generation stops where its own config says, or the model's
-        stops = [file for file in (GENERATION, CONFIG) if file in files]
-        for file in files if stops and kind == "eos" else ():
-            if set(files[file]).isdisjoint(files[stops[0]]):
-                one, other = (clipped(", ".join(map(str, files[at]))) for at in (file, stops[0]))
-                findings.add(file, "eos_apart", one=one, other=other, against=stops[0])
+            for token in tokens:
+                judge_token(findings, found, file, kind, token)
+    ends = found.ids.get("eos", {})
+    # generation stops where its own config says, or the model's
+    against = GENERATION if GENERATION in ends else CONFIG
+    for file, tokens in ends.items():
+        others = ends.get(against, tokens)
+        if set(tokens).isdisjoint(others):
+            one = clipped(", ".join(map(str, tokens)))
+            other = clipped(", ".join(map(str, others)))
+            findings.add(file, "eos_apart", one=one, other=other, against=against)
     for file, broken in found.unread.items():
         findings.add(file, "not_json" if broken else "json_unread")
     for kind, text in found.unknown.items():
@@ -256,8 +265,17 @@ def judge_words(findings: Findings, found: Words) -> None:
         findings.add("tokenizer", "tokenizer_beyond", **of, number=clipped(str(number)))
 
 
+def judge_token(findings: Findings, words: Words, file: str, kind: str, token: int) -> bool:
+    """Report a token of a file that has no row; return whether it has none."""
+    is_beyond = 0 < words.rows <= token
+    if is_beyond:
+        code = "token_by_default" if token in words.usual else "token_beyond"
+        findings.add(file, code, kind=kind, token=clipped(str(token)), rows=words.rows)
+    return is_beyond
+
+
 def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
-    """Return what the small files of a checkpoint say about tokens. facts: the other fields."""
+    """Read what the small files of a checkpoint say about tokens. facts: the other fields."""
     config, generation, tokenizer = (
         json_object(small.get(name)) for name in (CONFIG, GENERATION, TOKENIZER)
     )
@@ -273,17 +291,19 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     ids: dict[str, dict[str, list[int]]] = {}
     unknown = {}
     for kind in KINDS:
-        key, word = f"{kind}_token_id", f"{kind}_token"
+        key = f"{kind}_token_id"
+        word = f"{kind}_token"
         text = text_of(tokenizer.get(word, special.get(word)))
         own = {
             CONFIG: config.get(key, text_config(config).get(key)),
             GENERATION: generation.get(key),
             TOKENIZER: vocabulary.get(text),
         }
-        numbers = {
-            file: [one for one in listed(said) if type(one) is int] for file, said in own.items()
-        }
-        ids[kind] = {file: some for file, some in numbers.items() if min(some, default=-1) >= 0}
+        ids[kind] = {}
+        for file, value in own.items():
+            tokens = [token for token in listed(value) if type(token) is int]
+            if min(tokens, default=-1) >= 0:
+                ids[kind][file] = tokens
         if text and vocabulary and text not in vocabulary:
             unknown[kind] = text
     slow = objects.get(VOCAB, {})
@@ -292,30 +312,31 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
 
 
 def text_of(value: object) -> str:
-    """Return a text, or the content of a token; empty if it is neither."""
-    content = value.get("content") if isinstance(value, dict) else value
+    """A text, or the content of a token; empty if it is neither."""
+    content = as_object(value).get("content", value)
     return content if isinstance(content, str) else ""
 
 
 def _vocabulary(
     objects: Mapping[str, Mapping[str, Any]], tokenizer: Mapping[str, Any]
 ) -> dict[str, int]:
-    """Return the number of each token in tokenizer.json or vocab.json; empty without these."""
+    """The number of each token in tokenizer.json or vocab.json; empty without these."""
     whole = objects.get(TOKENS, {})
-    model, listed = whole.get("model"), whole.get("added_tokens")
-    own = model.get("vocab") if isinstance(model, dict) else None
+    own = as_object(whole.get("model")).get("vocab")
     if isinstance(own, list):  # a token and its score each
-        own = {text_of(one[0]): at for at, one in enumerate(own) if isinstance(one, list) and one}
+        scored = [entry if isinstance(entry, list) else [] for entry in own]
+        own = {text_of(entry[0]): at for at, entry in enumerate(scored) if entry}
     if not isinstance(own, dict):
         own = objects.get(VOCAB, {})
-    pairs = [*own.items(), *(objects.get(ADDED, {}).items() if own else ())]
-    for one in listed if isinstance(listed, list) else ():
-        if isinstance(one, dict):
-            pairs.append((text_of(one.get("content")), one.get("id")))
-    decoder = tokenizer.get("added_tokens_decoder")
-    for number, one in decoder.items() if own and isinstance(decoder, dict) else ():
-        if number.isascii() and number.isdecimal() and len(number) < 12:
-            pairs.append((text_of(one), int(number)))
+    pairs = [*own.items()]
+    if own:
+        pairs += objects.get(ADDED, {}).items()
+    for token in listed(whole.get("added_tokens")):
+        pairs.append((text_of(token), as_object(token).get("id")))
+    if own:
+        for number, token in as_object(tokenizer.get("added_tokens_decoder")).items():
+            if number.isascii() and number.isdecimal() and len(number) < 12:
+                pairs.append((text_of(token), int(number)))
     return {token: number for token, number in pairs if token and type(number) is int}
 
 
@@ -337,7 +358,8 @@ class Factors:
 def judge_adapter(findings: Findings, found: Factors) -> None:
     """Compare the config with the factors, module by module."""
     findings.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
-    config, alpha = found.config, found.config.get("lora_alpha")
+    config = found.config
+    alpha = found.config.get("lora_alpha")
     if not found.is_compared:
         kind = str(config.get("peft_type"))
         code = "adapter_other" if kind in name_rules().adapters else "adapter_kind"
@@ -429,23 +451,23 @@ def _judge_module(
     shapes: Mapping[str, tuple[int, ...]],
     config: Mapping[str, Any],
 ) -> None:
-    a, b = shapes.get("A"), shapes.get("B")
+    a = shapes.get("A")
+    b = shapes.get("B")
     if a is None or b is None:
         findings.add(module, "half")
         return
     if len(a) < 2 or len(b) < 2 or a[0] != b[1]:
-        left, right = (" x ".join(map(str, one)) for one in (b, a))
-        findings.add(module, "factors_apart", left=left, right=right)
+        findings.add(module, "factors_apart", left=shape_text(b), right=shape_text(a))
         return
-    said, patterns = config.get("r"), config.get("rank_pattern")
-    for name, rank in patterns.items() if isinstance(patterns, dict) else ():
+    said = config.get("r")
+    for name, rank in as_object(config.get("rank_pattern")).items():
         said = rank if _is_named(module, name.lstrip("^")) else said
     if type(said) is int and said != a[0] and not config.get("target_parameters"):
         findings.add(module, "rank", rank=a[0], said=clipped(said))
 
 
 def _ends(module: str) -> set[str]:
-    """Return the names by which a config may name a module."""
+    """The names by which a config may name a module."""
     parts = module.split(".")
     return {".".join(parts[at:]) for at in range(len(parts))}
 
@@ -457,7 +479,7 @@ def _is_named(module: str, name: str) -> bool:
 def read_factors(
     config: bytes | None, stored: Mapping[str, TensorInfo], swept: Sequence[Swept]
 ) -> Factors:
-    """Return the factors of an opened adapter, and which of those that were read are zero."""
+    """The factors of an opened adapter, and which of those that were read are zero."""
     from shadow.checkpoints.weight_files import FACTOR, PREFIX
 
     shapes: defaultdict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
@@ -466,7 +488,7 @@ def read_factors(
         if match := FACTOR.fullmatch(name):
             owners[name] = match["module"].removeprefix(PREFIX)
             shapes[owners[name]][match["which"]] = info.shape
-    zero = [one.info.name for one in swept if one.found.is_constant and not one.found.first]
+    zero = [one.info.name for one in swept if one.found.is_zero]
     return Factors(
         json_object(config),
         shapes,

@@ -96,7 +96,8 @@ def gather_copies(
 
 def _in_files(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[Copy]:
     """Yield tensors that a class, or its training, has as copies of others."""
-    config, tensors = checkpoint.config, checkpoint.tensors
+    config = checkpoint.config
+    tensors = checkpoint.tensors
     embedding = next(iter(vocabulary.embeddings), "")
     head = next(iter(vocabulary.heads), "")
     is_shared = config.get("share_encoder_decoder_embeddings") is not False
@@ -119,7 +120,8 @@ def _in_memory(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[Copy]
     roots = {name: info.alias_of or name for name, info in checkpoint.tensors.items()}
     is_tied = says_tied(checkpoint.config, default=False)
     if vocabulary.heads and is_tied and MEMORY in checkpoint.sources:
-        head, embedding = vocabulary.heads[0], vocabulary.embeddings[0]
+        head = vocabulary.heads[0]
+        embedding = vocabulary.embeddings[0]
         if roots[head] != roots[embedding]:
             yield "tie_broken", head, embedding
     others = defaultdict[str, set[str]](set)  # by layer, the layers that its tensors are of

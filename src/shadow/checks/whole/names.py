@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings
+from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings, as_object
 from shadow.checks.whole.values import BUFFER, FLAT, role
 from shadow.templates import Reason
+from shadow.text import shape_text
 
 if TYPE_CHECKING:
     from shadow.checkpoints.expected import Expected
@@ -274,11 +275,7 @@ def _judge_loading(findings: Findings, found: Names, layers: Collection[str]) ->
             findings.add(name, "other_head" if spare else "unexpected", spare=spare)
     for name, shape, other in found.expected.mismatched:
         if not is_named(name) and shape[:1] != (0,):
-            findings.add(name, "mismatched", shape=_by(shape), other=_by(other))
-
-
-def _by(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) or "()"
+            findings.add(name, "mismatched", shape=shape_text(shape), other=shape_text(other))
 
 
 def _judge_experts(findings: Findings, found: Names) -> set[str]:
@@ -293,12 +290,13 @@ def _judge_experts(findings: Findings, found: Names) -> set[str]:
         numbers[role(owner)].update(*tensors.values())
     every = {kind: sorted(own) for kind, own in numbers.items()}
     expected = found.expected
-    wrong = [*expected.missing, *(name for name, _, _ in expected.mismatched)]
+    wrong = [*expected.missing]
+    wrong += [name for name, _, _ in expected.mismatched]
     faulty = {match[1] for match in map(LAYER.fullmatch, wrong) if match and "experts" in match[0]}
     layers = set()
     for owner, tensors in experts.items():
         for names in tensors.values():
-            shapes = {name: _by(found.tensors[name].shape) for name in names.values()}
+            shapes = {name: shape_text(found.tensors[name].shape) for name in names.values()}
             usual = Counter(shapes.values()).most_common(1)[0][0]
             for name in sorted(name for name, shape in shapes.items() if shape != usual):
                 findings.add(name, "expert_shape", shape=shapes[name], other=usual)
@@ -354,37 +352,38 @@ def _judge_mtp(findings: Findings, found: Names) -> None:
 
 
 def is_of_mtp(name: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a tensor is of a layer that predicts further tokens."""
+    """True if a tensor is of a layer that predicts further tokens."""
     return bool(MTP.fullmatch(name)) or _is_beyond(name, config)
 
 
 def _is_beyond(name: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a tensor belongs to a layer after the last that config counts, if it promises
+    """True if a tensor belongs to a layer after the last that config counts, if it promises
     more.
     """
-    match, layers = LAYER.fullmatch(name), number_of(config, ("num_hidden_layers",))
+    match = LAYER.fullmatch(name)
+    layers = number_of(config, ("num_hidden_layers",))
     return bool(match and layers and number_of(config, MTP_KEYS) and int(match[1]) >= layers)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config of the language model inside; empty if there is none."""
-    inner = (config.get(key) for key in ("text_config", "llm_config", "language_config"))
-    return next((one for one in inner if isinstance(one, dict)), {})
+    """The config of the language model inside; empty if there is none."""
+    inner = [as_object(config.get(f"{kind}_config")) for kind in ("text", "llm", "language")]
+    return next(filter(None, inner), {})
 
 
 def number_of(config: Mapping[str, Any], keys: Sequence[str]) -> int:
-    """Return the first of these keys that is a whole number; 0 if none is."""
-    values = (part.get(key) for part in (config, text_config(config)) for key in keys)
+    """The first of these keys that is a whole number above 0; 0 if none is."""
+    values = [part.get(key) for part in (config, text_config(config)) for key in keys]
     return next((value for value in values if type(value) is int and value > 0), 0)
 
 
 def is_quantised(checkpoint: Checkpoint) -> bool:
-    """Return whether config says so, or tensors are packed."""
-    parts = (checkpoint.config, text_config(checkpoint.config))
+    """True if config says so, or tensors are packed."""
     keys = ("quantization_config", "compression_config", "quantization")
-    said = any(part.get(key) for part in parts for key in keys)
-    packed = any(info.packing for info in checkpoint.tensors.values())
-    return said or packed or bool(checkpoint.refused)
+    parts = (checkpoint.config, text_config(checkpoint.config))
+    is_said = any(part.get(key) for part in parts for key in keys)
+    is_packed = any(info.packing for info in checkpoint.tensors.values())
+    return is_said or is_packed or bool(checkpoint.refused)
 
 
 def gather_expected(
@@ -423,26 +422,27 @@ def gather_expected(
 def gather_tied(
     checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool | None
 ) -> Tied | None:
-    """Return a head and the embedding that the class ties it to. is_tied: None where no loader was
-    asked, so that config decides. runtime: None if values are not read.
+    """A head and the embedding that the class ties it to. is_tied: None where no loader was asked,
+    so that config decides. runtime: None if values are not read.
     """
-    shapes = {checkpoint.tensors[name].shape for name in names}
+    tensors = [checkpoint.tensors[name] for name in names]
+    # rounding makes a packed copy differ
+    kinds = {(info.shape, bool(info.packing)) for info in tensors}
     if is_tied is None:
         is_tied = says_tied(checkpoint.config, default=False)
-    if len(shapes) > 1 or not is_tied:
+    if len(kinds) > 1 or not is_tied:
         return None
     return *names, None if runtime is None else are_equal(checkpoint, names, runtime)
 
 
 def says_tied(config: Mapping[str, Any], *, default: bool) -> bool:
-    """Return whether a config ties the head to the embedding. default: if it does not say."""
-    parts = (config, text_config(config))
-    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
-    return bool(said[0]) if said else default
+    """True if a config ties the head to the embedding. default: if it does not say."""
+    every = {**text_config(config), **config}
+    return bool(every.get("tie_word_embeddings", default))
 
 
 def are_equal(checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime) -> bool:
-    """Return whether two tensors of a checkpoint hold equal values."""
+    """True if two tensors of a checkpoint hold equal values."""
     from shadow.run.scan import same_values
 
     one, other = (checkpoint.tensors[name] for name in names)

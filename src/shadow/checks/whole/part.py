@@ -63,7 +63,7 @@ def folded(found: Iterable[Against]) -> list[Against]:
 
 
 def clipped(value: object) -> str:
-    """Return a text, or a number of any size in digits, as far as a sentence has room for it."""
+    """A text, or a number of any size in digits, as far as a sentence has room for it."""
     text = f"{value:,}" if isinstance(value, int) else str(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
@@ -71,20 +71,21 @@ def clipped(value: object) -> str:
 def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]:
     """Merge equal reasons, each with all its names. by_code: merge different figures as well."""
     groups: dict[object, list[Against]] = {}
-    for one in found:
+    for row in found:
         # not the reason itself, whose hash leaves out the values of its figures
-        figures = "" if by_code else repr(one.why.figures)
-        groups.setdefault((one.why.code, figures), []).append(one)
-    return [
-        Reason(own[0].why.code, {**own[0].why.figures, "names": names or None})
-        for own in groups.values()
-        for names in [[*dict.fromkeys(one.name for one in own if one.name)]]
-    ]
+        figures = "" if by_code else repr(row.why.figures)
+        groups.setdefault((row.why.code, figures), []).append(row)
+    reasons = []
+    for rows in groups.values():
+        why = rows[0].why
+        names = [*dict.fromkeys(row.name for row in rows if row.name)]
+        reasons.append(Reason(why.code, {**why.figures, "names": names or None}))
+    return reasons
 
 
 def is_broken(content: bytes) -> bool:
-    """Return whether no reader finds a JSON object in a file, for whatever reason `json_object`
-    finds none.
+    """True if no reader finds a JSON object in a file, for whatever reason `json_object` finds
+    none.
     """
     from shadow.checkpoints.safetensors_files import has_too_many_values
 
@@ -101,12 +102,16 @@ def json_object(content: bytes | None) -> Mapping[str, Any]:
     from shadow.checkpoints.safetensors_files import strict_json
 
     try:
-        found = strict_json(content or b"{}")
+        return as_object(strict_json(content or b"{}"))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+
+
+def as_object(value: object) -> Mapping[str, Any]:
+    """An object of JSON; an empty one if it is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def listed(value: object) -> list[Any]:
-    """Return a list as it is, and anything other as a list of one."""
+    """A list as it is, and other values as a list of one."""
     return value if isinstance(value, list) else [value]

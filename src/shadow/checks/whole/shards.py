@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from shadow.run.scan import Read
     from shadow.targets.references import Reference
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 NUMBERED = re.compile(r".+-[0-9]{5}-of-[0-9]{5}\.safetensors")
 OWN = re.compile(
@@ -220,7 +221,8 @@ def judge_files(findings: Findings, found: FileFacts) -> None:
         findings.add(found.read[0], "no_index")
     for other in found.others:
         if other.differing:
-            first, count = other.differing[0], len(other.differing)
+            first = other.differing[0]
+            count = len(other.differing)
             findings.add(other.file, "set_differs", read=found.read[0], first=first, tensors=count)
         elif other.differing is None:
             code = "set_newer" if other.newer else "set_unknown"

@@ -20,6 +20,7 @@ from shadow.checks.whole.configs import (
     TOKENS,
     VOCAB,
     Words,
+    judge_token,
     text_of,
 )
 from shadow.checks.whole.names import number_of, text_config
@@ -28,6 +29,7 @@ from shadow.checks.whole.part import (
     NOTE,
     FindingRule,
     Findings,
+    as_object,
     clipped,
     json_object,
     listed,
@@ -37,8 +39,11 @@ from shadow.dtypes import FLOATS, torch_name
 if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
 
-TEMPLATE, TEMPLATE_JSON, MODULES = "chat_template.jinja", "chat_template.json", "modules.json"
-PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+TEMPLATE = "chat_template.jinja"
+TEMPLATE_JSON = "chat_template.json"
+MODULES = "modules.json"
+PREPROCESSOR = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
 WITH_TEMPLATE = (TOKENIZER, TEMPLATE_JSON)
 WITH_CODE = (CONFIG, TOKENIZER, PREPROCESSOR, PROCESSOR)  # files with an auto_map
 SHARE = 0.01  # of tokens in vocab.json, up to which they may be others
@@ -146,11 +151,11 @@ class SmallFiles:
     needs_code: bool = False  # whether transformers has no class of this name
 
     def lack(self, *names: str) -> bool:
-        """Return whether none of these files is there."""
+        """True if none of these files is there."""
         return self.names is not None and not any(name in self.names for name in names)
 
     def keys(self, file: str) -> Mapping[str, Any]:
-        """Return the keys of a file of JSON; of a config those of its language model as well."""
+        """The keys of a file of JSON; of a config those of its language model as well."""
         content = json_object(self.contents.get(file))
         return {**content, **text_config(content)}
 
@@ -171,7 +176,8 @@ class SmallFiles:
 
 def judge_small_files(findings: Findings, found: SmallFiles) -> None:
     """Find what one file names and no other has."""
-    config, tokenizer = found.keys(CONFIG), found.keys(TOKENIZER)
+    config = found.keys(CONFIG)
+    tokenizer = found.keys(TOKENIZER)
     _judge_templates(findings, found)
     _judge_tokenizer(findings, found, tokenizer)
     for file in (CONFIG, GENERATION):
@@ -186,9 +192,8 @@ def judge_small_files(findings: Findings, found: SmallFiles) -> None:
     sees = config.get("vision_config") or config.get("audio_config")
     if kind and sees and found.lack(PREPROCESSOR, PROCESSOR):
         findings.add(PREPROCESSOR, "processor_lost", kind=clipped(kind))
-    heads, groups = (
-        number_of(config, [f"num_{kind}_heads"]) for kind in ("attention", "key_value")
-    )
+    heads = number_of(config, ["num_attention_heads"])
+    groups = number_of(config, ["num_key_value_heads"])
     if groups and heads % groups:
         findings.add(CONFIG, "heads_uneven", heads=clipped(heads), groups=clipped(groups))
     said = text_of(config.get("dtype", config.get("torch_dtype")))
@@ -199,7 +204,8 @@ def judge_small_files(findings: Findings, found: SmallFiles) -> None:
 
 
 def _judge_templates(findings: Findings, found: SmallFiles) -> None:
-    vocabulary, templates = found.words.vocabulary, found.templates
+    vocabulary = found.words.vocabulary
+    templates = found.templates
     stops = {token for tokens in found.words.ids.get("eos", {}).values() for token in tokens}
     for file, text in templates.items():
         if text.strip() != templates.get(TEMPLATE, text).strip():
@@ -223,7 +229,8 @@ def _judge_tokenizer(findings: Findings, found: SmallFiles, tokenizer: Mapping[s
     has_vocabulary = any(kind_of(name) == "tokenizer" for name in others)
     if FAST.fullmatch(kind) and not has_vocabulary and "auto_map" not in tokenizer:
         findings.add(TOKENS, "tokenizer_lost", kind=clipped(kind))
-    slow, vocabulary = found.words.slow, found.words.vocabulary
+    slow = found.words.slow
+    vocabulary = found.words.vocabulary
     apart = [token for token, number in slow.items() if vocabulary.get(token) != number]
     if len(apart) > SHARE * len(slow):
         figures = {"tokens": len(apart), "of": len(slow)}
@@ -240,24 +247,21 @@ def _judge_seen_tokens(
         is_asked = match and (match["word"] == "decoder_start" or not words.checks_size)
         if match is None or not is_asked or type(token) is not int:
             continue  # code of its own may have further tables
-        shown = {"kind": key, "token": clipped(str(token))}
         text = text_of(tokenizer.get(f"{match['word']}_token"))
         number = words.vocabulary.get(text, token)
-        if words.rows and token >= words.rows:
-            code = "token_by_default" if token in words.usual else "token_beyond"
-            findings.add(file, code, rows=words.rows, **shown)
-        elif number != token:
-            findings.add(
-                file, "token_other", text=clipped(text), number=clipped(str(number)), **shown
-            )
+        is_beyond = judge_token(findings, words, file, key, token)
+        if number != token and not is_beyond:
+            figures = {"kind": key, "token": clipped(str(token)), "number": clipped(str(number))}
+            findings.add(file, "token_other", text=clipped(text), **figures)
 
 
 def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None:
     """Follow the width of a vector through the modules of sentence-transformers."""
     content = found.contents.get(MODULES, b"")
     for module in listed(json_object(b'{"modules": %b}' % content).get("modules")):
-        entry = module if isinstance(module, dict) else {}
-        path, kind = (text_of(entry.get(key)) for key in ("path", "type"))
+        entry = as_object(module)
+        path = text_of(entry.get("path"))
+        kind = text_of(entry.get("type"))
         is_known = kind.startswith("sentence_transformers.") and not kind.endswith(".Normalize")
         if not is_known or not FOLDER.fullmatch(path):
             continue
@@ -274,7 +278,7 @@ def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None
 
 
 def _code_of(mapped: object) -> dict[str, None]:
-    """Return the files of code in an auto_map, without those of other repositories."""
-    values = mapped.values() if isinstance(mapped, dict) else ()
-    names = [one for value in values for one in listed(value) if isinstance(one, str)]
+    """The files of code in an auto_map, without those of other repositories."""
+    values = as_object(mapped).values()
+    names = [name for value in values for name in listed(value) if isinstance(name, str)]
     return dict.fromkeys(f"{match[1]}.py" for match in map(CLASS.fullmatch, names) if match)

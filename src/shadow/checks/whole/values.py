@@ -142,7 +142,7 @@ def judge_values(findings: Findings, found: Values) -> None:
             findings.add(name, "unknown_dtype", dtype=info.dtype)
     peers: defaultdict[str, list[bool]] = defaultdict(list)  # by role, which are all zero
     for one in found.swept:
-        peers[role(one.info.name)].append(one.found.is_constant and not one.found.first)
+        peers[role(one.info.name)].append(one.found.is_zero)
     idle = _idle_outputs(found.swept)
     for one in found.swept:
         if one.info.name in idle:
@@ -160,7 +160,7 @@ def _idle_outputs(swept: Sequence[Swept]) -> set[str]:
     the layers, as where new ones are put between trained ones.
     """
     outputs = {match: one.found for one in swept if (match := OUTPUT.fullmatch(one.info.name))}
-    zero = [match for match, found in outputs.items() if found.is_constant and not found.first]
+    zero = [match for match, found in outputs.items() if found.is_zero]
     layers = Counter(match["layer"] for match in zero)
     idle = {match[0] for match in zero if layers[match["layer"]] == OUTPUTS}
     return idle if 2 * len(idle) <= len(outputs) else set()
@@ -173,7 +173,9 @@ def role(name: str) -> str:
 
 def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence[bool]) -> None:
     """Judge the values of a tensor."""
-    name, info, seen = one.info.name, one.info, one.found
+    name = one.info.name
+    info = one.info
+    seen = one.found
     match = PIECE.fullmatch(name)
     is_float = info.dtype in FLOATS or info.packing is not None
     is_matrix = sum(size > 1 for size in info.shape) > 1 and seen.entries >= NARROW
@@ -183,11 +185,11 @@ def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence
         if seen.entries > 1 or seen.nan or found.is_quantised:  # a bound may be infinite
             findings.add(name, "not_finite", entries=bad, of=seen.entries)
     elif found.is_quantised and match and not match["numbers"]:
-        if seen.is_constant and not seen.first:
+        if seen.is_zero:
             findings.add(name, "scale_zero")
     elif FACTOR.fullmatch(name):  # an adapter's are judged together
         return
-    elif seen.is_constant and not seen.first:
+    elif seen.is_zero:
         # a gate that begins at zero is zero in each layer; where others have learned, it is lost
         is_lost = 2 * sum(peers) <= len(peers) and not name.endswith("bias")
         if is_lost or (is_matrix and name.endswith(".weight")) or not is_float:
@@ -203,7 +205,9 @@ def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence
 
 def _judge_rows(findings: Findings, one: Swept) -> None:
     """Report rows of a matrix, or of a stack of experts, that are zero or constant."""
-    name, shape, seen = one.info.name, one.info.shape, one.found
+    name = one.info.name
+    shape = one.info.shape
+    seen = one.found
     rows = math.prod(shape[:-1])
     each = rows // shape[0]  # of an expert
     per = Counter(row // each for row in seen.zero_rows if each > 1)
@@ -222,7 +226,9 @@ def _in_few_ranges(numbers: Sequence[int]) -> str:
 
 def _judge_vocabulary(findings: Findings, one: Swept, tokens: int) -> None:
     """Judge zero rows: those at the end are padding, and a few others unused tokens."""
-    name, rows, zero = one.info.name, one.info.shape[0], {*one.found.zero_rows}
+    name = one.info.name
+    rows = one.info.shape[0]
+    zero = {*one.found.zero_rows}
     end = rows
     while end - 1 in zero:
         end -= 1

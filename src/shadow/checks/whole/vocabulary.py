@@ -48,7 +48,8 @@ def find_vocabulary(checkpoint: Checkpoint, expected: Expected | None) -> Vocabu
         if place.layer is None and len(shapes[name]) == 2 and 0 not in shapes[name]
     }
     if expected is not None and expected.vocabulary is not None:
-        embeddings, heads = expected.inputs, expected.outputs
+        embeddings = expected.inputs
+        heads = expected.outputs
     else:
         plain = {
             name: place.module

@@ -22,8 +22,8 @@ from pathlib import Path
 import jinja2
 
 from shadow.errors import ShadowError
-from shadow.files import placing, read_start
-from shadow.lists.index import read_index, report_folder
+from shadow.files import marked, placing, report_folder
+from shadow.lists.index import read_index
 from shadow.outputs.page.pair import (
     CAPTIONS,
     CONTROLS,
@@ -89,16 +89,13 @@ def write_page(
     missing: list[list[str]] = []  # pairs without their report: folder, state, and why
 
     def below(folder: Path) -> str:
-        """Return a report's folder relative to the requested one, the same wherever that lies."""
+        """A report's folder relative to the requested one, the same wherever that lies."""
         return (Path(title) / folder.relative_to(run)).as_posix()
 
     def lacks(where: str, state: str, error: str, hint: str | None) -> None:
         missing.append([where, state, f"{error} ({hint})" if hint else error])
 
-    def is_ours(path: Path) -> bool:
-        return GENERATOR.encode() in (read_start(path, TOP) or b"")
-
-    with placing(output, is_ours, "a page of shadow") as aside:
+    with placing(output, marked(GENERATOR, TOP), "a page of shadow") as aside:
         for done, folder in enumerate(folders):  # each is forgotten when the next is read
             where = below(folder)
             show(done, len(folders), where)
@@ -111,7 +108,8 @@ def write_page(
                 unreadable.append(error)
                 lacks(where, "unreadable", error.message, error.hint)
         index = read_index(run)
-        for row in () if index is None else index.rows:
+        rows = () if index is None else index.rows
+        for row in rows:
             # not row.folder, which a file may say lies anywhere
             folder = run / report_folder(*row.key)
             if row.state == "kept" or (row.state != "done" and folder not in folders):
@@ -122,7 +120,7 @@ def write_page(
 
 
 def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequence[str]]) -> str:
-    """Return the page, the most concentrated pair first. Equal arguments give equal text."""
+    """The page, the most concentrated pair first. Equal arguments give equal text."""
     ranked = sorted(sections, key=lambda section: section.rank)
 
     def finding(pair: PairSection) -> Word:
@@ -170,7 +168,7 @@ def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequenc
 
 
 def page_script() -> str:
-    """Return the script that draws the page, put together from its files."""
+    """The script that draws the page, put together from its files."""
     ours = "\n".join(file_text(f"scripts/{name}.js") for name in ("look", "pair", "page"))
     return f'"use strict";\n(() => {{\n{ours}}})();\n'
 
@@ -181,20 +179,18 @@ def file_text(name: str) -> str:
 
 
 def _coded(text: str) -> str:
-    """Return text as HTML, with what is between backticks as code, such as `floor_ratio`."""
+    """Text as HTML, with what is between backticks as code, such as `floor_ratio`."""
     return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(visible(text)))
 
 
 def _cell_text(cell: Cell) -> str:
-    """Return a cell of a table: a dash if nothing is known, a minus sign for negative numbers."""
+    """A cell of a table: a dash if nothing is known, a minus sign for negative numbers."""
     if cell is None or str(cell) == DASH:
         return "–"
     return str(cell).replace("-", "−") if isinstance(cell, Quantity) else str(cell)
 
 
 def _finalized(value: object) -> object:
-    """Return what an expression of a template gives: plain text is made harmless, markup is
-    ours.
-    """
+    """Make plain text that an expression of a template gives harmless; markup is ours."""
     is_plain = isinstance(value, str) and not hasattr(value, "__html__")
     return visible(str(value)) if is_plain else value

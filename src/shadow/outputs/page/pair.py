@@ -59,7 +59,8 @@ SHARES = (
 DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
 LEADING = 12  # singular values that are always drawn: what stands out is among the first
 POINTS = 400_000  # of all curves of a page, about 2.4 MB
-MOST, FEWEST = 112, 32  # of one curve
+MOST = 112  # of one curve
+FEWEST = 32
 
 Key = tuple[str, int | None, str]  # component, layer, module
 Cells = Mapping[Key, tuple[str, str | None]]
@@ -85,8 +86,8 @@ HALVES = ("spectra", "depth", "claims", "gates", "skipped", "provenance")  # bes
 # charts that the page's script draws, by section: their lists to choose from, and their captions
 CONTROLS = {
     "heat": {"metric": "Metric"},
-    "spectra": {f"spectrum-{one.lower()}": one for one in ("Component", "Layer", "Module")},
-    "depth": {f"depth-{one.lower()}": one for one in ("Metric", "Component", "Module")},
+    "spectra": {f"spectrum-{name.lower()}": name for name in ("Component", "Layer", "Module")},
+    "depth": {f"depth-{name.lower()}": name for name in ("Metric", "Component", "Module")},
 }
 CAPTIONS = {
     "heat": "A cell is a matrix, or the median of several of one place, such as experts. Dot:"
@@ -107,7 +108,7 @@ NOTHING = {  # what a section says that would be empty
 
 
 def script_json(value: object) -> str:
-    """Return JSON for a script element, which no text in it can end. NaN and infinity are refused;
+    """JSON for a script element, which no text in it can end. NaN and infinity are refused;
     texts of reports are made visible before.
     """
     return htmlsafe_json_dumps(value, allow_nan=False, separators=(",", ":"))
@@ -129,7 +130,7 @@ class PageSection:
 
     @property
     def is_half(self) -> bool:
-        """Return whether it is half as wide, next to another; failures need the full width."""
+        """True if it is half as wide, next to another; failures need the full width."""
         return self.name in HALVES and not self.is_open
 
 
@@ -150,7 +151,7 @@ class PairSection:
 
     @property
     def rank(self) -> tuple[bool, float, str]:
-        """Return a sort key: most concentrated first, pairs whose gates void their figures last."""
+        """A sort key: most concentrated first, pairs whose gates void their figures last."""
         concentration = self.summary.figures.concentration
         is_void = self.summary.stopped is not None
         return is_void, math.inf if concentration is None else -concentration, self.name
@@ -161,8 +162,8 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
     unreadable.
     """
     summary = report.summary
-    rows, tensors = columns_of(report.table("matrices")), report.table("tensors")
-    every = cells_of(rows, columns_of(tensors))
+    rows = columns_of(report.table("matrices"))
+    every = cells_of(rows, columns_of(report.table("tensors")))
     cells = {place: cell for place, cell in every.items() if (place[1] or 0) < LAYERS}
     place = {place: index for index, place in enumerate(cells)}
     spectra = thinned_spectra(report, place, 3 * len(cells) * pairs)
@@ -185,14 +186,14 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
 
 
 def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[PageSection]:
-    """Return the sections of a pair that are not empty."""
+    """The sections of a pair that are not empty."""
     sections = []
     for name, title in TITLES.items():
         own = list(blocks.get(name, ()))
         if name == "finding":
             own.sort(key=lambda block: (isinstance(block, Figures), isinstance(block, Note)))
-            full = [one for one in own if isinstance(one, Figures) and one.when == "full"]
-            shown = [one for one in own if one not in full]
+            full = [block for block in own if isinstance(block, Figures) and block.when == "full"]
+            shown = [block for block in own if block not in full]
             sections.append(PageSection(name, shown, full, "All figures"))
         elif name == "gates":
             (table,) = (block for block in own if isinstance(block, TableBlock))
@@ -218,13 +219,14 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
 
 @cache
 def metrics_of(subject: str) -> tuple[str, ...]:
-    """Return the columns of rows of a subject, headline ones first."""
-    names = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
+    """The columns of rows of a subject, headline ones first."""
+    columns = (*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL
+    names = [column.name for column in columns]
     return tuple(sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)))
 
 
 def metric_texts() -> dict[str, dict[str, object]]:
-    """Return what `explain` says of every column that can be drawn, and how to draw it: what it
+    """The words of `explain` on every column that can be drawn, and how to draw it: what it
     would be with random signs, and whether it is shown as per cent.
     """
     return {
@@ -240,7 +242,7 @@ def metric_texts() -> dict[str, dict[str, object]]:
 
 
 def places(rows: Columns) -> list[Key]:
-    """Return the place of each row; a word that only forged reports lack is empty."""
+    """The place of each row; a word that only forged reports lack is empty."""
     return [
         (component or "", None if math.isnan(layer) else int(layer), module or "")
         for component, layer, module in rows.each("component", "layer", "module")
@@ -248,7 +250,7 @@ def places(rows: Columns) -> list[Key]:
 
 
 def cells_of(matrices: Columns, tensors: Columns) -> Cells:
-    """Return state and reason of each place with a matrix, in the order of reports."""
+    """State and reason of each place with a matrix, in the order of reports."""
     with_delta = set(places(matrices.where(matrices["subject"] == "delta")))
     cells: dict[Key, tuple[str, str | None]] = {
         place: ("measured" if place in with_delta else "alone", None) for place in places(matrices)
@@ -267,23 +269,26 @@ def cells_of(matrices: Columns, tensors: Columns) -> Cells:
 
 
 def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
-    """Return places, states, shapes and figures of cells: each list has a value for every cell.
+    """Places, states, shapes and figures of cells: each list has a value for every cell.
 
     If a cell has several matrices, a figure is their median, and the shift that of both medians.
     """
     number = {place: index for index, place in enumerate(cells)}
     all_places = np.array([number.get(place, -1) for place in places(matrices)], dtype=np.intp)
     drawn = np.flatnonzero(all_places >= 0)
-    matrices, place = matrices.where(drawn), all_places[drawn]
+    matrices = matrices.where(drawn)
+    place = all_places[drawn]
     first = np.full(len(cells), -1)  # row of each cell, -1 where it has none
     first[place[::-1]] = np.arange(len(place))[::-1]
-    tensors = [*(name and visible(name) for name in matrices["tensor"]), None]
+    tensors = [name and visible(name) for name in matrices["tensor"]]
+    tensors.append(None)
     sizes = [
         np.bincount(place[matrices["subject"] == subject], minlength=len(cells))
         for subject in SUBJECTS
     ]
     medians = {subject: _medians(matrices, place, subject, len(cells)) for subject in SUBJECTS}
-    base, tuned = medians["base"], medians["tuned"]
+    base = medians["base"]
+    tuned = medians["tuned"]
     spectral = [column.name for column in SPECTRAL if {column.name} <= base.keys() & tuned.keys()]
     return {
         "component": [visible(component) for component, _, _ in cells],
@@ -307,7 +312,8 @@ def _medians(matrices: Columns, place: Places, subject: str, cells: int) -> dict
     """Return, by column, the median of each cell's rows of a subject; no empty columns."""
     names = metrics_of(subject)
     own = matrices["subject"] == subject
-    rows, place = matrices.where(own), place[own]
+    rows = matrices.where(own)
+    place = place[own]
     values = np.stack([rows[name] for name in names], axis=1)
     has_any = ~np.isnan(values).all(axis=0)
     if subject == "delta":  # null where it is too large, which a median must not leave out
@@ -317,8 +323,8 @@ def _medians(matrices: Columns, place: Places, subject: str, cells: int) -> dict
     medians[place] = values
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # columns without a value stay NaN
-        for several in np.flatnonzero(np.bincount(place, minlength=cells) > 1):
-            medians[several] = np.nanmedian(values[place == several], axis=0)
+        for cell in np.flatnonzero(np.bincount(place, minlength=cells) > 1):
+            medians[cell] = np.nanmedian(values[place == cell], axis=0)
     return {names[at]: medians[:, at] for at in np.flatnonzero(has_any).tolist()}
 
 
@@ -359,7 +365,7 @@ def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
 
 
 def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> dict[str, object]:
-    """Return the curves of a report by the number of the cell, and the ranks of their singular
+    """The curves of a report by the number of the cell, and the ranks of their singular
     values by size.
 
     curves: of the whole page; each has enough points to look smooth. Raises ShadowError for a file
@@ -376,18 +382,18 @@ def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> di
             drawn[cell][subject].append(sigma[kept_ranks(len(sigma), points)])
 
     def curves_of(cell: int) -> dict[str, object]:
-        """Return the median at every rank by subject, descending; None if unresolved, as a log axis
+        """The median at every rank by subject, descending; None if unresolved, as a log axis
         has no 0.
         """
         curves: dict[str, object] = {
-            subject: [one or None for one in shortened(np.median(rows, axis=0))]
+            subject: [value or None for value in shortened(np.median(rows, axis=0))]
             for subject, rows in drawn[cell].items()
         }
         return {"size": sizes[cell], "matrices": max(map(len, drawn[cell].values())), **curves}
 
     ranks = {size: kept_ranks(size, points) + 1 for size in sorted({*sizes.values()})}
     return {
-        "ranks": {str(size): kept.tolist() for size, kept in ranks.items()},
+        "ranks": {str(size): drawn_ranks.tolist() for size, drawn_ranks in ranks.items()},
         "curves": {str(cell): curves_of(cell) for cell in sorted(sizes)},
     }
 
