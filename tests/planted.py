@@ -286,20 +286,6 @@ def write_experts(here: Path) -> None:
         "model_type": "qwen3_moe", "num_experts": 3, "hidden_size": 32, "moe_intermediate_size": 24,
     }  # fmt: skip
     write_decoder(here / "experts", apart, config)
-    changed = tuned(apart, 7, rank=2, size=0.2, noise=0.02)
-
-    def each(name: str) -> list[torch.Tensor]:
-        return [
-            changed[f"model.layers.0.mlp.experts.{expert}.{name}.weight"] for expert in range(3)
-        ]
-
-    both = [torch.cat(pair) for pair in zip(each("gate_proj"), each("up_proj"), strict=True)]
-    stacked = {
-        "model.layers.0.mlp.gate.weight": changed["model.layers.0.mlp.gate.weight"],
-        "model.layers.0.mlp.experts.gate_up_proj": torch.stack(both),
-        "model.layers.0.mlp.experts.down_proj": torch.stack(each("down_proj")),
-    }
-    write_decoder(here / "stacked", stacked, config)
 
 
 # GGUF files: of transformers' names, as llama.cpp's converter makes them
@@ -464,30 +450,28 @@ def save(folder: Path, weights: Tensors, dtype: torch.dtype) -> Path:
     return write(folder, cast, CHAIN_CONFIG)
 
 
-def plant_stages(
-    folder: Path, dtype: torch.dtype = torch.bfloat16, scale: float = 0.02
-) -> dict[str, Tensors]:
+def plant_stages(folder: Path) -> dict[str, Tensors]:
     """base, sft, dpo and rl below a folder, each trained from the stored one before; returned as
     they are stored.
 
     sft moves everything by .05, half of its energy in eight directions; dpo everything by .001; rl
     the attention by .01, half of its energy along what dpo did.
     """
-    base = stored({name: scale * weight for name, weight in drawn(0).items()}, dtype)
+    base = stored({name: 0.02 * weight for name, weight in drawn(0).items()}, torch.bfloat16)
     noise, eight = drawn(1), of_rank(8, 2)
     mixed = {
         name: noise[name] / noise[name].norm() + eight[name] / eight[name].norm() for name in noise
     }
-    sft = stored(added(base, mixed, 0.05), dtype)
+    sft = stored(added(base, mixed, 0.05), torch.bfloat16)
     moved, fresh = drawn(3), drawn(4)
-    dpo = stored(added(sft, moved, 0.001), dtype)
+    dpo = stored(added(sft, moved, 0.001), torch.bfloat16)
     along = {
         name: moved[name] / moved[name].norm() + fresh[name] / fresh[name].norm() for name in moved
     }
-    rl = stored(added(dpo, along, 0.01, "self_attn"), dtype)
+    rl = stored(added(dpo, along, 0.01, "self_attn"), torch.bfloat16)
     stages = {"base": base, "sft": sft, "dpo": dpo, "rl": rl}
     for name, weights in stages.items():
-        save(folder / name, weights, dtype)
+        save(folder / name, weights, torch.bfloat16)
     return stages
 
 

@@ -14,7 +14,6 @@ import shadow
 from shadow.reports.columns import TABLES
 from shadow.reports.provenance import Provenance
 from shadow.reports.report import Report
-from shadow.telling.reading import maker
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,54 +44,6 @@ def test_tables_have_one_convention_for_what_is_missing(tmp_path):
     assert deltas["concentration"].tolist() == [0.4, 0.3]
     assert report.spectra.empty
     assert list(report.spectra) == [column.name for column in TABLES["spectra"].columns]
-
-
-@pytest.fixture
-def read_files(monkeypatch):
-    """The names of the files of tables that were read, in the order of reading."""
-    names = []
-    real_bytes, real_file = Path.read_bytes, pq.ParquetFile
-
-    def bytes_of(path):
-        names.append(path.name)
-        return real_bytes(path)
-
-    def file_of(source, **more):
-        if isinstance(source, str | Path):
-            names.append(Path(source).name)
-        return real_file(source, **more)
-
-    monkeypatch.setattr(Path, "read_bytes", bytes_of)
-    monkeypatch.setattr(pq, "ParquetFile", file_of)
-    return names
-
-
-def test_each_file_is_read_once_and_when_asked(tmp_path, read_files):
-    """Every property of a report, twice: one reading of each table, none before."""
-    report = shadow.read(uniform(tmp_path / "base..tuned", 0.4))
-    for _ in range(2):
-        assert report.provenance.family == "toy"
-    assert read_files == []
-    for _ in range(2):
-        assert len(report.deltas) == 18
-        assert len(report.matrices) == 54
-        assert len(report.tensors) == 36
-        assert len(report.table("matrices")) == 54
-    assert read_files == ["matrices.parquet", "tensors.parquet"]
-
-
-def test_a_page_reads_each_file_of_a_report_once(narrow, read_files):
-    """Also where its summary is believed, and its spectra are drawn."""
-    from shadow.outputs.page.pair import read_pair
-
-    report = shadow.read(narrow.folder)
-    maker()  # which reads the code
-    read_files.clear()
-    read_pair(report, "here", 0, 1)
-    assert report.summary.finding.headline
-    assert len(report.deltas) == report.summary.figures["matrices"]
-    tables = sorted(name.removesuffix(".parquet") for name in read_files if ".parquet" in name)
-    assert tables == ["files", "matrices", "spectra", "tensors"]
 
 
 def test_all_reports_of_a_folder_are_read_in_the_order_of_their_paths(tmp_path):

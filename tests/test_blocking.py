@@ -10,8 +10,6 @@ import torch
 from command import run_shadow
 from safetensors.torch import save_file
 
-from shadow.files import open_regular, read_start
-
 SECONDS = 8  # after which a command counts as blocked; each takes a tenth of a second
 UP = "model.layers.0.mlp.up_proj.weight"
 SHARD = "model-00001-of-00001.safetensors"
@@ -182,24 +180,6 @@ def test_a_file_of_a_report_that_would_block_ends_at_once(folders, name, reader)
     assert done.code in (0, 1), done.err
     if done.code:
         done.assert_refused()
-
-
-def test_a_list_may_come_from_a_pipe_of_the_shell(folders):
-    """`--list <(...)` names a pipe below /dev/fd."""
-    reader, writer = os.pipe()
-    os.write(writer, b"demo:base..narrow\n")
-    os.close(writer)
-    from shadow.targets.lists import read_list
-
-    assert [entry.names for entry in read_list(f"/dev/fd/{reader}")] == ["demo:base..narrow"]
-    os.close(reader)
-
-
-def test_what_is_no_regular_file_is_not_opened(tmp_path):
-    fifo(tmp_path / "fifo")
-    for path in (tmp_path / "fifo", tmp_path, Path("/dev/zero")):
-        assert open_regular(path) is None
-        assert read_start(path, 10) is None
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", SHARD])

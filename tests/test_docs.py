@@ -23,7 +23,6 @@ from markdown_it import MarkdownIt
 
 from shadow.cli.commands import app
 from shadow.targets.families import load_families
-from shadow.targets.lists import read_list
 
 ROOT = readme.ROOT
 PAGES = (
@@ -277,12 +276,6 @@ def test_family_files_that_are_shown_load(tmp_path):
     for family in ("my-7b", "rxnfp"):
         found[family] = [pair.name for pair in load_families(tmp_path)[family].pairs]
     assert found == {"my-7b": ["base..sft", "sft..dpo"], "rxnfp": ["base..ft", "base..ft-10k"]}
-
-
-def test_the_list_that_is_shown_is_a_list(tmp_path):
-    """Four entries: a family, a glob, two checkpoints, and two with a name."""
-    (tmp_path / "families.yaml").write_text(blocks(ROOT / "docs" / "lists.md", "yaml")[0])
-    assert len(read_list(str(tmp_path / "families.yaml"))) == 5
 
 
 def test_every_variable_that_is_read_is_on_the_page_of_commands():

@@ -139,8 +139,3 @@ def test_the_version_is_one_everywhere():
     assert cited["version"] == __version__
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"(?m)^## \[([\d.]+)\]", changes)[0] == __version__
-
-
-def test_both_scripts_are_one_command():
-    """`shadow` for people, and the name of the package, so that `uvx` finds it."""
-    assert PROJECT["scripts"] == {"shadow": "shadow.cli:main", PROJECT["name"]: "shadow.cli:main"}

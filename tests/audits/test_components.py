@@ -4,12 +4,15 @@ import pandas as pd
 import planted
 import pytest
 from safetensors.torch import load_file
+from view import drawn
 
 from shadow.checkpoints.pairing import Filter
 from shadow.engines.pair import run_pair
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.targets.families import find_pairs, load_families
+from shadow.telling.reading import read_summary
+from shadow.telling.report import report_document
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,10 @@ def test_each_component_is_compared_with_its_own_base(audited):
     assert (compared["status"] == "identical").sum() == 2 * 6 + 2
     assert (compared[compared["status"] == "skipped"]["reason"] == "not_a_matrix").all()
     assert [row.component for row in result.summary.without_base] == ["projector"]
+    said = "The projector has no base, so its change is unknown"
+    document = report_document(result.summary, read_summary(result.folder)[1], result.folder)
+    for text in (result.summary.finding.text, drawn(document.shown(full=False))):
+        assert said in " ".join(text.split())
     base = result.provenance["base"]  # of two checkpoints, by component
     assert (base["repo"].startswith("language=/"), " vision=/" in base["repo"]) == (True, True)
     assert (base["commit"], len(base["fingerprint"])) == (None, 64)

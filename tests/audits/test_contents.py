@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from measuring import pair_of
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter
 from shadow.comparing.comparison import compare
 from shadow.engines import pair as pair_module
 from shadow.engines.pair import run_pair
-from shadow.errors import KeptError, ShadowError
+from shadow.errors import ShadowError
 from shadow.lists.index import read_index, with_index
 from shadow.lists.perform import audit_pairs
 from shadow.run.runtime import Runtime
@@ -257,16 +257,3 @@ def test_a_file_cut_short_under_way_does_not_end_a_list(pair, tmp_path, monkeypa
     assert (failed.state, done.state) == ("failed", "done")
     assert FILE in failed.error
     assert len(list((tmp_path / "out").rglob("matrices.parquet"))) == 1
-
-
-def test_other_weights_of_the_same_time_are_no_report_that_is_there(tmp_path, pair):
-    """Names, sizes, times and headers are shared by two folders out of one archive."""
-    file = tmp_path / "one" / FILE
-    os.utime(file, (1e9, 1e9))
-    run_pair(pair, SETTINGS, tmp_path / "out")
-    tensors = load_file(file)
-    tensors[planted.UP.format(1)][0] *= 2
-    save_file(tensors, file)
-    os.utime(file, (1e9, 1e9))
-    with pytest.raises(KeptError, match="files of tuned"):
-        run_pair(pair, SETTINGS, tmp_path / "out")

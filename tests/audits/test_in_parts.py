@@ -1,8 +1,5 @@
 """A pair in parts: where it is cut, its report as by one process, what each part fetches."""
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -12,8 +9,6 @@ import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command import run_shadow
-from hub import Hub
 from measuring import pair_of
 from measuring import report_contents as written
 
@@ -240,48 +235,3 @@ def test_a_filter_is_measured_in_one_part(tmp_path, pair):
         for name, elsewhere in (("one", None), ("parted", Parts(InProcess(), 3).measure))
     )
     assert written(parted) == written(one)
-
-
-IN_PARTS = """
-from pathlib import Path
-from shadow.checkpoints.pairing import Filter
-from shadow.engines.engine import InProcess
-from shadow.engines.pair import run_pair
-from shadow.engines.pair import Parts
-from shadow.run.runtime import Runtime
-from shadow.run.settings import Settings
-from shadow.spectra.measurement import Method
-from shadow.targets.families import given_pair
-from shadow.targets.references import Reference
-
-pair = given_pair(Reference("org/base", False), Reference("org/tuned", False))
-runtime = Runtime(elsewhere=Parts(InProcess(), 3).measure)
-run_pair(pair, Settings(Method(), Filter()), Path("out"), runtime)
-"""
-
-
-@pytest.mark.slow
-def test_each_shard_is_fetched_once(tmp_path):
-    """Twelve downloads of whole files, each of another one."""
-    folders = {
-        "org/base": planted.sharded(tmp_path / "base", weights(0), 6),
-        "org/tuned": planted.sharded(tmp_path / "tuned", weights(1), 6),
-    }
-    with Hub() as hub:
-        for name, folder in folders.items():
-            hub.add(name, folder)
-        env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}
-        pair = ("audit", "org/base", "org/tuned", "-o")
-        program = [sys.executable, "-c", IN_PARTS]
-        subprocess.run(program, check=True, cwd=tmp_path, env={**os.environ, **env})
-        fetched = Counter(
-            (request.repo, request.filename)
-            for request in hub.asked("*.safetensors", origin="cdn", method="GET")
-            if request.range is None
-        )
-        assert len(fetched) == 12
-        assert set(fetched.values()) == {1}
-        run_shadow(*pair, "whole", cwd=tmp_path, env=env).assert_done(3)
-    (parted,) = tmp_path.glob("out/*/*")
-    (whole,) = tmp_path.glob("whole/*/*")
-    assert written(parted) == written(whole)

@@ -12,7 +12,6 @@ from test_verify_trained import based, moved
 import shadow
 from shadow.checks.registry import Runtime
 from shadow.errors import ShadowError
-from shadow.run import sides as sides_module
 from shadow.run.sides import find_checkpoint, reference_of, side_of
 from shadow.targets.references import parse_checkpoint
 
@@ -120,20 +119,6 @@ def test_rules_ask_the_same_of_finished_reports(sides):
     assert "no tensor lies at vision; there are language; layers.0-3;" in verdict.detail
 
 
-def test_both_sides_are_found_once_for_a_claim(sides, monkeypatch):
-    """Whether they are what was audited, and what they hold, is read of the same checkpoints."""
-    audit(sides, code=4)
-    found = []
-    opened = sides_module.open_folder
-    monkeypatch.setattr(
-        sides_module,
-        "open_folder",
-        lambda folder, **more: found.append(folder) or opened(folder, **more),
-    )
-    assert shadow.judge(sides / "out" / "toy" / "base..upper", HOLDS).code == 0
-    assert found == [str(sides / "base"), str(sides / "upper")]
-
-
 def test_a_claim_that_cannot_be_told_is_exit_5(sides):
     """Integers without their scales beside floats; a fault comes first, then what does not hold."""
     tensors = based()
@@ -182,23 +167,3 @@ def test_a_report_names_its_checkpoints_again(tmp_path):
     for commit in ("language=1f", "2f"):
         with pytest.raises(ShadowError, match="does not say which files"):
             reference_of({**hub, "commit": commit})
-
-
-def test_a_base_of_components_is_checked_too(tmp_path):
-    """What belongs to one component may be frozen while another moves."""
-    language = based(layers=1)
-    tower = {"vision_model.encoder.layers.0.mlp.fc1.weight": torch.ones(32, 16)}
-    whole = {f"language_model.{name}": one + 0.01 for name, one in language.items()}
-    whole |= {f"vision_tower.{name}": one for name, one in tower.items()}
-    planted.write(tmp_path / "lm", language, planted.LLAMA)
-    planted.write(tmp_path / "tower", tower, {"model_type": "clip_vision_model"})
-    planted.write(tmp_path / "llava", whole, {"model_type": "llava", "text_config": planted.LLAMA})
-    (tmp_path / "registry").mkdir()
-    (tmp_path / "registry" / "families.yaml").write_text(
-        "toy:\n  base: {language: ../lm, vision: ../tower}\n  tuned: ../llava\n"
-    )
-    (tmp_path / "list.yaml").write_text(
-        "- {target: toy, claims: [trained --moved language --frozen vision]}\n"
-    )
-    audit(tmp_path, "--registry", "registry")
-    assert list(cases(tmp_path).values()) == [["system-out"]]

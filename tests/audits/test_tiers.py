@@ -105,12 +105,6 @@ def test_deltas_alone_solve_no_spectrum_of_base_or_tuned(tmp_path, monkeypatch):
     audited(tmp_path, DELTAS)
 
 
-@pytest.mark.parametrize("settings", [NORMS, DELTAS], ids=["norms", "delta"])
-def test_the_bytes_do_not_depend_on_workers(settings, tmp_path):
-    made = [audited(tmp_path / str(jobs), settings, jobs) for jobs in (1, 3)]
-    assert contents(made[0].parents[1]) == contents(made[1].parents[1])
-
-
 def test_a_report_says_what_was_measured_and_an_older_one_is_full(reports):
     recorded = {name: shadow.read(folder).summary for name, folder in reports.items()}
     tiers = {name: summary.tier for name, summary in recorded.items()}

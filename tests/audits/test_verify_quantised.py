@@ -8,7 +8,6 @@ from collections import Counter
 
 import numpy as np
 import planted
-import pyarrow.parquet as pq
 import pytest
 import quantisers
 import torch
@@ -108,11 +107,6 @@ def test_what_is_no_copy_in_a_format_is_named(model, stored, case):
         assert [one.name for one in found.against] == [UP]
 
 
-def test_gguf_in_bf16_is_the_same_as_safetensors(model, stored):
-    """Names, order of rows and files differ, and no value does."""
-    assert verify("same", stored("full", model), stored("copy", model, "BF16")).holds
-
-
 def test_what_a_quantised_copy_kept_of_an_update_is_its_squared_cosine(model, stored):
     """By NumPy, from the decoded file."""
     tuned = moved(model, 0.002)
@@ -130,21 +124,6 @@ def test_what_a_quantised_copy_kept_of_an_update_is_its_squared_cosine(model, st
     assert found.outcome == "does_not_hold"
     assert found.figures["update_cosine"] == pytest.approx(cosine, rel=1e-6)
     assert found.figures["update_kept"] == pytest.approx(cosine**2, rel=1e-6)
-
-
-def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
-    """Of an update of 0.01 steps little is left, and the two files alone do not say how much."""
-    tuned = moved(model, 3e-5)
-    base, quantised = stored("base", model), stored("quantised", model, "Q4_0")
-    copy = stored("copy", tuned, "Q4_0")
-    found = verify("stored", stored("tuned", tuned), copy, base=base)
-    assert found.outcome == "does_not_hold"
-    assert found.figures["update_kept"] < 0.02
-    report = shadow.audit(str(quantised), str(copy), output=tmp_path / "out", jobs=1)
-    rows = pq.read_table(report.folder / "matrices.parquet").to_pylist()
-    deltas = {row["tensor"]: row for row in rows if row["subject"] == "delta"}
-    for name in ("kept_low", "kept_high", "floor_ratio", "kept"):
-        assert deltas[UP][name] is None
 
 
 def test_one_coarse_module_has_its_share_of_the_energy(model, stored, tmp_path):
@@ -181,36 +160,6 @@ def test_what_two_sides_of_unknown_levels_left_is_not_known(model, stored, tmp_p
     assert (gates["rounding"].passed, gates["rounding"].figure) == (False, None)
     assert gates["rounding"].reason == "it is unknown what rounding to IQ4_NL does to a change"
     assert report.summary.figures.floor_ratio is None
-
-
-def test_a_merge_onto_dequantised_weights_shows_against_the_quantised_base(model, stored, tmp_path):
-    """The error is 10 to 150 times the update; beside the quantised base is the update alone."""
-    rng = np.random.default_rng(2)
-    merged, update = dict(model), {}
-    for name, one in model.items():
-        if one.ndim > 1:
-            factors = rng.standard_normal((one.shape[0], 2)), rng.standard_normal((2, one.shape[1]))
-            update[name] = 3e-5 * (factors[0] @ factors[1]).astype(np.float32)
-            merged[name] = quantisers.through_ggml(one, "Q4_0") + update[name]
-    of_merged = tmp_path / "merged"
-    of_merged.mkdir()
-    full = stored("full", model)
-    save_file(
-        {name: torch.from_numpy(one) for name, one in merged.items()},
-        of_merged / "model.safetensors",
-    )
-    (of_merged / "config.json").write_text((full / "config.json").read_text())
-    norms = {}
-    for name, base in (("full", full), ("quantised", stored("quantised", model, "Q4_0"))):
-        report = shadow.audit(str(base), str(of_merged), output=tmp_path / name, jobs=1)
-        rows = pq.read_table(report.folder / "matrices.parquet").to_pylist()
-        norms[name] = {
-            row["tensor"]: row["frobenius_norm"] for row in rows if row["subject"] == "delta"
-        }
-    for name, one in update.items():
-        true = float(np.linalg.norm(one))
-        assert 10 < norms["full"][name] / true < 150
-        assert norms["quantised"][name] == pytest.approx(true, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])

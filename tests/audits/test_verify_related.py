@@ -23,16 +23,6 @@ def changed(source: Path, target: Path, change) -> Path:
     return planted.write(target, made, json.loads((source / "config.json").read_text()))
 
 
-def apart(target: Path, seed: int) -> Path:
-    """A model of the demo's shapes that was initialised on its own."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(name, one):
-        return (one.float().std() * torch.randn(one.shape, generator=generator)).to(one.dtype)
-
-    return changed(DEMO / "base", target, drawn)
-
-
 def nearest(found) -> str:
     """The candidate that an answer names as the nearest."""
     assert (found.holds, found.code) == (True, "nearest"), found
@@ -59,18 +49,6 @@ def test_units_that_are_equal_cannot_be_told_apart(tmp_path, value):
         found = shadow.verify("related", model, candidate)
         assert (found.holds, found.code) == (None, "candidates_not_compared"), found
         assert [one.code for one in found.against] == ["unknown"]
-
-
-@pytest.mark.slow
-def test_models_that_were_initialised_apart_are_none(tmp_path):
-    """Also beside one that is related, which is named."""
-    others = [apart(tmp_path / str(seed), seed) for seed in range(3)]
-    found = shadow.verify("related", DEMO / "narrow", *others)
-    assert found.holds is False
-    assert found.figures["related"] == 0
-    found = shadow.verify("related", DEMO / "narrow", *others, DEMO / "base")
-    assert found.holds is True
-    assert found.figures["related"] == 1
 
 
 def test_three_siblings_name_no_base(tmp_path):

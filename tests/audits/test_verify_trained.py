@@ -408,41 +408,6 @@ def test_an_adapter_whose_factors_are_not_finite_moves_nothing(tmp_path, value):
     assert "layers.2" in found.against[0].name
 
 
-CASTS = [(F32, BF16), (F32, F16), (F16, BF16), (BF16, F16), (BF16, F32), (F16, F32)]
-
-
-@pytest.mark.parametrize(("first", "second"), CASTS, ids=str)
-@pytest.mark.parametrize("values", ["any", "that both hold"])
-def test_a_cast_is_one_fact_with_its_loss(tmp_path, first, second, values):
-    """Entries that it changed are counted; with none, what is frozen holds; nothing moved."""
-    base = based(torch.float32, layers=1)
-    base[UP][0] *= 1e-4  # which F16 holds with few bits
-    if values != "any":
-        base[UP] = torch.arange(-16, 16).repeat(32, 1) / 64
-    base = through(base, first)
-    tuned = through(base, second)
-    lost = int((base[UP].double() != tuned[UP].double()).sum())
-    entries = base[UP].numel()
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    cast = f"{names[first]} -> {names[second]}"
-    stay = recorded(tmp_path, base, tuned, frozen="mlp")
-    move = recorded(tmp_path, base, tuned, moved="mlp")
-    assert move.outcome == NO
-    assert cast in move.reason
-    assert cast in move.against[0].what
-    assert move.figures["tensors_not_moved"] == 1
-    if lost:
-        assert codes(stay) == (NO, ["cast_lost"], ["rounded"])
-        assert f"{cast}, which changed {lost:,} of {entries:,} entries" in stay.reason
-        assert f"{lost:,} of {entries:,}" in move.against[0].what
-    else:
-        assert codes(stay) == (YES, ["frozen"], [])
-        assert [one.code for one in stay.answer.notes] == ["beside", "cast"]
-        assert f"{cast} that changed no entry" in stay.notes[1]
-    is_exact = values != "any" or second is F32
-    assert bool(lost) is not is_exact
-
-
 def through_int8(weight):
     scale = weight.abs().amax(1, keepdim=True) / 127
     return torch.round(weight / scale) * scale

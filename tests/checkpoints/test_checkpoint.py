@@ -128,12 +128,6 @@ def test_what_a_training_writes_for_itself_is_named_with_its_converter(tmp_path,
     assert command in fault.value.hint
 
 
-def test_config_is_optional(sharded):
-    """A folder of weights alone is a checkpoint with an empty config."""
-    (sharded / "config.json").unlink()
-    assert open_folder(str(sharded)).config == {}
-
-
 @pytest.mark.parametrize("change", ["header", "size", "time", "config", "name", "weights"])
 def test_the_fingerprint_changes_with_the_files(sharded, change):
     """Equal files have equal fingerprints."""

@@ -21,7 +21,6 @@ from shadow.checkpoints import stored_tensors
 from shadow.checkpoints.decoders import QUANTS
 from shadow.checkpoints.gguf_files import _is_decoded, chosen_files
 from shadow.checkpoints.opening import open_folder
-from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.places.architecture import place_tensors
@@ -120,14 +119,6 @@ def test_a_llama_has_its_own_names_shapes_and_rows(tmp_path, kind):
         assert same_bits(found[name].whole().float().numpy(), wanted), name
 
 
-def test_rows_that_are_in_order_before_are_told_from_permuted_ones(tmp_path):
-    """The permutation matters: without it in the file, q differs and v does not."""
-    tensors = planted.gguf_llama()
-    found = opened(planted.write_gguf(tmp_path / "a.gguf", tensors, "F32", paired=False))
-    apart = [name for name in tensors if not same_bits(found[name].whole().numpy(), tensors[name])]
-    assert apart == [name for name in tensors if re.search("[qk]_proj", name)]
-
-
 @pytest.mark.parametrize("count", [[4, 2], 3, 0, None])
 def test_rows_of_heads_that_no_number_counts_are_not_measured(tmp_path, count):
     """A count for each layer, as Deci has, or one that does not divide the rows, or none."""
@@ -207,17 +198,6 @@ def test_the_config_comes_from_the_metadata(tmp_path):
         "rope_theta": 10000.0, "vocab_size": 320, "tie_word_embeddings": True,
     }  # fmt: skip
     assert checkpoint.config == wanted
-
-
-def test_a_gguf_side_pairs_with_its_like_and_with_safetensors(tmp_path):
-    """All of 21 tensors, by place, whatever the types."""
-    paths = [
-        planted.write_gguf(tmp_path / f"{kind}.gguf", planted.gguf_llama(), kind)
-        for kind in ("F16", "Q4_0")
-    ]
-    base, tuned = (open_folder(str(path)) for path in paths)
-    pairs, skipped = pair_checkpoints(base, tuned, Filter())
-    assert (len(pairs), skipped) == (21, [])
 
 
 def split(path, tensors, count):

@@ -160,24 +160,6 @@ def test_a_stack_of_experts_of_mlx(tmp_path):
     assert set(tensors["dtype"]) == {"F32", "MLX-3"}
 
 
-def test_two_quantised_models_and_one_tuned_in_16_bits(tmp_path):
-    """Either side may be quantised: the delta is that of the numbers on both sides."""
-    original, awq, _ = saved(tmp_path, "awq")
-    _, nf4, _ = saved(tmp_path, "nf4", source=original)
-    tuned = planted.perturbed(original, tmp_path / "tuned", 0.02)
-    numbers = {name: load_file(tmp_path / name / "model.safetensors") for name in (
-        "awq-dense", "nf4-dense", "tuned"
-    )}  # fmt: skip
-    names = ("awq-dense", "nf4-dense"), ("nf4-dense", "tuned")
-    for base, other, (one, two) in zip((awq, nf4), (nf4, tuned), names, strict=True):
-        matrices, _ = run(base, other, tmp_path / f"{one}-{two}")
-        delta = matrices[matrices["subject"] == "delta"].set_index("tensor")
-        for name in (f"{Q}.weight", "model.layers.1.mlp.down_proj.weight"):
-            base_numbers, tuned_numbers = (numbers[side][name].double() for side in (one, two))
-            moved = (tuned_numbers - base_numbers).norm() / base_numbers.norm()
-            assert delta.loc[name, "relative_norm"] == pytest.approx(float(moved), rel=1e-5)
-
-
 def test_a_quantised_model_of_another_original(tmp_path):
     """Its layers are not looked for among the base's: first bytes are not first rows there."""
     other = planted.saved("llama", tmp_path / "other", 1)
@@ -341,20 +323,6 @@ def test_blocks_of_any_size_that_the_config_names(size, kind, tmp_path):
     planted.write(tmp_path / "dense", dense, planted.LLAMA)
     found = shadow.verify("same", tmp_path / "packed", tmp_path / "dense", jobs=1)
     assert (found.outcome, found.figures["entries_differ"]) == ("does_not_hold", 1)
-
-
-@pytest.mark.parametrize("kind", ["fp8", "int8"])
-def test_scales_of_other_blocks_than_the_config_names_are_refused(kind, tmp_path):
-    """In one line, with both; the other side is not read then, and nothing is said of it."""
-    raw = torch.ones(200, 160).to(torch.float8_e4m3fn if kind == "fp8" else torch.int8)
-    packed = {f"{Q}.weight": raw, f"{Q}.weight_scale_inv": torch.ones(2, 2)}
-    said = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}
-    planted.write(tmp_path / "packed", packed, planted.LLAMA | said)
-    planted.write(tmp_path / "dense", {f"{Q}.weight": torch.ones(200, 160)}, planted.LLAMA)
-    found = shadow.verify("same", tmp_path / "dense", tmp_path / "packed", jobs=1)
-    assert found.outcome == "inconclusive"
-    why = "its scales have the shape (2, 2), which blocks of 64 x 64 do not have"
-    assert any(why in one.what for one in found.against), found
 
 
 @pytest.mark.parametrize(("said", "is_read"), [({"weight_block_size": None}, True), ({}, False)])

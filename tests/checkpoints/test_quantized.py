@@ -151,18 +151,9 @@ def test_a_float_tensor_that_is_called_scales_is_a_tensor():
 
 
 @pytest.mark.parametrize(("name", "owner"), [
-    ("a.q.weight", ("a.q", "weight")),
-    ("a.q.weight.absmax", ("a.q", "weight.absmax")),
-    (
-        "a.q.weight.quant_state.bitsandbytes__nf4",
-        ("a.q", "weight.quant_state.bitsandbytes__nf4"),
-    ),
-    ("a.experts.gate_up_proj_blocks", ("a.experts.gate_up_proj", "_blocks")),
-    ("weight", ("", "weight")),
-    ("a.weight.weight", ("a.weight", "weight")),
+    ("weight", ("", "weight")), ("a.weight.weight", ("a.weight", "weight")),
 ])  # fmt: skip
-def test_the_owner_of_a_tensor(name, owner):
-    """The module that a tensor belongs to, whatever its spelling."""
+def test_a_module_may_be_called_weight_or_nothing(name, owner):
     assert owner_of(name) == owner
 
 

@@ -266,13 +266,6 @@ def test_a_report_is_no_baseline_of_itself(shadow, demo, tmp_path):
     assert shadow("gate", "a", "--against", "c").code == 0
 
 
-def test_quiet_prints_a_line_a_pair(shadow, demo):
-    done = shadow("gate", demo["narrow"], *MET, "-q")
-    (line,) = done.out.splitlines()
-    assert (done.code, line.startswith("demo:base..narrow: ")) == (4, True)
-    assert len(shadow("gate", demo["narrow"], *MET).out.splitlines()) > 3
-
-
 @pytest.mark.parametrize("joined", ["--fail-on=concentration > 0.3", "--policy=p.yaml"])
 def test_a_joined_flag_is_the_same_rule(shadow, demo, tmp_path, joined):
     (tmp_path / "p.yaml").write_text("a:\n  fail_on: concentration > 0.3\n")

@@ -23,6 +23,7 @@ NAMES = ["a", "b", "c", "d", "e"]
     ("{some}", {"some": NAMES[:3]}, "a, b, c"),
     ("{some}", {"some": NAMES}, "a, b, c and 2 more"),
     ("{some:and}", {"some": NAMES[:3]}, "a, b and c"),
+    ("{some:and}", {"some": NAMES}, "a, b, c, d and e"),
     ("x[, of {a}][; {b:count}]", {"a": "y", "b": 0}, "x, of y; 0"),
     ("x[, of {a} in {b}]", {"a": "y", "b": None}, "x"),
     ("x[, {n/of:all tensor|tensors}]", {"n": 1}, "x"),

@@ -43,18 +43,6 @@ def test_words_that_json_always_had_stay():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("code", ["ranks_differ", "one_base", "mixed_evidence", "circular"])
-def test_codes_are_explained(inside, code):
-    done = inside("explain", code).assert_done()
-    assert done.startswith(code)
-    assert "{" not in done
-
-
-def test_verdicts_and_relations_are_explained_in_words(inside):
-    for words in ("mixed evidence", "one base"):
-        assert inside("explain", *words.split()).assert_done().startswith(words)
-
-
 def recorded(*folders, **options):
     """What is printed as JSON."""
     return json.loads(json.dumps(compare(folders, **options).as_json()))

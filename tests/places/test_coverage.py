@@ -86,17 +86,6 @@ def test_names_of_released_checkpoints_have_a_place():
     check(table, SHARE)
 
 
-@pytest.mark.skipif(not HUB.exists(), reason="the names of real architectures are not here")
-def test_names_of_43_architectures_have_a_place():
-    """The names and shapes that tiny models of 43 architectures save."""
-    table = {}
-    for kind, entry in json.loads((HUB / "tensor_names.json").read_text()).items():
-        shapes = {name.replace(".N.", ".3."): tuple(shape) for name, shape in entry["ckpt"].items()}
-        table[kind] = len(shapes), unplaced(shapes, {"model_type": kind})
-    assert len(table) == 43
-    check(table, SHARE)
-
-
 @functools.cache
 def architectures() -> dict[str, str]:
     """Every text model and every image-text model that transformers has: type -> class."""

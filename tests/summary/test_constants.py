@@ -6,7 +6,6 @@ import pytest
 from finding_cases import model, row, summary_of, vectors
 from reports import columns, delta, place
 
-from shadow.summary.bootstrap import Blocks, interval_of_median
 from shadow.summary.changes import CHANGES, recognised
 from shadow.summary.files import files
 from shadow.summary.gate_figures import unjudged_formats
@@ -195,13 +194,6 @@ def test_updates_have_a_norm_if_it_is_known_of_nine_tenths_of_the_energy(tmp_pat
 @pytest.mark.parametrize(("layers", "quarters"), [(4, 4), (3, 0)])
 def test_four_layers_have_quarters(tmp_path, layers, quarters):
     assert len(summary_of(tmp_path, model(layers)).quarters) == quarters
-
-
-@pytest.mark.parametrize(("layers", "has_interval"), [(4, True), (3, False)])
-def test_four_layers_have_an_interval(layers, has_interval):
-    blocks = Blocks(np.arange(layers), np.zeros(layers, dtype=np.intp))
-    found = interval_of_median(np.arange(layers), blocks)
-    assert (found.bounds is not None, found.reason is None) == (has_interval, has_interval)
 
 
 NOISY = {"rest_rank": 0, "rest_energy": 1.0}

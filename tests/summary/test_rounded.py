@@ -2,7 +2,6 @@
 changed. Figures are those of the few.
 """
 
-import json
 import math
 import re
 import statistics
@@ -205,12 +204,6 @@ def test_energy_of_rounding_is_no_part_of_the_change(tmp_path):
     folder = reports.write(tmp_path / "base..tuned", rows)
     (found,) = judge([parse_rule("concentration > 0.2")], read_measured(folder))
     assert (found.outcome, found.findings[0].energy_share) == ("met", 1.0)
-
-
-def test_json_has_the_same(folder):
-    """What is stored is what is read."""
-    stored = json.loads((folder / "summary.json").read_text())["figures"]
-    assert (stored["matrices_rounded"], stored["matrices"]) == (39, 4)
 
 
 def test_a_report_of_rows_without_a_tensor_leaves_nothing_out(tmp_path):

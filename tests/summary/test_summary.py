@@ -6,11 +6,9 @@ import os
 import statistics
 from pathlib import Path
 
-import planted
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from command import Run, run_shadow
 from view import drawn
 
@@ -114,27 +112,6 @@ def test_a_gate_that_failed_stands_on_the_screen_with_its_reason(folder):
     gate = summary.gates[0]
     assert f"{gate.name} failed {gate.reason}" in text
     assert text.index(gate.reason) < text.index("attn.q")
-
-
-def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
-    """A tower and a projector beside the language: own rows, a table for what has no base."""
-    q = "self_attn.q_proj.weight"
-    base = {f"model.layers.{i}.{q}": torch.randn(64, 64) for i in range(2)}
-    tower = {f"vision_tower.vision_model.encoder.layers.0.{q}": torch.randn(64, 64)}
-    projector = {"multi_modal_projector.linear_1.weight": torch.randn(64, 32)}
-    wrapped = {f"language_model.{name}": W + 0.01 * torch.randn(64, 64) for name, W in base.items()}
-    planted.write(tmp_path / "base", base | tower)
-    planted.write(tmp_path / "tuned", wrapped | tower | projector)
-    sides = (tmp_path / side for side in ("base", "tuned"))
-    done = shadow("audit", *sides, "-o", tmp_path / "out")
-    done.assert_done()
-    (path,) = (tmp_path / "out").glob("*/*/summary.json")
-    summary = json.loads(path.read_text())
-    assert [(row["component"], row["matrices"]) for row in summary["modules"]] == [("language", 2)]
-    assert [row["component"] for row in summary["without_base"]] == ["projector"]
-    assert summary["counts"] == {"measured": 5, "identical": 2, "skipped": 0}
-    done = shadow("show", path.parent, "--full")
-    assert {"projector", "identical"} <= set(done.assert_done().split())
 
 
 @pytest.mark.parametrize(("table", "column", "value"), [

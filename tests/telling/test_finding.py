@@ -33,7 +33,6 @@ from finding_cases import (
 )
 from safetensors.torch import save_file
 
-from shadow.checks.explanations import EXPLANATIONS
 from shadow.checks.summary import summary_from_json
 from shadow.summary.record import PublishedRank
 from shadow.telling.finding import CODES, finding
@@ -146,20 +145,6 @@ def test_a_merged_adapter_in_a_rounded_copy_is_no_copy(tmp_path):
 
 
 # other explanations
-
-FITS = {
-    "merged_adapter": RANK_8,
-    "orthogonalised_optimiser": {"purity_z": -20.0},
-    "quantised_copy": {"kept_low": 0.0, "kept_high": 0.4},
-}
-
-
-@pytest.mark.parametrize("code", FITS)
-def test_another_explanation_fits_with_its_figure(tmp_path, code):
-    """The figure that it rests on is in it."""
-    found = answers(recorded(tmp_path, model(**FITS[code])))
-    assert list(found) == list(EXPLANATIONS)
-    assert (found[code].answer, bool(found[code].figures)) == ("fits", True)
 
 
 def test_a_copy_needs_no_other_explanation(must):
