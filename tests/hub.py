@@ -61,6 +61,9 @@ API = re.compile(
     rf"/api/models/{REPO}(?:/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.+?))?)?/?"
 )
 RESOLVE = re.compile(rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+RESOLVE_CACHE = re.compile(
+    rf"/api/resolve-cache/models/{REPO}/(?P<revision>[0-9a-f]{{40}})/(?P<path>.+)"
+)
 
 
 class Hub:
@@ -76,6 +79,8 @@ class Hub:
         expires_in: seconds for which a signed address is good.
         rate: bytes per second of all bodies together, or None.
         renamed: old names of repositories; they are redirected to the new ones.
+        resolve_cache: redirect small files to /api/resolve-cache of the same origin, as
+            huggingface.co does.
         sent: bytes of bodies so far, also of answers under way.
     """
 
@@ -87,6 +92,7 @@ class Hub:
         self.expires_in = 3600.0
         self.rate: int | None = None
         self.renamed: dict[str, str] = {}
+        self.resolve_cache = False
         self.sent = 0
         self._repos: dict[str, Repo] = {}
         self._signed: dict[str, Signed] = {}
@@ -196,9 +202,9 @@ class Hub:
             and matches(pattern, request.repo, request.filename, request.path)
         ]
 
-    def bytes_of(self, pattern: str = "*") -> int:
+    def bytes_of(self, pattern: str = "*", *, origin: str | None = None) -> int:
         """Bytes of bodies sent for the requests that match."""
-        return sum(request.sent for request in self.asked(pattern))
+        return sum(request.sent for request in self.asked(pattern, origin=origin))
 
     def reset(self) -> None:
         """Forget the requests and the faults."""
@@ -302,7 +308,7 @@ class Hub:
         token = headers.get("Authorization")
         if token is not None and token.removeprefix("Bearer ") not in self.tokens:
             return refusal(401, None, "Invalid credentials in Authorization header")
-        match = API.fullmatch(path) or RESOLVE.fullmatch(path)
+        match = API.fullmatch(path) or RESOLVE.fullmatch(path) or RESOLVE_CACHE.fullmatch(path)
         if not match:
             return refusal(404, None, "Sorry, we can't find the page you are looking for.")
         name = unquote(match["repo"])
@@ -406,6 +412,11 @@ class Hub:
             return Answer(
                 302, redirect_to(file, self._sign(self.cdn, name, file), commit), about=file
             )
+        if self.resolve_cache and match.re is RESOLVE:
+            moved = (
+                f"/api/resolve-cache/models/{name}/{commit}/{quote(path)}?etag={quote(file.etag)}"
+            )
+            return Answer(307, {"Location": moved, "X-Repo-Commit": commit}, about=file)
         answer = Answer(
             200, {"ETag": file.etag, "X-Repo-Commit": commit, **FILE_HEADERS}, file=file, about=file
         )

@@ -1,7 +1,12 @@
-"""Faults of the tests' Hub (tests/hub.py) are as named; what a cache holds is found in it."""
+"""The tests' Hub (tests/hub.py): the real client understands it, and faults are as named."""
 
+import hashlib
 import http.client
+import json
+import os
 import random
+import subprocess
+import sys
 from urllib.parse import urlsplit
 
 import pytest
@@ -10,15 +15,68 @@ from hub import Cut, Drop, Expire, Flip, Hub, IgnoreRange, Stall, Status, Trunca
 from shadow.checkpoints import hub as hub_module
 
 WEIGHTS = random.Random(0).randbytes(300_000)
+CONFIG = b'{"model_type": "llama"}'
 MODEL = "model.safetensors"
+SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
+CLIENT = """
+import json
+from pathlib import Path
+import huggingface_hub as hf
+
+def get(repo, name, **more):
+    return Path(hf.hf_hub_download(repo, name, **more)).resolve()
+
+def fault(*words, **more):
+    try:
+        get(*words, **more)
+    except Exception as error:
+        return type(error).__name__
+
+info = hf.model_info("org/model", files_metadata=True)
+print(json.dumps({
+    "commit": [info.sha, hf.model_info("org/model", revision="v1").sha],
+    "sizes": {one.rfilename: one.size for one in info.siblings},
+    "listed": [one.path for one in hf.HfApi().list_repo_tree("org/model", recursive=True)],
+    "blobs": [get(repo, "model.safetensors").name for repo in ("org/model", "old")],
+    "tag": get("org/model", "config.json", revision="v1").read_text(),
+    "faults": [fault(repo, "config.json") for repo in ("org/gated", "org/private", "org/none")],
+    "missing": [fault("org/model", "none"), fault("org/model", MODEL, revision="v2")],
+}))
+""".replace("MODEL", repr(MODEL))
 
 
 @pytest.fixture
 def hub(tmp_path):
-    (tmp_path / MODEL).write_bytes(WEIGHTS)
+    folder = tmp_path / "repository"
+    (folder / "sub").mkdir(parents=True)
+    (folder / MODEL).write_bytes(WEIGHTS)
+    for file in (folder / "config.json", folder / "sub" / "config.json"):
+        file.write_bytes(CONFIG)
     with Hub() as hub:
-        hub.add("org/model", tmp_path)
+        hub.add("org/model", folder, revisions={"v1": folder / "sub"})
+        hub.add("org/gated", folder, gated=True)
+        hub.add("org/private", folder, private=True)
         yield hub
+
+
+def test_the_real_client_downloads_lists_and_is_refused(hub, tmp_path):
+    """A token goes to the Hub alone; large files are redirected, and come once."""
+    hub.tokens.add("hf_secret")
+    hub.renamed["old"] = "org/model"
+    hub.resolve_cache, hub.page_size = True, 2
+    kept = {name: one for name, one in os.environ.items() if not name.startswith(("HF_", "HUGG"))}
+    variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_secret"}
+    done = subprocess.run([sys.executable, "-c", CLIENT], env=kept | variables, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    gone = "RepositoryNotFoundError"
+    assert json.loads(done.stdout) == {
+        "commit": [hub.commit("org/model"), hub.commit("org/model", "v1")],
+        "sizes": {"config.json": len(CONFIG), MODEL: len(WEIGHTS), "sub/config.json": len(CONFIG)},
+        "listed": ["config.json", MODEL, "sub", "sub/config.json"], "blobs": [SHA256] * 2,
+        "tag": CONFIG.decode(), "faults": ["GatedRepoError", gone, gone],
+        "missing": ["RemoteEntryNotFoundError", "RevisionNotFoundError"],
+    }  # fmt: skip
+    assert {one.origin: one.authorized for one in hub.requests} == {"hub": True, "cdn": False}
 
 
 def ask(url, asked=None, timeout=5.0):
