@@ -55,7 +55,7 @@ test-slow: setup  ## the slow tests, and those of properties with many examples
 	$(LIMIT) 900 $(TESTS) $(IN_ORDER) -m "(slow or hypothesis) and not real and not ray" --hypothesis-profile thorough
 
 healthy: setup  ## `verify whole` is silent about every architecture that transformers makes: half an hour
-	EVERY_ARCHITECTURE=1 $(LIMIT) 3600 $(TESTS) -m slow tests/checks/test_whole_healthy.py
+	EVERY_ARCHITECTURE=1 $(LIMIT) 5400 $(PYTEST) --timeout 0 -m slow tests/checks/test_whole_healthy.py
 
 test-ray: setup  ## audits on Ray, two machines of it simulated on this one: a few minutes
 	$(LIMIT) 600 $(PYTEST) -m ray tests/audits/test_ray.py
