@@ -324,12 +324,19 @@ def shapes_in_files(config, names):
     return {name: tuple(one.shape) for name, one in (model.state_dict() | saved).items()}
 
 
-def stand_in(path, shapes):
-    """A file of weights without their values, BF16."""
+def stand_in(path, shapes, bits=4, group=64):
+    """A file of weights without their values: BF16, or packed as MLX does where it has scales."""
     ends, header = 0, {}
     for name, shape in shapes.items():
-        start, ends = ends, ends + 2 * torch.Size(shape).numel()
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, ends]}
+        module, _, piece = name.rpartition(".")
+        dtype = "BF16"
+        if f"{module}.scales" in shapes and f"{module}.biases" in shapes:
+            rows, cols = shapes[f"{module}.weight"]
+            shape = (rows, cols // group)
+            if piece == "weight":
+                dtype, shape = "U32", (rows, cols * bits // 32)
+        start, ends = ends, ends + (4 if dtype == "U32" else 2) * torch.Size(shape).numel()
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, ends]}
     content = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(len(content).to_bytes(8, "little") + content)
