@@ -118,18 +118,11 @@ def recognised(record: PairRecord) -> list[str]:
 
 
 def is_rearranged(record: PairRecord) -> bool:
-    """Return whether comparing entries cannot show the change: layers have moved, or MANY of the
-    changed matrices are not comparable entry by entry.
+    """Return whether comparing entries cannot show the change: MANY of the changed matrices are not
+    comparable entry by entry.
     """
-    if (found := record.recognised.rearranged) is None:
-        return False
-    return found.moved is not None or 0 < MANY * found.changed <= found.matrices
-
-
-def has_moved_in_part(record: PairRecord) -> bool:
-    """Return whether layers are other layers of the base but for some of their tensors."""
     found = record.recognised.rearranged
-    return found is not None and found.moved is not None and found.moved.in_part is not None
+    return found is not None and 0 < MANY * found.changed <= found.matrices
 
 
 def is_copy(record: PairRecord) -> bool:

@@ -13,7 +13,7 @@ import platform
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ import torch
 
 from shadow.checkpoints.listing import listings_of
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import Filter, MatrixPair
+from shadow.checkpoints.pairing import Filter, MatrixPair, Partners
 from shadow.checkpoints.sources import Source, WholeFile
 from shadow.engines.engine import NOT_SHARED, Engine, Task, completed, require_sight
 from shadow.engines.finished import AuditResult, finished, say_again, standing
@@ -35,14 +35,16 @@ from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.reports.folders import replacing
 from shadow.reports.provenance import ReportMetadata, RunMetadata
+from shadow.run.correspondence import Correspondence, facts
 from shadow.run.file_rows import file_rows
-from shadow.run.journal import JOURNAL, PARTS, Fetched, Journal
+from shadow.run.journal import JOURNAL, PARTS, Fetched, Journal, MatrixOutcome
 from shadow.run.machine import kinds, lacking, machine_limits
 from shadow.run.plan import Plan, Summed, in_order, make_plan, shards_of, summed_with
 from shadow.run.rows import with_contents, write_tables
 from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime, size_of
 from shadow.run.settings import CPU, Settings, open_device
 from shadow.run.sides import (
+    align,
     client_for,
     find_sides,
     identity,
@@ -100,6 +102,7 @@ def measure_part(
     identity: ReportMetadata,
     keys: Collection[str],
     folder: Path,
+    partners: Partners,
     runtime: Runtime,
 ) -> Path:
     """Measure the pairs with these keys into a journal in folder, which is returned.
@@ -116,7 +119,9 @@ def measure_part(
                 fault = f"{found.reference}: another machine has other files under this name"
                 hint = "every machine must see the same files under the same name"
                 raise ShadowError(fault, hint)
-        aligned = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
+        aligned = line_up(
+            base, tuned, settings.chosen, runtime, scratch=asked.scratch, partners=partners
+        )
         summed = summed_with(aligned, settings)
         of_part = frozenset(keys)
         part = replace(aligned, pairs=[one for one in aligned.pairs if one.key in of_part])
@@ -184,7 +189,9 @@ def _audit(asked: Asked) -> AuditResult:
             )
         say_again(journal.other, wanted, runtime.say)
         journal.take_over_parts()
-        measured = _measure(asked, aligned, journal, summed_with(aligned, settings))
+        aligned, found, measured = _measured(asked, aligned, journal)
+        if found.partners:
+            wanted = {**wanted, "correspondence": facts(found, aligned)}
         sources = [*aligned.base.sources.values(), *aligned.tuned.sources.values()]
         run = _run_metadata(settings, began, time.monotonic() - started)
         with replacing(folder) as staged:
@@ -212,13 +219,50 @@ def _audit(asked: Asked) -> AuditResult:
     return AuditResult(folder, summary, measured=measured, provenance=metadata)
 
 
-def _measure(asked: Asked, aligned: AlignedPair, journal: Journal, summed: Summed) -> int:
-    """Measure what the journal lacks; return the number of matrices. summed: see `summed_with`."""
+def _measured(
+    asked: Asked, aligned: AlignedPair, journal: Journal
+) -> tuple[AlignedPair, Correspondence, int]:
+    """Measure a pair by number; where numbers fail, what corresponds instead. Returns it as it is
+    aligned at last, what corresponds, and the number of matrices that were measured.
+    """
+    found = Correspondence()
+    scratch = asked.scratch / "signatures"
+    settings = asked.settings
+    outcomes: Mapping[str, MatrixOutcome] | None = None  # counts come first
+    measured = 0
+    is_sought = not settings.by_number and aligned.tuned.adapter is None
+    while True:
+        if is_sought and found.extend(aligned, outcomes, asked.runtime, scratch):
+            aligned = align(aligned.base, aligned.tuned, settings.chosen, found.partners)
+            count = sum(pair.matched_by != "number" for pair in aligned.pairs)
+            asked.runtime.say(
+                f"numbers fail: {count} matrices and vectors are compared with others"
+            )
+        elif outcomes is not None:
+            return aligned, found, measured
+        is_first = outcomes is None
+        measured += _measure(asked, aligned, journal, is_first=is_first)
+        outcomes = journal.outcomes
+
+
+def _measure(
+    asked: Asked,
+    aligned: AlignedPair,
+    journal: Journal,
+    summed: Summed | None = None,
+    *,
+    is_first: bool = True,
+) -> int:
+    """Measure what the journal lacks; return the number of matrices. summed: see `summed_with`.
+    is_first: what is there already is of an earlier run.
+    """
+    if summed is None:
+        summed = summed_with(aligned, asked.settings)
     runtime, method = asked.runtime, asked.settings.method
     plan = _planned(asked, aligned, journal) if runtime.elsewhere is None else None
     done = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
     matrices, resumed = (sum(pair.is_matrix for pair in pairs) for pairs in (aligned.pairs, done))
-    if resumed:
+    if resumed and is_first:
         runtime.say(f"resuming: {resumed} of {matrices} matrices already measured")
     if plan is None:
         assert runtime.elsewhere is not None
@@ -353,7 +397,15 @@ class Parts:
             sizes[name] = len(part)
             digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
             folder = journal.folder / PARTS / digest
-            work = partial(measure_part, asked.pair, asked.settings, journal.identity, keys, folder)
+            work = partial(
+                measure_part,
+                asked.pair,
+                asked.settings,
+                journal.identity,
+                keys,
+                folder,
+                aligned.partners,
+            )
             own = runtime.prefixed(f"{name}: ") if len(parts) > 1 else runtime
             own = replace(own, commits=commits, elsewhere=None, show=partial(show, name))
             self.engine.submit(Task(name, work, partial(replace, own), name))

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, TypeGuard
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FloatFormat
@@ -61,6 +63,38 @@ class Quantised(InFile, Protocol):
         distance of neighbours) on an even grid; (lower bound, upper bound) of a codebook, infinite
         where it clips; () where it is unknown.
         """
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Some rows of a matrix, in any order; consecutive rows are read together."""
+
+    matrix: Tensor | InFile  # (rows, cols)
+    rows: NDArray[np.intp]
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.rows), self.matrix.shape[1]))
+
+    @property
+    def ndim(self) -> int:
+        return 2
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.matrix.dtype
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        rows = self.rows[index[0]] if index else self.rows
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        parts = []
+        for run in np.split(rows, breaks):
+            consecutive = slice(int(run[0]), int(run[-1]) + 1)
+            parts.append(self.matrix[(consecutive, *index[1:])].clone())
+        return torch.cat(parts)
 
 
 # `isinstance` with a protocol takes 0.1 ms in Python 3.11, several times for each tensor

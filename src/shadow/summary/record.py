@@ -447,32 +447,12 @@ class Casts(Row):
     beside: int
 
 
-class MovedRun(Row):
-    """Consecutive layers that are other layers of the base."""
-
-    component: str
-    first_layer: int
-    last_layer: int
-    base_first: int
-
-
-class MovedLayers(Row):
-    """Layers that are other layers of the base."""
-
-    layers: int
-    whole: int | None
-    """Those of which every tensor is the other layer's; None if none is."""
-    in_part: int | None
-    rows: list[MovedRun]
-
-
 class Rearranged(Row):
     """Matrices whose entries do not correspond to the base's."""
 
     matrices: int
     changed: int
-    moved: MovedLayers | None
-    not_comparable: InPlaces | None
+    not_comparable: InPlaces
 
 
 class Masked(Row):
@@ -493,6 +473,72 @@ class Recognised(Row):
     rearranged: Rearranged | None
     few_entries: FewEntries | None
     masked: Masked | None
+
+
+class LayerRun(Row):
+    """Consecutive layers that are consecutive layers of the base, at other numbers."""
+
+    component: str
+    first_layer: int
+    last_layer: int
+    base_first: int | None
+    """None of new layers."""
+    by: str
+
+
+class MissingLayers(Row):
+    """Layers of the base that correspond to no layer."""
+
+    component: str
+    layers: list[int]
+
+
+class ExpertsRow(Row):
+    """The experts of layers, where they are not those of the base by number."""
+
+    component: str
+    layers: list[int]
+    experts: int
+    base_experts: int
+    missing: list[int]
+    """Experts of the base that correspond to none."""
+    new: list[int]
+    moved: int
+    by: str
+
+
+class MatchedRows(Row):
+    """The rows of a vocabulary, where they are not those of the base by number."""
+
+    component: str
+    module: str
+    rows: int
+    """Those that correspond to a row of the base."""
+    tuned_rows: int
+    base_rows: int
+    in_front: int | None
+    """New rows before all others, where those are in order without gaps; otherwise None."""
+    by: str
+
+
+class OtherLayer(Row):
+    """Matrices of a layer that are those of another layer of the base than the layer itself."""
+
+    component: str
+    modules: list[str]
+    layer: int
+    base_layer: int
+    by: str
+
+
+class Correspondence(Row):
+    """What corresponds by something else than its number."""
+
+    layers: list[LayerRun]
+    missing: list[MissingLayers]
+    experts: list[ExpertsRow]
+    rows: list[MatchedRows]
+    matrices: list[OtherLayer]
 
 
 class Gate(Row):
@@ -571,6 +617,8 @@ class PairRecord(OverLayers):
     tier: Tier
     estimated: bool
     files: FilesRow | None
+    correspondence: Correspondence | None
+    """None where numbers agree with content, or where nothing else was looked for."""
 
     @property
     def has_spectra(self) -> bool:

@@ -146,10 +146,9 @@ class Context:
         """The parts that were asked for and not compared, by the reasons that a sentence names."""
         if self.filtered:
             return {}
-        rearranged = self.summary.recognised.rearranged
-        # layers that moved may be there
-        have_moved = rearranged is not None and rearranged.moved is not None
-        rows = [row for row in self.summary.uncompared if row.module is not None or not have_moved]
+        matched = self.summary.correspondence
+        # another sentence names layers and experts
+        rows = [row for row in self.summary.uncompared if matched is None or not _is_unit(row)]
         by_reason = {reason: [row for row in rows if row.reason == reason] for reason in LEFT_OUT}
         return {reason: rows for reason, rows in by_reason.items() if rows}
 
@@ -266,3 +265,8 @@ class Context:
         high = self.summary.inside_layers.kept_high_overall
         is_small = floor is not None and floor < ROUNDING
         return self.is_of_quantised and (is_small or (high is not None and high < 0.5))
+
+
+def _is_unit(row: UncomparedRow) -> bool:
+    """True of whole layers and whole experts."""
+    return row.module is None or row.module.startswith("expert ")

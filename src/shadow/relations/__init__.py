@@ -1,0 +1,1 @@
+"""What corresponds to what in two checkpoints: facts, without words."""
