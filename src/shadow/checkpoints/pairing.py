@@ -36,7 +36,7 @@ from shadow.text import in_ranges, several, short
 Side = Literal["base", "tuned"]
 Reading = Literal["parts", "whole", "bytes", "numbers"]
 Words = str | Sequence[str | int]
-MatchedBy = Literal["number", "content", "likeness", "token"]
+MatchedBy = Literal["number", "content", "likeness"]
 Rows = NDArray[np.intp]
 
 NO_BASE = "no base for {}"

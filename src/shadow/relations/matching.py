@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shadow.checkpoints.pairing import MatchedBy, Rows
-from shadow.relations.signature import EQUAL, Floats, RowSignatures, Words
+from shadow.relations.signature import (
+    EQUAL,
+    Block,
+    Floats,
+    RowSignatures,
+    Signature,
+    Words,
+    cosines,
+    directions,
+)
 
 NEAR = 0.5  # cosine from which two matrices may correspond; unrelated ones have about 0
 CLEAR = 0.2  # how far below it the next has to be, unless that is its copy
@@ -17,6 +26,7 @@ COPY = 0.9  # cosine from which two units of the base are copies of each other
 ALIKE = 0.8  # cosine of these from which rows may correspond: of 150,000 others the best has .65
 AT_ONCE = 1 << 24  # cosines that are in memory
 MOST = 1 << 41  # products of all rows with all rows: beyond, rows are not compared by likeness
+WAYS: Sequence[MatchedBy] = ("number", "content", "likeness")  # the surest first
 FLOOR = 0.01  # of the mean variance, added to all, so that no direction is noise alone
 
 
@@ -28,28 +38,87 @@ class Choice:
     by: MatchedBy
 
 
-def choose(
-    own: int, expected: int, cosines: Floats, units: Sequence[int], among: Floats
-) -> Choice | None:
-    """Choose the unit of the base that a unit of the tuned side is; None if none is it.
+def least_sure(ways: Iterable[MatchedBy]) -> MatchedBy:
+    """Return the way that says least of several."""
+    return max(ways, key=WAYS.index)
 
-    own: its number. expected: the unit that follows the one before, which is taken where several
-    are equal. cosines: with the units of the base, whose numbers are `units`; EQUAL for equal
-    digests. among: those of the base with each other.
+
+Units = dict[int, Choice | None]
+"""By number of a unit of the tuned side; None for a new one."""
+
+
+def choose(
+    own: Sequence[int],
+    units: Sequence[int],
+    tuned: Sequence[Signature],
+    base: Sequence[Signature],
+) -> dict[int, Choice]:
+    """Choose the unit of the base that each matrix is of, of matrices of one role, by their index;
+    without those that are of none. Of equal units the one that follows that of the matrix before.
+
+    own, units: numbers of the units of both sides, in order.
     """
-    if own in units and cosines[units.index(own)] >= NEAR:
+    among = cosines(base, base)
+    choices: dict[int, Choice] = {}
+    expected: dict[int, int] = {}
+    for at, (number, found) in enumerate(zip(own, cosines(tuned, base), strict=True)):
+        follows = expected.get(number, number)
+        if choice := _choice(number, follows, found, units, among):
+            choices[at] = choice
+            expected[number + 1] = choice.unit + 1
+    return choices
+
+
+def _choice(
+    own: int, expected: int, found: Floats, units: Sequence[int], among: Floats
+) -> Choice | None:
+    """Choose a unit by cosines, EQUAL for equal digests. among: those of the base's with each
+    other.
+    """
+    if own in units and found[units.index(own)] >= NEAR:
         return Choice(own, "number")
-    best = int(cosines.argmax())
-    if not cosines[best] >= NEAR:
+    best = found.argmax()
+    if not found[best] >= NEAR:
         return None
-    fits = among[best] >= COPY
-    fits[best] = True
-    if cosines[best] == EQUAL:
-        fits = cosines == EQUAL
-    elif np.max(cosines[~fits], initial=-1.0) > cosines[best] - CLEAR:
+    is_equal = found[best] == EQUAL
+    fits = found == EQUAL if is_equal else among[best] >= COPY
+    if not is_equal and np.max(found[~fits], initial=-1.0) > found[best] - CLEAR:
         return None
     nearest = min(np.flatnonzero(fits).tolist(), key=lambda at: abs(units[at] - expected))
-    return Choice(units[nearest], "content" if cosines[best] == EQUAL else "likeness")
+    return Choice(units[nearest], "content" if is_equal else "likeness")
+
+
+def elected(votes: Mapping[int, Sequence[tuple[Choice, int]]], base: Set[int]) -> Units:
+    """Return the unit of the base that most parameters of each unit are of. One without votes has
+    other contents than the base's of its number, or is new where that is another's.
+
+    votes: of the matrices of each unit, with their sizes. base: numbers of its units.
+    """
+    units: Units = {}
+    for number, choices in votes.items():
+        sizes = Counter[int]()
+        ways = defaultdict[int, set[MatchedBy]](set)
+        for choice, size in choices:
+            sizes[choice.unit] += size
+            ways[choice.unit].add(choice.by)
+        for unit, _ in sizes.most_common(1):
+            units[number] = Choice(unit, least_sure(ways[unit]))
+    taken = {one.unit for one in units.values() if one is not None}
+    for number in votes.keys() - units.keys():
+        is_free = number in base and number not in taken
+        units[number] = Choice(number, "number") if is_free else None
+    return units
+
+
+def rows_of_units(units: Units) -> RowPairs | None:
+    """Return the numbers of units that correspond as rows, such as those of a router; None for
+    fewer than two.
+    """
+    pairs = [(one.unit, number) for number, one in sorted(units.items()) if one is not None]
+    of_base, of_tuned = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
+    if len(pairs) < 2:
+        return None
+    return RowPairs((of_base, of_tuned), least_sure(one.by for one in units.values() if one))
 
 
 @dataclass(frozen=True)
@@ -58,6 +127,11 @@ class RowPairs:
 
     rows: tuple[Rows, Rows]  # of the base, of the tuned side
     by: MatchedBy
+
+    def fit(self, *sizes: int) -> bool:
+        """Return whether sides of these sizes have the rows, and numbers do not say the same."""
+        is_inside = all(int(rows.max()) < size for rows, size in zip(self.rows, sizes, strict=True))
+        return is_inside and (self.by != "number" or len(set(sizes)) > 1)
 
 
 def match_rows(base: RowSignatures, tuned: RowSignatures) -> RowPairs | None:
@@ -91,7 +165,7 @@ def _by_content(base: Words, tuned: Words) -> Rows:
     return np.where(is_known, firsts[at], -1)
 
 
-def _by_likeness(base: NDArray[np.float32], tuned: NDArray[np.float32]) -> Rows:
+def _by_likeness(base: Block, tuned: Block) -> Rows:
     """Return the row of the base that is like each row, and far more so than any other; -1 for
     none. Directions in which all rows differ little count as much as others.
     """
@@ -99,10 +173,9 @@ def _by_likeness(base: NDArray[np.float32], tuned: NDArray[np.float32]) -> Rows:
     if len(base) * len(tuned) * base.shape[1] > MOST or not np.isfinite(base).all():
         return partners
     mean = base.mean(axis=0)
-    covariance = (base - mean).T @ (base - mean)
-    variances, directions = np.linalg.eigh(covariance)
-    scale = directions / np.sqrt(variances.clip(0.0) + FLOOR * variances.mean())
-    first, second = (_directions((side - mean) @ scale) for side in (base, tuned))
+    variances, axes = np.linalg.eigh((base - mean).T @ (base - mean))
+    scale = axes / np.sqrt(variances.clip(0.0) + FLOOR * variances.mean())
+    first, second = (directions((side - mean) @ scale) for side in (base, tuned))
     step = max(1, AT_ONCE // len(base))
     for start in range(0, len(tuned), step):
         found = second[start : start + step] @ first.T
@@ -113,11 +186,6 @@ def _by_likeness(base: NDArray[np.float32], tuned: NDArray[np.float32]) -> Rows:
         is_clear = (highest >= ALIKE) & (found.max(axis=1) <= highest - CLEAR)
         partners[start : start + step] = np.where(is_clear, best, -1)
     return partners
-
-
-def _directions(rows: Floats) -> NDArray[np.float32]:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 
 
 def _filled(partners: Rows, count: int) -> Rows:

@@ -20,6 +20,7 @@ from shadow.checkpoints.pairing import MatchedBy, MatrixPair, Side, Skipped
 from shadow.places.architecture import Place
 from shadow.places.names import name_rules
 from shadow.reasons import STRICT
+from shadow.relations.matching import least_sure
 from shadow.reports.columns import (
     FILES,
     MATRICES,
@@ -40,7 +41,6 @@ CHUNK = 2_000  # rows that are held as Python has them
 # report of fewer than 20,000 matrices has one.
 GROUP = 65_536
 GROUP_BYTES = 1 << 27
-WAYS: Sequence[MatchedBy] = ("token", "likeness", "content", "number")
 NAMED = 8  # parts of a tensor that its detail names one by one
 
 
@@ -278,7 +278,7 @@ def _rows_of_side(
         status, reason, detail = _merged(parts)
         size = math.prod(info.shape)
         casts = {part.outcome.cast for part in parts} - {None}
-        ways = {part.matched_by for part in parts}
+        ways = {part.matched_by for part in parts if part.matched_by}
         yield {
             "tensor": info.name,
             "side": side,
@@ -297,7 +297,7 @@ def _rows_of_side(
             "all_zero": sum(part.outcome.zero == side for part in parts),
             "nonfinite": sum(side in part.outcome.nonfinite for part in parts),
             "checksum": checksums.get(name),
-            "matched_by": next((way for way in WAYS if way in ways), None),
+            "matched_by": least_sure(ways) if ways else None,
         }
 
 
@@ -339,9 +339,13 @@ def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Matri
         return _Part(holder.place, outcome, math.prod(holder.info.shape))
     operand = holder.tuned if side == "tuned" else holder.base
     entries = holder.rows * holder.cols if holder.base is not None else 0
-    is_own = operand is None or operand.part.place == holder.place
     matched_by = None if holder.base is None else holder.matched_by
-    return _Part(holder.place, outcomes[holder.key], entries, is_own, matched_by)
+    place, is_own = holder.place, True
+    if operand is not None and matched_by == "number":
+        is_own = operand.part.place == holder.place
+    elif operand is not None:
+        place = operand.part.place
+    return _Part(place, outcomes[holder.key], entries, is_own, matched_by)
 
 
 def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:

@@ -475,36 +475,30 @@ class Recognised(Row):
     masked: Masked | None
 
 
-class LayerRun(Row):
-    """Consecutive layers that are consecutive layers of the base, at other numbers."""
+class UnitRun(Row):
+    """Consecutive layers or experts that are consecutive ones of the base, at other numbers."""
 
-    component: str
-    first_layer: int
-    last_layer: int
-    base_first: int | None
-    """None of new layers."""
-    by: str
+    first: int
+    last: int
+    base_first: int
 
 
-class MissingLayers(Row):
-    """Layers of the base that correspond to no layer."""
+class UnitNumbers(Row):
+    """The layers of a component, or the experts of layers, that are not the base's by number."""
 
     component: str
     layers: list[int]
-
-
-class ExpertsRow(Row):
-    """The experts of layers, where they are not those of the base by number."""
-
-    component: str
-    layers: list[int]
-    experts: int
-    base_experts: int
+    """Of experts: the layers of which this is true."""
     missing: list[int]
-    """Experts of the base that correspond to none."""
+    """Units of the base that correspond to none."""
     new: list[int]
-    moved: int
-    by: str
+    runs: list[UnitRun]
+    by: list[str]
+
+    @property
+    def has_others(self) -> bool:
+        """True if a unit is not the base's of its number."""
+        return bool(self.missing or self.new or self.runs)
 
 
 class MatchedRows(Row):
@@ -534,9 +528,8 @@ class OtherLayer(Row):
 class Correspondence(Row):
     """What corresponds by something else than its number."""
 
-    layers: list[LayerRun]
-    missing: list[MissingLayers]
-    experts: list[ExpertsRow]
+    layers: list[UnitNumbers]
+    experts: list[UnitNumbers]
     rows: list[MatchedRows]
     matrices: list[OtherLayer]
 

@@ -142,13 +142,19 @@ class Context:
         return not self.states.isdisjoint(("unrelated", "rearranged"))
 
     @cached_property
+    def lacking(self) -> list[UncomparedRow]:
+        """The parts that were not compared, without stacks where some experts have no partner."""
+        matched = self.summary.correspondence
+        stacks = "experts." if matched is not None and matched.experts else "\0"
+        return [row for row in self.summary.uncompared if not (row.module or "").startswith(stacks)]
+
+    @cached_property
     def uncompared(self) -> Mapping[str, list[UncomparedRow]]:
         """The parts that were asked for and not compared, by the reasons that a sentence names."""
         if self.filtered:
             return {}
-        matched = self.summary.correspondence
-        # another sentence names layers and experts
-        rows = [row for row in self.summary.uncompared if matched is None or not _is_unit(row)]
+        has_said = self.summary.correspondence is not None  # which layers and experts
+        rows = [row for row in self.lacking if not (has_said and _is_unit(row))]
         by_reason = {reason: [row for row in rows if row.reason == reason] for reason in LEFT_OUT}
         return {reason: rows for reason, rows in by_reason.items() if rows}
 

@@ -85,7 +85,7 @@ def headline(context: Context, codes: Set[str]) -> str:
         return f"{recorded.fill(IDLE, count=summary.idle_updates)} {text}"
     if summary.unnamed_updates and "nothing_compared" not in codes:
         return f"{recorded.fill(UNNAMED, count=summary.unnamed_updates)} {text}"
-    lacking = [row for row in summary.uncompared if row.reason == "only_in_base"]
+    lacking = [row for row in context.lacking if row.reason == "only_in_base"]
     is_hidden = not codes.isdisjoint(("nothing_compared", "unrelated"))
     if is_hidden or summary.broken or is_rearranged(summary) or not lacking:
         return text

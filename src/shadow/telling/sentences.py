@@ -12,7 +12,7 @@ from shadow.quantities import bounds_text
 from shadow.summary.changes import CHANGES
 from shadow.summary.record import TIERS, BrokenRow, InPlaces, PairRecord, Row, UncomparedRow
 from shadow.telling.context import Context, SentenceGroup
-from shadow.telling.correspondence import MOVED
+from shadow.telling.correspondence import kinds_moved, moved_text
 from shadow.telling.parts import identical_text
 from shadow.telling.size import size
 from shadow.telling.wording import (
@@ -286,6 +286,16 @@ def changed(code: str, group: SentenceGroup) -> SentenceRule:
     return SentenceRule(change.sentence or code, group, rows, text, rows)
 
 
+def moved(kind: str) -> SentenceRule:
+    """Say what of a kind corresponds by something else than its number."""
+    return SentenceRule(
+        f"{kind}_moved",
+        SentenceGroup.LIMITS,
+        lambda context: kind in kinds_moved(context),
+        lambda context, recorded: moved_text(kind, context, recorded),
+    )
+
+
 def _levels(context: Context) -> list[str]:
     """The codes of LEVEL that are true: what was left out of the measurement, or estimated."""
     holds = {
@@ -399,10 +409,10 @@ SENTENCES = (
         " its base have nearly 1): unrelated, or one is the other rotated, reordered or moved.",
         of_gate("lineage"),
     ),
-    *(
-        SentenceRule(code, SentenceGroup.LIMITS, is_true, words)
-        for code, (is_true, words) in MOVED.items()
-    ),
+    moved("layers"),
+    moved("matrices"),
+    moved("experts"),
+    moved("rows"),
     changed("not_comparable", SentenceGroup.LIMITS),
     SentenceRule(
         "part_asked_for",
