@@ -162,14 +162,19 @@ def experts(folder, order, noise=0.0):
     return planted.write(folder, changed, {"model_type": "qwen3_moe"})
 
 
-def test_renumbered_experts_are_replaced_matrices(tmp_path):
-    """Experts of the same number that are different ones: the finding says so."""
+def test_renumbered_experts_are_replaced_matrices_by_number(tmp_path):
+    """Experts of the same number that are different ones: the finding says so where only numbers
+    are asked for, and otherwise which experts they are.
+    """
     base = experts(tmp_path / "base", range(4))
     for name, order in (("same", range(4)), ("renumbered", (1, 0, 2, 3))):
         tuned = experts(tmp_path / name, order, noise=0.01)
-        done = shadow("audit", "--base", base, "--tuned", tuned, "-o", tmp_path / f"out-{name}")
-        assert done.code == 0, done.err
+        asked = ["--base", base, "--tuned", tuned, "-o", tmp_path / f"out-{name}"]
+        shadow("audit", *asked).assert_done()
         (path,) = (tmp_path / f"out-{name}").rglob("summary.json")
+        assert bool(json.loads(path.read_text())["correspondence"]) == (name == "renumbered")
+        done = shadow("audit", *asked, "--by-number", "--overwrite")
+        assert done.code == 0, done.err
         replaced = json.loads(path.read_text())["recognised"]["replaced"]
         assert bool(replaced) == (name == "renumbered")
     assert replaced["matrices"] == 4

@@ -24,6 +24,7 @@ NEAR = 0.5  # cosine from which two matrices may correspond; unrelated ones have
 CLEAR = 0.2  # how far below it the next has to be, unless that is its copy
 COPY = 0.9  # cosine from which two units of the base are copies of each other
 ALIKE = 0.8  # cosine of these from which rows may correspond: of 150,000 others the best has .65
+LEAST = 32  # sums of a row; fewer are alike by chance
 AT_ONCE = 1 << 24  # cosines that are in memory
 MOST = 1 << 41  # products of all rows with all rows: beyond, rows are not compared by likeness
 WAYS: Sequence[MatchedBy] = ("number", "content", "likeness")  # the surest first
@@ -170,7 +171,9 @@ def _by_likeness(base: Block, tuned: Block) -> Rows:
     none. Directions in which all rows differ little count as much as others.
     """
     partners = np.full(len(tuned), -1)
-    if len(base) * len(tuned) * base.shape[1] > MOST or not np.isfinite(base).all():
+    count = base.shape[1]
+    is_small = len(base) * len(tuned) * count <= MOST
+    if count < LEAST or not is_small or not np.isfinite(base).all():
         return partners
     mean = base.mean(axis=0)
     variances, axes = np.linalg.eigh((base - mean).T @ (base - mean))

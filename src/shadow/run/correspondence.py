@@ -8,7 +8,7 @@ and what corresponds is measured instead.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -160,11 +160,25 @@ class _Search:
             of_base, of_tuned = self._of_base[there], self._of_tuned[group]
             chosen |= self._choices(own, of_base)
             votes: dict[int, list[tuple[Choice, int]]] = {number_of(one): [] for one in of_tuned}
-            for place in of_tuned:
-                if place in chosen and _votes(place):
-                    rows, cols = self._tuned[place].shape
-                    votes[number_of(place)].append((chosen[place], rows * cols))
+            for number, place, choice in self._ballots(group, of_tuned):
+                rows, cols = self._tuned[place].shape
+                votes[number].append((choice, rows * cols))
             self._known.units[group] = elected(votes, set(map(number_of, of_base)))
+
+    def _ballots(
+        self, group: Group, places: Iterable[Place]
+    ) -> Iterator[tuple[int, Place, Choice]]:
+        """Yield which unit of the base matrices say that theirs is, with the number of theirs."""
+        for place in filter(self._known.chosen.__contains__, places):
+            if _votes(place):
+                yield number_of(place), place, self._known.chosen[place]
+        component, layer = group
+        for place in self._known.chosen if layer is None else ():
+            # experts that were compared say that the layer is the one that they were found in
+            if place.component == component and place.expert is not None:
+                number = place.layer or 0
+                if choice := self._known.unit_of(group, number):
+                    yield number, place, choice
 
     def _choices(self, suspects: set[Place], of_base: list[Place]) -> dict[Place, Choice]:
         """Return the units of the base that matrices are of, as far as their entries say it."""

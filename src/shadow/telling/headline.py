@@ -113,7 +113,8 @@ def _of_change(context: Context, codes: Set[str]) -> str:
     )
     moved = recorded.fill("{kinds:and}", kinds=kinds_moved(context))
     numbers = f"with {moved} at other numbers" if moved else ""
-    parts = [_size(context, recorded), numbers, kind, _place(context, recorded)]
+    place = "" if numbers else _place(context, recorded)
+    parts = [_size(context, recorded), numbers, kind, place]
     text = ", ".join(filter(None, parts))
     if summary.figures.matrices_rounded:
         text = f"{text}; {recorded.fill(ROUNDED)}"
