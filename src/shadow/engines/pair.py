@@ -225,14 +225,13 @@ def _measured(
     """Measure a pair by number; where numbers fail, what corresponds instead. Returns it as it is
     aligned at last, what corresponds, and the number of matrices that were measured.
     """
-    found = Correspondence()
-    scratch = asked.scratch / "signatures"
+    found = Correspondence(asked.runtime, asked.scratch / "signatures")
     settings = asked.settings
     outcomes: Mapping[str, MatrixOutcome] | None = None  # counts come first
     measured = 0
     is_sought = not settings.by_number and aligned.tuned.adapter is None
     while True:
-        if is_sought and found.extend(aligned, outcomes, asked.runtime, scratch):
+        if is_sought and found.extend(aligned, outcomes):
             aligned = align(aligned.base, aligned.tuned, settings.chosen, found.partners)
             count = sum(pair.matched_by != "number" for pair in aligned.pairs)
             asked.runtime.say(

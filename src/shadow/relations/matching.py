@@ -111,28 +111,27 @@ def elected(votes: Mapping[int, Sequence[tuple[Choice, int]]], base: Set[int]) -
     return units
 
 
-def rows_of_units(units: Units) -> RowPairs | None:
-    """Return the numbers of units that correspond as rows, such as those of a router; None for
-    fewer than two.
-    """
-    pairs = [(one.unit, number) for number, one in sorted(units.items()) if one is not None]
-    of_base, of_tuned = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
-    if len(pairs) < 2:
-        return None
-    return RowPairs((of_base, of_tuned), least_sure(one.by for one in units.values() if one))
-
-
 @dataclass(frozen=True)
 class RowPairs:
-    """Rows of two vocabularies that correspond, one by one."""
+    """Rows of two matrices that correspond, one by one."""
 
     rows: tuple[Rows, Rows]  # of the base, of the tuned side
     by: MatchedBy
 
-    def fit(self, *sizes: int) -> bool:
-        """Return whether sides of these sizes have the rows, and numbers do not say the same."""
-        is_inside = all(int(rows.max()) < size for rows, size in zip(self.rows, sizes, strict=True))
-        return is_inside and (self.by != "number" or len(set(sizes)) > 1)
+
+def rows_of_units(units: Units, base: int, tuned: int) -> RowPairs | None:
+    """Pair rows as units correspond, such as those of a router; None for fewer than two, where
+    sides of these numbers of rows lack some, and where numbers say the same.
+    """
+    found = {number: one for number, one in units.items() if one is not None}
+    if len(found) < 2:
+        return None
+    of_tuned = np.array(sorted(found))
+    of_base = np.array([found[number].unit for number in of_tuned.tolist()])
+    by = least_sure(one.by for one in found.values())
+    is_inside = of_base.max() < base and of_tuned.max() < tuned
+    is_needed = by != "number" or base != tuned
+    return RowPairs((of_base, of_tuned), by) if is_inside and is_needed else None
 
 
 def match_rows(base: RowSignatures, tuned: RowSignatures) -> RowPairs | None:
@@ -159,11 +158,17 @@ def _by_content(base: Words, tuned: Words) -> Rows:
     """Return the row of the base with the digest of each row, -1 for none; digests that occur
     several times on a side say nothing.
     """
-    digests, firsts, counts = np.unique(base, return_index=True, return_counts=True)
-    _, own, own_counts = np.unique(tuned, return_inverse=True, return_counts=True)
-    at = np.searchsorted(digests, tuned).clip(max=len(digests) - 1)
-    is_known = (digests[at] == tuned) & (counts[at] == 1) & (own_counts[own] == 1)
-    return np.where(is_known, firsts[at], -1)
+    (of_base, base_rows), (of_tuned, tuned_rows) = map(_once, (base, tuned))
+    _, first, second = np.intersect1d(of_base, of_tuned, return_indices=True)
+    partners = np.full(len(tuned), -1)
+    partners[tuned_rows[second]] = base_rows[first]
+    return partners
+
+
+def _once(digests: Words) -> tuple[Words, Rows]:
+    """Return the digests that occur once, and the rows that have them."""
+    values, rows, counts = np.unique(digests, return_index=True, return_counts=True)
+    return values[counts == 1], rows[counts == 1]
 
 
 def _by_likeness(base: Block, tuned: Block) -> Rows:
@@ -198,11 +203,8 @@ def _filled(partners: Rows, count: int) -> Rows:
     known = np.flatnonzero(partners >= 0)
     shifts = partners[known] - known
     rows = np.arange(len(partners))
-    after = np.searchsorted(known, rows)
-    before = np.searchsorted(known, rows, side="right") - 1
-    left = shifts[before.clip(min=0)]
-    right = shifts[after.clip(max=len(known) - 1)]
-    guess = rows + np.where(before < 0, right, left)
-    agrees = (left == right) | (before < 0) | (after == len(known))
+    shift = np.interp(rows, known, shifts)
+    is_same = np.interp(rows, known, shifts**2) == shift**2  # only between two that are equal
+    guess = rows + shift.astype(np.intp)
     is_free = (guess >= 0) & (guess < count) & ~np.isin(guess, partners)
-    return np.where((partners < 0) & agrees & is_free, guess, partners)
+    return np.where((partners < 0) & is_same & is_free, guess, partners)

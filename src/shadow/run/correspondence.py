@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operands, Partner, grows, operands_of
 from shadow.places.architecture import Place
 from shadow.places.names import Shape
+from shadow.reasons import ONE_SIDED
 from shadow.relations.facts import matched_rows, unit_numbers
 from shadow.relations.matching import (
     NEAR,
@@ -28,7 +29,7 @@ from shadow.relations.matching import (
     match_rows,
     rows_of_units,
 )
-from shadow.relations.signature import Signature, row_signatures_of, signature_of
+from shadow.relations.signature import row_signatures_of, signature_of
 from shadow.run.journal import MatrixOutcome
 from shadow.run.runtime import AlignedPair, Runtime, ignore
 from shadow.run.scan import scan
@@ -36,62 +37,13 @@ from shadow.run.workers import Cut, matrix_of, own_workspace
 from shadow.spectra.spectrum import Workspace
 from shadow.summary import record
 
+Outcomes = Mapping[str, MatrixOutcome]  # by key of a pair
 Made = TypeVar("Made")
 Sign = Callable[[Cut, Workspace], Made]
 Group = tuple[str, int | None]
 """Of units that are numbered together: a component of its layers, and a layer of its experts."""
 SAME_ROWS = 0.999  # cosine of a vocabulary that grew, from which its rows have their numbers
 NO_VOTE = ("norm", "bias", "other", "router")  # modules that do not say which unit theirs is
-
-
-@dataclass
-class Correspondence:
-    """What corresponds by something else than its number, as far as it was looked for."""
-
-    partners: dict[Place, Partner] = field(default_factory=dict)
-    units: dict[Group, Units] = field(default_factory=dict)
-    """Of the groups of which some units were looked for, all of the tuned side."""
-    chosen: dict[Place, Choice] = field(default_factory=dict)
-    """The layer, or the expert, whose matrix a matrix was found to be."""
-    tried: set[Place] = field(default_factory=set)
-
-    def extend(
-        self,
-        aligned: AlignedPair,
-        outcomes: Mapping[str, MatrixOutcome] | None,
-        runtime: Runtime,
-        scratch: Path,
-    ) -> bool:
-        """Look for partners where numbers fail; return whether there are new ones.
-
-        outcomes: of the pairs as they are aligned now; None before anything is measured, where
-        counts decide.
-        """
-        search = _Search(self, aligned, replace(runtime, show=ignore), scratch)
-        suspects = search.differing() if outcomes is None else search.unlike(outcomes)
-        suspects -= self.tried
-        if not suspects:
-            return False
-        self.tried |= suspects
-        before = dict(self.partners)
-        of_experts = {place for place in suspects if place.expert is not None}
-        search.match_units({place for place in suspects - of_experts if _votes(place)})
-        search.match_units(of_experts)
-        search.pair_units()
-        search.match_vocabulary({place for place in suspects if grows(place)})
-        return self.partners != before
-
-    def unit_of(self, group: Group, number: int) -> Choice | None:
-        """Return the unit of the base that corresponds to a unit, None for a new one."""
-        return self.units.get(group, {}).get(number, Choice(number, "number"))
-
-    def base_group(self, group: Group) -> Group | None:
-        """Return the group of the base in which units of a group are; None for a new layer's."""
-        component, layer = group
-        if layer is None:
-            return group
-        unit = self.unit_of((component, None), layer)
-        return None if unit is None else (component, unit.unit)
 
 
 def group_of(place: Place) -> Group:
@@ -109,31 +61,58 @@ def _votes(place: Place) -> bool:
     return place.layer is not None and place.module not in NO_VOTE
 
 
-class _Search:
-    """One look for what corresponds, in two checkpoints as they are aligned now."""
+class Correspondence:
+    """What corresponds by something else than its number, as far as it was looked for."""
 
-    def __init__(
-        self, known: Correspondence, aligned: AlignedPair, runtime: Runtime, scratch: Path
-    ) -> None:
-        self._known, self._aligned = known, aligned
-        self._runtime, self._scratch = runtime, scratch
-        self._base, self._tuned = operands_of(aligned.base, aligned.tuned)
-        self._of_base, self._of_tuned = grouped(self._base), grouped(self._tuned)
+    def __init__(self, runtime: Runtime, scratch: Path) -> None:
+        self._runtime, self._scratch = replace(runtime, show=ignore), scratch
+        self.partners: dict[Place, Partner] = {}
+        # of the groups of which some units were looked for, all of the tuned side
+        self.units: dict[Group, Units] = {}
+        # the layer, or the expert, that each matrix was found to be of
+        self.chosen: dict[Place, Choice] = {}
+        self._tried: set[Place] = set()
         self._zeros: set[Place] = set()
 
-    def differing(self) -> set[Place]:
-        """Return the matrices of units of which the sides have different numbers."""
-        suspects = set()
-        for group, places in self._of_tuned.items():
-            numbers = [set(map(number_of, side)) for side in (self._of_base[group], places)]
-            if all(numbers) and numbers[0] != numbers[1]:
-                suspects |= set(filter(_votes, places))
-        return suspects
+    def extend(self, aligned: AlignedPair, outcomes: Outcomes | None) -> bool:
+        """Look for partners where numbers fail; return whether there are new ones.
 
-    def unlike(self, outcomes: Mapping[str, MatrixOutcome]) -> set[Place]:
+        outcomes: of the pairs as they are aligned now; None before anything is measured, where
+        counts decide.
+        """
+        if outcomes is None:
+            suspects = _differing(aligned)
+        else:
+            suspects = self._unlike(aligned, outcomes) - self._tried
+        if not suspects:
+            return False
+        self._tried |= suspects
+        self._aligned = aligned
+        self._base, self._tuned = operands_of(aligned.base, aligned.tuned)
+        before = dict(self.partners)
+        of_experts = {place for place in suspects if place.expert is not None}
+        self._match_units({place for place in suspects - of_experts if _votes(place)})
+        self._match_units(of_experts)
+        self._pair_units()
+        self._match_vocabulary({place for place in suspects if grows(place)})
+        return self.partners != before
+
+    def unit_of(self, group: Group, number: int) -> Choice | None:
+        """Return the unit of the base that corresponds to a unit, None for a new one."""
+        return self.units.get(group, {}).get(number, Choice(number, "number"))
+
+    def base_group(self, group: Group) -> Group | None:
+        """Return the group of the base in which units of a group are; None for a new layer's."""
+        component, layer = group
+        if layer is None:
+            return group
+        unit = self.unit_of((component, None), layer)
+        return None if unit is None else (component, unit.unit)
+
+    def _unlike(self, aligned: AlignedPair, outcomes: Outcomes) -> set[Place]:
         """Return the matrices that have little in common with their partners; note the others."""
         suspects = set()
-        for pair in self._aligned.pairs:
+        for pair in aligned.pairs:
             if pair.base is None or not pair.is_matrix:
                 continue
             deltas = outcomes[pair.key].deltas
@@ -144,121 +123,110 @@ class _Search:
                 suspects.add(pair.place)
             else:
                 choice = Choice(number_of(pair.base.part.place), pair.matched_by)
-                self._known.chosen[pair.place] = choice
+                self.chosen[pair.place] = choice
         return suspects
 
-    def match_units(self, suspects: set[Place]) -> None:
+    def _match_units(self, suspects: set[Place]) -> None:
         """Find the unit of the base that each suspect matrix is of, and then each unit."""
-        chosen = self._known.chosen
-        groups = defaultdict[Group, set[Place]](set)
-        for place in suspects:
-            groups[group_of(place)].add(place)
-        for group, own in groups.items():
-            there = self._known.base_group(group)
+        of_base, of_tuned = grouped(self._base), grouped(self._tuned)
+        for group, own in grouped(suspects).items():
+            there = self.base_group(group)
             if there is None:
                 continue
-            of_base, of_tuned = self._of_base[there], self._of_tuned[group]
-            chosen |= self._choices(own, of_base)
-            votes: dict[int, list[tuple[Choice, int]]] = {number_of(one): [] for one in of_tuned}
-            for number, place, choice in self._ballots(group, of_tuned):
+            self.chosen |= self._choices(own, of_base[there])
+            votes: dict[int, list[tuple[Choice, int]]] = {number_of(place): [] for place in own}
+            for number, place, choice in self._ballots(group):
                 rows, cols = self._tuned[place].shape
-                votes[number].append((choice, rows * cols))
-            self._known.units[group] = elected(votes, set(map(number_of, of_base)))
+                votes.setdefault(number, []).append((choice, rows * cols))
+            numbers = set(map(number_of, of_tuned[group]))
+            by_number = {number: self.unit_of(group, number) for number in sorted(numbers)}
+            found = elected(votes, set(map(number_of, of_base[there])))
+            self.units[group] = by_number | found
 
-    def _ballots(
-        self, group: Group, places: Iterable[Place]
-    ) -> Iterator[tuple[int, Place, Choice]]:
-        """Yield which unit of the base matrices say that theirs is, with the number of theirs."""
-        for place in filter(self._known.chosen.__contains__, places):
-            if _votes(place):
-                yield number_of(place), place, self._known.chosen[place]
+    def _ballots(self, group: Group) -> Iterator[tuple[int, Place, Choice]]:
+        """Yield which unit of the base matrices say that theirs is, with the number of theirs.
+        Experts that were compared say that their layer is the one that they were found in.
+        """
         component, layer = group
-        for place in self._known.chosen if layer is None else ():
-            # experts that were compared say that the layer is the one that they were found in
-            if place.component == component and place.expert is not None:
-                number = place.layer or 0
-                if choice := self._known.unit_of(group, number):
-                    yield number, place, choice
+        for place, choice in self.chosen.items():
+            if group_of(place) == group and _votes(place):
+                yield number_of(place), place, choice
+            elif layer is None and place.component == component and place.expert is not None:
+                unit = self.unit_of(group, place.layer or 0)
+                if unit is not None:
+                    yield place.layer or 0, place, unit
 
-    def _choices(self, suspects: set[Place], of_base: list[Place]) -> dict[Place, Choice]:
+    def _choices(self, own: Iterable[Place], there: Iterable[Place]) -> dict[Place, Choice]:
         """Return the units of the base that matrices are of, as far as their entries say it."""
-        candidates = _by_role(self._base, of_base)
-        roles = _by_role(self._tuned, suspects)
-        chosen = [
-            (own, candidates[role])
-            for role, own in roles.items()
-            if len(candidates.get(role, ())) > 1
+        candidates = _by_role(self._base, there)
+        roles = [
+            (places, candidates[role])
+            for role, places in _by_role(self._tuned, own).items()
+            if len(candidates[role]) > 1
         ]
-        tuned = self._signatures(self._tuned, [place for own, _ in chosen for place in own])
-        base = self._signatures(self._base, [place for _, there in chosen for place in there])
+        sides = []
+        for at, (checkpoint, operands) in enumerate(
+            ((self._aligned.tuned, self._tuned), (self._aligned.base, self._base))
+        ):
+            chosen = {place: operands[place] for role in roles for place in role[at]}
+            sides.append(self._read(checkpoint, chosen, signature_of))
+        tuned, base = sides
         self._zeros |= {place for place, one in tuned.items() if not one.sketch.any()}
         choices: dict[Place, Choice] = {}
-        for own, there in chosen:
+        for places, others in roles:
             found = choose(
-                [number_of(place) for place in own],
-                [number_of(place) for place in there],
-                [tuned[place] for place in own],
-                [base[place] for place in there],
+                [number_of(place) for place in places],
+                [number_of(place) for place in others],
+                [tuned[place] for place in places],
+                [base[place] for place in others],
             )
-            choices |= {own[at]: choice for at, choice in found.items()}
+            choices |= {places[at]: choice for at, choice in found.items()}
         return choices
 
-    def pair_units(self) -> None:
+    def _pair_units(self) -> None:
         """Pair everything inside layers as its unit corresponds, or as its own entries say."""
-        known = self._known
-        for place in self._tuned:
+        for place, operand in self._tuned.items():
             if place.layer is None:
                 continue
-            known.partners.pop(place, None)
-            layer = known.unit_of((place.component, None), place.layer)
-            own = known.unit_of(group_of(place), number_of(place))
-            own = known.chosen.get(place, own)
+            self.partners.pop(place, None)
+            layer = self.unit_of((place.component, None), place.layer)
+            own = self.chosen.get(place) or self.unit_of(group_of(place), number_of(place))
             if layer is None or own is None:
-                known.partners[place] = Partner(None)
+                self.partners[place] = Partner(None)
                 continue
             there = replace(place, layer=own.unit)
             if place.expert is not None:
                 there = replace(place, layer=layer.unit, expert=own.unit)
             if there != place:
                 by = layer.by if own.by == "number" else own.by
-                known.partners[place] = Partner(None if place in self._zeros else there, by)
-        self._pair_routers()
-
-    def _pair_routers(self) -> None:
-        """Pair the rows of routers as the experts correspond."""
-        for place, operand in self._tuned.items():
-            experts = self._known.units.get((place.component, place.layer), {})
-            layer = self._known.unit_of((place.component, None), place.layer or 0)
-            pairs = rows_of_units(experts) if place.module == "router" else None
-            there = replace(place, layer=layer.unit if layer else None)
-            if pairs is not None and there in self._base:
+                self.partners[place] = Partner(None if place in self._zeros else there, by)
+            experts = self.units.get((place.component, place.layer), {})
+            if place.module == "router" and there in self._base:
                 sizes = self._base[there].shape[0], operand.shape[0]
-                if pairs.fit(*sizes):
-                    self._known.partners[place] = Partner(there, pairs.by, pairs.rows)
+                pairs = rows_of_units(experts, *sizes)
+                if pairs is not None:
+                    self.partners[place] = Partner(there, pairs.by, pairs.rows)
 
-    def match_vocabulary(self, suspects: set[Place]) -> None:
+    def _match_vocabulary(self, suspects: set[Place]) -> None:
         """Find the rows of the base's vocabulary that rows are."""
         found: dict[tuple[Shape, Shape], RowPairs | None] = {}
-        base, tuned = self._aligned.base, self._aligned.tuned
         for pair in self._aligned.pairs:
-            is_packed = pair.tuned.info.packing or (pair.base and pair.base.info.packing)
-            if pair.base is None or pair.place not in suspects or is_packed:
+            if pair.base is None or pair.place not in suspects:
+                continue
+            if pair.base.info.packing or pair.tuned.info.packing:
                 continue
             shapes = pair.base.shape, pair.tuned.shape
             if shapes not in found:
-                (first,) = self._made(base, {pair.place: pair.base}, row_signatures_of).values()
-                (second,) = self._made(tuned, {pair.place: pair.tuned}, row_signatures_of).values()
-                found[shapes] = match_rows(first, second)
+                first = self._read(self._aligned.base, {pair.place: pair.base}, row_signatures_of)
+                second = self._read(
+                    self._aligned.tuned, {pair.place: pair.tuned}, row_signatures_of
+                )
+                found[shapes] = match_rows(first[pair.place], second[pair.place])
             if rows := found[shapes]:
                 there = pair.base.part.place
-                self._known.partners[pair.place] = Partner(there, rows.by, rows.rows)
+                self.partners[pair.place] = Partner(there, rows.by, rows.rows)
 
-    def _signatures(self, side: Operands, places: Iterable[Place]) -> dict[Place, Signature]:
-        """Read matrices of a side for their signatures."""
-        checkpoint = self._aligned.base if side is self._base else self._aligned.tuned
-        return self._made(checkpoint, {place: side[place] for place in places}, signature_of)
-
-    def _made(
+    def _read(
         self, checkpoint: Checkpoint, operands: Operands, sign: Sign[Made]
     ) -> dict[Place, Made]:
         """Read matrices once, and return what is made of them."""
@@ -274,6 +242,20 @@ class _Search:
         return dict(scan(aligned, measure, self._runtime, self._scratch))
 
 
+def _differing(aligned: AlignedPair) -> set[Place]:
+    """Return the matrices of units of which the sides have different numbers."""
+    is_alone = (one.place.layer is not None and one.reason in ONE_SIDED for one in aligned.skipped)
+    if not any(is_alone):
+        return set()
+    base, tuned = map(grouped, operands_of(aligned.base, aligned.tuned))
+    suspects: set[Place] = set()
+    for group, places in tuned.items():
+        numbers = [set(map(number_of, side)) for side in (base[group], places)]
+        if all(numbers) and numbers[0] != numbers[1]:
+            suspects |= set(filter(_votes, places))
+    return suspects
+
+
 def grouped(places: Iterable[Place]) -> defaultdict[Group, list[Place]]:
     """Return the places inside layers by the group that they are of."""
     found = defaultdict[Group, list[Place]](list)
@@ -283,7 +265,9 @@ def grouped(places: Iterable[Place]) -> defaultdict[Group, list[Place]]:
     return found
 
 
-def _by_role(operands: Operands, places: Iterable[Place]) -> dict[tuple[object, ...], list[Place]]:
+def _by_role(
+    operands: Operands, places: Iterable[Place]
+) -> defaultdict[tuple[object, ...], list[Place]]:
     """Return the places of matrices that may correspond to each other, in order."""
     found = defaultdict[tuple[object, ...], list[Place]](list)
     for place in sorted(places, key=number_of):
@@ -295,23 +279,22 @@ def facts(known: Correspondence, aligned: AlignedPair) -> record.Correspondence:
     """Return what corresponds, as summaries have it."""
     base, _ = operands_of(aligned.base, aligned.tuned)
     of_base = grouped(base)
-    rows: dict[bool, list[record.UnitNumbers]] = {True: [], False: []}
-    for (component, layer), units in sorted(
-        known.units.items(), key=lambda item: (item[0][0], item[0][1] or 0)
-    ):
-        there = known.base_group((component, layer)) or (component, None)
-        row = unit_numbers(component, units, set(map(number_of, of_base[there])))
-        of_kind = rows[layer is None]
-        same = [one for one in of_kind if layer is not None and one.with_values(layers=[]) == row]
-        if not same and row.has_others:
-            same = [row]
-            of_kind.append(row)
-        for one in same:
-            one.layers.extend([] if layer is None else [layer])
+    layers: list[record.UnitNumbers] = []
+    experts: list[record.UnitNumbers] = []
+    for group in sorted(known.units, key=lambda group: (group[0], group[1] or 0)):
+        component, layer = group
+        there = known.base_group(group) or group
+        row = unit_numbers(component, known.units[group], set(map(number_of, of_base[there])))
+        if layer is None:
+            layers.append(row)
+            continue
+        same = [one for one in experts if one.with_values(layers=[]) == row]
+        experts += [] if same else [row]
+        (same or [row])[0].layers.append(layer)
     pairs = [pair for pair in aligned.pairs if pair.chosen is not None and grows(pair.place)]
     return record.Correspondence(
-        layers=rows[True],
-        experts=rows[False],
+        layers=[row for row in layers if row.has_others],
+        experts=[row for row in experts if row.has_others],
         rows=[matched_rows(pair) for pair in pairs],
         matrices=other_layers(known),
     )

@@ -65,35 +65,26 @@ class Quantised(InFile, Protocol):
         """
 
 
-@dataclass(frozen=True)
 class Selected:
     """Some rows of a matrix, in any order; consecutive rows are read together."""
 
-    matrix: Tensor | InFile  # (rows, cols)
-    rows: NDArray[np.intp]
+    ndim = 2
 
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((len(self.rows), self.matrix.shape[1]))
-
-    @property
-    def ndim(self) -> int:
-        return 2
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.matrix.dtype
+    def __init__(self, matrix: Tensor | InFile, rows: NDArray[np.intp]) -> None:
+        self._matrix, self._rows = matrix, rows
+        self.shape = torch.Size((len(rows), matrix.shape[1]))
+        self.dtype = matrix.dtype
 
     def numel(self) -> int:
         return self.shape.numel()
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        rows = self.rows[index[0]] if index else self.rows
+        rows = self._rows[index[0]]
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         parts = []
         for run in np.split(rows, breaks):
             consecutive = slice(int(run[0]), int(run[-1]) + 1)
-            parts.append(self.matrix[(consecutive, *index[1:])].clone())
+            parts.append(self._matrix[(consecutive, *index[1:])].clone())
         return torch.cat(parts)
 
 
