@@ -227,9 +227,12 @@ def _measured(
     """
     found = Correspondence(asked.runtime, asked.scratch / "signatures")
     settings = asked.settings
-    outcomes: Mapping[str, MatrixOutcome] | None = None  # counts come first
+    outcomes: Mapping[str, MatrixOutcome] | None = None
     measured = 0
-    is_sought = not settings.by_number and aligned.tuned.adapter is None
+    sources = [*aligned.base.sources.values(), *aligned.tuned.sources.values()]
+    may_seek = not settings.by_number and aligned.tuned.adapter is None
+    # first, if nothing has to be fetched twice
+    is_sought = may_seek and not any(source.bytes_to_move() for source in sources)
     while True:
         if is_sought and found.extend(aligned, outcomes):
             aligned = align(aligned.base, aligned.tuned, settings.chosen, found.partners)
@@ -242,6 +245,7 @@ def _measured(
         is_first = outcomes is None
         measured += _measure(asked, aligned, journal, is_first=is_first)
         outcomes = journal.outcomes
+        is_sought = may_seek
 
 
 def _measure(

@@ -42,6 +42,7 @@ Made = TypeVar("Made")
 Sign = Callable[[Cut, Workspace], Made]
 Group = tuple[str, int | None]
 """Of units that are numbered together: a component of its layers, and a layer of its experts."""
+NO_LIMIT = 1 << 62  # bytes
 SAME_ROWS = 0.999  # cosine of a vocabulary that grew, from which its rows have their numbers
 NO_VOTE = ("norm", "bias", "other", "router")  # modules that do not say which unit theirs is
 
@@ -65,7 +66,10 @@ class Correspondence:
     """What corresponds by something else than its number, as far as it was looked for."""
 
     def __init__(self, runtime: Runtime, scratch: Path) -> None:
-        self._runtime, self._scratch = replace(runtime, show=ignore), scratch
+        # what is fetched for it alone does not stay
+        limit = runtime.access.max_disk or NO_LIMIT
+        access = replace(runtime.access, max_disk=limit)
+        self._runtime, self._scratch = replace(runtime, show=ignore, access=access), scratch
         self.partners: dict[Place, Partner] = {}
         # of the groups of which some units were looked for, all of the tuned side
         self.units: dict[Group, Units] = {}
@@ -77,13 +81,11 @@ class Correspondence:
     def extend(self, aligned: AlignedPair, outcomes: Outcomes | None) -> bool:
         """Look for partners where numbers fail; return whether there are new ones.
 
-        outcomes: of the pairs as they are aligned now; None before anything is measured, where
-        counts decide.
+        outcomes: of the pairs as they are aligned now; None before anything is measured.
         """
-        if outcomes is None:
-            suspects = _differing(aligned)
-        else:
-            suspects = self._unlike(aligned, outcomes) - self._tried
+        suspects = _differing(aligned) - self._tried
+        if outcomes is not None:
+            suspects |= self._unlike(aligned, outcomes) - self._tried
         if not suspects:
             return False
         self._tried |= suspects
