@@ -15,7 +15,7 @@ import shadow
 from shadow.checkpoints.pairing import Filter
 from shadow.engines import pair as engine
 from shadow.engines.pair import run_pair
-from shadow.relations.matching import Choice, RowSignatures, choose, elected, match_rows
+from shadow.relations.matching import RowSignatures, UnitChoice, choose, elected, match_rows
 from shadow.relations.signature import Signature, cosines, signature_of
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
@@ -299,10 +299,14 @@ def test_a_unit_is_like_one_and_no_other(own, vector, base, unit):
 
 def test_most_parameters_say_which_unit_one_is():
     """One without a vote keeps a number that no other takes; otherwise it is new."""
-    number, content, likeness = (Choice(1, by) for by in ("number", "content", "likeness"))
-    votes = {0: [(Choice(2, "content"), 5), (number, 4)], 1: [(content, 1), (likeness, 1)], 2: []}
+    number, content, likeness = (UnitChoice(1, by) for by in ("number", "content", "likeness"))
+    votes = {
+        0: [(UnitChoice(2, "content"), 5), (number, 4)],
+        1: [(content, 1), (likeness, 1)],
+        2: [],
+    }
     units = elected({**votes, 3: []}, {0, 1, 2, 3})
-    assert units == {0: Choice(2, "content"), 1: likeness, 2: None, 3: Choice(3, "number")}
+    assert units == {0: UnitChoice(2, "content"), 1: likeness, 2: None, 3: UnitChoice(3, "number")}
 
 
 def test_a_signature_is_of_values():

@@ -35,7 +35,7 @@ from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.reports.folders import replacing
 from shadow.reports.provenance import ReportMetadata, RunMetadata
-from shadow.run.correspondence import Correspondence, facts
+from shadow.run.correspondence import Matching, facts
 from shadow.run.file_rows import file_rows
 from shadow.run.journal import JOURNAL, PARTS, Fetched, Journal, MatrixOutcome
 from shadow.run.machine import kinds, lacking, machine_limits
@@ -221,11 +221,11 @@ def _audit(asked: Asked) -> AuditResult:
 
 def _measured(
     asked: Asked, aligned: AlignedPair, journal: Journal
-) -> tuple[AlignedPair, Correspondence, int]:
+) -> tuple[AlignedPair, Matching, int]:
     """Measure a pair by number; where numbers fail, what corresponds instead. Returns it as it is
     aligned at last, what corresponds, and the number of matrices that were measured.
     """
-    found = Correspondence(asked.runtime, asked.scratch / "signatures")
+    found = Matching(asked.runtime, asked.scratch / "signatures")
     settings = asked.settings
     outcomes: Mapping[str, MatrixOutcome] | None = None
     measured = 0

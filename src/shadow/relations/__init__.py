@@ -1,1 +1,1 @@
-"""What corresponds to what in two checkpoints: facts, without words."""
+"""Correspondence of two checkpoints: units and rows that are each other's. Facts, without words."""

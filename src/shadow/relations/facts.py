@@ -1,4 +1,4 @@
-"""What corresponds, as rows of a summary."""
+"""Units and rows that correspond, as rows of a summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which unit of a base a unit of the tuned side is: by its number, by content or by likeness."""
+"""The unit of a base that a unit of the tuned side is: by number, by content or by likeness."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FLOOR = 0.01  # of the mean variance, added to all, so that no direction is nois
 
 
 @dataclass(frozen=True)
-class Choice:
+class UnitChoice:
     """A unit of the base."""
 
     unit: int
@@ -44,7 +44,7 @@ def least_sure(ways: Iterable[MatchedBy]) -> MatchedBy:
     return max(ways, key=WAYS.index)
 
 
-Units = dict[int, Choice | None]
+Units = dict[int, UnitChoice | None]
 """By number of a unit of the tuned side; None for a new one."""
 
 
@@ -53,14 +53,14 @@ def choose(
     units: Sequence[int],
     tuned: Sequence[Signature],
     base: Sequence[Signature],
-) -> dict[int, Choice]:
+) -> dict[int, UnitChoice]:
     """Choose the unit of the base that each matrix is of, of matrices of one role, by their index;
     without those that are of none. Of equal units the one that follows that of the matrix before.
 
     own, units: numbers of the units of both sides, in order.
     """
     among = cosines(base, base)
-    choices: dict[int, Choice] = {}
+    choices: dict[int, UnitChoice] = {}
     expected: dict[int, int] = {}
     for at, (number, found) in enumerate(zip(own, cosines(tuned, base), strict=True)):
         follows = expected.get(number, number)
@@ -72,12 +72,12 @@ def choose(
 
 def _choice(
     own: int, expected: int, found: Floats, units: Sequence[int], among: Floats
-) -> Choice | None:
+) -> UnitChoice | None:
     """Choose a unit by cosines, EQUAL for equal digests. among: those of the base's with each
     other.
     """
     if own in units and found[units.index(own)] >= NEAR:
-        return Choice(own, "number")
+        return UnitChoice(own, "number")
     best = found.argmax()
     if not found[best] >= NEAR:
         return None
@@ -86,10 +86,10 @@ def _choice(
     if not is_equal and np.max(found[~fits], initial=-1.0) > found[best] - CLEAR:
         return None
     nearest = min(np.flatnonzero(fits).tolist(), key=lambda at: abs(units[at] - expected))
-    return Choice(units[nearest], "content" if is_equal else "likeness")
+    return UnitChoice(units[nearest], "content" if is_equal else "likeness")
 
 
-def elected(votes: Mapping[int, Sequence[tuple[Choice, int]]], base: Set[int]) -> Units:
+def elected(votes: Mapping[int, Sequence[tuple[UnitChoice, int]]], base: Set[int]) -> Units:
     """Return the unit of the base that most parameters of each unit are of. One without votes has
     other contents than the base's of its number, or is new where that is another's.
 
@@ -103,11 +103,11 @@ def elected(votes: Mapping[int, Sequence[tuple[Choice, int]]], base: Set[int]) -
             sizes[choice.unit] += size
             ways[choice.unit].add(choice.by)
         for unit, _ in sizes.most_common(1):
-            units[number] = Choice(unit, least_sure(ways[unit]))
+            units[number] = UnitChoice(unit, least_sure(ways[unit]))
     taken = {one.unit for one in units.values() if one is not None}
     for number in votes.keys() - units.keys():
         is_free = number in base and number not in taken
-        units[number] = Choice(number, "number") if is_free else None
+        units[number] = UnitChoice(number, "number") if is_free else None
     return units
 
 

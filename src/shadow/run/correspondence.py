@@ -1,4 +1,4 @@
-"""What corresponds to what in a pair whose numbers disagree with its content.
+"""Correspondence in a pair whose numbers disagree with its content.
 
 An audit pairs layers, experts and rows of a vocabulary by number. Where counts differ, or where it
 found matrices that have little in common with those of their number, these are read for signatures,
@@ -21,8 +21,8 @@ from shadow.reasons import ONE_SIDED
 from shadow.relations.facts import matched_rows, unit_numbers
 from shadow.relations.matching import (
     NEAR,
-    Choice,
     RowPairs,
+    UnitChoice,
     Units,
     choose,
     elected,
@@ -62,8 +62,8 @@ def _votes(place: Place) -> bool:
     return place.layer is not None and place.module not in NO_VOTE
 
 
-class Correspondence:
-    """What corresponds by something else than its number, as far as it was looked for."""
+class Matching:
+    """Parts of a pair that correspond, but not by number, as far as they were looked for."""
 
     def __init__(self, runtime: Runtime, scratch: Path) -> None:
         # what is fetched for it alone does not stay
@@ -74,7 +74,7 @@ class Correspondence:
         # of the groups of which some units were looked for, all of the tuned side
         self.units: dict[Group, Units] = {}
         # the layer, or the expert, that each matrix was found to be of
-        self.chosen: dict[Place, Choice] = {}
+        self.chosen: dict[Place, UnitChoice] = {}
         self._tried: set[Place] = set()
         self._zeros: set[Place] = set()
 
@@ -99,9 +99,9 @@ class Correspondence:
         self._match_vocabulary({place for place in suspects if grows(place)})
         return self.partners != before
 
-    def unit_of(self, group: Group, number: int) -> Choice | None:
+    def unit_of(self, group: Group, number: int) -> UnitChoice | None:
         """Return the unit of the base that corresponds to a unit, None for a new one."""
-        return self.units.get(group, {}).get(number, Choice(number, "number"))
+        return self.units.get(group, {}).get(number, UnitChoice(number, "number"))
 
     def base_group(self, group: Group) -> Group | None:
         """Return the group of the base in which units of a group are; None for a new layer's."""
@@ -124,7 +124,7 @@ class Correspondence:
             if cosine is not None and cosine < least:
                 suspects.add(pair.place)
             else:
-                choice = Choice(number_of(pair.base.part.place), pair.matched_by)
+                choice = UnitChoice(number_of(pair.base.part.place), pair.matched_by)
                 self.chosen[pair.place] = choice
         return suspects
 
@@ -136,7 +136,7 @@ class Correspondence:
             if there is None:
                 continue
             self.chosen |= self._choices(own, of_base[there])
-            votes: dict[int, list[tuple[Choice, int]]] = {number_of(place): [] for place in own}
+            votes: dict[int, list[tuple[UnitChoice, int]]] = {number_of(place): [] for place in own}
             for number, place, choice in self._ballots(group):
                 rows, cols = self._tuned[place].shape
                 votes.setdefault(number, []).append((choice, rows * cols))
@@ -145,7 +145,7 @@ class Correspondence:
             found = elected(votes, set(map(number_of, of_base[there])))
             self.units[group] = by_number | found
 
-    def _ballots(self, group: Group) -> Iterator[tuple[int, Place, Choice]]:
+    def _ballots(self, group: Group) -> Iterator[tuple[int, Place, UnitChoice]]:
         """Yield which unit of the base matrices say that theirs is, with the number of theirs.
         Experts that were compared say that their layer is the one that they were found in.
         """
@@ -158,7 +158,7 @@ class Correspondence:
                 if unit is not None:
                     yield place.layer or 0, place, unit
 
-    def _choices(self, own: Iterable[Place], there: Iterable[Place]) -> dict[Place, Choice]:
+    def _choices(self, own: Iterable[Place], there: Iterable[Place]) -> dict[Place, UnitChoice]:
         """Return the units of the base that matrices are of, as far as their entries say it."""
         candidates = _by_role(self._base, there)
         roles = [
@@ -174,7 +174,7 @@ class Correspondence:
             sides.append(self._read(checkpoint, chosen, signature_of))
         tuned, base = sides
         self._zeros |= {place for place, one in tuned.items() if not one.sketch.any()}
-        choices: dict[Place, Choice] = {}
+        choices: dict[Place, UnitChoice] = {}
         for places, others in roles:
             found = choose(
                 [number_of(place) for place in places],
@@ -277,7 +277,7 @@ def _by_role(
     return found
 
 
-def facts(known: Correspondence, aligned: AlignedPair) -> record.Correspondence:
+def facts(known: Matching, aligned: AlignedPair) -> record.Correspondence:
     """Return what corresponds, as summaries have it."""
     base, _ = operands_of(aligned.base, aligned.tuned)
     of_base = grouped(base)
@@ -302,7 +302,7 @@ def facts(known: Correspondence, aligned: AlignedPair) -> record.Correspondence:
     )
 
 
-def other_layers(known: Correspondence) -> list[record.OtherLayer]:
+def other_layers(known: Matching) -> list[record.OtherLayer]:
     """Rows of layers with matrices that are of another layer than most of theirs."""
     found = defaultdict[tuple[str, int, int, str], list[str]](list)
     for place, choice in known.chosen.items():

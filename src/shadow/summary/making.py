@@ -129,8 +129,8 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
 
 
 def _correspondence(metadata: ReportMetadata) -> Correspondence | None:
-    """What corresponds by something else than its number, as the report says it; None if it does
-    not say it as an audit does.
+    """The parts that correspond, but not by number, as the report says it; None if it does not say
+    it as an audit does.
     """
     try:
         return read_row(Correspondence, metadata.get("correspondence"))

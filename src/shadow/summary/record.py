@@ -526,7 +526,7 @@ class OtherLayer(Row):
 
 
 class Correspondence(Row):
-    """What corresponds by something else than its number."""
+    """Parts that correspond, but not by number."""
 
     layers: list[UnitNumbers]
     experts: list[UnitNumbers]

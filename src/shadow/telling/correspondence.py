@@ -1,4 +1,4 @@
-"""Sentences of what corresponds by something else than its number."""
+"""Sentences of parts that correspond, but not by number."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS = ("layers", "matrices", "experts", "rows")
 
 
 def kinds_moved(context: Context) -> list[str]:
-    """What has other numbers than in the base."""
+    """The kinds of parts that have other numbers than in the base."""
     found = context.summary.correspondence
     return [kind for kind in KINDS if found is not None and getattr(found, kind)]
 

@@ -287,7 +287,7 @@ def changed(code: str, group: SentenceGroup) -> SentenceRule:
 
 
 def moved(kind: str) -> SentenceRule:
-    """Say what of a kind corresponds by something else than its number."""
+    """Say which parts of a kind correspond, but not by number."""
     return SentenceRule(
         f"{kind}_moved",
         SentenceGroup.LIMITS,
