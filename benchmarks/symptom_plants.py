@@ -23,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import planted
 import quantisers
 from companions import of_mistral, tokenizer
+from small_plants import FILES
 
 import shadow
+from shadow.checks.whole import RULES
 
 FILE, EMBED, HEAD = "model.safetensors", "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
@@ -41,7 +43,7 @@ class Asked:
     """
 
     command: str
-    of: Sequence[Path]
+    of: Sequence[Any]
     code: str = ""  # among those of the answer; an audit has none
     names: str = ""
     sick: str = "does_not_hold"
@@ -421,3 +423,38 @@ def norm(at: Work) -> Asked:
     name = at.pick(NORM)
     off = {name: at.base[name] + 1} if at.is_sick else {}
     return at.two("audit", at.moved(at.base, but="norm") | off, "", f"{re.escape(name)} by")
+
+
+def small(at: Work, plant: Callable[[Path, bool], object]) -> Asked:
+    """Small files that contradict each other, or a copy that is none; some are notes."""
+    folder, code = at.put("m", shards=1), FILES[plant][0]
+    plant(folder, at.is_sick)
+    sick = "holds" if RULES[code].severity == "note" else "does_not_hold"
+    well = "inconclusive" if code == "code_lost" else "holds"  # transformers lacks the class
+    return Asked("whole", [folder], code, r"\.(json|jinja|weight)|[12]_\w+", sick, well)
+
+
+def factors(at: Work, lost: str, code: str) -> Asked:
+    """An adapter of which some factors, or the config, are lost, or whose head has another key."""
+    folder = at.adapted()[1]
+    state = load_file(folder / ADAPTER)
+    if at.is_sick and lost == CONFIG:
+        (folder / CONFIG).unlink()
+    elif at.is_sick and lost == "score.weight":
+        save_file(state | {lost: torch.randn(2, 64)}, folder / ADAPTER)
+    elif at.is_sick:
+        left = {name: one for name, one in state.items() if not re.search(lost, name)}
+        save_file(left, folder / ADAPTER)
+    return Asked("whole", [folder], code, lost)
+
+
+def in_memory(at: Work, code: str) -> Asked:
+    """A model in memory whose head is no longer tied, or of which two layers are one module."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(at.put("m"))
+    if at.is_sick and code == "tie_broken":
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    elif at.is_sick:
+        model.model.layers[1] = model.model.layers[0]
+    return Asked("whole", [model], code, "lm_head|layers.1")

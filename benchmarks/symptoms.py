@@ -56,6 +56,7 @@ ROWS = {
     16: "an update that BF16 swallowed", 17: "an engine's weights", 18: "the scale of an adapter",
     19: "scales of quantised modules", 20: "copied and noised", 21: "NaN and infinity",
     22: "zeros", 23: "a norm vector that is off", 24: "a folder that contradicts itself",
+    25: "small files, copies, modules in memory",
 }  # fmt: skip
 BOTH = ("whole", "audit")
 NO_B, NO_B_OF_A_LAYER = {"zero": "lora_B"}, {"zero": r"\.1\..*lora_B"}
@@ -183,6 +184,14 @@ PLANTS: list[Plant] = [
         None, "token_beyond", "pad is token", pad_token_id=at.text("vocab_size"))),
     (24, "whole: rank of an adapter", TEXT,
      lambda at: do.adapter(at, "whole", "rank", "config says 64", r=64)),
+    *((25, f"whole: {plant.__name__}", kinds, partial(do.small, plant=plant))
+      for plant, (_, kinds) in do.FILES.items()),
+    *((25, f"whole: an adapter without {lost}", OWN[:2],
+       partial(do.factors, lost=lost, code=code))
+      for lost, code in ((do.CONFIG, "adapter_config_lost"), (r"layers\.1\.\S*v_proj",
+                         "factors_lost"), ("score.weight", "key_unread"))),
+    (25, "memory: a tie broke", ("qwen2", "gemma2"), partial(do.in_memory, code="tie_broken")),
+    (25, "memory: one module twice", OWN[:2], partial(do.in_memory, code="module_twice")),
 ]  # fmt: skip
 
 

@@ -1,7 +1,5 @@
 """Names and shapes of tensors, and configs, as no model has them: for properties of names."""
 
-from __future__ import annotations
-
 from hypothesis import strategies as st
 
 from shadow.places.names import name_rules

@@ -1,7 +1,5 @@
 """`shadow` commands in tests: a process that imports once, a fork for each, and what came of it."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -111,9 +109,7 @@ class Run:
         return lines[0]
 
     def assert_done(self, code: int = 0) -> str:
-        """A command that did its work. Returns what it printed, with the wrapped lines of tables as
-        they are.
-        """
+        """A command that did its work. Returns what it printed, wrapped lines of tables as well."""
         assert "Traceback" not in self.err, self.err[-400:]
         assert self.code == code, self.err
         assert self.out.replace("\n", "").isprintable()
@@ -133,11 +129,9 @@ def zygote() -> subprocess.Popen[str]:
 
 
 class Started:
-    """A command that runs while the test goes on; one at a time. After the fork it is as one of its
-    own process.
-    """
+    """A command that runs beside the test, one at a time; a fork, as if started alone."""
 
-    latest: ClassVar[Started | None] = None
+    latest: ClassVar["Started | None"] = None
 
     def __init__(
         self,
@@ -148,20 +142,16 @@ class Started:
         file_size: int = 0,
         seconds: int = SECONDS,
     ) -> None:
-        """env: variables beside those of this process, None for one less. bare: no other variables
-        than these.
-        """
+        """env: beside those of this process, None for one less. bare: no other variables."""
         before = Started.latest
         assert before is None or before.run, "the warm process answers for one command at a time"
         variables = {} if bare else os.environ | {"COLUMNS": "200"}
         variables |= env or {}
         job = {
-            "arguments": [os.fsencode(str(one)).hex() for one in arguments],
-            "cwd": str(cwd),
+            "arguments": [os.fsencode(str(one)).hex() for one in arguments], "cwd": str(cwd),
             "env": {name: str(value) for name, value in variables.items() if value is not None},
-            "file_size": file_size,
-            "seconds": seconds,
-        }
+            "file_size": file_size, "seconds": seconds,
+        }  # fmt: skip
         pipe = zygote().stdin
         assert pipe
         pipe.write(json.dumps(job) + "\n")

@@ -1,7 +1,5 @@
 """What lies beside the weights of a planted checkpoint: a tokenizer, Mistral's own files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import planted

@@ -1,7 +1,5 @@
 """The fixture `shadow`: runs a command in a process of its own."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import os

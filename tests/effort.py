@@ -5,8 +5,6 @@ Tests of properties have few examples, or as many as each asks for with
 others are marked slow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -30,9 +28,7 @@ def chosen(cases: Iterable[Any], fast: Collection[Any]) -> list[Any]:
 
 
 def every(step: int, cases: Iterable[Any]) -> list[Any]:
-    """Values of a parameter, of which the first and each step-th after it are fast tests and the
-    others slow ones.
-    """
+    """Values of which the first and each step-th after it are fast tests and the others slow."""
     return [
         pytest.param(case, marks=() if n % step == 0 else pytest.mark.slow)
         for n, case in enumerate(cases)

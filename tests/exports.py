@@ -1,7 +1,5 @@
 """Finished reports of hostile names and of numbers that are hard to write down."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 agrees with them.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +22,7 @@ SMALL = {"attn.q": (64, 64), "attn.o": (64, 64), "mlp.up": (172, 64), "mlp.down"
 
 @dataclass(frozen=True)
 class Part:
-    """Matrices of one component: modules in every layer, some of them once for each expert, and
-    others outside.
-    """
+    """Matrices of a component: modules in every layer, some once an expert, and others outside."""
 
     modules: dict[str, tuple[int, int]]
     layers: int
@@ -68,26 +64,19 @@ def figures(
     entropy = float(-(q * np.log(q)).sum())
     cumulated = np.cumsum(q)
     found = {
-        "frobenius_norm": total**0.5,
-        "spectral_norm": sigma[0],
-        "nuclear_norm": sigma.sum(),
-        "stable_rank": total / energy[0],
-        "effective_rank": np.exp(-(p * np.log(p)).sum()),
-        "energy_rank": np.exp(entropy),
-        "participation_ratio": 1 / (q**2).sum(),
-        "sigma_floor": 1e-7 * sigma[0],
-        "numerical_rank": len(sigma),
+        "frobenius_norm": total**0.5, "spectral_norm": sigma[0], "nuclear_norm": sigma.sum(),
+        "stable_rank": total / energy[0], "effective_rank": np.exp(-(p * np.log(p)).sum()),
+        "energy_rank": np.exp(entropy), "participation_ratio": 1 / (q**2).sum(),
+        "sigma_floor": 1e-7 * sigma[0], "numerical_rank": len(sigma),
         **{f"rank_{t}": int(np.searchsorted(cumulated, t / 100) + 1) for t in (90, 95, 99)},
         **{f"top{k}_energy": cumulated[min(k, len(q)) - 1] for k in (1, 4, 16, 64)},
-    }
+    }  # fmt: skip
     if null_pr is not None and edge is not None:
         found |= {
-            "null_participation_ratio": null_pr,
-            "null_edge": edge,
-            "spikes": int((sigma > edge).sum()),
-            "spike_energy": q[sigma > edge].sum(),
+            "null_participation_ratio": null_pr, "null_edge": edge,
+            "spikes": int((sigma > edge).sum()), "spike_energy": q[sigma > edge].sum(),
             "concentration": np.log(null_pr / found["participation_ratio"]) / np.log(null_pr),
-        }
+        }  # fmt: skip
     return {
         name: float(value) if isinstance(value, np.floating) else value
         for name, value in found.items()
@@ -152,18 +141,13 @@ def write_family(
                 own = figures(delta, null, edge)
                 base, after = figures(weight), figures(tuned)
                 own |= {
-                    "relative_norm": own["frobenius_norm"] / base["frobenius_norm"],
-                    "cosine": 0.99,
+                    "relative_norm": own["frobenius_norm"] / base["frobenius_norm"], "cosine": 0.99,
                     "effective_rank_shift": after["effective_rank"] - base["effective_rank"],
-                    "zero_share": 0.1 * generator.random(),
-                    "floor_ratio": 20 + generator.random(),
-                    "row_participation_ratio": rows / 3,
-                    "col_participation_ratio": cols / 4,
-                    "rows_changed": 1.0,
-                    "overlap_left": 0.99 - 0.05 * depth,
-                    "overlap_right": 0.98,
+                    "zero_share": 0.1 * generator.random(), "floor_ratio": 20 + generator.random(),
+                    "row_participation_ratio": rows / 3, "col_participation_ratio": cols / 4,
+                    "rows_changed": 1.0, "overlap_left": 0.99 - 0.05 * depth, "overlap_right": 0.98,
                     "intruders": int(generator.integers(0, 2)),
-                }
+                }  # fmt: skip
                 subjects = {"base": (weight, base), "tuned": (tuned, after), "delta": (delta, own)}
             else:
                 subjects = {"tuned": (weight, figures(weight))}
@@ -187,10 +171,8 @@ def write_family(
         "base": {"repo": f"org/{family}", "commit": "0" * 40, "fingerprint": None},
         "tuned": {"repo": f"org/{family}-instruct", "commit": "1" * 40, "fingerprint": None},
         "settings": {
-            "method": {"level": "full"},
-            "chosen": {"components": [], "layers": [], "modules": []},
-            "relation": "tuned",
-            "spectra": spectra,
+            "method": {"level": "full"}, "chosen": {"components": [], "layers": [], "modules": []},
+            "relation": "tuned", "spectra": spectra,
         },
         "seed": 0,
         "compute_dtype": "float32 Gram, float64 eigenvalues",
@@ -199,18 +181,16 @@ def write_family(
         "started": "2026-01-01T00:00:00+00:00",
         "seconds": 61.0,
         **metadata,
-    }
+    }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
         name: pa.Table.from_pylist(rows, schema=arrow_schema(columns))
         for name, columns, rows in (
-            ("matrices", MATRICES, matrices),
-            ("tensors", TENSORS, tensors),
-            ("files", FILES, []),
+            ("matrices", MATRICES, matrices), ("tensors", TENSORS, tensors), ("files", FILES, []),
             ("spectra", SPECTRA, curves),
         )
         if name != "spectra" or spectra
-    }
+    }  # fmt: skip
     _write_tables(folder, tables, recorded)
     made = summarise(tables, recorded)
     summary = made.as_json()

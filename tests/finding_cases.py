@@ -2,8 +2,6 @@
 every number of a finding is one of its tables.
 """
 
-from __future__ import annotations
-
 import math
 
 import reports
@@ -15,10 +13,8 @@ from shadow.telling.reading import read_summary
 from shadow.telling.report import report_document
 
 SETTINGS = {
-    "method": {"level": "full"},
-    "chosen": {},
-    "relation": "tuned",
-}
+    "method": {"level": "full"}, "chosen": {}, "relation": "tuned",
+}  # fmt: skip
 LEVELS = {"bf16": 0.70, "int8": 0.14}
 WIDE = {"rows": 1024, "cols": 1024}
 
@@ -157,18 +153,12 @@ def with_head(share):
 
 
 ROUNDED = {
-    "kept": 0.1,
-    "kept_reason": "rounded_away",
-    "kept_history": "stored_base",
-    "floor_ratio": 0.05,
-}
+    "kept": 0.1, "kept_reason": "rounded_away", "kept_history": "stored_base", "floor_ratio": 0.05,
+}  # fmt: skip
 ROUNDED |= {"relative_norm_unrounded": None, "equivalent_directions": None, "purity_z": 1.0}
 UNKNOWN = {
-    "kept": None,
-    "kept_reason": "rounding_unexplained",
-    "kept_history": None,
-    "floor_ratio": 1.5,
-}
+    "kept": None, "kept_reason": "rounding_unexplained", "kept_history": None, "floor_ratio": 1.5,
+}  # fmt: skip
 UNKNOWN |= {"relative_norm_unrounded": None, "equivalent_directions": None}
 RANK_8 = {"rank_90": 8, "rank_95": 8, "rank_99": 8, "numerical_rank": 64}
 RANK_8 |= {"rest_rank": 8, "rest_energy": 0.001, "rest_over_rounding": 1.0}

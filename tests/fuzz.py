@@ -8,8 +8,6 @@ words that can be printed. Each target changes files that are right, as bytes an
 counterexample is shrunk and printed.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -178,9 +176,7 @@ def layouts() -> list[Any]:
 
 @st.composite
 def changed_layout(draw: st.DrawFn, originals: tuple[Any, ...]) -> bytes:
-    """One of the originals with pieces left out, of other shapes, dtypes and numbers, and with
-    other words in its config.
-    """
+    """One of the originals with pieces left out or of other shapes and dtypes, and other words."""
     tree = deepcopy(draw(st.sampled_from(originals)))
     pieces, config = tree["pieces"], tree["config"]
     words = ("quant_method", "bits", "group_size", "checkpoint_format", "version", "mode")
@@ -283,18 +279,11 @@ claim:
   fail_on: not gate.lineage
 """
 RULES = (
-    b"language.mlp.up.concentration > 0.5",
-    b"*.attn.*.concentration >= 1e-3",
-    b"vision.energy_share != .5",
-    b"language.embed.layers.0-7 unchanged",
-    b"files.config.rope_* changed",
-    b"not verify.trained --moved layers.0-7 --frozen embed",
-    b"gate.lineage",
-    b"not gate.lineage",
-    b"nonfinite",
-    b"verify.same",
-    b"spiked == 0",
-)
+    b"language.mlp.up.concentration > 0.5", b"*.attn.*.concentration >= 1e-3",
+    b"vision.energy_share != .5", b"language.embed.layers.0-7 unchanged",
+    b"files.config.rope_* changed", b"not verify.trained --moved layers.0-7 --frozen embed",
+    b"gate.lineage", b"not gate.lineage", b"nonfinite", b"verify.same", b"spiked == 0",
+)  # fmt: skip
 CLAIMS = (
     b"- same ./base ./tuned\n- claim: trained\n  checkpoints: [./base, ./tuned]\n",
     b"tuned:\n  claim: trained --moved layers.0-7 --frozen embed\n",
@@ -307,10 +296,13 @@ WHOLE = {  # files of a folder; a list of them under "left out" is not written
         "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1,
         "vocab_size": 16, "intermediate_size": 16, "tie_word_embeddings": True,
         "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [2, 3],
+        "auto_map": {"AutoModel": "x.X"}, "image_token_id": 3, "decoder_start_token_id": 1,
     },
+    "modules.json": [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}],
     "generation_config.json": {"eos_token_id": 2, "pad_token_id": None, "temperature": 0.6},
     "tokenizer_config.json": {
-        "eos_token": {"content": "</s>"}, "bos_token": "<s>", "chat_template": "{{ messages }}",
+        "eos_token": {"content": "</s>"}, "bos_token": "<s>", "image_token": "<s>",
+        "chat_template": "<|im_start|>{{ messages }}<|im_end|>", "tokenizer_class": "XFast",
         "added_tokens_decoder": {"2": {"content": "</s>"}}, "model_max_length": 10**30,
     },
     "tokenizer.json": {
@@ -335,14 +327,11 @@ CSV = (
 HARNESS = {
     "results": {"gsm8k": {"alias": "gsm8k", "acc,none": 0.5, "acc_stderr,none": 0.01}},
     "configs": {"gsm8k": {"num_fewshot": 5, "metadata": {"version": 1.0}}},
-    "versions": {"gsm8k": 1},
-    "n-shot": {"gsm8k": 5},
-    "higher_is_better": {"gsm8k": {"acc": True}},
+    "versions": {"gsm8k": 1}, "n-shot": {"gsm8k": 5}, "higher_is_better": {"gsm8k": {"acc": True}},
     "n-samples": {"gsm8k": {"original": 10, "effective": 10}},
-    "config": {"model": "hf", "model_args": "pretrained=org/a"},
-    "model_name": "org/a",
+    "config": {"model": "hf", "model_args": "pretrained=org/a"}, "model_name": "org/a",
     "group_subtasks": {"maths": ["gsm8k"]},
-}
+}  # fmt: skip
 ROW = {
     "position": 0, "family": "toy", "pair": "base..sft", "relation": "tuned",
     "folder": "toy/base..sft",
@@ -526,9 +515,7 @@ def small_gguf(top: Path) -> bytes:
 
 
 def attempt(target: Target, content: bytes) -> bool:
-    """Read one file; was it taken? Raises AssertionError, or what the reader raised, where it broke
-    its word.
-    """
+    """True if a file is taken. Raises AssertionError or the reader's error, a broken word."""
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         try:

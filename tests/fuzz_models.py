@@ -1,7 +1,5 @@
 """Models in memory for fuzz.py: state dicts and modules as JSON, and what is asked of them."""
 
-from __future__ import annotations
-
 import json
 import types
 from collections.abc import Callable, Mapping
@@ -38,25 +36,8 @@ SIZES = st.sampled_from([0, 1, 2, 3, 4, 6, 8, 9, 16])
 SHAPES = st.lists(SIZES, max_size=4)
 VALUES = st.sampled_from(
     [
-        None,
-        0,
-        -1,
-        2,
-        4,
-        0.5,
-        float("nan"),
-        "",
-        "llama",
-        "x",
-        "\ud800",
-        [],
-        [1],
-        {},
-        {"a": []},
-        True,
-        10**30,
-        "bfloat16",
-        {"quant_method": "fp8", "weight_block_size": [2, 2]},
+        None, 0, -1, 2, 4, 0.5, float("nan"), "", "llama", "x", "\ud800", [], [1], {}, {"a": []},
+        True, 10**30, "bfloat16", {"quant_method": "fp8", "weight_block_size": [2, 2]},
     ]
 )  # fmt: skip
 KEYS = (

@@ -6,8 +6,6 @@ line with at most one hint, there is no traceback, and it writes nothing outside
 A log has a line a process, so that a run that was cut short continues.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -6,8 +6,6 @@ are answered at once; large ones (Git-LFS) by a redirect to a signed address on 
 which must never see a token. hub_parts.py has what it answers, and what can go wrong.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -114,7 +112,7 @@ class Hub:
         for server in self._servers.values():
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
 
-    def __enter__(self) -> Hub:
+    def __enter__(self) -> "Hub":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -187,9 +185,7 @@ class Hub:
 
     @property
     def requests(self) -> list[Request]:
-        """All answered requests in the order in which they came. Waits up to a second for answers
-        under way.
-        """
+        """All answered requests in order. Waits up to a second for answers under way."""
         with self._changed:
             self._changed.wait_for(lambda: not self._under_way, timeout=1)
             return [request for _, request in sorted(self._requests.items())]
@@ -352,22 +348,14 @@ class Hub:
             return json_answer([entries[path] for path in asked if path in entries])
         return json_answer(
             {
-                "_id": hashlib.sha1(name.encode()).hexdigest()[:24],
-                "id": name,
-                "modelId": name,
-                "author": name.rpartition("/")[0] or None,
-                "sha": commit,
-                "lastModified": "2024-01-01T00:00:00.000Z",
-                "createdAt": "2024-01-01T00:00:00.000Z",
-                "private": repo.private,
-                "gated": repo.gated,
-                "disabled": False,
-                "downloads": 0,
-                "likes": 0,
-                "tags": [],
+                "_id": hashlib.sha1(name.encode()).hexdigest()[:24], "id": name, "modelId": name,
+                "author": name.rpartition("/")[0] or None, "sha": commit,
+                "lastModified": "2024-01-01T00:00:00.000Z", "createdAt": "2024-01-01T00:00:00.000Z",
+                "private": repo.private, "gated": repo.gated, "disabled": False, "downloads": 0,
+                "likes": 0, "tags": [],
                 "siblings": [sibling(file, "blobs" in parameters) for file in files.values()],
             }
-        )
+        )  # fmt: skip
 
     def _answer_tree(
         self,
@@ -518,13 +506,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send(answer, action)
             finally:
                 recorded = (
-                    self.server.origin,
-                    self.command,
-                    self.path,
-                    self.status,
-                    self.sent,
-                    asked,
-                )
+                    self.server.origin, self.command, self.path, self.status, self.sent, asked,
+                )  # fmt: skip
                 about = (answer.repo, answer.about.name if answer.about else "")
                 hub.note(number, Request(*recorded, "Authorization" in self.headers, *about))
 

@@ -1,7 +1,5 @@
 """Two pairs of checkpoints on a Hub of this machine, and commands that audit them there."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import Counter
@@ -42,10 +40,8 @@ def decoder() -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (512, 256)}
     for layer in range(4):
         block = {
-            "self_attn.q_proj": (256, 256),
-            "mlp.up_proj": (384, 256),
-            "mlp.down_proj": (256, 384),
-        }
+            "self_attn.q_proj": (256, 256), "mlp.up_proj": (384, 256), "mlp.down_proj": (256, 384),
+        }  # fmt: skip
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
         shapes[f"model.layers.{layer}.input_layernorm.weight"] = (256,)
     return shapes | {"model.norm.weight": (256,)}
@@ -59,9 +55,7 @@ FEW = {
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`base` in three shards and `tuned` in two, which end at other tensors; and a pair of one
-    small file each.
-    """
+    """`base` in three shards, `tuned` in two that end elsewhere; a pair of one small file each."""
     top = tmp_path_factory.mktemp("checkpoints")
     return {
         "base": planted.sharded(top / "base", tensors(decoder(), 0), 3),
@@ -89,15 +83,10 @@ def hub(folders: dict[str, Path], tmp_path: Path) -> Iterator[Hub]:
 def variables(endpoint: str, home: Path, **more: str) -> dict[str, str]:
     """A command's environment: a Hub, a cache of its own, a token, and little patience."""
     own = {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": home,
-        "HF_HUB_CACHE": home / "hub",
-        "HF_TOKEN": SECRET,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "3",
+        "HF_ENDPOINT": endpoint, "HF_HOME": home, "HF_HUB_CACHE": home / "hub", "HF_TOKEN": SECRET,
+        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "3",
         "HF_HUB_ETAG_TIMEOUT": "3",
-    }
+    }  # fmt: skip
     return {name: str(value) for name, value in {**own, **more}.items()}
 
 
@@ -181,9 +170,7 @@ def frame(output: Path, name: str = "matrices") -> pd.DataFrame:
 
 
 def assert_equal(output: Path, wanted: dict[str, pd.DataFrame]) -> None:
-    """The report has the very numbers of the audit of the folders, and nothing unfinished lies
-    beside it.
-    """
+    """The report has the numbers of an audit of the folders; nothing unfinished lies beside it."""
     for name in TABLES:
         found = frame(output, name)
         assert_same(found, wanted[name])

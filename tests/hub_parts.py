@@ -1,7 +1,5 @@
 """What a Hub on this machine is made of: files and answers, and what can go wrong with them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -233,13 +231,11 @@ def entries_of(files: Mapping[str, File]) -> list[dict]:
     }
     entries = [
         {
-            "type": "directory",
-            "oid": hashlib.sha1(folder.encode()).hexdigest(),
-            "size": 0,
+            "type": "directory", "oid": hashlib.sha1(folder.encode()).hexdigest(), "size": 0,
             "path": folder,
         }
         for folder in folders
-    ]
+    ]  # fmt: skip
     for name, file in files.items():
         entry = {"type": "file", "oid": file.oid, "size": file.size, "path": name}
         if file.sha256:
@@ -255,10 +251,8 @@ def sibling(file: File, blobs: bool) -> dict:
         recorded |= {"size": file.size, "blobId": file.oid}
         if file.sha256:
             recorded["lfs"] = {
-                "sha256": file.sha256,
-                "size": file.size,
-                "pointerSize": file.pointer_size,
-            }
+                "sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size,
+            }  # fmt: skip
     return recorded
 
 

@@ -2,8 +2,6 @@
 audits wrote.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from dataclasses import replace

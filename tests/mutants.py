@@ -12,8 +12,6 @@ What survives is printed with its change; tests/equivalent.yaml lists changes th
 notice, each with its reason. Exit code 1: a mistake survived that is not listed there.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import json

@@ -1,14 +1,15 @@
-"""The generated part of docs/cli.md, from the command objects."""
-
-from __future__ import annotations
+"""The generated parts of docs/cli.md, from the command objects, and of docs/rules.md."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import typer.main
 
+from shadow.checks.answer import Severity
+from shadow.checks.whole import RULES
 from shadow.cli.commands import EXAMPLES, app
 from shadow.cli.commands import claims as verify_claims
+from shadow.templates import outline
 
 
 def cell(text: str) -> str:
@@ -25,9 +26,7 @@ def commands(command: Any = None, path: str = "shadow") -> Iterator[tuple[str, A
 
 
 def command_line() -> str:
-    """Every command with its usage, its help and its options, as Markdown; an option that an
-    earlier command has in the same words is named alone.
-    """
+    """Every command with usage, help and options, as Markdown; a repeated option is named alone."""
     out = []
     first: dict[str, str] = {}  # row of an option, and the command that has it
     for path, command in commands():
@@ -54,6 +53,20 @@ def command_line() -> str:
         inner = getattr(command, "commands", {})
         out += [f"- `{path} {name}`: {one.get_short_help_str(200)}" for name, one in inner.items()]
         out += [""] if inner else []
+    return "\n".join(out).strip()
+
+
+def rules() -> str:
+    """Every code of `verify whole` in tables, one for each severity."""
+    out = []
+    for severity in Severity:
+        out += [f"## {severity.capitalize()}s", "", "| code | a row says | why | what to do |"]
+        out.append("|---|---|---|---|")
+        for code, rule in RULES.items():
+            if rule.severity is severity:
+                cells = map(cell, (outline(rule.text), rule.why, rule.do))
+                out.append(f"| `{code}` | {' | '.join(cells)} |")
+        out.append("")
     return "\n".join(out).strip()
 
 

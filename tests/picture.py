@@ -2,8 +2,6 @@
 dark pages.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -40,9 +38,7 @@ def contrast(*colours: str) -> float:
 
 
 def theme(ground: str, text: str, plain: str, bright: str) -> TerminalTheme:
-    """A theme of Rich from colours in hexadecimal: background, text, and the eight of a terminal,
-    plain and bright.
-    """
+    """A theme of Rich from hexadecimal colours: ground, text, and eight plain and bright ones."""
 
     def numbers(colours: str) -> list[tuple[int, int, int]]:
         return [(red, green, blue) for red, green, blue in map(bytes.fromhex, colours.split())]
@@ -101,12 +97,9 @@ def session() -> list[str]:
         subprocess.run(audit, cwd=folder, capture_output=True, check=True)
         leader, follower = pty.openpty()
         variables = {
-            "PATH": os.environ["PATH"],
-            "TERM": "xterm-256color",
-            "COLORTERM": "truecolor",
-            "COLUMNS": str(WIDTH),
-            "LINES": "200",
-        }
+            "PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLORTERM": "truecolor",
+            "COLUMNS": str(WIDTH), "LINES": "200",
+        }  # fmt: skip
         if "PYTHONPATH" in os.environ:
             variables["PYTHONPATH"] = os.environ["PYTHONPATH"]
         words = [SHADOW, *COMMAND.split()[1:]]

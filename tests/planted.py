@@ -4,8 +4,6 @@ by transformers, trained from each other, packed, in shards, as adapters and GGU
 quantisers.py quantises their matrices.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math
@@ -59,9 +57,7 @@ def adapter(
     extra: Tensors | None = None,
     **config: object,
 ) -> Path:
-    """A LoRA adapter of rank 4 at scale 2. pairs: (B, A) by the name of a matrix; extra: tensors by
-    their own names.
-    """
+    """A LoRA adapter of rank 4 at scale 2. pairs: (B, A) by matrix; extra: by their own names."""
     factors = dict(extra or {})
     for name, (b, a) in pairs.items():
         module = f"base_model.model.{name.removesuffix('.weight')}"
@@ -226,14 +222,11 @@ DECODER = {
 LAYER = "model.layers.{}.{}.weight"
 HIDDEN, INNER, WORDS = 64, 96, 80
 SHAPES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
-    "self_attn.v_proj": (HIDDEN // 2, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
+    "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
+    "self_attn.v_proj": (HIDDEN // 2, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
+    "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN),
     "mlp.down_proj": (HIDDEN, INNER),
-}
+}  # fmt: skip
 
 
 def normal(seed: int, *shape: int) -> torch.Tensor:
@@ -461,10 +454,8 @@ def write_vision(here: Path) -> None:
     both |= {f"language_model.{name}": one for name, one in language.items()}
     both["multi_modal_projector.linear_1.weight"] = normal(810, HIDDEN, 32)
     config = {
-        "model_type": "llava",
-        "text_config": DECODER,
-        "vision_config": {"model_type": "clip"},
-    }
+        "model_type": "llava", "text_config": DECODER, "vision_config": {"model_type": "clip"},
+    }  # fmt: skip
     write_decoder(here / "llava", both, config)
     write_decoder(here / "text", decoder(1))
 
@@ -607,11 +598,9 @@ CHAIN_SHAPES = {
     "model.embed_tokens.weight": (CHAIN_WORDS, CHAIN_WIDTH),
 }
 CHAIN_CONFIG = {
-    "model_type": "llama",
-    "hidden_size": CHAIN_WIDTH,
-    "num_hidden_layers": CHAIN_LAYERS,
+    "model_type": "llama", "hidden_size": CHAIN_WIDTH, "num_hidden_layers": CHAIN_LAYERS,
     "tie_word_embeddings": True,
-}
+}  # fmt: skip
 
 
 def drawn(seed: int) -> Tensors:
@@ -686,9 +675,7 @@ def registry(folder: Path, stages: Iterable[str], pairs: Iterable[str]) -> Path:
     """A registry folder with a family `toy` of these stages, which lie in folders beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
-        "toy:",
-        *(f"  {stage}: ../{stage}" for stage in stages),
-        f"  pairs: [{', '.join(pairs)}]",
-    ]
+        "toy:", *(f"  {stage}: ../{stage}" for stage in stages), f"  pairs: [{', '.join(pairs)}]",
+    ]  # fmt: skip
     (folder / "toy.yaml").write_text("\n".join(lines) + "\n")
     return folder

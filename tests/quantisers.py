@@ -2,8 +2,6 @@
 have, entry by entry; and as copies in memory with their steps (ggml's types, GPTQ, AWQ).
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 
@@ -70,10 +68,8 @@ def awq(weight, group=32) -> Quantised:
     q, scales, zeros = grouped(weight, group, 4)
     truth = (q - spread(zeros, group)) * spread(scales, group)
     return {
-        "qweight": awq_words(q.T.long()),
-        "qzeros": awq_words(zeros.T.long()),
-        "scales": scales.T,
-    }, truth
+        "qweight": awq_words(q.T.long()), "qzeros": awq_words(zeros.T.long()), "scales": scales.T,
+    }, truth  # fmt: skip
 
 
 def mlx(weight, bits=4, group=32) -> Quantised:

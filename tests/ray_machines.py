@@ -1,7 +1,5 @@
 """Two machines of Ray on this one: each has a core and a cache of the Hub of its own."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

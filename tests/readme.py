@@ -4,8 +4,6 @@ In any of MARKED, between `<!-- name -->` and `<!-- /name -->` stands what the c
 fails when it drifts.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import functools
@@ -79,17 +77,13 @@ ANSWER = r"^(?:holds|does not hold|inconclusive)(?:.|\n(?=\S))*"  # to a blank l
 QUESTIONS = {  # what people ask: a command, its exit code, and the words of its output that answer
     "What did training change, and where?": ("shadow audit ./base ./tuned", 0, r"^\S.*[.]$"),
     "Did my freeze, merge or bf16 copy do what I meant?": (
-        "shadow verify trained ./base ./tuned --frozen embed",
-        4,
-        ANSWER,
+        "shadow verify trained ./base ./tuned --frozen embed", 4, ANSWER,
     ),
     "Is it the same model?": ("shadow verify same ./copy ./download", 0, ANSWER),
     "Is this fine-tune as broad as that one?": (
-        "shadow compare reports/demo/base..narrow reports/demo/base..broad",
-        0,
-        r"^(A .*?), by ",
+        "shadow compare reports/demo/base..narrow reports/demo/base..broad", 0, r"^(A .*?), by ",
     ),
-}
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -175,9 +169,7 @@ def planted_lineage() -> str:
 
 
 def row_of_demo() -> str:
-    """One row of the demo's report, the MLP up-projection of layer 1: some of its columns, and what
-    they say.
-    """
+    """One row of the demo's report, mlp.up of layer 1: some of its columns, and their meaning."""
     names = [
         "subject", "layer", "module", "relative_norm", "participation_ratio",
         "null_participation_ratio",
@@ -223,6 +215,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "lineage": lambda: fenced(planted_lineage()),
     "commands": pages.command_line,
     "row": row_of_demo,
+    "rules": pages.rules,
     "families": lambda: fenced(shadow("families", "stages")),
     "notation": lambda: NOTATION,
     **PARTS,

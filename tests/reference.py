@@ -1,7 +1,5 @@
 """Every column computed another way: whole matrices, float64, NumPy's SVD, published formulas."""
 
-from __future__ import annotations
-
 import numpy as np
 
 ULP_BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
@@ -20,17 +18,13 @@ def spectral(W, floor=0.0):
     p, q = s / s.sum(), s**2 / (s**2).sum()
     H = lambda x: -sum(v * np.log(v) for v in x if v > 0)  # noqa: E731
     values = {
-        "frobenius_norm": np.sqrt((W**2).sum()),
-        "spectral_norm": s[0],
-        "nuclear_norm": s.sum(),
-        "stable_rank": (s**2).sum() / s[0] ** 2,
-        "effective_rank": np.exp(H(p)),
-        "energy_rank": np.exp(H(q)),
-        "participation_ratio": 1 / (q**2).sum(),
+        "frobenius_norm": np.sqrt((W**2).sum()), "spectral_norm": s[0], "nuclear_norm": s.sum(),
+        "stable_rank": (s**2).sum() / s[0] ** 2, "effective_rank": np.exp(H(p)),
+        "energy_rank": np.exp(H(q)), "participation_ratio": 1 / (q**2).sum(),
         "numerical_rank": int((s > floor).sum()) if floor else int((s > 0).sum()),
         **{f"top{k}_energy": q[:k].sum() for k in (1, 4, 16, 64)},
         "condition_number": s[0] / s[-1] if s[-1] > 0 else None,
-    }
+    }  # fmt: skip
     for percent in (90, 95, 99):
         values[f"rank_{percent}"] = next(
             k for k in range(1, m + 1) if q[:k].sum() >= percent / 100 - 1e-9
@@ -61,11 +55,8 @@ def power_law(s):
         return dict.fromkeys(("alpha", "alpha_xmin", "alpha_ks", "alpha_tail"))
     ks, xmin, alpha, count = best
     return {
-        "alpha": alpha,
-        "alpha_xmin": xmin,
-        "alpha_ks": ks,
-        "alpha_tail": count,
-    }
+        "alpha": alpha, "alpha_xmin": xmin, "alpha_ks": ks, "alpha_tail": count,
+    }  # fmt: skip
 
 
 def ulp(W, dtype):

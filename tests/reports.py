@@ -1,7 +1,5 @@
 """Finished reports for tests, written row by row instead of measured."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable
@@ -89,11 +87,9 @@ def write(
         }  # fmt: skip
         size = weights * (1 + (index % 17) / 7)
         own = {
-            "frobenius_norm": size,
-            "spectral_norm": size / 5,
-            "stable_rank": 25.0,
+            "frobenius_norm": size, "spectral_norm": size / 5, "stable_rank": 25.0,
             "participation_ratio": 40.0,
-        }
+        }  # fmt: skip
         where = {key: row[key] for key in ("component", "layer", "module", "expert")}
         recorded = {
             **common,

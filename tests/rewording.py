@@ -7,8 +7,6 @@ table of words. Other words may break MOST cases of the tests of its package. A 
 renamed with all its imports may break none of the tests that name it. Exit code 1 if more break.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import os

@@ -1,7 +1,5 @@
 """The Python API as a user types it."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess
@@ -121,16 +119,12 @@ print(report.summary.family)
 
 @pytest.mark.slow
 def test_a_notebook_keeps_its_threads(tmp_path):
-    """A process that has imported torch and has 2 threads: one inside the audit, 2 after it, also
-    when it fails.
-    """
+    """A process with torch and 2 threads: one inside the audit, 2 after it, also when it fails."""
     assert in_a_child(THREADS, tmp_path).strip() == "demo"
 
 
 def test_what_is_offered_is_there():
-    """Every name of __all__ and of dir is found, and another one is an AttributeError; none that
-    was ever offered is gone.
-    """
+    """Every name of __all__ and of dir is found, another is an AttributeError; none is gone."""
     offered = {"AuditReport", "AuditReports", "Files", "Ray", "ShadowError", "UsageError"}
     assert offered | set(FUNCTIONS) <= set(shadow.__all__)
     assert dir(shadow) == sorted(shadow.__all__)

@@ -1,7 +1,5 @@
 """Reports as the objects that the Python API returns, and what a notebook shows of them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -27,9 +25,7 @@ def narrow(demo_reports):
 
 
 def test_tables_have_one_convention_for_what_is_missing(tmp_path):
-    """Whole numbers Int64, flags boolean, texts string, numbers float64; what an older report lacks
-    is missing.
-    """
+    """Whole numbers Int64, flags boolean, texts string, numbers float64; missing where absent."""
     rows = [delta(0.4, place(None, "embed")), delta(0.3, place(2, "mlp.up"))]
     folder = write(tmp_path / "base..tuned", rows)
     older = pq.read_table(folder / "tensors.parquet").drop_columns(["all_zero", "nonfinite"])

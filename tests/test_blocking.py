@@ -1,7 +1,5 @@
 """Named pipes and devices where a file is expected: refused at once, in one line, or left out."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -126,15 +124,12 @@ def test_other_files_of_a_checkpoint_that_would_block_are_left_out(folders, name
 
 
 NAMED = {
-    "list": ("audit", "--list", "given"),
-    "policy": ("gate", "report", "--policy", "given"),
+    "list": ("audit", "--list", "given"), "policy": ("gate", "report", "--policy", "given"),
     "scores": ("compare", "report", "other", "--scores", "given"),
-    "file": ("audit", "./base", "./given.safetensors"),
-    "gguf": ("audit", "./base", "./given.gguf"),
-    "bin": ("audit", "./base", "./given.bin", "--allow-pickle"),
-    "show": ("show", "given"),
+    "file": ("audit", "./base", "./given.safetensors"), "gguf": ("audit", "./base", "./given.gguf"),
+    "bin": ("audit", "./base", "./given.bin", "--allow-pickle"), "show": ("show", "given"),
     "base": ("audit", "./given", "./tuned"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device"])

@@ -1,7 +1,5 @@
 """What the README and docs/ show is what the code does, and their links lead somewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools
@@ -65,9 +63,7 @@ def tokens(file):
 
 
 def anchors(file):
-    """The anchors that GitHub gives the headings of a page: lower case, without punctuation, spaces
-    as hyphens.
-    """
+    """The anchors of a page's headings on GitHub: lower case, no punctuation, spaces as hyphens."""
     found, parsed = [], tokens(file)
     for opening, inline in itertools.pairwise(parsed):
         if opening.type == "heading_open":
@@ -134,9 +130,7 @@ TO_RUN = [
 @pytest.mark.slow
 @pytest.mark.parametrize("file", TO_RUN, ids=named)
 def test_every_command_that_is_shown_runs(file, audited, shadow):
-    """In its order, with the demo's checkpoints where others are named; but those that are marked
-    as not run.
-    """
+    """In its order, with the demo's checkpoints for others; but for those marked as not run."""
     demo = ROOT / "registry" / "demo"
     here = {"./Qwen2.5-0.5B": demo / "base", "./Qwen2.5-0.5B-Instruct": demo / "narrow"}
     here |= {"./base": demo / "base", "./tuned": demo / "narrow", "./other": demo / "broad"}
@@ -202,9 +196,7 @@ def test_no_file_has_more_than_700_lines():
 
 @pytest.mark.slow
 def test_what_follows_make_demo_runs_where_nothing_is_on_the_path(tmp_path):
-    """The README's block in a fresh shell: what `make demo` runs once it has installed, then
-    each line below.
-    """
+    """The README's block in a fresh shell: what `make demo` runs, then each line below."""
     bin = Path(sys.executable).parent
     if not (bin / "activate").is_file():
         pytest.skip("this Python is not of a virtual environment")
@@ -324,10 +316,8 @@ def site(tmp_path_factory):
         str(folder),
     ]  # fmt: skip
     variables = os.environ | {
-        "NO_MKDOCS_2_WARNING": "1",
-        "https_proxy": "http://127.0.0.1:9",
-        "SOURCE_DATE_EPOCH": "0",
-    }
+        "NO_MKDOCS_2_WARNING": "1", "https_proxy": "http://127.0.0.1:9", "SOURCE_DATE_EPOCH": "0",
+    }  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr
     return folder, [

@@ -1,7 +1,5 @@
 """Opening, locking and finding what lies on the disk: never waits, never takes what another has."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

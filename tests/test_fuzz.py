@@ -1,7 +1,5 @@
 """The fuzzer of tests/fuzz.py itself: every target runs, and what breaks its word is found."""
 
-from __future__ import annotations
-
 import json
 
 import fuzz
@@ -24,9 +22,7 @@ def targets(tmp_path_factory):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_some_files_are_taken_and_none_breaks_a_reader(targets, name):
-    """A moment of `make fuzz`: the files start from right ones, so that some get as far as the end
-    of a reader.
-    """
+    """A moment of `make fuzz`, from files that are right: some reach the end of a reader."""
     tried = taken = 0
     for number in range(60):
         more = fuzz.fuzz(targets[name], 0.1, number, most=20)

@@ -143,6 +143,9 @@ def test_what_is_no_model_or_no_number_of_workers_is_refused():
             getattr(shadow, name)(*arguments)
     with pytest.raises(shadow.UsageError):
         shadow.verify("same", other, model, jobs=0)
+    for option in ({"headers": True}, {"accept": {"zero": "known"}}, {"base": "./model"}):
+        with pytest.raises(shadow.UsageError):
+            shadow.verify("trained", before, model, frozen="a", **option)
 
 
 def test_the_callback_of_the_docs_ends_a_training_that_leaks(tmp_path):

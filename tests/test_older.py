@@ -4,8 +4,6 @@ tests/older/0.2.0 has one pair of the demo's checkpoints, layer 0 alone, audited
 copies in /tmp/shadow-older whose files all have one time; its files are packed smaller.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A quantity reads the same wherever it stands."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

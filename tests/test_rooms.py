@@ -2,8 +2,6 @@
 no trace.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import subprocess
@@ -68,9 +66,7 @@ print(json.dumps([*found, state()]))
 
 @pytest.mark.slow
 def test_importing_every_module_changes_nothing_outside():
-    """Environment, streams, warnings, logging, the Hub's client, threads: of a process that imports
-    all, as before.
-    """
+    """Environment, streams, warnings, logging, client, threads: after all imports as before."""
     code = CHILD.replace("MODULES", repr(MODULES))
     child = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False

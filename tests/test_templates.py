@@ -1,7 +1,5 @@
 """Slots of templates: what they write, and which figures they note."""
 
-from __future__ import annotations
-
 import pytest
 
 from shadow.templates import fill

@@ -1,7 +1,5 @@
 """What shadow.text says of many words and of misspelt ones."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,16 +103,14 @@ def test_a_password_in_quotes_may_have_spaces():
         "org/a: http://127.0.0.1:9 cannot be reached (ConnectError)",
         "see http://127.0.0.1:8000/org/name/tree/a@b",
         "see http://[::1]:8000/org/name, https://huggingface.co/org/name.",
-        "s3://bucket/x: no such bucket or file",
-        "write hf://buckets/NAME/BUCKET/FOLDER",
+        "s3://bucket/x: no such bucket or file", "write hf://buckets/NAME/BUCKET/FOLDER",
         "ray://host:10001: would end with its connection",
         "hf://datasets/a/b@main/x and s3://bucket/a@b",
         "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name/x: access denied",
-        "org/name@main, demo:base..narrow and /tmp/a:b@c",
-        "file:///tmp/a: no report",
+        "org/name@main, demo:base..narrow and /tmp/a:b@c", "file:///tmp/a: no report",
         "one of s3://, gs://, az://, or a folder",
     ],
-)
+)  # fmt: skip
 def test_what_holds_no_account_stays(text):
     """Ports, revisions, access points of S3, and the words around a URL."""
     assert redacted(text) == text

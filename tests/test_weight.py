@@ -2,8 +2,6 @@
 is said.
 """
 
-from __future__ import annotations
-
 import pytest
 import weight
 
@@ -58,13 +56,11 @@ def test_density_counts_tokens_a_line_and_packed_statements():
 @pytest.mark.parametrize(
     ("density", "count"),
     [
-        (weight.Density(8_500, 1_000, 8), 0),
-        (weight.Density(8_501, 1_000), 1),
-        (weight.Density(1_000, 1_000, 9), 1),
-        (weight.Density(1_000, 1_000, 0, 1, 1), 2),
+        (weight.Density(8_500, 1_000, 8), 0), (weight.Density(8_501, 1_000), 1),
+        (weight.Density(1_000, 1_000, 9), 1), (weight.Density(1_000, 1_000, 0, 1, 1), 2),
         (weight.Density(9_000, 1_000, 9, 1, 1), 4),
     ],
-)
+)  # fmt: skip
 def test_limits_of_density(density, count):
     assert len(weight.density_faults("room", density)) == count
 

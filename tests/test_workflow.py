@@ -2,8 +2,6 @@
 fresh runner's.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -25,9 +23,7 @@ DEMO = ROOT / "registry" / "demo"
 
 
 class Runner:
-    """Enough of a runner for `run:` steps: a checkout, an empty home, files for GITHUB_*, and no
-    other variables.
-    """
+    """Enough of a runner for `run:` steps: checkout, empty home, files for GITHUB_*, no more."""
 
     def __init__(self, folder: Path) -> None:
         self.workspace, self.home = folder / "workspace", folder / "home"
@@ -80,19 +76,15 @@ def workflow():
 
 @pytest.mark.slow
 def test_the_workflow_audits_accepts_and_fails_when_a_rule_is_met(tmp_path, workflow):
-    """A first run without a baseline, a second against it, a third whose policy is met: codes and
-    what CI shows.
-    """
+    """Without a baseline, against it, with a policy that is met: codes and what CI shows."""
     runner = Runner(tmp_path)
     policy = runner.workspace / ".github" / "shadow-policy.yaml"
     policy.parent.mkdir()
     shutil.copy(EXAMPLES / "shadow-policy.yaml", policy)
     first = runner.job(workflow)
     assert [(name, done.returncode) for name, done in first] == [
-        ("Install", 0),
-        ("Audit", 0),
-        ("Accept them", 0),
-    ], first
+        ("Install", 0), ("Audit", 0), ("Accept them", 0),
+    ], first  # fmt: skip
     cases = {
         case.name: [type(one).__name__ for one in case.result]
         for suite in junitparser.JUnitXml.fromfile(str(runner.workspace / "shadow-junit.xml"))
@@ -200,9 +192,7 @@ def test_the_pre_commit_hook_runs(tmp_path):
 
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(tmp_path):
-    """The lines of docs/ci.md in their order, with the policy of the examples: all of them pass on
-    the demo.
-    """
+    """The lines of docs/ci.md in order, with the examples' policy: all pass on the demo."""
     runner = Runner(tmp_path)
     shutil.copy(EXAMPLES / "shadow-policy.yaml", runner.workspace)
     page = (ROOT / "docs" / "ci.md").read_text()
@@ -213,10 +203,8 @@ def test_every_command_of_the_page_runs(tmp_path):
         done = runner.step(line, {})
         assert done.returncode == 0, (line, done.stderr)
     assert {path.name for path in runner.workspace.iterdir()} >= {
-        "accepted",
-        "reports",
-        "shadow-junit.xml",
-    }
+        "accepted", "reports", "shadow-junit.xml",
+    }  # fmt: skip
 
 
 def test_the_policy_of_the_page_is_read(tmp_path):

@@ -5,8 +5,6 @@ rxnfp 0.1.0 (MIT): a BERT of 6.7M parameters pretrained on chemical reactions an
 fine-tuned from it, as torch .bin files of the old format. `make real` holds the page against them.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -87,9 +85,7 @@ def _same_everywhere(text: str, folder: Path, wheel: Path) -> str:
 
 
 def _one_line(recorded: str, place: str) -> str:
-    """What is told of a checkpoint on one line, its folder shortened: where it was folded depends
-    on that folder.
-    """
+    """A checkpoint on one line, its folder shortened: where it was folded depends on the folder."""
     folded = "\0?".join(map(re.escape, f"{place}/rxnfp/models/transformers/"))
     joined = re.sub(
         rf"{folded}([\w\0]+)", lambda match: f".../{match[1]}", re.sub(r"\n {7} ?", "\0", recorded)

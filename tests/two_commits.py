@@ -9,8 +9,6 @@ the Parquet files that both sides have must be equal in every bit; columns that 
 are listed. The exit code is 1 where something differs.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex
@@ -30,26 +28,15 @@ ROOT = Path(__file__).parents[1]
 TABLES = ("matrices", "tensors", "spectra")
 KEYS = ("side", "subject", "tensor", "component", "layer", "module", "expert")
 AUDITS = {
-    "demo": "demo",
-    "decoder": "./base ./one",
-    "workers": "./base ./two --jobs 3",
-    "shards": "./base ./halves",
-    "same": "./base ./base",
-    "adapter": "./base ./adapter",
-    "fp8": "./wide ./fp8",
-    "gptq": "./wide ./gptq",
-    "fused": "./apart ./fused",
-    "interleaved": "./neox ./neox-tuned",
-    "transposed": "./gpt2 ./gpt2-tuned",
-    "experts": "./experts ./stacked",
-    "vision": "toy-seeing --registry registry",
-    "skipped": "./odd ./odd-tuned --strict",
-    "filtered": "./base ./one --layer 1 --module 'mlp.*'",
-    "pickle": "./pickled ./unpickled --allow-pickle",
-    "pickle-refused": "./pickled ./unpickled",
-    "cut": "./base ./cut",
-    "no-layer": "./base ./one --layer 9",
-}
+    "demo": "demo", "decoder": "./base ./one", "workers": "./base ./two --jobs 3",
+    "shards": "./base ./halves", "same": "./base ./base", "adapter": "./base ./adapter",
+    "fp8": "./wide ./fp8", "gptq": "./wide ./gptq", "fused": "./apart ./fused",
+    "interleaved": "./neox ./neox-tuned", "transposed": "./gpt2 ./gpt2-tuned",
+    "experts": "./experts ./stacked", "vision": "toy-seeing --registry registry",
+    "skipped": "./odd ./odd-tuned --strict", "filtered": "./base ./one --layer 1 --module 'mlp.*'",
+    "pickle": "./pickled ./unpickled --allow-pickle", "pickle-refused": "./pickled ./unpickled",
+    "cut": "./base ./cut", "no-layer": "./base ./one --layer 9",
+}  # fmt: skip
 
 
 # running and comparing
@@ -72,11 +59,9 @@ def run_audits(checkout: Path, inputs: Path, into: Path, names: list[str]) -> di
     """Run the audits with the code of a checkout; return their exit codes."""
     environment = {name: one for name, one in os.environ.items() if not name.startswith("SHADOW_")}
     environment |= {
-        "PYTHONPATH": str(checkout / "src"),
-        "OMP_NUM_THREADS": "1",
-        "SHADOW_NO_CACHE": "1",
+        "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1", "SHADOW_NO_CACHE": "1",
         "HF_HUB_OFFLINE": "1",
-    }
+    }  # fmt: skip
     codes = {}
     for name in names:
         words = ["audit", "--jobs", "1", *shlex.split(AUDITS[name]), "-o", str(into / name)]

@@ -1,7 +1,5 @@
 """What a terminal of a width shows of a document."""
 
-from __future__ import annotations
-
 import io
 
 from rich.console import Console

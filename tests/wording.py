@@ -4,8 +4,6 @@ and a class name that occurs twice.
     python tests/wording.py  # each with its file and line; exit code 1 if there are any
 """
 
-from __future__ import annotations
-
 import ast
 import re
 import sys

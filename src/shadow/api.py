@@ -23,7 +23,7 @@ from shadow.lists.request import AuditRequest, Measuring
 from shadow.outputs import ExportFormat
 from shadow.reports.folders import here, one_report, reports_at, reports_below
 from shadow.reports.report import Report
-from shadow.run.runtime import Files, Place, Progress, Runtime, access_of, ignore
+from shadow.run.runtime import Files, Place, Progress, Runtime, access_of, cache_of, ignore
 from shadow.storage import located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select
@@ -237,6 +237,7 @@ def verify(
     frozen: str | Sequence[str] = (),
     base: Place | Model | None = None,
     headers: bool = False,
+    accept: Mapping[str, str] | None = None,
     files: Files = Files(),  # noqa: B008 - frozen
     jobs: int | None = None,
     say: Say = ignore,
@@ -254,31 +255,46 @@ def verify(
             `frozen` should be equal.
         base: Of `stored`: the model that the full one was trained from.
         headers: Of `whole`: leave out values.
+        accept: Of `whole`: faults that do not fail, by code, each with a reason.
     """
     from shadow.checks import registry
     from shadow.run.workers import single_threads
 
     patterns: dict[str, Any] = {"moved": _listed(moved), "frozen": _listed(frozen)}
+    options: dict[str, Any] = {"base": base, "headers": headers, "accept": accept}
     if claim == "trained" and checkpoints and isinstance(checkpoints[0], SnapshotTensors):
         from shadow.checkpoints.in_memory import in_memory
 
-        registry.require_form(claim, len(checkpoints), **patterns)
+        registry.require_form(claim, len(checkpoints), **patterns, **options)
         return verified_since(checkpoints[0], in_memory(checkpoints[1], "memory"), **patterns)
     sides: dict[str, Any] = {str(number): one for number, one in enumerate(checkpoints, 1)}
     sides |= {} if base is None else {"base": base}
     held = _held(sides)
     named = {name: _named(name, one, held, parse_checkpoint) for name, one in sides.items()}
     of_base = named.pop("base", None)
-    asked = registry.question(claim, [*named.values()], base=of_base, headers=headers, **patterns)
+    options["base"] = of_base
+    asked = registry.question(claim, [*named.values()], **patterns, **options)
     found: Any = dict(held.values())
-    runtime = Runtime(jobs=jobs, access=access_of(files), found=found, say=say, show=progress)
+    runtime = Runtime(
+        jobs=jobs,
+        access=access_of(files),
+        found=found,
+        cache=cache_of(files),
+        say=say,
+        show=progress,
+    )
     with single_threads():
         return registry.verify(asked, runtime)
 
 
-def check(model: Place | Model, *, headers: bool = False) -> Verification:
+def check(
+    model: Place | Model,
+    *,
+    headers: bool = False,
+    accept: Mapping[str, str] | None = None,
+) -> Verification:
     """Check one checkpoint, or a model in memory, by itself: `verify("whole", model)`."""
-    return verify("whole", model, headers=headers)
+    return verify("whole", model, headers=headers, accept=accept)
 
 
 def snapshot(model: Model) -> SnapshotTensors:

@@ -10,8 +10,6 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
     "az": ("adlfs",),
     "figure": ("matplotlib",),
     "gs": ("gcsfs",),
-    "lab": ("transformers",),
-    "loader": ("transformers", "accelerate"),
     "quantised": ("gguf",),
     "ray": ("ray",),
     "report": ("jinja2",),

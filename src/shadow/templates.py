@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 from shadow.quantities import FORMS
@@ -29,12 +29,18 @@ SLOT = re.compile(
 OPTIONAL = re.compile(r"\[([^][]*)\]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Reason:
     """The code of a template, and the figures that fill it."""
 
     code: str
-    figures: Mapping[str, Value] = field(default_factory=dict)
+    figures: Mapping[str, Value]
+
+    def __init__(
+        self, code: str, figures: Mapping[str, Value] | None = None, /, **more: Value
+    ) -> None:
+        object.__setattr__(self, "code", code)
+        object.__setattr__(self, "figures", {**(figures or {}), **more})
 
     def __hash__(self) -> int:
         return hash((self.code, *self.figures))
@@ -81,6 +87,16 @@ def fill(
         return text if one is None else f"{text} {one if text == '1' else many}"
 
     return SLOT.sub(slot, OPTIONAL.sub(optional, template))
+
+
+def in_words(value: Value, templates: Mapping[str, str]) -> Value:
+    """A value with words in place of the reasons in it. templates: by code."""
+    if isinstance(value, Reason):
+        figures = {name: in_words(figure, templates) for name, figure in value.figures.items()}
+        return fill(templates[value.code], figures)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [str(in_words(part, templates)) for part in value]
+    return value
 
 
 def names_in(template: str) -> list[str]:

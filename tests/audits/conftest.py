@@ -1,7 +1,5 @@
 """Families of toy checkpoints."""
 
-from __future__ import annotations
-
 import planted
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Lists audited into one folder: the index at every moment, going on, a process pool."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -323,9 +321,7 @@ def test_the_exit_code_is_the_first_of_1_4_3_0(toys, shadow, targets, code, glob
 
 
 def test_a_gate_that_an_adapter_never_passes_does_not_apply_anywhere(tmp_path, shadow):
-    """Of rank 4 in 16: the log of a list, `show` and `gate` have the same words of its gate rank,
-    and none of them says that it failed.
-    """
+    """The log of a list, `show` and `gate` name its rank alike, and none says that it failed."""
     planted.toy(tmp_path / "base", 0, size=16)
     torch.manual_seed(0)
     factors = {planted.UP.format(layer): torch.randn(2, 16, 4) for layer in (0, 1)}
@@ -344,9 +340,7 @@ def test_a_gate_that_an_adapter_never_passes_does_not_apply_anywhere(tmp_path, s
 
 
 def test_a_pair_whose_rule_failed_has_one_state_in_its_list(toys, shadow):
-    """The table and its totals have the state that the rules leave, each pair once; index.json has
-    what became of the audit.
-    """
+    """Table and totals count a pair once, by the rules; index.json has how its audit ended."""
     words = ("audit", "toy-a:*", "--registry", ".", "-o", "out")
     for rule, state in (("matrices > 0", "rule FAILED"), ("matrices > 99", "broken")):
         out = shadow(*words, "--fail-on", rule).out
@@ -407,12 +401,8 @@ def spoiled(where, value):
 
 
 NO_INDEX = {
-    "a page's": '{"pages": []}',
-    "no object": "[1]",
-    "no JSON": "<html>",
-    "empty": "",
-    "deep": "[" * 100_000,
-    "a later schema": spoiled(("schema",), 9),
+    "a page's": '{"pages": []}', "no object": "[1]", "no JSON": "<html>", "empty": "",
+    "deep": "[" * 100_000, "a later schema": spoiled(("schema",), 9),
     "no key": spoiled(("settings",), ...),
     "text for a number": spoiled(("pairs", 0, "seconds"), "fast"),
     "a truth value": spoiled(("pairs", 0, "position"), True),
@@ -423,7 +413,7 @@ NO_INDEX = {
     "a number for text": spoiled(("pairs", 0, "error"), 7),
     "rows that are none": spoiled(("pairs",), [1]),
     "settings that are none": spoiled(("settings",), 3),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("content", NO_INDEX.values(), ids=NO_INDEX)

@@ -1,7 +1,5 @@
 """What nobody should build on ends with exit code 3, and its tensor is named everywhere."""
 
-from __future__ import annotations
-
 import json
 
 import junitparser
@@ -72,20 +70,7 @@ def plant(folder, damage, *, of_base=False):
     planted.write(folder / "tuned", tuned)
 
 
-@pytest.mark.parametrize(
-    "norms",
-    every(
-        2,
-        [
-            (),
-            (
-                "--level",
-                "norms",
-            ),
-        ],
-    ),
-    ids=["full", "norms"],
-)
+@pytest.mark.parametrize("norms", every(2, [(), ("--level", "norms")]), ids=["full", "norms"])
 @pytest.mark.parametrize("damage", CASES, ids=lambda one: one.__name__)
 def test_exit_code_headline_junit_and_annotation(damage, norms, shadow, tmp_path):
     code, tensor = CASES[damage]

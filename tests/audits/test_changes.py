@@ -1,7 +1,5 @@
 """What is recognised in planted pairs, by codes and figures."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import cache
@@ -185,20 +183,13 @@ def audited(tmp_path_factory):
 @pytest.mark.parametrize(
     ("case", "codes"),
     [
-        ("dropped", []),
-        ("repeated", []),
-        ("times -2", ["scaled"]),
-        ("layer negated", ["scaled"]),
-        ("negated", ["not_comparable"]),
-        ("neurons", ["not_comparable"]),
-        ("rotated heads", ["not_comparable"]),
-        ("rotated stream", ["not_comparable"]),
-        ("signs", ["not_comparable"]),
-        ("exchanged", []),
-        ("unrelated", []),
-        ("trained", []),
+        ("dropped", []), ("repeated", []), ("times -2", ["scaled"]),
+        ("layer negated", ["scaled"]), ("negated", ["not_comparable"]),
+        ("neurons", ["not_comparable"]), ("rotated heads", ["not_comparable"]),
+        ("rotated stream", ["not_comparable"]), ("signs", ["not_comparable"]),
+        ("exchanged", []), ("unrelated", []), ("trained", []),
     ],
-)
+)  # fmt: skip
 def test_what_no_training_does_is_recognised_and_nothing_else(audited, case, codes):
     """The codes, and that no other sentence says that the two have little in common."""
     summary, _ = audited(case)

@@ -1,7 +1,5 @@
 """Models that were put together: a base for each component, spectra alone for what has none."""
 
-from __future__ import annotations
-
 import pandas as pd
 import planted
 import pytest

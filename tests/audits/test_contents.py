@@ -1,7 +1,5 @@
 """Contents of checkpoints: checksums, the digest of a side, files that change under way."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Products and eigenvalues by other libraries or a device: the same numbers, or one fault."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

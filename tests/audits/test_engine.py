@@ -1,7 +1,5 @@
 """Engines without Ray: order of tasks, what travels, waiting, refusals of the command."""
 
-from __future__ import annotations
-
 import pickle
 import threading
 from dataclasses import replace
@@ -111,12 +109,10 @@ def local(name: str) -> Pair:
 
 
 FAULTS = {
-    "kept": KeptError("another report", "--overwrite"),
-    "failed": UsageError("no layer 9", "0-3"),
-    "bug": KeyError("what no one expected"),
-    "stop": KeyboardInterrupt(),
+    "kept": KeptError("another report", "--overwrite"), "failed": UsageError("no layer 9", "0-3"),
+    "bug": KeyError("what no one expected"), "stop": KeyboardInterrupt(),
     "after": ShadowError("no"),
-}
+}  # fmt: skip
 
 
 def failing(pair, settings, output, runtime):

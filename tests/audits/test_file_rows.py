@@ -1,7 +1,5 @@
 """files.parquet: every file of both sides, what became of it, and what differs inside it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -14,8 +12,8 @@ import pytest
 import torch
 
 from shadow.checkpoints import listing
-from shadow.checkpoints.listing import kind_of, listings_of
-from shadow.checkpoints.opening import Assembled, open_folder
+from shadow.checkpoints.opening import Assembled, listings_of, open_folder
+from shadow.checkpoints.stored_files import kind_of
 from shadow.run.file_rows import file_rows
 
 pytest_plugins = "hub_pairs"
@@ -61,14 +59,11 @@ def test_every_file_of_both_folders_has_a_row(sides):
     put(tuned / "onnx", model__onnx="w")
     rows = recorded(base, tuned, skipped=[tuned / "reports"])
     assert {path: (row["state"], row["kind"]) for path, row in rows.items()} == {
-        "model.safetensors": ("same", "weights"),
-        "README.md": ("changed", "document"),
-        "LICENSE": ("same", "document"),
-        "gone.txt": ("removed", "other"),
-        "modeling_new.py": ("added", "code"),
-        "extra.bin": ("added", "pickle"),
+        "model.safetensors": ("same", "weights"), "README.md": ("changed", "document"),
+        "LICENSE": ("same", "document"), "gone.txt": ("removed", "other"),
+        "modeling_new.py": ("added", "code"), "extra.bin": ("added", "pickle"),
         "onnx/model.onnx": ("added", "weights"),
-    }
+    }  # fmt: skip
     assert rows["README.md"]["sha256"] == hashlib.sha256(b"b").hexdigest()
     assert rows["LICENSE"]["bytes"] == 1
     assert rows["modeling_new.py"]["differs"] == "code"
@@ -296,17 +291,14 @@ def test_an_adapter_removes_nothing(tmp_path, sides):
 
 
 KINDS = {
-    "weights": ["model-00001-of-00002.safetensors"],
-    "index": ["model.safetensors.index.json"],
+    "weights": ["model-00001-of-00002.safetensors"], "index": ["model.safetensors.index.json"],
     "pickle": ["pytorch_model.bin", "optimizer.PT"],
     "config": ["preprocessor_config.json", "adapter_config.json"],
-    "generation": ["generation_config.json"],
-    "chat_template": ["a/b/chat.jinja"],
+    "generation": ["generation_config.json"], "chat_template": ["a/b/chat.jinja"],
     "tokenizer": ["spiece.model", "tekken.json", "vocab.bpe", "vocab-src.json"],
-    "code": ["x.py", "cache_kernel_256.cu"],
-    "document": ["LICENSE.txt", "README.md"],
+    "code": ["x.py", "cache_kernel_256.cu"], "document": ["LICENSE.txt", "README.md"],
     "other": [".gitattributes"],
-}
+}  # fmt: skip
 
 
 def test_a_kind_follows_from_the_name_alone():

@@ -1,7 +1,5 @@
 """A finished report and another audit of the pair: what differs is named, nothing is lost."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

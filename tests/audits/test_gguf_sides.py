@@ -1,7 +1,5 @@
 """Audits and claims whose sides are GGUF files: numbers are those of the decoded matrices."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

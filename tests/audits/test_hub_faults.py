@@ -1,7 +1,5 @@
 """Every fault of a Hub, a line or an answer: tried again, or one line."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import socket
@@ -126,12 +124,11 @@ LASTING = {
     **{("429", place): (Status(429, WAIT), None) for place in PLACES},
     ("429", "model info"): (Status(429, {**LIMIT, "Retry-After": "1"}), None),
     **{
-        (str(action), place): (action, None)
+        (str(action), place): (action, None) for action in NOWHERE
         for place in ("config", "metadata of a file", "header", "file")
-        for action in NOWHERE
     },
     (str(Loop()), "model info"): (Loop(), None),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", every(18, LASTING), ids=" of ".join)
@@ -234,24 +231,18 @@ INFO, TREE = "/api/models/org/small-tuned", "/api/models/org/small-tuned/tree/*"
 def entry(**more) -> bytes:
     """A listing with one file."""
     lfs = {"oid": "0" * 64, "size": 30_000, "pointerSize": 1}
-    return json.dumps(
-        [{"type": "file", "oid": "0" * 40, "size": 30_000, "path": MODEL, "lfs": lfs, **more}]
-    ).encode()
+    file = {"type": "file", "oid": "0" * 40, "size": 30_000, "path": MODEL, "lfs": lfs}
+    return json.dumps([file | more]).encode()
 
 
 ANSWERS = {
-    "info is HTML": (INFO, HTML),
-    "info is a list": (INFO, b"[1]"),
-    "info is nested": (INFO, NESTED),
-    "info is no UTF-8": (INFO, b'{"id": "\xff"}'),
+    "info is HTML": (INFO, HTML), "info is a list": (INFO, b"[1]"),
+    "info is nested": (INFO, NESTED), "info is no UTF-8": (INFO, b'{"id": "\xff"}'),
     "commit is a number": (INFO, b'{"id": "x", "sha": 5}'),
     "commit is a path": (INFO, b'{"id": "x", "sha": "../../../../etc"}'),
-    "commit is missing": (INFO, b'{"id": "x"}'),
-    "listing is HTML": (TREE, HTML),
-    "listing is an object": (TREE, b'{"a": 1}'),
-    "listing of numbers": (TREE, b"[1]"),
-    "listing of nothing": (TREE, b"[]"),
-    "size is text": (TREE, entry(lfs=None, size="5")),
+    "commit is missing": (INFO, b'{"id": "x"}'), "listing is HTML": (TREE, HTML),
+    "listing is an object": (TREE, b'{"a": 1}'), "listing of numbers": (TREE, b"[1]"),
+    "listing of nothing": (TREE, b"[]"), "size is text": (TREE, entry(lfs=None, size="5")),
     "size is negative in LFS": (TREE, entry(lfs={"oid": "0" * 64, "size": -5, "pointerSize": 1})),
     "size is huge": (TREE, entry(lfs=None, size=2**70)),
     "size is nought": (TREE, entry(lfs=None, size=0)),
@@ -262,7 +253,7 @@ ANSWERS = {
     "path goes up": (TREE, entry(path="../../x.safetensors")),
     "path is absolute": (TREE, entry(path="/etc/x.safetensors")),
     "LFS is a list": (TREE, entry(lfs=[1])),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", every(5, ANSWERS))

@@ -1,7 +1,5 @@
 """Audits on a Hub, killed, interrupted or short of disk: what they leave, and how they go on."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import shutil

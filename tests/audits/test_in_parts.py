@@ -1,7 +1,5 @@
 """A pair in parts: where it is cut, its report as by one process, what each part fetches."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

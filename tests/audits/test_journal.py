@@ -1,7 +1,5 @@
 """What an unfinished audit left: lines of its journal that count, what `clean` removes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -99,14 +97,9 @@ def test_a_line_with_values_of_other_types_is_measured_again(unfinished, tmp_pat
 
 SIDE = {"repo": "./x", "commit": None, "fingerprint": "0"}
 IDENTITY = {
-    "version": "1",
-    "schema": 1,
-    "family": "f",
-    "pair": "a..b",
-    "base": SIDE,
-    "tuned": SIDE,
+    "version": "1", "schema": 1, "family": "f", "pair": "a..b", "base": SIDE, "tuned": SIDE,
     "settings": {"chosen": {}},
-}
+}  # fmt: skip
 OUTCOMES = [MatrixOutcome("identical", key=f"key {number}") for number in range(3)]
 
 

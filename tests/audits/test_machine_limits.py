@@ -1,7 +1,5 @@
 """Workers and memory are those of the container, by cgroups in trees of files."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """Claims of a list and of rules, for which the two sides of a report are read once more."""
 
-from __future__ import annotations
-
 import json
 import xml.etree.ElementTree as ET
 

@@ -1,7 +1,5 @@
 """Tensors of several matrices or vectors: each part has its outcome, the row tells of all."""
 
-from __future__ import annotations
-
 import math
 
 import planted
@@ -28,14 +26,12 @@ HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
 FUSED = {
     "gpt2": ("transformer.h.0.attn.c_attn", {"attn.q": 32, "attn.k": 32, "attn.v": 32}, 1),
     "gpt_neox": (
-        "gpt_neox.layers.0.attention.query_key_value",
-        {"attn.q": 8, "attn.k": 8, "attn.v": 8},
-        4,
+        "gpt_neox.layers.0.attention.query_key_value", {"attn.q": 8, "attn.k": 8, "attn.v": 8}, 4,
     ),
     "qwen2_vl": ("visual.blocks.0.attn.qkv", {"attn.q": 32, "attn.k": 32, "attn.v": 32}, 1),
     "internlm2": ("model.layers.0.attention.wqkv", {"attn.q": 16, "attn.k": 8, "attn.v": 8}, 2),
     "phi3": ("model.layers.0.self_attn.qkv_proj", {"attn.q": 32, "attn.k": 16, "attn.v": 16}, 1),
-}
+}  # fmt: skip
 
 
 def slices(kind: str) -> dict[str, list[int]]:

@@ -1,7 +1,5 @@
 """Audits on Ray: the bytes of one process, kills, an interrupt, two machines."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Whole audits of small checkpoints: numbers, resuming, determinism, memory."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,7 +1,5 @@
 """The order of work: what is fetched when, the most it takes, nothing freed too early."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter
@@ -224,16 +222,12 @@ def llama(layers, hidden, intermediate, key_value, vocabulary):
     """Tensors of a decoder in the order of transformers, with their bytes in bfloat16."""
     sizes = {"model.embed_tokens.weight": vocabulary * hidden}
     block = {
-        "self_attn.q_proj.weight": hidden * hidden,
-        "self_attn.k_proj.weight": hidden * key_value,
-        "self_attn.v_proj.weight": hidden * key_value,
-        "self_attn.o_proj.weight": hidden * hidden,
-        "mlp.gate_proj.weight": hidden * intermediate,
-        "mlp.up_proj.weight": hidden * intermediate,
-        "mlp.down_proj.weight": hidden * intermediate,
-        "input_layernorm.weight": hidden,
+        "self_attn.q_proj.weight": hidden * hidden, "self_attn.k_proj.weight": hidden * key_value,
+        "self_attn.v_proj.weight": hidden * key_value, "self_attn.o_proj.weight": hidden * hidden,
+        "mlp.gate_proj.weight": hidden * intermediate, "mlp.up_proj.weight": hidden * intermediate,
+        "mlp.down_proj.weight": hidden * intermediate, "input_layernorm.weight": hidden,
         "post_attention_layernorm.weight": hidden,
-    }
+    }  # fmt: skip
     for layer in range(layers):
         sizes |= {f"model.layers.{layer}.{name}": size for name, size in block.items()}
     sizes |= {"model.norm.weight": hidden, "lm_head.weight": vocabulary * hidden}

@@ -1,7 +1,5 @@
 """Spectra that were solved before: the same numbers, and nothing that cannot be theirs."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 
@@ -13,8 +11,9 @@ import torch
 from measuring import measure
 from safetensors.numpy import load, save
 
+from shadow.run.file_cache import DIGEST, digest_of
 from shadow.run.runtime import make_room, size_of
-from shadow.run.spectrum_cache import DIGEST, SpectrumCache, digest_of, key
+from shadow.run.spectrum_cache import SpectrumCache, key, to_bytes
 from shadow.spectra.spectrum import Spectrum, SpectrumKey
 
 SHAPE = (300, 320)
@@ -65,15 +64,11 @@ def test_the_key_is_of_the_content_as_it_was_cut_and_of_the_question():
     assert key(fused[len(matrix) :], ASKED) == key(matrix, ASKED)
     assert key(matrix.T.contiguous().T, ASKED) == key(matrix, ASKED)
     others = [
-        key(matrix[:-1], ASKED),
-        key(matrix.T, ASKED),
-        key(matrix.view(torch.float16), ASKED),
-        key(matrix.reshape(320, 300), ASKED),
-        key(matrix.view(10, 30, 320), ASKED),
-        key(matrix, replace(ASKED, precision="exact")),
-        key(matrix, replace(ASKED, vectors=0)),
+        key(matrix[:-1], ASKED), key(matrix.T, ASKED), key(matrix.view(torch.float16), ASKED),
+        key(matrix.reshape(320, 300), ASKED), key(matrix.view(10, 30, 320), ASKED),
+        key(matrix, replace(ASKED, precision="exact")), key(matrix, replace(ASKED, vectors=0)),
         key(matrix, replace(ASKED, stored="F16")),
-    ]
+    ]  # fmt: skip
     assert len({key(matrix, ASKED), *others}) == 1 + len(others)
 
 
@@ -150,7 +145,8 @@ def test_several_processes_share_the_bound(tmp_path):
     processes = [SpectrumCache(tmp_path, bound=100_000) for _ in range(4)]
     for number in range(120):
         writer = processes[number % 4]
-        writer.write(f"{number:064x}"[::-1], Spectrum(np.ones(300), 300, 300, 1.0, 0.0, "exact"))
+        spectrum = Spectrum(np.ones(300), 300, 300, 1.0, 0.0, "exact")
+        writer.store(f"{number:064x}"[::-1], to_bytes(spectrum))
         assert size_of(tmp_path) <= 1.25 * 100_000
 
 

@@ -1,7 +1,5 @@
 """What owners of checkpoints report, planted: the first command that they would type names it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

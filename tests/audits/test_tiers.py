@@ -1,7 +1,5 @@
 """What an audit measures where norms alone, or the deltas alone, are asked for."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Checkpoints that are typed where families are."""
 
-from __future__ import annotations
-
 import planted
 import pytest
 

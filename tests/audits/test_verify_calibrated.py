@@ -4,8 +4,6 @@ Planted with error-compensated rounding (GPTQ), column factors (AWQ), 8-bit floa
 plain rounding; packed as files hold them, and dequantised.
 """
 
-from __future__ import annotations
-
 import planted
 import pytest
 import quantisers
@@ -129,9 +127,7 @@ def test_a_copy_that_nothing_trained_did_not_move_and_is_not_excluded(tmp_path, 
 @pytest.mark.parametrize("cols", [256])
 @pytest.mark.parametrize("case", every(7, CASES), ids=str)
 def test_another_model_in_such_a_format_is_excluded(tmp_path, case, cols):
-    """Of another seed: `trained` holds of packed numbers alone, whose steps are known and lie in
-    blocks of columns.
-    """
+    """Of another seed: `trained` holds of packed numbers alone, whose steps lie in blocks."""
     kind, dequantised = case
     original = planted.write(tmp_path / "base", based(cols), planted.LLAMA)
     copy = put(tmp_path / "copy", based(cols, seed=5), kind, dequantised)

@@ -1,7 +1,5 @@
 """`shadow verify merged`: base plus adapter within the rounding of storage, and what else it is."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -251,9 +249,7 @@ def test_an_adapter_of_other_modules_says_nothing_of_the_base(tmp_path):
 
 @pytest.mark.parametrize("kind", ["another", "a stage", "narrower", "deeper", "other names"])
 def test_a_wrong_base_is_asked_for_before_all(tmp_path, kind):
-    """Another model, another stage of it, another width or depth: the first reason names what the
-    adapter's config names. Another adapter is no other base.
-    """
+    """The first reason names what the adapter's config names; another adapter is no base."""
     base, pairs = based(torch.bfloat16), factors()
     merged, generator = merge(base, pairs, torch.bfloat16), torch.Generator().manual_seed(7)
     width, share = (32 if kind == "narrower" else 64), (0.01 if kind == "a stage" else 1.0)

@@ -133,9 +133,7 @@ def test_what_a_quantised_copy_kept_of_an_update_is_its_squared_cosine(model, st
 
 
 def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
-    """An update of a hundredth of a step: nearly nothing of it is left, and two quantised files
-    alone do not say how much of their difference is the update.
-    """
+    """Of an update of 0.01 steps little is left, and the two files alone do not say how much."""
     tuned = moved(model, 3e-5)
     base, quantised = stored("base", model), stored("quantised", model, "Q4_0")
     copy = stored("copy", tuned, "Q4_0")
@@ -150,9 +148,7 @@ def test_a_light_tune_that_vanished_in_4_bits(model, stored, tmp_path):
 
 
 def test_one_coarse_module_has_its_share_of_the_energy(model, stored, tmp_path):
-    """Most matrices are stored finely and mlp.down in 4 bits, whose error is most of the stored
-    change. The range weighs matrices by their energy, and has the truth by NumPy.
-    """
+    """The error of 4 bits in mlp.down is most of the change; the range has the truth by NumPy."""
     tuned = moved(model, 2e-4)
     kinds = {name: "Q4_0" for name in model if "down_proj" in name}
     copy = stored("copy", tuned, "Q8_0", kinds=kinds)
@@ -176,9 +172,7 @@ def test_one_coarse_module_has_its_share_of_the_energy(model, stored, tmp_path):
 
 
 def test_what_two_sides_of_unknown_levels_left_is_not_known(model, stored, tmp_path):
-    """Of IQ types nothing says what rounding leaves: the gate fails, though the embedding is stored
-    finely and moved by more than its rounding.
-    """
+    """Nothing says what rounding to IQ leaves: the gate fails, though the fine embedding moved."""
     kinds = {"model.embed_tokens.weight": "F32", "lm_head.weight": "F32"}
     sides = [
         str(stored(name, one, "IQ4_NL", kinds=kinds))
@@ -192,9 +186,7 @@ def test_what_two_sides_of_unknown_levels_left_is_not_known(model, stored, tmp_p
 
 
 def test_a_merge_onto_dequantised_weights_shows_against_the_quantised_base(model, stored, tmp_path):
-    """The error is 10 to 150 times the update, as far as the base tells; beside the quantised base
-    there is the update alone.
-    """
+    """The error is 10 to 150 times the update; beside the quantised base is the update alone."""
     rng = np.random.default_rng(2)
     merged, update = dict(model), {}
     for name, one in model.items():

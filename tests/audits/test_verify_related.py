@@ -1,7 +1,5 @@
 """`shadow verify related`: which candidate a model is related to."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -158,9 +156,7 @@ def test_relations_and_corners_of_candidates(case):
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "phi3", "qwen2_moe"])
 def test_other_architectures(tmp_path, kind):
-    """An MLP without a gate, fused gate and up, experts: a copy with noise is a relative, another
-    model is none.
-    """
+    """No gate, fused gate and up, experts: a copy with noise is a relative, another model none."""
     model, other = planted.saved(kind, tmp_path / "a", 0), planted.saved(kind, tmp_path / "b", 1)
     near = planted.perturbed(model, tmp_path / "c", 0.1)
     assert shadow.verify("related", near, model, other).holds is True

@@ -1,7 +1,5 @@
 """`shadow verify same`: equal tensors, whatever their names, files, packing and dtypes."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -242,9 +240,7 @@ def test_fused_projections_are_the_separate_ones(tmp_path):
 
 
 def test_mistrals_own_file_is_that_of_transformers(tmp_path):
-    """Other names, rows and biases of q and k in another order; heads of its own params.json, or
-    the config beside it; an entry of q is found.
-    """
+    """Other names, q and k in another order, heads of params.json or config; an entry is found."""
     one = planted.saved("mistral", tmp_path / "hf")
     numbers = torch.randn(64, generator=torch.Generator().manual_seed(0))
     biases = {f"model.layers.0.self_attn.{part}_proj.bias": numbers[: 64 // of].clone()
@@ -328,9 +324,7 @@ def test_a_broken_params_of_another_model_is_no_matter(params, tmp_path):
 
 @pytest.mark.parametrize("kind", chosen(["mixtral", "qwen3_moe", "deepseek_v3"], ["mixtral"]))
 def test_keys_that_a_library_renamed_and_experts_that_it_packed(tmp_path, kind):
-    """The names of the file beside those of transformers in memory, where experts are one stack; an
-    entry of one expert is found.
-    """
+    """Names of the file beside those in memory, where experts are a stack; an entry is found."""
     file, memory = planted.saved_twice(kind, tmp_path)
     found = shadow.verify("same", file, memory)
     assert found.holds is True
@@ -388,13 +382,11 @@ NORMS = "base_model.model.model.layers.{}.self_attn.q_proj.lora_magnitude_vector
 @pytest.mark.parametrize(
     ("config", "apart"),
     [
-        ({"lora_alpha": 64}, 2),
-        ({"use_rslora": True}, 2),
+        ({"lora_alpha": 64}, 2), ({"use_rslora": True}, 2),
         ({"alpha_pattern": {"layers.1.self_attn.q_proj": 16}}, 1),
-        ({"use_rslora": True, "lora_alpha": 4}, 0),
-        ({"lora_dropout": 0.5}, 0),
+        ({"use_rslora": True, "lora_alpha": 4}, 0), ({"lora_dropout": 0.5}, 0),
     ],
-)
+)  # fmt: skip
 def test_adapters_of_other_scales_are_not_the_same(tmp_path, linked, config, apart):
     """Equal factors with another alpha are another update; another way to write a scale is not."""
     a, b = (

@@ -1,7 +1,5 @@
 """`shadow verify stored`: what a copy in fewer bits kept of a model and of its update."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -174,9 +172,7 @@ def router_bias(entries):
 
 
 def test_values_of_a_vector_that_merge_are_said_and_are_no_fault(tmp_path):
-    """Norms lose as many by every cast to BF16: how many are left is that of NumPy. Without a class
-    that transformers knows, nothing more is known.
-    """
+    """How many norms a cast to BF16 leaves is NumPy's; without a known class no more is known."""
     full, _ = full_and_base(1e-3)
     generator = torch.Generator().manual_seed(0)
     bias, norm = "model.layers.0.mlp.gate.e_score_correction_bias", "model.norm.weight"

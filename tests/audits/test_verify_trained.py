@@ -1,7 +1,5 @@
 """`shadow verify trained`: what should have moved did, and what should be frozen is equal."""
 
-from __future__ import annotations
-
 import json
 import os
 
@@ -19,10 +17,8 @@ from shadow.errors import UsageError
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NO, YES, OPEN = "does_not_hold", "holds", "inconclusive"
 EMBED, NORM, UP = (
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    "model.layers.0.mlp.up_proj.weight",
-)
+    "model.embed_tokens.weight", "model.norm.weight", "model.layers.0.mlp.up_proj.weight",
+)  # fmt: skip
 
 
 def based(dtype=torch.float32, layers=4, size=32):
@@ -202,9 +198,7 @@ def test_an_adapter_moves_what_it_has_factors_of(tmp_path, case):
 
 
 def test_an_adapter_without_a_name_of_its_base_has_moved_nothing(tmp_path):
-    """Whatever its modules do in another model: with their number. Of some names that the base
-    lacks, each is said, and none counts as moved.
-    """
+    """Each of some names that the base lacks is listed, and none of them counts as moved."""
     base = planted.write(tmp_path / "base", WIDE, planted.LLAMA)
     factors = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
 
@@ -315,9 +309,7 @@ def expert_moved(tensors, layer=1, expert=2):
 )
 @pytest.mark.parametrize("layouts", [("file", "file"), ("memory", "memory"), ("file", "memory")])
 def test_each_expert_of_a_stack_is_compared(tmp_path, kind, layouts):
-    """One of several experts moved, whether they are stacked or have tensors of their own: it alone
-    is named, and the others are frozen.
-    """
+    """One of several experts moved, stacked or not: it alone is named, the others are frozen."""
     sides = dict(zip(("file", "memory"), planted.saved_twice(kind, tmp_path), strict=True))
     config = json.loads((sides["file"] / "config.json").read_text())
     base, layout = sides[layouts[0]], sides[layouts[1]]
@@ -422,9 +414,7 @@ CASTS = [(F32, BF16), (F32, F16), (F16, BF16), (BF16, F16), (BF16, F32), (F16, F
 @pytest.mark.parametrize(("first", "second"), CASTS, ids=str)
 @pytest.mark.parametrize("values", ["any", "that both hold"])
 def test_a_cast_is_one_fact_with_its_loss(tmp_path, first, second, values):
-    """Entries that it changed, counted in float64. Where there is none, what is frozen holds, with
-    a note; whatever there is, nothing moved.
-    """
+    """Entries that it changed are counted; with none, what is frozen holds; nothing moved."""
     base = based(torch.float32, layers=1)
     base[UP][0] *= 1e-4  # which F16 holds with few bits
     if values != "any":
@@ -497,9 +487,7 @@ def test_every_byte_is_read_once(tmp_path, monkeypatch):
 
 
 def test_patterns_that_part_a_stack_are_not_told_of_it_as_a_whole(tmp_path):
-    """Some of its experts should move and others not: of a stack that is compared as a whole and
-    differs it is not known which did. An expert that it lacks is refused, with those it has.
-    """
+    """Which expert of a stack compared as a whole differs is unknown; a missing one is refused."""
     name = "model.layers.0.mlp.experts.down_proj"
     config = {"model_type": "gpt_oss", "num_local_experts": 4, "hidden_size": 32}
     generator = torch.Generator().manual_seed(0)
@@ -530,9 +518,7 @@ def test_patterns_that_part_a_stack_are_not_told_of_it_as_a_whole(tmp_path):
 
 @pytest.mark.parametrize("kind", ["int8", "bnb", "w_q"])
 def test_parts_of_a_fused_tensor_that_is_compared_as_a_whole(tmp_path, kind):
-    """Packed projections are not split: a pattern that names one of them cannot be told where they
-    differ. What lies beside packed numbers, such as their scales, is at their place.
-    """
+    """Which of packed, fused projections differs is not known; scales lie at their place."""
     base = based(layers=2)
     for layer in range(2):
         base[f"model.layers.{layer}.mlp.gate_proj.weight"] = torch.randn(32, 32)

@@ -1,7 +1,5 @@
 """A LoRA adapter as the tuned side: every figure is that of the model that `peft` merges."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 
@@ -120,9 +118,7 @@ def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
 
 
 def test_a_filter_leaves_out_what_the_adapter_leaves(tmp_path):
-    """With --module attn.v, what the adapter has no factors of is left out too, and not identical:
-    the part that was asked for is the share of attn.v.
-    """
+    """With --module attn.v what has no factors is left out too, and the share is of attn.v."""
     base = planted.saved("llama", tmp_path / "base")
     adapter, _ = adapted(base, tmp_path, {"target_modules": ["v_proj"]})
     sides = open_folder(str(base)), open_folder(str(adapter))
@@ -216,15 +212,13 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
     [
         ({"peft_type": "IA3"}, "only LORA"),
         ({"init_lora_weights": "pissa_niter_4"}, "initialisation changes the base"),
-        ({"lora_alpha": "8"}, "lora_alpha"),
-        ({"lora_alpha": -1}, "lora_alpha"),
-        ({"lora_alpha": float("nan")}, "lora_alpha"),
-        ({"lora_alpha": True}, "lora_alpha"),
+        ({"lora_alpha": "8"}, "lora_alpha"), ({"lora_alpha": -1}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "lora_alpha"), ({"lora_alpha": True}, "lora_alpha"),
         ({"alpha_pattern": {"(a+)+$": 4}}, "alpha_pattern"),
         ({"alpha_pattern": [1]}, "alpha_pattern"),
         ({"alpha_pattern": {"q_proj": None}}, "lora_alpha"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_plain_lora_is_refused(config, reason):
     """One line that says what it is."""
     with pytest.raises(ShadowError, match=reason) as caught:
@@ -285,12 +279,10 @@ def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
 @pytest.mark.parametrize(
     "scales",
     [
-        torch.ones(2, 3),
-        torch.ones(4),
-        torch.ones(2, 2, dtype=torch.float64),
+        torch.ones(2, 3), torch.ones(4), torch.ones(2, 2, dtype=torch.float64),
         torch.ones(2, 2, dtype=torch.int32),
     ],
-)
+)  # fmt: skip
 def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
     """Another shape or dtype of scales is not guessed at: both tensors are skipped, with reason."""
     name = "model.layers.0.mlp.up_proj.weight"

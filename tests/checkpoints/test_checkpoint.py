@@ -1,7 +1,5 @@
 """A folder -> Checkpoint: which files are read; a folder that is none is one ShadowError."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -70,9 +68,7 @@ SAME = {
     "no index": lambda folder: (folder / INDEX).unlink(),  # which is a hint
     "below the folder": in_parts,
     "a pickle beside": lambda folder: (folder / "pytorch_model.bin").write_bytes(b"no pickle"),
-    "the other way round in the index": lambda folder: write_index(
-        folder, {UP: SECOND, DOWN: FIRST}
-    ),
+    "the other way round": lambda folder: write_index(folder, {UP: SECOND, DOWN: FIRST}),
 }
 
 
@@ -118,14 +114,13 @@ def test_a_file_of_weights_is_a_checkpoint_whatever_lies_beside_it(sharded, name
         assert found.tensor(found.tensors[key]).whole().equal(values)
 
 
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [
-        ("__0_0.distcp", "dcp_to_torch"),
-        ("model_world_size_2_rank_0.pt", "verl.model_merger"),
-        ("global_step10", "zero_to_fp32.py"),
-    ],
-)
+CONVERTERS = {
+    "__0_0.distcp": "dcp_to_torch", "model_world_size_2_rank_0.pt": "verl.model_merger",
+    "global_step10": "zero_to_fp32.py",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "command"), CONVERTERS.items())
 def test_what_a_training_writes_for_itself_is_named_with_its_converter(tmp_path, name, command):
     (tmp_path / name).touch()
     with pytest.raises(ShadowError) as fault:
@@ -142,36 +137,34 @@ def test_config_is_optional(sharded):
 @pytest.mark.parametrize("change", ["header", "size", "time", "config", "name", "weights"])
 def test_the_fingerprint_changes_with_the_files(sharded, change):
     """Equal files have equal fingerprints."""
-    first = FIRST
+    first = sharded / FIRST
     before = open_folder(str(sharded)).fingerprint
     assert open_folder(str(sharded)).fingerprint == before
-    status = (sharded / first).stat()
+    status = first.stat()
     if change == "header":
-        raw = (sharded / first).read_bytes()
-        (sharded / first).write_bytes(raw.replace(b"up_proj", b"op_proj"))
+        raw = first.read_bytes()
+        first.write_bytes(raw.replace(b"up_proj", b"op_proj"))
     elif change == "size":
-        save_file({UP: torch.ones(2, 2)}, sharded / first)
+        save_file({UP: torch.ones(2, 2)}, first)
     elif change == "weights":
-        tensors = {name: tensor + 1 for name, tensor in load_file(sharded / first).items()}
-        save_file(tensors, sharded / first)
-        assert (sharded / first).stat().st_size == status.st_size
+        tensors = {name: tensor + 1 for name, tensor in load_file(first).items()}
+        save_file(tensors, first)
+        assert first.stat().st_size == status.st_size
     elif change == "config":
         (sharded / "config.json").write_text('{"model_type": "qwen2"}')
     elif change == "name":
         (sharded / INDEX).unlink()
-        (sharded / first).rename(sharded / "other.safetensors")
+        first.rename(sharded / "other.safetensors")
     if change != "config" and change != "name":
         moved = status.st_mtime_ns + (1_000_000_000 if change == "time" else 0)
-        os.utime(sharded / first, ns=(moved, moved))
+        os.utime(first, ns=(moved, moved))
     assert open_folder(str(sharded)).fingerprint != before
 
 
 @pytest.mark.parametrize("place", [0, 3, -1])
 @pytest.mark.parametrize("name", ["w0", "w299", "large", "norm"])
 def test_a_sample_of_every_tensor_is_in_the_fingerprint(tmp_path, name, place):
-    """Out of one archive, of one shape: a row at the start, in between or at the end of any tensor
-    tells two folders apart, also behind the first 256 tensors.
-    """
+    """A row anywhere in a tensor sets two folders apart, also behind the first 256 tensors."""
     tensors = {f"w{number}": torch.zeros(8, 8) for number in range(300)}
     tensors |= {"large": torch.zeros(4, 1 << 20), "norm": torch.zeros(8)}
     save_file(tensors, tmp_path / "model.safetensors")
@@ -198,37 +191,40 @@ def test_both_ends_of_a_tensor_are_in_the_fingerprint(tmp_path, size, at):
     assert len(found) == 2
 
 
-def missing_folder(folder):
-    shutil.rmtree(folder)
-
-
 def a_file(folder):
     shutil.rmtree(folder)
     folder.write_text("weights")
 
 
 def empty_folder(folder):
-    missing_folder(folder)
+    shutil.rmtree(folder)
     folder.mkdir()
 
 
+def alone(content=None, name="model.safetensors"):
+    """A folder of one file: of tensors, or of bytes."""
+
+    def spoil(folder):
+        empty_folder(folder)
+        if isinstance(content, dict):
+            save_file(content, folder / name)
+        else:
+            (folder / name).write_bytes(content)
+
+    return spoil
+
+
 def adapter(folder):
-    empty_folder(folder)
-    save_file({"base_model.model.x.lora_A.weight": weights()}, folder / "adapter_model.safetensors")
+    alone({"base_model.model.x.lora_A.weight": weights()}, "adapter_model.safetensors")(folder)
     (folder / "adapter_config.json").write_text("{}")
 
 
-def missing_shard(folder):
-    (folder / SECOND).unlink()
+def is_a_folder(name):
+    def spoil(folder):
+        (folder / name).unlink()
+        (folder / name).mkdir()
 
-
-def shard_is_a_folder(folder):
-    missing_shard(folder)
-    (folder / SECOND).mkdir()
-
-
-def shard_is_a_pointer(folder):
-    (folder / SECOND).write_text(POINTER)
+    return spoil
 
 
 def shard_is_cut(folder):
@@ -240,46 +236,35 @@ def twice(folder):
     shutil.copy(folder / FIRST, folder / "copy.safetensors")
 
 
-def no_tensors(folder):
-    empty_folder(folder)
-    save_file({}, folder / "model.safetensors")
-
-
-def index_text(text):
-    return lambda folder: (folder / INDEX).write_text(text)
+def text(name, content):
+    return lambda folder: (folder / name).write_text(content)
 
 
 def index_shard(name):
     return lambda folder: write_index(folder, {UP: name})
 
 
-def index_is_a_folder(folder):
-    (folder / INDEX).unlink()
-    (folder / INDEX).mkdir()
-
-
-def config_text(text):
-    return lambda folder: (folder / "config.json").write_text(text)
-
-
+ONLY_PICKLES = json.dumps({"weight_map": {UP: "a.bin"}}).encode()
 FAULTS = {
-    "missing folder": (missing_folder, "no such folder"),
+    "missing folder": (shutil.rmtree, "no such folder"),
     "a file": (a_file, "is not a file of weights"),
     "empty folder": (empty_folder, "no safetensors files"),
     "adapter": (adapter, "only LORA is read"),
-    "missing shard": (missing_shard, "model-00002-of-00002.safetensors is missing"),
-    "shard is a folder": (shard_is_a_folder, "model-00002-of-00002.safetensors"),
-    "shard is an LFS pointer": (shard_is_a_pointer, "Git-LFS pointer"),
+    "missing shard": (
+        lambda folder: (folder / SECOND).unlink(), f"1 of 2 shards are not in the folder: {SECOND}"
+    ),
+    "shard is a folder": (is_a_folder(SECOND), "model-00002-of-00002.safetensors"),
+    "shard is an LFS pointer": (text(SECOND, POINTER), "Git-LFS pointer"),
     "shard is cut": (shard_is_cut, "cut short"),
     "a tensor in two files": (twice, "copy.safetensors and in model-00001"),
-    "no tensors": (no_tensors, "no tensors"),
-    "index is an LFS pointer": (index_text(POINTER), "Git-LFS pointer"),
-    "index is not JSON": (index_text("<<<<<<< HEAD\n{}"), "not JSON"),
+    "no tensors": (alone({}), "no tensors"),
+    "index is an LFS pointer": (text(INDEX, POINTER), "Git-LFS pointer"),
+    "index is not JSON": (text(INDEX, "<<<<<<< HEAD\n{}"), "not JSON"),
     "index is not UTF-8": (lambda folder: (folder / INDEX).write_bytes(b'{"\xff": 1}'), "not JSON"),
-    "index is nested": (index_text("[" * 100_000), "not JSON"),
-    "index is a folder": (index_is_a_folder, INDEX),
-    "index without a map": (index_text('{"metadata": {}}'), "no weight_map"),
-    "empty map": (index_text('{"weight_map": {}}'), "no weight_map"),
+    "index is nested": (text(INDEX, "[" * 100_000), "not JSON"),
+    "index is a folder": (is_a_folder(INDEX), INDEX),
+    "index without a map": (text(INDEX, '{"metadata": {}}'), "no weight_map"),
+    "empty map": (text(INDEX, '{"weight_map": {}}'), "no weight_map"),
     "shard name is a number": (index_shard(3), "has no file name"),
     "shard name is empty": (index_shard(""), "has no file name"),
     "shard name has an escape": (index_shard("\x1b[2J.safetensors"), "has no file name"),
@@ -288,26 +273,18 @@ FAULTS = {
     "shard name has a backslash": (index_shard("..\\secret.safetensors"), "leaves the folder"),
     "shard name is very long": (index_shard("a" * 5000 + ".safetensors"), "safetensors"),
     "index of .bin files": (
-        index_shard("pytorch_model-00001-of-00002.bin"),
-        "not a .safetensors file",
+        index_shard("pytorch_model-00001-of-00002.bin"), "not a .safetensors file"
     ),
-    "config is not JSON": (config_text("{"), "config.json: not JSON"),
-    "config is empty": (config_text(""), "config.json: not JSON"),
-    "config is a list": (config_text("[]"), "config.json: not a JSON object"),
-    "config is an LFS pointer": (config_text(POINTER), "config.json: a Git-LFS pointer"),
-    "config is nested": (config_text('{"a":' * 100_000), "config.json: not JSON"),
-    "only pickles": (
-        lambda folder: (empty_folder(folder), (folder / "pytorch_model.bin").write_bytes(b"x")),
-        "only torch .bin files",
-    ),
+    "config is not JSON": (text("config.json", "{"), "config.json: not JSON"),
+    "config is empty": (text("config.json", ""), "config.json: not JSON"),
+    "config is a list": (text("config.json", "[]"), "config.json: not a JSON object"),
+    "config is an LFS pointer": (text("config.json", POINTER), "config.json: a Git-LFS pointer"),
+    "config is nested": (text("config.json", '{"a":' * 100_000), "config.json: not JSON"),
+    "only pickles": (alone(b"x", "pytorch_model.bin"), "only torch .bin files"),
     "only an index of pickles": (
-        lambda folder: (
-            empty_folder(folder),
-            write_index(folder, {UP: "a.bin"}, "pytorch_model.bin.index.json"),
-        ),
-        "only torch .bin files",
+        alone(ONLY_PICKLES, "pytorch_model.bin.index.json"), "only torch .bin files"
     ),
-}
+}  # fmt: skip
 
 
 def test_a_gguf_file_and_its_folder_are_refused_in_one_line(tmp_path):

@@ -2,8 +2,6 @@
 their cells, and what was changed before does not.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

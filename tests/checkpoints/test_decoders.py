@@ -1,7 +1,5 @@
 """Quantised matrices are decoded to the numbers that the library of their format makes of them."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -217,11 +215,9 @@ def test_compressed_tensors_with_an_order_of_groups():
     scales = torch.rand(4, 2, generator=GENERATOR)
     groups = torch.randint(0, 2, (16,), generator=GENERATOR)
     pieces = {
-        "weight_packed": q.view(torch.int32),
-        "weight_scale": scales,
-        "weight_shape": torch.tensor([4, 16]),
-        "weight_g_idx": groups,
-    }
+        "weight_packed": q.view(torch.int32), "weight_scale": scales,
+        "weight_shape": torch.tensor([4, 16]), "weight_g_idx": groups,
+    }  # fmt: skip
     same(packed(pieces), (q - 128.0) * scales[:, groups])
     with pytest.raises(UndecodableError, match="groups that do not exist"):
         packed({**pieces, "weight_g_idx": groups - 1})

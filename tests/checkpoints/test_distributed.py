@@ -1,7 +1,5 @@
 """torch's distributed checkpoints: the right values from pieces of ranks, and what is refused."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle
@@ -26,11 +24,9 @@ PICKLE = shadow.Files(allow_pickle=True)
 def state():
     tensors = {f"model.{name}": one for name, one in planted.gaussian(0, 2).items()}
     return tensors | {
-        "norm": torch.ones(7).bfloat16(),
-        "scalar": torch.tensor(2.5),
-        "turned": torch.arange(24.0).view(4, 6).T,
-        "empty": torch.empty(0, 3),
-    }
+        "norm": torch.ones(7).bfloat16(), "scalar": torch.tensor(2.5),
+        "turned": torch.arange(24.0).view(4, 6).T, "empty": torch.empty(0, 3),
+    }  # fmt: skip
 
 
 def saved_and_read(tensors, folder):
@@ -122,9 +118,7 @@ os._exit(0)  # at a usual end gloo's threads may abort the process
 @pytest.mark.slow
 @pytest.mark.parametrize("dimension", [0, 1])
 def test_pieces_of_two_ranks(dimension, tmp_path):
-    """Cut by rows they are put together, also where a rank has none; cut by columns they are not,
-    and the line names torch's converter.
-    """
+    """Rows are put together, also of an empty rank; of columns the line names the converter."""
     command = [sys.executable, "-c", RANK, tmp_path]
     ranks = [
         subprocess.Popen([*command, str(rank), str(dimension)], env=os.environ) for rank in (0, 1)

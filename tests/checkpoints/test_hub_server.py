@@ -1,7 +1,5 @@
 """The tests' Hub (tests/hub.py): the real client understands it, and faults are as named."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import json
@@ -72,12 +70,10 @@ def test_the_real_client_downloads_lists_and_is_refused(hub, tmp_path):
     assert json.loads(done.stdout) == {
         "commit": [hub.commit("org/model"), hub.commit("org/model", "v1")],
         "sizes": {"config.json": len(CONFIG), MODEL: len(WEIGHTS), "sub/config.json": len(CONFIG)},
-        "listed": ["config.json", MODEL, "sub", "sub/config.json"],
-        "blobs": [SHA256] * 2,
-        "tag": CONFIG.decode(),
-        "faults": ["GatedRepoError", gone, gone],
+        "listed": ["config.json", MODEL, "sub", "sub/config.json"], "blobs": [SHA256] * 2,
+        "tag": CONFIG.decode(), "faults": ["GatedRepoError", gone, gone],
         "missing": ["RemoteEntryNotFoundError", "RevisionNotFoundError"],
-    }
+    }  # fmt: skip
     assert {one.origin: one.authorized for one in hub.requests} == {"hub": True, "cdn": False}
 
 
@@ -108,15 +104,13 @@ FAULTS = [
     (Drop(reset=True), None, ConnectionResetError, 0),
     (Cut(70_000), "bytes=10-", 206, WEIGHTS[10:70_010]),
     (Cut(1000, reset=True), None, ConnectionResetError, 1000),
-    (Stall(30, None), None, TimeoutError, 0),
-    (Stall(30, 1000), None, TimeoutError, 1000),
+    (Stall(30, None), None, TimeoutError, 0), (Stall(30, 1000), None, TimeoutError, 1000),
     (Flip(299_999), "bytes=299000-", 206, WEIGHTS[299_000:-1] + bytes([WEIGHTS[-1] ^ 0xFF])),
     (Truncate(1000), "bytes=990-2000", 206, WEIGHTS[990:1000]),
-    (Truncate(1000), "bytes=1000-2000", 416, b""),
-    (IgnoreRange(), "bytes=10-19", 200, WEIGHTS),
+    (Truncate(1000), "bytes=1000-2000", 416, b""), (IgnoreRange(), "bytes=10-19", 200, WEIGHTS),
     (WrongRange(), "bytes=10-19", 206, WEIGHTS[11:21]),
     (Expire(), None, 403, b"<Error><Code>AccessDenied</Code></Error>"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("action", "asked", "recorded", "body"), FAULTS, ids=str)

@@ -1,7 +1,5 @@
 """Models that transformers made: every tensor has its place, every delta is NumPy's."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -50,13 +48,8 @@ def groups(count: int, **sizes: int) -> Undo:
         assert len(W) == count * step
         start = 0
         for module, size in sizes.items():
-            yield (
-                module,
-                None,
-                np.concatenate(
-                    [W[g * step + start : g * step + start + size] for g in range(count)]
-                ),
-            )
+            cut = [W[g * step + start : g * step + start + size] for g in range(count)]
+            yield module, None, np.concatenate(cut)
             start += size
 
     return undo
@@ -79,64 +72,53 @@ def each(undo: Undo) -> Undo:
 
 QKV = {"attn.q": 32, "attn.k": 16, "attn.v": 16}  # 4 heads of 8, 2 of them for keys and values
 HEAD = {"attn.q": 8, "attn.k": 8, "attn.v": 8}
+HEADS = {r"query_key_value\.weight": groups(4, **HEAD)}
+MULTI_QUERY = {"attn.q": 32, "attn.k": 8, "attn.v": 8}
 GATE_UP = {"mlp.gate": 48, "mlp.up": 48}
-EXPERTS = {"experts.gate": 48, "experts.up": 48}
+EXPERTS, DOWN = rows(**{"experts.gate": 48, "experts.up": 48}), whole("experts.down")
 VISION = {"attn.q": 24, "attn.k": 24, "attn.v": 24}
 CONV = {"linear_attn.conv_q": 12, "linear_attn.conv_k": 12, "linear_attn.conv_v": 20}
 LINEAR = {"linear_attn.q": 12, "linear_attn.k": 12, "linear_attn.v": 20}
 VIT = {r"visual.*attn\.qkv\.weight": rows(**VISION)}
 POOL = {r"head\.attention\.in_proj_weight": rows(**VISION)}
-STACK = {
-    r"experts\.gate_up_proj$": each(rows(**EXPERTS)),
-    r"experts\.down_proj$": each(whole("experts.down")),
-}
 UNDO: dict[str, dict[str, Undo]] = {
     "phi3": {r"qkv_proj\.weight": rows(**QKV), r"gate_up_proj\.weight": rows(**GATE_UP)},
     "glm4": {r"gate_up_proj\.weight": rows(**GATE_UP)},
     "falcon_grouped": {
         r"query_key_value\.weight": groups(2, **{"attn.q": 16, "attn.k": 8, "attn.v": 8})
     },
-    "falcon_multi_query": {
-        r"query_key_value\.weight": rows(**{"attn.q": 32, "attn.k": 8, "attn.v": 8})
-    },
-    "falcon_per_head": {r"query_key_value\.weight": groups(4, **HEAD)},
-    "bloom": {r"query_key_value\.weight": groups(4, **HEAD)},
-    "persimmon": {r"query_key_value\.weight": groups(4, **HEAD)},
-    "gpt_bigcode": {r"c_attn\.weight": rows(**{"attn.q": 32, "attn.k": 8, "attn.v": 8})},
+    "falcon_multi_query": {r"query_key_value\.weight": rows(**MULTI_QUERY)},
+    "falcon_per_head": HEADS, "bloom": HEADS, "persimmon": HEADS,
+    "gpt_bigcode": {r"c_attn\.weight": rows(**MULTI_QUERY)},
     "gpt_bigcode_per_head": {r"c_attn\.weight": groups(4, **HEAD)},
     "mpt": {r"Wqkv\.weight": rows(**{"attn.q": 32, "attn.k": 32, "attn.v": 32})},
     "codegen": {r"qkv_proj\.weight": groups(4, **{"attn.q": 8, "attn.v": 8, "attn.k": 8})},
     "modernbert_decoder": {r"mlp\.Wi\.weight": rows(**GATE_UP)},
     "dbrx": {
-        r"Wqkv\.weight": rows(**QKV),
-        r"mlp\.w1": whole("experts.gate"),
-        r"mlp\.v1": whole("experts.up"),
-        r"mlp\.w2": turned(whole("experts.down")),
+        r"Wqkv\.weight": rows(**QKV), r"mlp\.w1": whole("experts.gate"),
+        r"mlp\.v1": whole("experts.up"), r"mlp\.w2": turned(DOWN),
     },
     "granitemoe": {
-        r"input_linear\.weight": each(rows(**EXPERTS)),
-        r"output_linear\.weight": each(whole("experts.down")),
+        r"input_linear\.weight": each(EXPERTS), r"output_linear\.weight": each(DOWN),
     },
     "granitemoehybrid": {
-        r"moe\.input_linear\.weight": each(rows(**EXPERTS)),
-        r"moe\.output_linear\.weight": each(whole("experts.down")),
+        r"moe\.input_linear\.weight": each(EXPERTS), r"moe\.output_linear\.weight": each(DOWN),
         r"shared_mlp\.input_linear\.weight": rows(**{"shared.gate": 24, "shared.up": 24}),
         r"shared_mlp\.output_linear\.weight": whole("shared.down"),
     },
     "jetmoe": {
-        r"mlp\.input_linear\.weight": each(rows(**EXPERTS)),
-        r"mlp\.output_linear\.weight": each(whole("experts.down")),
+        r"mlp\.input_linear\.weight": each(EXPERTS), r"mlp\.output_linear\.weight": each(DOWN),
         r"attention\.experts\.input_linear\.weight": each(whole("attn.q")),
         r"attention\.experts\.output_linear\.weight": each(whole("attn.o")),
         r"kv_proj\.weight": rows(**{"attn.k": 16, "attn.v": 16}),
     },
     "gpt_oss": {
         r"experts\.gate_up_proj$": each(turned(groups(48, **{"experts.gate": 1, "experts.up": 1}))),
-        r"experts\.down_proj$": each(turned(whole("experts.down"))),
+        r"experts\.down_proj$": each(turned(DOWN)),
     },
     "llama4_text": {
-        r"experts\.gate_up_proj$": each(turned(rows(**EXPERTS))),
-        r"experts\.down_proj$": each(turned(whole("experts.down"))),
+        r"experts\.gate_up_proj$": each(turned(EXPERTS)),
+        r"experts\.down_proj$": each(turned(DOWN)),
     },
     "minimax": {r"self_attn\.qkv_proj\.weight": groups(4, **HEAD)},
     "qwen3_next": {
@@ -149,36 +131,25 @@ UNDO: dict[str, dict[str, Undo]] = {
     "qwen3_5_text": {r"in_proj_qkv\.weight": rows(**LINEAR), r"conv1d\.weight": rows(**CONV)},
     "llava_onevision": POOL,
     "gemma3": {**POOL, "mm_input_projection_weight": turned(whole("projector.0"))},
-    "paligemma": POOL,
-    "qwen2_vl": VIT,
-    "qwen2_5_vl": VIT,
-    "qwen3_vl": VIT,
+    "paligemma": POOL, "qwen2_vl": VIT, "qwen2_5_vl": VIT, "qwen3_vl": VIT,
     "qwen3_vl_moe": {
-        **VIT,
         r"experts\.gate_up_proj$": each(rows(**{"experts.gate": 24, "experts.up": 24})),
-        r"experts\.down_proj$": each(whole("experts.down")),
+        r"experts\.down_proj$": each(DOWN), **VIT,
     },
     "molmo2": {
         r"att_proj\.weight": rows(**QKV),
         r"ff_proj\.weight": rows(**{"mlp.up": 48, "mlp.gate": 48}),
         r"image_vit.*feed_forward\.w1\.weight": whole("mlp.up"),
     },
-}
+}  # fmt: skip
 UNDO["llama4"] = UNDO["llama4_text"]
 UNDO["qwen3_5"] = {**VIT, **UNDO["qwen3_5_text"]}
 # Families of one tensor a matrix are alike but for names, which places/test_coverage.py looks at.
 KINDS = chosen(planted.FAMILIES, UNDO)
 # Rows one after another, in groups, by heads; stacks of experts, turned or not; convolutions.
 LAYOUTS = (
-    "phi3",
-    "falcon_grouped",
-    "codegen",
-    "dbrx",
-    "granitemoe",
-    "gpt_oss",
-    "qwen3_next",
-    "molmo2",
-)
+    "phi3", "falcon_grouped", "codegen", "dbrx", "granitemoe", "gpt_oss", "qwen3_next", "molmo2",
+)  # fmt: skip
 
 # What the last words of a name mean in any family.
 WORDS = {
@@ -204,11 +175,11 @@ REASONS = {"gemma4": {"nonfinite"}}  # the bounds of its clipped layers are infi
 LATER = {"mllama": (r"global_transformer", 2), "t5": (r"^decoder\.", 2), "bart": (r"decoder\.", 2)}
 
 
+PROJECTOR = "projector|connector|merger|aligner|embed_vision|embed_audio|image_pooling|adapter"
+
+
 def expected_component(name: str) -> str:
-    if re.search(
-        r"projector|connector|merger|aligner|embed_vision|embed_audio|image_pooling|vision_adapter",
-        name,
-    ):
+    if re.search(PROJECTOR, name):
         return "projector"
     if re.search(r"vision|visual|image_vit", name):
         return "vision"
@@ -240,19 +211,13 @@ def expected_matrices(
             return [(module, expert, part) for module, expert, part in undo(folded)]
     expert = re.search(r"experts\.(\d+)\.", name)
     folded = W.reshape(len(W), -1) if W.ndim >= 2 else W.reshape(1, -1)
-    return [
-        (
-            expected_module(name, expected_component(name)),
-            int(expert[1]) if expert else None,
-            folded,
-        )
-    ]
+    module = expected_module(name, expected_component(name))
+    return [(module, int(expert[1]) if expert else None, folded)]
 
 
 def is_vector(name: str, W: Matrix) -> bool:
-    return (
-        name.endswith(("bias", "bias_u", "bias_v")) and "attention_bias.weight" not in name
-    ) or min(W.shape) <= 1
+    is_bias = name.endswith(("bias", "bias_u", "bias_v")) and "attention_bias.weight" not in name
+    return is_bias or min(W.shape) <= 1
 
 
 @pytest.mark.parametrize("kind", chosen(planted.FAMILIES, LAYOUTS))
@@ -262,10 +227,9 @@ def test_every_matrix_of_a_family_is_placed_and_its_delta_is_numpys(kind, tmp_pa
     tuned = planted.perturbed(base, tmp_path / "tuned")
     pair = given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
     result = run_pair(pair, Settings(Method(), Filter(), spectra=False), tmp_path / "out")
-    deltas = (
-        pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
-    )
-    tensors = pq.read_table(result.folder / "tensors.parquet").to_pandas()
+    tables = (result.folder / f"{name}.parquet" for name in ("matrices", "tensors"))
+    matrices, tensors = (pq.read_table(path).to_pandas() for path in tables)
+    deltas = matrices.query("subject == 'delta'")
     Wb, Wt = (
         {n: t.double().numpy() for n, t in load_file(f / "model.safetensors").items()}
         for f in (base, tuned)
@@ -273,10 +237,8 @@ def test_every_matrix_of_a_family_is_placed_and_its_delta_is_numpys(kind, tmp_pa
     assert sorted(zip(tensors["side"], tensors["tensor"], strict=True)) == sorted(
         (side, name) for side in ("base", "tuned") for name in Wb
     )
-    assert set(tensors.query("status == 'skipped'")["reason"]) <= {
-        "not_a_matrix",
-        *REASONS.get(kind, ()),
-    }
+    skipped = set(tensors.query("status == 'skipped'")["reason"])
+    assert skipped <= {"not_a_matrix", *REASONS.get(kind, ())}
     rows_of = dict(list(deltas.groupby("tensor")))
     for name, W in Wt.items():
         expected = [
@@ -295,13 +257,10 @@ def test_every_matrix_of_a_family_is_placed_and_its_delta_is_numpys(kind, tmp_pa
             assert len(row) == 1, f"{name}: no row of {module} {expert} with the norm of its delta"
             sigma = np.linalg.svd(D, compute_uv=False)
             p = sigma / sigma.sum()
-            assert row["effective_rank"].item() == pytest.approx(
-                np.exp(-(p * np.log(p)).sum()), rel=1e-5
-            ), name
-            if np.linalg.norm(partner):
-                assert row["relative_norm"].item() == pytest.approx(
-                    norm / np.linalg.norm(partner), rel=1e-6
-                ), name
+            rank = np.exp(-(p * np.log(p)).sum())
+            assert row["effective_rank"].item() == pytest.approx(rank, rel=1e-5), name
+            if size := np.linalg.norm(partner):
+                assert row["relative_norm"].item() == pytest.approx(norm / size, rel=1e-6), name
             assert (row["rows"].item(), row["cols"].item()) == part.shape
         if found is not None:
             check_place(kind, name, found)
@@ -315,12 +274,9 @@ def check_place(kind: str, name: str, found) -> None:
         r"\b(?:layers?|h|blocks?|resblocks|deepstack_merger_list|encoder\.layer)\.(\d+)\.", name
     )
     pattern, offset = LATER.get(kind, ("(?!)", 0))
-    expected = (
-        None if number is None else int(number[1]) + (offset if re.search(pattern, name) else 0)
-    )
-    assert set(found["layer"].astype(object).where(found["layer"].notna(), None)) == {expected}, (
-        name
-    )
+    expected = None if number is None else int(number[1]) + offset * bool(re.search(pattern, name))
+    layers = set(found["layer"].astype(object).where(found["layer"].notna(), None))
+    assert layers == {expected}, name
 
 
 # Where the two layouts that transformers saves are not one row order, or not one set of tensors:
@@ -342,9 +298,8 @@ def test_every_view_is_a_view(tmp_path):
         folder = planted.saved(kind, tmp_path / kind)
         tensors = load_file(folder / "model.safetensors")
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        for name, parts in place_tensors(
-            shapes, json.loads((folder / "config.json").read_text())
-        ).items():
+        config = json.loads((folder / "config.json").read_text())
+        for name, parts in place_tensors(shapes, config).items():
             storage = tensors[name].untyped_storage()
             for part in parts:
                 view = part.view(tensors[name])
@@ -352,6 +307,5 @@ def test_every_view_is_a_view(tmp_path):
                 assert view.shape[:-1].numel() == part.shape(shapes[name])[0]
                 assert view.shape[-1] == part.shape(shapes[name])[1]
                 assert view.ndim <= 3
-            assert (
-                sum(part.view(tensors[name]).numel() for part in parts) == tensors[name].numel()
-            ), name
+            entries = sum(part.view(tensors[name]).numel() for part in parts)
+            assert entries == tensors[name].numel(), name

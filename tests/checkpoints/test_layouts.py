@@ -3,8 +3,6 @@
 What is equal pairs as equal, in both directions; what only looks equal is never subtracted.
 """
 
-from __future__ import annotations
-
 import re
 
 import measuring
@@ -80,14 +78,12 @@ QWEN = (
     (r"post_attention_layernorm", "ln_2"), (r"model\.embed_tokens", "transformer.wte"),
 )  # fmt: skip
 CHATGLM = (
-    (r"model\.layers", "transformer.encoder.layers"),
+    (r"model\.layers", "transformer.encoder.layers"), (r"mlp\.down_proj", "mlp.dense_4h_to_h"),
     (r"self_attn\.query_key_value", "self_attention.query_key_value"),
-    (r"self_attn\.o_proj", "self_attention.dense"),
-    (r"mlp\.down_proj", "mlp.dense_4h_to_h"),
+    (r"self_attn\.o_proj", "self_attention.dense"), (r"lm_head", "transformer.output_layer"),
     (r"model\.norm", "transformer.encoder.final_layernorm"),
     (r"model\.embed_tokens", "transformer.embedding.word_embeddings"),
-    (r"lm_head", "transformer.output_layer"),
-)
+)  # fmt: skip
 NEOX = (
     (r"model\.layers", "gpt_neox.layers"),
     (r"self_attn\.query_key_value", "attention.query_key_value"),
@@ -103,45 +99,30 @@ MOLMO = (
     (r"lm_head", "model.transformer.ff_out"), (r"model\.norm", "model.transformer.ln_f"),
     (r"input_layernorm", "attn_norm"), (r"post_attention_layernorm", "ff_norm"),
 )  # fmt: skip
-GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
-# name: (changes to a llama with 4 heads, 2 of them for keys and values; its config)
+FOUR = {"num_attention_heads": 4}
+GROUPED = {**FOUR, "num_key_value_heads": 2}
+# model_type: (changes to a llama with 4 heads, 2 of them for keys and values; heads in its config,
+# None without a config)
 OF_LLAMA = {
     "phi3": (
-        lambda t: fused(fused(t, "qkv_proj", *QKV), "gate_up_proj", "gate_proj", "up_proj"),
-        {"model_type": "phi3", **GROUPED},
+        lambda t: fused(fused(t, "qkv_proj", *QKV), "gate_up_proj", "gate_proj", "up_proj"), GROUPED
     ),
-    "baichuan": (
-        lambda t: fused(t, "W_pack", *QKV),
-        {"model_type": "baichuan", "num_attention_heads": 4},
-    ),
-    "internlm2": (
-        lambda t: renamed(fused(t, "wqkv", *QKV, groups=2), *INTERNLM2),
-        {"model_type": "internlm2", **GROUPED},
-    ),
-    "qwen": (
-        lambda t: renamed(fused(t, "c_attn", *QKV), *QWEN),
-        {"model_type": "qwen", "num_attention_heads": 4},
-    ),
-    "chatglm": (
-        lambda t: renamed(
-            fused(fused(t, "query_key_value", *QKV), "dense_h_to_4h", "gate_proj", "up_proj"),
-            *CHATGLM,
-        ),
-        {"model_type": "chatglm", "num_attention_heads": 4, "multi_query_group_num": 2},
-    ),
-    "molmo": (
-        lambda t: renamed(
-            fused(fused(t, "att_proj", *QKV), "ff_proj", "up_proj", "gate_proj"), *MOLMO
-        ),
-        {"model_type": "molmo", **GROUPED},
-    ),
+    "baichuan": (lambda t: fused(t, "W_pack", *QKV), FOUR),
+    "internlm2": (lambda t: renamed(fused(t, "wqkv", *QKV, groups=2), *INTERNLM2), GROUPED),
+    "qwen": (lambda t: renamed(fused(t, "c_attn", *QKV), *QWEN), FOUR),
+    "chatglm": (lambda t: renamed(
+        fused(fused(t, "query_key_value", *QKV), "dense_h_to_4h", "gate_proj", "up_proj"), *CHATGLM
+    ), {**FOUR, "multi_query_group_num": 2}),
+    "molmo": (lambda t: renamed(
+        fused(fused(t, "att_proj", *QKV), "ff_proj", "up_proj", "gate_proj"), *MOLMO
+    ), GROUPED),
     "wrapped": (
         lambda t: renamed(t, (r"^model\.", "language_model.model."), (r"^lm", "language_model.lm")),
-        {},
+        None,
     ),
-    "wrapped anew": (lambda t: renamed(t, (r"^model\.", "model.language_model.")), {}),
-    "of a trainer": (lambda t: renamed(t, (r"^", "_orig_mod.module.")), {}),
-}
+    "wrapped anew": (lambda t: renamed(t, (r"^model\.", "model.language_model.")), None),
+    "of a trainer": (lambda t: renamed(t, (r"^", "_orig_mod.module.")), None),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -175,38 +156,33 @@ def lines_up(tmp_path, one, other) -> None:
 @pytest.mark.parametrize("layout", OF_LLAMA)
 def test_a_llama_in_another_layout_is_the_same_model(layout, llama, tmp_path):
     """Fused by rows or by groups of heads, renamed, or wrapped on one side: all of it pairs."""
-    change, config = OF_LLAMA[layout]
+    change, heads = OF_LLAMA[layout]
     tensors = llama["plain" if layout in ("baichuan", "qwen") else "grouped"]
+    config = {} if heads is None else {"model_type": layout, **heads}
     lines_up(tmp_path, (tensors, {"model_type": "llama", **GROUPED}), (change(tensors), config))
 
 
 def test_neox_projections_pair_with_separate_ones_and_their_biases_do_too(tmp_path):
     """The rows of q, k and v alternate by head in one; a fused bias is split as its matrix is."""
-    t = {
-        "model.embed_tokens.weight": torch.randn(32, 16),
-        "lm_head.weight": torch.randn(32, 16),
-        "model.norm.weight": torch.ones(16),
-    }
+    t = {name: torch.randn(32, 16) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    t["model.norm.weight"] = torch.ones(16)
     for name in (*QKV, "o_proj"):
-        t |= {
-            f"model.layers.0.self_attn.{name}.weight": torch.randn(16, 16),
-            f"model.layers.0.self_attn.{name}.bias": torch.randn(16),
-        }
-    t |= {
-        "model.layers.0.mlp.up_proj.weight": torch.randn(24, 16),
-        "model.layers.0.mlp.down_proj.weight": torch.randn(16, 24),
-    }
+        t[f"model.layers.0.self_attn.{name}.weight"] = torch.randn(16, 16)
+        t[f"model.layers.0.self_attn.{name}.bias"] = torch.randn(16)
+    t["model.layers.0.mlp.up_proj.weight"] = torch.randn(24, 16)
+    t["model.layers.0.mlp.down_proj.weight"] = torch.randn(16, 24)
     neox = renamed(fused(t, "query_key_value", *QKV, groups=4), *NEOX)
     lines_up(tmp_path, (t, {}), (neox, {"model_type": "gpt_neox", "num_attention_heads": 4}))
 
 
 def test_without_a_head_count_a_grouped_projection_stays_whole(llama, tmp_path):
     """The fused projection is not guessed apart: it pairs with its like, and nothing else."""
-    change, config = OF_LLAMA["internlm2"]
-    tensors = llama["grouped"]
-    silent = {"model_type": "internlm2"}
+    change, heads = OF_LLAMA["internlm2"]
+    tensors, silent = llama["grouped"], {"model_type": "internlm2"}
     lines_up(tmp_path / "a", (change(tensors), silent), (change(tensors), silent))
-    pairs, skipped = pairing_of(tmp_path / "b", (tensors, config), (change(tensors), silent))
+    pairs, skipped = pairing_of(
+        tmp_path / "b", (tensors, silent | heads), (change(tensors), silent)
+    )
     modules = {pair.place.module for pair in pairs}
     assert {module for module in modules if module.startswith("attn.")} == {"attn.o"}
     assert {(s.side, s.place.module, s.reason) for s in skipped} == {
@@ -223,48 +199,29 @@ def moe(folder, kind: str) -> Tensors:
 GATE_UP, DOWN = ("gate_up_proj", "gate_proj", "up_proj"), ("down_proj", "down_proj")
 STACKS = {
     "transformers 5": (lambda t: stacked(stacked(t, *GATE_UP), *DOWN), "qwen3_moe"),
-    "turned": (
-        lambda t: stacked(stacked(t, *GATE_UP, turned=True), *DOWN, turned=True),
-        "qwen3_moe",
-    ),
-    "llama 4": (
-        lambda t: renamed(
-            stacked(stacked(t, *GATE_UP, turned=True), *DOWN, turned=True),
-            (r"\.mlp\.", ".feed_forward."),
-        ),
-        "llama4_text",
-    ),
-    "gpt-oss": (
-        lambda t: stacked(stacked(t, *GATE_UP, turned=True, woven=True), *DOWN, turned=True),
-        "gpt_oss",
-    ),
-    "granite": (
-        lambda t: renamed(
-            stacked(stacked(t, *GATE_UP), *DOWN),
-            (r"mlp\.experts\.gate_up_proj", "block_sparse_moe.input_linear.weight"),
-            (r"mlp\.experts\.down_proj", "block_sparse_moe.output_linear.weight"),
-            (r"mlp\.gate\.weight", "block_sparse_moe.router.layer.weight"),
-        ),
-        "granitemoe",
-    ),
-    "separate stacks": (
-        lambda t: renamed(
-            stacked(stacked(stacked(t, "gate_proj", "gate_proj"), "up_proj", "up_proj"), *DOWN),
-            (r"experts\.(\w+)$", r"switch_mlp.\1.weight"),
-        ),
-        "qwen3_moe",
-    ),
-    "mixtral": (
-        lambda t: renamed(
-            t,
-            (r"mlp\.(gate|experts)\.", r"block_sparse_moe.\1."),
-            (r"(experts\.\d+)\.gate_proj", r"\1.w1"),
-            (r"(experts\.\d+)\.up_proj", r"\1.w3"),
-            (r"(experts\.\d+)\.down_proj", r"\1.w2"),
-        ),
-        "mixtral",
-    ),
-}
+    "turned": (lambda t: turned_stacks(t), "qwen3_moe"),
+    "llama 4": (lambda t: renamed(turned_stacks(t), (r"\.mlp\.", ".feed_forward.")), "llama4_text"),
+    "gpt-oss": (lambda t: turned_stacks(t, woven=True), "gpt_oss"),
+    "granite": (lambda t: renamed(
+        stacked(stacked(t, *GATE_UP), *DOWN),
+        (r"mlp\.experts\.gate_up_proj", "block_sparse_moe.input_linear.weight"),
+        (r"mlp\.experts\.down_proj", "block_sparse_moe.output_linear.weight"),
+        (r"mlp\.gate\.weight", "block_sparse_moe.router.layer.weight"),
+    ), "granitemoe"),
+    "separate stacks": (lambda t: renamed(
+        stacked(stacked(stacked(t, "gate_proj", "gate_proj"), "up_proj", "up_proj"), *DOWN),
+        (r"experts\.(\w+)$", r"switch_mlp.\1.weight"),
+    ), "qwen3_moe"),
+    "mixtral": (lambda t: renamed(
+        t, (r"mlp\.(gate|experts)\.", r"block_sparse_moe.\1."),
+        (r"(experts\.\d+)\.gate_proj", r"\1.w1"), (r"(experts\.\d+)\.up_proj", r"\1.w3"),
+        (r"(experts\.\d+)\.down_proj", r"\1.w2"),
+    ), "mixtral"),
+}  # fmt: skip
+
+
+def turned_stacks(tensors: Tensors, woven: bool = False) -> Tensors:
+    return stacked(stacked(tensors, *GATE_UP, turned=True, woven=woven), *DOWN, turned=True)
 
 
 @pytest.mark.parametrize("layout", STACKS)
@@ -283,12 +240,9 @@ def test_experts_pair_one_by_one_however_they_are_stacked(layout, tmp_path):
 def test_a_stack_whose_hidden_size_is_twice_its_width_is_told_by_its_down_projection(tmp_path):
     """gate_up of (2f, d) with d = 2f is square: the shape of down alone tells how it lies."""
     experts = {
-        f"model.layers.0.mlp.experts.{e}.{p}.weight": torch.randn(8, 16)
+        f"model.layers.0.mlp.experts.{e}.{part}.weight": torch.randn(shape)
+        for part, shape in (("gate_proj", (8, 16)), ("up_proj", (8, 16)), ("down_proj", (16, 8)))
         for e in range(2)
-        for p in ("gate_proj", "up_proj")
-    }
-    experts |= {
-        f"model.layers.0.mlp.experts.{e}.down_proj.weight": torch.randn(16, 8) for e in range(2)
     }
     for turned in (False, True):
         stack = stacked(stacked(experts, *GATE_UP, turned=turned), *DOWN, turned=turned)
@@ -326,9 +280,7 @@ def test_a_vision_tower_pairs_with_the_model_it_came_from(tmp_path):
     paired = {pair.tuned.info.name for pair in pairs if pair.base}
     assert paired == set(tower)
     assert {pair.place.component for pair in pairs if not pair.base} == {"language", "projector"}
-    assert {(s.side, s.reason) for s in skipped} == {("tuned", "not_a_matrix")}, (
-        "vectors without a base"
-    )
+    assert {(s.side, s.reason) for s in skipped} == {("tuned", "not_a_matrix")}  # without a base
 
 
 INTERNVL = (
@@ -389,21 +341,15 @@ def test_blocks_counted_from_one_pair_with_blocks_counted_from_zero(tmp_path):
     for base, tuned in (sides, sides[::-1]):
         apart = measuring.differences(base, tuned)
         assert len(apart) == 4
-        assert all("layers.3.ln" in text or "final_layernorm" in text for text in apart), (
-            "a norm of the last layer's"
-        )
+        # a norm of the last layer's
+        assert all("layers.3.ln" in text or "final_layernorm" in text for text in apart)
 
 
 def test_rotary_halves_in_another_order_are_not_subtracted(llama, tmp_path):
     """Meta's and Mistral's files have the rows of q and k in pairs: equal shapes, other rows."""
     tensors = llama["grouped"]
-    consolidated = renamed(
-        tensors, (r"^model\.", ""), (r"self_attn\.([qkvo])_proj", r"attention.w\1"),
-        (r"embed_tokens", "tok_embeddings"), (r"mlp\.gate_proj", "feed_forward.w1"),
-        (r"mlp\.up_proj", "feed_forward.w3"), (r"mlp\.down_proj", "feed_forward.w2"),
-        (r"input_layernorm", "attention_norm"), (r"post_attention_layernorm", "ffn_norm"),
-        (r"lm_head", "output"),
-    )  # fmt: skip
+    own = ((r"^model\.", ""), (r"self_attn\.([qkvo])_proj", r"attention.w\1"), *INTERNLM2[2:])
+    consolidated = renamed(tensors, *own)
     pairs, skipped = pairing_of(tmp_path, (tensors, {}), (consolidated, {}))
     assert {s.place.module for s in skipped} == {"attn.q", "attn.k"}
     assert {s.reason for s in skipped} == {"only_in_base", "only_in_tuned"}
@@ -432,11 +378,8 @@ def test_blocks_of_a_multi_token_predictor_do_not_pair_with_the_model(first, tmp
     """They are counted on from the model's own, and never compared with them."""
     block = "layers.0.self_attn.q_proj.weight"
     model = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(4, 4) for i in range(3)}
-    tuned = opened(
-        tmp_path / "b",
-        {**model, f"{first}{block}": torch.randn(4, 4), f"{first}fc.weight": torch.randn(4, 8)},
-        {},
-    )
+    own = {f"{first}{block}": torch.randn(4, 4), f"{first}fc.weight": torch.randn(4, 8)}
+    tuned = opened(tmp_path / "b", model | own, {})
     pairs, skipped = pair_checkpoints(opened(tmp_path / "a", model, {}), tuned, Filter())
     assert {(p.base.info.name, p.tuned.info.name) for p in pairs} == {
         (name, name) for name in model
@@ -473,11 +416,9 @@ def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
     """Of Llama 3.2 Vision the text model's own pair with the blocks that they came from."""
     text, wrapped = {}, {}
     for layer, inside in enumerate((0, 2, 3, 5)):
-        for name in ("self_attn.q_proj", "mlp.up_proj"):
-            text[f"model.layers.{layer}.{name}.weight"] = torch.randn(4, 4)
-            wrapped[f"language_model.model.layers.{inside}.{name}.weight"] = text[
-                f"model.layers.{layer}.{name}.weight"
-            ]
+        for name in ("self_attn.q_proj.weight", "mlp.up_proj.weight"):
+            one = text[f"model.layers.{layer}.{name}"] = torch.randn(4, 4)
+            wrapped[f"language_model.model.layers.{inside}.{name}"] = one
     for inside in (1, 4):
         for name in ("cross_attn.q_proj", "mlp.up_proj"):
             wrapped[f"language_model.model.layers.{inside}.{name}.weight"] = torch.randn(4, 4)
@@ -487,25 +428,22 @@ def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
     assert not measuring.differences(base, tuned, crossing)
     skipped = pair_checkpoints(base, tuned, Filter())[1]
     assert sorted((s.place.layer, s.place.module, s.reason) for s in skipped) == [
-        (layer, module, "only_in_tuned")
-        for layer in (4, 5)
-        for module in ("cross_attn.q", "mlp.up")
+        (n, module, "only_in_tuned") for n in (4, 5) for module in ("cross_attn.q", "mlp.up")
     ]
     assert not measuring.differences(tuned, tuned)
 
 
-LAYER, FOUR = "model.layers.0.self_attn.", {"num_attention_heads": 4}
+LAYER = "model.layers.0.self_attn."
 SPLITS = [
     (f"{LAYER}qkv_proj", (64, 32), {**GROUPED, "hidden_size": 32}, "qkv"),
     (f"{LAYER}qkv_proj", (64, 32), {**FOUR, "hidden_size": 32}, ""),
     (f"{LAYER}qkv_proj", (96, 32), {**FOUR, "head_dim": 8}, "qkv"),
     (f"{LAYER}qkv_proj", (48, 32), {**FOUR, "head_dim": 8}, ""),
     (f"{LAYER}query_key_value", (96, 32), {**FOUR, "hidden_size": 32}, ""),
-    (f"{LAYER}W_pack", (96, 32), {}, "qkv"),
-    (f"{LAYER}W_pack", (60, 32), {}, ""),
+    (f"{LAYER}W_pack", (96, 32), {}, "qkv"), (f"{LAYER}W_pack", (60, 32), {}, ""),
     ("visual.blocks.0.attn.qkv", (96, 32), {}, "qkv"),
     ("visual.blocks.0.attn.qkv", (48, 32), {}, ""),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "shape", "config", "modules"), SPLITS)

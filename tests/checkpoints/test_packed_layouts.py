@@ -2,8 +2,6 @@
 those that the formats say, and what cannot be decoded is refused by name.
 """
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -15,7 +13,7 @@ import torch
 from effort import chosen, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import shadow
 from shadow.checkpoints import decoders
@@ -74,9 +72,7 @@ def test_a_quantised_model_is_what_its_format_says(name, tmp_path):
             assert mine.loc[tensor, "relative_norm"] == 0
             continue
         assert mine.loc[tensor, "dtype"] == quantisers.FORMATS[name][1]
-        moved = np.linalg.norm(after[tensor].double() - base.double()) / np.linalg.norm(
-            base.double()
-        )
+        moved = float((after[tensor].double() - base.double()).norm() / base.double().norm())
         assert delta.loc[tensor, "relative_norm"] == pytest.approx(moved, rel=1e-5)
         assert 0 < moved < 0.5
 
@@ -172,10 +168,8 @@ def test_two_quantised_models_and_one_tuned_in_16_bits(tmp_path):
     numbers = {name: load_file(tmp_path / name / "model.safetensors") for name in (
         "awq-dense", "nf4-dense", "tuned"
     )}  # fmt: skip
-    for base, other, (one, two) in (
-        (awq, nf4, ("awq-dense", "nf4-dense")),
-        (nf4, tuned, ("nf4-dense", "tuned")),
-    ):
+    names = ("awq-dense", "nf4-dense"), ("nf4-dense", "tuned")
+    for base, other, (one, two) in zip((awq, nf4), (nf4, tuned), names, strict=True):
         matrices, _ = run(base, other, tmp_path / f"{one}-{two}")
         delta = matrices[matrices["subject"] == "delta"].set_index("tensor")
         for name in (f"{Q}.weight", "model.layers.1.mlp.down_proj.weight"):
@@ -197,16 +191,8 @@ def test_an_adapter_on_a_quantised_base(tmp_path):
     _, packed, dense = saved(tmp_path, "nf4")
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(size, generator=generator) for size in ((64, 4), (4, 64)))
-    folder = tmp_path / "adapter"
-    folder.mkdir()
-    names = {"lora_A": right, "lora_B": left}
-    save_file(
-        {f"base_model.model.{Q}.{name}.weight": factor for name, factor in names.items()},
-        folder / "adapter_model.safetensors",
-    )
-    (folder / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8})
-    )
+    pair = {f"{Q}.weight": (left, right)}
+    folder = planted.adapter(tmp_path / "adapter", pair)
     found = []
     for base in (packed, dense):
         matrices, tensors = run(base, folder, tmp_path / f"out-{base.name}")
@@ -216,9 +202,8 @@ def test_an_adapter_on_a_quantised_base(tmp_path):
         assert set(tensors["status"]) == {"measured", "identical"}
     assert found[0] == pytest.approx(found[1], rel=1e-6)
     weight = load_file(dense / "model.safetensors")[f"{Q}.weight"].double()
-    assert found[0] == pytest.approx(
-        float(2 * (left.double() @ right.double()).norm() / weight.norm()), rel=1e-5
-    )
+    moved = 2 * (left.double() @ right.double()).norm() / weight.norm()
+    assert found[0] == pytest.approx(float(moved), rel=1e-5)
 
 
 # what is wrong, in words of the reason; what changes in a good module: piece -> tensor, None: gone
@@ -323,9 +308,7 @@ SIZES = [(64, 64), (128, 128), (32, 48), (1, 128), (96, 1), (7, 33), (1 << 30, 6
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", ["fp8", "int8", "compressed-tensors", "older compressed-tensors"])
 def test_blocks_of_any_size_that_the_config_names(size, kind, tmp_path):
-    """The last ones are cut off. The numbers are those of float64, rounded once to float32; the
-    same matrix in floats is equal, and one entry that differs is found.
-    """
+    """The last are cut off; numbers are float64's, rounded once; an entry that differs is found."""
     generator = np.random.default_rng(0)
     rows, cols = 200, 160
     high, wide = size
@@ -394,24 +377,18 @@ PIECES = sorted(
     {piece for make, _, _ in quantisers.FORMATS.values() for piece in make(torch.ones(8, 64))[0]}
     | {"_blocks", "_scales", "weight.nested_absmax", "weight.nested_quant_map", "weight_scale_2"}
 )
-SAID = st.fixed_dictionaries(
-    {},
-    optional={
-        "quant_method": st.sampled_from(
-            ["gptq", "awq", "bitsandbytes", "compressed-tensors", "mxfp4", "modelopt", 3, None]
-        ),
-        "bits": st.sampled_from([0, -1, 3, 4, 8, 1 << 70, "4", None, 2.5]),
-        "group_size": st.sampled_from([0, -1, 32, 64, 1 << 70, "32", None]),
-        "checkpoint_format": st.sampled_from(["gptq", "gptq_v2", [], {}, 3]),
-        "version": st.sampled_from(["gemm", [], 3]),
-        "mode": st.sampled_from(["affine", "mxfp4", [], 3]),
-        "weight_block_size": st.sampled_from([[2, 2], [0, 1], [1 << 40, 1], 3, ["a", "b"]]),
-        "config_groups": st.sampled_from(
-            [[], {"a": 3}, {"a": {"weights": {"block_structure": 1}}}]
-        ),
-        "a": st.sampled_from([{"bits": 4, "group_size": 64}, False, 3]),
-    },
-)
+SAID = st.fixed_dictionaries({}, optional={key: st.sampled_from(values) for key, values in {
+    "quant_method": [
+        "gptq", "awq", "bitsandbytes", "compressed-tensors", "mxfp4", "modelopt", 3, None
+    ],
+    "bits": [0, -1, 3, 4, 8, 1 << 70, "4", None, 2.5],
+    "group_size": [0, -1, 32, 64, 1 << 70, "32", None],
+    "checkpoint_format": ["gptq", "gptq_v2", [], {}, 3], "version": ["gemm", [], 3],
+    "mode": ["affine", "mxfp4", [], 3],
+    "weight_block_size": [[2, 2], [0, 1], [1 << 40, 1], 3, ["a", "b"]],
+    "config_groups": [[], {"a": 3}, {"a": {"weights": {"block_structure": 1}}}],
+    "a": [{"bits": 4, "group_size": 64}, False, 3],
+}.items()})  # fmt: skip
 DTYPES = st.sampled_from(["U8", "I8", "I32", "U32", "I64", "F32", "F16", "BF16", "F8_E4M3", "X9"])
 
 
@@ -442,15 +419,11 @@ def test_a_copy_is_called_one_where_its_cells_are_known(tmp_path, monkeypatch, k
     if not known:
         monkeypatch.setattr(decoders.Grid, "cells", lambda *_: ())
     original, packed, _ = saved(tmp_path, "nf4")
-    result = run_pair(
-        given_pair(parse_reference(str(original)), parse_reference(str(packed))),
-        Settings(Method("exact"), Filter()),
-        tmp_path / "out",
-    )
-    tensors = pd.read_parquet(result.folder / "tensors.parquet").query("side == 'tuned'")
+    _, tensors = run(original, packed, tmp_path / "out")
+    tensors = tensors.query("side == 'tuned'")
     changed = tensors[tensors["relative_norm"] > 0]
     assert changed["tensor"].str.contains("down_proj").any()
-    recorded = json.loads((result.folder / "summary.json").read_text())["finding"]
+    recorded = json.loads(next((tmp_path / "out").rglob("summary.json")).read_text())["finding"]
     if known:
         assert set(changed["cast"]) == {"tuned"}
         assert "rounding" in {sentence["code"] for sentence in recorded["sentences"]}

@@ -1,7 +1,5 @@
 """Two checkpoints -> pairs and reasons: nothing is lost, nothing wrong is paired."""
 
-from __future__ import annotations
-
 import pytest
 from effort import examples
 from hypothesis import given, settings
@@ -95,12 +93,10 @@ def test_heads_that_config_ties_are_their_embedding(tied_base, tied_tuned):
     assert (
         heads
         == {
-            (True, True): [],
-            (True, False): [(EMBED, HEAD)],
-            (False, True): [(HEAD, EMBED)],
+            (True, True): [], (True, False): [(EMBED, HEAD)], (False, True): [(HEAD, EMBED)],
             (False, False): [(HEAD, HEAD)],
         }[tied_base, tied_tuned]
-    )
+    )  # fmt: skip
     assert len(pairs) == len(heads) + 2
     assert [(skip.side, skip.info.name, skip.reason) for skip in skipped] == [
         (side, HEAD, "tied") for side, tied in (("base", tied_base), ("tuned", tied_tuned)) if tied
@@ -155,11 +151,9 @@ def test_vectors_are_pairs_without_spectra(shape):
 def test_filters_keep_the_reason_of_what_they_leave_out():
     """--layer means layers of every component and none outside layers; the rest is `filtered`."""
     tensors = {
-        Q: (BF, (8, 8)),
-        Q.replace(".0.", ".1."): (BF, (8, 8)),
-        EMBED: (BF, (9, 8)),
+        Q: (BF, (8, 8)), Q.replace(".0.", ".1."): (BF, (8, 8)), EMBED: (BF, (9, 8)),
         "odd": ("I64", (4, 4)),
-    }
+    }  # fmt: skip
     pairs, reasons = line_up(tensors, tensors, Filter(layers=(1,)))
     assert set(pairs) == {Q.replace(".0.", ".1.")}
     assert reasons["tuned", Q] == reasons["base", EMBED] == "filtered"

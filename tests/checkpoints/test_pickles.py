@@ -1,7 +1,5 @@
 """torch `.bin` files: the right values without unpickling here, and what is refused."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -31,24 +29,16 @@ def state():
     """Tensors as a `.bin` may hold them: tied, transposed, sliced, shared, empty, any dtype."""
     embed, whole = random(7, 4), random(6, 10, seed=1)
     return {
-        "embed": embed,
-        "head": embed,
-        "transposed": random(5, 3, seed=2).T,
-        "middle rows": whole[2:5],
-        "every other column": whole[:, 1::2],
+        "embed": embed, "head": embed, "transposed": random(5, 3, seed=2).T,
+        "middle rows": whole[2:5], "every other column": whole[:, 1::2],
         "expanded": random(1, 6, seed=3).expand(4, 6),
-        "permuted": random(2, 3, 4, seed=4).permute(2, 0, 1),
-        "scalar": torch.tensor(2.5),
-        "empty": torch.empty(0, 3),
-        "F64": random(3, 3, seed=5).double(),
-        "F16": random(3, 3, seed=6).half(),
-        "BF16": random(3, 3, seed=7).bfloat16(),
-        "I64": torch.arange(5),
-        "BOOL": torch.tensor([True, False]),
+        "permuted": random(2, 3, 4, seed=4).permute(2, 0, 1), "scalar": torch.tensor(2.5),
+        "empty": torch.empty(0, 3), "F64": random(3, 3, seed=5).double(),
+        "F16": random(3, 3, seed=6).half(), "BF16": random(3, 3, seed=7).bfloat16(),
+        "I64": torch.arange(5), "BOOL": torch.tensor([True, False]),
         "parameter": torch.nn.Parameter(random(2, 2, seed=10)),
-        "complex": torch.complex(random(2, seed=11), random(2, seed=12)),
-        "step": 7,
-    }
+        "complex": torch.complex(random(2, seed=11), random(2, seed=12)), "step": 7,
+    }  # fmt: skip
 
 
 EIGHT_BITS = {  # torch itself cannot write these in its old format
@@ -220,9 +210,7 @@ def test_a_bad_bin_is_refused_and_never_run(tmp_path, monkeypatch, bad):
 
 
 def nested(depth: int, width: int) -> bytes:
-    """A pickle of tuples in tuples, as the key of a dictionary, whose hash visits width ** depth
-    of them.
-    """
+    """Tuples in tuples as the key of a dictionary, whose hash visits width ** depth of them."""
     doubled = b"q\x00" + {1: b"\x85", 2: b"h\x00\x86"}[width]
     return b"\x80\x02}K\x01\x85" + depth * doubled + b"Ns."
 
@@ -305,12 +293,9 @@ def test_a_good_bin_leaves_but_its_storages(tmp_path, monkeypatch):
 def test_the_child_gets_no_token(tmp_path, monkeypatch):
     """It gets what Python needs to start, and a home and a temporary folder of its own."""
     secrets = (
-        "HF_TOKEN",
-        "HUGGING_FACE_HUB_TOKEN",
-        "AWS_SECRET_ACCESS_KEY",
-        "GITHUB_TOKEN",
+        "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN",
         "MY_OWN_PASSWORD",
-    )
+    )  # fmt: skip
     for name in secrets:
         monkeypatch.setenv(name, "sesame")
     seen = {}

@@ -1,7 +1,5 @@
 """Packed integers are refused by the name of their format, with all that belongs to them."""
 
-from __future__ import annotations
-
 import pytest
 from effort import examples
 from hypothesis import given, settings
@@ -149,11 +147,9 @@ def test_integers_that_are_no_weights_are_not_float():
 def test_a_float_tensor_that_is_called_scales_is_a_tensor():
     """Names alone are no packing: an integer must be there, or a name that nothing else has."""
     own = {
-        f"{X}.weight": ("BF16", (8, 8)),
-        f"{X}.scales": ("BF16", (8, 2)),
-        f"{X}.biases": ("BF16", (8, 2)),
-        "a.b_blocks": ("F32", (4, 4)),
-    }
+        f"{X}.weight": ("BF16", (8, 8)), f"{X}.scales": ("BF16", (8, 2)),
+        f"{X}.biases": ("BF16", (8, 2)), "a.b_blocks": ("F32", (4, 4)),
+    }  # fmt: skip
     _, tuned = sides({**PLAIN, **own}, {})
     assert pair_checkpoints(tuned, tuned, Filter())[1] == []
 

@@ -1,7 +1,5 @@
 """Parts of tensors in files: equal to those of tensors in memory, however they are cut."""
 
-from __future__ import annotations
-
 import gc
 import os
 import random
@@ -17,16 +15,13 @@ from shadow.checkpoints.stored_tensors import stored_tensor
 from shadow.errors import ShadowError
 
 VIEWS = {
-    "as it is": lambda t: t,
-    "transposed": lambda t: t.T,
-    "rows": lambda t: t[5:17],
-    "columns": lambda t: t[:, 3:20],
-    "grouped": lambda t: t.view(4, 6, 30),
+    "as it is": lambda t: t, "transposed": lambda t: t.T, "rows": lambda t: t[5:17],
+    "columns": lambda t: t[:, 3:20], "grouped": lambda t: t.view(4, 6, 30),
     "a part of each group": lambda t: t.view(4, 6, 30)[:, 2:5],
     "every third column": lambda t: t[:, ::3],
     "transposed groups": lambda t: t.view(4, 6, 30).transpose(0, 1),
     "a vector": lambda t: t.reshape(1, -1),
-}
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The bounds of explanations, on planted changes: none of at least 300 is on the wrong side."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from types import SimpleNamespace as Record
 
@@ -126,9 +124,7 @@ JUDGED = {
     "many directions": ({"rank_least": 60, "short_side": 64}, 4, "high_rank"),
     "half of them": ({"rank_least": 512, "short_side": 1024}, 4, "rank_unknown"),
     "an adapter on few bits": (
-        {"rank_least": 60, "short_side": 64, "noisy_rest": 5},
-        4,
-        "on_few_bits",
+        {"rank_least": 60, "short_side": 64, "noisy_rest": 5}, 4, "on_few_bits",
     ),
     "four of nine": ({"rank_least": 60, "short_side": 64, "noisy_rest": 4}, 4, "high_rank"),
     "flat": (FLAT, 4, "flat"),
@@ -144,7 +140,7 @@ JUDGED = {
     "then by GPTQ in 8 bits": (TRAINED | {"relative_norm": 0.011}, 4, "calibrated"),
     "few values": (TRAINED | {"levels_tuned_few": 9}, 4, "calibrated"),
     "values unknown": (TRAINED | {"levels_tuned_judged": 0}, 4, "calibrated"),
-}
+}  # fmt: skip
 
 
 NO_LEVELS = {f"levels_{side}_{what}": 0 for side in ("base", "tuned") for what in ("few", "judged")}

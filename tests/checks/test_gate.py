@@ -40,9 +40,9 @@ def test_figures_are_those_that_show_prints(demo):
     for at, row in levels:
         for metric in row.keys() - {*NO_FIGURES}:
             assert parse_rule(f"{'.'.join((*at, metric))} > 0").figure.metric == metric
-            found = measured.figure(at, metric)
-            assert found.value == row[metric]
-            assert (list(found.bounds) if found.bounds else None) == row["intervals"].get(metric)
+            assert measured.figure(at, metric) == row[metric]
+            bounds = measured.rows[at].intervals.get(metric)
+            assert (list(bounds) if bounds else None) == row["intervals"].get(metric)
 
 
 # Thresholds
@@ -154,7 +154,7 @@ def test_a_figure_moved_when_it_left_the_interval_of_the_baseline(tmp_path):
     new interval is.
     """
     baseline = spread(tmp_path / "base", 0.4)
-    low, high = read_measured(baseline).figure((), "concentration").bounds
+    low, high = read_measured(baseline).summary.intervals["concentration"]
     assert low < 0.4 < high
     inside, outside = (low + 1e-4, high - 1e-4), (low - 1e-4, high + 1e-4)
     for middle in (*inside, *outside):

@@ -1,7 +1,5 @@
 """Known changes are found, and intervals hold what they should."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -18,9 +16,7 @@ from shadow.summary.gate_figures import ROUNDING
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
 def test_planted_deltas_are_recovered_above_the_floor(dtype):
-    """At 6 times the rounding of BF16 (F32: far above), spikes are exact and concentrations within
-    the margin.
-    """
+    """At 6 times BF16's rounding spikes are exact and concentrations within the margin."""
     for rank, share in known_changes.PLANTS:
         one = known_changes.plant(dtype, 1e-2, rank, share)
         assert one.recovered, one
@@ -31,9 +27,7 @@ def test_planted_deltas_are_recovered_above_the_floor(dtype):
 
 
 def test_below_the_gate_concentration_is_too_low_and_never_too_high():
-    """Rounding hides a concentrated change, it does not make one: noise stays at 0, a planted rank
-    reads low.
-    """
+    """Rounding hides a concentrated change and makes none: noise stays at 0, a rank reads low."""
     for rank, share in known_changes.PLANTS[:3]:
         one = known_changes.plant("BF16", 1e-3, rank, share)
         assert one.found["floor_ratio"] < ROUNDING
@@ -43,9 +37,7 @@ def test_below_the_gate_concentration_is_too_low_and_never_too_high():
 @pytest.mark.parametrize("norm", every(3, [0.25, 0.75, 0.1]))
 @pytest.mark.parametrize("plant", every(4, known_changes.SUBSPACES))
 def test_what_is_planted_in_subspaces_is_what_two_svds_find(plant, norm):
-    """The closed forms are the columns by NumPy's SVDs of base and sum in float64; the norm is the
-    one asked for.
-    """
+    """The closed forms are the columns by NumPy's SVDs in float64; the norm is as asked for."""
     W, D, angle, true = known_changes.subspaces_before(plant, norm)
     assert true == pytest.approx(
         {name: reference.subspaces(W, W + D)[name] for name in true}, abs=1e-6
@@ -66,9 +58,7 @@ def test_what_is_planted_in_subspaces_is_what_two_svds_find(plant, norm):
     "plant", every(2, [name for name in known_changes.SUBSPACES if "no gap" not in name])
 )
 def test_planted_subspaces_are_recovered_above_the_floor(plant, dtype, norm):
-    """Down to 6 times the rounding every column is the planted one, and so is the angle; alignments
-    to 5 %.
-    """
+    """Down to 6 times the rounding all columns and the angle are planted; alignments to 5 %."""
     one = known_changes.plant_subspaces(plant, dtype, norm)
     assert one.found["floor_ratio"] > 5
     assert all(map(one.holds, known_changes.COLUMNS)), one
@@ -78,9 +68,7 @@ def test_planted_subspaces_are_recovered_above_the_floor(plant, dtype, norm):
 
 
 def test_rounding_draws_alignments_to_one_and_turns_nothing_across_a_gap():
-    """At half the rounding of BF16 both alignments are between the planted one and 1; the rest is
-    as known_changes.
-    """
+    """At half of BF16's rounding both alignments are between the planted one and 1."""
     for plant in ("inside", "outside", "four new"):
         one = known_changes.plant_subspaces(plant, "BF16", 1e-3)
         assert one.found["floor_ratio"] < 1
@@ -95,9 +83,7 @@ def test_rounding_draws_alignments_to_one_and_turns_nothing_across_a_gap():
 
 @pytest.mark.parametrize("number", every(2, [3, 1]))
 def test_intervals_hold_a_known_figure(number):
-    """Of 200 samples of 8 layers: the expanded interval of a median or ratio holds the truth, plain
-    ones less often.
-    """
+    """Of 200 samples of 8 layers the expanded interval holds the truth, plain ones less often."""
     held = known_changes.coverage(known_changes.worlds()[number], 8, 200)
     assert held["expanded"] > 0.90
     assert held["percentile"] <= held["expanded"]

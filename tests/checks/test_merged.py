@@ -36,20 +36,16 @@ GOOD, NO_UPDATE, FEW = module(fits(1.0)), fits(0.0), Scanned("p", "b", "b", ("F3
 @pytest.mark.parametrize(
     ("fit", "code", "figures"),
     [
-        (fits(1.0), None, {}),
-        (replace(BEYOND, wide=fits(1.0).wide), None, {}),
-        (replace(fits(1.0), finite=False), "not_finite", {}),
-        (NO_UPDATE, "not_applied", {}),
-        (fits(0.5), "half", {}),
-        (fits(2.0), "twice", {}),
+        (fits(1.0), None, {}), (replace(BEYOND, wide=fits(1.0).wide), None, {}),
+        (replace(fits(1.0), finite=False), "not_finite", {}), (NO_UPDATE, "not_applied", {}),
+        (fits(0.5), "half", {}), (fits(2.0), "twice", {}),
         (replace(BEYOND, quantised=("NF4", 1.9)), "onto_copy", {"copy": "NF4"}),
         (replace(BEYOND, quantised=("NF4", 2.1)), "beyond", {"beyond": 4, "entries": 4}),
-        (scaled(0.7), "rescaled", {"scale": 0.7}),
-        (scaled(0.51), "half", {}),
+        (scaled(0.7), "rescaled", {"scale": 0.7}), (scaled(0.51), "half", {}),
         (scaled(0.7, residual=0.01), "beyond", {"beyond": 4, "entries": 4}),
         (replace(BEYOND, update=0.0), "beyond", {"beyond": 4, "entries": 4}),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_with_a_matrix(fit, code, figures):
     why = verdict(fit)
     assert (why and why.code, why.figures if why else {}) == (code, figures)

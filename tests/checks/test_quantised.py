@@ -66,9 +66,7 @@ def test_scales_of_an_importance_matrix_hold(original):
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K"])
 def test_blocks_without_a_scale_cannot_be_told(original, kind):
-    """With an importance matrix or without; one of 32 blocks, far smaller than the others, has no
-    scale. Without such a block they hold.
-    """
+    """One of 32 blocks, far smaller than the others, has no scale; without it copies hold."""
     copies = [k_quants(original, kind, of) for of in (None, np.ones(COLS))]
     assert said(*(copied(original, copy) for copy in copies)) == HOLDS
     original[:, :16] *= 0.01

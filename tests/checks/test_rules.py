@@ -2,8 +2,6 @@
 nearest word.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import operator
@@ -53,9 +51,7 @@ OPERATORS = {
     ],
 )  # fmt: skip
 def test_a_rule_is_a_figure_a_comparison_and_a_number(text, figure, threshold):
-    """The last word is the metric, the first the component, what is between them the module, dots
-    and all.
-    """
+    """The last word is the metric, the first the component, what is between them the module."""
     rule = parse_rule(text)
     assert (rule.figure, rule.threshold) == (figure, threshold)
     assert type(rule.threshold) is type(threshold)
@@ -105,22 +101,12 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("", None),
-        ("concentration", None),
-        ("> 0.5", None),
-        ("concentration > 0.5 > 0.4", None),
-        ("concentration > 0.5 and spikes > 1", None),
-        ("concentration = 0.5", "did you mean '=='?"),
-        ("concentration => 0.5", "did you mean '>='?"),
-        ("concentration <=> 0.5", None),
-        ("concentration > 5 %", None),
-        ("concentration > nan", None),
-        ("concentration > inf", None),
-        ("concentration > 1e999", None),
-        ("concentration > ٣", None),
-        ("concentration > 0x1", None),
-        ("concentration > 1_0", None),
-        ("concentratoin > 0.5", "did you mean 'concentration'?"),
+        ("", None), ("concentration", None), ("> 0.5", None), ("concentration > 0.5 > 0.4", None),
+        ("concentration > 0.5 and spikes > 1", None), ("concentration = 0.5", "did you mean '=='?"),
+        ("concentration => 0.5", "did you mean '>='?"), ("concentration <=> 0.5", None),
+        ("concentration > 5 %", None), ("concentration > nan", None), ("concentration > inf", None),
+        ("concentration > 1e999", None), ("concentration > ٣", None), ("concentration > 0x1", None),
+        ("concentration > 1_0", None), ("concentratoin > 0.5", "did you mean 'concentration'?"),
         ("langauge.mlp.up.concentration > 0.5", "did you mean 'language'?"),
         ("language.mlp.upp.concentration > 0.5", "did you mean 'mlp.up'?"),
         ("language.mpl.*.concentration > 0.5", "did you mean 'mlp.*'?"),
@@ -128,43 +114,28 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
         ("language.mlp.concentration > 0.5", "did you mean 'mlp.*'?"),
         ("mlp.concentration > 0.5", "did you mean 'language.mlp.*.concentration'?"),
         ("mlpp.*.concentration > 0.5", "did you mean 'language.mlp.*.concentration'?"),
-        ("language.layer.x.concentration > 0.5", None),
-        ("layers.7-3 changed", "0-7"),
+        ("language.layer.x.concentration > 0.5", None), ("layers.7-3 changed", "0-7"),
         ("lamguage.embed changed", "did you mean 'language'?"),
         ("layers.0-7.relative_norm > 0", "leave the layers out"),
-        ("language.mlp.up.rank_90 > 3", "one of "),
-        ("concentration_error > 0.1", "one of "),
-        ("language.embed added", None),
-        ("langauge changed", "did you mean 'language'?"),
-        ("files.codes added", "did you mean 'code'?"),
-        ("files. changed", None),
+        ("language.mlp.up.rank_90 > 3", "one of "), ("concentration_error > 0.1", "one of "),
+        ("language.embed added", None), ("langauge changed", "did you mean 'language'?"),
+        ("files.codes added", "did you mean 'code'?"), ("files. changed", None),
         ("files.tokenizer.tokens_beyond changed", "explain differs"),
-        ("gate.lineag", "did you mean 'lineage'?"),
-        ("gate.x", None),
-        ("gate.rank", "'not gate.rank'"),
-        ("verify.same", "'not verify.same'"),
+        ("gate.lineag", "did you mean 'lineage'?"), ("gate.x", None),
+        ("gate.rank", "'not gate.rank'"), ("verify.same", "'not verify.same'"),
         (" verify.trained --frozen=embed", "'not verify.trained --frozen embed'"),
-        ("not verify.merged", None),
-        ("not language.embed changed", None),
+        ("not verify.merged", None), ("not language.embed changed", None),
         ("verify.same > 0", None),
         ("language.mlp.up.concentratoin > 0.5", "did you mean 'concentration'?"),
-        ("mlp.up.concentration > 0.5", None),
-        ("language.mlp.up.* > 0.5", None),
-        ("* > 0.5", None),
-        ("language..concentration > 0.5", None),
-        (".concentration > 0.5", None),
-        ("language.[a-z]*.concentration > 0.5", None),
-        ("language.label == mixed", None),
-        ("language.mlp.up.spiked > 0.5", "did you mean 'spikes'?"),
-        ("label == concentrated", None),
-        ("label > mixed", None),
-        ("concentration > " + "0" * 500, None),
+        ("mlp.up.concentration > 0.5", None), ("language.mlp.up.* > 0.5", None), ("* > 0.5", None),
+        ("language..concentration > 0.5", None), (".concentration > 0.5", None),
+        ("language.[a-z]*.concentration > 0.5", None), ("language.label == mixed", None),
+        ("language.mlp.up.spiked > 0.5", "did you mean 'spikes'?"), ("label == concentrated", None),
+        ("label > mixed", None), ("concentration > " + "0" * 500, None),
     ],
 )  # fmt: skip
 def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, hint):
-    """Words that no report can have, and anything that is not a rule: exit code 2 before anything
-    is read.
-    """
+    """Words that no report has, and what is no rule: exit code 2 before anything is read."""
     with pytest.raises(UsageError) as raised:
         parse_rule(text)
     assert (hint or "") in (raised.value.hint or "")
@@ -174,14 +145,11 @@ def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, hint):
     "text",
     [
         "__import__('os').system('touch marker') > 0",
-        "concentration > __import__('os').system('touch marker')",
-        "concentration.__class__ > 0",
-        "concentration > 0 or True",
-        "{0.__class__} > 0",
-        "`touch marker` > 0",
+        "concentration > __import__('os').system('touch marker')", "concentration.__class__ > 0",
+        "concentration > 0 or True", "{0.__class__} > 0", "`touch marker` > 0",
         "$(touch marker) > 0",
     ],
-)
+)  # fmt: skip
 def test_nothing_is_evaluated(text, tmp_path, monkeypatch):
     """Code of any language is no rule, and is not run."""
     monkeypatch.chdir(tmp_path)
@@ -203,9 +171,7 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
     spaces=st.lists(st.sampled_from(["", " ", "\t", "  "]), min_size=4, max_size=4),
 )
 def test_what_is_written_is_what_is_read(component, module, index, sign, number, spaces):
-    """Any figure, comparison and finite number come back as they were written, and the condition
-    reads the same.
-    """
+    """Figures, comparisons and finite numbers come back as written; conditions read the same."""
     known = OF_THE_PAIR if component is None else OF_A_COMPONENT if module is None else OF_A_MODULE
     metric = known[index % len(known)]
     name = Metric(component, module if component else None, metric)
@@ -271,11 +237,8 @@ def test_a_policy_is_rules_by_name(tmp_path):
     )  # fmt: skip
     assert narrow.message == "The up-projections moved along few directions: look at the data."
     assert (rank.name, rank.severity, rank.allow_missing, rank.message) == (
-        "rank",
-        "warning",
-        True,
-        None,
-    )
+        "rank", "warning", True, None,
+    )  # fmt: skip
     assert (drift.comparison, str(drift.figure)) == ("moved", "language.*.concentration")
     assert [rule.line for rule in (narrow, rank, drift)] == [3, 6, 10]
     assert {rule.file for rule in (narrow, rank, drift)} == {str(tmp_path / "policy.yaml")}
@@ -340,9 +303,7 @@ def test_a_policy_that_is_no_file_is_one_error(tmp_path, kind):
 
 
 def test_a_command_gathers_its_rules(tmp_path):
-    """--fail-on, the policy, then the baseline unless the policy says what may not move; the same
-    rule counts once.
-    """
+    """--fail-on, the policy, the baseline unless the policy lets it move; a rule counts once."""
     file = tmp_path / "policy.yaml"
     file.write_text("a:\n  fail_on: spikes > 1\n")
     rules = gather(["concentration>1", "concentration>1"], file, against=True, allow_missing=False)

@@ -59,3 +59,13 @@ def test_reasons_inside_reasons_are_said():
     one, two = (Reason("inner", {"n": n}) for n in (1, 2))
     assert check.say(Reason("outer", {"inner": one, "several": [one, two, "x"]})) == "1: 1, 2, x"
     assert check.say_all([one, Reason("said", {"text": "y"})]) == "1; y"
+
+
+def test_figures_of_a_reason_are_given_by_name_or_as_a_mapping():
+    """A name goes before the same key of a mapping; a key may be any name, also `code`."""
+    given = {"n": 1, "inside.n": 2}
+    reason = Reason("x", given, n=3, code="y", figures="z")
+    assert reason.code == "x"
+    assert reason.figures == {"n": 3, "inside.n": 2, "code": "y", "figures": "z"}
+    assert given == {"n": 1, "inside.n": 2}
+    assert Reason("x", n=1) == Reason("x", {"n": 1}) != Reason("x", n=2)

@@ -1,7 +1,5 @@
 """Rules without a number: places and files, gates and claims; norms of what is identical."""
 
-from __future__ import annotations
-
 import json
 
 import pyarrow as pa
@@ -65,16 +63,14 @@ def folder(tmp_path_factory):
         ("language changed", "met", "language is changed"),
         ("language.norm.layers.0 unchanged", "met", "language.norm.layers.0 is unchanged"),
         ("language.norm.layers.1 changed", "met", ""),
-        ("language.norm.layers.2 changed", "met", ""),
-        ("language.norm unchanged", "passed", ""),
+        ("language.norm.layers.2 changed", "met", ""), ("language.norm unchanged", "passed", ""),
         ("layers.0-1 unchanged", "missing", "not all of vision.layers.0"),
         ("layers.1-3 unchanged", "missing", "not all of vision.layers.1"),
         ("layers.2-3 unchanged", "passed", "language.layers.2 is changed"),
         ("layers.0 changed", "met", "language.layers.0 is changed"),
         ("vision changed", "missing", "not all of vision was compared"),
         ("vision unchanged", "missing", "not all of vision was compared"),
-        ("vision.layers.0 unchanged", "met", ""),
-        ("vision.layers.1 changed", "missing", ""),
+        ("vision.layers.0 unchanged", "met", ""), ("vision.layers.1 changed", "missing", ""),
         ("*.attn.q.layers.2 unchanged", "met", "language.attn.q.layers.2 is unchanged"),
         ("*.attn.* unchanged", "missing", "not all of vision.attn.q"),
         ("* changed", "met", "language is changed"),
@@ -82,7 +78,7 @@ def folder(tmp_path_factory):
         ("layers.9 unchanged", "missing", "layers.9"),
         ("layers.2-9 unchanged", "missing", "not all of layers.4-9"),
     ],
-)
+)  # fmt: skip
 def test_places_that_changed_or_did_not(folder, text, outcome, detail):
     """A rule is violated by any place that it names; one that was not compared is no pass."""
     found = verdict(folder, text)
@@ -186,9 +182,7 @@ def test_files_that_changed_or_were_added(tmp_path, text, outcome):
 
 
 def test_where_not_all_files_are_known_nothing_passes(tmp_path):
-    """A side of which only the cache is known may have more files; a report that lists none says
-    nothing.
-    """
+    """A side known by its cache may have more files; a report that lists none says nothing."""
     folder = reports.write(tmp_path / "a", [delta(0.3, where) for where in places(2)])
     assert verdict(folder, "files.code added").outcome == "missing"
     put(folder, [*ROWS[:2], ("*", "tuned", "unknown", "other", None)])

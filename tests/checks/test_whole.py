@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -24,7 +25,17 @@ from shadow.checkpoints.expected import Expected, stripped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checks.answer import Outcome
 from shadow.checks.registry import CHECKS
-from shadow.checks.whole import WORDS, Whole, judge
+from shadow.checks.whole import (
+    RULES,
+    WORDS,
+    Whole,
+    configs,
+    copies,
+    judge,
+    shards,
+    small_files,
+    values,
+)
 from shadow.checks.whole import names as names_part
 from shadow.checks.whole.configs import Words, read_words
 from shadow.checks.whole.names import Names
@@ -218,6 +229,15 @@ def other_shards(folder):
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
 
 
+def below(folder):
+    """The shards in a folder, where the index has them."""
+    (folder / "parts").mkdir()
+    for shard in (FIRST, SECOND):
+        (folder / shard).rename(folder / "parts" / shard)
+    weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+    indexed(folder, **{name: f"parts/{shard}" for name, shard in weight_map.items()})
+
+
 def adapter_beside(folder):
     pairs = {UP: (torch.ones(96, 4), torch.ones(4, 64))}
     planted.adapter(folder, pairs, target_modules=["up_proj"])
@@ -316,6 +336,7 @@ FILES = {
     "no index": (True, lambda f: lose(f, INDEX), FAILS, "no_index", FIRST),
     "no index, a shard lost": (
         True, lambda f: (lose(f, INDEX), lose(f, SECOND)), FAILS, "no_index", FIRST),
+    "shards below the folder": (True, below, HOLDS, "whole", None),
     "named and absent": (True, lambda f: indexed(f, gone=FIRST), FAILS, "absent", "gone"),
     "in another shard": (
         True, lambda f: indexed(f, **{HEAD: SECOND}), FAILS, "elsewhere", HEAD),
@@ -568,7 +589,8 @@ def test_no_false_alarm_of_the_names_of_released_models(tmp_path):
             said = replace(loader.expected(config, stored, tmp_path), mismatched=())
             small = {one.name: one.read_bytes() for one in index.parent.glob("*.json")}
             words = read_words(small, rows=0, sees=True, checks_size=False)
-            found = judged(names=Names(stored, config, said), words=words)
+            beside = small_files.SmallFiles(small, None, words)
+            found = judged(names=Names(stored, config, said), words=words, small=beside)
             outcomes[index.parent.name] = said.problem or found.outcome
     assert len(outcomes) > 30
     assert set(outcomes.values()) == {"unknown_class", HOLDS}
@@ -667,9 +689,22 @@ def test_the_child_says_the_same_and_has_no_token(healthy, tmp_path, monkeypatch
     assert verified(folder).code == "not_asked"
 
 
-def test_every_code_has_words_and_every_part_its_own():
-    assert all("{names}" in text for code, text in WORDS.items() if not code.startswith("whole")
-               and code != "not_all")  # fmt: skip
+def test_every_finding_is_an_entry_of_one_table():
+    """Each with a sentence on why it matters and one on what to do; no code is in two topics, and
+    each is one that a judge or the loader has.
+    """
+    rooms = (shards, configs, values, names_part, small_files, copies)
+    topics = [room.RULES for room in rooms] + [configs.OF_ADAPTERS]
+    assert sum(map(len, topics)) == len(RULES)
+    for code, rule in RULES.items():
+        for text in (rule.why, rule.do):
+            assert re.fullmatch(r"(?:[A-Z]|peft |transformers )[^?!]+[a-z0-9`]\.", text), code
+        assert not rule.text.endswith(".")
+        assert "{names}" in WORDS[code]
+    folders = (Path(shards.__file__).parent, Path(loader.__file__).parent)
+    sources = [path.read_text() for folder in folders for path in folder.rglob("*.py")]
+    for code in RULES:
+        assert sum(source.count(f'"{code}"') for source in sources) > 1, code
 
 
 @pytest.mark.parametrize(("rows", "outcome"), [(10, HOLDS), (12, OPEN), (8, FAILS)])

@@ -2,8 +2,6 @@
 nothing left behind.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -34,10 +32,8 @@ def related(shape, seed):
 def weights(seed):
     """A toy checkpoint; seeds differ in the two matrices."""
     return {
-        UP: related((8, 6), seed),
-        DOWN: related((6, 8), seed).T.contiguous(),
-        NORM: torch.ones(6),
-    }
+        UP: related((8, 6), seed), DOWN: related((6, 8), seed).T.contiguous(), NORM: torch.ones(6),
+    }  # fmt: skip
 
 
 def save(folder, file="model.safetensors", **more):
@@ -152,18 +148,14 @@ FAULTS = {  # of what headers may say more is in tests/checkpoints/test_shards.p
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_checkpoint_is_one_error_line(shadow, folders, tmp_path, fault):
-    """Exit 1, the fault in one line and perhaps a hint, and an output folder that was not there is
-    not made.
-    """
+    """Exit 1, the fault in one line and perhaps a hint, and no new output folder."""
     FAULTS[fault](folders[1])
     shadow(*PAIR).assert_refused()
     assert not (tmp_path / "out").exists()
 
 
 def test_a_fault_makes_no_folders_above_the_output_folder(shadow, folders, tmp_path):
-    """`-o new/deep/out` of an audit that fails leaves nothing, also where the scratch of a `.bin`
-    was needed.
-    """
+    """`-o new/deep/out` of an audit that fails leaves nothing, also after a scratch for `.bin`."""
     only("pytorch_model.bin", b"no pickle")(folders[1])
     shadow(*PAIR[:-1], "new/deep/out", "--allow-pickle").assert_refused()
     assert not (tmp_path / "new").exists()
@@ -203,12 +195,10 @@ def test_a_fault_of_one_tensor_is_a_row_and_the_rest_goes_on(shadow, folders, tm
     tensors = pd.read_parquet(report(tmp_path) / "tensors.parquet")
     reasons = tensors[tensors.side == "tuned"].set_index("tensor").reason.dropna().to_dict()
     assert reasons == {
-        "model.layers.0.strange.weight": "unknown_dtype",
-        "model.layers.0.ids": "not_float",
+        "model.layers.0.strange.weight": "unknown_dtype", "model.layers.0.ids": "not_float",
         "model.layers.1.mlp.up_proj.weight": "nonfinite",
-        "model.layers.0.lost.weight": "unreadable",
-        NORM: "not_a_matrix",
-    }
+        "model.layers.0.lost.weight": "unreadable", NORM: "not_a_matrix",
+    }  # fmt: skip
     strict = shadow(*PAIR, "--strict")
     strict.assert_done(code=3)
     assert "nonfinite, unknown_dtype, unreadable" in strict.err
@@ -316,25 +306,21 @@ def test_a_hostile_registry_is_one_error_line(shadow, folders, tmp_path, fault):
 
 
 WRONG_USAGE = {
-    "nothing to audit": ("audit",),
-    "half a pair": ("audit", "--base", "./base"),
+    "nothing to audit": ("audit",), "half a pair": ("audit", "--base", "./base"),
     "no reference": ("audit", "--base", "word", "--tuned", "./tuned"),
     "home of nobody": ("audit", "--base", "~no-such-user/x", "--tuned", "./tuned"),
     "very long reference": ("audit", "--base", "a" * 3000, "--tuned", "./tuned"),
     "unknown level": (*PAIR, "--level", "double"),
     "no component": (*PAIR, "--component", "\x1b[31mtext"),
-    "no module": (*PAIR, "--module", "mlp.upp"),
-    "no layer": (*PAIR, "--layer", "first"),
+    "no module": (*PAIR, "--module", "mlp.upp"), "no layer": (*PAIR, "--layer", "first"),
     "layers reversed": (*PAIR, "--layer", "5-3"),
     "output is a file": (*PAIR[:-1], "base/model.safetensors"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", WRONG_USAGE)
 def test_wrong_usage_exits_with_2(shadow, folders, tmp_path, wrong):
-    """A request that makes no sense whatever the files hold: exit 2, no traceback, nothing on
-    stdout or on disk.
-    """
+    """Nonsense whatever the files hold: exit 2, no traceback, nothing on stdout or on disk."""
     shadow(*WRONG_USAGE[wrong]).assert_refused(2)
     assert not (tmp_path / "out").exists()
 
@@ -343,12 +329,10 @@ LONG = f"{'n' * 300}/x/y"  # below a folder whose name no file system takes
 LONG_PATHS = {
     "audit -o": (*PAIR[:-1], LONG),
     "audit --base": ("audit", "--base", f"./{LONG}", "--tuned", "./tuned", "-o", "out"),
-    "audit --list": ("audit", "--list", LONG, "-o", "out"),
-    "show": ("show", LONG),
-    "export": ("export", LONG, "--to", "csv"),
-    "report": ("report", LONG),
+    "audit --list": ("audit", "--list", LONG, "-o", "out"), "show": ("show", LONG),
+    "export": ("export", LONG, "--to", "csv"), "report": ("report", LONG),
     "lab run": ("lab", "run", "--preset", "smoke", "-o", LONG),
-}
+}  # fmt: skip
 
 
 # `lab run` imports the lab

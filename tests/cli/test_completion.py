@@ -1,7 +1,5 @@
 """What the shell offers when a word is begun."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Ctrl-C ends the command with one line and exit code 130, from its first line to its last."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

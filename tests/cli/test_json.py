@@ -1,7 +1,5 @@
 """The JSON of each command: what docs/cli.md says of it, and no key that it ever had is gone."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -17,14 +15,12 @@ NARROW, BROAD = "out/demo/base..narrow", "out/demo/base..broad"
 COMMANDS = {
     "audit": ("audit", "demo", "-o", "out", *RULE, "--format", "json"),
     "audit --list": ("audit", "--list", "list.txt", "-o", "listed", "--format", "json"),
-    "plan": ("plan", "demo", "--format", "json"),
-    "show": ("show", "out", "--json"),
+    "plan": ("plan", "demo", "--format", "json"), "show": ("show", "out", "--json"),
     "gate": ("gate", "out", *RULE, "--format", "json"),
     "compare": ("compare", NARROW, BROAD, "--joint", "--scores", "scores.csv", "--json"),
     "verify": ("verify", "same", DEMO / "base", DEMO / "narrow", "--json"),
-    "lineage": ("lineage", "out", "--json"),
-    "families": ("families", "demo", "--json"),
-}
+    "lineage": ("lineage", "out", "--json"), "families": ("families", "demo", "--json"),
+}  # fmt: skip
 
 
 def shape(value):

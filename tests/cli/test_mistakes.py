@@ -1,7 +1,5 @@
 """Typical mistakes of a first hour: a line says what is wrong, the hint what to type instead."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`shadow audit --quiet`: stderr has errors and the count of rules, and nothing else."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
@@ -37,9 +35,7 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, demo_reports, tmp_path)
 
 
 def test_gate_has_quiet_too(inside, demo_reports):
-    """As `audit` with that option: no notes on stderr, but failed rules, their count, warning; on
-    stdout a headline a pair instead of tables.
-    """
+    """As `audit` so: no notes on stderr but failed rules; on stdout a headline a pair."""
     rules = ("gate", demo_reports / "base..narrow", *AGAINST, "--fail-on", "spikes > 1")
     loud, quiet = inside(*rules), inside(*rules, "-q")
     assert loud.code == quiet.code == 4

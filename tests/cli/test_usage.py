@@ -1,7 +1,5 @@
 """Help, the examples in it, and commands without arguments."""
 
-from __future__ import annotations
-
 import shlex
 
 import pytest

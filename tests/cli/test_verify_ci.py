@@ -1,7 +1,5 @@
 """What CI reads of `shadow verify`: lines of `-q`, JUnit, and what never replaces it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,15 +1,11 @@
 """Codes of comparisons: unique, explained, in JSON beside the words that are made of them."""
 
-from __future__ import annotations
-
 import json
 import re
 
 import pytest
 from reports import delta, identity, places, uniform, write
 
-from shadow.checks.pair_gates import GATES
-from shadow.checks.registry import kinds
 from shadow.comparing.codes import KINDS, TEMPLATES, ComparisonVerdict, ReportRelation, say
 from shadow.comparing.comparison import compare
 from shadow.comparing.lineage import lineage
@@ -17,6 +13,7 @@ from shadow.gates.verdicts import WORDS_OF_VERDICTS
 from shadow.reasons import REASONS
 from shadow.reports.columns import read_words
 from shadow.summary.changes import CHANGES
+from shadow.telling import dictionary
 from shadow.telling.reading import AuditReport, read_step
 from shadow.templates import Reason
 
@@ -27,11 +24,9 @@ def test_codes_are_snake_case_and_unique():
     """Among themselves, and beside those of sentences, checks, gates, rules and skipped tensors."""
     others = {*read_words("words.yaml")["sentences"], *REASONS, *WORDS_OF_VERDICTS}
     others |= {change.code for change in CHANGES}
-    checks = [*GATES.values()]
-    for kind in kinds().values():
-        checks += kind.checks.values()
-    for check in checks:
-        others |= {check.code, *check.words}
+    for kind in dictionary.KINDS:
+        for check in kind.values():
+            others |= {check.code, *check.words}
     assert len(set(CODES)) == len(CODES)
     assert not others & set(CODES)
     assert all(re.fullmatch("[a-z]+(_[a-z]+)*", code) for code in CODES)
@@ -40,19 +35,12 @@ def test_codes_are_snake_case_and_unique():
 def test_words_that_json_always_had_stay():
     """Scripts compare with them; the codes are beside."""
     assert [*ReportRelation] == [
-        "the same pair",
-        "one base",
-        "consecutive stages",
-        "different bases",
-    ]
+        "the same pair", "one base", "consecutive stages", "different bases",
+    ]  # fmt: skip
     assert [*ComparisonVerdict] == [
-        "more concentrated",
-        "less concentrated",
-        "different, below the margin",
-        "not distinguished",
-        "mixed evidence",
-        "not comparable",
-    ]
+        "more concentrated", "less concentrated", "different, below the margin",
+        "not distinguished", "mixed evidence", "not comparable",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("code", ["ranks_differ", "one_base", "mixed_evidence", "circular"])

@@ -1,7 +1,5 @@
 """Reports compared: closed forms, NumPy's own answer, symmetry, what is refused and warned of."""
 
-from __future__ import annotations
-
 import json
 import math
 
@@ -77,9 +75,7 @@ def test_the_margin_decides_what_counts(tmp_path, second, margin, verdict):
 
 
 def noisy(folder, mean, seed, layers=8, **options):
-    """A report of matrices around a concentration: a part of the layer and noise, so that figures
-    have intervals.
-    """
+    """A report around a concentration: a part of the layer and noise, for intervals."""
     rng = np.random.default_rng(seed)  # as it is where it is one
     values = (
         mean + 0.02 * rng.normal(size=(layers, 1)) + 0.02 * rng.normal(size=(layers, len(MODULES)))
@@ -146,9 +142,7 @@ def test_comparing_the_other_way_round_turns_every_sign(
 
 
 def test_what_is_missing_is_left_out_and_named(tmp_path):
-    """Matrices that one report lacks: identical there, filtered there, of another shape, not there
-    at all.
-    """
+    """Matrices that one report lacks: identical, filtered, of another shape, or not there."""
     everything = places(6)
     grown = {"rows": 80}
     same = {**place(0, "attn.q"), "tensor": "layers.0.attn.q", "status": "identical"}
@@ -293,9 +287,7 @@ def adapter(rank):
 
 
 def test_what_voids_a_verdict(tmp_path):
-    """An adapter against full rank, other ranks, rounding, unrelated sides: figures are shown, no
-    direction is.
-    """
+    """Adapter and full rank, other ranks, rounding, unrelated sides: figures, no direction."""
     other = uniform(tmp_path / "other", 0.3)
     for number, figures_of in enumerate((adapter(4), {"floor_ratio": 1.1}, {"cosine": 0.01})):
         folder = write(
@@ -329,10 +321,8 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     assert warnings("same") == ""
     assert warnings("near", relative_norm=0.1) == ""
     settings = {
-        "method": {"level": "exact"},
-        "chosen": {"layers": [0]},
-        "relation": "sibling",
-    }
+        "method": {"level": "exact"}, "chosen": {"layers": [0]}, "relation": "sibling",
+    }  # fmt: skip
     figures_of = {"dtype": "F32", "verified": False, "relative_norm": 0.2, "numerical_rank": 16}
     found = warnings("all", {"settings": settings, "version": "0.0.9"}, **figures_of)
     for recorded in ("0.0.9", "exact", "filtered", "siblings", "dtypes", "18", "4.0 times"):
@@ -376,9 +366,7 @@ def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(demo_rep
 
 
 def test_matrices_that_are_only_rounded_have_no_vote(tmp_path):
-    """Two adapters of attn.q, merged in F16 and saved in BF16: the MLP is rounded alike in both,
-    without a difference. Of the 6 others the difference is 0.2.
-    """
+    """Merged in F16, saved in BF16: the MLP is rounded alike in both; the others differ by 0.2."""
     folders = []
     for name, value in (("a", 0.5), ("b", 0.3)):
         rows = [delta(value, where, cast="neither") for where in places(6, ("attn.q",))]

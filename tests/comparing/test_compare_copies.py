@@ -1,7 +1,5 @@
 """A report of a mere copy gets no verdict beside one of a training: it is called a copy."""
 
-from __future__ import annotations
-
 import planted
 import pytest
 import quantisers

@@ -1,7 +1,5 @@
 """A comparison on the screen, in files and as errors: what is told, and that it fits."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil
@@ -141,14 +139,10 @@ HOSTILE = "x\x1b[31m\n::error::owned [bold]"
 
 @pytest.mark.parametrize("format", ["table", "json"])
 def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
-    """Control characters and markup in every name, numbers without sense in every place: shown as
-    text, exit 0.
-    """
+    """Markup in every name, senseless numbers in every place: shown as text, exit 0."""
     odd = {
-        "method": {"level": HOSTILE},
-        "chosen": {HOSTILE: math.nan},
-        "relation": HOSTILE,
-    }
+        "method": {"level": HOSTILE}, "chosen": {HOSTILE: math.nan}, "relation": HOSTILE,
+    }  # fmt: skip
     rows = [
         delta(0.4, {**where, "component": HOSTILE}, tensor=HOSTILE + str(i))
         for i, where in enumerate(places(6))

@@ -1,7 +1,5 @@
 """Two deltas of one base beside chance: NumPy's own answer, planted overlaps, what is missing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 
@@ -195,9 +193,7 @@ def test_what_is_missing_has_its_line(audited, tmp_path):
 
 
 def test_unrelated_deltas_are_not_called_related(tmp_path):
-    """Twenty pairs of independent updates of 10,000 entries: cosines have sd 0.01, and none is
-    beyond chance.
-    """
+    """Of twenty pairs of updates of 10,000 entries (sd of cosines 0.01) none is beyond chance."""
     rng, cosines = np.random.default_rng(8), []
     for _ in range(20):
         base = torch.zeros(100, 100, dtype=torch.float64)

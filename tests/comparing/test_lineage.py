@@ -1,7 +1,5 @@
 """Lineages: the order of stages from provenance, and what each step changed."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import replace
@@ -76,9 +74,7 @@ def steps(step):
 
 
 def test_the_order_is_that_of_provenance_whatever_the_order_of_reports(steps):
-    """Every order of the reports gives the chain base, sft, dpo, rl, with ratios of norms to the
-    step before, and below it the report that spans two steps.
-    """
+    """Every order of reports gives base, sft, dpo, rl with ratios of norms, then the long step."""
     for order in permutations(steps):
         found = lineage(order)
         assert [chain.stages for chain in found.chains] == [["base", "sft", "dpo", "rl"]]
@@ -196,9 +192,7 @@ def recorded(stages):
 
 @pytest.mark.slow
 def test_a_planted_chain_is_told_in_order_with_its_sizes(recorded):
-    """Sizes .05, .001 and .01 (of the attention), the second unrounded although the file kept half
-    of it.
-    """
+    """Sizes .05, .001, .01 (of the attention); the second unrounded though half was lost."""
     (chain,) = recorded["chains"]
     assert chain["stages"] == ["base", "sft", "dpo", "rl"]
     assert [one["pair"] for one in chain["whole"]] == ["base..rl"]

@@ -1,7 +1,5 @@
 """The place of a change among released families that others measured, by its norm."""
 
-from __future__ import annotations
-
 import math
 import statistics
 

@@ -1,7 +1,5 @@
 """Error rates stand beside pairs like those that they were measured on, and beside no other."""
 
-from __future__ import annotations
-
 import shutil
 
 import pandas as pd

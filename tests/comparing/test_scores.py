@@ -1,7 +1,5 @@
 """Scores that others measured: read, joined by model, and correlated with concentration."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -66,12 +64,10 @@ def test_results_of_the_harness_are_read(tmp_path):
         ("a.csv", "model,score\nx,1\n", "no column benchmark"),
         ("a.csv", "model,benchmark,score\nx,y,n/a\n", "a.csv:2: .* not a number"),
         ("a.csv", "model,benchmark,score\nx,y,inf\n", "a.csv:2: .* not a number"),
-        ("a.csv", "model,benchmark,score\n", "no scores in it"),
-        ("a.json", "[]", "no scores"),
-        ("a.json", "{", "no scores"),
-        ("a.json", '{"results": {}, "model_name": "x"}', "no scores"),
+        ("a.csv", "model,benchmark,score\n", "no scores in it"), ("a.json", "[]", "no scores"),
+        ("a.json", "{", "no scores"), ("a.json", '{"results": {}, "model_name": "x"}', "no scores"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_file_of_scores_is_refused(tmp_path, name, content, message):
     with pytest.raises(ShadowError, match=message):
         read(tmp_path, content, name)
@@ -138,10 +134,8 @@ def test_pairs_that_failed_a_gate_and_siblings_are_left_out(tmp_path):
     assert exclusions[1]["code"] == "of_siblings"
     assert exclusions[2] is None
     assert [report["left_out"] for report in found] == [
-        "gate rank failed",
-        "a pair of siblings",
-        None,
-    ]
+        "gate rank failed", "a pair of siblings", None,
+    ]  # fmt: skip
 
 
 def test_reports_of_other_bases_are_correlated(tmp_path, shadow):

@@ -1,7 +1,5 @@
 """Reports that several modules draw."""
 
-from __future__ import annotations
-
 import families
 import pytest
 from exports import HOSTILE, toy
@@ -14,9 +12,7 @@ def small(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory):
-    """A vision-language pair with a frozen tower, a projector without a base, and a tensor that was
-    not measured.
-    """
+    """A vision-language pair: frozen tower, projector without a base, a tensor not measured."""
     odd = {"tensor": "model.odd.weight", "reason": "nonfinite", "detail": "3 NaN"}
     packed = {"tensor": "model.packed", "reason": "quantized", "detail": "gptq"}
     skipped = (
@@ -34,9 +30,7 @@ def vision(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Six reports in one folder, two folders deep, of hostile families and pairs; one without
-    spectra.
-    """
+    """Six reports, two folders deep, of hostile families and pairs; one without spectra."""
     top = tmp_path_factory.mktemp("runs")
     for seed, (family, pair) in enumerate(HOSTILE):
         folder = top / f"f{seed // 2}" / f"p{seed}"

@@ -1,7 +1,5 @@
 """Hostile text stays text in annotations, Markdown, JUnit XML, and in all that is printed."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -85,9 +83,7 @@ JUDGED = st.builds(made, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, OUTCOMES, 
 @CALM
 @given(st.lists(JUDGED, max_size=3))
 def test_an_annotation_is_one_command_and_says_what_was_to_be_said(judged):
-    """Whatever the names: as many commands as faults, objections and verdicts, errors first, each
-    with its title and its text, and no text of them is a command.
-    """
+    """As many commands as faults, objections and verdicts, errors first; no text is a command."""
     lines = workflow_commands(judged)
     found = commands("\n".join(lines))
     expected = []
@@ -105,10 +101,8 @@ def test_an_annotation_is_one_command_and_says_what_was_to_be_said(judged):
     assert len(lines) == len(found) == len(expected)
     for (name, recorded, data), (level, title, texts) in zip(found, expected, strict=True):
         assert (name, unescaped(recorded["title"]), recorded.keys()) == (
-            level,
-            visible(title),
-            {"title"},
-        )
+            level, visible(title), {"title"},
+        )  # fmt: skip
         assert all(visible(text) in data for text in texts)
 
 
@@ -141,9 +135,7 @@ def test_a_person_reads_faults_and_counts_of_outcomes():
 
 
 def tables(text):
-    """The tables of a Markdown text as GitHub reads it: rows of cells, each a list of (kind, text)
-    of its tokens.
-    """
+    """The tables of Markdown as GitHub reads them: rows of cells, lists of (kind, text)."""
     found = []
     for token in (
         MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
@@ -217,9 +209,7 @@ def test_the_summary_stays_below_what_github_takes(tmp_path, before, monkeypatch
 @CALM
 @given(st.lists(JUDGED, max_size=3))
 def test_any_names_make_xml_that_says_the_same(judged):
-    """Well-formed for a strict parser, with every name and message as `visible` has it, and counts
-    that add up.
-    """
+    """Well-formed for a strict parser, names and messages as `visible` has them, counts add up."""
     root = ElementTree.fromstring(junit(judged))
     assert [suite.get("name") for suite in root] == [visible(one.name) for one in judged]
     for suite, one in zip(root, judged, strict=True):
@@ -265,12 +255,9 @@ def test_junitparser_reads_it(tmp_path):
         for case in suite
     }
     assert {key: value for key, value in results.items() if value} == {
-        ("f:a", "met"): ["Failure"],
-        ("f:b", "missing"): ["Error"],
-        ("f:c", "skipped"): ["Skipped"],
-        ("f:e", "audit"): ["Failure"],
-        ("f:g", "audit"): ["Failure"],
-    }
+        ("f:a", "met"): ["Failure"], ("f:b", "missing"): ["Error"], ("f:c", "skipped"): ["Skipped"],
+        ("f:e", "audit"): ["Failure"], ("f:g", "audit"): ["Failure"],
+    }  # fmt: skip
     (warned,) = [case for suite in xml for case in suite if case.name == "warned"]
     assert {"detail", "message"} <= set(warned.system_out.split())
     assert [suite.time for suite in xml] == [1.25, 0, 0, 0, 0.5, 0]
@@ -282,9 +269,7 @@ def test_junitparser_reads_it(tmp_path):
 @CALM
 @given(HOSTILE, st.sampled_from(["", "  ", "\x1b[36m", " \x1b[2m "]))
 def test_nothing_that_is_printed_is_a_command(text, before):
-    """Also where a line begins with it, after spaces or colours, and for the older grammar anywhere
-    in a line.
-    """
+    """Also where a line begins so, after spaces or colours; by the older grammar anywhere in it."""
     printed = inert("".join(f"{before}{part}\n" for part in (visible(text), visible(text) * 2)))
     assert commands(re.sub(r"\x1b\[\d*m", "", printed)) == []
 
@@ -310,9 +295,7 @@ def test_json_stays_the_same_json_without_commands(value):
     [("table", {"FORCE_COLOR": "1"}), ("table", {"COLUMNS": "40"}), ("json", {})],
 )
 def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
-    """A checkpoint with commands for names, in GitHub Actions: the only commands are those of the
-    rule that was met.
-    """
+    """A checkpoint with commands for names, in GitHub Actions: only those of the rule appear."""
     up = "model.layers.0.mlp.up_proj.weight"
     names = [f"{'x ' * count}::error title=owned::owned" for count in (0, 7, 15, 24, 30)]
     names += ["##[error]owned", "a ##[set-output name=x]y", "##vso[task.complete result=Failed]x"]
@@ -403,9 +386,7 @@ def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
     "text", ["precious", '<?xml version="1.0"?>\n<project>precious</project>\n']
 )
 def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path, text):
-    """A slip of the path must not cost a file, also one of another program that begins as XML does;
-    it is told before anything is measured.
-    """
+    """A mistyped path costs no file, nor XML of another program: refused before any measuring."""
     (tmp_path / "pom.xml").write_text(text)
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "pom.xml")
     assert "pom.xml" in done.assert_refused()

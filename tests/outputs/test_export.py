@@ -1,7 +1,5 @@
 """Exports say what the reports' Parquet files say, and are whole or not there."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math

@@ -1,7 +1,5 @@
 """Figures show the Parquet files' numbers, are always the same bytes, and refuse in one line."""
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess
@@ -29,9 +27,7 @@ def toy(
     folder, layers=6, modules=MODULES, experts=0, *, spectra=True, component="language", shift=0.0,
     **recorded,
 ):  # fmt: skip
-    """A report of random numbers, with spectra whose delta has six singular values above 0.3 and
-    some not resolved.
-    """
+    """A report of random numbers; its delta has six singular values above 0.3, some unresolved."""
     random = np.random.default_rng(layers)
     rows = []
     for layer in range(layers):

@@ -1,7 +1,5 @@
 """The picture of a pair: modules by layers, by medians that a loop finds."""
 
-from __future__ import annotations
-
 import io
 import re
 
@@ -40,13 +38,11 @@ def test_the_grid_is_medians_by_place_and_zero_where_nothing_changed():
     """Two experts of a layer are one cell."""
     deltas = pd.DataFrame(
         [
-            ("language", "experts.up", 0, 0.1, 0.2),
-            ("language", "experts.up", 0, 0.3, np.nan),
-            ("language", "attn.q", 1, 0.5, 0.7),
-            ("language", "embed", None, 0.9, 0.9),
+            ("language", "experts.up", 0, 0.1, 0.2), ("language", "experts.up", 0, 0.3, np.nan),
+            ("language", "attn.q", 1, 0.5, 0.7), ("language", "embed", None, 0.9, 0.9),
         ],
         columns=["component", "module", "layer", "relative_norm", "concentration"],
-    ).astype({"layer": "Int64"})
+    ).astype({"layer": "Int64"})  # fmt: skip
     tensors = pd.DataFrame(
         [
             ("language", "attn.q", 0, "tuned", "identical"),

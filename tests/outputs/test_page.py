@@ -1,7 +1,5 @@
 """The page tells what the report says, lets no text of it become markup, and loads nothing."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -32,9 +30,7 @@ SHOWN = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \\x202e\\x20
 
 
 class Elements(HTMLParser):
-    """What a browser makes of a page: elements with their attributes, and the text of each script
-    and of the rest.
-    """
+    """What a browser makes of a page: elements with attributes, texts of scripts and the rest."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(convert_charrefs=True)
@@ -144,9 +140,7 @@ def test_the_page_loads_nothing(small):
 
 
 def test_the_page_without_scripts_tells_what_matters(vision):
-    """Finding, other explanations, gates, modules, components, reasons to skip and provenance are
-    plain HTML.
-    """
+    """Finding, explanations, gates, modules, components, skips and provenance are plain HTML."""
     page = Elements(page_of(vision.parent))
     summary = json.loads((vision / "summary.json").read_text())
     finding = summary["finding"]
@@ -190,9 +184,7 @@ def test_text_of_a_report_never_becomes_markup(tmp_path):
     )
 )
 def test_json_inside_a_script_element_cannot_end_it(value):
-    """Whatever the text: no markup character is left, and it reads back as the same value with
-    controls visible.
-    """
+    """Whatever the text: no markup is left, and it reads back the same, with controls visible."""
     text = str(script_json(value))
     assert not set("<>&\u2028\u2029") & set(text)
     assert json.loads(text) == json.loads(script_json(json.loads(text)))

@@ -1,7 +1,5 @@
 """The page in a headless Chromium: it draws, answers pointer and keyboard, and has no fault."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -53,9 +51,7 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium):
-    """Opens a page of a file; when the test ends, nothing was complained of and nothing was asked
-    of a network.
-    """
+    """Opens a page of a file; in the end there was no complaint and no request to a network."""
     complaints, contexts = [], []
 
     def open_page(file: Path, theme: str = "light", width: int = 1400, fragment: str = ""):
@@ -281,9 +277,7 @@ def test_every_control_and_chart_has_a_name(one, opened):
 
 
 def test_hostile_names_stay_text(tmp_path, opened):
-    """Names with tags, entities and templates: no element, link or dialog comes of them, nor
-    of what the pointer is told.
-    """
+    """Names with tags, entities and templates make no element, link or dialog, nor do tips."""
     for name in ("a", "b"):
         families.small(
             tmp_path / "run" / name / "base..tuned",

@@ -1,7 +1,5 @@
 """The charts of a page hold the numbers of the report."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from pathlib import Path
@@ -56,9 +54,7 @@ def experts(tmp_path_factory):
 
 @pytest.mark.parametrize("subject", ["delta", "base", "tuned"])
 def test_every_value_of_the_heat_map_is_the_rows(small, subject):
-    """Each cell of a dense model is one row of matrices.parquet, in every column that has a value,
-    to four digits.
-    """
+    """A cell of a dense model is a row of matrices.parquet, every column to four digits."""
     data = drawn(small)
     cells = cells_of(data)
     of_subject = [row for row in rows(small) if row["subject"] == subject]
@@ -78,9 +74,7 @@ def test_every_value_of_the_heat_map_is_the_rows(small, subject):
 
 
 def test_the_shift_is_tuned_minus_base_before_rounding(small):
-    """The shift of the effective rank is the column of the delta, which four digits of both sides
-    could not give.
-    """
+    """The shift of the effective rank is the delta's column: four digits of both lack it."""
     data = drawn(small)
     shifts = [row for row in rows(small) if row["subject"] == "delta"]
     for row in shifts:
@@ -136,9 +130,7 @@ def test_thinned_ranks_keep_the_ends(count, points):
 
 
 def test_thinned_curves_stay_close_to_the_whole_ones():
-    """Straight lines between the kept points, on log axes, are within 2 % of a bulk with spikes and
-    of a power law.
-    """
+    """Lines between the kept points, on log axes, are within 2 % of spiked bulks and power laws."""
     ranks = np.arange(1, 3585)
     bulk = families.spectrum(np.random.default_rng(0), 3584, 3584, 1.0, spikes=5)
     for sigma in (bulk, ranks**-0.7):

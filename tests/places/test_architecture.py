@@ -1,7 +1,5 @@
 """Names -> places, on what transformers really saves."""
 
-from __future__ import annotations
-
 import json
 import math
 import time
@@ -180,19 +178,13 @@ def test_whatever_the_names_shapes_and_config_nothing_is_lost_or_doubled(shapes,
 def test_names_of_hostile_length_are_read_in_no_time():
     """No rule tries for ever on a name made to confuse it."""
     names = [
-        "a." * 500 + "weight",
-        "experts." * 120,
-        "model." * 160 + "layers.1.x",
-        "image_vit." * 100,
+        "a." * 500 + "weight", "experts." * 120, "model." * 160 + "layers.1.x", "image_vit." * 100,
         "conv" * 250,
-    ]
+    ]  # fmt: skip
     names += [
-        "layers." * 140 + "1.weight",
-        "_" * 1000,
-        "self_attn.indexer." * 55,
-        "hc_head" * 140,
+        "layers." * 140 + "1.weight", "_" * 1000, "self_attn.indexer." * 55, "hc_head" * 140,
         "vision_tower." * 75,
-    ]
+    ]  # fmt: skip
     start = time.perf_counter()
     place_tensors({f"{name}{i}": (4, 4) for name in names for i in range(20)}, {})
     assert time.perf_counter() - start < 40

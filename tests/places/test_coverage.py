@@ -1,7 +1,5 @@
 """Names from the real world: which share of them has a place in the model, family by family."""
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -1,7 +1,5 @@
 """Text models inside models of images and sound, under the names of released checkpoints."""
 
-from __future__ import annotations
-
 import pytest
 
 from shadow.places.architecture import Place, place_tensors
@@ -192,11 +190,9 @@ def test_every_part_of_a_wrapped_model_is_of_its_component(model):
 def test_a_wrapped_text_model_has_the_places_that_it_has_alone(wrapper):
     """The text model inside a model of images pairs with the one that it was built from."""
     names = [
-        "layers.0.self_attn.q_proj.weight",
-        "embed_tokens.weight",
-        "norm.weight",
+        "layers.0.self_attn.q_proj.weight", "embed_tokens.weight", "norm.weight",
         "layers.1.mlp.up_proj.weight",
-    ]
+    ]  # fmt: skip
     alone = place_tensors({f"model.{name}": (64, 32) for name in names}, {})
     wrapped = place_tensors({f"{wrapper}.{name}": (64, 32) for name in names}, {})
     assert [alone[f"model.{name}"] for name in names] == [
@@ -209,12 +205,10 @@ def test_the_fused_projections_of_xgen_mm_are_split():
     config = {
         "model_type": "xgenmm",
         "text_config": {
-            "model_type": "phi3",
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
+            "model_type": "phi3", "num_attention_heads": 4, "num_key_value_heads": 2,
             "hidden_size": 32,
         },
-    }
+    }  # fmt: skip
     name = "vlm.lang_model.model.layers.3.self_attn.qkv_proj.weight"
     parts = place_tensors({name: (64, 32)}, config)[name]
     assert [part.place for part in parts] == [Place("language", 3, f"attn.{x}") for x in "qkv"]

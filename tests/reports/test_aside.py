@@ -1,7 +1,5 @@
 """Work beside a result that a kill cuts off, and places that are no folders."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -14,9 +14,7 @@ SCHEMA = pa.schema({"layer": pa.int64(), "name": pa.string()})
 
 @pytest.mark.parametrize("groups", [[], [1], [3, 0, 2]])
 def test_metadata_take_the_place_of_a_footer_without(tmp_path, groups):
-    """Pages stay as they are, in row groups as they were written, and nothing stands behind them
-    but the new footer.
-    """
+    """Pages and row groups stay as they were written; only the new footer stands behind them."""
     tables = [
         pa.table({"layer": list(range(rows)), "name": ["x"] * rows}, SCHEMA) for rows in groups
     ]

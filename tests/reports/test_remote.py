@@ -1,7 +1,5 @@
 """Reports at URLs: the report of a folder, whole or not there; no secret is told."""
 
-from __future__ import annotations
-
 import io
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -276,9 +274,7 @@ def test_commands_take_urls_and_name_no_copy(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_an_s3_server(tmp_path):
-    """The whole way by a server of S3: audit, show, gate, the same audit again, no right to write;
-    no key is told.
-    """
+    """By a server of S3: audit, show, gate, audit again, no right to write; no key is printed."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -286,11 +282,9 @@ def test_an_s3_server(tmp_path):
     host, port = server.get_host_and_port()
     env = {
         "FSSPEC_S3_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "SHADOW_WORK_DIR": str(tmp_path / "work"),
-    }
+        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1", "SHADOW_WORK_DIR": str(tmp_path / "work"),
+    }  # fmt: skip
     try:
         import boto3
 

@@ -2,8 +2,6 @@
 columns stay readable.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -2,8 +2,6 @@
 not depend on.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
@@ -62,9 +60,7 @@ def test_medians_are_those_of_the_repeated_rows(components, modules):
 
 @pytest.mark.parametrize("sizes", [(2, 3), (5, 5), (1, 8), (3, 3)])
 def test_components_keep_their_numbers_of_layers(sizes):
-    """Every draw has as many layers of each component as there are, each layer of a component
-    equally often.
-    """
+    """Every draw has as many layers of a component as there are, each of them equally often."""
     counts = draws(sizes)
     assert len(counts) == {(2, 3): 2**2 * 3**3, (3, 3): 27**2}.get(sizes, DRAWS)
     assert (counts[:, : sizes[0]].sum(axis=1) == sizes[0]).all()
@@ -74,9 +70,7 @@ def test_components_keep_their_numbers_of_layers(sizes):
 
 @pytest.mark.parametrize("layers", [4, 5])
 def test_few_layers_are_drawn_in_every_way(layers):
-    """The medians are those of NumPy over every ordered draw of layers, and the bounds are their
-    whole range.
-    """
+    """The medians are NumPy's over every ordered draw of layers; the bounds are their range."""
     values = np.random.default_rng(1).normal(size=(layers, 3))
     expected = [
         np.median(values[list(draw)]) for draw in itertools.product(range(layers), repeat=layers)
@@ -121,9 +115,7 @@ def test_what_is_cut_off_leaves_values(tail, ends):
 
 @pytest.mark.parametrize("layers", [4, 12, 40])
 def test_bounds_are_scipys_for_the_same_percentiles(layers):
-    """scipy.stats.bootstrap, drawing indices of layers, gives the same bounds but for the chance in
-    its draws.
-    """
+    """scipy.stats.bootstrap, drawing indices of layers, gives these bounds but for its chance."""
     values, names, places = table(layers, 7)
     values, names, places = values[:-2], names[:-2], places[:-2]
     by_layer = values.reshape(layers, 7)
@@ -174,9 +166,7 @@ def _with_blocks(layers):
 [((1, 1, 1, 1), None), ((3, 1), None), ((2, 2), None), ((4, 1), 0.875),
                                               ((3, 2), 0.875), ((30, 1), 0.95)])  # fmt: skip
 def test_the_only_layer_of_a_component_says_nothing_of_others(sizes, level):
-    """Draws cannot change it: four components of one layer have one draw, and so no interval, not
-    one of no width.
-    """
+    """Draws cannot change it: components of one layer have one draw, and so no interval."""
     names = [f"component {number}" for number, size in enumerate(sizes) for _ in range(size)]
     places = [layer for size in sizes for layer in range(size)]
     found = interval_of_median(RNG.standard_normal(len(names)), blocks_of(names, places))

@@ -1,7 +1,5 @@
 """The constants that decide what a record says, just inside and just outside."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Headline figures of real models: medians inside the layers, embeddings and head apart."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 from reports import columns
@@ -61,11 +59,8 @@ def test_an_embedding_moves_no_median():
     assert inside["kept"] == pytest.approx(0.6)
     assert (inside["spikes"], inside["spike_energy"]) == (4.0, None)
     assert [inside[name] for name in ("matrices", "known", "rounded_away", "coherent")] == [
-        2,
-        2,
-        0,
-        1,
-    ]
+        2, 2, 0, 1,
+    ]  # fmt: skip
     (outside,) = by_module(OutsideLayers, columns(found).outside)
     assert (outside.module, outside.kept, outside.energy_share) == ("embed", 0.01, 0.9)
     assert (outside.matrices, outside.poolers) == (1, 0)
@@ -77,15 +72,12 @@ def coherent(*values, **figures):
     return rows(
         *(
             {
-                "layer": layer,
-                "module": "attn.q",
-                "excess_purity": 1 / value,
-                "equivalent_directions": value if value <= 64 else None,
-                **known,
+                "layer": layer, "module": "attn.q", "excess_purity": 1 / value,
+                "equivalent_directions": value if value <= 64 else None, **known,
             }
             for layer, value in enumerate(values)
         )
-    )
+    )  # fmt: skip
 
 
 def test_matrices_above_their_short_side_are_not_left_out_of_the_median():
@@ -165,12 +157,10 @@ def test_what_is_unknown_is_counted():
 @pytest.mark.parametrize(
     ("cols", "base", "tuned", "found"),
     [
-        (1024, 0.69, 0.14, (0, 3, 3, 3)),
-        (1024, 0.012, 0.7, (3, 3, 0, 3)),
-        (64, 0.1, 0.1, (0, 0, 0, 0)),
-        (1024, None, None, (0, 0, 0, 0)),
+        (1024, 0.69, 0.14, (0, 3, 3, 3)), (1024, 0.012, 0.7, (3, 3, 0, 3)),
+        (64, 0.1, 0.1, (0, 0, 0, 0)), (1024, None, None, (0, 0, 0, 0)),
     ],
-)
+)  # fmt: skip
 def test_sides_that_went_through_fewer_bits_are_counted(cols, base, tuned, found):
     """Rows of 1,024: int8 leaves 0.14 of values, int4 0.012, BF16 0.69; rows of 64 say nothing."""
     one = {"layer": 0, "cols": cols, "levels_base": base, "levels_tuned": tuned}

@@ -2,8 +2,6 @@
 is refused.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -64,15 +62,11 @@ def test_keys_of_shared_figures_come_last():
 @pytest.mark.parametrize(
     "other",
     [
-        {"code": None},
-        {"count": 1.0},
-        {"count": True},
-        {"tensors": "a.weight"},
-        {"tensors": [1]},
+        {"code": None}, {"count": 1.0}, {"count": True}, {"tensors": "a.weight"}, {"tensors": [1]},
         {"more": 1},
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_a_row_of_another_shape_is_refused(other):
     """Types are exact: a flag is no count, a text no list; no key may be missing or extra."""
     assert read_row(BrokenRow, json.loads(json.dumps(BROKEN))) == BROKEN
@@ -87,10 +81,8 @@ def test_a_row_of_another_shape_is_refused(other):
 def test_a_number_is_finite(number):
     """A forged report cannot bring NaN into a sentence."""
     vectors = dict.fromkeys(keys_of(VectorsRow)) | {
-        "compared": 1,
-        "changed": 1,
-        "moved": {"a": [0]},
-    }
+        "compared": 1, "changed": 1, "moved": {"a": [0]},
+    }  # fmt: skip
     assert read_row(VectorsRow, vectors).moved == {"a": [0]}
     with pytest.raises(TypeError):
         read_row(VectorsRow, vectors | {"relative_norm": number})

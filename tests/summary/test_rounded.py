@@ -2,8 +2,6 @@
 changed. Figures are those of the few.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -145,6 +143,19 @@ def test_rules_are_judged_of_what_changed_beyond_rounding(folder, rule, outcome,
     assert found.outcome == outcome, found.detail
     if value is not None:
         assert found.findings[0].value == value
+
+
+def test_the_error_of_what_is_only_rounded_leaves_no_rule_open(tmp_path):
+    """A median rests on the rest alone, and so does its error: the largest of these."""
+    sketch = {"precision": "sketch", "concentration": 0.4}
+    rows = model(cast="tuned", **ROUNDED, **sketch, concentration_error=0.3)
+    rows.append(row(4, "mlp.up", **sketch, concentration_error=0.01))
+    method = {"precision": "sketch", "nulls": 0, "seed": 0}
+    settings = {"method": method, "chosen": {}, "relation": "tuned"}
+    folder = reports.write(tmp_path / "a", rows, settings=settings)
+    for limit, outcome in ((0.395, "missing"), (0.38, "met"), (0.42, "passed")):
+        (found,) = judge([parse_rule(f"concentration > {limit}")], read_measured(folder))
+        assert (limit, found.outcome) == (limit, outcome), found.detail
 
 
 # biases, one of which changed by more than rounding

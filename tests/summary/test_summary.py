@@ -1,7 +1,5 @@
 """The summary is what the files say, and what the terminal shows of it fits."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -121,9 +119,7 @@ def test_a_gate_that_failed_stands_on_the_screen_with_its_reason(folder):
 
 
 def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
-    """A vision tower and a projector beside the language model: own rows, and a table for what has
-    no base.
-    """
+    """A tower and a projector beside the language: own rows, a table for what has no base."""
     q = "self_attn.q_proj.weight"
     base = {f"model.layers.{i}.{q}": torch.randn(64, 64) for i in range(2)}
     tower = {f"vision_tower.vision_model.encoder.layers.0.{q}": torch.randn(64, 64)}

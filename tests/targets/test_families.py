@@ -1,7 +1,5 @@
 """The shipped families, and how `shadow families` shows them."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re
@@ -76,9 +74,7 @@ def test_no_checkpoint_is_invented():
 
 
 def test_a_language_model_is_the_base_of_its_component():
-    """Where a language model learnt to see, the base names it as `language`, and the tower where
-    its id is known.
-    """
+    """Where a language model learnt to see, the base names it, and the tower if its id is known."""
     for row in known_pairs():
         if row["kind"] == "vlm-vs-llm":
             (base,) = (
@@ -95,9 +91,7 @@ def test_a_language_model_is_the_base_of_its_component():
 
 
 def test_what_is_shipped_is_uniform():
-    """Tags from a short list, a source with an address, one kind of network, no tag for what is
-    read live.
-    """
+    """Tags from a short list, a source with an address, one kind of network, no tag read live."""
     kinds = {"dense", "moe"}
     others = {
         "vlm", "audio", "code", "math", "reasoning", "distilled", "stages", "fused", "mla",

@@ -2,8 +2,6 @@
 list is shared.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import string
@@ -106,9 +104,7 @@ WORD = st.text(LETTERS, min_size=1, max_size=20).filter(lambda word: not is_refe
     end=st.sampled_from(["\n", "\r\n", "\r"]),
 )
 def test_every_form_names_the_same(tmp_path, targets, comment, end):
-    """Plain lines with comments and gaps, block YAML, flow YAML and JSON of any targets are read
-    back as they were.
-    """
+    """Plain lines with comments, block YAML, flow YAML and JSON are read back as they were."""
     comment = "".join(char for char in comment if char.isprintable())
     plain = "".join(f"  {target} # {comment}{end}{end}# {comment}{end}" for target in targets)
     assert entries(tmp_path, plain, "l.txt") == targets
@@ -312,9 +308,7 @@ def test_a_family_more_moves_few_others(names, of):
 
 
 def test_shards_are_the_same_on_every_machine():
-    """By `sha256sum` of the names the order is d f c b e a: it must never change, or jobs of two
-    versions overlap.
-    """
+    """By `sha256sum` the order is d f c b e a: it never changes, or jobs of versions overlap."""
     pairs = pairs_of(dict.fromkeys("abcdef", 1))
     found = [
         "".join(pair.family for pair in share(pairs, Share(number, 3))) for number in (1, 2, 3)

@@ -2,8 +2,6 @@
 the nearest word.
 """
 
-from __future__ import annotations
-
 import time
 from functools import partial
 
@@ -77,14 +75,12 @@ def test_folders_are_relative_to_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "components"),
     [
-        ("", ["language"]),
-        ("  tags: [dense]\n", ["language"]),
+        ("", ["language"]), ("  tags: [dense]\n", ["language"]),
         ("  tags: [vlm]\n", ["language", "vision", "projector"]),
         ("  tags: [audio, vlm]\n", ["language", "vision", "projector", "audio"]),
-        ("  tags: [vision]\n", ["vision"]),
-        ("  tags: [3]\n", ["language"]),
+        ("  tags: [vision]\n", ["vision"]), ("  tags: [3]\n", ["language"]),
     ],
-)
+)  # fmt: skip
 def test_components_are_what_the_file_says(tmp_path, text, components):
     """By tags: `vlm` is three components and a component's name is itself."""
     assert list(load(tmp_path, GOOD + text)["fam"].components) == components
@@ -189,9 +185,7 @@ FAULTS = {  # what the file holds, the line, and the word that was meant
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("parser", every(2, ["CBaseLoader", "BaseLoader"]))
 def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault, parser, monkeypatch):
-    """Each fault is one ShadowError that begins with the file and, where it is known, the line,
-    whatever PyYAML has.
-    """
+    """Each fault is one ShadowError that begins with the file and, where it is known, the line."""
     monkeypatch.setattr(checked, "FAST", getattr(yaml, parser, yaml.BaseLoader))
     text, line, hint = FAULTS[fault]
     with pytest.raises(ShadowError) as caught:
@@ -287,9 +281,7 @@ def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("stage", ["~", "{repo: ~}"])
 def test_nothing_is_not_the_home_folder(tmp_path, stage):
-    """`sft: ~` is YAML's way to say nothing: refused, with file and line, though `~/` names the
-    home folder.
-    """
+    """`sft: ~` says nothing in YAML: refused with file and line, though `~/` is the home folder."""
     with pytest.raises(ShadowError, match=r":3: family 'fam': .*'~'"):
         load(tmp_path, f"fam:\n  base: org/base\n  sft: {stage}\n")
     assert load(tmp_path, "fam:\n  base: org/base\n  sft: ~/\n")["fam"].stages["sft"].is_folder

@@ -1,7 +1,5 @@
 """Summaries that several modules read."""
 
-from __future__ import annotations
-
 import pytest
 from finding_cases import MUST, summary_of
 

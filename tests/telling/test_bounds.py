@@ -1,7 +1,5 @@
 """The constants that decide what a finding says, just inside and just outside."""
 
-from __future__ import annotations
-
 import pytest
 
 from shadow.summary.record import FileCounts, FileRow, FilesRow

@@ -1,7 +1,5 @@
 """The error rates of docs/verify.md: their bounds, and that page, file and `explain` agree."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import Counter

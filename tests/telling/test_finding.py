@@ -2,8 +2,6 @@
 must not stand.
 """
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -139,9 +137,7 @@ def test_what_is_known_of_published_pairs_is_the_last_sentence(must):
 
 
 def test_what_cannot_be_read_is_not_told_as_missing(tmp_path):
-    """A tensor of a dtype that is not known has a partner all the same: it is not only in the base;
-    another of the same module is.
-    """
+    """A tensor of an unknown dtype has a partner all the same; another of its module has none."""
     unread = skipped("unknown_dtype", "mlp.up", 2, sides=("tuned",))
     partner = skipped("only_in_base", "mlp.up", 2, sides=("base",))
     found = recorded(tmp_path / "a", model(2), extra_tensors=(*unread, *partner))
@@ -152,9 +148,7 @@ def test_what_cannot_be_read_is_not_told_as_missing(tmp_path):
 
 
 def test_a_merged_adapter_in_a_rounded_copy_is_no_copy(tmp_path):
-    """Most matrices hold rounding alone, a quarter an update: neither the first sentence nor the
-    other explanations call it a copy, and what is known of the quarter is told.
-    """
+    """Mostly rounding, a quarter an update: not called a copy, and the quarter is described."""
     rounded = {**ROUNDED, "floor_ratio": 1.0}
     deltas = [*model(**rounded), *(row(layer, "attn.v", **RANK_8) for layer in range(4))]
     found = recorded(tmp_path, deltas)

@@ -2,8 +2,6 @@
 the truth by NumPy from the tensors.
 """
 
-from __future__ import annotations
-
 import re
 from functools import cache
 
@@ -127,21 +125,17 @@ def exchanged() -> Sides:
 
 
 PLANTED = {
-    "attention": attention_of_another,
-    "exchanged": exchanged,
+    "attention": attention_of_another, "exchanged": exchanged,
     "LoRA on NF4": lambda: stored(BASE, in_layers(lambda W: nf4(W) + product(W, 8, 0.05))),
     "small LoRA on NF4": lambda: stored(BASE, in_layers(lambda W: nf4(W) + product(W, 8, 0.02))),
     "LoRA on int8": lambda: stored(BASE, in_layers(lambda W: int8(W) + product(W, 16, 0.02))),
-    "NF4": lambda: stored(BASE, in_layers(nf4)),
-    "rank 320": wide_rank,
-    "direction": without_direction,
-    "OFT": lambda: stored(BASE, in_layers(turned)),
+    "NF4": lambda: stored(BASE, in_layers(nf4)), "rank 320": wide_rank,
+    "direction": without_direction, "OFT": lambda: stored(BASE, in_layers(turned)),
     "int8": lambda: stored(BASE, in_layers(int8)),
     "int8 base": lambda: stored(in_layers(int8), in_layers(lambda W: W + product(W, 8, 0.02))),
     "tied": lambda: stored(BASE, {name: one for name, one in BASE.items() if name != HEAD}),
-    "raw FP8": raw_fp8,
-    "pruned": lambda: stored(BASE, in_layers(lambda W: W * (W.abs() > 0.02))),
-}
+    "raw FP8": raw_fp8, "pruned": lambda: stored(BASE, in_layers(lambda W: W * (W.abs() > 0.02))),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

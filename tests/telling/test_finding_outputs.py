@@ -1,7 +1,5 @@
 """Every output shows the same finding, and none lets its text become markup."""
 
-from __future__ import annotations
-
 import pyarrow.parquet as pq
 import reports
 from finding_cases import SETTINGS, card, check, codes, model, step

@@ -1,7 +1,5 @@
 """How far and where: the size of the change, the parts that hold it, and what is frozen."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -18,9 +16,7 @@ from shadow.telling.reading import read_summary
 
 
 def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(demo):
-    """Of the demo, by NumPy from its files: sizes of each quarter of the layers and of the head,
-    and relative norms.
-    """
+    """By NumPy from the demo's files: sizes and relative norms of quarters and of the head."""
     recorded = demo["base..narrow"].as_json()
     folder = Path(__file__).parents[2] / "registry" / "demo"
     base, tuned = (load_file(folder / side / "model.safetensors") for side in ("base", "narrow"))
@@ -51,9 +47,7 @@ def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(d
 
 
 def test_a_single_entry_is_not_called_low_rank(tmp_path):
-    """One entry of a real file, and three in two matrices: they are counted, and nothing is said
-    of rank or adapters.
-    """
+    """One entry of a real file, three in two matrices: counted, and nothing is said of rank."""
     base = {
         f"model.layers.{layer}.mlp.{name}_proj.weight": torch.randn(
             shape, generator=torch.Generator().manual_seed(layer)

@@ -1,7 +1,5 @@
 """Along how many directions: structure beyond noise, alignment, and bounds of the rank."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -17,9 +15,7 @@ from shadow.summary.layer_medians import TOPS
 
 
 def planted(at, spikes, share, size=1.0, seed=0):
-    """Checkpoints of one layer whose deltas have a share of their energy in so many directions, the
-    rest in noise.
-    """
+    """Checkpoints whose deltas have a share of energy in some directions, the rest in noise."""
     rng = np.random.default_rng([seed, spikes])
     sides = {"base": {}, "tuned": {}}
     for name, (m, n) in {

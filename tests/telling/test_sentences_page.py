@@ -1,7 +1,5 @@
 """The truth that sentences are judged by is the truth, and every pair has a name of its own."""
 
-from __future__ import annotations
-
 import math
 import re
 import sys

@@ -2,8 +2,6 @@
 it since.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The words of findings: what a sentence says of which report. All else is asserted by codes."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

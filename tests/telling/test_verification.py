@@ -1,7 +1,5 @@
 """What stands against a claim, as rows of a table."""
 
-from __future__ import annotations
-
 import pytest
 
 from shadow.checks.answer import Against, Answer, Outcome, Verification, largest_first
@@ -69,6 +67,18 @@ def test_what_is_hidden_counts_tensors_and_not_rows():
     _, rows, notes = table_of(against)
     assert len(rows) == SHOWN
     assert f"--json has {(12 - SHOWN) * 2} more" in notes
+
+
+def test_of_whole_a_row_stands_for_a_code():
+    """Its first names and how many more; the code is before the words."""
+    unknown, zero = Reason("unexpected", {}), Reason("zero", {})
+    names = [f"layers.{layer}.{module}" for module in ("up", "down") for layer in range(5)]
+    against = [Against(name, unknown) for name in names] + [Against("norm", zero)]
+    _, rows, _ = table_of(against, "whole")
+    assert [tuple(map(str, row[:2])) for row in rows] == [
+        ("layers.0-4.down and 5 more", "10"), ("norm", "1"),
+    ]  # fmt: skip
+    assert [row[2].partition(":")[0] for row in rows] == ["unexpected", "zero"]
 
 
 @pytest.mark.parametrize("name", ["9" * 5000, "layers.٣.x", "a.1.5"])

@@ -17,10 +17,16 @@ from typing import Any
 
 from shadow.run.scanned import APART, Unmatched
 from shadow.targets.references import AnyReference, ComponentBase, Reference
-from shadow.templates import Reason, Value, fill, names_in
+from shadow.templates import Reason, in_words, names_in
 
 Figure = float | int
-VALUES = {"moved": " PATTERN", "frozen": " PATTERN", "base": " REF", "headers": ""}
+VALUES = {
+    "moved": " PATTERN",
+    "frozen": " PATTERN",
+    "base": " REF",
+    "headers": "",
+    "accept": " CODE=REASON",
+}
 
 
 class Outcome(StrEnum):
@@ -39,6 +45,21 @@ class Outcome(StrEnum):
 EXIT_CODES: Mapping[Outcome, int] = dict(zip(Outcome, (0, 4, 5), strict=True))
 
 
+class Severity(StrEnum):
+    """Consequences of a statement for the answer."""
+
+    FAULT = "fault"  # the claim does not hold
+    DOUBT = "doubt"  # something could not be checked, which leaves the claim open
+    NOTE = "note"  # something to know
+
+
+SEVERITIES: Mapping[Outcome, Severity] = {
+    Outcome.HOLDS: Severity.NOTE,
+    Outcome.DOES_NOT_HOLD: Severity.FAULT,
+    Outcome.INCONCLUSIVE: Severity.DOUBT,
+}
+
+
 @dataclass(frozen=True)
 class Against:
     """A tensor, a module, a file or a candidate that speaks against an answer."""
@@ -49,6 +70,7 @@ class Against:
     """The norm of the difference over that of the base; of `merged`, and of modules in `stored`,
     over that of the update. None where it has no size.
     """
+    accepted: str | None = None  # why a person accepts it; None where nobody does
 
     @classmethod
     def of(cls, apart: Unmatched) -> Against:
@@ -66,6 +88,7 @@ class Answer:
     """All that was measured, unrounded, by name."""
     against: Sequence[Against] = ()
     notes: Sequence[Reason] = ()
+    doubts: Sequence[Reason] = ()  # what could not be checked, where a fault decides anyway
 
     @property
     def holds(self) -> bool:
@@ -97,13 +120,15 @@ class Evidence:
         of the faults, beside tensors of one side. doubtful: rows of the doubts, beside tensors that
         are not compared.
         """
-        outcome, reasons, rows = Outcome.HOLDS, holds, list[Against]()
+        outcome = Outcome.HOLDS
+        rows: list[Against] = []
         if faults:
-            outcome, reasons = Outcome.DOES_NOT_HOLD, faults
+            outcome = Outcome.DOES_NOT_HOLD
             rows = [*map(Against.of, self.unmatched), *against]
         elif doubts:
-            outcome, reasons = Outcome.INCONCLUSIVE, doubts
+            outcome = Outcome.INCONCLUSIVE
             rows = [*map(Against.of, self.unread), *doubtful]
+        reasons = faults or doubts or holds
         return Answer(outcome, reasons, figures, largest_first(rows), [*self.notes, *notes])
 
 
@@ -119,6 +144,7 @@ class ErrorRate:
 # of tensors that line up with none, or are not read, in all checks that read checkpoints
 COMMON: Mapping[str, str] = {
     **APART,
+    "accepted": "accepted ({because}): {what}",
     "one_checkpoint": "{names:and} are one checkpoint, so nothing was compared",
     "not_compared": "{tensors:count tensor is|tensors are} not compared: {why}",
     "apart": "{tensors:count tensor|tensors} {where}",
@@ -143,7 +169,7 @@ class Check:
     checkpoints: tuple[str, ...] = ()  # what it is asked of, in order, as in usage: `BASE`, `TUNED`
     says: str = ""  # what it says of them, in a line of help
     repeats: bool = False  # whether the last checkpoint may be given several times
-    options: tuple[str, ...] = ()  # which of `moved`, `frozen`, `base` and `headers` it takes
+    options: tuple[str, ...] = ()  # which keys of VALUES it takes
 
     @property
     def error_rate(self) -> ErrorRate | None:
@@ -152,16 +178,7 @@ class Check:
 
     def say(self, reason: Reason) -> str:
         """Put a reason, a note or counter-evidence into words."""
-        template = self.words.get(reason.code) or COMMON[reason.code]
-        return fill(template, {name: self._said(one) for name, one in reason.figures.items()})
-
-    def _said(self, value: Value) -> Value:
-        """Put a reason inside another one into words."""
-        if isinstance(value, Reason):
-            return self.say(value)
-        if isinstance(value, str | None) or not isinstance(value, Sequence):
-            return value
-        return [self.say(one) if isinstance(one, Reason) else one for one in value]
+        return str(in_words(reason, {**COMMON, **self.words}))
 
     def say_all(self, reasons: Sequence[Reason]) -> str:
         """Put several reasons into one line."""
@@ -181,10 +198,31 @@ class Check:
         return " ".join(words)
 
     def names(self, count: int) -> list[str]:
-        """Return the names of this many checkpoints: `TUNED, CANDIDATE, CANDIDATE 2`."""
-        more = count - len(self.checkpoints)
-        last = self.checkpoints[-1]
-        return [*self.checkpoints, *(f"{last} {number}" for number in range(2, 2 + more))]
+        """The names of this many checkpoints: `TUNED, CANDIDATE, CANDIDATE 2`."""
+        names = list(self.checkpoints)
+        more = count - len(names)
+        for number in range(2, 2 + more):
+            names.append(f"{self.checkpoints[-1]} {number}")
+        return names
+
+    @property
+    def is_of_pair(self) -> bool:
+        """True if it is asked of a base and a tuned side, in this order."""
+        return len(self.checkpoints) == 2 and not self.repeats
+
+
+class Kind(dict[str, Check]):
+    """Checks of one kind by code, in their order: claims, gates, explanations or changes."""
+
+    def __init__(self, text: str, *checks: Check, has_titles: bool = False) -> None:
+        super().__init__({check.code: check for check in checks})
+        self.text = text  # what one of them is, as a template of its code, usage, meaning and rate
+        self.has_titles = has_titles  # whether people meet them by their titles
+
+    def answers(self, *evidence: object) -> Iterator[tuple[Check, Answer]]:
+        """Ask every check, and yield each with its answer from this evidence."""
+        for check in self.values():
+            yield check, check.judge(*evidence)
 
 
 @dataclass(frozen=True)
@@ -197,6 +235,7 @@ class Question:
     frozen: tuple[str, ...] = ()
     base: AnyReference | None = None
     headers: bool = False  # whether values are left out
+    accept: Mapping[str, str] = field(default_factory=dict)  # by code of a fault, the reason
 
     @property
     def claim(self) -> str:
@@ -205,8 +244,14 @@ class Question:
 
     def __str__(self) -> str:
         """`trained --moved layers.0-7 --frozen embed`."""
-        patterns = [f"--moved {one}" for one in self.moved]
-        return " ".join([self.claim, *patterns, *(f"--frozen {one}" for one in self.frozen)])
+        words = [self.claim]
+        for option, patterns in self._patterns.items():
+            words += [f"{option} {pattern}" for pattern in patterns]
+        return " ".join(words)
+
+    @property
+    def _patterns(self) -> dict[str, tuple[str, ...]]:
+        return {"--moved": self.moved, "--frozen": self.frozen}
 
     @property
     def named(self) -> dict[str, AnyReference]:
@@ -216,11 +261,11 @@ class Question:
 
     @property
     def of(self) -> dict[str, str]:
-        """Return what the question is about, by the names in usage."""
+        """The checkpoints and options, by their names in usage."""
         recorded = {name: str(reference) for name, reference in self.named.items()}
         if self.base is not None:
             recorded["--base"] = str(self.base)
-        for option, patterns in (("--moved", self.moved), ("--frozen", self.frozen)):
+        for option, patterns in self._patterns.items():
             if patterns:
                 recorded[option] = ", ".join(patterns)
         if self.headers:
@@ -235,48 +280,40 @@ class Question:
     @property
     def references(self) -> list[Reference]:
         """Every checkpoint that it reads."""
-        sides = [*self.checkpoints, *([self.base] if self.base else [])]
+        sides = [*self.checkpoints]
+        if self.base is not None:
+            sides.append(self.base)
         return [part for side in sides for _, part in side.parts]
 
 
 def figures_at(record: object, template: str) -> dict[str, Figure]:
-    """Return the figures that a template names, by keys in a record, as `inside_layers.kept`."""
-    found: dict[str, Any] = {}
+    """The figures that a template names, by keys in a record, as `inside_layers.kept`."""
+    figures: dict[str, Any] = {}
     for place in names_in(template):
         if "." in place:
-            found[place] = reduce(getattr, place.split("."), record)
-    return found
+            figures[place] = reduce(getattr, place.split("."), record)
+    return figures
 
 
 def largest_first(against: Sequence[Against]) -> tuple[Against, ...]:
     """Sort by how they are shown: those without a size, then by size, and by name if equal."""
-    named = sorted(against, key=lambda one: one.name)
-    return tuple(sorted(named, key=lambda one: (one.size is not None, -(one.size or 0.0))))
+    by_name = sorted(against, key=lambda row: row.name)
+    return tuple(sorted(by_name, key=lambda row: (row.size is not None, -(row.size or 0.0))))
 
 
 def first_code(codes: Collection[int]) -> int:
-    """Return the exit code for several answers: the first of 1, 4, 5, 3, 0 that occurred."""
+    """The exit code for several answers: the first of 1, 4, 5, 3, 0 that occurred."""
     return next((code for code in (1, 4, 5, 3) if code in codes), 0)
-
-
-def by_code(*checks: Check) -> dict[str, Check]:
-    return {check.code: check for check in checks}
-
-
-def answered(checks: Mapping[str, Check], *evidence: object) -> Iterator[tuple[Check, Answer]]:
-    """Yield checks of one kind, in their order, each with its answer from this evidence."""
-    for check in checks.values():
-        yield check, check.judge(*evidence)
 
 
 @cache
 def _measured() -> Mapping[str, ErrorRate]:
-    found = {}
+    rates = {}
     for name in ("error_rates.json", "verify_error_rates.json"):
         recorded = json.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
         for code, (wrong, of) in recorded["answers"].items():
-            found[code] = ErrorRate(wrong, of, recorded["where"])
-    return found
+            rates[code] = ErrorRate(wrong, of, recorded["where"])
+    return rates
 
 
 @dataclass(frozen=True)
@@ -287,6 +324,17 @@ class Named:
     code: str
     what: str  # how it does: the words of the code
     size: float | None
+    severity: Severity
+    accepted: str | None  # why a person accepts it
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A sentence of an answer."""
+
+    code: str
+    severity: Severity
+    what: str  # the words of the code
 
 
 @dataclass(frozen=True)
@@ -331,14 +379,34 @@ class Verification:
     @property
     def against(self) -> tuple[Named, ...]:
         """Counter-evidence in words, the largest first."""
-        return tuple(
-            Named(one.name, one.why.code, self.check.say(one.why), one.size)
-            for one in self.answer.against
-        )
+        return tuple(map(self._named, self.answer.against))
+
+    def _named(self, row: Against) -> Named:
+        severity = Severity.FAULT if row.accepted else SEVERITIES[self.outcome]
+        what = self.check.say(row.why)
+        if row.accepted:
+            what = self.check.say(Reason("accepted", because=row.accepted, what=what))
+        return Named(row.name, row.why.code, what, row.size, severity, row.accepted)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return tuple(map(self.check.say, self.answer.notes))
+        """Other things to know, and beside a fault all that could not be checked."""
+        return tuple(statement.what for statement in self.statements[len(self.answer.reasons) :])
+
+    @property
+    def statements(self) -> tuple[Statement, ...]:
+        """Every sentence of the answer: reasons, doubts beside faults, and notes."""
+        answer = self.answer
+        groups = (
+            (SEVERITIES[self.outcome], answer.reasons),
+            (Severity.DOUBT, answer.doubts),
+            (Severity.NOTE, answer.notes),
+        )
+        return tuple(
+            Statement(reason.code, severity, self.check.say(reason))
+            for severity, reasons in groups
+            for reason in reasons
+        )
 
     @property
     def exit_code(self) -> int:
@@ -354,8 +422,9 @@ class Verification:
             "code": self.code,
             "reason": self.reason,
             "figures": dict(self.figures),
-            "against": [asdict(one) for one in self.against],
+            "against": [asdict(row) for row in self.against],
             "notes": list(self.notes),
+            "statements": [asdict(one) for one in self.statements],
         }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from shadow.checks.answer import Answer, Check, Outcome, answered, by_code, figures_at
+from shadow.checks.answer import Answer, Check, Kind, Outcome, figures_at
 from shadow.reports.columns import read_words
 from shadow.summary.changes import CHANGES, Change
 from shadow.summary.layer_medians import IN_8_BITS, LOW, NO_ROUNDING
@@ -21,16 +21,17 @@ DIFFERENT = 0.05  # how far the norm before storage has to be from the stored on
 
 
 def beyond_rounding(record: PairRecord) -> int:
-    """Return how many matrices changed by more than rounding in a pair most of whose matrices are
-    rounded away, as after merging an adapter of some modules. 0 if that may be chance.
+    """The number of matrices that changed by more than rounding in a pair most of whose matrices
+    are rounded away, as after merging an adapter of some modules. 0 if that may be chance.
     """
     inside = record.inside_layers
     return inside.known if inside.beyond_noise > BY_CHANCE * inside.matrices else 0
 
 
 def is_lost(record: PairRecord) -> bool:
-    """Return whether rounding may have removed so much that what is stored hides the update."""
-    inside, floor = record.inside_layers, record.figures.floor_ratio
+    """True if rounding may have removed so much that what is stored hides the update."""
+    inside = record.inside_layers
+    floor = record.figures.floor_ratio
     unknown = inside.rounded_away
     if floor is None or floor < CLEAR:
         unknown += inside.unexplained + inside.few_changed
@@ -40,21 +41,23 @@ def is_lost(record: PairRecord) -> bool:
 
 
 def is_low_rank(record: PairRecord) -> bool:
-    """Return whether the median update has the rank of an adapter, and few of its directions."""
-    inside, side = record.inside_layers, record.figures.short_side
+    """True if the median update has the rank of an adapter, and few of its directions."""
+    inside = record.inside_layers
+    side = record.figures.short_side
     if inside.rank_most is None or side is None or 2 * inside.rank_known < inside.matrices:
         return False
     return bool(inside.rank_most <= min(USUAL_RANK, LOW * side))
 
 
 def has_sizes(record: PairRecord) -> bool:
-    """Return whether matrices have different sizes, so that their median may be nobody's."""
-    least, most = record.inside_layers.short_side_least, record.inside_layers.short_side_most
+    """True if matrices have different sizes, so that their median may be nobody's."""
+    least = record.inside_layers.short_side_least
+    most = record.inside_layers.short_side_most
     return least is not None and most is not None and least < most
 
 
 def has_other_norm_unrounded(record: PairRecord) -> bool:
-    """Return whether the norm before storage is known and differs enough from the stored one."""
+    """True if the norm before storage is known and differs enough from the stored one."""
     stored = record.figures.relative_norm_overall
     unrounded = record.figures.relative_norm_overall_unrounded
     if stored is None or unrounded is None:
@@ -63,9 +66,9 @@ def has_other_norm_unrounded(record: PairRecord) -> bool:
 
 
 def few_bits(record: PairRecord) -> str | None:
-    """Return how most matrices of the tuned side went through few bits: `tuned` if rows have few
-    distinct values, `format` if a side is stored in 8 bits; None if nothing shows it, or the change
-    is too large for a rounding, as of numbers whose scales are missing.
+    """The way in which most matrices of the tuned side went through few bits: `tuned` if rows have
+    few distinct values, `format` if a side is stored in 8 bits; None if nothing shows it, or the
+    change is too large for a rounding, as of numbers whose scales are missing.
     """
     inside = record.inside_layers
     if (inside.relative_norm or 0.0) > NO_ROUNDING:
@@ -77,13 +80,13 @@ def few_bits(record: PairRecord) -> str | None:
 
 
 def has_few_values(record: PairRecord, side: str) -> bool:
-    """Return whether most matrices of a side have few distinct values in a row."""
+    """True if most matrices of a side have few distinct values in a row."""
     few, judged = few_of(record, side)
     return few > 0 and judged < 2 * few
 
 
 def few_of(record: PairRecord, side: str) -> tuple[int, int]:
-    """Return how many matrices of a side have few distinct values in a row, and of how many."""
+    """The number of matrices of a side that have few distinct values in a row, and of how many."""
     inside = record.inside_layers
     if side == "base":
         return inside.levels_base_few, inside.levels_base_judged
@@ -99,46 +102,52 @@ def _check(change: Change) -> Check:
     """Make a check of a recorded change, with all its figures."""
 
     def judge(record: PairRecord) -> Answer:
-        if (found := change.figures(record.recognised)) is None:
+        row = change.figures(record.recognised)
+        if row is None:
             return Answer(Outcome.DOES_NOT_HOLD, [Reason("absent")])
-        numbers = {key: one for key, one in found.items() if isinstance(one, float | int)}
-        figures = {f"recognised.{change.place}.{key}": one for key, one in numbers.items()}
+        numbers = {key: value for key, value in row.items() if isinstance(value, float | int)}
+        figures = {f"recognised.{change.place}.{key}": value for key, value in numbers.items()}
         return Answer(Outcome.HOLDS, [Reason(change.code, numbers)], figures)
 
-    code, meaning = change.code, change.meaning or _MEANINGS[change.code]
+    code = change.code
+    meaning = change.meaning or _MEANINGS[code]
     return Check(code, change.title, meaning, judge, {code: change.text})
 
 
-RECOGNISED: Mapping[str, Check] = by_code(*map(_check, CHANGES))
+RECOGNISED = Kind(
+    "a change that the figures show beyond doubt: {meaning}",
+    *map(_check, CHANGES),
+    has_titles=True,
+)
 
 
 def recognised(record: PairRecord) -> list[str]:
     """The codes of RECOGNISED that hold, in order."""
-    return [check.code for check, answer in answered(RECOGNISED, record) if answer.holds]
+    return [check.code for check, answer in RECOGNISED.answers(record) if answer.holds]
 
 
 def is_rearranged(record: PairRecord) -> bool:
-    """Return whether comparing entries cannot show the change: MANY of the changed matrices are not
+    """True if comparing entries cannot show the change: MANY of the changed matrices are not
     comparable entry by entry.
     """
-    found = record.recognised.rearranged
-    return found is not None and 0 < MANY * found.changed <= found.matrices
+    row = record.recognised.rearranged
+    return row is not None and 0 < MANY * row.changed <= row.matrices
 
 
 def is_copy(record: PairRecord) -> bool:
-    """Return whether all that changed is the other side's in another format; no, of old reports."""
+    """True if all that changed is the other side's in another format; False of old reports."""
     return "copy" in recognised(record)
 
 
 def is_copied(record: PairRecord) -> bool:
-    """Return whether most or all changed tensors are the other side's in another format, and the
-    figures are those of rounding.
+    """True if most or all changed tensors are the other side's in another format, and the figures
+    are those of rounding.
     """
     return not record.figures.matrices_rounded and not COPIES.isdisjoint(recognised(record))
 
 
 def is_of_base(record: PairRecord) -> bool:
-    """Return whether the base is the side that was cast, in every tensor that was cast."""
+    """True if the base is the side that was cast, in every tensor that was cast."""
     casts = record.recognised.casts
     return casts is not None and casts.of_base == casts.tensors > 0
 
@@ -152,7 +161,8 @@ ANSWERS: Mapping[Outcome, Word] = {
 # Concentration and relative norm of a change that a copy in few bits does not leave where vectors
 # changed too and no rows have few values: 8 bits leave at most 0.9 %, and compensated rounding of
 # fewer bits few values.
-STRUCTURED, CLEARLY = 0.25, 0.012
+STRUCTURED = 0.25
+CLEARLY = 0.012
 HIGH = 0.5  # of the short side: adapters of hundreds of directions exist
 ROUNDED = 0.5  # share of the energy up to which the rest is the rounding of a format
 ALONG = 0.1  # decay_cosine from which a change has the shape of the weights themselves
@@ -204,27 +214,28 @@ def explanations(record: PairRecord) -> list[Explanation]:
             reason=check.say_all(answer.reasons),
             figures=dict(answer.figures),
         )
-        for check, answer in answered(EXPLANATIONS, record)
+        for check, answer in EXPLANATIONS.answers(record)
     ]
 
 
 def _answer(record: PairRecord, outcome: Outcome, code: str) -> Answer:
-    """Return the answer with the figures of its template."""
+    """Make an answer with the figures of its template."""
     figures = figures_at(record, WORDS[code])
     if "{of}" not in WORDS[code]:
         return Answer(outcome, [Reason(code, figures)], figures)
     of = "sides" if has_sizes(record) else "side"
     more = figures_at(record, WORDS[of])
-    return Answer(outcome, [Reason(code, {**figures, "of": Reason(of, more)})], figures | more)
+    return Answer(outcome, [Reason(code, figures, of=Reason(of, more))], figures | more)
 
 
 def _merged_adapter(record: PairRecord) -> Answer:
-    figures, inside = record.figures, record.inside_layers
-    if figures.rank_ceiling is not None:
+    inside = record.inside_layers
+    if record.figures.rank_ceiling is not None:
         return _answer(record, Outcome.HOLDS, "adapter")
     if is_low_rank(record):
         return _answer(record, Outcome.HOLDS, "low_rank")
-    least, side = inside.rank_least, figures.short_side
+    least = inside.rank_least
+    side = record.figures.short_side
     if least is None or side is None or least <= HIGH * side:
         return _answer(record, Outcome.INCONCLUSIVE, "rank_unknown")
     if 2 * inside.noisy_rest >= inside.matrices and not _is_without_adapter(record):
@@ -233,8 +244,8 @@ def _merged_adapter(record: PairRecord) -> Answer:
 
 
 def _is_without_adapter(record: PairRecord) -> bool:
-    """Return whether noise is that of pruning, or of a copy whose few values nothing moved and out
-    of which no direction stands.
+    """True if noise is that of pruning, or of a copy whose few values nothing moved and out of
+    which no direction stands.
     """
     inside = record.inside_layers
     is_copy = few_bits(record) == "tuned" and 10 * inside.beyond_noise < inside.judged
@@ -251,7 +262,8 @@ def _orthogonalised(record: PairRecord) -> Answer:
 
 def _quantised(record: PairRecord) -> Answer:
     inside = record.inside_layers
-    high, norm = inside.kept_high_overall, inside.relative_norm
+    high = inside.kept_high_overall
+    norm = inside.relative_norm
     if high is not None and high < ROUNDED:
         return _answer(record, Outcome.HOLDS, "rounding")
     code = "calibrated"
@@ -262,20 +274,21 @@ def _quantised(record: PairRecord) -> Answer:
             code = "not_full_rank"
         elif inside.levels_tuned_judged and is_trained(record):
             code = "trained"
-    is_open = code == "calibrated"
-    return _answer(record, Outcome.INCONCLUSIVE if is_open else Outcome.DOES_NOT_HOLD, code)
+    outcome = Outcome.INCONCLUSIVE if code == "calibrated" else Outcome.DOES_NOT_HOLD
+    return _answer(record, outcome, code)
 
 
 def is_trained(record: PairRecord) -> bool:
-    """Return whether most vectors changed, and matrices have more structure than rounding
-    leaves.
-    """
-    vectors, norm = record.vectors, record.inside_layers.relative_norm or 0.0
-    structured = (record.figures.concentration or 0.0) > STRUCTURED
-    return structured and norm >= CLEARLY and 0 < vectors.compared <= 2 * vectors.changed
+    """True if most vectors changed, and matrices have more structure than rounding leaves."""
+    vectors = record.vectors
+    norm = record.inside_layers.relative_norm or 0.0
+    is_structured = (record.figures.concentration or 0.0) > STRUCTURED
+    return is_structured and norm >= CLEARLY and 0 < vectors.compared <= 2 * vectors.changed
 
 
-EXPLANATIONS = by_code(
+EXPLANATIONS = Kind(
+    "another explanation of the same figures: {meaning}. `shadow explain finding` describes the"
+    " answers",
     Check(
         "merged_adapter",
         "low-rank adapter, or an edit of few directions",
@@ -298,4 +311,5 @@ EXPLANATIONS = by_code(
         _quantised,
         WORDS,
     ),
+    has_titles=True,
 )

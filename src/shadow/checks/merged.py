@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,8 +91,8 @@ class Beside:
     """Whether the merged model's differs from the base's; None unless the adapter holds it."""
 
     @property
-    def is_kept(self) -> bool:
-        """Return whether it is the same, or the same after a cast to the merged model's format."""
+    def is_unchanged(self) -> bool:
+        """True if it is the same, or the same after a cast to the merged model's format."""
         row = self.row
         return not row.changed or row.rounded == ("tuned", row.formats[1])
 
@@ -108,33 +108,35 @@ class Merge(Evidence):
     named: str | None = None  # the base that the adapter's config names
 
 
-def judge(found: Merge) -> Answer:
+def judge(merge: Merge) -> Answer:
     """Judge whether every matrix is base plus update, and every other tensor what it should be."""
-    modules = found.modules
-    fits = [one.fit for one in modules]
-    wrong = [(one, why) for one in modules if (why := verdict(one.fit)) is not None]
-    changed = [one for one in found.beside if not one.is_kept]
-    either = [one.tensor for one in modules if _is_either(one.fit)]
-    doubt = _doubt(found, len(either))
+    modules = merge.modules
+    fits = [module.fit for module in modules]
+    wrong = [(module, why) for module in modules if (why := verdict(module.fit)) is not None]
+    changed = [tensor for tensor in merge.beside if not tensor.is_unchanged]
+    either = [module.tensor for module in modules if _is_either(module.fit)]
     hidden = sum(fit.update > 0 and not fit.visible and fit.fits for fit in fits)
-    notes = [Reason("unseen", {"matrices": hidden})] if hidden else []
+    notes = []
+    if hidden:
+        notes.append(Reason("unseen", matrices=hidden))
     if not wrong and any(fit.onto_rounded for fit in fits):
         notes.append(Reason("base_rounded"))
-    return found.judged(
-        _figures(found, len(wrong), len(changed)),
-        faults=_faults(found, wrong, len(changed)),
-        doubts=[doubt] if doubt else [],
-        holds=_confirmed(found),
-        against=[Against(one.tensor, why, _error([one])) for one, why in wrong]
-        + [_changed(one) for one in changed],
-        doubtful=[Against(name, Reason("lacked")) for name in found.absent]
-        + [Against(name, Reason("ambiguous")) for name in either],
+    against = [Against(module.tensor, why, _error([module])) for module, why in wrong]
+    doubtful = [Against(name, Reason("lacked")) for name in merge.absent]
+    doubtful += [Against(name, Reason("ambiguous")) for name in either]
+    return merge.judged(
+        _figures(merge, len(wrong), len(changed)),
+        faults=_faults(merge, wrong, len(changed)),
+        doubts=_doubts(merge, len(either)),
+        holds=_confirmed(merge),
+        against=against + [_changed(tensor) for tensor in changed],
+        doubtful=doubtful,
         notes=notes,
     )
 
 
 def verdict(fit: MergeFit) -> Reason | None:
-    """Return what is wrong with a matrix; None if it fits."""
+    """Say what is wrong with a matrix; None if it fits."""
     if not fit.finite:
         return Reason("not_finite")
     if fit.fits:
@@ -143,151 +145,163 @@ def verdict(fit: MergeFit) -> Reason | None:
         if not fit.wide[scale] or not fit.narrow[scale]:
             return Reason(code)
     if fit.quantised is not None and fit.quantised[1] < LEFT * fit.residual:
-        return Reason("onto_copy", {"copy": fit.quantised[0]})
+        return Reason("onto_copy", copy=fit.quantised[0])
     other = _other_scale(fit)
     if other is None:
         beyond = min(fit.wide[1.0], fit.narrow[1.0])
-        return Reason("beyond", {"beyond": beyond, "entries": fit.entries})
+        return Reason("beyond", beyond=beyond, entries=fit.entries)
     for scale, code in SCALES.items():
         if abs(other - scale) < CLOSE:
             return Reason(code)
-    return Reason("rescaled", {"scale": other})
+    return Reason("rescaled", scale=other)
 
 
 def _other_scale(fit: MergeFit) -> float | None:
-    """Return the least-squares scale if it explains most of the residual and leaves only rounding;
+    """The least-squares scale if it explains most of the residual and leaves only rounding;
     otherwise None.
     """
-    found = fit.scale
-    if found is None:
+    scale = fit.scale
+    if scale is None:
         return None
-    explained = fit.update * (1 - found) ** 2
+    explained = fit.update * (1 - scale) ** 2
     is_fit = fit.residual - explained < NEAR * fit.residual + ROUNDINGS * fit.rounding
-    return found if is_fit and explained > LEFT * fit.residual else None
+    return scale if is_fit and explained > LEFT * fit.residual else None
 
 
 def _is_either(fit: MergeFit) -> bool:
-    """Return whether a matrix may just as well hold no update, half of it, or twice as much."""
+    """True if a matrix may just as well hold no update, half of it, or twice as much."""
     bounds = fit.narrow if fit.wide[1.0] else fit.wide
     return fit.visible > 0 and any(not bounds[scale] for scale in SCALES)
 
 
 def _error(modules: Sequence[Module]) -> float | None:
-    """Return the norm of merged - (base + update) over the update's; None without an update."""
-    update = math.fsum(one.fit.update for one in modules)
-    return math.sqrt(math.fsum(one.fit.residual for one in modules) / update) if update else None
+    """The norm of merged - (base + update) over the update's; None without an update."""
+    update = math.fsum(module.fit.update for module in modules)
+    residual = math.fsum(module.fit.residual for module in modules)
+    return math.sqrt(residual / update) if update else None
 
 
-def _figures(found: Merge, wrong: int, changed: int) -> dict[str, Figure]:
-    fits = [one.fit for one in found.modules]
+def _figures(merge: Merge, wrong: int, changed: int) -> dict[str, Figure]:
+    fits = [module.fit for module in merge.modules]
     figures: dict[str, Figure] = {
         "matrices": len(fits),
         "matrices_wrong": wrong,
-        "tensors_beside": len(found.beside),
+        "tensors_beside": len(merge.beside),
         "tensors_beside_changed": changed,
         "entries": sum(fit.entries for fit in fits),
         "entries_visible": sum(fit.visible for fit in fits),
     }
-    if (error := _error(found.modules)) is not None:
+    error = _error(merge.modules)
+    if error is not None:
         figures["error_over_update"] = error
         update = math.fsum(fit.update for fit in fits)
         figures["scale_found"] = math.fsum(fit.inner for fit in fits) / update
-    if found.scale is not None:
-        figures["scale"] = found.scale
+    if merge.scale is not None:
+        figures["scale"] = merge.scale
     return figures
 
 
-def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) -> list[Reason]:
-    """Return what is wrong: first that the base is another model, then the most frequent."""
+def _faults(merge: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) -> list[Reason]:
+    """Say what is wrong: first that the base is another model, then the most frequent."""
     kinds: dict[tuple[str, Value], list[Module]] = {}
     for module, why in wrong:
         kinds.setdefault((why.code, why.figures.get("copy")), []).append(module)
-    largest = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
-    reasons = [Reason("other_base", {"named": found.named})] if _is_other_base(found, wrong) else []
-    reasons += [_fault(code, copy, some, len(found.modules)) for (code, copy), some in largest]
-    reasons += [Reason("beside", {"tensors": changed})] if changed else []
+    reasons = []
+    if _is_other_base(merge, wrong):
+        reasons.append(Reason("other_base", named=merge.named))
+    for (code, copy), modules in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+        reasons.append(_fault(code, copy, modules, len(merge.modules)))
+    if changed:
+        reasons.append(Reason("beside", tensors=changed))
     for side, name in SIDES.items():
-        unmatched = [one for one in found.unmatched if one.side == side]
-        reasons += unmatched_reasons(unmatched, Reason("only_in", {"where": name}))
+        unmatched = [tensor for tensor in merge.unmatched if tensor.side == side]
+        reasons += unmatched_reasons(unmatched, Reason("only_in", where=name))
     return reasons
 
 
-def _is_other_base(found: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool:
-    """Return whether most matrices are nothing like base plus update, and most of what the adapter
-    leaves alone differs from the base or has no partner of its shape.
+def _is_other_base(merge: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool:
+    """True if most matrices are nothing like base plus update, and most of what the adapter leaves
+    alone differs from the base or has no partner of its shape.
     """
     unlike = sum(why.code == "beyond" for _, why in wrong)
-    if 2 * unlike < len(found.modules):
+    if 2 * unlike < len(merge.modules):
         return False
-    alone = [one for one in found.beside if one.whole is None]
-    changed = sum(one.row.entries for one in alone if not one.is_kept)
+    left_alone = [tensor for tensor in merge.beside if tensor.whole is None]
+    entries = sum(tensor.row.entries for tensor in left_alone)
+    changed = sum(tensor.row.entries for tensor in left_alone if not tensor.is_unchanged)
     unmatched = [
-        one for one in found.unmatched if one.side != "adapter" and one.why.code != "rows_only_in"
+        tensor
+        for tensor in merge.unmatched
+        if tensor.side != "adapter" and tensor.why.code != "rows_only_in"
     ]
-    tensors = len(found.modules) + len(found.beside) + len(unmatched)
-    differs = 2 * changed > sum(one.row.entries for one in alone)
+    tensors = len(merge.modules) + len(merge.beside) + len(unmatched)
+    differs = 2 * changed > entries
     # an adapter of which no module is in the base says nothing of what differs
-    return (differs and bool(found.modules)) or 2 * len(unmatched) > tensors
+    return (differs and bool(merge.modules)) or 2 * len(unmatched) > tensors
 
 
 def _fault(code: str, copy: Value, some: Sequence[Module], matrices: int) -> Reason:
     """Describe what is wrong with some of all matrices."""
     which = "all_matrices" if len(some) == matrices else "some_matrices"
-    where = Reason(which, {"matrices": matrices, "some": len(some)})
+    where = Reason(which, matrices=matrices, some=len(some))
     figures: dict[str, Value] = {"where": where, "copy": copy, "error": _error(some)}
     if code == "rescaled":
-        scales = sorted(one.fit.scale or 0.0 for one in some)
+        scales = sorted(module.fit.scale or 0.0 for module in some)
         figures["scale"] = scales[len(scales) // 2]
         if scales[-1] - scales[0] > ALIKE * abs(scales[-1]):
             figures |= {"least": scales[0], "scale": scales[-1]}
     return Reason(code, figures)
 
 
-def _changed(one: Beside) -> Against:
-    row = one.row
+def _changed(tensor: Beside) -> Against:
+    row = tensor.row
     of = {"changed": row.changed, "entries": row.entries, "remark": row.remark or None}
     return Against(row.tuned, Reason("changed", of), row.relative)
 
 
-def _doubt(found: Merge, either: int) -> Reason | None:
-    """Return why the answer is inconclusive, or None. either: matrices that fit at two scales."""
-    fits = [one.fit for one in found.modules]
-    whole = [one.whole for one in found.beside if one.whole is not None]
-    if found.unread:
-        return not_compared(found.unread)
-    if found.absent:
-        return Reason("absent", {"modules": len(found.absent)})
-    if not fits and not any(whole):
-        return Reason("whole_is_base" if whole else "no_update")
-    if fits and not any(fit.visible for fit in fits):
-        return Reason("hidden")
-    return Reason("ambiguous", {"matrices": either}) if either else None
+def _doubts(merge: Merge, either: int) -> list[Reason]:
+    """Say why the answer is inconclusive, if it is. either: matrices that fit at two scales."""
+    whole = [tensor.whole for tensor in merge.beside if tensor.whole is not None]
+    if merge.unread:
+        return not_compared(merge.unread)
+    if merge.absent:
+        return [Reason("absent", modules=len(merge.absent))]
+    if not merge.modules and not any(whole):
+        return [Reason("whole_is_base" if whole else "no_update")]
+    if merge.modules and not any(module.fit.visible for module in merge.modules):
+        return [Reason("hidden")]
+    return [Reason("ambiguous", matrices=either)] if either else []
 
 
-def _confirmed(found: Merge) -> list[Reason]:
+def _confirmed(merge: Merge) -> list[Reason]:
     reasons = []
-    if modules := found.modules:
-        formats = sorted({one.format for one in modules})
-        of: Mapping[str, Value] = {"matrices": len(modules), "formats": formats}
-        reasons.append(Reason("base_plus_update", {**of, "scale": found.scale}))
-    if whole := sum(one.whole is not None for one in found.beside):
-        reasons.append(Reason("whole", {"tensors": whole}))
+    if merge.modules:
+        confirmed = Reason(
+            "base_plus_update",
+            matrices=len(merge.modules),
+            formats=sorted({module.format for module in merge.modules}),
+            scale=merge.scale,
+        )
+        reasons.append(confirmed)
+    whole = sum(tensor.whole is not None for tensor in merge.beside)
+    if whole:
+        reasons.append(Reason("whole", tensors=whole))
     return reasons
 
 
-def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Merge:
     """Compare every matrix with base plus update, and every other tensor with the base's."""
     from shadow.run.adapted import open_adapter
     from shadow.run.aligned import align_all
     from shadow.run.scan import fetch_all, require_unchanged, scan
     from shadow.run.sides import found_all, open_found, opened_models
 
-    found = found_all(asked.named, runtime, scratch)
-    opened = open_found(found.pop("ADAPTER"), runtime, scratch / "ADAPTER")
+    sides = found_all(question.named, runtime, scratch)
+    opened = open_found(sides.pop("ADAPTER"), runtime, scratch / "ADAPTER")
     if opened.adapter is None:
         hint = f"name a folder with adapter_config.json; in order: {CHECK.usage}"
         raise UsageError(f"ADAPTER: {opened.reference} is a model, not an adapter", hint)
-    base, tuned = opened_models(found, runtime, scratch)
+    base, tuned = opened_models(sides, runtime, scratch)
     runtime = fetch_all([opened], runtime)
     aligned = align_all(base, tuned, (SIDES["base"], SIDES["tuned"]))
     adapter = open_adapter(opened, aligned.pair.base)
@@ -297,8 +311,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
     modules = [row for row in rows if isinstance(row, Module)]
     beside = [row for row in rows if isinstance(row, Beside)]
     return Merge(
-        sorted(modules, key=lambda one: (one.tensor, one.place)),
-        sorted(beside, key=lambda one: (one.row.tuned, one.row.place)),
+        sorted(modules, key=lambda module: (module.tensor, module.place)),
+        sorted(beside, key=lambda tensor: (tensor.row.tuned, tensor.row.place)),
         adapter.outside({pair.place for pair in aligned.pair.pairs}),
         adapter.scale,
         short(opened.adapter.base) if opened.adapter.base else None,
@@ -309,22 +323,27 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
 
 
 def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
-    """Return what only one side has, except rows that the adapter adds; and rows of the adapter,
-    such as those of new tokens, that the merged model lacks.
+    """The tensors that only one side has, except rows that the adapter adds; and rows of the
+    adapter, such as those of new tokens, that the merged model lacks.
     """
-    brought, lost = set(), []
+    brought = set()
+    lost = []
     for pair in aligned.pair.pairs:
-        name, whole = pair.tuned.info.name, adapter.whole.get(pair.place)
+        name = pair.tuned.info.name
+        whole = adapter.whole.get(pair.place)
         if whole is not None and whole.tuned.shape == pair.tuned.shape:
             brought.add(name)
-        mine = whole or adapter.updates.get(pair.place)
-        if mine is not None and (rows := mine.tuned.shape[0] - pair.tuned.shape[0]) > 0:
-            why = Reason("rows_only_in", {"rows": rows, "where": SIDES["adapter"]})
+        own = whole or adapter.updates.get(pair.place)
+        rows = own.tuned.shape[0] - pair.tuned.shape[0] if own is not None else 0
+        if rows > 0:
+            why = Reason("rows_only_in", rows=rows, where=SIDES["adapter"])
             lost.append(Unmatched(name, "adapter", why, is_shared=True))
     unmatched = [
-        one for one in aligned.unmatched if one.side != "tuned" or one.tensor not in brought
+        tensor
+        for tensor in aligned.unmatched
+        if tensor.side != "tuned" or tensor.tensor not in brought
     ]
-    return [*unmatched, *lost]
+    return unmatched + lost
 
 
 def _measured(
@@ -335,8 +354,10 @@ def _measured(
     from shadow.run.scan import in_words
     from shadow.spectra.lazy import is_quantised
 
-    name, stored, place = pair.tuned.info.name, pair.tuned.info.dtype, pair.place
-    not_judged = Unmatched(name, "tuned", Reason("quantised", {"format": stored}))
+    name = pair.tuned.info.name
+    stored = pair.tuned.info.dtype
+    place = pair.place
+    not_judged = Unmatched(name, "tuned", Reason("quantised", format=stored))
     if place in adapter.updates:
         if is_quantised(tuned.tensor(pair.tuned.info)):
             return not_judged

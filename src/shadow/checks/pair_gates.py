@@ -4,9 +4,7 @@ still has figures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from shadow.checks.answer import Answer, Check, Outcome, answered, by_code
+from shadow.checks.answer import Answer, Check, Kind, Outcome
 from shadow.checks.explanations import is_rearranged
 from shadow.summary.gate_figures import LINEAGE, ROUNDING, GateFigures
 from shadow.summary.record import Gate, PairRecord
@@ -70,12 +68,12 @@ def gates(record: PairRecord, figures: GateFigures) -> list[Gate]:
             passed=answer.holds,
             reason=check.say_all(answer.reasons),
         )
-        for check, answer in answered(GATES, record, figures)
+        for check, answer in GATES.answers(record, figures)
     ]
 
 
 def _answer(figure: float | None, passed: bool, code: str, **figures: Value) -> Answer:
-    """Return the answer of a gate; inconclusive if a figure that it needs is unknown."""
+    """Make the answer of a gate; inconclusive if a figure that it needs is unknown."""
     outcome = Outcome.INCONCLUSIVE if figure is None else Outcome.DOES_NOT_HOLD
     judged_by = {} if figure is None else {"figure": figure}
     return Answer(Outcome.HOLDS if passed else outcome, [Reason(code, figures)], judged_by)
@@ -83,7 +81,8 @@ def _answer(figure: float | None, passed: bool, code: str, **figures: Value) -> 
 
 def _changed(record: PairRecord, figures: GateFigures) -> Answer:
     """Count the matrices that changed: all other gates, and all figures of rules, need some."""
-    count, vectors = record.figures.matrices, record.vectors
+    count = record.figures.matrices
+    vectors = record.vectors
     if count:
         rounded = record.figures.matrices_rounded or None
         return _answer(count, True, "changed", matrices=count, rounded=rounded)
@@ -97,18 +96,19 @@ def _changed(record: PairRecord, figures: GateFigures) -> Answer:
 
 
 def _lineage(record: PairRecord, figures: GateFigures) -> Answer:
-    cosine, moved = figures.cosine, is_rearranged(record)
+    cosine = figures.cosine
+    moved = is_rearranged(record)
     if cosine is None:
         return _answer(None, False, "nothing_inside")
     passed = cosine >= LINEAGE and not moved
     code = "moved" if moved else "similar" if passed else "unrelated"
     if record.figures.rank_ceiling is not None:
         code = "any_base"
-    return _answer(cosine, passed, code, median=Reason("median", {"cosine": cosine}))
+    return _answer(cosine, passed, code, median=Reason("median", cosine=cosine))
 
 
 def _paired(_: PairRecord, figures: GateFigures) -> Answer:
-    compared = Reason("compared", {"share": figures.compared_percent / 100})  # rounded down
+    compared = Reason("compared", share=figures.compared_percent / 100)  # rounded down
     if figures.compared >= PAIRED:
         return Answer(Outcome.HOLDS, [compared], {"figure": figures.compared})
     code = "part" if figures.is_part else "two_models"
@@ -128,7 +128,7 @@ def _rounding(record: PairRecord, figures: GateFigures) -> Answer:
 
 
 def _rank(record: PairRecord, figures: GateFigures) -> Answer:
-    """Return the rank of a delta as a share of its size, which an adapter of low rank limits."""
+    """Judge the rank of a delta as a share of its size, which an adapter of low rank limits."""
     share = figures.rank_share
     if share is None and not record.has_spectra:
         return _answer(None, False, "no_rank")
@@ -136,19 +136,20 @@ def _rank(record: PairRecord, figures: GateFigures) -> Answer:
         return _answer(None, not record.estimated, "estimated" if record.estimated else "unknown")
     if share >= FULL_RANK:
         return _answer(share, True, "full", share=share)
-    code, rank = "adapter", figures.rank_ceiling
-    if not rank:
-        code, rank = "low", figures.rank
+    rank = figures.rank_ceiling or figures.rank
+    code = "adapter" if figures.rank_ceiling else "low"
     return _answer(share, False, code, rank=rank, valid=Reason("valid"))
 
 
 def _formats(_: PairRecord, figures: GateFigures) -> Answer:
-    share, formats = figures.unread, figures.formats
+    share = figures.unread
+    formats = figures.formats
     code = "unread" if share else "other_formats" if formats else "same_formats"
     return _answer(share, not share, code, share=share, formats=formats)
 
 
-GATES: Mapping[str, Check] = by_code(
+GATES = Kind(
+    "a gate: it passes when {meaning}",
     Check(
         "changed",
         "a matrix changed",

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shadow.checks import files, merged, quantised, related, same, stored, trained, whole
-from shadow.checks.answer import Answer, Check, Outcome, Question, Verification, by_code
+from shadow.checks.answer import Answer, Check, Kind, Outcome, Question, Verification
 from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
 from shadow.run.runtime import Runtime
@@ -19,7 +18,8 @@ from shadow.targets.references import AnyReference, ComponentBase
 from shadow.templates import Reason
 from shadow.text import and_list, counted, nearest
 
-CHECKS: Mapping[str, Check] = by_code(
+CHECKS = Kind(
+    "a claim of `shadow verify {code} {usage}`: {meaning}[. {rate}]",
     same.CHECK,
     merged.CHECK,
     trained.CHECK,
@@ -29,62 +29,62 @@ CHECKS: Mapping[str, Check] = by_code(
     quantised.CHECK,
     whole.CHECK,
 )
-# of a pair: the base is the first checkpoint, the tuned side the second
-OF_PAIRS = tuple(
-    name for name, form in CHECKS.items() if len(form.checkpoints) == 2 and not form.repeats
-)
+OF_PAIRS = tuple(code for code, check in CHECKS.items() if check.is_of_pair)
 
 
 def pair_claim(text: str) -> Question:
     """Parse `trained --moved layers.0-7 --frozen embed`, without its sides. Raises UsageError."""
-    claim, *rest = re.sub(r"(\s--\w+)=", r"\1 ", text).split() or [""]
+    spaced = re.sub(r"(\s--\w+)=", r"\1 ", text)
+    claim, *words = spaced.split() or [""]
     if claim in CHECKS and claim not in OF_PAIRS:
-        raise UsageError(f"{claim} is not a claim about a base and a tuned side", one_of(OF_PAIRS))
-    found: dict[str, list[str]] = {"--moved": [], "--frozen": []}
-    if len(rest) % 2 or any(option not in found for option in rest[::2]):
+        fault = f"{claim} is not a claim about a base and a tuned side"
+        raise UsageError(fault, one_of(OF_PAIRS))
+    moved: list[str] = []
+    frozen: list[str] = []
+    patterns = {"--moved": moved, "--frozen": frozen}
+    options = words[::2]
+    is_even = len(words) % 2 == 0
+    if not is_even or not patterns.keys() >= {*options}:
         hint = "write `trained --moved PATTERN --frozen PATTERN`, each as often as you like"
         raise UsageError(f"{text[:80]!r} is not a claim with patterns", hint)
-    for option, pattern in zip(rest[::2], rest[1::2], strict=True):
-        found[option].append(pattern_or_name(pattern).text)
-    form = require_form(claim, 2, moved=found["--moved"], frozen=found["--frozen"])
-    if "moved" in form.options and not any(found.values()):
-        raise UsageError(f"{claim} {NEEDS_PATTERN}", f"write: {claim} {form.usage}")
-    return Question(form, (), tuple(found["--moved"]), tuple(found["--frozen"]))
+    for option, word in zip(options, words[1::2], strict=True):
+        pattern = pattern_or_name(word)
+        patterns[option].append(pattern.text)
+    check = require_form(claim, 2, moved=moved, frozen=frozen)
+    if "moved" in check.options and not options:
+        hint = f"write: {claim} {check.usage}"
+        raise UsageError(f"{claim} {NEEDS_PATTERN}", hint)
+    return Question(check, (), tuple(moved), tuple(frozen))
 
 
 def one_of(words: Iterable[str]) -> str:
-    """Return `one of a, b, c`."""
+    """`one of a, b, c`."""
     return f"one of {', '.join(words)}"
 
 
-def require_form(
-    claim: str,
-    count: int,
-    *,
-    moved: Sequence[str] = (),
-    frozen: Sequence[str] = (),
-    base: object = None,
-    headers: bool = False,
-) -> Check:
-    """Return the check of this code. Raises UsageError for an unknown claim, and for a number of
+def require_form(claim: str, count: int, **options: object) -> Check:
+    """The check of this code. Raises UsageError for an unknown claim, and for a number of
     checkpoints or options that it does not take.
     """
-    form = CHECKS.get(claim)
-    if form is None:
-        raise UsageError(f"no claim {claim[:40]!r}", nearest(claim, CHECKS) or one_of(CHECKS))
-    least = len(form.checkpoints)
-    if count < least or (count > least and not form.repeats):
-        wanted = counted(least, "checkpoint", "checkpoints")
-        if form.repeats:
-            wanted = f"{least} or more checkpoints"
-        usage = f"write: shadow verify {claim} {form.usage}"
+    check = CHECKS.get(claim)
+    if check is None:
+        hint = nearest(claim, CHECKS) or one_of(CHECKS)
+        raise UsageError(f"no claim {claim[:40]!r}", hint)
+    least = len(check.checkpoints)
+    wanted = counted(least, "checkpoint", "checkpoints")
+    is_wanted = count == least
+    if check.repeats:
+        wanted = f"{least} or more checkpoints"
+        is_wanted = count >= least
+    if not is_wanted:
+        usage = f"write: shadow verify {claim} {check.usage}"
         raise UsageError(f"{claim} needs {wanted}, and got {count}", usage)
-    given = {"moved": moved, "frozen": frozen, "base": base, "headers": headers}
-    for option, value in given.items():
-        if value and option not in form.options:
-            known = [name for name, other in CHECKS.items() if option in other.options]
-            raise UsageError(f"{claim} has no --{option}", f"of these claims: {and_list(known)}")
-    return form
+    for option, value in options.items():
+        if value and option not in check.options:
+            known = [code for code, other in CHECKS.items() if option in other.options]
+            hint = f"of these claims: {and_list(known)}"
+            raise UsageError(f"{claim} has no --{option}", hint)
+    return check
 
 
 def question(
@@ -95,58 +95,41 @@ def question(
     frozen: Sequence[str] = (),
     base: AnyReference | None = None,
     headers: bool = False,
+    accept: Mapping[str, str] | None = None,
 ) -> Question:
     """Make a question from its words. Raises UsageError, also for a tuned side by component."""
-    given: dict[str, Any] = {"moved": moved, "frozen": frozen, "base": base, "headers": headers}
-    form = require_form(claim, len(checkpoints), **given)
-    for name, side in zip(form.names(len(checkpoints)), checkpoints, strict=True):
+    options: dict[str, Any] = {
+        "moved": tuple(moved),
+        "frozen": tuple(frozen),
+        "base": base,
+        "headers": headers,
+        "accept": accept or {},
+    }
+    sides = tuple(checkpoints)
+    check = require_form(claim, len(sides), **options)
+    whole.require_acceptable(options["accept"])
+    names = check.names(len(sides))
+    for name, side in zip(names, sides, strict=True):
         if isinstance(side, ComponentBase) and name != "BASE":
             hint = "a base alone has one by component: write ./DIR or org/name"
             raise UsageError(f"{name} is one checkpoint", hint)
-    return Question(form, tuple(checkpoints), tuple(moved), tuple(frozen), base, headers)
+    return Question(check, sides, **options)
 
 
-def verify(asked: Question, runtime: Runtime) -> Verification:
+def verify(question: Question, runtime: Runtime) -> Verification:
     """Check a claim. Raises ShadowError if a checkpoint cannot be read."""
-    check = asked.check
+    check = question.check
     assert check.gather is not None, "a check of checkpoints"
-    places = [Path(one.repo).resolve() for one in asked.models if one.is_folder]
-    is_one = len(places) == 2 and places[0] == places[1] and places[0].exists()
-    if check.code in OF_PAIRS and is_one:
-        why = Reason("one_checkpoint", {"names": check.names(2)})
-        return Verification(check, asked.of, Answer(Outcome.INCONCLUSIVE, [why]))
-    with (
-        tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch,
-        client_for(asked.references),
-    ):
-        evidence = check.gather(asked, runtime, Path(scratch))
-    return Verification(check, asked.of, check.judge(evidence))
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Checks of one kind, in order."""
-
-    checks: Mapping[str, Check]
-    text: str  # what one of them is, as a template of its code, usage, meaning and rate
-    has_titles: bool = False  # whether people meet them by their titles
-
-
-def kinds() -> Mapping[str, Kind]:
-    """Return all checks by kind, importing those of a pair's record when called."""
-    from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
-    from shadow.checks.pair_gates import GATES
-
-    return {
-        "explanation": Kind(
-            EXPLANATIONS,
-            "another explanation of the same figures: {meaning}. `shadow explain finding` describes"
-            " the answers",
-            has_titles=True,
-        ),
-        "change": Kind(
-            RECOGNISED, "a change that the figures show beyond doubt: {meaning}", has_titles=True
-        ),
-        "gate": Kind(GATES, "a gate: it passes when {meaning}"),
-        "claim": Kind(CHECKS, "a claim of `shadow verify {code} {usage}`: {meaning}[. {rate}]"),
-    }
+    folders = []
+    for model in question.models:
+        folder = Path(model.repo)
+        if model.is_folder and folder.exists():
+            folders.append(folder.resolve())
+    if check.is_of_pair and len(folders) == 2 and folders[0] == folders[1]:
+        why = Reason("one_checkpoint", names=check.names(2))
+        answer = Answer(Outcome.INCONCLUSIVE, [why])
+        return Verification(check, question.of, answer)
+    references = question.references
+    with tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch, client_for(references):
+        evidence = check.gather(question, runtime, Path(scratch))
+    return Verification(check, question.of, check.judge(evidence))

@@ -66,7 +66,7 @@ class Summary(PairRecord):
         return [gate for gate in self.gates if not gate.passed]
 
     def state_of(self, gate: Gate) -> GateState:
-        """Return how a gate stands. `unknown`: norms alone, or estimates, cannot answer it. `does
+        """The state of a gate. `unknown`: norms alone, or estimates, cannot answer it. `does
         not apply`: a sentence of the finding says what the pair is, such as a copy or an adapter.
         """
         if gate.passed:
@@ -85,7 +85,7 @@ class Summary(PairRecord):
         return "does not apply" if gate.name in explained else "failed"
 
     def gates_that(self, state: GateState) -> list[Gate]:
-        """Return the gates that stand so."""
+        """The gates of this state."""
         return [gate for gate in self.gates if self.state_of(gate) == state]
 
     @property
@@ -104,9 +104,11 @@ class Summary(PairRecord):
         return copy.deepcopy(dict(self))
 
     def with_warning(self, text: str) -> Summary:
-        """Return the same summary with one more warning, about its age."""
-        warnings, codes = [*self.warnings, text], [*self.warning_codes, "older_report"]
-        return self.with_values(warnings=warnings, warning_codes=codes)
+        """The same summary with one more warning, about its age."""
+        return self.with_values(
+            warnings=[*self.warnings, text],
+            warning_codes=[*self.warning_codes, "older_report"],
+        )
 
 
 def summary_from_json(stored: object) -> Summary:
@@ -118,7 +120,7 @@ def summary_from_json(stored: object) -> Summary:
 
 
 def broken(summary: Summary) -> list[Sentence]:
-    """Return the sentences of a finding whose codes are in BROKEN; damage names its tensors.
+    """The sentences of a finding whose codes are in BROKEN; damage names its tensors.
 
     `unrelated` and `part_shared` say that the two are not states of one model. A small missing part
     is not broken, nor is what a filter left out.

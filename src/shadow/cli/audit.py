@@ -28,7 +28,6 @@ from shadow.cli.options import prepare, selected, written
 from shadow.cli.reports import SIDE_BY_SIDE, show_pair, show_pairs
 from shadow.engines.engine import Ray
 from shadow.errors import ShadowError, UsageError
-from shadow.extras import require
 from shadow.lists.request import AuditRequest, Measuring
 from shadow.options import option
 from shadow.reports.folders import here
@@ -111,7 +110,7 @@ def audit(
         summary, name = result.summary, names[selection.own.index(outcome.pair)]
         if is_shown:
             show_pair(summary, result.provenance, result.place, of=len(names))
-        own = {rule.name: rule for rule in (*judging, *claims.get(outcome.pair, ()))}
+        own = {rule.name: rule for rule in (*judging, *claims.get(name, ()))}
         objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
         more: Any = {"seconds": outcome.seconds, "objections": objections}
         if not own:
@@ -144,7 +143,8 @@ def audit(
             faults.append(error)
             fault = fault if is_alone else _of_pair(fault, pair)
             is_kept = outcome.state == "kept"
-            return at_fault(pair.family, pair.name, fault, seconds=outcome.seconds, kept=is_kept)
+            name = (pair.family, pair.name)
+            return at_fault(name, fault, seconds=outcome.seconds, kept=is_kept)
 
     watch = console.pairs_progress(len(names), hidden=quiet)
     outcomes = perform(request, say=say, watch=watch)
@@ -260,7 +260,6 @@ def lab_run(
 
     Exit codes: 0 done, whatever was found; 1 failed; 2 wrong usage.
     """
-    require("lab")
     from shadow.lab.results import run
 
     with console.continuable([output]), console.steps(f"lab {preset}") as update:

@@ -26,7 +26,7 @@ from shadow.storage import Store, as_given, located, url_of
 from shadow.text import visible
 
 if TYPE_CHECKING:
-    from shadow.gates.measured import JudgedReport
+    from shadow.gates.measured import JudgedReport, Name
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
     from shadow.targets.families import Pair
@@ -64,50 +64,58 @@ def gate(
     from shadow.targets.lists import select
 
     selection = select(registry=registry, listed=listed)
-    claims = {(one.family, one.name): own for one, own in claims_of(selection).items()}
+    claims = claims_of(selection)
     runs = [here(run) for run in runs]
-    indexes = {run: index for run in runs if (index := read_index(run)) is not None}
     below = reports_below if listed is None else found_below
-    # the last path to each folder; a folder of a list of which no pair is done holds no report
-    folders = {
-        folder.resolve(): folder
-        for run in runs
-        for folder in below(run)
-        if folder != run or run not in indexes
-    }
+    folders: dict[Path, Path] = {}  # the last path to each
+    indexes = {}
+    for run in runs:
+        index = read_index(run)
+        if index is not None:
+            indexes[run] = index
+        for folder in below(run):
+            # a folder of a list of which no pair is done holds no report
+            if folder != run or run not in indexes:
+                folders[folder.resolve()] = folder
     judged: list[Judgement] = []
-    names: dict[Path, tuple[str, str]] = {}
+    names: dict[Path, Name] = {}
     for path, folder in folders.items():
         try:
             metadata = report_metadata(folder)
-            names[folder] = metadata["family"], metadata["pair"]
+            names[folder] = (metadata["family"], metadata["pair"])
         except ShadowError as error:
-            judged.append(at_fault(path.parent.name, path.name, error))
-    known = {*names.values(), *((one.family, one.pair) for one in judged)}
-    wanted = {(one.family, one.name): "not audited yet" for one in selection.pairs}
-    for row in (row for index in indexes.values() for row in index.rows):
-        wanted[row.key] = row.error or f"{row.state} by index.json"
-        known -= {row.key} if row.state == "kept" else set()  # a report of other settings
-    for (family, pair), why in wanted.items():
-        if not known & {(family, pair), (safe_name(family), safe_name(pair))}:
-            fault = f"{family}:{pair} has no report of its list: {why}"
+            judged.append(at_fault((path.parent.name, path.name), error))
+    known = {*names.values()}
+    known |= {(judgement.family, judgement.pair) for judgement in judged}
+    wanted = {_name_of(pair): "not audited yet" for pair in selection.pairs}
+    for index in indexes.values():
+        for row in index.rows:
+            wanted[row.key] = row.error or f"{row.state} by index.json"
+            if row.state == "kept":  # a report of other settings
+                known.discard(row.key)
+    for name, why in wanted.items():
+        as_folders = (safe_name(name[0]), safe_name(name[1]))
+        if name not in known and as_folders not in known:
+            fault = f"{':'.join(name)} has no report of its list: {why}"
             hint = "audit the list again, with --overwrite where a report differs"
-            judged.append(at_fault(family, pair, ShadowError(fault, hint)))
+            judged.append(at_fault(name, ShadowError(fault, hint)))
     say = ignore if quiet else console.say
     baselines = baselines_of(rules, list(names.values()), say)
     for folder, name in names.items():
         baseline = baselines.get(name)
+        earlier = None if baseline is None else baseline.source.folder.resolve()
         try:
-            if baseline is not None and baseline.source.folder.resolve() == folder.resolve():
+            if earlier == folder.resolve():
                 hint = "name an earlier report with --against"
                 raise ShadowError(f"{folder} is its own baseline", hint)
-            now = read_measured(folder)
-            judged.append(judge_report([*judging, *claims.get(name, ())], now, baseline))
+            own = [*judging, *claims.get(name, ())]
+            judgement = judge_report(own, read_measured(folder), baseline)
         except ShadowError as error:
-            judged.append(at_fault(*name, error))
+            judged.append(at_fault(name, error))
             continue
+        judged.append(judgement)
         if format == "table" and not quiet:
-            console.show(rules_document(judged[-1], titled=True))
+            console.show(rules_document(judgement, titled=True))
     if format != "table":
         console.show_json([judgement.as_json() for judgement in judged])
     elif quiet:
@@ -115,11 +123,16 @@ def gate(
     finish(judged, rules)
 
 
+def _name_of(pair: Pair) -> Name:
+    return (pair.family, pair.name)
+
+
 def show_headlines(judged: Sequence[Judgement]) -> None:
     """Print a line for each pair that has a report, instead of its tables."""
-    for one in judged:
-        if one.summary is not None:
-            console.show_text(f"{visible(f'{one.name}: {one.summary.finding.headline}')}\n")
+    for judgement in judged:
+        if judgement.summary is not None:
+            line = f"{judgement.name}: {judgement.summary.finding.headline}"
+            console.show_text(f"{visible(line)}\n")
 
 
 def begin(junit: Path | None, command: str) -> None:
@@ -131,7 +144,7 @@ def begin(junit: Path | None, command: str) -> None:
 
 
 def rules_of(rules: shared.Rules) -> tuple[Rule, ...]:
-    """Return the rules of a command. Raises UsageError for an invalid one."""
+    """The rules of a command. Raises UsageError for an invalid one."""
     if not rules.fail_on and rules.policy is None and rules.against is None:
         return ()
     from shadow.gates.rules import gather
@@ -140,30 +153,28 @@ def rules_of(rules: shared.Rules) -> tuple[Rule, ...]:
     return gather(rules.fail_on, rules.policy, against=against, allow_missing=rules.allow_missing)
 
 
-def claims_of(selection: Selection) -> dict[Pair, list[Rule]]:
-    """Return the claims of a list about its pairs, as rules. Raises UsageError with the line."""
+def claims_of(selection: Selection) -> dict[Name, list[Rule]]:
+    """The claims of a list about its pairs, as rules. Raises UsageError with the line."""
     from shadow.gates.rules import claim_rule
 
-    return {
-        pair: [claim_rule(claim.text, claim.file, claim.line) for claim in claims]
-        for pair, claims in selection.claims.items()
-        if claims
-    }
+    rules: dict[Name, list[Rule]] = {}
+    for pair, claims in selection.claims.items():
+        rules[_name_of(pair)] = [claim_rule(claim) for claim in claims]
+    return rules
 
 
-def at_fault(family: str, pair: str, error: ShadowError, **more: Any) -> Judgement:
+def at_fault(name: Name, error: ShadowError, **more: Any) -> Judgement:
     """Print the error of a pair that has no new report, and judge the pair."""
     from shadow.gates.verdicts import Judgement
 
     console.complain(error)
-    return Judgement(family, pair, fault=as_given(error.message), **more)
+    return Judgement(*name, fault=as_given(error.message), **more)
 
 
 def baselines_of(
-    rules: shared.Rules, pairs: list[tuple[str, str]], say: Callable[[str], None]
-) -> dict[tuple[str, str], JudgedReport]:
-    """Return the earlier reports of pairs, by family and pair. say: called with a line if there are
-    none.
+    rules: shared.Rules, pairs: Sequence[Name], say: Callable[[str], None]
+) -> dict[Name, JudgedReport]:
+    """The earlier reports of pairs. say: called with a line if there are none.
 
     Raises ShadowError if there is no such folder, or it holds no reports.
     """
@@ -226,5 +237,8 @@ def finish(judged: Sequence[Judgement], rules: shared.Rules, *, wrong_usage: boo
         console.say(total)
     if without_baseline is not None:
         console.say(f"WARNING: {without_baseline}")
-    if code := 2 if wrong_usage else first_code({judgement.code for judgement in judged}):
+    code = first_code({judgement.code for judgement in judged})
+    if wrong_usage:
+        code = 2
+    if code:
         raise typer.Exit(code)

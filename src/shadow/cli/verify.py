@@ -16,7 +16,7 @@ from shadow.cli.gate import begin, summarise
 from shadow.cli.options import FILE, prepare
 from shadow.errors import ShadowError, UsageError
 from shadow.options import ARGUMENT, option
-from shadow.run.runtime import Files, Progress, Runtime, access_of, ignore
+from shadow.run.runtime import Files, Progress, Runtime, access_of, cache_of, ignore
 from shadow.storage import as_given
 from shadow.text import visible
 
@@ -44,6 +44,11 @@ def verify(
     ),
     base: str | None = option("Of stored: what FULL was trained from.", metavar="REF"),
     headers: bool = option("Of whole: leave out values, read headers alone.", False),
+    accept: Sequence[str] = option(
+        "Of whole: a known fault that does not fail, and why; may be repeated.",
+        (),
+        metavar="CODE=REASON",
+    ),
     listed: Path | None = option(
         "YAML file of claims to check, instead of one.", None, "--claims", **FILE
     ),
@@ -67,7 +72,7 @@ def verify(
     from shadow.telling import verification as telling
 
     if listed is not None:
-        if claim or moved or frozen or base or headers:
+        if claim or moved or frozen or base or headers or accept:
             raise UsageError("--claims and a claim do not go together", "leave one of them out")
         asked = _listed(listed)
     elif claim is None:
@@ -76,9 +81,19 @@ def verify(
     else:
         of = [parse_checkpoint(text) for text in checkpoints]
         of_base = None if base is None else parse_checkpoint(base)
-        asked = [question(claim, of, moved=moved, frozen=frozen, base=of_base, headers=headers)]
+        asked = [
+            question(
+                claim,
+                of,
+                moved=moved,
+                frozen=frozen,
+                base=of_base,
+                headers=headers,
+                accept=_accepted(accept),
+            )
+        ]
     say = ignore if quiet else console.say
-    runtime = Runtime(jobs=jobs, access=access_of(replace(files, cache=False)), say=say)
+    runtime = Runtime(jobs=jobs, access=access_of(files), cache=cache_of(files), say=say)
     is_alone = listed is None
 
     def checked(one: Question) -> Verification | FailedVerification:
@@ -119,6 +134,12 @@ def verify(
         raise typer.Exit(code)
 
 
+def _accepted(texts: Sequence[str]) -> dict[str, str]:
+    """Parse each `CODE=REASON`; the reason is empty where there is none."""
+    parts = [text.partition("=") for text in texts]
+    return {code.strip(): reason.strip() for code, _, reason in parts}
+
+
 def _listed(file: Path) -> list[Question]:
     """Read the claims of a file. Raises ShadowError, with the line of an invalid one."""
     from shadow.checks.registry import question
@@ -129,7 +150,7 @@ def _listed(file: Path) -> list[Question]:
     form, lines = read_form(ClaimsForm, file, hint=hint)
     asked = []
     for number, one in enumerate(form.root):
-        given = {key: getattr(one, key) for key in ("moved", "frozen", "base", "headers")}
+        given = {key: getattr(one, key) for key in ("moved", "frozen", "base", "headers", "accept")}
         try:
             asked.append(question(one.claim, one.of, **given))
         except UsageError as error:

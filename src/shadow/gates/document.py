@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 from shadow.checks.answer import first_code
 from shadow.gates.measured import figure_in
-from shadow.quantities import Kind
+from shadow.gates.verdicts import Judgement, Verdict
 from shadow.telling.document import (
     Block,
     Cell,
     Document,
-    Field,
     FigureRow,
     Figures,
-    Level,
     Note,
     Origin,
     Paragraph,
@@ -30,11 +27,12 @@ from shadow.telling.document import (
 )
 from shadow.telling.report import standing, where_more
 
-if TYPE_CHECKING:
-    from shadow.gates.verdicts import Judgement, Verdict
-
-OUTCOMES = {"met": "FAILED", "missing": "not judged", "skipped": "skipped", "passed": "passed"}
-LEVELS: Mapping[str, Level] = {"passed": "passed", "skipped": "quiet"}
+OUTCOMES = {
+    "met": Word("FAILED", "fault"),
+    "missing": Word("not judged", "fault"),
+    "skipped": Word("skipped", "quiet"),
+    "passed": Word("passed", "passed"),
+}
 STATES = {  # of a pair that has a report, by its exit code
     0: Word("done", "passed"),
     1: Word("not judged", "fault"),
@@ -50,24 +48,27 @@ def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool 
     where to find the rest. folder: of their reports, if there are any.
     """
     rest = []
-    if any(judgement.summary is not None or judgement.kept for judgement in judged):
+    if any(judgement.summary or judgement.kept for judgement in judged):
         rest.append(("more", where_more(folder)))
     if not has_table:
         return Document([Origin(rest, close=True)])
-    counts = Counter[str](state_of(judgement).text for judgement in judged)
-    states = ", ".join(f"{count:,} {state}" for state, count in counts.items())
-    total = ("pairs", f"{len(judged):,}: {states}")
-    return Document([_pairs(judged), Origin([total, *rest])])
+    states = Counter[str](state_of(judgement).text for judgement in judged)
+    counts = [f"{count:,} {state}" for state, count in states.items()]
+    total = f"{len(judged):,}: {', '.join(counts)}"
+    origin = Origin([("pairs", total), *rest])
+    return Document([_pairs(judged), origin])
 
 
 def rules_document(judged: Judgement, *, titled: bool) -> Document:
     """The verdicts on one pair. titled: with its name above, if it stands nowhere yet."""
     blocks: list[Block] = []
     if judged.verdicts:
-        blocks.append(TableBlock(RULES, [*map(_cells, judged.verdicts)], "Rules"))
+        rows = [*map(_cells, judged.verdicts)]
+        blocks.append(TableBlock(RULES, rows, "Rules"))
     blocks += map(Note, judged.notes)
     if blocks and titled:
-        blocks.insert(0, Section(judged.family, judged.pair))
+        title = Section(judged.family, judged.pair)
+        blocks.insert(0, title)
     return Document(blocks)
 
 
@@ -81,11 +82,15 @@ def gate_document(judged: Sequence[Judgement]) -> Document:
     for judgement in judged:
         name = judgement.name
         if judgement.fault is not None:
-            faults.append(FigureRow(name, Word(judgement.fault, "fault")))
+            fault = Word(judgement.fault, "fault")
+            faults.append(FigureRow(name, fault))
         if judgement.summary is not None:
-            findings.append(FigureRow(name, str(judgement.summary.finding)))
-        notes += [FigureRow(name, note) for note in judgement.notes]
-        rules += [[name, *_cells(verdict)] for verdict in judgement.verdicts]
+            finding = str(judgement.summary.finding)
+            findings.append(FigureRow(name, finding))
+        for note in judgement.notes:
+            notes.append(FigureRow(name, note))
+        for verdict in judgement.verdicts:
+            rules.append([name, *_cells(verdict)])
     blocks: list[Block] = [
         Section("shadow"),
         Paragraph(f"Exit code {code}."),
@@ -100,22 +105,24 @@ def gate_document(judged: Sequence[Judgement]) -> Document:
 
 
 def _pairs(judged: Sequence[Judgement]) -> TableBlock:
-    def figure(head: str, name: str, kind: Kind, rank: int = 0) -> Field:
-        def read(judgement: Judgement) -> float | None:
-            return figure_in(judgement.summary.figures, name) if judgement.summary else None
-
-        return number(head, read, kind, rank=rank)
-
     fields = [
         named("family"),
         named("pair"),
         worded("state", state_of),
-        figure("norm", "relative_norm_overall", "share"),
-        figure("conc.", "concentration", "fixed"),
-        figure("unchanged", "zero_share", "fraction", rank=1),
+        number("norm", _figure("relative_norm_overall"), "share"),
+        number("conc.", _figure("concentration"), "fixed"),
+        number("unchanged", _figure("zero_share"), "fraction", rank=1),
         worded("found", lambda judgement: judgement.summary and standing(judgement.summary)),
     ]
     return table_of(fields, judged)
+
+
+def _figure(name: str) -> Callable[[Judgement], float | None]:
+    def read(judgement: Judgement) -> float | None:
+        summary = judgement.summary
+        return None if summary is None else figure_in(summary.figures, name)
+
+    return read
 
 
 def state_of(judgement: Judgement) -> Word:
@@ -130,16 +137,9 @@ def state_of(judgement: Judgement) -> Word:
 def _cells(verdict: Verdict) -> list[Cell]:
     """The cells of a verdict; a warning looks different if it is violated or not judged."""
     rule = verdict.rule
-    outcome = verdict.outcome
-    word = Word(OUTCOMES[outcome], LEVELS.get(outcome, "fault"))
-    if outcome in ("met", "missing") and rule.severity != "error":
-        word = Word(f"{OUTCOMES[outcome]} (warning)", "warning")
+    word = OUTCOMES[verdict.outcome]
+    if word.level == "fault" and rule.severity != "error":
+        word = Word(f"{word.text} (warning)", "warning")
     condition = "" if rule.condition == rule.name else rule.condition
-    return [word, Word(rule.name, "", condition), said_of(verdict)]
-
-
-def said_of(verdict: Verdict) -> str:
-    """The finding; before it, the message of the rule's author about a violation."""
-    if verdict.outcome != "met" or not verdict.rule.message:
-        return verdict.detail
-    return f"{verdict.rule.message} {verdict.detail}"
+    name = Word(rule.name, "", condition)
+    return [word, name, verdict.message]

@@ -7,37 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shadow.checks import files
-from shadow.checks.answer import Outcome
+from shadow.checks.answer import Outcome, Question, Verification
 from shadow.checks.patterns import Pattern
+from shadow.checks.registry import question, verify
 from shadow.checks.summary import Summary
 from shadow.comparing.matching import ComparedReport
 from shadow.errors import ShadowError
 from shadow.gates.rows import ReportRows, Scope, State, file_states
-from shadow.gates.rules import FAILS, FILES, GATE, HOLDS, UNCHANGED, Metric
+from shadow.gates.rules import FILES, GATE, UNCHANGED, Metric
 from shadow.reports.folders import finished_metadata, refuse_remains
-from shadow.reports.report import Report
 from shadow.run.runtime import Access, Runtime
-from shadow.summary.record import Bounds, OverLayers, Row, keys_of
+from shadow.summary.record import Gate, OverLayers, Row, keys_of
 from shadow.telling.reading import AuditReport
 from shadow.templates import Reason
 
-if TYPE_CHECKING:
-    from shadow.checks.answer import Question, Verification
-
 OFFLINE = Runtime(access=Access(offline=True))
-
-
-@dataclass(frozen=True)
-class JudgedFigure:
-    """One figure of a report."""
-
-    name: str  # its name, with component and module before it
-    value: float | None
-    bounds: Bounds | None = None  # its interval over layers; None where it has none
-    no_bounds: str = ""  # why
+BASELINE = "the baseline"  # the label of one
+Name = tuple[str, str]  # of a pair: its family and its own
 
 
 def figure_in(row: Row, key: str) -> float | None:
@@ -52,7 +40,7 @@ def figure_in(row: Row, key: str) -> float | None:
 class JudgedReport:
     """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
 
-    source: Report
+    source: AuditReport
     label: str  # what to call it: this report, or the baseline
     summary: Summary
     reading: Runtime = OFFLINE
@@ -78,75 +66,77 @@ class JudgedReport:
             rows[module.component, module.module] = module
         return rows
 
-    def places(self, metric: Metric) -> list[Scope]:
+    def scopes(self, metric: Metric) -> list[Scope]:
         """The places of the report that a rule names, in the order of the summary."""
-        if metric.component is None:
-            return [()]
-        return [scope for scope in self.rows if scope and metric.covers(*scope)]
+        return [scope for scope in self.rows if metric.covers(scope)]
 
-    def figure(self, scope: Scope, metric: str) -> JudgedFigure:
-        """A figure of the summary, with its interval over layers."""
-        name = ".".join((*scope, metric))
+    def figure(self, scope: Scope, metric: str) -> float | None:
+        """A figure of the summary; None if it is null, or of a place that the report lacks."""
+        if not scope:
+            return figure_in(self.summary.figures, metric)
         row = self.rows.get(scope)
-        if row is None:
-            return JudgedFigure(name, None)
-        value = figure_in(row if scope else self.summary.figures, metric)
-        no_bounds = (metric in row.intervals and row.no_interval) or "no spread"
-        return JudgedFigure(name, value, row.intervals.get(metric), no_bounds)
+        return None if row is None else figure_in(row, metric)
 
     def states(self, metric: Metric) -> dict[str, State]:
         """The state of each place or file that a rule names, by name."""
         if metric.component == FILES:
             if self.summary.files is None:
                 return {}
-            return file_states(metric.module or "", str(metric), self.tables.files)
+            pattern = metric.module or ""
+            return file_states(pattern, str(metric), self.tables.files)
         assert metric.place is not None, "a place, or files"
         return self.tables.states(metric.place)
 
-    def answer(self, claim: Metric) -> tuple[str | None, Reason | str]:
-        """The state of a gate or a claim, None if inconclusive, and the reason."""
+    def answer(self, claim: Metric) -> tuple[Outcome, Reason | str]:
+        """The outcome of a gate, or of a claim that the report answers, and the reason."""
         if claim.component == GATE:
-            gate = next(gate for gate in self.summary.gates if gate.name == claim.metric)
-            if gate.figure is None and not gate.passed:
-                return None, gate.reason
-            return HOLDS if gate.passed else FAILS, gate.reason
+            gate = self._gate(claim.metric)
+            outcome = Outcome.HOLDS
+            if not gate.passed:
+                outcome = Outcome.DOES_NOT_HOLD
+                if gate.figure is None:
+                    outcome = Outcome.INCONCLUSIVE
+            return outcome, gate.reason
         if claim.metric == FILES:
-            recorded = files.CHECK.judge(self.tables.files)
-            state = None if recorded.outcome is Outcome.INCONCLUSIVE else recorded.outcome.words
-            return state, files.CHECK.say_all(recorded.reasons)
+            answer = files.CHECK.judge(self.tables.files)
+            return answer.outcome, files.CHECK.say_all(answer.reasons)
         return self._is_same()
 
-    def _is_same(self) -> tuple[str | None, Reason]:
-        """True if no component changed."""
+    def _gate(self, name: str) -> Gate:
+        return next(gate for gate in self.summary.gates if gate.name == name)
+
+    def _is_same(self) -> tuple[Outcome, Reason]:
+        """The outcome of `same`: it holds if no component changed."""
         states = self.tables.states(Pattern("*"))
-        unknown = [name for name, state in states.items() if state is None]
-        if {*states.values()} - {UNCHANGED, None}:
-            others = {name: state for name, state in states.items() if state != UNCHANGED}
-            return FAILS, states_are(others)
-        if unknown:
-            return None, Reason("places_left_open", {"places": unknown})
-        return (HOLDS, Reason("none_changed")) if states else (None, Reason("none_compared"))
+        changed = {name: state for name, state in states.items() if state != UNCHANGED}
+        if not states:
+            return Outcome.INCONCLUSIVE, Reason("none_compared")
+        if not changed:
+            return Outcome.HOLDS, Reason("none_changed")
+        if any(changed.values()):
+            return Outcome.DOES_NOT_HOLD, states_are(changed)
+        return Outcome.INCONCLUSIVE, Reason("places_left_open", places=[*changed])
 
     def why_absent(self, metric: Metric) -> Reason | str:
         """The reason that the report has no figure that a rule names."""
         if metric.component == FILES:
-            return Reason("no_such", {"what": FILES})
+            return Reason("no_such", what=FILES)
         if metric.place is not None:
-            return Reason("no_such", {"what": metric.place.text})
+            return Reason("no_such", what=metric.place.text)
         if metric.component is None:
-            return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
-        what = ".".join(filter(None, (metric.component, metric.module)))
+            return self._gate("changed").reason
+        what = str(replace(metric, metric=""))
         rounded = "rounding" if self.summary.figures.matrices_rounded else None
-        return Reason("no_matrix", {"what": what, "rounded": rounded})
+        return Reason("no_matrix", what=what, rounded=rounded)
 
 
 def states_are(states: Mapping[str, State]) -> Reason:
     """The states of places or files, as a reason."""
-    each = [
-        Reason("state_is", {"name": name, "state": state or "unknown"})
-        for name, state in states.items()
-    ]
-    return Reason("states", {"states": each})
+    reasons = []
+    for name, state in states.items():
+        reason = Reason("state_is", name=name, state=state or "unknown")
+        reasons.append(reason)
+    return Reason("states", states=reasons)
 
 
 def read_measured(
@@ -157,44 +147,36 @@ def read_measured(
 ) -> JudgedReport:
     """Read a finished report as rules see it, with its summary unless that is given.
 
+    A summary is read together with all tables, so that the next measurement may overwrite these.
     reading: for checks that the report does not answer. Raises ShadowError.
     """
     report = AuditReport(folder)
-    assert report.provenance  # read now, so that a folder without a report is found here
     return JudgedReport(report, label, summary or report.summary, reading)
 
 
 def read_baselines(
-    against: Path, folders: Sequence[Path], pairs: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], JudgedReport]:
-    """The report of each pair (family, pair) that has one in folders, which are those in or below
-    against.
+    against: Path, folders: Sequence[Path], pairs: Sequence[Name]
+) -> dict[Name, JudgedReport]:
+    """The report of each pair that has one in folders, which are those in or below against.
 
     A single pair may also be compared with a report of any name, if against is that report's own
     folder. Raises ShadowError if one cannot be read.
     """
     if len(pairs) == 1 and finished_metadata(against) is not None:
-        return {pairs[0]: _baseline(against)}
-    baselines: dict[tuple[str, str], JudgedReport] = {}
+        return {pairs[0]: read_measured(against, BASELINE)}
+    baselines: dict[Name, JudgedReport] = {}
     for folder in folders:
         metadata = finished_metadata(folder)
         if metadata is None:
             refuse_remains(folder)
             continue
-        pair = metadata["family"], metadata["pair"]
+        pair = (metadata["family"], metadata["pair"])
         if pair in baselines:
-            hint = "name the folder of one of them"
-            raise ShadowError(f"{against} has two reports of {':'.join(pair)}", hint)
+            fault = f"{against} has two reports of {':'.join(pair)}"
+            raise ShadowError(fault, "name the folder of one of them")
         if pair in pairs:
-            baselines[pair] = _baseline(folder)
+            baselines[pair] = read_measured(folder, BASELINE)
     return baselines
-
-
-def _baseline(folder: Path) -> JudgedReport:
-    """Read a baseline completely: the next measurement may overwrite it."""
-    baseline = read_measured(folder, "the baseline")
-    assert baseline.report is not None
-    return baseline
 
 
 def checked(claim: Question, summary: Summary, runtime: Runtime) -> Verification:
@@ -202,19 +184,19 @@ def checked(claim: Question, summary: Summary, runtime: Runtime) -> Verification
 
     Raises ShadowError if a side has changed since its audit.
     """
-    from shadow.checks.registry import question, verify
     from shadow.run.sides import client_for, find_audited, reference_of
 
-    sides = summary.base, summary.tuned
+    sides = (summary.base, summary.tuned)
     references = [reference_of(side) for side in sides]
     parts = [part for reference in references for _, part in reference.parts]
     runtime.say(f"{summary.family}:{summary.pair}: check {claim}")
     with tempfile.TemporaryDirectory() as scratch, client_for(parts):
-        audited = [
-            find_audited(side, reference, runtime, Path(scratch) / str(number))
-            for number, (side, reference) in enumerate(zip(sides, references, strict=True))
-        ]
-        if references[0] != references[1]:  # a side is read, and freed, for itself
-            runtime = replace(runtime, found=dict(zip(references, audited, strict=True)))
-        asked_of = question(claim.claim, references, moved=claim.moved, frozen=claim.frozen)
-        return verify(asked_of, runtime)
+        audited = {}
+        for number, side in enumerate(sides):
+            reference = references[number]
+            folder = Path(scratch) / str(number)
+            audited[reference] = find_audited(side, reference, runtime, folder)
+        if len(audited) > 1:  # a side is read, and freed, for itself
+            runtime = replace(runtime, found=audited)
+        both_sides = question(claim.claim, references, moved=claim.moved, frozen=claim.frozen)
+        return verify(both_sides, runtime)

@@ -22,10 +22,10 @@ from shadow.checks.patterns import Pattern
 from shadow.checks.summary import Summary
 from shadow.gates.rules import CHANGED, UNCHANGED
 from shadow.places.architecture import Place
-from shadow.reasons import Status
 from shadow.reports.columns import ESTIMATED
 from shadow.reports.report import Report
-from shadow.summary.making import MEDIANS
+from shadow.summary.bootstrap import Mask
+from shadow.summary.record import Medians, keys_of
 from shadow.summary.tables import (
     COPIED,
     OF_CASTS,
@@ -33,7 +33,7 @@ from shadow.summary.tables import (
     Columns,
     are,
     columns_of,
-    floats,
+    is_known,
     only_rounded,
 )
 
@@ -42,18 +42,22 @@ Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
 LEFT_OUT = ("tied", "not_float", "adapter")  # reasons that say nothing of a change
 # kinds of files of which a change of bytes matters only if something in them differs
 LOOKED_INTO = ("config", "generation", "chat_template", "tokenizer", "code")
-# columns that must be known of the matrices that a figure rests on, where its name is none
+NULL = "null_participation_ratio"
+# columns that must be known of the matrices that a figure rests on
 COLUMNS = {
-    "participation_share": ("participation_ratio", "null_participation_ratio"),
+    **{name: (name,) for name in keys_of(Medians)},
+    "participation_share": ("participation_ratio", NULL),
     "spiked": ("spikes",),
     "zero_share": ("zero_share",),
     "rank_ceiling": ("rank_ceiling",),
 }
 OF_DEPTH = ("depth_entropy", "effective_layers")  # figures that rest on matrices in layers alone
 LEAST = 1e-300  # instead of a norm of nothing
-OF_A_PLACE = ("component", "layer", "module", "expert")
-OF_A_STATE = ("status", "reason", "relative_norm", "compared", "cast")
-KEYS = ("subject", "component", "module")  # of a delta row: what a scope is compared with
+# columns of tensors.parquet that say of a change
+OF_A_TENSOR = (
+    *("component", "layer", "module", "expert"),
+    *("status", "reason", "relative_norm", "compared", "cast"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,34 +65,24 @@ class TensorState:
     """A row of tensors.parquet, as far as it says of a change."""
 
     place: Place
-    status: Status
     reason: str | None
-    relative_norm: float | None
-    compared: int | None
     cast: str | None
-
-    @property
-    def is_changed(self) -> bool | None:
-        """True if an entry changed; None if unknown."""
-        if self.status == "identical":
-            return False
-        if self.status == "measured":
-            return None if self.reason else True  # with a reason it has no partner
-        if self.reason != "not_a_matrix" or self.compared == 0:
-            return None
-        if self.relative_norm is not None:
-            return self.relative_norm > 0
-        if self.cast is not None:  # from 0, of which no norm is relative
-            return True
-        return False if self.compared else None
+    is_changed: bool | None
+    """True if an entry changed; None if unknown."""
 
 
-@dataclass(frozen=True)
-class Resting:
-    """The energy of a change that a figure rests on, and all of its place."""
-
-    known: float
-    total: float
+def is_changed(row: Mapping[str, Any]) -> bool | None:
+    """True if an entry of a tensor changed, by its row of tensors.parquet; None if unknown."""
+    if row["status"] == "identical":
+        return False
+    if row["status"] == "measured":
+        return None if row["reason"] else True  # with a reason it has no partner
+    if row["reason"] != "not_a_matrix" or row["compared"] == 0:
+        return None
+    norm = row["relative_norm"]
+    if norm is None and row["cast"] is None:
+        return False if row["compared"] else None
+    return norm is None or norm > 0  # from 0, no norm is relative
 
 
 @dataclass(frozen=True)
@@ -101,19 +95,22 @@ class ReportRows:
     @cached_property
     def tensors(self) -> list[TensorState]:
         """The rows of tensors.parquet."""
-        table = self.source.table("tensors").select((*OF_A_PLACE, *OF_A_STATE))
+        table = self.source.table("tensors").select(OF_A_TENSOR)
         grown = {(row.component, row.module) for row in self.summary.vocabulary}
         tensors = []
         for row in table.to_pylist():
             component = row["component"] or ""
             module = row["module"] or ""
-            tensor = TensorState(
-                Place(component, row["layer"], module, row["expert"]),
-                **{name: row[name] for name in OF_A_STATE},
-            )
+            change = is_changed(row)
             # only rows that both vocabularies have were compared
-            if tensor.status == "identical" and (component, module) in grown:
-                tensor = replace(tensor, status="skipped")
+            if row["status"] == "identical" and (component, module) in grown:
+                change = None
+            tensor = TensorState(
+                place=Place(component, row["layer"], module, row["expert"]),
+                reason=row["reason"],
+                cast=row["cast"],
+                is_changed=change,
+            )
             tensors.append(tensor)
         return tensors
 
@@ -132,29 +129,41 @@ class ReportRows:
         is_rounded = only_rounded(deltas.each(*OF_SIDES), tensors.each(*OF_CASTS))
         deltas = deltas.where(~is_rounded)
         norms = np.nan_to_num(deltas["frobenius_norm"])
+        largest = max(norms, default=0.0) or LEAST
         # over the largest, so that squares are finite
-        deltas = deltas.added(energy=(norms / max([*norms, LEAST])) ** 2)
-        by_component = deltas.groups("component")
-        by_module = deltas.groups("component", "module")
-        return {(): deltas, **dict(by_component), **dict(by_module)}
+        deltas = deltas.added(energy=(norms / largest) ** 2)
+        places: dict[Scope, Columns] = {(): deltas}
+        places |= deltas.groups("component")
+        places |= deltas.groups("component", "module")
+        return places
 
-    def resting(self, scope: Scope, metric: str) -> Resting:
-        """The energy of change in the matrices that a figure rests on, and in all of its place."""
-        if scope not in self.deltas:
-            return Resting(0.0, 0.0)
+    def share(self, scopes: Sequence[Scope], metric: str) -> float:
+        """The share of the energy of change, in these places together, that lies in the matrices
+        that a figure rests on; 1 if nothing changed.
+        """
+        known = 0.0
+        total = 0.0
+        for scope in scopes:
+            if scope in self.deltas:
+                energy = self.deltas[scope]["energy"]
+                of_known = energy[self._is_known(scope, metric)]
+                known += float(of_known.sum())
+                total += float(energy.sum())
+        return known / total if total else 1.0
+
+    def _is_known(self, scope: Scope, metric: str) -> Mask:
+        """A mask of the matrices of a place that a figure rests on."""
         deltas = self.deltas[scope]
-        energy = deltas["energy"]
-        total = float(energy.sum())
-        if len(scope) == 1 and metric == "relative_norm":  # which is of all together
-            return Resting(total, total)
         known = np.ones(len(deltas), dtype=np.bool_)
-        names = COLUMNS.get(metric, (metric,) if metric in MEDIANS else ())
-        for name in names:
-            known &= ~np.isnan(deltas[name])
+        if len(scope) == 1 and metric == "relative_norm":  # which is of all together
+            return known
+        for name in COLUMNS.get(metric, ()):
+            known &= is_known(deltas[name])
         if metric in OF_DEPTH:
             component = scope[0] if scope else self.summary.main_component
-            known &= are(deltas["component"], component or "") & ~np.isnan(deltas["layer"])
-        return Resting(float(energy[known].sum()), total)
+            known &= are(deltas["component"], component or "")
+            known &= is_known(deltas["layer"])
+        return known
 
     def error(self, scope: Scope, metric: str) -> float:
         """The largest possible error of a median of estimates: the largest error of one. 0 of what
@@ -162,15 +171,13 @@ class ReportRows:
         """
         is_share = metric == "participation_share"  # of a participation ratio in that of the null
         column = "participation_ratio" if is_share else metric
-        if not self.summary.estimated or column not in ESTIMATED:
+        is_estimate = self.summary.estimated and column in ESTIMATED
+        deltas = self.deltas.get(scope)
+        if deltas is None or not is_estimate:
             return 0.0
-        null = "null_participation_ratio"
-        rows = self.source.columns("matrices", [*KEYS, f"{column}_error", null])
-        for key, wanted in zip(KEYS, ("delta", *scope), strict=False):
-            rows = rows[rows[key] == wanted]
-        errors = np.nan_to_num(floats(rows[f"{column}_error"]))
+        errors = np.nan_to_num(deltas[f"{column}_error"])
         if is_share:
-            errors = errors / floats(rows[null])
+            errors = errors / deltas[NULL]
         return float(max(errors, default=0.0))
 
     def states(self, pattern: Pattern) -> dict[str, State]:
@@ -181,13 +188,15 @@ class ReportRows:
         """True if all matrices of these places were compared and none changed, or none by more than
         rounding where the figures are those of others.
         """
-        matrices = [tensor for tensor in self.tensors if tensor.reason != "not_a_matrix"]
-        if self.summary.figures.matrices_rounded:
-            matrices = [
-                replace(tensor, status="identical") if tensor.cast in COPIED else tensor
-                for tensor in matrices
-            ]
-        return set(states(pattern, matrices).values()) == {UNCHANGED}
+        are_others = self.summary.figures.matrices_rounded > 0
+        matrices = []
+        for tensor in self.tensors:
+            if are_others and tensor.cast in COPIED:
+                tensor = replace(tensor, is_changed=False)
+            if tensor.reason != "not_a_matrix":
+                matrices.append(tensor)
+        by_place = states(pattern, matrices)
+        return set(by_place.values()) == {UNCHANGED}
 
 
 def states(pattern: Pattern, tensors: Iterable[TensorState]) -> dict[str, State]:
@@ -201,12 +210,12 @@ def states(pattern: Pattern, tensors: Iterable[TensorState]) -> dict[str, State]
         place = tensor.place
         places.add(place)
         if tensor.reason not in LEFT_OUT and pattern.covers(place):
-            parts = [place.component]
+            name = place.component
             if pattern.module != "*":
-                parts.append(place.module)
+                name += f".{place.module}"
             if pattern.layers:
-                parts.append(f"layers.{place.layer}")
-            changes.setdefault(".".join(parts), []).append(tensor.is_changed)
+                name += f".layers.{place.layer}"
+            changes.setdefault(name, []).append(tensor.is_changed)
     if changes and (beyond := pattern.beyond(places)):
         changes[beyond] = [None]  # which the model does not have
     return {name: _state(of_place) for name, of_place in changes.items()}
@@ -226,17 +235,19 @@ def file_states(pattern: str, name: str, rows: Iterable[Mapping[str, Any]]) -> d
     known.
     """
     by_path: dict[str, State] = {}
-    for row in sorted(rows, key=lambda row: row["side"] != "tuned"):
+    tuned_first = sorted(rows, key=lambda row: row["side"] != "tuned")
+    for row in tuned_first:
         path = str(row["path"])
-        if path == EVERY:
-            by_path[f"{row['side']} side"] = None
-            continue
-        if path in by_path:
-            continue
         kind = str(row["kind"])
         words = (row["differs"] or "").split()
-        state = None if row["state"] == "unknown" else str(row["state"])
-        if fnmatchcase(kind, pattern):
+        state = None
+        if row["state"] != "unknown":
+            state = str(row["state"])
+        if path == EVERY:
+            by_path[f"{row['side']} side"] = None
+        elif path in by_path:
+            continue
+        elif fnmatchcase(kind, pattern):
             is_same = state == "same" or (kind in LOOKED_INTO and not words)
             by_path[path] = UNCHANGED if state and is_same else state
         elif any(fnmatchcase(f"{kind}.{word}", pattern) or word == pattern for word in words):

@@ -27,13 +27,16 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from shadow.checks.answer import Outcome
+from shadow.checks.pair_gates import GATES
 from shadow.checks.patterns import Pattern, parse_pattern
-from shadow.checks.registry import kinds, one_of, pair_claim
+from shadow.checks.registry import one_of, pair_claim
 from shadow.errors import UsageError
 from shadow.places.names import name_rules, nearest_modules
 from shadow.reasons import BROKEN
 from shadow.reports.columns import delta_metrics
 from shadow.summary.record import ComponentRow, ModuleRow, PairFigures, keys_of
+from shadow.targets.lists import ListedClaim
 from shadow.text import closest, nearest
 
 Severity = Literal["error", "warning"]
@@ -50,8 +53,8 @@ MISTYPED = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}
 CHANGED = "changed"
 UNCHANGED = "unchanged"
 OF_FILES = (CHANGED, UNCHANGED, "added", "removed")
-HOLDS = "holds"
-FAILS = "does not hold"
+HOLDS = Outcome.HOLDS.words
+FAILS = Outcome.DOES_NOT_HOLD.words
 STATES = (*OF_FILES, HOLDS, FAILS)  # comparisons that need no number
 FILES = "files"  # this and the next two stand before the name of one
 GATE = "gate"
@@ -75,7 +78,7 @@ OF_THE_PAIR, OF_A_COMPONENT, OF_A_MODULE = (
 STATE = re.compile(r"\s*(\S+)\s+(changed|unchanged|added|removed)\s*")
 CLAIM = re.compile(r"\s*(?:(not)\s+)?(gate|verify)\.(\S+(?:\s+--\S.*)?)\s*")
 EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
-NAMES = r"[A-Za-z0-9_.*?]+"
+NAMES = r"[A-Za-z0-9_*?]+"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LONGEST = 200  # characters of an expression
 SUCH_AS = "such as language.mlp.up.concentration"
@@ -104,13 +107,10 @@ class Metric:
             return self.place.text
         return ".".join(filter(None, (self.component, self.module, self.metric)))
 
-    def covers(self, component: str, module: str | None = None) -> bool:
-        """True if it names a component, or a module of one."""
-        if self.component is None or (self.module is None) != (module is None):
-            return False
-        return fnmatchcase(component, self.component) and (
-            module is None or fnmatchcase(module, self.module or "")
-        )
+    def covers(self, scope: Sequence[str]) -> bool:
+        """True if it names the pair, a component or a module: none, one or two names."""
+        patterns = [*filter(None, (self.component, self.module))]
+        return len(scope) == len(patterns) and all(map(fnmatchcase, scope, patterns))
 
 
 @dataclass(frozen=True)
@@ -133,17 +133,20 @@ class Rule:
         if self.comparison == MOVED:
             what = "any figure" if str(self.figure) == "*" else self.figure
             return f"{what} outside the baseline's spread over layers"
-        if self.comparison in (HOLDS, FAILS):  # of a word of BROKEN, or of a gate or a claim
-            return f"not {self.figure}" if self.comparison == FAILS else str(self.figure)
-        if self.comparison in STATES:
-            return f"{self.figure} {self.comparison}"
+        if self.comparison == HOLDS:  # of a word of BROKEN
+            return str(self.figure)
+        if self.comparison == FAILS:
+            return f"not {self.figure}"
         return f"{self.figure} {self.limit}"
 
     @property
     def limit(self) -> str:
-        """The comparison and the threshold of a rule that has one: `> 0.5`."""
-        texts = f"{self.threshold:g}", repr(self.threshold)  # as short as it reads back the same
-        threshold = next(text for text in texts if float(text) == self.threshold)
+        """The comparison, and the threshold of a rule that has one: `> 0.5`."""
+        if self.threshold is None:
+            return self.comparison
+        threshold = f"{self.threshold:g}"
+        if float(threshold) != self.threshold:
+            threshold = repr(self.threshold)
         return f"{self.comparison} {threshold}"
 
     def holds(self, value: float | str) -> bool:
@@ -163,22 +166,26 @@ def parse_rule(text: str, **more: Any) -> Rule:
         return _named(*state, **more)
     match = EXPRESSION.fullmatch(text)
     if not match:
-        raise UsageError(f"{text!r} is not a rule", HINT if set("<>=!") & {*text} else QUOTE)
+        has_comparison = re.search("[<>=!]", text)
+        raise UsageError(f"{text!r} is not a rule", HINT if has_comparison else QUOTE)
     figure, comparison, number = match.groups()
     if comparison not in COMPARISONS:
-        meant = MISTYPED.get(comparison)
-        hint = f"did you mean {meant!r}?" if meant else f"one of {' '.join(COMPARISONS)}"
+        hint = f"one of {' '.join(COMPARISONS)}"
+        if comparison in MISTYPED:
+            hint = f"did you mean {MISTYPED[comparison]!r}?"
         raise UsageError(f"{text!r}: no comparison {comparison!r}", hint)
     metric = parse_figure(figure)
-    if not NUMBER.fullmatch(number) or not math.isfinite(float(number)):
+    threshold = float(number) if NUMBER.fullmatch(number) else math.nan
+    if not math.isfinite(threshold):
         raise UsageError(f"{text!r}: {number!r} is not a number", HINT)
-    return _named(metric, comparison, float(number) + 0.0, **more)  # -0 is 0
+    return _named(metric, comparison, threshold + 0.0, **more)  # -0 is 0
 
 
 def _named(figure: Metric, comparison: str, threshold: float | None = None, **more: Any) -> Rule:
     """Make a rule with its condition as name, unless more has one."""
     rule = Rule("", figure, comparison, threshold)
-    return replace(rule, **{"name": rule.condition, **more})
+    named = {"name": rule.condition, **more}
+    return replace(rule, **named)
 
 
 def _parse_state(text: str) -> tuple[Metric, str] | None:
@@ -191,8 +198,9 @@ def _parse_state(text: str) -> tuple[Metric, str] | None:
         negated, which, name = match.groups()
         if which == VERIFY:
             name = str(pair_claim(name))
-        elif name not in (gates := kinds()[GATE].checks):
-            raise UsageError(f"no gate {name[:40]!r}", nearest(name, gates) or one_of(gates))
+        elif name not in GATES:
+            hint = nearest(name, GATES) or one_of(GATES)
+            raise UsageError(f"no gate {name[:40]!r}", hint)
         if not negated:
             hint = f"write 'not {which}.{name}', which fails where it does not hold"
             raise UsageError(f"{text.strip()!r}: a rule says what must not be", hint)
@@ -212,10 +220,11 @@ def _parse_files(text: str) -> Metric:
     """Parse `files.config.rope_theta` as a Metric."""
     _, _, rest = text.partition(".")
     kind, _, word = rest.partition(".")
-    if not re.fullmatch(r"[A-Za-z0-9_.*?-]+", rest) or not kind:
+    if not kind or not re.fullmatch(r"[A-Za-z0-9_.*?-]+", rest):
         raise UsageError(f"{text[:80]!r} names no files", "such as files.chat_template")
     if not _known(kind, OF_REPOSITORIES):
-        _refuse("kind of files", kind, closest(kind, OF_REPOSITORIES), one_of(OF_REPOSITORIES))
+        close = closest(kind, OF_REPOSITORIES)
+        _refuse("kind of files", kind, close, one_of(OF_REPOSITORIES))
     if word in NO_WORDS:
         raise UsageError(f"no file differs in {word!r} any more", "`shadow explain differs`")
     return Metric(FILES, f"{kind}.{word}" if word else kind, "")
@@ -228,7 +237,8 @@ def parse_moved(text: str, **more: Any) -> Rule:
     """
     _refuse_long(text, "a figure", SUCH_AS)
     figure = parse_figure(text.strip(), many=True)
-    return _named(figure, MOVED, **{"name": f"{MOVED}: {figure}", **more})
+    named = {"name": f"{MOVED}: {figure}", **more}
+    return _named(figure, MOVED, **named)
 
 
 def _refuse_long(text: str, what: str, hint: str) -> None:
@@ -247,17 +257,19 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
         raise UsageError(f"{text[:80]!r}: the summary has no figures of single layers", hint)
     place, _, metric = text.rpartition(".")
     component, _, module = place.partition(".")
-    if not re.fullmatch(NAMES, text) or "" in text.split("."):
+    if not re.fullmatch(rf"{NAMES}(\.{NAMES})*", text):
         raise UsageError(f"{text[:80]!r} is not the name of a figure", SUCH_AS)
     rules = name_rules()
     if component and not _known(component, rules.components):
         close = closest(component, rules.components)
-        modules = None if close else nearest_modules(place)
-        close = f"language.{modules}.{metric}" if modules else close
+        if close is None and (modules := nearest_modules(place)):
+            close = f"language.{modules}.{metric}"
         _refuse("component", component, close, one_of(rules.components))
     if module and not _known(module, rules.modules):
         _refuse("module", module, nearest_modules(module), "such as mlp.up or attn.*")
-    known = OF_A_MODULE if module else OF_A_COMPONENT if component else OF_THE_PAIR
+    known = OF_THE_PAIR
+    if component:
+        known = OF_A_MODULE if module else OF_A_COMPONENT
     if metric not in known and metric.removesuffix("_error") in delta_metrics():
         raise UsageError(f"{metric!r} is not a figure of the summary", one_of(known))
     if not _known(metric, known):
@@ -278,15 +290,17 @@ def _refuse(what: str, word: str, close: str | None, hint: str) -> NoReturn:
     raise UsageError(f"no {what} {word!r}", f"did you mean {close!r}?" if close else hint)
 
 
-def claim_rule(text: str, file: str, line: int) -> Rule:
+def claim_rule(claim: ListedClaim) -> Rule:
     """Make a rule of a list's claim about a pair, such as `trained --frozen embed`: it is violated
     if the claim does not hold. Raises UsageError.
     """
     try:
-        figure = Metric(VERIFY, None, str(pair_claim(text)))
+        question = pair_claim(claim.text)
     except UsageError as error:
-        raise UsageError(f"{file}:{line}: {error.message}", error.hint) from error
-    return _named(figure, FAILS, file=file, line=line)
+        fault = f"{claim.file}:{claim.line}: {error.message}"
+        raise UsageError(fault, error.hint) from error
+    figure = Metric(VERIFY, None, str(question))
+    return _named(figure, FAILS, file=claim.file, line=claim.line)
 
 
 def gather(
@@ -298,17 +312,22 @@ def gather(
     moved. allow_missing: that of the command; threshold rules of a policy file have their own.
     Raises ShadowError.
     """
-    rules = [parse_rule(text, allow_missing=allow_missing) for text in dict.fromkeys(fail_on)]
+    rules = []
+    for text in dict.fromkeys(fail_on):
+        rules.append(parse_rule(text, allow_missing=allow_missing))
     if policy is not None:
         for rule in read_policy(policy):
-            missing = rule.allow_missing or (allow_missing and rule.comparison == MOVED)
-            rules.append(replace(rule, allow_missing=missing))
+            if allow_missing and rule.comparison == MOVED:
+                rule = replace(rule, allow_missing=True)
+            rules.append(rule)
     moved = [rule for rule in rules if rule.comparison == MOVED]
     if moved and not against:
-        message = f"{moved[0].file}:{moved[0].line}: rule {moved[0].name!r} needs --against"
-        raise UsageError(message, "add --against RUN, the accepted reports")
+        rule = moved[0]
+        fault = f"{rule.file}:{rule.line}: rule {rule.name!r} needs --against"
+        raise UsageError(fault, "add --against RUN, the accepted reports")
     if against and not moved:
-        rules.append(parse_moved("*", name="baseline", allow_missing=allow_missing))
+        baseline = parse_moved("*", name="baseline", allow_missing=allow_missing)
+        rules.append(baseline)
     return tuple(rules)
 
 

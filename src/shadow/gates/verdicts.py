@@ -26,7 +26,7 @@ from shadow.comparing.codes import ReportRelation, say
 from shadow.comparing.matching import relate, settings_apart
 from shadow.errors import ShadowError
 from shadow.gates.measured import JudgedReport, checked, states_are
-from shadow.gates.rows import LEAST, Resting, Scope
+from shadow.gates.rows import LEAST, Scope
 from shadow.gates.rules import (
     FAILS,
     HOLDS,
@@ -38,7 +38,7 @@ from shadow.gates.rules import (
     Rule,
 )
 from shadow.summary.record import not_measured
-from shadow.templates import Reason, Value, fill
+from shadow.templates import Reason, Value, in_words
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
 
@@ -95,16 +95,6 @@ WORDS_OF_VERDICTS: Mapping[str, str] = {
 }
 
 
-def said(value: Value) -> Value:
-    """A value with words in place of the reasons in it."""
-    if isinstance(value, Reason):
-        figures = {name: said(figure) for name, figure in value.figures.items()}
-        return fill(WORDS_OF_VERDICTS[value.code], figures)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [str(said(part)) for part in value]
-    return value
-
-
 @dataclass(frozen=True)
 class RuleFigure:
     """A figure to which a rule was applied."""
@@ -138,24 +128,42 @@ class Verdict:
         """The exit code: 4 met, 1 missing, 5 left open; 0 if the rule is only a warning."""
         if self.rule.severity != "error":
             return 0
-        is_open = self.why.code in OPEN
-        return {"met": 4, "missing": 5 if is_open else 1}.get(self.outcome, 0)
+        if self.outcome == "missing":
+            return 5 if self.why.code in OPEN else 1
+        return 4 if self.outcome == "met" else 0
 
     @property
     def detail(self) -> str:
         """The finding in a line."""
-        text = str(said(self.why))
+        text = str(in_words(self.why, WORDS_OF_VERDICTS))
         if self.outcome in ("met", "passed"):
             return text
-        return f"{'not judged' if self.why.code in OPEN else 'nothing to judge'}: {text}"
+        what = "not judged" if self.why.code in OPEN else "nothing to judge"
+        return f"{what}: {text}"
+
+    @property
+    def message(self) -> str:
+        """The finding; before it, what the author of the rule says of a violation."""
+        detail = self.detail
+        if self.outcome != "met" or not self.rule.message:
+            return detail
+        return f"{self.rule.message} {detail}"
 
     def as_json(self) -> dict[str, Any]:
         """The rule, its outcome and its figures, for machines."""
-        keys = ("name", "condition", "severity", "message", "file", "line")
-        rule = {key: getattr(self.rule, key) for key in keys}
-        figures = [asdict(figure) for figure in self.findings]
-        found = {"outcome": self.outcome, "code": self.why.code, "detail": self.detail}
-        return {**rule, **found, "figures": figures}
+        rule = self.rule
+        return {
+            "name": rule.name,
+            "condition": rule.condition,
+            "severity": rule.severity,
+            "message": rule.message,
+            "file": rule.file,
+            "line": rule.line,
+            "outcome": self.outcome,
+            "code": self.why.code,
+            "detail": self.detail,
+            "figures": [asdict(figure) for figure in self.findings],
+        }
 
 
 @dataclass(frozen=True)
@@ -184,9 +192,14 @@ class Judgement:
 
     def as_json(self) -> dict[str, Any]:
         """For machines; the summary is that of `show --format json`."""
-        rules = [verdict.as_json() for verdict in self.verdicts]
-        pair = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
-        return {**pair, "notes": list(self.notes), "rules": rules}
+        return {
+            "family": self.family,
+            "pair": self.pair,
+            "code": self.code,
+            "fault": self.fault,
+            "notes": list(self.notes),
+            "rules": [verdict.as_json() for verdict in self.verdicts],
+        }
 
     @property
     def code(self) -> int:
@@ -194,7 +207,8 @@ class Judgement:
         codes = {verdict.code for verdict in self.verdicts}
         if self.fault is not None:
             codes.add(1)
-        if self.objections or (self.summary is not None and broken(self.summary)):
+        is_broken = self.summary is not None and broken(self.summary)
+        if is_broken or self.objections:
             codes.add(3)
         return first_code(codes)
 
@@ -206,8 +220,8 @@ def notes_on(baseline: JudgedReport, now: JudgedReport) -> list[str]:
     if before.metadata == after.metadata:
         return ["the baseline is this report itself, so nothing can have moved"]
     notes = []
-    pair = f"{before.provenance.family}:{before.provenance.pair}"
-    if pair != f"{after.provenance.family}:{after.provenance.pair}":
+    pair = baseline.source.name
+    if pair != now.source.name:
         notes.append(f"the baseline is of another pair: {pair}")
     relation, _ = relate(before, after)
     if relation not in (ReportRelation.SAME_PAIR, ReportRelation.ONE_BASE):
@@ -232,9 +246,9 @@ def judge_report(
     Rules are judged whatever the gates of the report say; a failed gate is a note.
     """
     summary = now.summary
-    notes = [
-        f"gate {gate.name} {summary.state_of(gate)}: {gate.reason}" for gate in summary.failed_gates
-    ]
+    notes = []
+    for gate in summary.failed_gates:
+        notes.append(f"gate {gate.name} {summary.state_of(gate)}: {gate.reason}")
     if baseline is not None:
         notes += notes_on(baseline, now)
     return Judgement(
@@ -256,15 +270,18 @@ def judge(
 
 
 def _judged(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Verdict:
+    figure = rule.figure
     if rule.comparison == MOVED:
-        return _missing(rule, "no_baseline") if baseline is None else _moved(rule, now, baseline)
+        if baseline is None:
+            return _missing(rule, "no_baseline")
+        return _moved(rule, now, baseline)
     if rule.comparison in OF_FILES:
         return _in_state(rule, now)
     if rule.comparison not in (HOLDS, FAILS):
         return _threshold(rule, now)
-    if rule.figure.component == IS_BROKEN:
+    if figure.component == IS_BROKEN:
         return _broken(rule, now.summary)
-    if rule.figure.component == VERIFY and rule.figure.metric not in OF_REPORTS:
+    if figure.component == VERIFY and figure.metric not in OF_REPORTS:
         return _checked(rule, now)
     return _answered(rule, now)
 
@@ -272,7 +289,8 @@ def _judged(rule: Rule, now: JudgedReport, baseline: JudgedReport | None) -> Ver
 def _verdict(rule: Rule, code: str, findings: Sequence[RuleFigure], **figures: Value) -> Verdict:
     """Make the verdict of a rule from its figures."""
     is_met = any(finding.met for finding in findings)
-    return Verdict(rule, "met" if is_met else "passed", Reason(code, figures), tuple(findings))
+    outcome: Verdicts = "met" if is_met else "passed"
+    return Verdict(rule, outcome, Reason(code, figures), tuple(findings))
 
 
 def _missing(
@@ -286,36 +304,43 @@ def _broken(rule: Rule, summary: Summary) -> Verdict:
     """Judge by a word for what is broken."""
     word = rule.figure.metric
     texts = [sentence.text for sentence in broken(summary) if sentence.code == word]
-    if not texts:
-        return _verdict(rule, "not_broken", [RuleFigure(word, FAILS, False)], word=word)
-    return _verdict(rule, "broken", [RuleFigure(word, HOLDS, True)], what=" ".join(texts))
+    if texts:
+        findings = _answer(rule, Outcome.HOLDS)
+        return _verdict(rule, "broken", findings, what=" ".join(texts))
+    return _verdict(rule, "not_broken", _answer(rule, Outcome.DOES_NOT_HOLD), word=word)
 
 
 def _answered(rule: Rule, now: JudgedReport) -> Verdict:
     """Judge a gate of the pair, or a check that its report answers."""
     what = str(rule.figure)
-    state, why = now.answer(rule.figure)
-    if state is None:
+    outcome, why = now.answer(rule.figure)
+    if outcome is Outcome.INCONCLUSIVE:
         return _missing(rule, "unanswered", what=what, why=why)
-    finding = RuleFigure(what, state, rule.holds(state))
-    return _verdict(rule, "answered", [finding], what=what, answer=state, why=why)
+    findings = _answer(rule, outcome)
+    return _verdict(rule, "answered", findings, what=what, answer=outcome.words, why=why)
 
 
 def _checked(rule: Rule, now: JudgedReport) -> Verdict:
     """Judge a check for which both sides are read."""
-    what = str(rule.figure)
     try:
         verification = checked(pair_claim(rule.figure.metric), now.summary, now.reading)
     except ShadowError as error:
+        what = str(rule.figure)
         why = "; ".join(filter(None, (error.message, error.hint)))
         return _missing(rule, "unchecked", what=what, why=why)
+    outcome = verification.outcome
     why = verification.reason
-    if verification.outcome is Outcome.INCONCLUSIVE:
+    if outcome is Outcome.INCONCLUSIVE:
         return _missing(rule, "inconclusive", why=why)
-    answer = verification.outcome.words
-    finding = RuleFigure(what, answer, rule.holds(answer))
     against = [tensor.name for tensor in verification.against] or None
-    return _verdict(rule, "checked", [finding], answer=answer, why=why, against=against)
+    findings = _answer(rule, outcome)
+    return _verdict(rule, "checked", findings, answer=outcome.words, why=why, against=against)
+
+
+def _answer(rule: Rule, outcome: Outcome) -> list[RuleFigure]:
+    """The answer of a gate or a check as the figure of a rule."""
+    answer = outcome.words
+    return [RuleFigure(str(rule.figure), answer, rule.holds(answer))]
 
 
 def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
@@ -323,74 +348,91 @@ def _in_state(rule: Rule, now: JudgedReport) -> Verdict:
     states = now.states(rule.figure)
     if not states:
         return _missing(rule, "absent", why=now.why_absent(rule.figure))
-    known = {name: state for name, state in states.items() if state}
-    violating = {name: state for name, state in known.items() if rule.holds(state)}
-    if len(known) < len(states) and not violating:
-        unknown = [name for name in states if name not in known]
+    known = {}
+    violating = {}
+    unknown = []
+    findings = []
+    for name, state in states.items():
+        if state is None:
+            unknown.append(name)
+            continue
+        known[name] = state
+        is_met = rule.holds(state)
+        if is_met:
+            violating[name] = state
+        findings.append(RuleFigure(name, state, is_met))
+    if unknown and not violating:
         return _missing(rule, "not_compared", what=unknown)
-    findings = [RuleFigure(name, state, name in violating) for name, state in known.items()]
-    return _verdict(rule, "states", findings, states=states_are(violating or known))
+    shown = states_are(violating or known)
+    return _verdict(rule, "states", findings, states=shown)
 
 
 def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
+    """Judge figures by a threshold."""
     metric = rule.figure.metric
-    places = now.places(rule.figure)
+    scopes = now.scopes(rule.figure)
     findings: list[RuleFigure] = []
     nulls: list[str] = []
     within_error: list[str] = []  # estimates that may lie on either side of the threshold
-    for scope in places:
-        figure = now.figure(scope, metric)
-        value = figure.value
+    for scope in scopes:
+        name = _name_of(scope, metric)
+        value = now.figure(scope, metric)
         if value is None:
-            nulls.append(figure.name)
+            nulls.append(name)
             continue
-        share = _share([now.tables.resting(scope, metric)])
+        share = now.tables.share([scope], metric)
         is_met = rule.holds(value)
-        findings.append(RuleFigure(figure.name, value, is_met, energy_share=share))
+        findings.append(RuleFigure(name, value, is_met, energy_share=share))
         error = now.tables.error(scope, metric)
         if rule.holds(value - error) != rule.holds(value + error):
-            within_error.append(figure.name)
+            within_error.append(name)
     if not findings:
-        return _without_value(rule, now, places, nulls)
-    share = _share([now.tables.resting(scope, metric) for scope in places])
+        return _without_value(rule, now, scopes, nulls)
+    share = now.tables.share(scopes, metric)
     small_part = _of_a_small_part(rule, findings, share, nulls)
     if small_part is not None:
         return small_part
-    if within_error:
-        findings = [
-            finding for finding in findings if finding.met and finding.figure not in within_error
-        ]
-    if not findings:
+    violating = [
+        finding for finding in findings if finding.met and finding.figure not in within_error
+    ]
+    if within_error and not violating:
         return _missing(rule, "within_error", figures=within_error)
-    violating = [finding for finding in findings if finding.met]
+    if within_error:
+        findings = violating
     figures = []
     for finding in violating or findings:
         text = _text(finding.value, rule.holds)
-        figures.append(Reason("figure_is", {"figure": finding.figure, "value": text}))
-    code = "violated" if violating else "within"
-    words: dict[str, Value] = {"condition": rule.limit, "nulls": nulls or None}
-    return _verdict(rule, code, findings, figures=figures, **words)
+        figures.append(Reason("figure_is", figure=finding.figure, value=text))
+    return _verdict(
+        rule,
+        "violated" if violating else "within",
+        findings,
+        figures=figures,
+        condition=rule.limit,
+        nulls=nulls or None,
+    )
+
+
+def _name_of(scope: Scope, metric: str) -> str:
+    """The name of a figure, with component and module before it."""
+    return ".".join((*scope, metric))
 
 
 def _without_value(
-    rule: Rule, now: JudgedReport, places: Sequence[Scope], nulls: Sequence[str]
+    rule: Rule, now: JudgedReport, scopes: Sequence[Scope], nulls: Sequence[str]
 ) -> Verdict:
     """Judge a rule of whose figures none has a value."""
-    name = str(rule.figure)
-    if any(now.figure(scope, "matrices").value for scope in places):
-        return _missing(rule, "null", figures=nulls, why=not_measured(now.summary.tier))
-    place = Pattern("", rule.figure.component or "*", module=rule.figure.module or "*")
-    if rule.figure.metric in NORMS and now.tables.are_identical(place):
-        rounded = "only rounded" if now.summary.figures.matrices_rounded else None
-        finding = RuleFigure(name, 0.0, rule.holds(0.0))
-        return _verdict(rule, "identical", [finding], what=name, rounded=rounded)
-    return _missing(rule, "absent", why=now.why_absent(rule.figure))
-
-
-def _share(resting: Sequence[Resting]) -> float:
-    """The share of the energy of a change that figures rest on; 1 of nothing."""
-    total = sum(part.total for part in resting)
-    return sum(part.known for part in resting) / total if total else 1.0
+    figure = rule.figure
+    if any(now.figure(scope, "matrices") for scope in scopes):
+        why = not_measured(now.summary.tier)
+        return _missing(rule, "null", figures=nulls, why=why)
+    place = Pattern("", figure.component or "*", module=figure.module or "*")
+    if figure.metric not in NORMS or not now.tables.are_identical(place):
+        return _missing(rule, "absent", why=now.why_absent(figure))
+    rounded = "only rounded" if now.summary.figures.matrices_rounded else None
+    what = str(figure)
+    finding = RuleFigure(what, 0.0, rule.holds(0.0))
+    return _verdict(rule, "identical", [finding], what=what, rounded=rounded)
 
 
 def _of_a_small_part(
@@ -399,20 +441,21 @@ def _of_a_small_part(
     """Leave a rule open whose figures rest on less than half of the change; None if they do not, or
     if one that rests on more violates it. share: what all of them rest on.
     """
-    small = [finding for finding in findings if (finding.energy_share or 0.0) < LEAST_SHARE]
-    if any(finding.met for finding in findings if finding not in small):
+    shares = {finding: finding.energy_share or 0.0 for finding in findings}
+    small = [finding for finding in findings if shares[finding] < LEAST_SHARE]
+    violating = [finding for finding in findings if finding.met]
+    if not {*violating} <= {*small}:
         return None
-    violating = [finding for finding in small if finding.met]
     if share >= LEAST_SHARE:
         if not violating:
             return None
-        share = min(finding.energy_share or 0.0 for finding in violating)
+        share = min(shares[finding] for finding in violating)
     names = [finding.figure for finding in violating or small or findings]
-    opened = [replace(finding, met=False) for finding in findings]
+    left_open = [replace(finding, met=False) for finding in findings]
     return _missing(
         rule,
         "small_part",
-        opened,
+        left_open,
         figures=names,
         count=len(names),
         share=share,
@@ -423,7 +466,7 @@ def _of_a_small_part(
 def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport) -> Verdict:
     findings: list[RuleFigure] = []
     left: list[Reason] = []  # figures that cannot be judged
-    for scope in baseline.places(rule.figure):
+    for scope in baseline.scopes(rule.figure):
         for metric in _metrics(rule.figure.metric, baseline, scope):
             outcome = _move_of(metric, scope, now, baseline)
             if isinstance(outcome, Reason):
@@ -431,10 +474,12 @@ def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport) -> Verdict:
             else:
                 findings.append(outcome)
     if not findings and left:
-        is_small = any(reason.code == "rests_on_little" for reason in left)
-        return _missing(rule, "moved_small_part" if is_small else "unjudged", left=left)
+        codes = {reason.code for reason in left}
+        code = "moved_small_part" if "rests_on_little" in codes else "unjudged"
+        return _missing(rule, code, left=left)
     if not findings:
-        return _missing(rule, "absent_before", why=baseline.why_absent(rule.figure))
+        why = baseline.why_absent(rule.figure)
+        return _missing(rule, "absent_before", why=why)
     findings.sort(key=_distance, reverse=True)
     moved = [_was(finding) for finding in findings if finding.met]
     if moved:
@@ -444,37 +489,40 @@ def _moved(rule: Rule, now: JudgedReport, baseline: JudgedReport) -> Verdict:
 
 def _metrics(pattern: str, baseline: JudgedReport, scope: Scope) -> Sequence[str]:
     """The metrics of a place that a rule on what moved names."""
-    if not {"*", "?"} & set(pattern):
-        return [pattern]
-    return fnmatch.filter(baseline.rows[scope].intervals, pattern)
+    if "*" in pattern or "?" in pattern:
+        return fnmatch.filter(baseline.rows[scope].intervals, pattern)
+    return [pattern]
 
 
 def _move_of(
     metric: str, scope: Scope, now: JudgedReport, baseline: JudgedReport
 ) -> RuleFigure | Reason:
     """Compare a figure with its interval in the baseline, or give the reason why not."""
+    name = _name_of(scope, metric)
+    row = baseline.rows[scope]
     before = baseline.figure(scope, metric)
-    name = {"figure": before.name}
-    if before.value is None:
-        return Reason("null_before", name)
-    if before.bounds is None:
-        return Reason("without_interval", {**name, "why": before.no_bounds})
-    value = now.figure(scope, metric).value
-    sides = [baseline]
+    if before is None:
+        return Reason("null_before", figure=name)
+    bounds = row.intervals.get(metric)
+    if bounds is None:
+        why = row.no_interval if metric in row.intervals else None
+        return Reason("without_interval", figure=name, why=why or "no spread")
+    low, high = bounds
+    value = now.figure(scope, metric)
+    share = baseline.tables.share([scope], metric)
     if value is not None:
-        sides.append(now)
-    share = min(_share([side.tables.resting(scope, metric)]) for side in sides)
+        share = min(share, now.tables.share([scope], metric))
     if share < LEAST_SHARE:
-        return Reason("rests_on_little", {**name, "share": share})
-    low, high = before.bounds
+        return Reason("rests_on_little", figure=name, share=share)
     is_outside = True
     if value is not None:
         error = now.tables.error(scope, metric)
-        if error and min(abs(value - low), abs(value - high)) <= error:
-            return Reason("error_reaches_bound", name)
+        to_bound = min(abs(value - low), abs(value - high))
+        if error > 0 and to_bound <= error:
+            return Reason("error_reaches_bound", figure=name)
         slack = NOISE * max(abs(low), abs(high))
         is_outside = not low - slack <= value <= high + slack
-    return RuleFigure(before.name, value, is_outside, before.value, low, high)
+    return RuleFigure(name, value, is_outside, before, low, high)
 
 
 def _distance(finding: RuleFigure) -> float:
@@ -489,19 +537,26 @@ def _distance(finding: RuleFigure) -> float:
 
 def _was(finding: RuleFigure) -> Reason:
     """`spiked is 0.5, was 1 (0.9 to 1)`."""
-    before, low, high = (
-        f"{number or 0.0:.3g}" for number in (finding.before, finding.low, finding.high)
-    )
+    low = f"{finding.low or 0.0:.3g}"
+    high = f"{finding.high or 0.0:.3g}"
 
     def is_inside(value: Any) -> bool:  # of the bounds as they are written
         return float(low) <= float(value) <= float(high)
 
-    value = "null" if finding.value is None else _text(finding.value, is_inside)
-    figures = {"figure": finding.figure, "value": value, "before": before}
-    return Reason("figure_was", {**figures, "low": low, "high": high})
+    return Reason(
+        "figure_was",
+        figure=finding.figure,
+        value="null" if finding.value is None else _text(finding.value, is_inside),
+        before=f"{finding.before or 0.0:.3g}",
+        low=low,
+        high=high,
+    )
 
 
 def _text(value: Any, holds: Callable[[Any], bool]) -> str:
     """Format a number with enough digits to see whether the condition holds."""
-    texts = (f"{value:.{digits}g}" for digits in DIGITS)
-    return next((text for text in texts if holds(float(text)) == holds(value)), repr(value))
+    for digits in DIGITS:
+        text = f"{value:.{digits}g}"
+        if holds(float(text)) == holds(value):
+            return text
+    return repr(value)

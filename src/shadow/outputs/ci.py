@@ -18,7 +18,6 @@ from shadow.checks.answer import FailedVerification, Verification
 from shadow.checks.summary import broken
 from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
-from shadow.gates.document import said_of
 from shadow.gates.rules import MOVED
 from shadow.gates.verdicts import Judgement
 from shadow.outputs.markdown import markdown
@@ -125,7 +124,7 @@ def workflow_commands(
             if verdict.outcome in FAULTS:
                 rule = verdict.rule
                 title = f"{judgement.name}: {rule.name}"
-                texts[rule.severity].append(_annotation(rule.severity, title, said_of(verdict)))
+                texts[rule.severity].append(_annotation(rule.severity, title, verdict.message))
     return [line for level, lines in texts.items() for line in _first(level, lines)]
 
 
@@ -233,7 +232,11 @@ def write_claims(path: Path, found: Sequence[Verification | FailedVerification])
         else:
             tag: Tag = "failure" if one.outcome == "does_not_hold" else "skipped"
             problems.append((tag, one.reason, one.claim))
-            lines += [f"{item.name}: {item.what}" for item in one.against[:LISTED]]
+        if isinstance(one, Verification):
+            rows = one.against[:LISTED]
+            beside = one.statements[len(one.answer.reasons) :]
+            lines += [f"{row.severity} {row.code}: {row.name}: {row.what}" for row in rows]
+            lines += [f"{text.severity} {text.code}: {text.what}" for text in beside]
         name = claim_text(replace(one, of=of))
         cases.append(_case("shadow verify", name, one.seconds, problems, lines))
     write_document(path, _document([("shadow verify", cases)]))

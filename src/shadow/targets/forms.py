@@ -307,6 +307,7 @@ class ClaimForm(Form):
     frozen: list[Pattern] = Field(default=[])
     base: Side | None = None
     headers: Annotated[bool, Field(strict=False)] = False  # `true` is a text here
+    accept: dict[str, str] = Field(default={}, max_length=100)
 
     @classmethod
     def of_text(cls, text: str) -> object:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from shadow.checks.answer import COMMON, Check
-from shadow.checks.registry import kinds
+from shadow.checks.answer import COMMON, Check, Severity
+from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
+from shadow.checks.pair_gates import GATES
+from shadow.checks.registry import CHECKS
+from shadow.checks.whole import RULES as RULES_OF_WHOLE
 from shadow.comparing.codes import KINDS as COMPARED
 from shadow.errors import UsageError
 from shadow.places.names import name_rules
@@ -44,6 +47,12 @@ from shadow.text import VERY_LIKE, nearest
 _WORDS = read_words("words.yaml")
 _TEXTS = _WORDS["topics"]
 NO_CODES: Mapping[str, str] = {}
+KINDS = (EXPLANATIONS, RECOGNISED, GATES, CHECKS)
+SEVERITIES: Mapping[Severity, str] = {
+    Severity.FAULT: "fault: the checkpoint does not hold (exit code 4)",
+    Severity.DOUBT: "doubt: without a fault the answer is inconclusive (exit code 5)",
+    Severity.NOTE: "note: it does not change the answer",
+}
 RATE = (
     "Of {of:count} answers to planted claims {wrong:count} are wrong"
     "[ (below {bound:share} with 95 % confidence)]: {where}"
@@ -100,6 +109,9 @@ def word_documents(word: str, codes: Mapping[str, str] = NO_CODES) -> Iterable[D
             }
             blocks += [Paragraph(column.text, lead=column.name), _texts(facts)]
         yield Document(blocks)
+    if rule := RULES_OF_WHOLE.get(word.lower()):
+        facts = {"severity": SEVERITIES[rule.severity], "why": rule.why, "what to do": rule.do}
+        yield Document([_texts(facts, "Of `verify whole`")])
     if notation := notation_of(shown):
         yield Document([_quiet(notation)])
 
@@ -161,17 +173,14 @@ def _sayings(codes: Mapping[str, str]) -> list[tuple[str, Mapping[str, str]]]:
     for meaning, members in COMPARED.items():
         sayings += [(meaning, {member.code: member.text for member in members})]
         sayings += [(meaning, {member.value.lower(): member.text for member in members})]
-    for kind in kinds().values():
-        sayings += [(f"a code of {check.title}", check.words) for check in kind.checks.values()]
+    for kind in KINDS:
+        sayings += [(f"a code of {check.title}", check.words) for check in kind.values()]
     return [*sayings, ("a code", COMMON), ("a code", codes)]
 
 
 def _finding() -> Document:
     """Make `explain finding`: all sentences by code, and the other explanations."""
-    others = {
-        code: f"{claim.title}: {claim.meaning}"
-        for code, claim in kinds()["explanation"].checks.items()
-    }
+    others = {code: f"{claim.title}: {claim.meaning}" for code, claim in EXPLANATIONS.items()}
     return Document(
         [
             Paragraph("what a report says about its pair, in words", lead="finding"),
@@ -187,7 +196,7 @@ def _finding() -> Document:
 def _gates() -> Document:
     """Make `explain gates`: the six gates, and when a pair passes each."""
     about = "conditions under which figures can be those of a fine-tune"
-    texts = {name: gate.meaning.replace("`", "") for name, gate in kinds()["gate"].checks.items()}
+    texts = {name: gate.meaning.replace("`", "") for name, gate in GATES.items()}
     return Document([Paragraph(about, lead="gates"), _texts(texts), _quiet(_TEXTS["gates"])])
 
 
@@ -232,8 +241,8 @@ def other_words() -> Mapping[str, Head]:
     texts = {code: f"a sentence of the finding: {text}" for code, text in sentences}
     for name, reason in REASONS.items():
         texts[name] = f"a reason for skipping tensors: {reason.text}"
-    for kind in kinds().values():
-        for code, check in kind.checks.items():
+    for kind in KINDS:
+        for code, check in kind.items():
             figures = {"code": code, "usage": check.usage, "meaning": check.meaning}
             text = fill(kind.text, {**figures, "rate": _rate(check)})
             names = {code: f"`{check.title}`, {text}", check.title: text}

@@ -22,7 +22,7 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.text import counted, in_ranges
+from shadow.text import and_list, counted, in_ranges
 
 Answered = Verification | FailedVerification
 SHOWN = 8  # rows of what speaks against a claim
@@ -40,28 +40,38 @@ OTHERS = (
 INDEX = re.compile(r"[0-9]{1,9}")  # in a name
 RUNS = 4  # of indices that a name spells out
 MANY = "how many tensors a row represents; how and size are those of the one that differs most"
+MANY_OF_WHOLE = "how many tensors, modules or files a row represents; how is that of the first"
 LEGEND = "the norm of the difference over that of the base; of merged and stored, of the update"
 
 
 def verification_document(verification: Verification) -> Document:
     """Show a claim with its answer in a line, its checkpoints, and what speaks against it."""
     against = verification.against
+    of_whole = verification.claim == "whole"
+
+    def how(group: Sequence[Named]) -> str:
+        """Put a row in words, behind its code where `explain` says what to do about it."""
+        row = group[0]
+        return f"{row.code}: {row.what}" if of_whole else row.what
+
     of_related = verification.claim == "related"
-    # where it is much, a row represents all names that differ in numbers alone
+    # where it is much, a row represents all names that differ in numbers alone; of whole, a code
     groups: dict[tuple[str, str], list[Named]] = {}
     for tensor in against:
-        is_own = of_related or len(against) <= SHOWN
-        name = f"{len(groups)}" if is_own else INDEX.sub("#", tensor.name)
+        name = "" if of_whole else _kind(tensor)
+        if of_related or len(against) <= SHOWN:
+            name = f"{len(groups)}"
         groups.setdefault((name, tensor.code), []).append(tensor)
     shown = [*groups.values()][:SHOWN]
     fields = [named("candidate" if of_related else "what speaks against it", _names)]
     if len(groups) < len(against):
-        fields.append(number("count", len, "count", legend=MANY))
-    fields.append(worded("how", lambda group: group[0].what))
+        legend = MANY_OF_WHOLE if of_whole else MANY
+        fields.append(number("count", len, "count", legend=legend))
+    fields.append(worded("how", how))
     if any(tensor.size is not None for tensor in against):
         size = number("size", lambda group: group[0].size, "share", rank=1, legend=LEGEND)
         fields.append(size)
-    headline = f"{verification.outcome.words}: {verification.reason}"
+    headline = f"{verification.outcome.words}: {_why(verification)}"
     blocks: list[Block] = [
         Section("verify", verification.claim),
         Headline(headline, LEVELS[verification.outcome]),
@@ -71,18 +81,36 @@ def verification_document(verification: Verification) -> Document:
         blocks.append(table_of(fields, shown))
     if hidden := len(against) - sum(map(len, shown)):
         blocks.append(Note(f"--json has {hidden:,} more"))
-    return Document([*blocks, *map(Note, verification.notes)])
+    blocks += map(Note, verification.notes)
+    if of_whole and not verification.holds:
+        code = verification.code
+        blocks.append(Note(f"`shadow explain {code}` says why it matters and what to do"))
+    return Document(blocks)
+
+
+def _why(verification: Verification) -> str:
+    """The reason; where several faults have a row each, their codes."""
+    codes = [reason.code for reason in verification.answer.reasons]
+    if verification.claim != "whole" or verification.holds is not False or len(codes) == 1:
+        return verification.reason
+    return f"{counted(int(verification.figures['faults']), 'fault', 'faults')}: {and_list(codes)}"
 
 
 def _names(group: Sequence[Named]) -> str:
     """`layers.0-7.mlp.up.weight`, for names that differ only in their indices."""
-    first, *others = [tensor.name for tensor in group]
-    if not others:
-        return first
-    indices = [map(int, INDEX.findall(tensor.name)) for tensor in group]
+    first = group[0]
+    alike = [tensor for tensor in group if _kind(tensor) == _kind(first)]
+    more = len(group) - len(alike)
+    others = f" and {more:,} more" if more else ""
+    indices = [map(int, INDEX.findall(tensor.name)) for tensor in alike]
     ranges = [in_ranges(numbers).replace(" ", "") for numbers in zip(*indices, strict=True)]
     texts = iter([text if text.count(",") < RUNS else "*" for text in ranges])
-    return INDEX.sub(lambda _: next(texts), first)
+    return INDEX.sub(lambda _: next(texts), first.name) + others
+
+
+def _kind(tensor: Named) -> str:
+    """The name without its numbers."""
+    return INDEX.sub("#", tensor.name)
 
 
 def verifications_document(answers: Sequence[Answered]) -> Document:
@@ -120,4 +148,4 @@ def in_lines(answers: Sequence[Answered]) -> list[str]:
 def _answer(answer: Answered) -> tuple[Word, str]:
     if isinstance(answer, FailedVerification):
         return Word("fault", "fault"), answer.fault
-    return Word(answer.outcome.words, LEVELS[answer.outcome]), answer.reason
+    return Word(answer.outcome.words, LEVELS[answer.outcome]), _why(answer)

@@ -1,41 +1,50 @@
 """`whole CHECKPOINT`: whether one checkpoint agrees with itself.
 
-In this package: shards, values, names (what a loader expects), vocabulary and configs (tokens,
-adapters).
+In this package: shards, values, names (what a loader expects), vocabulary, configs (tokens,
+adapters), small_files (compared with each other) and copies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadow.checks.answer import Answer, Check, Outcome, Question, largest_first
-from shadow.checks.whole import configs, names, shards, values
-from shadow.checks.whole.part import Findings, folded, gathered
+from shadow.checks.answer import Answer, Check, Outcome, Question
+from shadow.checks.whole import configs, copies, names, shards, small_files, values
+from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings, folded, gathered
 from shadow.checks.whole.vocabulary import find_vocabulary
-from shadow.templates import Reason
+from shadow.errors import UsageError
+from shadow.templates import Reason, Value
+from shadow.text import nearest
 
 if TYPE_CHECKING:
+    from shadow.checkpoints.expected import Expected
     from shadow.run.runtime import Runtime
     from shadow.run.scan import Swept
     from shadow.run.scanned import Unmatched
 
-# by code, the most telling fault first; a row has its name before it, a sentence its names
-TEXTS: Mapping[str, str] = {
-    **shards.WORDS,
+# by code, the most telling fault first
+RULES: Mapping[str, FindingRule] = {
+    **shards.RULES,
     **configs.OF_ADAPTERS,
-    **values.WORDS,
-    **names.WORDS,
-    **configs.WORDS,
-    "more": "{like}; the same of {rows:count other|others}",
+    **values.RULES,
+    **names.RULES,
+    **configs.RULES,
+    **small_files.RULES,
+    **copies.RULES,
 }
-WORDS = {code: f"[{{names}}: ]{text}" for code, text in TEXTS.items()} | {
-    "whole": "{tensors:all tensor|tensors} and the files beside them agree",
-    "whole_headers": "headers of {tensors:all tensor|tensors} and the files beside them agree;"
-    " values are not looked at",
-    "not_all": "no contradictions, but not everything could be checked",
+# a row has its name before it, a sentence its names
+WORDS = {code: f"[{{names}}: ]{rule.text}" for code, rule in RULES.items()} | {
+    "more": "{like}; the same of {rows:count other|others}",
+    "whole": "{tensors:all tensor|tensors} and the files beside them agree"
+    "[, apart from what is accepted ({accepted:and})]",
+    "whole_headers": "headers of {tensors:all tensor|tensors} and the files beside them agree"
+    "[, apart from what is accepted ({accepted:and})]; values are not looked at",
+    "not_all": "{parts:and} agree[, apart from what is accepted ({accepted:and})]",
+    "looked": "looked at: {parts:and}[; left out: {left_out:and}]",
+    "accepted_absent": "{code} is accepted, and did not occur",
 }
 
 
@@ -48,50 +57,114 @@ class Whole:
     names: names.Names | None = None
     words: configs.Words | None = None
     adapter: configs.Factors | None = None
+    small: small_files.SmallFiles | None = None
+    copies: Sequence[copies.Copy] = ()
     with_values: bool = True
+    accept: Mapping[str, str] = field(default_factory=dict)
+    """By the code of a fault that a person accepts, the reason."""
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of the checkpoint that were looked at."""
+        parts = {
+            "files": True,
+            "values": self.values is not None and self.with_values,
+            "names": self.names is not None and not self.names.expected.problem,
+            "tokens": self.words is not None and self.words.are_named,
+            "factors": self.adapter is not None and self.adapter.is_compared,
+        }
+        return [part for part, is_looked_at in parts.items() if is_looked_at]
 
 
 def judge(found: Whole) -> Answer:
     """Judge every part by itself: one fault is enough, and what is unknown leaves it open."""
-    part = Findings()
-    shards.judge_files(part, found.files)
+    findings = Findings(RULES, found.accept)
+    shards.judge_files(findings, found.files)
     if found.values is not None:
-        values.judge_values(part, found.values)
+        values.judge_values(findings, found.values)
     if found.names is not None:
-        names.judge_names(part, found.names)
+        names.judge_names(findings, found.names)
     if found.words is not None:
-        configs.judge_words(part, found.words)
+        configs.judge_words(findings, found.words)
     if found.adapter is not None:
-        configs.judge_adapter(part, found.adapter)
-    figures = {**part.figures, "faults": len(part.against)}
-    notes, doubts = gathered(part.notes), gathered(part.doubts)
-    if part.against:
-        order, against = [*TEXTS], folded(largest_first(part.against))
-        reasons = gathered(part.against, by_code=True)
-        reasons.sort(key=lambda reason: order.index(reason.code))
-        return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, against, [*doubts, *notes])
-    if doubts:
-        return Answer(Outcome.INCONCLUSIVE, [*doubts, Reason("not_all")], figures, (), notes)
+        configs.judge_adapter(findings, found.adapter)
+    if found.small is not None:
+        small_files.judge_small_files(findings, found.small)
+    for code, name, other in found.copies:
+        findings.add(name, code, other=other)
+    if found.values is None:
+        findings.add("", "nothing_opened")
+    order = [*RULES]
+    rows = sorted(findings.rows[FAULT], key=lambda row: (order.index(row.why.code), row.name))
+    accepted = [row for row in rows if row.accepted]
+    faults = [row for row in rows if not row.accepted]
+    against = folded([*faults, *accepted])
+    figures = {**findings.figures, "faults": len(faults)}
+    doubts = gathered(findings.rows[DOUBT])
+    notes = gathered(findings.rows[NOTE])
+    codes = [*dict.fromkeys(row.why.code for row in accepted)]
+    for code in sorted(found.accept.keys() - {*codes}):
+        notes.append(Reason("accepted_absent", {"code": code}))
+    agree: dict[str, Value] = {"parts": found.parts, "accepted": codes or None}
+    if doubts and not faults:
+        reasons = [*doubts, Reason("not_all", agree)]
+        return Answer(Outcome.INCONCLUSIVE, reasons, figures, against, notes)
+    left_out = None if found.with_values else ["values"]
+    notes.append(Reason("looked", {"parts": found.parts, "left_out": left_out}))
+    if faults:
+        reasons = gathered(faults, by_code=True)
+        return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, against, notes, doubts)
     code = "whole" if found.with_values else "whole_headers"
-    said = Reason(code, {"tensors": figures["tensors"]})
-    return Answer(Outcome.HOLDS, [said], figures, (), notes)
+    reason = Reason(code, {**agree, "tensors": figures["tensors"]})
+    return Answer(Outcome.HOLDS, [reason], figures, against, notes)
+
+
+def require_acceptable(accept: Mapping[str, str]) -> None:
+    """Raise UsageError for a code that is no fault's, and for a fault without a reason."""
+    faults = [code for code, rule in RULES.items() if rule.severity is FAULT]
+    for code, because in accept.items():
+        if code not in RULES:
+            hint = nearest(code, faults) or "docs/rules.md lists the codes of all faults"
+            raise UsageError(f"no fault of whole has the code {code[:40]!r}", hint)
+        if code not in faults:
+            hint = f"`shadow explain {code}` says what to do"
+            raise UsageError(
+                f"{code} is a {RULES[code].severity}, and only a fault is accepted", hint
+            )
+        if not because.strip():
+            raise UsageError(f"{code} is accepted without a reason", f"write {code}=REASON")
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
-    """Read headers and small files, then ask a loader, then sweep once over values."""
+    """Read headers and small files, then sweep once over values while a loader is asked."""
+    from shadow.checkpoints.transfers import meanwhile
+
     read = not asked.headers
     checkpoint, stored, small, files = shards.open_whole(
         asked.models[0], runtime, scratch, with_values=read
     )
     if checkpoint is None:
-        return Whole(files, with_values=read)
-    adapter, expected, named = None, None, None
+        return Whole(files, with_values=read, accept=asked.accept)
     is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
     is_adapter |= checkpoint.adapter is not None
     is_loaded = asked.models[0] in runtime.found  # a model in memory
-    if not is_adapter and not is_loaded:
-        expected = names.gather_expected(checkpoint, scratch / "loader", is_cut=files.are_cut)
+    swept: list[Swept] = []
+    unread: list[Unmatched] = []
+
+    def ask() -> Expected | None:
+        if is_adapter or is_loaded:
+            return None
+        folder = scratch / "loader"
+        return names.gather_expected(checkpoint, runtime.cache, folder, is_cut=files.are_cut)
+
+    with meanwhile(ask) as answer:
+        if read:
+            from shadow.run.scan import sweep
+
+            swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
+    expected = answer.result()
     vocabulary = find_vocabulary(checkpoint, expected)
+    adapter, named = None, None
     if expected is not None:
         tied = None
         if vocabulary.heads and vocabulary.embeddings:
@@ -100,12 +173,6 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
             tied = names.gather_tied(checkpoint, ends, reading, is_tied=expected.tied)
         indexed = files.weight_map.keys()
         named = names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
-    swept: list[Swept] = []
-    unread: list[Unmatched] = []
-    if read:
-        from shadow.run.scan import sweep
-
-        swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
     if is_adapter:
         adapter = configs.read_factors(small.get(configs.ADAPTER_CONFIG), stored, swept)
     words = configs.read_words(
@@ -117,10 +184,15 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     )
     tokens = max(words.vocabulary.values(), default=-1) + 1
     is_quantised = names.is_quantised(checkpoint)
+    plain = () if is_quantised else stored.values()
+    needs_code = expected is not None and expected.problem == "unknown_class"
+    beside = small_files.SmallFiles(small, files.every, words, plain, needs_code)
+    found = copies.gather_copies(checkpoint, vocabulary, beside.written, swept, runtime)
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
     every = values.Values(stored, swept, unread, tables, is_quantised)
-    return Whole(files, every, named, words, adapter, read)
+    parts = files, every, named, words, adapter, beside, found
+    return Whole(*parts, read, asked.accept)
 
 
 CHECK = Check(
@@ -133,5 +205,5 @@ CHECK = Check(
     gather,
     checkpoints=("CHECKPOINT",),
     says="one checkpoint agrees with itself",
-    options=("headers",),
+    options=("headers", "accept"),
 )

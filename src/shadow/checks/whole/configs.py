@@ -6,12 +6,23 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shadow.checks.whole.names import number_of, text_config
-from shadow.checks.whole.part import Findings, clipped, is_broken, json_object
+from shadow.checks.whole.part import (
+    DOUBT,
+    FAULT,
+    NOTE,
+    FindingRule,
+    Findings,
+    clipped,
+    is_broken,
+    json_object,
+    listed,
+)
+from shadow.places.names import name_rules
 from shadow.templates import Value
 
 if TYPE_CHECKING:
@@ -21,40 +32,170 @@ if TYPE_CHECKING:
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 SPECIAL, ADDED, TOKENS = "special_tokens_map.json", "added_tokens.json", "tokenizer.json"
+VOCAB = "vocab.json"
 KINDS = ("eos", "bos", "pad")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
+PREFIX = "base_model.model."  # of every name that peft reads
+IN_LAYER = re.compile(
+    r"(?P<stack>.+?)\.(?P<layer>[0-9]{1,9})\.(?P<parent>(?:.+\.)?)(?P<module>[^.]+)"
+)
 # heads that peft adds to modules_to_save by itself, of which a model has one or none
 LISTED_BY_PEFT = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-WORDS = {
-    "not_json": "there is no JSON object in it",
-    "json_unread": "not looked at: it is larger than that of any released model, or a name occurs"
-    " twice",
-    "token_beyond": "{kind} is token {token}, but the embedding has {rows:count row|rows}",
-    "eos_apart": "eos is {one} here and {other} in {against}: generation does not stop where the"
-    " other says",
-    "token_unknown": "{kind} is {token}, which is not in the vocabulary",
-    "vocab_size": "vocab_size is {said}, but the embedding has {rows:count row|rows}",
-    "tokenizer_beyond": "{tokens:count token has|tokens have} no row in the embedding of"
-    " {rows:count row|rows}, such as {token} ({number})",
+BEYOND = "{kind} is token {token}, but the embedding has {rows:count row|rows}"
+VOCAB_SIZE = "vocab_size is {said}, but the embedding has {rows:count row|rows}"
+RULES: Mapping[str, FindingRule] = {
+    "not_json": FindingRule(
+        FAULT,
+        "there is no JSON object in it",
+        "A tokenizer is not loaded from it, or is another one.",
+        "Restore the file from the source, or save the tokenizer again.",
+    ),
+    "json_unread": FindingRule(
+        DOUBT,
+        "not looked at: it is larger than that of any released model, or a name occurs twice",
+        "Its tokens are not compared with config and embedding.",
+        "Restore the file from the source, or save the tokenizer again.",
+    ),
+    "token_beyond": FindingRule(
+        FAULT,
+        BEYOND,
+        "A model that is given this token stops with an index error.",
+        "Correct the number, or add rows to the embedding.",
+    ),
+    "token_by_default": FindingRule(
+        NOTE,
+        f"{BEYOND}; the class names it by default",
+        "Models of this class have it in their config and do not use it.",
+        "Set it to null if the model has no such token.",
+    ),
+    "eos_apart": FindingRule(
+        FAULT,
+        "eos is {one} here and {other} in {against}: generation does not stop where the other says",
+        "A tool that goes by the other file generates up to its limit.",
+        "Write the same eos into all these files.",
+    ),
+    "token_unknown": FindingRule(
+        FAULT,
+        "{kind} is {token}, which is not in the vocabulary",
+        "The tokenizer splits it into other tokens or takes the unknown one, so it has no effect.",
+        "Add the token to the vocabulary, or name one that is in it.",
+    ),
+    "vocab_size": FindingRule(
+        FAULT,
+        VOCAB_SIZE,
+        "A model of this config has rows that no file fills.",
+        "Set `vocab_size` to the number of rows.",
+    ),
+    "rows_spare": FindingRule(
+        DOUBT,
+        VOCAB_SIZE,
+        "A few models have more rows by design; others lose the rows at the end.",
+        "Set `vocab_size` to the number of rows, unless the class adds rows of its own.",
+    ),
+    "tokenizer_beyond": FindingRule(
+        FAULT,
+        "{tokens:count token has|tokens have} no row in the embedding of {rows:count row|rows},"
+        " such as {token} ({number})",
+        "A text with one of these tokens stops the model with an index error.",
+        "Add rows to the embedding, or take the tokens out of the tokenizer.",
+    ),
 }
-OF_ADAPTERS = {
-    "does_nothing": "the adapter does nothing: a factor is zero in {modules:all module|modules}",
-    "zero_factor": "one of its factors is all zero, so the adapter does nothing here",
-    "alpha": "lora_alpha is {alpha}, so the adapter does nothing",
-    "rank": "its factors have rank {rank:count}, but config says {said}",
-    "half": "only one factor of its update is there",
-    "factors_apart": "factors of {left} and {right} do not multiply",
-    "target_absent": "config names it in target_modules, but it has no factors",
-    "not_targeted": "config does not name it in target_modules, so peft leaves it out",
-    "saved_absent": "config names it in modules_to_save, but it has no tensor",
-    "head_unsaved": "peft adds {heads:and} to modules_to_save, and no tensor has such a name: the"
-    " head has another name or is lost",
-    "dora_absent": "config says DoRA, but no module has magnitudes",
-    "adapter_kind": "an adapter of the unknown type {kind}",
+OF_ADAPTERS: Mapping[str, FindingRule] = {
+    "does_nothing": FindingRule(
+        FAULT,
+        "the adapter does nothing: a factor is zero in {modules:all module|modules}",
+        "The base with this adapter is the base.",
+        "Check that the training updated the adapter and saved it after its last step.",
+    ),
+    "zero_factor": FindingRule(
+        FAULT,
+        "one of its factors is all zero, so the adapter does nothing here",
+        "The update of this module is zero, unlike those of others.",
+        "Check that the training reached this module, and that a merge did not lose it.",
+    ),
+    "alpha": FindingRule(
+        FAULT,
+        "lora_alpha is {alpha}, so the adapter does nothing",
+        "peft multiplies the update with lora_alpha / r.",
+        "Write the `lora_alpha` of the training into adapter_config.json.",
+    ),
+    "rank": FindingRule(
+        FAULT,
+        "its factors have rank {rank:count}, but config says {said}",
+        "peft refuses the shapes, and other tools scale the update by another rank.",
+        "Write the rank of the factors into `r` or `rank_pattern`.",
+    ),
+    "half": FindingRule(
+        FAULT,
+        "only one factor of its update is there",
+        "Without both factors the module has no update.",
+        "Restore the other factor from a checkpoint of the training.",
+    ),
+    "factors_apart": FindingRule(
+        FAULT,
+        "factors of {left} and {right} do not multiply",
+        "peft refuses the adapter.",
+        "Restore both factors from one checkpoint of the training.",
+    ),
+    "target_absent": FindingRule(
+        FAULT,
+        "config names it in target_modules, but it has no factors",
+        "peft gives these modules an update of zero, so what was trained is lost.",
+        "Restore the factors, or take the name out of `target_modules`.",
+    ),
+    "not_targeted": FindingRule(
+        FAULT,
+        "config does not name it in target_modules, so peft leaves it out",
+        "What was trained in this module does nothing.",
+        "Add its name to `target_modules`.",
+    ),
+    "saved_absent": FindingRule(
+        FAULT,
+        "config names it in modules_to_save, but it has no tensor",
+        "peft takes the module of the base, so what was trained is lost.",
+        "Restore its tensors, or take the name out of `modules_to_save`.",
+    ),
+    "head_unsaved": FindingRule(
+        DOUBT,
+        "peft adds {heads:and} to modules_to_save, and no tensor has such a name: the head has"
+        " another name or is lost",
+        "A classifier without its trained head answers at random.",
+        "Look for the trained head, and add its name to `modules_to_save`.",
+    ),
+    "dora_absent": FindingRule(
+        FAULT,
+        "config says DoRA, but it has no magnitudes",
+        "peft takes the magnitudes of the base, which is another update than was trained.",
+        "Restore the magnitudes, or set `use_dora` to false if none were trained.",
+    ),
+    "adapter_other": FindingRule(
+        NOTE,
+        "an adapter of type {kind}, whose tensors are not compared with its config",
+        "A tensor that it lacks is not named.",
+        "Load it on its base with peft.",
+    ),
+    "key_unread": FindingRule(
+        FAULT,
+        "peft reads no tensor of this name",
+        "peft drops it without a word, so the module stays that of the base, or is random.",
+        "Rename it to `base_model.model.` and the name of the tensor in the base.",
+    ),
+    "factors_lost": FindingRule(
+        FAULT,
+        "it has no factors, although config or most layers name it",
+        "peft gives it an update of zero, so what was trained is lost.",
+        "Restore the factors from a checkpoint of the training.",
+    ),
+    "adapter_kind": FindingRule(
+        DOUBT,
+        "an adapter of the unknown type {kind}",
+        "Its tensors are not compared with its config.",
+        "Load it on its base with peft.",
+    ),
 }
 
 
@@ -70,6 +211,7 @@ class Words:
     """The tokenizer's, as far as files of JSON have it."""
     unread: Mapping[str, bool] = field(default_factory=dict)
     """Files of the tokenizer that are not read as a JSON object, and whether they are broken."""
+    slow: Mapping[str, object] = field(default_factory=dict)  # of vocab.json
     vocab_size: int = 0  # the config's; 0 where it says none
     rows: int = 0  # of the embedding of these tokens; 0 where it is not known
     sees: bool = False  # whether the model has other components than language
@@ -77,37 +219,41 @@ class Words:
     """Whether no loader was asked, which compares vocab_size and rows by itself."""
     usual: Sequence[int] = ()  # tokens that a config of the class names unless it is told others
 
+    @property
+    def are_named(self) -> bool:
+        """Say whether any file names a token."""
+        return any(self.ids.values()) or bool(self.vocabulary)
 
-def judge_words(part: Findings, found: Words) -> None:
+
+def judge_words(findings: Findings, found: Words) -> None:
     """Find tokens without a row, and files that disagree on where generation stops."""
     rows, size = found.rows, found.vocab_size
     for kind, files in found.ids.items():
         for file, tokens in files.items():
             for token in (one for one in tokens if rows and one >= rows):
-                say = part.note if token in found.usual else part.fault
-                say(file, "token_beyond", kind=kind, token=clipped(str(token)), rows=rows)
+                code = "token_by_default" if token in found.usual else "token_beyond"
+                findings.add(file, code, kind=kind, token=clipped(str(token)), rows=rows)
         # generation stops where its own config says, or the model's
         stops = [file for file in (GENERATION, CONFIG) if file in files]
         for file in files if stops and kind == "eos" else ():
             if set(files[file]).isdisjoint(files[stops[0]]):
                 one, other = (clipped(", ".join(map(str, files[at]))) for at in (file, stops[0]))
-                part.fault(file, "eos_apart", one=one, other=other, against=stops[0])
+                findings.add(file, "eos_apart", one=one, other=other, against=stops[0])
     for file, broken in found.unread.items():
-        say, code = (part.fault, "not_json") if broken else (part.doubt, "json_unread")
-        say(file, code)
+        findings.add(file, "not_json" if broken else "json_unread")
     for kind, text in found.unknown.items():
-        part.fault(TOKENIZER, "token_unknown", kind=kind, token=clipped(text))
+        findings.add(TOKENIZER, "token_unknown", kind=kind, token=clipped(text))
     if found.checks_size and found.rows and size and size != found.rows:
         # some models have a few rows more by design
-        say = part.fault if size > found.rows else part.doubt
-        say(CONFIG, "vocab_size", said=clipped(size), rows=found.rows)
+        code = "vocab_size" if size > found.rows else "rows_spare"
+        findings.add(CONFIG, code, said=clipped(size), rows=found.rows)
     beyond = sorted((at, token) for token, at in found.vocabulary.items() if rows and at >= rows)
     # what stands for images has no row in a model of language alone
     words = [one for one in beyond if found.sees or not SEEN.search(one[1])]
     if words:
         number, text = words[0]
         of: dict[str, Value] = {"tokens": len(words), "token": clipped(text), "rows": rows}
-        part.fault("tokenizer", "tokenizer_beyond", **of, number=clipped(str(number)))
+        findings.add("tokenizer", "tokenizer_beyond", **of, number=clipped(str(number)))
 
 
 def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
@@ -115,7 +261,7 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     config, generation, tokenizer = (
         json_object(small.get(name)) for name in (CONFIG, GENERATION, TOKENIZER)
     )
-    texts = {name: small[name] for name in (SPECIAL, ADDED, TOKENS, "vocab.json") if name in small}
+    texts = {name: small[name] for name in (SPECIAL, ADDED, TOKENS, VOCAB) if name in small}
     objects = {name: json_object(content) for name, content in texts.items()}
     unread = {
         name: is_broken(texts[name])
@@ -128,23 +274,25 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     unknown = {}
     for kind in KINDS:
         key, word = f"{kind}_token_id", f"{kind}_token"
-        text = _text(tokenizer.get(word, special.get(word)))
+        text = text_of(tokenizer.get(word, special.get(word)))
         own = {
             CONFIG: config.get(key, text_config(config).get(key)),
             GENERATION: generation.get(key),
             TOKENIZER: vocabulary.get(text),
         }
         numbers = {
-            file: [one for one in (said if isinstance(said, list) else [said]) if type(one) is int]
-            for file, said in own.items()
+            file: [one for one in listed(said) if type(one) is int] for file, said in own.items()
         }
         ids[kind] = {file: some for file, some in numbers.items() if min(some, default=-1) >= 0}
         if text and vocabulary and text not in vocabulary:
             unknown[kind] = text
-    return Words(ids, unknown, vocabulary, unread, number_of(config, ("vocab_size",)), **facts)
+    slow = objects.get(VOCAB, {})
+    size = number_of(config, ("vocab_size",))
+    return Words(ids, unknown, vocabulary, unread, slow, size, **facts)
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """Return a text, or the content of a token; empty if it is neither."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else ""
 
@@ -157,17 +305,17 @@ def _vocabulary(
     model, listed = whole.get("model"), whole.get("added_tokens")
     own = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(own, list):  # a token and its score each
-        own = {_text(one[0]): at for at, one in enumerate(own) if isinstance(one, list) and one}
+        own = {text_of(one[0]): at for at, one in enumerate(own) if isinstance(one, list) and one}
     if not isinstance(own, dict):
-        own = objects.get("vocab.json", {})
+        own = objects.get(VOCAB, {})
     pairs = [*own.items(), *(objects.get(ADDED, {}).items() if own else ())]
     for one in listed if isinstance(listed, list) else ():
         if isinstance(one, dict):
-            pairs.append((_text(one.get("content")), one.get("id")))
+            pairs.append((text_of(one.get("content")), one.get("id")))
     decoder = tokenizer.get("added_tokens_decoder")
     for number, one in decoder.items() if own and isinstance(decoder, dict) else ():
         if number.isascii() and number.isdecimal() and len(number) < 12:
-            pairs.append((_text(one), int(number)))
+            pairs.append((text_of(one), int(number)))
     return {token: number for token, number in pairs if token and type(number) is int}
 
 
@@ -180,67 +328,120 @@ class Factors:
     others: Sequence[str] = ()  # its other tensors
     zero: Sequence[str] = ()  # modules of which a factor is all zero
 
+    @property
+    def is_compared(self) -> bool:
+        """Say whether it is of the type whose factors are compared."""
+        return self.config.get("peft_type") == "LORA"
 
-def judge_adapter(part: Findings, found: Factors) -> None:
+
+def judge_adapter(findings: Findings, found: Factors) -> None:
     """Compare the config with the factors, module by module."""
-    part.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
+    findings.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
     config, alpha = found.config, found.config.get("lora_alpha")
-    if config.get("peft_type") != "LORA":
-        part.doubt(ADAPTER_CONFIG, "adapter_kind", kind=str(config.get("peft_type"))[:40])
+    if not found.is_compared:
+        kind = str(config.get("peft_type"))
+        code = "adapter_other" if kind in name_rules().adapters else "adapter_kind"
+        findings.add(ADAPTER_CONFIG, code, kind=kind[:40])
         return
     if not isinstance(alpha, int | float) or not alpha > 0:
-        part.fault(ADAPTER_CONFIG, "alpha", alpha=str(alpha)[:40])
+        findings.add(ADAPTER_CONFIG, "alpha", alpha=str(alpha)[:40])
     if found.zero and len(found.zero) == len(found.shapes):
-        part.fault("lora_B", "does_nothing", modules=len(found.zero))
+        findings.add("lora_B", "does_nothing", modules=len(found.zero))
     else:
         for module in found.zero:
-            part.fault(module, "zero_factor")
+            findings.add(module, "zero_factor")
     for module, shapes in found.shapes.items():
-        _judge_module(part, module, shapes, config)
+        _judge_module(findings, module, shapes, config)
     targets = config.get("target_modules")  # a list, or a pattern, or all-linear
     named = [one for one in targets if isinstance(one, str)] if isinstance(targets, list) else []
     ends = {module: _ends(module) for module in found.shapes}
+    excluded = config.get("exclude_modules")  # in the same forms
     for target in sorted({*named}.difference(*ends.values())):
-        part.fault(clipped(target), "target_absent")
+        is_listed = isinstance(excluded, list) and not _ends(target).isdisjoint(map(str, excluded))
+        if not is_listed and not isinstance(excluded, str):
+            findings.add(clipped(target), "target_absent")
     if named and not config.get("target_parameters"):
         for module in ends:
             if ends[module].isdisjoint(named):
-                part.fault(module, "not_targeted")
-    _judge_saved(part, found)
-    if config.get("use_dora") and not any("lora_magnitude_vector" in one for one in found.others):
-        part.fault(ADAPTER_CONFIG, "dora_absent")
+                findings.add(module, "not_targeted")
+    _judge_saved(findings, found)
+    _judge_layers(findings, found)
+    parts = [name.partition(".lora_magnitude_vector") for name in found.others]
+    owners = {module.removeprefix(PREFIX) for module, magnitude, _ in parts if magnitude}
+    if config.get("use_dora"):
+        for module in sorted(found.shapes.keys() - owners):
+            findings.add(module, "dora_absent")
+    for name in found.others:
+        # the others are names that modules have in memory
+        if not name.startswith(PREFIX) or re.search(r"\.(modules_to_save|original_module)\.", name):
+            findings.add(name, "key_unread")
 
 
-def _judge_saved(part: Findings, found: Factors) -> None:
+def _judge_layers(findings: Findings, found: Factors) -> None:
+    """Find layers that lack factors which config, or most layers, say they have."""
+    layers = defaultdict[tuple[str, str, str], set[int]](set)  # by stack, parent and module
+    every = defaultdict[tuple[str, str], set[int]](set)  # of any module of a parent
+    for match in filter(None, map(IN_LAYER.fullmatch, found.shapes)):
+        stack, parent, module = match.group("stack", "parent", "module")
+        layers[stack, parent, module].add(int(match["layer"]))
+        every[stack, parent].add(int(match["layer"]))
+    config = found.config
+    targets = config.get("target_modules")
+    used = set[int]().union(*every.values())
+    chosen = {one for one in listed(config.get("layers_to_transform")) if type(one) is int}
+    for layer in sorted(chosen - used):
+        findings.add(f"layers.{layer}", "factors_lost")
+    is_of_all_layers = isinstance(targets, list) and not re.search("[0-9]", f"{targets}")
+    if chosen or not used or not is_of_all_layers or config.get("exclude_modules"):
+        return
+    for layer in _lacking(used, range(min(used), min(used) + 2 * len(used))):
+        findings.add(f"layers.{layer}", "factors_lost")
+    for (stack, parent, module), own in layers.items():
+        for layer in _lacking(own, every[stack, parent]):
+            findings.add(f"{stack}.{layer}.{parent}{module}", "factors_lost")
+
+
+def _lacking(own: Collection[int], every: Iterable[int]) -> list[int]:
+    """Return the layers that are not among own, if these are many: some models have a module in a
+    part of their layers, or take keys and values of earlier layers in the last ones.
+    """
+    lacking = sorted(layer for layer in every if layer < max(own) and layer not in own)
+    return lacking if 2 * len(lacking) <= len(own) else []
+
+
+def _judge_saved(findings: Findings, found: Factors) -> None:
     """Compare modules_to_save with the tensors: peft takes what ends with one of its names."""
-    listed = found.config.get("modules_to_save")
-    names = dict.fromkeys(str(name) for name in listed) if isinstance(listed, list) else {}
+    saved = found.config.get("modules_to_save")
+    names = dict.fromkeys(str(name) for name in saved) if isinstance(saved, list) else {}
     absent = [name for name in names if not any(f"{name}." in other for other in found.others)]
     task = found.config.get("task_type")
     heads = LISTED_BY_PEFT.get(task, ()) if isinstance(task, str) else ()
     for name in absent:
         if name not in heads:
-            part.fault(name[:200], "saved_absent")
+            findings.add(name[:200], "saved_absent")
     if heads and absent and all(head in absent for head in heads):
-        part.doubt(ADAPTER_CONFIG, "head_unsaved", heads=heads)
+        findings.add(ADAPTER_CONFIG, "head_unsaved", heads=heads)
 
 
 def _judge_module(
-    part: Findings, module: str, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+    findings: Findings,
+    module: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any],
 ) -> None:
     a, b = shapes.get("A"), shapes.get("B")
     if a is None or b is None:
-        part.fault(module, "half")
+        findings.add(module, "half")
         return
     if len(a) < 2 or len(b) < 2 or a[0] != b[1]:
         left, right = (" x ".join(map(str, one)) for one in (b, a))
-        part.fault(module, "factors_apart", left=left, right=right)
+        findings.add(module, "factors_apart", left=left, right=right)
         return
     said, patterns = config.get("r"), config.get("rank_pattern")
     for name, rank in patterns.items() if isinstance(patterns, dict) else ():
         said = rank if _is_named(module, name.lstrip("^")) else said
     if type(said) is int and said != a[0] and not config.get("target_parameters"):
-        part.fault(module, "rank", rank=a[0], said=clipped(said))
+        findings.add(module, "rank", rank=a[0], said=clipped(said))
 
 
 def _ends(module: str) -> set[str]:

@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadow.checks.answer import Against
-from shadow.checks.whole.part import Findings
+from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings
 from shadow.checks.whole.values import BUFFER, FLAT, role
-from shadow.extras import installing
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -30,38 +28,170 @@ MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers
 MOST_LAYERS = 10_000  # that a loader is asked to make
 FEW = 8  # experts of a layer, or tensors of an expert, that have a row each
 MOST = 100_000  # that a config may promise
-WORDS = {
-    "prefix": "no loader sees through {prefix} in {tensors:count name|names}",
-    "missing": "no file has it, so transformers initialises it at random",
-    "layer_lost": "{tensors:all tensor|tensors} of it are missing ({first}), so transformers"
-    " initialises them at random",
-    "experts_missing": "{experts/of:all expert|experts} are missing: {which} and"
-    " {more:count other|others}",
-    "expert_cut": "{tensors/of:all tensor|tensors} that others have are missing",
-    "expert_missing": "no file has it, in a model of {of:count expert|experts}",
-    "expert_shape": "its shape is {shape}, but that of most experts beside it is {other}",
-    "layer_missing": "config promises {of:count layer|layers}, but this one has no tensor",
-    "mtp_missing": "config promises {of:count layer|layers} to predict further tokens, but the"
-    " files have {found:count}",
-    "mismatched": "its shape is {shape}, but the model of this config has {other}",
-    "unexpected": "the model has no such tensor, so transformers leaves it out",
-    "head_differs": "stored beside a config that ties it to {embedding}, with other values:"
-    " transformers 5 takes it, others take {embedding}",
-    "head_unknown": "stored beside a config that ties it to {embedding}; values are not compared",
-    "mtp": "for further tokens; transformers leaves it out",
-    "not_asked": "names and shapes are not compared with what a loader expects: {why}",
-    "cut": "files are missing",
-    "no_config": "there is no config.json",
-    "no_class": "config names no class",
-    "gguf": "it is a GGUF file",
-    "quantised": "the model is quantised",
-    "unknown_class": "transformers has no class {detail}",
-    "no_transformers": "{detail}; {install}",
-    "config_deep": "config.json is nested too deeply",
-    "loader_failed": "transformers says {detail}",
-    "loader_died": "the child that asks transformers died ({detail})",
-    "loader_large": "the model of this config takes too much memory",
-    "loader_slow": "transformers did not answer in {detail} seconds",
+AT_RANDOM = "The model runs without an error, and random weights spoil what it says."
+NOT_ASKED = "A tensor that is lost, renamed or of another shape stays unseen."
+EXPERTS = "The router sends tokens to experts that are random, or a loader stops."
+RULES: Mapping[str, FindingRule] = {
+    "prefix": FindingRule(
+        FAULT,
+        "no loader sees through {prefix} in {tensors:count name|names}",
+        "A loader finds no weights under such names, and initialises them at random.",
+        "Save the module inside the wrapper, or remove the prefix from the names.",
+    ),
+    "missing": FindingRule(
+        FAULT,
+        "no file has it, so transformers initialises it at random",
+        AT_RANDOM,
+        "Restore it from the source; if the model has no such part, correct config.json.",
+    ),
+    "layer_lost": FindingRule(
+        FAULT,
+        "{tensors:all tensor|tensors} of it are missing ({first}), so transformers initialises"
+        " them at random",
+        AT_RANDOM,
+        "Restore it from the source; if the model has no such part, correct config.json.",
+    ),
+    "experts_missing": FindingRule(
+        FAULT,
+        "{experts/of:all expert|experts} are missing: {which} and {more:count other|others}",
+        EXPERTS,
+        "Restore the experts, or make all layers and config.json agree on their number.",
+    ),
+    "expert_cut": FindingRule(
+        FAULT,
+        "{tensors/of:all tensor|tensors} that others have are missing",
+        EXPERTS,
+        "Restore the expert from the source.",
+    ),
+    "expert_missing": FindingRule(
+        FAULT,
+        "no file has it, in a model of {of:count expert|experts}",
+        EXPERTS,
+        "Restore the expert, or make all layers and config.json agree on their number.",
+    ),
+    "expert_shape": FindingRule(
+        FAULT,
+        "its shape is {shape}, but that of most experts beside it is {other}",
+        "Loaders stack the experts of a layer, which takes one shape.",
+        "Restore the expert from the source.",
+    ),
+    "layer_missing": FindingRule(
+        FAULT,
+        "config promises {of:count layer|layers}, but this one has no tensor",
+        AT_RANDOM,
+        "Restore the layer, or correct `num_hidden_layers` in config.json.",
+    ),
+    "mtp_missing": FindingRule(
+        FAULT,
+        "config promises {of:count layer|layers} to predict further tokens, but the files have"
+        " {found:count}",
+        "A server that predicts several tokens at once stops, or uses random weights.",
+        "Restore these layers, or write the number that is stored into config.json.",
+    ),
+    "mismatched": FindingRule(
+        FAULT,
+        "its shape is {shape}, but the model of this config has {other}",
+        "A loader stops, or initialises the tensor at random.",
+        "Correct the sizes in config.json, or restore the tensor that belongs to them.",
+    ),
+    "unexpected": FindingRule(
+        FAULT,
+        "the model has no such tensor, so transformers leaves it out",
+        "What was trained in it does nothing; its name or the config is that of another model.",
+        "Rename it as the class expects, or correct `architectures` in config.json.",
+    ),
+    "other_head": FindingRule(
+        NOTE,
+        "the model has no such tensor, and {spare} has: transformers leaves it out",
+        "A head of another task, which the class of config does without.",
+        "Name {spare} in `architectures` if the head is to be used.",
+    ),
+    "head_differs": FindingRule(
+        FAULT,
+        "stored beside a config that ties it to {embedding}, with other values: transformers 5"
+        " takes it, others take {embedding}",
+        "Two tools run two different models.",
+        "Set `tie_word_embeddings` to false, or delete the stored head.",
+    ),
+    "head_unknown": FindingRule(
+        DOUBT,
+        "stored beside a config that ties it to {embedding}; values are not compared",
+        "If the values differ, two tools run two different models.",
+        "Run the command again without `--headers`.",
+    ),
+    "mtp": FindingRule(
+        NOTE,
+        "for further tokens; transformers leaves it out",
+        "Only a server that predicts several tokens at once uses it.",
+        "Leave it as it is.",
+    ),
+    "not_asked": FindingRule(
+        DOUBT,
+        "names and shapes are not compared with what a loader expects: {why}",
+        NOT_ASKED,
+        "Mend what is named as the reason, and run the command again.",
+    ),
+    "cut": FindingRule(DOUBT, "files are missing", NOT_ASKED, "Complete the files first."),
+    "no_config": FindingRule(
+        DOUBT,
+        "there is no config.json",
+        NOT_ASKED,
+        "Copy config.json of the model into the folder.",
+    ),
+    "no_class": FindingRule(
+        DOUBT, "config names no class", NOT_ASKED, "Add `architectures` to config.json."
+    ),
+    "gguf": FindingRule(
+        DOUBT, "it is a GGUF file", NOT_ASKED, "Check the model that it was converted from."
+    ),
+    "quantised": FindingRule(
+        DOUBT,
+        "the model is quantised",
+        NOT_ASKED,
+        "Check the model that it was made from, and compare both with `shadow verify quantised`.",
+    ),
+    "unknown_class": FindingRule(
+        DOUBT,
+        "transformers has no class {detail}",
+        NOT_ASKED,
+        "Update transformers, or check the model with the package that has its class.",
+    ),
+    "no_transformers": FindingRule(
+        DOUBT,
+        "{detail}; pip install transformers accelerate",
+        NOT_ASKED,
+        "Install transformers and accelerate.",
+    ),
+    "config_deep": FindingRule(
+        DOUBT,
+        "config.json is nested too deeply",
+        NOT_ASKED,
+        "Restore config.json from the source.",
+    ),
+    "loader_failed": FindingRule(
+        DOUBT,
+        "transformers says {detail}",
+        NOT_ASKED,
+        "Correct config.json, or update transformers.",
+    ),
+    "loader_died": FindingRule(
+        DOUBT,
+        "the child that asks transformers died ({detail})",
+        NOT_ASKED,
+        "Run the command again where more memory is free.",
+    ),
+    "loader_large": FindingRule(
+        DOUBT,
+        "the model of this config takes too much memory",
+        NOT_ASKED,
+        "Check the sizes in config.json.",
+    ),
+    "loader_slow": FindingRule(
+        DOUBT,
+        "transformers did not answer in {detail} seconds",
+        NOT_ASKED,
+        "Check the sizes in config.json, and run the command again on an idle machine.",
+    ),
 }
 
 
@@ -81,28 +211,27 @@ class Names:
     indexed: Collection[str] = ()  # names in the index: what it has and files lack is said of files
 
 
-def judge_names(part: Findings, found: Names) -> None:
+def judge_names(findings: Findings, found: Names) -> None:
     """Judge what a loader would miss, leave out, refuse or ignore."""
     for prefix, count in wrapped(found.tensors).items():
-        part.fault(prefix, "prefix", prefix=prefix, tensors=count)
-    layers = _judge_experts(part, found)
-    _judge_mtp(part, found)
+        findings.add(prefix, "prefix", prefix=prefix, tensors=count)
+    layers = _judge_experts(findings, found)
+    _judge_mtp(findings, found)
     if problem := found.expected.problem:
-        figures = {"detail": found.expected.detail, "install": installing("loader")}
-        why = Reason("not_asked", {"why": Reason(problem, figures)})
-        (part.notes if problem == "cut" else part.doubts).append(Against("", why))
+        why = Reason(problem, {"detail": found.expected.detail})
+        findings.add("", "not_asked", why=why)
         there = {int(match[1]) for match in map(LAYER.fullmatch, found.tensors) if match}
         promised = number_of(found.config, ("num_hidden_layers",))
         if problem != "cut" and there and promised <= MOST:
             for layer in sorted({*range(promised)} - there):
-                part.fault(f"layers.{layer}", "layer_missing", of=promised)
+                findings.add(f"layers.{layer}", "layer_missing", of=promised)
     else:
-        _judge_loading(part, found, layers)
+        _judge_loading(findings, found, layers)
     head, embedding, equal = found.tied or ("", "", True)
     if equal is None:
-        part.doubt(head, "head_unknown", embedding=embedding)
+        findings.add(head, "head_unknown", embedding=embedding)
     elif not equal:
-        part.fault(head, "head_differs", embedding=embedding)
+        findings.add(head, "head_differs", embedding=embedding)
 
 
 def wrapped(names: Collection[str]) -> dict[str, int]:
@@ -116,7 +245,7 @@ def wrapped(names: Collection[str]) -> dict[str, int]:
     }
 
 
-def _judge_loading(part: Findings, found: Names, layers: Collection[str]) -> None:
+def _judge_loading(findings: Findings, found: Names, layers: Collection[str]) -> None:
     """layers: those that lack an expert, which is reported already."""
     from shadow.checkpoints.expected import owners_of
 
@@ -131,26 +260,27 @@ def _judge_loading(part: Findings, found: Names, layers: Collection[str]) -> Non
             missing[owner].append(name)
     for owner, names in missing.items():
         if len(names) > 1:
-            part.fault(owner, "layer_lost", tensors=len(names), first=names)
+            findings.add(owner, "layer_lost", tensors=len(names), first=names)
         else:
-            part.fault(names[0], "missing")
+            findings.add(names[0], "missing")
     for name in sorted(found.expected.unexpected):
         info = found.tensors.get(name)
         is_judged_elsewhere = BUFFER.fullmatch(name) or FLAT.fullmatch(name)
-        if MTP.fullmatch(name) or _is_beyond(name, found.config):
-            part.note(name, "mtp")
+        if is_of_mtp(name, found.config):
+            findings.add(name, "mtp")
         elif not is_judged_elsewhere and (info is None or info.parameters):
-            part.fault(name, "unexpected")
+            spare = found.expected.spare
+            findings.add(name, "other_head" if spare else "unexpected", spare=spare)
     for name, shape, other in found.expected.mismatched:
-        if not is_named(name) and 0 not in shape:
-            part.fault(name, "mismatched", shape=_by(shape), other=_by(other))
+        if not is_named(name) and shape[:1] != (0,):
+            findings.add(name, "mismatched", shape=_by(shape), other=_by(other))
 
 
 def _by(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "()"
 
 
-def _judge_experts(part: Findings, found: Names) -> set[str]:
+def _judge_experts(findings: Findings, found: Names) -> set[str]:
     """Report experts that a layer lacks and similar layers have; return such layers."""
     # by the name before the number, by that after it, by number: the whole name
     experts: defaultdict[str, defaultdict[str, dict[int, str]]]
@@ -161,21 +291,27 @@ def _judge_experts(part: Findings, found: Names) -> set[str]:
     for owner, tensors in experts.items():
         numbers[role(owner)].update(*tensors.values())
     every = {kind: sorted(own) for kind, own in numbers.items()}
+    expected = found.expected
+    wrong = [*expected.missing, *(name for name, _, _ in expected.mismatched)]
+    faulty = {match[1] for match in map(LAYER.fullmatch, wrong) if match and "experts" in match[0]}
     layers = set()
     for owner, tensors in experts.items():
         for names in tensors.values():
             shapes = {name: _by(found.tensors[name].shape) for name in names.values()}
             usual = Counter(shapes.values()).most_common(1)[0][0]
             for name in sorted(name for name, shape in shapes.items() if shape != usual):
-                part.fault(name, "expert_shape", shape=shapes[name], other=usual)
-        lacks = _judge_lost_experts(part, owner, tensors, every[role(owner)])
-        if lacks and (layer := LAYER.fullmatch(owner + "0")):
+                findings.add(name, "expert_shape", shape=shapes[name], other=usual)
+        layer = LAYER.fullmatch(owner + "0")
+        if layer and not expected.problem and layer[1] not in faulty:
+            continue  # whatever the loader expects is there
+        lacks = _judge_lost_experts(findings, owner, tensors, every[role(owner)])
+        if lacks and layer:
             layers.add(layer[1])
     return layers
 
 
 def _judge_lost_experts(
-    part: Findings, owner: str, tensors: Mapping[str, Mapping[int, str]], every: Sequence[int]
+    findings: Findings, owner: str, tensors: Mapping[str, Mapping[int, str]], every: Sequence[int]
 ) -> bool:
     """Report experts of a layer that are lost or lack tensors, many of them in one row; return
     whether there are any. tensors: by the end of a name, by number. every: the numbers that similar
@@ -188,22 +324,22 @@ def _judge_lost_experts(
     if lost > FEW:
         figures = {"experts": lost, "of": len(every), "more": lost - FEW}
         which = ", ".join(map(str, first))
-        part.fault(owner.removesuffix("."), "experts_missing", which=which, **figures)
+        findings.add(owner.removesuffix("."), "experts_missing", which=which, **figures)
     else:
         for number in first:
-            part.fault(f"{owner}{number}", "expert_missing", of=len(every))
+            findings.add(f"{owner}{number}", "expert_missing", of=len(every))
     cut = [number for number, count in sorted(counts.items()) if count < len(tensors)]
     for number in cut:
         if (absent := len(tensors) - counts[number]) > FEW:
-            part.fault(f"{owner}{number}", "expert_cut", tensors=absent, of=len(tensors))
+            findings.add(f"{owner}{number}", "expert_cut", tensors=absent, of=len(tensors))
             continue
         for rest, names in tensors.items():
             if number not in names:
-                part.fault(f"{owner}{number}.{rest}", "expert_missing", of=len(every))
+                findings.add(f"{owner}{number}.{rest}", "expert_missing", of=len(every))
     return bool(lost or cut)
 
 
-def _judge_mtp(part: Findings, found: Names) -> None:
+def _judge_mtp(findings: Findings, found: Names) -> None:
     """Report layers that predict further tokens, which config counts and many loaders ignore."""
     promised = number_of(found.config, MTP_KEYS)
     named = [name for name in found.tensors if MTP.fullmatch(name)]
@@ -213,7 +349,12 @@ def _judge_mtp(part: Findings, found: Names) -> None:
     if count < promised <= MOST:
         inner = text_config(found.config)
         key = next(key for key in MTP_KEYS if key in found.config or key in inner)
-        part.fault(key, "mtp_missing", of=promised, found=count)
+        findings.add(key, "mtp_missing", of=promised, found=count)
+
+
+def is_of_mtp(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a tensor is of a layer that predicts further tokens."""
+    return bool(MTP.fullmatch(name)) or _is_beyond(name, config)
 
 
 def _is_beyond(name: str, config: Mapping[str, Any]) -> bool:
@@ -245,9 +386,12 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
     return said or packed or bool(checkpoint.refused)
 
 
-def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> Expected:
-    """Ask a loader about names and shapes, if one can be asked."""
+def gather_expected(
+    checkpoint: Checkpoint, cache: Path | None, scratch: Path, *, is_cut: bool
+) -> Expected:
+    """Ask a loader about names and shapes, if one can be asked. cache: a folder of answers."""
     from shadow.checkpoints.expected import Expected, expected
+    from shadow.run.file_cache import FileCache
 
     classes = checkpoint.config.get("architectures")
     problems = (
@@ -268,28 +412,46 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
             for name, stored in stored_names.items()
         }
     named = {name: checkpoint.tensors[stored] for name, stored in stored_names.items()}
-    answer = expected(checkpoint.config, named, scratch)
+    answers = None if cache is None else FileCache(cache, ".json")
+    answer = expected(checkpoint.config, named, scratch, answers)
     inputs = [stored_names[name] for name in answer.inputs if name in stored_names]
     outputs = [stored_names[name] for name in answer.outputs if name in stored_names]
     return replace(answer, inputs=inputs, outputs=outputs)
 
 
 def gather_tied(
-    checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool
+    checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool | None
 ) -> Tied | None:
-    """Return a head and the embedding that config, or the class (is_tied), ties it to. runtime:
-    None if values are not read.
+    """Return a head and the embedding that the class ties it to. is_tied: None where no loader was
+    asked, so that config decides. runtime: None if values are not read.
     """
-    infos = [checkpoint.tensors[name] for name in names]
-    parts = (checkpoint.config, text_config(checkpoint.config))
-    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
-    if infos[0].shape != infos[1].shape or not (said[0] if said else is_tied):
+    shapes = {checkpoint.tensors[name].shape for name in names}
+    if is_tied is None:
+        is_tied = says_tied(checkpoint.config, default=False)
+    if len(shapes) > 1 or not is_tied:
         return None
-    if runtime is None:
-        return *names, None
-    from shadow.checkpoints.transfers import Transfer
+    return *names, None if runtime is None else are_equal(checkpoint, names, runtime)
+
+
+def says_tied(config: Mapping[str, Any], *, default: bool) -> bool:
+    """Return whether a config ties the head to the embedding. default: if it does not say."""
+    parts = (config, text_config(config))
+    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+    return bool(said[0]) if said else default
+
+
+def are_equal(checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime) -> bool:
+    """Return whether two tensors of a checkpoint hold equal values."""
     from shadow.run.scan import same_values
 
-    for shard in {info.shard for info in infos}:
+    one, other = (checkpoint.tensors[name] for name in names)
+    fetch(checkpoint, (one, other), runtime)
+    return same_values(checkpoint.tensor, one, other)
+
+
+def fetch(checkpoint: Checkpoint, tensors: Collection[TensorInfo], runtime: Runtime) -> None:
+    """Fetch the shards of tensors, so that they can be read."""
+    from shadow.checkpoints.transfers import Transfer
+
+    for shard in {info.shard for info in tensors}:
         checkpoint.sources[shard].fetch(Transfer(runtime.say))
-    return *names, same_values(checkpoint.tensor, infos[0], infos[1])

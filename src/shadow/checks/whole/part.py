@@ -1,14 +1,14 @@
-"""Findings of `whole`: faults a row each, doubts that leave it open, and notes."""
+"""Findings of `whole`, a row each, and the rules that they follow."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shadow.checks.answer import Against, Figure
+from shadow.checks.answer import Against, Figure, Severity
 from shadow.templates import Reason, Value
 
 MOST_ROWS = 100  # of one code
@@ -16,23 +16,34 @@ MOST_SHOWN = 80  # characters of a text in a sentence
 SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
 
 
+FAULT = Severity.FAULT
+DOUBT = Severity.DOUBT
+NOTE = Severity.NOTE
+
+
+@dataclass(frozen=True)
+class FindingRule:
+    """A kind of finding; its code is its key in a table."""
+
+    severity: Severity
+    text: str  # template of a row
+    why: str  # one sentence: the consequence for who loads the checkpoint
+    do: str  # one imperative sentence: what mends it
+
+
 @dataclass
 class Findings:
-    """Faults, doubts (what could not be checked) and notes, as they are found."""
+    """Rows by severity, as they are found, and figures."""
 
-    against: list[Against] = field(default_factory=list)
-    doubts: list[Against] = field(default_factory=list)
-    notes: list[Against] = field(default_factory=list)
+    rules: Mapping[str, FindingRule]
+    accept: Mapping[str, str] = field(default_factory=dict)  # by code, why a person accepts it
+    rows: defaultdict[Severity, list[Against]] = field(default_factory=lambda: defaultdict(list))
     figures: dict[str, Figure] = field(default_factory=dict)
 
-    def fault(self, name: str, code: str, **figures: Value) -> None:
-        self.against.append(Against(name, Reason(code, figures)))
-
-    def doubt(self, name: str, code: str, **figures: Value) -> None:
-        self.doubts.append(Against(name, Reason(code, figures)))
-
-    def note(self, name: str, code: str, **figures: Value) -> None:
-        self.notes.append(Against(name, Reason(code, figures)))
+    def add(self, name: str, code: str, **figures: Value) -> None:
+        """Add a row about a tensor, module or file; the rule of its code knows the severity."""
+        row = Against(name, Reason(code, figures), accepted=self.accept.get(code))
+        self.rows[self.rules[code].severity].append(row)
 
 
 def folded(found: Iterable[Against]) -> list[Against]:
@@ -46,7 +57,8 @@ def folded(found: Iterable[Against]) -> list[Against]:
     for rows in by_code.values():
         if rest := rows[MOST_ROWS:]:
             figures: dict[str, Value] = {"like": rest[0].why, "rows": len(rest) - 1}
-            shown.append(Against(rest[0].name, Reason("more", figures)) if rest[1:] else rest[0])
+            more = replace(rest[0], why=Reason("more", figures))
+            shown.append(more if rest[1:] else rest[0])
     return shown
 
 
@@ -93,3 +105,8 @@ def json_object(content: bytes | None) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def listed(value: object) -> list[Any]:
+    """Return a list as it is, and anything other as a list of one."""
+    return value if isinstance(value, list) else [value]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shadow.checks.whole.part import Findings
+from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.text import in_ranges, several
 
@@ -30,22 +30,91 @@ PIECE = re.compile(
     r"|(weight_)?scales?|weight_scale_(inv|2)|weight_global_scale|SCB|(weight\.)?absmax|qzeros)"
 )
 FACTOR = re.compile(r".*\.lora_(embedding_)?[AB].*|.*lora_magnitude_vector.*")
+# what a layer adds to its input, in this number of matrices
+OUTPUT = re.compile(r"(?P<layer>.+\.layers\.[0-9]+)\.(self_attn\.o_proj|mlp\.down_proj)\.weight")
+OUTPUTS = 2
 RUNS = 8  # of numbers of experts that a sentence spells out
 NARROW = 16  # columns below which rows of one value come about by chance
 FEW = 0.01  # share of the rows of a vocabulary that may be zero: tokens without a meaning
-WORDS = {
-    "empty": "its shape is {shape}: saved without gathering its parts",
-    "flat": "a flat parameter of FSDP, saved without gathering its parts",
-    "not_finite": "{entries:count entry|entries} of {of:count} {entries|is|are} NaN or infinite",
-    "scale_missing": "its module has no {piece}, which others like it have",
-    "scale_zero": "a scale that is 0",
-    "zero": "all zero",
-    "constant": "every entry is {value:number}",
-    "zero_experts": "all zero in {experts:count expert|experts}: {which}",
-    "zero_rows": "{rows:count row|rows} of {of:count} {rows|is|are} all zero",
-    "constant_rows": "{rows:count row has|rows have} entries that are all equal",
-    "undecoded": "not looked at: {why}",
-    "unknown_dtype": "not looked at: {dtype} is a dtype that shadow does not know",
+RULES: Mapping[str, FindingRule] = {
+    "empty": FindingRule(
+        FAULT,
+        "its shape is {shape}: saved without gathering its parts",
+        "Each process of the training had a part of the tensor, and none of them is in the file.",
+        "Gather the whole state dict before saving; of DeepSpeed, run its zero_to_fp32.py.",
+    ),
+    "flat": FindingRule(
+        FAULT,
+        "a flat parameter of FSDP, saved without gathering its parts",
+        "No loader finds the weights of the modules that it joins.",
+        "Save again with FSDP's full state dict.",
+    ),
+    "not_finite": FindingRule(
+        FAULT,
+        "{entries:count entry|entries} of {of:count} {entries|is|are} NaN or infinite",
+        "One such entry makes every output NaN that it contributes to.",
+        "Go back to a checkpoint from before, or cast again from a wider format.",
+    ),
+    "scale_missing": FindingRule(
+        FAULT,
+        "its module has no {piece}, which others like it have",
+        "Packed numbers without their scale decode to other weights, or to none.",
+        "Restore it from a whole copy, or quantise the model again.",
+    ),
+    "scale_zero": FindingRule(
+        FAULT,
+        "a scale that is 0",
+        "Every weight that it scales is 0.",
+        "Quantise the module again, from weights that are not all zero.",
+    ),
+    "zero": FindingRule(
+        FAULT,
+        "all zero",
+        "Nothing passes through a matrix or a norm of zeros: it was allocated and never filled.",
+        "Restore the tensor from a checkpoint before, and check the code that saved it.",
+    ),
+    "idle_layer": FindingRule(
+        NOTE,
+        "all zero, as is every matrix whose product this layer adds: it returns its input",
+        "LLaMA-Pro and similar methods put such layers between trained ones and train them next.",
+        "Check that these layers were to be trained later.",
+    ),
+    "constant": FindingRule(
+        FAULT,
+        "every entry is {value:number}",
+        "Training leaves no matrix of one value: it was filled and never loaded.",
+        "Restore the tensor from a checkpoint before, and check the code that saved it.",
+    ),
+    "zero_experts": FindingRule(
+        FAULT,
+        "all zero in {experts:count expert|experts}: {which}",
+        "The router still sends tokens to experts that add nothing.",
+        "Restore the experts from a checkpoint before, and check the code that stacked them.",
+    ),
+    "zero_rows": FindingRule(
+        FAULT,
+        "{rows:count row|rows} of {of:count} {rows|is|are} all zero",
+        "Outputs of these rows are always 0; tokens of these rows look the same to the model.",
+        "Restore the tensor, and check the code that resized, sliced or merged it.",
+    ),
+    "constant_rows": FindingRule(
+        FAULT,
+        "{rows:count row has|rows have} entries that are all equal",
+        "Training leaves no such rows: they were filled and never loaded.",
+        "Restore the tensor, and check the code that resized, sliced or merged it.",
+    ),
+    "undecoded": FindingRule(
+        DOUBT,
+        "not looked at: {why}",
+        "Faults of these values stay unseen.",
+        "Check the model before it was packed, or a copy in another format.",
+    ),
+    "unknown_dtype": FindingRule(
+        DOUBT,
+        "not looked at: {dtype} is a dtype that shadow does not know",
+        "Faults of these values stay unseen.",
+        "Update `shadow`, or store the tensor in another dtype.",
+    ),
 }
 
 
@@ -61,27 +130,42 @@ class Values:
     is_quantised: bool = False
 
 
-def judge_values(part: Findings, found: Values) -> None:
+def judge_values(findings: Findings, found: Values) -> None:
     """Report faults; zeros that models have by design are none."""
-    part.figures |= {"tensors": len(found.stored), "tensors_read": len(found.swept)}
+    findings.figures |= {"tensors": len(found.stored), "tensors_read": len(found.swept)}
     for name, info in found.stored.items():
         if FLAT.fullmatch(name):
-            part.fault(name, "flat")
-        elif 0 in info.shape and info.dtype in FLOATS:
-            part.fault(name, "empty", shape=f"[{', '.join(map(str, info.shape))}]")
+            findings.add(name, "flat")
+        elif info.shape[:1] == (0,) and info.dtype in FLOATS:
+            findings.add(name, "empty", shape=f"[{', '.join(map(str, info.shape))}]")
         elif not (info.packing or found.is_quantised or info.dtype in {**FLOATS, **INTEGERS}):
-            part.doubt(name, "unknown_dtype", dtype=info.dtype)
+            findings.add(name, "unknown_dtype", dtype=info.dtype)
     peers: defaultdict[str, list[bool]] = defaultdict(list)  # by role, which are all zero
     for one in found.swept:
         peers[role(one.info.name)].append(one.found.is_constant and not one.found.first)
+    idle = _idle_outputs(found.swept)
     for one in found.swept:
+        if one.info.name in idle:
+            findings.add(one.info.name, "idle_layer")
+            continue
         is_vector = len(one.info.shape) < 2 and one.info.name.endswith(".bias")
         if is_vector or not BUFFER.fullmatch(one.info.name):
-            _judge_tensor(part, one, found, peers[role(one.info.name)])
+            _judge_tensor(findings, one, found, peers[role(one.info.name)])
     if found.is_quantised:
-        _judge_scales(part, found)
+        _judge_scales(findings, found)
     for unmatched in found.unread:
-        part.doubt(unmatched.tensor, "undecoded", why=unmatched.why)
+        findings.add(unmatched.tensor, "undecoded", why=unmatched.why)
+
+
+def _idle_outputs(swept: Sequence[Swept]) -> set[str]:
+    """Return the outputs of layers that return their input, since both are zero; of at most half of
+    the layers, as where new ones are put between trained ones.
+    """
+    outputs = {match: one.found for one in swept if (match := OUTPUT.fullmatch(one.info.name))}
+    zero = [match for match, found in outputs.items() if found.is_constant and not found.first]
+    layers = Counter(match["layer"] for match in zero)
+    idle = {match[0] for match in zero if layers[match["layer"]] == OUTPUTS}
+    return idle if 2 * len(idle) <= len(outputs) else set()
 
 
 def role(name: str) -> str:
@@ -89,7 +173,7 @@ def role(name: str) -> str:
     return re.sub(r"[0-9]+", "#", name)
 
 
-def _judge_tensor(part: Findings, one: Swept, found: Values, peers: Sequence[bool]) -> None:
+def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence[bool]) -> None:
     """Judge the values of a tensor."""
     name, info, seen = one.info.name, one.info, one.found
     match = PIECE.fullmatch(name)
@@ -99,38 +183,38 @@ def _judge_tensor(part: Findings, one: Swept, found: Values, peers: Sequence[boo
         return
     if bad := seen.nan + seen.infinite:
         if seen.entries > 1 or seen.nan or found.is_quantised:  # a bound may be infinite
-            part.fault(name, "not_finite", entries=bad, of=seen.entries)
+            findings.add(name, "not_finite", entries=bad, of=seen.entries)
     elif found.is_quantised and match and not match["numbers"]:
         if seen.is_constant and not seen.first:
-            part.fault(name, "scale_zero")
+            findings.add(name, "scale_zero")
     elif FACTOR.fullmatch(name):  # an adapter's are judged together
         return
     elif seen.is_constant and not seen.first:
         # a gate that begins at zero is zero in each layer; where others have learned, it is lost
         is_lost = 2 * sum(peers) <= len(peers) and not name.endswith("bias")
         if is_lost or (is_matrix and name.endswith(".weight")) or not is_float:
-            part.fault(name, "zero")
+            findings.add(name, "zero")
     elif seen.is_constant:
         if is_matrix and name.endswith(".weight"):
-            part.fault(name, "constant", value=seen.first)
+            findings.add(name, "constant", value=seen.first)
     elif name in found.vocabulary:
-        _judge_vocabulary(part, one, found.vocabulary[name])
+        _judge_vocabulary(findings, one, found.vocabulary[name])
     elif is_matrix and is_float and info.shape[-1] >= NARROW:
-        _judge_rows(part, one)
+        _judge_rows(findings, one)
 
 
-def _judge_rows(part: Findings, one: Swept) -> None:
+def _judge_rows(findings: Findings, one: Swept) -> None:
     """Report rows of a matrix, or of a stack of experts, that are zero or constant."""
     name, shape, seen = one.info.name, one.info.shape, one.found
     rows = math.prod(shape[:-1])
     each = rows // shape[0]  # of an expert
     per = Counter(row // each for row in seen.zero_rows if each > 1)
     if experts := [at for at, count in per.items() if count == each]:
-        part.fault(name, "zero_experts", experts=len(experts), which=_in_few_ranges(experts))
+        findings.add(name, "zero_experts", experts=len(experts), which=_in_few_ranges(experts))
     elif seen.zero_rows:
-        part.fault(name, "zero_rows", rows=len(seen.zero_rows), of=rows)
+        findings.add(name, "zero_rows", rows=len(seen.zero_rows), of=rows)
     if seen.constant_rows:
-        part.fault(name, "constant_rows", rows=len(seen.constant_rows))
+        findings.add(name, "constant_rows", rows=len(seen.constant_rows))
 
 
 def _in_few_ranges(numbers: Sequence[int]) -> str:
@@ -138,7 +222,7 @@ def _in_few_ranges(numbers: Sequence[int]) -> str:
     return several(in_ranges(numbers).split(", "), RUNS)
 
 
-def _judge_vocabulary(part: Findings, one: Swept, tokens: int) -> None:
+def _judge_vocabulary(findings: Findings, one: Swept, tokens: int) -> None:
     """Judge zero rows: those at the end are padding, and a few others unused tokens."""
     name, rows, zero = one.info.name, one.info.shape[0], {*one.found.zero_rows}
     end = rows
@@ -147,10 +231,10 @@ def _judge_vocabulary(part: Findings, one: Swept, tokens: int) -> None:
     end = min(end, tokens) if tokens and end < rows else end
     inside = sum(row < end for row in zero)
     if inside > max(FEW * rows, 1):  # padding has one
-        part.fault(name, "zero_rows", rows=inside, of=rows)
+        findings.add(name, "zero_rows", rows=inside, of=rows)
 
 
-def _judge_scales(part: Findings, found: Values) -> None:
+def _judge_scales(findings: Findings, found: Values) -> None:
     """Report packed numbers without a scale that similar ones have, or that their format needs."""
     pieces: defaultdict[str, set[str]] = defaultdict(set)
     numbers: dict[str, tuple[str, tuple[str, str]]] = {}  # by module, its name and kind
@@ -169,4 +253,4 @@ def _judge_scales(part: Findings, found: Values) -> None:
         if not lacking and len(here) == 1 and f"{name}_scale" not in found.stored:
             lacking = ["scale"]
         for one in lacking:
-            part.fault(name, "scale_missing", piece=one)
+            findings.add(name, "scale_missing", piece=one)
