@@ -210,6 +210,15 @@ def test_what_corresponds_is_found_and_measured(tmp_path, case):
         assert not (compared["relative_norm"] > 0).any()
 
 
+def test_what_is_broken_in_a_layer_that_moved_is_said(tmp_path):
+    """Zeros of a block that was added are no fault; entries that are not finite are."""
+    tuned = stored(layers(1, 2, 3, 4)(model("plain")), "float32")
+    tuned["model.layers.1.mlp.up_proj.weight"][3, 3] = torch.nan
+    report = audited(tmp_path, model("plain"), tuned, "plain")
+    codes = {sentence.code for sentence in report.summary.finding.sentences}
+    assert codes >= {"nonfinite", "layers_moved"}
+
+
 def test_models_with_nothing_in_common_have_nothing_in_common(tmp_path):
     """Also where one has fewer layers: nothing corresponds but numbers."""
     other = layers(0, 1, 2, 3)(model("plain", seed=10))
@@ -293,7 +302,7 @@ UNLIKE_1 = signed(np.eye(8)[0], np.eye(8)[1], turned(0.89, 1))
 )
 def test_a_unit_is_like_one_and_no_other(own, vector, base, unit):
     tuned = [Signature(99, (vector / max(np.linalg.norm(vector), 1e-9)).astype(np.float32))]
-    found = choose([own], [0, 1, 2], tuned, base)
+    found = choose([(own, tuned[0])], [*enumerate(base)])
     assert (found[0].unit if found else None) == unit
 
 

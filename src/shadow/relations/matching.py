@@ -48,21 +48,23 @@ Units = dict[int, UnitChoice | None]
 """By number of a unit of the tuned side; None for a new one."""
 
 
-def choose(
-    own: Sequence[int],
-    units: Sequence[int],
-    tuned: Sequence[Signature],
-    base: Sequence[Signature],
-) -> dict[int, UnitChoice]:
+Signed = Sequence[tuple[int, Signature]]
+"""Signatures of matrices, each with the number of its unit, in order."""
+
+
+def choose(tuned: Signed, base: Signed) -> dict[int, UnitChoice]:
     """Choose the unit of the base that each matrix is of, of matrices of one role, by their index;
     without those that are of none. Of equal units the one that follows that of the matrix before.
-
-    own, units: numbers of the units of both sides, in order.
     """
-    among = cosines(base, base)
+    units = [number for number, _ in base]
+    first, second = ([one for _, one in side] for side in (tuned, base))
+    if not first or not second:
+        return {}
+    among = cosines(second, second)
     choices: dict[int, UnitChoice] = {}
     expected: dict[int, int] = {}
-    for at, (number, found) in enumerate(zip(own, cosines(tuned, base), strict=True)):
+    for at, found in enumerate(cosines(first, second)):
+        number, _ = tuned[at]
         follows = expected.get(number, number)
         if choice := _choice(number, follows, found, units, among):
             choices[at] = choice

@@ -34,6 +34,7 @@ class Signature:
     digest: int
     sketch: Block
     """(SUMS,): signed sums of entries, of length 1; 0 of a matrix of zeros, or not finite."""
+    is_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def signature_of(matrix: Matrix, space: Workspace) -> Signature:
         signed = np.where(places & np.uint64(SUMS), -block, block)
         bins = (places % np.uint64(SUMS)).astype(np.intp)
         sums += np.bincount(bins.ravel(), signed.ravel(), SUMS)
-    return Signature(digest % 2**64, directions(sums[None])[0])
+    return Signature(digest % 2**64, directions(sums[None])[0], is_zero=not sums.any())
 
 
 def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:

@@ -33,6 +33,7 @@ from shadow.relations.signature import row_signatures_of, signature_of
 from shadow.run.journal import MatrixOutcome
 from shadow.run.runtime import AlignedPair, Runtime, ignore
 from shadow.run.scan import scan
+from shadow.run.scanned import Unmatched
 from shadow.run.workers import Cut, matrix_of, own_workspace
 from shadow.spectra.spectrum import Workspace
 from shadow.summary import record
@@ -166,23 +167,19 @@ class Matching:
             for role, places in _by_role(self._tuned, own).items()
             if len(candidates[role]) > 1
         ]
-        sides = []
-        for at, (checkpoint, operands) in enumerate(
-            ((self._aligned.tuned, self._tuned), (self._aligned.base, self._base))
-        ):
-            chosen = {place: operands[place] for role in roles for place in role[at]}
-            sides.append(self._read(checkpoint, chosen, signature_of))
-        tuned, base = sides
-        self._zeros |= {place for place, one in tuned.items() if not one.sketch.any()}
+        of_tuned = {place: self._tuned[place] for places, _ in roles for place in places}
+        of_base = {place: self._base[place] for _, places in roles for place in places}
+        tuned = self._read(self._aligned.tuned, of_tuned, signature_of)
+        base = self._read(self._aligned.base, of_base, signature_of)
+        self._zeros |= {place for place, one in tuned.items() if one.is_zero}
         choices: dict[Place, UnitChoice] = {}
         for places, others in roles:
+            read = list(filter(tuned.__contains__, places))
             found = choose(
-                [number_of(place) for place in places],
-                [number_of(place) for place in others],
-                [tuned[place] for place in places],
-                [base[place] for place in others],
+                [(number_of(place), tuned[place]) for place in read],
+                [(number_of(place), base[place]) for place in others if place in base],
             )
-            choices |= {places[at]: choice for at, choice in found.items()}
+            choices |= {read[at]: choice for at, choice in found.items()}
         return choices
 
     def _pair_units(self) -> None:
@@ -213,9 +210,8 @@ class Matching:
         """Find the rows of the base's vocabulary that rows are."""
         found: dict[tuple[Shape, Shape], RowPairs | None] = {}
         for pair in self._aligned.pairs:
-            if pair.base is None or pair.place not in suspects:
-                continue
-            if pair.base.info.packing or pair.tuned.info.packing:
+            is_packed = pair.tuned.info.packing or (pair.base and pair.base.info.packing)
+            if pair.base is None or pair.place not in suspects or is_packed:
                 continue
             shapes = pair.base.shape, pair.tuned.shape
             if shapes not in found:
@@ -223,7 +219,8 @@ class Matching:
                 second = self._read(
                     self._aligned.tuned, {pair.place: pair.tuned}, row_signatures_of
                 )
-                found[shapes] = match_rows(first[pair.place], second[pair.place])
+                sides = [*first.values(), *second.values()]
+                found[shapes] = match_rows(*sides) if len(sides) == 2 else None
             if rows := found[shapes]:
                 there = pair.base.part.place
                 self.partners[pair.place] = Partner(there, rows.by, rows.rows)
@@ -231,7 +228,7 @@ class Matching:
     def _read(
         self, checkpoint: Checkpoint, operands: Operands, sign: Sign[Made]
     ) -> dict[Place, Made]:
-        """Read matrices once, and return what is made of them."""
+        """Read matrices once, and return what is made of those that can be decoded."""
         pairs = [
             MatrixPair(place, None, operand, *operand.shape, is_matrix=False)
             for place, operand in operands.items()
@@ -241,7 +238,8 @@ class Matching:
             return pair.place, sign(matrix_of(pair.tuned, own), own_workspace())
 
         aligned = AlignedPair(checkpoint, checkpoint, pairs, [])
-        return dict(scan(aligned, measure, self._runtime, self._scratch))
+        unread: list[Unmatched] = []
+        return dict(scan(aligned, measure, self._runtime, self._scratch, unread))
 
 
 def _differing(aligned: AlignedPair) -> set[Place]:
