@@ -25,6 +25,10 @@ def cosine(one: Array, other: Array) -> float:
     return float((one * other).sum() / norms) if norms else 0.0
 
 
+def _of_layer(number: str, names: set[str]) -> bool:
+    return any(f"layers.{number}." in name for name in names)
+
+
 def partners(base: Mapping[str, Array], tuned: Mapping[str, Array]) -> dict[str, str]:
     """The tensor of the base that each tensor is: a matrix the one that it is most like, everything
     else that of the layer that most matrices of its layer are of.
@@ -45,12 +49,13 @@ def partners(base: Mapping[str, Array], tuned: Mapping[str, Array]) -> dict[str,
             layer, there = LAYER.search(name), LAYER.search(best)
             if layer and there:
                 votes.setdefault(layer[0], Counter())[there[0]] += T.size
+    taken = {*found.values()}
     for name in tuned.keys() - found.keys():
         layer = LAYER.search(name)
         if layer and layer[0] in votes:
             there = votes[layer[0]].most_common(1)[0][0]
             found[name] = LAYER.sub(there, name)
-        else:
+        elif name not in taken and not (layer and _of_layer(layer[0], taken)):
             found[name] = name
     return {name: one for name, one in found.items() if one in base}
 
@@ -79,7 +84,7 @@ def renumbered(made: Made) -> tuple[dict[str, str], Made]:
         first, second = sides[0][there], sides[1][name]
         if name.endswith(OF_ROWS) and cosine(first, second) < NEAR:
             of_base, of_tuned = rows_of(first, second)
-            if 2 * len(of_base) >= min(len(first), len(second)):
+            if of_base != of_tuned and 2 * len(of_base) >= min(len(first), len(second)):
                 base[name], tuned[name] = base[name][of_base], tuned[name][of_tuned]
     for name in made.base.keys() - {*found.values()}:
         base[name if name not in tuned else f"gone.{name}"] = made.base[name]
