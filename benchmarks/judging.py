@@ -474,7 +474,7 @@ def units_moved(unit: str) -> Callable[[Case, str, Mapping[str, float]], Judged]
                 own = [there for here, there in pairs.values() if here == at]
                 holds = 2 * own.count(at + int(start) - int(first)) > len(own) > 0
                 yield holds, f"{unit} {at} is of {sorted({*own})}"
-        for numbers in re.findall(rf"{unit}s? ([^;.]*?) of the base (?:is|are) missing", text,
+        for numbers in re.findall(rf"the base's {unit}s? ([^;.]*?) (?:is|are) missing", text,
                                   re.IGNORECASE):  # fmt: skip
             for at in map(int, re.findall(r"\d+", numbers)):
                 yield at not in [there for _, there in pairs.values()], f"{unit} {at} is there"

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,6 +138,7 @@ class MatrixPair:
         names = [self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot]
         if self.base is not None and self.matched_by != "number":
             names += [self.base.info.name, self.base.part.place.expert, self.matched_by]
+        names += [crc32(rows.tobytes()) for rows in self.chosen or ()]
         key = json.dumps(names)
         object.__setattr__(self, "key", sys.intern(key))  # the journal holds it too
 

@@ -54,29 +54,26 @@ def _units(word: str, row: UnitNumbers, context: Context) -> str:
     has_components = context.summary.has_components
     clauses = []
     if row.missing:
-        clauses.append(_clause(word, row.missing, "missing", " of the base"))
+        clauses.append(_clause(f"the base's {word}", row.missing, "missing"))
     if row.new:
         clauses.append(_clause(word, row.new, "new"))
     for run in row.runs:
-        ends = [run.first, run.last] if run.last > run.first else [run.first]
-        there = [number + run.base_first - run.first for number in ends]
-        clauses.append(_clause(word, ends, f"the base's {_span(there)}", span=_span(ends)))
+        ends = sorted({run.first, run.last})
+        there = " to ".join(str(number + run.base_first - run.first) for number in ends)
+        clauses.append(_clause(word, ends, f"the base's {there}", joint=" to "))
     place = component_name(row.component) if has_components else ""
     if row.layers:
         place = layers_of(row.component, row.layers, has_components)
     return _sentence(clauses, row.by, f"in {place}, " if place else "")
 
 
-def _span(ends: Sequence[int]) -> str:
-    """`3`, `0 to 3`; without a range, as a hostile number would make it endless."""
-    return " to ".join(map(str, ends))
-
-
-def _clause(word: str, numbers: Sequence[int], what: str, of: str = "", span: str = "") -> str:
-    """`layers 1 to 4 are new`."""
+def _clause(word: str, numbers: Sequence[int], what: str, joint: str = "") -> str:
+    """`layers 1 and 4 are new`. joint: between the ends of a run, which a hostile number would make
+    too long for a range.
+    """
+    named = joint.join(map(str, numbers)) if joint else numbers_text(numbers)
     is_one = len(numbers) == 1
-    name = f"{word if is_one else word + 's'} {span or numbers_text(numbers)}{of}"
-    return f"{name} {'is' if is_one else 'are'} {what}"
+    return f"{word} {named} is {what}" if is_one else f"{word}s {named} are {what}"
 
 
 def _sentence(clauses: Sequence[str], ways: Iterable[str], start: str = "") -> str:
