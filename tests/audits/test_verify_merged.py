@@ -107,10 +107,8 @@ def test_one_entry_or_another_adapter_does_not_hold(tmp_path, dtype):
     assert other.holds is False
     update = {n: ((b @ a) * 2).double().numpy() for n, (b, a) in pairs.items()}
     wrong = merge(base, factors(seed=9), dtype)
-    residual = sum(
-        np.linalg.norm(wrong[n].double().numpy() - base[n].double().numpy() - update[n]) ** 2
-        for n in pairs
-    )
+    found = {n: wrong[n].double().numpy() - base[n].double().numpy() for n in pairs}
+    residual = sum(np.linalg.norm(found[n] - update[n]) ** 2 for n in pairs)
     size = sum(np.linalg.norm(one) ** 2 for one in update.values())
     assert other.figures["error_over_update"] == pytest.approx((residual / size) ** 0.5, rel=1e-6)
 
@@ -122,9 +120,8 @@ def test_a_merge_that_is_computed_in_16_bits_holds_and_says_so(tmp_path, dtype):
     done = dict(base)
     for name, (b, a) in pairs.items():
         done[name] = base[name] + (b @ a) * torch.tensor(1.7, dtype=dtype)
-    found = recorded(
-        tmp_path, base, pairs, done, lora_alpha=float(torch.tensor(1.7, dtype=dtype)) * 4
-    )
+    alpha = 4 * float(torch.tensor(1.7, dtype=dtype))
+    found = recorded(tmp_path, base, pairs, done, lora_alpha=alpha)
     assert (found.holds, codes(found)) == (True, ["base_plus_update"])
     wide = factors()  # float32 factors that are cast before
     for name, (b, a) in wide.items():
@@ -278,29 +275,22 @@ def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
     module = "base_model.model.model.embed_tokens"
     extra = {f"{module}.lora_embedding_A": a, f"{module}.lora_embedding_B": b}
     moved = (base[EMBED].double() + 2 * (b.double() @ a.double()).T).float()
-    tied = {**planted.LLAMA, "tie_word_embeddings": True}
+    tied, untied = ({**planted.LLAMA, "tie_word_embeddings": is_tied} for is_tied in (True, False))
     for number, head in enumerate((moved, base[EMBED], moved + 1)):
         where = tmp_path / str(number)
         planted.write(where / "base", base, tied)
-        planted.write(
-            where / "merged",
-            base | {EMBED: moved, "lm_head.weight": head.clone()},
-            {**planted.LLAMA, "tie_word_embeddings": False},
-        )
+        merged = base | {EMBED: moved, "lm_head.weight": head.clone()}
+        planted.write(where / "merged", merged, untied)
         planted.adapter(where / "adapter", {}, extra)
         found = shadow.verify("merged", *(where / one for one in ("base", "adapter", "merged")))
         assert found.holds is (number < 2), found
 
 
-@pytest.mark.parametrize(
-    ("kind", "stored", "modules"),
-    [
-        ("llama", "F32", ["q_proj", "down_proj"]),
-        ("gpt2", "F16", ["c_attn", "c_fc"]),
-        ("gpt_neox", "BF16", ["query_key_value", "dense_h_to_4h"]),
-        ("phi3", "BF16", ["qkv_proj", "gate_up_proj"]),
-    ],
-)
+@pytest.mark.parametrize(("kind", "stored", "modules"), [
+    ("llama", "F32", ["q_proj", "down_proj"]), ("gpt2", "F16", ["c_attn", "c_fc"]),
+    ("gpt_neox", "BF16", ["query_key_value", "dense_h_to_4h"]),
+    ("phi3", "BF16", ["qkv_proj", "gate_up_proj"]),
+])  # fmt: skip
 def test_what_peft_merges_holds(tmp_path, kind, stored, modules):
     """Fused and transposed projections, on models in each format; twice merged it does not."""
     import peft

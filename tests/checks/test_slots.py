@@ -8,29 +8,26 @@ from shadow.templates import Reason, fill, names_in
 NAMES = ["a", "b", "c", "d", "e"]
 
 
-@pytest.mark.parametrize(
-    ("template", "figures", "text"),
-    [
-        ("{a} of {b.c}", {"a": "x", "b.c": "y"}, "x of y"),
-        ("{a:share}, {a:number}", {"a": 0.0123}, "1.2 %, 0.0123"),
-        ("{a:fixed}", {"a": -0.0}, "0.00"),
-        ("{n:count tensor|tensors} {n|is|are}", {"n": 1}, "1 tensor is"),
-        ("{n:count tensor|tensors} {n|is|are}", {"n": 1234}, "1,234 tensors are"),
-        ("{n:count tensor|tensors}", {"n": 0}, "0 tensors"),
-        ("{n:all tensor|tensors}", {"n": 1}, "the only tensor"),
-        ("{n:all tensor|tensors}", {"n": 2}, "both tensors"),
-        ("{n:all tensor|tensors}", {"n": 1234}, "all 1,234 tensors"),
-        ("{n/of:all tensor|tensors}", {"n": 3, "of": 3}, "all 3 tensors"),
-        ("{n/of:all tensor|tensors}", {"n": 2, "of": 3}, "2 of 3 tensors"),
-        ("{some}", {"some": NAMES[:3]}, "a, b, c"),
-        ("{some}", {"some": NAMES}, "a, b, c and 2 more"),
-        ("{some:and}", {"some": NAMES[:3]}, "a, b and c"),
-        ("x[, of {a}][; {b:count}]", {"a": "y", "b": 0}, "x, of y; 0"),
-        ("x[, of {a} in {b}]", {"a": "y", "b": None}, "x"),
-        ("x[, {n/of:all tensor|tensors}]", {"n": 1}, "x"),
-        ("{a}", {"a": "[{b}] {c"}, "[{b}] {c"),  # a name of a file is no template
-    ],
-)
+@pytest.mark.parametrize(("template", "figures", "text"), [
+    ("{a} of {b.c}", {"a": "x", "b.c": "y"}, "x of y"),
+    ("{a:share}, {a:number}", {"a": 0.0123}, "1.2 %, 0.0123"),
+    ("{a:fixed}", {"a": -0.0}, "0.00"),
+    ("{n:count tensor|tensors} {n|is|are}", {"n": 1}, "1 tensor is"),
+    ("{n:count tensor|tensors} {n|is|are}", {"n": 1234}, "1,234 tensors are"),
+    ("{n:count tensor|tensors}", {"n": 0}, "0 tensors"),
+    ("{n:all tensor|tensors}", {"n": 1}, "the only tensor"),
+    ("{n:all tensor|tensors}", {"n": 2}, "both tensors"),
+    ("{n:all tensor|tensors}", {"n": 1234}, "all 1,234 tensors"),
+    ("{n/of:all tensor|tensors}", {"n": 3, "of": 3}, "all 3 tensors"),
+    ("{n/of:all tensor|tensors}", {"n": 2, "of": 3}, "2 of 3 tensors"),
+    ("{some}", {"some": NAMES[:3]}, "a, b, c"),
+    ("{some}", {"some": NAMES}, "a, b, c and 2 more"),
+    ("{some:and}", {"some": NAMES[:3]}, "a, b and c"),
+    ("x[, of {a}][; {b:count}]", {"a": "y", "b": 0}, "x, of y; 0"),
+    ("x[, of {a} in {b}]", {"a": "y", "b": None}, "x"),
+    ("x[, {n/of:all tensor|tensors}]", {"n": 1}, "x"),
+    ("{a}", {"a": "[{b}] {c"}, "[{b}] {c"),  # a name of a file is no template
+])  # fmt: skip
 def test_slots(template, figures, text):
     assert fill(template, figures) == text
 

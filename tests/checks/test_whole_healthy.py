@@ -2,6 +2,7 @@
 other programs make and store beside them.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -38,7 +39,8 @@ UNMADE = {
         pp_ocrv5_server_det pp_ocrv6_medium_det qwen3_omni_moe t5gemma2_encoder
         time_series_transformer""",
     "its sizes depend on each other": """apertus1p5 cosmos3_edge cosmos3_edge_text csm d_fine
-        dots3_note dots3_note_text ernie4_5_vl_moe gemma3n gemma3n_text muse_spark upernet""",
+        dots3_note ernie4_5_vl_moe gemma3n gemma3n_text higgs_audio_v2_tokenizer muse_spark
+        upernet""",
     "it is large": """blt janus neucodec tvp vibevoice vibevoice_acoustic_tokenizer
         vibevoice_acoustic_tokenizer_decoder vibevoice_acoustic_tokenizer_encoder vibevoice_asr
         xcodec2""",
@@ -105,7 +107,8 @@ LORA = {**TARGETS, "init_lora_weights": False, "r": 4}
 PROMPT = {"num_virtual_tokens": 4}
 ADAPTERS = {
     "IA3": {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
-    "ADALORA": {"total_step": 10}, "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
+    "ADALORA": {"total_step": 10}, "ADAPTION_PROMPT": {
+        "adapter_len": 4, "adapter_layers": 1, "target_modules": "self_attn"},
     "CPT": {"cpt_token_ids": [1, 2], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 2]},
     "LN_TUNING": {"target_modules": ["input_layernorm"]}, "BOFT": {"boft_block_size": 4},
     "OFT": {"oft_block_size": 4, "r": 0}, "FOURIERFT": {"n_frequency": 20}, "HRA": {"r": 4},
@@ -134,11 +137,10 @@ def test_adapters_of_every_type_of_peft_are_healthy(in_this_process, tmp_path):
     for case in {**known, **ADAPTERS}.keys() - {"XLORA", "ADAMSS"}:  # of adapters; of scikit-learn
         settings = {**TARGETS, **ADAPTERS.get(case, {})}
         config = known.get(case, peft.LoraConfig)
-        if not hasattr(config(), "target_modules"):
+        if "target_modules" not in {field.name for field in dataclasses.fields(config)}:
             settings.pop("target_modules", None)
-        adapted = peft.get_peft_model(
-            planted.built("llama"), config(task_type="CAUSAL_LM", **settings)
-        )
+        config = config(task_type="CAUSAL_LM", **settings)
+        adapted = peft.get_peft_model(planted.built("llama"), config)
         with torch.no_grad():
             for one in adapted.parameters():
                 if one.requires_grad and one.is_floating_point():
@@ -203,10 +205,9 @@ def sentence_transformer(folder):
     save("bert", "BertModel", folder)
     kinds = ("Transformer", "Pooling", "Dense", "Normalize")
     paths = ("", "1_Pooling", "2_Dense", "3_Normalize")
-    modules = [
-        {"idx": at, "name": str(at), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for at, (kind, path) in enumerate(zip(kinds, paths, strict=True))
-    ]
+    where = "sentence_transformers.models"
+    modules = [{"idx": at, "name": str(at), "path": path, "type": f"{where}.{kind}"}
+               for at, (kind, path) in enumerate(zip(kinds, paths, strict=True))]  # fmt: skip
     (folder / "modules.json").write_text(json.dumps(modules))
     edit(folder, "sentence_bert_config.json", max_seq_length=128, do_lower_case=False)
     edit(folder, "config_sentence_transformers.json", model_type="SentenceTransformer")
@@ -288,12 +289,12 @@ def test_packed_models_are_healthy_as_far_as_they_can_be_compared(case, in_this_
         found = verified(tmp_path / "model")
     else:
         arch = case.split()[-1]
-        file = tmp_path / "a.gguf"
-        found = verified(
-            planted.write_gguf(file, planted.gguf_llama(), arch=arch, added=arch == "gemma")
-        )
+        tensors = planted.gguf_llama()
+        tensors.pop("lm_head.weight")
+        path = planted.write_gguf(tmp_path / "a.gguf", tensors, arch=arch, added=arch == "gemma")
+        found = verified(path)
     assert found.outcome in (HOLDS, OPEN), found.reason
-    assert {one.code for one in found.reasons} <= {"whole", "not_asked", "not_all"}
+    assert found.code in ("whole", "not_asked")
 
 
 # beside a checkout, on some machines: configs and indexes of released models
@@ -304,16 +305,21 @@ BROKEN = {"bigscience__bloom", "codefuse-ai__CodeFuse-CodeLlama-34B"}  # an inde
 LOST = {"unknown__Arp1tMoga__fast_qwen"}
 
 
-def shapes_in_files(config):
-    """The shapes that the files of a class have; empty for one that transformers lacks."""
+def shapes_in_files(config, names):
+    """The shapes that files of a class have under these names; empty for one that transformers
+    lacks.
+    """
     import transformers
     from transformers.core_model_loading import revert_weight_conversion
 
     cls = getattr(transformers, (config.get("architectures") or [""])[0] or "-", None)
     if cls is None:
         return {}
-    with torch.device("meta"):
-        model = cls(cls.config_class.from_dict(loader.stripped(config)))
+    state = {name: torch.empty(1, device="meta") for name in names}
+    model = cls.from_pretrained(
+        None, config=cls.config_class.from_dict(loader.stripped(config)), state_dict=state,
+        device_map={"": "meta"}, ignore_mismatched_sizes=True,
+    )  # fmt: skip
     saved = revert_weight_conversion(model, model.state_dict())
     return {name: tuple(one.shape) for name, one in (model.state_dict() | saved).items()}
 
@@ -346,8 +352,10 @@ def test_no_false_alarm_of_the_headers_of_released_models(in_this_process, tmp_p
         copy.mkdir()
         for path in small:
             (copy / path.name).write_bytes(path.read_bytes())
+            for module in re.findall(r'"(?:[^"]+--)?(\w+)\.\w+"', path.read_text()):
+                (copy / f"{module}.py").touch()  # the code that auto_map names is not stored here
         config = json_object((folder / "config.json").read_bytes()) if small else {}
-        shapes = shapes_in_files(config)
+        shapes = shapes_in_files(config, names)
         inner = config | (config.get("text_config") or {})
         table = (inner.get("vocab_size", 4), inner.get("hidden_size", 4))
         ends = r".*(embed_tokens|wte|word_embeddings|lm_head|embed_in|embd\.wte)\.weight"

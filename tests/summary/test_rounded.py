@@ -128,15 +128,12 @@ def test_what_is_only_rounded_is_said_apart(folder):
     assert gates["lineage"].figure > 0.99
 
 
-@pytest.mark.parametrize(
-    ("rule", "outcome", "value"),
-    [
-        ("concentration > 0.3", "met", None), ("language.attn.q.concentration > 0.3", "met", None),
-        ("language.mlp.up.relative_norm > 0.001", "passed", 0.0),
-        ("language.mlp.up.concentration < 0.3", "missing", None),
-        ("not gate.rank", "met", "does not hold"), ("language.mlp.up changed", "met", "changed"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("rule", "outcome", "value"), [
+    ("concentration > 0.3", "met", None), ("language.attn.q.concentration > 0.3", "met", None),
+    ("language.mlp.up.relative_norm > 0.001", "passed", 0.0),
+    ("language.mlp.up.concentration < 0.3", "missing", None),
+    ("not gate.rank", "met", "does not hold"), ("language.mlp.up changed", "met", "changed"),
+])  # fmt: skip
 def test_rules_are_judged_of_what_changed_beyond_rounding(folder, rule, outcome, value):
     """The norm of what is only rounded is 0, and it has no other figure; its entries changed."""
     (found,) = judge([parse_rule(rule)], read_measured(folder))
@@ -165,21 +162,16 @@ MOVED = tuple(
 COPIES = model(cast="tuned", **ROUNDED)
 
 
-@pytest.mark.parametrize(
-    ("rows", "more", "rounded"),
-    [
-        (COPIES, {}, 0),  # all is
-        (COPIES, {"extra_tensors": MOVED}, 0),  # all matrices are
-        (model(), {}, 0),  # nothing is
-        ([*COPIES, row(4, "mlp.up")], {}, 12),
-        ([*model(cast="base", **ROUNDED), row(4, "mlp.up")], {}, 12),
-        ([*COPIES, *[row(layer, "mlp.up") for layer in range(4, 20)]], {}, 12),  # fewer than others
-        ([*COPIES, row(4, "mlp.up"), row(4, "attn.q", cast=None)], {}, 0),  # of one it is unknown
-    ],
-)
-def test_nothing_is_left_out_unless_it_is_known_that_the_rest_changed_by_more(
-    tmp_path, rows, more, rounded
-):
+@pytest.mark.parametrize(("rows", "more", "rounded"), [
+    (COPIES, {}, 0),  # all is
+    (COPIES, {"extra_tensors": MOVED}, 0),  # all matrices are
+    (model(), {}, 0),  # nothing is
+    ([*COPIES, row(4, "mlp.up")], {}, 12),
+    ([*model(cast="base", **ROUNDED), row(4, "mlp.up")], {}, 12),
+    ([*COPIES, *[row(layer, "mlp.up") for layer in range(4, 20)]], {}, 12),  # fewer than others
+    ([*COPIES, row(4, "mlp.up"), row(4, "attn.q", cast=None)], {}, 0),  # of one it is unknown
+])  # fmt: skip
+def test_nothing_is_left_out_unless_the_rest_is_known_to_change_more(tmp_path, rows, more, rounded):
     """Where all or none are only rounded, or where that is unknown, figures are those of all."""
     found = summary_of(tmp_path, rows, **more)
     assert (found.figures.matrices_rounded, found.figures.matrices) == (

@@ -111,7 +111,11 @@ def expected(
     cache: Cache | None = None,
 ) -> Expected:
     """Ask transformers, unless the cache has its answer. scratch: a folder for the question."""
-    listed = {name: (info.dtype, info.shape) for name, info in tensors.items() if not info.problem}
+    listed = {
+        name: ("BF16" if info.packing else info.dtype, info.shape)
+        for name, info in tensors.items()
+        if not info.problem
+    }
     try:
         question = json.dumps({"config": stripped(config), "tensors": listed})
     except RecursionError:

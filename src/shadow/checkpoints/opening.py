@@ -26,6 +26,7 @@ from shadow.checkpoints.listing import (
 )
 from shadow.checkpoints.pickles import DISTRIBUTED
 from shadow.checkpoints.safetensors_files import (
+    Header,
     Packing,
     TensorInfo,
     Tensors,
@@ -69,6 +70,7 @@ class Checkpoint:
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
     # by module: a quantised format that is not decoded, and why
     refused: Mapping[str, str] = field(default_factory=dict)
+    gguf: Header | None = None  # of GGUF files: tensors by their own names, and the metadata
 
     def tensor(self, info: TensorInfo) -> StoredTensor | DecodedTensor:
         """Open the tensor, whose parts are read on demand. Raises ShadowError if it is gone."""
@@ -422,9 +424,11 @@ def _opened(
     own = {info.name: info for info in moved}
     if len(own) == len(tensors):  # otherwise two would have one name
         tensors = own
+    gguf = None
     if weights.are_gguf:
         headers = [header for header, _ in shards.values()]
         tensors, config = model_of(headers, weights.shards[0])
+        gguf = replace(headers[0], tensors=stored)
     return Checkpoint(
         located.reference,
         located.commit,
@@ -434,6 +438,7 @@ def _opened(
         sources,
         adapter=weights.adapter,
         refused=refused,
+        gguf=gguf,
     )
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
+from shadow.checks.whole.gguf_metadata import WORDS as ROTARY
+from shadow.checks.whole.gguf_metadata import rotary_faults
 from shadow.errors import UsageError
 from shadow.run.scanned import Scanned, not_compared, relative_norm, unmatched_reasons
 from shadow.templates import Reason
@@ -44,6 +46,7 @@ WORDS = {
     "scales": "the adapters scale {updates:count update|updates} differently",
     "dora": "only {where} is a DoRA adapter",
     "scale": "its update is scaled by {a:number} in A, {b:number} in B",
+    **ROTARY,
     "use_dora": "use_dora only in {where}",
     "entries": "{changed/entries:all entry|entries} {changed|differs|differ}"
     "[: {which} rounded to {format}][; {remark}]",
@@ -61,6 +64,7 @@ class Compared(Evidence):
     scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By module, what two adapters multiply their updates by, where that differs."""
     dora: str = ""  # which of two adapters is the only one that gives rows their norms, A or B
+    rotary: Sequence[Against] = ()  # faults of a GGUF file beside its source
     reshaped: Sequence[str] = ()  # the shapes of each vector that both store in another shape
     unscanned: Literal["", "one_checkpoint", "equal_checksums", "equal_files"] = ""
     """Why no weights were decoded."""
@@ -109,7 +113,7 @@ def judge(evidence: Compared) -> Answer:
         reshaped=len(evidence.reshaped),
         shapes=[*dict.fromkeys(evidence.reshaped)] or None,
     )
-    is_other = differ or evidence.unmatched or evidence.scales or evidence.dora
+    is_other = differ or evidence.unmatched or evidence.scales or evidence.dora or evidence.rotary
     return evidence.judged(
         figures,
         faults=_differences(evidence, differ, far) if is_other else [],
@@ -126,6 +130,7 @@ def _against(evidence: Compared, differ: Sequence[Scanned]) -> list[Against]:
     if evidence.dora:
         why = Reason("use_dora", where=evidence.dora)
         against.append(Against("adapter_config.json", why))
+    against += evidence.rotary
     is_one_cast = len({row.rounded for row in differ}) == 1  # which the reason says of all
     for row in differ:
         code = "entries" if row.finite or row.rounded else "some_not_finite"
@@ -159,6 +164,7 @@ def _differences(evidence: Compared, differ: Sequence[Scanned], far: float | Non
         reasons.append(Reason("scales", updates=len(evidence.scales)))
     if evidence.dora:
         reasons.append(Reason("dora", where=evidence.dora))
+    reasons += [fault.why for fault in evidence.rotary]
     for side, name in (("base", "A"), ("tuned", "B")):
         unmatched = [tensor for tensor in evidence.unmatched if tensor.side == side]
         reasons += unmatched_reasons(unmatched, Reason("only_in", where=name))
@@ -209,6 +215,13 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
             (pair, replace(row, changed=0, delta_energy=0.0) if pair.key in equal else row)
             for pair, row in compared
         ]
+    rotary: list[Against] = []
+    header = first.gguf or second.gguf
+    if header and (first.gguf is None or second.gguf is None):
+        rotary = rotary_faults(header, (second if first.gguf else first).config)
+        for pair, row in compared:
+            if row.changed and math.isclose(row.delta_energy, row.entries, rel_tol=1e-3):
+                remarks[pair.key] = "1 is missing or added, as llama.cpp adds it to norms"
     with_norms = ""
     for name, checkpoint in (("A", first), ("B", second)):
         if checkpoint.adapter and checkpoint.adapter.dora:
@@ -217,6 +230,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
         [replace(row, remark=remarks.get(pair.key, row.remark)) for pair, row in compared],
         _scales(first, second),
         with_norms if with_norms != "AB" else "",
+        rotary,
         [shapes for pair, _ in compared if (shapes := _reshaped(pair))],
         unmatched=aligned.unmatched,
         unread=aligned.unread,

@@ -1,7 +1,7 @@
 """`whole CHECKPOINT`: whether one checkpoint agrees with itself.
 
 In this package: shards, values, names (what a loader expects), vocabulary, configs (tokens,
-adapters), small_files (compared with each other) and copies.
+adapters), small_files (compared with each other), copies, quantised_modules and gguf_metadata.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Answer, Check, Outcome, Question
-from shadow.checks.whole import configs, copies, names, shards, small_files, values
+from shadow.checks.whole import (
+    configs,
+    copies,
+    gguf_metadata,
+    names,
+    quantised_modules,
+    shards,
+    small_files,
+    values,
+)
 from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings, folded, gathered
 from shadow.checks.whole.vocabulary import find_vocabulary
 from shadow.errors import UsageError
@@ -21,6 +30,7 @@ from shadow.text import nearest
 
 if TYPE_CHECKING:
     from shadow.checkpoints.expected import Expected
+    from shadow.checkpoints.safetensors_files import Header
     from shadow.run.runtime import Runtime
     from shadow.run.scan import Swept
     from shadow.run.scanned import Unmatched
@@ -29,8 +39,10 @@ if TYPE_CHECKING:
 RULES: Mapping[str, FindingRule] = {
     **shards.RULES,
     **configs.OF_ADAPTERS,
+    **quantised_modules.RULES,
     **values.RULES,
     **names.RULES,
+    **gguf_metadata.RULES,
     **configs.RULES,
     **small_files.RULES,
     **copies.RULES,
@@ -59,6 +71,8 @@ class Whole:
     adapter: configs.Factors | None = None
     small: small_files.SmallFiles | None = None
     copies: Sequence[copies.Copy] = ()
+    modules: quantised_modules.Modules | None = None
+    gguf: Header | None = None
     with_values: bool = True
     accept: Mapping[str, str] = field(default_factory=dict)
     """By the code of a fault that a person accepts, the reason."""
@@ -92,6 +106,10 @@ def judge(found: Whole) -> Answer:
         small_files.judge_small_files(findings, found.small)
     for code, name, other in found.copies:
         findings.add(name, code, other=other)
+    if found.modules is not None:
+        quantised_modules.judge_modules(findings, found.modules)
+    if found.gguf is not None:
+        gguf_metadata.judge_metadata(findings, found.gguf)
     if found.values is None:
         findings.add("", "nothing_opened")
     order = [*RULES]
@@ -137,7 +155,7 @@ def require_acceptable(accept: Mapping[str, str]) -> None:
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     """Read headers and small files, then sweep once over values while a loader is asked."""
-    from shadow.checkpoints.transfers import meanwhile
+    from shadow.checkpoints.transfers import Transfer, meanwhile
 
     read = not asked.headers
     checkpoint, stored, small, files = shards.open_whole(
@@ -163,16 +181,26 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
 
             swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
     expected = answer.result()
+    if expected is not None:
+        expected = quantised_modules.without_format(checkpoint, expected)
     vocabulary = find_vocabulary(checkpoint, expected)
     adapter, named = None, None
     if expected is not None:
         tied = None
-        if vocabulary.heads and vocabulary.embeddings:
-            ends = vocabulary.heads[0], vocabulary.embeddings[0]
+        ends = (*vocabulary.heads[:1], *vocabulary.embeddings[:1])
+        are_packed = {bool(checkpoint.tensors[name].packing) for name in ends}
+        if len(ends) == 2 and len(are_packed) == 1:  # rounding makes a packed copy differ
             reading = runtime if read else None
             tied = names.gather_tied(checkpoint, ends, reading, is_tied=expected.tied)
         indexed = files.weight_map.keys()
-        named = names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
+        # pieces of one module are no names among the weights of others
+        is_mixed = checkpoint.refused and any(one.packing for one in checkpoint.tensors.values())
+        tensors = {} if is_mixed else checkpoint.tensors
+        named = names.Names(tensors, checkpoint.config, expected, tied, indexed)
+    modules = None
+    if not is_adapter and checkpoint.gguf is None:
+        folder = files.names if checkpoint.config and not files.are_cut else ()
+        modules = quantised_modules.gather_modules(checkpoint, swept, folder, Transfer(runtime.say))
     if is_adapter:
         adapter = configs.read_factors(small.get(configs.ADAPTER_CONFIG), stored, swept)
     words = configs.read_words(
@@ -191,7 +219,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
     every = values.Values(stored, swept, unread, tables, is_quantised)
-    parts = files, every, named, words, adapter, beside, found
+    parts = files, every, named, words, adapter, beside, found, modules, checkpoint.gguf
     return Whole(*parts, read, asked.accept)
 
 

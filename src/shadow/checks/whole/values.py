@@ -151,8 +151,6 @@ def judge_values(findings: Findings, found: Values) -> None:
         is_vector = len(one.info.shape) < 2 and one.info.name.endswith(".bias")
         if is_vector or not BUFFER.fullmatch(one.info.name):
             _judge_tensor(findings, one, found, peers[role(one.info.name)])
-    if found.is_quantised:
-        _judge_scales(findings, found)
     for unmatched in found.unread:
         findings.add(unmatched.tensor, "undecoded", why=unmatched.why)
 
@@ -170,7 +168,7 @@ def _idle_outputs(swept: Sequence[Swept]) -> set[str]:
 
 def role(name: str) -> str:
     """Return a name without its numbers, which other layers share."""
-    return re.sub(r"[0-9]+", "#", name)
+    return re.sub(r"\b[0-9]+\b", "#", name)  # the number of w1 is no layer's
 
 
 def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence[bool]) -> None:
@@ -232,25 +230,3 @@ def _judge_vocabulary(findings: Findings, one: Swept, tokens: int) -> None:
     inside = sum(row < end for row in zero)
     if inside > max(FEW * rows, 1):  # padding has one
         findings.add(name, "zero_rows", rows=inside, of=rows)
-
-
-def _judge_scales(findings: Findings, found: Values) -> None:
-    """Report packed numbers without a scale that similar ones have, or that their format needs."""
-    pieces: defaultdict[str, set[str]] = defaultdict(set)
-    numbers: dict[str, tuple[str, tuple[str, str]]] = {}  # by module, its name and kind
-    for name, info in found.stored.items():
-        if match := PIECE.fullmatch(name):
-            pieces[match["owner"]].add(match["piece"])
-            is_packed = info.dtype not in FLOATS or info.dtype.startswith("F8")
-            if match["numbers"] and is_packed and not info.packing:  # whose blocks have scales
-                numbers[match["owner"]] = name, (match["numbers"], info.dtype)
-    usual: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for owner, (_, kind) in numbers.items():
-        usual[kind].update(pieces[owner])
-    for owner, (name, (piece, dtype)) in numbers.items():
-        here = usual[piece, dtype]
-        lacking = [one for one in here if 2 * here[one] > here[piece] and one not in pieces[owner]]
-        if not lacking and len(here) == 1 and f"{name}_scale" not in found.stored:
-            lacking = ["scale"]
-        for one in lacking:
-            findings.add(name, "scale_missing", piece=one)
