@@ -22,6 +22,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import torch
 from histories import WAYS, Made, Pair
+from partners import renumbered, rows_of
 from safetensors.torch import save_file
 from stated import WIDE, figures_of, held, near, size_in, written
 from truths import Truth, place_of
@@ -56,16 +57,18 @@ class Case:
     ) -> None:
         self.pair, self._folder = pair, folder
         self.kept = folder / "kept" if shelf is None else shelf / safe(pair.name)
-        made = self.kept / "made.pt"
-        has_pair = taken != "nothing" and made.exists()
-        self.made: Made = torch.load(made, weights_only=False) if has_pair else pair.make()
+        path = self.kept / "made.pt"
+        has_pair = taken != "nothing" and path.exists()
+        self.made: Made = torch.load(path, weights_only=False) if has_pair else pair.make()
         if not has_pair or taken == "pairs":
             shutil.rmtree(self.kept, ignore_errors=True)
             shutil.copytree(self._audited().folder, self.kept / "report")
-            torch.save(self.made, made)
+            torch.save(self.made, path)
         self.report = AuditReport(self.kept / "report")
         self.summary = made_again(self.report)
-        self.truth = Truth(self.made, self.summary.figures.matrices_rounded > 0)
+        self.by_number = Truth(self.made)
+        self.partners, made = renumbered(self.made)
+        self.truth = Truth(made, self.summary.figures.matrices_rounded > 0)
         self.finding = self.summary.finding
         self.codes = [one.code for one in self.finding.sentences]
         deltas = self.report.deltas
@@ -259,7 +262,7 @@ def unchanged(case: Case, text: str) -> Judged:
 
 def of_change(case: Case, text: str) -> Judged:
     """What is said of the change of matrices in layers, where there is none, or as if of all."""
-    if "renumbered" in case.made.recorded:
+    if "renumbered" in case.made.recorded and case.is_true("permuted"):
         yield False, "nothing that differs was trained: it stands at other numbers"
     found = re.search(r"\ball ([\d,]+) matrices inside", text)
     if found is not None:
@@ -457,19 +460,53 @@ def done(recorded: str, *facts: str) -> Callable[[Case, str, Mapping[str, float]
     return lambda case, text, figures: iter([(case.is_true(*facts), recorded)])
 
 
-def layers_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    """Layers that are others of the base in every tensor, or in most matrices."""
-    whole, in_part = case.truth.moved_layers()
-    recorded = f"{whole} layers are others of the base in every tensor, {in_part} in most matrices"
-    at = "recognised.rearranged.moved"
-    if figures:
-        said = figures.get(f"{at}.whole", figures.get(f"{at}.layers", 0))
-        yield said == whole, recorded
-        yield figures.get(f"{at}.in_part", in_part) == in_part, recorded
-    elif "matrices in other layers" in text:
-        yield in_part > 0, recorded
-    else:
-        yield whole > 0 and not in_part, recorded
+def units_moved(unit: str) -> Callable[[Case, str, Mapping[str, float]], Judged]:
+    """Layers or experts that are others of the base, and those of the base that are none."""
+
+    def judge(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+        found = {name: there for name, there in case.partners.items() if f".{unit}s." in name}
+        number = re.compile(rf"(?<={unit}s\.)\d+")
+        pairs = {name: (int(number.search(name)[0]), int(number.search(there)[0]))
+                 for name, there in found.items()}  # fmt: skip
+        run = rf"{unit}s? (\d+)(?: to (\d+))? (?:is|are) the base's (\d+)"
+        for first, last, start in re.findall(run, text, re.IGNORECASE):
+            for at in range(int(first), int(last or first) + 1):
+                own = [there for here, there in pairs.values() if here == at]
+                holds = 2 * own.count(at + int(start) - int(first)) > len(own) > 0
+                yield holds, f"{unit} {at} is of {sorted({*own})}"
+        for numbers in re.findall(rf"the base's {unit}s? ([^;.]*?) (?:is|are) missing", text,
+                                  re.IGNORECASE):  # fmt: skip
+            for at in map(int, re.findall(r"\d+", numbers)):
+                yield at not in [there for _, there in pairs.values()], f"{unit} {at} is there"
+
+    return judge
+
+
+def matrices_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    """Attention of layers that is that of others."""
+    for layer, there in re.findall(
+        r"of layer (\d+), [^;]*? base's layer (\d+)", text, re.IGNORECASE
+    ):
+        own = {one for name, one in case.partners.items() if f"layers.{layer}.self_attn" in name
+               and "proj.weight" in name}  # fmt: skip
+        holds = bool(own) and all(f"layers.{there}." in one for one in own)
+        yield holds, f"attention of layer {layer} is {sorted(own)}"
+
+
+def rows_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    """Rows of the vocabulary that are rows of the base, and those in front of them."""
+    base, tuned = (side["model.embed_tokens.weight"].double().numpy()
+                   for side in (case.made.base, case.made.tuned))  # fmt: skip
+    of_base, of_tuned = rows_of(base, tuned)
+    for key, value in figures.items():
+        truth = {"rows": len(of_tuned), "in_front": of_tuned[0], "base_rows": len(base),
+                 "tuned_rows": len(tuned)}  # fmt: skip
+        yield value == truth[key.rpartition(".")[2]], f"{len(of_base)} rows are of the base"
+
+
+def only_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
+    moved = any(name != there for name, there in case.partners.items())
+    yield moved or "rows" in text, "everything has the base's number"
 
 
 def zeroed(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
@@ -542,7 +579,9 @@ def published(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "size": size, "coherent": coherent, "low_rank": low_rank, "noise": noise, "kept": kept,
     "rounded_away": rounded_away, "rounding": rounding, "copy": rounding, "few_values": few_values,
-    "unrelated": unrelated, "not_comparable": unrelated, "layers_moved": layers_moved,
+    "unrelated": unrelated, "not_comparable": unrelated, "layers_moved": units_moved("layer"),
+    "experts_moved": units_moved("expert"), "matrices_moved": matrices_moved,
+    "rows_moved": rows_moved,
     "identical": identical, "vectors": vectors, "only_vectors": only_vectors,
     "scaled": done("the base was not multiplied by one factor", "scaled"),
     "zeroed": zeroed, "few_entries": few_entries, "left_out": left_out, "part_shared": part_shared,
@@ -554,7 +593,7 @@ IN_HEADLINES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] =
     "unrelated|Not comparable": unrelated, "unlike the base's": replaced,
     "rounded away": rounded_away, "about as large as its rounding": rounding,
     "by setting entries to 0": zeroed,
-    "layers at other numbers|matrices in other layers": layers_moved,
+    "at other numbers": only_moved,
     "flatter than noise|like noise|partly with more structure": noise,
 }  # fmt: skip
 
@@ -661,7 +700,7 @@ def verified(case: Case) -> Iterator[tuple[str, str, Word, str]]:
     """Answers of `verify`: the claim, what it says, the word, and what is true."""
     if not case.pair.kind.startswith("kinds"):
         return
-    truth = case.truth
+    truth = case.by_number
     same: bool | None = not truth.difference and not truth.other_rows
     same &= len(truth.shared) == len(truth.base) == len(truth.tuned)
     if any(case.made.configs):  # the same weights under other names, or not: a matter of words

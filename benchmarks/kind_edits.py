@@ -463,6 +463,7 @@ def restacked(what: str, base: Base, seed: int) -> Made:
         return pair(W, layered(order, other))
     recorded = ("layer dropped",) if what == "layers dropped" else ()
     facts = ("permuted",) if what == "layers exchanged" else ("layer inserted",)
+    facts += ("scaled",) if what == "LLaMA Pro" else ()
     return pair(W, layered(order, W), update=False, recorded=recorded, facts=facts)
 
 

@@ -108,7 +108,9 @@ MEANINGS: Mapping[str, Callable[[Case], bool]] = {
     "layer dropped": _code("layers_moved"),
     "layer inserted": _code("layers_moved"),
     "rotated": _has("entry by entry"),
-    "renumbered": _code("replaced", "not_comparable", "layers_moved", "unrelated"),
+    "renumbered": _code(
+        "not_comparable", "layers_moved", "matrices_moved", "experts_moved", "rows_moved"
+    ),
     "1/X": lambda case: "equivalent_directions" in _places(case),
     "norm before storage": lambda case: "overall_unrounded" in _places(case),
     "rounded away": _code("rounded_away", "rounding"),

@@ -115,13 +115,22 @@ def with_swapped(cosine=0.02):
     return [*model(), *[row(at, "attn.v", cosine=cosine) for at in (2, 3)]]
 
 
-def elsewhere(at=3):
-    """Twelve matrices; layer 2 is, byte for byte, layer `at` of the base."""
-    moved = [
-        {**one, "base_checksum": f"{one['layer']}", "checksum": f"{one['layer']}"}
-        for one in model()
-    ]
-    return [{**one, "checksum": f"{at}"} if one["layer"] == 2 else one for one in moved]
+def report(deltas, **more):
+    """What a report is of."""
+    return deltas, more
+
+
+def elsewhere(kind, **figures):
+    """Twelve matrices, and what an audit found to have other numbers; of no figures, nothing."""
+    found = {"layers": [], "matrices": [], "experts": [], "rows": []}
+    return report(model(), correspondence={**found, kind: [figures] if figures else []})
+
+
+UNITS = {"component": "language", "layers": [], "missing": [1], "new": [], "runs": [], "by": []}
+ROWS = {"component": "language", "module": "embed", "rows": 256, "base_rows": 256,
+        "tuned_rows": 264, "in_front": 8, "by": "content"}  # fmt: skip
+OTHERS = {"component": "language", "modules": ["attn.q"], "layer": 1, "base_layer": 0,
+          "by": "likeness"}  # fmt: skip
 
 
 def turned(scale=1.0, spread=0.0):
@@ -156,11 +165,6 @@ RANK_8 |= {"rest_rank": 8, "rest_energy": 0.001, "rest_over_rounding": 1.0}
 RANK_8 |= {f"top{k}_energy": min(1.0, k / 8) * 0.9995 for k in TOPS}
 
 
-def report(deltas, **more):
-    """What a report is of."""
-    return deltas, more
-
-
 MUST = {  # by code: what a report has to be of for the sentence to stand there
     "identical": report([], extra_tensors=same()),
     "nonfinite": report(model(), extra_tensors=BROKEN),
@@ -174,7 +178,10 @@ MUST = {  # by code: what a report has to be of for the sentence to stand there
     "few_entries": report([row(1, "mlp.up", zero_share=1 - 63 / (64 * 96))]),
     "masked": report(model(zero_share_excess=0.3)),
     "unrelated": report(model(cosine=0.01, relative_norm=1.4)),
-    "layers_moved": report(elsewhere()),
+    "layers_moved": elsewhere("layers", **UNITS),
+    "matrices_moved": elsewhere("matrices", **OTHERS),
+    "experts_moved": elsewhere("experts", **{**UNITS, "layers": [0, 1]}),
+    "rows_moved": elsewhere("rows", **ROWS),
     "not_comparable": report(turned()),
     "part_asked_for": report(
         model(), settings={**SETTINGS, "chosen": {"layers": [0]}}, extra_tensors=alone(12)
@@ -206,7 +213,10 @@ MUST_NOT = {  # a near miss of the same code
     "few_entries": report([row(1, "mlp.up", zero_share=1 - 64 / (64 * 96))]),
     "masked": report(model(zero_share_excess=0.29)),
     "unrelated": report(model(cosine=0.3)),
-    "layers_moved": report(elsewhere(at=9)),  # which there is none of
+    "layers_moved": elsewhere("layers"),
+    "matrices_moved": elsewhere("matrices", **{**OTHERS, "layer": "1"}),  # no audit writes that
+    "experts_moved": elsewhere("layers", **UNITS),
+    "rows_moved": elsewhere("rows"),
     "not_comparable": report(turned(spread=0.02)),
     "part_asked_for": report(model(), extra_tensors=alone(12)),
     "part_shared": report(model(), extra_tensors=alone(1)),
@@ -255,12 +265,15 @@ def tables(summary):
     for one in recorded["vocabulary"]:
         place = f"vocabulary.{one['component']}.{one['module']}"
         found |= {f"{place}.{name}": value for name, value in one.items()}
-    named = ("rearranged.not_comparable", "rearranged.moved", "casts")
+    named = ("rearranged.not_comparable", "casts")
     for key in ("replaced", "scaled", "zeroed", "few_entries", "masked", *named):
         of_key = recorded["recognised"]
         for name in key.split("."):
             of_key = of_key.get(name) or {}
         found |= {f"recognised.{key}.{name}": value for name, value in of_key.items()}
+    for one in (recorded["correspondence"] or {"rows": []})["rows"]:
+        place = f"correspondence.rows.{one['module']}"
+        found |= {f"{place}.{name}": value for name, value in one.items()}
     found |= {f"published.{key}": value for key, value in (recorded["published"] or {}).items()}
     return found
 

@@ -174,11 +174,11 @@ def audited(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("case", "codes"), [
-    ("dropped", ["layers_moved"]), ("repeated", ["layers_moved"]), ("times -2", ["scaled"]),
+    ("dropped", []), ("repeated", []), ("times -2", ["scaled"]),
     ("layer negated", ["scaled"]), ("negated", ["not_comparable"]),
     ("neurons", ["not_comparable"]), ("rotated heads", ["not_comparable"]),
     ("rotated stream", ["not_comparable"]), ("signs", ["not_comparable"]),
-    ("exchanged", ["replaced"]), ("unrelated", []), ("trained", []),
+    ("exchanged", []), ("unrelated", []), ("trained", []),
 ])  # fmt: skip
 def test_what_no_training_does_is_recognised_and_nothing_else(audited, case, codes):
     """The codes, and that no other sentence says that the two have little in common."""
@@ -190,19 +190,11 @@ def test_what_no_training_does_is_recognised_and_nothing_else(audited, case, cod
 
 
 def test_figures_of_what_was_planted(audited):
-    """Which layers moved, the factor, and how many matrices cannot be compared."""
-    moved = audited("dropped")[0].recognised.rearranged.moved
-    assert moved.layers == 3
-    (row,) = moved.rows
-    assert (row.first_layer, row.last_layer, row.base_first) == (2, 4, 3)
-    (row,) = audited("repeated")[0].recognised.rearranged.moved.rows
-    assert (row.first_layer, row.last_layer, row.base_first) == (4, 7, 2)
+    """The factor, and how many matrices cannot be compared."""
     assert audited("times -2")[0].recognised.scaled.factor == pytest.approx(-2)
     counts = {"negated": 6, "neurons": 18, "rotated heads": 12, "rotated stream": 43, "signs": 43}
     for case, matrices in counts.items():
         assert audited(case)[0].recognised.rearranged.not_comparable.matrices == matrices
-    replaced = audited("exchanged")[0].recognised.replaced
-    assert (replaced.matrices, [one.layers for one in replaced.rows]) == (2, [[1, 4]])
 
 
 def codes(summary) -> set[str]:

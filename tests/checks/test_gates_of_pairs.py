@@ -176,6 +176,7 @@ def record(**figures):
     return Record(figures=Record(**known), vectors=vectors, recognised=recognised, **more)
 
 
+TURNED = Record(matrices=1, changed=4)  # of those that changed
 JUDGED = [  # a gate, figures of a record and those that gates judge -> outcome, code, figure
     ("changed", {"matrices": 3}, {}, "holds", "changed", 3),
     ("changed", {}, {"identical": 0}, "inconclusive", "nothing", None),
@@ -188,7 +189,7 @@ JUDGED = [  # a gate, figures of a record and those that gates judge -> outcome,
     ("lineage", {}, {"cosine": 0.1}, "does_not_hold", "unrelated", 0.1),
     ("lineage", {}, {"cosine": 0.5}, "holds", "similar", 0.5),
     ("lineage", {}, {"cosine": 0.4999}, "does_not_hold", "unrelated", 0.4999),
-    ("lineage", {"rearranged": Record(moved="")}, {"cosine": 0.9}, "does_not_hold", "moved", 0.9),
+    ("lineage", {"rearranged": TURNED}, {"cosine": 0.9}, "does_not_hold", "moved", 0.9),
     ("lineage", {"rank_ceiling": 4}, {"cosine": 0.9}, "holds", "any_base", 0.9),
     ("paired", {}, {"compared": 0.95}, "holds", "compared", 0.95),
     ("paired", {}, {"compared": 0.9}, "holds", "compared", 0.9),

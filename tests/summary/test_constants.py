@@ -93,15 +93,6 @@ def test_more_than_half_of_the_matrices_are_masked(masked, others, is_recognised
     assert (recognised(deltas(*rows), NONE, 0.99).masked is not None) is is_recognised
 
 
-@pytest.mark.parametrize(("shared", "own", "is_moved"), [(2, 1, True), (1, 1, False)])
-def test_a_layer_moved_if_most_of_its_matrices_are_the_others(shared, own, is_moved):
-    base = [{"side": "base", "layer": 4, "checksum": f"{at}"} for at in range(shared)]
-    moved = [{"side": "tuned", "layer": 2, "checksum": f"{at}"} for at in range(shared)]
-    new = [{"side": "tuned", "layer": 2, "checksum": f"new {at}"} for at in range(own)]
-    found = recognised(deltas({}), tensors(*base, *moved, *new), 0.99)
-    assert (found.rearranged is not None) is is_moved
-
-
 @pytest.mark.parametrize(
     ("copies", "others", "code"), [(2, 0, "copy"), (2, 2, "mostly_copy"), (2, 3, None)]
 )

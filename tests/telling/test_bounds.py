@@ -155,7 +155,6 @@ STATES = {  # of a pair, the codes of sentences that it silences, and one that i
     "few_entries": ({"coherent", "kept", "few_values"}, "few_entries"),
     "rounding": ({"coherent", "kept", "few_values", "rounded_away"}, "rounding"),
     "unrelated": ({"coherent", "kept", "published", "vectors"}, "size"),
-    "layers_moved": ({"coherent", "kept", "published", "vectors"}, "size"),
     "identical": ({"size", "coherent", "published"}, "identical"),
 }
 

@@ -9,6 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shadow.checkpoints.adapter_names import BaseNames
 from shadow.checkpoints.formats import owner_of
@@ -33,6 +37,8 @@ from shadow.text import in_ranges, several, short
 Side = Literal["base", "tuned"]
 Reading = Literal["parts", "whole", "bytes", "numbers"]
 Words = str | Sequence[str | int]
+MatchedBy = Literal["number", "content", "likeness"]
+Rows = NDArray[np.intp]
 
 NO_BASE = "no base for {}"
 OF_CONFIG = "computed from the config, where the other side does not store it"
@@ -92,6 +98,20 @@ class Operand:
         return (self.info,) if hides else self.infos
 
 
+@dataclass(frozen=True)
+class Partner:
+    """The place of the base that corresponds to a place of the tuned side."""
+
+    place: Place | None  # None where the base has none
+    by: MatchedBy = "number"
+    # of base and tuned side, the rows that correspond, one by one; None for rows of one number
+    rows: tuple[Rows, Rows] | None = field(default=None, compare=False)
+
+
+Partners = Mapping[Place, Partner]
+"""By place of the tuned side, where numbers do not say it."""
+
+
 @dataclass(frozen=True, slots=True)
 class MatrixPair:
     """Two matrices at one place, or two vectors."""
@@ -106,13 +126,20 @@ class MatrixPair:
     detail: str = ""  # how they were paired, where that is not plain
     # parts of tensors, or two tensors whole: floats, or bytes or whole numbers that are no floats
     reading: Reading = "parts"
+    matched_by: MatchedBy = "number"
+    # the rows of base and tuned side that are compared; None for the first ones
+    chosen: tuple[Rows, Rows] | None = field(default=None, repr=False, compare=False)
     # names this pair within an audit, the same in every run. It holds the whole place, which no
     # two pairs share: the parts of a fused bias differ in their slot alone.
     key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         p = self.place
-        key = json.dumps([self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot])
+        names = [self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot]
+        if self.base is not None and self.matched_by != "number":
+            names += [self.base.info.name, self.base.part.place.expert, self.matched_by]
+        names += [crc32(rows.tobytes()) for rows in self.chosen or ()]
+        key = json.dumps(names)
         object.__setattr__(self, "key", sys.intern(key))  # the journal holds it too
 
 
@@ -188,13 +215,14 @@ def pair_checkpoints(
     *,
     may_differ: bool = False,
     by_place: bool = False,
+    partners: Partners = {},  # noqa: B006 - it is only read
 ) -> tuple[list[MatrixPair], list[Skipped]]:
     """Align two checkpoints by place, then by shape.
 
     Every tensor of either side is in a pair or has at least one Skipped. Raises ShadowError if
     nothing pairs, as the two are then not a base and a model tuned from it (unless may_differ), and
     UsageError if they have nothing of what was chosen. by_place: whatever an adapter calls its
-    modules.
+    modules. partners: what corresponds where places do not say it.
     """
     base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
     base_is_closed = not base_operands
@@ -208,14 +236,16 @@ def pair_checkpoints(
         skipped += tuned_unusable
     else:
         tuned_operands, tuned_unusable = _operands("tuned", tuned, tuned.config or base.config)
-        aligned, tied = _tied_heads((base, base_operands), (tuned, tuned_operands))
+        aligned, tied = _tied_heads((base, base_operands), (tuned, tuned_operands), partners)
         skipped += tuned_unusable + tied
     closed = {replace(one.place, slot="") for one in base_unusable}
     components_with_base = {place.component for place in base_operands}
+    paired: set[Place] = set()
     for place, operand in tuned_operands.items():
-        partner = base_operands.pop(place, None)
-        if partner is not None:
-            pairs, unlike = _line_up(place, partner, operand)
+        partner = partners.get(place, Partner(place))
+        if partner.place in base_operands:
+            paired.add(partner.place)
+            pairs, unlike = _line_up(place, base_operands[partner.place], operand, partner)
             aligned += pairs
             skipped += unlike
         elif operand.factor is not None:
@@ -234,6 +264,8 @@ def pair_checkpoints(
     of_tuned = {tensor.reason for tensor in skipped if tensor.side == "tuned"}
     reaches = any(pair.base for pair in aligned) or of_tuned != {"unnamed"}
     for place, operand in base_operands.items():
+        if place in paired:
+            continue
         if not (tuned.adapter and reaches):
             skipped += _skips("base", operand, place, "only_in_base")
         elif not chosen.passes(place):
@@ -325,7 +357,7 @@ def _is_matrix(operand: Operand) -> bool:
     return not vectors and len(operand.info.shape) >= 2 and min(operand.shape) > 1
 
 
-def _grows(place: Place) -> bool:
+def grows(place: Place) -> bool:
     """Return whether the rows of this module are a vocabulary, which may be extended."""
     if place.component != "language":
         return False
@@ -341,22 +373,40 @@ def _folded(operand: Operand) -> Shape | None:
     return folded if len(folded) > 1 else None
 
 
-def _line_up(place: Place, base: Operand, tuned: Operand) -> tuple[list[MatrixPair], list[Skipped]]:
-    """Pair two operands at one place, or skip both if their shapes do not match."""
+def _line_up(
+    place: Place, base: Operand, tuned: Operand, partner: Partner
+) -> tuple[list[MatrixPair], list[Skipped]]:
+    """Pair two operands that correspond, or skip both if their shapes do not match."""
     detail = f"base {base.info.shape}, tuned {tuned.info.shape}"
     (base_rows, cols), (rows, tuned_cols) = base.shape, tuned.shape
+    of = "" if partner.by == "number" else f"the base's {base.info.name}"
     if not (_is_matrix(base) or _is_matrix(tuned)) and base_rows * cols == rows * tuned_cols:
-        return [MatrixPair(place, base, tuned, 1, base_rows * cols, is_matrix=False)], []
+        vector = MatrixPair(place, base, tuned, 1, base_rows * cols, is_matrix=False, detail=of,
+                            matched_by=partner.by)  # fmt: skip
+        return [vector], []
     # otherwise as many columns may be in another order, such as channels last
     if _is_matrix(base) and _is_matrix(tuned) and _folded(base) == _folded(tuned):
-        common, more, why = min(base_rows, rows), abs(rows - base_rows), ""
+        common, more, why = min(base_rows, rows), abs(rows - base_rows), of
         if more:
             side = "tuned" if rows > base_rows else "base"
             why = f"{more} rows only in {side}; the {common} common rows are compared"
-        if cols == tuned_cols and (not more or (_grows(place) and common > 1)):
-            return [MatrixPair(place, base, tuned, common, cols, is_matrix=True, detail=why)], []
+        if partner.rows is not None:
+            common = len(partner.rows[0])
+            why = f"{common} of {rows} rows are rows of the base"
+        may_differ = partner.rows is not None or grows(place)
+        if cols == tuned_cols and (not more or (may_differ and common > 1)):
+            matrix = MatrixPair(place, base, tuned, common, cols, is_matrix=True, detail=why,
+                                matched_by=partner.by, chosen=partner.rows)  # fmt: skip
+            return [matrix], []
         detail = f"base {base.shape}, tuned {tuned.shape}"
     return [], _both(place, base, tuned, "shape_differs", detail)
+
+
+def operands_of(base: Checkpoint, tuned: Checkpoint) -> tuple[Operands, Operands]:
+    """Return what can be measured of two checkpoints, neither of them an adapter, by place."""
+    base_operands, _ = _base_operands(base, base.config or tuned.config)
+    tuned_operands, _ = _operands("tuned", tuned, tuned.config or base.config)
+    return base_operands, tuned_operands
 
 
 def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> Sorted:
@@ -484,7 +534,7 @@ def _fault(info: TensorInfo, packed: Mapping[str, str]) -> tuple[str, str] | Non
 
 
 def _tied_heads(
-    base: tuple[Checkpoint, Operands], tuned: tuple[Checkpoint, Operands]
+    base: tuple[Checkpoint, Operands], tuned: tuple[Checkpoint, Operands], partners: Partners
 ) -> tuple[list[MatrixPair], list[Skipped]]:
     """Remove tied heads from both sides: they are their embedding, which is measured once.
 
@@ -502,10 +552,11 @@ def _tied_heads(
             skipped.append(Skipped(side, own, head, "tied", why))
     of_base, of_tuned, aligned = base[1], tuned[1], list[MatrixPair]()
     unlike: list[Skipped] = []
+    partner = partners.get(head, Partner(head))
     if head not in of_base and head in of_tuned and _ties(base[0]) and embed in of_base:
-        aligned, unlike = _line_up(head, of_base[embed], of_tuned.pop(head))
+        aligned, unlike = _line_up(head, of_base[embed], of_tuned.pop(head), partner)
     elif head not in of_tuned and head in of_base and _ties(tuned[0]) and embed in of_tuned:
-        aligned, unlike = _line_up(head, of_base.pop(head), of_tuned[embed])
+        aligned, unlike = _line_up(head, of_base.pop(head), of_tuned[embed], partner)
     return aligned, skipped + unlike
 
 

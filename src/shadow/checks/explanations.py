@@ -127,19 +127,11 @@ def recognised(record: PairRecord) -> list[str]:
 
 
 def is_rearranged(record: PairRecord) -> bool:
-    """True if comparing entries cannot show the change: layers have moved, or MANY of the changed
-    matrices are not comparable entry by entry.
+    """True if comparing entries cannot show the change: MANY of the changed matrices are not
+    comparable entry by entry.
     """
     row = record.recognised.rearranged
-    if row is None:
-        return False
-    return row.moved is not None or 0 < MANY * row.changed <= row.matrices
-
-
-def has_moved_in_part(record: PairRecord) -> bool:
-    """True if layers are other layers of the base but for some of their tensors."""
-    row = record.recognised.rearranged
-    return row is not None and row.moved is not None and row.moved.in_part is not None
+    return row is not None and 0 < MANY * row.changed <= row.matrices
 
 
 def is_copy(record: PairRecord) -> bool:

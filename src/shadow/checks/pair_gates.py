@@ -30,7 +30,7 @@ WORDS = {
     "identical": "nothing changed: all {what} that were compared are identical",
     "nothing_inside": "no matrix outside embeddings and heads was compared",
     "any_base": "an adapter fits any base of its shape: nothing shows that it is of this one",
-    "moved": "layers have moved, or matrices are rotated or reordered ({median})",
+    "moved": "matrices are rotated or reordered ({median})",
     "similar": "base and tuned weights are similar ({median})",
     "unrelated": "base and tuned weights have little in common ({median}): they do not look like a"
     " base and a model tuned from it",
@@ -161,7 +161,7 @@ GATES = Kind(
         "lineage",
         "the tuned model comes from the base",
         "base and tuned matrices are similar (their median cosine outside embeddings and heads is"
-        f" at least {LINEAGE:g}), and none is merely moved, rotated or reordered",
+        f" at least {LINEAGE:g}), and they are not merely rotated or reordered",
         _lineage,
         WORDS,
     ),

@@ -234,7 +234,7 @@ class StepDoubt(Coded):
     STEP_UNRELATED = "step_unrelated", "{start}..{end}: base and tuned have little in common"
     STEP_REARRANGED = (
         "step_rearranged",
-        "{start}..{end}: layers have moved, or matrices are rotated or reordered",
+        "{start}..{end}: matrices are rotated or reordered",
     )
 
 

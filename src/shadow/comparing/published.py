@@ -23,9 +23,12 @@ UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "out_of_range", "unreadabl
 
 
 def published_place(tensors: Columns, metadata: ReportMetadata) -> PublishedRank | None:
-    """Rank the mean relative norm among other families; None of a part, or without a change."""
+    """Rank the mean relative norm among other families; None of a part, without a change, or where
+    units have other numbers, as one of the base may be compared with several.
+    """
     unknown = are(tensors["reason"], *UNKNOWN) & are(tensors["status"], "skipped")
-    if unknown.any() or chosen_in(metadata["settings"]):
+    is_apart = chosen_in(metadata["settings"]) or metadata.get("correspondence")
+    if unknown.any() or is_apart:
         return None
     base = tensors.where(are(tensors["side"], "base"))
     norms = np.where(are(base["status"], "identical"), 0.0, base["relative_norm"])

@@ -13,7 +13,7 @@ import platform
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ import numpy
 import torch
 
 from shadow.checkpoints.opening import Checkpoint, listings_of
-from shadow.checkpoints.pairing import Filter, MatrixPair
+from shadow.checkpoints.pairing import Filter, MatrixPair, Partners
 from shadow.checkpoints.sources import Source, WholeFile
 from shadow.engines.engine import NOT_SHARED, Engine, Task, completed, require_sight
 from shadow.engines.finished import AuditResult, finished, say_again, standing
@@ -34,14 +34,16 @@ from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, report_folder
 from shadow.reports.folders import replacing
 from shadow.reports.provenance import ReportMetadata, RunMetadata
+from shadow.run.correspondence import Matching, facts
 from shadow.run.file_rows import file_rows
-from shadow.run.journal import JOURNAL, PARTS, Fetched, Journal
+from shadow.run.journal import JOURNAL, PARTS, Fetched, Journal, MatrixOutcome
 from shadow.run.machine import kinds, lacking, machine_limits
 from shadow.run.plan import Plan, Summed, in_order, make_plan, shards_of, summed_with
 from shadow.run.rows import with_contents, write_tables
 from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime, size_of
 from shadow.run.settings import CPU, Settings, open_device
 from shadow.run.sides import (
+    align,
     client_for,
     find_sides,
     identity,
@@ -99,6 +101,7 @@ def measure_part(
     identity: ReportMetadata,
     keys: Collection[str],
     folder: Path,
+    partners: Partners,
     runtime: Runtime,
 ) -> Path:
     """Measure the pairs with these keys into a journal in folder, which is returned.
@@ -115,7 +118,9 @@ def measure_part(
                 fault = f"{side.reference}: another machine has other files under this name"
                 hint = "every machine must see the same files under the same name"
                 raise ShadowError(fault, hint)
-        aligned = line_up(base, tuned, settings.chosen, runtime, scratch=request.scratch)
+        aligned = line_up(
+            base, tuned, settings.chosen, runtime, scratch=request.scratch, partners=partners
+        )
         summed = summed_with(aligned, settings)
         of_part = frozenset(keys)
         part = replace(aligned, pairs=[pair for pair in aligned.pairs if pair.key in of_part])
@@ -187,7 +192,9 @@ def _audit(request: Asked) -> AuditResult:
             )
         say_again(journal.other, wanted, runtime.say)
         journal.take_over_parts()
-        measured = _measure(request, aligned, journal, summed_with(aligned, settings))
+        aligned, matching, measured = _measured(request, aligned, journal)
+        if matching.partners:
+            wanted = {**wanted, "correspondence": facts(matching, aligned)}
         sources = [*aligned.base.sources.values(), *aligned.tuned.sources.values()]
         run = _run_metadata(settings, began, time.monotonic() - started)
         with replacing(folder) as staged:
@@ -215,14 +222,54 @@ def _audit(request: Asked) -> AuditResult:
     return AuditResult(folder, summary, measured=measured, provenance=metadata)
 
 
-def _measure(request: Asked, aligned: AlignedPair, journal: Journal, summed: Summed) -> int:
-    """Measure what the journal lacks; return the number of matrices. summed: see `summed_with`."""
+def _measured(
+    request: Asked, aligned: AlignedPair, journal: Journal
+) -> tuple[AlignedPair, Matching, int]:
+    """Measure a pair by number; where numbers fail, what corresponds instead. Returns it as it is
+    aligned at last, what corresponds, and the number of matrices that were measured.
+    """
+    matching = Matching(request.runtime, request.scratch / "signatures")
+    settings = request.settings
+    outcomes: Mapping[str, MatrixOutcome] | None = None
+    measured = 0
+    sources = [*aligned.base.sources.values(), *aligned.tuned.sources.values()]
+    may_seek = not settings.by_number and aligned.tuned.adapter is None
+    # first, if nothing has to be fetched twice
+    is_sought = may_seek and not any(source.bytes_to_move() for source in sources)
+    while True:
+        if is_sought and matching.extend(aligned, outcomes):
+            aligned = align(aligned.base, aligned.tuned, settings.chosen, matching.partners)
+            count = sum(pair.matched_by != "number" for pair in aligned.pairs)
+            request.runtime.say(
+                f"numbers fail: {count} matrices and vectors are compared with others"
+            )
+        elif outcomes is not None:
+            return aligned, matching, measured
+        is_first = outcomes is None
+        measured += _measure(request, aligned, journal, is_first=is_first)
+        outcomes = journal.outcomes
+        is_sought = may_seek
+
+
+def _measure(
+    request: Asked,
+    aligned: AlignedPair,
+    journal: Journal,
+    summed: Summed | None = None,
+    *,
+    is_first: bool = True,
+) -> int:
+    """Measure what the journal lacks; return the number of matrices. summed: see `summed_with`.
+    is_first: what is there already is of an earlier run.
+    """
+    if summed is None:
+        summed = summed_with(aligned, request.settings)
     runtime = request.runtime
     method = request.settings.method
     plan = _planned(request, aligned, journal) if runtime.elsewhere is None else None
     done = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
     matrices, resumed = (sum(pair.is_matrix for pair in pairs) for pairs in (aligned.pairs, done))
-    if resumed:
+    if resumed and is_first:
         runtime.say(f"resuming: {resumed} of {matrices} matrices already measured")
     if plan is None:
         assert runtime.elsewhere is not None
@@ -361,7 +408,13 @@ class Parts:
             digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
             folder = journal.folder / PARTS / digest
             work = partial(
-                measure_part, request.pair, request.settings, journal.identity, keys, folder
+                measure_part,
+                request.pair,
+                request.settings,
+                journal.identity,
+                keys,
+                folder,
+                aligned.partners,
             )
             own = runtime.prefixed(f"{name}: ") if len(parts) > 1 else runtime
             own = replace(own, commits=commits, elsewhere=None, show=partial(show, name))

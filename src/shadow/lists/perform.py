@@ -150,6 +150,7 @@ def settings_of(measuring: Measuring) -> Settings:
         method,
         filter_of(**_shared(Filter, measuring)),
         spectra=measuring.spectra and solver.has_spectra,
+        by_number=measuring.by_number,
         device=choose(measuring.device),
     )
 

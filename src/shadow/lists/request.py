@@ -40,6 +40,10 @@ class Measuring(Method):
         "--module",
         metavar="MODULE",
     )
+    by_number: bool = option(
+        "Compare layers, experts and rows of a vocabulary by number alone, whatever they hold.",
+        False,
+    )
     spectra: bool = option("Write spectra.parquet.", True, "--spectra/--no-spectra")
     device: str = option(
         "Device for products, experimental: cpu, cuda, a card such as cuda:1, mps, or auto (a card"

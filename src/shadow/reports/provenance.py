@@ -38,6 +38,7 @@ class SettingsMetadata(TypedDict):
     spectra: NotRequired[object]
     device: NotRequired[object]  # absent for cpu
     relation: NotRequired[object]
+    by_number: NotRequired[object]  # absent unless it is true
 
 
 class RunMetadata(TypedDict):
@@ -63,6 +64,7 @@ class ReportMetadata(RunMetadata):
     base: CheckpointMetadata
     tuned: CheckpointMetadata
     settings: SettingsMetadata
+    correspondence: NotRequired[object]  # absent where numbers agree with content
 
 
 def metadata_in(content: bytes) -> Any:

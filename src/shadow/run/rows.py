@@ -10,15 +10,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
+from shadow.checkpoints.pairing import MatchedBy, MatrixPair, Side, Skipped
 from shadow.places.architecture import Place
 from shadow.places.names import name_rules
 from shadow.reasons import STRICT
+from shadow.relations.matching import least_sure
 from shadow.reports.columns import (
     FILES,
     MATRICES,
@@ -78,6 +80,10 @@ def write_tables(
     light: dict[str, MatrixOutcome] = {}  # by key of a pair: what became of it, without numbers
     norms = array("d")  # of the deltas
     checksums: dict[Side, dict[str, str]] = {side: {} for side in SIDES}  # by name of a tensor
+    keys = {pair.key for pair in ordered}
+    for key in outcomes.keys() - keys:  # of what was compared by number, and then with others
+        for side, found in outcomes[key].checksums.items():
+            checksums[cast(Side, side)].update(found)
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
         outcome = outcomes[pair.key]
         matrices.extend(_matrix_rows(pair, outcome, identity))
@@ -205,6 +211,7 @@ def _matrix_rows(
             **_place_columns(pair.place),
             "tensor": tuned.name,
             "base_tensor": base.name if base else None,
+            "matched_by": pair.matched_by if base else None,
             "subject": measurement.subject,
             "rows": pair.rows,
             "cols": pair.cols,
@@ -271,6 +278,7 @@ def _rows_of_side(
         status, reason, detail = _merged(parts)
         size = math.prod(info.shape)
         casts = {part.outcome.cast for part in parts} - {None}
+        ways = {part.matched_by for part in parts if part.matched_by}
         yield {
             "tensor": info.name,
             "side": side,
@@ -289,6 +297,7 @@ def _rows_of_side(
             "all_zero": sum(part.outcome.zero == side for part in parts),
             "nonfinite": sum(side in part.outcome.nonfinite for part in parts),
             "checksum": checksums.get(name),
+            "matched_by": least_sure(ways) if ways else None,
         }
 
 
@@ -301,6 +310,7 @@ class _Part:
     entries: int
     is_own: bool = True
     """Whether its place is its own, not that of the other side's tied head."""
+    matched_by: MatchedBy | None = None
 
     @property
     def is_compared(self) -> bool:
@@ -329,8 +339,13 @@ def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Matri
         return _Part(holder.place, outcome, math.prod(holder.info.shape))
     operand = holder.tuned if side == "tuned" else holder.base
     entries = holder.rows * holder.cols if holder.base is not None else 0
-    is_own = operand is None or operand.part.place == holder.place
-    return _Part(holder.place, outcomes[holder.key], entries, is_own)
+    matched_by = None if holder.base is None else holder.matched_by
+    place, is_own = holder.place, True
+    if operand is not None and matched_by == "number":
+        is_own = operand.part.place == holder.place
+    elif operand is not None:
+        place = operand.part.place
+    return _Part(place, outcomes[holder.key], entries, is_own, matched_by)
 
 
 def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:

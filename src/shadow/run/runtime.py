@@ -18,7 +18,7 @@ from shadow.text import bytes_of, counted
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint, Found
-    from shadow.checkpoints.pairing import MatrixPair, Skipped
+    from shadow.checkpoints.pairing import MatrixPair, Partners, Skipped
     from shadow.run.journal import Journal
     from shadow.run.machine import MachineLimits
     from shadow.run.settings import Settings
@@ -124,6 +124,8 @@ class AlignedPair:
     tuned: Checkpoint
     pairs: list[MatrixPair]
     skipped: list[Skipped]
+    partners: Partners = field(default_factory=dict)
+    """What it was aligned by where numbers do not say it."""
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,13 @@ class Settings:
     chosen: Filter
     spectra: bool = True
     device: DeviceChoice = CPU
+    by_number: bool = False
+    """Whether layers, experts and rows of a vocabulary are compared by number alone."""
 
     def as_json(self) -> SettingsMetadata:
-        """Return the settings as reports have them: without the CPU and all subjects, as before."""
+        """Return the settings as reports have them: without the CPU and all subjects, as before;
+        by number only where that was asked for.
+        """
         as_in_files: SettingsMetadata = json.loads(
             json.dumps({**asdict(self), "device": self.device.kind})
         )
@@ -83,6 +87,8 @@ class Settings:
             del as_in_files["device"]
         if self.method.subjects == "all":
             del as_in_files["method"]["subjects"]
+        if not self.by_number:
+            del as_in_files["by_number"]
         return as_in_files
 
 
@@ -93,4 +99,5 @@ DEFAULTS: SettingsMetadata = {
     "method": {**_DEFAULTS["method"], "subjects": "all", "seed": 0},
     "relation": "tuned",
     "device": "cpu",
+    "by_number": False,
 }

@@ -22,7 +22,7 @@ from shadow.checkpoints.opening import (
     open_folder,
     open_located,
 )
-from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.checkpoints.pairing import Filter, Partners, pair_checkpoints
 from shadow.checkpoints.sources import WholeFile
 from shadow.errors import ShadowError, UsageError
 from shadow.places.names import name_rules
@@ -213,7 +213,13 @@ def pickled_part(found: Found) -> Located | None:
 
 @uncollected()
 def line_up(
-    base: Found, tuned: Found, chosen: Filter, runtime: Runtime, *, scratch: Path
+    base: Found,
+    tuned: Found,
+    chosen: Filter,
+    runtime: Runtime,
+    *,
+    scratch: Path,
+    partners: Partners = {},  # noqa: B006 - it is only read
 ) -> AlignedPair:
     """Read the headers and pair the tensors."""
     first = open_found(base, runtime, scratch / "base")
@@ -223,7 +229,13 @@ def line_up(
             f"{first.reference}: the base is an adapter",
             "name the model that the adapter was trained from",
         )
-    return AlignedPair(first, second, *pair_checkpoints(first, second, chosen))
+    return align(first, second, chosen, partners)
+
+
+def align(first: Checkpoint, second: Checkpoint, chosen: Filter, partners: Partners) -> AlignedPair:
+    """Pair the tensors of two open checkpoints."""
+    pairs, skipped = pair_checkpoints(first, second, chosen, partners=partners)
+    return AlignedPair(first, second, pairs, skipped, partners)
 
 
 def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:

@@ -33,7 +33,7 @@ from shadow.run.plan import Plan, ShardKey, Summed, infos_of, source_of, sources
 from shadow.run.runtime import Progress, Runtime, ignore
 from shadow.spectra.delta import measure, measure_alone
 from shadow.spectra.entries import cast
-from shadow.spectra.lazy import Matrix, Updated, is_quantised
+from shadow.spectra.lazy import Matrix, Selected, Updated, is_quantised
 from shadow.spectra.measurement import Cast, Measurement, Method
 from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.solvers import Means, solver_of
@@ -365,10 +365,19 @@ def own_workspace() -> Workspace:
     return space
 
 
+def matrix_of(operand: Operand, checkpoint: Checkpoint) -> Cut:
+    """Return a matrix of a checkpoint, of which parts are read on demand."""
+    return checkpoint.tensor(operand.info).seen(operand.part.view)
+
+
 def views(
     pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoint
 ) -> tuple[Matrix, Matrix]:
     """Return both matrices of a pair, split into the same dimensions."""
+    if pair.chosen is not None:
+        base_rows, tuned_rows = pair.chosen
+        of_base = Selected(matrix_of(operand, base), base_rows)
+        return of_base, Selected(matrix_of(pair.tuned, tuned), tuned_rows)
     base_matrix = _view(pair, operand, base)
     factor = pair.tuned.factor
     if factor is None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, TypeGuard
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FloatFormat
@@ -61,6 +63,29 @@ class Quantised(InFile, Protocol):
         distance of neighbours) on an even grid; (lower bound, upper bound) of a codebook, infinite
         where it clips; () where it is unknown.
         """
+
+
+class Selected:
+    """Some rows of a matrix, in any order; consecutive rows are read together."""
+
+    ndim = 2
+
+    def __init__(self, matrix: Tensor | InFile, rows: NDArray[np.intp]) -> None:
+        self._matrix, self._rows = matrix, rows
+        self.shape = torch.Size((len(rows), matrix.shape[1]))
+        self.dtype = matrix.dtype
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        rows = self._rows[index[0]]
+        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+        parts = []
+        for run in np.split(rows, breaks):
+            consecutive = slice(int(run[0]), int(run[-1]) + 1)
+            parts.append(self._matrix[(consecutive, *index[1:])].clone())
+        return torch.cat(parts)
 
 
 # `isinstance` with a protocol takes 0.1 ms in Python 3.11, several times for each tensor

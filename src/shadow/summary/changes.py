@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +14,6 @@ from shadow.summary.record import (
     FewEntries,
     InPlaces,
     Masked,
-    MovedLayers,
-    MovedRun,
     PlacesRow,
     Rearranged,
     Recognised,
@@ -26,9 +22,7 @@ from shadow.summary.record import (
     Scaled,
     Zeroed,
 )
-from shadow.summary.tables import VECTORS, Columns, mask_of, median
-
-Layer = tuple[str, int]  # component, number
+from shadow.summary.tables import Columns, median
 
 # cosines of base and tuned: below, another matrix stands there; the model's median has to be above
 OTHER = 0.5
@@ -124,15 +118,6 @@ CHANGES = (
         " updates of widely differing sizes.",
     ),
     Change(
-        "layers_moved",
-        "moved layers",
-        "rearranged.moved",
-        "[Byte for byte, {whole:count layer is another layer|layers are other layers} of the"
-        " base. ][Most matrices of {in_part:count layer|layers} are, byte for byte, those of"
-        " {in_part|another layer|other layers} of the base. ]The figures compare layers of the same"
-        " number, so those of moved layers describe no change.",
-    ),
-    Change(
         "not_comparable",
         "not comparable entry by entry",
         "rearranged.not_comparable",
@@ -150,17 +135,15 @@ def recognised(deltas: Columns, tensors: Columns, lineage: float | None) -> Reco
     scaled = _scaled(deltas)
     zeroed = _zeroed(deltas)
     few_entries = _few_entries(deltas)
-    moved = _moved_layers(tensors)
-    in_moved = mask_of([layer in moved for layer in deltas.each("component", "layer")])
-    is_turned = _has_same_spectrum(deltas) & (deltas["cosine"] < OTHER) & ~in_moved
+    is_turned = _has_same_spectrum(deltas) & (deltas["cosine"] < OTHER)
     if scaled is not None:
         is_turned = np.zeros_like(is_turned)
     return Recognised(
-        replaced=_replaced(deltas.where(~(in_moved | is_turned)), lineage),
+        replaced=_replaced(deltas.where(~is_turned), lineage),
         scaled=scaled,
         zeroed=None if scaled is not None else zeroed,
         casts=_casts(tensors),
-        rearranged=_rearranged(deltas, tensors, moved, in_moved, is_turned),
+        rearranged=_rearranged(deltas, is_turned),
         few_entries=few_entries,
         masked=None if scaled or zeroed or few_entries else _masked(deltas),
     )
@@ -175,89 +158,16 @@ def _has_same_spectrum(deltas: Columns) -> Mask:
     return is_same
 
 
-def _rearranged(
-    deltas: Columns,
-    tensors: Columns,
-    moved: Mapping[Layer, int],
-    in_moved: Mask,
-    is_turned: Mask,
-) -> Rearranged | None:
-    """Find where comparing entries shows no change: layers most of whose matrices come from another
-    layer of the base, and matrices that are not comparable entry by entry.
-    """
+def _rearranged(deltas: Columns, is_turned: Mask) -> Rearranged | None:
+    """Find matrices that are not comparable entry by entry."""
     turned = deltas.where(is_turned)
-    if not moved and not len(turned):
+    if not len(turned):
         return None
-    rearranged = deltas.where(in_moved | is_turned)
     return Rearranged(
-        matrices=len(rearranged.without("module", *OUTSIDE)),
+        matrices=len(turned.without("module", *OUTSIDE)),
         changed=len(deltas.without("module", *OUTSIDE)),
-        moved=_moved(tensors, moved) if moved else None,
-        not_comparable=InPlaces(**_places(turned)) if len(turned) else None,
+        not_comparable=InPlaces(**_places(turned)),
     )
-
-
-def _moved_layers(tensors: Columns) -> dict[Layer, int]:
-    """By layer of the tuned model, the other layer of the base that most of its matrices come
-    from, by checksum.
-    """
-    matrices = tensors.where(tensors.are_matrices).without("module", *VECTORS).inside
-    base_layers = defaultdict[tuple[str, str], set[int]](set)
-    of_base = matrices.having(side="base")
-    for component, layer, checksum in of_base.each("component", "layer", "checksum"):
-        base_layers[component, checksum].add(int(layer))
-    sizes = Counter[Layer]()
-    votes = defaultdict[Layer, Counter[int]](Counter)
-    of_tuned = matrices.having(side="tuned")
-    for component, layer, checksum in of_tuned.each("component", "layer", "checksum"):
-        if checksum:
-            sizes[component, int(layer)] += 1
-            votes[component, int(layer)].update(base_layers[component, checksum])
-    moved = {}
-    for (component, layer), counts in votes.items():
-        # of several with as many matrices, the nearest
-        best = max(counts, key=lambda at: (counts[at], -abs(at - layer)), default=layer)
-        if best != layer and 2 * counts[best] > sizes[component, layer]:
-            moved[component, layer] = best
-    return moved
-
-
-def _moved(tensors: Columns, moved: Mapping[Layer, int]) -> MovedLayers:
-    """Count the layers that moved, and those of them that have tensors of their own as well."""
-    inside = tensors.inside
-    of_base = set(inside.having(side="base").each("component", "layer", "checksum"))
-    changed: set[Layer] = set()
-    of_tuned = inside.having(side="tuned")
-    for component, number, checksum in of_tuned.each("component", "layer", "checksum"):
-        layer = component, int(number)
-        if layer in moved and (component, moved[layer], checksum) not in of_base:
-            changed.add(layer)
-    whole = len(moved) - len(changed)
-    return MovedLayers(
-        layers=len(moved),
-        whole=whole or None,
-        in_part=len(changed) or None,
-        rows=_runs(moved),
-    )
-
-
-def _runs(moved: Mapping[Layer, int]) -> list[MovedRun]:
-    """Runs of layers that are consecutive on both sides."""
-    rows: list[MovedRun] = []
-    for (component, layer), base_layer in sorted(moved.items()):
-        last = rows[-1] if rows else None
-        if (
-            last is not None
-            and (component, layer) == (last.component, last.last_layer + 1)
-            and base_layer - last.base_first == layer - last.first_layer
-        ):
-            rows[-1] = last.with_values(last_layer=layer)
-            continue
-        run = MovedRun(
-            component=component, first_layer=layer, last_layer=layer, base_first=base_layer
-        )
-        rows.append(run)
-    return rows
 
 
 def _places(deltas: Columns) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from shadow.summary.layer_medians import by_module, inside_layers
 from shadow.summary.record import (
     Coherence,
     ComponentRow,
+    Correspondence,
     GridRow,
     LayerRow,
     Medians,
@@ -47,6 +48,7 @@ from shadow.summary.record import (
     keys_of,
     main_of,
     order_of,
+    read_row,
     tier_of,
 )
 from shadow.summary.tables import (
@@ -121,8 +123,19 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         tier=tier_of(metadata["settings"]),
         estimated=bool(are(deltas["precision"], "sketch").any()),
         files=files(rows.files),
+        correspondence=_correspondence(metadata),
         **tally.over_layers(),
     )
+
+
+def _correspondence(metadata: ReportMetadata) -> Correspondence | None:
+    """The parts that correspond, but not by number, as the report says it; None if it does not say
+    it as an audit does.
+    """
+    try:
+        return read_row(Correspondence, metadata.get("correspondence"))
+    except TypeError:
+        return None
 
 
 @dataclass(frozen=True)

@@ -447,32 +447,12 @@ class Casts(Row):
     beside: int
 
 
-class MovedRun(Row):
-    """Consecutive layers that are other layers of the base."""
-
-    component: str
-    first_layer: int
-    last_layer: int
-    base_first: int
-
-
-class MovedLayers(Row):
-    """Layers that are other layers of the base."""
-
-    layers: int
-    whole: int | None
-    """Those of which every tensor is the other layer's; None if none is."""
-    in_part: int | None
-    rows: list[MovedRun]
-
-
 class Rearranged(Row):
     """Matrices whose entries do not correspond to the base's."""
 
     matrices: int
     changed: int
-    moved: MovedLayers | None
-    not_comparable: InPlaces | None
+    not_comparable: InPlaces
 
 
 class Masked(Row):
@@ -493,6 +473,65 @@ class Recognised(Row):
     rearranged: Rearranged | None
     few_entries: FewEntries | None
     masked: Masked | None
+
+
+class UnitRun(Row):
+    """Consecutive layers or experts that are consecutive ones of the base, at other numbers."""
+
+    first: int
+    last: int
+    base_first: int
+
+
+class UnitNumbers(Row):
+    """The layers of a component, or the experts of layers, that are not the base's by number."""
+
+    component: str
+    layers: list[int]
+    """Of experts: the layers of which this is true."""
+    missing: list[int]
+    """Units of the base that correspond to none."""
+    new: list[int]
+    runs: list[UnitRun]
+    by: list[str]
+
+    @property
+    def has_others(self) -> bool:
+        """True if a unit is not the base's of its number."""
+        return bool(self.missing or self.new or self.runs)
+
+
+class MatchedRows(Row):
+    """The rows of a vocabulary, where they are not those of the base by number."""
+
+    component: str
+    module: str
+    rows: int
+    """Those that correspond to a row of the base."""
+    tuned_rows: int
+    base_rows: int
+    in_front: int | None
+    """New rows before all others, where those are in order without gaps; otherwise None."""
+    by: str
+
+
+class OtherLayer(Row):
+    """Matrices of a layer that are those of another layer of the base than the layer itself."""
+
+    component: str
+    modules: list[str]
+    layer: int
+    base_layer: int
+    by: str
+
+
+class Correspondence(Row):
+    """Parts that correspond, but not by number."""
+
+    layers: list[UnitNumbers]
+    experts: list[UnitNumbers]
+    rows: list[MatchedRows]
+    matrices: list[OtherLayer]
 
 
 class Gate(Row):
@@ -571,6 +610,8 @@ class PairRecord(OverLayers):
     tier: Tier
     estimated: bool
     files: FilesRow | None
+    correspondence: Correspondence | None
+    """None where numbers agree with content, or where nothing else was looked for."""
 
     @property
     def has_spectra(self) -> bool:

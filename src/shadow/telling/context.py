@@ -142,14 +142,19 @@ class Context:
         return not self.states.isdisjoint(("unrelated", "rearranged"))
 
     @cached_property
+    def lacking(self) -> list[UncomparedRow]:
+        """The parts that were not compared, without stacks where some experts have no partner."""
+        matched = self.summary.correspondence
+        stacks = "experts." if matched is not None and matched.experts else "\0"
+        return [row for row in self.summary.uncompared if not (row.module or "").startswith(stacks)]
+
+    @cached_property
     def uncompared(self) -> Mapping[str, list[UncomparedRow]]:
         """The parts that were asked for and not compared, by the reasons that a sentence names."""
         if self.filtered:
             return {}
-        rearranged = self.summary.recognised.rearranged
-        # layers that moved may be there
-        have_moved = rearranged is not None and rearranged.moved is not None
-        rows = [row for row in self.summary.uncompared if row.module is not None or not have_moved]
+        has_said = self.summary.correspondence is not None  # which layers and experts
+        rows = [row for row in self.lacking if not (has_said and _is_unit(row))]
         by_reason = {reason: [row for row in rows if row.reason == reason] for reason in LEFT_OUT}
         return {reason: rows for reason, rows in by_reason.items() if rows}
 
@@ -266,3 +271,8 @@ class Context:
         high = self.summary.inside_layers.kept_high_overall
         is_small = floor is not None and floor < ROUNDING
         return self.is_of_quantised and (is_small or (high is not None and high < 0.5))
+
+
+def _is_unit(row: UncomparedRow) -> bool:
+    """True of whole layers and whole experts."""
+    return row.module is None or row.module.startswith("expert ")

@@ -6,13 +6,13 @@ from collections.abc import Set
 
 from shadow.checks.explanations import (
     beyond_rounding,
-    has_moved_in_part,
     has_other_norm_unrounded,
     is_copy,
     is_of_base,
     is_rearranged,
 )
 from shadow.telling.context import Context
+from shadow.telling.correspondence import kinds_moved
 from shadow.telling.parts import are_in_proportion, leading
 from shadow.telling.sentences import DIRECTIONS, NOTHING_NAMED, SIDES, broken_text, places_in
 from shadow.telling.size import UNROUNDED
@@ -26,8 +26,7 @@ ALONE = {
     "nothing_named": NOTHING_NAMED,
     "nothing_compared": "Nothing was compared.",
     "unrelated": "Nothing in common entry by entry.",
-    "moved_in_part": "The base with matrices in other layers.",
-    "layers_moved": "The base with layers at other numbers.",
+    "only_moved": "The base with {kinds:and} at other numbers.",
     "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
     "all_but_vectors": "Only biases and norms changed.",
     "only_vectors": "Of what was compared, only biases and norms changed.",
@@ -86,7 +85,7 @@ def headline(context: Context, codes: Set[str]) -> str:
         return f"{recorded.fill(IDLE, count=summary.idle_updates)} {text}"
     if summary.unnamed_updates and "nothing_compared" not in codes:
         return f"{recorded.fill(UNNAMED, count=summary.unnamed_updates)} {text}"
-    lacking = [row for row in summary.uncompared if row.reason == "only_in_base"]
+    lacking = [row for row in context.lacking if row.reason == "only_in_base"]
     is_hidden = not codes.isdisjoint(("nothing_compared", "unrelated"))
     if is_hidden or summary.broken or is_rearranged(summary) or not lacking:
         return text
@@ -102,7 +101,8 @@ def _of_change(context: Context, codes: Set[str]) -> str:
     refined = _refined(context, codes)
     for code, words in ALONE.items():
         if code in refined:
-            return recorded.fill(words, count=summary.unnamed_updates)
+            kinds = kinds_moved(context)
+            return recorded.fill(words, count=summary.unnamed_updates, kinds=kinds)
     inside = summary.inside_layers
     is_one_size = inside.short_side_least == inside.short_side_most  # 61 of 32 to 64 says nothing
     kind = recorded.fill(
@@ -111,7 +111,11 @@ def _of_change(context: Context, codes: Set[str]) -> str:
         about="about " if summary.estimated else "",
         side=inside.short_side_most if is_one_size else None,
     )
-    text = ", ".join(filter(None, [_size(context, recorded), kind, _place(context, recorded)]))
+    moved = recorded.fill("{kinds:and}", kinds=kinds_moved(context))
+    numbers = f"with {moved} at other numbers" if moved else ""
+    place = "" if numbers else _place(context, recorded)
+    parts = [_size(context, recorded), numbers, kind, place]
+    text = ", ".join(filter(None, parts))
     if summary.figures.matrices_rounded:
         text = f"{text}; {recorded.fill(ROUNDED)}"
     return f"{text}." if summary.has_spectra else f"{text}; no spectra were measured."
@@ -123,7 +127,7 @@ def _refined(context: Context, codes: Set[str]) -> set[str]:
     is_partial = context.filtered or not PARTIAL.isdisjoint(codes)
     is_along = context.coherence == "along" and summary.inside_layers.short_side_most is not None
     refinements = {
-        "moved_in_part": "layers_moved" in codes and has_moved_in_part(summary),
+        "only_moved": "identical" in codes and bool(kinds_moved(context)),
         "nothing_named": "nothing_compared" in codes and summary.unnamed_updates > 0,
         "all_not_comparable": is_rearranged(summary),
         "all_but_vectors": "only_vectors" in codes and codes <= {"only_vectors", "identical"},

@@ -12,6 +12,7 @@ from shadow.quantities import bounds_text
 from shadow.summary.changes import CHANGES
 from shadow.summary.record import TIERS, BrokenRow, InPlaces, PairRecord, Row, UncomparedRow
 from shadow.telling.context import Context, SentenceGroup
+from shadow.telling.correspondence import kinds_moved, moved_text
 from shadow.telling.parts import identical_text
 from shadow.telling.size import size
 from shadow.telling.wording import (
@@ -57,7 +58,9 @@ VOCABULARY = (
     " {base_rows:count}). Only common rows are compared."
 )
 FURTHEST = "{vectors.furthest} by {vectors.furthest_norm:share} of its norm"
-MOVED = "{what}: {vectors.changed:count} of {vectors.compared:count} biases and norms changed, "
+VECTORS_MOVED = (
+    "{what}: {vectors.changed:count} of {vectors.compared:count} biases and norms changed, "
+)
 LEVEL = {
     "no_spectra": "{what} were measured. How many directions the change has, and how much of"
     " it is rounding, is unknown.",
@@ -200,7 +203,11 @@ def not_compared(group: SentenceGroup, *, is_partial: bool) -> tuple[SentenceRul
 def _vocabularies(context: Context) -> Rows:
     """The first embedding or head of each pair of numbers of rows."""
     firsts: dict[tuple[int, int], tuple[str, Row]] = {}
+    matched = context.summary.correspondence
+    moved = [] if matched is None else [(row.component, row.module) for row in matched.rows]
     for row in context.summary.vocabulary:
+        if (row.component, row.module) in moved:
+            continue
         key = f"vocabulary.{row.component}.{row.module}"
         firsts.setdefault((row.base_rows, row.tuned_rows), (key, row))
     return [*firsts.values()]
@@ -241,7 +248,7 @@ def vectors_moved(what: str) -> Callable[[Context, Recorded], str]:
             how = "which are 0 in the base."
         elif context.summary.vectors.furthest is not None:
             how = f"{FURTHEST}."
-        return recorded.fill(MOVED + how, what=what)
+        return recorded.fill(VECTORS_MOVED + how, what=what)
 
     return text
 
@@ -277,6 +284,16 @@ def changed(code: str, group: SentenceGroup) -> SentenceRule:
         return recorded.fill(change.text, places=places)
 
     return SentenceRule(change.sentence or code, group, rows, text, rows)
+
+
+def moved(kind: str) -> SentenceRule:
+    """Say which parts of a kind correspond, but not by number."""
+    return SentenceRule(
+        f"{kind}_moved",
+        SentenceGroup.LIMITS,
+        lambda context: kind in kinds_moved(context),
+        lambda context, recorded: moved_text(kind, context, recorded),
+    )
 
 
 def _levels(context: Context) -> list[str]:
@@ -392,7 +409,10 @@ SENTENCES = (
         " its base have nearly 1): unrelated, or one is the other rotated, reordered or moved.",
         of_gate("lineage"),
     ),
-    changed("layers_moved", SentenceGroup.LIMITS),
+    moved("layers"),
+    moved("matrices"),
+    moved("experts"),
+    moved("rows"),
     changed("not_comparable", SentenceGroup.LIMITS),
     SentenceRule(
         "part_asked_for",

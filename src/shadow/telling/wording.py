@@ -141,6 +141,11 @@ def layers_of(component: str, layers: Sequence[int], has_components: bool) -> st
 
 def layers_text(layers: Sequence[int]) -> str:
     """`layer 3`, `layers 0 to 3, 5 and 7`."""
+    return f"{'layer' if len(layers) == 1 else 'layers'} {numbers_text(layers)}"
+
+
+def numbers_text(layers: Sequence[int]) -> str:
+    """`3`, `0 to 3, 5 and 7`."""
     texts: list[str] = []
     for span in _spans(layers):
         if len(span) > 2:
@@ -149,7 +154,7 @@ def layers_text(layers: Sequence[int]) -> str:
             texts += map(str, span)
     if len(texts) > 2 * NAMED:
         texts = [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"]
-    return f"{'layer' if len(layers) == 1 else 'layers'} {and_list(texts)}"
+    return and_list(texts)
 
 
 def _spans(layers: Sequence[int]) -> list[Sequence[int]]:

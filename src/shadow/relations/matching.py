@@ -1,0 +1,212 @@
+"""The unit of a base that a unit of the tuned side is: by number, by content or by likeness."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+import numpy as np
+
+from shadow.checkpoints.pairing import MatchedBy, Rows
+from shadow.relations.signature import (
+    EQUAL,
+    Block,
+    Floats,
+    RowSignatures,
+    Signature,
+    Words,
+    cosines,
+    directions,
+)
+
+NEAR = 0.5  # cosine from which two matrices may correspond; unrelated ones have about 0
+CLEAR = 0.2  # how far below it the next has to be, unless that is its copy
+COPY = 0.9  # cosine from which two units of the base are copies of each other
+ALIKE = 0.8  # cosine of these from which rows may correspond: of 150,000 others the best has .65
+LEAST = 32  # sums of a row; fewer are alike by chance
+AT_ONCE = 1 << 24  # cosines that are in memory
+MOST = 1 << 41  # products of all rows with all rows: beyond, rows are not compared by likeness
+WAYS: Sequence[MatchedBy] = ("number", "content", "likeness")  # the surest first
+FLOOR = 0.01  # of the mean variance, added to all, so that no direction is noise alone
+
+
+@dataclass(frozen=True)
+class UnitChoice:
+    """A unit of the base."""
+
+    unit: int
+    by: MatchedBy
+
+
+def least_sure(ways: Iterable[MatchedBy]) -> MatchedBy:
+    """Return the way that says least of several."""
+    return max(ways, key=WAYS.index)
+
+
+Units = dict[int, UnitChoice | None]
+"""By number of a unit of the tuned side; None for a new one."""
+
+
+Signed = Sequence[tuple[int, Signature]]
+"""Signatures of matrices, each with the number of its unit, in order."""
+
+
+def choose(tuned: Signed, base: Signed) -> dict[int, UnitChoice]:
+    """Choose the unit of the base that each matrix is of, of matrices of one role, by their index;
+    without those that are of none. Of equal units the one that follows that of the matrix before.
+    """
+    units = [number for number, _ in base]
+    first, second = ([one for _, one in side] for side in (tuned, base))
+    if not first or not second:
+        return {}
+    among = cosines(second, second)
+    choices: dict[int, UnitChoice] = {}
+    expected: dict[int, int] = {}
+    for at, found in enumerate(cosines(first, second)):
+        number, _ = tuned[at]
+        follows = expected.get(number, number)
+        if choice := _choice(number, follows, found, units, among):
+            choices[at] = choice
+            expected[number + 1] = choice.unit + 1
+    return choices
+
+
+def _choice(
+    own: int, expected: int, found: Floats, units: Sequence[int], among: Floats
+) -> UnitChoice | None:
+    """Choose a unit by cosines, EQUAL for equal digests. among: those of the base's with each
+    other.
+    """
+    if own in units and found[units.index(own)] >= NEAR:
+        return UnitChoice(own, "number")
+    best = found.argmax()
+    if not found[best] >= NEAR:
+        return None
+    is_equal = found[best] == EQUAL
+    fits = found == EQUAL if is_equal else among[best] >= COPY
+    if not is_equal and np.max(found[~fits], initial=-1.0) > found[best] - CLEAR:
+        return None
+    nearest = min(np.flatnonzero(fits).tolist(), key=lambda at: abs(units[at] - expected))
+    return UnitChoice(units[nearest], "content" if is_equal else "likeness")
+
+
+def elected(votes: Mapping[int, Sequence[tuple[UnitChoice, int]]], base: Set[int]) -> Units:
+    """Return the unit of the base that most parameters of each unit are of. One without votes has
+    other contents than the base's of its number, or is new where that is another's.
+
+    votes: of the matrices of each unit, with their sizes. base: numbers of its units.
+    """
+    units: Units = {}
+    for number, choices in votes.items():
+        sizes = Counter[int]()
+        ways = defaultdict[int, set[MatchedBy]](set)
+        for choice, size in choices:
+            sizes[choice.unit] += size
+            ways[choice.unit].add(choice.by)
+        for unit, _ in sizes.most_common(1):
+            units[number] = UnitChoice(unit, least_sure(ways[unit]))
+    taken = {one.unit for one in units.values() if one is not None}
+    for number in votes.keys() - units.keys():
+        is_free = number in base and number not in taken
+        units[number] = UnitChoice(number, "number") if is_free else None
+    return units
+
+
+@dataclass(frozen=True)
+class RowPairs:
+    """Rows of two matrices that correspond, one by one."""
+
+    rows: tuple[Rows, Rows]  # of the base, of the tuned side
+    by: MatchedBy
+
+
+def rows_of_units(units: Units, base: int, tuned: int) -> RowPairs | None:
+    """Pair rows as units correspond, such as those of a router; None for fewer than two, where
+    sides of these numbers of rows lack some, and where numbers say the same.
+    """
+    found = {number: one for number, one in units.items() if one is not None}
+    if len(found) < 2:
+        return None
+    of_tuned = np.array(sorted(found))
+    of_base = np.array([found[number].unit for number in of_tuned.tolist()])
+    by = least_sure(one.by for one in found.values())
+    is_inside = of_base.max() < base and of_tuned.max() < tuned
+    is_needed = by != "number" or base != tuned
+    return RowPairs((of_base, of_tuned), by) if is_inside and is_needed else None
+
+
+def match_rows(base: RowSignatures, tuned: RowSignatures) -> RowPairs | None:
+    """Pair the rows of two vocabularies; None if fewer than half of the smaller one have a partner,
+    or if numbers say the same.
+    """
+    by: MatchedBy = "content"
+    partners = _by_content(base.digests, tuned.digests)
+    enough = min(len(partners), len(base.digests)) / 2
+    if np.count_nonzero(partners >= 0) < enough:
+        by = "likeness"
+        partners = _by_likeness(base.sums, tuned.sums)
+    if np.count_nonzero(partners >= 0) < enough:
+        return None
+    partners = _filled(partners, len(base.digests))
+    of_tuned = np.flatnonzero(partners >= 0)
+    of_base = partners[of_tuned]
+    if (of_tuned == of_base).all():
+        return None
+    return RowPairs((of_base, of_tuned), by)
+
+
+def _by_content(base: Words, tuned: Words) -> Rows:
+    """Return the row of the base with the digest of each row, -1 for none; digests that occur
+    several times on a side say nothing.
+    """
+    (of_base, base_rows), (of_tuned, tuned_rows) = map(_once, (base, tuned))
+    _, first, second = np.intersect1d(of_base, of_tuned, return_indices=True)
+    partners = np.full(len(tuned), -1)
+    partners[tuned_rows[second]] = base_rows[first]
+    return partners
+
+
+def _once(digests: Words) -> tuple[Words, Rows]:
+    """Return the digests that occur once, and the rows that have them."""
+    values, rows, counts = np.unique(digests, return_index=True, return_counts=True)
+    return values[counts == 1], rows[counts == 1]
+
+
+def _by_likeness(base: Block, tuned: Block) -> Rows:
+    """Return the row of the base that is like each row, and far more so than any other; -1 for
+    none. Directions in which all rows differ little count as much as others.
+    """
+    partners = np.full(len(tuned), -1)
+    count = base.shape[1]
+    is_small = len(base) * len(tuned) * count <= MOST
+    if count < LEAST or not is_small or not np.isfinite(base).all():
+        return partners
+    mean = base.mean(axis=0)
+    variances, axes = np.linalg.eigh((base - mean).T @ (base - mean))
+    scale = axes / np.sqrt(variances.clip(0.0) + FLOOR * variances.mean())
+    first, second = (directions((side - mean) @ scale) for side in (base, tuned))
+    step = max(1, AT_ONCE // len(base))
+    for start in range(0, len(tuned), step):
+        found = second[start : start + step] @ first.T
+        lines = np.arange(len(found))
+        best = found.argmax(axis=1)
+        highest = found[lines, best]
+        found[lines, best] = -1.0
+        is_clear = (highest >= ALIKE) & (found.max(axis=1) <= highest - CLEAR)
+        partners[start : start + step] = np.where(is_clear, best, -1)
+    return partners
+
+
+def _filled(partners: Rows, count: int) -> Rows:
+    """Give rows without a partner the one that follows that of the row before, where the row after
+    agrees: such as rows that were trained. count: rows of the base.
+    """
+    known = np.flatnonzero(partners >= 0)
+    shifts = partners[known] - known
+    rows = np.arange(len(partners))
+    shift = np.interp(rows, known, shifts)
+    is_same = np.interp(rows, known, shifts**2) == shift**2  # only between two that are equal
+    guess = rows + shift.astype(np.intp)
+    is_free = (guess >= 0) & (guess < count) & ~np.isin(guess, partners)
+    return np.where((partners < 0) & is_same & is_free, guess, partners)

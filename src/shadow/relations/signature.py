@@ -1,0 +1,120 @@
+"""Signatures of matrices, each made in one pass over its entries, and what two of them show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shadow.spectra.lazy import Matrix
+from shadow.spectra.spectrum import Workspace, read_block, shape_of, tiles
+
+SUMS = 1024  # of a sketch: the standard error of a cosine is .03 where no entry dominates
+WIDTH = 64  # sums of a row
+AT_ONCE = 1 << 18  # entries of rows
+EQUAL = 2.0  # stands for the cosine of matrices with equal digests
+MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of splitmix64
+
+Words = NDArray[np.uint64]
+Floats = NDArray[np.float64]
+Block = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A digest and a count sketch of a matrix, neither of which depends on how it is stored.
+
+    The digest is of values as F32, so that a cast that loses nothing leaves it unchanged. Equal
+    digests propose that matrices are equal; measuring them decides.
+    """
+
+    digest: int
+    sketch: Block
+    """(SUMS,): signed sums of entries, of length 1; 0 of a matrix of zeros, or not finite."""
+    is_zero: bool = False
+
+
+@dataclass(frozen=True)
+class RowSignatures:
+    """A digest and some sums of every row of a vocabulary."""
+
+    digests: Words
+    sums: Block
+    """(rows, WIDTH at most): products with random signs; the rows where they are that short."""
+
+
+def signature_of(matrix: Matrix, space: Workspace) -> Signature:
+    """Make the signature of a matrix.
+
+    The sum that an entry goes to, and its sign, are a hash of its place: entries of one row or
+    column do not meet, so that a column of outliers is spread over all sums.
+    """
+    digest, sums = 0, np.zeros(SUMS)
+    _, cols = shape_of(matrix)
+    for index, (row, col) in tiles(matrix):
+        block = read_block(matrix, index, "tuned", torch.float32, space).numpy()
+        starts = np.arange(row, row + len(block), dtype=np.uint64) * np.uint64(cols)
+        columns = np.arange(col, col + block.shape[1], dtype=np.uint64)
+        places = _mixed(starts[:, None] + columns)
+        digest += int(_hashed(block, places).sum())
+        signed = np.where(places & np.uint64(SUMS), -block, block)
+        bins = (places % np.uint64(SUMS)).astype(np.intp)
+        sums += np.bincount(bins.ravel(), signed.ravel(), SUMS)
+    return Signature(digest % 2**64, directions(sums[None])[0], is_zero=not sums.any())
+
+
+def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
+    """Make the signatures of all rows of a matrix in one pass."""
+    rows, cols = shape_of(matrix)
+    places = _mixed(np.arange(cols, dtype=np.uint64))
+    signs = np.eye(cols, dtype=np.float32)
+    if cols > WIDTH:
+        signs = np.random.default_rng(0).choice((-1, 1), (cols, WIDTH)).astype(np.float32)
+    digests = np.zeros(rows, dtype=np.uint64)
+    sums = np.zeros((rows, signs.shape[1]), dtype=np.float32)
+    step = max(1, AT_ONCE // cols)
+    for row in range(0, rows, step):
+        lines = slice(row, row + step)
+        block = read_block(matrix, (lines,), "tuned", torch.float32, space).numpy()
+        digests[lines] = _hashed(block, places).sum(axis=1)
+        sums[lines] = block @ signs
+    return RowSignatures(digests, sums)
+
+
+def _mixed(words: Words) -> Words:
+    """Return a hash of each number, as splitmix64 makes it; sums and products wrap around."""
+    step, first, second = map(np.uint64, MIX)
+    words = words * step + step
+    words = (words ^ (words >> np.uint64(30))) * first
+    words = (words ^ (words >> np.uint64(27))) * second
+    return words ^ (words >> np.uint64(31))
+
+
+def _hashed(block: Block, places: Words) -> Words:
+    """Return a hash of each value at its place."""
+    return _mixed(block.view(np.uint32) ^ places)
+
+
+def directions(rows: Floats | Block) -> Block:
+    """Scale rows to length 1; those that are 0 or not finite become 0."""
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    is_sound = np.isfinite(largest) & (largest > 0)
+    scaled = np.where(is_sound, rows, 0.0) / np.where(is_sound, largest, 1.0)
+    lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
+    units: Block = (scaled / np.maximum(lengths, 1.0)).astype(np.float32)
+    return units
+
+
+def cosines(first: Sequence[Signature], second: Sequence[Signature]) -> Floats:
+    """Return the cosine of each matrix of one side (rows) with each of the other (columns); EQUAL
+    where digests are equal.
+    """
+    left, right = (np.array([one.sketch for one in side]) for side in (first, second))
+    found: Floats = (left @ right.T).astype(np.float64)
+    digests, others = ([one.digest for one in side] for side in (first, second))
+    is_equal = np.equal.outer(np.array(digests, np.uint64), np.array(others, np.uint64))
+    found[is_equal & (found > 0)] = EQUAL
+    return found

@@ -1,0 +1,357 @@
+"""Pairs whose numbers disagree with their content: what corresponds is found, said and measured."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import planted
+import pyarrow.parquet as pq
+import pytest
+import torch
+from effort import every
+
+import shadow
+from shadow.checkpoints.pairing import Filter
+from shadow.engines import pair as engine
+from shadow.engines.pair import run_pair
+from shadow.relations.matching import RowSignatures, UnitChoice, choose, elected, match_rows
+from shadow.relations.signature import Signature, cosines, signature_of
+from shadow.run.settings import Settings
+from shadow.spectra.measurement import Method
+from shadow.spectra.spectrum import Workspace
+from shadow.targets.families import Pair
+from shadow.targets.references import Reference
+
+LAYERS, EXPERTS, ROWS, WIDTH = 5, 4, 96, 48
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+LAYER = re.compile(r"layers\.(\d+)\.")
+EXPERT = re.compile(r"experts\.(\d+)\.")
+
+
+def model(kind, seed=7):
+    """A decoder with norms, tied or not, or with experts and routers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    tensors = {EMBED: some(ROWS, WIDTH), "model.norm.weight": 1 + 0.1 * some(WIDTH)}
+    if kind != "tied":
+        tensors[HEAD] = some(ROWS, WIDTH)
+    shapes = {"gate_proj": (80, WIDTH), "up_proj": (80, WIDTH), "down_proj": (WIDTH, 80)}
+    for layer in range(LAYERS):
+        at = f"model.layers.{layer}"
+        tensors[f"{at}.input_layernorm.weight"] = 1 + 0.1 * some(WIDTH)
+        for one in "qkvo":
+            tensors[f"{at}.self_attn.{one}_proj.weight"] = some(WIDTH, WIDTH)
+        of_mlp = [f"{at}.mlp"]
+        if kind == "experts":
+            tensors[f"{at}.mlp.gate.weight"] = some(EXPERTS, WIDTH)
+            of_mlp = [f"{at}.mlp.experts.{expert}" for expert in range(EXPERTS)]
+        for mlp in of_mlp:
+            tensors |= {f"{mlp}.{name}.weight": some(*shape) for name, shape in shapes.items()}
+    return tensors
+
+
+def layers(*order):
+    """The layers of these numbers, one after another."""
+
+    def change(base):
+        made = {name: one for name, one in base.items() if not LAYER.search(name)}
+        for at, number in enumerate(order):
+            own = {name: one for name, one in base.items() if f"layers.{number}." in name}
+            made |= {LAYER.sub(f"layers.{at}.", name): one for name, one in own.items()}
+        return made
+
+    return change
+
+
+def experts(*order):
+    """The experts of these numbers in every layer, and their rows of the router."""
+
+    def change(base):
+        made = {name: one for name, one in base.items() if ".experts." not in name}
+        for name, one in base.items():
+            if name.endswith("mlp.gate.weight"):
+                made[name] = one[list(order)]
+        for at, number in enumerate(order):
+            own = {name: one for name, one in base.items() if f"experts.{number}." in name}
+            made |= {EXPERT.sub(f"experts.{at}.", name): one for name, one in own.items()}
+        return made
+
+    return change
+
+
+def rows(order):
+    """The rows of these numbers of embedding and head; -1 is a new one."""
+
+    def change(base):
+        order_of_rows = torch.as_tensor(order)
+        new = torch.randn(len(order), WIDTH, generator=torch.Generator().manual_seed(8))
+        is_new = (order_of_rows < 0)[:, None]
+        names = [name for name in (EMBED, HEAD) if name in base]
+        return base | {name: torch.where(is_new, new, base[name][order_of_rows]) for name in names}
+
+    return change
+
+
+def attention_of_others(base):
+    return base | {
+        name: base[name.replace("layers.3", "layers.2")]
+        for name in base
+        if "layers.3.self_attn" in name
+    }
+
+
+def blocks_added(base):
+    """LLaMA-Pro: a copy of layer 1 behind it, which writes nothing yet."""
+    made = layers(0, 1, 1, 2, 3, 4)(base)
+    ends = ("layers.2.self_attn.o_proj.weight", "layers.2.mlp.down_proj.weight")
+    return made | {name: torch.zeros_like(one) for name, one in made.items() if name.endswith(ends)}
+
+
+def both(first, second):
+    return lambda base: second(first(base))
+
+
+KEPT = [at for at in range(ROWS) if at % 3]
+# kinds of models, the change, and what it is of: missing, new and runs, or figures of a row
+CHANGES = {
+    "first dropped": ("plain tied", layers(1, 2, 3, 4), {"layers": ([0], [], [(0, 3, 1)])}),
+    "dropped": ("plain experts", layers(0, 1, 3, 4), {"layers": ([2], [], [(2, 3, 3)])}),
+    "doubled": ("plain tied", layers(0, 1, 2, 1, 2, 3, 4), {"layers": ([], [], [(3, 6, 1)])}),
+    "blocks added": ("plain", blocks_added, {"layers": ([], [], [(2, 5, 1)])}),
+    "exchanged": (
+        "plain tied", layers(0, 3, 2, 1, 4), {"layers": ([], [], [(1, 1, 3), (3, 3, 1)])}
+    ),
+    "attention": ("plain experts", attention_of_others, {"matrices": (3, 2)}),
+    "pruned": ("experts", experts(0, 2), {"experts": ([1, 3], [], [(1, 1, 2)])}),
+    "permuted": ("experts", experts(1, 0, 2, 3), {"experts": ([], [], [(0, 0, 1), (1, 1, 0)])}),
+    "dropped and pruned": (
+        "experts",
+        both(layers(0, 2, 3, 4), experts(0, 2, 3)),
+        {"layers": ([1], [], [(1, 3, 2)]), "experts": ([1], [], [(1, 2, 2)])},
+    ),
+    "subset": ("plain tied", rows(KEPT), {"rows": (64, 64, 96, None)}),
+    "put in front": ("plain tied", rows(range(-8, ROWS)), {"rows": (96, 104, 96, 8)}),
+    "grown": ("plain", rows([*range(ROWS), -1, -1]), {}),
+    "same": ("plain tied experts", lambda base: dict(base), {}),
+}  # fmt: skip
+CASES = [
+    (name, kind, dtype, size)
+    for name, (kinds, _, _) in CHANGES.items()
+    for kind in kinds.split()
+    for dtype, size in (("float32", 0.0), ("bfloat16", 0.01), ("bfloat16", 0.0), ("float32", 0.01))
+]
+
+
+def stored(tensors, dtype, size=0.0, seed=9):
+    """Tensors in a format, after noise of a relative size on every entry."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for name, one in tensors.items():
+        noise = torch.randn(one.shape, generator=generator)
+        made[name] = (one + size * one.std() * noise).to(getattr(torch, dtype))
+    return made
+
+
+def config_of(kind):
+    named = {"model_type": "qwen3_moe", "num_experts": EXPERTS} if kind == "experts" else {}
+    return {**planted.LLAMA, "tie_word_embeddings": kind == "tied", **named}
+
+
+def audited(folder, base, tuned, kind, **asked):
+    sides = {
+        side: str(planted.write(folder / side, tensors, config_of(kind)))
+        for side, tensors in (("base", base), ("tuned", tuned))
+    }
+    asked = {"level": "norms", **asked}
+    return shadow.audit(**sides, output=folder / "out", **asked)
+
+
+def found_in(correspondence):
+    """The facts of a summary as the table above writes them."""
+    facts = {}
+    for key in ("layers", "experts"):
+        for one in correspondence[key]:
+            runs = [(run["first"], run["last"], run["base_first"]) for run in one["runs"]]
+            facts[key] = one["missing"], one["new"], runs
+    for one in correspondence["rows"]:
+        facts["rows"] = one["rows"], one["tuned_rows"], one["base_rows"], one["in_front"]
+    for one in correspondence["matrices"]:
+        assert one["modules"] == ["attn.k", "attn.o", "attn.q", "attn.v"]
+        facts["matrices"] = one["layer"], one["base_layer"]
+    return facts
+
+
+@pytest.mark.parametrize("case", every(3, CASES), ids=str)
+def test_what_corresponds_is_found_and_measured(tmp_path, case):
+    """Made, or with noise on every entry: the answer is the same, and what is compared is equal, or
+    that noise apart. Healthy pairs are silent.
+    """
+    name, kind, dtype, size = case
+    base = model(kind)
+    _, change, facts = CHANGES[name]
+    report = audited(tmp_path, stored(base, dtype), stored(change(base), dtype, size), kind)
+    matched = report.summary.correspondence
+    assert (found_in(matched) if matched else {}) == facts
+    codes = {sentence.code for sentence in report.summary.finding.sentences}
+    assert {code for code in codes if code.endswith("_moved")} == {f"{key}_moved" for key in facts}
+    assert not codes & {"unrelated", "replaced", "all_zero"}
+    compared = report.tensors[report.tensors["matched_by"].notna()]
+    ways = set(compared["matched_by"])
+    assert ways - {"number"} == ({"likeness" if size else "content"} if facts else set())
+    if size:
+        assert report.deltas["cosine"].min() > 0.99
+        assert report.summary.figures.relative_norm_overall == pytest.approx(size, rel=0.1)
+    else:
+        assert set(compared["status"]) == {"identical"} | {"skipped"} & set(compared["status"])
+        assert not (compared["relative_norm"] > 0).any()
+
+
+def test_what_is_broken_in_a_layer_that_moved_is_said(tmp_path):
+    """Zeros of a block that was added are no fault; entries that are not finite are."""
+    tuned = stored(layers(1, 2, 3, 4)(model("plain")), "float32")
+    tuned["model.layers.1.mlp.up_proj.weight"][3, 3] = torch.nan
+    report = audited(tmp_path, model("plain"), tuned, "plain")
+    codes = {sentence.code for sentence in report.summary.finding.sentences}
+    assert codes >= {"nonfinite", "layers_moved"}
+
+
+def test_models_with_nothing_in_common_have_nothing_in_common(tmp_path):
+    """Also where one has fewer layers: nothing corresponds but numbers."""
+    other = layers(0, 1, 2, 3)(model("plain", seed=10))
+    report = audited(tmp_path, model("plain"), other, "plain")
+    assert report.summary.correspondence is None
+    assert "unrelated" in {sentence.code for sentence in report.summary.finding.sentences}
+    assert set(report.matrices["matched_by"]) == {"number"}
+
+
+@pytest.mark.parametrize("change", ["exchanged", "same"])
+def test_by_number_is_another_report(tmp_path, change):
+    """With --by-number an audit pairs as numbers say; tables of a pair whose numbers agree are the
+    same without it, to the byte of every column.
+    """
+    tuned = stored(CHANGES[change][1](model("plain")), "float32", 0.01)
+    tables = []
+    for name, asked in (("default", {}), ("numbers", {"by_number": True})):
+        report = audited(tmp_path / name, model("plain"), tuned, "plain", level="full", **asked)
+        own = [pq.read_table(report.folder / f"{one}.parquet") for one in ("matrices", "tensors")]
+        tables.append([one.drop_columns(["pair"] * ("pair" in one.column_names)) for one in own])
+        assert report.provenance.base.content
+    assert (tables[0] == tables[1]) is (change == "same")
+    assert set(tables[1][0]["matched_by"].to_pylist()) == {"number"}
+
+
+def test_a_stopped_audit_goes_on(tmp_path, monkeypatch):
+    """Stopped when what corresponds was measured: nothing is measured again, and the tables are
+    those of an audit that was not stopped.
+    """
+    base = planted.write(tmp_path / "base", model("plain"), config_of("plain"))
+    tuned = CHANGES["dropped"][1](stored(model("plain"), "float32", 0.01))
+    there = planted.write(tmp_path / "tuned", tuned, config_of("plain"))
+    pair = Pair("toy", "base..tuned", Reference(str(base), True), Reference(str(there), True))
+    settings = Settings(Method("norms"), Filter())
+    whole = run_pair(pair, settings, tmp_path / "whole")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "facts", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_pair(pair, settings, tmp_path / "stopped")
+    done = run_pair(pair, settings, tmp_path / "stopped")
+    assert (whole.measured > 0, done.measured) == (True, 0)
+    one, other = (pq.read_table(of.folder / "tensors.parquet") for of in (whole, done))
+    assert one == other
+
+
+def signed(*columns):
+    """Signatures of unit vectors, each with a digest of its own."""
+    made = np.array(columns, dtype=np.float32)
+    return [Signature(at, one / np.linalg.norm(one)) for at, one in enumerate(made, 1)]
+
+
+def turned(cosine, of=0, size=8):
+    """A vector with this cosine with axis `of`, and 0 with all others but an axis of its own."""
+    one = np.zeros(size)
+    one[of], one[size - 1] = cosine, np.sqrt(1 - cosine**2)
+    return one
+
+
+BASE = signed(*np.eye(8)[:3])
+LIKE_1 = signed(np.eye(8)[0], np.eye(8)[1], turned(0.91, 1))
+UNLIKE_1 = signed(np.eye(8)[0], np.eye(8)[1], turned(0.89, 1))
+
+
+@pytest.mark.parametrize(
+    ("own", "vector", "base", "unit"),
+    [
+        (1, turned(0.51, 1), BASE, 1),  # its own number, as far as that goes
+        (0, turned(0.51, 1), BASE, 1),
+        (0, turned(0.49, 1), BASE, None),
+        (5, np.eye(8)[1] + 0.78 * np.eye(8)[2], BASE, None),  # the next is too near: .79 and .61
+        (5, np.eye(8)[1] + 0.70 * np.eye(8)[2], BASE, 1),  # .82 and .57
+        (2, np.eye(8)[1] * 1.0, BASE, 1),
+        (5, turned(0.99, 1), LIKE_1, 2),  # a copy of the nearest, which follows: unit 5 is after 2
+        (5, turned(0.99, 1), UNLIKE_1, None),
+        (5, np.zeros(8), BASE, None),
+    ],
+)
+def test_a_unit_is_like_one_and_no_other(own, vector, base, unit):
+    tuned = [Signature(99, (vector / max(np.linalg.norm(vector), 1e-9)).astype(np.float32))]
+    found = choose([(own, tuned[0])], [*enumerate(base)])
+    assert (found[0].unit if found else None) == unit
+
+
+def test_most_parameters_say_which_unit_one_is():
+    """One without a vote keeps a number that no other takes; otherwise it is new."""
+    number, content, likeness = (UnitChoice(1, by) for by in ("number", "content", "likeness"))
+    votes = {
+        0: [(UnitChoice(2, "content"), 5), (number, 4)],
+        1: [(content, 1), (likeness, 1)],
+        2: [],
+    }
+    units = elected({**votes, 3: []}, {0, 1, 2, 3})
+    assert units == {0: UnitChoice(2, "content"), 1: likeness, 2: None, 3: UnitChoice(3, "number")}
+
+
+def test_a_signature_is_of_values():
+    """However they are stored; a cosine is that of the entries to .1, also where columns of
+    outliers dominate, which two unrelated matrices may share.
+    """
+    generator = torch.Generator().manual_seed(1)
+    first, noise, other = torch.randn(3, 200, 300, generator=generator)
+    outliers = torch.ones(300)
+    outliers[::60] = 200.0
+    first, other = first.bfloat16() * outliers, other * outliers
+    near = 0.8 * first + 0.6 * noise * outliers
+    made = [
+        signature_of(one, Workspace()) for one in (first, near, other, 0 * first, first * np.nan)
+    ]
+    again = signature_of(first.T.contiguous().T, Workspace())
+    assert again.digest == signature_of(first.double(), Workspace()).digest == made[0].digest
+    assert len({one.digest for one in made}) == 5
+    (row,) = cosines(made[:1], made)
+    assert row == pytest.approx([2.0, 0.8, 0.0, 0.0, 0.0], abs=0.1)
+    assert not cosines(made[3:], made[3:]).any()  # not even with themselves
+
+
+@pytest.mark.parametrize(("known", "is_found"), [(10, True), (9, False)])
+def test_half_of_the_rows_decide(known, is_found):
+    """Rows of random numbers, of which some are the base's, two places further on; one between
+    them that is not goes with its neighbours, a new one in front has none.
+    """
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((20, 8)).astype(np.float32)
+    tuned = rng.standard_normal((22, 8)).astype(np.float32)
+    tuned[2 : 2 + known] = base[:known]
+    sides = [RowSignatures(one.view(np.uint64).sum(axis=1), one) for one in (base, tuned)]
+    found = match_rows(*sides)
+    assert (found is not None) is is_found
+    if found is not None:
+        assert found.by == "content"
+        assert found.rows[1].tolist() == list(range(2, 22))
+        assert (found.rows[1] - found.rows[0] == 2).all()
