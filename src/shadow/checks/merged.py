@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure
 from shadow.errors import UsageError
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from shadow.run.adapted import OpenAdapter
     from shadow.run.aligned import Alignment
     from shadow.run.runtime import Runtime
-    from shadow.spectra.relations.merging import MergeFit
+    from shadow.spectra.relations.merging import MergeFit, Scale, Way
 
+ERRORS = 5  # standard errors on each side of an estimated scale
+NEAR_ONE = 3e-4  # from 1: scales that programs round, as bfloat16 of alpha / rank
+OTHER = 1e-3  # from 1: the nearest scale that must be excluded
 # of the residual's energy: what a quantised copy of the base must leave less of, to explain it. To
 # a residual that has another cause a copy adds its own error
 LEFT = 0.5
@@ -36,7 +39,20 @@ SIDES = {"base": "the base", "tuned": "the merged model", "adapter": "the adapte
 ERROR = "[: the error is {error:ratio} times the update]"
 WORDS = {
     "base_plus_update": "base plus update[ at scale {scale:number}] in every entry of"
-    " {matrices:count matrix|matrices}, within the rounding of {formats}",
+    " {matrices:count matrix|matrices} in {formats}, {how}",
+    "to_the_bit": "to the bit, computed {order}",
+    "within_rounding": "within rounding: {off/entries:all entry|entries} {off|differs|differ} from"
+    " any order that is replayed, and the scale is {low:factor} to {high:factor} times the"
+    " adapter's",
+    # orders that are replayed
+    "in_float32": "in float32, as peft does",
+    "in_one_sum": "in float32 and one sum, as Unsloth does",
+    "left_scaled": "in float32 from a scaled factor, as torchtune does",
+    "update_rounded": "in float32 with the update rounded first, as peft's safe_merge does",
+    "factors_rounded": "from factors in 16 bits, as peft does on a CPU where they are not raised",
+    "in_16_bits": "in 16 bits, as peft does on a GPU where factors are not raised",
+    "left_scaled_in_16_bits": "in 16 bits from a scaled factor, as mlx does",
+    "in_float64": "in float64",
     "whole": "{tensors:all tensor|tensors} that the adapter holds whole {tensors|is|are} in the"
     " merged model",
     "other_base": "check BASE first: most of what the adapter leaves alone differs or is missing,"
@@ -62,8 +78,8 @@ WORDS = {
     "no_update": "the adapter updates no matrix",
     "whole_is_base": "what the adapter holds whole is the base's: a merge changes nothing",
     "hidden": "the update is below the rounding of storage in every entry: a merge changes nothing",
-    "ambiguous": "[{matrices:count matrix is|matrices are} ]within the rounding at another scale"
-    " too, such as without the update",
+    "ambiguous": "every entry is within the rounding, but the scale is only known to be"
+    " {low:factor} to {high:factor} times the adapter's",
     "unseen": "in {matrices:count matrix|matrices} the update is below the rounding everywhere",
     "base_rounded": "the base was rounded to the format of the merged model before the merge",
     "no_norms": "the DoRA adapter has no norms (lora_magnitude_vector) for it",
@@ -108,46 +124,98 @@ class Merge(Evidence):
     named: str | None = None  # the base that the adapter's config names
 
 
+@dataclass(frozen=True)
+class Replay:
+    """What the way that explains a merge best leaves of the matrices that fit."""
+
+    way: Way
+    off: int  # entries that differ from it
+    scale: Scale
+
+    @property
+    def bounds(self) -> dict[str, Value]:
+        """The interval of the scale."""
+        reach = ERRORS * self.scale.error
+        return {"low": self.scale.value - reach, "high": self.scale.value + reach}
+
+
 def judge(found: Merge) -> Answer:
     """Judge whether every matrix is base plus update, and every other tensor what it should be."""
     modules = found.modules
     fits = [one.fit for one in modules]
-    wrong = [(one, why) for one in modules if (why := verdict(one.fit)) is not None]
+    replay = _replay([fit for fit in fits if fit.fits])
+    wrong = _wrong(modules, replay)
     changed = [one for one in found.beside if not one.is_kept]
-    either = [one.tensor for one in modules if _is_either(one.fit)]
-    doubt = _doubt(found, len(either))
+    doubt = _doubt(found, replay)
     hidden = sum(fit.update > 0 and not fit.visible and fit.fits for fit in fits)
     notes = [Reason("unseen", {"matrices": hidden})] if hidden else []
-    if not wrong and any(fit.onto_rounded for fit in fits):
+    if not wrong and replay and replay.way[1]:
         notes.append(Reason("base_rounded"))
     return found.judged(
-        _figures(found, len(wrong), len(changed)),
+        _figures(found, len(wrong), len(changed), replay),
         faults=_faults(found, wrong, len(changed)),
         doubts=[doubt] if doubt else [],
-        holds=_confirmed(found),
+        holds=_confirmed(found, replay),
         against=[Against(one.tensor, why, _error([one])) for one, why in wrong]
         + [_changed(one) for one in changed],
-        doubtful=[Against(name, Reason("lacked")) for name in found.absent]
-        + [Against(name, Reason("ambiguous")) for name in either],
+        doubtful=[Against(name, Reason("lacked")) for name in found.absent],
         notes=notes,
     )
 
 
+def _replay(fits: Sequence[MergeFit]) -> Replay | None:
+    """Choose the way that leaves the fewest entries in all matrices together."""
+    from shadow.spectra.relations.merging import Scale, best_way
+
+    if not fits:
+        return None
+    way, off = best_way(fits)
+    return Replay(way, off, Scale.of(fits, way))
+
+
+def _wrong(modules: Sequence[Module], replay: Replay | None) -> list[tuple[Module, Reason]]:
+    """Return the matrices that are no right merge, and why: entries that rounding cannot explain,
+    or a scale that excludes 1, of one matrix or of all together.
+    """
+    from shadow.spectra.relations.merging import Scale
+
+    wrong = [(one, why) for one in modules if (why := verdict(one.fit)) is not None]
+    if replay is None:
+        return wrong
+    scales = [
+        (one, Scale.of([one.fit], replay.way))
+        for one in modules
+        if one.fit.fits and one.fit.rests[replay.way].entries
+    ]
+    rescaled = [(one, scale) for one, scale in scales if not _is_near(scale)]
+    if not rescaled and not _is_near(replay.scale):
+        rescaled = scales
+    return wrong + [(one, Reason("rescaled", {"scale": scale.value})) for one, scale in rescaled]
+
+
+def _is_near(scale: Scale) -> bool:
+    """Return whether the interval of a scale contains 1."""
+    return abs(scale.value - 1) <= NEAR_ONE + ERRORS * scale.error
+
+
+def _excludes_others(scale: Scale) -> bool:
+    """Return whether the interval of a scale excludes 1.001 and 0.999."""
+    return abs(scale.value - 1) + ERRORS * scale.error < OTHER
+
+
 def verdict(fit: MergeFit) -> Reason | None:
-    """Return what is wrong with a matrix; None if it fits."""
+    """Return what is wrong with the entries of a matrix; None if it fits."""
     if not fit.finite:
         return Reason("not_finite")
     if fit.fits:
         return None
-    for scale, code in SCALES.items():
-        if not fit.wide[scale] or not fit.narrow[scale]:
-            return Reason(code)
+    if not fit.moved:
+        return Reason("not_applied")
     if fit.quantised is not None and fit.quantised[1] < LEFT * fit.residual:
         return Reason("onto_copy", {"copy": fit.quantised[0]})
     other = _other_scale(fit)
     if other is None:
-        beyond = min(fit.wide[1.0], fit.narrow[1.0])
-        return Reason("beyond", {"beyond": beyond, "entries": fit.entries})
+        return Reason("beyond", {"beyond": fit.beyond, "entries": fit.entries})
     for scale, code in SCALES.items():
         if abs(other - scale) < CLOSE:
             return Reason(code)
@@ -166,19 +234,13 @@ def _other_scale(fit: MergeFit) -> float | None:
     return found if is_fit and explained > LEFT * fit.residual else None
 
 
-def _is_either(fit: MergeFit) -> bool:
-    """Return whether a matrix may just as well hold no update, half of it, or twice as much."""
-    bounds = fit.narrow if fit.wide[1.0] else fit.wide
-    return fit.visible > 0 and any(not bounds[scale] for scale in SCALES)
-
-
 def _error(modules: Sequence[Module]) -> float | None:
     """Return the norm of merged - (base + update) over the update's; None without an update."""
     update = math.fsum(one.fit.update for one in modules)
     return math.sqrt(math.fsum(one.fit.residual for one in modules) / update) if update else None
 
 
-def _figures(found: Merge, wrong: int, changed: int) -> dict[str, Figure]:
+def _figures(found: Merge, wrong: int, changed: int, replay: Replay | None) -> dict[str, Figure]:
     fits = [one.fit for one in found.modules]
     figures: dict[str, Figure] = {
         "matrices": len(fits),
@@ -194,14 +256,19 @@ def _figures(found: Merge, wrong: int, changed: int) -> dict[str, Figure]:
         figures["scale_found"] = math.fsum(fit.inner for fit in fits) / update
     if found.scale is not None:
         figures["scale"] = found.scale
+    if replay is not None:
+        figures["entries_off"] = replay.off
+        if math.isfinite(replay.scale.error):
+            figures["scale_relative"] = replay.scale.value
+            figures["scale_error"] = replay.scale.error
     return figures
 
 
 def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) -> list[Reason]:
     """Return what is wrong: first that the base is another model, then the most frequent."""
-    kinds: dict[tuple[str, Value], list[Module]] = {}
+    kinds: dict[tuple[str, Value], list[tuple[Module, Reason]]] = {}
     for module, why in wrong:
-        kinds.setdefault((why.code, why.figures.get("copy")), []).append(module)
+        kinds.setdefault((why.code, why.figures.get("copy")), []).append((module, why))
     largest = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
     reasons = [Reason("other_base", {"named": found.named})] if _is_other_base(found, wrong) else []
     reasons += [_fault(code, copy, some, len(found.modules)) for (code, copy), some in largest]
@@ -230,13 +297,14 @@ def _is_other_base(found: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool
     return (differs and bool(found.modules)) or 2 * len(unmatched) > tensors
 
 
-def _fault(code: str, copy: Value, some: Sequence[Module], matrices: int) -> Reason:
+def _fault(code: str, copy: Value, some: Sequence[tuple[Module, Reason]], matrices: int) -> Reason:
     """Describe what is wrong with some of all matrices."""
     which = "all_matrices" if len(some) == matrices else "some_matrices"
     where = Reason(which, {"matrices": matrices, "some": len(some)})
-    figures: dict[str, Value] = {"where": where, "copy": copy, "error": _error(some)}
+    error = _error([module for module, _ in some])
+    figures: dict[str, Value] = {"where": where, "copy": copy, "error": error}
     if code == "rescaled":
-        scales = sorted(one.fit.scale or 0.0 for one in some)
+        scales = sorted(cast(float, why.figures["scale"]) for _, why in some)
         figures["scale"] = scales[len(scales) // 2]
         if scales[-1] - scales[0] > ALIKE * abs(scales[-1]):
             figures |= {"least": scales[0], "scale": scales[-1]}
@@ -249,8 +317,8 @@ def _changed(one: Beside) -> Against:
     return Against(row.tuned, Reason("changed", of), row.relative)
 
 
-def _doubt(found: Merge, either: int) -> Reason | None:
-    """Return why the answer is inconclusive, or None. either: matrices that fit at two scales."""
+def _doubt(found: Merge, replay: Replay | None) -> Reason | None:
+    """Return why the answer is inconclusive, or None."""
     fits = [one.fit for one in found.modules]
     whole = [one.whole for one in found.beside if one.whole is not None]
     if found.unread:
@@ -261,15 +329,23 @@ def _doubt(found: Merge, either: int) -> Reason | None:
         return Reason("whole_is_base" if whole else "no_update")
     if fits and not any(fit.visible for fit in fits):
         return Reason("hidden")
-    return Reason("ambiguous", {"matrices": either}) if either else None
+    if replay and replay.off and not _excludes_others(replay.scale):
+        return Reason("ambiguous", replay.bounds)
+    return None
 
 
-def _confirmed(found: Merge) -> list[Reason]:
+def _confirmed(found: Merge, replay: Replay | None) -> list[Reason]:
     reasons = []
-    if modules := found.modules:
+    if (modules := found.modules) and replay:
         formats = sorted({one.format for one in modules})
-        of: Mapping[str, Value] = {"matrices": len(modules), "formats": formats}
-        reasons.append(Reason("base_plus_update", {**of, "scale": found.scale}))
+        of: dict[str, Value] = {"matrices": len(modules), "formats": formats, "scale": found.scale}
+        how = Reason("to_the_bit", {"order": Reason(replay.way[0])})
+        if replay.off:
+            entries = sum(one.fit.entries for one in modules)
+            how = Reason(
+                "within_rounding", {"off": replay.off, "entries": entries, **replay.bounds}
+            )
+        reasons.append(Reason("base_plus_update", {**of, "how": how}))
     if whole := sum(one.whole is not None for one in found.beside):
         reasons.append(Reason("whole", {"tensors": whole}))
     return reasons
