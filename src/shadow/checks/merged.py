@@ -164,13 +164,16 @@ def judge(found: Merge) -> Answer:
 
 
 def _replay(fits: Sequence[MergeFit]) -> Replay | None:
-    """Choose the way that leaves the fewest entries in all matrices together."""
+    """Choose the way that leaves the fewest entries in all matrices together. Matrices that it
+    leaves nothing of do not count for the scale: one that is off may be the only one.
+    """
     from shadow.spectra.relations.merging import Scale, best_way
 
     if not fits:
         return None
     way, off = best_way(fits)
-    return Replay(way, off, Scale.of(fits, way))
+    differing = [fit for fit in fits if fit.rests[way].entries]
+    return Replay(way, off, Scale.of(differing, way))
 
 
 def _wrong(modules: Sequence[Module], replay: Replay | None) -> list[tuple[Module, Reason]]:
