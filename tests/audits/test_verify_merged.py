@@ -292,9 +292,11 @@ def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
         assert found.holds is (number < 2), found
 
 
-def merged_by_peft(folder, kind, stored, scale=1.0, only="", safe=False, raised=True, **config):
+def merged_by_peft(
+    folder, kind, stored, scale=1.0, only="", safe=False, raised=True, edit=None, **config
+):
     """A base, an adapter with random factors, and peft's merge of them. scale: of the modules with
-    `only` in their names. raised: whether factors become float32.
+    `only` in their names. raised: whether factors become float32. edit: of saved B and A.
     """
     import peft
 
@@ -312,6 +314,8 @@ def merged_by_peft(folder, kind, stored, scale=1.0, only="", safe=False, raised=
     for name, module in tuned.named_modules():
         if isinstance(getattr(module, "scaling", None), dict) and only in name:
             module.scaling["default"] *= scale
+            if edit:
+                edit(name, *(getattr(module, f"lora_{one}")["default"].weight.data for one in "BA"))
     tuned.merge_and_unload(safe_merge=safe).save_pretrained(folder / "merged")
     return [folder / one for one in ("base", "adapter", "merged")]
 
@@ -348,6 +352,50 @@ def test_what_peft_merges_holds_to_the_bit(tmp_path, kind, stored, config, order
         wrong = merged_by_peft(tmp_path / f"{scale}{only}", kind, stored, scale, only, **config)
         found = shadow.verify("merged", *asked[:2], wrong[2])
         assert found.holds is False or (found.holds is None and scale < 1.002), (scale, only, found)
+
+
+EXPERTS = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"], "r": 2,
+           "target_modules": ["q_proj"]}  # fmt: skip
+
+
+def repacked(b, turn):
+    """Change the columns of a B of three experts, as (outputs, rank, experts)."""
+    b.copy_(turn(b.reshape(len(b), -1, 3)).reshape(b.shape))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "qwen3_moe"])
+def test_stacked_experts_in_both_packings(tmp_path, kind):
+    """Rank by rank, as peft reads, and expert by expert; what is neither is named."""
+    asked = merged_by_peft(tmp_path / "right", kind, "BF16", **EXPERTS)
+    assert to_the_bit(shadow.verify("merged", *asked)) == "in_float32"
+
+    def by_expert(name, b, a):
+        if "experts" in name:
+            repacked(b, lambda one: one.reshape(len(one), 3, -1).transpose(1, 2))
+
+    def of_another(name, b, a):
+        if "experts" in name:
+            repacked(b, lambda one: one.roll(1, 2))
+            a.copy_(a.roll(len(a) // 3, 0))
+
+    def dropped(name, b, a):
+        if "experts" in name:
+            repacked(b, lambda one: one * torch.tensor([1.0, 0.0, 1.0], dtype=one.dtype))
+
+    turns = {
+        "packed_by_expert": by_expert,
+        "scrambled": lambda name, *of: name.endswith("experts") and by_expert(name, *of),
+        "other_expert": of_another,
+        "not_applied": dropped,
+    }
+    for code, edit in turns.items():
+        wrong = merged_by_peft(tmp_path / code, kind, "BF16", edit=edit, **EXPERTS)
+        found = shadow.verify("merged", *asked[:2], wrong[2])
+        if code == "packed_by_expert":
+            assert (found.holds, [one.code for one in found.answer.notes][-1]) == (True, code)
+        else:
+            assert (found.holds, codes(found)) == (False, [code])
+            assert all(found.check.say(one.why) for one in found.answer.against)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["F16", "BF16"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -67,6 +67,8 @@ WORDS = {
     "onto_copy": f"merged onto an {{copy}} copy of the base[ in {{where}}]{ERROR}",
     "beyond": "[{beyond:count} of {entries:count} entries are ]not base plus update[ in {where}]"
     + ERROR,
+    "scrambled": "the experts' factors are read in the other packing[ in {where}]",
+    "other_expert": "the update of another expert is applied[ in {where}][: of expert {expert}]",
     "all_matrices": "{matrices:all matrix|matrices}",
     "some_matrices": "{some:count} of {matrices:count matrix|matrices}",
     "beside": "{tensors:count tensor|tensors} beside the adapter {tensors|differs|differ} from the"
@@ -81,6 +83,8 @@ WORDS = {
     "ambiguous": "every entry is within the rounding, but the scale is only known to be"
     " {low:factor} to {high:factor} times the adapter's",
     "unseen": "in {matrices:count matrix|matrices} the update is below the rounding everywhere",
+    "packed_by_expert": "the factors of stacked experts are packed expert by expert, as Unsloth"
+    " writes them; peft reads them rank by rank",
     "base_rounded": "the base was rounded to the format of the merged model before the merge",
     "no_norms": "the DoRA adapter has no norms (lora_magnitude_vector) for it",
     "other_shape": "not of the shape of its update",
@@ -96,6 +100,8 @@ class Module:
     place: str
     format: str
     fit: MergeFit
+    by_expert: MergeFit | None = None  # of a stack: the fit if factors are packed by expert
+    owner: int | None = None  # the expert whose update it holds instead of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +147,8 @@ class Replay:
 
 def judge(found: Merge) -> Answer:
     """Judge whether every matrix is base plus update, and every other tensor what it should be."""
-    modules = found.modules
+    modules, is_by_expert = _packed(found.modules)
+    found = replace(found, modules=modules)
     fits = [one.fit for one in modules]
     replay = _replay([fit for fit in fits if fit.fits])
     wrong = _wrong(modules, replay)
@@ -151,6 +158,8 @@ def judge(found: Merge) -> Answer:
     notes = [Reason("unseen", {"matrices": hidden})] if hidden else []
     if not wrong and replay and replay.way[1]:
         notes.append(Reason("base_rounded"))
+    if is_by_expert:
+        notes.append(Reason("packed_by_expert"))
     return found.judged(
         _figures(found, len(wrong), len(changed), replay),
         faults=_faults(found, wrong, len(changed)),
@@ -161,6 +170,20 @@ def judge(found: Merge) -> Answer:
         doubtful=[Against(name, Reason("lacked")) for name in found.absent],
         notes=notes,
     )
+
+
+def _packed(modules: Sequence[Module]) -> tuple[list[Module], bool]:
+    """Read the factors of stacked experts in the packing that explains more matrices, peft's if
+    both explain as many. Return also whether it is the other.
+    """
+    pairs = [(one.fit.fits, one.by_expert.fits) for one in modules if one.by_expert]
+    if sum(second for _, second in pairs) <= sum(first for first, _ in pairs):
+        return [*modules], False
+    turned = [
+        replace(one, fit=one.by_expert, by_expert=one.fit) if one.by_expert else one
+        for one in modules
+    ]
+    return turned, True
 
 
 def _replay(fits: Sequence[MergeFit]) -> Replay | None:
@@ -182,7 +205,7 @@ def _wrong(modules: Sequence[Module], replay: Replay | None) -> list[tuple[Modul
     """
     from shadow.spectra.relations.merging import Scale
 
-    wrong = [(one, why) for one in modules if (why := verdict(one.fit)) is not None]
+    wrong = [(one, why) for one in modules if (why := _verdict_of(one)) is not None]
     if replay is None:
         return wrong
     scales = [
@@ -204,6 +227,18 @@ def _is_near(scale: Scale) -> bool:
 def _excludes_others(scale: Scale) -> bool:
     """Return whether the interval of a scale excludes 1.001 and 0.999."""
     return abs(scale.value - 1) + ERRORS * scale.error < OTHER
+
+
+def _verdict_of(module: Module) -> Reason | None:
+    """Return what is wrong with the entries of a matrix, which may be of a stack."""
+    why = verdict(module.fit)
+    if why is None or why.code in ("not_finite", "not_applied"):
+        return why
+    if module.by_expert is not None and module.by_expert.fits:
+        return Reason("scrambled")
+    if module.owner is not None:
+        return Reason("other_expert", {"expert": str(module.owner)})
+    return why
 
 
 def verdict(fit: MergeFit) -> Reason | None:
@@ -414,8 +449,13 @@ def _measured(
     from shadow.run.scan import in_words
     from shadow.spectra.lazy import is_quantised
 
-    name, stored, place = pair.tuned.info.name, pair.tuned.info.dtype, pair.place
+    info, place = pair.tuned.info, pair.place
+    name, stored = info.name, info.dtype
     not_judged = Unmatched(name, "tuned", Reason("quantised", {"format": stored}))
+    if place in adapter.stacks:
+        if is_quantised(tuned.tensor(info)):
+            return not_judged
+        return Module(name, in_words(place), stored, *adapter.fit_expert(pair, base, tuned))
     if place in adapter.updates:
         if is_quantised(tuned.tensor(pair.tuned.info)):
             return not_judged

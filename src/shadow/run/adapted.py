@@ -10,13 +10,14 @@ from torch import Tensor
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpoints
-from shadow.checkpoints.weight_files import PREFIX
+from shadow.checkpoints.weight_files import PREFIX, adapter_factors
 from shadow.errors import ShadowError
 from shadow.places.architecture import Place
 from shadow.reasons import ONE_SIDED
 from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
 from shadow.run.runtime import AlignedPair
 from shadow.run.scanned import Scanned, Unmatched
+from shadow.run.stacked import Stacked, stacked_updates
 from shadow.run.workers import views
 from shadow.spectra.relations.merging import MergeFit, Update, merge_fit
 from shadow.templates import Reason, said
@@ -37,18 +38,23 @@ class OpenAdapter:
     is_dora: bool
     norms: Mapping[Place, Tensor]
     """Those that DoRA gives the rows of base plus update."""
+    stacks: Mapping[Place, Stacked]
+    """Updates of stacked experts."""
     unread: Sequence[Unmatched]
 
     @property
     def scale(self) -> float | None:
         """Return the factor of its updates; None if they do not share one."""
         scales = {pair.tuned.factor.scaling for pair in self.updates.values() if pair.tuned.factor}
+        scales |= {stacked.scale for stacked in self.stacks.values()}
         return scales.pop() if len(scales) == 1 else None
 
     def outside(self, places: set[Place]) -> list[str]:
         """Return its tensors at other places, by name."""
         pairs = [*self.updates.values(), *self.whole.values()]
-        return sorted({pair.tuned.info.name for pair in pairs if pair.place not in places})
+        names = {pair.tuned.info.name for pair in pairs if pair.place not in places}
+        names |= {one.b.name for place, one in self.stacks.items() if place not in places}
+        return sorted(names)
 
     def is_tied(self, pair: MatrixPair) -> bool:
         """Return whether a pair is a head whose base is the embedding that an update is of."""
@@ -76,9 +82,33 @@ class OpenAdapter:
         if norms is not None:
             norms = operand.part.view(norms.reshape(-1, 1)).reshape(-1)
         update = Update(left, right, factor.scaling, norms, operand.info.dtype)
-        formats = mine.info.dtype, pair.tuned.info.dtype
-        upright = not mine.part.transposed
-        return merge_fit(*views(pair, mine, base, tuned), update, formats, upright=upright)
+        return _fit(pair, base, tuned, update)
+
+    def fit_expert(
+        self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint
+    ) -> tuple[MergeFit, MergeFit, int | None]:
+        """Compare a merged matrix of a stack with base plus update, of factors that are packed rank
+        by rank and expert by expert; return also which expert's update it holds instead.
+        """
+        stacked = self.stacks[pair.place]
+        fits = []
+        owner = None
+        for by_rank in (True, False):
+            update = stacked.update(self.checkpoint, by_rank=by_rank)
+            fits.append(_fit(pair, base, tuned, update))
+        by_expert = fits[1]
+        if by_expert.moved and by_expert.finite and not any(fit.fits for fit in fits):
+            assert pair.base is not None, "aligned"
+            first, second = views(pair, pair.base, base, tuned)
+            rows = tuple(slice(None) for _ in first.shape)
+            change = second[rows].double() - first[rows].double()
+            change = change.reshape(-1, change.shape[-1])
+            for by_rank in (True, False):
+                expert = stacked.likest(self.checkpoint, change, by_rank=by_rank)
+                update = stacked.update(self.checkpoint, by_rank=by_rank, expert=expert)
+                if _fit(pair, base, tuned, update).fits:
+                    owner = expert
+        return fits[0], fits[1], owner
 
     def row_of_whole(self, pair: MatrixPair, tuned: Checkpoint) -> Scanned:
         """Compare a tensor that it holds whole with the merged model's."""
@@ -86,6 +116,13 @@ class OpenAdapter:
         if pair.is_matrix and mine.shape == pair.tuned.shape:
             rows, cols = mine.shape
         return row_of(replace(pair, base=mine, rows=rows, cols=cols), self.checkpoint, tuned)
+
+
+def _fit(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, update: Update) -> MergeFit:
+    assert pair.base is not None, "aligned"
+    formats = pair.base.info.dtype, pair.tuned.info.dtype
+    upright = not pair.base.part.transposed
+    return merge_fit(*views(pair, pair.base, base, tuned), update, formats, upright=upright)
 
 
 def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
@@ -102,6 +139,11 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
             f"{opened.reference}: a DoRA adapter without its norms (lora_magnitude_vector)",
             "save it again",
         )
+    factors = adapter_factors(tensors)[0]
+    stacks, modules = stacked_updates(opened.adapter, factors, base)
+    for module in modules:
+        for info in factors[module][:2]:
+            del tensors[info.name]
     without_norms = replace(opened, tensors=tensors, adapter=replace(opened.adapter, dora=False))
     # what was merged may have come under other names
     pairs, skipped = pair_checkpoints(base, without_norms, Filter(), may_differ=True, by_place=True)
@@ -114,7 +156,7 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
         if pair.base and _is_module(module, pair.base.info.name.removesuffix(".weight"))
     }
     unread = [apart for _, apart in _unpaired(skipped)]
-    return OpenAdapter(plain(opened), updates, whole, opened.adapter.dora, norms, unread)
+    return OpenAdapter(plain(opened), updates, whole, opened.adapter.dora, norms, stacks, unread)
 
 
 def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Unmatched]]:

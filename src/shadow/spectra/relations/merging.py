@@ -68,6 +68,11 @@ class Update:
     scale: float
     magnitude: Tensor | None = None  # (rows,)
     stored: str = "F32"  # the dtype of the factors
+    stacked: bool = False  # of an expert in a stack: peft rounds it before the sum
+
+    def as_merged(self, order: Order) -> Order:
+        """Return what a program does whose other modules are merged in this order."""
+        return ORDERS["update_rounded"] if self.stacked and order == Order() else order
 
 
 @dataclass
@@ -207,7 +212,7 @@ def _fit(
         for way, rest in rests.items():
             code, rounded = way
             dtype = dtypes[rounded]
-            order = ORDERS[code].of_model(dtype)
+            order = update.as_merged(ORDERS[code]).of_model(dtype)
             if (order, dtype) not in replays:
                 merge = replayed(b.to(dtype), update, rows, order, upright=upright)
                 replays[order, dtype] = _rest(m - merge.to(stored).double(), slopes)
@@ -247,7 +252,9 @@ def replayed(base: Tensor, update: Update, rows: slice, order: Order, *, upright
         left = left * update.scale
         if order.rounds_product:
             left = left.to(dtype).to(order.products)
-    if order.scaled == "sum":
+    if order.scaled == "sum" and update.stacked:
+        total = torch.add(base.to(order.products), (left @ right)[within], alpha=update.scale)
+    elif order.scaled == "sum":
         padded = torch.zeros(len(left), base.shape[1], dtype=order.products)
         padded[within] = base.to(order.products)
         total = torch.addmm(padded, left, right, alpha=update.scale)[within]
