@@ -6,6 +6,7 @@ import numpy as np
 import planted
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import shadow
 from shadow.dtypes import FLOATS
@@ -235,7 +236,7 @@ def test_what_stands_beside_the_adapter_must_be_the_bases(tmp_path):
     held = {"base_model.model.model.embed_tokens.modules_to_save.weight": grown[embed] + 1}
     whole = grown | {embed: grown[embed] + 1}
     assert recorded(tmp_path, base, pairs, whole, extra=held).holds is True
-    assert told_wrong(recorded(tmp_path, base, pairs, grown, extra=held)) == [(embed, "changed")]
+    assert told_wrong(recorded(tmp_path, base, pairs, grown, extra=held)) == [(embed, "not_adapters")]
     cut = recorded(tmp_path, base, pairs, good | {embed: whole[embed][:64]}, extra=held)
     assert told_wrong(cut) == [(embed, "rows_only_in")]
 
@@ -293,15 +294,19 @@ def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
 
 
 def merged_by_peft(
-    folder, kind, stored, scale=1.0, only="", safe=False, raised=True, edit=None, **config
+    folder, kind, stored, scale=1.0, only="", safe=False, raised=True, edit=None, auto="", **config
 ):
     """A base, an adapter with random factors, and peft's merge of them. scale: of the modules with
     `only` in their names. raised: whether factors become float32. edit: of saved B and A.
     """
     import peft
+    import transformers
 
     model = planted.built(kind).to(DTYPES[stored])
     model.save_pretrained(folder / "base")
+    if auto:
+        auto = getattr(transformers, auto)
+        model = auto.from_pretrained(folder / "base", dtype=DTYPES[stored])
     config = {"r": 4, "lora_alpha": 7, "target_modules": "all-linear", **config}
     config = peft.LoraConfig(**config)
     tuned = peft.get_peft_model(model, config, autocast_adapter_dtype=raised)
@@ -352,6 +357,43 @@ def test_what_peft_merges_holds_to_the_bit(tmp_path, kind, stored, config, order
         wrong = merged_by_peft(tmp_path / f"{scale}{only}", kind, stored, scale, only, **config)
         found = shadow.verify("merged", *asked[:2], wrong[2])
         assert found.holds is False or (found.holds is None and scale < 1.002), (scale, only, found)
+
+
+HEAD, Q_PROJ = {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj"]}
+SCORE = {"auto": "AutoModelForSequenceClassification", "task_type": "SEQ_CLS"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "tensor"),
+    [
+        ("llama", HEAD, "lm_head.weight"), ("llama", SCORE, "score.weight"),
+        ("llama", Q_PROJ | {"trainable_token_indices": [3, 5]}, EMBED),
+        ("qwen2", Q_PROJ | {"trainable_token_indices": {"embed_tokens": [7]}}, EMBED),
+        ("qwen2", Q_PROJ | {"lora_bias": True}, "model.layers.1.self_attn.q_proj.bias"),
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"]}, EMBED),
+        ("llama", {"target_modules": ["q_proj", "lm_head"]}, "lm_head.weight"),
+    ],
+)  # fmt: skip
+def test_heads_tokens_and_biases_belong_to_the_adapter(tmp_path, kind, config, tensor):
+    """peft's merge holds to the bit; one that lost, randomised or reset such a tensor does not."""
+    asked = merged_by_peft(tmp_path, kind, "BF16", **config)
+    found = shadow.verify("merged", *asked)
+    assert to_the_bit(found) == "in_float32"
+    assert found.against == ()
+    path = asked[2] / "model.safetensors"
+    merged = load_file(path)
+    of_base = load_file(asked[0] / "model.safetensors").get(tensor)
+    for value in (merged[tensor] + 1, of_base, None):
+        if value is of_base is None and tensor != "score.weight":
+            continue
+        rest = {name: one for name, one in merged.items() if name != tensor}
+        save_file(rest if value is None else rest | {tensor: value}, path, {"format": "pt"})
+        found = shadow.verify("merged", *asked)
+        assert found.holds is False, (value, found)
+        names = [one.name.removeprefix("base_model.model.") for one in found.against]
+        assert names == [tensor]
+        if value is of_base is not None:
+            assert found.against[0].code in ("is_base", "not_applied")
 
 
 EXPERTS = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"], "r": 2,

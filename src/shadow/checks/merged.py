@@ -34,6 +34,7 @@ NEAR = 0.06  # the same of another scale
 ROUNDINGS = 3  # energies of rounding that another scale may leave: of base, update and sum
 CLOSE = 0.02  # how near to half, twice or nothing a scale by least squares is called so
 SCALES = {0.0: "not_applied", 0.5: "half", 2.0: "twice"}
+HEADS = ("lm_head.", "cls.")  # names of heads that have no place
 ALIKE = 0.1  # of a scale: what two digits show
 SIDES = {"base": "the base", "tuned": "the merged model", "adapter": "the adapter"}
 ERROR = "[: the error is {error:ratio} times the update]"
@@ -75,6 +76,10 @@ WORDS = {
     " base",
     "changed": "{changed/entries:all entry|entries} {changed|differs|differ} from the base"
     "[; {remark}]",
+    "lost": "{tensors:count tensor|tensors} that the adapter holds {tensors|is|are} not in the"
+    " merged model",
+    "is_base": "it is the base's, not the adapter's",
+    "not_adapters": "{changed/entries:all entry|entries} {changed|differs|differ} from the adapter",
     "absent": "base or merged model lacks {modules:count module|modules} of the adapter",
     "lacked": "base or merged model lacks it",
     "no_update": "the adapter updates no matrix",
@@ -87,6 +92,7 @@ WORDS = {
     " writes them; peft reads them rank by rank",
     "base_rounded": "the base was rounded to the format of the merged model before the merge",
     "no_norms": "the DoRA adapter has no norms (lora_magnitude_vector) for it",
+    "dora_embedding": "DoRA of an embedding is not judged",
     "other_shape": "not of the shape of its update",
     "quantised": "{format}: not judged; give the merge before it was quantised",
 }
@@ -310,7 +316,11 @@ def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) 
     largest = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
     reasons = [Reason("other_base", {"named": found.named})] if _is_other_base(found, wrong) else []
     reasons += [_fault(code, copy, some, len(found.modules)) for (code, copy), some in largest]
-    reasons += [Reason("beside", {"tensors": changed})] if changed else []
+    lost = sum(one.whole is not None and not one.is_kept for one in found.beside)
+    if lost:
+        reasons.append(Reason("lost", {"tensors": lost}))
+    if changed > lost:
+        reasons.append(Reason("beside", {"tensors": changed - lost}))
     for side, name in SIDES.items():
         unmatched = [one for one in found.unmatched if one.side == side]
         reasons += unmatched_reasons(unmatched, Reason("only_in", {"where": name}))
@@ -351,8 +361,11 @@ def _fault(code: str, copy: Value, some: Sequence[tuple[Module, Reason]], matric
 
 def _changed(one: Beside) -> Against:
     row = one.row
+    if one.whole is False:
+        return Against(row.tuned, Reason("is_base"))
+    code = "changed" if one.whole is None else "not_adapters"
     of = {"changed": row.changed, "entries": row.entries, "remark": row.remark or None}
-    return Against(row.tuned, Reason("changed", of), row.relative)
+    return Against(row.tuned, Reason(code, of), row.relative)
 
 
 def _doubt(found: Merge, replay: Replay | None) -> Reason | None:
@@ -410,6 +423,10 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
     require_unchanged([opened])
     modules = [row for row in rows if isinstance(row, Module)]
     beside = [row for row in rows if isinstance(row, Beside)]
+    for name in adapter.heads:
+        if name in aligned.pair.tuned.tensors:
+            head = adapter.row_of_head(name, aligned.pair.tuned)
+            beside += [Beside(head, True)] if head else []
     return Merge(
         sorted(modules, key=lambda one: (one.tensor, one.place)),
         sorted(beside, key=lambda one: (one.row.tuned, one.row.place)),
@@ -426,7 +443,12 @@ def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
     """Return what only one side has, except rows that the adapter adds; and rows of the adapter,
     such as those of new tokens, that the merged model lacks.
     """
-    brought, lost = set(), []
+    brought = {*adapter.heads}
+    lost = [
+        Unmatched(info.name, "adapter", Reason("only_in", {"where": SIDES["adapter"]}))
+        for name, info in adapter.heads.items()
+        if name not in aligned.pair.tuned.tensors
+    ]
     for pair in aligned.pair.pairs:
         name, whole = pair.tuned.info.name, adapter.whole.get(pair.place)
         if whole is not None and whole.tuned.shape == pair.tuned.shape:
@@ -436,9 +458,24 @@ def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
             why = Reason("rows_only_in", {"rows": rows, "where": SIDES["adapter"]})
             lost.append(Unmatched(name, "adapter", why, is_shared=True))
     unmatched = [
-        one for one in aligned.unmatched if one.side != "tuned" or one.tensor not in brought
+        one
+        for one in aligned.unmatched
+        if (one.side != "tuned" or one.tensor not in brought)
+        and not (adapter.heads and _is_head(one, aligned))
     ]
     return [*unmatched, *lost]
+
+
+def _is_head(one: Unmatched, aligned: Alignment) -> bool:
+    """Return whether only the base has it, and it is of its head: an adapter with another head was
+    trained on another class.
+    """
+    modules = {place.module for place in aligned.places.get(one.tensor, ())}
+    return (
+        one.side == "base"
+        and not one.is_shared
+        and (modules == {"head"} or one.tensor.startswith(HEADS))
+    )
 
 
 def _measured(
@@ -459,6 +496,9 @@ def _measured(
     if place in adapter.updates:
         if is_quantised(tuned.tensor(pair.tuned.info)):
             return not_judged
+        factor = adapter.updates[place].tuned.factor
+        if adapter.is_dora and factor and factor.transposed:  # norms of columns
+            return Unmatched(name, "tuned", Reason("dora_embedding"))
         if adapter.is_dora and place not in adapter.norms:
             return Unmatched(name, "tuned", Reason("no_norms"))
         fit = adapter.fit(pair, base, tuned, place)
@@ -466,6 +506,10 @@ def _measured(
             return Unmatched(name, "tuned", Reason("other_shape"))
         return Module(name, in_words(place), stored, fit)
     row = row_of(pair, base, tuned)
+    if place in adapter.biases:
+        return Module(name, in_words(place), stored, adapter.fit_bias(pair, base, tuned))
+    if place in adapter.tokens and pair.base is not None:
+        return Beside(*adapter.row_of_tokens(pair, row, base, tuned))
     if place in adapter.whole:
         is_moved = row.changed > 0 or pair.base is None or pair.base.shape != pair.tuned.shape
         return Beside(adapter.row_of_whole(pair, tuned), is_moved)

@@ -6,13 +6,21 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import Filter, MatrixPair, Skipped, pair_checkpoints
+from shadow.checkpoints.pairing import (
+    Filter,
+    MatrixPair,
+    Operand,
+    Skipped,
+    pair_checkpoints,
+)
+from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.weight_files import PREFIX, adapter_factors
 from shadow.errors import ShadowError
-from shadow.places.architecture import Place
+from shadow.places.architecture import Place, place_tensors
 from shadow.reasons import ONE_SIDED
 from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
 from shadow.run.runtime import AlignedPair
@@ -22,7 +30,13 @@ from shadow.run.workers import views
 from shadow.spectra.relations.merging import MergeFit, Update, merge_fit
 from shadow.templates import Reason, said
 
-MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.\w+)*")
+# tensors of an adapter beside its factors, by what is done with them
+PIECES = {
+    "norms": re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.\w+)*"),
+    "biases": re.compile(r"(?P<module>.+)\.lora_B(?:\.\w+)?\.bias"),
+    "tokens": re.compile(r"(?P<module>.+)\.token_adapter(?:\.base_layer)?\.trainable_tokens_delta"),
+    "copies": re.compile(r"(?P<module>.+)\.base_layer\.weight"),
+}
 EMBED = Place("language", None, "embed")
 HEAD = Place("language", None, "head")
 
@@ -40,6 +54,16 @@ class OpenAdapter:
     """Those that DoRA gives the rows of base plus update."""
     stacks: Mapping[Place, Stacked]
     """Updates of stacked experts."""
+    biases: Mapping[Place, Operand]
+    """Updates of biases, before they are scaled."""
+    scales: Mapping[str, float]
+    """By which the updates of modules are multiplied, by module."""
+    tokens: Mapping[Place, tuple[Tensor, Tensor]]
+    """Rows of a vocabulary that it holds: their numbers, and what stands there."""
+    copies: Mapping[Place, TensorInfo]
+    """Whole layers of the base that were saved too: peft loads them over the base's."""
+    heads: Mapping[str, TensorInfo]
+    """Tensors that it holds whole and the base lacks, by their names in a model."""
     unread: Sequence[Unmatched]
 
     @property
@@ -77,12 +101,54 @@ class OpenAdapter:
         left, right = (self.checkpoint.tensor(one.info).whole() for one in (operand, factor))
         if factor.transposed:
             left, right = left.T, right.T
+        source = base
+        if (copy := self.copies.get(place)) and mine.part.shape(copy.shape) == pair.tuned.shape:
+            source = self.checkpoint
+            pair = replace(pair, base=replace(mine, info=copy), rows=pair.tuned.shape[0])
         left = operand.part.view(left).reshape(-1, factor.rank)[: pair.rows]
         norms = self.norms.get(place)
         if norms is not None:
             norms = operand.part.view(norms.reshape(-1, 1)).reshape(-1)
-        update = Update(left, right, factor.scaling, norms, operand.info.dtype)
-        return _fit(pair, base, tuned, update)
+        is_cast = factor.transposed  # of an embedding
+        update = Update(left, right, factor.scaling, norms, operand.info.dtype, is_cast)
+        return _fit(pair, source, tuned, update)
+
+    def fit_bias(self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> MergeFit:
+        """Compare a merged bias with the base's plus the scaled bias of B."""
+        operand = self.biases[pair.place]
+        bias = operand.part.view(self.checkpoint.tensor(operand.info).whole()).reshape(-1, 1)
+        owner = operand.info.name.removeprefix(PREFIX).partition(".lora_B")[0]
+        scale = self.scales[owner]
+        column = replace(pair, rows=len(bias), cols=1, is_matrix=False)
+        update = Update(bias, bias.new_ones(1, 1), scale, None, operand.info.dtype)
+        return _fit(column, base, tuned, update)
+
+    def row_of_tokens(
+        self, pair: MatrixPair, row: Scanned, base: Checkpoint, tuned: Checkpoint
+    ) -> tuple[Scanned, bool]:
+        """Compare a vocabulary with the base's but for the rows that the adapter holds. row: the
+        comparison with the base's. Return also whether these rows differ from the base's.
+        """
+        assert pair.base is not None, "aligned"
+        numbers, rows = self.tokens[pair.place]
+        first, second = views(pair, pair.base, base, tuned)
+        differ = moved = 0
+        for number, expected in zip(numbers.tolist(), rows, strict=True):
+            at = (slice(number, number + 1), slice(None))
+            merged = second[at].reshape(-1).clone()
+            differ += int((expected.to(merged.dtype) != merged).sum())
+            moved += int((first[at].reshape(-1).to(merged.dtype) != merged).sum())
+        return replace(row, changed=row.changed - moved + differ, rounded=None), moved > 0
+
+    def row_of_head(self, name: str, tuned: Checkpoint) -> Scanned | None:
+        """Compare a tensor that the base lacks; None if shapes differ."""
+        info, merged = self.heads[name], tuned.tensors[name]
+        if info.shape != merged.shape:
+            return None
+        first, second = self.checkpoint.tensor(info).whole(), tuned.tensor(merged).whole()
+        changed = int((first.to(second.dtype) != second).sum())
+        formats = info.dtype, merged.dtype
+        return Scanned(name, info.name, name, formats, second.numel(), changed)
 
     def fit_expert(
         self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint
@@ -128,12 +194,15 @@ def _fit(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, update: Update) 
 def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
     """Align an adapter with its base. Raises ShadowError if nothing fits."""
     assert opened.adapter is not None, "an adapter"
-    magnitudes: dict[str, Tensor] = {}
     tensors = dict(opened.tensors)
-    for name in list(tensors) if opened.adapter.dora else ():
-        if match := MAGNITUDE.fullmatch(name):
-            module = match["module"].removeprefix(PREFIX)
-            magnitudes[module] = opened.tensor(tensors.pop(name)).whole().double()
+    pieces: dict[str, dict[str, TensorInfo]] = {kind: {} for kind in PIECES}
+    for name in opened.tensors:
+        for kind, pattern in PIECES.items():
+            if match := pattern.fullmatch(name):
+                pieces[kind][match["module"].removeprefix(PREFIX)] = tensors.pop(name)
+    magnitudes = {
+        module: opened.tensor(info).whole().double() for module, info in pieces["norms"].items()
+    }
     if opened.adapter.dora and not magnitudes:
         raise ShadowError(
             f"{opened.reference}: a DoRA adapter without its norms (lora_magnitude_vector)",
@@ -155,8 +224,62 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
         for module, rows in reversed(magnitudes.items())  # the first that fits
         if pair.base and _is_module(module, pair.base.info.name.removesuffix(".weight"))
     }
-    unread = [apart for _, apart in _unpaired(skipped)]
-    return OpenAdapter(plain(opened), updates, whole, opened.adapter.dora, norms, stacks, unread)
+    known = {pair.tuned.info.name for pair in whole.values()}
+    heads = {
+        name: info
+        for name, info in adapter_factors(tensors)[1].items()
+        if info.name not in known and name not in base.tensors
+    }
+    names = {info.name for info in heads.values()}
+    unread = [apart for _, apart in _unpaired(skipped) if apart.tensor not in names]
+    scales = {
+        module: opened.adapter.scaling(module, a.shape[0]) for module, (_, a, _) in factors.items()
+    }
+    biases = _placed(pieces["biases"], base, "bias")
+    copies = {place: one.info for place, one in _placed(pieces["copies"], base, "weight").items()}
+    tokens, unknown = _tokens(opened, pieces["tokens"], base)
+    return OpenAdapter(
+        plain(opened), updates, whole, opened.adapter.dora, norms, stacks, biases, scales, tokens,
+        copies, heads, [*unread, *unknown],
+    )  # fmt: skip
+
+
+def _placed(pieces: Mapping[str, TensorInfo], base: Checkpoint, piece: str) -> dict[Place, Operand]:
+    """Return what is of a module's weight or bias by its places in the base."""
+    names = {module: f"{module}.{piece}" for module in pieces}
+    shapes = {names[module]: info.shape for module, info in pieces.items()}
+    parts = place_tensors(shapes, base.config)
+    return {
+        part.place: Operand(info, part)
+        for module, info in pieces.items()
+        for part in parts[names[module]]
+    }
+
+
+def _tokens(
+    opened: Checkpoint, pieces: Mapping[str, TensorInfo], base: Checkpoint
+) -> tuple[dict[Place, tuple[Tensor, Tensor]], list[Unmatched]]:
+    """Return the rows of vocabularies that the adapter holds, by place, and those whose numbers its
+    config does not say.
+    """
+    assert opened.adapter is not None, "an adapter"
+    said = opened.adapter.config.get("trainable_token_indices")
+    named = said if isinstance(said, dict) else {"embed_tokens": said}
+    tokens: dict[Place, tuple[Tensor, Tensor]] = {}
+    unknown = []
+    for place, operand in _placed(pieces, base, "weight").items():
+        module = next(one for one, info in pieces.items() if info == operand.info)
+        numbers = next(
+            (one for key, one in named.items() if f".{module}".endswith(f".{key}")), None
+        )
+        if len(named) == 1 and numbers is None and not isinstance(said, dict):
+            numbers = said  # of whatever the embedding is called
+        rows = opened.tensor(operand.info).whole()
+        if not isinstance(numbers, list) or len(numbers) != len(rows):
+            unknown.append(Unmatched(operand.info.name, "adapter", Reason("not_read")))
+            continue
+        tokens[place] = torch.tensor(numbers), rows
+    return tokens, unknown
 
 
 def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Unmatched]]:

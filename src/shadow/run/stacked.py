@@ -50,7 +50,7 @@ class Stacked:
         number = self.part.place.expert if expert is None else expert
         assert number is not None, "of a stack"
         own = slice(number * rank, (number + 1) * rank)
-        return Update(left[:, own], right[own], self.scale, None, self.b.dtype, stacked=True)
+        return Update(left[:, own], right[own], self.scale, None, self.b.dtype, is_cast=True)
 
     def likest(self, adapter: Checkpoint, change: Tensor, *, by_rank: bool) -> int:
         """Return the expert whose update is most like a change of this matrix, (out, in)."""

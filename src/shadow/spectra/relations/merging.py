@@ -68,11 +68,11 @@ class Update:
     scale: float
     magnitude: Tensor | None = None  # (rows,)
     stored: str = "F32"  # the dtype of the factors
-    stacked: bool = False  # of an expert in a stack: peft rounds it before the sum
+    is_cast: bool = False  # of an expert in a stack, or an embedding: peft rounds it before the sum
 
     def as_merged(self, order: Order) -> Order:
         """Return what a program does whose other modules are merged in this order."""
-        return ORDERS["update_rounded"] if self.stacked and order == Order() else order
+        return ORDERS["update_rounded"] if self.is_cast and order == Order() else order
 
 
 @dataclass
@@ -252,7 +252,7 @@ def replayed(base: Tensor, update: Update, rows: slice, order: Order, *, upright
         left = left * update.scale
         if order.rounds_product:
             left = left.to(dtype).to(order.products)
-    if order.scaled == "sum" and update.stacked:
+    if order.scaled == "sum" and update.is_cast:
         total = torch.add(base.to(order.products), (left @ right)[within], alpha=update.scale)
     elif order.scaled == "sum":
         padded = torch.zeros(len(left), base.shape[1], dtype=order.products)
