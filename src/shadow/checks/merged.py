@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
-    from shadow.run.adapted import OpenAdapter
+    from shadow.run.adapted import OpenAdapter, Reach
     from shadow.run.aligned import Alignment
     from shadow.run.runtime import Runtime
     from shadow.spectra.relations.merging import MergeFit, Scale, Way
@@ -56,6 +56,8 @@ WORDS = {
     "in_float64": "in float64",
     "whole": "{tensors:all tensor|tensors} that the adapter holds whole {tensors|is|are} in the"
     " merged model",
+    "unnamed": "none of the adapter's {modules:count module|modules} has a name of the base: peft"
+    " applies nothing[; with {instead} for {prefix} they would have one]",
     "other_base": "check BASE first: most of what the adapter leaves alone differs or is missing,"
     " so the adapter was merged into another model[ (its config names {named})], or MERGED was"
     " trained further",
@@ -134,6 +136,7 @@ class Merge(Evidence):
     absent: Sequence[str] = ()  # tensors of the adapter whose module base or merged model lacks
     scale: float | None = None  # of the adapter, where all its modules share one
     named: str | None = None  # the base that the adapter's config names
+    reach: Reach | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,8 @@ def judge(found: Merge) -> Answer:
     notes = [Reason("unseen", {"matrices": hidden})] if hidden else []
     if not wrong and replay and replay.way[1]:
         notes.append(Reason("base_rounded"))
+    if not wrong and found.reach and found.reach.modules == found.reach.unnamed > 0:
+        notes.append(Reason("unnamed", found.reach.figures))
     if is_by_expert:
         notes.append(Reason("packed_by_expert"))
     return found.judged(
@@ -315,6 +320,8 @@ def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) 
         kinds.setdefault((why.code, why.figures.get("copy")), []).append((module, why))
     largest = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
     reasons = [Reason("other_base", {"named": found.named})] if _is_other_base(found, wrong) else []
+    if wrong and found.reach and found.reach.modules == found.reach.unnamed > 0:
+        reasons.append(Reason("unnamed", found.reach.figures))
     reasons += [_fault(code, copy, some, len(found.modules)) for (code, copy), some in largest]
     lost = sum(one.whole is not None and not one.is_kept for one in found.beside)
     if lost:
@@ -404,7 +411,7 @@ def _confirmed(found: Merge, replay: Replay | None) -> list[Reason]:
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
     """Compare every matrix with base plus update, and every other tensor with the base's."""
-    from shadow.run.adapted import open_adapter
+    from shadow.run.adapted import open_adapter, reach_of
     from shadow.run.aligned import align_all
     from shadow.run.scan import fetch_all, require_unchanged, scan
     from shadow.run.sides import found_all, open_found, opened_models
@@ -433,6 +440,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
         adapter.outside({pair.place for pair in aligned.pair.pairs}),
         adapter.scale,
         short(opened.adapter.base) if opened.adapter.base else None,
+        reach_of(opened, aligned.pair.base),
         unmatched=_unmatched(aligned, adapter),
         unread=[*aligned.unread, *adapter.unread],
         notes=aligned.notes,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from shadow.checkpoints.adapter_names import BaseNames
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import (
     Filter,
@@ -28,7 +29,8 @@ from shadow.run.scanned import Scanned, Unmatched
 from shadow.run.stacked import Stacked, stacked_updates
 from shadow.run.workers import views
 from shadow.spectra.relations.merging import MergeFit, Update, merge_fit
-from shadow.templates import Reason, said
+from shadow.templates import Reason, Value, said
+from shadow.text import short
 
 # tensors of an adapter beside its factors, by what is done with them
 PIECES = {
@@ -306,6 +308,36 @@ def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
         places.setdefault(one.tensor, set()).add(place)
         (unmatched if one.why.code == "no_module" else unread).append(one)
     return Alignment(AlignedPair(base, adapter, pairs, []), unmatched, unread, (), places)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How many modules of an adapter have no name of the base, of how many; peft ignores these."""
+
+    modules: int
+    unnamed: int
+    prefix: tuple[str, str] | None = None
+    """The first words of their names, and those with which they would have one."""
+
+    @property
+    def figures(self) -> dict[str, Value]:
+        """The slots of a sentence."""
+        first, other = (short(one) if one else "no prefix" for one in self.prefix or ("", ""))
+        return {
+            "modules": self.modules,
+            "prefix": first if self.prefix else None,
+            "instead": other if self.prefix else None,
+        }
+
+
+def reach_of(adapter: Checkpoint, base: Checkpoint) -> Reach:
+    """Count the modules of an adapter that have no name of its base."""
+    modules = [*adapter_factors(adapter.tensors)[0]]
+    parts = place_tensors({f"{module}.weight": (2, 2) for module in modules}, base.config)
+    components = {part.place.component for own in parts_of(base).values() for part in own}
+    names = BaseNames(base.tensors, components)
+    unnamed = [one for one in modules if not names.has(one, parts[f"{one}.weight"][0].place)]
+    return Reach(len(modules), len(unnamed), names.prefix(unnamed) if unnamed else None)
 
 
 def _is_module(key: str, name: str) -> bool:
