@@ -167,7 +167,7 @@ def judge(found: Merge) -> Answer:
     notes = [Reason("unseen", {"matrices": hidden})] if hidden else []
     if not wrong and replay and replay.way[1]:
         notes.append(Reason("base_rounded"))
-    if not wrong and found.reach and found.reach.modules == found.reach.unnamed > 0:
+    if modules and not wrong and found.reach and found.reach.is_none:
         notes.append(Reason("unnamed", found.reach.figures))
     if is_by_expert:
         notes.append(Reason("packed_by_expert"))
@@ -272,15 +272,17 @@ def verdict(fit: MergeFit) -> Reason | None:
 
 
 def _other_scale(fit: MergeFit) -> float | None:
-    """Return the least-squares scale if it explains most of the residual and leaves only rounding;
-    otherwise None.
+    """Return the least-squares scale if it explains most of what rounding does not, and leaves only
+    rounding; otherwise None.
     """
     found = fit.scale
     if found is None:
         return None
     explained = fit.update * (1 - found) ** 2
     is_fit = fit.residual - explained < NEAR * fit.residual + ROUNDINGS * fit.rounding
-    return found if is_fit and explained > LEFT * fit.residual else None
+    is_seen = explained * fit.entries > ERRORS**2 * fit.rounding
+    is_most = explained > LEFT * (fit.residual - fit.rounding)
+    return found if is_fit and is_seen and is_most else None
 
 
 def _error(modules: Sequence[Module]) -> float | None:
@@ -320,7 +322,7 @@ def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) 
         kinds.setdefault((why.code, why.figures.get("copy")), []).append((module, why))
     largest = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
     reasons = [Reason("other_base", {"named": found.named})] if _is_other_base(found, wrong) else []
-    if wrong and found.reach and found.reach.modules == found.reach.unnamed > 0:
+    if found.reach and found.reach.is_none and (wrong or not found.modules):
         reasons.append(Reason("unnamed", found.reach.figures))
     reasons += [_fault(code, copy, some, len(found.modules)) for (code, copy), some in largest]
     lost = sum(one.whole is not None and not one.is_kept for one in found.beside)
@@ -426,14 +428,11 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
     aligned = align_all(base, tuned, (SIDES["base"], SIDES["tuned"]))
     adapter = open_adapter(opened, aligned.pair.base)
     measure = partial(_measured, adapter=adapter)
-    rows = list(scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread))
+    pairs = replace(aligned.pair, pairs=[*aligned.pair.pairs, *adapter.head_pairs(tuned)])
+    rows = list(scan(pairs, measure, runtime, scratch / "scan", aligned.unread))
     require_unchanged([opened])
     modules = [row for row in rows if isinstance(row, Module)]
     beside = [row for row in rows if isinstance(row, Beside)]
-    for name in adapter.heads:
-        if name in aligned.pair.tuned.tensors:
-            head = adapter.row_of_head(name, aligned.pair.tuned)
-            beside += [Beside(head, True)] if head else []
     return Merge(
         sorted(modules, key=lambda one: (one.tensor, one.place)),
         sorted(beside, key=lambda one: (one.row.tuned, one.row.place)),
@@ -451,7 +450,7 @@ def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
     """Return what only one side has, except rows that the adapter adds; and rows of the adapter,
     such as those of new tokens, that the merged model lacks.
     """
-    brought = {*adapter.heads}
+    brought = {pair.tuned.info.name for pair in adapter.head_pairs(aligned.pair.tuned)}
     lost = [
         Unmatched(info.name, "adapter", Reason("only_in", {"where": SIDES["adapter"]}))
         for name, info in adapter.heads.items()
@@ -497,6 +496,8 @@ def _measured(
     info, place = pair.tuned.info, pair.place
     name, stored = info.name, info.dtype
     not_judged = Unmatched(name, "tuned", Reason("quantised", {"format": stored}))
+    if pair.base is None:
+        return Beside(adapter.row_of_head(pair, tuned), True)
     if place in adapter.stacks:
         if is_quantised(tuned.tensor(info)):
             return not_judged
@@ -516,10 +517,10 @@ def _measured(
     row = row_of(pair, base, tuned)
     if place in adapter.biases:
         return Module(name, in_words(place), stored, adapter.fit_bias(pair, base, tuned))
-    if place in adapter.tokens and pair.base is not None:
+    if place in adapter.tokens:
         return Beside(*adapter.row_of_tokens(pair, row, base, tuned))
     if place in adapter.whole:
-        is_moved = row.changed > 0 or pair.base is None or pair.base.shape != pair.tuned.shape
+        is_moved = row.changed > 0 or pair.base.shape != pair.tuned.shape
         return Beside(adapter.row_of_whole(pair, tuned), is_moved)
     if not row.changed:
         return Beside(row)

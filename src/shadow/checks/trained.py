@@ -221,7 +221,7 @@ def judge(found: Training) -> Answer:
     apart = unmatched_reasons(found.unmatched, Reason("one_side"))
     if found.reach and (reach := found.reach).modules:
         figures |= {"modules": reach.modules, "modules_unnamed": reach.unnamed}
-        if apart and reach.unnamed == reach.modules:
+        if apart and reach.is_none:
             apart = [Reason("unnamed", reach.figures)]
     return found.judged(
         figures,

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from shadow.checkpoints.adapter_names import BaseNames
@@ -21,7 +20,7 @@ from shadow.checkpoints.pairing import (
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.weight_files import PREFIX, adapter_factors
 from shadow.errors import ShadowError
-from shadow.places.architecture import Place, place_tensors
+from shadow.places.architecture import Part, Place, place_tensors
 from shadow.reasons import ONE_SIDED
 from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
 from shadow.run.runtime import AlignedPair
@@ -60,7 +59,7 @@ class OpenAdapter:
     """Updates of biases, before they are scaled."""
     scales: Mapping[str, float]
     """By which the updates of modules are multiplied, by module."""
-    tokens: Mapping[Place, tuple[Tensor, Tensor]]
+    tokens: Mapping[Place, tuple[list[int], Tensor]]
     """Rows of a vocabulary that it holds: their numbers, and what stands there."""
     copies: Mapping[Place, TensorInfo]
     """Whole layers of the base that were saved too: peft loads them over the base's."""
@@ -80,6 +79,7 @@ class OpenAdapter:
         pairs = [*self.updates.values(), *self.whole.values()]
         names = {pair.tuned.info.name for pair in pairs if pair.place not in places}
         names |= {one.b.name for place, one in self.stacks.items() if place not in places}
+        names |= {one.info.name for place, one in self.biases.items() if place not in places}
         return sorted(names)
 
     def is_tied(self, pair: MatrixPair) -> bool:
@@ -135,22 +135,32 @@ class OpenAdapter:
         numbers, rows = self.tokens[pair.place]
         first, second = views(pair, pair.base, base, tuned)
         differ = moved = 0
-        for number, expected in zip(numbers.tolist(), rows, strict=True):
+        for number, expected in zip(numbers, rows, strict=True):
             at = (slice(number, number + 1), slice(None))
             merged = second[at].reshape(-1).clone()
             differ += int((expected.to(merged.dtype) != merged).sum())
             moved += int((first[at].reshape(-1).to(merged.dtype) != merged).sum())
         return replace(row, changed=row.changed - moved + differ, rounded=None), moved > 0
 
-    def row_of_head(self, name: str, tuned: Checkpoint) -> Scanned | None:
-        """Compare a tensor that the base lacks; None if shapes differ."""
-        info, merged = self.heads[name], tuned.tensors[name]
-        if info.shape != merged.shape:
-            return None
-        first, second = self.checkpoint.tensor(info).whole(), tuned.tensor(merged).whole()
-        changed = int((first.to(second.dtype) != second).sum())
-        formats = info.dtype, merged.dtype
-        return Scanned(name, info.name, name, formats, second.numel(), changed)
+    def head_pairs(self, tuned: Checkpoint) -> list[MatrixPair]:
+        """Return the tensors of a merged model that are of the adapter alone."""
+        pairs = []
+        for name, info in self.heads.items():
+            merged = tuned.tensors.get(name)
+            if merged is not None and merged.shape == info.shape:
+                part = Part(Place("other", None, "other", slot=name))
+                operand = Operand(merged, part)
+                size = merged.parameters
+                pairs.append(MatrixPair(part.place, None, operand, 1, size, is_matrix=False))
+        return pairs
+
+    def row_of_head(self, pair: MatrixPair, tuned: Checkpoint) -> Scanned:
+        """Compare a tensor that the base lacks."""
+        return row_of(
+            replace(pair, base=Operand(self.heads[pair.tuned.info.name], pair.tuned.part)),
+            self.checkpoint,
+            tuned,
+        )
 
     def fit_expert(
         self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint
@@ -198,10 +208,14 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
     assert opened.adapter is not None, "an adapter"
     tensors = dict(opened.tensors)
     pieces: dict[str, dict[str, TensorInfo]] = {kind: {} for kind in PIECES}
+    modules = adapter_factors(tensors)[0]
     for name in opened.tensors:
         for kind, pattern in PIECES.items():
-            if match := pattern.fullmatch(name):
-                pieces[kind][match["module"].removeprefix(PREFIX)] = tensors.pop(name)
+            match = pattern.fullmatch(name)
+            of_factors = kind in ("biases", "copies")
+            if match and (not of_factors or match["module"].removeprefix(PREFIX) in modules):
+                module = match["module"].removeprefix(PREFIX)
+                pieces[kind][module] = tensors.pop(name)
     magnitudes = {
         module: opened.tensor(info).whole().double() for module, info in pieces["norms"].items()
     }
@@ -210,10 +224,9 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
             f"{opened.reference}: a DoRA adapter without its norms (lora_magnitude_vector)",
             "save it again",
         )
-    factors = adapter_factors(tensors)[0]
-    stacks, modules = stacked_updates(opened.adapter, factors, base)
-    for module in modules:
-        for info in factors[module][:2]:
+    stacks, stacked = stacked_updates(opened.adapter, modules, base)
+    for module in stacked:
+        for info in modules[module][:2]:
             del tensors[info.name]
     without_norms = replace(opened, tensors=tensors, adapter=replace(opened.adapter, dora=False))
     # what was merged may have come under other names
@@ -235,7 +248,7 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
     names = {info.name for info in heads.values()}
     unread = [apart for _, apart in _unpaired(skipped) if apart.tensor not in names]
     scales = {
-        module: opened.adapter.scaling(module, a.shape[0]) for module, (_, a, _) in factors.items()
+        module: opened.adapter.scaling(module, a.shape[0]) for module, (_, a, _) in modules.items()
     }
     biases = _placed(pieces["biases"], base, "bias")
     copies = {place: one.info for place, one in _placed(pieces["copies"], base, "weight").items()}
@@ -260,27 +273,32 @@ def _placed(pieces: Mapping[str, TensorInfo], base: Checkpoint, piece: str) -> d
 
 def _tokens(
     opened: Checkpoint, pieces: Mapping[str, TensorInfo], base: Checkpoint
-) -> tuple[dict[Place, tuple[Tensor, Tensor]], list[Unmatched]]:
+) -> tuple[dict[Place, tuple[list[int], Tensor]], list[Unmatched]]:
     """Return the rows of vocabularies that the adapter holds, by place, and those whose numbers its
-    config does not say.
+    config does not say, or the base lacks.
     """
     assert opened.adapter is not None, "an adapter"
-    said = opened.adapter.config.get("trainable_token_indices")
-    named = said if isinstance(said, dict) else {"embed_tokens": said}
-    tokens: dict[Place, tuple[Tensor, Tensor]] = {}
+    numbers = opened.adapter.config.get("trainable_token_indices")
+    sizes = {
+        part.place: part.shape(base.tensors[name].shape)
+        for name, parts in parts_of(base).items()
+        for part in parts
+    }
+    tokens: dict[Place, tuple[list[int], Tensor]] = {}
     unknown = []
-    for place, operand in _placed(pieces, base, "weight").items():
-        module = next(one for one, info in pieces.items() if info == operand.info)
-        numbers = next(
-            (one for key, one in named.items() if f".{module}".endswith(f".{key}")), None
-        )
-        if len(named) == 1 and numbers is None and not isinstance(said, dict):
-            numbers = said  # of whatever the embedding is called
-        rows = opened.tensor(operand.info).whole()
-        if not isinstance(numbers, list) or len(numbers) != len(rows):
-            unknown.append(Unmatched(operand.info.name, "adapter", Reason("not_read")))
-            continue
-        tokens[place] = torch.tensor(numbers), rows
+    for module, info in pieces.items():
+        own: object = numbers
+        if isinstance(numbers, dict):
+            own = next((one for end, one in numbers.items() if _is_module(module, end)), None)
+        (place,) = _placed({module: info}, base, "weight")
+        rows, cols = sizes.get(place, (0, 0))
+        listed = own if isinstance(own, list) else []
+        is_known = all(type(one) is int and 0 <= one < rows for one in listed)
+        is_known &= len({*map(str, listed)}) == len(listed) > 0
+        if is_known and info.shape == (len(listed), cols):
+            tokens[place] = listed, opened.tensor(info).whole()
+        else:
+            unknown.append(Unmatched(info.name, "adapter", Reason("not_read")))
     return tokens, unknown
 
 
@@ -318,6 +336,11 @@ class Reach:
     unnamed: int
     prefix: tuple[str, str] | None = None
     """The first words of their names, and those with which they would have one."""
+
+    @property
+    def is_none(self) -> bool:
+        """Whether peft ignores all of them."""
+        return self.modules == self.unnamed > 0
 
     @property
     def figures(self) -> dict[str, Value]:
