@@ -320,7 +320,7 @@ def _merged() -> Iterator[Plant]:
         adapter = _adapter(at, "adapter", tensors, config)
         return Asked((at.put("base", at.base), adapter, at.put("merged", at.base)))
 
-    yield from _each("merged", "wrong prefix", FALSE, misnamed, "has a name of the base")
+    yield from _each("merged", "wrong prefix", OPEN, misnamed, "no such module")
     yield from _each("merged", "modules held whole", TRUE, held_whole(True))
     yield from _each("merged", "modules held whole, lost", FALSE, held_whole(False), "[nN]orm")
     said = "below the rounding|within the rounding"

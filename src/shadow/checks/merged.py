@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shadow.run.adapted import OpenAdapter, Reach
     from shadow.run.aligned import Alignment
     from shadow.run.runtime import Runtime
-    from shadow.spectra.relations.merging import MergeFit, Scale, Way
+    from shadow.spectra.relations.merging import MergeFit, UpdateScale, Way
 
 ERRORS = 5  # standard errors on each side of an estimated scale
 NEAR_ONE = 3e-4  # from 1: scales that programs round, as bfloat16 of alpha / rank
@@ -141,11 +141,11 @@ class Merge(Evidence):
 
 @dataclass(frozen=True)
 class Replay:
-    """What the way that explains a merge best leaves of the matrices that fit."""
+    """The way that explains a merge best, and the entries of matrices that fit which it leaves."""
 
     way: Way
     off: int  # entries that differ from it
-    scale: Scale
+    scale: UpdateScale
 
     @property
     def bounds(self) -> dict[str, Value]:
@@ -201,26 +201,26 @@ def _replay(fits: Sequence[MergeFit]) -> Replay | None:
     """Choose the way that leaves the fewest entries in all matrices together. Matrices that it
     leaves nothing of do not count for the scale: one that is off may be the only one.
     """
-    from shadow.spectra.relations.merging import Scale, best_way
+    from shadow.spectra.relations.merging import UpdateScale, best_way
 
     if not fits:
         return None
     way, off = best_way(fits)
     differing = [fit for fit in fits if fit.rests[way].entries]
-    return Replay(way, off, Scale.of(differing, way))
+    return Replay(way, off, UpdateScale.of(differing, way))
 
 
 def _wrong(modules: Sequence[Module], replay: Replay | None) -> list[tuple[Module, Reason]]:
     """Return the matrices that are no right merge, and why: entries that rounding cannot explain,
     or a scale that excludes 1, of one matrix or of all together.
     """
-    from shadow.spectra.relations.merging import Scale
+    from shadow.spectra.relations.merging import UpdateScale
 
     wrong = [(one, why) for one in modules if (why := _verdict_of(one)) is not None]
     if replay is None:
         return wrong
     scales = [
-        (one, Scale.of([one.fit], replay.way))
+        (one, UpdateScale.of([one.fit], replay.way))
         for one in modules
         if one.fit.fits and one.fit.rests[replay.way].entries
     ]
@@ -230,12 +230,12 @@ def _wrong(modules: Sequence[Module], replay: Replay | None) -> list[tuple[Modul
     return wrong + [(one, Reason("rescaled", {"scale": scale.value})) for one, scale in rescaled]
 
 
-def _is_near(scale: Scale) -> bool:
+def _is_near(scale: UpdateScale) -> bool:
     """Return whether the interval of a scale contains 1."""
     return abs(scale.value - 1) <= NEAR_ONE + ERRORS * scale.error
 
 
-def _excludes_others(scale: Scale) -> bool:
+def _excludes_others(scale: UpdateScale) -> bool:
     """Return whether the interval of a scale excludes 1.001 and 0.999."""
     return abs(scale.value - 1) + ERRORS * scale.error < OTHER
 

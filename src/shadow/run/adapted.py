@@ -330,7 +330,7 @@ def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
 
 @dataclass(frozen=True)
 class Reach:
-    """How many modules of an adapter have no name of the base, of how many; peft ignores these."""
+    """The number of modules of an adapter, and of those without a name of the base: peft ignores them."""
 
     modules: int
     unnamed: int

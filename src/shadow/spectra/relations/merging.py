@@ -28,7 +28,7 @@ PANEL = 8  # rows of a product that are computed at least: of one row, BLAS sums
 
 @dataclass(frozen=True)
 class Order:
-    """How a program computes a merge: dtypes, what is rounded, and where the scale is applied."""
+    """The steps of a merge in a program: dtypes, roundings, and where the scale is applied."""
 
     products: torch.dtype = torch.float32
     scaled: Literal["product", "left", "sum"] = "product"
@@ -121,14 +121,14 @@ class MergeFit:
 
 
 @dataclass(frozen=True)
-class Scale:
+class UpdateScale:
     """The scale of the updates of some matrices, by what one way of merging leaves."""
 
     value: float
     error: float  # one standard error; infinite where no entry shows the scale
 
     @classmethod
-    def of(cls, fits: Sequence[MergeFit], way: Way) -> Scale:
+    def of(cls, fits: Sequence[MergeFit], way: Way) -> UpdateScale:
         """Estimate it over all entries of these matrices together."""
         rests = [fit.rests[way] for fit in fits]
         slope = math.fsum(fit.slope for fit in fits)
