@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 
 DEMO := $(VENV)/.demo
 
-.PHONY: setup demo test test-slow test-ray fuzz mutants rewording check format docs site real clean
+.PHONY: setup demo test test-slow healthy test-ray fuzz mutants rewording check format docs site real clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,9 @@ IN_ORDER := --no-loadscope-reorder $(LONG) $(filter-out $(LONG),$(wildcard tests
 
 test-slow: setup  ## the slow tests, and those of properties with many examples
 	$(LIMIT) 900 $(TESTS) $(IN_ORDER) -m "(slow or hypothesis) and not real and not ray" --hypothesis-profile thorough
+
+healthy: setup  ## `verify whole` is silent about every architecture that transformers makes: half an hour
+	EVERY_ARCHITECTURE=1 $(LIMIT) 3600 $(TESTS) -m slow tests/checks/test_whole_healthy.py
 
 test-ray: setup  ## audits on Ray, two machines of it simulated on this one: a few minutes
 	$(LIMIT) 600 $(PYTEST) -m ray tests/audits/test_ray.py

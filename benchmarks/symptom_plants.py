@@ -23,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import planted
 import quantisers
 from companions import of_mistral, tokenizer
+from small_plants import FILES
 
 import shadow
+from shadow.checks.whole import RULES
 
 FILE, EMBED, HEAD = "model.safetensors", "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
@@ -41,7 +43,7 @@ class Asked:
     """
 
     command: str
-    of: Sequence[Path]
+    of: Sequence[Any]
     code: str = ""  # among those of the answer; an audit has none
     names: str = ""
     sick: str = "does_not_hold"
@@ -389,8 +391,90 @@ def scales(at: Work, command: str, form: str, piece: str, factor: float | None =
     folder, module = at.put("q", state, quantization_config=said), re.escape(name[: -len(piece)])
     if command == "whole":
         code = "scale_missing" if factor is None else "scale_zero"
-        return Asked("whole", [folder], code, module, well="inconclusive")
+        return Asked("whole", [folder], code, module)
     return Asked("quantised", [at.put("a"), folder], "", rf"{module}.*original's times (0|9|10)\b")
+
+
+def module(at: Work, form: str, how: str, code: str) -> Asked:
+    """A quantised model, one of whose modules has lost a piece, or whose config is another's."""
+    state, _, said = quantisers.quantised(form, at.base, partial(re.fullmatch, MATRIX))
+    name = at.pick().removesuffix(".weight")
+    own = {key: one for key, one in state.items() if key.startswith(f"{name}.")}
+    rest = {key: one for key, one in state.items() if key not in own}
+    named = re.escape(name)
+    if how == "inverted":
+        own = {key: 1 / one.float() if "weight_scale" in key else one for key, one in own.items()}
+    elif how == "underflown":
+        own = {key: one * (key[-6:] != "scales" or torch.arange(len(one))[:, None] > 0)
+               for key, one in own.items()}  # fmt: skip
+    elif how == "g_idx":
+        own = {key: one * (not key.endswith(how)) for key, one in own.items()}
+    elif how in ("quant_state", "input_scale", "all"):
+        own = {key: one for key, one in own.items() if how not in key and how != "all"}
+    elif how == "blocks":
+        own = {
+            key: one[:-1] if "absmax" in key or "qzeros" in key else one for key, one in own.items()
+        }
+    elif how == "plain":
+        own = {f"{name}.weight": at.base[f"{name}.weight"]}
+    elif at.is_sick:
+        more = {"listed": {"ignore": [name]}, "group": {"group_size": 16},
+                "zeros": {"checkpoint_format": {"gptq": "gptq_v2"}.get(form, "gptq")}}  # fmt: skip
+        said = said | more.get(how, {})
+        named = "config.json|GPTQ" if how in ("zeros", "unsaid") else named
+        named = r"_proj|c_\w+" if how == "group" else named
+    if how == "left":
+        state = at.base if at.is_sick else state
+        named = "config.json"
+    elif at.is_sick:
+        state = rest | own
+    more = {} if how == "unsaid" and at.is_sick else {"quantization_config": said}
+    return Asked("whole", [at.put("q", state, **more)], code, named)
+
+
+def raw_numbers(at: Work) -> Asked:
+    """A matrix of a model of floats is that of an FP8 model without its scale."""
+    name = at.pick()
+    most = at.base[name].float().abs().max()
+    raw = (at.base[name] * (448 / most)).to(torch.float8_e4m3fn).to(DTYPES[at.stored])
+    return at.whole(at.changed(name, lambda one: one.copy_(raw)), "raw_numbers", re.escape(name))
+
+
+def gguf(at: Work, command: str, how: str, code: str) -> Asked:
+    """A GGUF file that contradicts itself, or beside its source."""
+    tensors, arch = planted.gguf_llama(at.draw()), ("gemma2" if how == "norms" else "llama")
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 320, "head_dim": 64}
+    scaling = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4}
+    if how == "norms":
+        tensors = {name: one for name, one in tensors.items() if name != HEAD}
+    state = {name: torch.from_numpy(one) for name, one in tensors.items()}
+    config = {**sizes, "model_type": arch, "rope_theta": 1e4, "rope_parameters": None}
+    if how == "rope_freqs":
+        tensors["rope_freqs.weight"] = torch.ones(32).numpy()
+        config["rope_parameters"] = scaling
+    source = planted.write(at.here / "source", state, at.config | config)
+    layer = at.draw(2)
+    parts = {"down": f"layers.{layer}.mlp.down", "rope_freqs": how, "head": HEAD}
+    said = {"eos": {"tokenizer.ggml.eos_token_id": 320}, "base": {"llama.rope.freq_base": 5e5},
+            "kv heads": {"llama.attention.head_count_kv": 4}}  # fmt: skip
+    names = {
+        "down": rf"blk\.{layer}\.ffn_down",
+        "eos": "eos",
+        "kv heads": "attn_k",
+        "head": "output",
+    }
+    arch = "stablelm" if how == "head" else arch
+    if at.is_sick and how in parts:
+        tensors = {name: one for name, one in tensors.items() if parts[how] not in name}
+    metadata = said.get(how) if at.is_sick else {}
+    added = float(how == "norms" and not at.is_sick)
+    more = {"paired": arch == "llama", "added": added, "metadata": metadata}
+    file = planted.write_gguf(at.here / "m.gguf", tensors, "F32", arch, **more)
+    if command == "whole":
+        return Asked("whole", [file], code, names.get(how, "output"), well="inconclusive")
+    return Asked(
+        "same", [source, file], "", {"base": "freq_base", "norms": "1 is missing"}.get(how, how)
+    )
 
 
 def noised(at: Work) -> Asked:
@@ -421,3 +505,38 @@ def norm(at: Work) -> Asked:
     name = at.pick(NORM)
     off = {name: at.base[name] + 1} if at.is_sick else {}
     return at.two("audit", at.moved(at.base, but="norm") | off, "", f"{re.escape(name)} by")
+
+
+def small(at: Work, plant: Callable[[Path, bool], object]) -> Asked:
+    """Small files that contradict each other, or a copy that is none; some are notes."""
+    folder, code = at.put("m", shards=1), FILES[plant][0]
+    plant(folder, at.is_sick)
+    sick = "holds" if RULES[code].severity == "note" else "does_not_hold"
+    well = "inconclusive" if code == "code_lost" else "holds"  # transformers lacks the class
+    return Asked("whole", [folder], code, r"\.(json|jinja|weight)|[12]_\w+", sick, well)
+
+
+def factors(at: Work, lost: str, code: str) -> Asked:
+    """An adapter of which some factors, or the config, are lost, or whose head has another key."""
+    folder = at.adapted()[1]
+    state = load_file(folder / ADAPTER)
+    if at.is_sick and lost == CONFIG:
+        (folder / CONFIG).unlink()
+    elif at.is_sick and lost == "score.weight":
+        save_file(state | {lost: torch.randn(2, 64)}, folder / ADAPTER)
+    elif at.is_sick:
+        left = {name: one for name, one in state.items() if not re.search(lost, name)}
+        save_file(left, folder / ADAPTER)
+    return Asked("whole", [folder], code, lost)
+
+
+def in_memory(at: Work, code: str) -> Asked:
+    """A model in memory whose head is no longer tied, or of which two layers are one module."""
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(at.put("m"))
+    if at.is_sick and code == "tie_broken":
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    elif at.is_sick:
+        model.model.layers[1] = model.model.layers[0]
+    return Asked("whole", [model], code, "lm_head|layers.1")

@@ -54,10 +54,11 @@ ROWS = {
     10: "tokens that end a text", 11: "GGUF beside its source", 12: "files that are cut or lost",
     13: "identical stages", 14: "frozen parts that moved", 15: "a tower that did not move",
     16: "an update that BF16 swallowed", 17: "an engine's weights", 18: "the scale of an adapter",
-    19: "scales of quantised modules", 20: "copied and noised", 21: "NaN and infinity",
+    19: "quantised modules", 20: "copied and noised", 21: "NaN and infinity",
     22: "zeros", 23: "a norm vector that is off", 24: "a folder that contradicts itself",
+    25: "small files, copies, modules in memory",
 }  # fmt: skip
-BOTH = ("whole", "audit")
+BOTH, TWO = ("whole", "audit"), ("llama", "gemma2")
 NO_B, NO_B_OF_A_LAYER = {"zero": "lora_B"}, {"zero": r"\.1\..*lora_B"}
 LAYER, EOS = ("layers.1.", "h.1."), {"eos_token_id": 3}
 # row of the symptom, what is planted, the models, how: a function of Work and what it takes
@@ -166,6 +167,23 @@ PLANTS: list[Plant] = [
           ("whole", "fp8", "weight_scale", None), ("whole", "fp8", "weight_scale", 0),
           ("quantised", "fp8", "weight_scale", 10),
           ("quantised", "nvfp4", "weight_global_scale", 10))),
+    *((19, f"whole: {form}, {how}", kinds, partial(do.module, form=form, how=how, code=code))
+      for form, how, code, kinds in (
+          ("fp8", "inverted", "scale_inverted", FEW), ("int4", "inverted", "scale_inverted", TWO),
+          ("awq", "underflown", "scales_lost", TWO), ("gptq", "g_idx", "groups_lost", TWO),
+          ("nf4", "quant_state", "module_broken", FEW), ("nf4", "blocks", "module_broken", TWO),
+          ("gptq", "blocks", "module_broken", TWO), ("gptq", "group", "group_size", TWO),
+          ("mlx", "all", "missing", ["llama"]), ("w8a8", "all", "missing", TWO),
+          ("gptq", "zeros", "zeros_off", TWO), ("gptq-v2", "zeros", "zeros_off", TWO),
+          ("fp8", "input_scale", "piece_missing", ["mixtral"]),
+          ("w8a8", "plain", "plain_unlisted", TWO), ("w8a8", "listed", "packed_listed", TWO),
+          ("gptq", "left", "nothing_packed", TWO), ("fp8", "unsaid", "method_unsaid", TWO))),
+    (19, "whole: raw FP8 numbers", TEXT, do.raw_numbers),
+    *((11, f"whole: GGUF, {how}", ["llama"], partial(do.gguf, command="whole", how=how, code=code))
+      for how, code in (("eos", "token_beyond"), ("kv heads", "metadata_shape"),
+                        ("down", "block_part"), ("head", "output_absent"))),
+    *((11, f"same: GGUF, {how}", ["llama"], partial(do.gguf, command="same", how=how, code=""))
+      for how in ("rope_freqs", "base", "norms")),
     (20, "related: copied and noised", OWN, do.noised),
     *((21, f"{by}: one {number}", TEXT,
        partial(do.value, command=by, number=float(number), part="entry"))
@@ -183,6 +201,14 @@ PLANTS: list[Plant] = [
         None, "token_beyond", "pad is token", pad_token_id=at.text("vocab_size"))),
     (24, "whole: rank of an adapter", TEXT,
      lambda at: do.adapter(at, "whole", "rank", "config says 64", r=64)),
+    *((25, f"whole: {plant.__name__}", kinds, partial(do.small, plant=plant))
+      for plant, (_, kinds) in do.FILES.items()),
+    *((25, f"whole: an adapter without {lost}", OWN[:2],
+       partial(do.factors, lost=lost, code=code))
+      for lost, code in ((do.CONFIG, "adapter_config_lost"), (r"layers\.1\.\S*v_proj",
+                         "factors_lost"), ("score.weight", "key_unread"))),
+    (25, "memory: a tie broke", ("qwen2", "gemma2"), partial(do.in_memory, code="tie_broken")),
+    (25, "memory: one module twice", OWN[:2], partial(do.in_memory, code="module_twice")),
 ]  # fmt: skip
 
 
@@ -230,9 +256,12 @@ def answer(asked: Asked, here: Path) -> tuple[str, set[str], str]:
     return str(found.outcome), codes, "\n".join(lines)
 
 
-def in_this_process(config: Any, tensors: Any, scratch: Path) -> loader.Expected:
+def in_this_process(config: Any, tensors: Any, scratch: Path, cache: Any) -> loader.Expected:
     """What transformers expects: a child takes seconds to import it."""
-    listed = {name: (info.dtype, list(info.shape)) for name, info in tensors.items()}
+    listed = {
+        name: ("BF16" if info.packing else info.dtype, list(info.shape))
+        for name, info in tensors.items()
+    }
     try:
         return loader.asked(loader.stripped(config), listed, guard=lambda: None)
     except Exception as error:

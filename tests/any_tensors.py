@@ -37,9 +37,7 @@ TYPES = sorted(
     {kind for rule in name_rules().rows for kind in rule.conditions.model_types}
     | {"gpt2", "llama4", "dbrx"}
 )
-COUNTS = sorted(
-    {key for choices in name_rules().counts.values() for keys in choices for key in keys}
-)
+COUNTS = sorted({key for each in name_rules().counts.values() for keys in each for key in keys})
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 9), st.integers(), st.floats(), st.text(max_size=3),
     st.lists(st.integers(), max_size=2), st.sampled_from(TYPES), st.just({}),

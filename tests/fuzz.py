@@ -61,13 +61,9 @@ MEMORY = 2 << 30  # bytes beyond what is in use
 ROUND = 200  # examples between two looks at the clock
 LONGEST = 2000  # characters of a message with its hint
 SETTINGS = settings(
-    max_examples=ROUND,
-    deadline=None,
-    database=None,
-    report_multiple_bugs=False,
-    suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate, Phase.shrink],
-)
+    max_examples=ROUND, deadline=None, database=None, report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],
+)  # fmt: skip
 
 ODD = st.sampled_from(
     [
@@ -134,11 +130,8 @@ def changed_json(draw: st.DrawFn, originals: tuple[Any, ...]) -> bytes:
             case "leave out":
                 del parent[last]
             case "swap":
-                other = draw(
-                    st.sampled_from(
-                        list(parent) if isinstance(parent, dict) else range(len(parent))
-                    )
-                )
+                keys = list(parent) if isinstance(parent, dict) else range(len(parent))
+                other = draw(st.sampled_from(keys))
                 parent[last], parent[other] = parent[other], parent[last]
             case _ if isinstance(parent, dict):
                 parent[draw(st.text(max_size=8)) or "shadow"] = parent.pop(last)
@@ -154,9 +147,7 @@ MODULE = "model.layers.0.mlp.up_proj"
 def layouts() -> list[Any]:
     """A module in each quantised format: what config.json says, and its tensors by name."""
     weight, made = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), []
-    formats = {
-        name: (make(weight)[0], said) for name, (make, _, said) in quantisers.FORMATS.items()
-    }
+    formats = {key: (make(weight)[0], said) for key, (make, _, said) in quantisers.FORMATS.items()}
     raw = weight.to(torch.float8_e4m3fn)
     blocks = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     formats["fp8-blocks"] = {"weight": raw, "weight_scale_inv": torch.ones(1, 1)}, blocks
@@ -296,10 +287,13 @@ WHOLE = {  # files of a folder; a list of them under "left out" is not written
         "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1,
         "vocab_size": 16, "intermediate_size": 16, "tie_word_embeddings": True,
         "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [2, 3],
+        "auto_map": {"AutoModel": "x.X"}, "image_token_id": 3, "decoder_start_token_id": 1,
     },
+    "modules.json": [{"path": "2_Dense", "type": "sentence_transformers.models.Dense"}],
     "generation_config.json": {"eos_token_id": 2, "pad_token_id": None, "temperature": 0.6},
     "tokenizer_config.json": {
-        "eos_token": {"content": "</s>"}, "bos_token": "<s>", "chat_template": "{{ messages }}",
+        "eos_token": {"content": "</s>"}, "bos_token": "<s>", "image_token": "<s>",
+        "chat_template": "<|im_start|>{{ messages }}<|im_end|>", "tokenizer_class": "XFast",
         "added_tokens_decoder": {"2": {"content": "</s>"}}, "model_max_length": 10**30,
     },
     "tokenizer.json": {
@@ -464,6 +458,11 @@ def targets(top: Path) -> Mapping[str, Target]:
             tuple(json.dumps(tree).encode() for tree in trees)
         )
 
+    def read_named(path: Path) -> object:
+        return read_list(str(path))
+
+    summary = {"schema": 1, "family": "toy", "figures": {}}
+    matrices = (whole / "matrices.parquet").read_bytes()
     return {
         "header": Target(like(HEADER).map(with_length) | changed_bytes((WEIGHTS,)), weights),
         "gguf": Target(changed_bytes((small_gguf(top),)), packed),
@@ -479,22 +478,15 @@ def targets(top: Path) -> Mapping[str, Target]:
             like(ADAPTER), beside("adapter_config.json", "adapter_model.safetensors")
         ),
         "registry": Target(changed_bytes((REGISTRY,)), one("a.yaml", families)),
-        "list": Target(changed_bytes(LISTS), one("l", lambda path: read_list(str(path)))),
-        "yaml-list": Target(
-            changed_bytes(LISTS[1:]), one("l.yaml", lambda path: read_list(str(path)))
-        ),
+        "list": Target(changed_bytes(LISTS), one("l", read_named)),
+        "yaml-list": Target(changed_bytes(LISTS[1:]), one("l.yaml", read_named)),
         "policy": Target(changed_bytes((POLICY,)), one("policy.yaml", read_policy)),
         "csv": Target(changed_bytes((CSV,)), one("a.csv", read_scores)),
         "harness": Target(like(HARNESS), one("a.json", read_scores)),
         "batch": Target(like(BATCH), one("index.json", lambda path: read_index(path.parent))),
         "metadata": Target(like(recorded), metadata),
-        "summary": Target(
-            like({"schema": 1, "family": "toy", "figures": {}}), file_of_report("summary.json")
-        ),
-        "parquet": Target(
-            changed_bytes(((whole / "matrices.parquet").read_bytes(),)),
-            file_of_report("matrices.parquet"),
-        ),
+        "summary": Target(like(summary), file_of_report("summary.json")),
+        "parquet": Target(changed_bytes((matrices,)), file_of_report("matrices.parquet")),
     }
 
 
@@ -561,9 +553,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "targets", nargs="*", metavar="TARGET", help="all of them, if none is named"
-    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="all, if none is named")
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together")
     parser.add_argument("--seed", type=int, default=0, help="other seeds try other files")
     parser.add_argument("--processes", type=int, default=0, help="so many commands instead")

@@ -432,14 +432,8 @@ class Hub:
         if signed.expires < time.time():
             return Answer(*EXPIRED, repo=signed.repo, about=signed.file)
         file = signed.file
-        answer = Answer(
-            200,
-            {"ETag": file.etag, **FILE_HEADERS},
-            file=file,
-            repo=signed.repo,
-            about=file,
-            signed=signed,
-        )
+        about = {"file": file, "repo": signed.repo, "about": file, "signed": signed}
+        answer = Answer(200, {"ETag": file.etag, **FILE_HEADERS}, **about)
         answer.select(headers.get("Range"))
         return answer
 

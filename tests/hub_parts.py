@@ -85,18 +85,9 @@ class Redirect:
 
 
 Action = (
-    Status
-    | Drop
-    | Cut
-    | Stall
-    | Flip
-    | Truncate
-    | IgnoreRange
-    | WrongRange
-    | Expire
-    | Loop
+    Status | Drop | Cut | Stall | Flip | Truncate | IgnoreRange | WrongRange | Expire | Loop
     | Redirect
-)
+)  # fmt: skip
 
 
 @dataclass

@@ -5,15 +5,18 @@ test notices.
     python tests/mutants.py [--seed 0] [--count 200]  # about ten seconds a mistake
 
 A mistake changes one number, comparison, sign, index or word (`and`, `not`, True), swaps two
-arguments, or drops a statement, on a line that some fast test executes in its own process. The
-tests that execute the line run in forks of this process until one fails: the quickest first, then
-all.
+arguments, or drops a statement, on a line that some fast test executes in its own process; not the
+`strict` of zip, which only guards. The tests that execute the line run in forks of this process
+until one fails: the quickest first, then more of them. Those that are gone since the map was made
+are left out; it is "unknown" what comes of a mistake that no other executes.
 What survives is printed with its change; tests/equivalent.yaml lists changes that no test can
 notice, each with its reason. Exit code 1: a mistake survived that is not listed there.
 """
 
 import argparse
 import ast
+import functools
+import itertools
 import json
 import os
 import random
@@ -36,8 +39,11 @@ import yaml  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 MAP = ROOT / "build" / "executed.json"
-QUICK, ALL = 40.0, 280.0  # seconds of tests that run first, and of all; more counts as hung
+QUICK, ALL = 40.0, 240.0  # seconds of tests that run first, and at most, by the map
+PATIENCE = 4.0  # times as long, and a minute, counts as hung
 PASSED = 0  # how pytest ends
+FEW = 12  # characters that say little without their line
+SYMMETRICAL = ("max", "min", "maximum", "minimum", "fmax", "fmin", "isclose")
 COMPARED = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -62,11 +68,16 @@ class Mistake:
     kind: str
     before: str
     after: str
+    text: str
+    """Of the line where it begins."""
 
     @property
     def name(self) -> str:
-        """`spectra/noise.py: null >= 2 -> null > 2`, which does not change with lines above it."""
-        return f"{self.file}: {' '.join(self.before.split())} -> {' '.join(self.after.split())}"
+        """`spectra/noise.py: null >= 2 -> null > 2`, if short with its line (`0 -> 1 in x = 0`). It
+        does not change with lines above it.
+        """
+        name = f"{self.file}: {' '.join(self.before.split())} -> {' '.join(self.after.split())}"
+        return name if len(self.before) > FEW else f"{name} in {self.text}"
 
 
 # -------------------------------------------------------------------------------- what may be drawn
@@ -75,8 +86,8 @@ class Mistake:
 def mistakes(file: str, text: str, executed: Mapping[int, object]) -> Iterator[Mistake]:
     """Yield each mistake that can be planted on the executed lines of a module."""
     content = text.encode()
-    starts = [0]
-    for line in content.splitlines(keepends=True):
+    starts, lines = [0], content.splitlines(keepends=True)
+    for line in lines:
         starts.append(starts[-1] + len(line))
 
     def place(node: ast.AST) -> tuple[int, int]:
@@ -86,7 +97,8 @@ def mistakes(file: str, text: str, executed: Mapping[int, object]) -> Iterator[M
     def mistake(kind: str, statement: ast.stmt, node: ast.AST, after: str) -> Mistake:
         start, end = place(node)
         before = content[start:end].decode()
-        return Mistake(file, statement.lineno, start, end, kind, before, after)
+        text = lines[node.lineno - 1].decode().strip()
+        return Mistake(file, statement.lineno, start, end, kind, before, after, text)
 
     for statement in _statements(ast.parse(text)):
         if statement.lineno not in executed:
@@ -129,7 +141,9 @@ def _own_expressions(statement: ast.stmt) -> Iterator[ast.expr]:
             continue
         if isinstance(node, ast.expr):
             yield node
-        waiting += ast.iter_child_nodes(node)
+        waiting += (
+            one for one in ast.iter_child_nodes(node) if getattr(one, "arg", "") != "strict"
+        )
 
 
 def _changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
@@ -156,7 +170,8 @@ def _changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
         case ast.Subscript(value=value, slice=ast.Constant(value=int(index)), ctx=ast.Load()):
             yield "index", ast.Subscript(value, ast.Constant(0 if index else 1), ast.Load())
         case ast.Call(func=called, args=[first, second, *rest], keywords=keywords):
-            if not any(isinstance(one, ast.Starred) for one in (first, second)):
+            is_alike = ast.unparse(called).rpartition(".")[2] in SYMMETRICAL
+            if not is_alike and not any(isinstance(one, ast.Starred) for one in (first, second)):
                 yield "swapped arguments", ast.Call(called, [second, first, *rest], keywords)
 
 
@@ -278,22 +293,28 @@ class Copy:
             os._exit(3)
 
 
+@functools.cache
+def is_there(test: str) -> bool:
+    """False for a test that is gone or renamed since the map was made."""
+    file, _, name = test.partition("::")
+    path = ROOT / file
+    return path.is_file() and f"def {name}" in path.read_text(encoding="utf-8")
+
+
 def outcome_of(
     copy: Copy, mistake: Mistake, tests: Sequence[str], seconds: Mapping[str, float]
 ) -> str:
-    """Plant a mistake and return what came of it: killed, survived, or why that is not known."""
-    in_order = sorted(tests, key=lambda test: seconds.get(test, 1.0))
-    quick: list[str] = []
-    spent = 0.0
-    for test in in_order:
-        spent += seconds.get(test, 1.0)
-        if not quick or spent < QUICK:
-            quick.append(test)
+    """Plant a mistake and return what came of it: killed, survived, or unknown."""
+    in_order = sorted(filter(is_there, tests), key=lambda test: seconds.get(test, 1.0))
     with copy.planted(mistake):
-        for chosen in (quick, in_order):
-            if copy.end_of(chosen, ALL) != PASSED:
+        for most in (QUICK, ALL):
+            spent = [*itertools.accumulate(seconds.get(test, 1.0) for test in in_order)]
+            count = max(1, sum(one <= most for one in spent))
+            if not in_order:
+                return "unknown"
+            if copy.end_of(in_order[:count], PATIENCE * spent[count - 1] + 60) != PASSED:
                 return "killed"
-            if len(quick) == len(in_order):
+            if count == len(in_order):
                 break
     return "survived"
 

@@ -132,12 +132,11 @@ KINDS = {
     "gemma3_text": ("Gemma3TextConfig", {**GATED, "head_dim": 16}),
     "olmo2": ("Olmo2Config", GATED),
     "smollm3": ("SmolLM3Config", {**GATED, "pad_token_id": 0}),
-    "gpt2": (
-        "GPT2Config",
-        {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32},
-    ),
+    "gpt2": ("GPT2Config", {
+        "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32,
+    }),
     "gpt_neox": ("GPTNeoXConfig", {**SIZES, "intermediate_size": 96}),
-}
+}  # fmt: skip
 
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -563,8 +562,9 @@ def write_gguf(
     writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(1)
     writer.add_chat_template("{{ messages }}")
+    add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
     for key, value in (metadata or {}).items():
-        writer.add_string(key, value)
+        add[type(value)](key, value)
     for name, weight in tensors.items():
         if paired and "q_proj" in name:
             weight = permuted(weight, GGUF_HEADS)
@@ -584,19 +584,15 @@ def write_gguf(
 
 
 CHAIN_LAYERS, CHAIN_WIDTH, CHAIN_HIDDEN, CHAIN_WORDS = 4, 96, 160, 128
+CHAIN_LAYER = {
+    "self_attn.q_proj": (CHAIN_WIDTH, CHAIN_WIDTH), "self_attn.o_proj": (CHAIN_WIDTH, CHAIN_WIDTH),
+    "mlp.up_proj": (CHAIN_HIDDEN, CHAIN_WIDTH), "mlp.down_proj": (CHAIN_WIDTH, CHAIN_HIDDEN),
+}  # fmt: skip
 CHAIN_SHAPES = {
-    **{
-        f"model.layers.{layer}.{name}.weight": shape
-        for layer in range(CHAIN_LAYERS)
-        for name, shape in {
-            "self_attn.q_proj": (CHAIN_WIDTH, CHAIN_WIDTH),
-            "self_attn.o_proj": (CHAIN_WIDTH, CHAIN_WIDTH),
-            "mlp.up_proj": (CHAIN_HIDDEN, CHAIN_WIDTH),
-            "mlp.down_proj": (CHAIN_WIDTH, CHAIN_HIDDEN),
-        }.items()
-    },
-    "model.embed_tokens.weight": (CHAIN_WORDS, CHAIN_WIDTH),
-}
+    LAYER.format(layer, name): shape
+    for layer in range(CHAIN_LAYERS)
+    for name, shape in CHAIN_LAYER.items()
+} | {"model.embed_tokens.weight": (CHAIN_WORDS, CHAIN_WIDTH)}
 CHAIN_CONFIG = {
     "model_type": "llama", "hidden_size": CHAIN_WIDTH, "num_hidden_layers": CHAIN_LAYERS,
     "tie_word_embeddings": True,

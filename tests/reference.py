@@ -167,7 +167,7 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
     edge = np.sqrt(r.max()) + np.sqrt(c.max())
     sharp = sharp_edge(r, c)
     both = (sb > 0) & (st > 0)
-    ratios = st[both] / sb[both]
+    ratios, purity = st[both] / sb[both], 1 / d["participation_ratio"]
     floor = ulp(np.maximum(np.abs(Wb), np.abs(Wt)), coarser)
     return (
         d
@@ -181,9 +181,7 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
             "zeroed": int(not Wt[D != 0].any()),
             "floor_ratio": np.linalg.norm(D) / np.linalg.norm(floor / np.sqrt(12)),
             "null_participation_ratio": null,
-            "concentration": np.log(null / d["participation_ratio"]) / np.log(null)
-            if null >= 2
-            else None,
+            "concentration": np.log(null * purity) / np.log(null) if null >= 2 else None,
             "null_edge": edge,
             "spikes": int((s > edge).sum()),
             "spike_energy": (s[s > edge] ** 2).sum() / (s**2).sum(),
@@ -192,12 +190,8 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
             "row_participation_ratio": E**2 / (r**2).sum(),
             "col_participation_ratio": E**2 / (c**2).sum(),
             "rows_changed": (D != 0).any(1).mean(),
-            "excess_purity": 1 / d["participation_ratio"] - 1 / null,
-            "purity_z": (1 / d["participation_ratio"] - 1 / null)
-            * E**4
-            / (r**2).sum()
-            / (c**2).sum()
-            / 2,
+            "excess_purity": purity - 1 / null,
+            "purity_z": (purity - 1 / null) * E**4 / (r**2).sum() / (c**2).sum() / 2,
             "null_edge_sharp": sharp,
             "spikes_sharp": int((s > sharp).sum()),
             "decay_cosine": (D * Wb).sum() / np.linalg.norm(D) / np.linalg.norm(Wb),

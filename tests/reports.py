@@ -31,9 +31,7 @@ def columns(frame: pd.DataFrame) -> Columns:
     return columns_of(pa.table(arrays))
 
 
-def place(
-    layer: int | None, module: str, expert: int | None = None, **other: Any
-) -> dict[str, Any]:
+def place(layer: int | None, module: str, expert: int | None = None, **other: Any) -> dict:
     return {"component": "language", "layer": layer, "module": module, "expert": expert, **other}
 
 

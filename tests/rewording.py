@@ -103,9 +103,7 @@ class Checkout:
 
     def texts(self, *folders: str) -> dict[Path, str]:
         """Return the modules below folders."""
-        paths = [
-            path for folder in folders for path in sorted((self.folder / folder).rglob("*.py"))
-        ]
+        paths = [path for one in folders for path in sorted((self.folder / one).rglob("*.py"))]
         return {path: path.read_text(encoding="utf-8") for path in paths}
 
     def broken(self, tests: Sequence[str]) -> set[str]:

@@ -178,28 +178,26 @@ def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypa
     assert plan.pair == report.provenance.pair
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"target": "dem"}, "no family 'dem'"),
-        ({"target": []}, "nothing to audit"),
-        ({"target": "demo", "level": "best"}, "level='best'"),
-        ({"target": "demo", "modules": ["mlp.upp"]}, "no module 'mlp.upp'"),
-        ({"target": "demo", "components": "languages"}, "no component 'languages'"),
-        ({"target": "demo", "files": shadow.Files(max_disk="lots")}, "'lots' is not a size"),
-        ({"target": "demo", "files": shadow.Files(fetch="all")}, "fetch='all'"),
-        ({"target": "demo", "engine": "slurm"}, "no engine 'slurm'"),
-        ({"target": "demo", "engine": shadow.Ray(cpus_per_task=0)}, "cpus_per_task=0"),
-        ({"target": "demo", "engine": shadow.Ray(memory_per_task="lots")}, "'lots' is not a size"),
-        ({"target": "demo", "engine": shadow.Ray("ray://head")}, "a run over a Ray client"),
-    ],
-)
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"target": "dem"}, "no family 'dem'"),
+    ({"target": []}, "nothing to audit"),
+    ({"target": "demo", "level": "best"}, "level='best'"),
+    ({"target": "demo", "modules": ["mlp.upp"]}, "no module 'mlp.upp'"),
+    ({"target": "demo", "components": "languages"}, "no component 'languages'"),
+    ({"target": "demo", "files": shadow.Files(max_disk="lots")}, "'lots' is not a size"),
+    ({"target": "demo", "files": shadow.Files(fetch="all")}, "fetch='all'"),
+    ({"target": "demo", "engine": "slurm"}, "no engine 'slurm'"),
+    ({"target": "demo", "engine": shadow.Ray(cpus_per_task=0)}, "cpus_per_task=0"),
+    ({"target": "demo", "engine": shadow.Ray(memory_per_task="lots")}, "'lots' is not a size"),
+    ({"target": "demo", "engine": shadow.Ray("ray://head")}, "a run over a Ray client"),
+])  # fmt: skip
 def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
     """With a hint, and nothing is written."""
     target = [wrong.pop("target")] if "target" in wrong else []
-    with pytest.raises(shadow.ShadowError, match=re.escape(message)) as caught:
+    with pytest.raises(shadow.ShadowError) as caught:
         shadow.audit(*target, output=tmp_path / "out", **wrong)
-    assert caught.value.hint
+    assert message in caught.value.message
+    assert caught.value.hint not in ("", message)
     assert not (tmp_path / "out").exists()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shadow.errors import BusyError
-from shadow.files import alone_at, lock, nearest_folder, read_start
+from shadow.errors import BusyError, ShadowError
+from shadow.files import alone_at, lock, nearest_folder, open_regular, placing, read_start
 
 
 def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
@@ -57,3 +57,27 @@ def test_where_there_are_no_locks_work_goes_on(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fcntl, "flock", flock)
     with alone(), alone():
         pass
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(tmp_path, monkeypatch):
+    """Even if it comes between the look and the opening."""
+    os.mkfifo(tmp_path / "fifo")
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    assert open_regular(tmp_path / "fifo") is None
+
+
+def test_a_file_takes_the_place_of_an_empty_folder(tmp_path):
+    """Where that may be replaced; a folder that is not empty is named, and stays."""
+    (tmp_path / "out").mkdir()
+    with placing(tmp_path / "out", lambda path: True, "a page") as aside:
+        aside.write_text("page")
+    assert (tmp_path / "out").read_text() == "page"
+    (tmp_path / "full" / "mine").mkdir(parents=True)
+    with (
+        pytest.raises(ShadowError, match="full"),
+        placing(tmp_path / "full", lambda path: True, "a page") as aside,
+    ):
+        aside.write_text("page")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "full"}

@@ -73,24 +73,21 @@ def test_it_is_judged_and_exported(shadow, old, tmp_path):
     assert (tmp_path / "csv" / "matrices.csv").is_file()
 
 
-@pytest.mark.parametrize(
-    ("command", "code"),
-    [
-        ("show {old}", 0), ("show {old} --full", 0), ("show {old} --format json", 0),
-        ("show {old} --format markdown", 0), ("report {old} -o page", 0),
-        ("gate {old} --fail-on concentration>0.9 --junit {junit}", 0),
-        ("gate {old} --fail-on concentration>0.3 --junit {junit} --json", 4),
-        ("gate {old} --policy policy.yaml --junit {junit}", 0),
-        ("gate {old} --against {new} --junit {junit} --allow-missing", 0),
-        ("gate {new} --against {old} --junit {junit} --allow-missing", 0),
-        ("compare {old} {new}", 0), ("compare {old} {new} --format json", 0),
-        ("compare {old} {new} --format markdown", 0), ("compare {old} {new} --junit {junit}", 2),
-        ("lineage {old}", 0), ("lineage {old} --format json", 0), ("lineage {old} {new}", 0),
-        ("export {old} --to csv -o e", 0), ("export {old} --to parquet -o e", 0),
-        ("export {old} --to markdown -o e", 0), ("figure {old} -o f.svg", 0),
-        ("figure {old} --kind heatmap -o f.svg", 0), ("figure {old} --kind spectrum -o f.svg", 1),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("command", "code"), [
+    ("show {old}", 0), ("show {old} --full", 0), ("show {old} --format json", 0),
+    ("show {old} --format markdown", 0), ("report {old} -o page", 0),
+    ("gate {old} --fail-on concentration>0.9 --junit {junit}", 0),
+    ("gate {old} --fail-on concentration>0.3 --junit {junit} --json", 4),
+    ("gate {old} --policy policy.yaml --junit {junit}", 0),
+    ("gate {old} --against {new} --junit {junit} --allow-missing", 0),
+    ("gate {new} --against {old} --junit {junit} --allow-missing", 0),
+    ("compare {old} {new}", 0), ("compare {old} {new} --format json", 0),
+    ("compare {old} {new} --format markdown", 0), ("compare {old} {new} --junit {junit}", 2),
+    ("lineage {old}", 0), ("lineage {old} --format json", 0), ("lineage {old} {new}", 0),
+    ("export {old} --to csv -o e", 0), ("export {old} --to parquet -o e", 0),
+    ("export {old} --to markdown -o e", 0), ("figure {old} -o f.svg", 0),
+    ("figure {old} --kind heatmap -o f.svg", 0), ("figure {old} --kind spectrum -o f.svg", 1),
+])  # fmt: skip
 def test_every_output_takes_it(shadow, old, new, tmp_path, command, code):
     """None ends in a traceback, and only what needs its spectra is refused."""
     (tmp_path / "policy.yaml").write_text("lineage:\n  fail_on: not gate.lineage\n")

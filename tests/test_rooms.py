@@ -68,9 +68,7 @@ print(json.dumps([*found, state()]))
 def test_importing_every_module_changes_nothing_outside():
     """Environment, streams, warnings, logging, client, threads: after all imports as before."""
     code = CHILD.replace("MODULES", repr(MODULES))
-    child = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert child.returncode == 0, child.stderr[-800:]
     before, after = json.loads(child.stdout)
     assert after == before

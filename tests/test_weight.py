@@ -10,16 +10,13 @@ def table(limit, reason=""):
     return f"[tool.shadow.weight]\nsrc-tokens = {limit}{reason}\n"
 
 
-@pytest.mark.parametrize(
-    ("tokens", "limit", "reason", "before", "count"),
-    [
-        (10, 10, "", 10, 0),
-        (11, 10, "", 10, 1),
-        (9, 11, "", 10, 1),
-        (9, 11, "  # a format more", 10, 0),
-        (9, 9, "", 10, 0),
-    ],
-)
+@pytest.mark.parametrize(("tokens", "limit", "reason", "before", "count"), [
+    (10, 10, "", 10, 0),
+    (11, 10, "", 10, 1),
+    (9, 11, "", 10, 1),
+    (9, 11, "  # a format more", 10, 0),
+    (9, 9, "", 10, 0),
+])  # fmt: skip
 def test_limits(tokens, limit, reason, before, count):
     now = {"src-tokens": tokens}
     assert len(weight.faults(now, table(limit, reason), table(before))) == count
@@ -53,14 +50,11 @@ def test_density_counts_tokens_a_line_and_packed_statements():
     assert (found.lines, found.tokens) == (7, 2 + 7 + 8 + 7 + 10 + 33 + 15)
 
 
-@pytest.mark.parametrize(
-    ("density", "count"),
-    [
-        (weight.Density(8_500, 1_000, 8), 0), (weight.Density(8_501, 1_000), 1),
-        (weight.Density(1_000, 1_000, 9), 1), (weight.Density(1_000, 1_000, 0, 1, 1), 2),
-        (weight.Density(9_000, 1_000, 9, 1, 1), 4),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("density", "count"), [
+    (weight.Density(8_500, 1_000, 8), 0), (weight.Density(8_501, 1_000), 1),
+    (weight.Density(1_000, 1_000, 9), 1), (weight.Density(1_000, 1_000, 0, 1, 1), 2),
+    (weight.Density(9_000, 1_000, 9, 1, 1), 4),
+])  # fmt: skip
 def test_limits_of_density(density, count):
     assert len(weight.density_faults("room", density)) == count
 

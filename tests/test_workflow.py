@@ -123,16 +123,13 @@ def given(value: str, inputs: dict[str, str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("inputs", "codes", "said"),
-    [
-        ({"claims": "claims.yaml"}, [0, 0], "trained"),
-        ({"claims": "wrong.yaml", "options": "--jobs 1 -q"}, [0, 4], "does not hold"),
-        ({"list": "list.yaml", "options": "-q\n--policy policy.yaml"}, [0, 0], "large-update"),
-        ({"claims": "claims.yaml", "list": "list.yaml"}, [0, 2], ""),
-        ({}, [0, 1], ""),
-    ],
-)
+@pytest.mark.parametrize(("inputs", "codes", "said"), [
+    ({"claims": "claims.yaml"}, [0, 0], "trained"),
+    ({"claims": "wrong.yaml", "options": "--jobs 1 -q"}, [0, 4], "does not hold"),
+    ({"list": "list.yaml", "options": "-q\n--policy policy.yaml"}, [0, 0], "large-update"),
+    ({"claims": "claims.yaml", "list": "list.yaml"}, [0, 2], ""),
+    ({}, [0, 1], ""),
+])  # fmt: skip
 def test_the_action_checks_claims_or_a_list(tmp_path, inputs, codes, said):
     """Its steps, with the variables that GitHub sets: exit codes, JUnit and the job's summary."""
     action = yaml.safe_load((ROOT / "action.yml").read_text())

@@ -63,14 +63,8 @@ def _run(command: list[str], folder: Path) -> str:
     """What a command prints and says, without progress, as in a terminal of 80 columns."""
     program = [readme.SHADOW] if command[0] == "shadow" else [sys.executable]
     environment = {**readme.ENVIRONMENT, "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [*program, *command[1:]],
-        cwd=folder,
-        capture_output=True,
-        encoding="utf-8",
-        env=environment,
-        check=False,
-    )
+    more = {"cwd": folder, "capture_output": True, "encoding": "utf-8", "env": environment}
+    done = subprocess.run([*program, *command[1:]], check=False, **more)
     said = done.stdout if done.returncode == 0 else done.stderr
     return "\n".join(line.rstrip() for line in said.splitlines()).strip("\n")
 

@@ -23,7 +23,7 @@ from shadow.lists.request import AuditRequest, Measuring
 from shadow.outputs import ExportFormat
 from shadow.reports.folders import here, one_report, reports_at, reports_below
 from shadow.reports.report import Report
-from shadow.run.runtime import Files, Place, Progress, Runtime, access_of, ignore
+from shadow.run.runtime import Files, Place, Progress, Runtime, access_of, cache_of, ignore
 from shadow.storage import located
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import Selection, select
@@ -275,7 +275,14 @@ def verify(
     options["base"] = of_base
     asked = registry.question(claim, [*named.values()], **patterns, **options)
     found: Any = dict(held.values())
-    runtime = Runtime(jobs=jobs, access=access_of(files), found=found, say=say, show=progress)
+    runtime = Runtime(
+        jobs=jobs,
+        access=access_of(files),
+        found=found,
+        cache=cache_of(files),
+        say=say,
+        show=progress,
+    )
     with single_threads():
         return registry.verify(asked, runtime)
 

@@ -37,6 +37,10 @@ class FileError(ShadowError):
     """An error in a checkpoint's file. The message has only the file's name: see `naming`."""
 
 
+class PointerError(FileError):
+    """A file of Git-LFS that names its content, which was not fetched."""
+
+
 class UndecodableError(ShadowError):
     """A quantised matrix whose data break the rules of its format. Others may be fine."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 from shadow.quantities import FORMS
@@ -29,12 +29,18 @@ SLOT = re.compile(
 OPTIONAL = re.compile(r"\[([^][]*)\]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Reason:
     """The code of a template, and the figures that fill it."""
 
     code: str
-    figures: Mapping[str, Value] = field(default_factory=dict)
+    figures: Mapping[str, Value]
+
+    def __init__(
+        self, code: str, figures: Mapping[str, Value] | None = None, /, **more: Value
+    ) -> None:
+        object.__setattr__(self, "code", code)
+        object.__setattr__(self, "figures", {**(figures or {}), **more})
 
     def __hash__(self) -> int:
         return hash((self.code, *self.figures))

@@ -51,19 +51,12 @@ def rotation(size: int, seed: int = 0) -> torch.Tensor:
 
 def through(base: Weights, stream: torch.Tensor) -> Weights:
     """With another basis of the residual stream, as QuaRot turns it."""
-    writes = ("o_proj", "down_proj")
-    return {
-        name: (
-            (
-                stream.T @ one.double()
-                if any(end in name for end in writes)
-                else one.double() @ stream
-            )
-            .float()
-            .bfloat16()
-        )
-        for name, one in base.items()
-    }
+    turned = {}
+    for name, one in base.items():
+        is_written = "o_proj" in name or "down_proj" in name
+        matrix = stream.T @ one.double() if is_written else one.double() @ stream
+        turned[name] = matrix.float().bfloat16()
+    return turned
 
 
 def turned_heads(base: Weights) -> Weights:
@@ -180,16 +173,13 @@ def audited(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(
-    ("case", "codes"),
-    [
-        ("dropped", ["layers_moved"]), ("repeated", ["layers_moved"]), ("times -2", ["scaled"]),
-        ("layer negated", ["scaled"]), ("negated", ["not_comparable"]),
-        ("neurons", ["not_comparable"]), ("rotated heads", ["not_comparable"]),
-        ("rotated stream", ["not_comparable"]), ("signs", ["not_comparable"]),
-        ("exchanged", ["replaced"]), ("unrelated", []), ("trained", []),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("case", "codes"), [
+    ("dropped", ["layers_moved"]), ("repeated", ["layers_moved"]), ("times -2", ["scaled"]),
+    ("layer negated", ["scaled"]), ("negated", ["not_comparable"]),
+    ("neurons", ["not_comparable"]), ("rotated heads", ["not_comparable"]),
+    ("rotated stream", ["not_comparable"]), ("signs", ["not_comparable"]),
+    ("exchanged", ["replaced"]), ("unrelated", []), ("trained", []),
+])  # fmt: skip
 def test_what_no_training_does_is_recognised_and_nothing_else(audited, case, codes):
     """The codes, and that no other sentence says that the two have little in common."""
     summary, _ = audited(case)

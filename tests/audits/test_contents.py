@@ -226,9 +226,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(pair, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("change", [replaced, removed], ids=lambda change: change.__name__)
-def test_a_file_that_changes_before_the_report_is_placed_is_refused(
-    pair, tmp_path, monkeypatch, change
-):
+def test_a_file_changed_before_the_report_is_placed_is_refused(pair, tmp_path, monkeypatch, change):
     """When all is measured; the next run gives the report of the files as they are then."""
     before = pair_module.write_tables
 

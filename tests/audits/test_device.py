@@ -184,3 +184,12 @@ def test_commands_say_that_there_is_no_card(shadow):
             assert f"{device}" in shadow(command, "demo", "--device", device).assert_refused(2)
     planned = shadow("plan", "demo:base..narrow", "--device", "auto", "--format", "json")
     assert json.loads(planned.assert_done())[0]["device"] == "cpu"
+
+
+def test_a_device_multiplies_in_whole_float32():
+    """Whatever precision was chosen before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    OnDevice("cpu", None)
+    assert torch.get_float32_matmul_precision() == "highest"
+    torch.set_float32_matmul_precision(before)

@@ -11,7 +11,7 @@ import torch
 from hub import Hub
 
 from shadow.checkpoints.pairing import Filter
-from shadow.engines.engine import ROUNDS, Ended, Queue, Task
+from shadow.engines.engine import ROUNDS, Ended, InProcess, Queue, Task
 from shadow.engines.finished import PairOutcome
 from shadow.engines.pair import run_pair
 from shadow.engines.ray_engine import too_large
@@ -46,16 +46,13 @@ def filled(**lengths: int) -> Queue:
     return queue
 
 
-@pytest.mark.parametrize(
-    ("lengths", "machines", "order"),
-    [
-        # two machines, two bases: each reads one, though their turns alternate
-        ({"a": 3, "b": 2}, "12121", "a0 b0 a1 b1 a2"),
-        # the longest is begun first; who has no base helps where most is left, and stays there
-        ({"a": 2, "b": 5}, "1233322", "b0 a0 b1 b2 b3 a1 b4"),
-        ({}, "1", "None"),
-    ],
-)
+@pytest.mark.parametrize(("lengths", "machines", "order"), [
+    # two machines, two bases: each reads one, though their turns alternate
+    ({"a": 3, "b": 2}, "12121", "a0 b0 a1 b1 a2"),
+    # the longest is begun first; who has no base helps where most is left, and stays there
+    ({"a": 2, "b": 5}, "1233322", "b0 a0 b1 b2 b3 a1 b4"),
+    ({}, "1", "None"),
+])  # fmt: skip
 def test_a_machine_goes_on_with_the_base_that_it_has_read(lengths, machines, order):
     queue = filled(**lengths)
     assert [str(taken(queue, machine)) for machine in machines] == order.split()
@@ -123,9 +120,7 @@ def failing(pair, settings, output, runtime):
 
 
 def audits(*names, **options):
-    return audit_pairs(
-        [local(name) for name in names], SETTINGS, Path("out"), audit=failing, **options
-    )
+    return audit_pairs([*map(local, names)], SETTINGS, Path("out"), audit=failing, **options)
 
 
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
@@ -186,9 +181,7 @@ def pair(tmp_path):
         generator = torch.Generator().manual_seed(seed)
         weights = {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 8, generator=generator)}
         planted.write(tmp_path / name, weights, planted.LLAMA)
-    return given_pair(
-        parse_reference(str(tmp_path / "base")), parse_reference(str(tmp_path / "tuned"))
-    )
+    return given_pair(*(parse_reference(f"{tmp_path}/{side}") for side in ("base", "tuned")))
 
 
 def test_waiting_ends(tmp_path, pair):
@@ -257,19 +250,16 @@ def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, hub, 
         assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        (["--address", "auto"], "--address"),
-        (["--engine", "ray:cpus=many"], "ray:cpus=many"),
-        (["--engine", "ray:memory=much"], "'much'"),
-        *(
-            (["--engine", f"ray:address={address}"], address)
-            for address in ("somewhere", "a..b:1", f"{'a' * 64}:1", "http://127.0.0.1:8265")
-        ),
-        (["--engine", "ray:address=ray://host:10001"], "client"),
-    ],
-)
+@pytest.mark.parametrize(("options", "named"), [
+    (["--address", "auto"], "--address"),
+    (["--engine", "ray:cpus=many"], "ray:cpus=many"),
+    (["--engine", "ray:memory=much"], "'much'"),
+    *(
+        (["--engine", f"ray:address={address}"], address)
+        for address in ("somewhere", "a..b:1", f"{'a' * 64}:1", "http://127.0.0.1:8265")
+    ),
+    (["--engine", "ray:address=ray://host:10001"], "client"),
+])  # fmt: skip
 def test_what_makes_no_sense_is_wrong_usage(shadow, options, named):
     """Exit code 2, before Ray is started."""
     assert named in shadow("audit", "demo", "-o", "out", *options).assert_refused(2)
@@ -295,3 +285,16 @@ def test_an_engine_is_told_of_a_fault_that_is_no_ones():
     assert (outcome.state, outcome.error.message, outcome.error.hint) == (
         "failed", "its process was lost", "more memory",
     )  # fmt: skip
+
+
+def test_a_task_of_this_process_ends_with_its_fault_or_its_result():
+    """In the order in which they came: a fault does not stop the next."""
+    engine, fault = InProcess(), KeyError("what no one expected")
+
+    def fails(runtime):
+        raise fault
+
+    tasks = [Task(name, work, Runtime) for name, work in (("a", fails), ("b", lambda runtime: 7))]
+    for task in tasks:
+        engine.submit(task)
+    assert [*engine.as_completed()] == [Ended(tasks[0], None, fault), Ended(tasks[1], 7, None)]

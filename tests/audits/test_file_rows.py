@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from shadow.checkpoints import listing
-from shadow.checkpoints.listing import kind_of, listings_of
-from shadow.checkpoints.opening import Assembled, open_folder
+from shadow.checkpoints.opening import Assembled, listings_of, open_folder
+from shadow.checkpoints.stored_files import kind_of
 from shadow.run.file_rows import file_rows
 
 pytest_plugins = "hub_pairs"
@@ -173,24 +173,17 @@ def test_a_chat_template_is_one_wherever_it_lies(sides, before, after, differs):
 
 
 HOSTILE = {
-    "deep": b"[" * 100_000,
-    "nested": b'{"a":' + b"[" * 900 + b"]" * 900 + b"}",
-    "twice": b'{"a": 1, "a": 2}',
-    "nan": b'{"a": NaN}',
-    "list": b"[]",
-    "cut": b'{"a": ',
-    "empty": b"",
-    "utf-16": '{"a": "\u00e9"}'.encode("utf-16"),
-    "number": b'{"a": ' + b"9" * 5_000 + b"}",
-    "surrogate": b'{"a": "\\ud800", "\\udfff": 1}',
-    "control": b'{"\\u001b[31m": "\\u0000\\u202e"}',
-    "long": b'{"a": "' + b"x" * 1_000_000 + b'"}',
+    "deep": b"[" * 100_000, "nested": b'{"a":' + b"[" * 900 + b"]" * 900 + b"}",
+    "twice": b'{"a": 1, "a": 2}', "nan": b'{"a": NaN}', "list": b"[]", "cut": b'{"a": ',
+    "empty": b"", "utf-16": '{"a": "\u00e9"}'.encode("utf-16"),
+    "number": b'{"a": ' + b"9" * 5_000 + b"}", "surrogate": b'{"a": "\\ud800", "\\udfff": 1}',
+    "control": b'{"\\u001b[31m": "\\u0000\\u202e"}', "long": b'{"a": "' + b"x" * 1_000_000 + b'"}',
     "many": b'{"a": [' + b"0," * 3_000_000 + b"0]}",
     "types": b'{"model": 1, "added_tokens": {"a": []}, "chat_template": 5, "text_config": [],'
     b' "rope_parameters": "x", "added_tokens_decoder": 3, "eos_token": [[{}]]}',
     "types inside": b'{"model": {"vocab": 5, "merges": {"a": 1}}, "added_tokens": [1, {"id": []}],'
     b' "chat_template": [{"name": 1}], "rope_parameters": {"rope_theta": {}}}',
-}
+}  # fmt: skip
 
 
 NAMES = ["preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]

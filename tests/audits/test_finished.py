@@ -239,9 +239,7 @@ def killed_after(moves):
 
 
 @pytest.mark.parametrize("kills", every(3, range(7)))
-def test_killed_while_files_take_their_places_nothing_is_lost(
-    pair, first, tmp_path, out, monkeypatch, kills
-):
+def test_killed_while_files_move_nothing_is_lost(pair, first, tmp_path, out, monkeypatch, kills):
     """Before any move and between any two: who reads the report completes it."""
     settings = replace(DELTAS, spectra=False)
     fresh = run_pair(pair, settings, tmp_path / "fresh")

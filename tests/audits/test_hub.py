@@ -74,17 +74,12 @@ def test_a_folder_against_the_hub(run, folders, tmp_path, wanted):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("chosen", "rows", "ranges", "most"),
-    [
-        (("--layer", "1"), "layer == 1", 3, 2.2e6),
-        (("--module", "attn.q"), "module == 'attn.q'", 7, 2.2e6),
-        (("--module", "embed", "--component", "language"), "module == 'embed'", 2, 1.1e6),
-    ],
-)
-def test_a_part_of_the_model_moves_in_ranges(
-    run, hub, tmp_path, wanted, chosen, rows, ranges, most
-):
+@pytest.mark.parametrize(("chosen", "rows", "ranges", "most"), [
+    (("--layer", "1"), "layer == 1", 3, 2.2e6),
+    (("--module", "attn.q"), "module == 'attn.q'", 7, 2.2e6),
+    (("--module", "embed", "--component", "language"), "module == 'embed'", 2, 1.1e6),
+])  # fmt: skip
+def test_a_part_of_a_model_moves_in_ranges(run, hub, tmp_path, wanted, chosen, rows, ranges, most):
     """One layer or one module: neighbours in a request, unverified, rows of the full audit."""
     run(*PAIR, "-o", "out", *chosen).assert_done()
     found = frame(tmp_path / "out")
@@ -378,9 +373,15 @@ def test_one_model_of_the_hub_is_checked_by_itself(run, hub, folders, tmp_path):
     sharded = json.loads(run("verify", "whole", "org/base", "--headers", "--json").assert_done(5))
     assert sharded["code"] == "not_asked"
     found = json.loads(run("verify", "whole", "org/tied", "--json").assert_done(4))
-    assert [(one["name"], one["code"]) for one in found["against"]] == [
+    assert {(one["name"], one["code"]) for one in found["against"]} == {
         ("lm_head.weight", "head_differs"),
         ("model.embed_tokens.weight", "constant"),
-    ]
+    }
+    raw = {f"{name}.weight": torch.randn(64, 64).to(torch.float8_e4m3fn) for name in ("q", "k")}
+    packed = raw | {"q.weight_scale": torch.tensor(99.0), "k.weight_scale": torch.tensor(0.5)}
+    said = {"quantization_config": {"quant_method": "compressed-tensors"}}
+    hub.add("org/packed", planted.write(tmp_path / "packed", packed, planted.LLAMA | said))
+    found = json.loads(run("verify", "whole", "org/packed", "--json").assert_done(4))
+    assert [(one["name"], one["code"]) for one in found["against"]] == [("q", "scale_inverted")]
     size = (tmp_path / "tied" / "model.safetensors").stat().st_size
     assert hub.bytes_of("tied/*.safetensors") < 2 * size + 200_000

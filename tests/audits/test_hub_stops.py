@@ -48,9 +48,7 @@ def assert_goes_on(done: Run, hub: Hub, tmp_path: Path, wanted: dict[str, pd.Dat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "disk", every(2, [("--max-disk", "4.5MB"), ()]), ids=["freeing", "keeping"]
-)
+@pytest.mark.parametrize("disk", every(2, [("--max-disk", "4.5MB"), ()]), ids=["free", "keep"])
 def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
     """The shard that was on its way is fetched again and nothing else; its piece is removed."""
     hub.rate = 3_000_000

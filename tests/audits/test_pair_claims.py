@@ -154,16 +154,13 @@ def test_a_claim_that_cannot_be_told_is_exit_5(sides):
     audit(sides, code=1)
 
 
-@pytest.mark.parametrize(
-    "claim",
-    [
-        "merged", "trained", "trained --frozen nrom", "trained --frozne norm", "same --frozen norm",
-        "{claim: trained, frozn: [norm]}", "{claim: [same]}", "same ./a ./b",
-        "{claim: trained, frozen: [embed norm]}", '" "', '{claim: trained, moved: [" "]}',
-        "{claim: trained, moved: [norm=--frozen=embed]}",
-        "{claim: trained --frozen embed, moved: [norm]}",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("claim", [
+    "merged", "trained", "trained --frozen nrom", "trained --frozne norm", "same --frozen norm",
+    "{claim: trained, frozn: [norm]}", "{claim: [same]}", "same ./a ./b",
+    "{claim: trained, frozen: [embed norm]}", '" "', '{claim: trained, moved: [" "]}',
+    "{claim: trained, moved: [norm=--frozen=embed]}",
+    "{claim: trained --frozen embed, moved: [norm]}",
+])  # fmt: skip
 def test_a_claim_that_makes_no_sense_is_refused_before_anything(sides, claim):
     """Exit 2, with file and line."""
     (sides / "list.yaml").write_text(f"- {{base: ./base, tuned: ./upper, claims: [{claim}]}}\n")

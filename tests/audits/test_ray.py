@@ -186,9 +186,7 @@ def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray):
     assert contents(tmp_path / "ray") == contents(tmp_path / "whole") != {}
 
 
-def test_a_task_that_fits_nowhere_and_an_address_where_nobody_answers_are_one_line(
-    command, machines
-):
+def test_a_task_that_fits_nowhere_and_an_address_where_none_answers_are_one_line(command, machines):
     """Exit code 1, no traceback."""
     for more, named in (
         (f"address={machines.address},cpus=3", "3 cores"),

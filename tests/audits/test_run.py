@@ -208,9 +208,7 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
 
 
 @pytest.mark.parametrize(("owner", "method", "there"), [("Journal", "add", 0), ("_Kept", "put", 1)])
-def test_an_interrupt_loses_no_outcome_that_is_in_the_journal(
-    tmp_path, monkeypatch, owner, method, there
-):
+def test_an_interrupt_loses_no_outcome_of_the_journal(tmp_path, monkeypatch, owner, method, there):
     """It may fall between a line of the journal and the note that the line is there."""
     pair = planted_pair(tmp_path, {planted.UP.format(0): torch.randn(8, 6)},
                         {planted.UP.format(0): torch.randn(8, 6)})  # fmt: skip
@@ -298,15 +296,12 @@ print(planned, max(peak))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
-@pytest.mark.parametrize(
-    ("name", "shape", "dtype"),
-    [
-        ("embed_tokens", (800_000, 64), torch.float32),
-        ("norm", (60_000_000,), torch.bfloat16),
-        ("layers.0.mlp.up_proj", (16, 400_000), torch.bfloat16),
-        ("layers.0.mlp.down_proj", (400_000, 16), torch.bfloat16),
-    ],
-)
+@pytest.mark.parametrize(("name", "shape", "dtype"), [
+    ("embed_tokens", (800_000, 64), torch.float32),
+    ("norm", (60_000_000,), torch.bfloat16),
+    ("layers.0.mlp.up_proj", (16, 400_000), torch.bfloat16),
+    ("layers.0.mlp.down_proj", (400_000, 16), torch.bfloat16),
+])  # fmt: skip
 def test_memory_is_what_the_plan_says_whatever_the_shape(tmp_path, name, shape, dtype):
     """Tensors of 13 to 200 MB: a few blocks of anonymous memory."""
     for side in ("base", "tuned"):
@@ -366,14 +361,11 @@ def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
     found = []
     for scale in (0, exponent):
         generator = torch.Generator().manual_seed(0)
-        base, tuned = (
-            {
-                planted.UP.format(layer): 10.0**scale
-                * torch.randn(60, 70, generator=generator, dtype=torch.float64)
-                for layer in range(3)
-            }
-            for _ in range(2)
-        )
+        base, tuned = {}, {}
+        for side in (base, tuned):
+            for layer in range(3):
+                numbers = torch.randn(60, 70, generator=generator, dtype=torch.float64)
+                side[planted.UP.format(layer)] = 10.0**scale * numbers
         pair = planted_pair(tmp_path / str(scale), base, tuned, planted.LLAMA)
         folder = run_pair(pair, EVERYTHING, tmp_path / f"out{scale}").folder
         found.append(frame(folder, subject="delta"))
@@ -385,9 +377,7 @@ def test_weights_whose_squares_leave_float64_are_audited(tmp_path, exponent):
     assert near["kept_reason"].isna().all()
 
 
-def test_a_matrix_that_does_not_fit_the_memory_is_refused_before_it_is_measured(
-    tmp_path, llama, monkeypatch
-):
+def test_a_matrix_beyond_the_memory_is_refused_before_it_is_measured(tmp_path, llama, monkeypatch):
     """With its name and both sizes; nothing is left behind, and the plan says the same."""
     machine = MachineLimits(2, "the machine", 300_000, "the control group /small")
     with pytest.raises(ShadowError) as caught:

@@ -36,17 +36,11 @@ def operand(name, shard):
 
 def line_up(base, tuned, local=frozenset()):
     """Pairs of two weight maps (tensor -> shard), and checkpoints; local are shards of folders."""
-    pairs = [
-        MatrixPair(
-            Place("language", 0, "mlp.up", slot=name),
-            operand(name, base[name]) if name in base else None,
-            operand(name, shard),
-            2,
-            2,
-            True,
-        )
-        for name, shard in tuned.items()
-    ]
+    pairs = []
+    for name, shard in tuned.items():
+        ours = operand(name, base[name]) if name in base else None
+        place = Place("language", 0, "mlp.up", slot=name)
+        pairs.append(MatrixPair(place, ours, operand(name, shard), 2, 2, True))
     checkpoints = []
     for side, weight_map in zip(SIDES, (base, tuned), strict=True):
         sources = {
@@ -108,9 +102,8 @@ def played(work, sizes, choose):
             case step:
                 for pair in work.steps[step]:
                     wanted = {shard for shard in shards_of(pair) if shard in sizes}
-                    assert wanted & {visit.shard for visit in work.visits} <= {
-                        visit.shard for visit in here
-                    }
+                    downloaded = {visit.shard for visit in work.visits}
+                    assert wanted & downloaded <= {visit.shard for visit in here}
                 unfinished[step] -= 1
 
 
@@ -164,9 +157,7 @@ def test_a_base_shard_is_needed_during_one_stretch(case):
     pairs, base, tuned, _ = case
     work = schedule(pairs, base, tuned)
     order = [pair.base.info.shard for step in work.steps for pair in step if pair.base]
-    stretches = [
-        shard for shard, before in zip(order, [None, *order], strict=False) if shard != before
-    ]
+    stretches = [shard for shard, last in zip(order, [None, *order], strict=False) if shard != last]
     assert stretches == sorted(set(order), key=natural)
     by_shard = [
         (natural(p.base.info.shard), natural(p.base.info.name))

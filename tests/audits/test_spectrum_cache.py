@@ -11,8 +11,9 @@ import torch
 from measuring import measure
 from safetensors.numpy import load, save
 
+from shadow.run.file_cache import DIGEST, digest_of
 from shadow.run.runtime import make_room, size_of
-from shadow.run.spectrum_cache import DIGEST, SpectrumCache, digest_of, key
+from shadow.run.spectrum_cache import SpectrumCache, key, to_bytes
 from shadow.spectra.spectrum import Spectrum, SpectrumKey
 
 SHAPE = (300, 320)
@@ -144,7 +145,8 @@ def test_several_processes_share_the_bound(tmp_path):
     processes = [SpectrumCache(tmp_path, bound=100_000) for _ in range(4)]
     for number in range(120):
         writer = processes[number % 4]
-        writer.write(f"{number:064x}"[::-1], Spectrum(np.ones(300), 300, 300, 1.0, 0.0, "exact"))
+        spectrum = Spectrum(np.ones(300), 300, 300, 1.0, 0.0, "exact")
+        writer.store(f"{number:064x}"[::-1], to_bytes(spectrum))
         assert size_of(tmp_path) <= 1.25 * 100_000
 
 

@@ -84,9 +84,7 @@ def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(here, "no-layer", {name: one for name, one in base.items() if ".layers.3." not in name})
     bias = {f"model.layers.{at}.self_attn.q_proj.bias": normal(at, WIDTH) for at in range(LAYERS)}
     put(here, "biases", base | bias)
-    moved = {name: 1.5 * one for name, one in bias.items()} | {
-        NORM.format(1): 2 * torch.ones(WIDTH)
-    }
+    moved = {key: 1.5 * one for key, one in bias.items()} | {NORM.format(1): 2 * torch.ones(WIDTH)}
     put(here, "norm-and-biases", base | moved)
     put(here, "head-embed", base | {HEAD: base[EMBED].clone()})
     planted.write_experts(here)

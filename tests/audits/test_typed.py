@@ -32,32 +32,26 @@ def registry(tmp_path):
     return tmp_path / "own"
 
 
-@pytest.mark.parametrize(
-    ("target", "pairs"),
-    [
-        ("org/toy-sft", ["toy:base..sft"]),  # as tuned its pairs, in any case
-        ("Org/Toy-SFT", ["toy:base..sft"]),
-        ("org/toy", ["toy:base..sft", "toy:base..chat"]),  # else all pairs from it as a base
-        ("org/toy-chat@v2", ["toy:base..chat", "toy:sft..chat"]),
-        ("org/toy-chat", ["toy:base..chat", "toy:sft..chat"]),
-    ],
-)
+@pytest.mark.parametrize(("target", "pairs"), [
+    ("org/toy-sft", ["toy:base..sft"]),  # as tuned its pairs, in any case
+    ("Org/Toy-SFT", ["toy:base..sft"]),
+    ("org/toy", ["toy:base..sft", "toy:base..chat"]),  # else all pairs from it as a base
+    ("org/toy-chat@v2", ["toy:base..chat", "toy:sft..chat"]),
+    ("org/toy-chat", ["toy:base..chat", "toy:sft..chat"]),
+])  # fmt: skip
 def test_one_model_of_the_hub_is_looked_up(registry, target, pairs):
     assert [pair.full_name for pair in select([target], registry=registry).pairs] == pairs
 
 
-@pytest.mark.parametrize(
-    ("targets", "named", "hint"),
-    [
-        (["org/better"], "org/better", "cousin, twin"),
-        (["org/toy-sfft"], "org/toy-sfft", "org/toy-sft"),
-        (["org/toy-sft@v9"], "org/toy-sft", "two checkpoints"),
-        (["./mine"], "./mine", "BASE TUNED"),
-        (["toy", "./mine"], "toy", "./NAME"),
-        (["./mine", "nothere"], "nothere", "./NAME"),
-        (["./a", "./b", "./c"], "3 checkpoints", "--list"),
-    ],
-)
+@pytest.mark.parametrize(("targets", "named", "hint"), [
+    (["org/better"], "org/better", "cousin, twin"),
+    (["org/toy-sfft"], "org/toy-sfft", "org/toy-sft"),
+    (["org/toy-sft@v9"], "org/toy-sft", "two checkpoints"),
+    (["./mine"], "./mine", "BASE TUNED"),
+    (["toy", "./mine"], "toy", "./NAME"),
+    (["./mine", "nothere"], "nothere", "./NAME"),
+    (["./a", "./b", "./c"], "3 checkpoints", "--list"),
+])  # fmt: skip
 def test_what_cannot_be_meant_is_refused(targets, named, hint, registry):
     """With what to write instead."""
     with pytest.raises(UsageError, match=named) as caught:

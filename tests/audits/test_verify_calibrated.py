@@ -20,9 +20,7 @@ def based(cols, seed=0, dtype=torch.bfloat16):
     generator = torch.Generator().manual_seed(seed)
     names = [f"model.layers.{layer}.mlp.{part}.weight"
              for layer in (0, 1) for part in ("up_proj", "gate_proj")]  # fmt: skip
-    state = {
-        name: (0.02 * torch.randn(ROWS, cols, generator=generator)).to(dtype) for name in names
-    }
+    state = {key: (0.02 * torch.randn(ROWS, cols, generator=generator)).to(dtype) for key in names}
     return {**state, "model.norm.weight": torch.ones(cols, dtype=dtype)}
 
 

@@ -108,10 +108,8 @@ def test_one_entry_or_another_adapter_does_not_hold(tmp_path, dtype):
     assert other.holds is False
     update = {n: ((b @ a) * 2).double().numpy() for n, (b, a) in pairs.items()}
     wrong = merge(base, factors(seed=9), dtype)
-    residual = sum(
-        np.linalg.norm(wrong[n].double().numpy() - base[n].double().numpy() - update[n]) ** 2
-        for n in pairs
-    )
+    found = {n: wrong[n].double().numpy() - base[n].double().numpy() for n in pairs}
+    residual = sum(np.linalg.norm(found[n] - update[n]) ** 2 for n in pairs)
     size = sum(np.linalg.norm(one) ** 2 for one in update.values())
     assert other.figures["error_over_update"] == pytest.approx((residual / size) ** 0.5, rel=1e-6)
 
@@ -123,9 +121,8 @@ def test_a_merge_that_is_computed_in_16_bits_holds_and_says_so(tmp_path, dtype):
     done = dict(base)
     for name, (b, a) in pairs.items():
         done[name] = base[name] + (b @ a) * torch.tensor(1.7, dtype=dtype)
-    found = recorded(
-        tmp_path, base, pairs, done, lora_alpha=float(torch.tensor(1.7, dtype=dtype)) * 4
-    )
+    alpha = 4 * float(torch.tensor(1.7, dtype=dtype))
+    found = recorded(tmp_path, base, pairs, done, lora_alpha=alpha)
     assert (found.holds, codes(found)) == (True, ["base_plus_update"])
     wide = factors()  # float32 factors that are cast before
     for name, (b, a) in wide.items():
@@ -236,7 +233,8 @@ def test_what_stands_beside_the_adapter_must_be_the_bases(tmp_path):
     held = {"base_model.model.model.embed_tokens.modules_to_save.weight": grown[embed] + 1}
     whole = grown | {embed: grown[embed] + 1}
     assert recorded(tmp_path, base, pairs, whole, extra=held).holds is True
-    assert told_wrong(recorded(tmp_path, base, pairs, grown, extra=held)) == [(embed, "not_adapters")]
+    lost = recorded(tmp_path, base, pairs, grown, extra=held)
+    assert told_wrong(lost) == [(embed, "not_adapters")]
     cut = recorded(tmp_path, base, pairs, good | {embed: whole[embed][:64]}, extra=held)
     assert told_wrong(cut) == [(embed, "rows_only_in")]
 
@@ -279,15 +277,12 @@ def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
     module = "base_model.model.model.embed_tokens"
     extra = {f"{module}.lora_embedding_A": a, f"{module}.lora_embedding_B": b}
     moved = (base[EMBED].double() + 2 * (b.double() @ a.double()).T).float()
-    tied = {**planted.LLAMA, "tie_word_embeddings": True}
+    tied, untied = ({**planted.LLAMA, "tie_word_embeddings": is_tied} for is_tied in (True, False))
     for number, head in enumerate((moved, base[EMBED], moved + 1)):
         where = tmp_path / str(number)
         planted.write(where / "base", base, tied)
-        planted.write(
-            where / "merged",
-            base | {EMBED: moved, "lm_head.weight": head.clone()},
-            {**planted.LLAMA, "tie_word_embeddings": False},
-        )
+        merged = base | {EMBED: moved, "lm_head.weight": head.clone()}
+        planted.write(where / "merged", merged, untied)
         planted.adapter(where / "adapter", {}, extra)
         found = shadow.verify("merged", *(where / one for one in ("base", "adapter", "merged")))
         assert found.holds is (number < 2), found
@@ -363,17 +358,14 @@ HEAD, Q_PROJ = {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj"]}
 SCORE = {"auto": "AutoModelForSequenceClassification", "task_type": "SEQ_CLS"}
 
 
-@pytest.mark.parametrize(
-    ("kind", "config", "tensor"),
-    [
-        ("llama", HEAD, "lm_head.weight"), ("llama", SCORE, "score.weight"),
-        ("llama", Q_PROJ | {"trainable_token_indices": [3, 5]}, EMBED),
-        ("qwen2", Q_PROJ | {"trainable_token_indices": {"embed_tokens": [7]}}, EMBED),
-        ("qwen2", Q_PROJ | {"lora_bias": True}, "model.layers.1.self_attn.q_proj.bias"),
-        ("llama", {"target_modules": ["q_proj", "embed_tokens"]}, EMBED),
-        ("llama", {"target_modules": ["q_proj", "lm_head"]}, "lm_head.weight"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("kind", "config", "tensor"), [
+    ("llama", HEAD, "lm_head.weight"), ("llama", SCORE, "score.weight"),
+    ("llama", Q_PROJ | {"trainable_token_indices": [3, 5]}, EMBED),
+    ("qwen2", Q_PROJ | {"trainable_token_indices": {"embed_tokens": [7]}}, EMBED),
+    ("qwen2", Q_PROJ | {"lora_bias": True}, "model.layers.1.self_attn.q_proj.bias"),
+    ("llama", {"target_modules": ["q_proj", "embed_tokens"]}, EMBED),
+    ("llama", {"target_modules": ["q_proj", "lm_head"]}, "lm_head.weight"),
+])  # fmt: skip
 def test_heads_tokens_and_biases_belong_to_the_adapter(tmp_path, kind, config, tensor):
     """peft's merge holds to the bit; one that lost, randomised or reset such a tensor does not."""
     asked = merged_by_peft(tmp_path, kind, "BF16", **config)

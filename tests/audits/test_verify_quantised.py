@@ -166,9 +166,7 @@ def test_one_coarse_module_has_its_share_of_the_energy(model, stored, tmp_path):
     assert set(said.figures) >= {
         "inside_layers.kept_low_overall", "inside_layers.kept_high_overall"
     }  # fmt: skip
-    assert "about as large as its rounding, most of it in mlp.down" in (
-        report.summary.finding.headline
-    )
+    assert "as large as its rounding, most of it in mlp.down" in report.summary.finding.headline
 
 
 def test_what_two_sides_of_unknown_levels_left_is_not_known(model, stored, tmp_path):

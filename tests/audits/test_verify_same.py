@@ -365,9 +365,14 @@ def test_one_file_is_not_read_unless_its_config_decodes_it_otherwise(tmp_path, m
         config = planted.LLAMA | {"quantization_config": said | more}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     assert shadow.verify("same", a, tmp_path / "c").holds is False
+    plain = [planted.write(tmp_path / name, TOY, planted.LLAMA) for name in ("d", "e")]
+    planted.edit(plain[1], quantization_config={"quant_method": "other"})
+    assert shadow.verify("same", *plain).code == "equal"  # read: configs differ
     monkeypatch.setattr(scan_module, "scan", None)
-    assert shadow.verify("same", a, tmp_path / "b").holds is True
-    assert shadow.verify("same", a, tmp_path / "link").holds is None  # nothing was compared
+    assert shadow.verify("same", a, tmp_path / "b").code == "equal_files"
+    found = shadow.verify("same", a, tmp_path / "link")  # nothing was compared
+    assert (found.holds, found.code) == (None, "one_checkpoint")
+    assert found.reason.startswith("A and B are one checkpoint")
 
 
 FACTORS = {
@@ -379,14 +384,11 @@ NORMS = "base_model.model.model.layers.{}.self_attn.q_proj.lora_magnitude_vector
 
 
 @pytest.mark.parametrize("linked", [False, True], ids=["copies", "the same file"])
-@pytest.mark.parametrize(
-    ("config", "apart"),
-    [
-        ({"lora_alpha": 64}, 2), ({"use_rslora": True}, 2),
-        ({"alpha_pattern": {"layers.1.self_attn.q_proj": 16}}, 1),
-        ({"use_rslora": True, "lora_alpha": 4}, 0), ({"lora_dropout": 0.5}, 0),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("config", "apart"), [
+    ({"lora_alpha": 64}, 2), ({"use_rslora": True}, 2),
+    ({"alpha_pattern": {"layers.1.self_attn.q_proj": 16}}, 1),
+    ({"use_rslora": True, "lora_alpha": 4}, 0), ({"lora_dropout": 0.5}, 0),
+])  # fmt: skip
 def test_adapters_of_other_scales_are_not_the_same(tmp_path, linked, config, apart):
     """Equal factors with another alpha are another update; another way to write a scale is not."""
     a, b = (
@@ -406,10 +408,8 @@ def test_dora_adapters_are_compared_with_their_norms(tmp_path):
     tensors = FACTORS | {NORMS.format(layer): torch.ones(8) for layer in range(2)}
     other = tensors | {NORMS.format(0): torch.full((8,), 1.5)}
     a = planted.adapter(tmp_path / "a", {}, tensors, use_dora=True)
-    assert (
-        shadow.verify("same", a, planted.adapter(tmp_path / "b", {}, tensors, use_dora=True)).holds
-        is True
-    )
+    b = planted.adapter(tmp_path / "b", {}, tensors, use_dora=True)
+    assert shadow.verify("same", a, b).holds is True
     assert shadow.verify("same", a, planted.adapter(tmp_path / "c", {}, tensors)).holds is False
     found = shadow.verify("same", a, planted.adapter(tmp_path / "d", {}, other, use_dora=True))
     assert [one.name for one in found.against] == [NORMS.format(0)]
@@ -425,16 +425,10 @@ def test_the_command_exits_with_its_code(tmp_path):
     assert recorded["outcome"] == NO
     assert {one["name"] for one in recorded["against"]} == {UP.format(0), UP.format(1)}
     for wrong in (
-        ["same", "./a"],
-        ["smae", "./a", "./b"],
-        ["same", "./a", "./b", "./c"],
-        ["same", "a", "b"],
-        [],
-        ["same", "--claims", "x.yaml"],
-        ["trained", "./a", "./b"],
-        ["same", "language=./a", "./b"],
-        ["same", "./a", "./b", "--base", "./c"],
-    ):
+        ["same", "./a"], ["smae", "./a", "./b"], ["same", "./a", "./b", "./c"], ["same", "a", "b"],
+        [], ["same", "--claims", "x.yaml"], ["trained", "./a", "./b"],
+        ["same", "language=./a", "./b"], ["same", "./a", "./b", "--base", "./c"],
+    ):  # fmt: skip
         run_shadow("verify", *wrong, cwd=tmp_path).assert_refused(2)
     (tmp_path / "cut").mkdir()
     raw = (tmp_path / "a" / "model.safetensors").read_bytes()
@@ -504,6 +498,29 @@ def test_names_from_files_are_harmless_on_a_terminal(tmp_path):
     assert found.code in (1, 4)
     assert "\x1b[2J" not in found.out + found.err
     assert "\n::error" not in found.out + found.err
+
+
+@pytest.mark.parametrize(("added", "outcome"), [(1, "holds"), (0, "does_not_hold")])
+def test_the_1_that_gguf_adds_to_norms_may_round_as_it_does_in_the_class(added, outcome, tmp_path):
+    """1 + weight in F32 has fewer digits than a weight in F32; Gemma's class multiplies by it."""
+    pytest.importorskip("gguf")
+    tensors = planted.gguf_llama()
+    numbers = np.random.default_rng(0)
+    for name in tensors:
+        if name.endswith("norm.weight"):
+            tensors[name] = (0.05 * numbers.standard_normal(256)).astype(np.float32)
+    config = {"model_type": "gemma", "num_attention_heads": planted.GGUF_HEADS}
+    torch_tensors = {name: torch.from_numpy(one) for name, one in tensors.items()}
+    first = planted.write(tmp_path / "a", torch_tensors, config)
+    path = tmp_path / "b.gguf"
+    planted.write_gguf(path, tensors, "F32", "gemma", added=added, paired=False)
+    found = shadow.verify("same", first, path)
+    assert found.outcome == outcome
+    assert any("the 1 that a GGUF file adds" in note for note in found.notes) is bool(added)
+    moved = dict(torch_tensors)
+    moved["model.norm.weight"] = moved["model.norm.weight"] + 1e-6
+    planted.write(tmp_path / "a", moved, config)
+    assert shadow.verify("same", first, path).figures["tensors_differ"] == (1 if added else 5)
 
 
 BUFFERS = {

@@ -29,24 +29,19 @@ COLUMNS = (
     "frobenius_norm", "relative_norm", "effective_rank", "stable_rank", "concentration",
     "null_edge", "cosine",
 )  # fmt: skip
+Q_DOWN = {"target_modules": ["q_proj", "down_proj"]}
 KINDS = {
-    "plain": ("llama", {"target_modules": ["q_proj", "down_proj"]}),
-    "rslora": ("llama", {"target_modules": ["q_proj", "down_proj"], "use_rslora": True}),
-    "patterns": (
-        "llama",
-        {
-            "target_modules": ["q_proj", "down_proj"],
-            "rank_pattern": {"layers.0.self_attn.q_proj": 2},
-            "alpha_pattern": {"layers.1.mlp.down_proj": 32, "q_proj": 5},
-        },
-    ),
+    "plain": ("llama", Q_DOWN), "rslora": ("llama", Q_DOWN | {"use_rslora": True}),
+    "patterns": ("llama", Q_DOWN | {
+        "rank_pattern": {"layers.0.self_attn.q_proj": 2},
+        "alpha_pattern": {"layers.1.mlp.down_proj": 32, "q_proj": 5},
+    }),
     "embedding and a whole head": (
-        "llama",
-        {"target_modules": ["embed_tokens", "v_proj"], "modules_to_save": ["lm_head"]},
+        "llama", {"target_modules": ["embed_tokens", "v_proj"], "modules_to_save": ["lm_head"]}
     ),
     "Conv1D, fused": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
     "fused by head": ("gpt_neox", {"target_modules": ["query_key_value", "dense_h_to_4h"]}),
-}
+}  # fmt: skip
 
 
 def adapted(base, folder, options):
@@ -176,14 +171,8 @@ def test_an_untrained_adapter_is_identical(tmp_path):
 def test_factors_that_do_not_fit_have_a_reason(tmp_path):
     """A module that the base lacks, another shape, a piece of DoRA: each has its row."""
     name = "model.layers.0.self_attn.q_proj"
-    planted.write(
-        tmp_path / "base",
-        {
-            f"{name}.weight": torch.randn(8, 6),
-            "model.layers.0.self_attn.k_proj.weight": torch.randn(8, 6),
-        },
-        planted.LLAMA,
-    )
+    names = (f"{name}.weight", "model.layers.0.self_attn.k_proj.weight")
+    planted.write(tmp_path / "base", {one: torch.randn(8, 6) for one in names}, planted.LLAMA)
     prefix = "base_model.model.model.layers"
     more = {
         f"{prefix}.7.self_attn.q_proj.lora_A.weight": torch.randn(2, 6),
@@ -209,18 +198,15 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
         paired(tmp_path / "base", tmp_path / "adapter")
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [
-        ({"peft_type": "IA3"}, "only LORA"),
-        ({"init_lora_weights": "pissa_niter_4"}, "initialisation changes the base"),
-        ({"lora_alpha": "8"}, "lora_alpha"), ({"lora_alpha": -1}, "lora_alpha"),
-        ({"lora_alpha": float("nan")}, "lora_alpha"), ({"lora_alpha": True}, "lora_alpha"),
-        ({"alpha_pattern": {"(a+)+$": 4}}, "alpha_pattern"),
-        ({"alpha_pattern": [1]}, "alpha_pattern"),
-        ({"alpha_pattern": {"q_proj": None}}, "lora_alpha"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("config", "reason"), [
+    ({"peft_type": "IA3"}, "only LORA"),
+    ({"init_lora_weights": "pissa_niter_4"}, "initialisation changes the base"),
+    ({"lora_alpha": "8"}, "lora_alpha"), ({"lora_alpha": -1}, "lora_alpha"),
+    ({"lora_alpha": float("nan")}, "lora_alpha"), ({"lora_alpha": True}, "lora_alpha"),
+    ({"alpha_pattern": {"(a+)+$": 4}}, "alpha_pattern"),
+    ({"alpha_pattern": [1]}, "alpha_pattern"),
+    ({"alpha_pattern": {"q_proj": None}}, "lora_alpha"),
+])  # fmt: skip
 def test_what_is_no_plain_lora_is_refused(config, reason):
     """One line that says what it is."""
     with pytest.raises(ShadowError, match=reason) as caught:
@@ -244,11 +230,7 @@ def test_block_scaled_fp8_is_dequantised(tmp_path):
     }
     planted.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, config)
     _, matrices, tensors = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
-    full = (
-        scales.double()
-        .repeat_interleave(block, 0)
-        .repeat_interleave(block, 1)[: shape[0], : shape[1]]
-    )
+    full = torch.kron(scales.double(), torch.ones(block, block))[: shape[0], : shape[1]]
     tuned = (raw.double() * full).float().double().numpy()  # the product is kept in float32
     expected = reference.delta(base.double().numpy(), tuned, ("BF16", "F8_E4M3"))
     delta = matrices[matrices["subject"] == "delta"].iloc[0]
@@ -278,13 +260,10 @@ def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
     assert truth / 2 < found < 2 * truth
 
 
-@pytest.mark.parametrize(
-    "scales",
-    [
-        torch.ones(2, 3), torch.ones(4), torch.ones(2, 2, dtype=torch.float64),
-        torch.ones(2, 2, dtype=torch.int32),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("scales", [
+    torch.ones(2, 3), torch.ones(4), torch.ones(2, 2, dtype=torch.float64),
+    torch.ones(2, 2, dtype=torch.int32),
+])  # fmt: skip
 def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
     """Another shape or dtype of scales is not guessed at: both tensors are skipped, with reason."""
     name = "model.layers.0.mlp.up_proj.weight"

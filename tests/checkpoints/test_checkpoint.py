@@ -251,7 +251,7 @@ FAULTS = {
     "empty folder": (empty_folder, "no safetensors files"),
     "adapter": (adapter, "only LORA is read"),
     "missing shard": (
-        lambda folder: (folder / SECOND).unlink(), "model-00002-of-00002.safetensors is missing"
+        lambda folder: (folder / SECOND).unlink(), f"1 of 2 shards are not in the folder: {SECOND}"
     ),
     "shard is a folder": (is_a_folder(SECOND), "model-00002-of-00002.safetensors"),
     "shard is an LFS pointer": (text(SECOND, POINTER), "Git-LFS pointer"),

@@ -208,15 +208,12 @@ def test_a_cell_has_the_numbers_that_are_nearest_to_its_level(scale):
     assert (levels[low == -np.inf].tolist(), levels[high == np.inf].tolist()) == ([-224], [224])
 
 
-@pytest.mark.parametrize(
-    ("name", "beyond", "clipped", "outside"),
-    [
-        ("NF4", 0.004, 0, 0),  # its scale is the largest number, which is rounded itself
-        ("NF4", 0.02, 0, 1),
-        ("MXFP4", 2.9, 1, 0),  # 1.5 times the cell from 5 to 7
-        ("MXFP4", 3.2, 0, 1),
-    ],
-)
+@pytest.mark.parametrize(("name", "beyond", "clipped", "outside"), [
+    ("NF4", 0.004, 0, 0),  # its scale is the largest number, which is rounded itself
+    ("NF4", 0.02, 0, 1),
+    ("MXFP4", 2.9, 1, 0),  # 1.5 times the cell from 5 to 7
+    ("MXFP4", 3.2, 0, 1),
+])  # fmt: skip
 @pytest.mark.parametrize("sign", [1, -1])
 def test_how_far_beyond_its_last_level_a_format_clips(name, beyond, clipped, outside, sign):
     """In levels: NF4 hardly at all, and E2M1 beyond 6."""

@@ -232,14 +232,12 @@ def test_compressed_tensors_in_8_bits(kind, strategy, symmetric):
     size = (256, 384) if strategy == "block" else (24, 64)
     shapes = {"tensor": (1,), "channel": (24, 1), "group": (24, 4), "block": (2, 3)}
     shape = shapes[strategy]
-    args = schemes.QuantizationArgs(
-        num_bits=8,
-        type=kind,
-        symmetric=symmetric,
-        strategy=strategy,
-        group_size=16 if strategy == "group" else None,
-        block_structure=[128, 128] if strategy == "block" else None,
-    )
+    blocks = {
+        "group_size": 16 if strategy == "group" else None,
+        "block_structure": [128, 128] if strategy == "block" else None,
+    }
+    more = {"num_bits": 8, "type": kind, "symmetric": symmetric, "strategy": strategy}
+    args = schemes.QuantizationArgs(**more, **blocks)
     scheme = schemes.QuantizationScheme(targets=["Linear"], weights=args)
     scales = 0.001 + 0.01 * torch.rand(shape, generator=GENERATOR)
     state = {"weight": weights(*size), "weight_scale": scales}
@@ -325,9 +323,7 @@ def test_mlx(bits, group):
     mx = pytest.importorskip("mlx.core")
     matrix = weights(3 * 8, 256).view(3, 8, 256)
     q, scales, biases = mx.quantize(mx.array(matrix.numpy()), group_size=group, bits=bits)
-    truth = torch.from_numpy(
-        np.array(mx.dequantize(q, scales, biases, group_size=group, bits=bits))
-    )
+    truth = torch.tensor(np.array(mx.dequantize(q, scales, biases, group_size=group, bits=bits)))
     pieces = {"weight": q, "scales": scales, "biases": biases}
     pieces = {name: torch.from_numpy(np.array(piece)) for name, piece in pieces.items()}
     stack = packed(pieces, {"bits": bits, "group_size": group}, "quantization")

@@ -41,15 +41,12 @@ def opened(folder, scratch):
     return open_folder(str(folder), allow_pickle=True, scratch=scratch)
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda tensors: tensors,
-        lambda tensors: {"model": tensors, "optimizer": {"state": {"step": torch.ones(3)}}},
-        lambda tensors: {"app": {"model": tensors, "optim": {"m": torch.ones(3)}, "step": 3}},
-        lambda tensors: {"module": tensors, "optim": torch.tensor(3)},
-    ],
-)
+@pytest.mark.parametrize("wrap", [
+    lambda tensors: tensors,
+    lambda tensors: {"model": tensors, "optimizer": {"state": {"step": torch.ones(3)}}},
+    lambda tensors: {"app": {"model": tensors, "optim": {"m": torch.ones(3)}, "step": 3}},
+    lambda tensors: {"module": tensors, "optim": torch.tensor(3)},
+])  # fmt: skip
 def test_the_model_is_what_was_saved_and_no_more(wrap, tmp_path):
     found, raw = saved_and_read(wrap(state()), tmp_path)
     assert {one["name"] for one in found["tensors"]} == state().keys()
@@ -59,13 +56,10 @@ def test_the_model_is_what_was_saved_and_no_more(wrap, tmp_path):
         assert whole == bytes(wanted.view(-1).view(torch.uint8).tolist())
 
 
-@pytest.mark.parametrize(
-    ("beside", "name"),
-    [
-        ({"lm_head": {"weight": torch.ones(3)}}, "lm_head.weight"),
-        ({"ema": {"model": torch.ones(3)}}, "ema.model"),
-    ],
-)
+@pytest.mark.parametrize(("beside", "name"), [
+    ({"lm_head": {"weight": torch.ones(3)}}, "lm_head.weight"),
+    ({"ema": {"model": torch.ones(3)}}, "ema.model"),
+])  # fmt: skip
 def test_a_tensor_outside_the_model_is_not_left_out(beside, name, tmp_path):
     with pytest.raises(ValueError, match=f"'{name}' lies outside the model"):
         saved_and_read({"model": state()} | beside, tmp_path)
@@ -120,9 +114,7 @@ os._exit(0)  # at a usual end gloo's threads may abort the process
 def test_pieces_of_two_ranks(dimension, tmp_path):
     """Rows are put together, also of an empty rank; of columns the line names the converter."""
     command = [sys.executable, "-c", RANK, tmp_path]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(dimension)], env=os.environ) for rank in (0, 1)
-    ]
+    ranks = [subprocess.Popen([*command, str(rank), str(dimension)]) for rank in (0, 1)]
     assert [one.wait(120) for one in ranks] == [0, 0]
     if dimension:
         with pytest.raises(ShadowError, match="not split by rows alone") as caught:

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 from hub import Cut, Drop, Expire, Flip, Hub, IgnoreRange, Stall, Status, Truncate, WrongRange
 
+from shadow.checkpoints import hub as hub_module
+
 WEIGHTS = random.Random(0).randbytes(300_000)
 CONFIG = b'{"model_type": "llama"}'
 MODEL = "model.safetensors"
@@ -128,3 +130,21 @@ def test_each_fault_is_one_answer(hub, action, asked, recorded, body):
         assert hub.asked(MODEL, origin="cdn")[1].sent == body
     assert ask(signed(hub), asked)[2] == before
     assert fault.fired == 1
+
+
+@pytest.mark.parametrize(("copy", "checksum", "is_there"), [
+    (None, "sha256:ab", True), ("x.bin", None, True), ("x.bin", "sha256:cd", True),
+    (None, "sha256:cd", False), (None, None, False),
+])  # fmt: skip
+def test_bytes_are_in_the_cache_by_their_name_or_their_checksum(
+    tmp_path, monkeypatch, copy, checksum, is_there
+):
+    """Of this commit, or of another one that has the same bytes."""
+    blobs = tmp_path / "models--org--x" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "ab").touch()
+    monkeypatch.setattr(hub_module, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(hub_module, "cached", lambda file: copy)
+    where = {"repo": "org/x", "commit": "0" * 40, "offline": True}
+    file = hub_module.RemoteFile("x.bin", 0, checksum, **where)
+    assert hub_module.in_cache(file) is is_there

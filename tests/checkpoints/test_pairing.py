@@ -62,9 +62,7 @@ def test_a_projector_without_a_base_is_measured_alone_and_its_vectors_are_not():
     tuned = {Q: (BF, (8, 8)), f"{projector}.weight": (BF, (8, 4)), f"{projector}.bias": (BF, (8,))}
     pairs, reasons = line_up({Q: (BF, (8, 8))}, tuned)
     assert pairs[f"{projector}.weight"].base is None
-    assert reasons == {("tuned", f"{projector}.bias"): "not_a_matrix"}, (
-        "nothing that --strict objects to"
-    )
+    assert reasons == {("tuned", f"{projector}.bias"): "not_a_matrix"}  # no objection of --strict
 
 
 def test_grown_vocabulary_compares_the_common_rows():
@@ -110,20 +108,17 @@ def test_an_absent_head_without_a_word_on_tying_is_only_on_one_side():
     assert reasons == {("tuned", HEAD): "only_in_tuned"}
 
 
-@pytest.mark.parametrize(
-    ("dtype", "shape", "extra", "reason"),
-    [
-        ("I64", (4, 4), {}, "not_float"),
-        ("F4", (4, 4), {}, "unknown_dtype"),
-        ("I32", (4, 4), {"name": "x.qweight"}, "quantized"),
-        ("U8", (16, 1), {"name": "x.weight"}, "quantized"),
-        ("F16", (4, 4), {"name": "x.scales", "beside": ("x.qweight", "I32")}, "quantized"),
-        ("F8_E4M3", (4, 4), {"name": "x.w", "beside": ("x.w_scale_inv", "F32")}, "quantized"),
-        ("F8_E4M3", (4, 4), {"name": "x.weight", "beside": ("x.scale_weight", "F32")}, "quantized"),
-        ("F32", (4, 4), {"name": "x.w_scale_inv", "beside": ("x.w", "F8_E4M3")}, "quantized"),
-        ("I64", (), {"name": "steps"}, "not_float"),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "shape", "extra", "reason"), [
+    ("I64", (4, 4), {}, "not_float"),
+    ("F4", (4, 4), {}, "unknown_dtype"),
+    ("I32", (4, 4), {"name": "x.qweight"}, "quantized"),
+    ("U8", (16, 1), {"name": "x.weight"}, "quantized"),
+    ("F16", (4, 4), {"name": "x.scales", "beside": ("x.qweight", "I32")}, "quantized"),
+    ("F8_E4M3", (4, 4), {"name": "x.w", "beside": ("x.w_scale_inv", "F32")}, "quantized"),
+    ("F8_E4M3", (4, 4), {"name": "x.weight", "beside": ("x.scale_weight", "F32")}, "quantized"),
+    ("F32", (4, 4), {"name": "x.w_scale_inv", "beside": ("x.w", "F8_E4M3")}, "quantized"),
+    ("I64", (), {"name": "steps"}, "not_float"),
+])  # fmt: skip
 def test_what_cannot_be_measured_has_a_reason(dtype, shape, extra, reason):
     """Integers, unknown dtypes and packed weights are refused by name on both sides."""
     name = extra.get("name", "x.buffer")
@@ -184,14 +179,9 @@ NAMES = st.sampled_from(
         "mm_projector.0.weight", "model.layers.0.mlp.experts.w1",
     ]
 )  # fmt: skip
-TENSORS = st.dictionaries(
-    NAMES,
-    st.tuples(
-        st.sampled_from(["BF16", "F32", "I64", "F8_E4M3", "X9"]),
-        st.lists(st.integers(0, 9), max_size=4).map(tuple),
-    ),
-    max_size=9,
-)
+DTYPES = st.sampled_from(["BF16", "F32", "I64", "F8_E4M3", "X9"])
+SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)
+TENSORS = st.dictionaries(NAMES, st.tuples(DTYPES, SHAPES), max_size=9)
 
 
 @settings(max_examples=examples(300))

@@ -158,8 +158,7 @@ def saved(content, **options) -> bytes:
 
 BAD = {
     "malicious zip": (
-        lambda marker: saved({UP: random(2, 2), "x": Command(marker)}),
-        "more than tensors",
+        lambda marker: saved({UP: random(2, 2), "x": Command(marker)}), "more than tensors"
     ),
     "malicious legacy": (
         lambda marker: saved({"x": Command(marker)}, _use_new_zipfile_serialization=False),
@@ -173,17 +172,13 @@ BAD = {
     "not a pickle": (lambda marker: b"\x89PNG, and more than that", "is no pickle"),
     "empty": (lambda marker: b"", "it is empty"),
     "compressed": (
-        lambda marker: zipped({UP: torch.zeros(99, 9)}, zipfile.ZIP_DEFLATED),
-        "compressed archive",
+        lambda marker: zipped({UP: torch.zeros(99, 9)}, zipfile.ZIP_DEFLATED), "compressed archive"
     ),
     "a list": (lambda marker: saved([random(2, 2)]), "no table of tensors"),
-    "control characters in a name": (
-        lambda marker: saved({"a\x1b[2J\n": random(2, 2)}),
-        "unusable tensor name",
+    "control characters": (
+        lambda marker: saved({"a\x1b[2J\n": random(2, 2)}), "unusable tensor name"
     ),
-}
-
-
+}  # fmt: skip
 FAST = ("malicious zip", "empty")  # every other one is a process that imports torch
 
 
@@ -350,14 +345,8 @@ def test_a_confined_process_can_but_read(tmp_path):
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     (tmp_path / "there").touch(mode=0o644)
     tmp_path.chmod(0o755)
-    done = subprocess.run(
-        [sys.executable, "-c", ATTEMPTS],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    more = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", ATTEMPTS], timeout=60, **more)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 

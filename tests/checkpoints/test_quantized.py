@@ -60,9 +60,7 @@ FORMATS = {
 
 def read(pieces: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     words = (piece.split() for piece in pieces.split(", "))
-    return {
-        name: (dtype, tuple(int(size) for size in shape.split("x"))) for name, dtype, shape in words
-    }
+    return {name: (dtype, tuple(map(int, shape.split("x")))) for name, dtype, shape in words}
 
 
 def sides(tensors, config):
@@ -88,9 +86,7 @@ def test_a_packed_module_is_refused_by_the_name_of_its_format(name, where):
         if said is None
         else {where: said if where != "text_config" else {"quantization_config": said}}
     )
-    base, tuned = sides(
-        {**PLAIN, **{f"{X}.{piece}": value for piece, value in pieces.items()}}, config
-    )
+    base, tuned = sides(PLAIN | {f"{X}.{piece}": value for piece, value in pieces.items()}, config)
     pairs, skipped = pair_checkpoints(base, tuned, Filter())
     assert {pair.tuned.info.name for pair in pairs} == set(PLAIN)
     refused = {skip.info.name: skip for skip in skipped if skip.side == "tuned"}
@@ -154,25 +150,23 @@ def test_a_float_tensor_that_is_called_scales_is_a_tensor():
     assert pair_checkpoints(tuned, tuned, Filter())[1] == []
 
 
-@pytest.mark.parametrize(
-    ("name", "owner"),
-    [
-        ("a.q.weight", ("a.q", "weight")),
-        ("a.q.weight.absmax", ("a.q", "weight.absmax")),
-        (
-            "a.q.weight.quant_state.bitsandbytes__nf4",
-            ("a.q", "weight.quant_state.bitsandbytes__nf4"),
-        ),
-        ("a.experts.gate_up_proj_blocks", ("a.experts.gate_up_proj", "_blocks")),
-        ("weight", ("", "weight")),
-        ("a.weight.weight", ("a.weight", "weight")),
-    ],
-)
+@pytest.mark.parametrize(("name", "owner"), [
+    ("a.q.weight", ("a.q", "weight")),
+    ("a.q.weight.absmax", ("a.q", "weight.absmax")),
+    (
+        "a.q.weight.quant_state.bitsandbytes__nf4",
+        ("a.q", "weight.quant_state.bitsandbytes__nf4"),
+    ),
+    ("a.experts.gate_up_proj_blocks", ("a.experts.gate_up_proj", "_blocks")),
+    ("weight", ("", "weight")),
+    ("a.weight.weight", ("a.weight", "weight")),
+])  # fmt: skip
 def test_the_owner_of_a_tensor(name, owner):
     """The module that a tensor belongs to, whatever its spelling."""
     assert owner_of(name) == owner
 
 
+KEYS = ("quantization_config", "quantization", "quant_method", "bits", "text_config")
 CONFIGS = st.recursive(
     st.none()
     | st.booleans()
@@ -180,14 +174,7 @@ CONFIGS = st.recursive(
     | st.text(max_size=5)
     | st.sampled_from(["gptq", "awq"]),
     lambda inner: (
-        st.lists(inner, max_size=2)
-        | st.dictionaries(
-            st.sampled_from(
-                ["quantization_config", "quantization", "quant_method", "bits", "text_config"]
-            ),
-            inner,
-            max_size=3,
-        )
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=3)
     ),
     max_leaves=6,
 )

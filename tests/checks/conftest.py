@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from wholes import FILE, store
 
 from shadow.checkpoints import expected as loader
+from shadow.checkpoints import transfers
 from shadow.checkpoints.expected import asked
 
 
@@ -31,7 +33,13 @@ def in_this_process(monkeypatch):
         answer = asked(recorded["config"], recorded["tensors"], guard=lambda: None)
         return subprocess.CompletedProcess(command, 0, json.dumps(asdict(answer)).encode(), b"")
 
+    def begin(work):  # at once: transformers changes torch's settings while it loads
+        future = Future()
+        future.set_result(work())
+        return future
+
     monkeypatch.setattr(loader, "run_child", run)
+    monkeypatch.setattr(transfers, "begin", begin)
 
 
 @pytest.fixture(scope="session")

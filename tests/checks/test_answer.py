@@ -1,8 +1,12 @@
-"""Which exit code counts, of several."""
+"""Which exit code counts, of several; how many rows of an answer are shown."""
 
 import itertools
 
-from shadow.checks.answer import first_code
+import pytest
+
+from shadow.checks.answer import Against, first_code
+from shadow.checks.whole.part import folded
+from shadow.templates import Reason
 
 
 def test_a_fault_comes_first_then_what_does_not_hold_then_what_is_open():
@@ -11,3 +15,15 @@ def test_a_fault_comes_first_then_what_does_not_hold_then_what_is_open():
     for size in range(len(order) + 1):
         for codes in itertools.combinations(order, size):
             assert first_code(set(codes)) == (codes[0] if codes else 0)
+
+
+@pytest.mark.parametrize(("count", "more"), [(100, 0), (101, 0), (102, 1), (250, 149)])
+def test_of_more_than_a_hundred_rows_of_a_code_the_last_counts_the_rest(count, more):
+    """One more is shown itself; of several the first is shown, with the number of the others."""
+    rows = [Against(f"t{at}", Reason("lost", {"at": at})) for at in range(count)]
+    other = Against("x", Reason("stray", {}))
+    shown = folded([*rows, other])
+    assert shown[:101] == [*rows[:100], other]
+    last = [Against("t100", Reason("more", {"like": rows[100].why, "rows": more}))] if more else []
+    assert shown[101:] == (last or rows[100:])
+    assert not more or shown[-1].why.figures == {"like": rows[100].why, "rows": more}

@@ -44,41 +44,35 @@ GOOD, NO_UPDATE, FEW = (
 )
 
 
-@pytest.mark.parametrize(
-    ("fit", "code", "figures"),
-    [
-        (fits(), None, {}), (fits(finite=False), "not_finite", {}),
-        (NO_UPDATE, "not_applied", {}), (scaled(2.01), "twice", {}),
-        (replace(BEYOND, quantised=("NF4", 1.9)), "onto_copy", {"copy": "NF4"}),
-        (replace(BEYOND, quantised=("NF4", 2.1)), "beyond", {"beyond": 4, "entries": 4}),
-        (scaled(0.7), "rescaled", {"scale": 0.7}), (scaled(0.51), "half", {}),
-        (scaled(0.7, residual=0.01), "beyond", {"beyond": 4, "entries": 4}),
-        (replace(BEYOND, update=0.0), "beyond", {"beyond": 4, "entries": 4}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("fit", "code", "figures"), [
+    (fits(), None, {}), (fits(finite=False), "not_finite", {}),
+    (NO_UPDATE, "not_applied", {}), (scaled(2.01), "twice", {}),
+    (replace(BEYOND, quantised=("NF4", 1.9)), "onto_copy", {"copy": "NF4"}),
+    (replace(BEYOND, quantised=("NF4", 2.1)), "beyond", {"beyond": 4, "entries": 4}),
+    (scaled(0.7), "rescaled", {"scale": 0.7}), (scaled(0.51), "half", {}),
+    (scaled(0.7, residual=0.01), "beyond", {"beyond": 4, "entries": 4}),
+    (replace(BEYOND, update=0.0), "beyond", {"beyond": 4, "entries": 4}),
+])  # fmt: skip
 def test_what_is_wrong_with_a_matrix(fit, code, figures):
     why = verdict(fit)
     assert (why and why.code, why.figures if why else {}) == (code, figures)
 
 
-@pytest.mark.parametrize(
-    ("found", "outcome", "codes", "notes"),
-    [
-        (Merge([GOOD]), "holds", ["base_plus_update"], []),
-        (Merge([GOOD, module(fits(visible=0))]), "holds", ["base_plus_update"], ["unseen"]),
-        (Merge([module(fits(way=("in_16_bits", True)))]),
-         "holds", ["base_plus_update"], ["base_rounded"]),
-        (Merge([], [Beside(FEW, whole=True)]), "holds", ["whole"], []),
-        (Merge([], [Beside(FEW, whole=False)]), "inconclusive", ["whole_is_base"], []),
-        (Merge([]), "inconclusive", ["no_update"], []),
-        (Merge([GOOD], unread=[LONE]), "inconclusive", ["not_compared"], []),
-        (Merge([GOOD], absent=["up"]), "inconclusive", ["absent"], []),
-        (Merge([module(fits(visible=0))]), "inconclusive", ["hidden"], ["unseen"]),
-        (Merge([GOOD], unmatched=[LONE], unread=[LONE]), "does_not_hold", ["apart"], []),
-        (Merge([GOOD, *map(module, (scaled(2.0), NO_UPDATE, NO_UPDATE))]),
-         "does_not_hold", ["not_applied", "twice"], []),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("found", "outcome", "codes", "notes"), [
+    (Merge([GOOD]), "holds", ["base_plus_update"], []),
+    (Merge([GOOD, module(fits(visible=0))]), "holds", ["base_plus_update"], ["unseen"]),
+    (Merge([module(fits(way=("in_16_bits", True)))]),
+     "holds", ["base_plus_update"], ["base_rounded"]),
+    (Merge([], [Beside(FEW, whole=True)]), "holds", ["whole"], []),
+    (Merge([], [Beside(FEW, whole=False)]), "inconclusive", ["whole_is_base"], []),
+    (Merge([]), "inconclusive", ["no_update"], []),
+    (Merge([GOOD], unread=[LONE]), "inconclusive", ["not_compared"], []),
+    (Merge([GOOD], absent=["up"]), "inconclusive", ["absent"], []),
+    (Merge([module(fits(visible=0))]), "inconclusive", ["hidden"], ["unseen"]),
+    (Merge([GOOD], unmatched=[LONE], unread=[LONE]), "does_not_hold", ["apart"], []),
+    (Merge([GOOD, *map(module, (scaled(2.0), NO_UPDATE, NO_UPDATE))]),
+     "does_not_hold", ["not_applied", "twice"], []),
+])  # fmt: skip
 def test_a_merge_is_judged(found, outcome, codes, notes):
     answer = judge(found)
     assert (answer.outcome, [one.code for one in answer.reasons]) == (outcome, codes)
@@ -87,21 +81,18 @@ def test_a_merge_is_judged(found, outcome, codes, notes):
     assert all(CHECK.say(one) for one in said)
 
 
-@pytest.mark.parametrize(
-    ("rests", "outcome", "code"),
-    [
-        ([at(1 + 2.9e-4, 0.0)], "holds", "base_plus_update"),  # a scale in bfloat16
-        ([at(1 + 3.1e-4, 0.0)], "does_not_hold", "rescaled"),
-        ([at(1.0, 1.9e-4)], "holds", "base_plus_update"),  # five errors exclude 1.001
-        ([at(1.0, 2.1e-4)], "inconclusive", "ambiguous"),
-        ([at(1.001, 1.3e-4)], "does_not_hold", "rescaled"),  # and 1
-        ([at(1.001, 1.5e-4)], "inconclusive", "ambiguous"),
-        ([at(1.0, 1.0), None], "inconclusive", "ambiguous"),
-        # of two together the error is smaller: one that is off is not hidden by one that is not
-        ([at(1.001, 1.5e-4)] * 2, "does_not_hold", "rescaled"),
-        ([at(1.001, 1.3e-4), None, None], "does_not_hold", "rescaled"),
-    ],
-)
+@pytest.mark.parametrize(("rests", "outcome", "code"), [
+    ([at(1 + 2.9e-4, 0.0)], "holds", "base_plus_update"),  # a scale in bfloat16
+    ([at(1 + 3.1e-4, 0.0)], "does_not_hold", "rescaled"),
+    ([at(1.0, 1.9e-4)], "holds", "base_plus_update"),  # five errors exclude 1.001
+    ([at(1.0, 2.1e-4)], "inconclusive", "ambiguous"),
+    ([at(1.001, 1.3e-4)], "does_not_hold", "rescaled"),  # and 1
+    ([at(1.001, 1.5e-4)], "inconclusive", "ambiguous"),
+    ([at(1.0, 1.0), None], "inconclusive", "ambiguous"),
+    # of two together the error is smaller: one that is off is not hidden by one that is not
+    ([at(1.001, 1.5e-4)] * 2, "does_not_hold", "rescaled"),
+    ([at(1.001, 1.3e-4), None, None], "does_not_hold", "rescaled"),
+])  # fmt: skip
 def test_the_interval_of_the_scale_decides_where_no_order_gives_all_bits(rests, outcome, code):
     """Shares of entries decide nothing: a right merge in another order may leave more."""
     answer = judge(Merge([module(fits(rest)) for rest in rests]))
@@ -109,14 +100,11 @@ def test_the_interval_of_the_scale_decides_where_no_order_gives_all_bits(rests, 
     assert all(CHECK.say(one) for one in answer.reasons)
 
 
-@pytest.mark.parametrize(
-    ("scales", "figures"),
-    [
-        ((0.7,), {"scale": 0.7, "error": pytest.approx(0.3)}),
-        ((0.68, 0.7, 0.71), {"scale": 0.7}),
-        ((1.5, 0.7), {"least": 0.7, "scale": 1.5}),
-    ],
-)
+@pytest.mark.parametrize(("scales", "figures"), [
+    ((0.7,), {"scale": 0.7, "error": pytest.approx(0.3)}),
+    ((0.68, 0.7, 0.71), {"scale": 0.7}),
+    ((1.5, 0.7), {"least": 0.7, "scale": 1.5}),
+])  # fmt: skip
 def test_matrices_at_other_scales_are_one_fault(scales, figures):
     answer = judge(Merge([module(scaled(scale)) for scale in scales]))
     (fault,) = answer.reasons
@@ -124,16 +112,13 @@ def test_matrices_at_other_scales_are_one_fault(scales, figures):
     assert answer.figures["scale_found"] == pytest.approx(sum(scales) / len(scales))
 
 
-@pytest.mark.parametrize(
-    ("changed", "rounded", "outcome"),
-    [
-        (0, None, "holds"),
-        (2, ("tuned", "BF16"), "holds"),  # the base's, cast to the format of the merged model
-        (2, ("tuned", "F16"), "does_not_hold"),
-        (2, ("base", "BF16"), "does_not_hold"),
-        (2, None, "does_not_hold"),
-    ],
-)
+@pytest.mark.parametrize(("changed", "rounded", "outcome"), [
+    (0, None, "holds"),
+    (2, ("tuned", "BF16"), "holds"),  # the base's, cast to the format of the merged model
+    (2, ("tuned", "F16"), "does_not_hold"),
+    (2, ("base", "BF16"), "does_not_hold"),
+    (2, None, "does_not_hold"),
+])  # fmt: skip
 def test_a_tensor_beside_the_adapter_is_the_bases_or_its_cast(changed, rounded, outcome):
     beside = Scanned("p", "norm", "norm", ("F32", "BF16"), 4, changed, rounded=rounded)
     answer = judge(Merge([GOOD], [Beside(beside)]))

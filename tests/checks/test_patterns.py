@@ -14,75 +14,63 @@ QKV = Place("language", 3, "attn.qkv")
 BIAS = Place("language", 3, "bias", slot="attn.q")
 
 
-@pytest.mark.parametrize(
-    ("covered", "texts"),
-    [
-        ({Q, EMBED, TOWER}, ["*"]),
-        ({Q, EMBED}, ["language"]),
-        ({Q, TOWER}, ["layers.3", "layers.*", "layers", "layers.attn", "layer.3.attn.q",
-                      "attn.q.layers.3", "attn.q"]),
-        ({Q}, ["language.layers.0-3.attn.*", "language.layers", "language.attn.*.layers.2-3",
-               "language.attn"]),
-        ({TOWER}, ["vision.layers.3.attn.q"]),
-        ({EMBED}, ["*.embed", "embed"]),
-        (set(), ["layers.4-7", "attn.layers.4", "layers.mlp"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("covered", "texts"), [
+    ({Q, EMBED, TOWER}, ["*"]),
+    ({Q, EMBED}, ["language"]),
+    ({Q, TOWER}, ["layers.3", "layers.*", "layers", "layers.attn", "layer.3.attn.q",
+                  "attn.q.layers.3", "attn.q"]),
+    ({Q}, ["language.layers.0-3.attn.*", "language.layers", "language.attn.*.layers.2-3",
+           "language.attn"]),
+    ({TOWER}, ["vision.layers.3.attn.q"]),
+    ({EMBED}, ["*.embed", "embed"]),
+    (set(), ["layers.4-7", "attn.layers.4", "layers.mlp"]),
+])  # fmt: skip
 def test_component_layers_and_module_may_each_be_left_out(covered, texts):
     for text in texts:
         assert {*filter(parse_pattern(text).covers, (Q, EMBED, TOWER))} == covered, text
 
 
-@pytest.mark.parametrize(
-    ("text", "of_down", "of_stack"),
-    [
-        ("experts.5", True, False), ("layers.3.experts.4-7", True, False),
-        ("language.experts.down.5", True, False), ("experts.*.0-5", True, False),
-        ("experts.*", True, True), ("experts.4", False, False), ("experts.up.5", False, False),
-        ("layers.2.experts.5", False, False),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "of_down", "of_stack"), [
+    ("experts.5", True, False), ("layers.3.experts.4-7", True, False),
+    ("language.experts.down.5", True, False), ("experts.*.0-5", True, False),
+    ("experts.*", True, True), ("experts.4", False, False), ("experts.up.5", False, False),
+    ("layers.2.experts.5", False, False),
+])  # fmt: skip
 def test_experts_have_numbers(text, of_down, of_stack):
     pattern = parse_pattern(text)
     assert (pattern.covers(DOWN), pattern.covers(STACK)) == (of_down, of_stack)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        "experts.7-3", "experts.foo.3", "mlp.up.3", "attn.qq", "langage.embed", "layers.7-3", "",
-        "a b", "x" * 300, "layers.3.foo", "layers.3.attn.q.layers.3", "layers.3x", "layersattn",
-        "att",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("wrong", [
+    "experts.7-3", "experts.foo.3", "mlp.up.3", "attn.qq", "langage.embed", "layers.7-3", "",
+    "a b", "x" * 300, "layers.3.foo", "layers.3.attn.q.layers.3", "layers.3x", "layersattn",
+    "att",
+])  # fmt: skip
 def test_a_word_that_no_model_has_is_refused_with_the_nearest(wrong):
     with pytest.raises(UsageError) as caught:
         parse_pattern(wrong)
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("frozen", "moved", "place", "asked"),
-    [
-        ("", "attn", Q, "move"),
-        ("attn", "", Q, "stay"),
-        ("attn.q", "language", Q, "stay"),
-        ("mlp", "embed", Q, "either"),
-        ("", "attn.q", QKV, "move either"),  # of which k and v are parts
-        ("attn.k", "attn.q", QKV, "move stay either"),
-        ("attn.k", "language", QKV, "move stay"),
-        ("experts.0-2", "experts.3", STACK, "move stay either"),  # it may have more
-        ("experts.0-2 experts.4-6", "experts.0-6", STACK, "move stay either"),
-        ("experts.0-2 experts.4", "experts", STACK, "move stay"),
-        ("experts.down", "experts.3", STACK, "stay"),
-        ("", "experts", STACK, "move"),
-        ("attn.q", "", BIAS, "stay"),  # a module that is frozen has its bias frozen
-        ("attn.k", "", BIAS, "either"),
-        ("", "attn.q", BIAS, "either"),  # and of one that moves, a bias may stay
-        ("attn.q", "bias", BIAS, "stay"),
-        ("attn.k", "bias", BIAS, "move"),
-    ],
-)
+@pytest.mark.parametrize(("frozen", "moved", "place", "asked"), [
+    ("", "attn", Q, "move"),
+    ("attn", "", Q, "stay"),
+    ("attn.q", "language", Q, "stay"),
+    ("mlp", "embed", Q, "either"),
+    ("", "attn.q", QKV, "move either"),  # of which k and v are parts
+    ("attn.k", "attn.q", QKV, "move stay either"),
+    ("attn.k", "language", QKV, "move stay"),
+    ("experts.0-2", "experts.3", STACK, "move stay either"),  # it may have more
+    ("experts.0-2 experts.4-6", "experts.0-6", STACK, "move stay either"),
+    ("experts.0-2 experts.4", "experts", STACK, "move stay"),
+    ("experts.down", "experts.3", STACK, "stay"),
+    ("", "experts", STACK, "move"),
+    ("attn.q", "", BIAS, "stay"),  # a module that is frozen has its bias frozen
+    ("attn.k", "", BIAS, "either"),
+    ("", "attn.q", BIAS, "either"),  # and of one that moves, a bias may stay
+    ("attn.q", "bias", BIAS, "stay"),
+    ("attn.k", "bias", BIAS, "move"),
+])  # fmt: skip
 def test_what_is_asked_of_all_that_lies_at_a_place(frozen, moved, place, asked):
     each = [(Should.STAY, text) for text in frozen.split()]
     each += [(Should.MOVE, text) for text in moved.split()]

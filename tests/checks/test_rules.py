@@ -37,19 +37,16 @@ OPERATORS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("text", "figure", "threshold"),
-    [
-        ("language.mlp.up.concentration > 0.5", Metric("language", "mlp.up", "concentration"), 0.5),
-        ("vision.projector.0.spikes>3", Metric("vision", "projector.0", "spikes"), 3.0),
-        (
-            "language.embed.relative_norm >= 1e-3", Metric("language", "embed", "relative_norm"),
-            1e-3),
-        ("*.mlp.*.concentration<-.5", Metric("*", "mlp.*", "concentration"), -0.5),
-        ("  vision.energy_share\t!=\n0. ", Metric("vision", None, "energy_share"), 0.0),
-        ("relative_norm_overall<=+2", Metric(None, None, "relative_norm_overall"), 2.0),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "figure", "threshold"), [
+    ("language.mlp.up.concentration > 0.5", Metric("language", "mlp.up", "concentration"), 0.5),
+    ("vision.projector.0.spikes>3", Metric("vision", "projector.0", "spikes"), 3.0),
+    (
+        "language.embed.relative_norm >= 1e-3", Metric("language", "embed", "relative_norm"),
+        1e-3),
+    ("*.mlp.*.concentration<-.5", Metric("*", "mlp.*", "concentration"), -0.5),
+    ("  vision.energy_share\t!=\n0. ", Metric("vision", None, "energy_share"), 0.0),
+    ("relative_norm_overall<=+2", Metric(None, None, "relative_norm_overall"), 2.0),
+])  # fmt: skip
 def test_a_rule_is_a_figure_a_comparison_and_a_number(text, figure, threshold):
     """The last word is the metric, the first the component, what is between them the module."""
     rule = parse_rule(text)
@@ -65,27 +62,21 @@ def test_a_comparison_is_that_of_numbers(sign, value):
     assert parse_rule(f"concentration {sign} 0.5").holds(value) is OPERATORS[sign](value, 0.5)
 
 
-@pytest.mark.parametrize(
-    ("text", "figure", "comparison"),
-    [
-        ("language.embed unchanged", place("language.embed"), "unchanged"),
-        ("* \t changed ", place("*"), "changed"),
-        ("layers.0-7 unchanged", place("layers.0-7"), "unchanged"),
-        ("vision.attn.q.layers.3 changed", place("vision.attn.q.layers.3"), "changed"),
-        ("files.chat_template changed", Metric("files", "chat_template", ""), "changed"),
-        ("files.code added", Metric("files", "code", ""), "added"),
-        ("files.config.rope_* changed", Metric("files", "config.rope_*", ""), "changed"),
-        ("not gate.rank", Metric("gate", None, "rank"), "does not hold"),
-        (" not  gate.lineage ", Metric("gate", None, "lineage"), "does not hold"),
-        ("not verify.same", Metric("verify", None, "same"), "does not hold"),
-        ("not verify.files", Metric("verify", None, "files"), "does not hold"),
-        (
-            "not  verify.trained --frozen=embed --moved layers.0-7",
-            Metric("verify", None, "trained --moved layers.0-7 --frozen embed"),
-            "does not hold",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("text", "figure", "comparison"), [
+    ("language.embed unchanged", place("language.embed"), "unchanged"),
+    ("* \t changed ", place("*"), "changed"),
+    ("layers.0-7 unchanged", place("layers.0-7"), "unchanged"),
+    ("vision.attn.q.layers.3 changed", place("vision.attn.q.layers.3"), "changed"),
+    ("files.chat_template changed", Metric("files", "chat_template", ""), "changed"),
+    ("files.code added", Metric("files", "code", ""), "added"),
+    ("files.config.rope_* changed", Metric("files", "config.rope_*", ""), "changed"),
+    ("not gate.rank", Metric("gate", None, "rank"), "does not hold"),
+    (" not  gate.lineage ", Metric("gate", None, "lineage"), "does not hold"),
+    ("not verify.same", Metric("verify", None, "same"), "does not hold"),
+    ("not verify.files", Metric("verify", None, "files"), "does not hold"),
+    ("not  verify.trained --frozen=embed --moved layers.0-7",
+     Metric("verify", None, "trained --moved layers.0-7 --frozen embed"), "does not hold"),
+])  # fmt: skip
 def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, comparison):
     """What is read back of its condition is the same rule, which is called so without a name."""
     rule = parse_rule(text)
@@ -98,42 +89,39 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
     assert parse_rule(text, name="mine").name == "mine"
 
 
-@pytest.mark.parametrize(
-    ("text", "hint"),
-    [
-        ("", None), ("concentration", None), ("> 0.5", None), ("concentration > 0.5 > 0.4", None),
-        ("concentration > 0.5 and spikes > 1", None), ("concentration = 0.5", "did you mean '=='?"),
-        ("concentration => 0.5", "did you mean '>='?"), ("concentration <=> 0.5", None),
-        ("concentration > 5 %", None), ("concentration > nan", None), ("concentration > inf", None),
-        ("concentration > 1e999", None), ("concentration > ٣", None), ("concentration > 0x1", None),
-        ("concentration > 1_0", None), ("concentratoin > 0.5", "did you mean 'concentration'?"),
-        ("langauge.mlp.up.concentration > 0.5", "did you mean 'language'?"),
-        ("language.mlp.upp.concentration > 0.5", "did you mean 'mlp.up'?"),
-        ("language.mpl.*.concentration > 0.5", "did you mean 'mlp.*'?"),
-        ("language.mlpp.*.concentration > 0.5", "did you mean 'mlp.*'?"),
-        ("language.mlp.concentration > 0.5", "did you mean 'mlp.*'?"),
-        ("mlp.concentration > 0.5", "did you mean 'language.mlp.*.concentration'?"),
-        ("mlpp.*.concentration > 0.5", "did you mean 'language.mlp.*.concentration'?"),
-        ("language.layer.x.concentration > 0.5", None), ("layers.7-3 changed", "0-7"),
-        ("lamguage.embed changed", "did you mean 'language'?"),
-        ("layers.0-7.relative_norm > 0", "leave the layers out"),
-        ("language.mlp.up.rank_90 > 3", "one of "), ("concentration_error > 0.1", "one of "),
-        ("language.embed added", None), ("langauge changed", "did you mean 'language'?"),
-        ("files.codes added", "did you mean 'code'?"), ("files. changed", None),
-        ("files.tokenizer.tokens_beyond changed", "explain differs"),
-        ("gate.lineag", "did you mean 'lineage'?"), ("gate.x", None),
-        ("gate.rank", "'not gate.rank'"), ("verify.same", "'not verify.same'"),
-        (" verify.trained --frozen=embed", "'not verify.trained --frozen embed'"),
-        ("not verify.merged", None), ("not language.embed changed", None),
-        ("verify.same > 0", None),
-        ("language.mlp.up.concentratoin > 0.5", "did you mean 'concentration'?"),
-        ("mlp.up.concentration > 0.5", None), ("language.mlp.up.* > 0.5", None), ("* > 0.5", None),
-        ("language..concentration > 0.5", None), (".concentration > 0.5", None),
-        ("language.[a-z]*.concentration > 0.5", None), ("language.label == mixed", None),
-        ("language.mlp.up.spiked > 0.5", "did you mean 'spikes'?"), ("label == concentrated", None),
-        ("label > mixed", None), ("concentration > " + "0" * 500, None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "hint"), [
+    ("", None), ("concentration", None), ("> 0.5", None), ("concentration > 0.5 > 0.4", None),
+    ("concentration > 0.5 and spikes > 1", None), ("concentration = 0.5", "did you mean '=='?"),
+    ("concentration => 0.5", "did you mean '>='?"), ("concentration <=> 0.5", None),
+    ("concentration > 5 %", None), ("concentration > nan", None), ("concentration > inf", None),
+    ("concentration > 1e999", None), ("concentration > ٣", None), ("concentration > 0x1", None),
+    ("concentration > 1_0", None), ("concentratoin > 0.5", "did you mean 'concentration'?"),
+    ("langauge.mlp.up.concentration > 0.5", "did you mean 'language'?"),
+    ("language.mlp.upp.concentration > 0.5", "did you mean 'mlp.up'?"),
+    ("language.mpl.*.concentration > 0.5", "did you mean 'mlp.*'?"),
+    ("language.mlpp.*.concentration > 0.5", "did you mean 'mlp.*'?"),
+    ("language.mlp.concentration > 0.5", "did you mean 'mlp.*'?"),
+    ("mlp.concentration > 0.5", "did you mean 'language.mlp.*.concentration'?"),
+    ("mlpp.*.concentration > 0.5", "did you mean 'language.mlp.*.concentration'?"),
+    ("language.layer.x.concentration > 0.5", None), ("layers.7-3 changed", "0-7"),
+    ("lamguage.embed changed", "did you mean 'language'?"),
+    ("layers.0-7.relative_norm > 0", "leave the layers out"),
+    ("language.mlp.up.rank_90 > 3", "one of "), ("concentration_error > 0.1", "one of "),
+    ("language.embed added", None), ("langauge changed", "did you mean 'language'?"),
+    ("files.codes added", "did you mean 'code'?"), ("files. changed", None),
+    ("files.tokenizer.tokens_beyond changed", "explain differs"),
+    ("gate.lineag", "did you mean 'lineage'?"), ("gate.x", None),
+    ("gate.rank", "'not gate.rank'"), ("verify.same", "'not verify.same'"),
+    (" verify.trained --frozen=embed", "'not verify.trained --frozen embed'"),
+    ("not verify.merged", None), ("not language.embed changed", None),
+    ("verify.same > 0", None),
+    ("language.mlp.up.concentratoin > 0.5", "did you mean 'concentration'?"),
+    ("mlp.up.concentration > 0.5", None), ("language.mlp.up.* > 0.5", None), ("* > 0.5", None),
+    ("language..concentration > 0.5", None), (".concentration > 0.5", None),
+    ("language.[a-z]*.concentration > 0.5", None), ("language.label == mixed", None),
+    ("language.mlp.up.spiked > 0.5", "did you mean 'spikes'?"), ("label == concentrated", None),
+    ("label > mixed", None), ("concentration > " + "0" * 500, None),
+])  # fmt: skip
 def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, hint):
     """Words that no report has, and what is no rule: exit code 2 before anything is read."""
     with pytest.raises(UsageError) as raised:
@@ -141,15 +129,12 @@ def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, hint):
     assert (hint or "") in (raised.value.hint or "")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "__import__('os').system('touch marker') > 0",
-        "concentration > __import__('os').system('touch marker')", "concentration.__class__ > 0",
-        "concentration > 0 or True", "{0.__class__} > 0", "`touch marker` > 0",
-        "$(touch marker) > 0",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "__import__('os').system('touch marker') > 0",
+    "concentration > __import__('os').system('touch marker')", "concentration.__class__ > 0",
+    "concentration > 0 or True", "{0.__class__} > 0", "`touch marker` > 0",
+    "$(touch marker) > 0",
+])  # fmt: skip
 def test_nothing_is_evaluated(text, tmp_path, monkeypatch):
     """Code of any language is no rule, and is not run."""
     monkeypatch.chdir(tmp_path)
@@ -181,21 +166,17 @@ def test_what_is_written_is_what_is_read(component, module, index, sign, number,
     assert (again.figure, again.comparison, again.threshold) == (name, sign, number)
 
 
+LAYERS = st.text("0123456789-")
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.text()
-    | st.text(alphabet="language.mlp.up*?<>=! 0123456789e+-")
-    | st.builds(
-        "{}.layers.{} {}".format, st.text(), st.text("0123456789-"), st.sampled_from(STATES)
-    )
-    | st.builds(
-        "{}{}.{}".format,
-        st.sampled_from(["not ", ""]),
-        st.sampled_from(["gate", "verify", "files"]),
-        st.text(),
-    )
+    st.text() | st.text(alphabet="language.mlp.up*?<>=! 0123456789e+-")
+    | st.builds("{}.layers.{} {}".format, st.text(), LAYERS, st.sampled_from(STATES))
+    | st.builds("{}{}.{}".format, st.sampled_from(["not ", ""]),
+                st.sampled_from(["gate", "verify", "files"]), st.text())
     | st.builds("{} {} {}".format, st.text(), st.sampled_from(list(OPERATORS)), st.text())
-)
+)  # fmt: skip
 def test_any_text_is_a_rule_or_one_error(text):
     """No text makes anything but a rule with a finite threshold, or a UsageError."""
     with contextlib.suppress(UsageError):
@@ -244,33 +225,30 @@ def test_a_policy_is_rules_by_name(tmp_path):
     assert {rule.file for rule in (narrow, rank, drift)} == {str(tmp_path / "policy.yaml")}
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("", None),
-        ("# nothing\n", None),
-        ("- a\n", None),
-        ("word", None),
-        ("a: concentration > 1", 1),
-        ("'a b':\n  fail_on: concentration > 1", 1),
-        ('"::error::x":\n  fail_on: concentration > 1', 1),
-        ("a:\n  fail_on: concentration > 1\n  sevrity: error", 3),
-        ("a:\n  fail_on: concentration > 1\n  x: error", 3),
-        ("a:\n  fail_on: concentration > 1\n  severity: eror", 3),
-        ("a:\n  fail_on: concentration > 1\n  allow_missing: yes", 3),
-        ("a:\n  fail_on: concentration > 1\n  message: [x]", 3),
-        ("a:\n  fail_on: [concentration > 1]", 2),
-        ("a:\n  severity: error", 1),
-        ("a:\n  fail_on: concentration > 1\n  moved: spiked", 1),
-        ("a:\n  fail_on: concentration > 1\na:\n  fail_on: spikes > 1", 3),
-        ("a: &x\n  fail_on: concentration > 1\nb: *x", 3),
-        ("a:\n  fail_on: *.mlp.*.concentration > 1", 2),
-        ("a: !!python/object:os.system\n  fail_on: concentration > 1", 1),
-        ("a: {fail_on: concentration > 1", 1),
-        (b"\xff", 1),
-        (b"# " + b"x" * 1_000_001, None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "line"), [
+    ("", None),
+    ("# nothing\n", None),
+    ("- a\n", None),
+    ("word", None),
+    ("a: concentration > 1", 1),
+    ("'a b':\n  fail_on: concentration > 1", 1),
+    ('"::error::x":\n  fail_on: concentration > 1', 1),
+    ("a:\n  fail_on: concentration > 1\n  sevrity: error", 3),
+    ("a:\n  fail_on: concentration > 1\n  x: error", 3),
+    ("a:\n  fail_on: concentration > 1\n  severity: eror", 3),
+    ("a:\n  fail_on: concentration > 1\n  allow_missing: yes", 3),
+    ("a:\n  fail_on: concentration > 1\n  message: [x]", 3),
+    ("a:\n  fail_on: [concentration > 1]", 2),
+    ("a:\n  severity: error", 1),
+    ("a:\n  fail_on: concentration > 1\n  moved: spiked", 1),
+    ("a:\n  fail_on: concentration > 1\na:\n  fail_on: spikes > 1", 3),
+    ("a: &x\n  fail_on: concentration > 1\nb: *x", 3),
+    ("a:\n  fail_on: *.mlp.*.concentration > 1", 2),
+    ("a: !!python/object:os.system\n  fail_on: concentration > 1", 1),
+    ("a: {fail_on: concentration > 1", 1),
+    (b"\xff", 1),
+    (b"# " + b"x" * 1_000_001, None),
+])  # fmt: skip
 def test_a_fault_of_the_file_names_file_and_line(tmp_path, text, line):
     """One line, exit code 1: it is the file that is wrong, not the command."""
     with pytest.raises(ShadowError) as raised:

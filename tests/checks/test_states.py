@@ -54,31 +54,30 @@ def folder(tmp_path_factory):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("text", "outcome", "detail"),
-    [
-        ("language.embed unchanged", "met", "language.embed is unchanged"),
-        ("language.embed changed", "passed", "language.embed is unchanged"),
-        ("language.mlp.up unchanged", "passed", "language.mlp.up is changed"),
-        ("language changed", "met", "language is changed"),
-        ("language.norm.layers.0 unchanged", "met", "language.norm.layers.0 is unchanged"),
-        ("language.norm.layers.1 changed", "met", ""),
-        ("language.norm.layers.2 changed", "met", ""), ("language.norm unchanged", "passed", ""),
-        ("layers.0-1 unchanged", "missing", "not all of vision.layers.0"),
-        ("layers.1-3 unchanged", "missing", "not all of vision.layers.1"),
-        ("layers.2-3 unchanged", "passed", "language.layers.2 is changed"),
-        ("layers.0 changed", "met", "language.layers.0 is changed"),
-        ("vision changed", "missing", "not all of vision was compared"),
-        ("vision unchanged", "missing", "not all of vision was compared"),
-        ("vision.layers.0 unchanged", "met", ""), ("vision.layers.1 changed", "missing", ""),
-        ("*.attn.q.layers.2 unchanged", "met", "language.attn.q.layers.2 is unchanged"),
-        ("*.attn.* unchanged", "missing", "not all of vision.attn.q"),
-        ("* changed", "met", "language is changed"),
-        ("audio changed", "missing", "the report has no audio"),
-        ("layers.9 unchanged", "missing", "layers.9"),
-        ("layers.2-9 unchanged", "missing", "not all of layers.4-9"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "outcome", "detail"), [
+    ("language.embed unchanged", "met", "language.embed is unchanged"),
+    ("language.embed changed", "passed", "language.embed is unchanged"),
+    ("language.mlp.up unchanged", "passed", "language.mlp.up is changed"),
+    ("language changed", "met", "language is changed"),
+    ("language.norm.layers.0 unchanged", "met", "language.norm.layers.0 is unchanged"),
+    ("language.norm.layers.1 changed", "met", ""),
+    ("language.norm.layers.2 changed", "met", ""), ("language.norm unchanged", "passed", ""),
+    ("layers.0-1 unchanged", "missing", "not all of vision.layers.0"),
+    ("layers.1-3 unchanged", "missing", "not all of vision.layers.1"),
+    ("layers.2-3 unchanged", "passed", "language.layers.2 is changed"),
+    ("layers.0 changed", "met", "language.layers.0 is changed"),
+    ("vision changed", "missing", "not all of vision was compared"),
+    ("vision unchanged", "missing", "not all of vision was compared"),
+    ("vision.layers.0 unchanged", "met", ""), ("vision.layers.1 changed", "missing", ""),
+    ("*.attn.q.layers.2 unchanged", "met", "language.attn.q.layers.2 is unchanged"),
+    ("*.attn.* unchanged", "missing", "not all of vision.attn.q"),
+    ("* changed", "met", "language is changed"),
+    ("audio changed", "missing", "the report has no audio"),
+    ("files.code changed", "missing", "the report has no files"),
+    ("audio.mlp.up.spikes > 0", "missing", "no matrix of audio.mlp.up that was measured"),
+    ("layers.9 unchanged", "missing", "layers.9"),
+    ("layers.2-9 unchanged", "missing", "not all of layers.4-9"),
+])  # fmt: skip
 def test_places_that_changed_or_did_not(folder, text, outcome, detail):
     """A rule is violated by any place that it names; one that was not compared is no pass."""
     found = verdict(folder, text)
@@ -89,12 +88,9 @@ def test_places_that_changed_or_did_not(folder, text, outcome, detail):
     assert verdict(folder, text, allow_missing=True).outcome != "missing"
 
 
-@pytest.mark.parametrize(
-    ("place", "zero"),
-    [
-        ("language.embed.", True), ("vision.attn.q.", False), ("audio.", False),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("place", "zero"), [
+    ("language.embed.", True), ("vision.attn.q.", False), ("audio.", False),
+])  # fmt: skip
 def test_the_norm_of_what_is_identical_is_0(folder, place, zero):
     """If all of it was compared; else there is nothing to judge. Other figures have no value."""
     found = verdict(folder, f"{place}relative_norm > 0")
@@ -117,13 +113,10 @@ def test_a_copy_has_norm_0_and_a_changed_model_its_median(tmp_path):
     assert figure.value == 0.5
 
 
-@pytest.mark.parametrize(
-    ("text", "outcome"),
-    [
-        ("not gate.lineage", "passed"), ("not gate.changed", "passed"), ("not verify.same", "met"),
-        ("not verify.files", "missing"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "outcome"), [
+    ("not gate.lineage", "passed"), ("not gate.changed", "passed"), ("not verify.same", "met"),
+    ("not verify.files", "missing"),
+])  # fmt: skip
 def test_gates_and_claims_by_name(folder, text, outcome):
     """A rule is violated where its gate or claim does not hold."""
     found = verdict(folder, text)
@@ -160,20 +153,17 @@ ROWS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("text", "outcome"),
-    [
-        ("files.config changed", "met"), ("files.config.rope_theta changed", "met"),
-        ("files.config.rope_* changed", "met"), ("files.config.vocab_size changed", "passed"),
-        ("files.chat_template changed", "met"), ("files.chat_template unchanged", "passed"),
-        ("files.tokenizer changed", "met"), ("files.tokenizer.add_* changed", "met"),
-        ("files.tokenizer unchanged", "met"), ("files.merges changed", "passed"),
-        ("files.generation changed", "passed"), ("files.generation unchanged", "met"),
-        ("files.code added", "met"), ("files.code changed", "passed"),
-        ("files.document removed", "met"), ("files.pickle added", "passed"),
-        ("files.weights changed", "missing"), ("not verify.files", "met"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "outcome"), [
+    ("files.config changed", "met"), ("files.config.rope_theta changed", "met"),
+    ("files.config.rope_* changed", "met"), ("files.config.vocab_size changed", "passed"),
+    ("files.chat_template changed", "met"), ("files.chat_template unchanged", "passed"),
+    ("files.tokenizer changed", "met"), ("files.tokenizer.add_* changed", "met"),
+    ("files.tokenizer unchanged", "met"), ("files.merges changed", "passed"),
+    ("files.generation changed", "passed"), ("files.generation unchanged", "met"),
+    ("files.code added", "met"), ("files.code changed", "passed"),
+    ("files.document removed", "met"), ("files.pickle added", "passed"),
+    ("files.weights changed", "missing"), ("not verify.files", "met"),
+])  # fmt: skip
 def test_files_that_changed_or_were_added(tmp_path, text, outcome):
     """By kind, and by what differs in them."""
     folder = reports.write(tmp_path / "a", [delta(0.3, where) for where in places(2)])
@@ -203,13 +193,10 @@ def put(folder, rows):
 
 
 @pytest.mark.parametrize("rows", [(300, 308), (308, 300)])
-@pytest.mark.parametrize(
-    "text",
-    [
-        "language.embed changed", "language.embed unchanged", "language changed", "not verify.same",
-        "language.embed.relative_norm > 0.1",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "language.embed changed", "language.embed unchanged", "language changed", "not verify.same",
+    "language.embed.relative_norm > 0.1",
+])  # fmt: skip
 def test_a_vocabulary_with_other_rows_is_not_unchanged(tmp_path, text, rows):
     """Rows that one side lacks were not compared, whatever the common ones are."""
     folder = reports.write(tmp_path / "a", [], extra_tensors=(*grown(*rows), *STILL))

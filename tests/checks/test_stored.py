@@ -25,17 +25,12 @@ def merged(values, module="bias"):
 FEW = Copy([copied(), merged((64, 8)), merged((4096, 143), "norm"), merged((64, 32), "other")])
 
 
-@pytest.mark.parametrize(
-    ("in_f32", "outcome", "codes", "against"),
-    [
-        ((), "holds", ["rounded", "error"], []),
-        (["full.other", "full.mlp.up"], "holds", ["rounded", "error"], []),
-        (["full.bias"], "does_not_hold", ["crushed", "error"], [("bias.weight", "values")]),
-    ],
-)
-def test_a_vector_whose_values_merge_is_a_note_and_a_fault_where_f32_is_kept(
-    in_f32, outcome, codes, against
-):
+@pytest.mark.parametrize(("in_f32", "outcome", "codes", "against"), [
+    ((), "holds", ["rounded", "error"], []),
+    (["full.other", "full.mlp.up"], "holds", ["rounded", "error"], []),
+    (["full.bias"], "does_not_hold", ["crushed", "error"], [("bias.weight", "values")]),
+])  # fmt: skip
+def test_a_vector_whose_values_merge_is_a_note_and_in_f32_a_fault(in_f32, outcome, codes, against):
     """More than half of them; the fewest that are left stand first."""
     answer = judge(replace(FEW, in_f32=in_f32))
     assert (answer.outcome, [one.code for one in answer.reasons]) == (outcome, codes)
@@ -57,19 +52,16 @@ def of_update(inner, *others):
 LOST, BROKEN = ("language.mlp.up", 0.1), copied("attn.q", off=1, finite=False)
 
 
-@pytest.mark.parametrize(
-    ("found", "outcome", "codes", "against"),
-    [
-        (Copy([copied()]), "holds", ["rounded", "error"], []),
-        (Copy([copied(off=2)]), "does_not_hold", ["off", "error"], [("mlp.up.weight", 0.05)]),
-        (Copy([copied()], unmatched=[LONE]), "does_not_hold", ["apart", "error"], [("norm", None)]),
-        (Copy([copied()], unread=[LONE]), "inconclusive", ["not_compared"], [("norm", None)]),
-        (Copy([copied(update=0.0)], has_base=True), "inconclusive", ["no_update"], []),
-        (of_update(0.96), "holds", ["rounded", "kept"], []),
-        (of_update(-1.0), "does_not_hold", ["kept"], [LOST]),
-        (of_update(0.9, BROKEN), "does_not_hold", ["off", "kept"], [("attn.q.weight", None), LOST]),
-    ],
-)
+@pytest.mark.parametrize(("found", "outcome", "codes", "against"), [
+    (Copy([copied()]), "holds", ["rounded", "error"], []),
+    (Copy([copied(off=2)]), "does_not_hold", ["off", "error"], [("mlp.up.weight", 0.05)]),
+    (Copy([copied()], unmatched=[LONE]), "does_not_hold", ["apart", "error"], [("norm", None)]),
+    (Copy([copied()], unread=[LONE]), "inconclusive", ["not_compared"], [("norm", None)]),
+    (Copy([copied(update=0.0)], has_base=True), "inconclusive", ["no_update"], []),
+    (of_update(0.96), "holds", ["rounded", "kept"], []),
+    (of_update(-1.0), "does_not_hold", ["kept"], [LOST]),
+    (of_update(0.9, BROKEN), "does_not_hold", ["off", "kept"], [("attn.q.weight", None), LOST]),
+])  # fmt: skip
 def test_what_is_found_is_judged(found, outcome, codes, against):
     answer = judge(found)
     assert (answer.outcome, [one.code for one in answer.reasons]) == (outcome, codes)
@@ -78,13 +70,10 @@ def test_what_is_found_is_judged(found, outcome, codes, against):
     assert all(CHECK.say(one) for one in reasons)
 
 
-@pytest.mark.parametrize(
-    ("sums", "stands"),
-    [
-        ({"copy": 0.0, "error": 4.0}, True), ({"copy": 1e-9, "error": 4.0}, False),
-        ({"full": 0.0, "copy": 0.0, "error": 0.0}, False),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("sums", "stands"), [
+    ({"copy": 0.0, "error": 4.0}, True), ({"copy": 1e-9, "error": 4.0}, False),
+    ({"full": 0.0, "copy": 0.0, "error": 0.0}, False),
+])  # fmt: skip
 def test_a_tensor_that_rounding_left_empty_is_named(sums, stands):
     """It is the full model's rounded, and no model works with it; zeros stay zeros."""
     answer = judge(Copy([copied("attn.q"), copied(copy=4.0), copied("mlp.down", **sums)]))

@@ -70,16 +70,13 @@ def test_the_typical_step_is_that_of_entries_that_no_grid_holds():
     assert not judge(Training([few])).figures.keys() & {"typical_step", "entries_stuck"}
 
 
-@pytest.mark.parametrize(
-    ("formats", "changed", "rounded", "chain"),
-    [
-        (("F16", "BF16"), 0, None, "F16 -> BF16"), (("F32", "F32"), 0, None, None),
-        (("F32", "BF16"), 9, None, None), (("F32", "BF16"), 9, ("tuned", "BF16"), "F32 -> BF16"),
-        (("F32", "F32"), 9, ("tuned", "BF16"), "F32 -> BF16 -> F32"),
-        (("BF16", "F32"), 9, ("base", "BF16"), "F32 -> BF16"),
-        (("F16", "F32"), 9, ("base", "BF16"), "F32 -> BF16 -> F16"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("formats", "changed", "rounded", "chain"), [
+    (("F16", "BF16"), 0, None, "F16 -> BF16"), (("F32", "F32"), 0, None, None),
+    (("F32", "BF16"), 9, None, None), (("F32", "BF16"), 9, ("tuned", "BF16"), "F32 -> BF16"),
+    (("F32", "F32"), 9, ("tuned", "BF16"), "F32 -> BF16 -> F32"),
+    (("BF16", "F32"), 9, ("base", "BF16"), "F32 -> BF16"),
+    (("F16", "F32"), 9, ("base", "BF16"), "F32 -> BF16 -> F16"),
+])  # fmt: skip
 def test_a_cast_is_said_as_the_formats_that_values_went_through(formats, changed, rounded, chain):
     """From the original to the copy, whichever of the two is the tuned side."""
     scan = Scanned("p", "t", "t", formats, 200, changed, 4.0, 4.0, 0.04, rounded=rounded)

@@ -159,7 +159,7 @@ def test_the_end_says_what_was_looked_at(case, healthy, tmp_path, monkeypatch):
     outcome, parts = PARTS[case]
     if "adapter" in case:
         pairs = {planted.UP.format(0): (torch.ones(96, 4), torch.ones(4, 64))}
-        kind = {"peft_type": "LOHA"} if case == "another adapter" else {}
+        kind = {"peft_type": "NEWER"} if case == "another adapter" else {}
         folder = planted.adapter(tmp_path / "a", pairs, target_modules=["up_proj"], **kind)
     else:
         folder = Path(shutil.copytree(healthy("llama"), tmp_path / "a"))

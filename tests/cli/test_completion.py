@@ -20,11 +20,7 @@ def offered(line, **variables):
         "COMP_CWORD": str(len(typed) - 1),
         "_SHADOW_COMPLETE": "complete_bash",
     }
-    return (
-        CliRunner()
-        .invoke(app, [], prog_name="shadow", env={**recorded, **variables})
-        .stdout.split()
-    )
+    return CliRunner().invoke(app, [], prog_name="shadow", env=recorded | variables).stdout.split()
 
 
 def test_a_target_is_a_family(tmp_path):

@@ -95,9 +95,7 @@ def test_a_reader_that_goes_loses_no_results(folder, options):
     end, start = os.pipe()
     os.close(end)
     command = [sys.executable, "-m", "shadow", "verify", "--claims", file, "--junit", "r.xml"]
-    done = subprocess.run(
-        [*command, *options], cwd=folder, stdout=start, stderr=subprocess.PIPE, check=False
-    )
+    done = subprocess.run([*command, *options], cwd=folder, stdout=start, stderr=subprocess.PIPE)
     os.close(start)
     assert done.returncode == 1, done.stderr
     suite, cases = of_junit(folder / "r.xml")

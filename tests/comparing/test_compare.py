@@ -57,14 +57,11 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
     assert (found.relation, found.verified) == ("one base", "content")
 
 
-@pytest.mark.parametrize(
-    ("second", "margin", "verdict"),
-    [
-        (0.36, MARGIN, "different, below the margin"), (0.36, 0.03, "more concentrated"),
-        (0.36, 0.0, "more concentrated"), (0.44, MARGIN, "different, below the margin"),
-        (0.44, 0.03, "less concentrated"), (0.40, 0.0, "not distinguished"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("second", "margin", "verdict"), [
+    (0.36, MARGIN, "different, below the margin"), (0.36, 0.03, "more concentrated"),
+    (0.36, 0.0, "more concentrated"), (0.44, MARGIN, "different, below the margin"),
+    (0.44, 0.03, "less concentrated"), (0.40, 0.0, "not distinguished"),
+])  # fmt: skip
 def test_the_margin_decides_what_counts(tmp_path, second, margin, verdict):
     """An interval that leaves out 0 is not enough; no difference is none, whatever the margin."""
     found = one(
@@ -77,9 +74,7 @@ def test_the_margin_decides_what_counts(tmp_path, second, margin, verdict):
 def noisy(folder, mean, seed, layers=8, **options):
     """A report around a concentration: a part of the layer and noise, for intervals."""
     rng = np.random.default_rng(seed)  # as it is where it is one
-    values = (
-        mean + 0.02 * rng.normal(size=(layers, 1)) + 0.02 * rng.normal(size=(layers, len(MODULES)))
-    )
+    values = mean + 0.02 * (rng.normal(size=(layers, 1)) + rng.normal(size=(layers, len(MODULES))))
     return uniform(folder, values, layers, **options)
 
 
@@ -129,9 +124,7 @@ def assert_mirrored(found, back):
     st.floats(0, 0.1),
     st.integers(0, 100),
 )
-def test_comparing_the_other_way_round_turns_every_sign(
-    tmp_path_factory, layers, means, width, seed
-):
+def test_comparing_the_other_way_turns_every_sign(tmp_path_factory, layers, means, width, seed):
     """For any layers, means and spread, to the last bit."""
     folder, rng = tmp_path_factory.mktemp("mirrored"), np.random.default_rng(seed)
     both = [
@@ -164,14 +157,11 @@ def test_what_is_missing_is_left_out_and_named(tmp_path):
 def test_embeddings_and_heads_have_no_vote(tmp_path):
     """A head that says the opposite changes no figure; a warning has it."""
     plain = [uniform(tmp_path / name, c) for name, c in (("a", 0.4), ("b", 0.3))]
-    with_head = [
-        write(
-            tmp_path / f"{name}2",
-            [delta(c, where, frobenius_norm=1.0) for where in places(6)]
-            + [delta(head, place(None, "head"), frobenius_norm=norm)],
-        )
-        for name, c, head, norm in (("a", 0.4, 0.2, 3.0), ("b", 0.3, 0.9, 1.0))
-    ]
+    with_head = []
+    for name, c, head, norm in (("a", 0.4, 0.2, 3.0), ("b", 0.3, 0.9, 1.0)):
+        rows = [delta(c, where, frobenius_norm=1.0) for where in places(6)]
+        rows.append(delta(head, place(None, "head"), frobenius_norm=norm))
+        with_head.append(write(tmp_path / f"{name}2", rows))
     without, found = one(compare(plain)), one(compare(with_head))
     assert found.figures == without.figures
     assert found.verdict == "more concentrated"
@@ -180,18 +170,14 @@ def test_embeddings_and_heads_have_no_vote(tmp_path):
 
 def test_the_experts_of_a_layer_have_one_vote_together(tmp_path):
     """64 experts of a module count as one attention matrix: 2 of 3 modules decide the median."""
-    rows = {
-        name: [
-            delta(c, where)
-            for layer in range(6)
-            for c, where in [
-                *((attention, place(layer, module)) for module in ("attn.q", "attn.o")),
-                *((expert, place(layer, "experts.up", number)) for number in range(64)),
-            ]
-        ]
-        for name, attention, expert in (("a", 0.4, 0.3), ("b", 0.3, 0.4))
-    }
-    found = one(compare([write(tmp_path / name, own) for name, own in rows.items()]))
+    folders = []
+    for name, attention, expert in (("a", 0.4, 0.3), ("b", 0.3, 0.4)):
+        rows = []
+        for layer in range(6):
+            rows += [delta(attention, place(layer, module)) for module in ("attn.q", "attn.o")]
+            rows += [delta(expert, place(layer, "experts.up", number)) for number in range(64)]
+        folders.append(write(tmp_path / name, rows))
+    found = one(compare(folders))
     assert found.matched.matrices == 6 * 66
     assert found.matched.cells == 6 * 3
     assert figures(found)["concentration"].difference == pytest.approx(0.1)
@@ -290,9 +276,7 @@ def test_what_voids_a_verdict(tmp_path):
     """Adapter and full rank, other ranks, rounding, unrelated sides: figures, no direction."""
     other = uniform(tmp_path / "other", 0.3)
     for number, figures_of in enumerate((adapter(4), {"floor_ratio": 1.1}, {"cosine": 0.01})):
-        folder = write(
-            tmp_path / f"a{number}", [delta(0.5, where, **figures_of) for where in places(6)]
-        )
+        folder = write(tmp_path / f"a{number}", [delta(0.5, at, **figures_of) for at in places(6)])
         found = one(compare([folder, other]))
         assert found.verdict == "not comparable"
         assert found.not_comparable
@@ -300,13 +284,16 @@ def test_what_voids_a_verdict(tmp_path):
         assert figures(found)["concentration"].difference == pytest.approx(0.2)
     ranks = [
         write(tmp_path / f"r{rank}", [delta(0.5, where, **adapter(rank)) for where in places(6)])
-        for rank in (4, 16, 4)
+        for rank in (1, 4, 16)
     ]
-    assert one(compare([ranks[0], ranks[1]])).verdict == "not comparable"
+    for pair in ([ranks[1], ranks[2]], [ranks[0], ranks[1]], [ranks[0], other], [other, ranks[0]]):
+        assert one(compare(pair)).verdict == "not comparable"
     method = {"precision": "default", "nulls": 0, "seed": 0, "subjects": "none"}
     recorded = {"settings": {"method": method, "chosen": {}, "relation": "tuned"}}
     assert one(compare([uniform(tmp_path / "norms", 0.4, **recorded), other])).not_comparable
-    assert one(compare([ranks[0], ranks[2]])).not_comparable == []
+    for rank, folder in zip((1, 4, 16), ranks, strict=True):
+        same = [delta(0.5, where, **adapter(rank)) for where in places(6)]
+        assert one(compare([folder, write(tmp_path / f"s{rank}", same)])).not_comparable == []
 
 
 def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):

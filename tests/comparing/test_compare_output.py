@@ -116,7 +116,7 @@ FAULTS = {
     "text that is none": (column("module", b"\xff"), "cannot be read"),
     "no deltas": (column("subject", "x"), "no changed matrix"),
     "one row many times": (
-        rewritten(lambda table: pa.concat_tables([table, table])),
+        rewritten(lambda one: pa.concat_tables([one, one])),
         "no changed matrix",
     ),
 }

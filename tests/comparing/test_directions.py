@@ -11,10 +11,11 @@ from command import run_shadow as shadow
 from safetensors.torch import save_file
 
 import shadow as api
+from shadow.comparing.differences import DeltaDirections
 from shadow.lists.joint import directions
 from shadow.spectra import subspace
 from shadow.spectra.spectrum import Workspace
-from shadow.spectra.subspace import sibling_values
+from shadow.spectra.subspace import JointValues, sibling_values
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
@@ -204,3 +205,21 @@ def test_unrelated_deltas_are_not_called_related(tmp_path):
         assert found.chance_cosine == pytest.approx(0.01, rel=0.05)
         cosines.append(found.cosine)
     assert np.std(cosines) == pytest.approx(0.01, rel=0.5)
+
+
+def test_a_cosine_is_beyond_chance_from_four_deviations_on():
+    """On top of what a shared rounding may add, if that is known; either way round."""
+    for cosine, master, beyond in (
+        (0.0401, None, 1), (0.04, None, 0), (0.0401, 0.2, 0), (0.2401, 0.2, 1), (0.2399, 0.2, 0),
+        (-0.0401, 0.2, -1), (-0.04, None, 0), (None, None, 0),
+    ):  # fmt: skip
+        known = DeltaDirections(1, 0, cosine, 0.01, master, 0, None, None)
+        assert known.beyond_chance == beyond, (cosine, master)
+
+
+def test_a_matrix_that_either_model_left_alone_is_left_out():
+    """So is one without figures; sums are those of the others."""
+    still = JointValues(0.0, 0.0, 4.0, 0.0, 0.0), JointValues(0.0, 9.0, 0.0, 0.0, 0.0)
+    found = directions([None, *still, JointValues(3.0, 4.0, 9.0, 0.36, 0.0)], 2)
+    assert (found.matrices, found.left_out) == (1, 5)
+    assert (found.cosine, found.chance_cosine) == (pytest.approx(0.5), pytest.approx(0.1))

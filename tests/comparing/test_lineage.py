@@ -214,9 +214,7 @@ def test_a_planted_chain_is_told_in_order_with_its_sizes(recorded):
 
 
 @pytest.mark.parametrize("to", [".", "file://"])
-def test_a_family_that_no_registry_has_is_found_in_the_folder_of_output(
-    stages, recorded, to, inside
-):
+def test_a_family_that_no_registry_has_is_found_in_the_output(stages, recorded, to, inside):
     """As one of a list or of `--name`: the steps are those of the same reports; also at a URL."""
     top, _ = stages
     output = f"file://{top}/reports" if to == "file://" else "reports"

@@ -152,15 +152,12 @@ def test_an_adapter_has_no_rate(demo_reports, tmp_path):
     reports = []
     for name, decay in (("one", 1.0), ("two", 0.1)):
         scale = torch.tensor([decay**power for power in range(4)])
-        weights = matrices_changed(
-            base,
-            lambda matrix, scale=scale: (
-                matrix
-                + 0.05
-                * (torch.randn(len(matrix), 4, generator=rng) * scale)
-                @ torch.randn(4, matrix.shape[1], generator=rng)
-            ),
-        )
+
+        def added(matrix, scale=scale):
+            left = torch.randn(len(matrix), 4, generator=rng) * scale
+            return matrix + 0.05 * left @ torch.randn(4, matrix.shape[1], generator=rng)
+
+        weights = matrices_changed(base, added)
         reports.append(audited(tmp_path / name, weights))
     contrast, text = compared(*reports)
     assert contrast.rate is None

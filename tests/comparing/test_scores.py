@@ -58,16 +58,13 @@ def test_results_of_the_harness_are_read(tmp_path):
     assert read(tmp_path, text, "old.json")[0].model == "c/d"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.csv", "model,score\nx,1\n", "no column benchmark"),
-        ("a.csv", "model,benchmark,score\nx,y,n/a\n", "a.csv:2: .* not a number"),
-        ("a.csv", "model,benchmark,score\nx,y,inf\n", "a.csv:2: .* not a number"),
-        ("a.csv", "model,benchmark,score\n", "no scores in it"), ("a.json", "[]", "no scores"),
-        ("a.json", "{", "no scores"), ("a.json", '{"results": {}, "model_name": "x"}', "no scores"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("a.csv", "model,score\nx,1\n", "no column benchmark"),
+    ("a.csv", "model,benchmark,score\nx,y,n/a\n", "a.csv:2: .* not a number"),
+    ("a.csv", "model,benchmark,score\nx,y,inf\n", "a.csv:2: .* not a number"),
+    ("a.csv", "model,benchmark,score\n", "no scores in it"), ("a.json", "[]", "no scores"),
+    ("a.json", "{", "no scores"), ("a.json", '{"results": {}, "model_name": "x"}', "no scores"),
+])  # fmt: skip
 def test_what_is_no_file_of_scores_is_refused(tmp_path, name, content, message):
     with pytest.raises(ShadowError, match=message):
         read(tmp_path, content, name)

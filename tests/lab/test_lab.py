@@ -9,6 +9,7 @@ import time
 from itertools import islice
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -67,9 +68,7 @@ def test_everything_is_there(lab: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_command_again_does_nothing_and_a_killed_one_goes_on(
-    lab: Path, tmp_path: Path
-) -> None:
+def test_a_command_again_does_nothing_and_a_killed_one_goes_on(lab: Path, tmp_path: Path) -> None:
     """Weights are not written again; after SIGKILL the tables are an uninterrupted run's."""
     before = {path: path.stat().st_mtime_ns for path in lab.rglob("*.safetensors")}
     assert shadow("lab", "run", "--preset", "smoke", "-o", lab).returncode == 0
@@ -205,3 +204,33 @@ def test_the_interval_over_bases_is_that_of_t() -> None:
 def test_checkpoints_of_runs_have_folders_of_their_own() -> None:
     folders = {checkpoint(Path("out"), run.base, run.name) for run in PRESETS["full"]}
     assert len(folders) == len(PRESETS["full"])
+
+
+@pytest.mark.parametrize(("step", "share"), [
+    (0, 0.2), (3, 0.8), (4, 1.0), (5, 1.0), (24, 0.55 + 0.45 * (1 + 5**0.5) / 4),
+    (62, 0.55 + 0.45 * (1 - 5**0.5) / 4), (100, 0.1),
+])  # fmt: skip
+def test_the_learning_rate_rises_in_a_twentieth_and_falls_as_a_cosine(step, share):
+    """To its peak, and to a tenth of it; cosines of fifths are half golden ratios."""
+    assert training.learning_rate_share(step, 100) == pytest.approx(share)
+
+
+class Line(torch.nn.Module):
+    """A weight whose loss is 100 times it, as the models of transformers give it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([3.0]))
+
+    def forward(self, input_ids, labels):
+        assert self.training
+        return SimpleNamespace(loss=100 * self.weight.sum())
+
+
+def test_a_step_is_one_of_training_with_a_gradient_of_at_most_1():
+    """Whatever mode the model was in, and whatever gradient was left; the loss is that before."""
+    model = Line().eval()
+    model.weight.grad = torch.tensor([-150.0])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    assert training.update(model, torch.zeros(1), torch.zeros(1), [optimizer]) == 300.0
+    assert model.weight.item() == pytest.approx(2.5)

@@ -65,9 +65,8 @@ def unescaped(text):
 
 def made(family, pair, name, message, detail, outcome="met", severity="error", **more):
     rule = parse_rule("spikes > 1", name=name, message=message, severity=severity)
-    return Judgement(
-        family, pair, verdicts=(Verdict(rule, outcome, Reason("absent", {"why": detail})),), **more
-    )
+    verdict = Verdict(rule, outcome, Reason("absent", {"why": detail}))
+    return Judgement(family, pair, verdicts=(verdict,), **more)
 
 
 OUTCOMES = st.sampled_from(["met", "missing", "passed", "skipped"])
@@ -137,9 +136,8 @@ def test_a_person_reads_faults_and_counts_of_outcomes():
 def tables(text):
     """The tables of Markdown as GitHub reads them: rows of cells, lists of (kind, text)."""
     found = []
-    for token in (
-        MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
-    ):
+    parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    for token in parser.parse(text):
         if token.type == "table_open":
             found.append([])
         elif token.type == "tr_open":
@@ -160,10 +158,8 @@ def test_a_cell_stays_one_cell_and_shows_its_text(one, two):
     for token, source in zip(row, (one, two), strict=True):
         kinds = {child.type for child in token.children}
         assert kinds <= {"text", "html_inline", "text_special", "code_inline"}
-        assert {child.content for child in token.children if child.type == "html_inline"} <= {
-            "<code>",
-            "</code>",
-        }
+        tags = {child.content for child in token.children if child.type == "html_inline"}
+        assert tags <= {"<code>", "</code>"}
         shown = "".join(child.content for child in token.children if child.type != "html_inline")
         assert shown == (visible(source) if visible(source).strip() else "")
     # what GitHub would make links of
@@ -249,11 +245,8 @@ def test_junitparser_reads_it(tmp_path):
     (tmp_path / "junit.xml").write_bytes(junit(judged))
     xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
     assert (xml.tests, xml.failures, xml.errors) == (10, 3, 1)
-    results = {
-        (suite.name, case.name): [type(one).__name__ for one in case.result]
-        for suite in xml
-        for case in suite
-    }
+    cases = [(suite.name, case.name, case.result) for suite in xml for case in suite]
+    results = {(suite, case): [type(one).__name__ for one in found] for suite, case, found in cases}
     assert {key: value for key, value in results.items() if value} == {
         ("f:a", "met"): ["Failure"], ("f:b", "missing"): ["Error"], ("f:c", "skipped"): ["Skipped"],
         ("f:e", "audit"): ["Failure"], ("f:g", "audit"): ["Failure"],
@@ -274,13 +267,12 @@ def test_nothing_that_is_printed_is_a_command(text, before):
     assert commands(re.sub(r"\x1b\[\d*m", "", printed)) == []
 
 
+def inside(inner):
+    return st.lists(inner, max_size=3) | st.dictionaries(HOSTILE, inner, max_size=3)
+
+
 @CALM
-@given(
-    st.recursive(
-        HOSTILE,
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HOSTILE, inner, max_size=3),
-    )
-)
+@given(st.recursive(HOSTILE, inside))
 def test_json_stays_the_same_json_without_commands(value):
     """A reader gets what was written; no line of it is a command."""
     written = io.StringIO()
@@ -302,19 +294,11 @@ def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
     for side, seed in (("base", 0), ("tuned", 1)):
         W, D = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(0))
         weights = W + 0.1 * seed * D
-        extra = (
-            {name: torch.ones(2) for name in names}
-            if side == "tuned"
-            else {names[0]: torch.ones(2)}
-        )
+        extra = {name: torch.ones(2) for name in (names if side == "tuned" else names[:1])}
         planted.write(tmp_path / side, {up: weights, **extra})
     command = ("audit", "./base", "./tuned", "--strict", "--format", format,
                "--fail-on", "matrices > 0")  # fmt: skip
-    env = {
-        "PATH": "/usr/bin:/bin",
-        "GITHUB_ACTIONS": "true",
-        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
-    }
+    env = {"PATH": "/usr/bin:/bin", "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": "summary.md"}
     done = shadow(*command, env=env | variables, bare=True)
     assert done.code == 4, done.err
     found = commands(re.sub(r"\x1b\[[\d;]*m", "", done.out + "\n" + done.err))
@@ -355,24 +339,18 @@ def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(shadow, tmp_
     assert (done.out, len(done.err.splitlines())) == (plain.out, len(plain.err.splitlines()) + 1)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (("gate", "gone", "--fail-on", "spikes > 1"), 1),
-        (("gate", "out", "--fail-on", "spieks > 1"), 2),
-        (("gate", "out"), 2),
-        (("gate", "out", "--policy", "absent.yaml"), 1),
-        (("audit", "demo", "-o", "out", "--engine", "spark"), 2),
-        (("audit", "dmeo", "-o", "out"), 1),
-    ],
-)
-def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
-    shadow, tmp_path, arguments, code
-):
+@pytest.mark.parametrize(("arguments", "code"), [
+    (("gate", "gone", "--fail-on", "spikes > 1"), 1),
+    (("gate", "out", "--fail-on", "spieks > 1"), 2),
+    (("gate", "out"), 2),
+    (("gate", "out", "--policy", "absent.yaml"), 1),
+    (("audit", "demo", "-o", "out", "--engine", "spark"), 2),
+    (("audit", "dmeo", "-o", "out"), 1),
+])  # fmt: skip
+def test_no_passing_junit_file_of_before_outlasts_an_error(shadow, tmp_path, arguments, code):
     """Whatever ends the command before a pair is judged, the file has an error and no pass."""
-    (tmp_path / "junit.xml").write_bytes(
-        junit([made("f", "p", "rule", None, "fine", outcome="passed")])
-    )
+    passed = made("f", "p", "rule", None, "fine", outcome="passed")
+    (tmp_path / "junit.xml").write_bytes(junit([passed]))
     (tmp_path / "out").mkdir()
     done = shadow(*arguments, "--junit", "junit.xml")
     assert done.code == code
@@ -382,9 +360,7 @@ def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
     assert case.name == arguments[0]
 
 
-@pytest.mark.parametrize(
-    "text", ["precious", '<?xml version="1.0"?>\n<project>precious</project>\n']
-)
+@pytest.mark.parametrize("text", ["precious", '<?xml version="1.0"?>\n<p>precious</p>\n'])
 def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path, text):
     """A mistyped path costs no file, nor XML of another program: refused before any measuring."""
     (tmp_path / "pom.xml").write_text(text)

@@ -49,9 +49,7 @@ def plain(value):
 
 def same(found, wanted, names):
     """The same rows in any order, number for number, with -0.0 apart from 0.0."""
-    texts = [
-        sorted(repr([row[name] for name in names]) for row in rows) for rows in (found, wanted)
-    ]
+    texts = [sorted(repr([row[key] for key in names]) for row in rows) for rows in (found, wanted)]
     assert texts[0] == texts[1]
 
 

@@ -202,16 +202,13 @@ def test_nothing_foreign_is_overwritten(inside, run, tmp_path):
     assert (tmp_path / "x.svg").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "named"),
-    [
-        (("-o", "x.gif"), 2, "x.gif"), (("--metric", "weight"), 2, "weight"),
-        (("--kind", "heatmap", "--layer", "1"), 2, "--layer"),
-        (("--component", "visoin"), 2, "visoin"), (("--component", "vision"), 1, "vision"),
-        (("--module", "attn.z"), 1, "module"), (("--kind", "spectrum", "--layer", "9"), 1, "9"),
-        (("--kind", "modules"), 2, "modules"), (("--kind", "lineage"), 2, "lineage"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("words", "code", "named"), [
+    (("-o", "x.gif"), 2, "x.gif"), (("--metric", "weight"), 2, "weight"),
+    (("--kind", "heatmap", "--layer", "1"), 2, "--layer"),
+    (("--component", "visoin"), 2, "visoin"), (("--component", "vision"), 1, "vision"),
+    (("--module", "attn.z"), 1, "module"), (("--kind", "spectrum", "--layer", "9"), 1, "9"),
+    (("--kind", "modules"), 2, "modules"), (("--kind", "lineage"), 2, "lineage"),
+])  # fmt: skip
 def test_what_cannot_be_drawn_is_one_line(inside, run, tmp_path, words, code, named):
     assert named in inside("figure", run, *words).assert_refused(code)
     assert not list(tmp_path.iterdir())

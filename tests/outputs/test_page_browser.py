@@ -107,14 +107,9 @@ def fifty(tmp_path_factory):
     """Fifty pairs of two layers each, too few for intervals."""
     run = tmp_path_factory.mktemp("fifty") / "run"
     for index in range(50):
-        families.small(
-            run / f"family-{index:02}" / "base..tuned",
-            layers=2,
-            family=f"family-{index:02}",
-            seed=index,
-            narrow=index / 25,
-            change=0.01 * 1.05**index,
-        )
+        name, change = f"family-{index:02}", 0.01 * 1.05**index
+        more = {"layers": 2, "family": name, "seed": index, "narrow": index / 25, "change": change}
+        families.small(run / name / "base..tuned", **more)
     return written(run)
 
 

@@ -11,14 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadow.outputs.page.pair import (
-    FEWEST,
-    LEADING,
-    MOST,
-    kept_ranks,
-    metrics_of,
-    read_pair,
-)
+from shadow.outputs.page.pair import FEWEST, LEADING, MOST, kept_ranks, metrics_of, read_pair
 from shadow.telling.reading import AuditReport
 
 

@@ -1,5 +1,6 @@
 """Parquet files of reports: rows as they were written, and one footer."""
 
+import io
 import json
 import math
 
@@ -43,3 +44,11 @@ def test_a_number_that_is_not_finite_is_null_and_refused_in_a_list(value):
     assert finite(lists).equals(lists)
     with pytest.raises(ValueError, match="not finite"):
         finite(pa.chunked_array([[[1.0, value]]], pa.list_(pa.float32())))
+
+
+def test_what_is_too_short_for_a_footer_has_no_pages():
+    """Less than the length of a footer and the mark behind it; or a footer that is longer."""
+    for content in (b"", b"PAR1", b"1234567"):
+        assert pages_of(io.BytesIO(content)) == 0
+    for size, pages in ((0, 12), (5, 7), (12, 0), (13, 0)):
+        assert pages_of(io.BytesIO(bytes(12) + size.to_bytes(4, "little") + b"PAR1")) == pages

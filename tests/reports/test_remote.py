@@ -208,25 +208,19 @@ def test_a_list_at_a_url(pair, tmp_path):
 # URLs and faults
 
 
-@pytest.mark.parametrize(
-    ("place", "url"),
-    [
-        ("s3://bucket/x", "s3://bucket/x"), (Path("s3://bucket/x"), "s3://bucket/x"),
-        ("file://x", "file:///x"), ("./s3:/x", None), ("C:/x", None), ("demo:base..narrow", None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("place", "url"), [
+    ("s3://bucket/x", "s3://bucket/x"), (Path("s3://bucket/x"), "s3://bucket/x"),
+    ("file://x", "file:///x"), ("./s3:/x", None), ("C:/x", None), ("demo:base..narrow", None),
+])  # fmt: skip
 def test_a_url_is_one_also_after_pathlib(place, url):
     assert url_of(place) == url
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        f"s3://key:{SECRET}@bucket/x", "abfs://container@account.dfs.core.windows.net/x",
-        f"s3://user:?/{SECRET}@bucket/x", f"s3://bucket/x?X-Amz-Signature={SECRET}",
-        f"file:///tmp/a#{SECRET}", f"https://u:{SECRET}@host/list", "xyz://host/x", "s3://",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("url", [
+    f"s3://key:{SECRET}@bucket/x", "abfs://container@account.dfs.core.windows.net/x",
+    f"s3://user:?/{SECRET}@bucket/x", f"s3://bucket/x?X-Amz-Signature={SECRET}",
+    f"file:///tmp/a#{SECRET}", f"https://u:{SECRET}@host/list", "xyz://host/x", "s3://",
+])  # fmt: skip
 def test_urls_that_are_refused_before_anything_is_reached(url, shadow):
     """With exit code 2, and nothing told that may be a credential."""
     with pytest.raises(UsageError):
@@ -256,14 +250,12 @@ def test_commands_take_urls_and_name_no_copy(tmp_path, monkeypatch):
     rule, quick = ("--fail-on", "matrices > 100"), ("--module", "mlp.up")
     for words in (
         ("audit", "--list", "list.txt", "-o", demo, *quick, *rule),
-        ("show", demo),
-        ("show", narrow),
+        ("show", demo), ("show", narrow),
         ("gate", demo, "--list", "list.txt", "--against", demo, "--fail-on", "spikes > 1000"),
         ("compare", narrow, f"{demo}/demo/base..broad"),
         ("report", demo, "-o", "page.html"),
-        ("plan", "demo", "-o", demo),
-        ("clean", "-o", demo),
-    ):
+        ("plan", "demo", "-o", demo), ("clean", "-o", demo),
+    ):  # fmt: skip
         code, out, err = command(*words)
         assert code == 0, (words, err)
         assert storage.scratch_folder().name not in out + err, words

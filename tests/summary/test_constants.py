@@ -119,15 +119,12 @@ def test_a_copy_has_at_least_as_many_casts_as_other_changes(copies, others, code
     assert codes == ([code] if code else [])
 
 
-@pytest.mark.parametrize(
-    ("norms", "modules", "furthest"),
-    [
-        ([0.1 * ABOVE, 0.01], ["bias", "bias"], 0.1 * ABOVE),
-        ([0.1, 0.01], ["bias", "bias"], None),  # not more than ten times as far
-        ([0.5, 0.4, 0.1 * ABOVE, 0.01], ["bias", "bias", "norm", "norm"], 0.1 * ABOVE),
-        ([0.5, 0.4, 0.1], ["bias", "bias", "norm"], None),  # the only norm
-    ],
-)
+@pytest.mark.parametrize(("norms", "modules", "furthest"), [
+    ([0.1 * ABOVE, 0.01], ["bias", "bias"], 0.1 * ABOVE),
+    ([0.1, 0.01], ["bias", "bias"], None),  # not more than ten times as far
+    ([0.5, 0.4, 0.1 * ABOVE, 0.01], ["bias", "bias", "norm", "norm"], 0.1 * ABOVE),
+    ([0.5, 0.4, 0.1], ["bias", "bias", "norm"], None),  # the only norm
+])  # fmt: skip
 def test_a_vector_is_named_if_it_moved_ten_times_as_far(norms, modules, furthest):
     usual = {"side": "tuned", "reason": "not_a_matrix", "compared": 64}
     rows = [

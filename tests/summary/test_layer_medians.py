@@ -4,13 +4,7 @@ import pandas as pd
 import pytest
 from reports import columns
 
-from shadow.summary.layer_medians import (
-    BESIDE,
-    LAYER_MEDIANS,
-    TOPS,
-    by_module,
-    inside_layers,
-)
+from shadow.summary.layer_medians import BESIDE, LAYER_MEDIANS, TOPS, by_module, inside_layers
 from shadow.summary.record import Coherence, OutsideLayers
 
 
@@ -111,15 +105,12 @@ def test_what_is_above_a_short_side_may_be_below_others():
     assert (inside["equivalent_directions"], inside["above_short_side"]) == (40.0, 2)
 
 
-@pytest.mark.parametrize(
-    "why",
-    [
-        {"kept_reason": "rounding_unexplained", "floor_ratio": 3.9},
-        {"kept": 0.2, "kept_reason": "rounded_away"},
-        {"excess_purity": None},
-        {"excess_purity": 0.1},  # below its short side, but within its noise
-    ],
-)
+@pytest.mark.parametrize("why", [
+    {"kept_reason": "rounding_unexplained", "floor_ratio": 3.9},
+    {"kept": 0.2, "kept_reason": "rounded_away"},
+    {"excess_purity": None},
+    {"excess_purity": 0.1},  # below its short side, but within its noise
+])  # fmt: skip
 def test_directions_that_are_unknown_are_left_out_of_the_median(why):
     """Null for another reason than its value says nothing of the value."""
     known, unknown = coherent(20.0, 30.0, 40.0), coherent(300.0, 300.0, **why)
@@ -127,14 +118,11 @@ def test_directions_that_are_unknown_are_left_out_of_the_median(why):
     assert (inside["equivalent_directions"], inside["above_short_side"]) == (30.0, 0)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        {"kept_reason": "rounding_unexplained", "floor_ratio": 4.0},
-        {"kept": 0.5, "kept_reason": None, "excess_purity": 0.1, "excess_purity_unrounded": 0.01},
-        {"excess_purity": -0.1},  # flatter than noise
-    ],
-)
+@pytest.mark.parametrize("how", [
+    {"kept_reason": "rounding_unexplained", "floor_ratio": 4.0},
+    {"kept": 0.5, "kept_reason": None, "excess_purity": 0.1, "excess_purity_unrounded": 0.01},
+    {"excess_purity": -0.1},  # flatter than noise
+])  # fmt: skip
 def test_a_known_excess_purity_tells_that_directions_are_above(how):
     """As an audit decides it: of the update where that is known, else of what is stored."""
     assert inside_layers(columns(coherent(300.0, **how)))["above_short_side"] == 1
@@ -142,25 +130,17 @@ def test_a_known_excess_purity_tells_that_directions_are_above(how):
 
 def test_what_is_unknown_is_counted():
     """Refused and rounded away matrices are told by number, and their figures are null."""
-    found = inside_layers(
-        columns(
-            rows(
-                {"layer": 0, "module": "mlp.up", "kept_reason": "rounding_unexplained"},
-                {"layer": 0, "module": "mlp.down", "kept": 0.1, "kept_reason": "rounded_away"},
-            )
-        )
-    )
+    refused = {"layer": 0, "module": "mlp.up", "kept_reason": "rounding_unexplained"}
+    gone = {"layer": 0, "module": "mlp.down", "kept": 0.1, "kept_reason": "rounded_away"}
+    found = inside_layers(columns(rows(refused, gone)))
     assert [found[name] for name in ("known", "unexplained", "rounded_away")] == [0, 1, 1]
     assert found["relative_norm_unrounded"] is None
 
 
-@pytest.mark.parametrize(
-    ("cols", "base", "tuned", "found"),
-    [
-        (1024, 0.69, 0.14, (0, 3, 3, 3)), (1024, 0.012, 0.7, (3, 3, 0, 3)),
-        (64, 0.1, 0.1, (0, 0, 0, 0)), (1024, None, None, (0, 0, 0, 0)),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("cols", "base", "tuned", "found"), [
+    (1024, 0.69, 0.14, (0, 3, 3, 3)), (1024, 0.012, 0.7, (3, 3, 0, 3)),
+    (64, 0.1, 0.1, (0, 0, 0, 0)), (1024, None, None, (0, 0, 0, 0)),
+])  # fmt: skip
 def test_sides_that_went_through_fewer_bits_are_counted(cols, base, tuned, found):
     """Rows of 1,024: int8 leaves 0.14 of values, int4 0.012, BF16 0.69; rows of 64 say nothing."""
     one = {"layer": 0, "cols": cols, "levels_base": base, "levels_tuned": tuned}

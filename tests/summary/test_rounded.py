@@ -128,21 +128,31 @@ def test_what_is_only_rounded_is_said_apart(folder):
     assert gates["lineage"].figure > 0.99
 
 
-@pytest.mark.parametrize(
-    ("rule", "outcome", "value"),
-    [
-        ("concentration > 0.3", "met", None), ("language.attn.q.concentration > 0.3", "met", None),
-        ("language.mlp.up.relative_norm > 0.001", "passed", 0.0),
-        ("language.mlp.up.concentration < 0.3", "missing", None),
-        ("not gate.rank", "met", "does not hold"), ("language.mlp.up changed", "met", "changed"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("rule", "outcome", "value"), [
+    ("concentration > 0.3", "met", None), ("language.attn.q.concentration > 0.3", "met", None),
+    ("language.mlp.up.relative_norm > 0.001", "passed", 0.0),
+    ("language.mlp.up.concentration < 0.3", "missing", None),
+    ("not gate.rank", "met", "does not hold"), ("language.mlp.up changed", "met", "changed"),
+])  # fmt: skip
 def test_rules_are_judged_of_what_changed_beyond_rounding(folder, rule, outcome, value):
     """The norm of what is only rounded is 0, and it has no other figure; its entries changed."""
     (found,) = judge([parse_rule(rule)], read_measured(folder))
     assert found.outcome == outcome, found.detail
     if value is not None:
         assert found.findings[0].value == value
+
+
+def test_the_error_of_what_is_only_rounded_leaves_no_rule_open(tmp_path):
+    """A median rests on the rest alone, and so does its error: the largest of these."""
+    sketch = {"precision": "sketch", "concentration": 0.4}
+    rows = model(cast="tuned", **ROUNDED, **sketch, concentration_error=0.3)
+    rows.append(row(4, "mlp.up", **sketch, concentration_error=0.01))
+    method = {"precision": "sketch", "nulls": 0, "seed": 0}
+    settings = {"method": method, "chosen": {}, "relation": "tuned"}
+    folder = reports.write(tmp_path / "a", rows, settings=settings)
+    for limit, outcome in ((0.395, "missing"), (0.38, "met"), (0.42, "passed")):
+        (found,) = judge([parse_rule(f"concentration > {limit}")], read_measured(folder))
+        assert (limit, found.outcome) == (limit, outcome), found.detail
 
 
 # biases, one of which changed by more than rounding
@@ -152,21 +162,16 @@ MOVED = tuple(
 COPIES = model(cast="tuned", **ROUNDED)
 
 
-@pytest.mark.parametrize(
-    ("rows", "more", "rounded"),
-    [
-        (COPIES, {}, 0),  # all is
-        (COPIES, {"extra_tensors": MOVED}, 0),  # all matrices are
-        (model(), {}, 0),  # nothing is
-        ([*COPIES, row(4, "mlp.up")], {}, 12),
-        ([*model(cast="base", **ROUNDED), row(4, "mlp.up")], {}, 12),
-        ([*COPIES, *[row(layer, "mlp.up") for layer in range(4, 20)]], {}, 12),  # fewer than others
-        ([*COPIES, row(4, "mlp.up"), row(4, "attn.q", cast=None)], {}, 0),  # of one it is unknown
-    ],
-)
-def test_nothing_is_left_out_unless_it_is_known_that_the_rest_changed_by_more(
-    tmp_path, rows, more, rounded
-):
+@pytest.mark.parametrize(("rows", "more", "rounded"), [
+    (COPIES, {}, 0),  # all is
+    (COPIES, {"extra_tensors": MOVED}, 0),  # all matrices are
+    (model(), {}, 0),  # nothing is
+    ([*COPIES, row(4, "mlp.up")], {}, 12),
+    ([*model(cast="base", **ROUNDED), row(4, "mlp.up")], {}, 12),
+    ([*COPIES, *[row(layer, "mlp.up") for layer in range(4, 20)]], {}, 12),  # fewer than others
+    ([*COPIES, row(4, "mlp.up"), row(4, "attn.q", cast=None)], {}, 0),  # of one it is unknown
+])  # fmt: skip
+def test_nothing_is_left_out_unless_the_rest_is_known_to_change_more(tmp_path, rows, more, rounded):
     """Where all or none are only rounded, or where that is unknown, figures are those of all."""
     found = summary_of(tmp_path, rows, **more)
     assert (found.figures.matrices_rounded, found.figures.matrices) == (

@@ -74,16 +74,12 @@ def test_frozen_layers_are_layers_and_norms_do_not_make_one():
     assert layers == [("language", 0), ("language", 1)]
 
 
+NO_COHERENCE = {"kept_reason": "nothing_rounded", "kept": None, "equivalent_directions": None}
 EDGES = {
     "kept whole": report(model(kept=1.0, rest_rank=3, rest_over_rounding=1.0)),
-    "no coherence": report(
-        model(
-            kept_reason="nothing_rounded", kept=None, excess_purity=0.0, equivalent_directions=None
-        )
-    ),
-    "no energy": report(model(frobenius_norm=0.0)),
-    "one layer": report(model(layers=1)),
-}
+    "no coherence": report(model(**NO_COHERENCE, excess_purity=0.0)),
+    "no energy": report(model(frobenius_norm=0.0)), "one layer": report(model(layers=1)),
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("error")

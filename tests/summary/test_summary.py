@@ -187,17 +187,14 @@ def test_a_family_ends_with_the_table_of_its_pairs(tmp_path):
     assert " family " not in alone.assert_done()
 
 
-@pytest.mark.parametrize(
-    ("table", "column", "value"),
-    [
-        ("tensors", "compared", 2**60 + 1),  # beyond the whole numbers that a float holds
-        ("tensors", "layer", 2**62 + 1),
-        ("matrices", "parameters", 2**60 + 1),
-        ("tensors", "shape", [2**62] * 20),  # beyond every float
-        ("matrices", "module", None),
-        ("tensors", "side", None),
-    ],
-)
+@pytest.mark.parametrize(("table", "column", "value"), [
+    ("tensors", "compared", 2**60 + 1),  # beyond the whole numbers that a float holds
+    ("tensors", "layer", 2**62 + 1),
+    ("matrices", "parameters", 2**60 + 1),
+    ("tensors", "shape", [2**62] * 20),  # beyond every float
+    ("matrices", "module", None),
+    ("tensors", "side", None),
+])  # fmt: skip
 def test_a_forged_table_has_a_summary(folder, table, column, value):
     """Figures of it mean nothing; what counts is that its reader gets no traceback."""
     tables = {

@@ -132,14 +132,11 @@ def test_json_is_a_list_of_families(inside):
     assert {"gemma3n-e4b", "gemma4-e4b"} <= {family["name"] for family in found}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["qwen2.5-7"], 0, ["qwen2.5-7b ", "qwen2.5-72b"]),
-        (["qwn2.5-7b"], 1, ["'qwn2.5-7b'", "'qwen2.5-7b'"]),
-        (["--tag", "moe"], 2, ["--tag"]),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "code", "words"), [
+    (["qwen2.5-7"], 0, ["qwen2.5-7b ", "qwen2.5-72b"]),
+    (["qwn2.5-7b"], 1, ["'qwn2.5-7b'", "'qwen2.5-7b'"]),
+    (["--tag", "moe"], 2, ["--tag"]),
+])  # fmt: skip
 def test_a_word_filters_or_is_explained(inside, arguments, code, words):
     """What matches is listed; what matches nothing is an error with the nearest word."""
     done = inside("families", *arguments)

@@ -98,11 +98,7 @@ WORD = st.text(LETTERS, min_size=1, max_size=20).filter(lambda word: not is_refe
 
 
 @FUZZ
-@given(
-    targets=st.lists(WORD, max_size=8),
-    comment=st.text(max_size=20),
-    end=st.sampled_from(["\n", "\r\n", "\r"]),
-)
+@given(st.lists(WORD, max_size=8), st.text(max_size=20), st.sampled_from(["\n", "\r\n", "\r"]))
 def test_every_form_names_the_same(tmp_path, targets, comment, end):
     """Plain lines with comments, block YAML, flow YAML and JSON are read back as they were."""
     comment = "".join(char for char in comment if char.isprintable())
@@ -130,26 +126,20 @@ FAULTS = {  # what the list holds, the line, and the word that was meant
     "one name twice": (
         "- {base: a/b, tuned: c/d, name: m:a..b}\n- {base: a/b, tuned: c/e, name: m:a..b}\n",
         ":2", None),
-    "empty mapping": ("- {}\n", ":1", None),
-    "empty entry": ("- demo\n-\n", ":2", None),
+    "empty mapping": ("- {}\n", ":1", None), "empty entry": ("- demo\n-\n", ":2", None),
     "mapping for text": ("- base: {repo: a/b}\n  tuned: c/d\n", ":1", None),
     "no reference": ("- demo\n- base: a/b\n  tuned: word\n", ":3", None),
-    "alias": ("- &a demo\n- *a\n", ":2", None),
+    "alias": ("- &a demo\n- *a\n", ":2", None), "broken": ("- demo\n- [\n", ":3", None),
     "tag": ("- !!python/name:os.system demo\n", ":1", None),
     "key twice": ("- {target: a, target: b}\n", ":1", None),
-    "broken": ("- demo\n- [\n", ":3", None),
-    "two words": ("- demo base..x\n", ":1", None),
-    "escape": ('- "\\e[31m"\n', ":1", None),
-    "very long": (f"- {'a' * 301}\n", ":1", None),
-    "no text": (b"- demo\n- \xff\n", ":2", None),
-    "nothing": ("# only a comment\n", "", None),
+    "two words": ("- demo base..x\n", ":1", None), "escape": ('- "\\e[31m"\n', ":1", None),
+    "very long": (f"- {'a' * 301}\n", ":1", None), "no text": (b"- demo\n- \xff\n", ":2", None),
+    "nothing": ("# only a comment\n", "", None), "a path": ("- ./models/x\n", ":1", None),
     "unknown family": ("- demo\n- toy-2b\n", ":2", "'toy-"),
     "unknown pair": ("- demo:base..x\n", ":1", None),
-    "a path": ("- ./models/x\n", ":1", None),
     "glob of nothing": ("- demo\n\n- teo-*\n", ":3", "'toy-"),
     "glob of a pair": ("- toy-*:base..sfd\n", ":1", "'base..sft'"),
-    "no pair": ("- toy-alone\n", ":1", None),
-    "glob without pairs": ("- '*-alone'\n", ":1", None),
+    "no pair": ("- toy-alone\n", ":1", None), "glob without pairs": ("- '*-alone'\n", ":1", None),
 }  # fmt: skip
 
 
@@ -178,20 +168,17 @@ def test_a_list_that_cannot_be_read_is_a_usage_error(tmp_path, monkeypatch, list
 # what is chosen
 
 
-@pytest.mark.parametrize(
-    ("targets", "found"),
-    [
-        (
-            ["toy-*b"],
-            ["toy-1b:base..sft", "toy-1b:base..dpo", "toy-7b:base..sft", "toy-70b:base..sft"]),
-        (["toy-?b:base..sft"], ["toy-1b:base..sft", "toy-7b:base..sft"]),
-        (["toy-*:*..dpo"], ["toy-1b:base..dpo"]),
-        (["toy-1b:base..[ds]*"], ["toy-1b:base..sft", "toy-1b:base..dpo"]),
-        (
-            ["other", "toy-7b", "toy-7*", "other"],
-            ["other:base..sft", "toy-7b:base..sft", "toy-70b:base..sft"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("targets", "found"), [
+    (
+        ["toy-*b"],
+        ["toy-1b:base..sft", "toy-1b:base..dpo", "toy-7b:base..sft", "toy-70b:base..sft"]),
+    (["toy-?b:base..sft"], ["toy-1b:base..sft", "toy-7b:base..sft"]),
+    (["toy-*:*..dpo"], ["toy-1b:base..dpo"]),
+    (["toy-1b:base..[ds]*"], ["toy-1b:base..sft", "toy-1b:base..dpo"]),
+    (
+        ["other", "toy-7b", "toy-7*", "other"],
+        ["other:base..sft", "toy-7b:base..sft", "toy-70b:base..sft"]),
+])  # fmt: skip
 def test_globs_choose(registry, targets, found):
     """A glob is over names, after a colon over pairs."""
     selection = select(targets, registry=registry)
@@ -208,14 +195,11 @@ def test_targets_and_a_list_go_together(tmp_path, registry):
     assert [name.partition(":")[0] for name in names(selection)] == ["other", "toy-7b", "d"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named", "kind"),
-    [
-        ({"targets": ["toy-2b"]}, "toy-2b", ShadowError),
-        ({"targets": ["tyo-*"]}, "tyo-*", UsageError),
-        ({"targets": ["*-alone"]}, "alone", UsageError),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("arguments", "named", "kind"), [
+    ({"targets": ["toy-2b"]}, "toy-2b", ShadowError),
+    ({"targets": ["tyo-*"]}, "tyo-*", UsageError),
+    ({"targets": ["*-alone"]}, "alone", UsageError),
+])  # fmt: skip
 def test_what_names_nothing_is_a_fault(registry, arguments, named, kind):
     """A glob without a match is wrong usage."""
     with pytest.raises(ShadowError) as caught:

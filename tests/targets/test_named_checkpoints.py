@@ -26,24 +26,21 @@ def families(tmp_path):
     return load_families(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("targets", "pairs"),
-    [
-        (["org/other"], {"two:base..other"}),
-        (["ORG/Other"], {"two:base..other"}),  # the Hub takes names in any case
-        (["org/mid"], {"one:base..mid"}),
-        (["org/end"], {"one:base..end"}),
-        (["org/end@v2"], {"one:base..end"}),
-        (["org/end@v1"], None),
-        (["org/other@main"], None),  # the family names no revision
-        (["org/third"], {"three:base..x", "three:base..y"}),  # of a base all from it
-        (["org/base"], None),  # of two families
-        (["org/none"], None),
-        (["./folder"], None),
-        (["one", "org/mid"], None),
-        (["org/a", "org/b", "org/c"], None),
-    ],
-)
+@pytest.mark.parametrize(("targets", "pairs"), [
+    (["org/other"], {"two:base..other"}),
+    (["ORG/Other"], {"two:base..other"}),  # the Hub takes names in any case
+    (["org/mid"], {"one:base..mid"}),
+    (["org/end"], {"one:base..end"}),
+    (["org/end@v2"], {"one:base..end"}),
+    (["org/end@v1"], None),
+    (["org/other@main"], None),  # the family names no revision
+    (["org/third"], {"three:base..x", "three:base..y"}),  # of a base all from it
+    (["org/base"], None),  # of two families
+    (["org/none"], None),
+    (["./folder"], None),
+    (["one", "org/mid"], None),
+    (["org/a", "org/b", "org/c"], None),
+])  # fmt: skip
 def test_a_checkpoint_names_the_pairs_that_end_in_it(families, targets, pairs):
     if pairs is None:
         with pytest.raises(UsageError):

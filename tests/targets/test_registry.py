@@ -72,15 +72,12 @@ def test_folders_are_relative_to_the_file(tmp_path):
     assert [*family.stages.values()] == [Reference(folder, is_folder=True) for folder in folders]
 
 
-@pytest.mark.parametrize(
-    ("text", "components"),
-    [
-        ("", ["language"]), ("  tags: [dense]\n", ["language"]),
-        ("  tags: [vlm]\n", ["language", "vision", "projector"]),
-        ("  tags: [audio, vlm]\n", ["language", "vision", "projector", "audio"]),
-        ("  tags: [vision]\n", ["vision"]), ("  tags: [3]\n", ["language"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "components"), [
+    ("", ["language"]), ("  tags: [dense]\n", ["language"]),
+    ("  tags: [vlm]\n", ["language", "vision", "projector"]),
+    ("  tags: [audio, vlm]\n", ["language", "vision", "projector", "audio"]),
+    ("  tags: [vision]\n", ["vision"]), ("  tags: [3]\n", ["language"]),
+])  # fmt: skip
 def test_components_are_what_the_file_says(tmp_path, text, components):
     """By tags: `vlm` is three components and a component's name is itself."""
     assert list(load(tmp_path, GOOD + text)["fam"].components) == components
@@ -305,13 +302,10 @@ hear: {base: org/h, sft: org/hs, tags: [moe, audio]}
 """
 
 
-@pytest.mark.parametrize(
-    ("word", "found"),
-    [
-        (None, "one two hear"), ("one", "one"), ("ONE", "one two"), ("-sft", "one two"),
-        ("CLIP", "two"), ("vl", "two"), ("vision", "two"), ("audio", "hear"), ("dense", "one two"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("word", "found"), [
+    (None, "one two hear"), ("one", "one"), ("ONE", "one two"), ("-sft", "one two"),
+    ("CLIP", "two"), ("vl", "two"), ("vision", "two"), ("audio", "hear"), ("dense", "one two"),
+])  # fmt: skip
 def test_families_are_filtered(tmp_path, word, found):
     """A name is that family alone; another word may be in names, checkpoints, tags, components."""
     assert [one.name for one in filter_families(load(tmp_path, MANY), word)] == found.split()

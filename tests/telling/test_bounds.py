@@ -27,49 +27,40 @@ def told(summary):
     return {sentence.code: sentence.text for sentence in found.sentences}
 
 
-@pytest.mark.parametrize(
-    ("energy", "parameters", "holds_more"),
-    [
-        (0.125 * ABOVE, 0.1, True),  # 1.25 times its share
-        (0.125 * BELOW, 0.1, False),
-        (0.05, 0.001, True),  # and 5 % of the energy
-        (0.05 * BELOW, 0.001, False),
-        (0.9, None, False),
-    ],
-)
+@pytest.mark.parametrize(("energy", "parameters", "holds_more"), [
+    (0.125 * ABOVE, 0.1, True),  # 1.25 times its share
+    (0.125 * BELOW, 0.1, False),
+    (0.05, 0.001, True),  # and 5 % of the energy
+    (0.05 * BELOW, 0.001, False),
+    (0.9, None, False),
+])  # fmt: skip
 def test_a_part_outside_layers_is_named_from_its_share_on(energy, parameters, holds_more):
     assert part(energy, parameters).holds_more is holds_more
     assert not part(energy, parameters, is_outside=False).holds_more
 
 
-@pytest.mark.parametrize(
-    ("energy", "parameters", "is_so"),
-    [
-        (0.11 * BELOW, 0.1, True),
-        (0.11 * ABOVE, 0.1, False),
-        (0.1, 0.11 * BELOW, True),
-        (0.1, 0.11 * ABOVE, False),
-        (0.05 * BELOW, 0.0, True),  # little of both
-        (0.05, 0.0, False),
-        (0.0, 0.05, False),
-        (0.1, None, False),
-    ],
-)
+@pytest.mark.parametrize(("energy", "parameters", "is_so"), [
+    (0.11 * BELOW, 0.1, True),
+    (0.11 * ABOVE, 0.1, False),
+    (0.1, 0.11 * BELOW, True),
+    (0.1, 0.11 * ABOVE, False),
+    (0.05 * BELOW, 0.0, True),  # little of both
+    (0.05, 0.0, False),
+    (0.0, 0.05, False),
+    (0.1, None, False),
+])  # fmt: skip
 def test_a_part_is_in_proportion_up_to_a_tenth(must, energy, parameters, is_so):
     """Of the larger over the smaller of both shares."""
     assert part(energy, parameters).in_proportion is is_so
     assert are_in_proportion(must("size"), [part(energy, parameters)]) is is_so
 
 
-@pytest.mark.parametrize(
-    ("shares", "count"),
-    [
-        ([0.5, 0.45, 0.05], 1),  # a half is enough, and .45 is 90 % of it
-        ([0.5, 0.45 * ABOVE, 0.04], 2),
-        ([0.5 * BELOW, 0.3, 0.2], 2),
-        ([0.2, 0.2, 0.2, 0.2, 0.2], 3),  # no more than three are named
-    ],
-)
+@pytest.mark.parametrize(("shares", "count"), [
+    ([0.5, 0.45, 0.05], 1),  # a half is enough, and .45 is 90 % of it
+    ([0.5, 0.45 * ABOVE, 0.04], 2),
+    ([0.5 * BELOW, 0.3, 0.2], 2),
+    ([0.2, 0.2, 0.2, 0.2, 0.2], 3),  # no more than three are named
+])  # fmt: skip
 def test_parts_are_named_until_they_hold_half(shares, count):
     assert len(leading([part(share) for share in shares])) == count
 

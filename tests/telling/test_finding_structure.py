@@ -75,13 +75,10 @@ def test_the_rank_of_a_planted_update_is_not_below_its_bound(tmp_path, rank, noi
     assert rank <= inside["rank_most"]
 
 
-@pytest.mark.parametrize(
-    ("over", "kept", "known"),
-    [
-        (1.0, 0.98, 4), (1.005, 0.98, 4), (1.04, 0.98, 0), (1.0, 0.6, 0), (0.95, 0.8, 4),
-        (0.0, None, 0),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("over", "kept", "known"), [
+    (1.0, 0.98, 4), (1.005, 0.98, 4), (1.04, 0.98, 0), (1.0, 0.6, 0), (0.95, 0.8, 4),
+    (0.0, None, 0),
+])  # fmt: skip
 def test_a_rank_is_known_where_little_of_the_update_can_hide(tmp_path, over, kept, known):
     """Beyond 8 directions there is what rounding leaves, times over: more may be the update's."""
     few = {"kept_reason": None if kept else "few_changed"}  # whose rank is that of a few entries

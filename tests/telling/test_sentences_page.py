@@ -146,16 +146,13 @@ def test_pages_say_what_was_measured():
     assert held == pytest.approx(tail, rel=0.35)  # two digits
 
 
-@pytest.mark.parametrize(
-    ("pair", "kind"),
-    [
-        ("AdamW to 0.0003: narrow 0", "AdamW"),
-        ("F32 in BF16, 1e-05: wide 0", "F32 in BF16"),
-        ("base of Q8_0, tune 0.002", "base of Q8_0, tune"),
-        ("copy by GPTQ 2 128: wide 1", "copy by GPTQ 2 128"),
-        ("50 % by size: narrow 1", "50 % by size"),
-    ],
-)
+@pytest.mark.parametrize(("pair", "kind"), [
+    ("AdamW to 0.0003: narrow 0", "AdamW"),
+    ("F32 in BF16, 1e-05: wide 0", "F32 in BF16"),
+    ("base of Q8_0, tune 0.002", "base of Q8_0, tune"),
+    ("copy by GPTQ 2 128: wide 1", "copy by GPTQ 2 128"),
+    ("50 % by size: narrow 1", "50 % by size"),
+])  # fmt: skip
 def test_the_kind_of_a_pair_is_without_base_seed_and_size(pair, kind):
     assert sentences.kind_of(pair) == kind
 

@@ -9,23 +9,30 @@ those of transformers' own tables.
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
+import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from shadow.checkpoints.pickles import confine, run_child
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS, INTEGERS, torch_name
+from shadow.version import __version__
 
 SECONDS = 180  # the largest released models take a minute
 MEMORY = 8 << 30  # bytes beyond what the imports take
+ASKED = ("transformers", "torch", "accelerate")  # whose versions an answer depends on
+LASTING = ("", "unknown_class")  # problems that a second child would find again
+UNREADABLE = (ValueError, IndexError, RecursionError)  # of what is no answer
 RAISED = 1  # exit code of a child with an exception that is not of transformers
 LONGEST = 300  # characters of what the child says of a fault
 # keys of a config, at any depth, that name code, files or repositories, or how weights are packed
@@ -50,11 +57,14 @@ class Expected:
     """(name, shape in the files, shape of the model)."""
     problem: str = ""  # why it could not be asked, as a code; empty where it was
     detail: str = ""
-    tied: bool = False  # whether the head is the embedding, by the config of this class
+    tied: bool | None = None  # whether the class ties its head by this config; None where not asked
     usual: Sequence[int] = ()  # tokens that a config of this class names unless it is told others
     inputs: Sequence[str] = ()
     """The files' tensors that are the embedding of the text's tokens, as the model has it."""
     outputs: Sequence[str] = ()  # those that are the head over these tokens
+    tables: Sequence[str] = ()
+    """Those that rows are looked up in, of which some may never have been used."""
+    spare: str = ""  # a class of the same config that has the unexpected tensors, as other heads
     vocabulary: int | None = None
     """Rows of that embedding in the model; 0 of a model without one. None where not asked."""
     lost: Mapping[str, int] = field(default_factory=dict)
@@ -84,45 +94,104 @@ def stripped(config: Any) -> Any:
     return float(config) if isinstance(config, str) and config in INFINITE else config
 
 
+class Cache(Protocol):
+    """Bytes that were stored under a key, 64 hexadecimal digits."""
+
+    def load(self, key: str) -> bytes | None:
+        """Read them; None if there are none."""
+
+    def store(self, key: str, content: bytes) -> None:
+        """Write them. Raises OSError."""
+
+
 def expected(
-    config: Mapping[str, object], tensors: Mapping[str, TensorInfo], scratch: Path
+    config: Mapping[str, object],
+    tensors: Mapping[str, TensorInfo],
+    scratch: Path,
+    cache: Cache | None = None,
 ) -> Expected:
-    """Ask transformers. scratch: a folder for the child's input."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    question = scratch / "expected.json"
-    listed = {name: (info.dtype, info.shape) for name, info in tensors.items() if not info.problem}
+    """Ask transformers, unless the cache has its answer. scratch: a folder for the question."""
+    listed = {
+        name: ("BF16" if info.packing else info.dtype, info.shape)
+        for name, info in tensors.items()
+        if not info.problem
+    }
     try:
-        question.write_text(json.dumps({"config": stripped(config), "tensors": listed}))
+        question = json.dumps({"config": stripped(config), "tensors": listed})
     except RecursionError:
         return Expected(problem="config_deep")
+    key = key_of(question)
+    if cache is None or key is None:
+        return _ask(question, scratch)
+    known = cache.load(key)
+    if known is not None:
+        with contextlib.suppress(*UNREADABLE):
+            answer = read_answer(known)
+            if answer.problem in LASTING:
+                return answer
+    answer = _ask(question, scratch)
+    if answer.problem in LASTING:
+        with contextlib.suppress(OSError):  # a full disk, a folder that may not be written
+            cache.store(key, json.dumps(asdict(answer)).encode())
+    return answer
+
+
+def key_of(question: str) -> str | None:
+    """The name of an answer: a sha256 of all that it depends on. None where no loader is
+    installed.
+    """
+    try:
+        versions = [version(package) for package in ASKED]
+    except PackageNotFoundError:
+        return None
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    digest.update(f"{versions} {__version__}\n{question}".encode())
+    return digest.hexdigest()
+
+
+def _ask(question: str, scratch: Path) -> Expected:
+    """Ask transformers in a child."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    path = scratch / "expected.json"
+    path.write_text(question)
     # -P and not -I, as of the child that reads pickles
-    command = [sys.executable, "-P", "-m", "shadow.checkpoints.expected", str(question)]
+    command = [sys.executable, "-P", "-m", "shadow.checkpoints.expected", str(path)]
     try:
         child = run_child(command, scratch, SECONDS, OFFLINE)
     except subprocess.TimeoutExpired:
         return Expected(problem="loader_slow", detail=f"{SECONDS}")
     finally:
-        question.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     try:
-        recorded = json.loads(child.stdout.decode(errors="replace").splitlines()[-1])
-        mismatched = [
-            (name, tuple(own), tuple(other)) for name, own, other in recorded["mismatched"]
-        ]
-        return Expected(**{**recorded, "mismatched": mismatched})
-    except (ValueError, KeyError, TypeError, IndexError):
+        return read_answer(child.stdout.splitlines()[-1])
+    except UNREADABLE:
         if child.returncode == RAISED:
             said = child.stderr.decode(errors="replace").strip()
             raise RuntimeError(f"asking transformers failed: {said[-10 * LONGEST :]}") from None
         return Expected(problem="loader_died", detail=f"exit code {child.returncode}")
 
 
+def read_answer(content: bytes) -> Expected:
+    """Read an answer as JSON has it. Raises one of UNREADABLE unless every field is there."""
+    from pydantic import TypeAdapter
+
+    recorded = json.loads(content)
+    if not isinstance(recorded, dict) or recorded.keys() != {one.name for one in fields(Expected)}:
+        raise ValueError("fields")
+    return TypeAdapter(Expected).validate_python(recorded)
+
+
 def main() -> None:
-    """Run the child: argv has the file with the question; the last line of stdout is the answer."""
-    recorded = json.loads(Path(sys.argv[1]).read_text())
-    answer = asked(
-        recorded["config"], recorded["tensors"], guard=lambda: confine(MEMORY, 0, SECONDS)
-    )
-    sys.stdout.write("\n" + json.dumps(asdict(answer)) + "\n")
+    """Run the child: argv has the file with the question, or stdin has one a line; the last line of
+    stdout is the answer.
+    """
+    questions = [Path(sys.argv[1]).read_text()] if sys.argv[1:] else sys.stdin
+    guard = functools.cache(lambda: confine(MEMORY, 0, SECONDS))
+    for question in questions:
+        recorded = json.loads(question)
+        answer = asked(recorded["config"], recorded["tensors"], guard)
+        sys.stdout.write("\n" + json.dumps(asdict(answer)) + "\n")
+        sys.stdout.flush()
 
 
 def asked(
@@ -176,15 +245,15 @@ def _asked(
         from transformers.models.auto import configuration_auto, modeling_auto
 
     kind, name = config.get("model_type"), config["architectures"][0]
-    known = {
-        one
+    known = [
+        (key, one)
         for table, models in vars(modeling_auto).items()
         if table.endswith("_MAPPING_NAMES")
-        for value in models.values()
+        for key, value in models.items()
         for one in ([value] if isinstance(value, str) else value)
-    }
+    ]
     kinds = configuration_auto.CONFIG_MAPPING
-    if not isinstance(kind, str) or kind not in kinds or name not in known:
+    if not isinstance(kind, str) or kind not in kinds or name not in {one for _, one in known}:
         return Expected(problem="unknown_class", detail=name[:LONGEST])
     with of_transformers():
         settings, cls = kinds[kind], getattr(transformers, name)
@@ -197,12 +266,14 @@ def _asked(
         numbers = getattr(torch, torch_name(dtype)) if is_known else torch.uint8
         state[tensor] = torch.empty(shape, dtype=numbers, device="meta")
     with contextlib.redirect_stdout(sys.stderr), of_transformers():
-        model, found = cls.from_pretrained(
-            None, config=made, state_dict=state, device_map={"": "meta"},
+        # not the class's own, which may read other files
+        load = transformers.PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+        model, found = load(
+            cls, None, config=made, state_dict=state, device_map={"": "meta"},
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-    usual = [getattr(part, f"{word}_token_id", None) for word in ("eos", "bos", "pad")
-             for part in (plain, plain_inner)]  # fmt: skip
+    usual = [value for part in (plain, plain_inner) for key, value in part.to_dict().items()
+             if key.endswith(("_token_id", "_token_index"))]  # fmt: skip
     mismatched = sorted(found["mismatched_keys"])
     faults = " ".join(map(str, found.get("error_msgs") or ()))[:LONGEST]
     missing = {*found["missing_keys"]}
@@ -210,18 +281,22 @@ def _asked(
     rows = getattr(inner, "vocab_size", None)
     if embedding is None or not isinstance(rows, int) or len(embedding) < rows:  # of sounds
         embedding, head = None, None
-    inputs, outputs = (files_names(model, matrix, missing, tensors) for matrix in (embedding, head))
+    inputs, outputs = (files_names(model, [matrix], tensors) for matrix in (embedding, head))
+    tables = [module for module in model.modules() if hasattr(module, "padding_idx")]
+    others = {one for key, one in known if key == kind}
     return Expected(
         sorted(missing),
         sorted(found["unexpected_keys"]),
         [(tensor, tuple(one), tuple(other)) for tensor, one, other in mismatched],
         "loader_failed" if faults else "",
         faults,
-        bool(getattr(inner, "tie_word_embeddings", False)),
+        _are_tied(model, embedding, head),
         [one for said in usual for one in (said if isinstance(said, list | tuple) else [said])
          if type(one) is int],
         inputs=inputs,
         outputs=[name for name in outputs if name not in inputs],
+        tables=files_names(model, [getattr(one, "weight", None) for one in tables], tensors),
+        spare="" if missing else class_with(found["unexpected_keys"], made, others),
         vocabulary=0 if embedding is None else len(embedding),
         lost=lost_members(model.state_dict().keys(), missing),
         in_f32=_in_f32(model, tensors),
@@ -243,28 +318,46 @@ def vocabulary_of(model: Any) -> tuple[Any, Any]:
     return weights[0], weights[1]
 
 
-def files_names(
-    model: Any, matrix: Any, missing: Collection[str], stored: Collection[str]
-) -> list[str]:
-    """Return the names in the files of a matrix of the model. Files may have an older name, which
-    ends like that of the model.
+def files_names(model: Any, matrices: Iterable[Any], stored: Collection[str]) -> list[str]:
+    """Return the names in the files of matrices of the model, which it may have under others."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    wanted = {id(matrix) for matrix in matrices}
+    parameters = model.named_parameters(remove_duplicate=False)
+    own = {name: parameter for name, parameter in parameters if id(parameter) in wanted}
+    with of_transformers():
+        saved = revert_weight_conversion(model, own)
+    return [name for name in own | saved if name in stored]
+
+
+def _are_tied(model: Any, embedding: Any, head: Any) -> bool:
+    """Return whether a class ties both, also where the files have one of its own for each."""
+    sources = model.all_tied_weights_keys
+    first, second = (
+        {
+            sources.get(name, name)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if parameter is matrix
+        }
+        for matrix in (embedding, head)
+    )
+    return not first.isdisjoint(second)
+
+
+def class_with(names: Collection[str], config: Any, classes: Collection[str]) -> str:
+    """Return one of the classes that has these tensors outside its layers: heads of a task that
+    the files were trained on and the class of their config does without. Empty if none has.
     """
-    names = [name for name, one in model.named_parameters(remove_duplicate=False) if one is matrix]
-    if exact := [name for name in names if name in stored]:
-        return exact
-    parts = [name.split(".") for name in names if name not in missing]
-    lengths = {
-        name: max((_common_end(name.split("."), own) for own in parts), default=0)
-        for name in stored
-    }
-    longest = max(lengths.values(), default=0)
-    nearest = [name for name, length in lengths.items() if length == longest]
-    return nearest if longest > 1 and len(nearest) == 1 else []
+    import torch
+    import transformers
 
-
-def _common_end(first: Sequence[str], second: Sequence[str]) -> int:
-    pairs = zip(reversed(first), reversed(second), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if names and not any(map(owners_of, names)):
+        for name in sorted(classes):
+            with contextlib.suppress(LoaderError), of_transformers(), torch.device("meta"):
+                model = getattr(transformers, name)(config)
+                if model.state_dict().keys() >= {*names}:
+                    return name
+    return ""
 
 
 def lost_members(names: Iterable[str], missing: Collection[str]) -> dict[str, int]:
@@ -298,3 +391,5 @@ def _in_f32(model: Any, tensors: Iterable[str]) -> list[str]:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # to take apart what was imported would take half a second

@@ -318,17 +318,18 @@ def with_matrices(
 
     read: reads the bytes of a small tensor; a few tensors of many layers are read.
     """
-    refused = packed_modules(tensors, config)
+    formats = packed_modules(tensors, config)
+    refused = {**formats}
     layouts = {one.name: one.layouts for one in _formats() if one.layouts}
     modules: dict[str, Tensors] = {}
-    for name, info in tensors.items() if refused else ():
+    for name, info in tensors.items() if formats else ():
         owner, piece = owner_of(name)
-        if refused.get(owner) in layouts and piece != "bias":
+        if formats.get(owner) in layouts and piece != "bias":
             modules.setdefault(owner, {})[piece] = info
     known: dict[tuple[object, ...], bytes] = {}
 
     def read_once(info: TensorInfo, of: TensorInfo) -> bytes:
-        key = re.sub(r"\d+", "#", info.name), of.dtype, of.shape
+        key = re.sub(r"\b\d+\b", "#", info.name), of.dtype, of.shape
         if key not in known:
             known[key] = read(info)
         return known[key]
@@ -339,13 +340,13 @@ def with_matrices(
         first, *others = (info.name for info in pieces.values())
         own = said.get(owner)  # MLX may say other things of one module
         settings = said | own if isinstance(own, dict) else said
-        layout = max(layouts[refused[owner]], key=partial(_fit, pieces))
+        layout = max(layouts[formats[owner]], key=partial(_fit, pieces))
         try:
             entry = _matrix(owner, layout, pieces, settings, read_once)
             is_new = entry.name not in tensors or entry.name in (first, *others)
             _require(is_new, "its matrix occurs twice")
         except _RefusedError as why:
-            refused[owner] += f" ({why})"
+            refused[owner] = f"{formats[owner]} ({why})"
         else:
             for name in (owner, first, *others):
                 refused.pop(name, None)

@@ -10,8 +10,8 @@ import contextlib
 import errno
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event, get_ident
@@ -26,7 +26,6 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, h
 from huggingface_hub.utils import tqdm as hf_tqdm
 
 from shadow.checkpoints.hub_client import (
-    FAILURES,
     NO_HUB,
     OFFLINE,
     cache_folder,
@@ -35,10 +34,12 @@ from shadow.checkpoints.hub_client import (
     require_usable_settings,
     trying,
 )
-from shadow.checkpoints.safetensors_files import MAX_OFFSET
+from shadow.checkpoints.safetensors_files import (
+    MAX_OFFSET,
+)
+from shadow.checkpoints.stored_files import StoredFile
 from shadow.checkpoints.transfers import Say, StoppedError, Transfer
 from shadow.errors import ShadowError
-from shadow.targets.references import as_folder
 
 CHUNK = 1 << 20  # bytes
 REDIRECTS = 8  # followed for a file at most
@@ -50,82 +51,21 @@ DAMAGED = "run once without --offline, to download it again"
 
 
 @dataclass(frozen=True)
-class RemoteFile:
+class RemoteFile(StoredFile):
     """A file of a commit of a repository."""
 
-    repo: str  # `org/name`
-    commit: str  # 40 hexadecimal digits
-    path: str  # in the repository
-    size: int  # bytes
-    checksum: str | None  # `sha256:...` (Git-LFS) or `git:...` (a plain blob), hexadecimal
-    offline: bool  # only the cache may be used
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One commit of a repository, to which all reads refer."""
-
-    repo: str  # `org/name`
-    commit: str  # 40 hexadecimal digits
-    subfolder: str | None  # the folder that is read; None for the whole repository
-    files: Mapping[str, RemoteFile]  # below the subfolder, by path in it
-    access: str | None  # `open`, `gated` or `private`; None offline, where only the cache is asked
-
-    @property
-    def offline(self) -> bool:
-        """Return whether only the cache may be used."""
-        return self.access is None
-
-    @property
-    def name(self) -> str:
-        """The repository and the subfolder, for messages."""
-        return f"{self.repo}/{self.subfolder}" if self.subfolder else self.repo
-
-
-@own_client()
-def pin(
-    repo: str, revision: str | None, subfolder: str | None, *, offline: bool, say: Say
-) -> Snapshot:
-    """Resolve a revision (None: the default branch) to its commit, and list the commit's files.
-
-    subfolder: list only what lies below it (None: everything). say: called with a line before a
-    request is retried. Raises ShadowError if there is no such repository or revision, access is
-    refused, the Hub cannot be reached, or the cache does not know the revision offline.
-    """
-    access: str | None = None
-    if offline or constants.HF_HUB_OFFLINE:
-        try:
-            found = hf.resolve_revision(repo, revision=revision, local_files_only=True)
-        except FAILURES as error:
-            what = f"{repo}@{revision}" if revision else repo
-            raise ShadowError(f"{what} is {OFFLINE}", as_folder(repo) or ONLINE) from error
-        commit: str = found.resolved
-        if not COMMIT.fullmatch(commit):
-            message = f"{repo}: the cache has no commit for it"
-            raise ShadowError(message, "run once without --offline")
-        listed = _cached_files(repo, commit)
-    else:
-        info = _model_info(repo, revision, say)
-        access = "private" if info.private else "gated" if info.gated else "open"
-        commit = str(info.sha)
-        listed = trying(lambda: _listed_files(repo, commit), Transfer(say), repo, revision)
-    if subfolder:
-        start = f"{subfolder.strip('/')}/"
-        listed = {
-            path.removeprefix(start): file
-            for path, file in listed.items()
-            if path.startswith(start)
-        }
-    return Snapshot(repo, commit, subfolder=subfolder, files=listed, access=access)
+    repo: str = field(kw_only=True)  # `org/name`
+    commit: str = field(kw_only=True)  # 40 hexadecimal digits
+    offline: bool = field(kw_only=True)  # only the cache may be used
 
 
 @own_client()
 def commit_of(repo: str, revision: str | None, *, say: Say) -> str:
     """Return the commit of a revision (None: the default branch). Raises ShadowError like `pin`."""
-    return str(_model_info(repo, revision, say).sha)
+    return str(model_info(repo, revision, say).sha)
 
 
-def _model_info(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
+def model_info(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
     """Return the Hub's record of a repository; its `sha` is a commit."""
     require_usable_settings()
     model_info = partial(hf.HfApi().model_info, repo, revision=revision)
@@ -137,25 +77,32 @@ def _model_info(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
     return info
 
 
-def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
+def listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     files = {}
+    make = partial(RemoteFile, repo=repo, commit=commit, offline=False)
     for entry in hf.HfApi().list_repo_tree(repo, recursive=True, revision=commit):
         if isinstance(entry, RepoFile):
             size, digest = entry.size, entry.blob_id
             if entry.lfs:
                 size, digest = entry.lfs.size, entry.lfs.sha256
-            if type(size) is not int or not 0 <= size <= MAX_OFFSET or type(entry.path) is not str:
-                raise ValueError("an invalid size or name")
-            checksum = _checksum(digest)
-            files[entry.path] = RemoteFile(repo, commit, entry.path, size, checksum, offline=False)
+            if type(size) is not int or not 0 <= size <= MAX_OFFSET:
+                raise ValueError("an invalid size")
+            if type(entry.path) is not str:
+                raise ValueError("an invalid name")
+            path = entry.path
+            path.encode()  # a ValueError for half a surrogate
+            files[path] = make(path, size, _checksum(digest))
     return files
 
 
 def _checksum(digest: object) -> str | None:
     """Prefix a digest with its kind, known by its length: Git-LFS uses sha256, Git itself sha1."""
-    if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]+", digest):
+    if not isinstance(digest, str):
         return None
-    kind = {40: "git", 64: "sha256"}.get(len(digest))
+    if not re.fullmatch(r"[0-9a-f]+", digest):
+        return None
+    kinds = {40: "git", 64: "sha256"}
+    kind = kinds.get(len(digest))
     return f"{kind}:{digest}" if kind else None
 
 
@@ -163,16 +110,17 @@ def _repository_folder(repo: str) -> Path:
     return cache_folder() / repo_folder_name(repo_id=repo, repo_type="model")
 
 
-def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
+def cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     root = _repository_folder(repo) / "snapshots" / commit
     files = {}
+    make = partial(RemoteFile, repo=repo, commit=commit, offline=True)
     for path in sorted(root.rglob("*")):
         if path.is_file():
             name = path.relative_to(root).as_posix()
             # a link leads to a blob, which the cache names by its checksum
-            checksum = _checksum(path.readlink().name) if path.is_symlink() else None
+            blob = path.readlink().name if path.is_symlink() else None
             size = path.stat().st_size
-            files[name] = RemoteFile(repo, commit, name, size, checksum, offline=True)
+            files[name] = make(name, size, _checksum(blob))
     return files
 
 
@@ -186,7 +134,9 @@ def in_cache(file: RemoteFile) -> bool:
     """Return whether a file's bytes are in the cache, for this commit or another one."""
     digest = _digest(file.checksum)
     blob = _repository_folder(file.repo) / "blobs" / digest
-    return cached(file) is not None or (bool(digest) and blob.is_file())
+    if cached(file) is not None:
+        return True
+    return bool(digest) and blob.is_file()
 
 
 def _digest(checksum: str | None) -> str:
@@ -200,7 +150,8 @@ def fetch_whole(file: RemoteFile, by: Transfer) -> tuple[Path, bool]:
 
     A copy whose checksum is wrong is fetched again; ShadowError if a second download is wrong too.
     """
-    path, downloads = cached(file), 0
+    path = cached(file)
+    downloads = 0
     while path is None or _is_damaged(path, file, by.stop):
         if path is not None:
             hint = DAMAGED
@@ -260,7 +211,8 @@ def _download(file: RemoteFile, by: Transfer, *, force: bool) -> Path:
             by.report(-counted)
             raise
 
-    return Path(trying(attempt, by, file.repo, file.commit, file.path))
+    path = trying(attempt, by, file.repo, file.commit, file.path)
+    return Path(path)
 
 
 def _is_damaged(path: Path, file: RemoteFile, stop: Event) -> bool:
@@ -293,7 +245,8 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
     root = _repository_folder(repo)
     snapshot = root / "snapshots" / commit
     pointer = snapshot / path
-    if not pointer.parent.resolve().is_relative_to(snapshot.resolve()):
+    holder = pointer.parent.resolve()
+    if not holder.is_relative_to(snapshot.resolve()):
         return  # no file of that commit
     with contextlib.suppress(OSError):
         blobs = (root / "blobs").resolve()
@@ -301,9 +254,11 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
         blob = blobs / digest
         if pointer.is_symlink() or not digest:
             blob = pointer.resolve()
-        links = (link for link in (root / "snapshots").rglob("*") if link.is_symlink())
-        others = (link for link in links if link != pointer)
-        if blob.parent == blobs and not any(link.resolve() == blob for link in others):
+        is_used = False
+        for link in (root / "snapshots").rglob("*"):
+            if link.is_symlink() and link != pointer:
+                is_used |= link.resolve() == blob
+        if blob.parent == blobs and not is_used:
             blob.unlink(missing_ok=True)
         pointer.unlink(missing_ok=True)
 
@@ -315,7 +270,9 @@ def remove_leftovers(repo: str, checksum: str | None) -> None:
     The client gives every download a new name, so that nothing ever continues such a piece.
     """
     digest, root = _digest(checksum), _repository_folder(repo)
-    pieces = [*(root / "blobs").glob(f"{digest}.*.incomplete")] if digest.isalnum() else []
+    if not digest.isalnum():
+        return
+    pieces = [*(root / "blobs").glob(f"{digest}.*.incomplete")]
     if not pieces:
         return
     with contextlib.suppress(OSError):
@@ -334,7 +291,8 @@ def read_range(file: RemoteFile, start: int, stop: int, by: Transfer) -> bytes:
     """Return bytes start to stop (exclusive) of a file, as far as it has them. Raises like
     copy_range.
     """
-    content, stop = bytearray(), min(stop, file.size)
+    content = bytearray()
+    stop = min(stop, file.size)
     if start < stop:
         copy_range(file, start, stop, content.extend, by)
     return bytes(content)
@@ -373,15 +331,18 @@ def _ranged(file: RemoteFile, start: int, stop: int) -> Iterator[Iterator[bytes]
     """Open an answer with bytes start to stop, in chunks."""
     url = hf.hf_hub_url(file.repo, file.path, revision=file.commit)
     ours = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
-    session, seconds = get_session(), constants.HF_HUB_DOWNLOAD_TIMEOUT
+    session = get_session()
+    seconds = constants.HF_HUB_DOWNLOAD_TIMEOUT
     for _ in range(REDIRECTS):
         # followed here, as the token belongs to the Hub and the file often lies elsewhere
         headers = ours | build_hf_headers() if is_of_hub(url) else ours
         with session.stream(
             "GET", url, headers=headers, follow_redirects=False, timeout=seconds
         ) as response:
-            if response.status_code in (301, 302, 303, 307, 308) and "location" in response.headers:
-                url = urljoin(url, response.headers["location"])
+            location = response.headers.get("location")
+            is_redirect = response.status_code in (301, 302, 303, 307, 308)
+            if is_redirect and location is not None:
+                url = urljoin(url, location)
                 if urlsplit(url).scheme in ("http", "https"):
                     continue
                 break

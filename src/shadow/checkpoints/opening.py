@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING
 from shadow.checkpoints.formats import with_matrices
 from shadow.checkpoints.gguf_files import KIND as REORDERED
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
-from shadow.checkpoints.gguf_files import model_of, read_gguf
+from shadow.checkpoints.gguf_files import model_of
+from shadow.checkpoints.listing import (
+    AGAIN,
+    Listing,
+    listing_of_file,
+    listing_of_folder,
+    top_of_folder,
+)
 from shadow.checkpoints.pickles import DISTRIBUTED
 from shadow.checkpoints.safetensors_files import (
     Header,
@@ -24,22 +31,13 @@ from shadow.checkpoints.safetensors_files import (
     TensorInfo,
     Tensors,
     has_too_many_values,
-    held_shard,
-    read_safetensors,
     usable_name,
 )
-from shadow.checkpoints.sources import (
-    LocalFile,
-    Source,
-    WholeFile,
-    digest_of,
-    read_header,
-)
-from shadow.checkpoints.transfers import OnBytes, Say, Transfer, in_threads
+from shadow.checkpoints.sources import Shard, Shards, Source
+from shadow.checkpoints.transfers import OnBytes, Say, Transfer, in_threads, unheard
 from shadow.checkpoints.weight_files import ADAPTER_CONFIG, Adapter, Weights, choose_weights
 from shadow.dtypes import FLOATS
-from shadow.errors import FileError, ShadowError, naming
-from shadow.files import read_start
+from shadow.errors import FileError, PointerError, ShadowError, naming
 from shadow.places.names import Config
 from shadow.text import several
 
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
     from threading import Event
 
     from shadow.checkpoints.held_files import HeldFile
-    from shadow.checkpoints.hub import Snapshot
     from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 
 PARAMS = "params.json"  # of Mistral's and Meta's own files, in place of a config
@@ -55,11 +52,7 @@ HEADS = {"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
 PAIRED = re.compile(
     r"(?P<head>(?:model\.)?layers\.\d+\.attention\.)w(?P<kind>[qk])\.(?P<what>weight|bias)"
 )
-MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1.16 M tensors) has under half
 CONFIG = "config.json"
-OWNER = (
-    "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
-)
 CONNECTIONS = 8  # headers read at a time
 
 
@@ -77,6 +70,7 @@ class Checkpoint:
     parts: tuple[tuple[str, Checkpoint], ...] = ()  # by component, of a base that was put together
     # by module: a quantised format that is not decoded, and why
     refused: Mapping[str, str] = field(default_factory=dict)
+    gguf: Header | None = None  # of GGUF files: tensors by their own names, and the metadata
 
     def tensor(self, info: TensorInfo) -> StoredTensor | DecodedTensor:
         """Open the tensor, whose parts are read on demand. Raises ShadowError if it is gone."""
@@ -92,11 +86,19 @@ class Checkpoint:
         """
         if (first.dtype, first.shape) != (second.dtype, second.shape):
             return True
-        sources = [self.sources.get(info.shard) for info in (first, second)]
-        one, other = (source and source.held for source in sources)
-        if not one or not other or first.packing or second.packing:
+        if first.packing or second.packing:
             return False
-        return not one.holds_same(first.start, other, second.start, first.end - first.start)
+        one = self._held(first)
+        other = self._held(second)
+        if one is None or other is None:
+            return False
+        size = first.end - first.start
+        return not one.holds_same(first.start, other, second.start, size)
+
+    def _held(self, info: TensorInfo) -> HeldFile | None:
+        """The open file that holds a tensor; None of one that is not in a folder."""
+        source = self.sources.get(info.shard)
+        return source.held if source else None
 
     def _stored(self, info: TensorInfo) -> StoredTensor:
         return self.sources[info.shard].tensor(info)
@@ -104,15 +106,27 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Located:
-    """A checkpoint of the Hub whose files are known, before any header is read."""
+    """A checkpoint whose files are known, before any header is read."""
 
-    snapshot: Snapshot
+    listing: Listing
     weights: Weights
     config: Config  # its config.json; empty where there is none
-    reference: str  # `org/name`, with the subfolder if it lies in one
-    commit: str  # 40 hexadecimal digits
-    access: str | None  # `open`, `gated` or `private`; None when nothing was asked
     fingerprint: str  # a sha256 over names, sizes and checksums of the files
+
+    @property
+    def reference(self) -> str:
+        """`org/name`, with the subfolder if it lies in one."""
+        return self.listing.name
+
+    @property
+    def commit(self) -> str | None:
+        """40 hexadecimal digits; None for a folder."""
+        return self.listing.commit
+
+    @property
+    def access(self) -> str | None:
+        """`open`, `gated` or `private`; None when nothing was asked."""
+        return self.listing.access
 
 
 @dataclass(frozen=True)
@@ -130,7 +144,9 @@ class Assembled:
     def commit(self) -> str | None:
         """The commit of each part; None if all are folders."""
         commits = [part.commit for _, part in self.parts]
-        return self._said([one or "a folder" for one in commits]) if any(commits) else None
+        if not any(commits):
+            return None
+        return self._said([commit or "a folder" for commit in commits])
 
     @property
     def fingerprint(self) -> str:
@@ -143,16 +159,37 @@ class Assembled:
         """Return who may read all parts: `private` before `gated` before `open`; None for
         folders.
         """
-        of_parts = {part.access for _, part in self.parts if isinstance(part, Located)}
-        return next((access for access in ("private", "gated", "open") if access in of_parts), None)
+        located = [part for _, part in self.parts if isinstance(part, Located)]
+        of_parts = {part.access for part in located}
+        for access in ("private", "gated", "open"):
+            if access in of_parts:
+                return access
+        return None
 
     def _said(self, texts: Iterable[str]) -> str:
-        return " ".join(f"{name}={text}" for (name, _), text in zip(self.parts, texts, strict=True))
+        names = [name for name, _ in self.parts]
+        pairs = zip(names, texts, strict=True)
+        return " ".join(f"{name}={text}" for name, text in pairs)
 
 
 Found = Checkpoint | Located | Assembled
-Shard = tuple[Header, Source]  # a file of weights whose header has been read
-Shards = dict[str, Shard]
+
+
+def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
+    """The files of each part of a side: by component for a base with one part per component,
+    otherwise of the one part "". skipped: folders to pass over, such as that of the report.
+    """
+    if isinstance(found, Assembled):
+        return [(name, _listing_of(part, skipped)) for name, part in found.parts]
+    return [("", _listing_of(found, skipped))]
+
+
+def _listing_of(part: Checkpoint | Located, skipped: Sequence[Path]) -> Listing:
+    if isinstance(part, Located):
+        return replace(part.listing, read_from=frozenset(part.weights.shards))
+    root = Path(part.reference)
+    listing = listing_of_file(root) if root.is_file() else listing_of_folder(root, skipped)
+    return replace(listing, read_from=frozenset(part.sources))
 
 
 def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
@@ -161,38 +198,42 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
     A shard is called `component/shard`, and a tensor whose name occurs in two parts
     `component/tensor`. The config is that of the language component, or of the first part.
     """
-    renamed = {
-        component: replace(
+    renamed: dict[str, Checkpoint] = {}
+    names = Counter[str]()
+    for component, part in parts:
+        renamed[component] = replace(
             part,
             tensors={name: _moved(info, component) for name, info in part.tensors.items()},
             sources={f"{component}/{shard}": source for shard, source in part.sources.items()},
         )
-        for component, part in parts
-    }
-    every = renamed.values()
-    names = Counter(name for part in every for name in part.tensors)
-    tensors = {
-        name if names[name] == 1 else f"{component}/{name}": info
-        for component, part in renamed.items()
-        for name, info in part.tensors.items()
-    }
+        names.update(part.tensors)
+    tensors: Tensors = {}
+    sources: dict[str, Source] = {}
+    refused: dict[str, str] = {}
+    for component, part in renamed.items():
+        sources |= part.sources
+        refused |= part.refused
+        for name, info in part.tensors.items():
+            tensors[name if names[name] == 1 else f"{component}/{name}"] = info
+    main = renamed.get("language", parts[0][1])
     return Checkpoint(
         assembled.reference,
         assembled.commit,
         assembled.fingerprint,
-        renamed.get("language", next(iter(every))).config,
+        main.config,
         tensors,
-        sources={shard: source for part in every for shard, source in part.sources.items()},
+        sources,
         parts=tuple(renamed.items()),
-        refused={module: why for part in every for module, why in part.refused.items()},
+        refused=refused,
     )
 
 
 def _moved(info: TensorInfo, folder: str) -> TensorInfo:
     packing = info.packing
     if packing is not None:
-        raw, *beside = (_moved(one, folder) for one in (packing.raw, *packing.beside))
-        packing = replace(packing, raw=raw, beside=tuple(beside))
+        raw = _moved(packing.raw, folder)
+        beside = tuple(_moved(piece, folder) for piece in packing.beside)
+        packing = replace(packing, raw=raw, beside=beside)
     return replace(info, shard=f"{folder}/{info.shard}", packing=packing)
 
 
@@ -207,13 +248,17 @@ def in_order(info: TensorInfo, config: Config) -> TensorInfo:
     if found and found["kind"] == "k":
         heads = config.get("num_key_value_heads") or heads
     is_plain = info.packing is None and info.dtype in FLOATS and len(info.shape) in (1, 2)
-    if not found or not is_plain or type(heads) is not int or heads < 1:
+    if not found or not is_plain:
         return info
-    if info.shape[0] % (2 * heads):
+    if type(heads) is not int or heads < 1:
         return info
-    raw = replace(info, shape=(info.shape[0], math.prod(info.shape[1:])))
+    rows, *others = info.shape
+    if rows % (2 * heads):
+        return info
+    raw = replace(info, shape=(rows, math.prod(others)))
+    packing = Packing(REORDERED, raw, facts=(heads, 0))
     name = f"{found['head']}{found['kind']}_proj.{found['what']}"
-    return replace(info, name=name, packing=Packing(REORDERED, raw, facts=(heads, 0)))
+    return replace(info, name=name, packing=packing)
 
 
 def open_folder(
@@ -229,77 +274,134 @@ def open_folder(
     scratch: a folder for raw copies of `.bin` files of the old format. file: a pattern that chooses
     among several GGUF files. Raises ShadowError if the folder is not a trustworthy checkpoint.
     """
-    root, alone = Path(reference), ""
+    root = Path(reference)
+    alone = ""
+    if root.is_file():
+        if root.suffix == GGUF:
+            file = glob.escape(root.name)
+        else:
+            alone = root.name
+        root = root.parent
     try:
-        with naming(reference):
-            if root.is_file() and root.suffix == GGUF:
-                root, file = root.parent, glob.escape(root.name)
-            elif root.is_file():
-                root, alone = root.parent, root.name
-            if not root.is_dir():
-                hint = "name the folder that holds the .safetensors files"
-                raise ShadowError(f"no such folder: {reference}", hint)
-            names = {path.name for path in root.iterdir()}
-
-            def read(name: str) -> Config:
-                return _read_json(root / name, name)
-
-            weights = choose_weights(
-                reference, names, read, allow_pickle=allow_pickle, file=file, alone=alone
-            )
-            return _opened_folder(reference, root, weights, scratch)
+        if not root.is_dir():
+            hint = "name the folder that holds the .safetensors files"
+            raise ShadowError(f"no such folder: {reference}", hint)
+        listing = replace(top_of_folder(root), name=reference)
+        located = locate(listing, allow_pickle=allow_pickle, file=file, alone=alone)
+        return open_located(located, scratch)
     except OSError as error:
         raise ShadowError(
             f"{reference}: {error.strerror or error}", "check that the folder can be read"
         ) from error
 
 
-def _opened_folder(
-    reference: str, root: Path, weights: Weights, scratch: Path | None
+def locate(
+    listing: Listing,
+    *,
+    allow_pickle: bool,
+    say: Say = unheard,
+    file: str | None = None,
+    alone: str = "",
+) -> Located:
+    """Find the weight files in a listing, reading its config and index but no shard. alone: a file
+    that was named itself.
+
+    Raises ShadowError if none can be read, or one that the index names is missing.
+    """
+
+    def read(name: str) -> Config:
+        return read_object(listing.read(name, say), name)
+
+    usable = filter(usable_name, listing.files)
+    names = {name for name in usable if "/" not in name or name.endswith(GGUF)}
+    if listing.commit:  # it needs other files beside it
+        names.discard(DISTRIBUTED)
+    ends = (".safetensors", ".bin", ".index.json", GGUF)
+    has_weights = any(name.endswith(ends) for name in names)
+    if not listing.is_complete and not has_weights:
+        message = f"{listing.name}: none of its weight files is in the cache"
+        raise ShadowError(message, "run once without --offline")
+    with naming(listing.name, listing.hint):
+        weights = choose_weights(
+            listing.name, names, read, allow_pickle=allow_pickle, file=file, alone=alone
+        )
+        # a GGUF file has its config inside: one that lies beside it may be of another model
+        config = read(CONFIG) if CONFIG in names and not weights.are_gguf else {}
+    missing = [shard for shard in weights.shards if not listing.holds(shard)]
+    if missing:
+        where, hint = listing.absent
+        count = f"{len(missing)} of {len(weights.shards)} shards are not in the {where}"
+        raise ShadowError(f"{listing.name}: {count}: {several(missing, 3)}", hint)
+    digest = hashlib.sha256()
+    for name in (*weights.shards, CONFIG, ADAPTER_CONFIG):
+        facts: list[object] = [name]
+        if stored := listing.files.get(name):
+            facts += stored.size, stored.checksum
+        digest.update(json.dumps(facts).encode())
+    return Located(listing, weights, config, digest.hexdigest())
+
+
+def open_located(
+    located: Located, scratch: Path | None, say: Say = unheard, report: OnBytes = unheard
 ) -> Checkpoint:
-    # a GGUF file has its config inside: one that lies beside it may be of another model
-    has_config = (root / CONFIG).exists() and not weights.are_gguf
-    config = _read_json(root / CONFIG, CONFIG) if has_config else {}
-    shards: Shards = {}
+    """Read the headers of a checkpoint: those of files on the Hub from the cache or by requests.
+
+    `.bin` files have no header: they are fetched whole, and unpacked into scratch if necessary.
+    report gets the number of bytes as they come. Raises ShadowError for a file that is not
+    available or not trusted.
+    """
+    listing = located.listing
+    weights = located.weights
+
+    def open_one(shard: str, stop: Event) -> Shard:
+        return listing.shard(shard, Transfer(say, report, stop), scratch)
+
+    threads = 1 if weights.pickled else CONNECTIONS
+    with naming(listing.name, listing.hint):
+        opened = in_threads(open_one, weights.shards, threads)
+        shards = dict(zip(weights.shards, opened, strict=True))
+        config = located.config
+        if not config and PARAMS in listing.files and are_paired(shards):
+            params = read_object(listing.read(PARAMS, say), PARAMS)
+            config = {ours: params[theirs] for ours, theirs in HEADS.items() if theirs in params}
+        fingerprint = located.fingerprint
+        if listing.folder is not None:
+            fingerprint = _fingerprint(listing.folder, shards, config, weights)
+        return _opened(located, fingerprint, config, shards, say)
+
+
+def are_paired(shards: Shards) -> bool:
+    """Look for tensors with Mistral's and Meta's own names of q and k."""
+    headers = [header for header, _ in shards.values()]
+    return any(any(map(PAIRED.fullmatch, header.tensors)) for header in headers)
+
+
+def _fingerprint(folder: Path, shards: Shards, config: Config, weights: Weights) -> str:
+    """A sha256 over headers and a sample of the weights."""
     fingerprint = hashlib.sha256()
-    for shard in weights.shards:
-        if not usable_name(shard):
-            message = f"{reference}: the name of a file is not UTF-8: {shard!r}"
-            raise ShadowError(message, "rename the file")
-        if not (root / shard).exists():
-            message = f"{reference}: shard {shard} is missing"
-            raise ShadowError(message, "check that the download is complete")
-        held = held_shard(root / shard, shard)
-        header, data = _read_shard(held, shard, scratch)
-        shards[shard] = header, LocalFile(data.path, data)
-        said = json.dumps([shard, held.size, held.modified, header.text])
+    for shard, (header, source) in shards.items():
+        assert source.held is not None, "of a folder"
+        state = (folder / shard).stat()
+        said = json.dumps([shard, state.st_size, state.st_mtime_ns, header.text])
+        fingerprint.update(said.encode())
         # no more of Python than this for a tensor, of which there may be a million
-        starts = [info.start for info in header.tensors.values()]
-        sizes = [info.end - info.start for info in header.tensors.values()]
-        fingerprint.update(said.encode() + data.sample(starts, sizes))
-        held.require_unchanged()
-    is_paired = any(
-        PAIRED.fullmatch(one) for header, _ in shards.values() for one in header.tensors
-    )
-    if is_paired and not has_config and (root / PARAMS).is_file():
-        params = _read_json(root / PARAMS, PARAMS)
-        config = {ours: params[theirs] for ours, theirs in HEADS.items() if theirs in params}
-    fingerprint.update(json.dumps(config, sort_keys=True).encode())
+        infos = header.tensors.values()
+        starts = [info.start for info in infos]
+        sizes = [info.end - info.start for info in infos]
+        fingerprint.update(source.held.sample(starts, sizes))
+        source.require_unchanged()
+    settings = json.dumps(config, sort_keys=True)
+    fingerprint.update(settings.encode())
     if weights.adapter:
         fingerprint.update(repr(weights.adapter).encode())
-    return _opened(reference, None, fingerprint.hexdigest(), config, weights, shards)
+    return fingerprint.hexdigest()
 
 
 def _opened(
-    reference: str,
-    commit: str | None,
-    fingerprint: str,
-    config: Config,
-    weights: Weights,
-    shards: Shards,
-    say: Say = lambda line: None,
+    located: Located, fingerprint: str, config: Config, shards: Shards, say: Say
 ) -> Checkpoint:
     """Make a checkpoint of its shards, with an entry a packed matrix and transformers' names."""
+    weights = located.weights
     sources = {name: source for name, (_, source) in shards.items()}
     stored: Tensors = {}
     for header, _ in shards.values():
@@ -313,167 +415,44 @@ def _opened(
         stored.setdefault(name, TensorInfo(name, "unknown", (), shard, 0, 0, problem=problem))
     if not stored:
         raise FileError("its weight files hold no tensors", "check that this is the right folder")
-    tensors, refused = with_matrices(
-        stored, config, lambda info: small_tensor(sources[info.shard], info, say)
-    )
+
+    def read_small(info: TensorInfo) -> bytes:
+        return sources[info.shard].small_tensor(info, say)
+
+    tensors, refused = with_matrices(stored, config, read_small)
     moved = (in_order(info, config) for info in tensors.values())
-    own = {one.name: one for one in moved}
+    own = {info.name: info for info in moved}
     if len(own) == len(tensors):  # otherwise two would have one name
         tensors = own
+    gguf = None
     if weights.are_gguf:
-        tensors, config = model_of([header for header, _ in shards.values()], weights.shards[0])
+        headers = [header for header, _ in shards.values()]
+        tensors, config = model_of(headers, weights.shards[0])
+        gguf = replace(headers[0], tensors=stored)
     return Checkpoint(
-        reference,
-        commit,
+        located.reference,
+        located.commit,
         fingerprint,
         config,
         tensors,
         sources,
         adapter=weights.adapter,
         refused=refused,
+        gguf=gguf,
     )
 
 
-def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say, file: str | None = None) -> Located:
-    """Find the weight files of a commit of the Hub, reading its config and index but no shard.
-
-    Raises ShadowError if none can be read, or one that the index names is missing.
-    """
-    from shadow.checkpoints.hub import fetch_whole
-
-    def read(name: str) -> Config:
-        return _read_json(fetch_whole(snapshot.files[name], Transfer(say))[0], name)
-
-    usable = [name for name in filter(usable_name, snapshot.files) if name != DISTRIBUTED]
-    names = {name for name in usable if "/" not in name or name.endswith(GGUF)}
-    ends = (".safetensors", ".bin", ".index.json", GGUF)
-    if snapshot.offline and not any(name.endswith(ends) for name in names):
-        message = f"{snapshot.name}: none of its weight files is in the cache"
-        raise ShadowError(message, "run once without --offline")
-    with naming(snapshot.name, OWNER):
-        weights = choose_weights(snapshot.name, names, read, allow_pickle=allow_pickle, file=file)
-        config = read(CONFIG) if CONFIG in names and not weights.are_gguf else {}
-    missing = [shard for shard in weights.shards if shard not in snapshot.files]
-    if missing:
-        where = "cache" if snapshot.offline else "repository"
-        count = f"{len(missing)} of {len(weights.shards)} shards are not in the {where}"
-        hint = "run without --offline" if snapshot.offline else "tell its owner"
-        raise ShadowError(f"{snapshot.name}: {count}: {several(missing, 3)}", hint)
-    digest = hashlib.sha256()
-    for name in (*weights.shards, CONFIG, ADAPTER_CONFIG):
-        file_there = snapshot.files.get(name)
-        facts = [name, file_there.size, file_there.checksum] if file_there else [name]
-        digest.update(json.dumps(facts).encode())
-    about = snapshot.name, snapshot.commit, snapshot.access, digest.hexdigest()
-    return Located(snapshot, weights, config, *about)
-
-
-def open_located(
-    located: Located, scratch: Path | None, say: Say, report: OnBytes = lambda count: None
-) -> Checkpoint:
-    """Read the headers of a checkpoint of the Hub, from the cache or by requests.
-
-    `.bin` files have no header: they are fetched whole, and unpacked into scratch if necessary.
-    report gets the number of bytes as they come. Raises ShadowError for a file that is not
-    available or not trusted.
-    """
-    snapshot, weights = located.snapshot, located.weights
-
-    def open_one(shard: str, stop: Event) -> Shard:
-        by = Transfer(say, report, stop)
-        if weights.pickled:
-            return _open_pickled(snapshot, shard, by, scratch)
-        return _open_remote(snapshot, shard, by)
-
-    opened = in_threads(open_one, weights.shards, 1 if weights.pickled else CONNECTIONS)
-    shards = dict(zip(weights.shards, opened, strict=True))
-    with naming(snapshot.name, OWNER):
-        name, commit = snapshot.name, snapshot.commit
-        return _opened(name, commit, located.fingerprint, located.config, weights, shards, say)
-
-
-def _open_remote(snapshot: Snapshot, shard: str, by: Transfer) -> Shard:
-    """Read a header from the cache, or by requesting the first bytes of the file."""
-    from shadow.checkpoints.hub import cached, read_range
-
-    file = snapshot.files[shard]
-    if path := cached(file):
-        try:
-            with naming(snapshot.name, "run once without --offline, to download it again"):
-                header = read_header(held_shard(path, shard), shard)
-            return header, WholeFile(file, digest_of(header))
-        except ShadowError:  # damaged: it is fetched again when its turn comes
-            if snapshot.offline:
-                raise
-
-    with naming(snapshot.name, OWNER):
-        read = read_gguf if shard.endswith(GGUF) else read_safetensors
-        header = read(lambda count: read_range(file, 0, count, by), file.size, shard)
-    return header, WholeFile(file, digest_of(header))
-
-
-def _open_pickled(snapshot: Snapshot, shard: str, by: Transfer, scratch: Path | None) -> Shard:
-    """Fetch a `.bin` file and read its layout."""
-    source = WholeFile(snapshot.files[shard])
-    source.fetched = source.bytes_to_move() > 0
-    source.fetch(by)
-    assert source.path is not None, "fetched"
-    with naming(snapshot.name):
-        header, data = _read_shard(held_shard(source.path, shard), shard, scratch)
-    return header, replace(source, unpacked=data.path)
-
-
-def small_tensor(source: Source, info: TensorInfo, say: Say = lambda line: None) -> bytes:
-    """Return the bytes of a small tensor of a shard that may not be on this machine."""
-    if isinstance(source, WholeFile) and source.path is None:
-        from shadow.checkpoints.hub import cached, read_range
-
-        path = cached(source.file)
-        if path is None:
-            return read_range(source.file, info.start, info.end, Transfer(say))
-        source = LocalFile(path)
-    held, there = source.located(info)
-    return held.bytes_of(there.start, there.end - there.start)
-
-
-def _read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header, HeldFile]:
-    """Read the header of a local file, and find the file that its offsets refer to."""
-    if shard.endswith((".safetensors", GGUF)):
-        return read_header(file, shard), file
-    from shadow.checkpoints.pickles import layout
-
-    if scratch is None:
-        raise ShadowError(f"{shard}: no place to unpack it", "give an output folder")
-    tensors, data = layout(file.path, shard, scratch)
-    # a tied head is the same bytes under a second name
-    first_names: dict[tuple[object, ...], str] = {}
-    for name, info in tensors.items():
-        lies = info.dtype, info.start, info.end, info.shape, info.strides
-        if lies not in first_names:
-            first_names[lies] = name
-        elif info.end > info.start:
-            tensors[name] = replace(info, alias_of=first_names[lies])
-    said = [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
-    held = file if data == file.path else held_shard(data, shard)
-    return Header(tensors, json.dumps(said)), held
-
-
-def _read_json(path: Path, name: str) -> Config:
-    hint = "fetch the file again"
+def read_object(raw: bytes, name: str) -> Config:
+    """Parse a JSON file with an object. Raises FileError for any other content."""
+    if raw.startswith(b"version https://git-lfs"):
+        message = f"{name}: a Git-LFS pointer, not the file itself"
+        raise PointerError(message, "run `git lfs pull` in the folder")
+    if has_too_many_values(raw):
+        raise FileError(f"{name}: larger than that of any released model", AGAIN)
     try:
-        raw = read_start(path, MAX_JSON + 1)
-        if raw is None:
-            raise FileError(f"{name}: not a regular file", hint)
-        if len(raw) > MAX_JSON or has_too_many_values(raw):
-            raise FileError(f"{name}: larger than that of any released model", hint)
-        if raw.startswith(b"version https://git-lfs"):
-            message = f"{name}: a Git-LFS pointer, not the file itself"
-            raise FileError(message, "run `git lfs pull` in the folder")
         content = json.loads(raw)
-    except OSError as error:
-        raise FileError(f"{name}: {error.strerror or error}", hint) from error
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{name}: not JSON ({type(error).__name__})", hint) from error
+        raise FileError(f"{name}: not JSON ({type(error).__name__})", AGAIN) from error
     if not isinstance(content, dict):
-        raise FileError(f"{name}: not a JSON object", hint)
+        raise FileError(f"{name}: not a JSON object", AGAIN)
     return content

@@ -19,7 +19,7 @@ from typing import Any, TypeGuard
 
 from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.dtypes import FLOATS, INTEGERS
-from shadow.errors import FileError
+from shadow.errors import FileError, PointerError
 from shadow.places.names import Shape
 
 HEADER_GUESS = 1 << 16  # bytes; the headers of 9 in 10 real shards are shorter: one request
@@ -109,11 +109,14 @@ def read_safetensors(read: Callable[[int], bytes], file_size: int, shard: str) -
     start = read(HEADER_GUESS)
     end = 8 + int.from_bytes(start[:8], "little")
     if len(start) < 8 or not 10 <= end <= min(8 + MAX_HEADER, file_size):
-        reason = "no valid header length, or cut inside the header"
         if start.startswith(b"version "):
-            reason = "it is a Git-LFS pointer, not the file itself (run `git lfs pull`)"
+            message = f"{shard}: it is a Git-LFS pointer, not the file itself"
+            raise PointerError(message, "run `git lfs pull` in the folder")
+        reason = "no valid header length, or cut inside the header"
         raise _untrusted(shard, reason if start else "it is empty")
-    raw = (start if end <= len(start) else read(end))[8:end]
+    if end > len(start):
+        start = read(end)
+    raw = start[8:end]
     try:
         header = strict_json(raw)
     except ValueError as error:
@@ -126,7 +129,8 @@ def read_safetensors(read: Callable[[int], bytes], file_size: int, shard: str) -
     header.pop("__metadata__", None)
     tensors = {name: _entry(name, entry, shard, end) for name, entry in header.items()}
     position = end
-    for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):
+    in_order = sorted(tensors.values(), key=lambda info: (info.start, info.end))
+    for info in in_order:
         if info.start != position:
             problem = "overlaps another" if info.start < position else "leaves a hole before it"
             raise _untrusted(shard, f"tensor {info.name!r} {problem}")
@@ -145,7 +149,8 @@ def has_too_many_values(raw: bytes) -> bool:
     """Return whether JSON would become far more objects than that of a real file, judging by commas
     and brackets.
     """
-    return sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS
+    marks = sum(raw.count(mark) for mark in (b",", b"[", b"{"))
+    return marks > MAX_MARKS
 
 
 def strict_json(raw: bytes) -> Any:
@@ -171,7 +176,9 @@ def _entry(name: str, entry: Any, shard: str, data_start: int) -> TensorInfo:
         raise _untrusted(shard, f"{where} has an unusable name")
     if not isinstance(entry, dict):
         raise _untrusted(shard, f"{where} is not described by an object")
-    dtype, shape, ends = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    dtype = entry.get("dtype")
+    shape = entry.get("shape")
+    ends = entry.get("data_offsets")
     if not isinstance(dtype, str) or not dtype.isprintable() or len(dtype) > 32:
         raise _untrusted(shard, f"{where} has no dtype")
     if (
@@ -182,7 +189,8 @@ def _entry(name: str, entry: Any, shard: str, data_start: int) -> TensorInfo:
         raise _untrusted(shard, f"{where} has no valid shape")
     if not _whole_numbers(ends) or len(ends) != 2 or not ends[0] <= ends[1] <= MAX_OFFSET:
         raise _untrusted(shard, f"{where} has no valid data_offsets")
-    start, end = data_start + ends[0], data_start + ends[1]
+    start = data_start + ends[0]
+    end = data_start + ends[1]
     bits = FLOATS[dtype].bits if dtype in FLOATS else INTEGERS.get(dtype)
     if bits is not None and math.prod(shape) * bits != (end - start) * 8:
         raise _untrusted(shard, f"{where}: dtype and shape do not fill its data_offsets")

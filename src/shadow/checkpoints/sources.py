@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import read_gguf
 from shadow.checkpoints.held_files import HeldFile, hold
 from shadow.checkpoints.safetensors_files import Header, TensorInfo, held_shard, read_safetensors
-from shadow.checkpoints.transfers import Transfer
+from shadow.checkpoints.transfers import Say, Transfer
 from shadow.errors import ShadowError, naming
 from shadow.files import writing
 
@@ -27,13 +28,49 @@ if TYPE_CHECKING:
     from shadow.checkpoints.stored_tensors import StoredTensor
 
 NEIGHBOUR = 1 << 18  # bytes; such a gap costs less than another request (20 ms at 100 Mbit/s)
+WITH_HEADER = (".safetensors", GGUF)  # other files of weights are pickles
 FULL = "free some space, or choose another folder with -o"
+
+
+def header_of(shard: str, size: int, read: Callable[[int], bytes]) -> Header:
+    """Read the header of a safetensors or GGUF file of this size. read(count) returns its first
+    bytes. Raises FileError.
+    """
+    if shard.endswith(GGUF):
+        return read_gguf(read, size, shard)
+    return read_safetensors(read, size, shard)
 
 
 def read_header(file: HeldFile, shard: str) -> Header:
     """Read the header of a local safetensors or GGUF file. Raises FileError."""
-    read = read_gguf if shard.endswith(GGUF) else read_safetensors
-    return read(lambda count: file.bytes_of(0, min(count, file.size)), file.size, shard)
+
+    def read(count: int) -> bytes:
+        return file.bytes_of(0, min(count, file.size))
+
+    return header_of(shard, file.size, read)
+
+
+def read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header, HeldFile]:
+    """Read the header of a local file, and find the file that its offsets refer to."""
+    if shard.endswith(WITH_HEADER):
+        return read_header(file, shard), file
+    from shadow.checkpoints.pickles import layout
+
+    if scratch is None:
+        raise ShadowError(f"{shard}: no place to unpack it", "give an output folder")
+    tensors, data = layout(file.path, shard, scratch)
+    # a tied head is the same bytes under a second name
+    first_names: dict[tuple[object, ...], str] = {}
+    for name, info in tensors.items():
+        lies = (info.dtype, info.start, info.end, info.shape, info.strides)
+        first = first_names.setdefault(lies, name)
+        if first != name and info.end > info.start:
+            tensors[name] = replace(info, alias_of=first)
+    facts = [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
+    header = Header(tensors, json.dumps(facts))
+    if data == file.path:
+        return header, file
+    return header, held_shard(data, shard)
 
 
 class Source:
@@ -60,6 +97,12 @@ class Source:
         if file.size < info.end:
             raise file.changed("it was cut short")
         return file, info
+
+    def small_tensor(self, info: TensorInfo, say: Say) -> bytes:
+        """Read the bytes of a small tensor, of a shard that may not be on this machine."""
+        file, there = self.located(info)
+        size = there.end - there.start
+        return file.bytes_of(there.start, size)
 
     def tensor(self, info: TensorInfo) -> StoredTensor:
         """Return a tensor of the shard. Raises like located."""
@@ -93,6 +136,10 @@ class LocalFile(Source):
             self.held.require_unchanged()
 
 
+Shard = tuple[Header, Source]  # a file of weights whose header has been read
+Shards = dict[str, Shard]  # by name
+
+
 def _held_again(path: Path) -> HeldFile:
     """Open a file of the Hub's cache or of this audit, which another program may have removed."""
     why = "it is not a file"
@@ -107,7 +154,8 @@ def _held_again(path: Path) -> HeldFile:
 
 def digest_of(header: Header) -> str:
     """Return a sha256 of the text of a header; the text itself takes a kilobyte a tensor."""
-    return hashlib.sha256(header.text.encode()).hexdigest()
+    text = header.text.encode()
+    return hashlib.sha256(text).hexdigest()
 
 
 @dataclass
@@ -132,7 +180,9 @@ class WholeFile(Source):
     def bytes_to_move(self) -> int:
         from shadow.checkpoints.hub import in_cache
 
-        return 0 if self.path or in_cache(self.file) else self.file.size
+        if self.path or in_cache(self.file):
+            return 0
+        return self.file.size
 
     def fetch(self, by: Transfer) -> None:
         """Fetch, and check that the header is the one that was read before."""
@@ -154,8 +204,19 @@ class WholeFile(Source):
                 raise ShadowError(f"{self.file.repo}: {message}", hint)
         self.path = path
 
+    def small_tensor(self, info: TensorInfo, say: Say) -> bytes:
+        from shadow.checkpoints.hub import cached, read_range
+
+        if self.path is not None:
+            return super().small_tensor(info, say)
+        if path := cached(self.file):
+            return LocalFile(path).small_tensor(info, say)
+        return read_range(self.file, info.start, info.end, Transfer(say))
+
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
-        return LocalFile(self.unpacked).located(info) if self.unpacked else super().located(info)
+        if self.unpacked:
+            return LocalFile(self.unpacked).located(info)
+        return super().located(info)
 
     def free(self) -> None:
         if not self.keep:
@@ -196,7 +257,8 @@ class ByteRanges(Source):
             with writing(self.path.parent, FULL):
                 file.write(chunk)
 
-        starts = deque(sorted({info.start for info in self.wanted if info.end > info.start}))
+        filled = [info for info in self.wanted if info.end > info.start]
+        starts = deque(sorted({info.start for info in filled}))
         with file:
             for start, end in coalesced(self.wanted):
                 shift = file.tell() - start
@@ -209,11 +271,14 @@ class ByteRanges(Source):
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
         shift = self.shifts.get(info.start, 0)  # an empty tensor has no bytes anywhere
-        return super().located(replace(info, start=info.start + shift, end=info.end + shift))
+        moved = replace(info, start=info.start + shift, end=info.end + shift)
+        return super().located(moved)
 
     def checksum(self, info: TensorInfo) -> str | None:
-        was_fetched = info.start in self.shifts or info.start == info.end
-        return super().checksum(info) if was_fetched else None
+        is_empty = info.start == info.end
+        if is_empty or info.start in self.shifts:
+            return super().checksum(info)
+        return None
 
     def free(self) -> None:
         self.held = None
@@ -227,9 +292,11 @@ def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:
     They do not overlap: neighbours up to NEIGHBOUR bytes apart are merged.
     """
     ranges: list[tuple[int, int]] = []
-    for start, end in sorted({(info.start, info.end) for info in wanted if info.end > info.start}):
-        if ranges and start - ranges[-1][1] <= NEIGHBOUR:
-            ranges[-1] = (ranges[-1][0], max(ranges[-1][1], end))
+    filled = [info for info in wanted if info.end > info.start]
+    for start, end in sorted({(info.start, info.end) for info in filled}):
+        first, last = ranges[-1] if ranges else (start, start)
+        if ranges and start - last <= NEIGHBOUR:
+            ranges[-1] = (first, max(last, end))
         else:
             ranges.append((start, end))
     return ranges

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,13 +21,17 @@ class StoppedError(Exception):
     """A download was given up because the audit around it ended."""
 
 
+def unheard(news: object) -> None:
+    """Ignore a line or a count."""
+
+
 @dataclass(frozen=True)
 class Transfer:
     """The callbacks of a download."""
 
-    say: Say = lambda line: None  # called with a line before a request is retried
+    say: Say = unheard  # called with a line before a request is retried
     # called with counts of bytes as they come; a negative one takes back a failed attempt's
-    report: OnBytes = lambda count: None
+    report: OnBytes = unheard
     stop: Event = field(default_factory=Event)  # ends it with StoppedError once set
 
 
@@ -36,7 +40,9 @@ def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: i
 
     stop is set when the call ends. Raises the error of the first item that fails.
     """
-    futures: list[Future[R]] = [Future() for _ in items]
+    futures: list[Future[R]] = []
+    for _ in items:
+        futures.append(Future())
     waiting = deque(zip(futures, items, strict=True))
     stop = Event()
 
@@ -60,8 +66,19 @@ def begin(work: Callable[[], R]) -> Future[R]:
     The thread is a daemon: a download that does not answer must not delay the end of the process.
     """
     future: Future[R] = Future()
-    Thread(target=_settle, args=(future, work), name="fetch", daemon=True).start()
+    thread = Thread(target=_settle, args=(future, work), name="fetch", daemon=True)
+    thread.start()
     return future
+
+
+@contextlib.contextmanager
+def meanwhile(work: Callable[[], R]) -> Iterator[Future[R]]:
+    """Run work() in a thread of its own while the block runs; its end is waited for."""
+    future = begin(work)
+    try:
+        yield future
+    finally:
+        future.exception()
 
 
 def _settle(future: Future[R], work: Callable[[], R]) -> None:

@@ -385,7 +385,7 @@ class Verification:
         severity = Severity.FAULT if row.accepted else SEVERITIES[self.outcome]
         what = self.check.say(row.why)
         if row.accepted:
-            what = self.check.say(Reason("accepted", {"because": row.accepted, "what": what}))
+            what = self.check.say(Reason("accepted", because=row.accepted, what=what))
         return Named(row.name, row.why.code, what, row.size, severity, row.accepted)
 
     @property

@@ -233,7 +233,7 @@ def _answer(record: PairRecord, outcome: Outcome, code: str) -> Answer:
         return Answer(outcome, [Reason(code, figures)], figures)
     of = "sides" if has_sizes(record) else "side"
     more = figures_at(record, WORDS[of])
-    return Answer(outcome, [Reason(code, {**figures, "of": Reason(of, more)})], figures | more)
+    return Answer(outcome, [Reason(code, figures, of=Reason(of, more))], figures | more)
 
 
 def _merged_adapter(record: PairRecord) -> Answer:

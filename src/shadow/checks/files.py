@@ -38,55 +38,64 @@ def judge(rows: Sequence[Row]) -> Answer:
     matter = [row for row in listed if row["kind"] in KINDS]
     differ = [row for row in matter if row["differs"] and row["state"] != "unknown"]
     unknown = {
-        row["path"]: Reason("unknown", {"path": row["path"], "why": row["detail"]})
+        row["path"]: Reason("unknown", path=row["path"], why=row["detail"])
         for row in rows
         if row["state"] == "unknown" and (row["kind"] in KINDS or row["path"] == EVERY)
     }
-    counts = {"files": len(matter), "files_differ": len(differ), "files_unknown": len(unknown)}
-    figures: dict[str, Figure] = {**counts}
+    figures: dict[str, Figure] = {
+        "files": len(matter),
+        "files_differ": len(differ),
+        "files_unknown": len(unknown),
+    }
     if differ:
-        whats = [row["differs"].split() if row["state"] == "changed" else row["state"]
-                 for row in differ]  # fmt: skip
-        named = [Reason("file", {"path": row["path"], "what": what})
-                 for row, what in zip(differ, whats, strict=True)]  # fmt: skip
-        against = [Against(row["path"], Reason("state", {"state": _detail(row)})) for row in differ]
-        reason = Reason("differ", {"files": named})
+        named = []
+        against = []
+        for row in differ:
+            path = row["path"]
+            what = row["differs"].split() if row["state"] == "changed" else row["state"]
+            named.append(Reason("file", path=path, what=what))
+            against.append(Against(path, Reason("state", state=_detail(row))))
+        reason = Reason("differ", files=named)
         return Answer(Outcome.DOES_NOT_HOLD, [reason], figures, against)
     if unknown:
-        reason = Reason("not_compared", {"files": [*unknown.values()]})
+        reason = Reason("not_compared", files=[*unknown.values()])
         return Answer(Outcome.INCONCLUSIVE, [reason], figures)
     if not matter:
         return Answer(Outcome.INCONCLUSIVE, [Reason("nothing")], figures)
     agree = [row["path"] for row in matter if row["kind"] != "pickle" or row["state"] == "same"]
     pickles = len(matter) - len(agree)
-    reasons = [Reason("agree", {"files": agree, "count": len(agree)})] if agree else []
-    reasons += [Reason("pickles", {"pickles": pickles})] if pickles else []
+    reasons = []
+    if agree:
+        reasons.append(Reason("agree", files=agree, count=len(agree)))
+    if pickles:
+        reasons.append(Reason("pickles", pickles=pickles))
     return Answer(Outcome.HOLDS, [*reasons, Reason("without_weights")], figures)
 
 
 def _detail(row: Row) -> str:
-    return str(row["detail"] or "changed") if row["state"] == "changed" else str(row["state"])
+    if row["state"] == "changed" and row["detail"]:
+        return str(row["detail"])
+    return str(row["state"])
 
 
-def gather(asked: Question, runtime: Runtime, scratch: Path) -> Sequence[Row]:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Sequence[Row]:
     """Compare the files of two folders or repositories. No weights are read."""
     from shadow.run.file_rows import file_rows
 
-    first, second = ([("", _listing(one, runtime))] for one in asked.models)
+    first, second = ([("", _listing(model, runtime))] for model in question.models)
     return file_rows(first, second, runtime.say)
 
 
 def _listing(reference: Reference, runtime: Runtime) -> Listing:
-    from shadow.checkpoints.hub import pin
-    from shadow.checkpoints.listing import listing_of_folder, listing_of_snapshot
+    from shadow.checkpoints.listing import listing_of_folder
+    from shadow.run.sides import snapshot_of
 
-    if reference.is_folder:
-        root = Path(reference.repo)
-        if not root.is_dir():
-            raise ShadowError(f"no such folder: {reference.repo}", "name the folder of a model")
-        return listing_of_folder(root)
-    at = reference.repo, reference.revision, reference.subfolder
-    return listing_of_snapshot(pin(*at, offline=runtime.access.offline, say=runtime.say))
+    if not reference.is_folder:
+        return snapshot_of(reference, runtime)
+    root = Path(reference.repo)
+    if not root.is_dir():
+        raise ShadowError(f"no such folder: {reference.repo}", "name the folder of a model")
+    return listing_of_folder(root)
 
 
 CHECK = Check(

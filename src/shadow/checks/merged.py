@@ -121,7 +121,7 @@ class Beside:
     """Whether the merged model's differs from the base's; None unless the adapter holds it."""
 
     @property
-    def is_kept(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Return whether it is the same, or the same after a cast to the merged model's format."""
         row = self.row
         return not row.changed or row.rounded == ("tuned", row.formats[1])
@@ -154,31 +154,30 @@ class Replay:
         return {"low": self.scale.value - reach, "high": self.scale.value + reach}
 
 
-def judge(found: Merge) -> Answer:
+def judge(merge: Merge) -> Answer:
     """Judge whether every matrix is base plus update, and every other tensor what it should be."""
-    modules, is_by_expert = _packed(found.modules)
-    found = replace(found, modules=modules)
+    modules, is_by_expert = _packed(merge.modules)
+    merge = replace(merge, modules=modules)
     fits = [one.fit for one in modules]
     replay = _replay([fit for fit in fits if fit.fits])
     wrong = _wrong(modules, replay)
-    changed = [one for one in found.beside if not one.is_kept]
-    doubt = _doubt(found, replay)
+    changed = [one for one in merge.beside if not one.is_unchanged]
     hidden = sum(fit.update > 0 and not fit.visible and fit.fits for fit in fits)
-    notes = [Reason("unseen", {"matrices": hidden})] if hidden else []
+    notes = [Reason("unseen", matrices=hidden)] if hidden else []
     if not wrong and replay and replay.way[1]:
         notes.append(Reason("base_rounded"))
-    if modules and not wrong and found.reach and found.reach.is_none:
-        notes.append(Reason("unnamed", found.reach.figures))
+    if modules and not wrong and merge.reach and merge.reach.is_none:
+        notes.append(Reason("unnamed", merge.reach.figures))
     if is_by_expert:
         notes.append(Reason("packed_by_expert"))
-    return found.judged(
-        _figures(found, len(wrong), len(changed), replay),
-        faults=_faults(found, wrong, len(changed)),
-        doubts=[doubt] if doubt else [],
-        holds=_confirmed(found, replay),
+    return merge.judged(
+        _figures(merge, len(wrong), len(changed), replay),
+        faults=_faults(merge, wrong, len(changed)),
+        doubts=_doubts(merge, replay),
+        holds=_confirmed(merge, replay),
         against=[Against(one.tensor, why, _error([one])) for one, why in wrong]
         + [_changed(one) for one in changed],
-        doubtful=[Against(name, Reason("lacked")) for name in found.absent],
+        doubtful=[Against(name, Reason("lacked")) for name in merge.absent],
         notes=notes,
     )
 
@@ -227,7 +226,7 @@ def _wrong(modules: Sequence[Module], replay: Replay | None) -> list[tuple[Modul
     rescaled = [(one, scale) for one, scale in scales if not _is_near(scale)]
     if not rescaled and not _is_near(replay.scale):
         rescaled = scales
-    return wrong + [(one, Reason("rescaled", {"scale": scale.value})) for one, scale in rescaled]
+    return wrong + [(one, Reason("rescaled", scale=scale.value)) for one, scale in rescaled]
 
 
 def _is_near(scale: UpdateScale) -> bool:
@@ -248,7 +247,7 @@ def _verdict_of(module: Module) -> Reason | None:
     if module.by_expert is not None and module.by_expert.fits:
         return Reason("scrambled")
     if module.owner is not None:
-        return Reason("other_expert", {"expert": str(module.owner)})
+        return Reason("other_expert", expert=str(module.owner))
     return why
 
 
@@ -261,14 +260,14 @@ def verdict(fit: MergeFit) -> Reason | None:
     if not fit.moved:
         return Reason("not_applied")
     if fit.quantised is not None and fit.quantised[1] < LEFT * fit.residual:
-        return Reason("onto_copy", {"copy": fit.quantised[0]})
+        return Reason("onto_copy", copy=fit.quantised[0])
     other = _other_scale(fit)
     if other is None:
-        return Reason("beyond", {"beyond": fit.beyond, "entries": fit.entries})
+        return Reason("beyond", beyond=fit.beyond, entries=fit.entries)
     for scale, code in SCALES.items():
         if abs(other - scale) < CLOSE:
             return Reason(code)
-    return Reason("rescaled", {"scale": other})
+    return Reason("rescaled", scale=other)
 
 
 def _other_scale(fit: MergeFit) -> float | None:
@@ -291,22 +290,22 @@ def _error(modules: Sequence[Module]) -> float | None:
     return math.sqrt(math.fsum(one.fit.residual for one in modules) / update) if update else None
 
 
-def _figures(found: Merge, wrong: int, changed: int, replay: Replay | None) -> dict[str, Figure]:
-    fits = [one.fit for one in found.modules]
+def _figures(merge: Merge, wrong: int, changed: int, replay: Replay | None) -> dict[str, Figure]:
+    fits = [one.fit for one in merge.modules]
     figures: dict[str, Figure] = {
         "matrices": len(fits),
         "matrices_wrong": wrong,
-        "tensors_beside": len(found.beside),
+        "tensors_beside": len(merge.beside),
         "tensors_beside_changed": changed,
         "entries": sum(fit.entries for fit in fits),
         "entries_visible": sum(fit.visible for fit in fits),
     }
-    if (error := _error(found.modules)) is not None:
+    if (error := _error(merge.modules)) is not None:
         figures["error_over_update"] = error
         update = math.fsum(fit.update for fit in fits)
         figures["scale_found"] = math.fsum(fit.inner for fit in fits) / update
-    if found.scale is not None:
-        figures["scale"] = found.scale
+    if merge.scale is not None:
+        figures["scale"] = merge.scale
     if replay is not None:
         figures["entries_off"] = replay.off
         if math.isfinite(replay.scale.error):
@@ -315,49 +314,49 @@ def _figures(found: Merge, wrong: int, changed: int, replay: Replay | None) -> d
     return figures
 
 
-def _faults(found: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) -> list[Reason]:
+def _faults(merge: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) -> list[Reason]:
     """Return what is wrong: first that the base is another model, then the most frequent."""
     kinds: dict[tuple[str, Value], list[tuple[Module, Reason]]] = {}
     for module, why in wrong:
         kinds.setdefault((why.code, why.figures.get("copy")), []).append((module, why))
     largest = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
-    reasons = [Reason("other_base", {"named": found.named})] if _is_other_base(found, wrong) else []
-    if found.reach and found.reach.is_none and (wrong or not found.modules):
-        reasons.append(Reason("unnamed", found.reach.figures))
-    reasons += [_fault(code, copy, some, len(found.modules)) for (code, copy), some in largest]
-    lost = sum(one.whole is not None and not one.is_kept for one in found.beside)
+    reasons = [Reason("other_base", named=merge.named)] if _is_other_base(merge, wrong) else []
+    if merge.reach and merge.reach.is_none and (wrong or not merge.modules):
+        reasons.append(Reason("unnamed", merge.reach.figures))
+    reasons += [_fault(code, copy, some, len(merge.modules)) for (code, copy), some in largest]
+    lost = sum(one.whole is not None and not one.is_unchanged for one in merge.beside)
     if lost:
-        reasons.append(Reason("lost", {"tensors": lost}))
+        reasons.append(Reason("lost", tensors=lost))
     if changed > lost:
-        reasons.append(Reason("beside", {"tensors": changed - lost}))
+        reasons.append(Reason("beside", tensors=changed - lost))
     for side, name in SIDES.items():
-        unmatched = [one for one in found.unmatched if one.side == side]
-        reasons += unmatched_reasons(unmatched, Reason("only_in", {"where": name}))
+        unmatched = [one for one in merge.unmatched if one.side == side]
+        reasons += unmatched_reasons(unmatched, Reason("only_in", where=name))
     return reasons
 
 
-def _is_other_base(found: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool:
+def _is_other_base(merge: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool:
     """Return whether most matrices are nothing like base plus update, and most of what the adapter
     leaves alone differs from the base or has no partner of its shape.
     """
     unlike = sum(why.code == "beyond" for _, why in wrong)
-    if 2 * unlike < len(found.modules):
+    if 2 * unlike < len(merge.modules):
         return False
-    alone = [one for one in found.beside if one.whole is None]
-    changed = sum(one.row.entries for one in alone if not one.is_kept)
+    alone = [one for one in merge.beside if one.whole is None]
+    changed = sum(one.row.entries for one in alone if not one.is_unchanged)
     unmatched = [
-        one for one in found.unmatched if one.side != "adapter" and one.why.code != "rows_only_in"
+        one for one in merge.unmatched if one.side != "adapter" and one.why.code != "rows_only_in"
     ]
-    tensors = len(found.modules) + len(found.beside) + len(unmatched)
+    tensors = len(merge.modules) + len(merge.beside) + len(unmatched)
     differs = 2 * changed > sum(one.row.entries for one in alone)
     # an adapter of which no module is in the base says nothing of what differs
-    return (differs and bool(found.modules)) or 2 * len(unmatched) > tensors
+    return (differs and bool(merge.modules)) or 2 * len(unmatched) > tensors
 
 
 def _fault(code: str, copy: Value, some: Sequence[tuple[Module, Reason]], matrices: int) -> Reason:
     """Describe what is wrong with some of all matrices."""
     which = "all_matrices" if len(some) == matrices else "some_matrices"
-    where = Reason(which, {"matrices": matrices, "some": len(some)})
+    where = Reason(which, matrices=matrices, some=len(some))
     error = _error([module for module, _ in some])
     figures: dict[str, Value] = {"where": where, "copy": copy, "error": error}
     if code == "rescaled":
@@ -377,48 +376,47 @@ def _changed(one: Beside) -> Against:
     return Against(row.tuned, Reason(code, of), row.relative)
 
 
-def _doubt(found: Merge, replay: Replay | None) -> Reason | None:
-    """Return why the answer is inconclusive, or None."""
-    fits = [one.fit for one in found.modules]
-    whole = [one.whole for one in found.beside if one.whole is not None]
-    if found.unread:
-        return not_compared(found.unread)
-    if found.absent:
-        return Reason("absent", {"modules": len(found.absent)})
-    if not fits and not any(whole):
-        return Reason("whole_is_base" if whole else "no_update")
-    if fits and not any(fit.visible for fit in fits):
-        return Reason("hidden")
+def _doubts(merge: Merge, replay: Replay | None) -> list[Reason]:
+    """Say why the answer is inconclusive, if it is."""
+    whole = [tensor.whole for tensor in merge.beside if tensor.whole is not None]
+    if merge.unread:
+        return not_compared(merge.unread)
+    if merge.absent:
+        return [Reason("absent", modules=len(merge.absent))]
+    if not merge.modules and not any(whole):
+        return [Reason("whole_is_base" if whole else "no_update")]
+    if merge.modules and not any(module.fit.visible for module in merge.modules):
+        return [Reason("hidden")]
     if replay and replay.off and not _excludes_others(replay.scale):
-        return Reason("ambiguous", replay.bounds)
-    return None
+        return [Reason("ambiguous", replay.bounds)]
+    return []
 
 
-def _confirmed(found: Merge, replay: Replay | None) -> list[Reason]:
+def _confirmed(merge: Merge, replay: Replay | None) -> list[Reason]:
     reasons = []
-    if (modules := found.modules) and replay:
+    if (modules := merge.modules) and replay:
         formats = sorted({one.format for one in modules})
-        of: dict[str, Value] = {"matrices": len(modules), "formats": formats, "scale": found.scale}
-        how = Reason("to_the_bit", {"order": Reason(replay.way[0])})
+        of: dict[str, Value] = {"matrices": len(modules), "formats": formats, "scale": merge.scale}
+        how = Reason("to_the_bit", order=Reason(replay.way[0]))
         if replay.off:
             entries = sum(one.fit.entries for one in modules)
             how = Reason(
                 "within_rounding", {"off": replay.off, "entries": entries, **replay.bounds}
             )
         reasons.append(Reason("base_plus_update", {**of, "how": how}))
-    if whole := sum(one.whole is not None for one in found.beside):
-        reasons.append(Reason("whole", {"tensors": whole}))
+    if whole := sum(one.whole is not None for one in merge.beside):
+        reasons.append(Reason("whole", tensors=whole))
     return reasons
 
 
-def gather(asked: Question, runtime: Runtime, scratch: Path) -> Merge:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Merge:
     """Compare every matrix with base plus update, and every other tensor with the base's."""
     from shadow.run.adapted import open_adapter, reach_of
     from shadow.run.aligned import align_all
     from shadow.run.scan import fetch_all, require_unchanged, scan
     from shadow.run.sides import found_all, open_found, opened_models
 
-    found = found_all(asked.named, runtime, scratch)
+    found = found_all(question.named, runtime, scratch)
     opened = open_found(found.pop("ADAPTER"), runtime, scratch / "ADAPTER")
     if opened.adapter is None:
         hint = f"name a folder with adapter_config.json; in order: {CHECK.usage}"
@@ -452,7 +450,7 @@ def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
     """
     brought = {pair.tuned.info.name for pair in adapter.head_pairs(aligned.pair.tuned)}
     lost = [
-        Unmatched(info.name, "adapter", Reason("only_in", {"where": SIDES["adapter"]}))
+        Unmatched(info.name, "adapter", Reason("only_in", where=SIDES["adapter"]))
         for name, info in adapter.heads.items()
         if name not in aligned.pair.tuned.tensors
     ]
@@ -462,7 +460,7 @@ def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
             brought.add(name)
         mine = whole or adapter.updates.get(pair.place)
         if mine is not None and (rows := mine.tuned.shape[0] - pair.tuned.shape[0]) > 0:
-            why = Reason("rows_only_in", {"rows": rows, "where": SIDES["adapter"]})
+            why = Reason("rows_only_in", rows=rows, where=SIDES["adapter"])
             lost.append(Unmatched(name, "adapter", why, is_shared=True))
     unmatched = [
         one
@@ -495,7 +493,7 @@ def _measured(
 
     info, place = pair.tuned.info, pair.place
     name, stored = info.name, info.dtype
-    not_judged = Unmatched(name, "tuned", Reason("quantised", {"format": stored}))
+    not_judged = Unmatched(name, "tuned", Reason("quantised", format=stored))
     if pair.base is None:
         return Beside(adapter.row_of_head(pair, tuned), True)
     if place in adapter.stacks:

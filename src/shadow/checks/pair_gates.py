@@ -104,11 +104,11 @@ def _lineage(record: PairRecord, figures: GateFigures) -> Answer:
     code = "moved" if moved else "similar" if passed else "unrelated"
     if record.figures.rank_ceiling is not None:
         code = "any_base"
-    return _answer(cosine, passed, code, median=Reason("median", {"cosine": cosine}))
+    return _answer(cosine, passed, code, median=Reason("median", cosine=cosine))
 
 
 def _paired(_: PairRecord, figures: GateFigures) -> Answer:
-    compared = Reason("compared", {"share": figures.compared_percent / 100})  # rounded down
+    compared = Reason("compared", share=figures.compared_percent / 100)  # rounded down
     if figures.compared >= PAIRED:
         return Answer(Outcome.HOLDS, [compared], {"figure": figures.compared})
     code = "part" if figures.is_part else "two_models"

@@ -45,7 +45,7 @@ class Pattern:
     named: frozenset[Place] | None = None  # the places of the tensors whose names begin so
 
     def covers(self, place: Place) -> bool:
-        """Return whether a place matches."""
+        """True if a place matches."""
         if self.named is not None:
             return place in self.named
         if not fnmatchcase(place.component, self.component):
@@ -61,25 +61,29 @@ class Pattern:
         return self.layers is None or self.layers[0] <= place.layer <= self.layers[1]
 
     def beyond(self, places: Iterable[Place]) -> str:
-        """Return the layers or experts of a range that lie above all of a model: `layers.4-7`, or
-        nothing. Stacks of an unknown number of experts have none.
+        """The layers or experts of a range that lie above all of a model: `layers.4-7`, or nothing.
+        Stacks of an unknown number of experts have none.
         """
-        own = [one for one in places if fnmatchcase(one.component, self.component)]
-        layers = [one.layer for one in own if one.layer is not None]
-        experts = [one.expert for one in own if one.expert is not None]
-        for kind, numbers, asked in (
-            ("layers", layers or [-1], self.layers),
-            ("experts", experts, self.experts),
-        ):
-            if asked is not None and numbers and asked[1] > max(numbers):
-                first = max(max(numbers) + 1, asked[0])
-                return f"{kind}.{first}" + (f"-{asked[1]}" if first < asked[1] else "")
-        return ""
+        own = [place for place in places if fnmatchcase(place.component, self.component)]
+        layers = [place.layer for place in own if place.layer is not None]
+        experts = [place.expert for place in own if place.expert is not None]
+        above = _above("layers", self.layers, max(layers, default=-1))
+        if not above and experts:
+            above = _above("experts", self.experts, max(experts))
+        return above
 
     def may_cover(self, place: Place) -> bool:
-        """Return whether a place, or one expert of a stack that is not split, matches."""
+        """True if a place, or one expert of a stack that is not split, matches."""
         pattern = self if place.expert is not None else replace(self, experts=None)
         return pattern.covers(place)
+
+
+def _above(kind: str, wanted: tuple[int, int] | None, most: int) -> str:
+    """The numbers of a range that lie above the largest one of a model, in words."""
+    if wanted is None or wanted[1] <= most:
+        return ""
+    first = max(most + 1, wanted[0])
+    return f"{kind}.{first}" if first == wanted[1] else f"{kind}.{first}-{wanted[1]}"
 
 
 class Should(StrEnum):
@@ -91,9 +95,9 @@ class Should(StrEnum):
     """No pattern names it."""
 
     @classmethod
-    def first(cls, asked: Collection[Should]) -> Should:
+    def first(cls, requests: Collection[Should]) -> Should:
         """Combine the requests for the parts of a tensor."""
-        return next(should for should in cls if should in asked)
+        return next(should for should in cls if should in requests)
 
 
 @dataclass(frozen=True)
@@ -106,28 +110,34 @@ class Patterns:
     def of(cls, moved: Sequence[str], frozen: Sequence[str]) -> Patterns:
         """Make the patterns of both options; what both match is frozen. Raises UsageError."""
         each = [(Should.STAY, pattern_or_name(text)) for text in frozen]
-        return cls([*each, *((Should.MOVE, pattern_or_name(text)) for text in moved)])
+        each += [(Should.MOVE, pattern_or_name(text)) for text in moved]
+        return cls(each)
 
     def at(self, place: Place) -> set[Should]:
-        """Return the request for all that may lie at a place: the parts of a fused module that is
-        not split, and the experts of a stack of unknown size.
+        """The requests for all that may lie at a place: the parts of a fused module that is not
+        split, and the experts of a stack of unknown size.
         """
         experts = {place.expert}
         if place.expert is None and place.module.startswith("experts."):
-            ends = [pattern.experts for _, pattern in self.each if pattern.experts]
-            experts.update(expert for first, last in ends for expert in (first, last + 1))
-        here = [replace(place, expert=expert) for expert in experts]
-        return {self._of(one, part) for one in here for part in _parts(one)}
+            for _, pattern in self.each:
+                if pattern.experts:
+                    first, last = pattern.experts
+                    experts |= {first, last + 1}
+        requests = set()
+        for expert in experts:
+            whole = replace(place, expert=expert)
+            requests |= {self._of(whole, part) for part in _parts(whole)}
+        return requests
 
-    def _of(self, *names: Place) -> Should:
-        """Return the request for a matrix, by its own place and by that of the module it belongs
-        to.
-        """
-        owners = [replace(place, module=place.slot) for place in names if place.module == "bias"]
+    def _of(self, *places: Place) -> Should:
+        """The request for a matrix, by its own place and by that of the module it belongs to."""
+        owners = [replace(place, module=place.slot) for place in places if place.module == "bias"]
         for should, pattern in self.each:
+            is_covered = any(map(pattern.covers, places))
             # a frozen module has its bias frozen too; of one that moves, a bias may stay
-            places = (*names, *owners) if should is Should.STAY else names
-            if any(map(pattern.covers, places)):
+            if should is Should.STAY:
+                is_covered |= any(map(pattern.covers, owners))
+            if is_covered:
                 return should
         return Should.EITHER
 
@@ -136,39 +146,44 @@ class Patterns:
         for a pattern that matches none of them.
         """
         places = {place for each in names.values() for place in each}
-        every = {*places, *(part for place in places for part in _parts(place))}
+        every = set(places)
+        for place in places:
+            every.update(_parts(place))
         each = []
         for should, pattern in self.each:
             if pattern.fault is not None:
                 begun = pattern.text.rstrip(".") + "."
-                own = {at for name in names if f"{name}.".startswith(begun) for at in names[name]}
+                own: set[Place] = set()
+                for name, of_tensor in names.items():
+                    if f"{name}.".startswith(begun):
+                        own.update(of_tensor)
                 if not own:
                     fault = f"{pattern.fault.message}, and no tensor's name begins with it"
                     raise UsageError(fault, pattern.fault.hint)
                 pattern = replace(pattern, named=frozenset(own))
             elif (beyond := pattern.beyond(every)) or not any(map(pattern.may_cover, every)):
                 fault = f"no tensor lies at {beyond or pattern.text}"
-                raise UsageError(fault, f"there are {_there(every)}")
+                raise UsageError(fault, f"there are {_contents(every)}")
             each.append((should, pattern))
         return Patterns(each)
 
 
 def _parts(place: Place) -> list[Place]:
-    """Return the places of the parts of a fused module that is not split; otherwise the place."""
-    fused = name_rules().fused
-    found = fused.get(f"{place.module}/{place.slot}") or fused.get(place.module)
-    return [replace(place, module=name) for name, _ in found.into] if found else [place]
+    """The places of the parts of a fused module that is not split; otherwise the place."""
+    modules = name_rules().fused
+    fused = modules.get(f"{place.module}/{place.slot}") or modules.get(place.module)
+    return [replace(place, module=name) for name, _ in fused.into] if fused else [place]
 
 
-def _there(places: Collection[Place]) -> str:
+def _contents(places: Collection[Place]) -> str:
     """List the components, layers, experts and modules of a model, in words."""
-    layers = in_ranges(one.layer for one in places if one.layer is not None)
-    experts = in_ranges(one.expert for one in places if one.expert is not None)
+    layers = in_ranges(place.layer for place in places if place.layer is not None)
+    experts = in_ranges(place.expert for place in places if place.expert is not None)
     parts = [
-        ", ".join(sorted({one.component for one in places})),
+        ", ".join(sorted({place.component for place in places})),
         layers and f"layers.{layers}",
         experts and f"experts.{experts}",
-        ", ".join(sorted({one.module for one in places})),
+        ", ".join(sorted({place.module for place in places})),
     ]
     return "; ".join(filter(None, parts))
 
@@ -178,22 +193,27 @@ def parse_pattern(text: str) -> Pattern:
     rules = name_rules()
     if not re.fullmatch(r"[A-Za-z0-9_.*?-]{1,200}", text):
         raise UsageError(f"{short(text)} names no place", SUCH_AS)
-    rest, component = text, "*"
+    rest = text
+    component = "*"
     first, _, after = text.partition(".")
     if any(fnmatchcase(known, first) for known in rules.components):
-        component, rest = first, after
+        component = first
+        rest = after
     if last := LAYERS_LAST.search(rest):
         rest = f"{last[1]}.{rest[: last.start()]}"
-    layers, in_layers = None, False
-    if match := LAYERS.match(rest):
-        rest, in_layers = rest[match.end() :], True
+    layers = None
+    match = LAYERS.match(rest)
+    in_layers = match is not None
+    if match:
+        rest = rest[match.end() :]
         if match[1] is not None:
-            layers = int(match[1]), int(match[2] or match[1])
+            layers = (int(match[1]), int(match[2] or match[1]))
             if layers[1] < layers[0]:
                 raise UsageError(f"{short(text)}: no layers {match[1]}-{match[2]}", SUCH_AS)
     experts = None
     if match := EXPERTS.fullmatch(rest):
-        rest, experts = f"experts.{match[1] or '*'}", (int(match[2]), int(match[3] or match[2]))
+        rest = f"experts.{match[1] or '*'}"
+        experts = (int(match[2]), int(match[3] or match[2]))
         if experts[1] < experts[0]:
             raise UsageError(f"{short(text)}: no experts {match[2]}-{match[3]}", SUCH_AS)
     if any(module.startswith(f"{rest}.") for module in rules.modules):
@@ -219,7 +239,7 @@ def pattern_or_name(text: str) -> Pattern:
 
 
 def _of_tensor(text: str) -> str | None:
-    """Return the module of a tensor's name in most models: attn.q for `q_proj`."""
+    """The module of a tensor's name in most models: attn.q for `q_proj`."""
     for before in ("", "model.layers.0.mlp.", "model.layers.0.self_attn."):
         name = f"{before}{text}.weight"
         place = place_tensors({name: (1, 1)}, {})[name][0].place

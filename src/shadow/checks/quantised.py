@@ -54,24 +54,33 @@ class Copied:
         """The outcome: inconclusive if the error may come from GPTQ, AWQ, a round trip through few
         bits, or a format whose levels are unknown.
         """
-        made = self.noise.may_be(self.format)
-        if made == "copy":
+        cause = self.noise.may_be(self.format)
+        if cause == "copy":
             return Outcome.HOLDS
-        is_open = (made or self.has_few_levels) and not self.noise.is_far
+        is_open = (cause or self.has_few_levels) and not self.noise.is_far
         return Outcome.INCONCLUSIVE if is_open else Outcome.DOES_NOT_HOLD
 
     @property
     def against(self) -> Against:
-        """Return why it is not a copy, with the size of what is beyond the format."""
-        noise, size = self.noise, None
+        """The reason that it is not a copy, with the size of what is beyond the format."""
+        noise = self.noise
+        size = None
         code = "far" if noise.is_far else "outside"
         if not noise.finite:
             code = "not_finite"
         elif noise.original:
-            code = code if noise.factor is None else "scaled"
-            size = math.sqrt(max(0.0, noise.error - (noise.made or 0.0)) / noise.original)
-        counts = {"outside": noise.outside, "entries": noise.entries, "factor": noise.factor}
-        return Against(self.tensor, Reason(code, {"format": self.format, **counts}), size)
+            if noise.factor is not None:
+                code = "scaled"
+            beyond = max(0.0, noise.error - (noise.made or 0.0))
+            size = math.sqrt(beyond / noise.original)
+        why = Reason(
+            code,
+            format=self.format,
+            outside=noise.outside,
+            entries=noise.entries,
+            factor=noise.factor,
+        )
+        return Against(self.tensor, why, size)
 
 
 @dataclass(frozen=True)
@@ -81,33 +90,39 @@ class Copies(Evidence):
     tensors: Sequence[Copied]
 
 
-def judge(found: Copies) -> Answer:
+def judge(copies: Copies) -> Answer:
     """Name what no format can cause; what a quantiser may have caused is open."""
-    tensors, unread = found.tensors, found.unread
-    beyond = [one for one in tensors if one.outcome is Outcome.DOES_NOT_HOLD]
-    unsure = [one for one in tensors if one.outcome is Outcome.INCONCLUSIVE]
-    formats = sorted(Counter(one.format for one in tensors).items())
-    figures = _figures([one.noise for one in tensors])
-    figures |= {"tensors_beyond": len(beyond)} | {f"tensors_{name}": some for name, some in formats}
-    faults, doubts = (
-        [Reason(code, {"some": len(some), "tensors": len(tensors)})] if some else []
-        for code, some in (("beyond", beyond), ("not_excluded", unsure))
-    )
-    faults += unmatched_reasons(found.unmatched, Reason("one_side"))
-    doubts += [not_compared(unread)] if unread else []
-    if not doubts and all(one.is_float for one in tensors):
+    tensors = copies.tensors
+    beyond = [tensor for tensor in tensors if tensor.outcome is Outcome.DOES_NOT_HOLD]
+    unsure = [tensor for tensor in tensors if tensor.outcome is Outcome.INCONCLUSIVE]
+    formats = sorted(Counter(tensor.format for tensor in tensors).items())
+    figures = _figures([tensor.noise for tensor in tensors])
+    figures["tensors_beyond"] = len(beyond)
+    figures |= {f"tensors_{name}": count for name, count in formats}
+    faults = _some("beyond", beyond, tensors)
+    faults += unmatched_reasons(copies.unmatched)
+    doubts = _some("not_excluded", unsure, tensors)
+    doubts += not_compared(copies.unread)
+    if not doubts and all(tensor.is_float for tensor in tensors):
         doubts = [Reason("floats")]
-    named = [Reason("in_format", {"tensors": some, "format": name}) for name, some in formats]
+    named = []
+    for name, count in formats:
+        named.append(Reason("in_format", tensors=count, format=name))
     ratio = figures.get("error_ratio") or None
-    reason = Reason("at_error", {"tensors": len(tensors), "formats": named, "ratio": ratio})
-    return found.judged(
+    reason = Reason("at_error", tensors=len(tensors), formats=named, ratio=ratio)
+    return copies.judged(
         figures,
         faults=faults,
         doubts=doubts,
         holds=[reason],
-        against=[one.against for one in beyond],
-        doubtful=[one.against for one in unsure],
+        against=[tensor.against for tensor in beyond],
+        doubtful=[tensor.against for tensor in unsure],
     )
+
+
+def _some(code: str, some: Sequence[Copied], tensors: Sequence[Copied]) -> list[Reason]:
+    """The number of tensors of which a reason is true; empty without any."""
+    return [Reason(code, some=len(some), tensors=len(tensors))] if some else []
 
 
 def _figures(every: Sequence[FormatNoise]) -> dict[str, Figure]:
@@ -118,20 +133,24 @@ def _figures(every: Sequence[FormatNoise]) -> dict[str, Figure]:
         "entries": sum(noise.entries for noise in every),
         "entries_outside": sum(noise.outside for noise in every),
     }
-    if original := math.fsum(noise.original for noise in known):
-        figures["relative_error"] = math.sqrt(math.fsum(one.error for one in known) / original)
-    if made := math.fsum(noise.made or 0.0 for noise in stepped):
-        figures["error_ratio"] = math.sqrt(math.fsum(one.error for one in stepped) / made)
+    original = math.fsum(noise.original for noise in known)
+    if original:
+        error = math.fsum(noise.error for noise in known)
+        figures["relative_error"] = math.sqrt(error / original)
+    of_formats = math.fsum(noise.made or 0.0 for noise in stepped)
+    if of_formats:
+        error = math.fsum(noise.error for noise in stepped)
+        figures["error_ratio"] = math.sqrt(error / of_formats)
     return figures
 
 
-def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copies:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Copies:
     """Compare every tensor of an original with its copy."""
     from shadow.run.aligned import align_all
     from shadow.run.scan import scan
     from shadow.run.sides import found_all, opened_models
 
-    original, copy = opened_models(found_all(asked.named, runtime, scratch), runtime, scratch)
+    original, copy = opened_models(found_all(question.named, runtime, scratch), runtime, scratch)
     aligned = align_all(original, copy, ("the original", "the copy"))
     tensors = scan(aligned.pair, _copied, runtime, scratch / "scan", aligned.unread)
     return Copies(tensors, unmatched=aligned.unmatched, unread=aligned.unread, notes=aligned.notes)
@@ -144,19 +163,18 @@ def _copied(pair: MatrixPair, original: Checkpoint, copy: Checkpoint) -> Copied:
     from shadow.spectra.lazy import is_quantised
     from shadow.spectra.relations.format_noise import format_noise
 
-    name, stored = pair.tuned.info.name, pair.tuned.info.dtype
+    info = pair.tuned.info
     if is_raw(pair):
         row = row_of(pair, original, copy)
-        kept = Kept(row.formats[1], row.entries, row.changed)
-        return Copied(name, kept.grid, kept.noise, is_float=True)
+        sums = Kept(row.formats[1], row.entries, row.changed)
+        return Copied(info.name, sums.grid, sums.noise, is_float=True)
     sides = sides_of(pair, original, copy)
-    first, second = sides.base, sides.tuned
-    if is_quantised(second):
-        noise = format_noise(first, second)
-        return Copied(name, stored, noise, has_few_levels=is_quantised(first))
-    kept = kept_of(sides, None, stored)
-    few = kept.off > 0 and pair.is_matrix and has_few_levels(first, second)
-    return Copied(name, kept.grid, kept.noise, is_float=True, has_few_levels=few)
+    if is_quantised(sides.tuned):
+        noise = format_noise(sides.base, sides.tuned)
+        return Copied(info.name, info.dtype, noise, has_few_levels=is_quantised(sides.base))
+    sums = kept_of(sides, None, info.dtype)
+    few = sums.off > 0 and pair.is_matrix and has_few_levels(sides.base, sides.tuned)
+    return Copied(info.name, sums.grid, sums.noise, is_float=True, has_few_levels=few)
 
 
 CHECK = Check(

@@ -34,22 +34,27 @@ OF_PAIRS = tuple(code for code, check in CHECKS.items() if check.is_of_pair)
 
 def pair_claim(text: str) -> Question:
     """Parse `trained --moved layers.0-7 --frozen embed`, without its sides. Raises UsageError."""
-    claim, *words = re.sub(r"(\s--\w+)=", r"\1 ", text).split() or [""]
+    spaced = re.sub(r"(\s--\w+)=", r"\1 ", text)
+    claim, *words = spaced.split() or [""]
     if claim in CHECKS and claim not in OF_PAIRS:
-        raise UsageError(f"{claim} is not a claim about a base and a tuned side", one_of(OF_PAIRS))
-    patterns: dict[str, list[str]] = {"--moved": [], "--frozen": []}
+        fault = f"{claim} is not a claim about a base and a tuned side"
+        raise UsageError(fault, one_of(OF_PAIRS))
+    moved: list[str] = []
+    frozen: list[str] = []
+    patterns = {"--moved": moved, "--frozen": frozen}
     options = words[::2]
-    if len(words) % 2 or not patterns.keys() >= {*options}:
+    is_even = len(words) % 2 == 0
+    if not is_even or not patterns.keys() >= {*options}:
         hint = "write `trained --moved PATTERN --frozen PATTERN`, each as often as you like"
         raise UsageError(f"{text[:80]!r} is not a claim with patterns", hint)
-    for option, pattern in zip(options, words[1::2], strict=True):
-        patterns[option].append(pattern_or_name(pattern).text)
-    moved = tuple(patterns["--moved"])
-    frozen = tuple(patterns["--frozen"])
+    for option, word in zip(options, words[1::2], strict=True):
+        pattern = pattern_or_name(word)
+        patterns[option].append(pattern.text)
     check = require_form(claim, 2, moved=moved, frozen=frozen)
     if "moved" in check.options and not options:
-        raise UsageError(f"{claim} {NEEDS_PATTERN}", f"write: {claim} {check.usage}")
-    return Question(check, (), moved, frozen)
+        hint = f"write: {claim} {check.usage}"
+        raise UsageError(f"{claim} {NEEDS_PATTERN}", hint)
+    return Question(check, (), tuple(moved), tuple(frozen))
 
 
 def one_of(words: Iterable[str]) -> str:
@@ -63,18 +68,22 @@ def require_form(claim: str, count: int, **options: object) -> Check:
     """
     check = CHECKS.get(claim)
     if check is None:
-        raise UsageError(f"no claim {claim[:40]!r}", nearest(claim, CHECKS) or one_of(CHECKS))
+        hint = nearest(claim, CHECKS) or one_of(CHECKS)
+        raise UsageError(f"no claim {claim[:40]!r}", hint)
     least = len(check.checkpoints)
-    if count < least or (count > least and not check.repeats):
-        wanted = counted(least, "checkpoint", "checkpoints")
-        if check.repeats:
-            wanted = f"{least} or more checkpoints"
+    wanted = counted(least, "checkpoint", "checkpoints")
+    is_wanted = count == least
+    if check.repeats:
+        wanted = f"{least} or more checkpoints"
+        is_wanted = count >= least
+    if not is_wanted:
         usage = f"write: shadow verify {claim} {check.usage}"
         raise UsageError(f"{claim} needs {wanted}, and got {count}", usage)
     for option, value in options.items():
         if value and option not in check.options:
             known = [code for code, other in CHECKS.items() if option in other.options]
-            raise UsageError(f"{claim} has no --{option}", f"of these claims: {and_list(known)}")
+            hint = f"of these claims: {and_list(known)}"
+            raise UsageError(f"{claim} has no --{option}", hint)
     return check
 
 
@@ -89,28 +98,38 @@ def question(
     accept: Mapping[str, str] | None = None,
 ) -> Question:
     """Make a question from its words. Raises UsageError, also for a tuned side by component."""
-    accept = accept or {}
-    given: dict[str, Any] = {"base": base, "headers": headers, "accept": accept}
-    count = len(checkpoints)
-    check = require_form(claim, count, moved=moved, frozen=frozen, **given)
-    whole.require_acceptable(accept)
-    for name, side in zip(check.names(count), checkpoints, strict=True):
+    options: dict[str, Any] = {
+        "moved": tuple(moved),
+        "frozen": tuple(frozen),
+        "base": base,
+        "headers": headers,
+        "accept": accept or {},
+    }
+    sides = tuple(checkpoints)
+    check = require_form(claim, len(sides), **options)
+    whole.require_acceptable(options["accept"])
+    names = check.names(len(sides))
+    for name, side in zip(names, sides, strict=True):
         if isinstance(side, ComponentBase) and name != "BASE":
             hint = "a base alone has one by component: write ./DIR or org/name"
             raise UsageError(f"{name} is one checkpoint", hint)
-    return Question(check, tuple(checkpoints), tuple(moved), tuple(frozen), **given)
+    return Question(check, sides, **options)
 
 
 def verify(question: Question, runtime: Runtime) -> Verification:
     """Check a claim. Raises ShadowError if a checkpoint cannot be read."""
     check = question.check
     assert check.gather is not None, "a check of checkpoints"
-    folders = [Path(model.repo).resolve() for model in question.models if model.is_folder]
-    is_one = len(folders) == 2 and folders[0] == folders[1] and folders[0].exists()
-    if check.is_of_pair and is_one:
-        why = Reason("one_checkpoint", {"names": check.names(2)})
-        return Verification(check, question.of, Answer(Outcome.INCONCLUSIVE, [why]))
+    folders = []
+    for model in question.models:
+        folder = Path(model.repo)
+        if model.is_folder and folder.exists():
+            folders.append(folder.resolve())
+    if check.is_of_pair and len(folders) == 2 and folders[0] == folders[1]:
+        why = Reason("one_checkpoint", names=check.names(2))
+        answer = Answer(Outcome.INCONCLUSIVE, [why])
+        return Verification(check, question.of, answer)
     references = question.references
-    with tempfile.TemporaryDirectory(prefix="shadow-verify-") as folder, client_for(references):
-        evidence = check.gather(question, runtime, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch, client_for(references):
+        evidence = check.gather(question, runtime, Path(scratch))
     return Verification(check, question.of, check.judge(evidence))

@@ -58,86 +58,105 @@ class RelatedUnits:
     """
 
 
-def judge(found: RelatedUnits) -> Answer:
+def judge(evidence: RelatedUnits) -> Answer:
     """Name the nearest related candidate; open if another may be nearer."""
-    names, relations = zip(*found.candidates, strict=True)
+    names, relations = zip(*evidence.candidates, strict=True)
     level = ALPHA / len(names)
-    related = [
-        number for number, one in enumerate(relations)
-        if (one.p is not None and one.p <= level) or (one.reordered or 0.0) >= REORDERED
-    ]  # fmt: skip
-    figures: dict[str, Figure] = {"candidates": len(names), "related": len(related)}
-    hows = [_how(one, number in related) for number, one in enumerate(relations)]
-    against = [*map(Against, names, hows)]
-    of_none = [Reason("candidate", {"name": name, "why": Reason(one.unknown)})
-               for name, one in found.candidates if one.p is None]  # fmt: skip
+    related = []
+    against = []
+    of_none = []
+    for number, (name, units) in enumerate(evidence.candidates):
+        is_match = units.p is not None and units.p <= level
+        is_related = is_match or (units.reordered or 0.0) >= REORDERED
+        if is_related:
+            related.append(number)
+        if units.p is None:
+            of_none.append(Reason("candidate", name=name, why=Reason(units.unknown)))
+        against.append(Against(name, _how(units, is_related)))
+    counts: dict[str, Figure] = {"candidates": len(names), "related": len(related)}
     unknown = [_named("candidates_not_compared", of_none)] if of_none else []
     if not related:
-        if unknown or any(one.reordered is None for one in relations):
-            return Answer(Outcome.INCONCLUSIVE, unknown or [Reason("no_order")], figures, against)
-        least = min(one.p for one in relations)
+        if any(units.reordered is None for units in relations):
+            unknown = unknown or [Reason("no_order")]
+        if unknown:
+            return Answer(Outcome.INCONCLUSIVE, unknown, counts, against)
+        least = min(units.p for units in relations)
         more = " or more" if len(names) > 1 else None
-        reason = Reason("no_candidate", {"p": least, "more": more})
-        return Answer(Outcome.DOES_NOT_HOLD, [reason], {**figures, "p": least}, against)
+        reason = Reason("no_candidate", p=least, more=more)
+        return Answer(Outcome.DOES_NOT_HOLD, [reason], {**counts, "p": least}, against)
     nearest = min(related, key=lambda number: relations[number].distance)
     others = [number for number in related if number != nearest]
     for other in others:
-        if doubt := _doubt(found, nearest, other):
-            reason = Reason(doubt, {"near": names[nearest], "far": names[other]})
-            return Answer(Outcome.INCONCLUSIVE, [reason], figures, against)
-    one = relations[nearest]
-    figures |= {"p": one.p, "z": one.z, "cosine": one.cosine, "distance": one.distance}
-    reasons = [Reason("nearest", {"name": names[nearest], "how": against.pop(nearest).why})]
+        if doubt := _doubt(evidence, nearest, other):
+            reason = Reason(doubt, near=names[nearest], far=names[other])
+            return Answer(Outcome.INCONCLUSIVE, [reason], counts, against)
+    units = relations[nearest]
+    counts |= {
+        "p": units.p,
+        "z": units.z,
+        "cosine": units.cosine,
+        "distance": units.distance,
+    }
+    how = against.pop(nearest).why
+    reasons = [Reason("nearest", name=names[nearest], how=how)]
     if others:
-        reasons.append(_named("beyond", [names[other] for other in others]))
-    return Answer(Outcome.HOLDS, [*reasons, *unknown, Reason("direction")], figures, against)
+        further = [names[other] for other in others]
+        reasons.append(_named("beyond", further))
+    reasons += [*unknown, Reason("direction")]
+    return Answer(Outcome.HOLDS, reasons, counts, against)
 
 
 def _named(code: str, names: Sequence[str | Reason]) -> Reason:
-    return Reason(code, {"names": names, "count": len(names)})
+    return Reason(code, names=names, count=len(names))
 
 
-def _doubt(found: RelatedUnits, nearest: int, other: int) -> str:
-    """Return why the nearest is not on the way to another candidate; empty if it is."""
-    (_, close), (_, away) = found.candidates[nearest], found.candidates[other]
+def _doubt(evidence: RelatedUnits, nearest: int, other: int) -> str:
+    """The reason why the nearest is not on the way to another candidate; empty if it is."""
+    _, close = evidence.candidates[nearest]
+    _, away = evidence.candidates[other]
     if close.distance == 0 < away.distance:
         return ""  # the model is that candidate
-    if (nearest, other) not in found.corners:
+    if (nearest, other) not in evidence.corners:
         return "nothing_shared"
-    near, far = found.corners[nearest, other], found.corners[other, nearest]
+    near = evidence.corners[nearest, other]
+    far = evidence.corners[other, nearest]
     if near is None or far is None:
         return "equal_samples"
     if near <= BETWEEN:
         return ""
-    own = math.cos(math.pi - sum(math.acos(max(-1.0, min(1.0, one))) for one in (near, far)))
+    angles = 0.0
+    for cosine in (near, far):
+        angles += math.acos(max(-1.0, min(1.0, cosine)))
+    own = math.cos(math.pi - angles)
     return "between" if own <= BETWEEN else "siblings"
 
 
-def _how(one: Relation, is_related: bool) -> Reason:
+def _how(units: Relation, is_related: bool) -> Reason:
     """Describe what the units of a candidate show."""
-    if one.p is None:
-        return Reason("unknown", {"why": Reason(one.unknown)})
-    if (one.reordered or 0.0) >= REORDERED:
-        return Reason("reordered", {"cosine": one.reordered})
-    figures = {"p": one.p, "cosine": one.cosine, "distance": one.distance}
+    if units.p is None:
+        return Reason("unknown", why=Reason(units.unknown))
+    if (units.reordered or 0.0) >= REORDERED:
+        return Reason("reordered", cosine=units.reordered)
+    figures = {"p": units.p, "cosine": units.cosine, "distance": units.distance}
     return Reason("related" if is_related else "unrelated", figures)
 
 
-def gather(asked: Question, runtime: Runtime, scratch: Path) -> RelatedUnits:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> RelatedUnits:
     """Read rows of MLPs of the model and of each candidate. Raises UsageError for an adapter."""
     from shadow.run.scan import sampled_units
     from shadow.run.sides import found_all, opened_models
     from shadow.spectra.relations.units import corners, relation
 
-    model, *opened = opened_models(found_all(asked.named, runtime, scratch), runtime, scratch)
+    sides = found_all(question.named, runtime, scratch)
+    model, *opened = opened_models(sides, runtime, scratch)
     sampled = [
-        sampled_units(model, one, runtime, scratch / f"scan {number}")
-        for number, one in enumerate(opened)
+        sampled_units(model, candidate, runtime, scratch / f"scan {number}")
+        for number, candidate in enumerate(opened)
     ]
     level = ALPHA / len(opened)
     candidates = [
         (str(reference), relation(units, level))
-        for reference, units in zip(asked.checkpoints[1:], sampled, strict=True)
+        for reference, units in zip(question.checkpoints[1:], sampled, strict=True)
     ]
     return RelatedUnits(candidates, corners(sampled))
 

@@ -63,13 +63,13 @@ class StoredPart:
 
     @property
     def is_merged(self) -> bool:
-        """Return whether the copy has less than half of its distinct values."""
+        """True if the copy has less than half of its distinct values."""
         before, after = self.values
         return after < MERGED * before
 
     @property
     def is_emptied(self) -> bool:
-        """Return whether rounding left only zeros, so that all of it is the error."""
+        """True if rounding left only zeros, so that all of it is the error."""
         sums = self.sums
         return sums.full > 0 and sums.copy == 0 and sums.error == sums.full
 
@@ -88,116 +88,131 @@ class Copy(Evidence):
     in_f32: Collection[str] = ()  # tensors of the full model that its class keeps in F32
 
 
-def judge(found: Copy) -> Answer:
+def judge(evidence: Copy) -> Answer:
     """Judge whether every tensor is only rounded and, with a base, the update mostly left."""
-    off = [one for one in found.tensors if one.sums.off]
-    figures = _figures(found)
-    share = figures.get("update_kept") if found.has_base else None
+    tensors = evidence.tensors
+    off = [part for part in tensors if part.sums.off]
+    figures = _figures(evidence)
+    share = figures.get("update_kept") if evidence.has_base else None
     is_lost = share is not None and share < KEPT
     error = figures.get("relative_error")
-    measured = [Reason("kept", {"kept": max(0.0, share)})] if share is not None else []
-    if share is None and error is not None:
-        measured = [Reason("error", {"error": error})]
-    counts = {"off": len(off), "tensors": len(found.tensors)}
-    merged = sorted(
-        (one for one in found.tensors if one.is_merged), key=lambda one: (one.values[1], one.tensor)
-    )
-    crushed = [one for one in merged if one.full in found.in_f32]
+    measured = []
+    if share is not None:
+        measured.append(Reason("kept", kept=max(0.0, share)))
+    elif error is not None:
+        measured.append(Reason("error", error=error))
+    merged = [part for part in tensors if part.is_merged]
+    merged.sort(key=lambda part: (part.values[1], part.tensor))
+    crushed = [part for part in merged if part.full in evidence.in_f32]
     figures["vectors_merged"] = len(merged)
     figures["tensors_crushed"] = len(crushed)
-    faults = [_of(off, "off", {**counts, "entries": int(figures["entries_off"])})] if off else []
+    counts = {"off": len(off), "tensors": len(tensors)}
+    faults = []
+    if off:
+        faults.append(_of(off, "off", {**counts, "entries": int(figures["entries_off"])}))
     if crushed:
         faults.append(_of(crushed, "crushed", {"tensors": len(crushed)}))
-    faults += unmatched_reasons(found.unmatched, Reason("one_side"))
-    doubts = [not_compared(found.unread)] if found.unread else []
-    if not doubts and found.has_base and share is None:
+    faults += unmatched_reasons(evidence.unmatched)
+    doubts = not_compared(evidence.unread)
+    if not doubts and evidence.has_base and share is None:
         doubts = [Reason("no_update")]
-    notes = list[Reason]()
-    if merged:
-        which = [_values(one, one.tensor) for one in merged]
-        notes.append(Reason("merged", {"vectors": len(merged), "which": which}))
-    if emptied := [one.tensor for one in found.tensors if one.is_emptied]:
-        notes.append(Reason("emptied", {"tensors": len(emptied), "which": emptied}))
-    if unknown := sum(not one.sums.finite for one in found.tensors):
-        notes.append(Reason("without_norm", {"tensors": unknown}))
-    return found.judged(
+    against = [_entries(part) for part in off]
+    against += [Against(part.tensor, _values(part)) for part in crushed]
+    if is_lost:
+        against += _lost(tensors)
+    return evidence.judged(
         figures,
         faults=[*faults, *measured] if faults or is_lost else [],
         doubts=doubts,
-        holds=[_of(found.tensors, "rounded", counts), *measured],
-        against=[
-            *map(_entries, off),
-            *(Against(one.tensor, _values(one)) for one in crushed),
-            *(_lost(found.tensors) if is_lost else []),
-        ],
-        notes=notes,
+        holds=[_of(tensors, "rounded", counts), *measured],
+        against=against,
+        notes=_notes(tensors, merged),
     )
 
 
-def _values(one: StoredPart, tensor: str | None = None) -> Reason:
-    before, after = one.values
-    return Reason("values", {"before": before, "after": after, "tensor": tensor})
+def _notes(tensors: Sequence[StoredPart], merged: Sequence[StoredPart]) -> list[Reason]:
+    """Make the notes on an answer. merged: the vectors that lost most of their values."""
+    notes = []
+    if merged:
+        which = [_values(part, part.tensor) for part in merged]
+        notes.append(Reason("merged", vectors=len(merged), which=which))
+    emptied = [part.tensor for part in tensors if part.is_emptied]
+    if emptied:
+        notes.append(Reason("emptied", tensors=len(emptied), which=emptied))
+    unknown = sum(not part.sums.finite for part in tensors)
+    if unknown:
+        notes.append(Reason("without_norm", tensors=unknown))
+    return notes
 
 
-def kept(tensors: Iterable[StoredPart]) -> tuple[float, float] | None:
-    """Return the share of the update's energy that is left, as the squared cosine of the stored
-    update and the update, and the norm of copy - full over that of the update. None without an
-    update.
+def _values(part: StoredPart, tensor: str | None = None) -> Reason:
+    before, after = part.values
+    return Reason("values", before=before, after=after, tensor=tensor)
+
+
+def left_of_update(tensors: Iterable[StoredPart]) -> tuple[float, float] | None:
+    """The share of the update's energy that is left, as the squared cosine of the stored update and
+    the update, and the norm of copy - full over that of the update. None without an update.
     """
-    known = [one.sums for one in tensors if one.sums.finite and one.sums.update is not None]
-    update = math.fsum(one.update or 0.0 for one in known)
+    known = [part.sums for part in tensors if part.sums.finite and part.sums.update is not None]
+    update = math.fsum(sums.update or 0.0 for sums in known)
     if not update:
         return None
-    stored = math.fsum(one.stored_update or 0.0 for one in known)
-    inner = math.fsum(one.inner or 0.0 for one in known)
+    stored = math.fsum(sums.stored_update or 0.0 for sums in known)
+    inner = math.fsum(sums.inner or 0.0 for sums in known)
+    error = math.fsum(sums.error for sums in known)
     share = min(1.0, inner * abs(inner) / (update * stored)) if stored else 0.0
-    return share, math.sqrt(math.fsum(one.error for one in known) / update)
+    return share, math.sqrt(error / update)
 
 
-def _figures(found: Copy) -> dict[str, Figure]:
-    every = [one.sums for one in found.tensors]
-    known = [one for one in every if one.finite]
+def _figures(evidence: Copy) -> dict[str, Figure]:
+    every = [part.sums for part in evidence.tensors]
+    known = [sums for sums in every if sums.finite]
     figures: dict[str, Figure] = {
         "tensors": len(every),
-        "entries": sum(one.entries for one in every),
-        "entries_off": sum(one.off for one in every),
+        "entries": sum(sums.entries for sums in every),
+        "entries_off": sum(sums.off for sums in every),
     }
-    if full := math.fsum(one.full for one in known):
-        figures["relative_error"] = math.sqrt(math.fsum(one.error for one in known) / full)
-    if not found.has_base:
-        return figures
-    if of_update := kept(found.tensors):
-        share, error = of_update
-        figures["update_kept"], figures["update_cosine"] = share, math.sqrt(max(0.0, share))
+    full = math.fsum(sums.full for sums in known)
+    if full:
+        error = math.fsum(sums.error for sums in known)
+        figures["relative_error"] = math.sqrt(error / full)
+    left = left_of_update(evidence.tensors) if evidence.has_base else None
+    if left is not None:
+        share, error = left
+        figures["update_kept"] = share
+        figures["update_cosine"] = math.sqrt(max(0.0, share))
         figures["error_over_update"] = error
     return figures
 
 
-def _entries(one: StoredPart) -> Against:
-    sums = one.sums
+def _entries(part: StoredPart) -> Against:
+    sums = part.sums
     code = "entries" if sums.finite else "some_not_finite"
-    why = Reason(code, {"off": sums.off, "entries": sums.entries, "format": sums.grid})
+    why = Reason(code, off=sums.off, entries=sums.entries, format=sums.grid)
     relative = math.sqrt(sums.error / sums.full) if sums.finite and sums.full else None
-    return Against(one.tensor, why, relative)
+    return Against(part.tensor, why, relative)
 
 
 def _lost(tensors: Sequence[StoredPart]) -> Iterator[Against]:
-    """Return the modules that kept too little of the update."""
+    """Yield the modules that kept too little of the update."""
     modules: dict[str, list[StoredPart]] = {}
-    for one in tensors:
-        modules.setdefault(one.module, []).append(one)
+    for part in tensors:
+        modules.setdefault(part.module, []).append(part)
     for name, of_module in modules.items():
-        if (found := kept(of_module)) and found[0] < KEPT:
-            share, error = found
-            yield Against(name, Reason("module", {"kept": max(0.0, share)}), error)
+        left = left_of_update(of_module)
+        if left is not None and left[0] < KEPT:
+            share, error = left
+            yield Against(name, Reason("module", kept=max(0.0, share)), error)
 
 
 def _of(tensors: Sequence[StoredPart], code: str, counts: Mapping[str, int]) -> Reason:
     """Make a reason about tensors, with their formats."""
-    return Reason(code, {**counts, "formats": sorted({one.sums.grid for one in tensors})})
+    formats = sorted({part.sums.grid for part in tensors})
+    return Reason(code, counts, formats=formats)
 
 
-def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copy:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Copy:
     """Compare a full model with a copy, and with its base if one is given."""
     from shadow.checkpoints.pairing import Filter, pair_checkpoints
     from shadow.checks.whole.names import gather_expected
@@ -205,10 +220,11 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copy:
     from shadow.run.scan import fetch_all, in_words, require_unchanged, scan
     from shadow.run.sides import found_all, opened_models
 
-    named = asked.named
-    if asked.base is not None:
-        named["BASE"] = asked.base
-    full, copy, *more = opened_models(found_all(named, runtime, scratch), runtime, scratch)
+    named = question.named
+    if question.base is not None:
+        named["BASE"] = question.base
+    sides = found_all(named, runtime, scratch)
+    full, copy, *more = opened_models(sides, runtime, scratch)
     aligned = align_all(full, copy, ("the full model", "the copy"))
     base = plain(more[0]) if more else None
     bases: dict[Place, MatrixPair] = {}
@@ -226,24 +242,20 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Copy:
     tensors = sorted(rows, key=lambda row: (row.tensor, in_words(row.place)))
     require_unchanged(more)
     unread = {*aligned.unread}
-    if base is not None:
-        unread |= {
-            Unmatched(row.tensor, "base", Reason("no_base"))
-            for row in tensors
-            if row.sums.update is None and row.sums.finite and row.sums.full
-        }
-    ordered = sorted(unread, key=in_order)
-    has_base = base is not None
+    for row in tensors:
+        sums = row.sums
+        if more and sums.update is None and sums.finite and sums.full:
+            unread.add(Unmatched(row.tensor, "base", Reason("no_base")))
     in_f32: Collection[str] = ()
     # no class keeps plain norms in F32, which lose as many values
     if any(row.is_merged and row.place.module != "norm" for row in tensors):
-        in_f32 = gather_expected(full, scratch / "loader", is_cut=False).in_f32
+        in_f32 = gather_expected(full, runtime.cache, scratch / "loader", is_cut=False).in_f32
     return Copy(
         tensors,
-        has_base,
+        base is not None,
         in_f32,
         unmatched=aligned.unmatched,
-        unread=ordered,
+        unread=sorted(unread, key=in_order),
         notes=aligned.notes,
     )
 
@@ -255,7 +267,7 @@ def _copied(
     base: Checkpoint | None,
     before: MatrixPair | None,
 ) -> StoredPart | Unmatched:
-    """before: the base's tensor and the full model's."""
+    """Compare a tensor of the full model with its copy. before: the base's and the full model's."""
     import torch
 
     from shadow.run.aligned import row_of
@@ -265,11 +277,13 @@ def _copied(
     from shadow.spectra.spectrum import working_dtype
 
     assert pair.base is not None, "lined up"
-    name, stored = pair.tuned.info.name, pair.tuned.info.dtype
+    name = pair.tuned.info.name
+    stored = pair.tuned.info.dtype
     if is_raw(pair):
         row = row_of(pair, full, copy)
         return StoredPart(pair.place, row.tuned, Kept(row.formats[1], row.entries, row.changed))
-    sides, third = sides_of(pair, full, copy), None
+    sides = sides_of(pair, full, copy)
+    third = None
     if base and before and before.base and (before.rows, before.cols) == (pair.rows, pair.cols):
         seen, _ = views(replace(before, tuned=pair.base), before.base, base, full)
         if seen.shape == sides.tuned.shape:
@@ -278,7 +292,7 @@ def _copied(
                 sides = replace(sides, dtype=torch.float64)
     sums = kept_of_copy(sides, third, stored)
     if sums is None:
-        return Unmatched(name, "tuned", Reason("unknown_format", {"format": stored}))
+        return Unmatched(name, "tuned", Reason("unknown_format", format=stored))
     values = (0, 0) if pair.is_matrix or pair.cols > COUNTED else _distinct(sides)
     return StoredPart(pair.place, name, sums, pair.base.info.name, values)
 
@@ -289,9 +303,9 @@ def _distinct(sides: Sides) -> tuple[int, int]:
 
     from shadow.spectra.spectrum import tiles
 
-    parts = [
-        [one.flatten().clone() for one in sides.read(index)] for index, _ in tiles(sides.tuned)
-    ]
+    parts = []
+    for index, _ in tiles(sides.tuned):
+        parts.append([tile.flatten().clone() for tile in sides.read(index)])
     before, after = (len(torch.unique(torch.cat(side))) for side in zip(*parts, strict=True))
     return before, after
 

@@ -104,7 +104,7 @@ class Summary(PairRecord):
         return copy.deepcopy(dict(self))
 
     def with_warning(self, text: str) -> Summary:
-        """Return the same summary with one more warning, about its age."""
+        """The same summary with one more warning, about its age."""
         return self.with_values(
             warnings=[*self.warnings, text],
             warning_codes=[*self.warning_codes, "older_report"],

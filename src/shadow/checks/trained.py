@@ -120,42 +120,38 @@ class Moved:
 
     @property
     def has_moved(self) -> bool:
-        """Return whether an entry differs by more than a cast, and values are what training
-        leaves.
-        """
+        """True if an entry differs by more than a cast, and values are what training leaves."""
         return self.row.changed > 0 and self.rounded_to is None and self.broken is None
 
     @property
     def against(self) -> Against:
         """The reason that it is not what it should be."""
         row = self.row
-        changes = {"changed": row.changed, "entries": row.entries}
-        figures: dict[str, Value] = {**changes, "cast": self.cast, "format": self.rounded_to}
         if self.broken:
             return Against(row.tuned, self.broken)
         if not row.changed:
-            return Against(row.tuned, Reason("equal", {"cast": self.cast}))
-        if self.should is Should.MOVE:
-            return Against(row.tuned, Reason("rounded", figures))
+            return Against(row.tuned, Reason("equal", cast=self.cast))
         if not self.is_counted:
             return Against(row.tuned, Reason("changed"), row.relative)
-        if row.rounded:
-            code = "rounded" if self.rounded_to else "base_cast"
-            return Against(row.tuned, Reason(code, figures), row.relative)
-        return Against(row.tuned, Reason("entries", changes), row.relative)
+        changes = {"changed": row.changed, "entries": row.entries}
+        if not row.rounded:
+            return Against(row.tuned, Reason("entries", changes), row.relative)
+        code = "rounded" if self.rounded_to else "base_cast"
+        why = Reason(code, changes, cast=self.cast, format=self.rounded_to)
+        return Against(row.tuned, why, None if self.should is Should.MOVE else row.relative)
 
     def stuck(self, step: float) -> int:
         """Count entries that stayed as half a unit in the last place exceeds the step."""
         return sum(cell.entries - cell.changed for cell in self.cells if cell.half_ulp > step)
 
     def may_stay(self, step: float | None) -> bool:
-        """Return whether normal steps of half that size may leave every entry what it was."""
+        """True if normal steps of half that size may leave every entry what it was."""
         if step is None or not self.cells or self.row.changed:
             return False
-        chances = (
-            math.erf(math.sqrt(2) * one.half_ulp / step) ** one.entries for one in self.cells
-        )
-        return math.prod(chances) > CHANCE
+        chance = 1.0
+        for cell in self.cells:
+            chance *= math.erf(math.sqrt(2) * cell.half_ulp / step) ** cell.entries
+        return chance > CHANCE
 
 
 @dataclass(frozen=True)
@@ -168,22 +164,23 @@ class Training(Evidence):
     reach: Reach | None = None  # of an adapter: how many of its modules the base lacks
 
 
-def judge(found: Training) -> Answer:
+def judge(training: Training) -> Answer:
     """Judge whether all tensors that should move did, by more than a cast, and no frozen one."""
     named, frozen, others = (
-        [one for one in found.tensors if one.should is should] for should in Should
+        [tensor for tensor in training.tensors if tensor.should is should] for should in Should
     )
-    named = [one for one in named if one.row.entries]
+    named = [tensor for tensor in named if tensor.row.entries]
     step = typical_step(named)
-    should = [one for one in named if not (one.is_initial or one.may_stay(step))]
-    broken = [one for one in should if one.broken]
-    stayed = [one for one in should if not (one.has_moved or one.broken)]
-    differ = [one for one in frozen if one.row.changed]
-    leaked = [one for one in differ if one.rounded_to is None]
-    rounded = [one for one in differ if one.rounded_to]
-    figures, notes = _noted(found, named, others, step)
-    if equal := [one for one in frozen if not one.row.changed and one.cast]:
-        notes.append(Reason("cast", {"tensors": len(equal), "casts": _casts(equal)}))
+    should = [tensor for tensor in named if not (tensor.is_initial or tensor.may_stay(step))]
+    broken = [tensor for tensor in should if tensor.broken]
+    stayed = [tensor for tensor in should if not (tensor.has_moved or tensor.broken)]
+    differ = [tensor for tensor in frozen if tensor.row.changed]
+    leaked = [tensor for tensor in differ if tensor.rounded_to is None]
+    rounded = [tensor for tensor in differ if tensor.rounded_to]
+    figures, notes = _noted(training, named, others, step)
+    equal = [tensor for tensor in frozen if tensor.cast and not tensor.row.changed]
+    if equal:
+        notes.append(Reason("cast", tensors=len(equal), casts=_casts(equal)))
     figures |= {
         "tensors_to_move": len(should),
         "tensors_not_moved": len(stayed),
@@ -191,136 +188,151 @@ def judge(found: Training) -> Answer:
         "tensors_frozen": len(frozen),
         "tensors_frozen_moved": len(leaked),
         "tensors_frozen_rounded": len(rounded),
-        "entries_to_move": sum(one.row.entries for one in should),
+        "entries_to_move": sum(tensor.row.entries for tensor in should),
     }
-    if all(one.is_counted for one in should):
-        stuck = sum(one.row.entries - one.row.changed for one in should)
-        figures["entries_not_moved"] = stuck
-    cast = [one for one in stayed if one.cast]
-    of_casts: Mapping[str, Value] = {"cast": len(cast) or None, "casts": _casts(cast) or None}
-    of_rounded: Mapping[str, Value] = {
-        "casts": _casts(rounded),
-        "changed": sum(one.row.changed for one in rounded),
-        "entries": sum(one.row.entries for one in rounded),
-    }
-    kinds: list[tuple[str, Sequence[Moved], Sequence[Moved], Mapping[str, Value]]] = [
-        ("broken", broken, should, {}),
-        ("not_moved", stayed, should, of_casts),
-        ("leaked", leaked, frozen, {}),
-        ("cast_lost", rounded, frozen, of_rounded),
-    ]
-    faults = [
-        Reason(code, {"some": len(some), "tensors": len(of), **more})
-        for code, some, of, more in kinds
-        if some
-    ]
-    doubts = [not_compared(found.unread)] if found.unread else []
+    if all(tensor.is_counted for tensor in should):
+        changed = sum(tensor.row.changed for tensor in should)
+        figures["entries_not_moved"] = figures["entries_to_move"] - changed
+    cast = [tensor for tensor in stayed if tensor.cast]
+    faults = _some("broken", broken, should)
+    faults += _some("not_moved", stayed, should, cast=len(cast) or None, casts=_casts(cast) or None)
+    faults += _some("leaked", leaked, frozen)
+    faults += _some(
+        "cast_lost",
+        rounded,
+        frozen,
+        casts=_casts(rounded),
+        changed=sum(tensor.row.changed for tensor in rounded),
+        entries=sum(tensor.row.entries for tensor in rounded),
+    )
+    doubts = not_compared(training.unread)
     if not (doubts or should or frozen):
         doubts = [Reason("nothing")]
     every = (("moved", should), ("frozen", frozen))
-    apart = unmatched_reasons(found.unmatched, Reason("one_side"))
-    if found.reach and (reach := found.reach).modules:
+    apart = unmatched_reasons(training.unmatched)
+    reach = training.reach
+    if reach is not None and reach.modules:
         figures |= {"modules": reach.modules, "modules_unnamed": reach.unnamed}
         if apart and reach.is_none:
             apart = [Reason("unnamed", reach.figures)]
-    return found.judged(
+    return training.judged(
         figures,
         faults=faults + apart,
         doubts=doubts,
-        holds=[Reason(code, {"tensors": len(of)}) for code, of in every if of],
-        against=[one.against for one in (*broken, *stayed, *differ)],
+        holds=[Reason(code, tensors=len(of)) for code, of in every if of],
+        against=[tensor.against for tensor in (*broken, *stayed, *differ)],
         notes=notes,
     )
 
 
+def _some(
+    code: str, some: Sequence[Moved], tensors: Sequence[Moved], **figures: Value
+) -> list[Reason]:
+    """The number of tensors of which a reason is true, with its figures; empty without any."""
+    return [Reason(code, some=len(some), tensors=len(tensors), **figures)] if some else []
+
+
 def _casts(tensors: Iterable[Moved]) -> list[str]:
-    return sorted({one.cast for one in tensors if one.cast})
+    return sorted({tensor.cast for tensor in tensors if tensor.cast})
 
 
 def typical_step(tensors: Sequence[Moved]) -> float | None:
-    """Return the root mean square of the steps of entries; None if the grid hides it."""
-    cells = [cell for one in tensors for cell in one.cells if cell.changed >= FREE * cell.entries]
+    """The root mean square of the steps of entries; None if the grid hides it."""
+    cells = []
+    for tensor in tensors:
+        cells += [cell for cell in tensor.cells if cell.changed >= FREE * cell.entries]
     entries = sum(cell.entries for cell in cells)
     if entries < SAMPLE:
         return None
-    return math.sqrt(math.fsum(cell.energy for cell in cells) / entries) or None
+    energy = math.fsum(cell.energy for cell in cells)
+    return math.sqrt(energy / entries) or None
 
 
 def _noted(
-    found: Training, named: Sequence[Moved], others: Sequence[Moved], step: float | None
+    training: Training, named: Sequence[Moved], others: Sequence[Moved], step: float | None
 ) -> tuple[dict[str, Figure], list[Reason]]:
-    """Return notes on the answer, and their figures."""
+    """Make notes on the answer, and their figures."""
     figures: dict[str, Figure] = {}
     notes = list[Reason]()
-    updates = [one for one in found.tensors if one.is_update]
-    if idle := sum(not one.row.changed for one in updates):
+    updates = [tensor for tensor in training.tensors if tensor.is_update]
+    idle = sum(not tensor.row.changed for tensor in updates)
+    if idle:
         figures["modules_without_update"] = idle
-        notes.append(Reason("idle", {"idle": idle, "modules": len(updates)}))
+        notes.append(Reason("idle", idle=idle, modules=len(updates)))
     if step is not None:
         figures["typical_step"] = step
-        figures["entries_stuck"] = sum(one.stuck(step) for one in named)
-        if figures["entries_stuck"]:
-            formats = sorted({one.row.formats[1] for one in named if one.cells})
-            share = figures["entries_stuck"] / max(1, sum(one.row.entries for one in named))
-            notes.append(Reason("stuck", {"share": share, "step": step, "formats": formats}))
+        stuck = sum(tensor.stuck(step) for tensor in named)
+        figures["entries_stuck"] = stuck
+        if stuck:
+            formats = sorted({tensor.row.formats[1] for tensor in named if tensor.cells})
+            entries = sum(tensor.row.entries for tensor in named)
+            share = stuck / max(1, entries)
+            notes.append(Reason("stuck", share=share, step=step, formats=formats))
     if others:
-        moved = sum(one.has_moved for one in others)
-        notes.append(Reason("beside", {"tensors": len(others), "moved": moved}))
-    if initial := [one.row.tuned for one in named if one.is_initial]:
+        moved = sum(tensor.has_moved for tensor in others)
+        notes.append(Reason("beside", tensors=len(others), moved=moved))
+    initial = [tensor.row.tuned for tensor in named if tensor.is_initial]
+    if initial:
         figures["tensors_initial"] = len(initial)
-        notes.append(Reason("initial", {"vectors": len(initial), "names": initial}))
-    coarse = [one.row for one in named if not one.is_initial and one.may_stay(step)]
+        notes.append(Reason("initial", vectors=len(initial), names=initial))
+    coarse = [tensor.row for tensor in named if not tensor.is_initial and tensor.may_stay(step)]
     if coarse:
         figures["tensors_too_coarse"] = len(coarse)
-        of = {"tensors": len(coarse), "step": step, "names": [row.tuned for row in coarse]}
-        formats = sorted({row.formats[1] for row in coarse})
-        notes.append(Reason("too_coarse", of | {"formats": formats}))
+        note = Reason(
+            "too_coarse",
+            tensors=len(coarse),
+            step=step,
+            names=[row.tuned for row in coarse],
+            formats=sorted({row.formats[1] for row in coarse}),
+        )
+        notes.append(note)
     return figures, notes
 
 
-def gather(asked: Question, runtime: Runtime, scratch: Path) -> Training:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
     """Compare every tensor of a base with the trained one, and find which steps the grid allows."""
     from shadow.run.adapted import line_up_adapter, reach_of
     from shadow.run.aligned import align_all
     from shadow.run.scan import scan
     from shadow.run.sides import found_all, open_found, opened_models
 
-    patterns = Patterns.of(asked.moved, asked.frozen)
-    found = found_all(asked.named, runtime, scratch)
-    tuned = open_found(found.pop("TUNED"), runtime, scratch / "TUNED")
-    (base,) = opened_models(found, runtime, scratch)
+    patterns = Patterns.of(question.moved, question.frozen)
+    sides = found_all(question.named, runtime, scratch)
+    tuned = open_found(sides.pop("TUNED"), runtime, scratch / "TUNED")
+    (base,) = opened_models(sides, runtime, scratch)
     if not (patterns.each or tuned.adapter):
         raise UsageError(f"trained {NEEDS_PATTERN}", "such as --moved layers --frozen embed")
     if tuned.adapter:
         aligned = line_up_adapter(base, tuned)
     else:
         aligned = align_all(base, tuned, ("the base", "the tuned model"))
-    absent = {one.tensor for one in aligned.unmatched}
+    absent = {tensor.tensor for tensor in aligned.unmatched}
     reach = reach_of(tuned, base) if tuned.adapter and not base.parts else None
     patterns = patterns.of_model(aligned.places)
-    measure = partial(_moved, partial(_asked, aligned.places, patterns))
+    measure = partial(_moved, partial(_required, aligned.places, patterns))
     rows = scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
     if tuned.adapter:
         known = tuned.tensors.keys() - absent
         changed = {place for name in known for place in aligned.places.get(name, ())}
         rows += _left_alone(base, changed, patterns)
 
-    def counts(one: Unmatched) -> bool:
-        asked = map(patterns.at, aligned.places.get(one.tensor, ()))
-        return not patterns.each or any(of != {Should.EITHER} for of in asked)
+    def counts(tensor: Unmatched) -> bool:
+        if not patterns.each:
+            return True
+        places = aligned.places.get(tensor.tensor, ())
+        return any(patterns.at(place) != {Should.EITHER} for place in places)
 
-    unmatched, unread = ([*filter(counts, apart)] for apart in (aligned.unmatched, aligned.unread))
     return Training(
         rows,
         reach,
-        unmatched=unmatched,
-        unread=unread,
+        unmatched=[*filter(counts, aligned.unmatched)],
+        unread=[*filter(counts, aligned.unread)],
         notes=aligned.notes,
     )
 
 
 def _moved(
-    asked_of: Callable[[MatrixPair], set[Should]],
+    required_of: Callable[[MatrixPair], set[Should]],
     pair: MatrixPair,
     base: Checkpoint,
     tuned: Checkpoint,
@@ -329,65 +341,70 @@ def _moved(
     from shadow.run.aligned import row_of
     from shadow.run.scan import binades_of, is_initial, is_raw, rounding_between, sides_of
 
-    asked = asked_of(pair)
-    should = Should.first(asked)
+    required = required_of(pair)
+    should = Should.first(required)
+    should_move = should is Should.MOVE
     is_update = pair.tuned.factor is not None
-    binades = binades_of(pair) if should is Should.MOVE and not is_update else None
+    are_bytes = is_raw(pair)
+    binades = binades_of(pair) if should_move and not is_update else None
     row = row_of(pair, base, tuned, binades)
-    name, formats = row.tuned, row.formats
-    if row.changed and len(asked) > 1:
+    name = row.tuned
+    if row.changed and len(required) > 1:
         return Unmatched(name, "tuned", Reason("not_told_apart"))
-    is_suspect = row.changed and not is_raw(pair) and not (row.finite and row.tuned_energy)
     broken = None
-    if is_suspect and should is Should.MOVE:
+    is_suspect = not (are_bytes or (row.finite and row.tuned_energy))
+    if row.changed and is_suspect and should_move:
         broken = _broken(sides_of(pair, base, tuned), row.entries)
-    if row.changed and not (is_raw(pair) or is_update or broken):
+    if row.changed and not (are_bytes or is_update or broken):
         rounding = rounding_between(sides_of(pair, base, tuned), row, is_matrix=pair.is_matrix)
         if rounding == "copy":
-            row = replace(row, rounded=("tuned", formats[1]))
-        elif rounding and should is Should.MOVE:
-            of = {"base": formats[0], "tuned": formats[1]}
-            return Unmatched(name, "tuned", Reason(rounding, of))
+            row = replace(row, rounded=("tuned", row.formats[1]))
+        elif rounding and should_move:
+            formats = {"base": row.formats[0], "tuned": row.formats[1]}
+            return Unmatched(name, "tuned", Reason(rounding, formats))
     if pair.tuned.part.experts:
         row = replace(row, tuned=f"{name}[{pair.place.expert}]")
     cells = tuple(binades.cells()) if binades and row.finite and not broken else ()
-    stays = not (row.changed or pair.is_matrix or is_raw(pair)) and should is Should.MOVE
+    stays = should_move and not (row.changed or pair.is_matrix or are_bytes)
     is_first = stays and is_initial(sides_of(pair, base, tuned))
     return Moved(row, pair.place, should, cells, is_first, is_update, broken=broken)
 
 
 def _broken(sides: Sides, entries: int) -> Reason | None:
-    """Return why a tuned tensor that differs has values that no training leaves, if it has."""
+    """The fault of a tuned tensor that differs if it has values that no training leaves."""
     from shadow.spectra.spectrum import tiles
 
-    lost, others = 0, 0
+    lost = 0
+    others = 0
     for index, _ in tiles(sides.tuned):
         base, tuned = sides.read(index)
         lost += int((base.isfinite() & ~tuned.isfinite()).sum())
         others += int((tuned != 0).sum())
     if lost:
-        return Reason("nonfinite", {"lost": lost, "entries": entries})
+        return Reason("nonfinite", lost=lost, entries=entries)
     return None if others else Reason("zeros")
 
 
-def _asked(places: Mapping[str, set[Place]], patterns: Patterns, pair: MatrixPair) -> set[Should]:
-    """Return what is required of the matrices of a pair; without patterns, an adapter's move."""
+def _required(
+    places: Mapping[str, set[Place]], patterns: Patterns, pair: MatrixPair
+) -> set[Should]:
+    """The requirements on the matrices of a pair; without patterns, an adapter's move."""
     from shadow.run.aligned import is_whole
     from shadow.run.scan import is_raw
 
     if not patterns.each:
         return {Should.MOVE}
-    held = places[pair.tuned.info.name] if is_whole(pair) else {pair.place}
-    asked = {should for place in held for should in patterns.at(place)}
-    modules = {place.module for place in held}
+    own = places[pair.tuned.info.name] if is_whole(pair) else {pair.place}
+    required = {should for place in own for should in patterns.at(place)}
+    modules = {place.module for place in own}
     if is_raw(pair) and pair.place.module == "other" and "other" not in modules:
         # what belongs to packed numbers need not move with them
-        asked = {Should.EITHER if should is Should.MOVE else should for should in asked}
-    return asked
+        required = {Should.EITHER if should is Should.MOVE else should for should in required}
+    return required
 
 
 def _left_alone(base: Checkpoint, moved: set[Place], patterns: Patterns) -> list[Moved]:
-    """Return the tensors of a base that an adapter does not touch."""
+    """The tensors of a base that an adapter does not touch."""
     from shadow.run.aligned import parts_of
     from shadow.run.scan import in_words
 
@@ -395,9 +412,10 @@ def _left_alone(base: Checkpoint, moved: set[Place], patterns: Patterns) -> list
     for name, parts in parts_of(base).items():
         info = base.tensors[name]
         for part in parts:
-            entries, place = math.prod(part.shape(info.shape)), part.place
-            row = Scanned(in_words(place), name, name, (info.dtype, info.dtype), entries, 0)
+            place = part.place
             if place not in moved:
+                entries = math.prod(part.shape(info.shape))
+                row = Scanned(in_words(place), name, name, (info.dtype, info.dtype), entries, 0)
                 rows.append(Moved(row, place, Should.first(patterns.at(place))))
     return rows
 
@@ -426,9 +444,10 @@ class SnapshotTensors:
 
 def taken(model: Checkpoint) -> SnapshotTensors:
     """Take a snapshot of a model, reading every entry once."""
-    tensors = model.tensors.items()
-    found = {name: model.sources[info.shard].checksum(info) for name, info in tensors}
-    return SnapshotTensors(model.tensors, found)
+    checksums = {}
+    for name, info in model.tensors.items():
+        checksums[name] = model.sources[info.shard].checksum(info)
+    return SnapshotTensors(model.tensors, checksums)
 
 
 def verified_since(
@@ -442,38 +461,44 @@ def verified_since(
     places = {name: [part.place for part in parts] for name, parts in parts_of(every).items()}
     patterns = patterns.of_model({name: places[name] for name in model.tensors})
     now = taken(model)
-    rows, unmatched, unread = list[Moved](), list[Unmatched](), list[Unmatched]()
-    for name, of in places.items():
-        asked = {should for place in of for should in patterns.at(place)}
-        old, info = before.tensors.get(name), now.tensors.get(name)
+    rows: list[Moved] = []
+    unmatched: list[Unmatched] = []
+    unread: list[Unmatched] = []
+    for name, of_tensor in places.items():
+        required = {should for place in of_tensor for should in patterns.at(place)}
+        old = before.tensors.get(name)
+        info = now.tensors.get(name)
         if old is None or info is None or (old.shape, old.dtype) != (info.shape, info.dtype):
-            if asked != {Should.EITHER}:
-                unmatched.append(
-                    Unmatched(name, "base" if info is None else "tuned", Reason("one_side"))
-                )
+            if required != {Should.EITHER}:
+                side = "base" if info is None else "tuned"
+                unmatched.append(Unmatched(name, side, Reason("one_side")))
             continue
-        changed = before.checksums[name] != now.checksums[name]
-        if changed and len(asked) > 1:
+        is_changed = before.checksums[name] != now.checksums[name]
+        if is_changed and len(required) > 1:
             unread.append(Unmatched(name, "tuned", Reason("not_told_apart")))
             continue
-        entries, formats = info.parameters, (old.dtype, info.dtype)
-        row = Scanned(name, name, name, formats, entries, entries if changed else 0)
-        should = Should.first(asked)
-        is_first, broken = False, None
-        if changed and should is Should.MOVE and info.dtype in WIDE:
+        entries = info.parameters
+        changed = entries if is_changed else 0
+        row = Scanned(name, name, name, (old.dtype, info.dtype), entries, changed)
+        should = Should.first(required)
+        is_first = False
+        broken = None
+        if is_changed and should is Should.MOVE and info.dtype in WIDE:
             whole = model.tensor(info).whole()
             lost = int((~whole.isfinite()).sum())
             if 0 < lost < entries:  # they may be those of the snapshot
                 unread.append(Unmatched(name, "tuned", Reason("not_finite")))
                 continue
             if lost:
-                broken = Reason("nonfinite", {"lost": lost, "entries": entries})
+                broken = Reason("nonfinite", lost=lost, entries=entries)
             elif not whole.any():
                 broken = Reason("zeros")
-        elif not changed and len(info.shape) < 2:
+        elif not is_changed and len(info.shape) < 2:
             whole = model.tensor(info).whole()
             # all 1, or all 0, as norms and biases start
             is_first = bool((whole == 1).all() or (whole == 0).all())
-        rows.append(Moved(row, of[0], should, is_initial=is_first, is_counted=False, broken=broken))
+        place = of_tensor[0]
+        moved_row = Moved(row, place, should, is_initial=is_first, is_counted=False, broken=broken)
+        rows.append(moved_row)
     evidence = Training(rows, unmatched=unmatched, unread=unread)
     return Verification(CHECK, {"BASE": "a snapshot", "TUNED": "memory"}, CHECK.judge(evidence))

@@ -16,7 +16,7 @@ from shadow.cli.gate import begin, summarise
 from shadow.cli.options import FILE, prepare
 from shadow.errors import ShadowError, UsageError
 from shadow.options import ARGUMENT, option
-from shadow.run.runtime import Files, Progress, Runtime, access_of, ignore
+from shadow.run.runtime import Files, Progress, Runtime, access_of, cache_of, ignore
 from shadow.storage import as_given
 from shadow.text import visible
 
@@ -93,7 +93,7 @@ def verify(
             )
         ]
     say = ignore if quiet else console.say
-    runtime = Runtime(jobs=jobs, access=access_of(replace(files, cache=False)), say=say)
+    runtime = Runtime(jobs=jobs, access=access_of(files), cache=cache_of(files), say=say)
     is_alone = listed is None
 
     def checked(one: Question) -> Verification | FailedVerification:

@@ -25,8 +25,7 @@ from typing import TypeVar
 import numpy
 import torch
 
-from shadow.checkpoints.listing import listings_of
-from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.opening import Checkpoint, listings_of
 from shadow.checkpoints.pairing import Filter, MatrixPair
 from shadow.checkpoints.sources import Source, WholeFile
 from shadow.engines.engine import NOT_SHARED, Engine, Task, completed, require_sight

@@ -115,29 +115,28 @@ class JudgedReport:
             return Outcome.HOLDS, Reason("none_changed")
         if any(changed.values()):
             return Outcome.DOES_NOT_HOLD, states_are(changed)
-        places = {"places": [*changed]}
-        return Outcome.INCONCLUSIVE, Reason("places_left_open", places)
+        return Outcome.INCONCLUSIVE, Reason("places_left_open", places=[*changed])
 
     def why_absent(self, metric: Metric) -> Reason | str:
         """The reason that the report has no figure that a rule names."""
         if metric.component == FILES:
-            return Reason("no_such", {"what": FILES})
+            return Reason("no_such", what=FILES)
         if metric.place is not None:
-            return Reason("no_such", {"what": metric.place.text})
+            return Reason("no_such", what=metric.place.text)
         if metric.component is None:
             return self._gate("changed").reason
         what = str(replace(metric, metric=""))
         rounded = "rounding" if self.summary.figures.matrices_rounded else None
-        return Reason("no_matrix", {"what": what, "rounded": rounded})
+        return Reason("no_matrix", what=what, rounded=rounded)
 
 
 def states_are(states: Mapping[str, State]) -> Reason:
     """The states of places or files, as a reason."""
     reasons = []
     for name, state in states.items():
-        figures = {"name": name, "state": state or "unknown"}
-        reasons.append(Reason("state_is", figures))
-    return Reason("states", {"states": reasons})
+        reason = Reason("state_is", name=name, state=state or "unknown")
+        reasons.append(reason)
+    return Reason("states", states=reasons)
 
 
 def read_measured(

@@ -27,6 +27,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from shadow.checks.answer import Outcome
 from shadow.checks.pair_gates import GATES
 from shadow.checks.patterns import Pattern, parse_pattern
 from shadow.checks.registry import one_of, pair_claim
@@ -52,8 +53,8 @@ MISTYPED = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}
 CHANGED = "changed"
 UNCHANGED = "unchanged"
 OF_FILES = (CHANGED, UNCHANGED, "added", "removed")
-HOLDS = "holds"
-FAILS = "does not hold"
+HOLDS = Outcome.HOLDS.words
+FAILS = Outcome.DOES_NOT_HOLD.words
 STATES = (*OF_FILES, HOLDS, FAILS)  # comparisons that need no number
 FILES = "files"  # this and the next two stand before the name of one
 GATE = "gate"

@@ -402,8 +402,7 @@ def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
     figures = []
     for finding in violating or findings:
         text = _text(finding.value, rule.holds)
-        figure = {"figure": finding.figure, "value": text}
-        figures.append(Reason("figure_is", figure))
+        figures.append(Reason("figure_is", figure=finding.figure, value=text))
     return _verdict(
         rule,
         "violated" if violating else "within",
@@ -503,24 +502,24 @@ def _move_of(
     row = baseline.rows[scope]
     before = baseline.figure(scope, metric)
     if before is None:
-        return Reason("null_before", {"figure": name})
+        return Reason("null_before", figure=name)
     bounds = row.intervals.get(metric)
     if bounds is None:
         why = row.no_interval if metric in row.intervals else None
-        return Reason("without_interval", {"figure": name, "why": why or "no spread"})
+        return Reason("without_interval", figure=name, why=why or "no spread")
     low, high = bounds
     value = now.figure(scope, metric)
     share = baseline.tables.share([scope], metric)
     if value is not None:
         share = min(share, now.tables.share([scope], metric))
     if share < LEAST_SHARE:
-        return Reason("rests_on_little", {"figure": name, "share": share})
+        return Reason("rests_on_little", figure=name, share=share)
     is_outside = True
     if value is not None:
         error = now.tables.error(scope, metric)
         to_bound = min(abs(value - low), abs(value - high))
         if error > 0 and to_bound <= error:
-            return Reason("error_reaches_bound", {"figure": name})
+            return Reason("error_reaches_bound", figure=name)
         slack = NOISE * max(abs(low), abs(high))
         is_outside = not low - slack <= value <= high + slack
     return RuleFigure(name, value, is_outside, before, low, high)
@@ -544,14 +543,14 @@ def _was(finding: RuleFigure) -> Reason:
     def is_inside(value: Any) -> bool:  # of the bounds as they are written
         return float(low) <= float(value) <= float(high)
 
-    figures = {
-        "figure": finding.figure,
-        "value": "null" if finding.value is None else _text(finding.value, is_inside),
-        "before": f"{finding.before or 0.0:.3g}",
-        "low": low,
-        "high": high,
-    }
-    return Reason("figure_was", figures)
+    return Reason(
+        "figure_was",
+        figure=finding.figure,
+        value="null" if finding.value is None else _text(finding.value, is_inside),
+        before=f"{finding.before or 0.0:.3g}",
+        low=low,
+        high=high,
+    )
 
 
 def _text(value: Any, holds: Callable[[Any], bool]) -> str:

@@ -35,7 +35,7 @@ from shadow.run.runtime import (
     Progress,
     Runtime,
     access_of,
-    default_folder,
+    cache_of,
     ignore,
     require_known,
 )
@@ -149,13 +149,12 @@ def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
     if not selection.own:
         pairs = counted(len(selection.pairs), "pair", "pairs")
         say(f"nothing to audit in shard {selection.shard}: the list has {pairs}")
-    cache = default_folder() if request.files.cache is True else request.files.cache
     return Runtime(
         jobs=request.jobs,
         access=access_of(request.files),
         found=request.found,
         overwrite=request.overwrite,
-        cache=Path(cache) if cache else None,
+        cache=cache_of(request.files),
         say=say,
     )
 

@@ -172,6 +172,8 @@ class NameRules:
         self.counts: Mapping[str, Sequence[Sequence[str]]] = data["counts"]
         # model types whose head is the embedding unless the config says otherwise
         self.tied = frozenset(data["tied"])
+        # types of adapters that peft has
+        self.adapters = frozenset(data["adapters"])
         # keys of a config that tell of quantisation, and by its name of a method what people say
         self.quantization_keys: Sequence[str] = data["quantization_keys"]
         self.quantization_methods: Mapping[str, str] = data["quantization_methods"]

@@ -330,7 +330,7 @@ def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
 
 @dataclass(frozen=True)
 class Reach:
-    """The number of modules of an adapter, and of those without a name of the base: peft ignores them."""
+    """Counts of the modules of an adapter; peft ignores those without a name of the base."""
 
     modules: int
     unnamed: int
@@ -339,7 +339,7 @@ class Reach:
 
     @property
     def is_none(self) -> bool:
-        """Whether peft ignores all of them."""
+        """True if peft ignores all of them."""
         return self.modules == self.unnamed > 0
 
     @property

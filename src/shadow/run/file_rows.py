@@ -14,17 +14,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
+from shadow.checkpoints.contents import TEMPLATE, contents, differences
 from shadow.checkpoints.listing import (
-    TEMPLATE,
     Listing,
-    StoredFile,
     checksum_like,
-    contents,
     differ_in_sample,
-    differences,
-    kind_of,
-    read_small,
 )
+from shadow.checkpoints.stored_files import StoredFile, kind_of
 from shadow.errors import ShadowError
 from shadow.reports.columns import Cell
 from shadow.text import several, visible
@@ -84,7 +80,7 @@ class _Sides:
                     "side": side,
                     "state": state,
                     "kind": file.kind,
-                    "bytes": file.size,
+                    "bytes": None if file.problem else file.size,
                     "sha256": digest if kind == "sha256" else self.digests.get((side, path)),
                     "differs": (" ".join(words) if side == last else "") or None,
                     "detail": visible(detail if side == last else file.problem)[:LONGEST] or None,
@@ -147,7 +143,7 @@ class _Sides:
 
     def _read(self, side: str, path: str) -> bytes:
         """Read a small file of a side. Raises ShadowError."""
-        content = read_small(self.of[side], self.of[side].files[path], self.say)
+        content = self.of[side].read(path, self.say)
         self.digests[side, path] = hashlib.sha256(content).hexdigest()
         return content
 

@@ -108,7 +108,7 @@ def plan_pair(
         scratch = Path(unpacked)
         base, tuned = find_sides(pair, runtime, scratch)
         for part in filter(None, (pickled_part(base), pickled_part(tuned))):
-            need = sum(part.snapshot.files[shard].size for shard in part.weights.shards)
+            need = sum(part.listing.files[shard].size for shard in part.weights.shards)
             raise ShadowError(
                 f"{part.reference}: listing its .bin files needs a download of {byte_size(need)}",
                 "`shadow audit --allow-pickle` downloads and reads them",

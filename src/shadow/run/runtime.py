@@ -34,11 +34,11 @@ LEAST_DISK = 1_000  # bytes; no shard is smaller
 @explained
 @dataclass(frozen=True)
 class Files:
-    """Sources of checkpoints and of solved spectra.
+    """Sources of checkpoints and of earlier results.
 
     fetch: how weights come from the Hub: auto (or the value of SHADOW_FETCH), shards or ranges.
-    cache: a folder of spectra that were solved before; True: that of the command; False: none is
-    stored or used.
+    cache: a folder of spectra that were solved before, and of answers of transformers; True: that
+    of the command; False: none is stored or used.
     """
 
     allow_pickle: bool = option(
@@ -183,9 +183,9 @@ class Asked:
     scratch: Path
 
 
-# Of a spectrum, or of what a killed process left of one. Nothing of another name is ever removed:
-# somebody may name a folder of models.
-NAME = re.compile(r"[0-9a-f]{62}\.safetensors(\.[0-9a-f]{8}\.tmp)?")
+# Of a spectrum or an answer, or of what a killed process left of one. Nothing of another name is
+# ever removed: somebody may name a folder of models.
+NAME = re.compile(r"[0-9a-f]{62}\.(safetensors|json)(\.[0-9a-f]{8}\.tmp)?")
 
 
 def default_folder() -> Path | None:
@@ -204,8 +204,14 @@ def default_folder() -> Path | None:
         return None
 
 
+def cache_of(files: Files) -> Path | None:
+    """The folder of the cache that was chosen; None for none."""
+    cache = default_folder() if files.cache is True else files.cache
+    return Path(cache) if cache else None
+
+
 def _files(folder: Path) -> list[tuple[float, int, Path]]:
-    """Yield (time of last use, bytes, path) of every spectrum, in any order."""
+    """Yield (time of last use, bytes, path) of every such file, in any order."""
     files = []
     for path in folder.glob("[0-9a-f][0-9a-f]/*"):
         if not NAME.fullmatch(path.name):
@@ -217,7 +223,7 @@ def _files(folder: Path) -> list[tuple[float, int, Path]]:
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of the spectra in a folder; 0 if there is none."""
+    """Return the bytes of such files in a folder; 0 if there is none."""
     return sum(size for _, size, _ in _files(folder))
 
 

@@ -21,6 +21,7 @@ APART: Mapping[str, str] = {
     "not_read": "the other side is not read",
     "not_finite": "some entries are not finite",
 }
+ON_ONE_SIDE = Reason("one_side")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +69,33 @@ class Unmatched:
     """Whether both sides have it, and `why` says how they differ: in rows, shape or dtype."""
 
 
-def in_order(one: Unmatched) -> tuple[str, ...]:
-    """Return a sort key: by name, then by side, then by reason."""
-    return one.tensor, one.side, one.why.code, *map(str, one.why.figures.values())
+def in_order(unmatched: Unmatched) -> tuple[str, ...]:
+    """A sort key: by name, then by side, then by reason."""
+    why = unmatched.why
+    return unmatched.tensor, unmatched.side, why.code, *map(str, why.figures.values())
 
 
 def relative_norm(rows: Iterable[Scanned]) -> float | None:
-    """Return the norm of all deltas over that of all bases; None if the bases have none."""
+    """The norm of all deltas over that of all bases; None if the bases have none."""
     known = [row for row in rows if row.finite]
     base = math.fsum(row.base_energy for row in known)
     return math.sqrt(math.fsum(row.delta_energy for row in known) / base) if base else None
 
 
-def not_compared(unread: Sequence[Unmatched]) -> Reason:
-    """Return how many tensors are not compared, and why the first is not."""
-    return Reason("not_compared", {"tensors": len(unread), "why": unread[0].why})
+def not_compared(unread: Sequence[Unmatched]) -> list[Reason]:
+    """Count the tensors that are not compared, and say why the first is not; empty without any."""
+    if not unread:
+        return []
+    return [Reason("not_compared", tensors=len(unread), why=unread[0].why)]
 
 
-def unmatched_reasons(unmatched: Sequence[Unmatched], where: Reason) -> list[Reason]:
+def unmatched_reasons(unmatched: Sequence[Unmatched], where: Reason = ON_ONE_SIDE) -> list[Reason]:
     """Count the tensors that only one side has, and those that differ in shape, dtype or rows."""
-    whole = sum(not one.is_shared for one in unmatched)
-    said = [Reason("apart", {"tensors": whole, "where": where})] if whole else []
-    shared = Counter(one.why for one in unmatched if one.is_shared)
-    return said + [
-        Reason("shared_apart", {"tensors": count, "how": how}) for how, count in shared.items()
-    ]
+    reasons = []
+    whole = sum(not tensor.is_shared for tensor in unmatched)
+    if whole:
+        reasons.append(Reason("apart", tensors=whole, where=where))
+    shared = Counter(tensor.why for tensor in unmatched if tensor.is_shared)
+    for how, count in shared.items():
+        reasons.append(Reason("shared_apart", tensors=count, how=how))
+    return reasons

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
+from shadow.checkpoints.listing import Listing, top_of_folder
 from shadow.checkpoints.opening import (
     Assembled,
     Checkpoint,
@@ -33,6 +34,7 @@ from shadow.text import and_list, byte_size, short
 from shadow.version import __version__
 
 if TYPE_CHECKING:
+    from shadow.checkpoints.snapshots import Snapshot
     from shadow.reports.provenance import CheckpointMetadata, ReportMetadata
     from shadow.run.settings import Settings
     from shadow.targets.families import Pair
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
 
 def references_of(pair: Pair) -> list[Reference]:
     """Return the checkpoints that both sides are made of."""
-    return [part for side in (pair.base, pair.tuned) for _, part in side.parts]
+    parts = [*pair.base.parts, *pair.tuned.parts]
+    return [reference for _, reference in parts]
 
 
 def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextManager[None]:
@@ -101,7 +104,9 @@ def reference_of(side: CheckpointMetadata) -> AnyReference:
         return _reference(repo, commit)
     component = rf"(?:^| )({'|'.join(name_rules().components)})="
     _, *parts = re.split(component, repo)
-    _, *commits = re.split(component, commit) if commit else ("", *parts)
+    commits = parts
+    if commit:
+        _, *commits = re.split(component, commit)
     if not side["fingerprint"] or parts[::2] != commits[::2]:
         raise ShadowError(f"the report does not say which files of {repo} were read")
     of_each = [None if commit is None or one == "a folder" else one for one in commits[1::2]]
@@ -118,7 +123,8 @@ def _reference(repo: str, commit: str | None) -> Reference:
 
 def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[Found, Found]:
     """Find base and tuned side."""
-    found = found_all({"base": pair.base, "tuned": pair.tuned}, runtime, scratch)
+    sides = {"base": pair.base, "tuned": pair.tuned}
+    found = found_all(sides, runtime, scratch)
     return found["base"], found["tuned"]
 
 
@@ -144,7 +150,7 @@ def find_audited(
 
 
 def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint | Located:
-    access, say = runtime.access, runtime.say
+    access = runtime.access
     if reference.is_folder:
         return open_folder(
             reference.repo,
@@ -152,28 +158,57 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
             scratch=scratch,
             file=access.file,
         )
-    from shadow.checkpoints.hub import pin
+    return locate(
+        snapshot_of(reference, runtime),
+        allow_pickle=access.allow_pickle,
+        say=runtime.say,
+        file=access.file,
+    )
 
-    if (how := as_folder(reference.repo)) and not access.offline:
-        say(f"{reference.repo} is taken for a model on the Hub; {how}")
-    revision = runtime.commits.get(reference, reference.revision)
-    snapshot = pin(reference.repo, revision, reference.subfolder, offline=access.offline, say=say)
-    return locate(snapshot, allow_pickle=access.allow_pickle, say=say, file=access.file)
+
+def listing_of(reference: Reference, runtime: Runtime) -> Listing:
+    """The files in a folder itself, or of a commit on the Hub; none of a file that is named."""
+    if not reference.is_folder:
+        return snapshot_of(reference, runtime)
+    root = Path(reference.repo)
+    if not root.is_dir():
+        return Listing(reference.repo, {})
+    return top_of_folder(root)
+
+
+def snapshot_of(reference: Reference, runtime: Runtime) -> Snapshot:
+    """The files of a commit on the Hub."""
+    from shadow.checkpoints.snapshots import pin
+
+    offline = runtime.access.offline
+    if (how := as_folder(reference.repo)) and not offline:
+        runtime.say(f"{reference.repo} is taken for a model on the Hub; {how}")
+    return pin(
+        reference.repo,
+        runtime.commits.get(reference, reference.revision),
+        reference.subfolder,
+        offline=offline,
+        say=runtime.say,
+    )
 
 
 def _parts(found: Iterable[Found]) -> list[Checkpoint | Located]:
     """Return the checkpoints that sides are made of."""
-    return [
-        part
-        for one in found
-        for part in ([of for _, of in one.parts] if isinstance(one, Assembled) else [one])
-    ]
+    parts: list[Checkpoint | Located] = []
+    for side in found:
+        if isinstance(side, Assembled):
+            parts.extend(part for _, part in side.parts)
+        else:
+            parts.append(side)
+    return parts
 
 
 def pickled_part(found: Found) -> Located | None:
     """Return a part whose weights must be fetched before anything is known about them, or None."""
-    located = (part for part in _parts([found]) if isinstance(part, Located))
-    return next((part for part in located if part.weights.pickled), None)
+    for part in _parts([found]):
+        if isinstance(part, Located) and part.weights.pickled:
+            return part
+    return None
 
 
 @uncollected()
@@ -203,10 +238,11 @@ def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
         return found
     to_move = 0
     if found.weights.pickled:
+        from shadow.checkpoints.snapshots import Snapshot
         from shadow.run.plan import require_disk_at_once
 
-        snapshot, shards = found.snapshot, found.weights.shards
-        files = [WholeFile(snapshot.files[shard]) for shard in shards]
+        assert isinstance(found.listing, Snapshot), "a folder is opened when it is found"
+        files = [WholeFile(found.listing.files[shard]) for shard in found.weights.shards]
         to_move = require_disk_at_once(f"{found.reference}: its .bin files", files, runtime.access)
     if to_move:
         runtime.say(f"fetching {byte_size(to_move)} of .bin files")
@@ -247,11 +283,9 @@ def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -
 def require_gguf(file: str | None, found: Iterable[Found]) -> None:
     """Raise ShadowError if a pattern should choose among GGUF files, and there are none."""
     parts = _parts(found)
-    shards = [
-        shard
-        for one in parts
-        for shard in (one.sources if isinstance(one, Checkpoint) else one.weights.shards)
-    ]
+    shards: list[str] = []
+    for part in parts:
+        shards += part.sources if isinstance(part, Checkpoint) else part.weights.shards
     if file is not None and not any(shard.endswith(GGUF) for shard in shards):
-        names = and_list([one.reference for one in parts])
+        names = and_list([part.reference for part in parts])
         raise ShadowError(f"--file {short(file)}: no GGUF file in {names}", "leave out --file")

@@ -1,18 +1,27 @@
 """`whole CHECKPOINT`: whether one checkpoint agrees with itself.
 
-In this package: shards, values, names (what a loader expects), vocabulary and configs (tokens,
-adapters).
+In this package: shards, values, names (what a loader expects), vocabulary, configs (tokens,
+adapters), small_files (compared with each other), copies, quantised_modules and gguf_metadata.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Answer, Check, Outcome, Question
-from shadow.checks.whole import configs, names, shards, values
+from shadow.checks.whole import (
+    configs,
+    copies,
+    gguf_metadata,
+    names,
+    quantised_modules,
+    shards,
+    small_files,
+    values,
+)
 from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings, folded, gathered
 from shadow.checks.whole.vocabulary import find_vocabulary
 from shadow.errors import UsageError
@@ -20,6 +29,8 @@ from shadow.templates import Reason, Value
 from shadow.text import nearest
 
 if TYPE_CHECKING:
+    from shadow.checkpoints.expected import Expected
+    from shadow.checkpoints.safetensors_files import Header
     from shadow.run.runtime import Runtime
     from shadow.run.scan import Swept
     from shadow.run.scanned import Unmatched
@@ -28,9 +39,13 @@ if TYPE_CHECKING:
 RULES: Mapping[str, FindingRule] = {
     **shards.RULES,
     **configs.OF_ADAPTERS,
+    **quantised_modules.RULES,
     **values.RULES,
     **names.RULES,
+    **gguf_metadata.RULES,
     **configs.RULES,
+    **small_files.RULES,
+    **copies.RULES,
 }
 # a row has its name before it, a sentence its names
 WORDS = {code: f"[{{names}}: ]{rule.text}" for code, rule in RULES.items()} | {
@@ -54,6 +69,10 @@ class Whole:
     names: names.Names | None = None
     words: configs.Words | None = None
     adapter: configs.Factors | None = None
+    small: small_files.SmallFiles | None = None
+    copies: Sequence[copies.Copy] = ()
+    modules: quantised_modules.Modules | None = None
+    gguf: Header | None = None
     with_values: bool = True
     accept: Mapping[str, str] = field(default_factory=dict)
     """By the code of a fault that a person accepts, the reason."""
@@ -83,6 +102,14 @@ def judge(found: Whole) -> Answer:
         configs.judge_words(findings, found.words)
     if found.adapter is not None:
         configs.judge_adapter(findings, found.adapter)
+    if found.small is not None:
+        small_files.judge_small_files(findings, found.small)
+    for code, name, other in found.copies:
+        findings.add(name, code, other=other)
+    if found.modules is not None:
+        quantised_modules.judge_modules(findings, found.modules)
+    if found.gguf is not None:
+        gguf_metadata.judge_metadata(findings, found.gguf)
     if found.values is None:
         findings.add("", "nothing_opened")
     order = [*RULES]
@@ -127,34 +154,53 @@ def require_acceptable(accept: Mapping[str, str]) -> None:
 
 
 def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
-    """Read headers and small files, then ask a loader, then sweep once over values."""
+    """Read headers and small files, then sweep once over values while a loader is asked."""
+    from shadow.checkpoints.transfers import Transfer, meanwhile
+
     read = not asked.headers
     checkpoint, stored, small, files = shards.open_whole(
         asked.models[0], runtime, scratch, with_values=read
     )
     if checkpoint is None:
         return Whole(files, with_values=read, accept=asked.accept)
-    adapter, expected, named = None, None, None
     is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
     is_adapter |= checkpoint.adapter is not None
     is_loaded = asked.models[0] in runtime.found  # a model in memory
-    if not is_adapter and not is_loaded:
-        expected = names.gather_expected(checkpoint, scratch / "loader", is_cut=files.are_cut)
+    swept: list[Swept] = []
+    unread: list[Unmatched] = []
+
+    def ask() -> Expected | None:
+        if is_adapter or is_loaded:
+            return None
+        folder = scratch / "loader"
+        return names.gather_expected(checkpoint, runtime.cache, folder, is_cut=files.are_cut)
+
+    with meanwhile(ask) as answer:
+        if read:
+            from shadow.run.scan import sweep
+
+            swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
+    expected = answer.result()
+    if expected is not None:
+        expected = quantised_modules.without_format(checkpoint, expected)
     vocabulary = find_vocabulary(checkpoint, expected)
+    adapter, named = None, None
     if expected is not None:
         tied = None
-        if vocabulary.heads and vocabulary.embeddings:
-            ends = vocabulary.heads[0], vocabulary.embeddings[0]
+        ends = (*vocabulary.heads[:1], *vocabulary.embeddings[:1])
+        are_packed = {bool(checkpoint.tensors[name].packing) for name in ends}
+        if len(ends) == 2 and len(are_packed) == 1:  # rounding makes a packed copy differ
             reading = runtime if read else None
             tied = names.gather_tied(checkpoint, ends, reading, is_tied=expected.tied)
         indexed = files.weight_map.keys()
-        named = names.Names(checkpoint.tensors, checkpoint.config, expected, tied, indexed)
-    swept: list[Swept] = []
-    unread: list[Unmatched] = []
-    if read:
-        from shadow.run.scan import sweep
-
-        swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
+        # pieces of one module are no names among the weights of others
+        is_mixed = checkpoint.refused and any(one.packing for one in checkpoint.tensors.values())
+        tensors = {} if is_mixed else checkpoint.tensors
+        named = names.Names(tensors, checkpoint.config, expected, tied, indexed)
+    modules = None
+    if not is_adapter and checkpoint.gguf is None:
+        folder = files.names if checkpoint.config and not files.are_cut else ()
+        modules = quantised_modules.gather_modules(checkpoint, swept, folder, Transfer(runtime.say))
     if is_adapter:
         adapter = configs.read_factors(small.get(configs.ADAPTER_CONFIG), stored, swept)
     words = configs.read_words(
@@ -166,10 +212,15 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     )
     tokens = max(words.vocabulary.values(), default=-1) + 1
     is_quantised = names.is_quantised(checkpoint)
+    plain = () if is_quantised else stored.values()
+    needs_code = expected is not None and expected.problem == "unknown_class"
+    beside = small_files.SmallFiles(small, files.every, words, plain, needs_code)
+    found = copies.gather_copies(checkpoint, vocabulary, beside.written, swept, runtime)
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
     every = values.Values(stored, swept, unread, tables, is_quantised)
-    return Whole(files, every, named, words, adapter, read, asked.accept)
+    parts = files, every, named, words, adapter, beside, found, modules, checkpoint.gguf
+    return Whole(*parts, read, asked.accept)
 
 
 CHECK = Check(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,9 @@ from shadow.checks.whole.part import (
     clipped,
     is_broken,
     json_object,
+    listed,
 )
+from shadow.places.names import name_rules
 from shadow.templates import Value
 
 if TYPE_CHECKING:
@@ -30,8 +32,13 @@ if TYPE_CHECKING:
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 SPECIAL, ADDED, TOKENS = "special_tokens_map.json", "added_tokens.json", "tokenizer.json"
+VOCAB = "vocab.json"
 KINDS = ("eos", "bos", "pad")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
+PREFIX = "base_model.model."  # of every name that peft reads
+IN_LAYER = re.compile(
+    r"(?P<stack>.+?)\.(?P<layer>[0-9]{1,9})\.(?P<parent>(?:.+\.)?)(?P<module>[^.]+)"
+)
 # heads that peft adds to modules_to_save by itself, of which a model has one or none
 LISTED_BY_PEFT = {
     "SEQ_CLS": ("classifier", "score"),
@@ -161,9 +168,27 @@ OF_ADAPTERS: Mapping[str, FindingRule] = {
     ),
     "dora_absent": FindingRule(
         FAULT,
-        "config says DoRA, but no module has magnitudes",
+        "config says DoRA, but it has no magnitudes",
         "peft takes the magnitudes of the base, which is another update than was trained.",
         "Restore the magnitudes, or set `use_dora` to false if none were trained.",
+    ),
+    "adapter_other": FindingRule(
+        NOTE,
+        "an adapter of type {kind}, whose tensors are not compared with its config",
+        "A tensor that it lacks is not named.",
+        "Load it on its base with peft.",
+    ),
+    "key_unread": FindingRule(
+        FAULT,
+        "peft reads no tensor of this name",
+        "peft drops it without a word, so the module stays that of the base, or is random.",
+        "Rename it to `base_model.model.` and the name of the tensor in the base.",
+    ),
+    "factors_lost": FindingRule(
+        FAULT,
+        "it has no factors, although config or most layers name it",
+        "peft gives it an update of zero, so what was trained is lost.",
+        "Restore the factors from a checkpoint of the training.",
     ),
     "adapter_kind": FindingRule(
         DOUBT,
@@ -186,6 +211,7 @@ class Words:
     """The tokenizer's, as far as files of JSON have it."""
     unread: Mapping[str, bool] = field(default_factory=dict)
     """Files of the tokenizer that are not read as a JSON object, and whether they are broken."""
+    slow: Mapping[str, object] = field(default_factory=dict)  # of vocab.json
     vocab_size: int = 0  # the config's; 0 where it says none
     rows: int = 0  # of the embedding of these tokens; 0 where it is not known
     sees: bool = False  # whether the model has other components than language
@@ -235,7 +261,7 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     config, generation, tokenizer = (
         json_object(small.get(name)) for name in (CONFIG, GENERATION, TOKENIZER)
     )
-    texts = {name: small[name] for name in (SPECIAL, ADDED, TOKENS, "vocab.json") if name in small}
+    texts = {name: small[name] for name in (SPECIAL, ADDED, TOKENS, VOCAB) if name in small}
     objects = {name: json_object(content) for name, content in texts.items()}
     unread = {
         name: is_broken(texts[name])
@@ -248,23 +274,25 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     unknown = {}
     for kind in KINDS:
         key, word = f"{kind}_token_id", f"{kind}_token"
-        text = _text(tokenizer.get(word, special.get(word)))
+        text = text_of(tokenizer.get(word, special.get(word)))
         own = {
             CONFIG: config.get(key, text_config(config).get(key)),
             GENERATION: generation.get(key),
             TOKENIZER: vocabulary.get(text),
         }
         numbers = {
-            file: [one for one in (said if isinstance(said, list) else [said]) if type(one) is int]
-            for file, said in own.items()
+            file: [one for one in listed(said) if type(one) is int] for file, said in own.items()
         }
         ids[kind] = {file: some for file, some in numbers.items() if min(some, default=-1) >= 0}
         if text and vocabulary and text not in vocabulary:
             unknown[kind] = text
-    return Words(ids, unknown, vocabulary, unread, number_of(config, ("vocab_size",)), **facts)
+    slow = objects.get(VOCAB, {})
+    size = number_of(config, ("vocab_size",))
+    return Words(ids, unknown, vocabulary, unread, slow, size, **facts)
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """Return a text, or the content of a token; empty if it is neither."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else ""
 
@@ -277,17 +305,17 @@ def _vocabulary(
     model, listed = whole.get("model"), whole.get("added_tokens")
     own = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(own, list):  # a token and its score each
-        own = {_text(one[0]): at for at, one in enumerate(own) if isinstance(one, list) and one}
+        own = {text_of(one[0]): at for at, one in enumerate(own) if isinstance(one, list) and one}
     if not isinstance(own, dict):
-        own = objects.get("vocab.json", {})
+        own = objects.get(VOCAB, {})
     pairs = [*own.items(), *(objects.get(ADDED, {}).items() if own else ())]
     for one in listed if isinstance(listed, list) else ():
         if isinstance(one, dict):
-            pairs.append((_text(one.get("content")), one.get("id")))
+            pairs.append((text_of(one.get("content")), one.get("id")))
     decoder = tokenizer.get("added_tokens_decoder")
     for number, one in decoder.items() if own and isinstance(decoder, dict) else ():
         if number.isascii() and number.isdecimal() and len(number) < 12:
-            pairs.append((_text(one), int(number)))
+            pairs.append((text_of(one), int(number)))
     return {token: number for token, number in pairs if token and type(number) is int}
 
 
@@ -311,7 +339,9 @@ def judge_adapter(findings: Findings, found: Factors) -> None:
     findings.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
     config, alpha = found.config, found.config.get("lora_alpha")
     if not found.is_compared:
-        findings.add(ADAPTER_CONFIG, "adapter_kind", kind=str(config.get("peft_type"))[:40])
+        kind = str(config.get("peft_type"))
+        code = "adapter_other" if kind in name_rules().adapters else "adapter_kind"
+        findings.add(ADAPTER_CONFIG, code, kind=kind[:40])
         return
     if not isinstance(alpha, int | float) or not alpha > 0:
         findings.add(ADAPTER_CONFIG, "alpha", alpha=str(alpha)[:40])
@@ -325,21 +355,64 @@ def judge_adapter(findings: Findings, found: Factors) -> None:
     targets = config.get("target_modules")  # a list, or a pattern, or all-linear
     named = [one for one in targets if isinstance(one, str)] if isinstance(targets, list) else []
     ends = {module: _ends(module) for module in found.shapes}
+    excluded = config.get("exclude_modules")  # in the same forms
     for target in sorted({*named}.difference(*ends.values())):
-        findings.add(clipped(target), "target_absent")
+        is_listed = isinstance(excluded, list) and not _ends(target).isdisjoint(map(str, excluded))
+        if not is_listed and not isinstance(excluded, str):
+            findings.add(clipped(target), "target_absent")
     if named and not config.get("target_parameters"):
         for module in ends:
             if ends[module].isdisjoint(named):
                 findings.add(module, "not_targeted")
     _judge_saved(findings, found)
-    if config.get("use_dora") and not any("lora_magnitude_vector" in one for one in found.others):
-        findings.add(ADAPTER_CONFIG, "dora_absent")
+    _judge_layers(findings, found)
+    parts = [name.partition(".lora_magnitude_vector") for name in found.others]
+    owners = {module.removeprefix(PREFIX) for module, magnitude, _ in parts if magnitude}
+    if config.get("use_dora"):
+        for module in sorted(found.shapes.keys() - owners):
+            findings.add(module, "dora_absent")
+    for name in found.others:
+        # the others are names that modules have in memory
+        if not name.startswith(PREFIX) or re.search(r"\.(modules_to_save|original_module)\.", name):
+            findings.add(name, "key_unread")
+
+
+def _judge_layers(findings: Findings, found: Factors) -> None:
+    """Find layers that lack factors which config, or most layers, say they have."""
+    layers = defaultdict[tuple[str, str, str], set[int]](set)  # by stack, parent and module
+    every = defaultdict[tuple[str, str], set[int]](set)  # of any module of a parent
+    for match in filter(None, map(IN_LAYER.fullmatch, found.shapes)):
+        stack, parent, module = match.group("stack", "parent", "module")
+        layers[stack, parent, module].add(int(match["layer"]))
+        every[stack, parent].add(int(match["layer"]))
+    config = found.config
+    targets = config.get("target_modules")
+    used = set[int]().union(*every.values())
+    chosen = {one for one in listed(config.get("layers_to_transform")) if type(one) is int}
+    for layer in sorted(chosen - used):
+        findings.add(f"layers.{layer}", "factors_lost")
+    is_of_all_layers = isinstance(targets, list) and not re.search("[0-9]", f"{targets}")
+    if chosen or not used or not is_of_all_layers or config.get("exclude_modules"):
+        return
+    for layer in _lacking(used, range(min(used), min(used) + 2 * len(used))):
+        findings.add(f"layers.{layer}", "factors_lost")
+    for (stack, parent, module), own in layers.items():
+        for layer in _lacking(own, every[stack, parent]):
+            findings.add(f"{stack}.{layer}.{parent}{module}", "factors_lost")
+
+
+def _lacking(own: Collection[int], every: Iterable[int]) -> list[int]:
+    """Return the layers that are not among own, if these are many: some models have a module in a
+    part of their layers, or take keys and values of earlier layers in the last ones.
+    """
+    lacking = sorted(layer for layer in every if layer < max(own) and layer not in own)
+    return lacking if 2 * len(lacking) <= len(own) else []
 
 
 def _judge_saved(findings: Findings, found: Factors) -> None:
     """Compare modules_to_save with the tensors: peft takes what ends with one of its names."""
-    listed = found.config.get("modules_to_save")
-    names = dict.fromkeys(str(name) for name in listed) if isinstance(listed, list) else {}
+    saved = found.config.get("modules_to_save")
+    names = dict.fromkeys(str(name) for name in saved) if isinstance(saved, list) else {}
     absent = [name for name in names if not any(f"{name}." in other for other in found.others)]
     task = found.config.get("task_type")
     heads = LISTED_BY_PEFT.get(task, ()) if isinstance(task, str) else ()

@@ -100,6 +100,12 @@ RULES: Mapping[str, FindingRule] = {
         "What was trained in it does nothing; its name or the config is that of another model.",
         "Rename it as the class expects, or correct `architectures` in config.json.",
     ),
+    "other_head": FindingRule(
+        NOTE,
+        "the model has no such tensor, and {spare} has: transformers leaves it out",
+        "A head of another task, which the class of config does without.",
+        "Name {spare} in `architectures` if the head is to be used.",
+    ),
     "head_differs": FindingRule(
         FAULT,
         "stored beside a config that ties it to {embedding}, with other values: transformers 5"
@@ -140,7 +146,7 @@ RULES: Mapping[str, FindingRule] = {
     ),
     "quantised": FindingRule(
         DOUBT,
-        "the model is quantised",
+        "a quantised module is not decoded, or has other names than in transformers",
         NOT_ASKED,
         "Check the model that it was made from, and compare both with `shadow verify quantised`.",
     ),
@@ -210,7 +216,8 @@ def judge_names(findings: Findings, found: Names) -> None:
     for prefix, count in wrapped(found.tensors).items():
         findings.add(prefix, "prefix", prefix=prefix, tensors=count)
     layers = _judge_experts(findings, found)
-    _judge_mtp(findings, found)
+    if found.expected.problem != "quantised":  # for which some tools leave them out
+        _judge_mtp(findings, found)
     if problem := found.expected.problem:
         why = Reason(problem, {"detail": found.expected.detail})
         findings.add("", "not_asked", why=why)
@@ -260,12 +267,13 @@ def _judge_loading(findings: Findings, found: Names, layers: Collection[str]) ->
     for name in sorted(found.expected.unexpected):
         info = found.tensors.get(name)
         is_judged_elsewhere = BUFFER.fullmatch(name) or FLAT.fullmatch(name)
-        if MTP.fullmatch(name) or _is_beyond(name, found.config):
+        if is_of_mtp(name, found.config):
             findings.add(name, "mtp")
         elif not is_judged_elsewhere and (info is None or info.parameters):
-            findings.add(name, "unexpected")
+            spare = found.expected.spare
+            findings.add(name, "other_head" if spare else "unexpected", spare=spare)
     for name, shape, other in found.expected.mismatched:
-        if not is_named(name) and 0 not in shape:
+        if not is_named(name) and shape[:1] != (0,):
             findings.add(name, "mismatched", shape=_by(shape), other=_by(other))
 
 
@@ -284,6 +292,9 @@ def _judge_experts(findings: Findings, found: Names) -> set[str]:
     for owner, tensors in experts.items():
         numbers[role(owner)].update(*tensors.values())
     every = {kind: sorted(own) for kind, own in numbers.items()}
+    expected = found.expected
+    wrong = [*expected.missing, *(name for name, _, _ in expected.mismatched)]
+    faulty = {match[1] for match in map(LAYER.fullmatch, wrong) if match and "experts" in match[0]}
     layers = set()
     for owner, tensors in experts.items():
         for names in tensors.values():
@@ -291,8 +302,11 @@ def _judge_experts(findings: Findings, found: Names) -> set[str]:
             usual = Counter(shapes.values()).most_common(1)[0][0]
             for name in sorted(name for name, shape in shapes.items() if shape != usual):
                 findings.add(name, "expert_shape", shape=shapes[name], other=usual)
+        layer = LAYER.fullmatch(owner + "0")
+        if layer and not expected.problem and layer[1] not in faulty:
+            continue  # whatever the loader expects is there
         lacks = _judge_lost_experts(findings, owner, tensors, every[role(owner)])
-        if lacks and (layer := LAYER.fullmatch(owner + "0")):
+        if lacks and layer:
             layers.add(layer[1])
     return layers
 
@@ -339,6 +353,11 @@ def _judge_mtp(findings: Findings, found: Names) -> None:
         findings.add(key, "mtp_missing", of=promised, found=count)
 
 
+def is_of_mtp(name: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a tensor is of a layer that predicts further tokens."""
+    return bool(MTP.fullmatch(name)) or _is_beyond(name, config)
+
+
 def _is_beyond(name: str, config: Mapping[str, Any]) -> bool:
     """Return whether a tensor belongs to a layer after the last that config counts, if it promises
     more.
@@ -368,16 +387,19 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
     return said or packed or bool(checkpoint.refused)
 
 
-def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> Expected:
-    """Ask a loader about names and shapes, if one can be asked."""
+def gather_expected(
+    checkpoint: Checkpoint, cache: Path | None, scratch: Path, *, is_cut: bool
+) -> Expected:
+    """Ask a loader about names and shapes, if one can be asked. cache: a folder of answers."""
     from shadow.checkpoints.expected import Expected, expected
+    from shadow.run.file_cache import FileCache
 
     classes = checkpoint.config.get("architectures")
     problems = (
         ("gguf", any(name.endswith(".gguf") for name in checkpoint.sources)),
         ("cut", is_cut),
         ("no_config", not checkpoint.config),
-        ("quantised", is_quantised(checkpoint)),
+        ("quantised", bool(checkpoint.refused)),
         ("loader_large", number_of(checkpoint.config, ("num_hidden_layers",)) > MOST_LAYERS),
         ("no_class", not (isinstance(classes, list) and classes and isinstance(classes[0], str))),
     )
@@ -391,28 +413,46 @@ def gather_expected(checkpoint: Checkpoint, scratch: Path, *, is_cut: bool) -> E
             for name, stored in stored_names.items()
         }
     named = {name: checkpoint.tensors[stored] for name, stored in stored_names.items()}
-    answer = expected(checkpoint.config, named, scratch)
+    answers = None if cache is None else FileCache(cache, ".json")
+    answer = expected(checkpoint.config, named, scratch, answers)
     inputs = [stored_names[name] for name in answer.inputs if name in stored_names]
     outputs = [stored_names[name] for name in answer.outputs if name in stored_names]
     return replace(answer, inputs=inputs, outputs=outputs)
 
 
 def gather_tied(
-    checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool
+    checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime | None, *, is_tied: bool | None
 ) -> Tied | None:
-    """Return a head and the embedding that config, or the class (is_tied), ties it to. runtime:
-    None if values are not read.
+    """Return a head and the embedding that the class ties it to. is_tied: None where no loader was
+    asked, so that config decides. runtime: None if values are not read.
     """
-    infos = [checkpoint.tensors[name] for name in names]
-    parts = (checkpoint.config, text_config(checkpoint.config))
-    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
-    if infos[0].shape != infos[1].shape or not (said[0] if said else is_tied):
+    shapes = {checkpoint.tensors[name].shape for name in names}
+    if is_tied is None:
+        is_tied = says_tied(checkpoint.config, default=False)
+    if len(shapes) > 1 or not is_tied:
         return None
-    if runtime is None:
-        return *names, None
-    from shadow.checkpoints.transfers import Transfer
+    return *names, None if runtime is None else are_equal(checkpoint, names, runtime)
+
+
+def says_tied(config: Mapping[str, Any], *, default: bool) -> bool:
+    """Return whether a config ties the head to the embedding. default: if it does not say."""
+    parts = (config, text_config(config))
+    said = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
+    return bool(said[0]) if said else default
+
+
+def are_equal(checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime) -> bool:
+    """Return whether two tensors of a checkpoint hold equal values."""
     from shadow.run.scan import same_values
 
-    for shard in {info.shard for info in infos}:
+    one, other = (checkpoint.tensors[name] for name in names)
+    fetch(checkpoint, (one, other), runtime)
+    return same_values(checkpoint.tensor, one, other)
+
+
+def fetch(checkpoint: Checkpoint, tensors: Collection[TensorInfo], runtime: Runtime) -> None:
+    """Fetch the shards of tensors, so that they can be read."""
+    from shadow.checkpoints.transfers import Transfer
+
+    for shard in {info.shard for info in tensors}:
         checkpoint.sources[shard].fetch(Transfer(runtime.say))
-    return *names, same_values(checkpoint.tensor, infos[0], infos[1])

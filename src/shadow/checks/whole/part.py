@@ -105,3 +105,8 @@ def json_object(content: bytes | None) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def listed(value: object) -> list[Any]:
+    """Return a list as it is, and anything other as a list of one."""
+    return value if isinstance(value, list) else [value]

@@ -10,19 +10,23 @@ import zipfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from shadow.checks.whole.configs import ADAPTER_CONFIG
+from shadow.checks.whole.configs import ADAPTER_CONFIG, CONFIG
 from shadow.checks.whole.part import DOUBT, FAULT, NOTE, SMALL, FindingRule, Findings, json_object
-from shadow.errors import FileError, ShadowError
+from shadow.errors import FileError, PointerError, ShadowError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+    from threading import Event
+
+    from shadow.checkpoints.listing import Listing
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checkpoints.safetensors_files import TensorInfo
-    from shadow.checkpoints.sources import Source
+    from shadow.checkpoints.sources import Shard, Source
     from shadow.run.runtime import Runtime
+    from shadow.run.scan import Read
     from shadow.targets.references import Reference
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -32,6 +36,8 @@ OWN = re.compile(
     r"(?!consolidated|adapter_|optimizer|training|scheduler|random|rng).*\.safetensors"
 )
 CONSOLIDATED = re.compile(r"consolidated.*\.safetensors")
+# of modules of sentence-transformers
+MODULE_FILE = re.compile(r"[0-9]+_\w+/config\.json|[0-9]+_Dense\w*/model\.safetensors")
 PICKLED = re.compile(r"pytorch_model.*\.bin|consolidated.*\.pth")
 CUTTING = ("config.json", INDEX)  # files beside the weights without which a loader is not asked
 LFS = b"version https://git-lfs"
@@ -134,6 +140,12 @@ RULES: Mapping[str, FindingRule] = {
         "A training or a conversion may have updated this set alone.",
         "Compare both with `shadow verify same`, and delete the one that is out of date.",
     ),
+    "adapter_config_lost": FindingRule(
+        FAULT,
+        "factors of an adapter without this file",
+        "Neither peft nor transformers loads the adapter, and its scale is not known.",
+        "Restore the file from the source, or from the code of the training.",
+    ),
     "adapter_beside": FindingRule(
         FAULT,
         "an adapter beside a whole model: transformers adds it to the model",
@@ -168,6 +180,8 @@ class FileFacts:
     equal: Mapping[str, bool] = field(default_factory=dict)
     """By a tensor that two files hold, whether its values are equal; without those not compared."""
     others: Sequence[OtherSet] = ()
+    every: Collection[str] | None = None
+    """All files, and those of modules with their folder; None where some may not be listed."""
 
     @property
     def missing(self) -> dict[str, int]:
@@ -211,6 +225,8 @@ def judge_files(findings: Findings, found: FileFacts) -> None:
         elif other.differing is None:
             code = "set_newer" if other.newer else "set_unknown"
             findings.add(other.file, code, read=found.read[0])
+    if ADAPTER in found.read and ADAPTER_CONFIG not in (found.every or [ADAPTER_CONFIG]):
+        findings.add(ADAPTER_CONFIG, "adapter_config_lost")
     if {ADAPTER_CONFIG, ADAPTER} <= {*found.names} and ADAPTER not in found.read:
         findings.add(ADAPTER, "adapter_beside")
 
@@ -249,82 +265,129 @@ Opened = tuple["Checkpoint | None", Mapping[str, "TensorInfo"], Mapping[str, byt
 def open_whole(
     reference: Reference, runtime: Runtime, scratch: Path, *, with_values: bool
 ) -> Opened:
-    """Open a checkpoint. Errors in safetensors files of a folder are evidence; for all others it
-    raises ShadowError.
+    """Open a checkpoint. Errors in safetensors and small files are evidence; for weights of another
+    format, and for what cannot be reached, it raises ShadowError.
     """
-    root = Path(reference.repo)
-    if reference.is_folder and root.is_dir() and reference not in runtime.found:
-        names = {path.name for path in root.iterdir() if path.is_file()}
-        if any(name.endswith((".safetensors", INDEX)) for name in names):
-            return Folder(root, names, with_values=with_values).opened()
-    return _found(reference, runtime, scratch)
+    from shadow.checkpoints.listing import Listing
+    from shadow.run.sides import find_checkpoint, listing_of, open_found, require_gguf
 
-
-def _found(reference: Reference, runtime: Runtime, scratch: Path) -> Opened:
-    """Open a checkpoint of the Hub, of GGUF or `.bin` files, of one file, or in memory."""
-    from shadow.checkpoints.listing import Listing, listings_of, read_small
-    from shadow.run.sides import find_checkpoint, open_found, require_gguf
-
+    listing = Listing("", {})
+    if reference not in runtime.found:  # otherwise it is in memory
+        listing = listing_of(reference, runtime)
+    contents = Contents(listing, runtime, with_values=with_values)
+    if contents.are_judged and runtime.access.file is None:
+        return contents.opened()
+    if listing.commit:
+        runtime = replace(runtime, commits={reference: listing.commit})
     found = find_checkpoint(reference, runtime, scratch / "whole")
     require_gguf(runtime.access.file, [found])
-    opened = open_found(found, runtime, scratch / "whole")
-    if reference in runtime.found:
-        listing = Listing({}, is_complete=True)
-    else:
-        ((_, listing),) = listings_of(found)
-    own = {path: file for path, file in listing.files.items() if "/" not in path}
-    said = {"config.json": opened.config}
-    if opened.adapter:
-        said[ADAPTER_CONFIG] = {"peft_type": "LORA", "lora_alpha": opened.adapter.alpha}
-    small = {name: json.dumps(one).encode() for name, one in said.items()} | {
-        path: read_small(listing, file, runtime.say)
-        for path, file in own.items()
-        if file.kind in ("config", "generation", "tokenizer", "chat_template")
-        if path.endswith((".json", ".jinja")) and (file.size or 0) <= SMALL
-    }
-    every: dict[str, TensorInfo] = {}
-    for name, info in opened.tensors.items():
-        is_apart = info.packing and not info.shard.endswith(".gguf")
-        pieces = (info.packing.raw, *info.packing.beside) if info.packing and is_apart else ()
-        every |= {one.name: one for one in pieces} or {name: info}
-    stored = {name: info for name, info in every.items() if not info.problem}
-    headers: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)
-    for name, info in stored.items():
-        headers[info.shard][name] = info
-    # the index knows more; what a GGUF file holds and cannot be read has a dtype
-    is_short = any(one.problem and one.dtype == "unknown" for one in every.values())
-    weight_map = {name: info.shard for name, info in every.items()} if is_short else {}
-    files = FileFacts([*opened.sources], headers, weight_map, {*own, *opened.sources})
-    return opened, stored, small, files
+    return contents.beside(open_found(found, runtime, scratch / "whole"))
 
 
-class Folder:
-    """A folder of safetensors files, any of which may be broken."""
+class Contents:
+    """Files of a folder or a repository, any of which may be broken."""
 
-    def __init__(self, root: Path, names: set[str], *, with_values: bool) -> None:
-        self.root, self.names, self.with_values = root, names, with_values
+    def __init__(self, listing: Listing, runtime: Runtime, *, with_values: bool) -> None:
+        self.listing = listing
+        self.say = runtime.say
+        # of what may be compared with the weights that are read
+        self.with_values = with_values and listing.folder is not None
+        top = [path for path in sorted(listing.files) if "/" not in path]
+        self.names = {path for path in top if not listing.files[path].problem}
         self.pointers: list[str] = []
         self.unreadable: dict[str, str] = {}
         self.headers: dict[str, dict[str, TensorInfo]] = {}
         self.sources: dict[str, Source] = {}
         self.small: dict[str, bytes] = {}
-        for name in sorted(names):
-            try:
-                self._read(name)
-            except OSError as error:
-                self.unreadable[name] = str(error.strerror)
-            except ShadowError as error:
-                self.unreadable[name] = error.message.removeprefix(f"{name}: ")
-        for path in root.iterdir():
-            if self._is_read(path.name) and not (path.is_file() or path.is_dir()):
-                self.unreadable[path.name] = "neither a regular file nor a link to one"
+        modules = sorted(filter(MODULE_FILE.fullmatch, listing.files))
+        self._take([*filter(_is_read, top), *modules])
+
+    def _take(self, paths: Sequence[str]) -> None:
+        """Read small files and headers."""
+        from shadow.checkpoints.opening import CONNECTIONS
+        from shadow.checkpoints.transfers import in_threads
+
+        contents = in_threads(self._read, paths, CONNECTIONS)
+        for path, content in zip(paths, contents, strict=True):
+            if isinstance(content, PointerError):
+                self.pointers.append(path)
+            elif isinstance(content, FileError):
+                self.unreadable[path] = content.message.removeprefix(f"{path}: ")
+            elif isinstance(content, bytes):
+                self.small[path] = content
+            else:
+                header, self.sources[path] = content
+                self.headers[path] = header.tensors
+
+    def _read(self, path: str, stop: Event) -> Shard | bytes | FileError:
+        """Read a small file or the header of a file of weights."""
+        from shadow.checkpoints.safetensors_files import strict_json
+        from shadow.checkpoints.transfers import Transfer
+
+        try:
+            if path.endswith(".safetensors"):
+                by = Transfer(self.say, stop=stop)
+                return self.listing.shard(path, by, None)
+            if self.listing.files[path].size > SMALL:
+                return bytes(SMALL)  # which nobody parses
+            content = self.listing.read(path, self.say)
+            if content.startswith(LFS):
+                return PointerError(path)
+            if path.endswith("config.json") and not isinstance(strict_json(content), dict):
+                return FileError("not a JSON object")
+        except FileError as error:
+            return error
+        except ValueError as error:
+            return FileError(str(error))
+        return content
+
+    @property
+    def are_judged(self) -> bool:
+        """True where there are safetensors files or an index, and no file is unknown."""
+        judged = (".safetensors", INDEX)
+        is_judged = any(path.endswith(judged) for path in self.names)
+        return is_judged and self.listing.is_complete
+
+    def beside(self, checkpoint: Checkpoint) -> Opened:
+        """A checkpoint of GGUF or `.bin` files, of one file, or in memory, with the small files."""
+        stored: dict[str, TensorInfo] = {}
+        for name, info in checkpoint.tensors.items():
+            if info.packing and not info.shard.endswith(".gguf"):
+                pieces = (info.packing.raw, *info.packing.beside)
+                stored |= {piece.name: piece for piece in pieces}
+            elif not info.problem:
+                stored[name] = info
+        headers: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)
+        for name, info in stored.items():
+            headers[info.shard][name] = info
+        configs: dict[str, Mapping[str, Any]] = {"config.json": checkpoint.config}
+        if checkpoint.adapter:
+            alpha = checkpoint.adapter.alpha
+            configs[ADAPTER_CONFIG] = {"peft_type": "LORA", "lora_alpha": alpha}
+        small = dict(self.small)
+        for name, config in configs.items():
+            small.setdefault(name, json.dumps(config).encode())
+        is_listed = self.listing.is_complete and CONFIG in self.names
+        files = FileFacts(
+            [*checkpoint.sources],
+            headers,
+            names={*self.names, *checkpoint.sources},
+            pointers=self.pointers,
+            unreadable=self.unreadable,
+            every={*self.listing.files} if is_listed else None,
+        )
+        return checkpoint, stored, small, files
 
     def opened(self) -> Opened:
         """The weights that transformers reads, and everything that may contradict them."""
         from shadow.checkpoints.formats import with_matrices
-        from shadow.checkpoints.opening import Checkpoint, small_tensor
+        from shadow.checkpoints.opening import Checkpoint
 
         read, weight_map = self._chosen()
+        below = [shard for shard in read if "/" in shard]
+        below = [*filter(self.listing.holds, below)]
+        self._take(below)
+        self.names |= {*below}
         tensors: dict[str, TensorInfo] = {}
         equal: dict[str, bool] = {}
         for shard in read:
@@ -334,55 +397,42 @@ class Folder:
                     equal[name] = is_equal and equal.get(name, True)
                 tensors[name] = info
         config = json_object(self.small.get("config.json"))
-        matrices, refused = with_matrices(
-            tensors, config, lambda info: small_tensor(self.sources[info.shard], info)
-        )
-        sources = {shard: self.sources[shard] for shard in read if shard in self.sources}
+
+        def read_small(info: TensorInfo) -> bytes:
+            return self.sources[info.shard].small_tensor(info, self.say)
+
+        matrices, refused = with_matrices(tensors, config, read_small)
+        sources = {}
+        for shard in read:
+            if shard in self.sources:
+                sources[shard] = self.sources[shard]
+        stored = dict(tensors)
+        for file in filter(MODULE_FILE.fullmatch, self.sources):
+            sources[file] = self.sources[file]
+            for name, info in self.headers.pop(file).items():
+                in_module = f"{file.partition('/')[0]}/{name}"
+                stored[in_module] = replace(info, name=in_module)
         checkpoint = Checkpoint(
-            str(self.root), None, "", config, matrices, sources, refused=refused
+            self.listing.name,
+            commit=None,
+            fingerprint="",
+            config=config,
+            tensors=matrices,
+            sources=sources,
+            refused=refused,
         )
-        facts = self.headers, weight_map, self.names, self.pointers, self.unreadable, equal
-        files = FileFacts(read, *facts, [*self._others(read, tensors)])
-        return checkpoint if tensors else None, tensors, self.small, files
-
-    @staticmethod
-    def _is_read(name: str) -> bool:
-        from shadow.checkpoints.listing import kind_of
-
-        others = ("weights", "pickle", "document", "code", "other")
-        return name.endswith(".safetensors") or kind_of(name) not in others
-
-    def _read(self, name: str) -> None:
-        """Read a small file, or the header of a weights file. Raises OSError and ShadowError."""
-        from shadow.checkpoints.safetensors_files import held_shard
-        from shadow.checkpoints.sources import LocalFile, read_header
-        from shadow.files import read_start
-
-        if not self._is_read(name):
-            return
-        is_weights = name.endswith(".safetensors")
-        content = read_start(self.root / name, len(LFS) if is_weights else SMALL) or b""
-        if content.startswith(LFS):
-            self.pointers.append(name)
-        elif is_weights:
-            held = held_shard(self.root / name, name)
-            self.headers[name] = read_header(held, name).tensors
-            self.sources[name] = LocalFile(held.path, held)
-        elif name.endswith((".json", ".jinja")):
-            self.small[name] = content
-            if name.endswith("config.json"):
-                self._require_object(content)
-
-    @staticmethod
-    def _require_object(content: bytes) -> None:
-        from shadow.checkpoints.safetensors_files import strict_json
-
-        try:
-            is_object = isinstance(strict_json(content), dict)
-        except ValueError as error:
-            raise ShadowError(str(error)) from error
-        if not is_object:
-            raise ShadowError("not a JSON object")
+        files = FileFacts(
+            read,
+            self.headers,
+            weight_map,
+            self.names,
+            self.pointers,
+            self.unreadable,
+            equal,
+            [*self._others(read, tensors)],
+            {*self.listing.files},
+        )
+        return checkpoint if tensors else None, stored, self.small, files
 
     def _chosen(self) -> tuple[list[str], Mapping[str, str]]:
         """The files that transformers reads, in order, and what an index says about them."""
@@ -392,7 +442,8 @@ class Folder:
         said: Mapping[str, str] = {}
         if INDEX in self.small:
             try:
-                said = checked_weight_map(json_object(self.small[INDEX]), INDEX, ".safetensors")
+                index = json_object(self.small[INDEX])
+                said = checked_weight_map(index, INDEX, ".safetensors")
             except FileError as error:
                 self.unreadable[INDEX] = error.message.removeprefix(f"{INDEX}: ")
         shards = sorted(set(said.values()))
@@ -404,34 +455,44 @@ class Folder:
             return shards, said
         if ADAPTER in weights and ADAPTER_CONFIG in self.names:
             return [ADAPTER], {}
-        numbered = sorted(filter(NUMBERED.fullmatch, weights))
-        return numbered or sorted(filter(OWN.fullmatch, weights)) or sorted(weights), {}
+        for pattern in (NUMBERED, OWN):
+            if shards := sorted(filter(pattern.fullmatch, weights)):
+                return shards, {}
+        return sorted(weights), {}
 
     def _are_equal(self, one: TensorInfo, other: TensorInfo) -> bool:
         from shadow.run.scan import same_values
 
-        return same_values(lambda info: self.sources[info.shard].tensor(info), one, other)
+        def read(info: TensorInfo) -> Read:
+            return self.sources[info.shard].tensor(info)
 
-    def _others(self, read: Sequence[str], tensors: Mapping[str, TensorInfo]) -> Iterator[OtherSet]:
+        return same_values(read, one, other)
+
+    def _others(
+        self, files_read: Sequence[str], tensors: Mapping[str, TensorInfo]
+    ) -> Iterator[OtherSet]:
         """Compare every other set of weights whose values can be read."""
-        rest = [name for name in sorted(self.headers) if name not in read]
+        rest = [name for name in sorted(self.headers) if name not in files_read]
         consolidated = [*filter(CONSOLIDATED.fullmatch, rest)]
-        copies = [name for name in rest if self.headers[name].keys() & tensors.keys()]
-        copies = [name for name in copies if name not in consolidated]
+        others = [name for name in rest if name not in consolidated]
+        copies = [name for name in others if self.headers[name].keys() & tensors.keys()]
         for files in (copies, consolidated):
-            if files and not files[0].startswith("adapter_"):
-                own = [info for file in files for info in self.headers[file].values()]
-                differing = None
-                if self.with_values and all(info.name in tensors for info in own):
-                    pairs = [(info, tensors[info.name]) for info in own]
-                    differing = [one.name for one, info in pairs if not self._are_equal(one, info)]
-                elif self.with_values and len(files) == 1:
-                    differing = self._differing_by_place(files[0], read)
-                yield OtherSet(files[0], differing, self._is_newer(files, read))
+            if not files or files[0].startswith("adapter_"):
+                continue
+            own = [info for file in files for info in self.headers[file].values()]
+            differing: list[str] | None = None
+            if self.with_values and all(info.name in tensors for info in own):
+                pairs = [(info, tensors[info.name]) for info in own]
+                differing = [info.name for info, read in pairs if not self._are_equal(info, read)]
+            elif self.with_values and len(files) == 1:
+                differing = self._differing_by_place(files[0], files_read)
+            yield OtherSet(files[0], differing, self._is_newer(files, files_read))
         pickled = sorted(filter(PICKLED.fullmatch, self.names))
-        if pickled and read:
-            differing = self._differing_from_pickles(pickled, tensors) if self.with_values else None
-            yield OtherSet(pickled[0], differing, self._is_newer(pickled, read))
+        if pickled and files_read:
+            differing = None
+            if self.with_values:
+                differing = self._differing_from_pickles(pickled, tensors)
+            yield OtherSet(pickled[0], differing, self._is_newer(pickled, files_read))
 
     def _differing_by_place(self, file: str, read: Sequence[str]) -> list[str] | None:
         """Return tensors without an equal one in a file with other names, such as Mistral's. None
@@ -442,22 +503,32 @@ class Folder:
         from shadow.run.scan import is_raw, scanned
 
         try:
-            first, second = open_folder(str(self.root)), open_folder(str(self.root / file))
+            first = open_folder(self.listing.name)
+            second = open_folder(f"{self.listing.name}/{file}")
             aligned = align_all(first, second, ("A", "B"))
             pairs = aligned.pair.pairs
-            if {*first.sources} != {*read} or aligned.unread or any(map(is_raw, pairs)):
+            if {*first.sources} != {*read}:
                 return None
-            rows = [scanned(pair, aligned.pair.base, aligned.pair.tuned) for pair in pairs]
+            if aligned.unread or any(map(is_raw, pairs)):
+                return None
+            sides = aligned.pair.base, aligned.pair.tuned
+            rows = [scanned(pair, *sides) for pair in pairs]
         except ShadowError:
             return None
         differing = [row.tuned for row in rows if row.changed]
         return differing if differing or not aligned.unmatched else None
 
-    def _is_newer(self, *sets: Sequence[str]) -> bool:
-        """Return whether the first set of files was written after the second."""
-        paths = [[self.root / name for name in some if name in self.names] for some in sets]
-        first, second = (max((one.stat().st_mtime for one in own), default=0.0) for own in paths)
-        return first > second + NEWER
+    def _is_newer(self, files: Sequence[str], read: Sequence[str]) -> bool:
+        """True of files that were written after those that are read; False where not known."""
+        return self._written(files) > self._written(read) + NEWER
+
+    def _written(self, files: Sequence[str]) -> float:
+        """The time at which the newest of some files was written; 0 where that is not known."""
+        root = self.listing.folder
+        if root is None:
+            return 0.0
+        paths = [root / name for name in files if name in self.names]
+        return max((path.stat().st_mtime for path in paths), default=0.0)
 
     def _differing_from_pickles(
         self, files: Sequence[str], tensors: Mapping[str, TensorInfo]
@@ -468,19 +539,32 @@ class Folder:
         stored: set[tuple[int, int]] = set()
         for name in files:
             try:
-                with zipfile.ZipFile(self.root / name) as archive:
+                with zipfile.ZipFile(f"{self.listing.name}/{name}") as archive:
                     members = [one for one in archive.infolist() if "/data/" in one.filename]
             except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError):
                 return None  # as zipfile says of a damaged one, of a name too
-            stored |= {(one.file_size, one.CRC) for one in members}
+            for member in members:
+                stored.add((member.file_size, member.CRC))
         sizes = {size for size, _ in stored}
         differing = []
         for name, info in tensors.items():
             if info.end - info.start not in sizes:  # another dtype, or a part of a storage
                 return None
-            held, there = self.sources[info.shard].located(info)
+            source = self.sources[info.shard]
+            held, there = source.located(info)
             content = bytearray(there.end - there.start)
             held.read(there.start, memoryview(content))
-            if (len(content), zlib.crc32(content)) not in stored:
+            crc = zlib.crc32(content)
+            if (len(content), crc) not in stored:
                 differing.append(name)
         return differing if any(crc for _, crc in stored) else None
+
+
+def _is_read(name: str) -> bool:
+    from shadow.checkpoints.stored_files import kind_of
+
+    if name.endswith(".safetensors"):
+        return True
+    if not name.endswith((".json", ".jinja")):
+        return False
+    return kind_of(name) in ("index", "config", "generation", "chat_template", "tokenizer")

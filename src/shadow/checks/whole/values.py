@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from shadow.checks.whole.part import DOUBT, FAULT, FindingRule, Findings
+from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.text import in_ranges, several
 
@@ -30,6 +30,9 @@ PIECE = re.compile(
     r"|(weight_)?scales?|weight_scale_(inv|2)|weight_global_scale|SCB|(weight\.)?absmax|qzeros)"
 )
 FACTOR = re.compile(r".*\.lora_(embedding_)?[AB].*|.*lora_magnitude_vector.*")
+# what a layer adds to its input, in this number of matrices
+OUTPUT = re.compile(r"(?P<layer>.+\.layers\.[0-9]+)\.(self_attn\.o_proj|mlp\.down_proj)\.weight")
+OUTPUTS = 2
 RUNS = 8  # of numbers of experts that a sentence spells out
 NARROW = 16  # columns below which rows of one value come about by chance
 FEW = 0.01  # share of the rows of a vocabulary that may be zero: tokens without a meaning
@@ -69,6 +72,12 @@ RULES: Mapping[str, FindingRule] = {
         "all zero",
         "Nothing passes through a matrix or a norm of zeros: it was allocated and never filled.",
         "Restore the tensor from a checkpoint before, and check the code that saved it.",
+    ),
+    "idle_layer": FindingRule(
+        NOTE,
+        "all zero, as is every matrix whose product this layer adds: it returns its input",
+        "LLaMA-Pro and similar methods put such layers between trained ones and train them next.",
+        "Check that these layers were to be trained later.",
     ),
     "constant": FindingRule(
         FAULT,
@@ -127,26 +136,39 @@ def judge_values(findings: Findings, found: Values) -> None:
     for name, info in found.stored.items():
         if FLAT.fullmatch(name):
             findings.add(name, "flat")
-        elif 0 in info.shape and info.dtype in FLOATS:
+        elif info.shape[:1] == (0,) and info.dtype in FLOATS:
             findings.add(name, "empty", shape=f"[{', '.join(map(str, info.shape))}]")
         elif not (info.packing or found.is_quantised or info.dtype in {**FLOATS, **INTEGERS}):
             findings.add(name, "unknown_dtype", dtype=info.dtype)
     peers: defaultdict[str, list[bool]] = defaultdict(list)  # by role, which are all zero
     for one in found.swept:
         peers[role(one.info.name)].append(one.found.is_constant and not one.found.first)
+    idle = _idle_outputs(found.swept)
     for one in found.swept:
+        if one.info.name in idle:
+            findings.add(one.info.name, "idle_layer")
+            continue
         is_vector = len(one.info.shape) < 2 and one.info.name.endswith(".bias")
         if is_vector or not BUFFER.fullmatch(one.info.name):
             _judge_tensor(findings, one, found, peers[role(one.info.name)])
-    if found.is_quantised:
-        _judge_scales(findings, found)
     for unmatched in found.unread:
         findings.add(unmatched.tensor, "undecoded", why=unmatched.why)
 
 
+def _idle_outputs(swept: Sequence[Swept]) -> set[str]:
+    """Return the outputs of layers that return their input, since both are zero; of at most half of
+    the layers, as where new ones are put between trained ones.
+    """
+    outputs = {match: one.found for one in swept if (match := OUTPUT.fullmatch(one.info.name))}
+    zero = [match for match, found in outputs.items() if found.is_constant and not found.first]
+    layers = Counter(match["layer"] for match in zero)
+    idle = {match[0] for match in zero if layers[match["layer"]] == OUTPUTS}
+    return idle if 2 * len(idle) <= len(outputs) else set()
+
+
 def role(name: str) -> str:
     """Return a name without its numbers, which other layers share."""
-    return re.sub(r"[0-9]+", "#", name)
+    return re.sub(r"\b[0-9]+\b", "#", name)  # the number of w1 is no layer's
 
 
 def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence[bool]) -> None:
@@ -208,25 +230,3 @@ def _judge_vocabulary(findings: Findings, one: Swept, tokens: int) -> None:
     inside = sum(row < end for row in zero)
     if inside > max(FEW * rows, 1):  # padding has one
         findings.add(name, "zero_rows", rows=inside, of=rows)
-
-
-def _judge_scales(findings: Findings, found: Values) -> None:
-    """Report packed numbers without a scale that similar ones have, or that their format needs."""
-    pieces: defaultdict[str, set[str]] = defaultdict(set)
-    numbers: dict[str, tuple[str, tuple[str, str]]] = {}  # by module, its name and kind
-    for name, info in found.stored.items():
-        if match := PIECE.fullmatch(name):
-            pieces[match["owner"]].add(match["piece"])
-            is_packed = info.dtype not in FLOATS or info.dtype.startswith("F8")
-            if match["numbers"] and is_packed and not info.packing:  # whose blocks have scales
-                numbers[match["owner"]] = name, (match["numbers"], info.dtype)
-    usual: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for owner, (_, kind) in numbers.items():
-        usual[kind].update(pieces[owner])
-    for owner, (name, (piece, dtype)) in numbers.items():
-        here = usual[piece, dtype]
-        lacking = [one for one in here if 2 * here[one] > here[piece] and one not in pieces[owner]]
-        if not lacking and len(here) == 1 and f"{name}_scale" not in found.stored:
-            lacking = ["scale"]
-        for one in lacking:
-            findings.add(name, "scale_missing", piece=one)

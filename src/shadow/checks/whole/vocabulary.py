@@ -72,4 +72,5 @@ def find_vocabulary(checkpoint: Checkpoint, expected: Expected | None) -> Vocabu
     heads = [name for name in heads if name in tables]
     sees = any(place.component not in ("language", "other") for place in places.values())
     rows = min((shapes[name][0] for name in embeddings), default=0)
-    return Vocabulary(embeddings, heads, [*ends], rows, sees)
+    padded = {*ends, *(expected.tables if expected else ())}
+    return Vocabulary(embeddings, heads, sorted(padded), rows, sees)

@@ -1,0 +1,52 @@
+"""Tables in a terminal: a column as wide as what it has, two spaces between, texts left."""
+
+import io
+from types import SimpleNamespace as Row
+
+import pytest
+from rich.console import Console
+from view import drawn
+
+from shadow.cli import console
+from shadow.telling.document import Document, Paragraph, named, number, table_of, worded
+
+ROWS = (Row(family="toy", n=1234, state="done", time=2.0),
+        Row(family="longer-name", n=7, state="failed", time=3.25))  # fmt: skip
+TABLE = table_of(
+    (named("family"), number("n", kind="count"), worded("state"),
+     number("time", kind="seconds", rank=1)), ROWS, "pairs",
+)  # fmt: skip
+WHOLE = [
+    "family           n  state    time",
+    "─────────────────────────────────",
+    "toy          1,234  done    2.0 s",
+    "longer-name      7  failed  3.2 s",
+]
+
+
+@pytest.mark.parametrize(("width", "cut"), [(80, 33), (35, 33), (34, 26), (28, 26)])
+def test_a_column_of_a_lower_rank_is_shown_where_all_of_it_fits(width, cut):
+    """Eleven letters of a name, five, six and five, with a space before and behind each."""
+    _, title, *lines = drawn(TABLE, width).splitlines()
+    assert title == "pairs"
+    rows = [f" {line[:cut].rstrip()}" for line in WHOLE]
+    assert [line.rstrip() for line in lines] == ["", *rows, ""]
+
+
+@pytest.mark.parametrize(("width", "is_whole"), [(28, True), (27, False)])
+def test_a_name_is_broken_where_it_does_not_fit(width, is_whole):
+    """Figures are not."""
+    text = drawn(TABLE, width)
+    assert ("longer-name" in text) is is_whole
+    assert "1,234" in text
+
+
+@pytest.mark.parametrize(("close", "between"), [(False, "\n\n"), (True, "\n")])
+def test_documents_stand_a_line_apart_unless_they_are_close(monkeypatch, close, between):
+    """No line stands before the first."""
+    text = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=text, width=80))
+    monkeypatch.setattr(console, "_views", 0)
+    for word in ("one", "two"):
+        console.show(Document([Paragraph(word, close=close)]))
+    assert text.getvalue() == f"one{between}two\n"
