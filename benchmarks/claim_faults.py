@@ -185,6 +185,23 @@ def merge(
     return cast(found, stored)
 
 
+def replayed(state: State, of: Factors, scale: float, stored: str, order: str) -> State:
+    """The adapter merged by plain torch, as four programs compute it."""
+    kind = DTYPES[stored]
+    found = dict(state)
+    for name, (b, a) in of.items():
+        base = state[name].to(kind)
+        if order == "in_one_sum":
+            found[name] = torch.addmm(base.float(), b, a, alpha=scale)
+        elif order == "left_scaled":
+            found[name] = base.float() + (b * scale) @ a
+        elif order == "update_rounded":
+            found[name] = base + ((b @ a) * scale).to(kind)
+        else:
+            found[name] = base + ((b.to(kind) * scale) @ a.to(kind))
+    return cast(found, stored)
+
+
 def adapter_files(of: Factors, rank_stabilised: bool) -> tuple[State, dict[str, object]]:
     """Tensors and config of the adapter."""
     tensors = {}

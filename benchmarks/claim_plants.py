@@ -225,6 +225,7 @@ def _merged() -> Iterator[Plant]:
         stabilised: bool = False,
         start: Callable[[Work, State, list[str]], State] = lambda at, state, names: state,
         after: Callable[[Work, State, State], State] = lambda at, state, base: state,
+        replay: str = "",
     ) -> Callable[[Work], Asked]:
         def make(at: Work) -> Asked:
             scale = do.ALPHA / (do.RANK**0.5 if stabilised else do.RANK)
@@ -234,6 +235,8 @@ def _merged() -> Iterator[Plant]:
             begun = start(at, at.base, list(of))
             found = do.merge(begun, of, scale, at.stored, partial(how, at), narrow)
             found = after(at, found, at.base)
+            if replay:
+                found = do.replayed(begun, of, scale, at.stored, replay)
             return Asked((at.put("base", at.base), adapter, at.put("merged", found)))
 
         return make
@@ -250,10 +253,16 @@ def _merged() -> Iterator[Plant]:
     for kind, value, said in (
         ("not applied", 0.0, "not applied"), ("half the scale", 0.5, "half"),
         ("twice the scale", 2.0, "twice"), ("0.7 of the scale", 0.7, "scale"),
+        ("1.005 of the scale", 1.005, "scale"), ("1.001 of the scale", 1.001, "scale"),
     ):  # fmt: skip
         yield from _each("merged", kind, FALSE, merge(partial(always, value)), said)
     skipped = merge(in_layer(0.0))
     yield from _each("merged", "skipped layer", FALSE, skipped, r"not applied[\s\S]*layers?\.1\.")
+    one = merge(in_layer(1.005))
+    yield from _each("merged", "1.005 in one layer", FALSE, one, r"scale[\s\S]*layers?\.1\.")
+    for name in ("in_one_sum", "left_scaled", "update_rounded", "left_scaled_in_16_bits"):
+        kinds = ("F16", "BF16") if "update" in name or "16" in name else FORMATS
+        yield from _each("merged", name, TRUE, merge(replay=name), "to the bit", formats=kinds)
     double = merge(in_layer(2.0))
     yield from _each("merged", "double merge", FALSE, double, r"twice[\s\S]*layers?\.1\.")
 
@@ -303,6 +312,15 @@ def _merged() -> Iterator[Plant]:
 
         return make
 
+    def misnamed(at: Work) -> Asked:
+        of = do.factors(at.base, 2e-2, at.rng, do.ALPHA / do.RANK)
+        tensors, config = do.adapter_files(
+            {f"wrapped.{name}": one for name, one in of.items()}, False
+        )
+        adapter = _adapter(at, "adapter", tensors, config)
+        return Asked((at.put("base", at.base), adapter, at.put("merged", at.base)))
+
+    yield from _each("merged", "wrong prefix", OPEN, misnamed, "no such module")
     yield from _each("merged", "modules held whole", TRUE, held_whole(True))
     yield from _each("merged", "modules held whole, lost", FALSE, held_whole(False), "[nN]orm")
     said = "below the rounding|within the rounding"

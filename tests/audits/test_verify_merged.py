@@ -6,6 +6,7 @@ import numpy as np
 import planted
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import shadow
 from shadow.dtypes import FLOATS
@@ -232,7 +233,8 @@ def test_what_stands_beside_the_adapter_must_be_the_bases(tmp_path):
     held = {"base_model.model.model.embed_tokens.modules_to_save.weight": grown[embed] + 1}
     whole = grown | {embed: grown[embed] + 1}
     assert recorded(tmp_path, base, pairs, whole, extra=held).holds is True
-    assert told_wrong(recorded(tmp_path, base, pairs, grown, extra=held)) == [(embed, "changed")]
+    lost = recorded(tmp_path, base, pairs, grown, extra=held)
+    assert told_wrong(lost) == [(embed, "not_adapters")]
     cut = recorded(tmp_path, base, pairs, good | {embed: whole[embed][:64]}, extra=held)
     assert told_wrong(cut) == [(embed, "rows_only_in")]
 
@@ -286,36 +288,164 @@ def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
         assert found.holds is (number < 2), found
 
 
-@pytest.mark.parametrize(("kind", "stored", "modules"), [
-    ("llama", "F32", ["q_proj", "down_proj"]), ("gpt2", "F16", ["c_attn", "c_fc"]),
-    ("gpt_neox", "BF16", ["query_key_value", "dense_h_to_4h"]),
-    ("phi3", "BF16", ["qkv_proj", "gate_up_proj"]),
-])  # fmt: skip
-def test_what_peft_merges_holds(tmp_path, kind, stored, modules):
-    """Fused and transposed projections, on models in each format; twice merged it does not."""
+def merged_by_peft(
+    folder, kind, stored, scale=1.0, only="", safe=False, raised=True, edit=None, auto="", **config
+):
+    """A base, an adapter with random factors, and peft's merge of them. scale: of the modules with
+    `only` in their names. raised: whether factors become float32. edit: of saved B and A.
+    """
     import peft
     import transformers
 
-    dtype = DTYPES[stored]
-    base = planted.saved(kind, tmp_path / "wide")
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    model.save_pretrained(tmp_path / "base")
-    config = peft.LoraConfig(
-        r=4, lora_alpha=8, task_type="CAUSAL_LM", target_modules=modules,
-        fan_in_fan_out=kind == "gpt2",
-    )  # fmt: skip
-    tuned = peft.get_peft_model(model, config)
+    model = planted.built(kind).to(DTYPES[stored])
+    model.save_pretrained(folder / "base")
+    if auto:
+        auto = getattr(transformers, auto)
+        model = auto.from_pretrained(folder / "base", dtype=DTYPES[stored])
+    config = {"r": 4, "lora_alpha": 7, "target_modules": "all-linear", **config}
+    config = peft.LoraConfig(**config)
+    tuned = peft.get_peft_model(model, config, autocast_adapter_dtype=raised)
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in tuned.named_parameters():
-            if "lora_" in name:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    tuned.save_pretrained(tmp_path / "adapter")
-    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
-    asked = [tmp_path / one for one in ("base", "adapter", "merged")]
-    assert shadow.verify("merged", *asked).holds is True
+    for name, parameter in tuned.named_parameters():
+        noise = 0.05 * torch.randn(parameter.shape, generator=generator)
+        if parameter.requires_grad:
+            parameter.data += (noise.abs() if "magnitude" in name else noise).to(parameter.dtype)
+    tuned.save_pretrained(folder / "adapter")
+    for name, module in tuned.named_modules():
+        if isinstance(getattr(module, "scaling", None), dict) and only in name:
+            module.scaling["default"] *= scale
+            if edit:
+                edit(name, *(getattr(module, f"lora_{one}")["default"].weight.data for one in "BA"))
+    tuned.merge_and_unload(safe_merge=safe).save_pretrained(folder / "merged")
+    return [folder / one for one in ("base", "adapter", "merged")]
+
+
+def to_the_bit(found):
+    """The order that gives every entry."""
+    assert found.holds is True, found
+    how = found.answer.reasons[0].figures["how"]
+    assert how.code == "to_the_bit", how
+    return how.figures["order"].code
+
+
+DORA, CONV = {"use_dora": True}, {"fan_in_fan_out": True}
+SAFE, UNRAISED = {"safe": True}, {"raised": False}
+BY_PEFT = [
+    ("llama", "F32", {}, "in_float32"), ("llama", "BF16", {"use_rslora": True}, "in_float32"),
+    ("mistral", "F16", DORA, "in_float32"), ("gpt2", "F16", CONV, "in_float32"),
+    ("gpt2", "BF16", CONV | DORA, "in_float32"), ("gpt_neox", "BF16", {}, "in_float32"),
+    ("phi3", "BF16", DORA, "in_float32"), ("qwen2", "BF16", SAFE, "update_rounded"),
+    ("gemma2", "F16", UNRAISED, "update_rounded"), ("bert", "F16", {}, "in_float32"),
+    ("olmo2", "BF16", UNRAISED | DORA, "update_rounded"), ("qwen3", "F32", SAFE, "in_float32"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "stored", "config", "order"), BY_PEFT)
+def test_what_peft_merges_holds_to_the_bit(tmp_path, kind, stored, config, order):
+    """In the order that peft computes; at another scale, in all modules or one, it never holds."""
+    asked = merged_by_peft(tmp_path / "right", kind, stored, **config)
+    assert to_the_bit(shadow.verify("merged", *asked)) == order
     found = shadow.verify("merged", asked[0], asked[1], asked[0])
     assert (found.holds, codes(found)) == (False, ["not_applied"])
+    one = {"gpt2": "h.1", "bert": "layer.1"}.get(kind, "layers.1")
+    for scale, only in ((1.001, ""), (1.005, ""), (2.0, one), (0.0, one), (1.005, one)):
+        wrong = merged_by_peft(tmp_path / f"{scale}{only}", kind, stored, scale, only, **config)
+        found = shadow.verify("merged", *asked[:2], wrong[2])
+        assert found.holds is False or (found.holds is None and scale < 1.002), (scale, only, found)
+
+
+HEAD, Q_PROJ = {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj"]}
+SCORE = {"auto": "AutoModelForSequenceClassification", "task_type": "SEQ_CLS"}
+
+
+@pytest.mark.parametrize(("kind", "config", "tensor"), [
+    ("llama", HEAD, "lm_head.weight"), ("llama", SCORE, "score.weight"),
+    ("llama", Q_PROJ | {"trainable_token_indices": [3, 5]}, EMBED),
+    ("qwen2", Q_PROJ | {"trainable_token_indices": {"embed_tokens": [7]}}, EMBED),
+    ("qwen2", Q_PROJ | {"lora_bias": True}, "model.layers.1.self_attn.q_proj.bias"),
+    ("llama", {"target_modules": ["q_proj", "embed_tokens"]}, EMBED),
+    ("llama", {"target_modules": ["q_proj", "lm_head"]}, "lm_head.weight"),
+])  # fmt: skip
+def test_heads_tokens_and_biases_belong_to_the_adapter(tmp_path, kind, config, tensor):
+    """peft's merge holds to the bit; one that lost, randomised or reset such a tensor does not."""
+    asked = merged_by_peft(tmp_path, kind, "BF16", **config)
+    found = shadow.verify("merged", *asked)
+    assert to_the_bit(found) == "in_float32"
+    assert found.against == ()
+    path = asked[2] / "model.safetensors"
+    merged = load_file(path)
+    of_base = load_file(asked[0] / "model.safetensors").get(tensor)
+    for value in (merged[tensor] + 1, of_base, None):
+        if value is of_base is None and tensor != "score.weight":
+            continue
+        rest = {name: one for name, one in merged.items() if name != tensor}
+        save_file(rest if value is None else rest | {tensor: value}, path, {"format": "pt"})
+        found = shadow.verify("merged", *asked)
+        assert found.holds is False, (value, found)
+        names = [one.name.removeprefix("base_model.model.") for one in found.against]
+        assert names == [tensor]
+        if value is of_base is not None:
+            assert found.against[0].code in ("is_base", "not_applied")
+
+
+EXPERTS = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"], "r": 2,
+           "target_modules": ["q_proj"]}  # fmt: skip
+
+
+def repacked(b, turn):
+    """Change the columns of a B of three experts, as (outputs, rank, experts)."""
+    b.copy_(turn(b.reshape(len(b), -1, 3)).reshape(b.shape))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "qwen3_moe"])
+def test_stacked_experts_in_both_packings(tmp_path, kind):
+    """Rank by rank, as peft reads, and expert by expert; what is neither is named."""
+    asked = merged_by_peft(tmp_path / "right", kind, "BF16", **EXPERTS)
+    assert to_the_bit(shadow.verify("merged", *asked)) == "in_float32"
+
+    def by_expert(name, b, a):
+        if "experts" in name:
+            repacked(b, lambda one: one.reshape(len(one), 3, -1).transpose(1, 2))
+
+    def of_another(name, b, a):
+        if "experts" in name:
+            repacked(b, lambda one: one.roll(1, 2))
+            a.copy_(a.roll(len(a) // 3, 0))
+
+    def dropped(name, b, a):
+        if "experts" in name:
+            repacked(b, lambda one: one * torch.tensor([1.0, 0.0, 1.0], dtype=one.dtype))
+
+    turns = {
+        "packed_by_expert": by_expert,
+        "scrambled": lambda name, *of: name.endswith("experts") and by_expert(name, *of),
+        "other_expert": of_another,
+        "not_applied": dropped,
+    }
+    for code, edit in turns.items():
+        wrong = merged_by_peft(tmp_path / code, kind, "BF16", edit=edit, **EXPERTS)
+        found = shadow.verify("merged", *asked[:2], wrong[2])
+        if code == "packed_by_expert":
+            assert (found.holds, [one.code for one in found.answer.notes][-1]) == (True, code)
+        else:
+            assert (found.holds, codes(found)) == (False, [code])
+            assert all(found.check.say(one.why) for one in found.answer.against)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["F16", "BF16"])
+def test_a_merge_in_an_order_that_nobody_lists_holds_by_its_scale(tmp_path, dtype):
+    """Rounded at other points, so that half of the entries differ; at scale 1.001 it does not."""
+    base, pairs = based(dtype), factors()
+    update = {name: (b.to(dtype) * 2).float() @ a.flip(0).to(dtype).flip(0).float()
+              for name, (b, a) in pairs.items()}  # fmt: skip
+    done = base | {
+        name: base[name] + (1.01 * (one / 1.01).to(dtype)).to(dtype) for name, one in update.items()
+    }
+    found = recorded(tmp_path, base, pairs, done)
+    assert (found.holds, found.answer.reasons[0].figures["how"].code) == (True, "within_rounding")
+    assert found.figures["entries_off"] > 2000
+    wrong = recorded(tmp_path, base, pairs, merge(base, pairs, dtype, 2.002))
+    assert (wrong.holds, codes(wrong)) == (False, ["rescaled"])
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (64, 1)])

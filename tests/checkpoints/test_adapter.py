@@ -12,6 +12,8 @@ from command import run_shadow
 from effort import chosen
 from safetensors.torch import load_file
 
+import shadow
+from shadow.checkpoints.adapter_names import Targets
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.weight_files import read_adapter
@@ -356,3 +358,71 @@ def test_an_audit_of_an_adapter_without_a_name_of_its_base_compares_nothing(tmp_
     assert "no name of 3 modules of the adapter" in record["finding"]["headline"]
     text = " ".join(one["text"] for one in record["finding"]["sentences"])
     assert "layers 1 to 3 (no such name in the base)" in text
+
+
+MODULES = [
+    f"{stack}.{layer}.{name}"
+    for stack in ("model.layers", "model.visual.blocks", "transformer.h")
+    for layer in (0, 1, 12)
+    for name in ("self_attn.q_proj", "mlp.up_proj", "experts.1.up_proj", "mlp.q_proj.base")
+] + ["lm_head", "q_proj", "score.q_proj"]
+CONFIGS = [
+    {"target_modules": ["q_proj", "layers.1.mlp.up_proj"]}, {"target_modules": ["lm_head"]},
+    {"target_modules": ["q_proj"], "exclude_modules": ["layers.1.self_attn.q_proj"]},
+    {"target_modules": r".*\.(q_proj|up_proj)", "exclude_modules": r".*visual.*"},
+    {"target_modules": r"model\.layers\.[\d]{1,}\.self_attn\.(?:q_proj|k_proj)"},
+    {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1, 12]},
+    {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": 0},
+    {"target_modules": ["q_proj"], "layers_to_transform": [1], "layers_pattern": ["layers"]},
+    {"target_modules": ["q_proj"], "layers_to_transform": [12], "layers_pattern": ["h", "blocks"]},
+    {"target_modules": ["q_proj"], "modules_to_save": ["score", "lm_head"]},
+    {"target_modules": ["model.layers.0.self_attn.q_proj"], "layers_to_transform": [1]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_a_config_targets_the_modules_that_peft_adapts(config):
+    """Lists, patterns, exclusions and layers, against peft's own matching."""
+    import peft
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    theirs = peft.LoraConfig(**config)
+    expected = [bool(check_target_module_exists(theirs, one)) for one in MODULES]
+    assert [Targets(config).has(one) for one in MODULES] == expected
+    assert any(expected)
+    assert not all(expected)
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(", "a" * 3000, "((.*)*)*x"])
+def test_a_pattern_that_cannot_be_evaluated_excludes_nothing(pattern):
+    """Time without bound, a broken pattern, one of any length: as if the config had none."""
+    module = "a" * 200 + "!"
+    assert Targets({"target_modules": pattern}).has(module)
+    assert Targets({"exclude_modules": pattern}).has(module)
+
+
+def test_untargeted_modules_and_the_prefix_that_would_reach_are_said(tmp_path):
+    """peft leaves out factors that its config does not target, and names that the base lacks."""
+    names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(3)]
+    base = {name: torch.randn(16, 16) for name in names}
+    planted.write(tmp_path / "base", base, planted.LLAMA)
+    pairs = {name: (torch.randn(16, 4), torch.randn(4, 16)) for name in names}
+    planted.adapter(tmp_path / "some", pairs, target_modules=["q_proj"], layers_to_transform=[0])
+    found = shadow.verify("trained", tmp_path / "base", tmp_path / "some")
+    assert (found.holds, found.code) == (None, "not_compared")
+    assert "its config does not target it" in found.reason
+    wrapped = {one.replace("model.", "model.language_model.", 1): two for one, two in pairs.items()}
+    planted.adapter(tmp_path / "other", wrapped)
+    said = "with model. for model.language_model. they would have one"
+    for claim, more in (("trained", ()), ("merged", ("base",))):
+        asked = [tmp_path / one for one in ("base", "other", *more)]
+        found = shadow.verify(claim, *asked)
+        assert found.holds is False
+        assert "unnamed" in [one.code for one in found.answer.reasons]
+        assert said in found.reason.replace("'", "")
+    wide = {name: (torch.randn(32, 4), torch.randn(4, 16)) for name in names}
+    planted.adapter(tmp_path / "wide", wide)
+    for claim, more in (("trained", ()), ("merged", ("base",))):
+        found = shadow.verify(claim, *(tmp_path / one for one in ("base", "wide", *more)))
+        assert found.holds is not True
+        assert "base (16, 16), tuned (32, 16)" in found.reason + str(found.against)

@@ -6,20 +6,27 @@ import pytest
 
 from shadow.checks.merged import CHECK, Beside, Merge, Module, judge, verdict
 from shadow.run.scanned import Scanned, Unmatched
-from shadow.spectra.relations.merging import MergeFit
+from shadow.spectra.relations.merging import ORDERS, MergeFit, Rest
 from shadow.templates import said
 
-EVERY = dict.fromkeys((0.0, 0.5, 1.0, 2.0), 4)  # of 4 entries, those beyond the bound, by scale
+EVERY = {(code, rounded): Rest(4) for code in ORDERS for rounded in (False, True)}
 BEYOND = MergeFit(
-    entries=4, wide=EVERY, narrow=EVERY, update=1.0, residual=4.0, inner=1.0, rounding=0.0,
-    visible=4, finite=True, onto_rounded=False,
+    entries=4, beyond=4, update=1.0, residual=4.0, inner=1.0, rounding=0.0, visible=4, moved=4,
+    finite=True, rests=EVERY, slope=1.0,
 )  # fmt: skip
 LONE = Unmatched("alone", "adapter", said("-"))
 
 
-def fits(*scales, **changes):
-    bounds = EVERY | dict.fromkeys(scales, 0)
-    return replace(BEYOND, wide=bounds, narrow=bounds, residual=0.0, **changes)
+def fits(rest=None, way=("in_float32", False), **changes):
+    """A fit that a way of merging leaves this rest of: of scale 1.0 and to the bit by default."""
+    return replace(
+        BEYOND, **{"beyond": 0, "residual": 0.0, "rests": EVERY | {way: rest or Rest()}} | changes
+    )
+
+
+def at(scale, error, entries=2):
+    """A rest that estimates this scale with this standard error."""
+    return Rest(entries, scale - 1, error**2)
 
 
 def module(fit, name="up"):
@@ -30,13 +37,16 @@ def scaled(scale, residual=0.0):
     return replace(BEYOND, residual=(1 - scale) ** 2 + residual, inner=scale)
 
 
-GOOD, NO_UPDATE, FEW = module(fits(1.0)), fits(0.0), Scanned("p", "b", "b", ("F32", "F32"), 4, 0)
+GOOD, NO_UPDATE, FEW = (
+    module(fits()),
+    replace(BEYOND, moved=0),
+    Scanned("p", "b", "b", ("F32", "F32"), 4, 0),
+)
 
 
 @pytest.mark.parametrize(("fit", "code", "figures"), [
-    (fits(1.0), None, {}), (replace(BEYOND, wide=fits(1.0).wide), None, {}),
-    (replace(fits(1.0), finite=False), "not_finite", {}), (NO_UPDATE, "not_applied", {}),
-    (fits(0.5), "half", {}), (fits(2.0), "twice", {}),
+    (fits(), None, {}), (fits(finite=False), "not_finite", {}),
+    (NO_UPDATE, "not_applied", {}), (scaled(2.01), "twice", {}),
     (replace(BEYOND, quantised=("NF4", 1.9)), "onto_copy", {"copy": "NF4"}),
     (replace(BEYOND, quantised=("NF4", 2.1)), "beyond", {"beyond": 4, "entries": 4}),
     (scaled(0.7), "rescaled", {"scale": 0.7}), (scaled(0.51), "half", {}),
@@ -50,21 +60,17 @@ def test_what_is_wrong_with_a_matrix(fit, code, figures):
 
 @pytest.mark.parametrize(("found", "outcome", "codes", "notes"), [
     (Merge([GOOD]), "holds", ["base_plus_update"], []),
-    (Merge([module(replace(BEYOND, narrow=fits(1.0).narrow))]),
-     "holds", ["base_plus_update"], []),
-    (Merge([GOOD, module(fits(1.0, visible=0))]),
-     "holds", ["base_plus_update"], ["unseen"]),
-    (Merge([module(fits(1.0, onto_rounded=True))]),
+    (Merge([GOOD, module(fits(visible=0))]), "holds", ["base_plus_update"], ["unseen"]),
+    (Merge([module(fits(way=("in_16_bits", True)))]),
      "holds", ["base_plus_update"], ["base_rounded"]),
     (Merge([], [Beside(FEW, whole=True)]), "holds", ["whole"], []),
     (Merge([], [Beside(FEW, whole=False)]), "inconclusive", ["whole_is_base"], []),
     (Merge([]), "inconclusive", ["no_update"], []),
     (Merge([GOOD], unread=[LONE]), "inconclusive", ["not_compared"], []),
     (Merge([GOOD], absent=["up"]), "inconclusive", ["absent"], []),
-    (Merge([module(fits(1.0, visible=0))]), "inconclusive", ["hidden"], ["unseen"]),
-    (Merge([GOOD, module(fits(1.0, 0.0))]), "inconclusive", ["ambiguous"], []),
+    (Merge([module(fits(visible=0))]), "inconclusive", ["hidden"], ["unseen"]),
     (Merge([GOOD], unmatched=[LONE], unread=[LONE]), "does_not_hold", ["apart"], []),
-    (Merge([GOOD, *map(module, (fits(2.0), NO_UPDATE, NO_UPDATE))]),
+    (Merge([GOOD, *map(module, (scaled(2.0), NO_UPDATE, NO_UPDATE))]),
      "does_not_hold", ["not_applied", "twice"], []),
 ])  # fmt: skip
 def test_a_merge_is_judged(found, outcome, codes, notes):
@@ -73,6 +79,25 @@ def test_a_merge_is_judged(found, outcome, codes, notes):
     assert [one.code for one in answer.notes] == notes
     said = [*answer.reasons, *answer.notes, *(one.why for one in answer.against)]
     assert all(CHECK.say(one) for one in said)
+
+
+@pytest.mark.parametrize(("rests", "outcome", "code"), [
+    ([at(1 + 2.9e-4, 0.0)], "holds", "base_plus_update"),  # a scale in bfloat16
+    ([at(1 + 3.1e-4, 0.0)], "does_not_hold", "rescaled"),
+    ([at(1.0, 1.9e-4)], "holds", "base_plus_update"),  # five errors exclude 1.001
+    ([at(1.0, 2.1e-4)], "inconclusive", "ambiguous"),
+    ([at(1.001, 1.3e-4)], "does_not_hold", "rescaled"),  # and 1
+    ([at(1.001, 1.5e-4)], "inconclusive", "ambiguous"),
+    ([at(1.0, 1.0), None], "inconclusive", "ambiguous"),
+    # of two together the error is smaller: one that is off is not hidden by one that is not
+    ([at(1.001, 1.5e-4)] * 2, "does_not_hold", "rescaled"),
+    ([at(1.001, 1.3e-4), None, None], "does_not_hold", "rescaled"),
+])  # fmt: skip
+def test_the_interval_of_the_scale_decides_where_no_order_gives_all_bits(rests, outcome, code):
+    """Shares of entries decide nothing: a right merge in another order may leave more."""
+    answer = judge(Merge([module(fits(rest)) for rest in rests]))
+    assert (answer.outcome, answer.reasons[0].code) == (outcome, code)
+    assert all(CHECK.say(one) for one in answer.reasons)
 
 
 @pytest.mark.parametrize(("scales", "figures"), [

@@ -1,4 +1,5 @@
-"""The modules of an adapter that have a name of its base: peft finds modules by name, not place.
+"""The modules of an adapter that reach its base: peft finds modules by name, not place, and those
+alone that the config targets.
 
 Names in files are not always those of modules: transformers moves the language model of a wrapper,
 and adds the first word of a model that was saved without its head.
@@ -7,11 +8,13 @@ and adds the first word of a model that was saved without its head.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 
 from shadow.checkpoints.formats import owner_of
 from shadow.checkpoints.safetensors_files import Tensors
 from shadow.places.architecture import Place
+from shadow.places.names import Config
 
 MOVED = "model.language_model."  # where wrappers have their language model, since transformers 5
 WITHIN = "language_model.model."  # where older files have it
@@ -20,6 +23,69 @@ WRAPPERS = ("_orig_mod", "language_model", "module")  # first words that no load
 ORIGINAL = re.compile(r"layers\.\d+\.(attention\.w[qkvo]|feed_forward\.w[123])\.weight")
 # modules that loaders rename or stack, and a head, which files lack where it is the embedding
 CONVERTED = ("experts", "router", "shared", "head")
+
+
+LOOKED_AT = 64  # modules from whose names a prefix is guessed
+# of a pattern: a group that is repeated takes time without bound on names that do not match
+REPEATED_GROUP = re.compile(r"\)[*+{]")
+MAX_PATTERN = 2000  # characters; unsloth writes some hundred
+LAYER = r".*?\.[^.]*\.(?P<number>\d+)\."  # the first number in a name, as peft reads it
+
+
+class Targets:
+    """The modules that the config of an adapter names, as peft matches them. What cannot be
+    evaluated safely excludes nothing.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._targets = _names(config.get("target_modules"))
+        self._excluded = _names(config.get("exclude_modules"))
+        saved = _names(config.get("modules_to_save"))
+        self._saved = saved if isinstance(saved, list) else []
+        layers = config.get("layers_to_transform")
+        self._layers = [layers] if isinstance(layers, int) else layers
+        stacks = _names(config.get("layers_pattern"))
+        self._stacks = [stacks] if isinstance(stacks, str) else stacks
+
+    def has(self, module: str) -> bool:
+        """Return whether peft adapts a module of this name, if the base has it."""
+        if self._excluded and _matches(self._excluded, module, unknown=False):
+            return False
+        if any(f".{name}." in f".{module}." for name in self._saved):
+            return False
+        if not self._targets or self._targets == "all-linear":
+            return True
+        if not _matches(self._targets, module, unknown=True):
+            return False
+        if isinstance(self._targets, str) or module in self._targets or not self._layers:
+            return True
+        return isinstance(self._layers, list) and self._number(module) in self._layers
+
+    def _number(self, module: str) -> int | None:
+        patterns = [rf"(?:.*?\.)?{re.escape(one)}\.(?P<number>\d+)\." for one in self._stacks or ()]
+        found = (re.match(pattern, module) for pattern in patterns or [LAYER])
+        return next((int(match["number"]) for match in found if match), None)
+
+
+def _names(value: object) -> str | list[str] | None:
+    """Return a pattern, or names; None where a config has neither."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return [one for one in value if isinstance(one, str)]
+    return None
+
+
+def _matches(names: str | list[str], module: str, *, unknown: bool) -> bool:
+    """Return whether a pattern or a list of ends matches. unknown: for what is not evaluated."""
+    if not isinstance(names, str):
+        return any(f".{module}".endswith(f".{name}") for name in names)
+    if len(names) > MAX_PATTERN or REPEATED_GROUP.search(names):
+        return unknown
+    try:
+        return re.fullmatch(names, module) is not None
+    except (re.error, OverflowError):
+        return unknown
 
 
 class BaseNames:
@@ -36,6 +102,22 @@ class BaseNames:
         self._forms = {form for module in modules for form in self._forms_of(module)}
         self._without_head = {form.partition(".")[2] for form in self._forms
                               if form.partition(".")[0] not in WRAPPERS}  # fmt: skip
+
+    def prefix(self, modules: Collection[str]) -> tuple[str, str] | None:
+        """Return the first words of most of these modules, and with which others they would have a
+        name of the base; None if none would.
+        """
+        by_end: dict[str, str] = {}
+        for form in self._forms:
+            for dot in _dots(form):
+                by_end.setdefault(form[dot:], form[:dot])
+        pairs = Counter[tuple[str, str]]()
+        for module in sorted(modules)[:LOOKED_AT]:
+            for dot in _dots(module):
+                if module[dot:] in by_end:
+                    pairs[module[:dot], by_end[module[dot:]]] += 1
+                    break
+        return next((pair for pair, _ in pairs.most_common(1)), None)
 
     def _forms_of(self, module: str) -> Iterator[str]:
         """Yield the names of a module of a file when it is loaded."""
@@ -62,3 +144,10 @@ class BaseNames:
     def _is_bare(self, module: str) -> bool:
         """Return whether a name is that of a model that was saved without its first word."""
         return module in self._forms and not module.startswith(("model.", "transformer."))
+
+
+def _dots(name: str) -> Iterator[int]:
+    """Yield the positions at which a name begins and words of it end, but for the last word."""
+    yield 0
+    for dot in re.finditer(r"\.(?=.*\d.*\.)", name):
+        yield dot.end()

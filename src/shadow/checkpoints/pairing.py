@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.checkpoints.adapter_names import BaseNames
+from shadow.checkpoints.adapter_names import BaseNames, Targets
 from shadow.checkpoints.formats import owner_of
 from shadow.checkpoints.gguf_files import COMPUTED
 from shadow.checkpoints.opening import Checkpoint
@@ -491,6 +491,7 @@ def _adapter_operands(
             shapes[name] = shapes[name][::-1]
     parts = place_tensors(shapes | wholes, base.config)
     packed = checkpoint.refused
+    targets = Targets(adapter.config)
     operands, skipped = _usable("tuned", whole, parts, packed)
     for module, (left, right, swap) in pairs.items():
         matrices = parts[f"{module}.weight"]
@@ -499,6 +500,8 @@ def _adapter_operands(
             fault = "adapter", "a low-rank update of stacked experts"
         if fault is None and names and not names.has(module, matrices[0].place):
             fault = "unnamed", ""
+        if fault is None and names and not targets.has(module):
+            fault = "adapter", "its config does not target it, so peft leaves it out"
         if fault is not None:
             skipped += [Skipped("tuned", info, matrices[0].place, *fault) for info in (left, right)]
             continue

@@ -63,6 +63,7 @@ class Adapter:
     rank_stabilised: bool  # alpha is divided by the square root of the rank
     dora: bool = False  # rows of base plus update are given the norms that the adapter holds
     base: str = ""  # the model that the config names as its base
+    config: Config = field(default_factory=dict, repr=False, compare=False)
 
     def scaling(self, module: str, rank: int) -> float:
         """Return the factor of B @ A of a module."""
@@ -218,7 +219,7 @@ def read_adapter(where: str, config: Config) -> Adapter:
     by_name = dict(zip(patterns, others, strict=True))
     is_stabilised = config.get("use_rslora") is True
     base = str(config.get("base_model_name_or_path") or "")
-    return Adapter(first, by_name, is_stabilised, bool(config.get("use_dora")), base)
+    return Adapter(first, by_name, is_stabilised, bool(config.get("use_dora")), base, config)
 
 
 def adapter_factors(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.safetensors_files import TensorInfo
     from shadow.checks.answer import Question
     from shadow.places.architecture import Place
+    from shadow.run.adapted import Reach
     from shadow.run.runtime import Runtime
     from shadow.spectra.entries import Cell
     from shadow.spectra.spectrum import Sides
@@ -30,7 +31,8 @@ CHANCE = 0.01  # that a tensor stays by rounding alone: where it is less, it was
 WIDE = ("BF16", "F16", "F32", "F64")  # formats of training, which have infinities
 SAMPLE = 100  # entries that a typical step is taken from, at least
 WORDS = {
-    "unnamed": "none of the adapter's {modules:count module|modules} has a name of the base",
+    "unnamed": "none of the adapter's {modules:count module|modules} has a name of the base: peft"
+    " applies nothing[; with {instead} for {prefix} they would have one]",
     "broken": "{some:count} of {tensors:count tensor|tensors} that should have moved {some|is|are}"
     " all zeros or not finite",
     "not_moved": "{some:count} of {tensors:count tensor|tensors} that should have moved did not"
@@ -159,8 +161,7 @@ class Training(Evidence):
     """
 
     tensors: Sequence[Moved]
-    modules: int = 0  # that an adapter has factors of
-    unnamed: int = 0  # those of them whose names the base lacks
+    reach: Reach | None = None  # of an adapter: how many of its modules the base lacks
 
 
 def judge(training: Training) -> Answer:
@@ -209,10 +210,11 @@ def judge(training: Training) -> Answer:
         doubts = [Reason("nothing")]
     every = (("moved", should), ("frozen", frozen))
     apart = unmatched_reasons(training.unmatched)
-    if training.modules:
-        figures |= {"modules": training.modules, "modules_unnamed": training.unnamed}
-        if apart and training.unnamed == training.modules:
-            apart = [Reason("unnamed", modules=training.modules)]
+    reach = training.reach
+    if reach is not None and reach.modules:
+        figures |= {"modules": reach.modules, "modules_unnamed": reach.unnamed}
+        if apart and reach.is_none:
+            apart = [Reason("unnamed", reach.figures)]
     return training.judged(
         figures,
         faults=faults + apart,
@@ -289,8 +291,7 @@ def _noted(
 
 def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
     """Compare every tensor of a base with the trained one, and find which steps the grid allows."""
-    from shadow.checkpoints.weight_files import adapter_factors
-    from shadow.run.adapted import line_up_adapter
+    from shadow.run.adapted import line_up_adapter, reach_of
     from shadow.run.aligned import align_all
     from shadow.run.scan import scan
     from shadow.run.sides import found_all, open_found, opened_models
@@ -305,9 +306,8 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
         aligned = line_up_adapter(base, tuned)
     else:
         aligned = align_all(base, tuned, ("the base", "the tuned model"))
-    factors = adapter_factors(tuned.tensors)[0] if tuned.adapter else {}
     absent = {tensor.tensor for tensor in aligned.unmatched}
-    unnamed = sum(left.name in absent for left, *_ in factors.values())
+    reach = reach_of(tuned, base) if tuned.adapter and not base.parts else None
     patterns = patterns.of_model(aligned.places)
     measure = partial(_moved, partial(_required, aligned.places, patterns))
     rows = scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
@@ -324,8 +324,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
 
     return Training(
         rows,
-        len(factors),
-        unnamed,
+        reach,
         unmatched=[*filter(counts, aligned.unmatched)],
         unread=[*filter(counts, aligned.unread)],
         notes=aligned.notes,

@@ -1,33 +1,62 @@
-"""Test whether a matrix is a base plus a scaled low-rank update, entry by entry within what
-rounding may do.
+"""Replay a merge: base plus a scaled low-rank update, in the orders in which programs compute it.
 
-A merge that is computed in float32 or wider and stored once is within half a unit in the last place
-of W_base + scale * left @ right, and within the rounding of its own arithmetic. One that is
-computed in 16 bits also rounds the update. Other scales, and bases that were quantised and
-dequantised, are tried as well.
+Where no order gives the stored numbers, every entry must still be within what rounding may do, and
+the scale of the update is estimated. Bases that were quantised and dequantised are tried as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from shadow.dtypes import FP4, NF4, FloatFormat, float_format
 from shadow.spectra.lazy import Matrix, half_ulp, torch_dtype
 from shadow.spectra.spectrum import tiles
-from shadow.spectra.sums import INTEGERS
 
 ROWS = 1 << 15  # entries of a block, about: a dozen copies of it in float64 stay in the caches
-SCALES = (0.0, 0.5, 1.0, 2.0)  # of the claimed one, which are tried
 QUANTISED = ("NF4", "FP4", "INT8")
 BLOCK = 64  # entries that share one scale in bitsandbytes' 4-bit formats
 LEVELS = {"NF4": NF4, "FP4": sorted(set(FP4))}  # ascending
+STEP = 2.0**-5  # of the scale, over which the effect of another scale is measured
+PANEL = 8  # rows of a product that are computed at least: of one row, BLAS sums in another order
+
+
+@dataclass(frozen=True)
+class Order:
+    """The steps of a merge in a program: dtypes, roundings, and where the scale is applied."""
+
+    products: torch.dtype = torch.float32
+    scaled: Literal["product", "left", "sum"] = "product"
+    rounds_factors: bool = False  # to the dtype of the model, before they are multiplied
+    rounds_product: bool = False
+    rounds_update: bool = False  # the scaled product, before it is added
+
+    def of_model(self, dtype: torch.dtype) -> Order:
+        """Return the same without roundings that change nothing: only 16 bits are rounded to."""
+        return self if dtype.itemsize == 2 else Order(self.products, self.scaled)
+
+
+NARROW = Order(rounds_factors=True, rounds_product=True, rounds_update=True)
+ORDERS: Mapping[str, Order] = {
+    # peft, which raises adapters to float32, and so mergekit; llama.cpp
+    "in_float32": Order(),
+    "in_one_sum": Order(scaled="sum"),  # Unsloth: addmm in float32
+    "left_scaled": Order(scaled="left"),  # torchtune
+    "update_rounded": Order(rounds_update=True),  # peft with safe_merge
+    # peft on a CPU where adapters stay in 16 bits, and on a GPU
+    "factors_rounded": Order(rounds_factors=True, rounds_update=True),
+    "in_16_bits": NARROW,
+    "left_scaled_in_16_bits": replace(NARROW, scaled="left"),  # mlx
+    "in_float64": Order(torch.float64),
+}
+"""The orders that are replayed, the most frequent first."""
+Way = tuple[str, bool]
+"""An order, and whether the base is first rounded to the format of the merged model."""
 
 
 @dataclass(frozen=True)
@@ -39,38 +68,88 @@ class Update:
     scale: float
     magnitude: Tensor | None = None  # (rows,)
     stored: str = "F32"  # the dtype of the factors
+    is_cast: bool = False  # of an expert in a stack, or an embedding: peft rounds it before the sum
+
+    def as_merged(self, order: Order) -> Order:
+        """Return what a program does whose other modules are merged in this order."""
+        return ORDERS["update_rounded"] if self.is_cast and order == Order() else order
+
+
+@dataclass
+class Rest:
+    """Entries that differ from a replay. Sums over them, of the difference times the slope of the
+    entry over the scale, and of its squares, give the scale and its error.
+    """
+
+    entries: int = 0
+    along: float = 0.0
+    squares: float = 0.0
+
+    def add(self, other: Rest) -> None:
+        """Add the sums over other entries."""
+        self.entries += other.entries
+        self.along += other.along
+        self.squares += other.squares
 
 
 @dataclass(frozen=True)
 class MergeFit:
-    """The comparison of a matrix with base plus update.
-
-    By scale, one of SCALES: how many entries are beyond the bound, of other scales than 1 up to
-    the first block that has some. wide: of arithmetic in float32 or wider; narrow: in the stored
-    format.
-    """
+    """The comparison of a matrix with base plus update."""
 
     entries: int
-    wide: dict[float, int]
-    narrow: dict[float, int]
+    beyond: int  # entries further away than rounding may move them
     update: float  # sums of squares: of the update
     residual: float  # and of merged - (base + update)
     inner: float  # <merged - base, update>
     rounding: float  # what storage leaves on average, ulp² / 12 an entry
     visible: int  # entries that the update changes when base plus update is stored
+    moved: int  # entries that differ from the base's as stored
     finite: bool
-    onto_rounded: bool  # whether the base was first rounded to the stored format, so that it fits
+    rests: Mapping[Way, Rest] = field(default_factory=dict)
+    slope: float = 0.0  # by which `along` grows with the scale, as the format stores it
     quantised: tuple[str, float] | None = None  # the copy of the base that fits best, and residual²
 
     @property
     def fits(self) -> bool:
-        """Return whether every entry is base plus update within one of the bounds."""
-        return self.finite and not (self.wide[1.0] and self.narrow[1.0])
+        """Return whether every entry is base plus update within what rounding may do."""
+        return self.finite and not self.beyond
 
     @property
     def scale(self) -> float | None:
         """Return how much of the update it holds, by least squares; None without an update."""
         return self.inner / self.update if self.update else None
+
+
+@dataclass(frozen=True)
+class UpdateScale:
+    """The scale of the updates of some matrices, by what one way of merging leaves."""
+
+    value: float
+    error: float  # one standard error; infinite where no entry shows the scale
+
+    @classmethod
+    def of(cls, fits: Sequence[MergeFit], way: Way) -> UpdateScale:
+        """Estimate it over all entries of these matrices together."""
+        rests = [fit.rests[way] for fit in fits]
+        slope = math.fsum(fit.slope for fit in fits)
+        if slope <= 0:
+            return cls(1.0, math.inf)
+        along = math.fsum(rest.along for rest in rests)
+        error = math.sqrt(math.fsum(rest.squares for rest in rests))
+        return cls(1 + along / slope, error / slope)
+
+
+def best_way(fits: Sequence[MergeFit]) -> tuple[Way, int]:
+    """Return the way of merging that leaves the fewest entries in all matrices together, the first
+    of several, and how many it leaves.
+    """
+    left = {
+        (code, rounded): sum(fit.rests[code, rounded].entries for fit in fits)
+        for rounded in (False, True)
+        for code in ORDERS
+    }
+    way = min(left, key=left.__getitem__)
+    return way, left[way]
 
 
 def merge_fit(
@@ -79,71 +158,118 @@ def merge_fit(
     """Compare a matrix with base plus update.
 
     formats: stored dtypes of base and merged. upright: whether rows are as stored, which blocks of
-    quantised copies require.
+    quantised copies and sums over rows follow.
     """
-    fit = _fit(base, merged, update, formats, rounded=False)
-    grid = float_format(formats[1])
-    if not fit.wide[1.0] or not fit.finite:
-        return fit
-    if float_format(formats[0]).bits > float_format(formats[1]).bits:
-        other = _fit(base, merged, update, formats, rounded=True)
-        if not other.wide[1.0] or (fit.narrow[1.0] and not other.narrow[1.0]):
-            return other
-    if fit.narrow[1.0] and upright:
-        return _with_quantised(base, merged, update, fit, grid)
+    fit = _fit(base, merged, update, formats, upright=upright)
+    if fit.beyond and fit.finite and upright:
+        return _with_quantised(base, merged, update, fit, float_format(formats[1]))
     return fit
 
 
 def _fit(
-    base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, rounded: bool
+    base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, upright: bool
 ) -> MergeFit:
-    grid = float_format(formats[1])
-    beyond = {way: dict.fromkeys(SCALES, 0) for way in ("wide", "narrow")}
-    energies: list[list[float]] = [[] for _ in range(4)]
-    entries, visible, finite = 0, 0, True
+    grids = [float_format(one) for one in formats]
+    grid = grids[1]
+    stored = torch_dtype(grid)
+    is_cut = grids[0].bits > grid.bits  # the base may have been rounded before the merge
+    dtypes = [torch_dtype(one) if one.bits > 8 else torch.float32 for one in grids]
+    energies: list[list[float]] = [[] for _ in range(5)]
+    entries, visible, moved, finite = 0, 0, 0, True
+    beyond = dict.fromkeys((False, True) if is_cut else (False,), 0)
+    rests = {(code, rounded): Rest() for rounded in (False, True) for code in ORDERS}
     for rows, (b, m) in _both(base, merged):
         entries += m.numel()
-        if rounded:
-            b = b.to(torch_dtype(grid)).double()
         if not (bool(b.isfinite().all()) and bool(m.isfinite().all())):
             finite = False
             continue
         left, right = update.left[rows].double(), update.right.double()
         delta = (left @ right).mul_(update.scale)
         bounds = _Bounds(left, right, delta, update, grid, half_ulp(m, grid))
-        for scale in SCALES:
-            # of other scales it counts only whether every entry fits
-            if scale != 1.0 and beyond["narrow"][scale]:
-                continue
-            target, growth = _target(b, delta, scale, update, rows)
-            away = (m - target).abs_()
-            wide, narrow = bounds.beyond(b, target, away, scale, growth)
-            beyond["wide"][scale] += wide
-            beyond["narrow"][scale] += narrow
-            if scale == 1.0:
-                change = target - b
-                stored = np.not_equal(_bits(target, grid), _bits(b, grid))
-                visible += int(np.count_nonzero(stored))
-                pairs = (change, change), (away, away), (m - b, change)
-                half = bounds.half.view(-1)
-                found = [float(torch.dot(one.view(-1), other.view(-1))) for one, other in pairs]
-                found.append(float(torch.dot(half, half)) / 3)
-                if not all(map(math.isfinite, found)):  # NaN is beyond no bound
-                    finite = False
-                    break
-                for each, value in zip(energies, found, strict=True):
-                    each.append(value)
-    of_update, residual, inner, rounding = map(math.fsum, energies)
+        target, growth = _target(b, delta, 1.0, update, rows)
+        for rounded in beyond:
+            near = target
+            if rounded:
+                near, growth = _target(b.to(stored).double(), delta, 1.0, update, rows)
+            beyond[rounded] += bounds.beyond(b, near, (m - near).abs_(), growth)
+        change, away = target - b, m - target
+        steps = [_target(b, delta, 1 + step, update, rows)[0] for step in (STEP, -STEP)]
+        slopes = (steps[0] - steps[1]).div_(2 * STEP)
+        above, below, here = (one.to(stored).double() for one in (*steps, target))
+        half = bounds.half
+        products = (change, change), (away, away), (m - b, change), (half, half / 3)
+        found = [_dot(one, other) for one, other in products]
+        found.append(_dot(above.sub_(below), slopes) / (2 * STEP))
+        if not all(map(math.isfinite, found)):  # NaN is beyond no bound
+            finite = False
+            break
+        for each, value in zip(energies, found, strict=True):
+            each.append(value)
+        origin = b.to(stored).double()
+        visible += int((here != origin).sum())
+        moved += int((m != origin).sum())
+        replays: dict[tuple[Order, torch.dtype], Rest] = {}
+        for way, rest in rests.items():
+            code, rounded = way
+            dtype = dtypes[rounded]
+            order = update.as_merged(ORDERS[code]).of_model(dtype)
+            if (order, dtype) not in replays:
+                merge = replayed(b.to(dtype), update, rows, order, upright=upright)
+                replays[order, dtype] = _rest(m - merge.to(stored).double(), slopes)
+            rest.add(replays[order, dtype])
+    of_update, residual, inner, rounding, slope = map(math.fsum, energies)
     return MergeFit(
-        entries, beyond["wide"], beyond["narrow"], of_update, residual, inner, rounding, visible,
-        finite, onto_rounded=rounded,
+        entries, min(beyond.values()), of_update, residual, inner, rounding, visible, moved, finite,
+        rests, slope,
     )  # fmt: skip
 
 
-def _bits(values: Tensor, grid: FloatFormat) -> Any:
-    """Return values as stored; those of 8 and 16 bits as integers, for NumPy."""
-    narrow = values.to(torch_dtype(grid))
-    return (narrow.view(INTEGERS[narrow.itemsize]) if grid.bits < 32 else narrow).numpy()
+def _dot(first: Tensor, second: Tensor) -> float:
+    return float(torch.dot(first.reshape(-1), second.reshape(-1)))
+
+
+def _rest(away: Tensor, slopes: Tensor) -> Rest:
+    """Sum over the entries that differ from a replay; NaN differs."""
+    differ = int(torch.count_nonzero(away))
+    if not differ:
+        return Rest()
+    products = away * slopes
+    return Rest(differ, float(products.sum()), _dot(products, products))
+
+
+def replayed(base: Tensor, update: Update, rows: slice, order: Order, *, upright: bool) -> Tensor:
+    """Return some rows of a merge as a program computes it: the same operations of torch in the
+    same dtypes. base: these rows, in the dtype of the model.
+    """
+    dtype = base.dtype
+    first = max(0, min(rows.start, rows.stop - PANEL))
+    within = slice(rows.start - first, rows.stop - first)
+    left, right = update.left[first : max(rows.stop, first + PANEL)], update.right
+    if order.rounds_factors:
+        left, right = left.to(dtype), right.to(dtype)
+    left, right = left.to(order.products), right.to(order.products)
+    if order.scaled == "left":
+        left = left * update.scale
+        if order.rounds_product:
+            left = left.to(dtype).to(order.products)
+    if order.scaled == "sum" and update.is_cast:
+        total = torch.add(base.to(order.products), (left @ right)[within], alpha=update.scale)
+    elif order.scaled == "sum":
+        padded = torch.zeros(len(left), base.shape[1], dtype=order.products)
+        padded[within] = base.to(order.products)
+        total = torch.addmm(padded, left, right, alpha=update.scale)[within]
+    else:
+        delta = (left @ right)[within]
+        if order.rounds_product:
+            delta = delta.to(dtype)
+        if order.scaled == "product":
+            delta = delta * update.scale
+        total = base + (delta.to(dtype) if order.rounds_update else delta)
+    if update.magnitude is not None:
+        wide = total if upright else total.T.contiguous().T  # sums go as numbers lie in memory
+        norms = torch.linalg.norm(wide, dim=1)
+        total = total * (update.magnitude[rows].to(total.dtype) / norms)[:, None]
+    return total.to(dtype)
 
 
 @dataclass
@@ -158,34 +284,26 @@ class _Bounds:
     update: Update
     grid: FloatFormat
     half: Tensor  # a unit in the last place at the merged entries
-    _sizes: Tensor | None = None
-    _more: Tensor | None = None
 
-    def beyond(
-        self, b: Tensor, target: Tensor, away: Tensor, scale: float, growth: Tensor | float
-    ) -> tuple[int, int]:
-        """Return entries further away than a merge in float32 or wider, or in 16 bits, can be."""
+    def beyond(self, b: Tensor, target: Tensor, away: Tensor, growth: Tensor | float) -> int:
+        """Return how many entries are further away than a merge in 16 bits or more can be."""
         bound = torch.maximum(self.half, half_ulp(target, self.grid))
         if not bool((away > bound).any()):
-            return 0, 0
-        if self._sizes is None:
-            self._sizes = (self.left.abs() @ self.right.abs()).mul_(abs(self.update.scale))
+            return 0
+        sizes = (self.left.abs() @ self.right.abs()).mul_(abs(self.update.scale))
         # each product and each sum of float32 is right to half a unit
         rank, unit = self.right.shape[0], 2.0**-24
-        summed = 4 * (b.abs() + self.delta.abs() * scale)
-        bound += (self._sizes * (scale * (rank + 4)) + summed) * growth * unit
+        bound += (sizes * (rank + 4) + 4 * (b.abs() + self.delta.abs())) * growth * unit
         has_norms = self.update.magnitude is not None
         if has_norms:
             bound += target.abs() * ((2 * math.sqrt(b.shape[1]) + 8) * unit)
-        wide = int((away > bound).sum())
-        if not wide or self.grid.bits != 16:  # nothing computes in 8 bits
-            return wide, wide
-        if self._more is None:
-            self._more = self._of_narrow(self._sizes)
-        bound += self._more * scale * growth
+        far = int((away > bound).sum())
+        if not far or self.grid.bits != 16:  # nothing computes in 8 bits
+            return far
+        bound += self._of_narrow(sizes) * growth
         if has_norms:
             bound += target.abs() * (4 * 2.0 ** -(self.grid.mantissa_bits + 1))
-        return wide, int((away > bound).sum())
+        return int((away > bound).sum())
 
     def _of_narrow(self, sizes: Tensor) -> Tensor:
         """Return how far rounding an update to a stored format may move it: the factors if they
