@@ -12,12 +12,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from shadow.cli import audit, compare, console, gate, lookup, options, reports, verify
+from shadow.cli import audit, check, compare, console, gate, lookup, options, reports, verify
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.errors import ShadowError, UsageError
 from shadow.version import __version__
 
 EXAMPLES = {
+    "check": (
+        "shadow check ./model",
+        "shadow check ./model --base ./base --adapter ./adapter",
+        "shadow check ./model --full ./full --junit junit.xml",
+    ),
     "audit": (
         "shadow audit demo",
         "shadow audit ./base ./tuned --name mine:base..tuned",
@@ -118,7 +123,7 @@ def _add(group: typer.Typer, command: Callable[..., None], name: str | None = No
 
 
 for _command in (
-    audit.audit, verify.verify, compare.compare, reports.show, reports.report,
+    check.check, audit.audit, verify.verify, compare.compare, reports.show, reports.report,
     audit.plan, gate.gate, compare.lineage, reports.export, reports.figure,
     lookup.explain, lookup.families, reports.clean,
 ):  # fmt: skip
