@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -72,9 +72,11 @@ def check(
         raise UsageError("no model to check", "such as: shadow check ./model --base ./base")
     else:
         given = {"model": model, "base": base, "adapter": adapter, "full": full}
-        sides = {word: parse_checkpoint(text) for word, text in given.items() if text}
-        own = {"headers": headers, "drop_in": drop_in, "accept": accepted(accept)}
-        every = [Sides(**{**sides, **own})]
+        sides: dict[str, Any] = {
+            word: parse_checkpoint(text) for word, text in given.items() if text
+        }
+        own = Sides(**sides, headers=headers, drop_in=drop_in)
+        every = [replace(own, accept=accepted(accept))]
     runtime = Runtime(jobs=jobs, access=access_of(files), cache=cache_of(files), say=console.say)
     checklists: list[Checklist] = []
     for one in every:
