@@ -324,7 +324,7 @@ def check(
     named: dict[str, Any] = {
         name: _named(name, side, held, parse_checkpoint) for name, side in sides.items()
     }
-    words = checklist.Sides(**named, headers=headers, drop_in=drop_in, accept=accept or {})
+    words = checklist.CheckRequest(**named, headers=headers, drop_in=drop_in, accept=accept or {})
     runtime = Runtime(
         jobs=jobs,
         access=access_of(files),

@@ -8,6 +8,7 @@ import pytest
 import readme
 import torch
 from command import run_shadow
+from effort import every
 from safetensors.torch import load_file, save_file
 
 import shadow
@@ -23,7 +24,11 @@ def models(tmp_path_factory):
     config = json.loads((demo / "config.json").read_text())
     base = {name: one.float() for name, one in load_file(demo / "model.safetensors").items()}
     planted.write(top / "base", base, config)
-    planted.write(top / "tuned", {name: one + 0.1 for name, one in base.items()}, config)
+    planted.write(
+        top / "tuned",
+        {name: one + 0.01 * planted.normal(3, *one.shape) for name, one in base.items()},
+        config,
+    )
     matrices = [name for name in base if "mlp" in name]
     factors = {}
     for name in matrices:
@@ -70,7 +75,7 @@ SIDES = {  # words -> each claim with its outcome, and the exit code
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", SIDES)
+@pytest.mark.parametrize("words", every(4, SIDES))
 def test_the_sides_choose_the_claims(models, words):
     """In one order; JSON has the keys of each line, and a command that can be typed again."""
     lines, code = SIDES[words]
@@ -122,8 +127,8 @@ def test_a_list_and_its_junit(models):
         "- {model: ./small, base: ./base, headers: true}\n"
     )
     found = run_shadow("check", "--list", "list.yaml", "--junit", "r.xml", "--json", cwd=models)
-    every = json.loads(found.out)
-    assert ([len(one["lines"]) for one in every], found.code) == ([1, 3, 2], 4)
+    checklists = json.loads(found.out)
+    assert ([len(one["lines"]) for one in checklists], found.code) == ([1, 3, 2], 4)
     text = (models / "r.xml").read_text()
     assert (text.count("<testcase"), text.count("<failure")) == (6, 1)
     (models / "list.yaml").write_text("- ./tuned\n- ./none\n")

@@ -42,8 +42,8 @@ Answered = Verification | FailedVerification
 
 
 @dataclass(frozen=True)
-class Sides:
-    """What `shadow check` is asked about."""
+class CheckRequest:
+    """A model, what it was made from, and how strictly it is checked."""
 
     model: AnyReference
     base: AnyReference | None = None
@@ -64,7 +64,7 @@ class Sides:
 class Checklist:
     """The answers about a model, the first of which is that of `whole`."""
 
-    sides: Sides
+    sides: CheckRequest
     lines: tuple[Answered, ...]
     named_base: str = ""  # what the model names as its base, where none was given
     digests: Mapping[str, str] = field(default_factory=dict)  # of the sides that could be opened
@@ -128,7 +128,7 @@ def _typed(text: str) -> str:
     return shlex.quote(text.replace(" @ ", "@"))
 
 
-def check(sides: Sides, runtime: Runtime) -> Checklist:
+def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
     """Ask every claim that the sides allow. Raises ShadowError if `whole` cannot be asked."""
     first = question("whole", [sides.model], headers=sides.headers, accept=sides.accept)
     references: list[Reference] = []
@@ -163,7 +163,7 @@ def check(sides: Sides, runtime: Runtime) -> Checklist:
     return Checklist(sides, tuple(lines), named, digests)
 
 
-def _claims(sides: Sides, model: Checkpoint | None) -> Iterator[Question]:
+def _claims(sides: CheckRequest, model: Checkpoint | None) -> Iterator[Question]:
     """The claims about more than the model itself. model: None if it cannot be opened."""
     from shadow.checks.whole.names import is_quantised
 
@@ -214,7 +214,7 @@ def _softened(line: Verification) -> Verification:
     return replace(line, answer=replace(answer, outcome=outcome, reasons=noted, against=()))
 
 
-def _named_base(sides: Sides, opened: Checkpoint | None, runtime: Runtime) -> str:
+def _named_base(sides: CheckRequest, opened: Checkpoint | None, runtime: Runtime) -> str:
     """The base that an adapter's config or the model's card names; empty without one."""
     if opened is not None and opened.adapter is not None:
         base = opened.adapter.base

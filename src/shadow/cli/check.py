@@ -21,7 +21,7 @@ from shadow.run.runtime import Files, Progress, Runtime, access_of, cache_of
 from shadow.storage import as_given
 
 if TYPE_CHECKING:
-    from shadow.checks.checklist import Sides
+    from shadow.checks.checklist import CheckRequest
 
 
 def check(
@@ -57,7 +57,7 @@ def check(
     begin(junit, "check")
     prepare(files.offline)
     from shadow.checks.answer import FailedVerification, first_code
-    from shadow.checks.checklist import Answered, Checklist, Sides
+    from shadow.checks.checklist import Answered, Checklist, CheckRequest
     from shadow.checks.checklist import check as ask
     from shadow.outputs.ci import write_claims
     from shadow.outputs.markdown import markdown
@@ -75,7 +75,7 @@ def check(
         sides: dict[str, Any] = {
             word: parse_checkpoint(text) for word, text in given.items() if text
         }
-        own = Sides(**sides, headers=headers, drop_in=drop_in)
+        own = CheckRequest(**sides, headers=headers, drop_in=drop_in)
         every = [replace(own, accept=accepted(accept))]
     runtime = Runtime(jobs=jobs, access=access_of(files), cache=cache_of(files), say=console.say)
     checklists: list[Checklist] = []
@@ -113,13 +113,13 @@ def _show(update: Callable[[int, int, str], None], model: str, state: Progress) 
     update(state.done, state.total, model)
 
 
-def _listed(file: Path) -> list[Sides]:
+def _listed(file: Path) -> list[CheckRequest]:
     """Read the checks of a file. Raises ShadowError, with the line of an invalid one."""
-    from shadow.checks.checklist import Sides
+    from shadow.checks.checklist import CheckRequest
     from shadow.targets.checked import read_form
     from shadow.targets.forms import CheckForm, ChecksForm
 
     hint = "docs/ci.md describes it: a list such as `- {model: ./a, base: ./b}`"
     form, _ = read_form(ChecksForm, file, hint=hint)
     keys = CheckForm.model_fields
-    return [Sides(**{key: getattr(entry, key) for key in keys}) for entry in form.root]
+    return [CheckRequest(**{key: getattr(entry, key) for key in keys}) for entry in form.root]

@@ -89,10 +89,7 @@ def claims() -> tuple[str, ...]:
 app = typer.Typer(
     name="shadow",
     cls=Commands,
-    help=(
-        "Measure what fine-tuning changed in the weights of a model: how far each matrix moved,"
-        " along how many directions, and in which layers."
-    ),
+    help="Check models, and measure what fine-tuning changed in their weights.",
     epilog="Try `shadow audit demo`. `shadow COMMAND --help` has options and examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
