@@ -318,8 +318,8 @@ def check(
     from shadow.checks import checklist
     from shadow.run.workers import single_threads
 
-    given = {"model": model, "base": base, "adapter": adapter, "full": full}
-    sides = {name: side for name, side in given.items() if side is not None}
+    given = {"base": base, "adapter": adapter, "full": full}
+    sides = {"model": model} | {name: side for name, side in given.items() if side is not None}
     held = _held(sides)
     named: dict[str, Any] = {
         name: _named(name, side, held, parse_checkpoint) for name, side in sides.items()

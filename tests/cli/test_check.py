@@ -12,6 +12,7 @@ from effort import every
 from safetensors.torch import load_file, save_file
 
 import shadow
+from shadow.checkpoints.held_files import HeldFile
 
 NAME = planted.UP.format(0)
 
@@ -169,3 +170,22 @@ def test_what_is_shown(models):
     found = run_shadow("check", f"./{bad.name}", "--base", "./base", cwd=models)
     assert "\x1b" not in found.out
     assert "shadow verify moved ./base" in " ".join(found.out.split())
+
+
+def test_the_model_is_read_twice_and_the_base_once(monkeypatch):
+    """Bytes of weights that are read, over those of the file: `whole` sweeps, `moved` compares.
+    Headers and samples for digests come on top, which of so small a file are a fifth.
+    """
+    demo = readme.ROOT / "registry" / "demo"
+    counts = dict.fromkeys(("narrow", "base"), 0)
+    read = HeldFile.read
+
+    def counted(self, start, into):
+        counts[self.path.parent.name] += len(into)
+        return read(self, start, into)
+
+    monkeypatch.setattr(HeldFile, "read", counted)
+    shadow.check(demo / "narrow", base=demo / "base", jobs=1)
+    size = (demo / "narrow" / "model.safetensors").stat().st_size
+    assert 2 <= counts["narrow"] / size < 2.5
+    assert 1 <= counts["base"] / size < 1.5

@@ -49,7 +49,7 @@ def check(
     jobs: int | None = shared.JOBS,
     format: shared.MarkdownFormat = shared.MARKDOWN,
 ) -> None:
-    """Check a model before its release: alone, and against what it was made from.
+    """Check a model, alone and against what it was made from.
 
     Exit codes: 0 all lines hold; 4 one does not hold; 5 one is inconclusive; 1 failed; 2 wrong
     usage. Of several lines the first of 1, 4, 5, 0.
