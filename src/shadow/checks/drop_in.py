@@ -21,8 +21,8 @@ NAMED = "{tensors:count tensor|tensors} "
 DIFFERENCES: Mapping[str, str] = {
     "names_missing": NAMED + "of the base {tensors|is|are} missing: {names}",
     "names_added": NAMED + "{tensors|is|are} not in the base: {names}",
-    "shapes_differ": NAMED + "{tensors|has|have} another shape: {names}",
-    "dtypes_differ": NAMED + "{tensors|has|have} another dtype ({changes}): {names}",
+    "other_shapes": NAMED + "{tensors|has|have} another shape: {names}",
+    "other_dtypes": NAMED + "{tensors|has|have} another dtype ({changes}): {names}",
     **{f"{kind}_differs": f"{kind.replace('_', ' ')}: {{names}}" for kind in KINDS},
 }
 WORDS = {
@@ -56,7 +56,7 @@ def judge(headers: Headers) -> Answer:
     for name in model.keys() - base.keys():
         against["names_added"].append(Against(name, Reason("only_in", where="the model")))
     for name in base.keys() & model.keys():
-        pairs = zip(("shapes_differ", "dtypes_differ"), base[name], model[name], strict=True)
+        pairs = zip(("other_shapes", "other_dtypes"), base[name], model[name], strict=True)
         for code, before, after in pairs:
             if before != after:
                 against[code].append(Against(name, Reason("change", before=before, after=after)))
@@ -74,7 +74,7 @@ def judge(headers: Headers) -> Answer:
         if rows:
             rows.sort(key=lambda row: row.name)
             changes = []
-            if code == "dtypes_differ":
+            if code == "other_dtypes":
                 changes = [*dict.fromkeys(row.why for row in rows)]
             names = [row.name for row in rows]
             reasons.append(Reason(code, tensors=len(rows), names=names, changes=changes))
