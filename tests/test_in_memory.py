@@ -100,10 +100,12 @@ def test_an_adapter_of_peft_is_one_side_of_trained():
 
 def test_a_model_is_checked_by_itself():
     model = torch.nn.Sequential(torch.nn.Linear(32, 32))
-    assert not shadow.check(model).against
+    assert not shadow.check(model).lines[0].against
     with torch.no_grad():
         model[0].weight.zero_()
-    assert [(one.name, one.code) for one in shadow.check(model).against] == [("0.weight", "zero")]
+    assert [(one.name, one.code) for one in shadow.check(model).lines[0].against] == [
+        ("0.weight", "zero")
+    ]
 
 
 def test_a_snapshot_tells_what_moved_since():

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checks.answer import Verification
+    from shadow.checks.checklist import Checklist
     from shadow.comparing.comparison import Comparison
     from shadow.gates.verdicts import Judgement
     from shadow.run.pair_plan import PairPlan
@@ -290,11 +291,50 @@ def verify(
 def check(
     model: Place | Model,
     *,
+    base: Place | Model | None = None,
+    adapter: Place | None = None,
+    full: Place | Model | None = None,
     headers: bool = False,
+    drop_in: bool = False,
     accept: Mapping[str, str] | None = None,
-) -> Verification:
-    """Check one checkpoint, or a model in memory, by itself: `verify("whole", model)`."""
-    return verify("whole", model, headers=headers, accept=accept)
+    files: Files = Files(),  # noqa: B008 - frozen
+    jobs: int | None = None,
+    say: Say = ignore,
+    progress: Callable[[Progress], None] = ignore,
+) -> Checklist:
+    """Check a model before its release, with the words of `shadow check`.
+
+    The first of `lines` is the answer of `verify("whole", model)`; the others are claims that base,
+    adapter and full allow. `holds` is True, False, or None.
+
+    Args:
+        base: What it was trained from.
+        adapter: What was merged into it.
+        full: What it is a copy of, in fewer bits.
+        headers: Leave out values.
+        drop_in: A difference from the base in headers or small files is a fault.
+        accept: Faults of `whole` that do not fail, by code, each with a reason.
+    """
+    from shadow.checks import checklist
+    from shadow.run.workers import single_threads
+
+    given = {"base": base, "adapter": adapter, "full": full}
+    sides = {"model": model} | {name: side for name, side in given.items() if side is not None}
+    held = _held(sides)
+    named: dict[str, Any] = {
+        name: _named(name, side, held, parse_checkpoint) for name, side in sides.items()
+    }
+    words = checklist.CheckRequest(**named, headers=headers, drop_in=drop_in, accept=accept or {})
+    runtime = Runtime(
+        jobs=jobs,
+        access=access_of(files),
+        found=dict(held.values()),
+        cache=cache_of(files),
+        say=say,
+        show=progress,
+    )
+    with single_threads():
+        return checklist.check(words, runtime)
 
 
 def snapshot(model: Model) -> SnapshotTensors:

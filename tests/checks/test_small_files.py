@@ -177,10 +177,10 @@ class Deep(torch.nn.Module):
 @pytest.mark.parametrize("kind", ["qwen2", "gemma2"])
 def test_a_tie_that_broke_is_named_in_memory(kind):
     model = planted.built(kind)
-    assert shadow.check(model).holds, shadow.check(model).reason
+    assert shadow.check(model).holds, shadow.check(model).lines[0].reason
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
-    found = shadow.check(model)
+    found = shadow.check(model).lines[0]
     assert [(one.name, one.code) for one in found.against] == [("lm_head.weight", "tie_broken")]
     model.config.tie_word_embeddings = False
     assert shadow.check(model).holds
@@ -188,7 +188,7 @@ def test_a_tie_that_broke_is_named_in_memory(kind):
 
 @pytest.mark.parametrize("name", ["layers", "h", "blocks"])
 def test_one_module_as_two_layers_is_named_in_memory(name):
-    found = shadow.check(Deep(name, shared=True))
+    found = shadow.check(Deep(name, shared=True)).lines[0]
     assert [(one.name, one.code) for one in found.against] == [(f"body.{name}.1", "module_twice")]
     assert shadow.check(Deep(name, shared=False)).holds
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "gate": ("gate", "out", *RULE, "--format", "json"),
     "compare": ("compare", NARROW, BROAD, "--joint", "--scores", "scores.csv", "--json"),
     "verify": ("verify", "same", DEMO / "base", DEMO / "narrow", "--json"),
+    "check": ("check", DEMO / "narrow", "--base", DEMO / "base", "--headers", "--json"),
     "lineage": ("lineage", "out", "--json"), "families": ("families", "demo", "--json"),
 }  # fmt: skip
 

@@ -37,7 +37,7 @@ def test_the_first_screen_fits_24_rows(inside):
     listed = lines[lines.index("Commands:") + 1 :]
     rows = [line.split()[0] for line in listed[: listed.index("")]]
     assert rows == list(every)
-    assert rows[:5] == ["audit", "verify", "compare", "show", "report"]
+    assert rows[:5] == ["check", "audit", "verify", "compare", "show"]
 
 
 @pytest.mark.parametrize(

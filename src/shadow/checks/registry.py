@@ -8,7 +8,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shadow.checks import files, merged, quantised, related, same, stored, trained, whole
+from shadow.checks import (
+    drop_in,
+    files,
+    merged,
+    moved,
+    quantised,
+    related,
+    same,
+    stored,
+    trained,
+    whole,
+)
 from shadow.checks.answer import Answer, Check, Kind, Outcome, Question, Verification
 from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
@@ -28,6 +39,8 @@ CHECKS = Kind(
     files.CHECK,
     quantised.CHECK,
     whole.CHECK,
+    drop_in.CHECK,
+    moved.CHECK,
 )
 OF_PAIRS = tuple(code for code, check in CHECKS.items() if check.is_of_pair)
 

@@ -12,12 +12,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from shadow.cli import audit, compare, console, gate, lookup, options, reports, verify
+from shadow.cli import audit, check, compare, console, gate, lookup, options, reports, verify
 from shadow.cli.interrupts import INTERRUPTED, STOPPED, Unfinished, stop
 from shadow.errors import ShadowError, UsageError
 from shadow.version import __version__
 
 EXAMPLES = {
+    "check": (
+        "shadow check ./model",
+        "shadow check ./model --base ./base --adapter ./adapter",
+        "shadow check ./model --full ./full --junit junit.xml",
+    ),
     "audit": (
         "shadow audit demo",
         "shadow audit ./base ./tuned --name mine:base..tuned",
@@ -86,10 +91,7 @@ def claims() -> tuple[str, ...]:
 app = typer.Typer(
     name="shadow",
     cls=Commands,
-    help=(
-        "Measure what fine-tuning changed in the weights of a model: how far each matrix moved,"
-        " along how many directions, and in which layers."
-    ),
+    help="Check models, and measure what fine-tuning changed in their weights.",
     epilog="Try `shadow audit demo`. `shadow COMMAND --help` has options and examples.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -120,7 +122,7 @@ def _add(group: typer.Typer, command: Callable[..., None], name: str | None = No
 
 
 for _command in (
-    audit.audit, verify.verify, compare.compare, reports.show, reports.report,
+    check.check, audit.audit, verify.verify, compare.compare, reports.show, reports.report,
     audit.plan, gate.gate, compare.lineage, reports.export, reports.figure,
     lookup.explain, lookup.families, reports.clean,
 ):  # fmt: skip

@@ -89,7 +89,7 @@ def verify(
                 frozen=frozen,
                 base=of_base,
                 headers=headers,
-                accept=_accepted(accept),
+                accept=accepted(accept),
             )
         ]
     say = ignore if quiet else console.say
@@ -134,7 +134,7 @@ def verify(
         raise typer.Exit(code)
 
 
-def _accepted(texts: Sequence[str]) -> dict[str, str]:
+def accepted(texts: Sequence[str]) -> dict[str, str]:
     """Parse each `CODE=REASON`; the reason is empty where there is none."""
     parts = [text.partition("=") for text in texts]
     return {code.strip(): reason.strip() for code, _, reason in parts}

@@ -339,3 +339,24 @@ class ClaimsForm(
     RootModel[Annotated[list[ClaimForm], Field(min_length=1, max_length=MAX_ENTRIES)]]
 ):
     """A list of claims."""
+
+
+class CheckForm(Form):
+    """A check for `shadow check`; docs/ci.md says what its sides are."""
+
+    CALLED, TEXT = "a check", "model"
+    WRITTEN = "write ./model, or {model: ./model, base: ./base}"
+
+    model: Side
+    base: Side | None = None
+    adapter: Side | None = None
+    full: Side | None = None
+    headers: Annotated[bool, Field(strict=False)] = False
+    drop_in: Annotated[bool, Field(strict=False)] = False
+    accept: dict[str, str] = Field(default={}, max_length=100)
+
+
+class ChecksForm(
+    RootModel[Annotated[list[CheckForm], Field(min_length=1, max_length=MAX_ENTRIES)]]
+):
+    """A list of checks."""

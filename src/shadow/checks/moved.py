@@ -1,0 +1,88 @@
+"""`moved BASE MODEL`: what moved and what did not, by component, and whether anything broke."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shadow.checks import trained
+from shadow.checks.answer import Answer, Check, Figure
+from shadow.run.scanned import not_compared, relative_norm, unmatched_reasons
+from shadow.templates import Reason
+
+if TYPE_CHECKING:
+    from shadow.checks.answer import Question
+    from shadow.checks.trained import Moved, Training
+    from shadow.run.runtime import Runtime
+
+WORDS = {
+    **trained.WORDS,
+    "component_moved": "{component}: {moved/tensors:all tensor|tensors} moved"
+    "[, by {far:share} of their norm]",
+    "component_equal": "{component}: {tensors:all tensor|tensors} did not move",
+    "broken_values": "{broken:count} of {tensors:count tensor|tensors} {broken|is|are} all zeros or"
+    " not finite, where the base's are not",
+    "nothing_moved": "nothing moved by more than a cast",
+    "nothing_shared": "the two share no tensor that can be compared",
+}
+
+
+def judge(training: Training) -> Answer:
+    """Judge that something moved and that nothing broke; describe each component."""
+    tensors = [tensor for tensor in training.tensors if tensor.row.entries]
+    components: dict[str, list[Moved]] = {}
+    for tensor in tensors:
+        components.setdefault(tensor.place.component, []).append(tensor)
+    described = []
+    for component, own in sorted(components.items()):
+        moved = sum(tensor.has_moved for tensor in own)
+        code = "component_moved" if moved else "component_equal"
+        far = relative_norm(tensor.row for tensor in own)
+        of_component = {"moved": moved, "tensors": len(own)}
+        described.append(Reason(code, of_component, component=component, far=far))
+    broken = [tensor for tensor in tensors if tensor.broken]
+    any_moved = any(tensor.has_moved for tensor in tensors)
+    figures: dict[str, Figure] = {
+        "tensors": len(tensors),
+        "tensors_moved": sum(tensor.has_moved for tensor in tensors),
+        "tensors_broken": len(broken),
+        "tensors_not_read": len(training.unread),
+        "components": len(components),
+    }
+    doubts = not_compared(training.unread)
+    faults = []
+    if broken:
+        faults.append(Reason("broken_values", broken=len(broken), tensors=len(tensors)))
+    elif tensors and not any_moved and not doubts:
+        faults.append(Reason("nothing_moved"))
+    if not tensors and not doubts:
+        doubts = [Reason("nothing_shared")]
+    comparable = replace(training, unmatched=())  # these are what `drop_in` is about
+    return comparable.judged(
+        figures,
+        faults=faults,
+        doubts=doubts,
+        holds=described,
+        against=[tensor.against for tensor in broken],
+        notes=[*unmatched_reasons(training.unmatched), *(described if faults or doubts else [])],
+    )
+
+
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
+    """Compare every tensor of a base with the model's, as `trained` does."""
+    tuned = replace(question, check=trained.CHECK, moved=("*",))
+    return trained.gather(tuned, runtime, scratch)
+
+
+CHECK = Check(
+    "moved",
+    "what moved, by component",
+    "at least one tensor of the model differs from the base's by more than a cast, and none has"
+    " become all zeros or not finite",
+    judge,
+    WORDS,
+    gather,
+    checkpoints=("BASE", "MODEL"),
+    says="something moved, and nothing broke",
+)
