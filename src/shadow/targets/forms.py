@@ -344,7 +344,8 @@ class ClaimsForm(
 class CheckForm(Form):
     """A check for `shadow check`; docs/ci.md says what its sides are."""
 
-    CALLED, TEXT = "a check", "model"
+    CALLED = "a check"
+    TEXT = "model"
     WRITTEN = "write ./model, or {model: ./model, base: ./base}"
 
     model: Side
