@@ -31,8 +31,6 @@ CHANCE = 0.01  # that a tensor stays by rounding alone: where it is less, it was
 WIDE = ("BF16", "F16", "F32", "F64")  # formats of training, which have infinities
 SAMPLE = 100  # entries that a typical step is taken from, at least
 WORDS = {
-    "unnamed": "none of the adapter's {modules:count module|modules} has a name of the base: peft"
-    " applies nothing[; with {instead} for {prefix} they would have one]",
     "broken": "{some:count} of {tensors:count tensor|tensors} that should have moved {some|is|are}"
     " all zeros or not finite",
     "not_moved": "{some:count} of {tensors:count tensor|tensors} that should have moved did not"
@@ -212,9 +210,10 @@ def judge(training: Training) -> Answer:
     apart = unmatched_reasons(training.unmatched)
     reach = training.reach
     if reach is not None and reach.modules:
-        figures |= {"modules": reach.modules, "modules_unnamed": reach.unnamed}
-        if apart and reach.is_none:
-            apart = [Reason("unnamed", reach.figures)]
+        figures |= {"modules": reach.modules, "modules_unnamed": len(reach.unnamed)}
+        if apart and reach.reasons:
+            shared = [tensor for tensor in training.unmatched if tensor.is_shared]
+            apart = [*reach.reasons, *unmatched_reasons(shared)]
     return training.judged(
         figures,
         faults=faults + apart,

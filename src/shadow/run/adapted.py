@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from shadow.checkpoints.adapter_names import BaseNames
+from shadow.checkpoints.adapter_names import BaseNames, Targets
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import (
     Filter,
@@ -21,7 +21,7 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.weight_files import PREFIX, adapter_factors
 from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place, place_tensors
-from shadow.reasons import ONE_SIDED
+from shadow.reasons import ONE_SIDED, OUT_OF_REACH
 from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
 from shadow.run.runtime import AlignedPair
 from shadow.run.scanned import Scanned, Unmatched
@@ -65,6 +65,8 @@ class OpenAdapter:
     """Whole layers of the base that were saved too: peft loads them over the base's."""
     heads: Mapping[str, TensorInfo]
     """Tensors that it holds whole and the base lacks, by their names in a model."""
+    lost: Sequence[Unmatched]
+    """Tensors that change nothing of the base, which has no such module or one of another shape."""
     unread: Sequence[Unmatched]
 
     @property
@@ -246,7 +248,9 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
         if info.name not in known and name not in base.tensors
     }
     names = {info.name for info in heads.values()}
-    unread = [apart for _, apart in _unpaired(skipped) if apart.tensor not in names]
+    unpaired = [apart for _, apart in _unpaired(skipped) if apart.tensor not in names]
+    unread = [apart for apart in unpaired if not _is_certain(apart)]
+    lost = [apart for apart in unpaired if _is_certain(apart)]
     scales = {
         module: opened.adapter.scaling(module, a.shape[0]) for module, (_, a, _) in modules.items()
     }
@@ -255,7 +259,7 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
     tokens, unknown = _tokens(opened, pieces["tokens"], base)
     return OpenAdapter(
         plain(opened), updates, whole, opened.adapter.dora, norms, stacks, biases, scales, tokens,
-        copies, heads, [*unread, *unknown],
+        copies, heads, lost, [*unread, *unknown],
     )  # fmt: skip
 
 
@@ -307,11 +311,21 @@ def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Unmatched]]:
     closed = {role_of(one.place) for one in skipped if one.side == "base" and one.reason}
     for one in skipped:
         if one.side == "tuned":
-            is_hidden = one.reason != "unnamed" and role_of(one.place) in closed
+            is_hidden = one.reason not in OUT_OF_REACH and role_of(one.place) in closed
             why = Reason("not_read" if is_hidden else "no_module")
-            if one.reason not in ONE_SIDED:
+            if one.reason == "untargeted":
+                why = Reason("no_target")
+            elif one.reason not in ONE_SIDED:
                 why = said(one.detail or str(one.reason))
-            yield one.place, Unmatched(one.info.name, "adapter", why)
+            is_of_both = one.reason == "shape_differs"
+            if is_of_both:
+                why = Reason("other_width", text=one.detail)
+            yield one.place, Unmatched(one.info.name, "adapter", why, is_shared=is_of_both)
+
+
+def _is_certain(tensor: Unmatched) -> bool:
+    """Return whether a tensor of an adapter is known to change nothing of its base."""
+    return tensor.is_shared or tensor.why.code in ("no_module", "no_target")
 
 
 def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
@@ -324,43 +338,49 @@ def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
     unmatched, unread = list[Unmatched](), list[Unmatched]()
     for place, one in _unpaired(skipped):
         places.setdefault(one.tensor, set()).add(place)
-        (unmatched if one.why.code == "no_module" else unread).append(one)
+        (unmatched if _is_certain(one) else unread).append(one)
     return Alignment(AlignedPair(base, adapter, pairs, []), unmatched, unread, (), places)
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Counts of the modules of an adapter; peft ignores those without a name of the base."""
+    """The modules of an adapter that peft leaves out."""
 
-    modules: int
-    unnamed: int
+    modules: int  # of the adapter
+    unnamed: Sequence[str] = ()  # those without a name of the base
+    untargeted: Sequence[str] = ()  # those that the config does not name
     prefix: tuple[str, str] | None = None
-    """The first words of their names, and those with which they would have one."""
+    """The first words of those without a name, and those with which they would have one."""
 
     @property
-    def is_none(self) -> bool:
-        """True if peft ignores all of them."""
-        return self.modules == self.unnamed > 0
-
-    @property
-    def figures(self) -> dict[str, Value]:
-        """The slots of a sentence."""
-        first, other = (short(one) if one else "no prefix" for one in self.prefix or ("", ""))
-        return {
-            "modules": self.modules,
-            "prefix": first if self.prefix else None,
-            "instead": other if self.prefix else None,
-        }
+    def reasons(self) -> list[Reason]:
+        """Say how many there are, and which; empty if peft applies all of them."""
+        of: dict[str, Value] = {"modules": self.modules}
+        reasons = []
+        if self.unnamed:
+            code = "unnamed" if len(self.unnamed) == self.modules else "some_unnamed"
+            figures: dict[str, Value] = {"unnamed": len(self.unnamed), "names": self.unnamed}
+            if self.prefix is not None:
+                first, other = (short(words) if words else "no prefix" for words in self.prefix)
+                figures |= {"prefix": first, "instead": other}
+            reasons.append(Reason(code, of | figures))
+        if self.untargeted:
+            figures = {"untargeted": len(self.untargeted), "names": self.untargeted}
+            reasons.append(Reason("untargeted", of | figures))
+        return reasons
 
 
 def reach_of(adapter: Checkpoint, base: Checkpoint) -> Reach:
-    """Count the modules of an adapter that have no name of its base."""
+    """Find the modules of an adapter that have no name of its base, or are not targeted."""
+    assert adapter.adapter is not None, "an adapter"
+    targets = Targets(adapter.adapter.config)
     modules = [*adapter_factors(adapter.tensors)[0]]
     parts = place_tensors({f"{module}.weight": (2, 2) for module in modules}, base.config)
     components = {part.place.component for own in parts_of(base).values() for part in own}
     names = BaseNames(base.tensors, components)
     unnamed = [one for one in modules if not names.has(one, parts[f"{one}.weight"][0].place)]
-    return Reach(len(modules), len(unnamed), names.prefix(unnamed) if unnamed else None)
+    untargeted = [one for one in modules if one not in unnamed and not targets.has(one)]
+    return Reach(len(modules), unnamed, untargeted, names.prefix(unnamed))
 
 
 def _is_module(key: str, name: str) -> bool:

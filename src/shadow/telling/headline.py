@@ -14,7 +14,14 @@ from shadow.checks.explanations import (
 from shadow.telling.context import Context
 from shadow.telling.correspondence import kinds_moved
 from shadow.telling.parts import are_in_proportion, leading
-from shadow.telling.sentences import DIRECTIONS, NOTHING_NAMED, SIDES, broken_text, places_in
+from shadow.telling.sentences import (
+    DIRECTIONS,
+    NOTHING_NAMED,
+    SIDES,
+    broken_text,
+    details,
+    places_in,
+)
 from shadow.telling.size import UNROUNDED
 from shadow.telling.wording import Recorded
 
@@ -102,7 +109,8 @@ def _of_change(context: Context, codes: Set[str]) -> str:
     for code, words in ALONE.items():
         if code in refined:
             kinds = kinds_moved(context)
-            return recorded.fill(words, count=summary.unnamed_updates, kinds=kinds)
+            remedy = details(context).get("unnamed")
+            return recorded.fill(words, count=summary.unnamed_updates, kinds=kinds, remedy=remedy)
     inside = summary.inside_layers
     is_one_size = inside.short_side_least == inside.short_side_most  # 61 of 32 to 64 says nothing
     kind = recorded.fill(
