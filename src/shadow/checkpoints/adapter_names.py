@@ -94,6 +94,11 @@ def _matches(names: str | list[str], module: str, *, unknown: bool) -> bool:
         return unknown
 
 
+def is_of_pattern(key: str, module: str) -> bool:
+    """Return whether peft takes a key of `rank_pattern` or `alpha_pattern` for a module, or may."""
+    return _matches(rf"(.*\.)?({key})", module, unknown=True)
+
+
 class BaseNames:
     """The names of a base's modules, as an adapter may have them."""
 
