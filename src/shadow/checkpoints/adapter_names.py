@@ -110,7 +110,7 @@ class BaseNames:
             for name, info in tensors.items()
         )
         modules = {owner_of(name)[0] for name in tensors}
-        self._forms = {form for module in modules for form in self._forms_of(module)}
+        self._forms = {form: module for module in modules for form in self._forms_of(module)}
         self._without_head = {form.partition(".")[2] for form in self._forms
                               if form.partition(".")[0] not in WRAPPERS}  # fmt: skip
 
@@ -142,6 +142,14 @@ class BaseNames:
             return ""
         first, other = (short(words) if words else "no prefix" for words in prefix)
         return f"with {other} for {first} the name is one of the base"
+
+    def owner(self, name: str) -> tuple[str, str] | None:
+        """Return the module that a tensor of an adapter is of: its name there, and in the base."""
+        while name:
+            name = name.rpartition(".")[0]
+            if name in self._forms:
+                return name, self._forms[name]
+        return None
 
     def _forms_of(self, module: str) -> Iterator[str]:
         """Yield the names of a module of a file when it is loaded."""
