@@ -82,12 +82,7 @@ def pickled(tuned: Path, make) -> None:
     make(tuned / "pytorch_model.bin")
 
 
-def distributed(tuned: Path, make) -> None:
-    (tuned / "model.safetensors").unlink()
-    make(tuned / ".metadata")
-
-
-PLACES = (weights, config, index, shard, adapter, factors, gguf, pickled, distributed)
+PLACES = (weights, config, index, shard, adapter, factors, gguf, pickled)
 COMMANDS = {
     "audit": ("audit", "./base", "./tuned", "--allow-pickle", "-o", "out"),
     "verify": ("verify", "same", "./base", "./tuned", "--allow-pickle"),
