@@ -13,8 +13,8 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from shadow.errors import ShadowError, UsageError
@@ -45,21 +45,11 @@ YAML_ENTRY = (
 
 
 @dataclass(frozen=True)
-class ListedClaim:
-    """Claims that should hold for each pair of an entry."""
-
-    text: str  # `trained --frozen embed`: see `shadow.checks.registry.pair_claim`
-    file: str
-    line: int
-
-
-@dataclass(frozen=True)
 class ListEntry:
     """One entry of a list."""
 
     where: str  # `FILE:LINE`; empty for a target of the command
     names: str | Pair  # A target, or a pair that was given by its checkpoints
-    claims: tuple[ListedClaim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,8 +72,6 @@ class Selection:
     shard: Share = Share()
     is_list: bool = False
     """Whether more than exact names were given, so that an index belongs to it."""
-    claims: Mapping[Pair, tuple[ListedClaim, ...]] = field(default_factory=dict)
-    """What a list says of its pairs."""
 
     @property
     def digest(self) -> str:
@@ -126,14 +114,12 @@ def select(
     lines = dict.fromkeys(given, "")  # where a list names a pair first
     if typed:
         lines |= dict.fromkeys(pairs_of_references(targets, families), "")
-    claims: dict[Pair, tuple[ListedClaim, ...]] = {}
     look_up = functools.cache(lambda target: find_pairs(target, families))
     for entry in entries:
         with _asked(entry):
             named = (entry.names,) if isinstance(entry.names, Pair) else look_up(entry.names)
         for pair in named:
             lines.setdefault(pair, entry.where)
-            claims[pair] = (*claims.get(pair, ()), *entry.claims)
     first: dict[str, str] = {}
     for pair, line in lines.items():  # two pairs of one name would be one row and one folder
         if (name := pair.full_name) in first:
@@ -148,7 +134,7 @@ def select(
     pairs = tuple(lines)
     is_list = listed is not None or shard is not None
     is_list |= not typed and any(map(is_glob, targets))  # a folder may be called a[1]
-    return Selection(pairs, share(pairs, shard_of), shard_of, is_list, claims)
+    return Selection(pairs, share(pairs, shard_of), shard_of, is_list)
 
 
 @contextlib.contextmanager
@@ -238,11 +224,7 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> list[ListEntry]:
             names = entry.target
         else:
             names = given_pair(entry.base, entry.tuned, entry.name)
-        claims = tuple(
-            ListedClaim(str(claim), name, lines[index, "claims", number])
-            for number, claim in enumerate(entry.claims)
-        )
-        entries.append(ListEntry(f"{name}:{lines[index,]}", names, claims))
+        entries.append(ListEntry(f"{name}:{lines[index,]}", names))
     return entries
 
 
