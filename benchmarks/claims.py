@@ -190,12 +190,11 @@ def wrong(one: Judged) -> str:
 def main(
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = FINAL,
     only: Annotated[str | None, typer.Option(help="Plants with this in their name.")] = None,
-    cache: Annotated[Path, typer.Option(help="Folder of models and of answers.")] = CACHE,
 ) -> None:
     """Plant the claims, ask them, and write the table."""
     torch.set_num_threads(1)
     chosen = [one for one in plants() if only is None or only in one.name]
-    found = list(all_judged(chosen, seed, cache))
+    found = list(all_judged(chosen, seed, CACHE))
     section = recorded(found)
     if seed != FINAL or only is not None:
         print(section)
