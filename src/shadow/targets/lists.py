@@ -36,8 +36,6 @@ YAML = (".yaml", ".yml", ".json")
 PLAIN = (".txt", ".list")
 MAX_BYTES = 1_000_000
 MAX_SHARDS = 10_000
-PIPE = re.compile(r"/dev/stdin|(/dev|/proc/(self|\d+))/fd/\d+")  # such as <(...) of a shell
-STREAMS = "/dev", "/proc"  # where the names of pipes lie: a list there has no folder of its own
 YAML_ENTRY = (
     "write `- TARGET`, or `- {base: REF, tuned: REF}` with or without `name: FAMILY:BASE..TUNED`,"
     " for each entry"
@@ -167,9 +165,6 @@ def read_list(listed: str) -> list[ListEntry]:
     try:
         if listed == "-" and sys.stdin is not None:
             raw = sys.stdin.buffer.read(MAX_BYTES + 1)
-        elif PIPE.fullmatch(str(Path(listed).absolute())):
-            with Path(listed).open("rb") as file:
-                raw = file.read(MAX_BYTES + 1)
         elif (content := read_start(Path(listed), MAX_BYTES + 1)) is not None:
             raw = content
         else:
@@ -182,7 +177,7 @@ def read_list(listed: str) -> list[ListEntry]:
         raise UsageError(f"{name}: larger than {MAX_BYTES:,} bytes", "split it")
     folder = Path(listed).absolute().parent
     suffix = Path(listed).suffix.lower()
-    if listed == "-" or any(folder.is_relative_to(place) for place in STREAMS):
+    if listed == "-":
         folder = Path.cwd()
     lines = (line.strip() for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines())
     begins = next((line[:1] for line in lines if line and line[:1] != b"#"), b"x")
