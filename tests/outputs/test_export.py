@@ -96,6 +96,11 @@ def test_one_line_opens_the_dataset_of_all_families(exported, truth, name):
     assert all(len(one) == 3 and one[2] == "part-0.parquet" for one in parts)
 
 
+def test_markdown_has_what_show_prints_of_each_report(exported, folders):
+    text = (exported["markdown"] / "reports.md").read_text()
+    assert text.count("\n**") >= len(folders)
+
+
 def test_missing_spectra_are_a_fault_where_they_were_written(tmp_path):
     """A table with fewer rows would say nothing of it."""
     settings = {"method": {"level": "full"}, "spectra": True}

@@ -33,38 +33,8 @@ SHORT = 1 << 12  # a shorter one is read whole: a disk reads as much for a singl
 WHEN_QUIET = "run the same command again when no program writes to it"
 
 
-class Readable:
-    """Bytes that are read by their positions."""
-
-    def read(self, start: int, into: memoryview) -> None:
-        """Fill a buffer with the bytes from start on."""
-        raise NotImplementedError
-
-    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
-        """Fill a buffer with runs of equal length, one from each start. Raises like read."""
-        width = len(into) // max(1, len(starts))
-        for number, start in enumerate(map(int, starts)):
-            self.read(start, into[number * width : (number + 1) * width])
-
-    def checksum(self, start: int, stop: int) -> str:
-        """CRC-32 and Adler-32 of the bytes from start to stop, as 16 hexadecimal digits.
-
-        Both together take 0.7 s a GB, SHA-256 or BLAKE2b 1.6 to 2.7 on a Xeon. They distinguish
-        files that differ by chance, not forgeries. Raises like read.
-        """
-        crc = zlib.crc32(b"")
-        adler = zlib.adler32(b"")
-        block = memoryview(bytearray(min(BLOCK, stop - start)))
-        for at in range(start, stop, BLOCK):
-            part = block[: min(BLOCK, stop - at)]
-            self.read(at, part)
-            crc = zlib.crc32(part, crc)
-            adler = zlib.adler32(part, adler)
-        return f"{crc:08x}{adler:08x}"
-
-
 @dataclass(frozen=True, eq=False)
-class HeldFile(Readable):
+class HeldFile:
     """A regular file, open for reading while this object exists. Several threads may read it."""
 
     path: Path
@@ -89,6 +59,12 @@ class HeldFile(Readable):
         except OSError as error:
             raise self._unreadable(error) from error
 
+    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
+        """Fill a buffer with runs of equal length, one from each start. Raises like read."""
+        width = len(into) // max(1, len(starts))
+        for number, start in enumerate(map(int, starts)):
+            self.read(start, into[number * width : (number + 1) * width])
+
     def bytes_of(self, start: int, size: int) -> bytes:
         """Return size bytes from start on. Raises like read."""
         content = bytearray(size)
@@ -106,6 +82,22 @@ class HeldFile(Readable):
                 for at in range(start, stop, PIECE):
                     size = min(PIECE, stop - at)
                     os.posix_fadvise(self.handle, at, size, os.POSIX_FADV_WILLNEED)
+
+    def checksum(self, start: int, stop: int) -> str:
+        """CRC-32 and Adler-32 of the bytes from start to stop, as 16 hexadecimal digits.
+
+        Both together take 0.7 s a GB, SHA-256 or BLAKE2b 1.6 to 2.7 on a Xeon. They distinguish
+        files that differ by chance, not forgeries. Raises like read.
+        """
+        crc = zlib.crc32(b"")
+        adler = zlib.adler32(b"")
+        block = memoryview(bytearray(min(BLOCK, stop - start)))
+        for at in range(start, stop, BLOCK):
+            part = block[: min(BLOCK, stop - at)]
+            self.read(at, part)
+            crc = zlib.crc32(part, crc)
+            adler = zlib.adler32(part, adler)
+        return f"{crc:08x}{adler:08x}"
 
     def equals(self, other: HeldFile) -> bool:
         """Return whether both files hold the same bytes. Raises like read."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from shadow.checkpoints.formats import packed_modules
-from shadow.checkpoints.held_files import HeldFile, Readable
+from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.safetensors_files import TensorInfo, Tensors, usable_name
 from shadow.checkpoints.sources import Source
@@ -35,7 +36,7 @@ WORDS = {getattr(torch, torch_name(word)): word for word in (*FLOATS, *INTEGERS)
 
 
 @dataclass(frozen=True)
-class _Bytes(Readable):
+class _Bytes:
     """The bytes of a tensor, read like those of a file."""
 
     content: memoryview
@@ -47,8 +48,17 @@ class _Bytes(Readable):
     def read(self, start: int, into: memoryview) -> None:
         into[:] = self.content[start : start + len(into)]
 
+    def read_runs(self, starts: Sequence[int], into: memoryview) -> None:
+        width = len(into) // max(1, len(starts))
+        for number, start in enumerate(starts):
+            self.read(start, into[number * width : (number + 1) * width])
+
     def read_ahead(self, start: int, stop: int) -> None:
         """Do nothing: the bytes are in memory."""
+
+    def checksum(self, start: int, stop: int) -> str:
+        part = self.content[start:stop]
+        return f"{zlib.crc32(part):08x}{zlib.adler32(part):08x}"
 
 
 @dataclass(frozen=True, eq=False)

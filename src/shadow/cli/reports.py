@@ -255,7 +255,7 @@ def export(
         "Folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
     ),
 ) -> None:
-    """Export finished reports as CSV or Parquet. All have one set of tables.
+    """Export finished reports as CSV, Parquet or Markdown. All have one set of tables.
 
     An export is written completely or not at all, and replaces nothing.
 

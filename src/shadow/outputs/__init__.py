@@ -5,4 +5,4 @@ The terminal, the web page, figures, exports, and what continuous integration sh
 
 from typing import Literal
 
-ExportFormat = Literal["csv", "parquet"]  # drawn by `shadow.outputs.exports`
+ExportFormat = Literal["csv", "parquet", "markdown"]  # drawn by `shadow.outputs.exports`

@@ -1,4 +1,4 @@
-"""Finished reports -> CSV files or a Parquet dataset, all reports in the same tables.
+"""Finished reports -> CSV files, a Parquet dataset or Markdown, all reports in the same tables.
 
 A folder is written whole or not at all; family and pair are the first columns of every table.
 """
@@ -17,9 +17,12 @@ import pyarrow.parquet as pq
 from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
 from shadow.outputs import ExportFormat
+from shadow.outputs.markdown import markdown
 from shadow.reports.columns import TABLES
 from shadow.reports.parquet import STORED, arrow_schema
+from shadow.storage import as_given
 from shadow.telling.reading import AuditReport
+from shadow.telling.report import report_document
 
 FORMATS = get_args(ExportFormat)
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a formula of a spreadsheet begins with
@@ -41,6 +44,13 @@ def export(folders: Sequence[Path], to: str, output: Path) -> Path:
             if twin != report.folder:
                 fault = f"{twin} and {report.folder} are both reports of {':'.join(pair)}"
                 raise ShadowError(fault, "name a folder that holds one of them")
+            if to == "markdown":  # what `shadow show` prints, for a model card
+                metadata = report.provenance.recorded
+                document = report_document(report.summary, metadata, as_given(report.folder))
+                text = markdown(document.shown())
+                with (folder / "reports.md").open("a", encoding="utf-8", errors="replace") as file:
+                    file.write(text + "\n")
+                continue
             for name in STORED:
                 table = _table(report, name)
                 if to == "csv":  # as of RFC 4180, in UTF-8
