@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from zlib import crc32
 
 import planted
 import pyarrow.parquet as pq
@@ -63,6 +64,35 @@ def test_a_line_that_is_not_as_it_was_written_is_measured_again(unfinished, tmp_
     assert result.measured == 1
     names = pq.read_table(result.folder / "matrices.parquet")["subject"].to_pylist()
     assert names == ["base", "tuned", "delta"]
+
+
+WRONG = {
+    "key": ["x"], "status": None, "reason": 1, "detail": {}, "cast": 0, "zero": [], "seconds": "1",
+    "delta_norm": "1", "base_norm": [1], "verified": [1, None], "nonfinite": [1],
+    "checksums": [], "measurements": 1,
+}  # fmt: skip
+WRONG_OF_MEASUREMENT = {"subject": None, "precision": 1, "sigma": 1, "values": []}
+WRONG_VALUES = {
+    "frobenius_norm": "1", "spikes": 1.5, "cosine": True, "kept_reason": 0, "unknown": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*WRONG, *WRONG_OF_MEASUREMENT, *WRONG_VALUES])
+def test_a_line_with_values_of_other_types_is_measured_again(unfinished, tmp_path, name):
+    """Its sum is right, as of a line that another program wrote."""
+    pair, there = unfinished
+    journal, first, vector, matrix = copied(there, tmp_path)
+    entry = json.loads(matrix)[1]
+    delta = entry["measurements"][-1]
+    if name in WRONG:
+        entry[name] = WRONG[name]
+    elif name in WRONG_OF_MEASUREMENT:
+        delta[name] = WRONG_OF_MEASUREMENT[name]
+    else:
+        delta["values"][name] = WRONG_VALUES[name]
+    content = json.dumps(entry).encode()
+    journal.write_bytes(first + vector + b'["%08x", %b]\n' % (crc32(content), content))
+    assert run_pair(pair, SETTINGS, tmp_path / "out", Runtime(jobs=1)).measured == 1
 
 
 SIDE = {"repo": "./x", "commit": None, "fingerprint": "0"}

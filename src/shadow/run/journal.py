@@ -20,7 +20,7 @@ import numpy as np
 from shadow.errors import BusyError, ShadowError
 from shadow.files import PARTIAL, open_alone, remove_empty, writing
 from shadow.reasons import Status
-from shadow.reports.columns import null_if_undefined
+from shadow.reports.columns import DELTA, ERRORS, SPECTRAL, null_if_undefined
 from shadow.reports.folders import put_in_place
 from shadow.reports.provenance import ReportMetadata, Side
 from shadow.spectra.measurement import Cast, Measurement
@@ -289,6 +289,8 @@ def _outcome(line: bytes) -> MatrixOutcome:
     if not line.endswith(b"]\n") or int(line[2:10], 16) != crc32(line[13:-2]):
         raise ValueError
     entry = json.loads(line[13:-2])
+    if not all(type(value) in types for types, value in _typed(entry)):
+        raise ValueError
     for one in entry["measurements"]:
         one["sigma"] = np.frombuffer(base64.b64decode(one["sigma"]), dtype="<f8")
     entry["measurements"] = tuple(Measurement(**one) for one in entry["measurements"])
@@ -297,6 +299,32 @@ def _outcome(line: bytes) -> MatrixOutcome:
     for name in ("verified", "nonfinite"):
         entry[name] = tuple(entry[name])
     return MatrixOutcome(**entry)
+
+
+Types = tuple[type, ...]
+TEXT, NUMBER, NULL = (str,), (int, float), (type(None),)
+OF_COLUMNS: Mapping[str, Types] = {"string": TEXT, "int": (int,), "float": NUMBER}
+COLUMNS = {one.name: OF_COLUMNS[one.type] + NULL for one in (*SPECTRAL, *DELTA, *ERRORS)}
+
+
+def _typed(entry: Any) -> Iterator[tuple[Types, object]]:
+    """Yield the values of an entry with their allowed types, as another program may have written
+    the line.
+    """
+    yield from ((TEXT, entry[name]) for name in ("key", "status"))
+    yield from ((TEXT + NULL, entry[name]) for name in ("reason", "detail", "cast", "zero"))
+    yield from ((TEXT, side) for side in entry["nonfinite"])
+    yield from ((NUMBER + NULL, entry[name]) for name in ("delta_norm", "base_norm"))
+    yield NUMBER, entry["seconds"]
+    first, second = entry["verified"]
+    yield from (((bool, *NULL), verified) for verified in (first, second))
+    for of_side in entry["checksums"].values():
+        yield from ((TEXT, checksum) for checksum in of_side.values())
+    for one in entry["measurements"]:
+        yield TEXT, one["subject"]
+        yield TEXT + NULL, one["precision"]
+        yield NUMBER + NULL, one["values"]["frobenius_norm"]
+        yield from ((COLUMNS[name], value) for name, value in one["values"].items())
 
 
 def remove_unfinished(output: Path) -> Iterator[tuple[Path, list[Fetched] | None]]:
