@@ -82,7 +82,12 @@ def pickled(tuned: Path, make) -> None:
     make(tuned / "pytorch_model.bin")
 
 
-PLACES = (weights, config, index, shard, adapter, factors, gguf, pickled)
+def distributed(tuned: Path, make) -> None:
+    (tuned / "model.safetensors").unlink()
+    make(tuned / ".metadata")
+
+
+PLACES = (weights, config, index, shard, adapter, factors, gguf, pickled, distributed)
 COMMANDS = {
     "audit": ("audit", "./base", "./tuned", "--allow-pickle", "-o", "out"),
     "verify": ("verify", "same", "./base", "./tuned", "--allow-pickle"),

@@ -24,6 +24,7 @@ from shadow.checkpoints.listing import (
     listing_of_folder,
     top_of_folder,
 )
+from shadow.checkpoints.pickles import DISTRIBUTED
 from shadow.checkpoints.safetensors_files import (
     Header,
     Packing,
@@ -313,6 +314,8 @@ def locate(
 
     usable = filter(usable_name, listing.files)
     names = {name for name in usable if "/" not in name or name.endswith(GGUF)}
+    if listing.commit:  # it needs other files beside it
+        names.discard(DISTRIBUTED)
     ends = (".safetensors", ".bin", ".index.json", GGUF)
     has_weights = any(name.endswith(ends) for name in names)
     if not listing.is_complete and not has_weights:

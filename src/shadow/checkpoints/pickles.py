@@ -8,6 +8,10 @@ no such order, and the child writes the storages once, as raw bytes, to a scratc
 `weights_only` is the guard. Should a file get past it, the child has little to give: no token in
 its environment, a home and a temporary folder that are removed, limits on time, memory, depth,
 files and processes, and no root. On Linux it ends with its parent.
+
+torch's distributed checkpoints (`.distcp`) have a plain pickle, `.metadata`, that says in which
+file the pieces of each tensor lie. It is read without the classes that it names: records stand for
+these, and any name that no checkpoint has is refused. The pieces are read with `weights_only`.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import io
 import json
 import math
 import os
+import pickle
 import signal
 import site
 import subprocess
@@ -25,7 +30,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -44,6 +49,29 @@ if TYPE_CHECKING:
     import torch
 
 
+DISTRIBUTED = ".metadata"  # of torch's distributed checkpoint, beside its `.distcp` files
+CONVERTER = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
+TORCH = "torch.distributed.checkpoint"
+# What `.metadata` may name, beside dtypes of torch; none of it is imported.
+RECORDS = {(f"{TORCH}.filesystem", "_StorageInfo")} | {
+    (f"{TORCH}.metadata", name)
+    for name in (
+        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
+        "TensorProperties", "MetadataIndex", "StorageMeta",
+    )
+}  # fmt: skip
+TEXTS = {
+    ("torch.serialization", "_get_layout"), (f"{TORCH}.metadata", "_MEM_FORMAT_ENCODING"),
+    *(("pathlib", name) for name in ("Path", "PosixPath", "WindowsPath")),
+}  # fmt: skip
+CONTAINERS: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("torch", "Size"): tuple, ("collections", "OrderedDict"): dict,
+}  # fmt: skip
+TRAINING = frozenset(  # what trainers save beside a model
+    {"optim", "optimizer", "optimizers", "optimizer_state_dict", "scheduler", "lr_scheduler"}
+    | {"dataloader", "train_state", "rng", "rng_state"}
+)
+WRAPPERS = ("app", "model", "state_dict", "module")  # what trainers wrap a model in
 HEADROOM = 1 << 30  # bytes the child may use beyond twice the file: the unpickler's own objects
 SECONDS = 1800  # a child that takes longer has not just read a file
 # seconds of a core that any file may take, and bytes for each further one; real ones take a tenth
@@ -83,6 +111,8 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[Tensors, Path]:
     # would hide a shadow that was installed with --user or is found by PYTHONPATH.
     command = [sys.executable, "-P", "-m", "shadow.checkpoints.pickles", str(path), str(raw)]
     hint = "use the safetensors files of this checkpoint, if it has them"
+    if shard == DISTRIBUTED:
+        hint = f"make a model of it: {CONVERTER}"
     fault: Exception | None = None
     try:
         child = run_child(command, scratch, SECONDS, {})
@@ -259,6 +289,107 @@ def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> dict[str, Any]:
     return {"raw": True, "tensors": tensors}
 
 
+class _Record:
+    """Stand-in for an object of a pickle."""
+
+    def __setstate__(self, state: Any) -> None:  # TensorProperties has a tuple
+        self.__dict__.update(state if isinstance(state, dict) else {"dtype": state[0]})
+
+
+class _Records(pickle.Unpickler):
+    """Unpickler for records, texts, numbers and containers; every other name is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        import torch
+
+        if (module, name) in RECORDS:
+            return _Record
+        if (module, name) in TEXTS:
+            return lambda *parts: "/".join(map(str, parts))
+        if (module, name) in CONTAINERS:
+            return CONTAINERS[module, name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return name
+        raise ValueError(f"it names {module}.{name}, which no checkpoint does"[:200])
+
+
+def _load_distributed(
+    metadata: IO[bytes], files: Mapping[str, IO[bytes]], raw: IO[bytes]
+) -> dict[str, Any]:
+    """Write the tensors of the model one after another, and return their layout."""
+    import torch
+
+    said = _Records(metadata).load()
+    pieces = {
+        (at.fqn, tuple(getattr(at, "offset", None) or ())): one  # what is no tensor has none
+        for at, one in said.storage_data.items()
+    }
+    listed = {key: one for key, one in said.state_dict_metadata.items() if hasattr(one, "chunks")}
+    paths = {key: (said.planner_data or {}).get(key, (key,)) for key in listed}
+    names = _names_in_model(paths, {key for key, one in listed.items() if not tuple(one.size)})
+    if len(names) > MAX_ENTRIES:
+        raise ValueError(f"{len(names):,} tensors; at most {MAX_ENTRIES:,} are read")
+    if len(set(names.values())) < len(names):
+        raise ValueError("it contains two models")
+    tensors = []
+    for key, name in names.items():
+        shape = tuple(listed[key].size)
+        rows = 0
+        dtype = getattr(torch, listed[key].properties.dtype)
+        whole = torch.empty(shape, dtype=dtype, device="meta")
+        tensors.append(_described(name, whole, raw.tell()))
+        for chunk in sorted(listed[key].chunks, key=lambda one: tuple(one.offsets)):
+            start = tuple(chunk.offsets)
+            size = tuple(chunk.sizes)
+            if 0 in size:
+                continue
+            next_start = (rows, *[0] * len(shape))
+            if start != next_start[: len(shape)] or size[1:] != shape[1:]:
+                raise ValueError(f"tensor {name[:80]!r} is not split by rows alone")
+            piece = _piece(pieces[key, start], files)
+            if (piece.shape, piece.dtype) != (size, dtype):
+                raise ValueError(f"a piece of tensor {name[:80]!r} is not what .metadata says")
+            raw.write(piece.reshape(-1).view(torch.uint8).numpy().data)
+            rows += size[0] if size else 1
+        if rows != (shape[0] if shape else 1) and 0 not in shape:
+            raise ValueError(f"a piece of tensor {name[:80]!r} is missing")
+    return {"raw": True, "tensors": tensors}
+
+
+def _piece(at: Any, files: Mapping[str, IO[bytes]]) -> torch.Tensor:
+    import torch
+
+    if at.relative_path not in files or getattr(at, "transform_descriptors", None):
+        raise ValueError(f"it needs {str(at.relative_path)[:80]!r}, which cannot be read")
+    file = files[at.relative_path]
+    file.seek(at.offset)
+    piece = torch.load(io.BytesIO(file.read(at.length)), map_location="cpu", weights_only=True)
+    if not isinstance(piece, torch.Tensor):
+        raise TypeError("a piece is no tensor")
+    return piece.detach()
+
+
+def _names_in_model(paths: Mapping[str, Sequence[object]], numbers: Set[str]) -> dict[str, str]:
+    """Return the names of the model's tensors by key, without wrappers and tensors outside the
+    model.
+
+    Raises ValueError for a tensor outside the model; single numbers, such as the epoch, are
+    allowed.
+    """
+    parts = {key: [*map(str, path)] for key, path in paths.items()}
+    heads = {key: path[: 1 + (path[0] in WRAPPERS)] for key, path in parts.items()}
+    own = {key: path for key, path in parts.items() if TRAINING.isdisjoint(heads[key])}
+    inside = {key: path for key, path in own.items() if path[0] in WRAPPERS and len(path) > 1}
+    if inside and (others := sorted(own.keys() - inside.keys() - numbers)):
+        raise ValueError(f"tensor {others[0][:80]!r} lies outside the model")
+    found = {}
+    for key, path in (inside or own).items():
+        while len(path) > 1 and path[0] in WRAPPERS:
+            path = path[1:]
+        found[key] = ".".join(path)
+    return found
+
+
 def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> dict[str, Any]:
     if storage_start is None:
         raise ValueError(f"this version of torch does not say where tensor {name[:80]!r} lies")
@@ -284,19 +415,28 @@ def main() -> None:
     if size == 0:
         sys.exit("it is empty")
     zipped = zipfile.is_zipfile(path)
+    parts = path.parent.glob("*.distcp")
+    pieces = [one for one in parts if one.is_file()] if path.name == DISTRIBUTED else []
+    size += sum(one.stat().st_size for one in pieces)
     # something small first: no import then counts against a limit, or needs a file of root's
     codecs.lookup("cp437")  # of names in a zip archive
     small = io.BytesIO()
-    torch.save({"a": torch.zeros(1)}, small, _use_new_zipfile_serialization=zipped)
+    is_new = zipped or bool(pieces)
+    torch.save({"a": torch.zeros(1)}, small, _use_new_zipfile_serialization=is_new)
     small.seek(0)
     _load_zip(small) if zipped else _load_legacy(small, io.BytesIO())
-    written = 0 if zipped else 2 * size + (1 << 20)  # every storage lies whole in the file
+    # every storage lies whole in a file of the old format, and every piece in one of a rank
+    written = 0 if zipped else 2 * size + (1 << 20)
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))
         out = stack.enter_context(open(os.devnull if zipped else raw, "wb"))  # noqa: PTH123
+        files = {one.name: stack.enter_context(one.open("rb")) for one in pieces}
         confine(2 * size + HEADROOM, written, min(SECONDS, CPU + size // BYTES_A_SECOND))
         try:
-            answer = _load_zip(file) if zipped else _load_legacy(file, out)
+            if path.name == DISTRIBUTED:
+                answer = _load_distributed(file, files, out)
+            else:
+                answer = _load_zip(file) if zipped else _load_legacy(file, out)
         except Exception as error:  # whatever a hostile file does is this file's fault, in one line
             said = str(error).strip().partition("\n")[0][:200]
             if type(error).__name__ == "UnpicklingError":

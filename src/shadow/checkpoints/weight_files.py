@@ -18,6 +18,7 @@ from typing import Any
 
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.gguf_files import chosen_files
+from shadow.checkpoints.pickles import CONVERTER, DISTRIBUTED
 from shadow.checkpoints.safetensors_files import TensorInfo, Tensors, usable_name
 from shadow.errors import FileError, ShadowError
 from shadow.places.names import Config
@@ -36,11 +37,11 @@ MERGE = "merge it into its base, and audit the result"
 PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 PICKLES = "only torch .bin files, which are pickles"
+DISTRIBUTED_PICKLE = "torch's distributed checkpoint, whose .metadata is a pickle"
 PICKLED = (".bin", ".pt", ".pth")  # files of torch
 # what trainings write for themselves, and what makes a model of it
 OF_TRAINING = (
-    (r".*\.distcp|\.metadata", "torch's distributed checkpoint",
-     "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"),
+    (r".*\.distcp|\.metadata", "torch's distributed checkpoint", CONVERTER),
     (r"model_world_size_\d+_rank_\d+\.pt", "parts of FSDP as verl writes them",
      "python -m verl.model_merger merge --backend fsdp --local_dir FOLDER --target_dir OUT"),
     (r"(zero_pp_rank_|bf16_zero_pp_rank_|mp_rank_).*\.pt|zero_to_fp32\.py|global_step\d+",
@@ -143,13 +144,14 @@ def choose_weights(
     if packed and not bins:
         return Weights(chosen_files(where, packed, None))
     has_index = INDEXES[1] in names and adapter is None
-    if not bins and not has_index:
+    if not bins and not has_index and DISTRIBUTED not in names:
         raise ShadowError(f"{where}: no safetensors files in it", _instead_of_weights(names))
     if not allow_pickle:
-        raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
+        what = PICKLES if bins or has_index else DISTRIBUTED_PICKLE
+        raise ShadowError(f"{where}: {what}", PICKLES_HINT)
     if has_index:
         return indexed(INDEXES[1], ".bin")
-    return Weights(tuple(bins), pickled=True, adapter=adapter)
+    return Weights(tuple(bins or [DISTRIBUTED]), pickled=True, adapter=adapter)
 
 
 def _instead_of_weights(names: set[str]) -> str:

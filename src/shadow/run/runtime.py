@@ -42,7 +42,7 @@ class Files:
     """
 
     allow_pickle: bool = option(
-        "Read pickles of torch (.bin, .pt, .pth), in a child process.", False
+        "Read pickles of torch (.bin, .pt, .pth, .distcp), in a child process.", False
     )
     offline: bool = option("Use the Hub's cache only, without a network.", False)
     fetch: Fetch = "auto"
