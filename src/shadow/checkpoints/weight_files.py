@@ -34,10 +34,11 @@ CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 Factors = tuple[TensorInfo, TensorInfo, bool]  # left, right, and whether both are stored transposed
 MAX_ALPHA = 1e6
 # types that peft merges, and whose update is known without the weights that they started from
-MERGED_BY_PEFT = frozenset(
-    "BOFT C3A DEFT DELORA FOURIERFT GLORA GRALORA HIRA HRA IA3 LOHA LOKR MISS OFT PEANUT PVERA"
-    " RANDLORA ROAD SHIRA SUPERTUNING VERA WAVEFT".split()
-)
+MERGED_BY_PEFT = (
+    "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LOHA",
+    "LOKR", "MISS", "OFT", "PEANUT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "VERA",
+    "WAVEFT",
+)  # fmt: skip
 MERGE = "merge it into its base, and audit the result"
 PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -69,7 +70,12 @@ class Adapter:
     dora: bool = False  # rows of base plus update are given the norms that the adapter holds
     base: str = ""  # the model that the config names as its base
     config: Config = field(default_factory=dict, repr=False, compare=False)
-    kind: str = "LORA"  # of the others peft makes the update
+    kind: str = "LORA"
+
+    @property
+    def is_merged_by_peft(self) -> bool:
+        """True of types whose update peft makes of the base's weights."""
+        return self.kind != "LORA"
 
     def scaling(self, module: str, rank: int) -> float:
         """Return the factor of B @ A of a module."""

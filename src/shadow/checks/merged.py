@@ -411,7 +411,7 @@ def _confirmed(merge: Merge, replay: Replay | None) -> list[Reason]:
 
 def gather(question: Question, runtime: Runtime, scratch: Path) -> Merge:
     """Compare every matrix with base plus update, and every other tensor with the base's."""
-    from shadow.run.adapted import open_adapter, reach_of
+    from shadow.run.adapted import open_adapter, open_merges, reach_of
     from shadow.run.aligned import align_all
     from shadow.run.scan import fetch_all, require_unchanged, scan
     from shadow.run.sides import found_all, open_found, opened_models
@@ -424,7 +424,10 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Merge:
     base, tuned = opened_models(found, runtime, scratch)
     runtime = fetch_all([opened], runtime)
     aligned = align_all(base, tuned, (SIDES["base"], SIDES["tuned"]))
-    adapter = open_adapter(opened, aligned.pair.base)
+    if opened.adapter.is_merged_by_peft:
+        adapter = open_merges(aligned.pair.base, opened, runtime)
+    else:
+        adapter = open_adapter(opened, aligned.pair.base)
     measure = partial(_measured, adapter=adapter)
     pairs = replace(aligned.pair, pairs=[*aligned.pair.pairs, *adapter.head_pairs(tuned)])
     rows = list(scan(pairs, measure, runtime, scratch / "scan", aligned.unread))
@@ -512,6 +515,10 @@ def _measured(
         if fit is None:
             return Unmatched(name, "tuned", Reason("other_shape"))
         return Module(name, in_words(place), stored, fit)
+    if adapter.merges is not None and pair.base.info.name in adapter.merges.updated:
+        if is_quantised(tuned.tensor(info)):
+            return not_judged
+        return Module(name, in_words(place), stored, adapter.fit_merge(pair, base, tuned))
     row = row_of(pair, base, tuned)
     if place in adapter.biases:
         return Module(name, in_words(place), stored, adapter.fit_bias(pair, base, tuned))

@@ -292,6 +292,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
     """Compare every tensor of a base with the trained one, and find which steps the grid allows."""
     from shadow.run.adapted import line_up_adapter, reach_of
     from shadow.run.aligned import align_all
+    from shadow.run.merged_by_peft import applied
     from shadow.run.scan import scan
     from shadow.run.sides import found_all, open_found, opened_models
 
@@ -301,7 +302,14 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
     (base,) = opened_models(sides, runtime, scratch)
     if not (patterns.each or tuned.adapter):
         raise UsageError(f"trained {NEEDS_PATTERN}", "such as --moved layers --frozen embed")
-    if tuned.adapter:
+    merges = None
+    if tuned.adapter and tuned.adapter.is_merged_by_peft:
+        merged, merges = applied(base, tuned, runtime)
+        aligned = align_all(base, merged, ("the base", "the tuned model"))
+        names = {*merges}
+        own = [pair for pair in aligned.pair.pairs if pair.tuned.info.name in names]
+        aligned = replace(aligned, pair=replace(aligned.pair, pairs=own))
+    elif tuned.adapter:
         aligned = line_up_adapter(base, tuned)
     else:
         aligned = align_all(base, tuned, ("the base", "the tuned model"))
@@ -311,7 +319,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
     measure = partial(_moved, partial(_required, aligned.places, patterns))
     rows = scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
     if tuned.adapter:
-        known = tuned.tensors.keys() - absent
+        known = {*merges} if merges else tuned.tensors.keys() - absent
         changed = {place for name in known for place in aligned.places.get(name, ())}
         rows += _left_alone(base, changed, patterns)
 

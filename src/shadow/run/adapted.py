@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from shadow.checkpoints.adapter_names import BaseNames, Targets
@@ -23,7 +24,8 @@ from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.reasons import ONE_SIDED, OUT_OF_REACH
 from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
-from shadow.run.runtime import AlignedPair
+from shadow.run.merged_by_peft import Merges, applied
+from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scanned import Scanned, Unmatched
 from shadow.run.stacked import Stacked, stacked_updates
 from shadow.run.workers import views
@@ -68,6 +70,8 @@ class OpenAdapter:
     lost: Sequence[Unmatched]
     """Tensors that change nothing of the base, which has no such module or one of another shape."""
     unread: Sequence[Unmatched]
+    merges: Merges | None = None
+    """What peft makes of the base, for types other than LoRA."""
 
     @property
     def scale(self) -> float | None:
@@ -116,6 +120,19 @@ class OpenAdapter:
         is_cast = factor.transposed  # of an embedding
         update = Update(left, right, factor.scaling, norms, operand.info.dtype, is_cast)
         return _fit(pair, source, tuned, update)
+
+    def fit_merge(self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> MergeFit:
+        """Compare a merged tensor with what peft makes of the base's."""
+        assert pair.base is not None, "aligned"
+        assert self.merges is not None, "of another type than LoRA"
+        info, part = pair.base.info, pair.base.part
+        stored = base.tensor(info).whole()
+        dtype = stored.dtype if stored.dtype.itemsize > 1 else torch.float32
+        whole = stored, self.merges[info.name], self.merges.merged(info.name, dtype)
+        if not pair.is_matrix:
+            pair = replace(pair, rows=info.parameters, cols=1)
+        views = [part.view(tensor).reshape(-1, pair.cols)[: pair.rows] for tensor in whole]
+        return _fit(pair, base, tuned, Update.of_merge(*views))
 
     def fit_bias(self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> MergeFit:
         """Compare a merged bias with the base's plus the scaled bias of B."""
@@ -261,6 +278,18 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
         plain(opened), updates, whole, opened.adapter.dora, norms, stacks, biases, scales, tokens,
         copies, heads, lost, [*unread, *unknown],
     )  # fmt: skip
+
+
+def open_merges(base: Checkpoint, opened: Checkpoint, runtime: Runtime) -> OpenAdapter:
+    """Open an adapter of another type than LoRA, which peft merges."""
+    checkpoint, merges = applied(base, opened, runtime)
+    parts = parts_of(base)
+    whole = {}
+    for name in merges.whole:
+        for part in parts[name]:
+            operand = Operand(checkpoint.tensors[name], part)
+            whole[part.place] = MatrixPair(part.place, None, operand, 1, 1, is_matrix=False)
+    return OpenAdapter(checkpoint, {}, whole, False, {}, {}, {}, {}, {}, {}, {}, [], [], merges)
 
 
 def _placed(pieces: Mapping[str, TensorInfo], base: Checkpoint, piece: str) -> dict[Place, Operand]:

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,13 +43,16 @@ class Merges(Mapping[str, Tensor]):
     model: Any  # of peft: the modules with the adapter, and weights that take no memory
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @cached_property
+    def updated(self) -> list[str]:
+        """The tensors that peft changes."""
+        return [name for module in self.modules.values() for name in self._names(module)]
+
     def __iter__(self) -> Iterator[str]:
-        for module in self.modules.values():
-            yield from self._names(module)
-        yield from self.whole
+        return iter([*self.updated, *self.whole])
 
     def __len__(self) -> int:
-        return len([*self])
+        return len(self.updated) + len(self.whole)
 
     def _names(self, module: str) -> list[str]:
         names = [f"{module}.{piece}" for piece in OF_MODULE]
@@ -87,7 +91,9 @@ def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Ch
     require("adapters")
     fetch_all([base, adapter], runtime)
     parts = parts_of(base)
-    names = BaseNames(base.tensors, {part.place.component for own in parts.values() for part in own})
+    names = BaseNames(
+        base.tensors, {part.place.component for own in parts.values() for part in own}
+    )
     modules: dict[str, str] = {}
     whole: dict[str, TensorInfo] = {}
     state: dict[str, Tensor] = {}
@@ -144,7 +150,8 @@ def _layer(base: Checkpoint, parts: Mapping[str, tuple[Part, ...]], module: str)
     rows, cols = base.tensors[name].shape
     layer: nn.Module = nn.Linear(cols, rows, bias=f"{module}.bias" in base.tensors, device="meta")
     if parts[name][0].transposed:
-        layer = Conv1D(cols, 1)
+        make: Any = Conv1D
+        layer = make(cols, 1)
         layer.nf, layer.nx = cols, rows
     elif parts[name][0].place.module == "embed":
         layer = nn.Embedding(rows, cols, device="meta")
@@ -162,7 +169,7 @@ def _model(layers: Mapping[str, nn.Module], adapter: Checkpoint, state: dict[str
     assert adapter.adapter is not None, "an adapter"
     config = dict(adapter.adapter.config)
     kind = peft.PeftType(config["peft_type"])
-    made = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    made: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
     if unknown := config.keys() - {one.name for one in dataclasses.fields(made)}:
         raise ValueError(f"its config has {short(min(unknown))}, which this version does not know")
     for key, number in config.items():
@@ -181,7 +188,7 @@ def _model(layers: Mapping[str, nn.Module], adapter: Checkpoint, state: dict[str
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(root, made(**config))
-        loaded = peft.set_peft_model_state_dict(model, state)
+        loaded: Any = peft.set_peft_model_state_dict(model, state)
     prefix = f".{PEFT_TYPE_TO_PREFIX_MAPPING[kind]}"
     absent = [name for name in loaded.missing_keys if prefix in name]
     if absent or loaded.unexpected_keys:
