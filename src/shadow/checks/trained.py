@@ -346,12 +346,13 @@ def _moved(
 ) -> Moved | Unmatched:
     """Measure a pair; Unmatched if it is unknown whether it moved as it should."""
     from shadow.run.aligned import row_of
+    from shadow.run.merged_by_peft import SHARD
     from shadow.run.scan import binades_of, is_initial, is_raw, rounding_between, sides_of
 
     required = required_of(pair)
     should = Should.first(required)
     should_move = should is Should.MOVE
-    is_update = pair.tuned.factor is not None
+    is_update = pair.tuned.factor is not None or pair.tuned.info.shard == SHARD
     are_bytes = is_raw(pair)
     binades = binades_of(pair) if should_move and not is_update else None
     row = row_of(pair, base, tuned, binades)

@@ -151,8 +151,9 @@ def _layer(base: Checkpoint, parts: Mapping[str, tuple[Part, ...]], module: str)
     layer: nn.Module = nn.Linear(cols, rows, bias=f"{module}.bias" in base.tensors, device="meta")
     if parts[name][0].transposed:
         make: Any = Conv1D
-        layer = make(cols, 1)
-        layer.nf, layer.nx = cols, rows
+        layer = made = make(cols, 1)
+        made.nf = cols
+        made.nx = rows
     elif parts[name][0].place.module == "embed":
         layer = nn.Embedding(rows, cols, device="meta")
     for word, parameter in layer.named_parameters():

@@ -209,6 +209,8 @@ def _fit(
             near = target
             if rounded:
                 near, growth = _target(b.to(stored).double(), delta, 1.0, update, rows)
+            if update.rounded is not None:  # which may be further away, computed in 16 bits
+                near = torch.where(m == (b + update.rounded[rows]).to(stored).double(), m, near)
             beyond[rounded] += bounds.beyond(b, near, (m - near).abs_(), growth)
         change, away = target - b, m - target
         steps = [_target(b, delta, 1 + step, update, rows)[0] for step in (STEP, -STEP)]
