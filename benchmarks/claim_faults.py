@@ -248,16 +248,20 @@ def by_peft(kind: str, state: State) -> tuple[State, dict[str, object], State]:
     import peft
 
     root = torch.nn.Module()
-    for name, values in state.items():
+    weights = [name for name in state if name.endswith(".weight")]
+    for name in weights:
+        values, bias = state[name], state.get(name.removesuffix("weight") + "bias")
         owner, (*parents, last, _) = root, name.split(".")
         for one in parents:
             if not hasattr(owner, one):
                 owner.add_module(one, torch.nn.Module())
             owner = getattr(owner, one)
-        layer = torch.nn.Linear(*reversed(values.shape), bias=False, dtype=values.dtype)
+        layer = torch.nn.Linear(*reversed(values.shape), bias=bias is not None, dtype=values.dtype)
         layer.weight.data = values.clone()
+        if bias is not None:
+            layer.bias.data = bias.clone()
         owner.add_module(last, layer)
-    targets = [name.removesuffix(".weight") for name in state]
+    targets = [name.removesuffix(".weight") for name in weights]
     config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](target_modules=targets, **TYPES[kind])
     tuned = peft.get_peft_model(root, config)
     for one in tuned.parameters():

@@ -326,7 +326,9 @@ def _merged() -> Iterator[Plant]:
 
     def other_type(which: str, share: float) -> Callable[[Work], Asked]:
         def make(at: Work) -> Asked:
-            names = do.adapted(at.base)[:4]
+            weights = do.adapted(at.base)[:4]
+            biases = [name.removesuffix("weight") + "bias" for name in weights]
+            names = [name for name in (*weights, *biases) if name in at.base]
             tensors, config, merged = do.by_peft(which, {name: at.base[name] for name in names})
             adapter = _adapter(at, "adapter", tensors, config)
             found = dict(at.base)
