@@ -210,6 +210,28 @@ def test_what_corresponds_is_found_and_measured(tmp_path, case):
         assert not (compared["relative_norm"] > 0).any()
 
 
+@pytest.mark.parametrize("case", every(5, CASES), ids=str)
+def test_a_model_whose_numbers_changed_is_a_relative(tmp_path, case):
+    """`related` names its base as the nearest, also beside a sibling of it; nothing else is one."""
+    name, kind, dtype, size = case
+    base = stored(model(kind), dtype)
+    _, change, facts = CHANGES[name]
+    sides = {
+        "tuned": stored(change(model(kind)), dtype, size),
+        "base": base,
+        "sibling": stored(base, dtype, 0.05, seed=10),
+        "other": model(kind, seed=11),
+    }
+    tuned, near, sibling, other = (
+        planted.write(tmp_path / side, tensors, config_of(kind)) for side, tensors in sides.items()
+    )
+    found = shadow.verify("related", tuned, sibling, other, near).answer.reasons[0]
+    assert (found.code, found.figures["name"]) == ("nearest", str(near))
+    is_moved = bool({"layers", "experts"} & facts.keys())
+    assert found.figures["how"].code == ("moved" if is_moved else "related")
+    assert shadow.verify("related", tuned, other).holds is False
+
+
 def test_what_is_broken_in_a_layer_that_moved_is_said(tmp_path):
     """Zeros of a block that was added are no fault; entries that are not finite are."""
     tuned = stored(layers(1, 2, 3, 4)(model("plain")), "float32")
