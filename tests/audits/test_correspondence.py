@@ -232,6 +232,63 @@ def test_a_model_whose_numbers_changed_is_a_relative(tmp_path, case):
     assert shadow.verify("related", tuned, other).holds is False
 
 
+def in_stacks(tensors):
+    """The same model, with the experts of a layer in one tensor."""
+    made = {name: one for name, one in tensors.items() if ".experts." not in name}
+    stacks = {}
+    for name in sorted(tensors.keys() - made.keys()):
+        stacks.setdefault(EXPERT.sub("experts.", name).removesuffix(".weight"), []).append(name)
+    return made | {to: torch.stack([tensors[name].T for name in of]) for to, of in stacks.items()}
+
+
+# kinds of models, the change, and how many matrices of the base are compared: all of the layers and
+# experts that are left, without routers and vocabularies of other rows
+COMPARED = {
+    "first dropped": ("plain tied", 4 * 7), "dropped": ("experts", 4 * 17),
+    "doubled": ("plain", 5 * 7), "exchanged": ("tied", 5 * 7), "attention": ("plain", 5 * 7 - 4),
+    "pruned": ("experts stacks", 5 * 10), "permuted": ("experts stacks", 5 * 16),
+    "dropped and pruned": ("experts stacks", 4 * 13), "put in front": ("plain", 5 * 7),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_models_of_one_base_are_compared_on_what_both_have(tmp_path, name):
+    """A fine-tune, and one with other numbers that moved twice as far: in each matrix, though the
+    steps of layers and experts differ. A cosine of their deltas would need equal numbers.
+    """
+
+    def trained(base, size, seed):
+        generator = torch.Generator().manual_seed(seed)
+        made = {}
+        for key, one in base.items():
+            numbers = [pattern.search(key) for pattern in (LAYER, EXPERT)]
+            step = size * (1 + sum(int(number[1]) for number in numbers if number))
+            made[key] = one + step * one.std() * torch.randn(one.shape, generator=generator)
+        return made
+
+    kinds, inside = COMPARED[name]
+    for kind in kinds.split():
+        base = model(of := "experts" if kind == "stacks" else kind)
+        form = in_stacks if kind == "stacks" else dict
+        sides = trained(base, 0.01, 1), CHANGES[name][1](trained(base, 0.02, 2))
+        reports = [
+            audited(
+                tmp_path / f"{kind} {at}",
+                form(base),
+                stored(form(side), "float32"),
+                of,
+                level="full",
+                subjects="delta",
+            )
+            for at, side in enumerate(sides)
+        ]
+        (found,) = shadow.compare(*reports, joint=True).contrasts
+        norm = next(one for one in found.figures if one.figure == "relative_norm")
+        assert found.matched.in_layers == inside
+        assert (norm.low, norm.high) == pytest.approx((np.log(0.5),) * 2, abs=0.05)
+        assert found.no_directions.code == "parts_moved"
+
+
 def test_what_is_broken_in_a_layer_that_moved_is_said(tmp_path):
     """Zeros of a block that was added are no fault; entries that are not finite are."""
     tuned = stored(layers(1, 2, 3, 4)(model("plain")), "float32")

@@ -204,6 +204,10 @@ class NoDirections(Coded):
         "base_of_components",
         "the base is another checkpoint for each component",
     )
+    PARTS_MOVED = (
+        "parts_moved",
+        "layers, experts or rows of one of them have other numbers than in the base",
+    )
     NO_SHARED_MATRIX = "no_shared_matrix", "no matrix is in all three checkpoints"
     CHECKPOINT_NOT_READ = "checkpoint_not_read", "{fault}"
 

@@ -67,6 +67,8 @@ def _siblings(
     first: ReportIdentity, second: ReportIdentity, runtime: Runtime, show: Show
 ) -> DeltaDirections | NoDirections:
     """Compare the deltas of two reports of a shared base."""
+    if first.has_moved or second.has_moved:
+        return NoDirections.PARTS_MOVED
     sides = (first.base, first.tuned, second.tuned)
     references: list[Reference] = []
     for side in sides:
