@@ -16,7 +16,7 @@ from shadow.telling.correspondence import kinds_moved
 from shadow.telling.parts import are_in_proportion, components_text, leading
 from shadow.telling.sentences import DIRECTIONS, NOTHING_NAMED, SIDES, broken_text, places_in
 from shadow.telling.size import UNROUNDED
-from shadow.telling.wording import Recorded
+from shadow.telling.wording import Recorded, capital
 
 AT_MOST = 2  # parts of the model that are named
 IDLE = "The adapter does nothing in {count:count module|modules}, where its update is 0."
@@ -25,7 +25,7 @@ UNNAMED = "The base has no name of {count:count module|modules} of the adapter."
 ALONE = {
     "nothing_named": NOTHING_NAMED,
     "nothing_compared": "Nothing was compared.",
-    "apart": "{components}",
+    "apart": "{components}.",
     "unrelated": "Nothing in common entry by entry.",
     "only_moved": "The base with {kinds:and} at other numbers.",
     "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
@@ -105,7 +105,7 @@ def _of_change(context: Context, codes: Set[str]) -> str:
             kinds = kinds_moved(context)
             components = ""
             if context.apart:
-                components = components_text(recorded, context.apart, has_same=True)
+                components = capital(components_text(recorded, context.apart))
             return recorded.fill(
                 words, count=summary.unnamed_updates, kinds=kinds, components=components
             )

@@ -33,7 +33,8 @@ FROZEN = (
 )
 MORE_THAN_ROUNDING = " by more than rounding"  # what the figures are of where others are copies
 TENSORS = "{identical:count weight tensor|weight tensors}[ of {component}]"
-APART = "Entry by entry, {names:and} {count|has|have} nothing in common with the base's"
+APART = "{names:and} {count|shares|share} nothing with the base's"
+SAME = "{names:and} {count|is|are} the same"
 MOVED = "{name} changed by {relative_norm:share}"
 VECTORS_ALIKE = "{vectors.compared:count bias or norm|biases and norms}"
 
@@ -178,24 +179,21 @@ def identical_text(recorded: Recorded) -> str:
     return recorded.fill("[{names:and} {count|is|are} identical]", names=names or None, count=count)
 
 
-def components_text(recorded: Recorded, apart: Sequence[ComponentRow], has_same: bool) -> str:
-    """`Entry by entry, the vision tower has nothing in common with the base's; the language model
-    changed by 3.0 %.` has_same: also what is the same.
+def components_text(recorded: Recorded, apart: Sequence[ComponentRow]) -> str:
+    """`the vision tower shares nothing with the base's; the language model changed by 3.0 %`, or
+    what is the same where nothing else changed.
     """
     summary = recorded.summary
     names = [component_name(row.component) for row in apart]
     clauses = [recorded.fill(APART, names=names, count=len(names))]
     for row in summary.components:
         if row.matrices and row not in apart and row.relative_norm is not None:
-            place = f"components.{row.component}"
             name = component_name(row.component)
-            clauses.append(recorded.fill(MOVED, row, place, name=name))
+            clauses.append(recorded.fill(MOVED, row, f"components.{row.component}", name=name))
     same = [component_name(name) for name in _unchanged_components(summary)]
-    if same and has_same:
-        clauses.append(
-            recorded.fill("{names:and} {count|is|are} the same", names=same, count=len(same))
-        )
-    return f"{'; '.join(clauses)}."
+    if same and len(clauses) == 1:
+        clauses.append(recorded.fill(SAME, names=same, count=len(same)))
+    return "; ".join(clauses)
 
 
 def unchanged_parts(summary: PairRecord) -> list[str]:

@@ -176,7 +176,7 @@ def _nothing_compared(context: Context, recorded: Recorded) -> str:
 
 
 def _components_apart(context: Context, recorded: Recorded) -> str:
-    return components_text(recorded, context.apart, has_same=False)
+    return f"Entry by entry, {components_text(recorded, context.apart)}."
 
 
 def of_gate(name: str) -> Callable[[Context], Rows]:
