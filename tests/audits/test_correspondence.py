@@ -230,6 +230,12 @@ def test_a_model_whose_numbers_changed_is_a_relative(tmp_path, case):
     is_moved = bool({"layers", "experts"} & facts.keys())
     assert found.figures["how"].code == ("moved" if is_moved else "related")
     assert shadow.verify("related", tuned, other).holds is False
+    for claim, asked in (("stored", {}), ("trained", {"frozen": "*"}), ("trained", {"moved": "*"})):
+        first, second = (shadow.verify(claim, side, tuned, **asked) for side in (near, other))
+        noted = {statement.code for statement in first.statements}
+        is_noted = "other_numbers" in noted
+        assert is_noted is (is_moved and first.holds is False) or "matrices" in facts
+        assert "other_numbers" not in {statement.code for statement in second.statements}
 
 
 def in_stacks(tensors):

@@ -45,14 +45,8 @@ def sampled_units(
     units = _read(aligned, groups, chosen, runtime, scratch)
     if not (differing(aligned) or any(map(_is_unlike, units))):
         return units, False
-    layers = {layer for _, _, layer, _ in chosen}
-    voters = {
-        place
-        for place in (pair.place for pair in pairs)
-        if place.module in VOTERS or (place.module == EXPERTS and place.layer in layers)
-    }
-    matching = Matching(runtime, scratch / "signatures")
-    if not matching.seek(aligned, voters):
+    matching = _matching(aligned, runtime, scratch)
+    if matching is None:
         return units, False
     partners = matching.partners
     pairs, _ = pair_checkpoints(candidate, model, Filter(), may_differ=True, partners=partners)
@@ -61,6 +55,35 @@ def sampled_units(
     chosen = _spread(sorted(groups.keys() & _groups(known).keys()))
     moved = _read(aligned, groups, chosen, runtime, scratch)
     return moved or units, bool(moved)
+
+
+def has_moved(
+    first: Checkpoint, second: Checkpoint, runtime: Runtime, scratch: Path, *, may_have: bool
+) -> bool:
+    """Return whether layers or experts of the second are the first's of other numbers. may_have:
+    also where both have the same numbers.
+    """
+    pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
+    aligned = AlignedPair(first, second, pairs, skipped)
+    if not (may_have or differing(aligned)):
+        return False
+    return _matching(aligned, runtime, scratch) is not None
+
+
+def _matching(aligned: AlignedPair, runtime: Runtime, scratch: Path) -> Matching | None:
+    """Look for what corresponds: one or two matrices a layer, and the experts of some, say it. None
+    where that is what numbers say.
+    """
+    layers = {layer for _, _, layer, _ in _spread(sorted(_groups(aligned.pairs)))}
+    voters = {
+        place
+        for place in (pair.place for pair in aligned.pairs)
+        if place.module in VOTERS or (place.module == EXPERTS and place.layer in layers)
+    }
+    matching = Matching(runtime, scratch / "signatures")
+    matching.seek(aligned, voters)
+    has_others = any(partner.by != "number" for partner in matching.partners.values())
+    return matching if has_others else None
 
 
 def _groups(pairs: Sequence[MatrixPair]) -> dict[Group, list[MatrixPair]]:
