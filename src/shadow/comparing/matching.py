@@ -59,8 +59,6 @@ class ReportIdentity:
     tuned: CheckpointMetadata
     settings: SettingsMetadata
     """All settings of the audit, and how the two are related, as the report's files have them."""
-    has_moved: bool
-    """True if parts of the tuned side have other numbers than in the base."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,6 @@ class ComparedReport:
             base=metadata["base"],
             tuned=metadata["tuned"],
             settings=metadata["settings"],
-            has_moved=bool(metadata.get("correspondence")),
         )
 
 
