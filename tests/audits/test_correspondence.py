@@ -260,7 +260,7 @@ COMPARED = {
 @pytest.mark.parametrize("name", COMPARED)
 def test_models_of_one_base_are_compared_on_what_both_have(tmp_path, name):
     """A fine-tune, and one with other numbers that moved twice as far: in each matrix, though the
-    steps of layers and experts differ. A cosine of their deltas would need equal numbers.
+    steps of layers and experts differ.
     """
 
     def trained(base, size, seed):
