@@ -199,6 +199,8 @@ def test_what_corresponds_is_found_and_measured(tmp_path, case):
     codes = {sentence.code for sentence in report.summary.finding.sentences}
     assert {code for code in codes if code.endswith("_moved")} == {f"{key}_moved" for key in facts}
     assert not codes & {"unrelated", "replaced", "all_zero"}
+    of_tuned = {int(number[1]) for number in map(LAYER.search, change(base)) if number}
+    assert {row.layer for row in report.summary.depth} == of_tuned
     compared = report.tensors[report.tensors["matched_by"].notna()]
     ways = set(compared["matched_by"])
     assert ways - {"number"} == ({"likeness" if size else "content"} if facts else set())

@@ -180,8 +180,8 @@ def identical_text(recorded: Recorded) -> str:
 
 
 def components_text(recorded: Recorded, apart: Sequence[ComponentRow]) -> str:
-    """`the vision tower shares nothing with the base's; the language model changed by 3.0 %`, or
-    what is the same where nothing else changed.
+    """`the vision tower shares nothing with the base's; the language model changed by 3.0 %`; what
+    is the same, if no component changed by so little.
     """
     summary = recorded.summary
     names = [component_name(row.component) for row in apart]
