@@ -84,7 +84,7 @@ class Checklist:
         """The command that compares the model with the base that it names; empty without one."""
         if not self.named_base:
             return ""
-        return f"shadow check {_typed(str(self.sides.model))} --base {self.named_base}"
+        return f"shadow check {typed(str(self.sides.model))} --base {self.named_base}"
 
     def as_json(self) -> dict[str, Any]:
         """Every line, for machines."""
@@ -107,18 +107,18 @@ def _line(line: Answered) -> dict[str, Any]:
     return {**as_json, "figures": dict(figures), "command": command_of(line), "accepted": accepted}
 
 
-def command_of(line: Answered) -> str:
+def command_of(line: Answered | Question) -> str:
     """The command that says more of a line."""
     words = ["shadow verify", line.claim]
     for name, text in line.of.items():
         if name == "--headers":
             words.append(name)
         else:
-            words += [name, _typed(text)] if name.startswith("--") else [_typed(text)]
+            words += [name, typed(text)] if name.startswith("--") else [typed(text)]
     return " ".join(words)
 
 
-def _typed(text: str) -> str:
+def typed(text: str) -> str:
     """A checkpoint as a person types it: a folder from here, with quotes where a shell needs
     them.
     """
