@@ -59,6 +59,7 @@ def show(
             if len(folders) == 1:
                 raise
             console.complain(fault)
+    reports.sort(key=lambda shown: str(shown[1].get("started")))  # as `audit` lists them
     if index is not None:
         index = _up_to_date(run, index, reports)
     if format == "markdown":

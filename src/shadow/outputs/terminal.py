@@ -83,7 +83,7 @@ def _drawn(
                 paragraph.append(visible(block.lead), "bold cyan").append("  ")
             yield paragraph.append(visible(block.text))
         case Note():
-            yield Text(visible(f"{block.word}: {block.text}"), "yellow")
+            yield Text(visible(f"{block.word}: {block.text}"), STYLES.get(block.word, ""))
         case Figures():
             yield from _figures(block)
         case Origin():

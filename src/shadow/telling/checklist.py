@@ -81,7 +81,7 @@ def _outcome(line: Answered) -> Word:
     if isinstance(line, FailedVerification):
         return Word("fault", "fault")
     if line.code == "noted":
-        return Word("noted", "warning")
+        return Word("noted", "quiet")
     return Word(line.outcome.words, LEVELS[line.outcome])
 
 
