@@ -115,6 +115,10 @@ def command_of(line: Answered | Question) -> str:
             words.append(name)
         else:
             words += [name, typed(text)] if name.startswith("--") else [typed(text)]
+    if isinstance(line, Verification):
+        accepted = {row.why.code: row.accepted for row in line.answer.against if row.accepted}
+        for code, because in accepted.items():
+            words += ["--accept", shlex.quote(f"{code}={because}")]
     return " ".join(words)
 
 

@@ -33,7 +33,9 @@ TITLE = 24  # letters of what a bar is about
 EVERY = 10.0  # seconds between two lines of progress
 if os.environ.get("COLUMNS") == "0":  # of a terminal without a size: rich would print nothing
     del os.environ["COLUMNS"]
-out = Console(highlight=False, emoji=False)
+WIDE = 1000  # letters of a line that no terminal breaks
+breaks_lines = "COLUMNS" in os.environ or (sys.stdout is not None and sys.stdout.isatty())
+out = Console(highlight=False, emoji=False, width=None if breaks_lines else WIDE)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 BLANK_LINE = r"(?m:^)(?:[^\S\n]|\x1b\[[0-9;]*m)*\n"  # colours are no letters
 _views = 0  # that this command has displayed

@@ -10,6 +10,7 @@ from statistics import median
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.constrain import Constrain
 from rich.rule import Rule
 from rich.style import Style
 from rich.table import Table as RichTable
@@ -45,6 +46,7 @@ STYLES = {
 LONGEST_WORD = 40  # letters of a name that is not broken
 TEXT_ROOM = 24  # letters that a column of texts has at least before another column is shown
 TEXT_LEAST = 16  # and before a name is broken
+RULE = 120  # letters of a line below which a subject begins
 GAP = 2  # letters between columns
 
 
@@ -73,7 +75,7 @@ def _drawn(
             title = Text(visible(block.title), "bold")
             if block.name:
                 title.append("  ").append(visible(block.name), "bold cyan")
-            yield Rule(title, align="left", style="dim")
+            yield Constrain(Rule(title, align="left", style="dim"), RULE)
         case Headline():
             text = block.text.replace("→", "->") if options.ascii_only else block.text
             yield Text(visible(text), STYLES[block.level] or "bold")
