@@ -26,6 +26,7 @@ from shadow.run.sides import client_for, find_checkpoint, listing_of, open_found
 from shadow.storage import as_given
 from shadow.targets.references import AnyReference, Reference
 from shadow.templates import Reason, said
+from shadow.text import Shown
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
@@ -61,7 +62,7 @@ class CheckRequest:
 
 
 @dataclass(frozen=True)
-class Checklist:
+class Checklist(Shown):
     """The answers about a model, the first of which is that of `whole`."""
 
     sides: CheckRequest
@@ -85,6 +86,9 @@ class Checklist:
         if not self.named_base:
             return ""
         return f"shadow check {typed(str(self.sides.model))} --base {self.named_base}"
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.lines))
 
     def as_json(self) -> dict[str, Any]:
         """Every line, for machines."""

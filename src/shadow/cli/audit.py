@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import shutil
 from collections.abc import Sequence
@@ -199,19 +198,8 @@ def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> No
         for judgement in judged:
             console.show(rules_document(judgement, titled=True))
     elif not request.is_alone:
-        bases = {judgement.summary and judgement.summary.base["content"] for judgement in judged}
-        if len(judged) == 2 and len(bases) == 1 and not isinstance(request.output, Store):
-            _show_contrast([*request.folders()])
-        show_pairs(judged, str(request.output))
-
-
-def _show_contrast(folders: Sequence[Path]) -> None:
-    """Say in a sentence how two models of one base differ; nothing if they cannot be compared."""
-    from shadow.comparing.comparison import compare
-    from shadow.telling.comparisons import contrast_document
-
-    with contextlib.suppress(ShadowError):
-        console.show(contrast_document(compare(folders)))
+        folders = [] if isinstance(request.output, Store) else [*request.folders()]
+        show_pairs(judged, str(request.output), folders)
 
 
 def plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ LONGEST_WORD = 40  # letters of a name that is not broken
 TEXT_ROOM = 24  # letters that a column of texts has at least before another column is shown
 TEXT_LEAST = 16  # and before a name is broken
 RULE = 120  # letters of a line below which a subject begins
+NOTEBOOK = 100  # letters of a line in a notebook
 GAP = 2  # letters between columns
 
 
@@ -58,12 +60,22 @@ class View:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         legends: dict[str, str] = {}
+        before: Block | None = None
         for block in self.document.blocks:
-            if not block.close:
+            are_notes = isinstance(block, Note) and isinstance(before, Note)
+            if not (block.close or are_notes):
                 yield ""
+            before = block
             yield from _drawn(block, options, legends)
         if legends:
             yield Text(" ".join(f"{head}: {text}." for head, text in legends.items()), "dim")
+
+
+def html_of(document: Document) -> str:
+    """Draw a document as HTML in the colours of a terminal."""
+    console = Console(file=io.StringIO(), record=True, width=NOTEBOOK, force_jupyter=False)
+    console.print(View(document))
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def _drawn(
