@@ -153,7 +153,8 @@ def test_the_first_line_is_the_answer_of_whole(models):
     """Of a model in memory too; a broken tensor is named by both lines."""
     state = load_file(models / "tuned" / "model.safetensors")
     found = shadow.check(state, base=models / "base", headers=True)
-    assert found.lines[0].claim == "whole"
+    assert repr(found).splitlines()[0].startswith("whole: holds: all 39 tensors")
+    assert "drop_in" in found._repr_html_()
     broken = dict(state) | {NAME: torch.full_like(state[NAME], float("nan"))}
     (models / "nan").mkdir()
     shutil.copy(models / "tuned" / "config.json", models / "nan")
@@ -169,7 +170,9 @@ def test_what_is_shown(models):
     shutil.copytree(models / "same", bad, dirs_exist_ok=True)
     found = run_shadow("check", f"./{bad.name}", "--base", "./base", cwd=models)
     assert "\x1b" not in found.out
-    assert "shadow verify moved ./base" in " ".join(found.out.split())
+    rows = {line.split()[0]: line for line in found.out.splitlines() if line.strip()}
+    assert rows["drop_in"].endswith("beside the weights")  # no terminal breaks it
+    assert "shadow verify moved ./base" in found.out
 
 
 def test_the_model_is_read_twice_and_the_base_once(tmp_path, monkeypatch):

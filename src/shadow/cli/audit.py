@@ -222,11 +222,13 @@ def plan(
     from shadow.lists.perform import planner
 
     plan_of = planner(request, console.say)
+    watch = console.pairs_progress(len(selection.own))
     plans = []
     faults: list[ShadowError] = []
     for pair in selection.own:
         try:
-            planned = plan_of(pair)
+            with watch(f"plan {pair.full_name}"):
+                planned = plan_of(pair)
             plans.append(planned)
             if format == "table":
                 console.show(plan_document(planned))
