@@ -153,7 +153,7 @@ def test_the_first_line_is_the_answer_of_whole(models):
     """Of a model in memory too; a broken tensor is named by both lines."""
     state = load_file(models / "tuned" / "model.safetensors")
     found = shadow.check(state, base=models / "base", headers=True)
-    assert repr(found).splitlines()[0].startswith("whole: holds: all 39 tensors")
+    assert repr(found).splitlines()[0].startswith("whole: holds: headers of all 39")
     assert "drop_in" in found._repr_html_()
     broken = dict(state) | {NAME: torch.full_like(state[NAME], float("nan"))}
     (models / "nan").mkdir()
