@@ -118,7 +118,10 @@ def test_a_card_has_eight_lines_and_no_path(models):
     lines = found.out.splitlines()
     assert len(lines) == 8
     assert str(models) not in found.out
-    assert lines[-1].count("sha256") == 4
+    assert len({text[:16] for text in lines[-1].split("sha256 ")[1:]}) == 4
+    (models / "same" / "model.safetensors").touch()
+    digests = shadow.check(models / "same", base=models / "base", headers=True).digests
+    assert digests["model"] == digests["base"]
 
 
 def test_a_list_and_its_junit(models):

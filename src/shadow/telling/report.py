@@ -94,8 +94,7 @@ def report_document(
     names no folder of this machine, and has sentences, modules and other explanations whatever
     is asked for. is_public: it names no other folder either, as on a page.
     """
-    is_public = is_public or folder is None
-    sides = _sides(summary, is_public=is_public)
+    sides = _sides(summary, is_public=is_public or folder is None)
     return Document([*_blocks(summary, provenance, folder, sides)])
 
 
