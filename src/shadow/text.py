@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from typing import Any
 
 from rich.filesize import decimal
 
@@ -33,10 +34,9 @@ def visible(text: str) -> str:
 class Shown:
     """An object with a short repr, which a notebook draws as its command prints it."""
 
-    def _repr_html_(self) -> str | None:
+    def _repr_html_(self) -> Any:
         # by its name: it lies above the rooms of these objects, which a notebook asks directly
-        drawn: str | None = import_module("shadow.outputs.notebook").html(self)
-        return drawn
+        return import_module("shadow.outputs.notebook").html(self)
 
 
 def short_name(name: str) -> str:

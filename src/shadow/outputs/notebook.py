@@ -14,17 +14,18 @@ from shadow.telling.reading import AuditReport
 from shadow.telling.report import report_document
 from shadow.telling.verification import verification_document
 
+Drawn = AuditReport | Comparison | Verification | Checklist
 
-def html(shown: object) -> str | None:
+
+def html(shown: Drawn) -> str | None:
     """Draw an object; None, for which a notebook shows its repr, if it cannot be read."""
     try:
-        document = _document_of(shown)
+        return html_of(_document_of(shown))
     except ShadowError:
         return None
-    return None if document is None else html_of(document)
 
 
-def _document_of(shown: object) -> Document | None:
+def _document_of(shown: Drawn) -> Document:
     match shown:
         case AuditReport():
             provenance = shown.provenance.recorded
@@ -35,4 +36,3 @@ def _document_of(shown: object) -> Document | None:
             return verification_document(shown)
         case Checklist():
             return checklist_document(shown)
-    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
 from shadow.reports.columns import HEADS
@@ -116,8 +116,7 @@ def _contrast(contrast: Contrast) -> Iterator[Block]:
     }
     yield Origin([("over", fill(OVER, figures))])
     for doubt in contrast.doubts:
-        word: Literal["note", "warning"] = "note" if doubt.code in LIMITS else "warning"
-        yield Note(say(doubt), word, close=True)
+        yield Note(say(doubt), "note" if doubt.code in LIMITS else "warning", close=True)
     if contrast.no_joint is not None:
         yield Note(f"where the deltas point is unknown: {contrast.no_joint}", close=True)
 
