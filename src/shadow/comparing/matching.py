@@ -8,8 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from shadow.comparing.codes import Doubt, ReportRelation, Verified
 from shadow.reports.provenance import (
@@ -25,6 +24,9 @@ from shadow.spectra.measurement import Method
 from shadow.storage import as_given
 from shadow.summary.tables import OF_CASTS, OF_SIDES, only_rounded
 from shadow.templates import Reason
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PLACE = ("component", "layer", "module", "expert")
 TENSOR_COLUMNS = ("tensor", "side", *PLACE, "status", "reason", "cast", "relative_norm")
@@ -107,7 +109,7 @@ class ComparedReport:
         """The rows of matrices about deltas, without those that are `only_rounded`."""
         deltas = self.matrices[self.matrices["subject"] == "delta"]
         casts = self.tensors.loc[:, [*OF_CASTS]].itertuples(index=False, name=None)
-        known = ((name, side, None if pd.isna(how) else how) for name, side, how in casts)
+        known = ((name, side, how if isinstance(how, str) else None) for name, side, how in casts)
         sides = deltas.loc[:, [*OF_SIDES]].itertuples(index=False, name=None)
         return deltas[~only_rounded(sides, known)]
 
@@ -198,6 +200,8 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
     partner, with another shape, or with several partners. Places and shapes stand once; slot is the
     name that rows were matched by, missing if none was needed.
     """
+    import pandas as pd
+
     left = first.assign(slot=first["base_tensor"])
     right = second.assign(slot=second["base_tensor"])
     if not by_base:
@@ -214,6 +218,8 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
 
 
 def _places(frame: pd.DataFrame) -> pd.MultiIndex:
+    import pandas as pd
+
     return pd.MultiIndex.from_frame(frame[list(PLACE)])
 
 
