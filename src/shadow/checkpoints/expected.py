@@ -160,7 +160,7 @@ def _ask(question: str, scratch: Path, begins: Callable[[], None]) -> Expected:
     # -P and not -I, as of the child that reads pickles
     command = [sys.executable, "-P", "-m", "shadow.checkpoints.expected", str(path)]
     try:
-        child = run_child(command, scratch, SECONDS, OFFLINE, begins)
+        child = run_child(command, scratch, SECONDS, OFFLINE, begins=begins)
     except subprocess.TimeoutExpired:
         return Expected(problem="loader_slow", detail=f"{SECONDS}")
     finally:
