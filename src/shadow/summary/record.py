@@ -285,7 +285,6 @@ class OutsideLayers(LayerMedians):
     component: str
     module: str
     matrices: int
-    poolers: int
     above_short_side: int
     short_side: int | None
 
