@@ -42,35 +42,22 @@ print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
 TABLES = "numpy pyarrow"
 NUMBERS = "numpy pyarrow scipy torch"
 NEEDS = {  # of SIDE, a checkpoint, and PAIR and OTHER, reports
-    "--help": "",
-    "families qwen": "",
-    "audit --help": "",
-    "explain concentration": TABLES,
-    "show PAIR": TABLES,
-    "gate PAIR --fail-on concentration>0.9": TABLES,
-    "compare PAIR OTHER": "numpy pandas pyarrow",
-    "verify whole SIDE --headers": TABLES,
-    "report PAIR -o page.html": TABLES,
-    "export PAIR --to parquet": TABLES,
-    "lineage PAIR": TABLES,
-    "check SIDE --headers": TABLES,
-    "plan demo": NUMBERS,
-    "verify whole SIDE": NUMBERS,
+    "--help": "", "families qwen": "", "audit --help": "",
+    "explain concentration": TABLES, "show PAIR": TABLES, "lineage PAIR": TABLES,
+    "gate PAIR --fail-on concentration>0.9": TABLES, "report PAIR -o page.html": TABLES,
+    "export PAIR --to parquet": TABLES, "compare PAIR OTHER": "numpy pandas pyarrow",
+    "verify whole SIDE --headers": TABLES, "check SIDE --headers": TABLES,
+    "plan demo": NUMBERS, "verify whole SIDE": NUMBERS,
     "audit demo:base..narrow --level norms": NUMBERS,
-}
-
-
+}  # fmt: skip
+REPORTS = {"PAIR": "base..narrow", "OTHER": "base..broad"}
 QUICK = [words for words, needs in NEEDS.items() if needs != NUMBERS and "--headers" not in words]
 
 
 @pytest.mark.parametrize("words", chosen(NEEDS, QUICK))
 def test_a_command_imports_what_it_needs(words, demo_reports, tmp_path):
-    side = readme.ROOT / "registry" / "demo" / "base"
-    names = {"SIDE": str(side)}
-    names |= {
-        "PAIR": str(demo_reports / "base..narrow"),
-        "OTHER": str(demo_reports / "base..broad"),
-    }
+    names = {"SIDE": str(readme.ROOT / "registry" / "demo" / "base")}
+    names |= {word: str(demo_reports / pair) for word, pair in REPORTS.items()}
     arguments = [names.get(word, word) for word in words.split()]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True
