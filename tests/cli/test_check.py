@@ -17,6 +17,13 @@ from shadow.checkpoints.held_files import HeldFile
 NAME = planted.UP.format(0)
 
 
+@pytest.fixture(autouse=True)
+def _answers_of_transformers_are_kept(monkeypatch, models):
+    """Most of these models have the names and shapes of one: asking takes seconds."""
+    monkeypatch.delenv("SHADOW_NO_CACHE")
+    monkeypatch.setenv("SHADOW_CACHE_DIR", str(models / "cache"))
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A base, its tune, an adapter with its merge, a copy in BF16, and sick ones."""

@@ -14,6 +14,7 @@ from shadow.cli import console
 from shadow.cli import options as shared
 from shadow.errors import ShadowError, UsageError
 from shadow.files import safe_name
+from shadow.process_settings import keep_pandas_out
 from shadow.reports.folders import (
     fetched_if_any,
     found_below,
@@ -138,6 +139,7 @@ def show_headlines(judged: Sequence[Judgement]) -> None:
 
 def begin(junit: Path | None, command: str) -> None:
     """Replace the JUnit file of an earlier run by an error, before the work begins."""
+    keep_pandas_out()
     if junit is not None:
         from shadow.outputs.ci import begin_junit
 

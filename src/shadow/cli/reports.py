@@ -16,6 +16,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.options import option
 from shadow.outputs import ExportFormat
+from shadow.process_settings import keep_pandas_out
 from shadow.reports.folders import found_below, here, reports_below
 from shadow.storage import Store, as_given, located, work_folder
 from shadow.text import counted, several
@@ -43,6 +44,7 @@ def show(
 
     Exit codes: 0 done; 1 a report cannot be read; 2 wrong usage.
     """
+    keep_pandas_out()
     from shadow.lists.index import read_index
     from shadow.telling.reading import read_summary
 
@@ -196,6 +198,7 @@ def report(
     read.
     """
     require("report")
+    keep_pandas_out()
     from shadow.outputs.page import write_page
 
     run = here(run, spectra=True)
@@ -273,6 +276,7 @@ def export(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
+    keep_pandas_out()
     from shadow.outputs.exports import export as export_to
 
     run = here(run, spectra=True)

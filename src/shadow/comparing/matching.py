@@ -8,9 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from shadow.comparing.codes import Doubt, ReportRelation, Verified
 from shadow.reports.provenance import (
@@ -28,6 +26,9 @@ from shadow.summary.making import correspondence_in
 from shadow.summary.record import Correspondence
 from shadow.summary.tables import MOST, OF_CASTS, OF_SIDES, only_rounded
 from shadow.templates import Reason
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PLACE = ("component", "layer", "module", "expert")
 OWN = ("layer_own", "expert_own")  # of the tuned side, where the place is the base's
@@ -111,7 +112,7 @@ class ComparedReport:
         """The rows of matrices about deltas, without those that are `only_rounded`."""
         deltas = self.matrices[self.matrices["subject"] == "delta"]
         casts = self.tensors.loc[:, [*OF_CASTS]].itertuples(index=False, name=None)
-        known = ((name, side, None if pd.isna(how) else how) for name, side, how in casts)
+        known = ((name, side, how if isinstance(how, str) else None) for name, side, how in casts)
         sides = deltas.loc[:, [*OF_SIDES]].itertuples(index=False, name=None)
         return deltas[~only_rounded(sides, known)]
 
@@ -121,6 +122,9 @@ class ComparedReport:
         expert_own are those of the tuned side. Without matrices of which some rows were compared:
         which ones is not known.
         """
+        import numpy as np
+        import pandas as pd
+
         deltas = self.deltas
         deltas = deltas.assign(layer_own=deltas["layer"], expert_own=deltas["expert"])
         moved = correspondence_in(self.metadata)
@@ -157,6 +161,8 @@ def _base_units(
     moved: Correspondence, places: Iterable[tuple[str, int, str, int]]
 ) -> dict[str, list[int]]:
     """The layer and the expert of the base that correspond to those of each place; NA for none."""
+    import pandas as pd
+
     units: dict[str, list[int]] = {"layer": [], "expert": []}
     for component, layer, module, expert in places:
         base_layer = layer
@@ -250,6 +256,8 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
     with another shape, or with several partners. Places and shapes stand once; slot is the name
     that rows were matched by, missing if none was needed.
     """
+    import pandas as pd
+
     left = first.assign(slot=first["base_tensor"])
     right = second.assign(slot=second["base_tensor"])
     if not by_base:
@@ -276,6 +284,8 @@ def _side_by_side(left: pd.DataFrame, right: pd.DataFrame, keys: list[str]) -> p
 
 
 def _places(frame: pd.DataFrame) -> pd.MultiIndex:
+    import pandas as pd
+
     return pd.MultiIndex.from_frame(frame[list(PLACE)])
 
 
