@@ -145,7 +145,8 @@ def test_the_sides_of_a_checklist_choose_its_claims(words, claims):
 
 
 @pytest.mark.parametrize(("card", "base"), [
-    ("---\nbase_model: org/name\n---", "org/name"), ("---\nx: 1\nbase_model:\n- 'a.b/c'\n", "a.b/c"),
+    ("---\nbase_model: org/name\n---", "org/name"),
+    ("---\nx: 1\nbase_model:\n- 'a.b/c'\n", "a.b/c"),
     ('---\nbase_model: "o/n"  \n', "o/n"), ("text\n---\nbase_model: org/name\n", None),
     ("---\nbase_model: org/name/x\n", None), ("---\nbase_model: name\n", None),
     ("---\nbase_model: -/x\nbase_model: .a/b\n", "-/x"), ("---\nbase_model: .a/b\n", None),
