@@ -9,12 +9,13 @@ from test_trained import LONE, LOST, NO, OPEN, STEP, UNREAD, YES, row
 
 from shadow.checks import checklist, moved
 from shadow.checks.answer import Answer, FailedVerification, Verification
-from shadow.checks.checklist import BASE_OF_CARD, NAME, Checklist, CheckRequest
+from shadow.checks.checklist import Checklist, CheckRequest
 from shadow.checks.drop_in import CHECK, Headers, judge
 from shadow.checks.registry import question
 from shadow.checks.trained import Moved, Training
 from shadow.errors import ShadowError
 from shadow.places.architecture import Place
+from shadow.run.runtime import Runtime
 from shadow.targets.references import Reference
 from shadow.templates import Reason
 
@@ -144,19 +145,26 @@ def test_the_sides_of_a_checklist_choose_its_claims(words, claims):
         assert own == (of.split(",") if of else own)
 
 
+LONG = f"---\nx: {'x' * (checklist.FRONT - 28)}\nbase_model: org/name"  # the whole front
+
+
 @pytest.mark.parametrize(("card", "base"), [
-    ("---\nbase_model: org/name\n---", "org/name"),
-    ("---\nx: 1\nbase_model:\n- 'a.b/c'\n", "a.b/c"),
-    ('---\nbase_model: "o/n"  \n', "o/n"), ("text\n---\nbase_model: org/name\n", None),
-    ("---\nbase_model: org/name/x\n", None), ("---\nbase_model: name\n", None),
-    ("---\nbase_model: -/x\nbase_model: .a/b\n", "-/x"), ("---\nbase_model: .a/b\n", None),
-    (f"---\nbase_model: {'o' * 96}/{'n' * 96}\n", f"{'o' * 96}/{'n' * 96}"),
-    (f"---\nbase_model: {'o' * 97}/n\n", None), (f"---\nbase_model: o/{'n' * 97}\n", None),
+    ("---\nbase_model: org/name\n---", "org/name"), ("---\na: 1\n---\nbase_model: org/name\n", ""),
+    ("---\nx: 1\nbase_model:\n- 'a.b/c'\n", "a.b/c"), ('---\nbase_model: "o/n"  \n', "o/n"),
+    ("text\n---\nbase_model: org/name\n", ""), ("---\nbase_model: org/name/x\n", ""),
+    ("---\nbase_model: name\n", ""), ("---\nbase_model: .a/b\n", ""),
+    (f"---\nbase_model: {'o' * 96}/{'n' * 96}\n", f"{'o' * 96}/{'n' * 96}"), (LONG, "org/name"),
+    (f"---\nbase_model: {'o' * 97}/n\n", ""), (f"---\nbase_model: o/{'n' * 97}\n", ""),
+    (LONG.replace("x: ", "xx: ", 1), "org/nam"), (None, ""),
 ])  # fmt: skip
-def test_the_base_of_a_card_is_a_name_on_the_hub(card, base):
-    match = BASE_OF_CARD.search(card)
-    assert (match[1] if match else None) == base
-    assert base is None or NAME.fullmatch(base)
+def test_the_base_of_a_card_is_a_name_on_the_hub(tmp_path, card, base):
+    """In the first 64 KiB, above its text; an adapter says it itself."""
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    request = CheckRequest(Reference(str(tmp_path), is_folder=True))
+    assert checklist._named_base(request, None, Runtime()) == base
+    adapter = SimpleNamespace(adapter=SimpleNamespace(base=base or "./a b"))
+    assert checklist._named_base(request, adapter, Runtime()) == base
 
 
 def line(claim, outcome, **more):

@@ -154,6 +154,11 @@ def test_the_first_line_is_the_answer_of_whole(models):
     state = load_file(models / "tuned" / "model.safetensors")
     found = shadow.check(state, base=models / "base", headers=True)
     assert found.lines[0].claim == "whole"
+    state["extra.weight"] = torch.ones(2, 2)
+    found = shadow.check(state, base=models / "base", headers=True, drop_in=True)
+    assert [row.name for row in found.lines[1].against] == ["extra.weight"]
+    assert found.lines[1].code == "names_added"
+    del state["extra.weight"]
     broken = dict(state) | {NAME: torch.full_like(state[NAME], float("nan"))}
     (models / "nan").mkdir()
     shutil.copy(models / "tuned" / "config.json", models / "nan")
