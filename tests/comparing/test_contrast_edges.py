@@ -1,0 +1,279 @@
+"""Comparisons just inside and just outside of what decides, of planted figures and rows."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from shadow.comparing import contrast, differences, updates
+from shadow.comparing.codes import ComparisonVerdict, NoVerdict, Rate, ReportRelation
+from shadow.comparing.contrast import MatchedCounts
+from shadow.comparing.differences import Difference
+from shadow.comparing.matching import match, relate, settings_apart
+from shadow.reports.provenance import CheckpointIdentity
+from shadow.spectra.measurement import Method
+
+MORE, LESS, BELOW, SAME, MIXED, NONE = ComparisonVerdict
+WORDS = {"+": MORE, "-": LESS, "b": BELOW, ".": SAME}
+
+
+def figure(verdict=SAME, size=0.0, direction=1, **more):
+    """A difference with an interval of no width around its size."""
+    names = ("first", "second", "no_interval")
+    usual = {"layers": 6, "cells": 18, "level": 0.95, "margin": 0.05, **dict.fromkeys(names)}
+    usual |= {"low": size, "high": size, "difference": size, **more}
+    return Difference("x", "difference", direction=direction, verdict=verdict, **usual)
+
+
+@pytest.mark.parametrize(("signs", "verdict"), [  # concentration; the four others
+    ("+++..", MORE), ("++...", MIXED), ("++++-", MORE), ("+++--", MIXED), ("--- .", LESS),
+    ("---+.", LESS), ("-++..", MIXED), ("-....", MIXED), ("..+..", SAME), ("..+-.", MIXED),
+    (".....", SAME), ("b....", BELOW), ("b+-..", MIXED), ("b+...", BELOW),
+])  # fmt: skip
+def test_two_other_figures_and_most_of_them_decide(signs, verdict):
+    """One that does not vote counts for nothing, whatever it says."""
+    sizes = {"+": 0.1, "-": -0.1}
+    figures = [figure(WORDS[one], sizes.get(one, 0.0)) for one in signs.replace(" ", "-")]
+    silent = [figure(MORE, 0.1, direction=0) for _ in range(5)]
+    assert contrast._verdict([*figures, *silent]) is verdict
+
+
+@pytest.mark.parametrize(("size", "low", "high", "direction", "verdict", "points"), [
+    (0.05, 0.01, 0.09, 1, MORE, 1), (0.049, 0.01, 0.09, 1, BELOW, 1), (0.05, 0.0, 0.09, 1, SAME, 0),
+    (-0.05, -0.09, -0.01, 1, LESS, -1), (-0.05, -0.09, 0.0, 1, SAME, 0),
+    (0.3, 0.01, 0.9, -1, LESS, -1), (-0.3, -0.9, -0.01, -1, MORE, 1), (0.3, None, None, 1, SAME, 0),
+    (None, None, None, 1, SAME, 0),
+])  # fmt: skip
+def test_an_interval_and_a_margin_decide_a_figure(size, low, high, direction, verdict, points):
+    """Without a margin that is known nothing is beyond it."""
+    found = figure(None, 0.0, direction, difference=size, low=low, high=high)
+    assert (differences._verdict(found), found.points) == (verdict, points)
+    unknown = figure(None, 0.0, direction, difference=size, low=low, high=high, margin=None)
+    assert differences._verdict(unknown) is (BELOW if points else SAME)
+
+
+# ------------------------------------------------------------------------------------- reports
+
+
+def report(name="A", level="full", relation="tuned", version="1", **settings):
+    method = settings.pop("method", {})
+    recorded = {"settings": {"method": method, "chosen": {}, **settings}}
+    provenance = SimpleNamespace(level=level, relation=relation, version=version, recorded=recorded)
+    return SimpleNamespace(name=name, label=name, provenance=provenance)
+
+
+def test_settings_that_differ_are_named():
+    """A default counts as what it stands for."""
+    default = Method()
+    cases = [
+        (report(), report("B"), []),
+        (report(), report("B", method={"level": default.level}, device="cpu"), []),
+        (report(), report("B", version="2"), [("versions_differ", "1", "2")]),
+        (report(device="cuda"), report("B"), [("settings_differ", "cuda", "cpu")]),
+        (report(), report("B", method={"level": "exact"}),
+         [("settings_differ", default.level, "exact")]),
+        (report(chosen={"layers": [0]}), report("B"), [("filters_differ", None, None)]),
+    ]  # fmt: skip
+    for first, second, expected in cases:
+        said = [
+            (reason.code, reason.figures.get("before"), reason.figures.get("now"))
+            for reason in settings_apart(first, second)
+        ]
+        assert said == expected
+
+
+PINNED, CONTENT = {"commit": "c" * 40}, {"content": "x"}
+
+
+@pytest.mark.parametrize(("left", "right", "how"), [
+    (PINNED, PINNED, "commit"), (PINNED | {"repo": "o/x"}, PINNED, None),
+    ({"commit": "c" * 39}, {"commit": "c" * 39}, None), (PINNED, {"commit": "d" * 40}, None),
+    (CONTENT, CONTENT, "content"), (PINNED | CONTENT, {"commit": "d" * 40} | CONTENT, "content"),
+    (CONTENT | {"fingerprint": "f" * 64}, {"content": "y", "fingerprint": "f" * 64}, None),
+    (CONTENT | {"fingerprint": "f" * 64}, {"fingerprint": "f" * 64}, "content"),
+    ({"fingerprint": "f" * 64}, {"fingerprint": "e" * 64}, None), ({}, {}, None),
+    ({"fingerprint": "f" * 63}, {"fingerprint": "f" * 63}, None),
+])  # fmt: skip
+def test_checkpoints_are_one_by_commit_or_content(left, right, how):
+    """Content, where both have it, decides; a short commit or digest is none."""
+    keys = dict.fromkeys(("commit", "content", "fingerprint"), None)
+    left, right, far = (
+        CheckpointIdentity(**{"repo": "o/n", **keys, **own})
+        for own in (left, right, {"content": "z"})
+    )
+
+    def pair(base, tuned):
+        return SimpleNamespace(provenance=SimpleNamespace(base=base, tuned=tuned))
+
+    other = CheckpointIdentity(**{"repo": "o/n", **keys, "content": "w"})
+    bases = relate(pair(left, far), pair(right, other))
+    assert bases == (
+        (ReportRelation.ONE_BASE, how) if how else (ReportRelation.DIFFERENT_BASES, None)
+    )
+    if how:
+        assert relate(pair(left, far), pair(right, far))[0] is ReportRelation.SAME_PAIR
+        for steps in ((pair(far, left), pair(right, other)), (pair(right, other), pair(far, left))):
+            assert relate(*steps) == (ReportRelation.CONSECUTIVE_STAGES, how)
+
+
+def rows(*texts):
+    """`0.q base rows`, one a row."""
+    frame = pd.DataFrame([text.split() for text in texts], columns=["at", "base_tensor", "rows"])
+    layer, frame["module"] = zip(*frame.pop("at").str.split("."), strict=True)
+    return frame.assign(
+        layer=layer, component="language", expert=None, cols=4, value=range(len(frame))
+    )
+
+
+@pytest.mark.parametrize(("first", "second", "by_base", "pairs"), [
+    (["0.q a 8", "1.q b 8"], ["1.q b 8", "0.q a 8"], True, [(0, 1), (1, 0)]),
+    (["0.q a 8"], ["0.q x 8"], True, []), (["0.q a 8"], ["0.q x 8"], False, [(0, 0)]),
+    (["0.q a 8"], ["0.q a 9"], False, []), (["0.q a 8"], ["1.q a 8"], False, []),
+    (["0.q a 8", "0.q b 8"], ["0.q b 8"], False, [(1, 0)]),  # the names count of a shared place
+    (["0.q a 8"], ["0.q a 8", "0.q c 8"], False, [(0, 0)]),
+    (["0.q a 8", "0.q a 8"], ["0.q a 8"], True, []),
+    (["0.q a 8"], ["0.q a 8", "0.q a 8"], True, []),
+])  # fmt: skip
+def test_rows_match_by_place_and_by_name_where_that_is_needed(first, second, by_base, pairs):
+    found = match(rows(*first), rows(*second), by_base=by_base)
+    assert [*zip(found["value_first"], found["value_second"], strict=True)] == pairs
+
+
+# ---------------------------------------------------------------------------- doubts and voids
+
+
+def matched(**columns):
+    """Five matrices in layers and one outside."""
+    usual = {
+        "component": "language", "layer": [0, 0, 1, 1, 2, None], "module": [*"qoqoq", "head"],
+        "rows": 4, "cols": 5, "dtype_first": "BF16", "dtype_second": "BF16",
+        "concentration_difference": 0.1, "cosine_first": 0.99, "cosine_second": 0.99,
+        "floor_ratio_first": 9.0, "floor_ratio_second": 9.0,
+    }  # fmt: skip
+    return pd.DataFrame(usual | columns, index=range(6))
+
+
+def test_matched_matrices_are_counted():
+    """A share is at most 1, also of a forged report with fewer parameters than matrices have."""
+    frame = matched()
+    reports = [pd.DataFrame({"parameters": [size] * count}) for size, count in ((60, 8), (10, 6))]
+    found = contrast._counts(*reports, frame, frame[frame["layer"].notna()])
+    assert found == MatchedCounts(6, 5, 5, 3, 120, 0.25, 1.0, 2, 0)
+    empty = contrast._counts(reports[0][:0], reports[1], frame, frame)
+    assert empty.share_of_first == 1.0
+
+
+ONE_BASE = ReportRelation.ONE_BASE
+CASES = [  # what is otherwise -> codes
+    ({}, ""), ({"relation": ReportRelation.DIFFERENT_BASES}, "different_bases"),
+    ({"shares": (0.9, 0.9)}, ""), ({"shares": (0.89, 0.9)}, "partly_compared:A"),
+    ({"shares": (0.9, 0.89)}, "partly_compared:B"), ({"level": 0.94}, "few_layers"),
+    ({"level": None}, ""), ({"norm": math.log(3.0)}, ""), ({"norm": -math.log(2.99)}, ""),
+    ({"norm": math.log(3.01)}, "norms_far_apart:A"), ({"norm": -1.2}, "norms_far_apart:B"),
+    ({"norm": 1.2, "is_void": True}, ""), ({"norm": None}, ""),
+    ({"dtype_first": ["F32", None, *["BF16"] * 4]}, "dtypes_differ"),
+    ({"outside": -0.05}, "opposed_outside_layers"), ({"outside": -0.049}, ""),
+    ({"outside": 0.2}, ""), ({"outside": -0.001, "margin": 0.0}, "opposed_outside_layers"),
+    ({"outside": -0.9, "verdict": SAME}, ""),
+    ({"outside": 0.05, "verdict": LESS, "size": -0.1}, "opposed_outside_layers"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("other", "expected"), CASES)
+def test_doubts(other, expected):
+    shares = other.get("shares", (1.0, 1.0))
+    counts = MatchedCounts(6, 5, 5, 3, 120, *shares, 0, 0)
+    keys = {key: other[key] for key in ("level", "margin") if key in other}
+    concentration = figure(other.get("verdict", MORE), other.get("size", 0.1), **keys)
+    norm = figure(None, other.get("norm", 0.0), direction=0)
+    frame = matched(dtype_first=other.get("dtype_first", "BF16"))
+    frame["concentration_difference"] = [0.1] * 5 + [other.get("outside", 0.1)]
+    relation, is_void = other.get("relation", ONE_BASE), other.get("is_void", False)
+    sides = report(), report("B")
+    found = [
+        *contrast._doubts(*sides, relation, frame, counts, [concentration, norm], is_void=is_void)
+    ]
+    names = [reason.figures.get("name") or reason.figures.get("larger") for reason in found]
+    said = [
+        f"{one.code}:{name}" if name else one.code for one, name in zip(found, names, strict=True)
+    ]
+    assert " ".join(said) == expected
+    if expected.startswith("norms_far_apart"):
+        (reason,) = found
+        assert reason.figures["times"] == pytest.approx(math.exp(abs(other["norm"])))
+        assert {reason.figures["larger"], reason.figures["smaller"]} == {"A", "B"}
+    if expected == "dtypes_differ":
+        assert found[0].figures == {"matrices": 2}
+
+
+@pytest.mark.parametrize(("columns", "level", "copy", "expected"), [
+    ({}, "full", None, []), ({"cosine_first": 0.5, "floor_ratio_second": 2.0}, "full", None, []),
+    ({"cosine_second": 0.49}, "full", None, ["sides_unrelated:B"]),
+    ({"floor_ratio_first": 1.99}, "full", None, ["mostly_rounding:A"]),
+    ({"cosine_first": [0.1, 0.1, 0.9, 0.9, 0.9, 0.1]}, "full", None, []),  # the median, in layers
+    ({"floor_ratio_first": 1.0}, "full", NoVerdict.LIKE_NOISE, ["like_noise:A", "like_noise:B"]),
+    ({}, "norms", None, ["spectra_left_out:A", "spectra_left_out:B"]),
+])  # fmt: skip
+def test_voids(monkeypatch, columns, level, copy, expected):
+    monkeypatch.setattr(contrast, "_unequal_ranks", lambda voting: 0)
+    monkeypatch.setattr(contrast, "copy_reason", lambda report: copy)
+    voting = matched(**columns)[:5]
+    found = contrast._voids(report(level=level), report("B", level=level), voting)
+    assert [f"{reason.code}:{reason.figures['name']}" for reason in found] == expected
+
+
+@pytest.mark.parametrize(("other", "rate"), [
+    ({}, Rate.SEEDS_CALLED), ({"verdict": MIXED}, Rate.DATA_MISSED), ({"verdict": NONE}, None),
+    ({"relation": ReportRelation.SAME_PAIR}, None), ({"margin": 0.06}, None),
+    ({"no_interval": "x"}, None), ({"doubt": "few_layers"}, Rate.SEEDS_CALLED),
+    ({"doubt": "dtypes_differ"}, None), ({"trained": "A"}, None), ({"trained": "B"}, None),
+])  # fmt: skip
+def test_rates(monkeypatch, other, rate):
+    """Beside pairs like those of the lab alone."""
+    trained = other.get("trained", "AB")
+    monkeypatch.setattr(contrast, "is_training", lambda one: one.name in trained)
+    keys = {key: other[key] for key in ("margin", "no_interval") if key in other}
+    doubts = [SimpleNamespace(code=other["doubt"])] if "doubt" in other else []
+    relation, verdict = other.get("relation", ONE_BASE), other.get("verdict", LESS)
+    found = contrast._rate(report(), report("B"), relation, verdict, figure(**keys), doubts)
+    assert found is rate
+
+
+# ------------------------------------------------------------------------------------- copies
+
+
+def copied(casts="nnnn", **columns):
+    """A report of four matrices in layers, of one outside, and of one that did not change."""
+    usual = {
+        "format_copy": np.nan, "kept_high": np.nan, "purity_z": 9.0, "dtype": "BF16", "cols": 64,
+        "levels_base": np.nan, "levels_tuned": np.nan, "layer": [0, 1, 2, 3, None],
+    }  # fmt: skip
+    deltas = pd.DataFrame(usual | columns, index=range(5))
+    how = {"n": "neither", "t": "tuned", "b": "base"}
+    tensors = pd.DataFrame(
+        {"side": "tuned", "relative_norm": 0.1, "cast": [how[one] for one in casts]}
+    )
+    still = pd.DataFrame(
+        {"side": ["tuned", "base"], "relative_norm": [0.0, 0.1], "cast": "neither"}
+    )
+    return SimpleNamespace(deltas=deltas, tensors=pd.concat([tensors, still]))
+
+
+HALF, THREE = [1, 1, 0, 0, 1], [1, 1, 1, 0, 0]  # of four in layers
+
+
+@pytest.mark.parametrize(("options", "reason"), [
+    ({}, None), ({"casts": "tbtb"}, NoVerdict.COPY_IN_ANOTHER_FORMAT), ({"casts": "tttn"}, None),
+    ({"format_copy": HALF}, None), ({"format_copy": THREE}, NoVerdict.COPY_IN_FEW_BITS),
+    ({"kept_high": 0.25}, None), ({"kept_high": 0.24}, NoVerdict.COPY_IN_FEW_BITS),
+    ({"purity_z": [5.0, -5.0, 5.1, 5.1, 0]}, None),
+    ({"purity_z": [5.0, -5.0, 4.9, 5.1, 9]}, NoVerdict.LIKE_NOISE),
+    ({"purity_z": [-5.1] * 5}, None), ({"dtype": "BF16/F8_E4M3"}, NoVerdict.COPY_IN_FEW_BITS),
+    ({"dtype": "F8_E4M3"}, None), ({"dtype": "BF16/F16"}, None), ({"dtype": None}, None),
+    ({"dtype": "BF16/I8"}, NoVerdict.COPY_IN_FEW_BITS), ({"dtype": "F8_E4M3/BF16"}, None),
+    ({"layer": [None] * 5, "purity_z": 0.0}, None),
+])  # fmt: skip
+def test_more_than_half_of_the_matrices_in_layers_make_a_copy(options, reason):
+    assert updates.copy_reason(copied(**options)) is reason
