@@ -24,7 +24,7 @@ import torch
 from histories import WAYS, Made, Pair
 from partners import renumbered, rows_of
 from safetensors.torch import save_file
-from stated import WIDE, figures_of, held, near, size_in, written
+from stated import WIDE, figures_of, held, near, written
 from truths import Truth, place_of
 
 import shadow
@@ -181,12 +181,12 @@ def size(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
     for place, value in figures.items():
         parts = place.split(".")
         if parts[-1] == "energy_share" and parts[0] in ("modules", "components"):
-            share = truth.energy_share(_names_at(case, parts))
+            share = truth.energy_share(names_at(case, parts))
             yield abs(value - share) <= FIGURE, f"{'.'.join(parts[1:-1])} holds {100 * share:.3g} %"
         if parts[-1] == "parameter_share" and parts[0] in ("modules", "components"):
             whole, own = (
                 sum(truth.base[name].size for name in names)
-                for names in (truth.changed, _names_at(case, parts))
+                for names in (truth.changed, names_at(case, parts))
             )
             yield abs(value - own / whole) <= FIGURE, f"it has {own / whole:.1%} of the parameters"
     places = {place_of(name)[:2] for name in truth.changed}
@@ -219,7 +219,7 @@ def _main(names: Iterable[str]) -> str:
     return max(components, key=components.count)
 
 
-def _names_at(case: Case, parts: list[str]) -> list[str]:
+def names_at(case: Case, parts: list[str]) -> list[str]:
     """The matrices of `modules.language.mlp.up.…` or `components.vision.…`."""
     module = ".".join(parts[2:-1])
     return [
@@ -587,90 +587,6 @@ SENTENCES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
     "zeroed": zeroed, "few_entries": few_entries, "left_out": left_out, "part_shared": part_shared,
     "mostly_copy": mostly_copy, "replaced": replaced, "masked": masked, "published": published,
 }  # fmt: skip
-
-
-IN_HEADLINES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] = {
-    "unrelated|Not comparable": unrelated, "unlike the base's": replaced,
-    "rounded away": rounded_away, "about as large as its rounding": rounding,
-    "by setting entries to 0": zeroed,
-    "at other numbers": only_moved,
-    "flatter than noise|like noise|partly with more structure": noise,
-}  # fmt: skip
-
-
-def headline(case: Case) -> Judged:
-    text, truth, made = case.finding.headline, case.truth, case.made
-    yield from only_rounded(case, text)
-    for words, judge in IN_HEADLINES.items():
-        if re.search(words, text):
-            yield from judge(case, text, {})
-    if re.search("not comparable entry by entry|Nothing in common", text):
-        yield made.apart or case.is_true(*ELSEWHERE), f"done was: {case.pair.name}"
-    if found := re.match(r"Missing: ([^.]*(?:\.\w[^.]*)*)\.", text):
-        yield from missing(case, found[1])
-    if "Only biases and norms" in text or "Every matrix that was compared is the same" in text:
-        yield not truth.changed, f"{len(truth.changed)} matrices changed"
-    if found := re.search(r"in ([\d,]+) entr", text):
-        entries = float(found[1].replace(",", ""))
-        yield from few_entries(case, text, {"recognised.few_entries.entries": entries})
-    if "copy of the base" in text:
-        yield copied(case, text)
-    if "The weights are the same" in text:
-        yield not truth.difference, f"{len(truth.difference)} tensors changed"
-    way = way_of(case, "quantised_copy")
-    if "copy in 8 or 4 bits" in text and way is not None:
-        yield way, "the change is another than the rounding of a copy in few bits"
-    if found := re.search(r"\bof rank ([\d,]+)", text):
-        recorded = float(found[1].replace(",", ""))
-        yield from low_rank(case, text, {"inside_layers.rank_most": recorded})
-    if found := re.search(r"spread over ([\d,.]+)(?: to ([\d,.]+))? directions", text):
-        values = [float(one.rstrip(".").replace(",", "")) for one in found.groups() if one]
-        names = case.known("equivalent_directions")
-        yield from of_few(case, names, text)
-        yield from judged_directions(case, values, names, "the median matrix")
-    recorded = size_in(text)
-    if recorded is not None and "copy of the base" not in text:
-        yield from _headline_size(case, *recorded)
-    yield from _headline_place(case, text)
-
-
-def _headline_size(case: Case, low: float, high: float, half: float) -> Judged:
-    stored = case.truth.stored_norm()
-    unrounded = case.summary.figures.relative_norm_overall_unrounded
-    if low == high and (1 - STORED) * low - half <= stored <= (1 + STORED) * high + half:
-        yield True, ""
-    elif unrounded is None or case.made.update is None:
-        yield False, f"as stored the change is {100 * stored:.3g} %"
-    else:
-        truths = case.truth.norm()
-        before = written(100 * one for one in truths)
-        recorded = f"the change is {100 * stored:.3g} % as stored, {before} % before"
-        yield held([low - half, high + half], truths, BEFORE), recorded
-
-
-def names_of_place(place: tuple[str, str, int | None]) -> set[str]:
-    """What a headline may call the part that a matrix lies in."""
-    return {WORDS.get(place[1], place[1]), PARTS[place[0]]}
-
-
-def _headline_place(case: Case, text: str) -> Judged:
-    """Of equals none is named alone; those that are named hold what is said."""
-    if found := re.search(r"(most|all) of it in ([\w., ]+?)(?:\.$|;)", text):
-        names = re.split(r", (?:and )?| and ", found[2])
-        chosen = [one for one in case.truth.changed if names_of_place(place_of(one)) & {*names}]
-        share = case.truth.energy_share(chosen)
-        yield share >= (0.5 - FIGURE if found[1] == "most" else 1 - 1e-9), f"they hold {share:.1%}"
-    found = re.search(r"most of it in (?:the )?([\w.]+?)(?:\.$|;)", text)
-    if found is None:
-        return
-    shares = sorted(
-        (case.truth.energy_share(_names_at(case, ["modules", *one, ""])), one[1])
-        for one in {place_of(name)[:2] for name in case.truth.changed}
-    )
-    if len(shares) > 1:
-        (second, other), (first, name) = shares[-2:]
-        recorded = f"{name} has {100 * first:.1f} %, {other} {100 * second:.1f} %"
-        yield second < 0.9 * first, recorded
 
 
 def way_of(case: Case, code: str) -> bool | None:

@@ -27,6 +27,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, get_args
 
+import headlines
 import judging
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -162,7 +163,7 @@ def verdicts(case: Case) -> Iterator[Verdict]:
             word = "true"
         return made(code, words, word, "; ".join(dict.fromkeys(wrong)))
 
-    yield of("headline", case.finding.headline, judging.headline(case))
+    yield of("headline", case.finding.headline, headlines.headline(case))
     for one in case.finding.sentences:
         if one.code in judging.SENTENCES:
             yield of(one.code, one.text, judging.SENTENCES[one.code](case, one.text, one.figures))
@@ -289,7 +290,7 @@ def line(one: Verdict) -> str:
 def method() -> str:
     """A digest of the package and of these scripts: what a verdict rests on."""
     here, package = Path(__file__).parent, Path(shadow.__file__).parent
-    names = ("histories", "truths", "judging", "stated", "sentences")
+    names = ("histories", "truths", "judging", "headlines", "stated", "sentences")
     files = [*sorted(package.rglob("*.py")), *sorted(package.rglob("*.yaml"))]
     files += [*(here / f"{name}.py" for name in names), *sorted(here.glob("kind*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -146,16 +146,17 @@ def note_on(folder, rows):
     return step.doubt, markdown(lineage_document(lineage([step])))
 
 
-def test_layers_that_moved_are_not_called_unrelated(tmp_path):
-    """Each layer is the base's next one, and close to the layer of its own number."""
+def test_matrices_that_are_rotated_are_not_called_unrelated(tmp_path):
+    """A quarter of the matrices have the base's singular values and are far from it."""
+    same = {"sigma_scale": 1.0, "sigma_scale_iqr": 0.0}
     rows = [
-        delta(0.3, where, base_checksum=f"{where['layer']}", checksum=f"{where['layer'] + 1}")
+        delta(0.3, where, cosine=0.02, **same) if where["layer"] == 0 else delta(0.3, where)
         for where in places(4)
     ]
     doubt, text = note_on(tmp_path, rows)
     assert doubt is StepDoubt.STEP_REARRANGED
     assert "little in common" not in text
-    assert "a..b: layers have moved" in text
+    assert "a..b: matrices are rotated" in text
 
 
 def test_sides_with_little_in_common_are_called_so(tmp_path):

@@ -100,8 +100,8 @@ def measure_part(
     settings: Settings,
     identity: ReportMetadata,
     keys: Collection[str],
-    folder: Path,
     partners: Partners,
+    folder: Path,
     runtime: Runtime,
 ) -> Path:
     """Measure the pairs with these keys into a journal in folder, which is returned.
@@ -413,8 +413,8 @@ class Parts:
                 request.settings,
                 journal.identity,
                 keys,
-                folder,
                 aligned.partners,
+                folder,
             )
             own = runtime.prefixed(f"{name}: ") if len(parts) > 1 else runtime
             own = replace(own, commits=commits, elsewhere=None, show=partial(show, name))

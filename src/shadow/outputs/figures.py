@@ -31,8 +31,8 @@ from shadow.files import marked, placing
 from shadow.places.names import UP
 from shadow.reports.columns import MATRICES, delta_metrics
 from shadow.reports.report import Report
+from shadow.summary.components import LAYERS, order_of
 from shadow.summary.layer_medians import ranked
-from shadow.summary.record import LAYERS, order_of
 from shadow.text import visible
 
 if TYPE_CHECKING:

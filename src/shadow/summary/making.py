@@ -27,6 +27,7 @@ from shadow.summary.bootstrap import (
     interval_of_median,
 )
 from shadow.summary.changes import recognised
+from shadow.summary.components import by_component, order_of
 from shadow.summary.files import files
 from shadow.summary.gate_figures import unjudged_formats
 from shadow.summary.layer_medians import by_module, inside_layers
@@ -44,10 +45,8 @@ from shadow.summary.record import (
     Quarter,
     StatusCounts,
     WithoutBase,
-    by_component,
     keys_of,
     main_of,
-    order_of,
     read_row,
     tier_of,
 )

@@ -5,7 +5,7 @@ it is read from `summary.json`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from inspect import get_annotations
 from types import NoneType
@@ -24,7 +24,6 @@ from typing import (
     is_typeddict,
 )
 
-from shadow.places.names import name_rules
 from shadow.reports.provenance import CheckpointMetadata, SettingsMetadata
 from shadow.spectra.measurement import LEVELS, WITHOUT_SPECTRA
 
@@ -286,7 +285,6 @@ class OutsideLayers(LayerMedians):
     component: str
     module: str
     matrices: int
-    poolers: int
     above_short_side: int
     short_side: int | None
 
@@ -627,37 +625,6 @@ class PairRecord(OverLayers):
     def has_components(self) -> bool:
         """True if there are several, so that a module is named with its component."""
         return len({row.component for row in self.components}) > 1
-
-
-LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim any
-
-
-OfComponent = TypeVar("OfComponent", LayerRow, GridRow)
-
-
-def by_component(rows: Sequence[OfComponent]) -> dict[str, list[OfComponent]]:
-    """The rows of each component, in order."""
-    grouped: dict[str, list[OfComponent]] = {}
-    for row in rows:
-        grouped.setdefault(row.component, []).append(row)
-    return grouped
-
-
-def order_of(component: str, module: str = "") -> tuple[int, int, str, str]:
-    """A sort key: the position of a component, and of its module, in names.yaml; unknown names come
-    last.
-    """
-    rules = name_rules()
-    return (
-        _position(component, rules.components),
-        _position(module, rules.modules),
-        component,
-        module,
-    )
-
-
-def _position(name: str, names: Sequence[str]) -> int:
-    return names.index(name) if name in names else len(names)
 
 
 def main_of(components: list[str]) -> str | None:

@@ -18,6 +18,7 @@ from shadow.checks.summary import Summary
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
 from shadow.reasons import STRICT, meaning
 from shadow.reports.provenance import ReportMetadata
+from shadow.summary.components import by_component
 from shadow.summary.record import (
     TIERS,
     Coherence,
@@ -26,7 +27,6 @@ from shadow.summary.record import (
     ModuleRow,
     OutsideLayers,
     SkippedRow,
-    by_component,
 )
 from shadow.telling.document import (
     Block,

@@ -26,8 +26,8 @@ from shadow.checks.summary import Summary
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.reports.report import Report
 from shadow.summary.bootstrap import Floats, Places
+from shadow.summary.components import LAYERS, order_of
 from shadow.summary.layer_medians import above_short_side
-from shadow.summary.record import LAYERS, order_of
 from shadow.summary.tables import Columns, columns_of
 from shadow.telling.document import Block, Figures, Note, Paragraph, TableBlock
 from shadow.telling.reading import AuditReport
