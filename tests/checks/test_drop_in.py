@@ -145,7 +145,7 @@ def test_the_sides_of_a_checklist_choose_its_claims(words, claims):
         assert own == (of.split(",") if of else own)
 
 
-LONG = f"---\nx: {'x' * (checklist.FRONT - 28)}\nbase_model: org/name"  # the whole front
+LONG = f"---\nx: {'x' * (65536 - 28)}\nbase_model: org/name"  # the whole front
 
 
 @pytest.mark.parametrize(("card", "base"), [

@@ -153,7 +153,7 @@ def test_the_first_line_is_the_answer_of_whole(models):
     """Of a model in memory too; a broken tensor is named by both lines."""
     state = load_file(models / "tuned" / "model.safetensors")
     found = shadow.check(state, base=models / "base", headers=True)
-    assert found.lines[0].claim == "whole"
+    assert (found.lines[0].claim, found.lines[0].seconds < 240) == ("whole", True)
     state["extra.weight"] = torch.ones(2, 2)
     found = shadow.check(state, base=models / "base", headers=True, drop_in=True)
     assert [row.name for row in found.lines[1].against] == ["extra.weight"]

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from shadow.comparing import contrast, differences, updates
-from shadow.comparing.codes import ComparisonVerdict, NoVerdict, Rate, ReportRelation
+from shadow.comparing.codes import ComparisonVerdict, NoVerdict, ReportRelation
 from shadow.comparing.contrast import MatchedCounts
 from shadow.comparing.differences import Difference
-from shadow.comparing.matching import match, relate, settings_apart
+from shadow.comparing.matching import relate, settings_apart
 from shadow.reports.provenance import CheckpointIdentity
 from shadow.spectra.measurement import Method
 
@@ -118,29 +118,6 @@ def test_checkpoints_are_one_by_commit_or_content(left, right, how):
             assert relate(*steps) == (ReportRelation.CONSECUTIVE_STAGES, how)
 
 
-def rows(*texts):
-    """`0.q base rows`, one a row."""
-    frame = pd.DataFrame([text.split() for text in texts], columns=["at", "base_tensor", "rows"])
-    layer, frame["module"] = zip(*frame.pop("at").str.split("."), strict=True)
-    return frame.assign(
-        layer=layer, component="language", expert=None, cols=4, value=range(len(frame))
-    )
-
-
-@pytest.mark.parametrize(("first", "second", "by_base", "pairs"), [
-    (["0.q a 8", "1.q b 8"], ["1.q b 8", "0.q a 8"], True, [(0, 1), (1, 0)]),
-    (["0.q a 8"], ["0.q x 8"], True, []), (["0.q a 8"], ["0.q x 8"], False, [(0, 0)]),
-    (["0.q a 8"], ["0.q a 9"], False, []), (["0.q a 8"], ["1.q a 8"], False, []),
-    (["0.q a 8", "0.q b 8"], ["0.q b 8"], False, [(1, 0)]),  # the names count of a shared place
-    (["0.q a 8"], ["0.q a 8", "0.q c 8"], False, [(0, 0)]),
-    (["0.q a 8", "0.q a 8"], ["0.q a 8"], True, []),
-    (["0.q a 8"], ["0.q a 8", "0.q a 8"], True, []),
-])  # fmt: skip
-def test_rows_match_by_place_and_by_name_where_that_is_needed(first, second, by_base, pairs):
-    found = match(rows(*first), rows(*second), by_base=by_base)
-    assert [*zip(found["value_first"], found["value_second"], strict=True)] == pairs
-
-
 # ---------------------------------------------------------------------------- doubts and voids
 
 
@@ -222,23 +199,6 @@ def test_voids(monkeypatch, columns, level, copy, expected):
     voting = matched(**columns)[:5]
     found = contrast._voids(report(level=level), report("B", level=level), voting)
     assert [f"{reason.code}:{reason.figures['name']}" for reason in found] == expected
-
-
-@pytest.mark.parametrize(("other", "rate"), [
-    ({}, Rate.SEEDS_CALLED), ({"verdict": MIXED}, Rate.DATA_MISSED), ({"verdict": NONE}, None),
-    ({"relation": ReportRelation.SAME_PAIR}, None), ({"margin": 0.06}, None),
-    ({"no_interval": "x"}, None), ({"doubt": "few_layers"}, Rate.SEEDS_CALLED),
-    ({"doubt": "dtypes_differ"}, None), ({"trained": "A"}, None), ({"trained": "B"}, None),
-])  # fmt: skip
-def test_rates(monkeypatch, other, rate):
-    """Beside pairs like those of the lab alone."""
-    trained = other.get("trained", "AB")
-    monkeypatch.setattr(contrast, "is_training", lambda one: one.name in trained)
-    keys = {key: other[key] for key in ("margin", "no_interval") if key in other}
-    doubts = [SimpleNamespace(code=other["doubt"])] if "doubt" in other else []
-    relation, verdict = other.get("relation", ONE_BASE), other.get("verdict", LESS)
-    found = contrast._rate(report(), report("B"), relation, verdict, figure(**keys), doubts)
-    assert found is rate
 
 
 # ------------------------------------------------------------------------------------- copies
