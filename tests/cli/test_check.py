@@ -63,12 +63,9 @@ SIDES = {  # words -> each claim with its outcome, and the exit code
     "./zeros --base ./base": (["whole does_not_hold", "drop_in holds", "moved does_not_hold"], 4),
     "./small --base ./base --headers": (["whole holds", "drop_in holds"], 0),
     "./small --base ./base --headers --drop-in": (["whole holds", "drop_in does_not_hold"], 4),
-    "./small --base ./merged": (["whole holds", "drop_in holds", "moved does_not_hold"], 4),
     "./merged --base ./base --adapter ./adapter": (
         ["whole holds", "drop_in holds", "moved holds", "trained holds", "merged holds"], 0,
     ),
-    "./adapter --base ./base": (["whole holds", "trained holds"], 0),
-    "./small --full ./merged": (["whole holds", "stored holds"], 0),
     "./cut --base ./base": (
         ["whole does_not_hold", "drop_in inconclusive", "moved inconclusive"], 4,
     ),

@@ -240,16 +240,6 @@ def test_matrices_that_are_only_rounded_have_no_vote(tmp_path):
     assert found.verdict == "more concentrated"
 
 
-def test_the_rounding_of_a_copy_is_not_called_an_update(tmp_path):
-    """Norms far apart are warned of between two updates alone."""
-    small = uniform(tmp_path / "small", 0.3)
-    for name, figures_of in (("update", {}), ("copy", {"cast": "tuned"})):
-        rows = [delta(0.4, where, relative_norm=0.5, **figures_of) for where in places(6)]
-        found = one(compare([write(tmp_path / name, rows), small]))
-        codes = [reason.code for reason in found.doubts]
-        assert ("norms_far_apart" in codes) == (name == "update")
-
-
 def test_norms_beyond_any_ratio_are_no_fault(tmp_path):
     """1e300 over 1e-20 is more than a float holds the exponential of."""
     folders = [

@@ -3,17 +3,15 @@
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from shadow.comparing import contrast, differences, updates
-from shadow.comparing.codes import ComparisonVerdict, NoVerdict, ReportRelation
+from shadow.comparing import contrast, differences
+from shadow.comparing.codes import ComparisonVerdict, ReportRelation
 from shadow.comparing.contrast import MatchedCounts
 from shadow.comparing.differences import Difference
-from shadow.comparing.matching import relate, settings_apart
+from shadow.comparing.matching import relate
 from shadow.reports.provenance import CheckpointIdentity
-from shadow.spectra.measurement import Method
 
 MORE, LESS, BELOW, SAME, MIXED, NONE = ComparisonVerdict
 WORDS = {"+": MORE, "-": LESS, "b": BELOW, ".": SAME}
@@ -62,26 +60,6 @@ def report(name="A", level="full", relation="tuned", version="1", **settings):
     recorded = {"settings": {"method": method, "chosen": {}, **settings}}
     provenance = SimpleNamespace(level=level, relation=relation, version=version, recorded=recorded)
     return SimpleNamespace(name=name, label=name, provenance=provenance)
-
-
-def test_settings_that_differ_are_named():
-    """A default counts as what it stands for."""
-    default = Method()
-    cases = [
-        (report(), report("B"), []),
-        (report(), report("B", method={"level": default.level}, device="cpu"), []),
-        (report(), report("B", version="2"), [("versions_differ", "1", "2")]),
-        (report(device="cuda"), report("B"), [("settings_differ", "cuda", "cpu")]),
-        (report(), report("B", method={"level": "exact"}),
-         [("settings_differ", default.level, "exact")]),
-        (report(chosen={"layers": [0]}), report("B"), [("filters_differ", None, None)]),
-    ]  # fmt: skip
-    for first, second, expected in cases:
-        said = [
-            (reason.code, reason.figures.get("before"), reason.figures.get("now"))
-            for reason in settings_apart(first, second)
-        ]
-        assert said == expected
 
 
 PINNED, CONTENT = {"commit": "c" * 40}, {"content": "x"}
@@ -185,55 +163,4 @@ def test_doubts(other, expected):
         assert found[0].figures == {"matrices": 2}
 
 
-@pytest.mark.parametrize(("columns", "level", "copy", "expected"), [
-    ({}, "full", None, []), ({"cosine_first": 0.5, "floor_ratio_second": 2.0}, "full", None, []),
-    ({"cosine_second": 0.49}, "full", None, ["sides_unrelated:B"]),
-    ({"floor_ratio_first": 1.99}, "full", None, ["mostly_rounding:A"]),
-    ({"cosine_first": [0.1, 0.1, 0.9, 0.9, 0.9, 0.1]}, "full", None, []),  # the median, in layers
-    ({"floor_ratio_first": 1.0}, "full", NoVerdict.LIKE_NOISE, ["like_noise:A", "like_noise:B"]),
-    ({}, "norms", None, ["spectra_left_out:A", "spectra_left_out:B"]),
-])  # fmt: skip
-def test_voids(monkeypatch, columns, level, copy, expected):
-    monkeypatch.setattr(contrast, "_unequal_ranks", lambda voting: 0)
-    monkeypatch.setattr(contrast, "copy_reason", lambda report: copy)
-    voting = matched(**columns)[:5]
-    found = contrast._voids(report(level=level), report("B", level=level), voting)
-    assert [f"{reason.code}:{reason.figures['name']}" for reason in found] == expected
-
-
-# ------------------------------------------------------------------------------------- copies
-
-
-def copied(casts="nnnn", **columns):
-    """A report of four matrices in layers, of one outside, and of one that did not change."""
-    usual = {
-        "format_copy": np.nan, "kept_high": np.nan, "purity_z": 9.0, "dtype": "BF16", "cols": 64,
-        "levels_base": np.nan, "levels_tuned": np.nan, "layer": [0, 1, 2, 3, None],
-    }  # fmt: skip
-    deltas = pd.DataFrame(usual | columns, index=range(5))
-    how = {"n": "neither", "t": "tuned", "b": "base"}
-    tensors = pd.DataFrame(
-        {"side": "tuned", "relative_norm": 0.1, "cast": [how[one] for one in casts]}
-    )
-    still = pd.DataFrame(
-        {"side": ["tuned", "base"], "relative_norm": [0.0, 0.1], "cast": "neither"}
-    )
-    return SimpleNamespace(deltas=deltas, tensors=pd.concat([tensors, still]))
-
-
 HALF, THREE = [1, 1, 0, 0, 1], [1, 1, 1, 0, 0]  # of four in layers
-
-
-@pytest.mark.parametrize(("options", "reason"), [
-    ({}, None), ({"casts": "tbtb"}, NoVerdict.COPY_IN_ANOTHER_FORMAT), ({"casts": "tttn"}, None),
-    ({"format_copy": HALF}, None), ({"format_copy": THREE}, NoVerdict.COPY_IN_FEW_BITS),
-    ({"kept_high": 0.25}, None), ({"kept_high": 0.24}, NoVerdict.COPY_IN_FEW_BITS),
-    ({"purity_z": [5.0, -5.0, 5.1, 5.1, 0]}, None),
-    ({"purity_z": [5.0, -5.0, 4.9, 5.1, 9]}, NoVerdict.LIKE_NOISE),
-    ({"purity_z": [-5.1] * 5}, None), ({"dtype": "BF16/F8_E4M3"}, NoVerdict.COPY_IN_FEW_BITS),
-    ({"dtype": "F8_E4M3"}, None), ({"dtype": "BF16/F16"}, None), ({"dtype": None}, None),
-    ({"dtype": "BF16/I8"}, NoVerdict.COPY_IN_FEW_BITS), ({"dtype": "F8_E4M3/BF16"}, None),
-    ({"layer": [None] * 5, "purity_z": 0.0}, None),
-])  # fmt: skip
-def test_more_than_half_of_the_matrices_in_layers_make_a_copy(options, reason):
-    assert updates.copy_reason(copied(**options)) is reason
