@@ -15,7 +15,7 @@ import shadow
 from shadow.checkpoints.pairing import Filter
 from shadow.engines import pair as engine
 from shadow.engines.pair import run_pair
-from shadow.relations.matching import RowSignatures, UnitChoice, choose, elected, match_rows
+from shadow.relations.matching import choose
 from shadow.relations.signature import Signature, cosines, signature_of
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
@@ -392,18 +392,6 @@ def test_a_unit_is_like_one_and_no_other(own, vector, base, unit):
     assert (found[0].unit if found else None) == unit
 
 
-def test_most_parameters_say_which_unit_one_is():
-    """One without a vote keeps a number that no other takes; otherwise it is new."""
-    number, content, likeness = (UnitChoice(1, by) for by in ("number", "content", "likeness"))
-    votes = {
-        0: [(UnitChoice(2, "content"), 5), (number, 4)],
-        1: [(content, 1), (likeness, 1)],
-        2: [],
-    }
-    units = elected({**votes, 3: []}, {0, 1, 2, 3})
-    assert units == {0: UnitChoice(2, "content"), 1: likeness, 2: None, 3: UnitChoice(3, "number")}
-
-
 def test_a_signature_is_of_values():
     """However they are stored; a cosine is that of the entries to .1, also where columns of
     outliers dominate, which two unrelated matrices may share.
@@ -423,21 +411,3 @@ def test_a_signature_is_of_values():
     (row,) = cosines(made[:1], made)
     assert row == pytest.approx([2.0, 0.8, 0.0, 0.0, 0.0], abs=0.1)
     assert not cosines(made[3:], made[3:]).any()  # not even with themselves
-
-
-@pytest.mark.parametrize(("known", "is_found"), [(10, True), (9, False)])
-def test_half_of_the_rows_decide(known, is_found):
-    """Rows of random numbers, of which some are the base's, two places further on; one between
-    them that is not goes with its neighbours, a new one in front has none.
-    """
-    rng = np.random.default_rng(0)
-    base = rng.standard_normal((20, 8)).astype(np.float32)
-    tuned = rng.standard_normal((22, 8)).astype(np.float32)
-    tuned[2 : 2 + known] = base[:known]
-    sides = [RowSignatures(one.view(np.uint64).sum(axis=1), one) for one in (base, tuned)]
-    found = match_rows(*sides)
-    assert (found is not None) is is_found
-    if found is not None:
-        assert found.by == "content"
-        assert found.rows[1].tolist() == list(range(2, 22))
-        assert (found.rows[1] - found.rows[0] == 2).all()

@@ -70,12 +70,9 @@ SIDES = {  # words -> each claim with its outcome, and the exit code
     "./zeros --base ./base": (["whole does_not_hold", "drop_in holds", "moved does_not_hold"], 4),
     "./small --base ./base --headers": (["whole holds", "drop_in holds"], 0),
     "./small --base ./base --headers --drop-in": (["whole holds", "drop_in does_not_hold"], 4),
-    "./small --base ./merged": (["whole holds", "drop_in holds", "moved does_not_hold"], 4),
     "./merged --base ./base --adapter ./adapter": (
         ["whole holds", "drop_in holds", "moved holds", "trained holds", "merged holds"], 0,
     ),
-    "./adapter --base ./base": (["whole holds", "trained holds"], 0),
-    "./small --full ./merged": (["whole holds", "stored holds"], 0),
     "./cut --base ./base": (
         ["whole does_not_hold", "drop_in inconclusive", "moved inconclusive"], 4,
     ),
@@ -165,6 +162,12 @@ def test_the_first_line_is_the_answer_of_whole(models):
     found = shadow.check(state, base=models / "base", headers=True)
     assert repr(found).splitlines()[0].startswith("whole: holds: headers of all 39")
     assert "drop_in" in found._repr_html_()
+    assert (found.lines[0].claim, found.lines[0].seconds < 240) == ("whole", True)
+    state["extra.weight"] = torch.ones(2, 2)
+    found = shadow.check(state, base=models / "base", headers=True, drop_in=True)
+    assert [row.name for row in found.lines[1].against] == ["extra.weight"]
+    assert found.lines[1].code == "names_added"
+    del state["extra.weight"]
     broken = dict(state) | {NAME: torch.full_like(state[NAME], float("nan"))}
     (models / "nan").mkdir()
     shutil.copy(models / "tuned" / "config.json", models / "nan")
