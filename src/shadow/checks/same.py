@@ -35,7 +35,6 @@ RELATIONS = {  # of two tensors, by the codes of relations/exact.py, and where a
     "is_shifted": "{which} plus {number:number} in every entry",
     "is_transposed": "B is A transposed",
     "rows_reordered": "B has the rows of A in another order[: {order}]",
-    "columns_reordered": "B has the columns of A in another order[: {order}]",
     "is_cut": "{which} cut to {format} instead of rounded",
     "upper_bits": "the bits of {format}, the upper half of each entry, are equal",
     "is_flushed": "{which} with 0 for the subnormal numbers of {format}",
@@ -373,7 +372,7 @@ def _scales_of(checkpoint: Checkpoint) -> dict[str, float]:
 
 def _row(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
     """Compare the tensors of a pair; those that differ are read again for a relation."""
-    from shadow.relations.exact import SAME_NORM, Differing, relation_of
+    from shadow.relations.exact import Differing, relation_of
     from shadow.run.aligned import row_of
     from shadow.run.scan import is_raw, sides_of
     from shadow.spectra.lazy import is_quantised
@@ -386,70 +385,64 @@ def _row(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
     sides = sides_of(pair, base, tuned)
     if is_quantised(sides.base) or is_quantised(sides.tuned):
         return row
+    has_same_norm = math.isclose(row.base_energy, row.tuned_energy, rel_tol=SAME_NORM)
     whole = sides
-    if pair.base and pair.base.part.rows and pair.tuned.part.rows:
-        first, second = (
-            replace(operand, part=replace(operand.part, rows=None, groups=1))
-            for operand in (pair.base, pair.tuned)
-        )
-        rows, cols = second.shape
-        if first.shape == second.shape:
-            fused = replace(pair, base=first, tuned=second, rows=rows, cols=cols)
-            whole = sides_of(fused, base, tuned)
-    has_same_norm = whole is not sides or math.isclose(
-        row.base_energy, row.tuned_energy, rel_tol=SAME_NORM
+    first, second = (
+        operand and replace(operand, part=replace(operand.part, rows=None, groups=1))
+        for operand in (pair.base, pair.tuned)
     )
+    is_fused = first != pair.base and second != pair.tuned
+    if first and second and is_fused and first.shape == second.shape:
+        fused = replace(pair, base=first, tuned=second, rows=second.shape[0])
+        whole = sides_of(fused, base, tuned)
+        has_same_norm = True
     return replace(row, relation=relation_of(Differing(sides, row.formats, whole, has_same_norm)))
 
 
-Rows = Sequence[tuple["MatrixPair", Scanned]]
-
-
-def _shards(rows: Rows) -> dict[str, str]:
+def _shards(rows: Sequence[tuple[MatrixPair, Scanned]]) -> dict[str, str]:
     """By side, the only one of several files that has tensors that differ, if these are several."""
     shards = {}
-    differ = [pair for pair, row in rows if row.changed]
     for name, side in (("A", "base"), ("B", "tuned")):
-        of_all = {getattr(pair, side).info.shard for pair, _ in rows}
-        tensors = {getattr(pair, side).info.name: getattr(pair, side).info for pair in differ}
-        of_differ = {info.shard for info in tensors.values()}
-        if len(of_all) > 1 == len(of_differ) and len(tensors) > 1:
-            shards[name] = of_differ.pop()
+        operands = [(getattr(pair, side).info, row.changed) for pair, row in rows]
+        differ = {(info.shard, info.name) for info, changed in operands if changed}
+        files = {shard for shard, _ in differ}
+        has_others = any(info.shard not in files for info, _ in operands)
+        if len(files) == 1 < len(differ) and has_others:
+            shards[name] = files.pop()
     return shards
 
 
-def _found_elsewhere(rows: Rows, aligned: AlignedPair) -> list[tuple[MatrixPair, Scanned]]:
+def _found_elsewhere(
+    rows: Sequence[tuple[MatrixPair, Scanned]], aligned: AlignedPair
+) -> list[tuple[MatrixPair, Scanned]]:
     """Find the tensors of A that tensors of B hold in another place. Those of equal norms are read
     again.
     """
     from shadow.run.scan import sides_of
     from shadow.spectra.entries import compared, mark
 
-    by_shape: defaultdict[object, list[tuple[MatrixPair, Scanned]]] = defaultdict(list)
+    by_norm: defaultdict[object, list[MatrixPair]] = defaultdict(list)
     for pair, row in rows:
-        if pair.is_matrix and row.finite:
-            by_shape[pair.tuned.shape].append((pair, row))
+        if pair.is_matrix and row.finite and row.base_energy:
+            by_norm[_norm(pair, row.base_energy)].append(pair)
     found = []
     for pair, row in rows:
-        wanted = row.tuned_energy
-        is_asked = row.changed and row.relation is None and pair.is_matrix and row.finite
-        alike = [
-            (other, its)
-            for other, its in (by_shape[pair.tuned.shape] if is_asked and wanted else [])
-            if other is not pair and math.isclose(its.base_energy, wanted, rel_tol=SAME_NORM)
-        ]
-        alike.sort(key=lambda one: abs(one[1].base_energy - wanted))
-        relation = row.relation
-        for other, _ in alike[:MOST_ALIKE]:
+        is_asked = row.changed and row.finite and not row.relation
+        for other in by_norm[_norm(pair, row.tuned_energy)][:MOST_ALIKE] if is_asked else ():
             sides = sides_of(pair, aligned.base, aligned.tuned)
             base = sides_of(other, aligned.base, aligned.tuned).base
-            if base.shape != sides.shape or mark(base) != mark(sides.tuned):
+            if base.shape != sides.tuned.shape or mark(base) != mark(sides.tuned):
                 continue
             if not compared(replace(sides, base=base), row.formats).changed:
-                relation = Reason("elsewhere", where=_name(other))
+                row = replace(row, relation=Reason("elsewhere", where=_name(other)))
                 break
-        found.append((pair, replace(row, relation=relation)))
+        found.append((pair, row))
     return found
+
+
+def _norm(pair: MatrixPair, energy: float) -> tuple[object, ...]:
+    """A key that tensors of equal values share."""
+    return *pair.tuned.shape, f"{energy:.6g}"
 
 
 def _name(pair: MatrixPair) -> str:
