@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.run.runtime import AlignedPair, Runtime
 
-SAME_NORM = 1e-6  # how far energies of equal tensors may be apart, as they are summed
 MOST_ALIKE = 4  # other tensors of that norm that are read for each
 NONE = (  # figures that are 0 of equal files
     *("tensors_differ", "tensors_only_in_a", "tensors_only_in_b", "tensors_not_read"),
@@ -32,11 +31,10 @@ NONE = (  # figures that are 0 of equal files
 RELATIONS = {  # of two tensors, by the codes of relations/exact.py, and where another is equal
     "is_rounded": "{which} rounded to {format}",
     "is_multiple": "{which} times {number:factor}",
-    "is_shifted": "{which} plus {number:number} in every entry",
+    "is_shifted": "{which} {number:gain} in every entry",
     "is_transposed": "B is A transposed",
     "rows_reordered": "B has the rows of A in another order[: {order}]",
     "is_cut": "{which} cut to {format} instead of rounded",
-    "upper_bits": "the bits of {format}, the upper half of each entry, are equal",
     "is_flushed": "{which} with 0 for the subnormal numbers of {format}",
     "elsewhere": "A has these values in {where}",
 }
@@ -51,8 +49,7 @@ ORDERS = {
 WORDS = {
     **ORDERS,
     **{code: f"{text}[; {{remark}}]" for code, text in RELATIONS.items()},
-    "related_so": "{name}: {relation}[, and {others:count more tensor has|more tensors have} a"
-    " relation of this kind]",
+    "related_so": "{name}: {relation}[, and {others:count more|more} {others|is|are} so related]",
     "one_shard": "all of {of} that differs is in {shard}",
     "equal_checksums": "the weight files have equal checksums",
     "equal_files": "{tensors:all tensor|tensors} {tensors|is|are} equal, byte for byte",
@@ -181,7 +178,10 @@ def _differences(evidence: Compared, differ: Sequence[Scanned], far: float | Non
     elif differ:
         entries = sum(row.changed for row in differ)
         reasons.append(Reason("differ", of, entries=entries))
-        reasons += _related(differ)
+        related = [row for row in differ if row.relation]
+        for row in related[:1]:
+            more = len(related) - 1 or None
+            reasons.append(Reason("related_so", name=row.tuned, relation=row.relation, others=more))
     elif evidence.rows:
         reasons.append(Reason("others_equal", of))
     for name, shard in evidence.shards.items():
@@ -195,18 +195,6 @@ def _differences(evidence: Compared, differ: Sequence[Scanned], far: float | Non
         unmatched = [tensor for tensor in evidence.unmatched if tensor.side == side]
         reasons += unmatched_reasons(unmatched, Reason("only_in", where=name))
     return reasons + not_compared(evidence.unread)
-
-
-def _related(differ: Sequence[Scanned]) -> list[Reason]:
-    """Count the tensors with a relation, by its code, and name one of each."""
-    counts = Counter(row.relation.code for row in differ if row.relation)
-    reasons = []
-    for row in differ:
-        relation = row.relation
-        if relation and (count := counts.pop(relation.code, 0)):
-            more = count - 1 or None
-            reasons.append(Reason("related_so", name=row.tuned, relation=relation, others=more))
-    return reasons
 
 
 def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
@@ -385,7 +373,6 @@ def _row(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
     sides = sides_of(pair, base, tuned)
     if is_quantised(sides.base) or is_quantised(sides.tuned):
         return row
-    has_same_norm = math.isclose(row.base_energy, row.tuned_energy, rel_tol=SAME_NORM)
     whole = sides
     first, second = (
         operand and replace(operand, part=replace(operand.part, rows=None, groups=1))
@@ -395,8 +382,7 @@ def _row(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
     if first and second and is_fused and first.shape == second.shape:
         fused = replace(pair, base=first, tuned=second, rows=second.shape[0])
         whole = sides_of(fused, base, tuned)
-        has_same_norm = True
-    return replace(row, relation=relation_of(Differing(sides, row.formats, whole, has_same_norm)))
+    return replace(row, relation=relation_of(Differing(sides, row.formats, whole)))
 
 
 def _shards(rows: Sequence[tuple[MatrixPair, Scanned]]) -> dict[str, str]:

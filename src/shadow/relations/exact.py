@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,19 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.relations.signature import Words, hashed, mixed
+from shadow.relations.signature import row_signatures_of
 from shadow.spectra.entries import possible_casts
-from shadow.spectra.lazy import Matrix, Selected, Transposed, half_ulp
-from shadow.spectra.spectrum import Sides, Workspace, read_block, shape_of, tiles
+from shadow.spectra.lazy import Selected, Transposed, half_ulp
+from shadow.spectra.spectrum import Sides, tiles
 from shadow.spectra.sums import parts
 from shadow.templates import Reason, Value
 
 HEAD = 1 << 10  # entries that are tried first
-LEAST = 16  # entries other than 0 from which they prove a number
+LEAST = 16  # entries that differ from which they prove a number
 SLACK = 2.0**-10  # of half a unit in the last place, for a product that F32 rounded before
 
 Figures = Mapping[str, Value]
-Pairs = Iterator[tuple[Tensor, Tensor]]
 WHICH = {"tuned": "B is A", "base": "A is B"}
 
 
@@ -44,27 +43,17 @@ class Differing:
     formats: tuple[str, str]
     whole: Sides
     """Of parts of a tensor that fuses several, the tensors themselves."""
-    has_same_norm: bool = True
 
-    @cached_property
-    def _head(self) -> list[Tensor]:
-        return [numbers[:HEAD].clone() for numbers in next(self._blocks())]
-
-    def _blocks(self) -> Iterator[list[Tensor]]:
-        sides = self.sides
-        for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
-            part.load(0, 1)
-            yield [numbers.double() for numbers in part.numbers]
-
-    def facing(self, side: str) -> Pairs:
+    def facing(self, side: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the first entries, then all part by part, in float64: those of the source, and of
         the side that may be made of it.
         """
+        sides = self.sides
         step = 1 if side == "tuned" else -1
-        source, made = self._head[::step]
-        yield source, made
-        for block in self._blocks():
-            source, made = block[::step]
+        for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
+            part.load(0, 1)
+            source, made = (numbers.double() for numbers in part.numbers[:2][::step])
+            yield source[:HEAD], made[:HEAD]
             yield source, made
 
     @property
@@ -99,7 +88,7 @@ def _number(
             second = operation(made + reach, source)
             low = max(low, float(torch.minimum(first, second).max()))
             high = min(high, float(torch.maximum(first, second).min()))
-            entries = max(entries, int(torch.count_nonzero(made)))
+            entries = max(entries, int(torch.count_nonzero(made != source)))
             if low > high:
                 break
         if low <= high and not low <= neutral <= high and entries >= LEAST:
@@ -127,51 +116,32 @@ def _made(pair: Differing, make: Callable[[Tensor, FloatFormat], Tensor]) -> Fig
     return None
 
 
-def _upper_bits(pair: Differing) -> Figures | None:
-    if pair.formats != ("F32", "F32"):
-        return None
-    grid = FLOATS["BF16"]
-    upper = ((_cut(base, grid), _cut(tuned, grid)) for base, tuned in pair.facing("tuned"))
-    return {} if all(torch.equal(base, tuned) for base, tuned in upper) else None
-
-
 def _transposed(pair: Differing) -> Figures | None:
-    rows, cols = pair.sides.shape
-    if not (rows == cols and pair.sides.base.ndim == 2 and pair.has_same_norm):
+    sides = pair.sides
+    rows, cols = sides.shape
+    if rows != cols or sides.base.ndim > 2:
         return None
-    turned = replace(pair.sides, base=Transposed(pair.sides.base))
-    return {} if _is_equal(turned) else None
+    return {} if _is_equal(replace(sides, base=Transposed(sides.base))) else None
 
 
 def _reordered(pair: Differing) -> Figures | None:
     sides = pair.whole
-    if sides.base.ndim > 2 or not pair.has_same_norm:
+    if sides.base.ndim > 2:
         return None
     if sides.shape[0] == 1:  # a vector
         sides = replace(sides, base=Transposed(sides.base), tuned=Transposed(sides.tuned))
     column = sides.read((slice(None), slice(0, 1)))
     if not torch.equal(*(side.flatten().sort().values for side in column)):
         return None
-    digests = [_digests(side, sides.space) for side in (sides.base, sides.tuned)]
-    base_order, tuned_order = (np.argsort(rows, kind="stable") for rows in digests)
+    base_order, tuned_order = (
+        np.argsort(row_signatures_of(side, sides.space).digests, kind="stable")
+        for side in (sides.base, sides.tuned)
+    )
     rows = np.empty_like(base_order)
     rows[tuned_order] = base_order
     if not _is_equal(replace(sides, base=Selected(sides.base, rows))):
         return None
     return {"order": order_of(rows)}
-
-
-@np.errstate(over="ignore")  # F64 beyond F32
-def _digests(matrix: Matrix, space: Workspace) -> Words:
-    """A digest of every row; -0 is 0."""
-    rows, cols = shape_of(matrix)
-    places = mixed(np.arange(cols, dtype=np.uint64))
-    digests = np.zeros(rows, dtype=np.uint64)
-    for index, (row, col) in tiles(matrix):
-        block = read_block(matrix, index, "tuned", torch.float32, space).add_(0.0).numpy()
-        here = places[col : col + block.shape[1]]
-        digests[row : row + len(block)] += hashed(block, here).sum(axis=1)
-    return digests
 
 
 def _is_equal(sides: Sides) -> bool:
@@ -208,6 +178,5 @@ RELATIONS: Mapping[str, Callable[[Differing], Figures | None]] = {
     "is_transposed": _transposed,
     "rows_reordered": _reordered,
     "is_cut": partial(_made, make=_cut),
-    "upper_bits": _upper_bits,
     "is_flushed": partial(_made, make=_flushed),
 }

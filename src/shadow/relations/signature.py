@@ -58,8 +58,8 @@ def signature_of(matrix: Matrix, space: Workspace) -> Signature:
         block = read_block(matrix, index, "tuned", torch.float32, space).numpy()
         starts = np.arange(row, row + len(block), dtype=np.uint64) * np.uint64(cols)
         columns = np.arange(col, col + block.shape[1], dtype=np.uint64)
-        places = mixed(starts[:, None] + columns)
-        digest += int(hashed(block, places).sum())
+        places = _mixed(starts[:, None] + columns)
+        digest += int(_hashed(block, places).sum())
         signed = np.where(places & np.uint64(SUMS), -block, block)
         bins = (places % np.uint64(SUMS)).astype(np.intp)
         sums += np.bincount(bins.ravel(), signed.ravel(), SUMS)
@@ -69,7 +69,7 @@ def signature_of(matrix: Matrix, space: Workspace) -> Signature:
 def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     """Make the signatures of all rows of a matrix in one pass."""
     rows, cols = shape_of(matrix)
-    places = mixed(np.arange(cols, dtype=np.uint64))
+    places = _mixed(np.arange(cols, dtype=np.uint64))
     signs = np.eye(cols, dtype=np.float32)
     if cols > WIDTH:
         signs = np.random.default_rng(0).choice((-1, 1), (cols, WIDTH)).astype(np.float32)
@@ -79,12 +79,12 @@ def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     for row in range(0, rows, step):
         lines = slice(row, row + step)
         block = read_block(matrix, (lines,), "tuned", torch.float32, space).numpy()
-        digests[lines] = hashed(block, places).sum(axis=1)
+        digests[lines] = _hashed(block, places).sum(axis=1)
         sums[lines] = block @ signs
     return RowSignatures(digests, sums)
 
 
-def mixed(words: Words) -> Words:
+def _mixed(words: Words) -> Words:
     """Return a hash of each number, as splitmix64 makes it; sums and products wrap around."""
     step, first, second = map(np.uint64, MIX)
     words = words * step + step
@@ -93,9 +93,9 @@ def mixed(words: Words) -> Words:
     return words ^ (words >> np.uint64(31))
 
 
-def hashed(block: Block, places: Words) -> Words:
+def _hashed(block: Block, places: Words) -> Words:
     """Return a hash of each value at its place."""
-    return mixed(block.view(np.uint32) ^ places)
+    return _mixed(block.view(np.uint32) ^ places)
 
 
 def directions(rows: Floats | Block) -> Block:
