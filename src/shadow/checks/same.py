@@ -50,7 +50,7 @@ WORDS = {
     **ORDERS,
     **{code: f"{text}[; {{remark}}]" for code, text in RELATIONS.items()},
     "related_so": "{name}: {relation}[, and {others:count more|more} {others|is|are} so related]",
-    "one_shard": "all of {of} that differs is in {shard}",
+    "one_shard": "all that differ are in {shard} of B",
     "equal_checksums": "the weight files have equal checksums",
     "equal_files": "{tensors:all tensor|tensors} {tensors|is|are} equal, byte for byte",
     "nothing": "there is nothing to compare",
@@ -87,8 +87,7 @@ class Compared(Evidence):
     dora: str = ""  # which of two adapters is the only one that gives rows their norms, A or B
     rotary: Sequence[Against] = ()  # faults of a GGUF file beside its source
     reshaped: Sequence[str] = ()  # the shapes of each vector that both store in another shape
-    shards: Mapping[str, str] = field(default_factory=dict)
-    """By side, A or B, the only one of its files that has tensors that differ."""
+    shard: str = ""  # the only one of B's files that has tensors that differ
     unscanned: Literal["", "one_checkpoint", "equal_checksums", "equal_files"] = ""
     """Why no weights were decoded."""
     stored: Sequence[int] = ()  # of equal files: the entries of each tensor
@@ -184,8 +183,8 @@ def _differences(evidence: Compared, differ: Sequence[Scanned], far: float | Non
             reasons.append(Reason("related_so", name=row.tuned, relation=row.relation, others=more))
     elif evidence.rows:
         reasons.append(Reason("others_equal", of))
-    for name, shard in evidence.shards.items():
-        reasons.append(Reason("one_shard", of=name, shard=shard))
+    if evidence.shard:
+        reasons.append(Reason("one_shard", shard=evidence.shard))
     if evidence.scales:
         reasons.append(Reason("scales", updates=len(evidence.scales)))
     if evidence.dora:
@@ -256,7 +255,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
         with_norms if with_norms != "AB" else "",
         rotary,
         [shapes for pair, _ in compared if (shapes := _reshaped(pair))],
-        _shards(compared),
+        _shard(compared),
         unmatched=aligned.unmatched,
         unread=aligned.unread,
         notes=notes,
@@ -385,17 +384,12 @@ def _row(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
     return replace(row, relation=relation_of(Differing(sides, row.formats, whole)))
 
 
-def _shards(rows: Sequence[tuple[MatrixPair, Scanned]]) -> dict[str, str]:
-    """By side, the only one of several files that has tensors that differ, if these are several."""
-    shards = {}
-    for name, side in (("A", "base"), ("B", "tuned")):
-        operands = [(getattr(pair, side).info, row.changed) for pair, row in rows]
-        differ = {(info.shard, info.name) for info, changed in operands if changed}
-        files = {shard for shard, _ in differ}
-        has_others = any(info.shard not in files for info, _ in operands)
-        if len(files) == 1 < len(differ) and has_others:
-            shards[name] = files.pop()
-    return shards
+def _shard(rows: Sequence[tuple[MatrixPair, Scanned]]) -> str:
+    """The only one of B's files that has tensors that differ, if these are several."""
+    files = {pair.tuned.info.shard for pair, _ in rows}
+    differ = {(pair.tuned.info.name, pair.tuned.info.shard) for pair, row in rows if row.changed}
+    shards = {shard for _, shard in differ}
+    return shards.pop() if len(shards) == 1 < min(len(files), len(differ)) else ""
 
 
 def _found_elsewhere(
@@ -407,20 +401,22 @@ def _found_elsewhere(
     from shadow.run.scan import sides_of
     from shadow.spectra.entries import compared, mark
 
-    by_norm: defaultdict[object, list[MatrixPair]] = defaultdict(list)
+    by_norm: defaultdict[object, list[tuple[MatrixPair, Scanned]]] = defaultdict(list)
     for pair, row in rows:
         if pair.is_matrix and row.finite and row.base_energy:
-            by_norm[_norm(pair, row.base_energy)].append(pair)
+            by_norm[_norm(pair, row.base_energy)].append((pair, row))
     found = []
     for pair, row in rows:
         is_asked = row.changed and row.finite and not row.relation
-        for other in by_norm[_norm(pair, row.tuned_energy)][:MOST_ALIKE] if is_asked else ():
+        for other, its in by_norm[_norm(pair, row.tuned_energy)][:MOST_ALIKE] if is_asked else ():
             sides = sides_of(pair, aligned.base, aligned.tuned)
             base = sides_of(other, aligned.base, aligned.tuned).base
             if base.shape != sides.tuned.shape or mark(base) != mark(sides.tuned):
                 continue
             if not compared(replace(sides, base=base), row.formats).changed:
-                row = replace(row, relation=Reason("elsewhere", where=_name(other)))
+                is_part = other.base and (other.base.part.rows or other.base.part.experts)
+                where = its.place if is_part else its.base
+                row = replace(row, relation=Reason("elsewhere", where=where))
                 break
         found.append((pair, row))
     return found
@@ -429,15 +425,6 @@ def _found_elsewhere(
 def _norm(pair: MatrixPair, energy: float) -> tuple[object, ...]:
     """A key that tensors of equal values share."""
     return *pair.tuned.shape, f"{energy:.6g}"
-
-
-def _name(pair: MatrixPair) -> str:
-    """The tensor of A; of one that holds several matrices, the place of the matrix."""
-    from shadow.run.scan import in_words
-
-    assert pair.base is not None, "lined up"
-    is_part = pair.base.part.rows or pair.base.part.experts
-    return in_words(pair.place) if is_part else pair.base.info.name
 
 
 CHECK = Check(
