@@ -403,7 +403,7 @@ def _found_elsewhere(
 
     by_norm: defaultdict[object, list[tuple[MatrixPair, Scanned]]] = defaultdict(list)
     for pair, row in rows:
-        if pair.is_matrix and row.finite and row.base_energy:
+        if pair.is_matrix and row.base_energy:
             by_norm[_norm(pair, row.base_energy)].append((pair, row))
     found = []
     for pair, row in rows:
@@ -414,8 +414,7 @@ def _found_elsewhere(
             if base.shape != sides.tuned.shape or mark(base) != mark(sides.tuned):
                 continue
             if not compared(replace(sides, base=base), row.formats).changed:
-                is_part = other.base and (other.base.part.rows or other.base.part.experts)
-                where = its.place if is_part else its.base
+                where = its.place if its.base == row.base else its.base
                 row = replace(row, relation=Reason("elsewhere", where=where))
                 break
         found.append((pair, row))
