@@ -95,7 +95,7 @@ def all_judged(chosen: Sequence[Plant], seed: int, cache: Path) -> Iterator[Judg
     path = cache / f"judged-{seed}-{method()}.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     there = {one["name"]: Judged(**one) for one in map(json.loads, lines)}
-    for number, plant in enumerate(chosen):
+    for plant in chosen:
         if plant.name not in there:
             folder = Path(tempfile.mkdtemp(dir=cache))
             try:
@@ -107,8 +107,6 @@ def all_judged(chosen: Sequence[Plant], seed: int, cache: Path) -> Iterator[Judg
             there[plant.name] = found
             if not found.is_right or not found.is_named:
                 print(wrong(found), file=sys.stderr, flush=True)
-        if (number + 1) % 25 == 0:
-            print(f"{number + 1} of {len(chosen)}", file=sys.stderr, flush=True)
         yield there[plant.name]
 
 
@@ -192,18 +190,11 @@ def wrong(one: Judged) -> str:
 def main(
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = FINAL,
     only: Annotated[str | None, typer.Option(help="Plants with this in their name.")] = None,
-    show: Annotated[bool, typer.Option(help="Print what is said of every plant.")] = False,
-    cache: Annotated[Path, typer.Option(help="Folder of models and of answers.")] = CACHE,
 ) -> None:
     """Plant the claims, ask them, and write the table."""
     torch.set_num_threads(1)
-    started = time.process_time()
     chosen = [one for one in plants() if only is None or only in one.name]
-    found = list(all_judged(chosen, seed, cache))
-    if show:
-        for one in found:
-            print(f"{one.name}: {one.outcome} ({one.seconds:.1f} s): {one.reason}")
-    print(f"{time.process_time() - started:.0f} s of CPU time", file=sys.stderr)
+    found = list(all_judged(chosen, seed, CACHE))
     section = recorded(found)
     if seed != FINAL or only is not None:
         print(section)

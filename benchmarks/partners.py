@@ -61,12 +61,14 @@ def partners(base: Mapping[str, Array], tuned: Mapping[str, Array]) -> dict[str,
 
 
 def rows_of(base: Array, tuned: Array) -> tuple[list[int], list[int]]:
-    """Rows of the base and of the tuned side that are each other's."""
+    """Rows of the base and of the tuned side that are each other's nearest."""
     units = [W / np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-30) for W in (base, tuned)]
     likes = units[1] @ units[0].T
     best = [at if at < len(base) and row[at] == row.max() else int(row.argmax())
             for at, row in enumerate(likes)]  # fmt: skip
-    chosen = [at for at, row in enumerate(likes) if row[best[at]] >= NEAR]
+    nearest = {at: int(likes[:, at].argmax()) for at in {*best}}  # which rows that are new lack
+    chosen = [at for at, row in enumerate(likes)
+              if row[best[at]] >= max(NEAR, likes[nearest[best[at]], best[at]])]  # fmt: skip
     return [best[at] for at in chosen], chosen
 
 

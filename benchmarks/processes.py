@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 INTERVAL = 0.05  # seconds between two looks at the memory
 # What sets a number of threads or pins numpy's BLAS to slow kernels: taken away, so that every
@@ -70,33 +71,23 @@ def run_measured(command: Sequence[str | Path], environment: Mapping[str, str], 
             sampler.join()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{command[0]} exited with {process.returncode}:\n{_text(log)[-2000:]}")
+        said = log.read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"{command[0]} exited with {process.returncode}:\n{said}")
     return Usage(wall, used.ru_utime + used.ru_stime, max(seen))
 
 
 def _sample(root: int, ended: threading.Event, seen: list[int]) -> None:
     while not ended.wait(INTERVAL):
-        seen.append(sum(_anonymous(pid) for pid in _tree(root)))
+        seen.append(_anonymous(root))
 
 
-def _tree(root: int) -> list[int]:
-    """A process and all that descend from it; who ends while we look is left out."""
-    found = [root]
-    for pid in found:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                found += map(int, _text(task / "children").split())
-    return found
-
-
-def _anonymous(pid: int) -> int:
-    """Return the anonymous memory of a process in bytes; 0 once it has ended."""
-    found = re.search(r"RssAnon:\s*(\d+) kB", _text(Path(f"/proc/{pid}/status")))
-    return int(found[1]) * 1024 if found else 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+def _anonymous(root: int) -> int:
+    """The anonymous memory of a process and its descendants; who ends meanwhile is left out."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(root)
+        for one in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                memory = one.memory_info()
+                total += memory.rss - memory.shared
+    return total

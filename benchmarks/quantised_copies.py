@@ -213,11 +213,10 @@ def row(some: Sequence[Judged]) -> str:
 
 def main(
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = FINAL,
-    cache: Annotated[Path, typer.Option(help="Folder of models and of ggml.")] = CACHE,
 ) -> None:
     """Make the copies, judge them, and write the table."""
     torch.set_num_threads(1)
-    found = list(judged(seed, cache))
+    found = list(judged(seed, CACHE))
     section = recorded(found)
     if seed != FINAL:
         print(section)

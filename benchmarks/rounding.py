@@ -274,13 +274,10 @@ def summary(found: Sequence[Entry]) -> str:
     )
 
 
-def main(
-    quick: Annotated[bool, typer.Option(help="A small version.")] = False,
-    cache: Annotated[Path, typer.Option(help="Folder of what was trained.")] = CACHE,
-) -> None:
+def main(quick: Annotated[bool, typer.Option(help="A small version.")] = False) -> None:
     """Train, store, undo, and print the tables."""
     torch.set_num_threads(1)
-    found = list(entries(None, ("even rows",)) if quick else entries(cache))
+    found = list(entries(None, ("even rows",)) if quick else entries(CACHE))
     print(by_kind(found), summary(found), sep="\n\n")
 
 
