@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 
 DEMO := $(VENV)/.demo
 
-.PHONY: setup demo test test-slow healthy test-ray fuzz mutants rewording check format docs site real clean
+.PHONY: setup demo test test-slow healthy test-ray fuzz mutants check format docs site real clean
 
 setup: $(STAMP)
 
@@ -68,9 +68,6 @@ SEED := 0
 mutants: setup  ## plant 200 mistakes drawn by SEED, one at a time: hardly any may survive the tests of their line
 	$(BIN)/python tests/mutants.py --map
 	$(BIN)/python tests/mutants.py --seed $(SEED)
-
-rewording: setup  ## reword messages and rename modules in a copy: hardly any test may break
-	$(BIN)/python tests/rewording.py
 
 check: setup  ## lint (JavaScript too), format, types, imports, generated pages
 	$(BIN)/ruff check .

@@ -143,17 +143,11 @@ def answers() -> str:
     return fenced("\n".join(recorded))
 
 
-def compared_demo(*more: str) -> str:
+def compared_demo() -> str:
     """The demo's two models compared, as a person sees it; folders are as in the command above."""
     pairs = (f"{reports_of_demo()}/demo/base..{stage}" for stage in ("narrow", "broad"))
-    text = shadow("compare", *pairs, *more)
+    text = shadow("compare", *pairs)
     return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
-
-
-def joint_demo() -> str:
-    """What `--joint` adds to the comparison of the demo's two models."""
-    text = compared_demo("--joint")
-    return re.search(r"(?s)Over the .*?(?=\n\n|\Z)", text)[0].strip()
 
 
 def planted_lineage() -> str:
@@ -211,7 +205,6 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
     "questions": questions,
     "compare": lambda: fenced(compared_demo()),
-    "joint": lambda: fenced(joint_demo()),
     "lineage": lambda: fenced(planted_lineage()),
     "commands": pages.command_line,
     "row": row_of_demo,

@@ -163,11 +163,6 @@ def compare(
     margin: float = 0.05,
     allow_different_base: bool = False,
     scores: Place | Sequence[Place] = (),
-    joint: bool = False,
-    jobs: int | None = None,
-    allow_pickle: bool = False,
-    say: Say = ignore,
-    progress: Callable[[int, int, str], None] = ignore,
 ) -> Comparison:
     """Say whose delta is more concentrated, over the same matrices, for every two of the reports.
 
@@ -177,8 +172,6 @@ def compare(
         allow_different_base: Also compare deltas from different bases.
         scores: CSVs, or results of lm-eval (JSON): correlate gains and concentrations of up to 200
             reports of any bases.
-        joint: Also compare where two deltas of one base point, which reads the checkpoints, in
-            folders or in the Hub's cache; pickled ones only with allow_pickle.
     """
     from shadow.comparing import comparison
     from shadow.comparing.scores import read_scores
@@ -188,14 +181,9 @@ def compare(
     given = [score for file in _listed(scores) for score in read_scores(Path(file))]
     folders = {folder: None for report in reports for folder in reports_at(_here(report))}
     comparison.check_count(len(folders), scored=bool(given))
-    compared = comparison.compare(
+    return comparison.compare(
         list(folders), margin=margin, allow_different_base=allow_different_base, scores=given
     )
-    if not joint:
-        return compared
-    from shadow.lists.joint import with_directions
-
-    return with_directions(compared, jobs=jobs, allow_pickle=allow_pickle, say=say, show=progress)
 
 
 def judge(

@@ -16,13 +16,8 @@ from shadow.run.sides import find_checkpoint, reference_of, side_of
 from shadow.targets.references import parse_checkpoint
 
 LIST = """
-- {base: ./base, tuned: ./upper, name: "toy:base..upper", claims: [
-    trained --moved layers.2-3.mlp.up --frozen layers.0-1 --frozen embed]}
-- base: ./base
-  tuned: ./leaky
-  name: toy:base..leaky
-  claims:
-    - {claim: trained, frozen: [embed, layers.0]}
+- {base: ./base, tuned: ./upper, name: "toy:base..upper"}
+- {base: ./base, tuned: ./leaky, name: "toy:base..leaky"}
 """
 HOLDS = "not verify.trained --moved layers.2-3.mlp.up --frozen layers.0-1 --frozen embed"
 LEAKS = "not verify.trained --frozen embed --frozen layers.0"
@@ -59,51 +54,26 @@ def cases(folder):
     }
 
 
-def test_a_claim_of_a_list_is_checked_of_its_own_pair(sides):
-    """In the table, in JSON, in the JUnit file and in the exit code; each pair has its own."""
-    printed = audit(sides, code=4)
+def test_a_claim_is_checked_of_each_pair_of_a_list(sides):
+    """In the table, in JSON, in the JUnit file and in the exit code."""
+    rules = "--fail-on", LEAKS, "--fail-on", "not verify.files"
+    printed = audit(sides, *rules, code=4)
     assert f"({EMBED})" in " ".join(printed.split())
     assert cases(sides) == {
-        ("toy:base..upper", HOLDS): ["system-out"],
-        ("toy:base..leaky", LEAKS): ["failure"],
-    }
-    pairs = json.loads(audit(sides, "--format", "json", code=4))["reports"]
-    recorded = {one["pair"]: one["judged"]["rules"] for one in pairs}
-    (holds,), (leaks,) = recorded["base..upper"], recorded["base..leaky"]
-    assert (holds["outcome"], holds["line"], leaks["outcome"]) == ("passed", 3, "met")
-    assert holds["detail"].startswith("holds: both tensors that should have moved did; all ")
+        ("toy:base..upper", LEAKS): ["system-out"], ("toy:base..leaky", LEAKS): ["failure"],
+        ("toy:base..upper", "not verify.files"): ["system-out"],
+        ("toy:base..leaky", "not verify.files"): ["system-out"],
+    }  # fmt: skip
+    pairs = json.loads(audit(sides, *rules, "--format", "json", code=4))["reports"]
+    holds, leaks = (one["judged"]["rules"][0] for one in pairs)
+    assert (holds["outcome"], leaks["outcome"]) == ("passed", "met")
+    assert holds["detail"].startswith("holds: all ")
     assert leaks["detail"].startswith("does not hold: 1 of ")
-    audit(sides, "--fail-on", HOLDS, code=4)
-    names = [case.get("name") for case in ET.parse(sides / "j.xml").iter("testcase")]
-    assert (names.count(HOLDS), names.count(LEAKS)) == (2, 1)  # of both pairs, and of its own
-
-
-def test_a_pair_that_several_entries_name_has_the_claims_of_all(sides):
-    """Each claim once."""
-    entry = '- {base: ./base, tuned: ./upper, name: "toy:base..upper", claims: [%s]}\n'
-    claims = ("same", "trained --frozen embed", "trained --frozen=embed", "files")
-    (sides / "list.yaml").write_text("".join(entry % claim for claim in claims))
-    audit(sides, code=4)
-    assert {name: tags for (_, name), tags in cases(sides).items()} == {
-        "not verify.same": ["failure"],
-        "not verify.trained --frozen embed": ["system-out"],
-        "not verify.files": ["system-out"],
-    }
-
-
-def test_a_claim_may_be_longer_than_a_rule(sides):
-    """Of a list: every layer by its own pattern."""
-    frozen = [f"language.layers.{layer}.attn.{part}" for layer in range(4) for part in "qk"]
-    entry = '- {base: ./base, tuned: ./upper, name: "toy:base..upper", claims: [%s]}\n'
-    claim = f"trained {' '.join(f'--frozen {one}' for one in frozen)}"
-    assert len(claim) > 200
-    (sides / "list.yaml").write_text(entry % claim)
-    audit(sides)
 
 
 def test_rules_ask_the_same_of_finished_reports(sides):
     """`gate` and `shadow.judge` read both sides again, if they are what was audited."""
-    audit(sides, code=4)
+    audit(sides)
     (sides / "policy.yaml").write_text(f"frozen:\n  fail_on: {LEAKS}\n  severity: warning\n")
     out = sides / "out" / "toy"
     assert shadow.judge(out / "base..upper", HOLDS).code == 0
@@ -124,34 +94,38 @@ def test_a_claim_that_cannot_be_told_is_exit_5(sides):
     tensors = based()
     tensors["model.layers.1.mlp.up_proj.weight"] = torch.ones(32, 32, dtype=torch.int8)
     planted.write(sides / "packed", tensors, planted.LLAMA)
-    entry = '- {base: ./base, tuned: ./packed, name: "toy:base..packed", claims: [%s]}\n'
-    (sides / "list.yaml").write_text(entry % "trained --frozen mlp.up")
-    audit(sides, code=5)
+    entry = '- {base: ./base, tuned: ./packed, name: "toy:base..packed"}\n'
+
+    def asked(claim, listed, code, *more):
+        (sides / "list.yaml").write_text(listed)
+        audit(sides, "--fail-on", f"not verify.trained --frozen {claim}", *more, code=code)
+
+    asked("mlp.up", entry, 5)
     assert list(cases(sides).values()) == [["error"]]
-    (sides / "list.yaml").write_text(entry % "trained --frozen mlp.up" + LIST)
-    audit(sides, code=4)
+    asked("mlp.up", entry + LIST, 4)
     spoilt = tensors | {"model.layers.0.mlp.up_proj.weight": torch.full((32, 32), torch.nan)}
     planted.write(sides / "packed", spoilt, planted.LLAMA)
-    for claim, code in (("trained --frozen layers.1.mlp.up", 5), ("trained --frozen attn", 3)):
-        (sides / "list.yaml").write_text(entry % claim)
-        audit(sides, "--overwrite", code=code)
-    (sides / "list.yaml").write_text(entry % "trained --frozen vision" + LIST)
-    audit(sides, code=1)
+    for claim, code in (("layers.1.mlp.up", 5), ("attn", 3)):
+        asked(claim, entry, code, "--overwrite")
+    asked("vision", entry + LIST, 1)
 
 
 @pytest.mark.parametrize("claim", [
     "merged", "trained", "trained --frozen nrom", "trained --frozne norm", "same --frozen norm",
-    "{claim: trained, frozn: [norm]}", "{claim: [same]}", "same ./a ./b",
-    "{claim: trained, frozen: [embed norm]}", '" "', '{claim: trained, moved: [" "]}',
-    "{claim: trained, moved: [norm=--frozen=embed]}",
-    "{claim: trained --frozen embed, moved: [norm]}",
+    "same ./a ./b", "trained --frozen", "trained --moved norm=--frozen=embed",
 ])  # fmt: skip
 def test_a_claim_that_makes_no_sense_is_refused_before_anything(sides, claim):
-    """Exit 2, with file and line."""
-    (sides / "list.yaml").write_text(f"- {{base: ./base, tuned: ./upper, claims: [{claim}]}}\n")
-    done = run_shadow("audit", "--list", "list.yaml", "-o", "out", cwd=sides)
-    assert "list.yaml:1" in done.assert_refused(2)
+    rule = f"not verify.{claim}"
+    done = run_shadow("audit", "--list", "list.yaml", "-o", "out", "--fail-on", rule, cwd=sides)
+    done.assert_refused(2)
     assert not (sides / "out").exists()
+
+
+def test_a_list_has_no_claims(sides):
+    """The line of an entry that has some."""
+    (sides / "list.yaml").write_text("\n- {base: ./base, tuned: ./upper, claims: [same]}\n")
+    done = run_shadow("audit", "--list", "list.yaml", "-o", "out", cwd=sides)
+    assert "list.yaml:2: unknown key 'claims'" in done.assert_refused(2)
 
 
 def test_a_report_names_its_checkpoints_again(tmp_path):

@@ -31,6 +31,7 @@ from shadow.checks.whole import (
     copies,
     gguf_metadata,
     judge,
+    peers,
     quantised_modules,
     shards,
     small_files,
@@ -656,7 +657,7 @@ def test_every_finding_is_an_entry_of_one_table():
     """Each with a sentence on why it matters and one on what to do; no code is in two topics, and
     each is one that a judge or the loader has.
     """
-    rooms = (shards, configs, values, names_part, small_files, copies, quantised_modules)
+    rooms = (shards, configs, values, names_part, small_files, copies, peers, quantised_modules)
     topics = [room.RULES for room in rooms] + [configs.OF_ADAPTERS, gguf_metadata.RULES]
     assert sum(map(len, topics)) == len(RULES)
     for code, rule in RULES.items():

@@ -53,6 +53,7 @@ OFTEN = [  # each with something that only the loader knows
     ("longcat_flash", "LongcatFlashModel"),  # experts without matrices
     ("dinov3_vit", "DINOv3ViTModel"),  # no registers: a shape of 1 x 0 x 64
     ("cohere_asr", "CohereAsrModel"),  # rows of padding under other names
+    ("mobilebert", "MobileBertForPreTraining"),  # a matrix of 0 x 120
     ("ibert", "IBertModel"),  # in another class of tables
     ("qwen2_5_omni", "Qwen2_5OmniForConditionalGeneration"),  # reads further files
     ("mixtral", "MixtralForCausalLM"), ("mamba2", "Mamba2ForCausalLM"), ("t5", "T5Model"),

@@ -17,7 +17,7 @@ COMMANDS = {
     "audit --list": ("audit", "--list", "list.txt", "-o", "listed", "--format", "json"),
     "plan": ("plan", "demo", "--format", "json"), "show": ("show", "out", "--json"),
     "gate": ("gate", "out", *RULE, "--format", "json"),
-    "compare": ("compare", NARROW, BROAD, "--joint", "--scores", "scores.csv", "--json"),
+    "compare": ("compare", NARROW, BROAD, "--scores", "scores.csv", "--json"),
     "verify": ("verify", "same", DEMO / "base", DEMO / "narrow", "--json"),
     "check": ("check", DEMO / "narrow", "--base", DEMO / "base", "--headers", "--json"),
     "lineage": ("lineage", "out", "--json"), "families": ("families", "demo", "--json"),

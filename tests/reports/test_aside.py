@@ -39,7 +39,7 @@ def killed(output, *words, code=KILLED):
     return [path for path in output.parent.iterdir() if path.name.startswith(".shadow-")]
 
 
-@pytest.mark.parametrize("to", ["csv", "markdown"])
+@pytest.mark.parametrize("to", ["csv", "parquet"])
 def test_an_export_that_is_killed_after_its_rename_leaves_only_itself(demo_reports, tmp_path, to):
     """No run would remove what it left: the next one is refused, as the export is there."""
     output = tmp_path / "out"

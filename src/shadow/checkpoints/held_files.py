@@ -40,7 +40,6 @@ class HeldFile:
     path: Path
     handle: int = field(repr=False)  # of the system, this object's own
     size: int  # bytes, when it was opened
-    modified: int  # when its content last changed by then, in ns
     standing: tuple[int, ...]  # what tells whether it changes
 
     def __del__(self) -> None:
@@ -185,7 +184,7 @@ def hold(path: Path) -> HeldFile | None:
     if handle is None:
         return None
     status = os.fstat(handle)
-    return HeldFile(path, handle, status.st_size, status.st_mtime_ns, _standing(status))
+    return HeldFile(path, handle, status.st_size, _standing(status))
 
 
 def _standing(status: os.stat_result) -> tuple[int, ...]:

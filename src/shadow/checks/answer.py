@@ -146,6 +146,8 @@ COMMON: Mapping[str, str] = {
     **APART,
     "accepted": "accepted ({because}): {what}",
     "one_checkpoint": "{names:and} are one checkpoint, so nothing was compared",
+    "other_numbers": "layers, experts or matrices of {last} are those of {first} at other numbers,"
+    " which this claim does not compare; `shadow audit` does",
     "not_compared": "{tensors:count tensor is|tensors are} not compared: {why}",
     "apart": "{tensors:count tensor|tensors} {where}",
     "shared_apart": "{how}, of {tensors:count tensor|tensors}",

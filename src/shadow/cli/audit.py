@@ -19,7 +19,6 @@ from shadow.cli.gate import (
     at_fault,
     baselines_of,
     begin,
-    claims_of,
     finish,
     rules_of,
     show_headlines,
@@ -83,7 +82,6 @@ def audit(
     ray = Ray.of(engine)
     say = ignore if quiet else console.say
     selection = selected(targets, pairs)
-    claims = claims_of(selection)
     from shadow.process_settings import uncollected
 
     with uncollected():
@@ -110,15 +108,14 @@ def audit(
         summary, name = result.summary, names[selection.own.index(outcome.pair)]
         if is_shown:
             show_pair(summary, result.provenance, result.place, of=len(names))
-        own = {rule.name: rule for rule in (*judging, *claims.get(name, ()))}
         objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
         more: Any = {"seconds": outcome.seconds, "objections": objections}
-        if not own:
+        if not judging:
             return Judgement(summary.family, summary.pair, summary=summary, **more)
         folder = here(result.place)  # the rows of a report that was uploaded are fetched
         reading = Runtime(jobs, access_of(files), say=say)
         now = read_measured(folder, summary=summary, reading=reading)
-        judgement = judge_report([*own.values()], now, baselines.get(name), **more)
+        judgement = judge_report(judging, now, baselines.get(name), **more)
         if result.url is not None:
             shutil.rmtree(folder, ignore_errors=True)
         if is_shown:

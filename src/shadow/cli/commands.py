@@ -30,7 +30,7 @@ EXAMPLES = {
     ),
     "show": ("shadow show reports/demo/base..narrow --format markdown",),
     "compare": (
-        "shadow compare reports/demo/base..narrow reports/demo/base..broad --joint",
+        "shadow compare reports/demo/base..narrow reports/demo/base..broad",
         "shadow compare reports --scores scores.csv",
     ),
     "gate": (

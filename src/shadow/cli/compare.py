@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shadow.cli import console
 from shadow.cli import options as shared
-from shadow.cli.options import FILE, prepare
+from shadow.cli.options import FILE
 from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.options import ARGUMENT, option
@@ -33,9 +33,6 @@ def compare(
         (),
         **FILE,
     ),
-    joint: bool = option("Also compare where the deltas point; reads the checkpoints.", False),
-    jobs: int | None = shared.JOBS,
-    allow_pickle: bool = shared.PICKLE,
     format: shared.MarkdownFormat = shared.MARKDOWN,
 ) -> None:
     """Compare two models of one base, or two stages of one lineage. Says whose delta is more
@@ -43,29 +40,19 @@ def compare(
 
     Differences are paired over the same matrices, with their spread over layers and a margin.
 
-    With --joint, also say how far two changes of one base point the same way. The checkpoints must
-    be in folders or in the Hub's cache.
-
     With --scores, also correlate gains with concentrations, over up to 200 reports of any bases.
 
     Exit codes: 0 done, whatever the verdict; 1 failed; 2 wrong usage.
     """
-    prepare(offline=joint)
     from shadow import api
     from shadow.telling.comparisons import comparison_document
 
-    with console.steps("compare") as update:
-        comparison = api.compare(
-            *runs,
-            margin=margin,
-            allow_different_base=allow_different_base,
-            scores=scores,
-            joint=joint,
-            jobs=jobs,
-            allow_pickle=allow_pickle,
-            say=console.say,
-            progress=update,
-        )
+    comparison = api.compare(
+        *runs,
+        margin=margin,
+        allow_different_base=allow_different_base,
+        scores=scores,
+    )
     if format == "json":
         console.show_json(comparison.as_json())
     elif format == "markdown":

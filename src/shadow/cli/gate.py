@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
     from shadow.targets.families import Pair
-    from shadow.targets.lists import Selection
     from shadow.telling.document import Document
 
 
@@ -64,7 +63,6 @@ def gate(
     from shadow.targets.lists import select
 
     selection = select(registry=registry, listed=listed)
-    claims = claims_of(selection)
     runs = [here(run) for run in runs]
     below = reports_below if listed is None else found_below
     folders: dict[Path, Path] = {}  # the last path to each
@@ -108,8 +106,7 @@ def gate(
             if earlier == folder.resolve():
                 hint = "name an earlier report with --against"
                 raise ShadowError(f"{folder} is its own baseline", hint)
-            own = [*judging, *claims.get(name, ())]
-            judgement = judge_report(own, read_measured(folder), baseline)
+            judgement = judge_report(judging, read_measured(folder), baseline)
         except ShadowError as error:
             judged.append(at_fault(name, error))
             continue
@@ -151,16 +148,6 @@ def rules_of(rules: shared.Rules) -> tuple[Rule, ...]:
 
     against = rules.against is not None
     return gather(rules.fail_on, rules.policy, against=against, allow_missing=rules.allow_missing)
-
-
-def claims_of(selection: Selection) -> dict[Name, list[Rule]]:
-    """The claims of a list about its pairs, as rules. Raises UsageError with the line."""
-    from shadow.gates.rules import claim_rule
-
-    rules: dict[Name, list[Rule]] = {}
-    for pair, claims in selection.claims.items():
-        rules[_name_of(pair)] = [claim_rule(claim) for claim in claims]
-    return rules
 
 
 def at_fault(name: Name, error: ShadowError, **more: Any) -> Judgement:

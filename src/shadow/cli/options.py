@@ -168,7 +168,6 @@ QUIET = option(
     "Print headlines; on stderr only errors, failed rules and their count.", False, "-q", "--quiet"
 )
 JOBS = option("Number of worker threads; no result depends on it.", metavar="N", min=1, max=1024)
-PICKLE = option("Read pickles of torch (.bin, .pt, .pth, .distcp), in a child process.", False)
 
 
 def selected(targets: Sequence[str], pairs: Pairs) -> Selection:

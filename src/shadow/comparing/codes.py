@@ -191,23 +191,6 @@ class NoContrast(Coded):
     )
 
 
-class NoDirections(Coded):
-    """Reasons for not knowing where two deltas point."""
-
-    STEPS_OF_ONE_LINEAGE = "steps_of_one_lineage", "these are steps of one lineage"
-    ANOTHER_BASE = "another_base", "the bases differ"
-    BASE_NOT_IDENTIFIED = (
-        "base_not_identified",
-        "the reports do not say whether the bases have the same bytes: audit both again",
-    )
-    BASE_OF_COMPONENTS = (
-        "base_of_components",
-        "the base is another checkpoint for each component",
-    )
-    NO_SHARED_MATRIX = "no_shared_matrix", "no matrix is in all three checkpoints"
-    CHECKPOINT_NOT_READ = "checkpoint_not_read", "{fault}"
-
-
 class LeftOut(Coded):
     """Reasons for leaving a report out of the correlations with scores."""
 
@@ -245,7 +228,6 @@ KINDS: Mapping[str, type[Coded]] = {
     "a reason for no verdict": NoVerdict,
     "a warning of a comparison": Doubt,
     "a reason for not comparing matrices": NoContrast,
-    "a reason for no cosine of two deltas": NoDirections,
     "a reason for leaving a report out of correlations": LeftOut,
     "a note of a lineage": LineageNote,
     "a note on a step of a lineage": StepDoubt,

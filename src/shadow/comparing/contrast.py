@@ -24,7 +24,6 @@ from shadow.comparing.codes import (
 from shadow.comparing.differences import (
     FIGURES,
     SIDES,
-    DeltaDirections,
     Difference,
     cells_of,
     difference,
@@ -93,9 +92,6 @@ class Contrast:
     """What makes the comparison doubtful, though not void."""
     rate: Rate | None
     """How often such verdicts were wrong; None where that was not measured on such pairs."""
-    joint: DeltaDirections | None = None
-    no_directions: Reason | None = None
-    """Why joint is not known; None where it is, or nobody asked."""
 
     @property
     def sentence(self) -> str:
@@ -115,11 +111,6 @@ class Contrast:
         """The doubts, in words."""
         return [say(reason) for reason in self.doubts]
 
-    @property
-    def no_joint(self) -> str | None:
-        """The reason for no joint, in words."""
-        return None if self.no_directions is None else say(self.no_directions)
-
     def as_json(self) -> dict[str, Any]:
         """For machines: reasons by code and figures, and in words."""
         return {
@@ -130,7 +121,6 @@ class Contrast:
             "sentence": self.sentence,
             "not_comparable": self.not_comparable,
             "warnings": self.warnings,
-            "no_joint": self.no_joint,
         }
 
 
@@ -144,7 +134,7 @@ def contrast(
 ) -> Contrast:
     """Compare the first report with the second. Raises ShadowError if they share no matrix."""
     by_base = relation in (ReportRelation.SAME_PAIR, ReportRelation.ONE_BASE)
-    rows = match(first.deltas, second.deltas, by_base=by_base)
+    rows = match(first.placed, second.placed, by_base=by_base)
     if rows.empty:
         raise ShadowError(
             f"{first.name} and {second.name} have no changed matrix of one place and shape in"

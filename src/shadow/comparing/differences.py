@@ -1,5 +1,4 @@
-"""Two deltas, matrix by matrix -> the differences of figures, over layers; and where the deltas
-point, compared with chance (measured by `shadow.lists.joint`). Pure.
+"""Two deltas, matrix by matrix -> the differences of figures, over layers. Pure.
 
 Names are the same in frames, JSON and Parquet files: `X_first` and `X_second` are of the two
 reports, `X_difference` is the difference on the scale of the figure X.
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from shadow.comparing.codes import ComparisonVerdict, NoDirections, ReportRelation, Verified
+from shadow.comparing.codes import ComparisonVerdict
 from shadow.summary.bootstrap import blocks_of, interval_of_median
 from shadow.summary.tables import finite
 
@@ -192,54 +191,3 @@ def _verdict(compared: Difference) -> ComparisonVerdict:
     if compared.difference * compared.direction > 0:
         return ComparisonVerdict.MORE_CONCENTRATED
     return ComparisonVerdict.LESS_CONCENTRATED
-
-
-# ------------------------------------------------------------------------------------- directions
-
-SURE = 4.0  # standard deviations of chance that a cosine is beyond it
-MOST_SHARED = 0.293  # 1 - 1/sqrt(2): the cosine of two small updates that share their rounding
-
-
-@dataclass(frozen=True)
-class DeltaDirections:
-    """Directions of two deltas, over matrices that changed in both. Figures are None if unknown."""
-
-    matrices: int
-    """Matrices that both models changed, 0 or more."""
-    left_out: int
-    """Matrices that one of the two alone changed or has, or that are not finite, 0 or more."""
-    cosine: float | None
-    """Of the two deltas as stored, -1 to 1: all these matrices as one vector."""
-    chance_cosine: float | None
-    """The standard deviation of the cosine if all signs were random, 0 to 1; the mean is 0."""
-    chance_cosine_master: float | None
-    """The most that the shared rounding of the base adds to the cosine, 0 to 0.293, if both
-    trainings started from a copy of it in more bits.
-    """
-    directions: int
-    """The most leading singular directions that are taken of each matrix."""
-    overlap: float | None
-    """Mean squared cosine of the principal angles of leading directions, 0 to 1: over outputs and
-    inputs and over matrices.
-    """
-    chance_overlap: float | None
-    """What random signs give for overlap, 0 to 1."""
-
-    @property
-    def beyond_chance(self) -> int:
-        """1 if the cosine is larger than that of unrelated updates, -1 if smaller, otherwise 0."""
-        if self.cosine is None or self.chance_cosine is None:
-            return 0
-        far = SURE * self.chance_cosine
-        if self.cosine > (self.chance_cosine_master or 0.0) + far:
-            return 1
-        return -1 if self.cosine < -far else 0
-
-
-def no_shared_base(relation: ReportRelation, verified: Verified | None) -> NoDirections | None:
-    """Say why two deltas do not start at the same weights; None if they do."""
-    if relation is ReportRelation.CONSECUTIVE_STAGES:
-        return NoDirections.STEPS_OF_ONE_LINEAGE
-    if relation is ReportRelation.DIFFERENT_BASES:
-        return NoDirections.ANOTHER_BASE
-    return None if verified else NoDirections.BASE_NOT_IDENTIFIED

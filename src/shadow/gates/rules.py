@@ -36,7 +36,6 @@ from shadow.places.names import name_rules, nearest_modules
 from shadow.reasons import BROKEN
 from shadow.reports.columns import delta_metrics
 from shadow.summary.record import ComponentRow, ModuleRow, PairFigures, keys_of
-from shadow.targets.lists import ListedClaim
 from shadow.text import closest, nearest
 
 Severity = Literal["error", "warning"]
@@ -288,19 +287,6 @@ def _known(pattern: str, words: Sequence[str]) -> bool:
 def _refuse(what: str, word: str, close: str | None, hint: str) -> NoReturn:
     """Raise UsageError for an unknown component, module or metric."""
     raise UsageError(f"no {what} {word!r}", f"did you mean {close!r}?" if close else hint)
-
-
-def claim_rule(claim: ListedClaim) -> Rule:
-    """Make a rule of a list's claim about a pair, such as `trained --frozen embed`: it is violated
-    if the claim does not hold. Raises UsageError.
-    """
-    try:
-        question = pair_claim(claim.text)
-    except UsageError as error:
-        fault = f"{claim.file}:{claim.line}: {error.message}"
-        raise UsageError(fault, error.hint) from error
-    figure = Metric(VERIFY, None, str(question))
-    return _named(figure, FAILS, file=claim.file, line=claim.line)
 
 
 def gather(

@@ -46,8 +46,8 @@ class Measuring(Method):
     )
     spectra: bool = option("Write spectra.parquet.", True, "--spectra/--no-spectra")
     device: str = option(
-        "Device for products, experimental: cpu, cuda, a card such as cuda:1, mps, or auto (a card"
-        " if there is one).",
+        "Device for products, experimental: cpu, cuda, a card such as cuda:1, or auto (a card if"
+        " there is one).",
         "cpu",
         metavar="DEVICE",
     )

@@ -45,7 +45,7 @@ class RunMetadata(TypedDict):
     """The making and the summary of a report: no number depends on it."""
 
     compute_dtype: NotRequired[object]
-    device: NotRequired[object]  # cpu, cuda or mps
+    device: NotRequired[object]  # cpu or cuda
     device_use: NotRequired[object]  # of a card: {"name": what its maker calls it}
     libraries: NotRequired[Mapping[str, object] | None]
     started: NotRequired[object]

@@ -16,7 +16,7 @@ from shadow.spectra.device import OnDevice
 from shadow.spectra.measurement import Method
 from shadow.spectra.spectrum import ON_CPU, Grams
 
-WORDS = "cpu, auto, cuda, mps, or one card such as cuda:1"
+WORDS = "cpu, auto, cuda, or one card such as cuda:1"
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class DeviceChoice:
     """Device for Gram matrices. Two reports are comparable if their `kind` is the same."""
 
     kind: str = "cpu"
-    """cpu, cuda or mps."""
+    """cpu or cuda."""
     place: str = "cpu"
-    """As torch calls it: cpu, cuda:0, mps."""
+    """As torch calls it: cpu, cuda:0."""
     name: str | None = None
     """What its maker calls the card."""
 
@@ -38,15 +38,10 @@ def choose(asked: str) -> DeviceChoice:
     """Choose the device named on this machine; `auto` falls back to the CPU. Raises UsageError."""
     if asked == "cpu":
         return CPU
-    if not re.fullmatch(r"auto|mps|cuda(:\d{1,3})?", asked, re.ASCII):
+    if not re.fullmatch(r"auto|cuda(:\d{1,3})?", asked, re.ASCII):
         raise UsageError(f"no device {asked[:40]!r}", f"one of {WORDS}")
-    has_mps = torch.backends.mps.is_available()
-    if asked in ("auto", "mps") and has_mps:
-        return DeviceChoice("mps", "mps", "mps")
     place = asked if ":" in asked else "cuda:0"
     try:
-        if asked == "mps":
-            raise RuntimeError("torch finds no such device")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a driver that is too old
             return DeviceChoice("cuda", place, torch.cuda.get_device_name(place))

@@ -1,8 +1,7 @@
-"""Products and eigenvalues on an accelerator of torch. Experimental: no card has run it yet.
+"""Products and eigenvalues on a card of CUDA. Experimental: no card has run it yet.
 
-CUDA makes Gram matrices in float32 and float64 and their eigenvalues. MPS, which lacks float64,
-makes those in float32 and leaves the rest to the CPU. Leading vectors and sums over entries are
-always computed on the CPU. Any failure ends the audit; `--device cpu` avoids it.
+It makes Gram matrices and their eigenvalues. Leading vectors and sums over entries are always
+computed on the CPU. Any failure ends the audit; `--device cpu` avoids it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SAME_TRACE = 1e-4  # relative difference of the trace from the energy of the ent
 
 
 class OnDevice(Grams):
-    """Gram matrices on a device with torch's name: cuda:0, mps; or cpu, for tests."""
+    """Gram matrices on a device with torch's name: cuda:0; or cpu, for tests."""
 
     def __init__(self, place: str, name: str | None) -> None:
         self._place = torch.device(place)
@@ -34,8 +33,6 @@ class OnDevice(Grams):
         torch.set_float32_matmul_precision("highest")  # no TF32 and the like
 
     def gram(self, read: Read, shape: tuple[int, int], norm: float, dtype: torch.dtype) -> Tensor:
-        if self._lacks(dtype):
-            return super().gram(read, shape, norm, dtype)
         side = min(shape)
         wide = shape[0] <= shape[1]
         with self._faults():
@@ -52,13 +49,8 @@ class OnDevice(Grams):
         return total
 
     def eigenvalues(self, gram: Tensor) -> NDArray[np.float64]:
-        if self._lacks(torch.float64):
-            return super().eigenvalues(gram.cpu())
         with self._faults():
             return np.asarray(torch.linalg.eigvalsh(gram.to(self._place).double()).cpu().numpy())
-
-    def _lacks(self, dtype: torch.dtype) -> bool:
-        return self._place.type == "mps" and dtype == torch.float64
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:

@@ -1,9 +1,8 @@
 """Four routines of SciPy's LAPACK, called by address without the interpreter's lock: all
 eigenvalues and a few leading eigenvectors from one reduction to tridiagonal form.
 
-A LAPACK routine that gets a wrong array corrupts memory, so `call` checks every argument first:
-number and kind, dtype, contiguity, order, shape, whether it may be written, and sizes of work
-arrays.
+A LAPACK routine that gets a wrong array corrupts memory, so NumPy's `ndpointer` checks each before
+every call: dtype, contiguity, order, shape, and whether it may be written.
 
 Eigenvalues alone cost a reduction and a QL iteration. LAPACK's drivers either stop there or
 compute every vector (2.7 times as long at side 896); but with the reflectors kept, a few vectors
@@ -23,98 +22,17 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.ctypeslib import ndpointer
 from numpy.typing import NDArray
 from scipy.linalg import cython_lapack, eigh_tridiagonal
 
-Argument = bytes | int | NDArray[Any]
-Sizes = Mapping[str, int]  # the integer arguments of a call by their names
-Shape = Callable[[Sizes], tuple[int, ...]]
 Routine = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Letter:
-    """A character argument."""
-
-    allowed: bytes
-
-
-@dataclass(frozen=True)
-class Number:
-    """An integer argument, at least 1 and at least another one, or one computed from others."""
-
-    least: Callable[[Sizes], int] = lambda _: 1
-
-
-@dataclass(frozen=True)
-class Array:
-    """An array argument: a matrix has exactly the shape, a vector at least the length."""
-
-    shape: Shape
-    dtype: type[np.generic] = np.float64
-
-
-def _vector(name: str, times: int = 1, dtype: type[np.generic] = np.float64) -> Array:
-    return Array(lambda sizes: (times * sizes[name],), dtype)
-
-
-N = Number()
-LEADING = Number(lambda sizes: sizes["n"])
-INFO = Array(lambda _: (1,), np.intc)
-# In the order of LAPACK's arguments, and by its names. Matrices are given row by row, as columns of
-# Fortran's: the leading dimension comes last here.
-ROUTINES: Mapping[str, Mapping[str, Letter | Number | Array]] = {
-    "dsytrd": {
-        "uplo": Letter(b"UL"),
-        "n": N,
-        "a": Array(lambda sizes: (sizes["n"], sizes["lda"])),
-        "lda": LEADING,
-        "d": _vector("n"),
-        "e": _vector("n"),
-        "tau": _vector("n"),
-        "work": _vector("lwork"),
-        "lwork": N,
-        "info": INFO,
-    },
-    "dsterf": {"n": N, "d": _vector("n"), "e": _vector("n"), "info": INFO},
-    "dstein": {
-        "n": N,
-        "d": _vector("n"),
-        "e": _vector("n"),
-        "m": N,
-        "w": _vector("m"),
-        "iblock": _vector("m", 1, np.intc),
-        "isplit": _vector("n", 1, np.intc),
-        "z": Array(lambda sizes: (sizes["m"], sizes["ldz"])),
-        "ldz": LEADING,
-        "work": _vector("n", 5),
-        "iwork": _vector("n", 1, np.intc),
-        "ifail": _vector("m", 1, np.intc),
-        "info": INFO,
-    },
-    "dormtr": {
-        "side": Letter(b"L"),
-        "uplo": Letter(b"UL"),
-        "trans": Letter(b"NT"),
-        "m": N,
-        "n": N,
-        "a": Array(lambda sizes: (sizes["m"], sizes["lda"])),
-        "lda": Number(lambda sizes: sizes["m"]),
-        "tau": _vector("m"),
-        "c": Array(lambda sizes: (sizes["n"], sizes["ldc"])),
-        "ldc": Number(lambda sizes: sizes["m"]),
-        "work": _vector("lwork"),
-        "lwork": LEADING,
-        "info": INFO,
-    },
-}
-INDICES = ("iblock", "isplit")  # arrays of numbers from 1 to n, which address other arrays
+ARGUMENTS = {"dsytrd": 10, "dsterf": 4, "dstein": 13, "dormtr": 13}  # how many LAPACK's have
 
 
 @cache
@@ -123,12 +41,12 @@ def lapack() -> dict[str, Routine] | None:
     integers.
     """
     try:
-        return {name: _checked(name, _address(name)) for name in ROUTINES}
+        return {name: _address(name, count) for name, count in ARGUMENTS.items()}
     except (AttributeError, KeyError, ValueError):
         return None
 
 
-def _address(name: str) -> Callable[..., None]:
+def _address(name: str, count: int) -> Routine:
     """The routine as a C function, with all arguments by address.
 
     Raises KeyError if SciPy lacks it, ValueError if it takes other arguments or other integers than
@@ -142,86 +60,23 @@ def _address(name: str) -> Callable[..., None]:
     pointer_of.restype = ctypes.c_void_p
     pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
     signature = name_of(capsule)
-    count = len(ROUTINES[name])
     if signature.count(b"*") != count or not re.search(rb"[(,] ?int \*", signature):
         raise ValueError(f"{name} takes other arguments: {signature!r}")
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * count)(pointer_of(capsule, signature))
 
 
-def _checked(name: str, function: Callable[..., None]) -> Routine:
-    def call(*arguments: Argument) -> None:
-        check(name, arguments)
-        function(*map(_pointer, arguments))
+def array(value: object, *shape: int, dtype: type[np.generic] = np.float64) -> Any:
+    """The address of an array that a routine reads and writes.
 
-    return call
-
-
-def check(name: str, arguments: tuple[Argument, ...]) -> None:
-    """Raise TypeError with the routine's name for invalid arguments."""
-    expected = ROUTINES[name]
-    if len(arguments) != len(expected):
-        raise TypeError(f"{name} takes {len(expected)} arguments, not {len(arguments)}")
-    given = dict(zip(expected, arguments, strict=True))
-    sizes = {key: value for key, value in given.items() if type(value) is int}
-    numbers = [key for key, kind in expected.items() if isinstance(kind, Number)]
-    faults = [f"{key} is no int" for key in numbers if key not in sizes]
-    for key, kind in expected.items():
-        if not faults and (fault := _fault(given[key], kind, sizes)):
-            faults.append(f"{key} {fault}")
-    faults += [
-        f"{key} has numbers outside 1 to n"
-        for key in INDICES
-        if not faults and key in given and not _are_indices(given[key], sizes["n"])
-    ]
-    if faults:
-        raise TypeError(f"{name}: {faults[0]}")
+    Raises TypeError unless NumPy finds exactly this shape and dtype, row by row, writable.
+    """
+    checked: Any = ndpointer(dtype, shape=shape, flags=("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))
+    return checked.from_param(value)
 
 
-def _fault(value: Argument, kind: Letter | Number | Array, sizes: Sizes) -> str | None:
-    """Say what is wrong with an argument, None if nothing is."""
-    if isinstance(kind, Letter):
-        fits = isinstance(value, bytes) and len(value) == 1 and value in kind.allowed
-        if fits:
-            return None
-        return f"is not one of {kind.allowed!r}"
-    if isinstance(kind, Number):
-        fits = isinstance(value, int) and max(1, kind.least(sizes)) <= value < 1 << 31
-        if fits:
-            return None
-        return "is out of range"
-    return array_fault(value, kind.shape(sizes), kind.dtype)
-
-
-def array_fault(
-    value: object, shape: tuple[int, ...], dtype: type[np.generic] = np.float64
-) -> str | None:
-    """Say what is wrong with an array for a routine to read and write, None if nothing is."""
-    if type(value) is not np.ndarray:
-        return "is not a NumPy array"
-    if value.dtype != np.dtype(dtype) or not value.dtype.isnative:
-        return f"is {value.dtype}, not {np.dtype(dtype)}"
-    if value.ndim != len(shape):
-        return f"has {value.ndim} dimensions, not {len(shape)}"
-    if value.shape != shape if value.ndim > 1 else value.size < shape[0]:
-        return f"has the shape {value.shape}, not {shape}"
-    if not value.flags.c_contiguous or not value.flags.aligned:
-        return "is not contiguous, row by row"
-    if value.flags.writeable:
-        return None
-    return "is read-only"
-
-
-def _are_indices(value: Argument, most: int) -> bool:
-    return bool(np.min(value) >= 1 and np.max(value) <= most)
-
-
-def _pointer(argument: Argument) -> Any:
-    """Say what ctypes accepts as the address of a character, a number or an array."""
-    if isinstance(argument, np.ndarray):
-        return argument.ctypes.data
-    if isinstance(argument, bytes):
-        return argument
-    return ctypes.byref(ctypes.c_int(argument))
+def number(value: int) -> Any:
+    """The address of an integer."""
+    return ctypes.byref(ctypes.c_int(value))
 
 
 PANEL = 64  # columns that LAPACK's blocked routines may take at once
@@ -238,9 +93,9 @@ def eigensystem(
     lower: (n, n), C-contiguous float64, its lower triangle given; it is overwritten. The values are
     the same to the last bit whatever the count. Raises TypeError for any other matrix.
     """
-    require_square("eigensystem", lower)
     n = len(lower)
-    if not 0 <= count <= n:
+    matrix = array(lower, n, n)
+    if not n or not 0 <= count <= n:
         raise TypeError(f"eigensystem: {count} vectors of {n}")
     of_lapack = lapack()
     if of_lapack is None:
@@ -248,33 +103,28 @@ def eigensystem(
         return values, np.ascontiguousarray(vectors[:, ::-1][:, :count])
     diagonal = np.empty(n)
     beside = np.empty(n)
-    scales = np.empty(n)
-    work = np.empty(PANEL * n + 2 * PANEL**2)
+    scales = array(np.empty(n), n)
+    size = PANEL * n + 2 * PANEL**2
+    work = array(np.empty(size), size)
     info = np.zeros(1, np.intc)
+    outcome = array(info, 1, dtype=np.intc)
+    tridiagonal = array(diagonal, n), array(beside, n)
     # row by row the lower triangle is, in Fortran's order, the upper one
-    of_lapack["dsytrd"](b"U", n, lower, n, diagonal, beside, scales, work, len(work), info)
+    of_lapack["dsytrd"](
+        b"U", number(n), matrix, number(n), *tridiagonal, scales, work, number(size), outcome
+    )
     values = diagonal.copy()
-    destroyed = beside.copy()
-    of_lapack["dsterf"](n, values, destroyed, info)
+    of_lapack["dsterf"](number(n), array(values, n), array(beside.copy(), n), outcome)
     if info[0]:
         raise np.linalg.LinAlgError("eigenvalues did not converge")
     if count == 0:
         return values, np.empty((n, 0))
     vectors = _of_tridiagonal(of_lapack["dstein"], diagonal, beside, values[n - count :])
     of_lapack["dormtr"](
-        b"L", b"U", b"N", n, count, lower, n, scales, vectors, n, work, len(work), info
-    )
+        b"L", b"U", b"N", number(n), number(count), matrix, number(n), scales,
+        array(vectors, count, n), number(n), work, number(size), outcome,
+    )  # fmt: skip
     return values, vectors[::-1].T
-
-
-def require_square(name: str, matrix: object) -> None:
-    """Raise TypeError, with the function's name, unless a matrix is square, not empty, and writable
-    C-contiguous float64.
-    """
-    n = len(matrix) if isinstance(matrix, np.ndarray) and matrix.ndim == 2 else 0
-    fault = array_fault(matrix, (n, n)) or (None if n else "is empty")
-    if fault:
-        raise TypeError(f"{name}: the matrix {fault}")
 
 
 def _of_tridiagonal(
@@ -289,12 +139,13 @@ def _of_tridiagonal(
     vectors = np.empty((count, n))
     info = np.zeros(1, np.intc)
     # of one block, which ends at n; LAPACK may read as many ends as there are rows
-    blocks = np.ones(count, np.intc), np.full(n, n, np.intc)
-    work = np.empty(5 * n)
-    iwork = np.empty(n, np.intc)
-    failed = np.empty(count, np.intc)
-    tridiagonal = n, diagonal, beside
-    dstein(*tridiagonal, count, values.copy(), *blocks, vectors, n, work, iwork, failed, info)
+    dstein(
+        number(n), array(diagonal, n), array(beside, n), number(count),
+        array(values.copy(), count), array(np.ones(count, np.intc), count, dtype=np.intc),
+        array(np.full(n, n, np.intc), n, dtype=np.intc), array(vectors, count, n), number(n),
+        array(np.empty(5 * n), 5 * n), array(np.empty(n, np.intc), n, dtype=np.intc),
+        array(np.empty(count, np.intc), count, dtype=np.intc), array(info, 1, dtype=np.intc),
+    )  # fmt: skip
     if info[0] == 0 and np.abs(vectors @ vectors.T - np.eye(count)).max() < ORTHONORMAL:
         return vectors
     _, vectors = eigh_tridiagonal(

@@ -5,42 +5,26 @@ side are never whole in memory: block by block Y_b = W_bᵀ U_b / sigma and Y_t 
 formed, and only their inner products and D Y_b are summed up. That is only as good as the Gram
 matrix that the vectors came from, so the products of a block are in the precision of that matrix;
 sums over blocks are in float64.
-
-Of two deltas of one base everything is formed block by block in float64: in memory are four blocks
-and one Gram matrix.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
-from torch import Tensor
 
-from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import Matrix, Updated, half_ulp, is_quantised
 from shadow.spectra.measurement import Values
 from shadow.spectra.noise import Profile
-from shadow.spectra.rounding_model import coarser_grid
 from shadow.spectra.spectrum import (
     SMALL_BLOCK,
     Sides,
     Spectrum,
-    Workspace,
-    blocks,
-    delta_blocks,
     power_of_two_scale,
-    read_block,
-    shape_of,
-    spectrum,
-    working_dtype,
 )
 
 SUBSPACE = 16  # dimension of the subspaces that are compared, at most the short side
@@ -237,108 +221,3 @@ def _triples(sides: Sides, scale: float) -> Iterator[tuple[Floating, Floating, F
             d.mul_(scale)
         whole = b.numpy(), t.numpy(), d.numpy()
         yield whole if rows <= cols else (whole[0].T, whole[1].T, whole[2].T)
-
-
-Pair = tuple[Matrix, Matrix]  # base, tuned
-
-
-@dataclass(frozen=True)
-class JointValues:
-    """Sums over the entries of a matrix, in units of weights² unless stated otherwise."""
-
-    inner: float  # <D1, D2>
-    first: float  # ||D1||²
-    second: float  # ||D2||²
-    spread: float  # sum of (D1_ij D2_ij)², weights⁴: the variance of inner if all signs were random
-    # sum of ulp²/12 of the base: the most that rounding it adds to inner where both trainings
-    # started from a copy of it in more bits; infinite where the base is quantised
-    rounding: float
-    directions: int = 0  # k = min(16, m), or as many as are resolved in both; 0: nothing is known
-    # mean squared cosine of the principal angles of the leading k singular vectors, outputs and
-    # inputs alike, 0 to 1
-    overlap: float = 0.0
-    # its mean if the entries of one side's vectors had random signs: sum_i l_i l'_i / k with l_i
-    # the squared norm of row i of the k vectors
-    chance_overlap: float = 0.0
-
-    @property
-    def finite(self) -> bool:
-        return all(map(math.isfinite, (self.inner, self.first, self.second, self.spread)))
-
-
-def sibling_values(
-    pairs: tuple[Pair, Pair], formats: tuple[str, str, str], space: Workspace
-) -> JointValues:
-    """Compare the deltas of two models with their base: (base, first) and (base, second).
-
-    formats: the stored dtypes of base, first and second.
-    """
-    base = pairs[0][0]
-    grid = None  # the format that the base was rounded to
-    if not is_quantised(base) and not isinstance(base, Updated):
-        grid = FLOATS[coarser_grid(base, formats[0], working_dtype(formats[0]), space)]
-    values, largest = _sums(pairs, grid, space)
-    if not values.finite or values.first == 0 or values.second == 0:
-        return values
-    energies = values.first, values.second
-    leading = [
-        _leading(pair, (formats[0], dtype), most, energy, space)
-        for pair, dtype, most, energy in zip(pairs, formats[1:], largest, energies, strict=True)
-    ]
-    k = min(vectors[0].shape[1] for vectors in leading)
-    if k == 0:
-        return values
-    sides = []
-    for vectors in zip(*leading, strict=True):
-        one, two = (each[:, :k] for each in vectors)
-        leverages = (one**2).sum(axis=1) @ (two**2).sum(axis=1)
-        sides.append((float(((one.T @ two) ** 2).sum() / k), float(leverages / k)))
-    overlap, chance = np.mean(sides, axis=0)
-    return replace(values, directions=k, overlap=float(overlap), chance_overlap=float(chance))
-
-
-def _sums(
-    pairs: tuple[Pair, Pair], grid: FloatFormat | None, space: Workspace
-) -> tuple[JointValues, list[float]]:
-    """The sums of one pass, and the largest absolute entries of both deltas."""
-    inner = first = second = spread = rounding = 0.0
-    largest = [0.0, 0.0]
-    (base, one), (again, two) = pairs
-    for index, _ in blocks(base, SMALL_BLOCK):
-        b = read_block(base, index, "base", torch.float64, space)
-        d1 = read_block(one, index, "tuned", torch.float64, space).sub_(b)
-        d2 = read_block(two, index, "last", torch.float64, space)
-        d2.sub_(read_block(again, index, "work", torch.float64, space))
-        # ulp² / 12; 0 has the smallest ulp there is
-        rounding += math.inf if grid is None else float(half_ulp(b, grid).square_().sum()) / 3
-        largest = [max(largest[0], float(d1.abs().max())), max(largest[1], float(d2.abs().max()))]
-        first += float(torch.vdot(d1.reshape(-1), d1.reshape(-1)))
-        second += float(torch.vdot(d2.reshape(-1), d2.reshape(-1)))
-        product = d1.mul_(d2)
-        inner += float(product.sum())
-        spread += float(torch.vdot(product.reshape(-1), product.reshape(-1)))
-    return JointValues(inner, first, second, spread, rounding), largest
-
-
-def _leading(
-    pair: Pair, formats: tuple[str, str], largest: float, energy: float, space: Workspace
-) -> tuple[Array, Array]:
-    """The leading left and right singular vectors of a delta that are resolved, as columns.
-
-    Those of the long side are D's images of the short side's, made orthonormal.
-    """
-    scale = power_of_two_scale(largest)
-    has_factors = any(isinstance(matrix, Updated) for matrix in pair)
-    wide = has_factors or working_dtype(*formats) == torch.float64
-    read: Callable[[torch.dtype], Iterator[Tensor]]
-    read = partial(delta_blocks, Sides(*pair, torch.float64, space), scale)
-    shape = shape_of(pair[1])
-    vectors = min(SUBSPACE, *shape)
-    decomposed: Spectrum = spectrum(read, shape, math.sqrt(energy), scale, "default", wide, vectors)
-    short = resolved(decomposed)
-    is_wide = decomposed.rows <= decomposed.cols
-    images = [(part if is_wide else part.T).numpy().T @ short for part in read(torch.float64)]
-    long = np.linalg.qr(np.concatenate(images))[0]
-    if is_wide:
-        return (short, long)
-    return (long, short)

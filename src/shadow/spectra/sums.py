@@ -374,6 +374,9 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
         yield part
 
 
+CLIP = 65504.0, 65536.0  # the largest number of F16, and that number in BF16
+
+
 @dataclass(frozen=True)
 class Extremes:
     """Statistics of the entries of a matrix."""
@@ -390,6 +393,8 @@ class Extremes:
     """Of a matrix that is not constant."""
     constant_rows: tuple[int, ...] = ()
     """Rows of one value other than 0."""
+    clipped: int = 0
+    """Entries at the largest number of F16, or where BF16 has it."""
 
     @property
     def is_zero(self) -> bool:
@@ -400,7 +405,7 @@ class Extremes:
 @np.errstate(over="ignore", invalid="ignore")
 def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
     """Examine a matrix (rows, cols) in one pass, including NaN and infinity."""
-    nan = infinite = row = 0
+    nan = infinite = clipped = row = 0
     energy = 0.0
     first = None
     is_constant = True
@@ -409,6 +414,9 @@ def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
         squares = np.vecdot(block, block)
         total = float(squares.sum(dtype=np.float64))
         first = float(block[0, 0]) if first is None else first
+        if squares.max() >= CLIP[0] ** 2:
+            large = np.abs(block[squares >= CLIP[0] ** 2])
+            clipped += int(np.isin(large, CLIP).sum())
         # squares of float32 may overflow, or vanish: such rows are looked at again
         if not (squares.min() > SAFE[0] and squares.max() < SAFE[1]):
             odd = ~((squares > SAFE[0]) & (squares < SAFE[1]))
@@ -428,6 +436,7 @@ def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
     return Extremes(
         matrix.numel(), nan, infinite, first or 0.0, is_constant, energy,
         tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
+        clipped,
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ matrices, or a sum, would mix both.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,7 +36,6 @@ BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
     "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy",
     "format_ratio", "kept_low", "kept_high",
 )  # fmt: skip
-POOLER = re.compile(r"\bpooler\b")
 WIDE = {"F16", "F32", "F64"}  # formats of more bits than BF16
 SHORTEST = 256  # entries of a row, below which distinct values tell nothing
 TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
@@ -117,7 +115,6 @@ def by_module(kind: type[AnyRow], deltas: Columns) -> list[AnyRow]:
     """
     modules = []
     for (component, module), rows in deltas.groups("component", "module"):
-        poolers = [name for name in rows["tensor"] if name and POOLER.search(name)]
         row = kind.from_parts(
             rows.medians(*LAYER_MEDIANS),
             _coherent(rows),
@@ -125,7 +122,6 @@ def by_module(kind: type[AnyRow], deltas: Columns) -> list[AnyRow]:
             module=module,
             matrices=len(rows),
             short_side=max(_short_sides(rows), default=None),
-            poolers=len(poolers),
         )
         modules.append(row)
     return modules

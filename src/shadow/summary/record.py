@@ -285,7 +285,6 @@ class OutsideLayers(LayerMedians):
     component: str
     module: str
     matrices: int
-    poolers: int
     above_short_side: int
     short_side: int | None
 
@@ -498,6 +497,13 @@ class UnitNumbers(Row):
     def has_others(self) -> bool:
         """True if a unit is not the base's of its number."""
         return bool(self.missing or self.new or self.runs)
+
+    def base_number(self, number: int) -> int:
+        """The number of the base's unit that corresponds to one."""
+        for run in self.runs:
+            if run.first <= number <= run.last:
+                return number + run.base_first - run.first
+        return number
 
 
 class MatchedRows(Row):

@@ -207,32 +207,6 @@ class FamiliesForm(RootModel[dict[Name, FamilyForm]]):
     """Each key is a family's name: what a person types after `shadow audit`."""
 
 
-class PairClaimForm(Form):
-    """A claim that should hold of a pair; docs/lists.md says which there are."""
-
-    CALLED = "a claim"
-    TEXT = "claim"
-    WRITTEN = "write `trained --frozen embed`, or {claim: trained, frozen: [embed]}"
-
-    claim: Word
-    moved: list[Pattern] = Field([])
-    frozen: list[Pattern] = Field([])
-
-    @model_validator(mode="after")
-    def _names_a_claim(self) -> PairClaimForm:
-        if (self.moved or self.frozen) and len(self.claim.split()) != 1:
-            raise FaultError(f"{short(self.claim)} is more than one word", self.WRITTEN, "claim")
-        return self
-
-    def __str__(self) -> str:
-        moved = [f"--moved {pattern}" for pattern in self.moved]
-        frozen = [f"--frozen {pattern}" for pattern in self.frozen]
-        return " ".join([self.claim, *moved, *frozen])
-
-
-Claims = Annotated[list[PairClaimForm], Field([], max_length=100)]
-
-
 class TargetForm(Form):
     """A target of an audit, by its name."""
 
@@ -244,7 +218,6 @@ class TargetForm(Form):
     )
 
     target: Annotated[str, BeforeValidator(by(lambda text, _: one_target(text)))]
-    claims: Claims
 
 
 class TwoCheckpointsForm(Form):
@@ -259,7 +232,6 @@ class TwoCheckpointsForm(Form):
     name: Annotated[str, BeforeValidator(by(lambda text, _: pair_name(text) and text))] | None = (
         None
     )
-    claims: Claims
 
 
 Entry = Annotated[

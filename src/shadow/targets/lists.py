@@ -13,8 +13,8 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from shadow.errors import ShadowError, UsageError
@@ -36,21 +36,10 @@ YAML = (".yaml", ".yml", ".json")
 PLAIN = (".txt", ".list")
 MAX_BYTES = 1_000_000
 MAX_SHARDS = 10_000
-PIPE = re.compile(r"/dev/stdin|(/dev|/proc/(self|\d+))/fd/\d+")  # such as <(...) of a shell
-STREAMS = "/dev", "/proc"  # where the names of pipes lie: a list there has no folder of its own
 YAML_ENTRY = (
     "write `- TARGET`, or `- {base: REF, tuned: REF}` with or without `name: FAMILY:BASE..TUNED`,"
     " for each entry"
 )
-
-
-@dataclass(frozen=True)
-class ListedClaim:
-    """Claims that should hold for each pair of an entry."""
-
-    text: str  # `trained --frozen embed`: see `shadow.checks.registry.pair_claim`
-    file: str
-    line: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,6 @@ class ListEntry:
 
     where: str  # `FILE:LINE`; empty for a target of the command
     names: str | Pair  # A target, or a pair that was given by its checkpoints
-    claims: tuple[ListedClaim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,8 +70,6 @@ class Selection:
     shard: Share = Share()
     is_list: bool = False
     """Whether more than exact names were given, so that an index belongs to it."""
-    claims: Mapping[Pair, tuple[ListedClaim, ...]] = field(default_factory=dict)
-    """What a list says of its pairs."""
 
     @property
     def digest(self) -> str:
@@ -126,14 +112,12 @@ def select(
     lines = dict.fromkeys(given, "")  # where a list names a pair first
     if typed:
         lines |= dict.fromkeys(pairs_of_references(targets, families), "")
-    claims: dict[Pair, tuple[ListedClaim, ...]] = {}
     look_up = functools.cache(lambda target: find_pairs(target, families))
     for entry in entries:
         with _asked(entry):
             named = (entry.names,) if isinstance(entry.names, Pair) else look_up(entry.names)
         for pair in named:
             lines.setdefault(pair, entry.where)
-            claims[pair] = (*claims.get(pair, ()), *entry.claims)
     first: dict[str, str] = {}
     for pair, line in lines.items():  # two pairs of one name would be one row and one folder
         if (name := pair.full_name) in first:
@@ -148,7 +132,7 @@ def select(
     pairs = tuple(lines)
     is_list = listed is not None or shard is not None
     is_list |= not typed and any(map(is_glob, targets))  # a folder may be called a[1]
-    return Selection(pairs, share(pairs, shard_of), shard_of, is_list, claims)
+    return Selection(pairs, share(pairs, shard_of), shard_of, is_list)
 
 
 @contextlib.contextmanager
@@ -181,9 +165,6 @@ def read_list(listed: str) -> list[ListEntry]:
     try:
         if listed == "-" and sys.stdin is not None:
             raw = sys.stdin.buffer.read(MAX_BYTES + 1)
-        elif PIPE.fullmatch(str(Path(listed).absolute())):
-            with Path(listed).open("rb") as file:
-                raw = file.read(MAX_BYTES + 1)
         elif (content := read_start(Path(listed), MAX_BYTES + 1)) is not None:
             raw = content
         else:
@@ -196,7 +177,7 @@ def read_list(listed: str) -> list[ListEntry]:
         raise UsageError(f"{name}: larger than {MAX_BYTES:,} bytes", "split it")
     folder = Path(listed).absolute().parent
     suffix = Path(listed).suffix.lower()
-    if listed == "-" or any(folder.is_relative_to(place) for place in STREAMS):
+    if listed == "-":
         folder = Path.cwd()
     lines = (line.strip() for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines())
     begins = next((line[:1] for line in lines if line and line[:1] != b"#"), b"x")
@@ -238,11 +219,7 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> list[ListEntry]:
             names = entry.target
         else:
             names = given_pair(entry.base, entry.tuned, entry.name)
-        claims = tuple(
-            ListedClaim(str(claim), name, lines[index, "claims", number])
-            for number, claim in enumerate(entry.claims)
-        )
-        entries.append(ListEntry(f"{name}:{lines[index,]}", names, claims))
+        entries.append(ListEntry(f"{name}:{lines[index,]}", names))
     return entries
 
 

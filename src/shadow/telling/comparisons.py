@@ -17,7 +17,6 @@ from shadow.telling.document import (
     Headline,
     Note,
     Origin,
-    Paragraph,
     Section,
     TableBlock,
     named,
@@ -31,7 +30,7 @@ from shadow.templates import fill
 if TYPE_CHECKING:
     from shadow.comparing.comparison import Comparison
     from shadow.comparing.contrast import Contrast
-    from shadow.comparing.differences import DeltaDirections, Difference
+    from shadow.comparing.differences import Difference
     from shadow.comparing.lineage import Lineage, Step
     from shadow.comparing.scores import Correlation, Gain, ScoredSet
 
@@ -40,14 +39,6 @@ OVER = (
     " {in_layers:count} in {layers:count layer|layers} decide[; left out are {alone_in_first:count}"
     " of {first} and {alone_in_second:count} of {second}]"
 )
-DIRECTIONS = (
-    "Over the {matrices:count matrix|matrices} that both changed[ ({left_out:count} others left"
-    " out)], the two deltas have a cosine of {cosine:thousandths}, {than} (0 ±"
-    " {chance_cosine:ratio}[, up to {master:fixed} if both trainings started from a copy of the"
-    " base in more bits than it is stored in]).[ Their leading {directions:count} directions"
-    " overlap by {overlap:share}; by chance {chance_overlap:share}.]"
-)
-NO_CHANCE = 0.005  # a shared rounding of less is not shown
 KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
 MOST_SCORES = 20  # rows of a table of scores; JSON has all
 GROUPS = {"attention": "attn", "embedding": "embed"}
@@ -91,8 +82,6 @@ def _contrast(contrast: Contrast) -> Iterator[Block]:
         headline += f"; {contrast.rate.text}"
     yield Headline(f"{headline}.", "" if contrast.verdict in OPPOSITE else "warning")
     yield _figure_table(contrast)
-    if contrast.joint is not None:
-        yield Paragraph(directions_text(contrast.joint))
     matched = contrast.matched
     has_alone = matched.alone_in_first or matched.alone_in_second
     figures = {
@@ -105,8 +94,6 @@ def _contrast(contrast: Contrast) -> Iterator[Block]:
     yield Origin([("over", fill(OVER, figures))])
     for text in contrast.warnings:
         yield Note(text, "warning", close=True)
-    if contrast.no_joint is not None:
-        yield Note(f"where the deltas point is unknown: {contrast.no_joint}", close=True)
 
 
 def _figure_table(contrast: Contrast) -> TableBlock:
@@ -135,21 +122,6 @@ def _figure_table(contrast: Contrast) -> TableBlock:
         worded("verdict", lambda figure: figure.verdict or "not in the verdict"),
     ]
     return table_of(fields, contrast.figures, close=True)
-
-
-def directions_text(joint: DeltaDirections) -> str:
-    """Describe where two deltas point, compared with chance, in two sentences."""
-    if joint.cosine is None:
-        return "Both models changed no matrix in common, so their deltas have no cosine."
-    than = {1: "more than chance", -1: "less than chance", 0: "no more than chance"}
-    shared_rounding = joint.chance_cosine_master or 0.0
-    figures = {
-        **vars(joint),
-        "left_out": joint.left_out or None,
-        "than": than[joint.beyond_chance],
-        "master": shared_rounding if shared_rounding > NO_CHANCE else None,
-    }
-    return fill(DIRECTIONS, figures)
 
 
 # ------------------------------------------------------------------------------------------ scores

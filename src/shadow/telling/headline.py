@@ -13,10 +13,10 @@ from shadow.checks.explanations import (
 )
 from shadow.telling.context import Context
 from shadow.telling.correspondence import kinds_moved
-from shadow.telling.parts import are_in_proportion, leading
+from shadow.telling.parts import are_in_proportion, components_text, leading
 from shadow.telling.sentences import DIRECTIONS, NOTHING_NAMED, SIDES, broken_text, places_in
 from shadow.telling.size import UNROUNDED
-from shadow.telling.wording import Recorded
+from shadow.telling.wording import Recorded, capital
 
 AT_MOST = 2  # parts of the model that are named
 IDLE = "The adapter does nothing in {count:count module|modules}, where its update is 0."
@@ -25,6 +25,7 @@ UNNAMED = "The base has no name of {count:count module|modules} of the adapter."
 ALONE = {
     "nothing_named": NOTHING_NAMED,
     "nothing_compared": "Nothing was compared.",
+    "apart": "{components}.",
     "unrelated": "Nothing in common entry by entry.",
     "only_moved": "The base with {kinds:and} at other numbers.",
     "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
@@ -102,7 +103,12 @@ def _of_change(context: Context, codes: Set[str]) -> str:
     for code, words in ALONE.items():
         if code in refined:
             kinds = kinds_moved(context)
-            return recorded.fill(words, count=summary.unnamed_updates, kinds=kinds)
+            components = ""
+            if context.apart:
+                components = capital(components_text(recorded, context.apart))
+            return recorded.fill(
+                words, count=summary.unnamed_updates, kinds=kinds, components=components
+            )
     inside = summary.inside_layers
     is_one_size = inside.short_side_least == inside.short_side_most  # 61 of 32 to 64 says nothing
     kind = recorded.fill(
@@ -127,6 +133,7 @@ def _refined(context: Context, codes: Set[str]) -> set[str]:
     is_partial = context.filtered or not PARTIAL.isdisjoint(codes)
     is_along = context.coherence == "along" and summary.inside_layers.short_side_most is not None
     refinements = {
+        "apart": context.apart,
         "only_moved": "identical" in codes and bool(kinds_moved(context)),
         "nothing_named": "nothing_compared" in codes and summary.unnamed_updates > 0,
         "all_not_comparable": is_rearranged(summary),

@@ -1,7 +1,8 @@
 """`whole CHECKPOINT`: whether one checkpoint agrees with itself.
 
 In this package: shards, values, names (what a loader expects), vocabulary, configs (tokens,
-adapters), small_files (compared with each other), copies, quantised_modules and gguf_metadata.
+adapters), small_files (compared with each other), copies, peers, quantised_modules and
+gguf_metadata.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from shadow.checks.whole import (
     copies,
     gguf_metadata,
     names,
+    peers,
     quantised_modules,
     shards,
     small_files,
@@ -46,6 +48,7 @@ RULES: Mapping[str, FindingRule] = {
     **configs.RULES,
     **small_files.RULES,
     **copies.RULES,
+    **peers.RULES,
 }
 # a row has its name before it, a sentence its names
 WORDS = {code: f"[{{names}}: ]{rule.text}" for code, rule in RULES.items()} | {
@@ -71,6 +74,7 @@ class Whole:
     adapter: configs.Factors | None = None
     small: small_files.SmallFiles | None = None
     copies: Sequence[copies.Copy] = ()
+    units: peers.Copies = field(default_factory=dict)
     modules: quantised_modules.Modules | None = None
     gguf: Header | None = None
     with_values: bool = True
@@ -106,6 +110,8 @@ def judge(found: Whole) -> Answer:
         small_files.judge_small_files(findings, found.small)
     for code, name, other in found.copies:
         findings.add(name, code, other=other)
+    if found.values is not None and not found.values.is_quantised:
+        peers.judge_peers(findings, found.values.swept, found.units)
     if found.modules is not None:
         quantised_modules.judge_modules(findings, found.modules)
     if found.gguf is not None:
@@ -216,10 +222,15 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     needs_code = expected is not None and expected.problem == "unknown_class"
     beside = small_files.SmallFiles(small, files.every, words, plain, needs_code)
     found = copies.gather_copies(checkpoint, vocabulary, beside.written, swept, runtime)
+    units = peers.find_copies(checkpoint, swept, runtime)
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
-    every = values.Values(stored, swept, unread, tables, is_quantised)
-    parts = files, every, named, words, adapter, beside, found, modules, checkpoint.gguf
+    fitting: set[str] = set()
+    if expected is not None and not expected.problem:
+        misfits = {name for name, *_ in expected.mismatched}
+        fitting = stored.keys() - misfits - {*expected.unexpected}
+    every = values.Values(stored, swept, unread, tables, is_quantised, fitting)
+    parts = files, every, named, words, adapter, beside, found, units, modules, checkpoint.gguf
     return Whole(*parts, read, asked.accept)
 
 

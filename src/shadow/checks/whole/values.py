@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FLAT = re.compile(r"(.*\.)?_?flat_param(_\d+)?|.*_fsdp_wrapped_module\..*")
 # what a model computes when it is made, so that values that are stored do not count
 BUFFER = re.compile(
-    r"(.*\.)?(inv_freq|rotary_emb\.\w+|position_ids|masked_bias|attention\.bias|attn\.bias|attn_mask"
+    r"(.*\.)?(inv_freq|rotary_emb\.\w+|stft\w*\.\w+|position_ids|masked_bias|attention\.bias|attn\.bias|attn_mask"
     r"|relative_position_index|num_batches_tracked|token_type_ids|causal_mask|mask)"
 )
 # packed numbers, and what scales them
@@ -128,6 +128,8 @@ class Values:
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     """Embeddings and heads, and how many tokens the tokenizer has; 0 where that is not known."""
     is_quantised: bool = False
+    fitting: Collection[str] = ()
+    """Tensors whose shapes a loader expects, if one was asked."""
 
 
 def judge_values(findings: Findings, found: Values) -> None:
@@ -136,7 +138,7 @@ def judge_values(findings: Findings, found: Values) -> None:
     for name, info in found.stored.items():
         if FLAT.fullmatch(name):
             findings.add(name, "flat")
-        elif info.shape[:1] == (0,) and info.dtype in FLOATS:
+        elif info.shape[:1] == (0,) and info.dtype in FLOATS and name not in found.fitting:
             findings.add(name, "empty", shape=f"[{', '.join(map(str, info.shape))}]")
         elif not (info.packing or found.is_quantised or info.dtype in {**FLOATS, **INTEGERS}):
             findings.add(name, "unknown_dtype", dtype=info.dtype)

@@ -1,0 +1,149 @@
+"""`whole`: tensors beside their peers, which have the same role in other layers and experts, and
+layers or experts that are copies.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING
+
+from shadow.checks.whole.names import are_equal
+from shadow.checks.whole.part import FAULT, NOTE, FindingRule, Findings
+from shadow.checks.whole.values import BUFFER, FACTOR, role
+from shadow.dtypes import FLOATS
+
+if TYPE_CHECKING:
+    from shadow.checkpoints.opening import Checkpoint
+    from shadow.run.runtime import Runtime
+    from shadow.run.scan import Swept
+
+UNIT = re.compile(r"(?P<unit>.+\.[0-9]+)\.(?P<rest>.+)")  # the innermost layer, expert or block
+FEWEST = 4  # tensors of one role and shape: of fewer, none is unusual
+FAR = 1e4  # how many times as large as those of peers the entries of no model are
+RARE = 0.25  # at most this share of peers is unusual
+CLIPPED = 8  # entries at the largest number of F16 that come about by chance
+RULES: Mapping[str, FindingRule] = {
+    "far_from_peers": FindingRule(
+        FAULT,
+        "its entries have a size of {size:number}, those of {peers:count} others like it"
+        " {usual:number}",
+        "No training leaves one matrix so far from those of the same role in other layers.",
+        "Check the scale that it was cast or merged with, and restore it.",
+    ),
+    "clipped": FindingRule(
+        FAULT,
+        "{entries:count} entries have the largest value of F16, 65504",
+        "They were cut off when the tensor went through F16, and their true values are lost.",
+        "Cast again from a checkpoint that never was F16.",
+    ),
+    "constant_beside_peers": FindingRule(
+        NOTE,
+        "every entry is {value:number}, where those of {peers:count} others like it vary",
+        "A norm or bias that was never loaded has the value that it is made with.",
+        "Compare it with the checkpoint before.",
+    ),
+    "other_dtype": FindingRule(
+        NOTE,
+        "stored in {dtype}, most of {peers:count} others like it in {usual}",
+        "Some loaders take the dtype of the first tensor for all, and cast the others.",
+        "Store all of one role in one dtype, unless the model asks for this.",
+    ),
+    "unit_copied": FindingRule(
+        NOTE,
+        "its matrices are equal to those of {other}",
+        "Merged stacks of layers and experts made from one MLP begin so. Otherwise a layer was"
+        " written twice.",
+        "Check the code that wrote it, unless it was meant.",
+    ),
+}
+Copies = Mapping[str, str]
+"""By layer, expert or block, an earlier one with equal matrices."""
+
+
+def judge_peers(findings: Findings, swept: Sequence[Swept], copies: Copies) -> None:
+    """Report what is unlike its peers, and units that are copies."""
+    by_role: defaultdict[tuple[str, tuple[int, ...]], list[Swept]] = defaultdict(list)
+    for tensor in swept:
+        name = tensor.info.name
+        if tensor.info.dtype not in FLOATS or BUFFER.fullmatch(name) or FACTOR.fullmatch(name):
+            continue
+        if tensor.found.clipped > CLIPPED:
+            findings.add(name, "clipped", entries=tensor.found.clipped)
+        by_role[role(name), tensor.info.shape].append(tensor)
+    for (_, shape), peers in by_role.items():
+        if len(peers) < FEWEST:
+            continue
+        if sum(size > 1 for size in shape) > 1:
+            _judge_sizes(findings, peers)
+        else:
+            _judge_constants(findings, peers)
+        _judge_dtypes(findings, peers)
+    for unit, other in copies.items():
+        findings.add(unit, "unit_copied", other=other)
+
+
+def _judge_sizes(findings: Findings, peers: Sequence[Swept]) -> None:
+    """Report matrices that are far larger or smaller than their peers, but for zeros."""
+    sizes = {
+        tensor.info.name: math.sqrt(tensor.found.energy / tensor.found.entries)
+        for tensor in peers
+        if tensor.found.energy
+    }
+    if len(sizes) < FEWEST:
+        return
+    usual = median(sizes.values())
+    for name, size in sizes.items():
+        if not 1 / FAR < size / usual < FAR:
+            findings.add(name, "far_from_peers", size=size, usual=usual, peers=len(sizes) - 1)
+
+
+def _judge_constants(findings: Findings, peers: Sequence[Swept]) -> None:
+    """Report vectors of one value, where most peers vary."""
+    constant = [tensor for tensor in peers if tensor.found.is_constant]
+    if len(constant) > RARE * len(peers):
+        return
+    for tensor in constant:
+        value = tensor.found.first
+        is_zero_weight = not value and not tensor.info.name.endswith("bias")  # a fault of values
+        if tensor.found.entries > 1 and not is_zero_weight:
+            findings.add(
+                tensor.info.name, "constant_beside_peers", value=value, peers=len(peers) - 1
+            )
+
+
+def _judge_dtypes(findings: Findings, peers: Sequence[Swept]) -> None:
+    """Report stored dtypes that few of a role have."""
+    counts = Counter(tensor.info.dtype for tensor in peers)
+    ((usual, _),) = counts.most_common(1)
+    for tensor in peers:
+        dtype = tensor.info.dtype
+        if dtype != usual and counts[dtype] <= RARE * len(peers):
+            findings.add(
+                tensor.info.name, "other_dtype", dtype=dtype, usual=usual, peers=len(peers) - 1
+            )
+
+
+def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime) -> Copies:
+    """Find units whose matrices are equal. Equal statistics of all propose it, and reading the
+    largest decides.
+    """
+    units: defaultdict[str, dict[str, Swept]] = defaultdict(dict)
+    for tensor in swept:
+        match = UNIT.fullmatch(tensor.info.name)
+        is_matrix = sum(size > 1 for size in tensor.info.shape) > 1
+        if match and is_matrix and tensor.info.dtype in FLOATS and not tensor.found.is_constant:
+            units[match["unit"]][match["rest"]] = tensor
+    copies: dict[str, str] = {}
+    first_of: dict[object, str] = {}
+    for unit, tensors in sorted(units.items()):
+        statistics = [(rest, tensor.info.shape, tensor.found) for rest, tensor in tensors.items()]
+        other = first_of.setdefault(tuple(statistics), unit)
+        rest = max(tensors, key=lambda rest: tensors[rest].found.entries)
+        pair = f"{other}.{rest}", f"{unit}.{rest}"
+        if other != unit and are_equal(checkpoint, pair, runtime):
+            copies[unit] = other
+    return copies
