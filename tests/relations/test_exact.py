@@ -13,6 +13,7 @@ from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 W = planted.normal(0, 192, 64)
 SQUARE = W[:64]
+CUT = (W.view(torch.int32) & -(1 << 16)).view(torch.float32)
 TINY = W * 2.0**-14 * torch.tensor([1.0, 2.0**-113]).repeat(32)  # half of it subnormal in F32
 NUMBERS = torch.arange(192)
 ORDER = {  # the rows of A that B has, and figures of their order
@@ -72,9 +73,6 @@ def test_rows_in_another_order_are_named_and_one_other_row_is_not(name, order):
     assert found(W, one_off(W[rows]), name, name) is None
     assert found(SQUARE, SQUARE.T, name, name).code == "is_transposed"
     assert found(SQUARE, one_off(SQUARE.T), name, name) is None
-
-
-CUT = (W.view(torch.int32) & -(1 << 16)).view(torch.float32)
 
 
 @pytest.mark.parametrize(("a", "b", "code", "formats"), [
