@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.run.runtime import AlignedPair, Runtime
 
+SAME_NORM = 1e-6  # how far energies of the same entries may be apart, as they are summed
 MOST_ALIKE = 4  # other tensors of that norm that are read for each
 NONE = (  # figures that are 0 of equal files
     *("tensors_differ", "tensors_only_in_a", "tensors_only_in_b", "tensors_not_read"),
@@ -372,7 +373,8 @@ def _row(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
     sides = sides_of(pair, base, tuned)
     if is_quantised(sides.base) or is_quantised(sides.tuned):
         return row
-    whole = sides
+    is_other = not math.isclose(row.base_energy, row.tuned_energy, rel_tol=SAME_NORM)
+    whole = None if is_other else sides
     first, second = (
         operand and replace(operand, part=replace(operand.part, rows=None, groups=1))
         for operand in (pair.base, pair.tuned)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -41,20 +41,31 @@ class Differing:
 
     sides: Sides
     formats: tuple[str, str]
-    whole: Sides
-    """Of parts of a tensor that fuses several, the tensors themselves."""
+    whole: Sides | None
+    """Of parts of a tensor that fuses several, the tensors themselves; None if norms show that the
+    entries are not the same ones in another order.
+    """
 
     def facing(self, side: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the first entries, then all part by part, in float64: those of the source, and of
         the side that may be made of it.
         """
-        sides = self.sides
         step = 1 if side == "tuned" else -1
+        source, made = self._head[::step]
+        yield source, made
+        for numbers in self._numbers():
+            source, made = numbers[::step]
+            yield source.double(), made.double()
+
+    def _numbers(self) -> Iterator[list[Tensor]]:
+        sides = self.sides
         for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
             part.load(0, 1)
-            source, made = (numbers.double() for numbers in part.numbers[:2][::step])
-            yield source[:HEAD], made[:HEAD]
-            yield source, made
+            yield part.numbers
+
+    @cached_property
+    def _head(self) -> list[Tensor]:
+        return [side[:HEAD].to(torch.float64, copy=True) for side in next(self._numbers())]
 
     @property
     def casts(self) -> list[tuple[str, str]]:
@@ -117,16 +128,15 @@ def _made(pair: Differing, make: Callable[[Tensor, FloatFormat], Tensor]) -> Fig
 
 
 def _transposed(pair: Differing) -> Figures | None:
-    sides = pair.sides
-    rows, cols = sides.shape
-    if rows != cols or sides.base.ndim > 2:
+    sides = pair.whole
+    if sides is None or sides.base.shape != sides.tuned.shape[::-1]:
         return None
     return {} if _is_equal(replace(sides, base=Transposed(sides.base))) else None
 
 
 def _reordered(pair: Differing) -> Figures | None:
     sides = pair.whole
-    if sides.base.ndim > 2:
+    if sides is None or sides.base.ndim > 2:
         return None
     if sides.shape[0] == 1:  # a vector
         sides = replace(sides, base=Transposed(sides.base), tuned=Transposed(sides.tuned))
