@@ -188,7 +188,7 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
     (report(model(cast="tuned", dtype="F32/BF16", **ROUNDED)), "headline", "A copy of the"),
     (report(UPS), "headline", "all of it in mlp.up."),
     (report(with_head(0.6)), "headline", "most of it in the head."),
-    (report(with_head(0.46)), "headline", "-the head"),  # the second would be one of several equals
+    (report(with_head(0.46)), "headline", "64, 46 % of it in the head."),  # before several equals
     (report(UPS, settings=ONLY, extra_tensors=FILTERED), "headline", "-all of it"),
     (report(UPS, settings=ONLY, extra_tensors=(*FILTERED, *same("attn.q"))), "headline",
      "all of it in mlp.up."),

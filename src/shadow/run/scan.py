@@ -70,12 +70,16 @@ def scan(
                 source.require_unchanged()
 
     jobs = jobs_of(runtime, aligned.pairs, Method("norms"))
-    with closing(in_workers(plan, measured, runtime, jobs, weigh=lambda _: 1)) as rows:
+    with closing(in_workers(plan, measured, runtime, jobs, weigh=_entries)) as rows:
         found = sorted(rows, key=itemgetter(0))
     if unread is not None:
         apart = [row for _, row in found if isinstance(row, Unmatched)]
         unread[:] = sorted({*unread, *apart}, key=in_order)
     return [row for _, row in found if not isinstance(row, Unmatched)]
+
+
+def _entries(pair: MatrixPair) -> int:
+    return pair.rows * pair.cols
 
 
 def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> Unmatched:

@@ -542,7 +542,7 @@ SENTENCES = (
         "published",
         SentenceGroup.ENTRIES,
         lambda context: context.summary.published and not context.are_siblings,
-        "The mean relative norm of a tensor is {published.value:share}, more than in"
+        "A tensor moved by {published.value:share} of its norm in the mean, more than in"
         " {published.below:count} of {published.families:count} published families.",
     ),
     SentenceRule(
