@@ -242,6 +242,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
             (pair, replace(row, changed=0, delta_energy=0.0) if pair.key in equal else row)
             for pair, row in compared
         ]
+    shards = {pair.tuned.info.shard for pair, row in compared if row.changed}
     rotary: list[Against] = []
     header = first.gguf or second.gguf
     if header and (first.gguf is None or second.gguf is None):
@@ -256,7 +257,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
         with_norms if with_norms != "AB" else "",
         rotary,
         [shapes for pair, _ in compared if (shapes := _reshaped(pair))],
-        _shard(compared),
+        shards.pop() if len(shards) == 1 < len(second.sources) else "",
         unmatched=aligned.unmatched,
         unread=aligned.unread,
         notes=notes,
@@ -384,14 +385,6 @@ def _row(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
         fused = replace(pair, base=first, tuned=second, rows=second.shape[0])
         whole = sides_of(fused, base, tuned)
     return replace(row, relation=relation_of(Differing(sides, row.formats, whole)))
-
-
-def _shard(rows: Sequence[tuple[MatrixPair, Scanned]]) -> str:
-    """The only one of B's files that has tensors that differ, if these are several."""
-    files = {pair.tuned.info.shard for pair, _ in rows}
-    differ = {(pair.tuned.info.name, pair.tuned.info.shard) for pair, row in rows if row.changed}
-    shards = {shard for _, shard in differ}
-    return shards.pop() if len(shards) == 1 < min(len(files), len(differ)) else ""
 
 
 def _found_elsewhere(

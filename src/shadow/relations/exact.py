@@ -136,10 +136,8 @@ def _transposed(pair: Differing) -> Figures | None:
 
 def _reordered(pair: Differing) -> Figures | None:
     sides = pair.whole
-    if sides is None or sides.base.ndim > 2:
+    if sides is None or sides.base.ndim > 2 or sides.shape[0] == 1:
         return None
-    if sides.shape[0] == 1:  # a vector
-        sides = replace(sides, base=Transposed(sides.base), tuned=Transposed(sides.tuned))
     column = sides.read((slice(None), slice(0, 1)))
     if not torch.equal(*(side.flatten().sort().values for side in column)):
         return None

@@ -127,14 +127,11 @@ class Updated:
     left: Tensor  # (rows, r), or (groups, rows / groups, r) where base is grouped
     right: Tensor  # (r, cols)
     scaling: float  # alpha / r, or alpha / sqrt(r)
+    dtype = torch.float64
 
     @property
     def shape(self) -> torch.Size:
         return self.base.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float64
 
     @property
     def ndim(self) -> int:
