@@ -231,3 +231,44 @@ def through(state: State, names: Sequence[str], bits: str) -> State:
             back = (levels[nearest] * top).reshape(values.shape)
         found[name] = back.to(state[name].dtype)
     return found
+
+
+TYPES: dict[str, dict[str, object]] = {  # that peft merges, with what they need of a config
+    "BOFT": {"boft_block_size": 4}, "C3A": {"block_size": 8}, "DEFT": {}, "DELORA": {},
+    "FOURIERFT": {"n_frequency": 20}, "GLORA": {}, "GRALORA": {}, "HIRA": {}, "HRA": {"r": 4},
+    "IA3": {"feedforward_modules": []}, "LOHA": {}, "LOKR": {}, "MISS": {"r": 4},
+    "OFT": {"oft_block_size": 4, "r": 0}, "PEANUT": {}, "PVERA": {}, "RANDLORA": {},
+    "ROAD": {"group_size": 8}, "SHIRA": {"r": 2}, "SUPERTUNING": {}, "VERA": {},
+    "WAVEFT": {"n_frequency": 20},
+}  # fmt: skip
+
+
+def by_peft(kind: str, state: State) -> tuple[State, dict[str, object], State]:
+    """Tensors and config of an adapter of another type than LoRA, and what peft merges of it."""
+    import peft
+
+    root = torch.nn.Module()
+    weights = [name for name in state if name.endswith(".weight")]
+    for name in weights:
+        values, bias = state[name], state.get(name.removesuffix("weight") + "bias")
+        owner, (*parents, last, _) = root, name.split(".")
+        for one in parents:
+            if not hasattr(owner, one):
+                owner.add_module(one, torch.nn.Module())
+            owner = getattr(owner, one)
+        layer = torch.nn.Linear(*reversed(values.shape), bias=bias is not None, dtype=values.dtype)
+        layer.weight.data = values.clone()
+        if bias is not None:
+            layer.bias.data = bias.clone()
+        owner.add_module(last, layer)
+    targets = [name.removesuffix(".weight") for name in weights]
+    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](target_modules=targets, **TYPES[kind])
+    tuned = peft.get_peft_model(root, config)
+    for one in tuned.parameters():
+        if one.requires_grad:
+            one.data += 0.05 * torch.randn(one.shape, generator=torch.manual_seed(1))
+    tensors = peft.get_peft_model_state_dict(tuned)
+    written = {key: sorted(one) if isinstance(one, set) else one
+               for key, one in config.to_dict().items()}  # fmt: skip
+    merged = tuned.merge_and_unload().state_dict()
+    return {name: one.clone() for name, one in tensors.items()}, written, merged

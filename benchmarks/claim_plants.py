@@ -100,11 +100,12 @@ def _each(
     models: tuple[str, ...] = NAMES,
     formats: tuple[str, ...] = FORMATS,
 ) -> Iterator[Plant]:
-    """The kind on every model, each in one format: formats take turns."""
+    """The kind on every model, each in one format: formats take turns. Merges are in all."""
     shift = sum(map(ord, claim + kind))
     for number, name in enumerate(models):
-        stored = formats[(number + shift) % len(formats)]
-        yield Plant(claim, kind, name, stored, truth, make, names)
+        turn = formats[(number + shift) % len(formats)]
+        for stored in formats if claim == "merged" else (turn,):
+            yield Plant(claim, kind, name, stored, truth, make, names)
 
 
 # ------------------------------------------------------------------------------------ same
@@ -320,7 +321,32 @@ def _merged() -> Iterator[Plant]:
         adapter = _adapter(at, "adapter", tensors, config)
         return Asked((at.put("base", at.base), adapter, at.put("merged", at.base)))
 
-    yield from _each("merged", "wrong prefix", OPEN, misnamed, "no such module")
+    unnamed = r"none of the adapter's \d+ modules has a name of the base"
+    yield from _each("merged", "wrong prefix", FALSE, misnamed, unnamed)
+
+    def other_type(which: str, share: float) -> Callable[[Work], Asked]:
+        def make(at: Work) -> Asked:
+            weights = do.adapted(at.base)[:4]
+            biases = [name.removesuffix("weight") + "bias" for name in weights]
+            names = [name for name in (*weights, *biases) if name in at.base]
+            tensors, config, merged = do.by_peft(which, {name: at.base[name] for name in names})
+            adapter = _adapter(at, "adapter", tensors, config)
+            found = dict(at.base)
+            for name in names:
+                base, own = at.base[name].double(), merged[name].double()
+                found[name] = own if share == 1 else base + share * (own - base)
+            found = cast(found, at.stored)
+            return Asked((at.put("base", at.base), adapter, at.put("merged", found)))
+
+        return make
+
+    for number, which in enumerate(do.TYPES):
+        models = NAMES[number % 2 :: 2]  # every other one
+        kind = f"of type {which}"
+        yield from _each("merged", kind, TRUE, other_type(which, 1.0), "to the bit", models)
+        for share, said in ((0.0, "not applied"), (1.5, "times its scale|base plus update")):
+            wrong = other_type(which, share)
+            yield from _each("merged", f"{kind}, {share:g} times", FALSE, wrong, said, models[:1])
     yield from _each("merged", "modules held whole", TRUE, held_whole(True))
     yield from _each("merged", "modules held whole, lost", FALSE, held_whole(False), "[nN]orm")
     said = "below the rounding|within the rounding"

@@ -20,6 +20,7 @@ REASONS = {
     "only_in_base": SkipReason("not in the tuned model, or not read there", strict=True),
     "only_in_tuned": SkipReason("not in the base, or not read there", strict=True),
     "unnamed": SkipReason("of modules of an adapter whose names the base lacks", strict=True),
+    "untargeted": SkipReason("of modules that the adapter's config does not target", strict=True),
     "tied": SkipReason("a head tied to the embedding, which is measured"),
     "shape_differs": SkipReason(
         "of another shape in the base than in the tuned model", strict=True
@@ -39,7 +40,13 @@ REASONS = {
 # What makes a report one that nobody should build on: sentences of the finding, and rules.
 BROKEN = ("nonfinite", "all_zero", "empty", "nothing_compared", "unrelated", "part_shared")
 # reasons of tensors that one side alone has, and which
-ONE_SIDED = {"only_in_base": "base", "only_in_tuned": "tuned", "unnamed": "tuned"}
+ONE_SIDED = {
+    "only_in_base": "base",
+    "only_in_tuned": "tuned",
+    "unnamed": "tuned",
+    "untargeted": "tuned",
+}
+OUT_OF_REACH = ("unnamed", "untargeted")  # reasons of modules that peft leaves out
 STRICT = frozenset(name for name, reason in REASONS.items() if reason.strict)
 
 

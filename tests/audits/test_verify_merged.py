@@ -6,9 +6,11 @@ import numpy as np
 import planted
 import pytest
 import torch
+from effort import chosen
 from safetensors.torch import load_file, save_file
 
 import shadow
+from shadow.checkpoints.weight_files import MERGED_BY_PEFT
 from shadow.dtypes import FLOATS
 from shadow.spectra.relations.merging import half_ulp, quantised
 
@@ -352,6 +354,63 @@ def test_what_peft_merges_holds_to_the_bit(tmp_path, kind, stored, config, order
         wrong = merged_by_peft(tmp_path / f"{scale}{only}", kind, stored, scale, only, **config)
         found = shadow.verify("merged", *asked[:2], wrong[2])
         assert found.holds is False or (found.holds is None and scale < 1.002), (scale, only, found)
+
+
+TYPES = {  # with what they need of a config beside targets
+    "BOFT": {"boft_block_size": 4}, "C3A": {"block_size": 8}, "DEFT": {}, "DELORA": {},
+    "FOURIERFT": {"n_frequency": 20}, "GLORA": {}, "GRALORA": {}, "HIRA": {}, "HRA": {"r": 4},
+    "IA3": {"feedforward_modules": []}, "LOHA": {}, "LOKR": {}, "MISS": {"r": 4},
+    "OFT": {"oft_block_size": 4, "r": 0}, "PEANUT": {}, "PVERA": {}, "RANDLORA": {},
+    "ROAD": {"group_size": 8}, "SHIRA": {"r": 2}, "SUPERTUNING": {}, "VERA": {},
+    "WAVEFT": {"n_frequency": 20},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", chosen(TYPES, ("IA3", "LOHA", "OFT", "ROAD", "VERA")))
+def test_adapters_of_other_types_are_sides_by_what_peft_makes_of_the_base(tmp_path, kind):
+    """peft's merge holds to the bit in three formats, and what moved is what peft changed; a part
+    of the change, none of it, another base or a foreign name never hold.
+    """
+    import peft
+
+    assert {*TYPES} == {*MERGED_BY_PEFT}
+    for stored, dtype in DTYPES.items():
+        made = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+        model = planted.built("qwen2").to(dtype)
+        asked = [tmp_path / stored / one for one in ("base", "adapter", "merged")]
+        model.save_pretrained(asked[0])
+        config = made(target_modules=["q_proj", "v_proj"], **TYPES[kind])
+        tuned = peft.get_peft_model(model, config)
+        generator = torch.Generator().manual_seed(1)
+        for one in tuned.parameters():
+            if one.requires_grad:
+                one.data += (0.05 * torch.randn(one.shape, generator=generator)).to(one.dtype)
+        tuned.save_pretrained(asked[1])
+        tuned.merge_and_unload().save_pretrained(asked[2])
+        assert to_the_bit(shadow.verify("merged", *asked)) == "in_float32"
+        base, merged = (load_file(asked[at] / "model.safetensors") for at in (0, 2))
+        changed = {name for name in base if not torch.equal(base[name], merged[name])}
+        found = shadow.verify("trained", *asked[:2], frozen="mlp")
+        assert (found.holds, found.figures["tensors_to_move"]) == (True, 0)
+        found = shadow.verify("trained", *asked[:2])
+        assert (found.holds, found.figures["tensors_to_move"]) == (True, len(changed))
+        one = max(changed)
+        for share, names in ((0.0, changed), (0.0, {one}), (1.005, changed), (2.0, {one})):
+            wrong = merged | {
+                name: (base[name].double() + share * (merged[name] - base[name]).double()).to(dtype)
+                for name in names
+            }
+            if all(torch.equal(wrong[name], merged[name]) for name in names):
+                continue  # of a change that was rounded already, 1.005 times may be the same
+            planted.write(tmp_path / "wrong", wrong, planted.LLAMA)
+            found = shadow.verify("merged", *asked[:2], tmp_path / "wrong")
+            assert found.holds is False or (found.holds is None and share == 1.005), (share, found)
+    factors = load_file(asked[1] / "adapter_model.safetensors")
+    other = {name.replace("model.layers", "layers"): one for name, one in factors.items()}
+    planted.write(asked[1], other, name="adapter_model.safetensors")
+    for claim in ("trained", "merged"):
+        with pytest.raises(shadow.ShadowError, match="of no module of the base"):
+            shadow.verify(claim, *asked[: 2 if claim == "trained" else 3])
 
 
 HEAD, Q_PROJ = {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj"]}

@@ -343,8 +343,9 @@ def test_an_audit_of_an_adapter_without_a_name_of_its_base_compares_nothing(tmp_
     adapter("none", *(f"model.{one}" for one in base))
     adapter("one", *(f"model.{one}" for one in list(base)[1:]), next(iter(base)))
     said = "none of the adapter's 4 modules has a name of the base"
+    remedy = "; with no prefix for 'model.' the name is one of the base"
     shown = run_shadow("audit", "./base", "./none", "-o", "out", cwd=tmp_path).assert_done(3)
-    assert said in " ".join(shown.split())
+    assert said + remedy in " ".join(shown.split())
     record = json.loads(next((tmp_path / "out").rglob("summary.json")).read_text())
     assert said in record["finding"]["headline"]
     assert said in record["finding"]["sentences"][0]["text"]
@@ -357,7 +358,7 @@ def test_an_audit_of_an_adapter_without_a_name_of_its_base_compares_nothing(tmp_
     assert (record["unnamed_updates"], record["figures"]["matrices"]) == (3, 1)
     assert "no name of 3 modules of the adapter" in record["finding"]["headline"]
     text = " ".join(one["text"] for one in record["finding"]["sentences"])
-    assert "layers 1 to 3 (no such name in the base)" in text
+    assert f"layers 1 to 3 (no such name in the base{remedy})" in text
 
 
 MODULES = [
@@ -401,28 +402,50 @@ def test_a_pattern_that_cannot_be_evaluated_excludes_nothing(pattern):
     assert Targets({"exclude_modules": pattern}).has(module)
 
 
-def test_untargeted_modules_and_the_prefix_that_would_reach_are_said(tmp_path):
-    """peft leaves out factors that its config does not target, and names that the base lacks."""
-    names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(3)]
+REACH = {  # what of four layers q has in the adapter, and what of it peft leaves out
+    "not targeted": ({}, {"target_modules": ["q_proj"], "layers_to_transform": [0]}, ["untargeted"],
+        "does not target 3 of its 4 modules, so peft leaves them out"),
+    "no name": ({"model.": "model.language_model."}, {}, ["unnamed"],
+        "none of the adapter's 4 modules has a name of the base: peft applies nothing; with model."
+        " for model.language_model. they would have one"),
+    "one without a name": ({"model.layers.1": "model.language_model.layers.1"}, {},
+        ["some_unnamed"], "1 of the adapter's 4 modules has no name of the base, so peft leaves it"
+        " out: model.language_model.layers.1.self_attn.q_proj; with model. for"),
+    "deeper": ({"layers.3": "layers.9"}, {}, ["some_unnamed"], "layers.9.self_attn.q_proj"),
+    "parameters are": ({}, {"target_modules": ["v_proj"],
+        "target_parameters": ["q_proj.weight"]}, [], ""),
+    "wider": (32, {}, ["shared_apart"], "base (16, 16), tuned (32, 16)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REACH)
+def test_what_of_an_adapter_does_not_reach_the_base_is_said_by_all_that_have_both(case, tmp_path):
+    """How many modules and which, the prefix that would reach, or both widths; a merge of the rest
+    does not hold, and one of all by place holds with a note.
+    """
+    change, config, codes, text = REACH[case]
+    names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(4)]
     base = {name: torch.randn(16, 16) for name in names}
     planted.write(tmp_path / "base", base, planted.LLAMA)
-    pairs = {name: (torch.randn(16, 4), torch.randn(4, 16)) for name in names}
-    planted.adapter(tmp_path / "some", pairs, target_modules=["q_proj"], layers_to_transform=[0])
-    found = shadow.verify("trained", tmp_path / "base", tmp_path / "some")
-    assert (found.holds, found.code) == (None, "not_compared")
-    assert "its config does not target it" in found.reason
-    wrapped = {one.replace("model.", "model.language_model.", 1): two for one, two in pairs.items()}
-    planted.adapter(tmp_path / "other", wrapped)
-    said = "with model. for model.language_model. they would have one"
-    for claim, more in (("trained", ()), ("merged", ("base",))):
-        asked = [tmp_path / one for one in ("base", "other", *more)]
-        found = shadow.verify(claim, *asked)
-        assert found.holds is False
-        assert "unnamed" in [one.code for one in found.answer.reasons]
-        assert said in found.reason.replace("'", "")
-    wide = {name: (torch.randn(32, 4), torch.randn(4, 16)) for name in names}
-    planted.adapter(tmp_path / "wide", wide)
-    for claim, more in (("trained", ()), ("merged", ("base",))):
-        found = shadow.verify(claim, *(tmp_path / one for one in ("base", "wide", *more)))
-        assert found.holds is not True
-        assert "base (16, 16), tuned (32, 16)" in found.reason + str(found.against)
+    rows = change if isinstance(change, int) else 16
+    pairs = {name: (torch.randn(rows, 4), torch.randn(4, 16)) for name in names}
+    named = dict(pairs)
+    for old, new in change.items() if isinstance(change, dict) else ():
+        named = {name.replace(old, new, 1): of for name, of in named.items()}
+    planted.adapter(tmp_path / "adapter", named, **config)
+    found = shadow.verify("trained", tmp_path / "base", tmp_path / "adapter")
+    assert (found.holds, [one.code for one in found.answer.reasons][: len(codes) or 1]) == (
+        not codes, codes or ["moved"])  # fmt: skip
+    assert text in found.reason.replace("'model", "model").replace(".'", ".")
+    merged = base
+    if rows == 16:
+        merged = {name: base[name] + 2 * (b @ a) for name, (b, a) in pairs.items()}
+    for model, holds in ((merged, case in ("deeper", "wider")), (base, True)):
+        planted.write(tmp_path / "merged", model, planted.LLAMA)
+        found = shadow.verify("merged", *(tmp_path / one for one in ("base", "adapter", "merged")))
+        reasons = found.answer.reasons if found.holds is False else found.answer.notes
+        assert (found.holds is False) is holds, found
+        assert {*codes} <= {one.code for one in reasons}
+    if case == "wider":
+        with pytest.raises(ShadowError, match=r"another width \(base \(16, 16\), tuned \(32, 16\)"):
+            paired(tmp_path / "base", tmp_path / "adapter")

@@ -67,6 +67,15 @@ FACTORS = {
     "target": ((), {"target_modules": ["up_proj", "q_proj"]}, "target_absent"),
     "no target": ((), {"target_modules": ["down_proj"]}, "not_targeted"),
     "saved": ((), {"modules_to_save": ["lm_head"]}, "saved_absent"),
+    "no target of a pattern": ((), {"target_modules": r".*\.down_proj"}, "not_targeted"),
+    "no target in a layer": ((), {"layers_to_transform": [0]}, "not_targeted"),
+    "a layer without factors": ((), {"layers_to_transform": [0, 1, 5]}, "factors_lost"),
+    "rank of no module": (
+        (),
+        {"rank_pattern": {r"layers\.[0-1]\.mlp.down_proj": 4}},
+        "pattern_unmatched",
+    ),
+    "rank of a pattern": ((), {"r": 8, "rank_pattern": {r"^model\.layers\.\d+\..*": 4}}, None),
     "dora": ((), {"use_dora": True}, "dora_absent"),
 }
 

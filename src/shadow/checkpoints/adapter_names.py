@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import cached_property
 
 from shadow.checkpoints.formats import owner_of
 from shadow.checkpoints.safetensors_files import Tensors
 from shadow.places.architecture import Place
 from shadow.places.names import Config
+from shadow.text import short
 
 MOVED = "model.language_model."  # where wrappers have their language model, since transformers 5
 WITHIN = "language_model.model."  # where older files have it
@@ -44,6 +46,8 @@ class Targets:
         self._saved = saved if isinstance(saved, list) else []
         layers = config.get("layers_to_transform")
         self._layers = [layers] if isinstance(layers, int) else layers
+        parameters = _names(config.get("target_parameters"))
+        self._stacked = [parameter.rpartition(".")[0] for parameter in parameters or ()]
         stacks = _names(config.get("layers_pattern"))
         self._stacks = [stacks] if isinstance(stacks, str) else stacks
 
@@ -53,6 +57,8 @@ class Targets:
             return False
         if any(f".{name}." in f".{module}." for name in self._saved):
             return False
+        if any(f".{name}." in f".{module}." for name in self._stacked):
+            return True
         if not self._targets or self._targets == "all-linear":
             return True
         if not _matches(self._targets, module, unknown=True):
@@ -88,6 +94,11 @@ def _matches(names: str | list[str], module: str, *, unknown: bool) -> bool:
         return unknown
 
 
+def is_of_pattern(key: str, module: str) -> bool:
+    """Return whether peft takes a key of `rank_pattern` or `alpha_pattern` for a module, or may."""
+    return _matches(rf"(.*\.)?({key})", module, unknown=True)
+
+
 class BaseNames:
     """The names of a base's modules, as an adapter may have them."""
 
@@ -99,7 +110,7 @@ class BaseNames:
             for name, info in tensors.items()
         )
         modules = {owner_of(name)[0] for name in tensors}
-        self._forms = {form for module in modules for form in self._forms_of(module)}
+        self._forms = {form: module for module in modules for form in self._forms_of(module)}
         self._without_head = {form.partition(".")[2] for form in self._forms
                               if form.partition(".")[0] not in WRAPPERS}  # fmt: skip
 
@@ -107,17 +118,38 @@ class BaseNames:
         """Return the first words of most of these modules, and with which others they would have a
         name of the base; None if none would.
         """
+        pairs = Counter[tuple[str, str]]()
+        for module in sorted(modules)[:LOOKED_AT]:
+            for dot in _dots(module):
+                if module[dot:] in self._by_end:
+                    pairs[module[:dot], self._by_end[module[dot:]]] += 1
+                    break
+        return next((pair for pair, _ in pairs.most_common(1)), None)
+
+    @cached_property
+    def _by_end(self) -> dict[str, str]:
+        """The first words of a form by the words that follow."""
         by_end: dict[str, str] = {}
         for form in self._forms:
             for dot in _dots(form):
                 by_end.setdefault(form[dot:], form[:dot])
-        pairs = Counter[tuple[str, str]]()
-        for module in sorted(modules)[:LOOKED_AT]:
-            for dot in _dots(module):
-                if module[dot:] in by_end:
-                    pairs[module[:dot], by_end[module[dot:]]] += 1
-                    break
-        return next((pair for pair, _ in pairs.most_common(1)), None)
+        return by_end
+
+    def remedy(self, module: str) -> str:
+        """Return which other first words give a module a name of the base; empty if none do."""
+        prefix = self.prefix([module])
+        if prefix is None:
+            return ""
+        first, other = (short(words) if words else "no prefix" for words in prefix)
+        return f"with {other} for {first} the name is one of the base"
+
+    def owner(self, name: str) -> tuple[str, str] | None:
+        """Return the module that a tensor of an adapter is of: its name there, and in the base."""
+        while name:
+            name = name.rpartition(".")[0]
+            if name in self._forms:
+                return name, self._forms[name]
+        return None
 
     def _forms_of(self, module: str) -> Iterator[str]:
         """Yield the names of a module of a file when it is loaded."""

@@ -62,7 +62,7 @@ class _Bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class _Memory(Source):
+class MemorySource(Source):
     """The tensors of a module or a state dict, by name."""
 
     tensors: Mapping[str, Tensor]
@@ -103,7 +103,7 @@ def in_memory(model: object, name: str) -> Checkpoint:
         count = math.ceil(PIECE / max(1, tensor.element_size()))
         ends = torch.cat([flat[:count], flat[-count:]]).cpu().view(torch.uint8).numpy()
         digest.update(repr((key, word, info.shape)).encode() + bytes(ends))
-    sources = {SHARD: _Memory(state)}
+    sources = {SHARD: MemorySource(state)}
     facts = name, None, digest.hexdigest(), config, tensors, sources, adapter
     return Checkpoint(*facts, refused=packed_modules(tensors, config))
 

@@ -31,7 +31,7 @@ from shadow.places.names import (
     name_rules,
     nearest_modules,
 )
-from shadow.reasons import Status
+from shadow.reasons import OUT_OF_REACH, Status
 from shadow.text import in_ranges, several, short
 
 Side = Literal["base", "tuned"]
@@ -262,7 +262,7 @@ def pair_checkpoints(
             skipped += _skips("tuned", operand, place, "not_a_matrix", why)
     # an adapter without a name of its base has nothing to be compared
     of_tuned = {tensor.reason for tensor in skipped if tensor.side == "tuned"}
-    reaches = any(pair.base for pair in aligned) or of_tuned != {"unnamed"}
+    reaches = any(pair.base for pair in aligned) or not of_tuned <= {*OUT_OF_REACH}
     for place, operand in base_operands.items():
         if place in paired:
             continue
@@ -285,8 +285,13 @@ def pair_checkpoints(
             # a prefix shows at once
             first, other = (short(min(side.tensors)) for side in (base, tuned))
             hint += f"; the first tensors are {first} and {other}"
-        sides = f"{base.reference} and {tuned.reference}"
-        raise ShadowError(f"{sides} share no tensor of the same place and shape", hint)
+        fault = (
+            f"{base.reference} and {tuned.reference} share no tensor of the same place and shape"
+        )
+        widths = [one.detail for one in skipped if one.reason == "shape_differs"]
+        if widths and tuned.adapter:
+            fault += f": an adapter of another width ({widths[0]})"
+        raise ShadowError(fault, hint)
     places = [pair.place for pair in aligned] + [one.place for one in skipped]
     _require_chosen(chosen, places, tuned.reference)
     for pair in aligned:
@@ -499,9 +504,9 @@ def _adapter_operands(
         if fault is None and any(part.experts for part in matrices):
             fault = "adapter", "a low-rank update of stacked experts"
         if fault is None and names and not names.has(module, matrices[0].place):
-            fault = "unnamed", ""
+            fault = "unnamed", names.remedy(module)
         if fault is None and names and not targets.has(module):
-            fault = "adapter", "its config does not target it, so peft leaves it out"
+            fault = "untargeted", ""
         if fault is not None:
             skipped += [Skipped("tuned", info, matrices[0].place, *fault) for info in (left, right)]
             continue

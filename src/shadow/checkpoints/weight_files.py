@@ -33,6 +33,12 @@ FACTOR = re.compile(
 CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 Factors = tuple[TensorInfo, TensorInfo, bool]  # left, right, and whether both are stored transposed
 MAX_ALPHA = 1e6
+# types that peft merges, and whose update is known without the weights that they started from
+MERGED_BY_PEFT = (
+    "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "GLORA", "GRALORA", "HIRA", "HRA", "IA3", "LOHA",
+    "LOKR", "MISS", "OFT", "PEANUT", "PVERA", "RANDLORA", "ROAD", "SHIRA", "SUPERTUNING", "VERA",
+    "WAVEFT",
+)  # fmt: skip
 MERGE = "merge it into its base, and audit the result"
 PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -64,6 +70,12 @@ class Adapter:
     dora: bool = False  # rows of base plus update are given the norms that the adapter holds
     base: str = ""  # the model that the config names as its base
     config: Config = field(default_factory=dict, repr=False, compare=False)
+    kind: str = "LORA"
+
+    @property
+    def is_merged_by_peft(self) -> bool:
+        """True of types whose update peft makes of the base's weights."""
+        return self.kind != "LORA"
 
     def scaling(self, module: str, rank: int) -> float:
         """Return the factor of B @ A of a module."""
@@ -203,8 +215,11 @@ def read_adapter(where: str, config: Config) -> Adapter:
 
     kind = config.get("peft_type")
     start = str(config.get("init_lora_weights")).lower()
+    base = str(config.get("base_model_name_or_path") or "")
+    if kind in MERGED_BY_PEFT:
+        return Adapter(1.0, {}, False, False, base, config, str(kind))
     if kind != "LORA":
-        raise refused(f"an adapter of type {str(kind)[:40]!r}; only LORA is read")
+        raise refused(f"an adapter of type {str(kind)[:40]!r}, which is not read")
     if start.startswith(CHANGING_BASE):
         how = f"an adapter whose initialisation changes the base ({start[:20]!r})"
         raise refused(f"{how}: B @ A is not its delta")
@@ -218,7 +233,6 @@ def read_adapter(where: str, config: Config) -> Adapter:
     first, *others = map(float, alphas)
     by_name = dict(zip(patterns, others, strict=True))
     is_stabilised = config.get("use_rslora") is True
-    base = str(config.get("base_model_name_or_path") or "")
     return Adapter(first, by_name, is_stabilised, bool(config.get("use_dora")), base, config)
 
 

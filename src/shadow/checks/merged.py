@@ -56,8 +56,6 @@ WORDS = {
     "in_float64": "in float64",
     "whole": "{tensors:all tensor|tensors} that the adapter holds whole {tensors|is|are} in the"
     " merged model",
-    "unnamed": "none of the adapter's {modules:count module|modules} has a name of the base: peft"
-    " applies nothing[; with {instead} for {prefix} they would have one]",
     "other_base": "check BASE first: most of what the adapter leaves alone differs or is missing,"
     " so the adapter was merged into another model[ (its config names {named})], or MERGED was"
     " trained further",
@@ -166,13 +164,14 @@ def judge(merge: Merge) -> Answer:
     notes = [Reason("unseen", matrices=hidden)] if hidden else []
     if not wrong and replay and replay.way[1]:
         notes.append(Reason("base_rounded"))
-    if modules and not wrong and merge.reach and merge.reach.is_none:
-        notes.append(Reason("unnamed", merge.reach.figures))
+    faults = _faults(merge, wrong, len(changed))
+    if merge.reach and not faults:
+        notes += merge.reach.reasons
     if is_by_expert:
         notes.append(Reason("packed_by_expert"))
     return merge.judged(
         _figures(merge, len(wrong), len(changed), replay),
-        faults=_faults(merge, wrong, len(changed)),
+        faults=faults,
         doubts=_doubts(merge, replay),
         holds=_confirmed(merge, replay),
         against=[Against(one.tensor, why, _error([one])) for one, why in wrong]
@@ -321,8 +320,9 @@ def _faults(merge: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) 
         kinds.setdefault((why.code, why.figures.get("copy")), []).append((module, why))
     largest = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
     reasons = [Reason("other_base", named=merge.named)] if _is_other_base(merge, wrong) else []
-    if merge.reach and merge.reach.is_none and (wrong or not merge.modules):
-        reasons.append(Reason("unnamed", merge.reach.figures))
+    unreached = [tensor for tensor in merge.unmatched if tensor.side == "adapter"]
+    if merge.reach and (wrong or changed or unreached or not merge.modules):
+        reasons += merge.reach.reasons
     reasons += [_fault(code, copy, some, len(merge.modules)) for (code, copy), some in largest]
     lost = sum(one.whole is not None and not one.is_unchanged for one in merge.beside)
     if lost:
@@ -411,7 +411,7 @@ def _confirmed(merge: Merge, replay: Replay | None) -> list[Reason]:
 
 def gather(question: Question, runtime: Runtime, scratch: Path) -> Merge:
     """Compare every matrix with base plus update, and every other tensor with the base's."""
-    from shadow.run.adapted import open_adapter, reach_of
+    from shadow.run.adapted import open_adapter, open_merges, reach_of
     from shadow.run.aligned import align_all
     from shadow.run.scan import fetch_all, require_unchanged, scan
     from shadow.run.sides import found_all, open_found, opened_models
@@ -424,7 +424,10 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Merge:
     base, tuned = opened_models(found, runtime, scratch)
     runtime = fetch_all([opened], runtime)
     aligned = align_all(base, tuned, (SIDES["base"], SIDES["tuned"]))
-    adapter = open_adapter(opened, aligned.pair.base)
+    if opened.adapter.is_merged_by_peft:
+        adapter = open_merges(aligned.pair.base, opened, runtime)
+    else:
+        adapter = open_adapter(opened, aligned.pair.base)
     measure = partial(_measured, adapter=adapter)
     pairs = replace(aligned.pair, pairs=[*aligned.pair.pairs, *adapter.head_pairs(tuned)])
     rows = list(scan(pairs, measure, runtime, scratch / "scan", aligned.unread))
@@ -438,7 +441,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Merge:
         adapter.scale,
         short(opened.adapter.base) if opened.adapter.base else None,
         reach_of(opened, aligned.pair.base),
-        unmatched=_unmatched(aligned, adapter),
+        unmatched=[*_unmatched(aligned, adapter), *adapter.lost],
         unread=[*aligned.unread, *adapter.unread],
         notes=aligned.notes,
     )
@@ -512,6 +515,10 @@ def _measured(
         if fit is None:
             return Unmatched(name, "tuned", Reason("other_shape"))
         return Module(name, in_words(place), stored, fit)
+    if adapter.merges is not None and pair.base.info.name in adapter.merges.updated:
+        if is_quantised(tuned.tensor(info)):
+            return not_judged
+        return Module(name, in_words(place), stored, adapter.fit_merge(pair, base, tuned))
     row = row_of(pair, base, tuned)
     if place in adapter.biases:
         return Module(name, in_words(place), stored, adapter.fit_bias(pair, base, tuned))

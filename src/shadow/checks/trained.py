@@ -31,8 +31,6 @@ CHANCE = 0.01  # that a tensor stays by rounding alone: where it is less, it was
 WIDE = ("BF16", "F16", "F32", "F64")  # formats of training, which have infinities
 SAMPLE = 100  # entries that a typical step is taken from, at least
 WORDS = {
-    "unnamed": "none of the adapter's {modules:count module|modules} has a name of the base: peft"
-    " applies nothing[; with {instead} for {prefix} they would have one]",
     "broken": "{some:count} of {tensors:count tensor|tensors} that should have moved {some|is|are}"
     " all zeros or not finite",
     "not_moved": "{some:count} of {tensors:count tensor|tensors} that should have moved did not"
@@ -212,9 +210,10 @@ def judge(training: Training) -> Answer:
     apart = unmatched_reasons(training.unmatched)
     reach = training.reach
     if reach is not None and reach.modules:
-        figures |= {"modules": reach.modules, "modules_unnamed": reach.unnamed}
-        if apart and reach.is_none:
-            apart = [Reason("unnamed", reach.figures)]
+        figures |= {"modules": reach.modules, "modules_unnamed": len(reach.unnamed)}
+        if apart and reach.reasons:
+            shared = [tensor for tensor in training.unmatched if tensor.is_shared]
+            apart = [*reach.reasons, *unmatched_reasons(shared)]
     return training.judged(
         figures,
         faults=faults + apart,
@@ -297,6 +296,7 @@ def gather(
     """
     from shadow.run.adapted import line_up_adapter, reach_of
     from shadow.run.aligned import align_all
+    from shadow.run.merged_by_peft import applied
     from shadow.run.scan import scan
     from shadow.run.sides import found_all, open_found, opened_models
 
@@ -306,7 +306,14 @@ def gather(
     (base,) = opened_models(sides, runtime, scratch)
     if not (patterns.each or tuned.adapter):
         raise UsageError(f"trained {NEEDS_PATTERN}", "such as --moved layers --frozen embed")
-    if tuned.adapter:
+    merges = None
+    if tuned.adapter and tuned.adapter.is_merged_by_peft:
+        merged, merges = applied(base, tuned, runtime)
+        aligned = align_all(base, merged, ("the base", "the tuned model"))
+        names = {*merges}
+        own = [pair for pair in aligned.pair.pairs if pair.tuned.info.name in names]
+        aligned = replace(aligned, pair=replace(aligned.pair, pairs=own))
+    elif tuned.adapter:
         aligned = line_up_adapter(base, tuned)
     else:
         aligned = align_all(base, tuned, ("the base", "the tuned model"))
@@ -316,7 +323,7 @@ def gather(
     measure = partial(_moved, partial(_required, aligned.places, patterns), with_steps)
     rows = scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
     if tuned.adapter:
-        known = tuned.tensors.keys() - absent
+        known = {*merges} if merges else tuned.tensors.keys() - absent
         changed = {place for name in known for place in aligned.places.get(name, ())}
         rows += _left_alone(base, changed, patterns)
 
@@ -344,12 +351,13 @@ def _moved(
 ) -> Moved | Unmatched:
     """Measure a pair; Unmatched if it is unknown whether it moved as it should."""
     from shadow.run.aligned import row_of
+    from shadow.run.merged_by_peft import SHARD
     from shadow.run.scan import binades_of, is_initial, is_raw, rounding_between, sides_of
 
     required = required_of(pair)
     should = Should.first(required)
     should_move = should is Should.MOVE
-    is_update = pair.tuned.factor is not None
+    is_update = pair.tuned.factor is not None or pair.tuned.info.shard == SHARD
     are_bytes = is_raw(pair)
     binades = binades_of(pair) if with_steps and should_move and not is_update else None
     row = row_of(pair, base, tuned, binades)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from shadow.checkpoints.adapter_names import BaseNames
+from shadow.checkpoints.adapter_names import BaseNames, Targets
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import (
     Filter,
@@ -21,9 +22,10 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.weight_files import PREFIX, adapter_factors
 from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place, place_tensors
-from shadow.reasons import ONE_SIDED
+from shadow.reasons import ONE_SIDED, OUT_OF_REACH
 from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
-from shadow.run.runtime import AlignedPair
+from shadow.run.merged_by_peft import Merges, applied
+from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scanned import Scanned, Unmatched
 from shadow.run.stacked import Stacked, stacked_updates
 from shadow.run.workers import views
@@ -65,7 +67,11 @@ class OpenAdapter:
     """Whole layers of the base that were saved too: peft loads them over the base's."""
     heads: Mapping[str, TensorInfo]
     """Tensors that it holds whole and the base lacks, by their names in a model."""
+    lost: Sequence[Unmatched]
+    """Tensors that change nothing of the base, which has no such module or one of another shape."""
     unread: Sequence[Unmatched]
+    merges: Merges | None = None
+    """What peft makes of the base, for types other than LoRA."""
 
     @property
     def scale(self) -> float | None:
@@ -114,6 +120,19 @@ class OpenAdapter:
         is_cast = factor.transposed  # of an embedding
         update = Update(left, right, factor.scaling, norms, operand.info.dtype, is_cast)
         return _fit(pair, source, tuned, update)
+
+    def fit_merge(self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> MergeFit:
+        """Compare a merged tensor with what peft makes of the base's."""
+        assert pair.base is not None, "aligned"
+        assert self.merges is not None, "of another type than LoRA"
+        info, part = pair.base.info, pair.base.part
+        stored = base.tensor(info).whole()
+        dtype = stored.dtype if stored.dtype.itemsize > 1 else torch.float32
+        whole = stored, self.merges[info.name], self.merges.merged(info.name, dtype)
+        if not pair.is_matrix:
+            pair = replace(pair, rows=info.parameters, cols=1)
+        views = [part.view(tensor).reshape(-1, pair.cols)[: pair.rows] for tensor in whole]
+        return _fit(pair, base, tuned, Update.of_merge(*views))
 
     def fit_bias(self, pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> MergeFit:
         """Compare a merged bias with the base's plus the scaled bias of B."""
@@ -246,7 +265,9 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
         if info.name not in known and name not in base.tensors
     }
     names = {info.name for info in heads.values()}
-    unread = [apart for _, apart in _unpaired(skipped) if apart.tensor not in names]
+    unpaired = [apart for _, apart in _unpaired(skipped) if apart.tensor not in names]
+    unread = [apart for apart in unpaired if not _is_certain(apart)]
+    lost = [apart for apart in unpaired if _is_certain(apart)]
     scales = {
         module: opened.adapter.scaling(module, a.shape[0]) for module, (_, a, _) in modules.items()
     }
@@ -255,8 +276,20 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
     tokens, unknown = _tokens(opened, pieces["tokens"], base)
     return OpenAdapter(
         plain(opened), updates, whole, opened.adapter.dora, norms, stacks, biases, scales, tokens,
-        copies, heads, [*unread, *unknown],
+        copies, heads, lost, [*unread, *unknown],
     )  # fmt: skip
+
+
+def open_merges(base: Checkpoint, opened: Checkpoint, runtime: Runtime) -> OpenAdapter:
+    """Open an adapter of another type than LoRA, which peft merges."""
+    checkpoint, merges = applied(base, opened, runtime)
+    parts = parts_of(base)
+    whole = {}
+    for name in merges.whole:
+        for part in parts[name]:
+            operand = Operand(checkpoint.tensors[name], part)
+            whole[part.place] = MatrixPair(part.place, None, operand, 1, 1, is_matrix=False)
+    return OpenAdapter(checkpoint, {}, whole, False, {}, {}, {}, {}, {}, {}, {}, [], [], merges)
 
 
 def _placed(pieces: Mapping[str, TensorInfo], base: Checkpoint, piece: str) -> dict[Place, Operand]:
@@ -307,11 +340,21 @@ def _unpaired(skipped: Sequence[Skipped]) -> Iterator[tuple[Place, Unmatched]]:
     closed = {role_of(one.place) for one in skipped if one.side == "base" and one.reason}
     for one in skipped:
         if one.side == "tuned":
-            is_hidden = one.reason != "unnamed" and role_of(one.place) in closed
+            is_hidden = one.reason not in OUT_OF_REACH and role_of(one.place) in closed
             why = Reason("not_read" if is_hidden else "no_module")
-            if one.reason not in ONE_SIDED:
+            if one.reason == "untargeted":
+                why = Reason("no_target")
+            elif one.reason not in ONE_SIDED:
                 why = said(one.detail or str(one.reason))
-            yield one.place, Unmatched(one.info.name, "adapter", why)
+            is_of_both = one.reason == "shape_differs"
+            if is_of_both:
+                why = Reason("other_width", text=one.detail)
+            yield one.place, Unmatched(one.info.name, "adapter", why, is_shared=is_of_both)
+
+
+def _is_certain(tensor: Unmatched) -> bool:
+    """Return whether a tensor of an adapter is known to change nothing of its base."""
+    return tensor.is_shared or tensor.why.code in ("no_module", "no_target")
 
 
 def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
@@ -324,43 +367,49 @@ def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
     unmatched, unread = list[Unmatched](), list[Unmatched]()
     for place, one in _unpaired(skipped):
         places.setdefault(one.tensor, set()).add(place)
-        (unmatched if one.why.code == "no_module" else unread).append(one)
+        (unmatched if _is_certain(one) else unread).append(one)
     return Alignment(AlignedPair(base, adapter, pairs, []), unmatched, unread, (), places)
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Counts of the modules of an adapter; peft ignores those without a name of the base."""
+    """The modules of an adapter that peft leaves out."""
 
-    modules: int
-    unnamed: int
+    modules: int  # of the adapter
+    unnamed: Sequence[str] = ()  # those without a name of the base
+    untargeted: Sequence[str] = ()  # those that the config does not name
     prefix: tuple[str, str] | None = None
-    """The first words of their names, and those with which they would have one."""
+    """The first words of those without a name, and those with which they would have one."""
 
     @property
-    def is_none(self) -> bool:
-        """True if peft ignores all of them."""
-        return self.modules == self.unnamed > 0
-
-    @property
-    def figures(self) -> dict[str, Value]:
-        """The slots of a sentence."""
-        first, other = (short(one) if one else "no prefix" for one in self.prefix or ("", ""))
-        return {
-            "modules": self.modules,
-            "prefix": first if self.prefix else None,
-            "instead": other if self.prefix else None,
-        }
+    def reasons(self) -> list[Reason]:
+        """Say how many there are, and which; empty if peft applies all of them."""
+        of: dict[str, Value] = {"modules": self.modules}
+        reasons = []
+        if self.unnamed:
+            code = "unnamed" if len(self.unnamed) == self.modules else "some_unnamed"
+            figures: dict[str, Value] = {"unnamed": len(self.unnamed), "names": self.unnamed}
+            if self.prefix is not None:
+                first, other = (short(words) if words else "no prefix" for words in self.prefix)
+                figures |= {"prefix": first, "instead": other}
+            reasons.append(Reason(code, of | figures))
+        if self.untargeted:
+            figures = {"untargeted": len(self.untargeted), "names": self.untargeted}
+            reasons.append(Reason("untargeted", of | figures))
+        return reasons
 
 
 def reach_of(adapter: Checkpoint, base: Checkpoint) -> Reach:
-    """Count the modules of an adapter that have no name of its base."""
+    """Find the modules of an adapter that have no name of its base, or are not targeted."""
+    assert adapter.adapter is not None, "an adapter"
+    targets = Targets(adapter.adapter.config)
     modules = [*adapter_factors(adapter.tensors)[0]]
     parts = place_tensors({f"{module}.weight": (2, 2) for module in modules}, base.config)
     components = {part.place.component for own in parts_of(base).values() for part in own}
     names = BaseNames(base.tensors, components)
     unnamed = [one for one in modules if not names.has(one, parts[f"{one}.weight"][0].place)]
-    return Reach(len(modules), len(unnamed), names.prefix(unnamed) if unnamed else None)
+    untargeted = [one for one in modules if one not in unnamed and not targets.has(one)]
+    return Reach(len(modules), unnamed, untargeted, names.prefix(unnamed))
 
 
 def _is_module(key: str, name: str) -> bool:

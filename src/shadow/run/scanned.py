@@ -15,6 +15,16 @@ APART: Mapping[str, str] = {
     "only_in": "only in {where}",
     "one_side": "on one side only",
     "no_module": "the base has no such module",
+    "no_target": "its config does not target it, so peft leaves it out",
+    # of the modules of an adapter
+    "other_width": "another width than the base's: {text}",
+    "unnamed": "none of the adapter's {modules:count module|modules} has a name of the base: peft"
+    " applies nothing[; with {instead} for {prefix} they would have one]",
+    "some_unnamed": "{unnamed:count} of the adapter's {modules:count module|modules}"
+    " {unnamed|has|have} no name of the base, so peft leaves {unnamed|it|them} out: {names}[; with"
+    " {instead} for {prefix} {unnamed|it|they} would have one]",
+    "untargeted": "the adapter's config does not target {untargeted:count} of its {modules:count"
+    " module|modules}, so peft leaves {untargeted|it|them} out: {names}",
     "rows_only_in": "{rows:count row|rows} only in {where}",
     "shapes": "shape {first} in {a}, {second} in {b}",
     "dtypes": "{first} in {a}, {second} in {b}",

@@ -229,6 +229,10 @@ def line_up(
             f"{first.reference}: the base is an adapter",
             "name the model that the adapter was trained from",
         )
+    if second.adapter and second.adapter.is_merged_by_peft:
+        from shadow.run.merged_by_peft import applied
+
+        second, _ = applied(first, second, runtime)
     return align(first, second, chosen, partners)
 
 

@@ -15,7 +15,14 @@ from shadow.quantities import text_of
 from shadow.telling.context import Context
 from shadow.telling.correspondence import kinds_moved
 from shadow.telling.parts import ALIKE, MOST, are_in_proportion, components_text, leading
-from shadow.telling.sentences import DIRECTIONS, NOTHING_NAMED, SIDES, broken_text, places_in
+from shadow.telling.sentences import (
+    DIRECTIONS,
+    NOTHING_NAMED,
+    SIDES,
+    broken_text,
+    details,
+    places_in,
+)
 from shadow.telling.size import UNROUNDED
 from shadow.telling.wording import Recorded, capital
 
@@ -103,11 +110,16 @@ def _of_change(context: Context, codes: Set[str]) -> str:
     for code, words in ALONE.items():
         if code in refined:
             kinds = kinds_moved(context)
+            remedy = details(context).get("unnamed")
             components = ""
             if context.apart:
                 components = capital(components_text(recorded, context.apart))
             return recorded.fill(
-                words, count=summary.unnamed_updates, kinds=kinds, components=components
+                words,
+                count=summary.unnamed_updates,
+                kinds=kinds,
+                remedy=remedy,
+                components=components,
             )
     inside = summary.inside_layers
     is_one_size = inside.short_side_least == inside.short_side_most  # 61 of 32 to 64 says nothing

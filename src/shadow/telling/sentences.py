@@ -44,14 +44,15 @@ BROKEN = "{side} is broken: {text}."
 NOT_COMPARED = " {count|This tensor was|These tensors were} not compared."
 NOTHING_NAMED = (
     "Nothing was compared: none of the adapter's {count:count module|modules} has a name of the"
-    " base."
+    " base[; {remedy}]."
 )
 NOTHING_COMPARED = "Nothing was compared: no matrix{chosen} has {what}."
 LEFT_OUT = {
     "only_in_base": "{names} (only in the base)",
     "only_in_tuned": "{names} (only in the tuned model)",
-    "unnamed": "{names} (no such name in the base)",
-    "shape_differs": "{names} (other shapes)",
+    "unnamed": "{names} (no such name in the base[; {detail}])",
+    "untargeted": "{names} (not targeted by the adapter's config)",
+    "shape_differs": "{names} (other shapes[, such as {detail}])",
 }
 VOCABULARY = (
     "The vocabulary {how} {by:count row|rows} ({names:and}: {tuned_rows:count}, in the base"
@@ -168,7 +169,7 @@ def broken_text(summary: PairRecord, row: BrokenRow) -> str:
 
 def _nothing_compared(context: Context, recorded: Recorded) -> str:
     if count := context.summary.unnamed_updates:
-        return recorded.fill(NOTHING_NAMED, count=count)
+        return recorded.fill(NOTHING_NAMED, count=count, remedy=details(context).get("unnamed"))
     is_nan = any(row.code == "nonfinite" for row in context.summary.broken)
     what = "a partner and finite numbers" if is_nan else "a partner on the other side"
     chosen = " that was asked for" if context.filtered else ""
@@ -233,8 +234,15 @@ def _vocabulary(context: Context, recorded: Recorded) -> str:
 def _left_out(context: Context, recorded: Recorded) -> str:
     texts = []
     for reason, rows in context.uncompared.items():
-        texts.append(recorded.fill(LEFT_OUT[reason], names=places_in(context.summary, rows)))
+        names = places_in(context.summary, rows)
+        detail = details(context).get(reason)
+        texts.append(recorded.fill(LEFT_OUT[reason], names=names, detail=detail))
     return f"Not compared: {'; '.join(texts)}."
+
+
+def details(context: Context) -> dict[str, str | None]:
+    """The first detail of tensors that were left out, by the reason."""
+    return {row.reason: row.detail for row in context.summary.skipped}
 
 
 def places_in(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:

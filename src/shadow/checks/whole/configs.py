@@ -135,6 +135,12 @@ OF_ADAPTERS: Mapping[str, FindingRule] = {
         "peft refuses the shapes, and other tools scale the update by another rank.",
         "Write the rank of the factors into `r` or `rank_pattern`.",
     ),
+    "pattern_unmatched": FindingRule(
+        FAULT,
+        "config gives modules of this name a rank or an alpha, but none has factors",
+        "What was trained in these modules is lost, or the name is misspelt.",
+        "Restore their factors, or correct `rank_pattern` and `alpha_pattern`.",
+    ),
     "half": FindingRule(
         FAULT,
         "only one factor of its update is there",
@@ -358,6 +364,8 @@ class Factors:
 def judge_adapter(findings: Findings, found: Factors) -> None:
     """Compare the config with the factors, module by module."""
     findings.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
+    from shadow.checkpoints.adapter_names import Targets
+
     config = found.config
     alpha = found.config.get("lora_alpha")
     if not found.is_compared:
@@ -374,6 +382,7 @@ def judge_adapter(findings: Findings, found: Factors) -> None:
             findings.add(module, "zero_factor")
     for module, shapes in found.shapes.items():
         _judge_module(findings, module, shapes, config)
+    _judge_patterns(findings, found)
     targets = config.get("target_modules")  # a list, or a pattern, or all-linear
     named = [one for one in targets if isinstance(one, str)] if isinstance(targets, list) else []
     ends = {module: _ends(module) for module in found.shapes}
@@ -382,9 +391,10 @@ def judge_adapter(findings: Findings, found: Factors) -> None:
         is_listed = isinstance(excluded, list) and not _ends(target).isdisjoint(map(str, excluded))
         if not is_listed and not isinstance(excluded, str):
             findings.add(clipped(target), "target_absent")
-    if named and not config.get("target_parameters"):
+    if targets is not None:
+        reach = Targets(config)
         for module in ends:
-            if ends[module].isdisjoint(named):
+            if not reach.has(module):
                 findings.add(module, "not_targeted")
     _judge_saved(findings, found)
     _judge_layers(findings, found)
@@ -397,6 +407,17 @@ def judge_adapter(findings: Findings, found: Factors) -> None:
         # the others are names that modules have in memory
         if not name.startswith(PREFIX) or re.search(r"\.(modules_to_save|original_module)\.", name):
             findings.add(name, "key_unread")
+
+
+def _judge_patterns(findings: Findings, found: Factors) -> None:
+    """Find keys of patterns that are of no module with factors."""
+    from shadow.checkpoints.adapter_names import is_of_pattern
+
+    patterns = (found.config.get(name) for name in ("rank_pattern", "alpha_pattern"))
+    keys = {key for pattern in patterns for key in as_object(pattern)}
+    for key in sorted(keys):
+        if not any(is_of_pattern(key, module) for module in found.shapes):
+            findings.add(clipped(key), "pattern_unmatched")
 
 
 def _judge_layers(findings: Findings, found: Factors) -> None:
@@ -451,6 +472,8 @@ def _judge_module(
     shapes: Mapping[str, tuple[int, ...]],
     config: Mapping[str, Any],
 ) -> None:
+    from shadow.checkpoints.adapter_names import is_of_pattern
+
     a = shapes.get("A")
     b = shapes.get("B")
     if a is None or b is None:
@@ -460,8 +483,8 @@ def _judge_module(
         findings.add(module, "factors_apart", left=shape_text(b), right=shape_text(a))
         return
     said = config.get("r")
-    for name, rank in as_object(config.get("rank_pattern")).items():
-        said = rank if _is_named(module, name.lstrip("^")) else said
+    patterns = as_object(config.get("rank_pattern"))
+    said = next((patterns[key] for key in patterns if is_of_pattern(key, module)), said)
     if type(said) is int and said != a[0] and not config.get("target_parameters"):
         findings.add(module, "rank", rank=a[0], said=clipped(said))
 
@@ -470,10 +493,6 @@ def _ends(module: str) -> set[str]:
     """The names by which a config may name a module."""
     parts = module.split(".")
     return {".".join(parts[at:]) for at in range(len(parts))}
-
-
-def _is_named(module: str, name: str) -> bool:
-    return module == name or module.endswith(f".{name}")
 
 
 def read_factors(

@@ -69,6 +69,24 @@ class Update:
     magnitude: Tensor | None = None  # (rows,)
     stored: str = "F32"  # the dtype of the factors
     is_cast: bool = False  # of an expert in a stack, or an embedding: peft rounds it before the sum
+    exact: Tensor | None = None  # (rows, cols), float64: the update itself, if it is no product
+    rounded: Tensor | None = None  # and what a merge in the base's dtype leaves of it
+
+    @classmethod
+    def of_merge(cls, base: Tensor, exact: Tensor, rounded: Tensor) -> Update:
+        """Return the update of a merge in float32, and of the same in the base's dtype. What stands
+        for the factors are bounds of its rows.
+        """
+        change = exact.double() - base.double()
+        bounds = change.abs().amax(1, keepdim=True)
+        ones = bounds.new_ones(1, change.shape[1])
+        return cls(bounds, ones, 1.0, exact=change, rounded=rounded.double() - base.double())
+
+    def delta(self, rows: slice) -> Tensor:
+        """Return some rows of the scaled update in float64."""
+        if self.exact is not None:
+            return self.exact[rows].clone()
+        return (self.left[rows].double() @ self.right.double()).mul_(self.scale)
 
     def as_merged(self, order: Order) -> Order:
         """Return what a program does whose other modules are merged in this order."""
@@ -184,13 +202,15 @@ def _fit(
             finite = False
             continue
         left, right = update.left[rows].double(), update.right.double()
-        delta = (left @ right).mul_(update.scale)
+        delta = update.delta(rows)
         bounds = _Bounds(left, right, delta, update, grid, half_ulp(m, grid))
         target, growth = _target(b, delta, 1.0, update, rows)
         for rounded in beyond:
             near = target
             if rounded:
                 near, growth = _target(b.to(stored).double(), delta, 1.0, update, rows)
+            if update.rounded is not None:  # which may be further away, computed in 16 bits
+                near = torch.where(m == (b + update.rounded[rows]).to(stored).double(), m, near)
             beyond[rounded] += bounds.beyond(b, near, (m - near).abs_(), growth)
         change, away = target - b, m - target
         steps = [_target(b, delta, 1 + step, update, rows)[0] for step in (STEP, -STEP)]
@@ -242,6 +262,9 @@ def replayed(base: Tensor, update: Update, rows: slice, order: Order, *, upright
     same dtypes. base: these rows, in the dtype of the model.
     """
     dtype = base.dtype
+    if update.exact is not None and update.rounded is not None:
+        change = update.exact if order.products == torch.float64 else update.rounded
+        return (base.double() + change[rows]).to(dtype)
     first = max(0, min(rows.start, rows.stop - PANEL))
     within = slice(rows.start - first, rows.stop - first)
     left, right = update.left[first : max(rows.stop, first + PANEL)], update.right
@@ -350,7 +373,7 @@ def _with_quantised(
     """
     energies: dict[str, list[float]] = {name: [] for name in QUANTISED}
     for rows, (b, m) in _both(base, merged):
-        delta = (update.left[rows].double() @ update.right.double()).mul_(update.scale)
+        delta = update.delta(rows)
         for name in QUANTISED:
             copy = quantised(b, name)
             if copy is None:
