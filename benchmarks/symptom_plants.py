@@ -378,7 +378,8 @@ def engine(at: Work, how: str) -> Asked:
         order[:2] = order[1::-1]
     state = planted.fused(state, "qkv_proj", tuple(order))
     names = name.replace("q_proj", "qkv_proj") if is_stale else "A has these values in .*_proj"
-    return Asked("same", [at.put("a"), at.put("b", state, model_type="phi3")], "entries", names)
+    code = "is_multiple" if is_stale else "elsewhere"
+    return Asked("same", [at.put("a"), at.put("b", state, model_type="phi3")], code, names)
 
 
 def scales(at: Work, command: str, form: str, piece: str, factor: float | None = None) -> Asked:
@@ -473,7 +474,7 @@ def gguf(at: Work, command: str, how: str, code: str) -> Asked:
     if command == "whole":
         return Asked("whole", [file], code, names.get(how, "output"), well="inconclusive")
     return Asked(
-        "same", [source, file], "", {"base": "freq_base", "norms": "1 is missing"}.get(how, how)
+        "same", [source, file], "", {"base": "freq_base", "norms": "is [AB] [+-]1"}.get(how, how)
     )
 
 

@@ -77,7 +77,7 @@ PLANTS: list[Plant] = [
     (2, "whole: config ties another head", ("llama", "mixtral"),
      lambda at: at.whole(None, "head_differs", HEAD, tie_word_embeddings=True)),
     (2, "same: the head became the embedding", ("llama", "mixtral", "phi3"), lambda at: at.two(
-        "same", at.changed(HEAD, lambda one: one.copy_(at.base[do.EMBED])), "entries",
+        "same", at.changed(HEAD, lambda one: one.copy_(at.base[do.EMBED])), "elsewhere",
         "lm_head.*A has these values in .*embed")),
     *((3, f"{by}: MTP layers are lost", ["deepseek_v3"], partial(do.mtp, command=by))
       for by in BOTH),

@@ -40,7 +40,7 @@ class WarmChild:
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
-    def __call__(self, command, *_) -> subprocess.CompletedProcess:
+    def __call__(self, command, *_, **__) -> subprocess.CompletedProcess:
         self.child.stdin.write(Path(command[-1]).read_text() + "\n")
         self.child.stdin.flush()
         answer = next((line for line in self.child.stdout if line.strip()), "")

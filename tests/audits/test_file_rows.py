@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import planted
@@ -239,6 +240,25 @@ def test_large_files_of_folders_are_told_apart_by_a_sample(sides, monkeypatch):
         "a.gguf": "unknown", "b.gguf": "changed", "c.gguf": "changed", "linked.gguf": "same",
     }  # fmt: skip
     assert rows["a.gguf"]["sha256"] is None
+
+
+@pytest.mark.parametrize("is_base", [True, False])
+@pytest.mark.parametrize(("content", "state"), [("a", "same"), ("b", "changed")])
+def test_the_file_of_a_folder_is_compared_with_the_checksum_of_a_repository(
+    sides, content, state, is_base
+):
+    """Whichever side the repository is, which has no content here."""
+    base, tuned = sides
+    put(base, README__md="a")
+    put(tuned, README__md=content)
+    listings = [listings_of(open_folder(str(side)), ()) for side in sides]
+    files = {"README.md": listings[not is_base][0][1].files["README.md"]}
+    blob = b"blob 1\0" + (b"a" if is_base else content.encode())  # as Git has it
+    checksum = f"git:{hashlib.sha1(blob).hexdigest()}"
+    files["README.md"] = replace(files["README.md"], checksum=checksum)
+    listings[not is_base] = [("language", listing.Listing("org/name", files, commit="c" * 40))]
+    rows = [row for row in file_rows(*listings, print) if row["path"] == "README.md"]
+    assert {row["state"] for row in rows} == {state}
 
 
 def test_of_a_folder_without_end_nothing_is_called_removed(sides, monkeypatch):

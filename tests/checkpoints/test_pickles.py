@@ -295,11 +295,13 @@ def test_the_child_gets_no_token(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "sesame")
     seen = {}
 
-    def run(command, **options):
-        seen.update(options["env"])
-        return subprocess.CompletedProcess(command, 1, b"", b"no")
+    start = subprocess.Popen
 
-    monkeypatch.setattr("subprocess.run", run)
+    def started(command, **options):
+        seen.update(options["env"])
+        return start([sys.executable, "-c", "import sys; sys.exit('no')"], **options)
+
+    monkeypatch.setattr("subprocess.Popen", started)
     (tmp_path / "pytorch_model.bin").write_bytes(saved({UP: random(2, 2)}))
     with pytest.raises(ShadowError, match="refused: no"):
         opened(tmp_path, tmp_path / "scratch")

@@ -28,7 +28,7 @@ def demo(demo_reports):
 def in_this_process(monkeypatch):
     """Ask transformers in this process: a child takes seconds to import it."""
 
-    def run(command, *_):
+    def run(command, *_, **__):
         recorded = json.loads(Path(command[-1]).read_text())
         answer = asked(recorded["config"], recorded["tensors"], guard=lambda: None)
         return subprocess.CompletedProcess(command, 0, json.dumps(asdict(answer)).encode(), b"")

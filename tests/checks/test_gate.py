@@ -211,7 +211,7 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
     other = baseline("c", version="0.0.9", settings=settings, **base)
     assert notes_on(same, now) == []
     notes = " ".join(notes_on(other, now))
-    for word in ("base", "0.0.9", "--level exact", "filtered"):
+    for word in ("the same base: different bases", "0.0.9", "--level exact", "filtered"):
         assert word in notes
     assert "toy:x..z" in " ".join(notes_on(baseline("d", "x..z", 6), now))
     assert len(notes_on(now, now)) == 1

@@ -129,6 +129,8 @@ def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, hint):
     with pytest.raises(UsageError) as raised:
         parse_rule(text)
     assert (hint or "") in (raised.value.hint or "")
+    if "mpl" in text:
+        assert raised.value.message == "no module 'mpl.*'"
 
 
 @pytest.mark.parametrize("text", [
@@ -259,6 +261,8 @@ def test_a_fault_of_the_file_names_file_and_line(tmp_path, text, line):
     assert raised.value.message.startswith(
         f"{tmp_path / 'policy.yaml'}{f':{line}' if line else ''}: "
     )
+    for word, hint in (("sevrity", "did you mean 'severity'?"), (" x:", "it may have ")):
+        assert word not in str(text) or raised.value.hint.startswith(hint)
 
 
 @pytest.mark.parametrize("claim", ["gate.rank", "verify.same"])

@@ -20,6 +20,7 @@ from shadow.summary.record import Gate
 def verdict(folder, text, **more):
     """What comes of one rule on a report."""
     (found,) = judge([parse_rule(text, **more)], read_measured(folder, "now"))
+    assert (found.rule.name, found.code in (0, 1, 4, 5)) == (text, True)
     return found
 
 

@@ -495,7 +495,7 @@ def test_an_exception_of_the_code_is_no_answer(healthy, monkeypatch):
 def test_a_child_that_raised_is_not_one_that_was_killed(code, stderr, monkeypatch, tmp_path):
     monkeypatch.undo()
     ended = subprocess.CompletedProcess([], code, b"", stderr)
-    monkeypatch.setattr(loader, "run_child", lambda *_: ended)
+    monkeypatch.setattr(loader, "run_child", lambda *_, **__: ended)
     if code == 1:
         with pytest.raises(RuntimeError, match="planted"):
             loader.expected({}, {}, tmp_path)

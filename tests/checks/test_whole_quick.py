@@ -29,9 +29,9 @@ def asked(in_this_process, monkeypatch):
     questions = []
     ask = loader.run_child
 
-    def run(command, *rest):
+    def run(command, *rest, **more):
         questions.append(Path(command[-1]).read_text())
-        return ask(command, *rest)
+        return ask(command, *rest, **more)
 
     monkeypatch.setattr(loader, "run_child", run)
     return questions
@@ -123,7 +123,8 @@ def test_values_are_read_while_the_loader_is_asked(healthy, tmp_path, monkeypatc
     folder = Path(shutil.copytree(healthy("llama"), tmp_path / "model"))
     sweeping, ended = Event(), []
 
-    def run(command, *_):
+    def run(command, *_, begins):
+        begins()
         assert sweeping.wait(PIECE)
         ended.append(command)
         return subprocess.CompletedProcess(command, -9, b"", b"")

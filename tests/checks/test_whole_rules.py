@@ -120,13 +120,11 @@ def test_an_error_is_never_accepted(tmp_path):
     assert run_shadow("verify", "whole", "./none", *every, cwd=tmp_path).code == 1
 
 
-def test_machines_read_code_severity_and_reason(sick, tmp_path):
+def test_machines_read_code_severity_and_reason(sick, inside, in_this_process, tmp_path):
     """Of each row and of what is said beside the rows, in JSON and JUnit, from a list."""
     claim = {"claim": "whole", "of": [str(sick)], "accept": {"zero": "pruned"}, "headers": False}
     (tmp_path / "claims.yaml").write_text(json.dumps([claim]))
-    done = run_shadow(
-        "verify", "--claims", "claims.yaml", "--json", "--junit", "r.xml", cwd=tmp_path
-    )
+    done = inside("verify", "--claims", "claims.yaml", "--json", "--junit", "r.xml")
     (found,) = json.loads(done.assert_done(4))
     rows = {row["code"]: (row["severity"], row["accepted"]) for row in found["against"]}
     assert rows == {"zero": ("fault", "pruned"), "unexpected": ("fault", None)}
@@ -138,7 +136,7 @@ def test_machines_read_code_severity_and_reason(sick, tmp_path):
     assert "note looked: looked at: " in text
     tensors = load_file(sick / FILE)
     store(sick, {name: tensors[name] for name in tensors if name != "extra.weight"})
-    done = run_shadow("verify", "--claims", "claims.yaml", "--junit", "r.xml", cwd=tmp_path)
+    done = inside("verify", "--claims", "claims.yaml", "--junit", "r.xml")
     assert f"fault zero: {UP}: accepted (pruned)" in (tmp_path / "r.xml").read_text()
     assert "accepted (pruned)" in done.assert_done(0).replace("\n", " ")
 

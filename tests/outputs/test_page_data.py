@@ -36,12 +36,6 @@ def cells_of(data: dict) -> dict[tuple, int]:
     }
 
 
-@pytest.fixture(scope="module")
-def experts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("experts") / "moe" / "base..tuned"
-    return families.mixture(folder, layers=3, experts=4, width=48, family="moe")
-
-
 # ---- the numbers
 
 
@@ -74,39 +68,6 @@ def test_the_shift_is_tuned_minus_base_before_rounding(small):
         cell = cells_of(data)[row["component"], row["module"], row["layer"]]
         shift = data["shift"]["effective_rank"][cell]
         assert shift == pytest.approx(row["effective_rank_shift"], rel=1e-3)
-
-
-def test_a_cell_of_experts_is_their_median(experts):
-    """Against NumPy over the rows."""
-    data = drawn(experts)
-    cells = cells_of(data)
-    deltas = [row for row in rows(experts) if row["subject"] == "delta"]
-    for layer in range(3):
-        cell = cells["language", "experts.up", layer]
-        own = [row for row in deltas if (row["module"], row["layer"]) == ("experts.up", layer)]
-        values = [row["concentration"] for row in own]
-        assert data["matrices"][cell] == len(own) == 4
-        assert data["values"]["delta"]["concentration"][cell] == pytest.approx(
-            np.median(values), rel=1e-3
-        )
-    attention = cells["language", "attn.q", 0]
-    assert data["matrices"][attention] == 1
-
-
-def test_what_has_no_delta_is_a_cell_with_its_state(vision):
-    """Identical and skipped tensors, matrices without a base: cells with the reason, no value."""
-    data = drawn(vision)
-    cells = cells_of(data)
-    states = {key: (data["state"][cell], data["reason"][cell]) for key, cell in cells.items()}
-    assert states["vision", "attn.q", 2] == ("identical", None)
-    assert states["vision", "mlp.up", 30] == ("skipped", "quantized")
-    assert states["projector", "projector.0", None] == ("alone", None)
-    # that another tensor of its place was skipped changes nothing
-    assert states["language", "attn.q", 2] == ("measured", None)
-    projector = cells["projector", "projector.0", None]
-    assert data["values"]["delta"]["concentration"][projector] is None
-    assert data["values"]["tuned"]["effective_rank"][projector] > 1
-    assert list(dict.fromkeys(data["component"])) == ["language", "vision", "projector"]
 
 
 # ---- spectra
@@ -145,22 +106,6 @@ def test_curves_are_the_singular_values_at_their_ranks(small):
         curve = data["spectra"]["curves"][str(cells[tuple(place)])]
         ranks = np.array(data["spectra"]["ranks"][str(len(sigma))])
         assert curve[subject] == pytest.approx([sigma[rank - 1] for rank in ranks], rel=1e-3)
-
-
-def test_curves_of_experts_are_medians(experts):
-    """Against NumPy over the experts of a layer."""
-    data = drawn(experts)
-    curve = data["spectra"]["curves"][str(cells_of(data)["language", "experts.down", 1])]
-    stacked = np.stack(
-        [
-            row["sigma"]
-            for row in rows(experts, "spectra")
-            if (row["module"], row["layer"], row["subject"]) == ("experts.down", 1, "delta")
-        ]
-    )
-    at = np.array(data["spectra"]["ranks"][str(stacked.shape[1])]) - 1
-    assert curve["matrices"] == len(stacked) == 4
-    assert curve["delta"] == pytest.approx(np.median(stacked, axis=0)[at], rel=1e-3)
 
 
 def test_a_report_without_spectra_has_a_page(tmp_path):

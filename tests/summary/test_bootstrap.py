@@ -98,7 +98,7 @@ def test_the_interval_is_numpys_over_the_same_draws():
     assert (own.bounds, own.level) == ((found[out], found[DRAWS - 1 - out]), 0.95)
 
 
-@pytest.mark.parametrize("layers", [4, 12, 40])
+@pytest.mark.parametrize("layers", [4, 5, 12, 40, 401])
 def test_percentiles_are_expanded_as_a_t_interval_of_as_many_layers(layers):
     """Bounds of medians are often those of other percentiles too, as a median takes few values."""
     expanded = np.sqrt(layers / (layers - 1)) * stats.t.ppf(0.025, layers - 1)

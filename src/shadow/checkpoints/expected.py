@@ -109,8 +109,11 @@ def expected(
     tensors: Mapping[str, TensorInfo],
     scratch: Path,
     cache: Cache | None = None,
+    begins: Callable[[], None] = lambda: None,
 ) -> Expected:
-    """Ask transformers, unless the cache has its answer. scratch: a folder for the question."""
+    """Ask transformers, unless the cache has its answer. scratch: a folder for the question;
+    begins: called when a child starts.
+    """
     listed = {
         name: ("BF16" if info.packing else info.dtype, info.shape)
         for name, info in tensors.items()
@@ -122,14 +125,14 @@ def expected(
         return Expected(problem="config_deep")
     key = key_of(question)
     if cache is None or key is None:
-        return _ask(question, scratch)
+        return _ask(question, scratch, begins)
     known = cache.load(key)
     if known is not None:
         with contextlib.suppress(*UNREADABLE):
             answer = read_answer(known)
             if answer.problem in LASTING:
                 return answer
-    answer = _ask(question, scratch)
+    answer = _ask(question, scratch, begins)
     if answer.problem in LASTING:
         with contextlib.suppress(OSError):  # a full disk, a folder that may not be written
             cache.store(key, json.dumps(asdict(answer)).encode())
@@ -149,7 +152,7 @@ def key_of(question: str) -> str | None:
     return digest.hexdigest()
 
 
-def _ask(question: str, scratch: Path) -> Expected:
+def _ask(question: str, scratch: Path, begins: Callable[[], None]) -> Expected:
     """Ask transformers in a child."""
     scratch.mkdir(parents=True, exist_ok=True)
     path = scratch / "expected.json"
@@ -157,7 +160,7 @@ def _ask(question: str, scratch: Path) -> Expected:
     # -P and not -I, as of the child that reads pickles
     command = [sys.executable, "-P", "-m", "shadow.checkpoints.expected", str(path)]
     try:
-        child = run_child(command, scratch, SECONDS, OFFLINE)
+        child = run_child(command, scratch, SECONDS, OFFLINE, begins=begins)
     except subprocess.TimeoutExpired:
         return Expected(problem="loader_slow", detail=f"{SECONDS}")
     finally:

@@ -138,14 +138,32 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[Tensors, Path]:
 
 
 def run_child(
-    command: Sequence[str], scratch: Path, seconds: int, more: dict[str, str]
+    command: Sequence[str],
+    scratch: Path,
+    seconds: int,
+    more: dict[str, str],
+    begins: Callable[[], None] = lambda: None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a reader with a home folder of its own in scratch. Raises TimeoutExpired."""
-    with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as home:
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False,
+    """Run a reader with a home folder of its own in scratch. begins: called when it has started.
+    Raises TimeoutExpired.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as home,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=environment(home) | more,
-        )  # fmt: skip
+        ) as child,
+    ):
+        try:
+            begins()
+            answer, errors = child.communicate(timeout=seconds)
+        except BaseException:
+            child.kill()
+            raise
+        return subprocess.CompletedProcess(command, child.returncode, answer, errors)
 
 
 def environment(folder: str) -> dict[str, str]:

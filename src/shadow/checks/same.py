@@ -23,13 +23,35 @@ if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.run.runtime import AlignedPair, Runtime
 
-FAR = 0.5  # |cosine| below which two tensors have little in common
-MOST_FAR = 64  # such tensors, of which another place is looked for
+SAME_NORM = 1e-6  # how far energies of the same entries may be apart, as they are summed
+MOST_ALIKE = 4  # other tensors of that norm that are read for each
 NONE = (  # figures that are 0 of equal files
     *("tensors_differ", "tensors_only_in_a", "tensors_only_in_b", "tensors_not_read"),
     "entries_differ",
 )
+RELATIONS = {  # of two tensors, by the codes of relations/exact.py, and where another is equal
+    "is_rounded": "{which} rounded to {format}",
+    "is_multiple": "{which} times {number:factor}",
+    "is_shifted": "{which} {number:gain} in every entry",
+    "is_transposed": "B is A transposed",
+    "rows_reordered": "B has the rows of A in another order[: {order}]",
+    "is_cut": "{which} cut to {format} instead of rounded",
+    "is_flushed": "{which} with 0 for the subnormal numbers of {format}",
+    "elsewhere": "A has these values in {where}",
+}
+ORDERS = {
+    "halves": "the two halves are exchanged",
+    "interleaved": "the halves of every {size:count} of them are interleaved in {where}, as Meta's"
+    " files store q and k",
+    "grouped": "blocks of {size:count} from three thirds lie together in {where}, as q, k and v of"
+    " a head do",
+    "blocks": "in blocks of {size:count}",
+}
 WORDS = {
+    **ORDERS,
+    **{code: f"{text}[; {{remark}}]" for code, text in RELATIONS.items()},
+    "related_so": "{name}: {relation}[, and {others:count more|more} {others|is|are} so related]",
+    "one_shard": "all that differ are in {shard} of B",
     "equal_checksums": "the weight files have equal checksums",
     "equal_files": "{tensors:all tensor|tensors} {tensors|is|are} equal, byte for byte",
     "nothing": "there is nothing to compare",
@@ -49,8 +71,7 @@ WORDS = {
     "scale": "its update is scaled by {a:number} in A, {b:number} in B",
     **ROTARY,
     "use_dora": "use_dora only in {where}",
-    "entries": "{changed/entries:all entry|entries} {changed|differs|differ}"
-    "[: {which} rounded to {format}][; {remark}]",
+    "entries": "{changed/entries:all entry|entries} {changed|differs|differ}[; {remark}]",
     "some_not_finite": "{changed/entries:all entry|entries} {changed|differs|differ}; some are not"
     " finite"
     "[; {remark}]",
@@ -67,6 +88,7 @@ class Compared(Evidence):
     dora: str = ""  # which of two adapters is the only one that gives rows their norms, A or B
     rotary: Sequence[Against] = ()  # faults of a GGUF file beside its source
     reshaped: Sequence[str] = ()  # the shapes of each vector that both store in another shape
+    shard: str = ""  # the only one of B's files that has tensors that differ
     unscanned: Literal["", "one_checkpoint", "equal_checksums", "equal_files"] = ""
     """Why no weights were decoded."""
     stored: Sequence[int] = ()  # of equal files: the entries of each tensor
@@ -132,13 +154,10 @@ def _against(evidence: Compared, differ: Sequence[Scanned]) -> list[Against]:
         why = Reason("use_dora", where=evidence.dora)
         against.append(Against("adapter_config.json", why))
     against += evidence.rotary
-    is_one_cast = len({row.rounded for row in differ}) == 1  # which the reason says of all
     for row in differ:
-        code = "entries" if row.finite or row.rounded else "some_not_finite"
-        cast = _cast(row.rounded) if row.rounded and not is_one_cast else None
-        remark = row.remark or None
-        why = Reason(code, cast, changed=row.changed, entries=row.entries, remark=remark)
-        against.append(Against(row.tuned, why, row.relative))
+        why = row.relation or Reason("entries" if row.finite else "some_not_finite")
+        figures = {"changed": row.changed, "entries": row.entries, "remark": row.remark or None}
+        against.append(Against(row.tuned, Reason(why.code, why.figures, **figures), row.relative))
     return against
 
 
@@ -159,8 +178,14 @@ def _differences(evidence: Compared, differ: Sequence[Scanned], far: float | Non
     elif differ:
         entries = sum(row.changed for row in differ)
         reasons.append(Reason("differ", of, entries=entries))
+        related = [row for row in differ if row.relation]
+        for row in related[:1]:
+            more = len(related) - 1 or None
+            reasons.append(Reason("related_so", name=row.tuned, relation=row.relation, others=more))
     elif evidence.rows:
         reasons.append(Reason("others_equal", of))
+    if evidence.shard:
+        reasons.append(Reason("one_shard", shard=evidence.shard))
     if evidence.scales:
         reasons.append(Reason("scales", updates=len(evidence.scales)))
     if evidence.dora:
@@ -190,20 +215,21 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
     if _have_equal_files(first, second):
         stored = [info.parameters for info in first.tensors.values()]
         return Compared(unscanned="equal_files", stored=stored)
-    from shadow.run.aligned import align_all, row_of
+    from shadow.run.aligned import align_all
     from shadow.run.scan import scan
 
     aligned = align_all(first, second, ("A", "B"))
     compared = scan(
         aligned.pair,
-        lambda pair, a, b: (pair, row_of(pair, a, b)),
+        lambda pair, a, b: (pair, _row(pair, a, b)),
         runtime,
         scratch / "scan",
         aligned.unread,
     )
     sources = (*first.sources.values(), *second.sources.values())
     is_local = all(source.is_local for source in sources)
-    remarks = _moved(compared, aligned.pair) if is_local else {}
+    if is_local:
+        compared = _found_elsewhere(compared, aligned.pair)
     notes = [*aligned.notes]
     equal = {
         pair.key
@@ -216,23 +242,22 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
             (pair, replace(row, changed=0, delta_energy=0.0) if pair.key in equal else row)
             for pair, row in compared
         ]
+    shards = {pair.tuned.info.shard for pair, row in compared if row.changed}
     rotary: list[Against] = []
     header = first.gguf or second.gguf
     if header and (first.gguf is None or second.gguf is None):
         rotary = rotary_faults(header, (second if first.gguf else first).config)
-        for pair, row in compared:
-            if row.changed and math.isclose(row.delta_energy, row.entries, rel_tol=1e-3):
-                remarks[pair.key] = "1 is missing or added, as llama.cpp adds it to norms"
     with_norms = ""
     for name, checkpoint in (("A", first), ("B", second)):
         if checkpoint.adapter and checkpoint.adapter.dora:
             with_norms += name
     return Compared(
-        [replace(row, remark=remarks.get(pair.key, row.remark)) for pair, row in compared],
+        [row for _, row in compared],
         _scales(first, second),
         with_norms if with_norms != "AB" else "",
         rotary,
         [shapes for pair, _ in compared if (shapes := _reshaped(pair))],
+        shards.pop() if len(shards) == 1 < len(second.sources) else "",
         unmatched=aligned.unmatched,
         unread=aligned.unread,
         notes=notes,
@@ -334,35 +359,66 @@ def _scales_of(checkpoint: Checkpoint) -> dict[str, float]:
     return scales
 
 
-def _moved(rows: Sequence[tuple[MatrixPair, Scanned]], aligned: AlignedPair) -> dict[str, str]:
-    """By the key of pairs whose tensors have little in common, the tensor of A that the tensor of B
-    holds instead, if one is found. Reads these tensors again.
+def _row(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
+    """Compare the tensors of a pair; those that differ are read again for a relation."""
+    from shadow.relations.exact import Differing, relation_of
+    from shadow.run.aligned import row_of
+    from shadow.run.scan import is_raw, sides_of
+    from shadow.spectra.lazy import is_quantised
+
+    row = row_of(pair, base, tuned)
+    if row.rounded:
+        return replace(row, relation=Reason("is_rounded", _cast(row.rounded)))
+    if not (row.changed and row.finite) or is_raw(pair):
+        return row
+    sides = sides_of(pair, base, tuned)
+    if is_quantised(sides.base) or is_quantised(sides.tuned):
+        return row
+    is_other = not math.isclose(row.base_energy, row.tuned_energy, rel_tol=SAME_NORM)
+    whole = None if is_other else sides
+    first, second = (
+        operand and replace(operand, part=replace(operand.part, rows=None, groups=1))
+        for operand in (pair.base, pair.tuned)
+    )
+    is_fused = first != pair.base and second != pair.tuned
+    if first and second and is_fused and first.shape == second.shape:
+        fused = replace(pair, base=first, tuned=second, rows=second.shape[0])
+        whole = sides_of(fused, base, tuned)
+    return replace(row, relation=relation_of(Differing(sides, row.formats, whole)))
+
+
+def _found_elsewhere(
+    rows: Sequence[tuple[MatrixPair, Scanned]], aligned: AlignedPair
+) -> list[tuple[MatrixPair, Scanned]]:
+    """Find the tensors of A that tensors of B hold in another place. Those of equal norms are read
+    again.
     """
     from shadow.run.scan import sides_of
     from shadow.spectra.entries import compared, mark
 
-    far = [
-        (pair, row)
-        for pair, row in rows
-        if row.changed and row.finite and pair.is_matrix and row.rounded is None
-        if row.inner**2 < FAR**2 * row.base_energy * row.tuned_energy
-    ][:MOST_FAR]
-    shapes = {pair.tuned.shape for pair, _ in far}
-    equal = [(pair, row) for pair, row in rows if not row.changed and pair.tuned.shape in shapes]
-    marks: defaultdict[tuple[object, ...], list[tuple[MatrixPair, str]]] = defaultdict(list)
-    for pair, row in [*equal[:MOST_FAR], *far]:
-        sides = sides_of(pair, aligned.base, aligned.tuned)
-        key = (*sides.shape, mark(sides.base))
-        marks[key].append((pair, row.base))
-    remarks = {}
-    for pair, row in far:
-        sides = sides_of(pair, aligned.base, aligned.tuned)
-        for other, name in marks[*sides.shape, mark(sides.tuned)]:
+    by_norm: defaultdict[object, list[tuple[MatrixPair, Scanned]]] = defaultdict(list)
+    for pair, row in rows:
+        if pair.is_matrix and row.base_energy:
+            by_norm[_norm(pair, row.base_energy)].append((pair, row))
+    found = []
+    for pair, row in rows:
+        is_asked = row.changed and row.finite and not row.relation
+        for other, its in by_norm[_norm(pair, row.tuned_energy)][:MOST_ALIKE] if is_asked else ():
+            sides = sides_of(pair, aligned.base, aligned.tuned)
             base = sides_of(other, aligned.base, aligned.tuned).base
+            if base.shape != sides.tuned.shape or mark(base) != mark(sides.tuned):
+                continue
             if not compared(replace(sides, base=base), row.formats).changed:
-                remarks[pair.key] = f"A has these values in {name}"
+                where = its.place if its.base == row.base else its.base
+                row = replace(row, relation=Reason("elsewhere", where=where))
                 break
-    return remarks
+        found.append((pair, row))
+    return found
+
+
+def _norm(pair: MatrixPair, energy: float) -> tuple[object, ...]:
+    """A key that tensors of equal values share."""
+    return *pair.tuned.shape, f"{energy:.6g}"
 
 
 CHECK = Check(

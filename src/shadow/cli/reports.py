@@ -16,6 +16,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.options import option
 from shadow.outputs import ExportFormat
+from shadow.process_settings import keep_pandas_out
 from shadow.reports.folders import found_below, here, reports_below
 from shadow.storage import Store, as_given, located, work_folder
 from shadow.text import counted, several
@@ -43,6 +44,7 @@ def show(
 
     Exit codes: 0 done; 1 a report cannot be read; 2 wrong usage.
     """
+    keep_pandas_out()
     from shadow.lists.index import read_index
     from shadow.telling.reading import read_summary
 
@@ -59,6 +61,7 @@ def show(
             if len(folders) == 1:
                 raise
             console.complain(fault)
+    reports.sort(key=lambda shown: str(shown[1].get("started")))  # as `audit` lists them
     if index is not None:
         index = _up_to_date(run, index, reports)
     if format == "markdown":
@@ -86,7 +89,7 @@ def show(
                 Judgement(summary.family, summary.pair, summary=summary)
                 for summary, _, _ in reports
             ]
-            show_pairs(done, run, full=full)
+            show_pairs(done, run, [folder for *_, folder in reports], full=full)
     if len(reports) < len(folders):
         raise typer.Exit(1)
 
@@ -122,8 +125,19 @@ def show_pair(
         console.show(document if of == 1 or full else beside_another(document))
 
 
-def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool = False) -> None:
-    """Print the states of several pairs, how many there are, and where to find the rest."""
+def show_pairs(
+    judged: Sequence[Judgement], folder: Path | str, folders: Sequence[Path], *, full: bool = False
+) -> None:
+    """Print the states of several pairs, how many there are, how two models of one base differ, and
+    where to find the rest.
+    """
+    from shadow.comparing.comparison import compare
+    from shadow.telling.comparisons import contrast_document
+
+    bases = {judgement.summary and judgement.summary.base.get("content") for judgement in judged}
+    if len(folders) == 2 and len(bases) == 1:
+        with contextlib.suppress(ShadowError):  # the two cannot be compared
+            console.show(contrast_document(compare(folders)))
     from shadow.gates.document import pairs_document
 
     all_seen = len(judged) <= SIDE_BY_SIDE and all(
@@ -184,6 +198,7 @@ def report(
     read.
     """
     require("report")
+    keep_pandas_out()
     from shadow.outputs.page import write_page
 
     run = here(run, spectra=True)
@@ -261,6 +276,7 @@ def export(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
+    keep_pandas_out()
     from shadow.outputs.exports import export as export_to
 
     run = here(run, spectra=True)

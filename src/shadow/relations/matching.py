@@ -184,6 +184,8 @@ def _by_likeness(base: Block, tuned: Block) -> Rows:
         return partners
     mean = base.mean(axis=0)
     variances, axes = np.linalg.eigh((base - mean).T @ (base - mean))
+    if not variances.any():  # all rows are equal
+        return partners
     scale = axes / np.sqrt(variances.clip(0.0) + FLOOR * variances.mean())
     first, second = (directions((side - mean) @ scale) for side in (base, tuned))
     step = max(1, AT_ONCE // len(base))

@@ -57,7 +57,9 @@ class Scanned:
     rounded: tuple[str, str] | None = None
     """(`base` or `tuned`, a format) where that side is the other rounded to it, in every entry."""
     remark: str = ""
-    """How the two were lined up, or what the second has instead, where that is not plain."""
+    """How the two were lined up, where that is not plain."""
+    relation: Reason | None = None
+    """In which way one is the other in every entry, where that was looked for."""
 
     @property
     def relative(self) -> float | None:

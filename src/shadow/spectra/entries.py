@@ -60,7 +60,7 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
     energies: list[list[float]] = [[], [], [], []]  # of base, tuned and delta, and <base, delta>
     changed = 0
     finite = True
-    alive = _casts(sides, formats)
+    alive = possible_casts(sides, formats)
     zeroed = True
     for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
         equal = part.is_equal()
@@ -158,7 +158,7 @@ class Binades:
         ]
 
 
-def _casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
+def possible_casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
     """The casts that may have made one side of the other: to its own format, or to one of
     fewer bits that holds its values.
     """
@@ -202,7 +202,7 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
     """
     if is_quantised(sides.tuned) or is_quantised(sides.base):
         return None
-    alive = _casts(sides, formats)
+    alive = possible_casts(sides, formats)
     for index, _ in tiles(sides.tuned, PART):
         if not alive:
             return None

@@ -70,7 +70,7 @@ class Selected:
 
     ndim = 2
 
-    def __init__(self, matrix: Tensor | InFile, rows: NDArray[np.intp]) -> None:
+    def __init__(self, matrix: Matrix, rows: NDArray[np.intp]) -> None:
         self._matrix, self._rows = matrix, rows
         self.shape = torch.Size((len(rows), matrix.shape[1]))
         self.dtype = matrix.dtype
@@ -86,6 +86,24 @@ class Selected:
             consecutive = slice(int(run[0]), int(run[-1]) + 1)
             parts.append(self._matrix[(consecutive, *index[1:])].clone())
         return torch.cat(parts)
+
+
+class Transposed:
+    """The transpose of a matrix (rows, cols)."""
+
+    ndim = 2
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._matrix = matrix
+        self.shape = torch.Size((matrix.shape[1], matrix.shape[0]))
+        self.dtype = matrix.dtype
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        rows, cols = [*index, slice(None)][:2]
+        return self._matrix[(cols, rows)].T
 
 
 # `isinstance` with a protocol takes 0.1 ms in Python 3.11, several times for each tensor
@@ -109,6 +127,7 @@ class Updated:
     left: Tensor  # (rows, r), or (groups, rows / groups, r) where base is grouped
     right: Tensor  # (r, cols)
     scaling: float  # alpha / r, or alpha / sqrt(r)
+    dtype = torch.float64
 
     @property
     def shape(self) -> torch.Size:

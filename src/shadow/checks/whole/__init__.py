@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Answer, Check, Outcome, Question
@@ -175,13 +176,24 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     swept: list[Swept] = []
     unread: list[Unmatched] = []
 
+    begun = Event()
+
     def ask() -> Expected | None:
-        if is_adapter or is_loaded:
-            return None
-        folder = scratch / "loader"
-        return names.gather_expected(checkpoint, runtime.cache, folder, is_cut=files.are_cut)
+        try:
+            if is_adapter or is_loaded:
+                return None
+            return names.gather_expected(
+                checkpoint,
+                runtime.cache,
+                scratch / "loader",
+                is_cut=files.are_cut,
+                begins=begun.set,
+            )
+        finally:
+            begun.set()
 
     with meanwhile(ask) as answer:
+        begun.wait()  # two threads that import take turns: the child, which takes longest, is first
         if read:
             from shadow.run.scan import sweep
 

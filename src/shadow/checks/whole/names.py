@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -387,9 +387,16 @@ def is_quantised(checkpoint: Checkpoint) -> bool:
 
 
 def gather_expected(
-    checkpoint: Checkpoint, cache: Path | None, scratch: Path, *, is_cut: bool
+    checkpoint: Checkpoint,
+    cache: Path | None,
+    scratch: Path,
+    *,
+    is_cut: bool,
+    begins: Callable[[], None] = lambda: None,
 ) -> Expected:
-    """Ask a loader about names and shapes, if one can be asked. cache: a folder of answers."""
+    """Ask a loader about names and shapes, if one can be asked. cache: a folder of answers;
+    begins: called when a child starts.
+    """
     from shadow.checkpoints.expected import Expected, expected
     from shadow.run.file_cache import FileCache
 
@@ -413,7 +420,7 @@ def gather_expected(
         }
     named = {name: checkpoint.tensors[stored] for name, stored in stored_names.items()}
     answers = None if cache is None else FileCache(cache, ".json")
-    answer = expected(checkpoint.config, named, scratch, answers)
+    answer = expected(checkpoint.config, named, scratch, answers, begins)
     inputs = [stored_names[name] for name in answer.inputs if name in stored_names]
     outputs = [stored_names[name] for name in answer.outputs if name in stored_names]
     return replace(answer, inputs=inputs, outputs=outputs)

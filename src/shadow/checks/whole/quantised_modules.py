@@ -276,8 +276,6 @@ def gather_modules(
     """Decode some rows of each packed matrix, and of floats that are far too large. swept: empty if
     values are not read. by: fetches what is no longer there.
     """
-    import torch
-
     from shadow.checkpoints.formats import settings_in
 
     samples: list[DecodedRows] = []
@@ -300,6 +298,8 @@ def gather_modules(
             except UndecodableError as fault:
                 refused[name] = fault.message
         else:
+            import torch
+
             rows = checkpoint.tensor(info)[slice(ROWS),].float()
             if torch.equal(rows, rows.to(torch.float8_e4m3fn).float()):
                 raw.append(name)

@@ -1,0 +1,190 @@
+"""Exact relations of two tensors that differ: ways in which one is the other in every entry.
+
+`RELATIONS` has them in the order in which they are tried. A finder begins with a few entries, so
+that a pair without a relation costs next to nothing; what it finds holds of all entries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shadow.dtypes import FLOATS, FloatFormat
+from shadow.relations.signature import row_signatures_of
+from shadow.spectra.entries import possible_casts
+from shadow.spectra.lazy import Selected, Transposed, half_ulp
+from shadow.spectra.spectrum import Sides, tiles
+from shadow.spectra.sums import parts
+from shadow.templates import Reason, Value
+
+HEAD = 1 << 10  # entries that are tried first
+LEAST = 16  # entries that differ from which they prove a number
+SLACK = 2.0**-10  # of half a unit in the last place, for a product that F32 rounded before
+
+Figures = Mapping[str, Value]
+WHICH = {"tuned": "B is A", "base": "A is B"}
+
+
+@dataclass(frozen=True)
+class Differing:
+    """Two tensors of one shape that differ, all of whose entries are finite.
+
+    The base is called A, the tuned side B.
+    """
+
+    sides: Sides
+    formats: tuple[str, str]
+    whole: Sides | None
+    """Of parts of a tensor that fuses several, the tensors themselves; None if norms show that the
+    entries are not the same ones in another order.
+    """
+
+    def facing(self, side: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the first entries, then all part by part, in float64: those of the source, and of
+        the side that may be made of it.
+        """
+        step = 1 if side == "tuned" else -1
+        source, made = self._head[::step]
+        yield source, made
+        for numbers in self._numbers():
+            source, made = numbers[::step]
+            yield source.double(), made.double()
+
+    def _numbers(self) -> Iterator[list[Tensor]]:
+        sides = self.sides
+        for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
+            part.load(0, 1)
+            yield part.numbers
+
+    @cached_property
+    def _head(self) -> list[Tensor]:
+        return [side[:HEAD].to(torch.float64, copy=True) for side in next(self._numbers())]
+
+    @property
+    def casts(self) -> list[tuple[str, str]]:
+        """(side, format) of what may have made that side of the other."""
+        base, tuned = self.formats
+        return [*possible_casts(self.sides, self.formats), ("tuned", tuned), ("base", base)]
+
+
+def relation_of(pair: Differing) -> Reason | None:
+    """The first relation that holds; None without any."""
+    for code, find in RELATIONS.items():
+        figures = find(pair)
+        if figures is not None:
+            return Reason(code, figures)
+    return None
+
+
+def _number(
+    pair: Differing, operation: Callable[[Tensor, Tensor], Tensor], neutral: float
+) -> Figures | None:
+    """Find a number that makes every entry, to within half a unit in the last place: each entry
+    leaves an interval of them. None if the neutral one may do.
+    """
+    for side, name in pair.casts[-2:]:
+        low = -math.inf
+        high = math.inf
+        entries = 0
+        for source, made in pair.facing(side):
+            reach = half_ulp(made, FLOATS[name]) * (1 + SLACK)
+            first = operation(made - reach, source)
+            second = operation(made + reach, source)
+            low = max(low, float(torch.minimum(first, second).max()))
+            high = min(high, float(torch.maximum(first, second).min()))
+            entries = max(entries, int(torch.count_nonzero(made != source)))
+            if low > high:
+                break
+        if low <= high and not low <= neutral <= high and entries >= LEAST:
+            return {"which": WHICH[side], "number": (low + high) / 2}
+    return None
+
+
+def _cut(values: Tensor, grid: FloatFormat) -> Tensor:
+    unit = 2 * half_ulp(values, grid)
+    return (values / unit).trunc_().mul_(unit)
+
+
+def _flushed(values: Tensor, grid: FloatFormat) -> Tensor:
+    """Round, and make subnormal numbers 0."""
+    unit = 2 * half_ulp(values, grid)
+    rounded = (values / unit).round_().mul_(unit)
+    return rounded.masked_fill_(rounded.abs() < 2.0**grid.min_exponent, 0.0)
+
+
+def _made(pair: Differing, make: Callable[[Tensor, FloatFormat], Tensor]) -> Figures | None:
+    for side, name in pair.casts:
+        grid = FLOATS[name]
+        if all(torch.equal(make(source, grid), made) for source, made in pair.facing(side)):
+            return {"which": WHICH[side], "format": name}
+    return None
+
+
+def _transposed(pair: Differing) -> Figures | None:
+    sides = pair.whole
+    if sides is None or sides.base.shape != sides.tuned.shape[::-1]:
+        return None
+    return {} if _is_equal(replace(sides, base=Transposed(sides.base))) else None
+
+
+def _reordered(pair: Differing) -> Figures | None:
+    sides = pair.whole
+    if sides is None or sides.base.ndim > 2 or sides.shape[0] == 1:
+        return None
+    column = sides.read((slice(None), slice(0, 1)))
+    if not torch.equal(*(side.flatten().sort().values for side in column)):
+        return None
+    base_order, tuned_order = (
+        np.argsort(row_signatures_of(side, sides.space).digests, kind="stable")
+        for side in (sides.base, sides.tuned)
+    )
+    rows = np.empty_like(base_order)
+    rows[tuned_order] = base_order
+    if not _is_equal(replace(sides, base=Selected(sides.base, rows))):
+        return None
+    return {"order": order_of(rows)}
+
+
+def _is_equal(sides: Sides) -> bool:
+    return all(torch.equal(*sides.read(index)) for index, _ in tiles(sides.tuned))
+
+
+def order_of(rows: NDArray[np.intp]) -> Reason | None:
+    """The name of an order, which has the number in A of each row of B; None without one."""
+    count = len(rows)
+    numbers = np.arange(count)
+    if np.array_equal(rows, (numbers + count // 2) % count):
+        return Reason("halves")
+    starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
+    block = int(np.gcd.reduce([count, *starts, *rows[starts]]))
+    step = int(rows[1])
+    back = int(np.flatnonzero(rows == 1)[0])
+    named = (
+        ("interleaved", "B", 2 * step, (-1, 2, step)),
+        ("interleaved", "A", 2 * back, (-1, back, 2)),
+        ("grouped", "B", block, (1, 3, -1, block)),
+        ("grouped", "A", block, (1, -1, 3, block)),
+    )
+    for code, where, size, shape in named:
+        known = abs(math.prod(shape))
+        is_whole = known > 0 and count % known == 0
+        if is_whole and np.array_equal(numbers.reshape(shape).swapaxes(1, 2).ravel(), rows):
+            return Reason(code, size=size, where=where)
+    return Reason("blocks", size=block) if block > 1 else None
+
+
+RELATIONS: Mapping[str, Callable[[Differing], Figures | None]] = {
+    "is_multiple": partial(_number, operation=torch.div, neutral=1.0),
+    "is_shifted": partial(_number, operation=torch.sub, neutral=0.0),
+    "is_transposed": _transposed,
+    "rows_reordered": _reordered,
+    "is_cut": partial(_made, make=_cut),
+    "is_flushed": partial(_made, make=_flushed),
+}

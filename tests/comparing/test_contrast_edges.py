@@ -1,0 +1,166 @@
+"""Comparisons just inside and just outside of what decides, of planted figures and rows."""
+
+import math
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from shadow.comparing import contrast, differences
+from shadow.comparing.codes import ComparisonVerdict, ReportRelation
+from shadow.comparing.contrast import MatchedCounts
+from shadow.comparing.differences import Difference
+from shadow.comparing.matching import relate
+from shadow.reports.provenance import CheckpointIdentity
+
+MORE, LESS, BELOW, SAME, MIXED, NONE = ComparisonVerdict
+WORDS = {"+": MORE, "-": LESS, "b": BELOW, ".": SAME}
+
+
+def figure(verdict=SAME, size=0.0, direction=1, **more):
+    """A difference with an interval of no width around its size."""
+    names = ("first", "second", "no_interval")
+    usual = {"layers": 6, "cells": 18, "level": 0.95, "margin": 0.05, **dict.fromkeys(names)}
+    usual |= {"low": size, "high": size, "difference": size, **more}
+    return Difference("x", "difference", direction=direction, verdict=verdict, **usual)
+
+
+@pytest.mark.parametrize(("signs", "verdict"), [  # concentration; the four others
+    ("+++..", MORE), ("++...", MIXED), ("++++-", MORE), ("+++--", MIXED), ("--- .", LESS),
+    ("---+.", LESS), ("-++..", MIXED), ("-....", MIXED), ("..+..", SAME), ("..+-.", MIXED),
+    (".....", SAME), ("b....", BELOW), ("b+-..", MIXED), ("b+...", BELOW),
+])  # fmt: skip
+def test_two_other_figures_and_most_of_them_decide(signs, verdict):
+    """One that does not vote counts for nothing, whatever it says."""
+    sizes = {"+": 0.1, "-": -0.1}
+    figures = [figure(WORDS[one], sizes.get(one, 0.0)) for one in signs.replace(" ", "-")]
+    silent = [figure(MORE, 0.1, direction=0) for _ in range(5)]
+    assert contrast._verdict([*figures, *silent]) is verdict
+
+
+@pytest.mark.parametrize(("size", "low", "high", "direction", "verdict", "points"), [
+    (0.05, 0.01, 0.09, 1, MORE, 1), (0.049, 0.01, 0.09, 1, BELOW, 1), (0.05, 0.0, 0.09, 1, SAME, 0),
+    (-0.05, -0.09, -0.01, 1, LESS, -1), (-0.05, -0.09, 0.0, 1, SAME, 0),
+    (0.3, 0.01, 0.9, -1, LESS, -1), (-0.3, -0.9, -0.01, -1, MORE, 1), (0.3, None, None, 1, SAME, 0),
+    (None, None, None, 1, SAME, 0),
+])  # fmt: skip
+def test_an_interval_and_a_margin_decide_a_figure(size, low, high, direction, verdict, points):
+    """Without a margin that is known nothing is beyond it."""
+    found = figure(None, 0.0, direction, difference=size, low=low, high=high)
+    assert (differences._verdict(found), found.points) == (verdict, points)
+    unknown = figure(None, 0.0, direction, difference=size, low=low, high=high, margin=None)
+    assert differences._verdict(unknown) is (BELOW if points else SAME)
+
+
+# ------------------------------------------------------------------------------------- reports
+
+
+def report(name="A", level="full", relation="tuned", version="1", **settings):
+    method = settings.pop("method", {})
+    recorded = {"settings": {"method": method, "chosen": {}, **settings}}
+    provenance = SimpleNamespace(level=level, relation=relation, version=version, recorded=recorded)
+    return SimpleNamespace(name=name, label=name, provenance=provenance)
+
+
+PINNED, CONTENT = {"commit": "c" * 40}, {"content": "x"}
+
+
+@pytest.mark.parametrize(("left", "right", "how"), [
+    (PINNED, PINNED, "commit"), (PINNED | {"repo": "o/x"}, PINNED, None),
+    ({"commit": "c" * 39}, {"commit": "c" * 39}, None), (PINNED, {"commit": "d" * 40}, None),
+    (CONTENT, CONTENT, "content"), (PINNED | CONTENT, {"commit": "d" * 40} | CONTENT, "content"),
+    (CONTENT | {"fingerprint": "f" * 64}, {"content": "y", "fingerprint": "f" * 64}, None),
+    (CONTENT | {"fingerprint": "f" * 64}, {"fingerprint": "f" * 64}, "content"),
+    ({"fingerprint": "f" * 64}, {"fingerprint": "e" * 64}, None), ({}, {}, None),
+    ({"fingerprint": "f" * 63}, {"fingerprint": "f" * 63}, None),
+])  # fmt: skip
+def test_checkpoints_are_one_by_commit_or_content(left, right, how):
+    """Content, where both have it, decides; a short commit or digest is none."""
+    keys = dict.fromkeys(("commit", "content", "fingerprint"), None)
+    left, right, far = (
+        CheckpointIdentity(**{"repo": "o/n", **keys, **own})
+        for own in (left, right, {"content": "z"})
+    )
+
+    def pair(base, tuned):
+        return SimpleNamespace(provenance=SimpleNamespace(base=base, tuned=tuned))
+
+    other = CheckpointIdentity(**{"repo": "o/n", **keys, "content": "w"})
+    bases = relate(pair(left, far), pair(right, other))
+    assert bases == (
+        (ReportRelation.ONE_BASE, how) if how else (ReportRelation.DIFFERENT_BASES, None)
+    )
+    if how:
+        assert relate(pair(left, far), pair(right, far))[0] is ReportRelation.SAME_PAIR
+        for steps in ((pair(far, left), pair(right, other)), (pair(right, other), pair(far, left))):
+            assert relate(*steps) == (ReportRelation.CONSECUTIVE_STAGES, how)
+
+
+# ---------------------------------------------------------------------------- doubts and voids
+
+
+def matched(**columns):
+    """Five matrices in layers and one outside."""
+    usual = {
+        "component": "language", "layer": [0, 0, 1, 1, 2, None], "module": [*"qoqoq", "head"],
+        "rows": 4, "cols": 5, "dtype_first": "BF16", "dtype_second": "BF16",
+        "concentration_difference": 0.1, "cosine_first": 0.99, "cosine_second": 0.99,
+        "floor_ratio_first": 9.0, "floor_ratio_second": 9.0,
+    }  # fmt: skip
+    return pd.DataFrame(usual | columns, index=range(6))
+
+
+def test_matched_matrices_are_counted():
+    """A share is at most 1, also of a forged report with fewer parameters than matrices have."""
+    frame = matched()
+    reports = [pd.DataFrame({"parameters": [size] * count}) for size, count in ((60, 8), (10, 6))]
+    found = contrast._counts(*reports, frame, frame[frame["layer"].notna()])
+    assert found == MatchedCounts(6, 5, 5, 3, 120, 0.25, 1.0, 2, 0)
+    empty = contrast._counts(reports[0][:0], reports[1], frame, frame)
+    assert empty.share_of_first == 1.0
+
+
+ONE_BASE = ReportRelation.ONE_BASE
+CASES = [  # what is otherwise -> codes
+    ({}, ""), ({"relation": ReportRelation.DIFFERENT_BASES}, "different_bases"),
+    ({"shares": (0.9, 0.9)}, ""), ({"shares": (0.89, 0.9)}, "partly_compared:A"),
+    ({"shares": (0.9, 0.89)}, "partly_compared:B"), ({"level": 0.94}, "few_layers"),
+    ({"level": None}, ""), ({"norm": math.log(3.0)}, ""), ({"norm": -math.log(2.99)}, ""),
+    ({"norm": math.log(3.01)}, "norms_far_apart:A"), ({"norm": -1.2}, "norms_far_apart:B"),
+    ({"norm": 1.2, "is_void": True}, ""), ({"norm": None}, ""),
+    ({"dtype_first": ["F32", None, *["BF16"] * 4]}, "dtypes_differ"),
+    ({"outside": -0.05}, "opposed_outside_layers"), ({"outside": -0.049}, ""),
+    ({"outside": 0.2}, ""), ({"outside": -0.001, "margin": 0.0}, "opposed_outside_layers"),
+    ({"outside": -0.9, "verdict": SAME}, ""),
+    ({"outside": 0.05, "verdict": LESS, "size": -0.1}, "opposed_outside_layers"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("other", "expected"), CASES)
+def test_doubts(other, expected):
+    shares = other.get("shares", (1.0, 1.0))
+    counts = MatchedCounts(6, 5, 5, 3, 120, *shares, 0, 0)
+    keys = {key: other[key] for key in ("level", "margin") if key in other}
+    concentration = figure(other.get("verdict", MORE), other.get("size", 0.1), **keys)
+    norm = figure(None, other.get("norm", 0.0), direction=0)
+    frame = matched(dtype_first=other.get("dtype_first", "BF16"))
+    frame["concentration_difference"] = [0.1] * 5 + [other.get("outside", 0.1)]
+    relation, is_void = other.get("relation", ONE_BASE), other.get("is_void", False)
+    sides = report(), report("B")
+    found = [
+        *contrast._doubts(*sides, relation, frame, counts, [concentration, norm], is_void=is_void)
+    ]
+    names = [reason.figures.get("name") or reason.figures.get("larger") for reason in found]
+    said = [
+        f"{one.code}:{name}" if name else one.code for one, name in zip(found, names, strict=True)
+    ]
+    assert " ".join(said) == expected
+    if expected.startswith("norms_far_apart"):
+        (reason,) = found
+        assert reason.figures["times"] == pytest.approx(math.exp(abs(other["norm"])))
+        assert {reason.figures["larger"], reason.figures["smaller"]} == {"A", "B"}
+    if expected == "dtypes_differ":
+        assert found[0].figures == {"matrices": 2}
+
+
+HALF, THREE = [1, 1, 0, 0, 1], [1, 1, 1, 0, 0]  # of four in layers

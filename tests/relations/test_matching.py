@@ -1,0 +1,176 @@
+"""Which units and rows correspond, by planted signatures, just inside and outside of what decides;
+and what a summary says of it.
+"""
+
+import numpy as np
+import pytest
+
+from shadow.places.architecture import Place
+from shadow.relations.facts import unit_numbers
+from shadow.relations.matching import (
+    RowSignatures,
+    UnitChoice,
+    choose,
+    elected,
+    least_sure,
+    match_rows,
+    rows_of_units,
+)
+from shadow.relations.signature import Signature
+from shadow.run.correspondence import Matching, other_layers
+from shadow.run.runtime import Runtime
+
+AXES = np.eye(8, dtype=np.float32)
+
+
+def unit(axis, digest=None, other=None):
+    """A signature along an axis; with another axis its cosine with the first is .6."""
+    sketch = AXES[axis] if other is None else np.float32(0.6) * AXES[axis] + 0.8 * AXES[other]
+    return Signature(axis if digest is None else digest, sketch)
+
+
+@pytest.mark.parametrize(("tuned", "base", "chosen"), [
+    # equal ones: that which follows, not the one with the nearest number; the nearest without one
+    ([(9, unit(0)), (10, unit(1))], [(0, unit(0)), (1, unit(1)), (2, unit(1))],
+     {0: (0, "content"), 1: (1, "content")}),
+    ([(10, unit(1))], [(0, unit(0)), (1, unit(1)), (2, unit(1))], {0: (2, "content")}),
+    ([(1, unit(0))], [(0, unit(0)), (4, unit(0, 9))], {0: (0, "content")}),
+    # what has its number is that, if it is like it; content says more than likeness
+    ([(1, unit(0, 9, 1))], [(0, unit(1)), (1, unit(0))], {0: (1, "number")}),
+    ([(5, unit(0, 9))], [(0, unit(0)), (1, unit(1))], {0: (0, "likeness")}),
+    ([(5, unit(3)), (6, unit(1))], [(0, unit(0)), (1, unit(1))], {1: (1, "content")}),
+    ([], [(0, unit(0))], {}), ([(0, unit(0))], [], {}),
+])  # fmt: skip
+def test_a_matrix_chooses_a_unit(tuned, base, chosen):
+    assert choose(tuned, base) == {at: UnitChoice(*choice) for at, choice in chosen.items()}
+
+
+def units_of(text):
+    """`0:1 1:2c 2:-`: by number, content (c) or likeness (l); a new one."""
+    ways = {"": "number", "c": "content", "l": "likeness"}
+    units = {}
+    for word in text.split():
+        number, _, of = word.partition(":")
+        unit = of.rstrip("cl")
+        units[int(number)] = None if of == "-" else UnitChoice(int(unit), ways[of[len(unit) :]])
+    return units
+
+
+def test_the_least_sure_way_is_that_of_a_unit():
+    """Most parameters decide, not most matrices; a way of another unit does not count."""
+    assert least_sure(["number", "content"]) == "content"
+    assert least_sure(["likeness", "content", "number"]) == "likeness"
+    sure, other = UnitChoice(3, "number"), UnitChoice(4, "likeness")
+    votes = {7: [(sure, 6), (other, 3), (other, 2)], 3: [], 5: []}
+    assert elected(votes, {3, 4, 5}) == {7: sure, 3: None, 5: UnitChoice(5, "number")}
+
+
+@pytest.mark.parametrize(("units", "base", "tuned", "of_base", "of_tuned", "by"), [
+    ("0:1c 1:0c", 2, 2, [1, 0], [0, 1], "content"),
+    ("2:0l 0:3 1:-", 4, 3, [3, 0], [0, 2], "likeness"),
+    ("0:1c 1:-", 2, 2, None, None, None), ("0:0 1:1", 2, 2, None, None, None),
+    ("0:0 1:1", 3, 2, [0, 1], [0, 1], "number"), ("0:0 1:1", 2, 3, [0, 1], [0, 1], "number"),
+    ("0:2c 1:0c", 2, 2, None, None, None), ("0:1c 2:0c", 2, 2, None, None, None),
+])  # fmt: skip
+def test_rows_of_a_router_go_with_their_experts(units, base, tuned, of_base, of_tuned, by):
+    """Not where numbers say the same, and not beyond the rows that a side has."""
+    pairs = rows_of_units(units_of(units), base, tuned)
+    assert (pairs is not None) is (by is not None)
+    if pairs is not None:
+        assert ([*pairs.rows[0]], [*pairs.rows[1]], pairs.by) == (of_base, of_tuned, by)
+
+
+@pytest.mark.parametrize(("tuned", "partners"), [  # rows 0 to 9 of the base; -: a new row
+    ("0123456789", None), ("--0123456789", "--0123456789"), ("1234-6789", "123456789"),
+    ("123456-89", "123456789"), ("012-56789", "012-56789"), ("-12345678-", None),
+    ("-0123456-8-", "-0123456789"), ("-0123456789-", "-0123456789-"), ("9-12345678", "9-12345678"),
+    ("4-6-8", "45678"), ("42-97", "42-97"), ("2244-", None), ("22145", "-0145"), ("3---", None),
+    ("34--", "3456"), ("34---", None), ("0-213", "0-213"),
+])  # fmt: skip
+@pytest.mark.filterwarnings("error")  # also where all rows have equal sums
+def test_rows_of_a_vocabulary_correspond_by_content(tuned, partners):
+    """At least half of the smaller side; what lies between two of one shift goes with them, unless
+    its row is another's; rows that occur twice say nothing.
+    """
+    digests = [int(row) if row != "-" else 100 + at for at, row in enumerate(tuned)]
+    sides = [
+        RowSignatures(np.array(of, np.uint64), np.zeros((len(of), 40), np.float32))
+        for of in (range(10), digests)
+    ]
+    pairs = match_rows(*sides)
+    if pairs is None:
+        assert partners is None
+        return
+    found = dict(zip(pairs.rows[1].tolist(), pairs.rows[0].tolist(), strict=True))
+    assert "".join(str(found.get(at, "-")) for at in range(len(tuned))) == partners
+    assert pairs.by == "content"
+
+
+def by_likeness(noise=0.3, sums=32, change=lambda base, tuned: None):
+    """Rows in another order with noise on each, along a mean and a direction that dominate."""
+    rng = np.random.default_rng(0)
+    base = rng.standard_normal((60, sums)) + 50.0
+    base[:, 0] *= 30
+    order = rng.permutation(60)[:40]
+    tuned = base[order] + noise * rng.standard_normal((40, sums)) * base.std(axis=0)
+    change(base, tuned)
+    digests = np.arange(100, dtype=np.uint64)
+    sides = (
+        RowSignatures(digests[: len(one)] + np.uint64(1000 * at), one.astype(np.float32))
+        for at, one in enumerate((base, tuned))
+    )
+    return order, match_rows(*sides)
+
+
+def doubled(base, _):
+    base[30:] = base[:30]
+
+
+def not_finite(base, _):
+    base[3, 3] = np.inf
+
+
+@pytest.mark.parametrize(("options", "is_found"), [
+    ({}, True), ({"sums": 31}, False), ({"noise": 1.2}, False), ({"change": doubled}, False),
+    ({"change": not_finite}, False),
+])  # fmt: skip
+def test_rows_of_a_vocabulary_correspond_by_likeness(options, is_found):
+    """Where enough sums show it, one is far more like each than any other, and all are finite."""
+    order, pairs = by_likeness(**options)
+    assert (pairs is not None) is is_found
+    if pairs is not None:
+        assert (pairs.by, pairs.rows[0].tolist()) == ("likeness", order.tolist())
+
+
+# -------------------------------------------------------------------------------- what is said
+
+
+@pytest.mark.parametrize(("units", "missing", "new", "runs", "by"), [
+    ("0:0 1:2c 2:3c 3:-", [1, 4, 5], [3], [(1, 2, 2)], ["content"]),
+    ("0:1l 1:2c 3:4c 4:0c", [3, 5], [], [(0, 1, 1), (3, 3, 4), (4, 4, 0)], ["content", "likeness"]),
+    ("1:0c 2:0c 3:1c", [2, 3, 4, 5], [], [(1, 1, 0), (2, 3, 0)], ["content"]),
+    ("0:0 1:1 2:2 3:3 4:4 5:5", [], [], [], []),
+])  # fmt: skip
+def test_units_are_said_in_runs(units, missing, new, runs, by):
+    """Of one shift and without a gap; those with their own number are in none."""
+    row = unit_numbers("language", units_of(units), set(range(6)))
+    assert [(run.first, run.last, run.base_first) for run in row.runs] == runs
+    assert (row.component, row.missing, row.new, row.by) == ("language", missing, new, by)
+
+
+def test_a_layer_may_have_matrices_of_another(tmp_path):
+    """Norms and experts do not say so, and a layer that is new has none."""
+    known = Matching(Runtime(), tmp_path)
+    known.units = {("language", None): units_of("0:0 1:2c 2:-")}
+    groups = [("language", None), ("language", 1), ("language", 2), ("language", 7), ("vision", 1)]
+    bases = [("language", None), ("language", 2), None, ("language", 7), ("vision", 1)]
+    assert [known.base_group(group) for group in groups] == bases
+    chosen = {
+        "attn.q": (2, "content"), "attn.o": (0, "likeness"), "attn.k": (0, "likeness"),
+        "mlp.up": (4, "content"), "norm": (0, "content"), "router": (0, "content"),
+    }  # fmt: skip
+    known.chosen = {Place("language", 1, name): UnitChoice(*of) for name, of in chosen.items()}
+    known.chosen[Place("language", 1, "experts.up", 3)] = UnitChoice(0, "content")
+    known.chosen[Place("language", 2, "attn.q")] = UnitChoice(0, "content")
+    said = [(row.layer, row.base_layer, row.modules, row.by) for row in other_layers(known)]
+    assert said == [(1, 0, ["attn.k", "attn.o"], "likeness"), (1, 4, ["mlp.up"], "content")]
