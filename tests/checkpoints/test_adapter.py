@@ -199,7 +199,7 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
 
 
 @pytest.mark.parametrize(("config", "reason"), [
-    ({"peft_type": "IA3"}, "only LORA"),
+    ({"peft_type": "POLY"}, "not read"),
     ({"init_lora_weights": "pissa_niter_4"}, "initialisation changes the base"),
     ({"lora_alpha": "8"}, "lora_alpha"), ({"lora_alpha": -1}, "lora_alpha"),
     ({"lora_alpha": float("nan")}, "lora_alpha"), ({"lora_alpha": True}, "lora_alpha"),

@@ -27,7 +27,7 @@ from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
 from shadow.run.merged_by_peft import Merges, applied
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scanned import Scanned, Unmatched
-from shadow.run.stacked import Stacked, stacked_updates
+from shadow.run.stacked import STACK, Stacked, stacked_updates
 from shadow.run.workers import views
 from shadow.spectra.relations.merging import MergeFit, Update, merge_fit
 from shadow.templates import Reason, Value, said
@@ -403,7 +403,8 @@ def reach_of(adapter: Checkpoint, base: Checkpoint) -> Reach:
     """Find the modules of an adapter that have no name of its base, or are not targeted."""
     assert adapter.adapter is not None, "an adapter"
     targets = Targets(adapter.adapter.config)
-    modules = [*adapter_factors(adapter.tensors)[0]]
+    factors = adapter_factors(adapter.tensors)[0]
+    modules = [module for module in factors if not STACK.fullmatch(module)]
     parts = place_tensors({f"{module}.weight": (2, 2) for module in modules}, base.config)
     components = {part.place.component for own in parts_of(base).values() for part in own}
     names = BaseNames(base.tensors, components)
