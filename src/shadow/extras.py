@@ -7,7 +7,7 @@ import importlib
 from shadow.errors import ShadowError
 
 EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
-    "adapters": ("accelerate", "peft", "transformers"),
+    "adapters": ("peft",),
     "az": ("adlfs",),
     "figure": ("matplotlib",),
     "gs": ("gcsfs",),
