@@ -115,6 +115,13 @@ def with_swapped(cosine=0.02):
     return [*model(), *[row(at, "attn.v", cosine=cosine) for at in (2, 3)]]
 
 
+def with_tower(cosine):
+    """Twelve matrices of a language model, and two of a vision tower."""
+    names = ("attn.q", "mlp.up")
+    of = {"component": "vision", "cosine": cosine, "relative_norm": 1.4}
+    return [*model(), *[row(0, name, tensor=f"v.{name}", **of) for name in names]]
+
+
 def report(deltas, **more):
     """What a report is of."""
     return deltas, more
@@ -178,6 +185,7 @@ MUST = {  # by code: what a report has to be of for the sentence to stand there
     "few_entries": report([row(1, "mlp.up", zero_share=1 - 63 / (64 * 96))]),
     "masked": report(model(zero_share_excess=0.3)),
     "unrelated": report(model(cosine=0.01, relative_norm=1.4)),
+    "components_apart": report(with_tower(0.099), extra_tensors=same(component="projector")),
     "layers_moved": elsewhere("layers", **UNITS),
     "matrices_moved": elsewhere("matrices", **OTHERS),
     "experts_moved": elsewhere("experts", **{**UNITS, "layers": [0, 1]}),
@@ -213,6 +221,7 @@ MUST_NOT = {  # a near miss of the same code
     "few_entries": report([row(1, "mlp.up", zero_share=1 - 64 / (64 * 96))]),
     "masked": report(model(zero_share_excess=0.29)),
     "unrelated": report(model(cosine=0.3)),
+    "components_apart": report(with_tower(0.1), extra_tensors=same(component="projector")),
     "layers_moved": elsewhere("layers"),
     "matrices_moved": elsewhere("matrices", **{**OTHERS, "layer": "1"}),  # no audit writes that
     "experts_moved": elsewhere("layers", **UNITS),

@@ -19,7 +19,7 @@ from rich.text import Text
 DOCS = Path(__file__).parents[1] / "docs"
 FILES = (DOCS / "session-light.svg", DOCS / "session-dark.svg")
 SHADOW = Path(sys.executable).parent / "shadow"
-COMMAND = "shadow show reports/demo/base..narrow"
+COMMAND = "shadow show reports"
 WIDTH = 80
 MOST_LINES = 50  # more would not fit a screen: the picture says how many are left out
 

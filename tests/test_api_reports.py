@@ -118,6 +118,7 @@ def test_a_repr_is_three_lines(narrow):
     assert first == "demo:base..narrow"
     assert second == narrow.summary.finding.headline
     assert third.startswith(str(narrow.folder))
+    assert second[:40] in narrow._repr_html_()
 
 
 def test_names_from_a_checkpoint_are_escaped(tmp_path):
@@ -128,6 +129,7 @@ def test_names_from_a_checkpoint_are_escaped(tmp_path):
     report = shadow.read(folder)
     assert "\x1b" not in repr(report)
     assert len(repr(report).splitlines()) == 3
+    assert "<img" not in report._repr_html_()
 
 
 def test_a_report_that_broke_since_shows_its_fault(tmp_path):
@@ -136,3 +138,4 @@ def test_a_report_that_broke_since_shows_its_fault(tmp_path):
     (report.folder / "matrices.parquet").write_bytes(b"PAR1")
     (report.folder / "tensors.parquet").unlink()
     assert "matrices.parquet" in repr(report)
+    assert report._repr_html_() is None

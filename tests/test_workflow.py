@@ -113,6 +113,7 @@ def test_scripts_take_nothing_from_the_event(workflow):
 
 
 MOVED = f"- {{claim: trained, of: [{DEMO / 'base'}, {DEMO / 'broad'}], moved: [layers]}}\n"
+CHECKED = f"- {{model: {DEMO / 'broad'}, base: {DEMO / 'base'}, headers: true}}\n"
 EQUAL = f"- same {DEMO / 'base'} {DEMO / 'broad'}\n"
 
 
@@ -125,6 +126,7 @@ def given(value: str, inputs: dict[str, str]) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(("inputs", "codes", "said"), [
     ({"claims": "claims.yaml"}, [0, 0], "trained"),
+    ({"checks": "families.yaml"}, [0, 0], "drop_in"),
     ({"claims": "wrong.yaml", "options": "--jobs 1 -q"}, [0, 4], "does not hold"),
     ({"list": "list.yaml", "options": "-q\n--policy policy.yaml"}, [0, 0], "large-update"),
     ({"claims": "claims.yaml", "list": "list.yaml"}, [0, 2], ""),
@@ -135,7 +137,8 @@ def test_the_action_checks_claims_or_a_list(tmp_path, inputs, codes, said):
     action = yaml.safe_load((ROOT / "action.yml").read_text())
     assert all("${{" not in step["run"] for step in action["runs"]["steps"])
     runner = Runner(tmp_path)
-    for file, line in (("claims.yaml", MOVED), ("wrong.yaml", EQUAL)):
+    files = {"claims.yaml": MOVED, "wrong.yaml": EQUAL, "families.yaml": CHECKED}
+    for file, line in files.items():
         runner.workspace.joinpath(file).write_text(line)
     runner.workspace.joinpath("list.yaml").write_text("- demo:base..narrow\n")
     text = (EXAMPLES / "shadow-policy.yaml").read_text().partition("drift:")[0]
@@ -156,10 +159,10 @@ def test_the_action_checks_claims_or_a_list(tmp_path, inputs, codes, said):
 
 @pytest.mark.slow
 def test_the_hook_of_this_repository_runs(tmp_path):
-    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    check, claims = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
     runner = Runner(tmp_path)
-    for line, code in ((MOVED, 0), (EQUAL, 4)):
-        runner.workspace.joinpath("claims.yaml").write_text(line)
+    for hook, line, code in ((claims, MOVED, 0), (claims, EQUAL, 4), (check, CHECKED, 0)):
+        runner.workspace.joinpath(*hook["args"]).write_text(line)
         done = runner.step(shlex.join([*shlex.split(hook["entry"]), *hook["args"]]), {})
         assert done.returncode == code
 

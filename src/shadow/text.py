@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Any
 
 from rich.filesize import decimal
 
@@ -27,6 +29,14 @@ def visible(text: str) -> str:
     if text.isprintable():  # nearly all
         return text
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+class Shown:
+    """An object with a short repr, which a notebook draws as its command prints it."""
+
+    def _repr_html_(self) -> Any:
+        # by its name: it lies above the rooms of these objects, which a notebook asks directly
+        return import_module("shadow.outputs.notebook").html(self)
 
 
 def short_name(name: str) -> str:

@@ -199,6 +199,8 @@ def test_what_corresponds_is_found_and_measured(tmp_path, case):
     codes = {sentence.code for sentence in report.summary.finding.sentences}
     assert {code for code in codes if code.endswith("_moved")} == {f"{key}_moved" for key in facts}
     assert not codes & {"unrelated", "replaced", "all_zero"}
+    of_tuned = {int(number[1]) for number in map(LAYER.search, change(base)) if number}
+    assert {row.layer for row in report.summary.depth} == of_tuned
     compared = report.tensors[report.tensors["matched_by"].notna()]
     ways = set(compared["matched_by"])
     assert ways - {"number"} == ({"likeness" if size else "content"} if facts else set())
@@ -208,6 +210,90 @@ def test_what_corresponds_is_found_and_measured(tmp_path, case):
     else:
         assert set(compared["status"]) == {"identical"} | {"skipped"} & set(compared["status"])
         assert not (compared["relative_norm"] > 0).any()
+
+
+@pytest.mark.parametrize("case", every(5, CASES), ids=str)
+def test_a_model_whose_numbers_changed_is_a_relative(tmp_path, case):
+    """`related` names its base as the nearest, also beside a sibling of it; nothing else is one."""
+    name, kind, dtype, size = case
+    base = stored(model(kind), dtype)
+    _, change, facts = CHANGES[name]
+    sides = {
+        "tuned": stored(change(model(kind)), dtype, size),
+        "base": base,
+        "sibling": stored(base, dtype, 0.05, seed=10),
+        "other": model(kind, seed=11),
+    }
+    tuned, near, sibling, other = (
+        planted.write(tmp_path / side, tensors, config_of(kind)) for side, tensors in sides.items()
+    )
+    found = shadow.verify("related", tuned, sibling, other, near).answer.reasons[0]
+    assert (found.code, found.figures["name"]) == ("nearest", str(near))
+    is_moved = bool({"layers", "experts"} & facts.keys())
+    assert found.figures["how"].code == ("moved" if is_moved else "related")
+    assert shadow.verify("related", tuned, other).holds is False
+    for claim, asked in (("stored", {}), ("trained", {"frozen": "*"}), ("trained", {"moved": "*"})):
+        first, second = (shadow.verify(claim, side, tuned, **asked) for side in (near, other))
+        noted = {statement.code for statement in first.statements}
+        is_noted = "other_numbers" in noted
+        assert is_noted is (is_moved and first.holds is False) or "matrices" in facts
+        assert "other_numbers" not in {statement.code for statement in second.statements}
+
+
+def in_stacks(tensors):
+    """The same model, with the experts of a layer in one tensor."""
+    made = {name: one for name, one in tensors.items() if ".experts." not in name}
+    stacks = {}
+    for name in sorted(tensors.keys() - made.keys()):
+        stacks.setdefault(EXPERT.sub("experts.", name).removesuffix(".weight"), []).append(name)
+    return made | {to: torch.stack([tensors[name].T for name in of]) for to, of in stacks.items()}
+
+
+# kinds of models, the change, and how many matrices of the base are compared: all of the layers and
+# experts that are left, without routers and vocabularies of other rows
+COMPARED = {
+    "first dropped": ("plain tied", 4 * 7), "dropped": ("experts", 4 * 17),
+    "doubled": ("plain", 5 * 7), "exchanged": ("tied", 5 * 7), "attention": ("plain", 5 * 7 - 4),
+    "pruned": ("experts stacks", 5 * 10), "permuted": ("experts stacks", 5 * 16),
+    "dropped and pruned": ("experts stacks", 4 * 13), "put in front": ("plain", 5 * 7),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_models_of_one_base_are_compared_on_what_both_have(tmp_path, name):
+    """A fine-tune, and one with other numbers that moved twice as far: in each matrix, though the
+    steps of layers and experts differ.
+    """
+
+    def trained(base, size, seed):
+        generator = torch.Generator().manual_seed(seed)
+        made = {}
+        for key, one in base.items():
+            numbers = [pattern.search(key) for pattern in (LAYER, EXPERT)]
+            step = size * (1 + sum(int(number[1]) for number in numbers if number))
+            made[key] = one + step * one.std() * torch.randn(one.shape, generator=generator)
+        return made
+
+    kinds, inside = COMPARED[name]
+    for kind in kinds.split():
+        base = model(of := "experts" if kind == "stacks" else kind)
+        form = in_stacks if kind == "stacks" else dict
+        sides = trained(base, 0.01, 1), CHANGES[name][1](trained(base, 0.02, 2))
+        reports = [
+            audited(
+                tmp_path / f"{kind} {at}",
+                form(base),
+                stored(form(side), "float32"),
+                of,
+                level="full",
+                subjects="delta",
+            )
+            for at, side in enumerate(sides)
+        ]
+        (found,) = shadow.compare(*reports).contrasts
+        norm = next(one for one in found.figures if one.figure == "relative_norm")
+        assert found.matched.in_layers == inside
+        assert (norm.low, norm.high) == pytest.approx((np.log(0.5),) * 2, abs=0.05)
 
 
 def test_what_is_broken_in_a_layer_that_moved_is_said(tmp_path):

@@ -50,7 +50,7 @@ def test_audit_and_gate_say_the_same(shadow):
     assert f"demo:base..narrow: {first}: language.mlp.up.con" in audited.err
     assert json.loads(shadow("show", "out", "--format", "json").out) == [
         {key: value for key, value in summary.items() if key != "judged"}
-        for summary in sorted(json.loads(audited.out), key=lambda one: one["pair"])
+        for summary in json.loads(audited.out)
     ]
 
 

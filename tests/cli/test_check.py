@@ -125,7 +125,10 @@ def test_a_card_has_eight_lines_and_no_path(models):
     lines = found.out.splitlines()
     assert len(lines) == 8
     assert str(models) not in found.out
-    assert lines[-1].count("sha256") == 4
+    assert len({text[:16] for text in lines[-1].split("sha256 ")[1:]}) == 4
+    (models / "same" / "model.safetensors").touch()
+    digests = shadow.check(models / "same", base=models / "base", headers=True).digests
+    assert digests["model"] == digests["base"]
 
 
 def test_a_list_and_its_junit(models):
@@ -160,7 +163,8 @@ def test_the_first_line_is_the_answer_of_whole(models):
     """Of a model in memory too; a broken tensor is named by both lines."""
     state = load_file(models / "tuned" / "model.safetensors")
     found = shadow.check(state, base=models / "base", headers=True)
-    assert found.lines[0].claim == "whole"
+    assert repr(found).splitlines()[0].startswith("whole: holds: headers of all 39")
+    assert "drop_in" in found._repr_html_()
     broken = dict(state) | {NAME: torch.full_like(state[NAME], float("nan"))}
     (models / "nan").mkdir()
     shutil.copy(models / "tuned" / "config.json", models / "nan")
@@ -176,7 +180,9 @@ def test_what_is_shown(models):
     shutil.copytree(models / "same", bad, dirs_exist_ok=True)
     found = run_shadow("check", f"./{bad.name}", "--base", "./base", cwd=models)
     assert "\x1b" not in found.out
-    assert "shadow verify moved ./base" in " ".join(found.out.split())
+    rows = {line.split()[0]: line for line in found.out.splitlines() if line.strip()}
+    assert rows["drop_in"].endswith("beside the weights")  # no terminal breaks it
+    assert "shadow verify moved ./base" in found.out
 
 
 def test_the_model_is_read_twice_and_the_base_once(tmp_path, monkeypatch):

@@ -1,10 +1,13 @@
 """`shadow audit --quiet`: stderr has errors and the count of rules, and nothing else."""
 
+import contextlib
 import io
 import json
 import shutil
+import time
 
 import pytest
+import readme
 from rich.console import Console
 
 from shadow.cli import console
@@ -61,3 +64,38 @@ def test_quiet_has_no_progress_in_a_terminal(monkeypatch, hidden):
             update(Progress(done=1, total=2, cost_done=1, cost_total=2))
         written.seek(written.truncate(0))
     assert bool(written.getvalue()) != hidden
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_without_a_terminal_progress_is_lines(monkeypatch, capsys, hidden):
+    """What is read, how much of it and how long yet; nothing is written for a quiet command."""
+    monkeypatch.setattr(console, "EVERY", 0.01)
+    deadline = time.monotonic() + (0.2 if hidden else 60)
+    lines = ""
+    with console.pairs_progress(hidden=hidden)("check ./model") as update:
+        update(Progress(3, 12, 1, 4, stage="moved"))
+        while "left" not in lines and time.monotonic() < deadline:
+            time.sleep(0.01)
+            lines += capsys.readouterr().err
+    line = "check ./model: 25 % done, moved, 3 of 12 matrices and vectors, under a second left"
+    assert (line in lines.splitlines(), bool(lines)) == (not hidden, not hidden)
+
+
+@pytest.mark.parametrize(
+    ("words", "claim"), [("check ./a", "whole"), ("verify moved ./a ./b", "moved")]
+)
+def test_checks_show_progress(inside, monkeypatch, tmp_path, words, claim):
+    """Under what was typed, with the claim at work, and to the last matrix or vector."""
+    for name, side in (("a", "base"), ("b", "broad")):
+        shutil.copytree(readme.ROOT / "registry" / "demo" / side, tmp_path / name)
+    states = []
+
+    @contextlib.contextmanager
+    def watch(shown):
+        assert shown == words
+        yield states.append
+
+    monkeypatch.setattr(console, "pairs_progress", lambda *_, **__: watch)
+    inside(*words.split()).assert_done()
+    assert (states[-1].done, states[-1].total) == (39, 39)
+    assert {state.stage for state in states} == {claim}

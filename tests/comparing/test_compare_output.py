@@ -25,6 +25,17 @@ def test_a_folder_above_several_reports_stands_for_all_of_them(demo_reports, ins
     assert one == beside == named
 
 
+def test_two_models_of_one_base_end_with_how_they_differ(demo_reports, inside):
+    """In the words of `compare`, under the pairs in the order of their audit."""
+    runs = demo_reports / "base..narrow", demo_reports / "base..broad"
+    (contrast,) = json.loads(inside("compare", *runs, "--json").assert_done())["contrasts"]
+    sentence = contrast["sentence"].replace("A (base..narrow)", "base..narrow")
+    shown = inside("show", demo_reports, width=200).assert_done().splitlines()
+    assert shown[-2] == f"{sentence.replace('B (base..broad)', 'base..broad')}."
+    titles = [line.split()[1] for line in shown if line.startswith("demo ")]
+    assert titles == ["base..narrow", "base..broad"]
+
+
 def test_wrong_usage(demo_reports, inside, tmp_path):
     """One report, also under two names, too many, a margin that is none: exit code 2."""
     run = demo_reports / "base..narrow"

@@ -96,6 +96,8 @@ def ranking(content: bytes) -> list[tuple[str, float, bool]]:
 def test_the_page_of_the_demo_is_small_enough_for_mail(demo_reports, tmp_path):
     """Two reports with every chart, written by the command, whose stdout stays empty."""
     done = run_shadow("report", demo_reports, "-o", "page.html", cwd=tmp_path)
+    page = (tmp_path / "page.html").read_text()
+    assert (page.count("sha256 of its tensors"), "registry/demo" in page) == (4, False)
     assert done.assert_done() == ""
     assert (tmp_path / "page.html").stat().st_size < 500_000
     assert len(ranking((tmp_path / "page.html").read_bytes())) == 2

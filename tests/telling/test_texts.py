@@ -42,6 +42,7 @@ EXACT = {"kept": None, "kept_reason": "nothing_rounded", "floor_ratio": None}
 ADAPTER = {**RANK_8, **EXACT, "rank_ceiling": 8}
 ONLY = {**SETTINGS, "chosen": {"modules": ["mlp.up"]}}
 UPS = [row(layer, "mlp.up") for layer in range(4)]
+ONLY_TOWER = report(model(cosine=0.01), extra_tensors=same(component="vision"))
 FILTERED = skipped("filtered", "attn.v", 3)
 ABOVE = {"equivalent_directions": None, "excess_purity": 0.01, "excess_purity_unrounded": 0.01}
 
@@ -166,6 +167,14 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
     (BEYOND, "headline", "more than rounding in 1 of 13 matrices"),
     (MUST["identical"], "headline", "The weights are the same."),
     (MUST["unrelated"], "headline", "Nothing in common entry by entry."),
+    (MUST["components_apart"], "headline", "The vision tower shares nothing with the"
+     " base's; the language model changed by 2.7 %."),
+    (MUST["components_apart"], "size", "Unchanged: the projector."),
+    (ONLY_TOWER, "headline", "The language model shares nothing with the base's; the vision tower"
+     " is the same."),
+    (ONLY_TOWER, "unrelated", "Entry by entry, the language model shares nothing with the base's"),
+    (ONLY_TOWER, "size", "Unchanged: the vision tower."),
+    (report(model(cosine=0.01), extra_tensors=same("head", None)), "size", "Unchanged: the head."),
     (MUST["coherent"], "headline", "Changed by 5.0 %, spread over 12 directions of 64, in all"),
     (MUST["low_rank"], "headline", "Changed by 5.0 %, of rank 8 or less, in all modules alike."),
     (report(model(purity_z=-20.0)), "headline", "Changed by 5.0 %, flatter than noise, in all"),
@@ -179,7 +188,7 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
     (report(model(cast="tuned", dtype="F32/BF16", **ROUNDED)), "headline", "A copy of the"),
     (report(UPS), "headline", "all of it in mlp.up."),
     (report(with_head(0.6)), "headline", "most of it in the head."),
-    (report(with_head(0.46)), "headline", "-the head"),  # the second would be one of several equals
+    (report(with_head(0.46)), "headline", "64, 46 % of it in the head."),  # before several equals
     (report(UPS, settings=ONLY, extra_tensors=FILTERED), "headline", "-all of it"),
     (report(UPS, settings=ONLY, extra_tensors=(*FILTERED, *same("attn.q"))), "headline",
      "all of it in mlp.up."),

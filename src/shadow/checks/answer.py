@@ -18,6 +18,7 @@ from typing import Any
 from shadow.run.scanned import APART, Unmatched
 from shadow.targets.references import AnyReference, ComponentBase, Reference
 from shadow.templates import Reason, in_words, names_in
+from shadow.text import Shown, visible
 
 Figure = float | int
 VALUES = {
@@ -146,6 +147,8 @@ COMMON: Mapping[str, str] = {
     **APART,
     "accepted": "accepted ({because}): {what}",
     "one_checkpoint": "{names:and} are one checkpoint, so nothing was compared",
+    "other_numbers": "layers, experts or matrices of {last} are those of {first} at other numbers,"
+    " which this claim does not compare; `shadow audit` does",
     "not_compared": "{tensors:count tensor is|tensors are} not compared: {why}",
     "apart": "{tensors:count tensor|tensors} {where}",
     "shared_apart": "{how}, of {tensors:count tensor|tensors}",
@@ -338,7 +341,7 @@ class Statement:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Shown):
     """A check of checkpoints and its answer."""
 
     check: Check
@@ -413,6 +416,9 @@ class Verification:
         """0 holds, 4 does not hold, 5 inconclusive."""
         return EXIT_CODES[self.outcome]
 
+    def __repr__(self) -> str:
+        return visible(f"{self.claim}: {self.outcome.words}: {self.reason}")
+
     def as_json(self) -> dict[str, Any]:
         """Everything that is known about it, for machines."""
         return {
@@ -437,6 +443,9 @@ class FailedVerification:
     fault: str
     exit_code: int = 1
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        return visible(f"{self.claim}: fault: {self.fault}")
 
     def as_json(self) -> dict[str, Any]:
         """The question and the error, for machines."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import tempfile
@@ -26,9 +27,11 @@ from shadow.run.sides import client_for, find_checkpoint, listing_of, open_found
 from shadow.storage import as_given
 from shadow.targets.references import AnyReference, Reference
 from shadow.templates import Reason, said
+from shadow.text import Shown
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
+    from shadow.checkpoints.safetensors_files import TensorInfo
 
 SCHEMA = 1
 CARD = "README.md"
@@ -61,7 +64,7 @@ class CheckRequest:
 
 
 @dataclass(frozen=True)
-class Checklist:
+class Checklist(Shown):
     """The answers about a model, the first of which is that of `whole`."""
 
     sides: CheckRequest
@@ -84,7 +87,10 @@ class Checklist:
         """The command that compares the model with the base that it names; empty without one."""
         if not self.named_base:
             return ""
-        return f"shadow check {_typed(str(self.sides.model))} --base {self.named_base}"
+        return f"shadow check {typed(str(self.sides.model))} --base {self.named_base}"
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.lines))
 
     def as_json(self) -> dict[str, Any]:
         """Every line, for machines."""
@@ -99,26 +105,33 @@ class Checklist:
 def _line(line: Answered) -> dict[str, Any]:
     as_json: dict[str, Any] = {"claim": line.claim, "outcome": "fault", "code": "fault"}
     figures: Mapping[str, float] = {}
-    accepted: dict[str, str] = {}
     if isinstance(line, Verification):
         as_json |= {"outcome": line.outcome, "code": line.code}
         figures = line.figures
-        accepted = {row.why.code: row.accepted for row in line.answer.against if row.accepted}
+    accepted = _accepted(line)
     return {**as_json, "figures": dict(figures), "command": command_of(line), "accepted": accepted}
 
 
-def command_of(line: Answered) -> str:
+def command_of(line: Answered | Question) -> str:
     """The command that says more of a line."""
     words = ["shadow verify", line.claim]
     for name, text in line.of.items():
         if name == "--headers":
             words.append(name)
         else:
-            words += [name, _typed(text)] if name.startswith("--") else [_typed(text)]
+            words += [name, typed(text)] if name.startswith("--") else [typed(text)]
+    for code, because in _accepted(line).items():
+        words += ["--accept", shlex.quote(f"{code}={because}")]
     return " ".join(words)
 
 
-def _typed(text: str) -> str:
+def _accepted(line: Answered | Question) -> dict[str, str]:
+    """By the code of a fault that a person accepts, the reason."""
+    rows = line.answer.against if isinstance(line, Verification) else ()
+    return {row.why.code: row.accepted for row in rows if row.accepted}
+
+
+def typed(text: str) -> str:
     """A checkpoint as a person types it: a folder from here, with quotes where a shell needs
     them.
     """
@@ -136,10 +149,12 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
         references += [part for _, part in side.parts]
     with tempfile.TemporaryDirectory(prefix="shadow-check-") as folder, client_for(references):
         opened = {}
+        digests = {}
         for word, side in sides.named.items():
             try:
                 found = find_checkpoint(side, runtime, Path(folder, word))
                 opened[word] = open_found(found, runtime, Path(folder, word))
+                digests[word] = _digest(opened[word])
             except ShadowError:  # the claim about it says so
                 continue
         model = opened.get("model")
@@ -159,8 +174,24 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
                 lines.append(_failed(claim, error, is_known=model is None))
                 continue
             lines.append(line if sides.drop_in else _softened(line))
-    digests = {word: checkpoint.fingerprint for word, checkpoint in opened.items()}
     return Checklist(sides, tuple(lines), named, digests)
+
+
+def _digest(checkpoint: Checkpoint) -> str:
+    """A sha256 that equal files have anywhere: of a folder, over headers and samples of tensors."""
+    shards: dict[str, list[TensorInfo]] = {shard: [] for shard in sorted(checkpoint.sources)}
+    for _, info in sorted(checkpoint.tensors.items()):
+        shards[info.shard].append(info)
+    digest = hashlib.sha256()
+    for shard, infos in shards.items():
+        held = checkpoint.sources[shard].held
+        if held is None or any(info.packing for info in infos):  # in pieces that are not here
+            return checkpoint.fingerprint  # on the Hub it has no times
+        headers = [(info.name, info.dtype, info.shape) for info in infos]
+        starts = [info.start for info in infos]
+        sizes = [info.end - info.start for info in infos]
+        digest.update(repr(headers).encode() + held.sample(starts, sizes))
+    return digest.hexdigest()
 
 
 def _claims(sides: CheckRequest, model: Checkpoint | None) -> Iterator[Question]:

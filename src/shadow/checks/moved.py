@@ -72,7 +72,7 @@ def judge(training: Training) -> Answer:
 def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
     """Compare every tensor of a base with the model's, as `trained` does."""
     tuned = replace(question, check=trained.CHECK, moved=("*",))
-    return trained.gather(tuned, runtime, scratch)
+    return trained.gather(tuned, runtime, scratch, with_steps=False)
 
 
 CHECK = Check(

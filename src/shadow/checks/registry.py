@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from shadow.checks import (
 from shadow.checks.answer import Answer, Check, Kind, Outcome, Question, Verification
 from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
-from shadow.run.runtime import Runtime
+from shadow.run.runtime import Progress, Runtime
 from shadow.run.sides import client_for
 from shadow.targets.references import AnyReference, ComponentBase
 from shadow.templates import Reason
@@ -42,6 +44,7 @@ CHECKS = Kind(
     drop_in.CHECK,
     moved.CHECK,
 )
+BY_NAME = ("merged", "trained", "stored", "moved")  # claims that compare what has one name
 OF_PAIRS = tuple(code for code, check in CHECKS.items() if check.is_of_pair)
 
 
@@ -143,6 +146,35 @@ def verify(question: Question, runtime: Runtime) -> Verification:
         answer = Answer(Outcome.INCONCLUSIVE, [why])
         return Verification(check, question.of, answer)
     references = question.references
+    runtime = replace(runtime, show=partial(_show, runtime.show, question.claim))
+    runtime.show(Progress(0, 0, 0, 0))
     with tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch, client_for(references):
         evidence = check.gather(question, runtime, Path(scratch))
-    return Verification(check, question.of, check.judge(evidence))
+        answer = check.judge(evidence)
+        if check.code in BY_NAME and answer.outcome is Outcome.DOES_NOT_HOLD:
+            folder = Path(scratch) / "numbers"
+            notes = [*answer.notes, *_noted_numbers(question, answer, runtime, folder)]
+            answer = replace(answer, notes=notes)
+    return Verification(check, question.of, answer)
+
+
+def _noted_numbers(
+    question: Question, answer: Answer, runtime: Runtime, scratch: Path
+) -> Iterator[Reason]:
+    """Note that other layers or experts correspond than those that have one name."""
+    from shadow.run.sampled import has_moved
+    from shadow.run.sides import found_all, open_found
+
+    names = question.check.checkpoints
+    found = found_all(question.named, runtime, scratch)
+    first, last = (
+        open_found(found[name], runtime, scratch / name) for name in (names[0], names[-1])
+    )
+    are_many = 4 * len(answer.against) >= len(last.tensors)
+    if last.adapter is None and has_moved(first, last, runtime, scratch, may_have=are_many):
+        yield Reason("other_numbers", first=names[0], last=names[-1])
+
+
+def _show(show: Callable[[Progress], None], claim: str, state: Progress) -> None:
+    """Show the progress of a claim under its name."""
+    show(replace(state, stage=claim))

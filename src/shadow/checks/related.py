@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,9 @@ WORDS = {
     "unknown": "not compared: {why}",
     "unrelated": "units do not match (p {p:ratio}), cosine {cosine:thousandths}",
     "reordered": "its units in another order (cosine {cosine:fixed} at the best match)",
+    "moved": "units match where layers or experts that correspond have other numbers"
+    " (p {p:ratio}), cosine {cosine:thousandths}, {distance:share} away in the units that were"
+    " sampled",
     "related": "units match (p {p:ratio}), cosine {cosine:thousandths}, {distance:share} away in"
     " the units that were sampled",
 }
@@ -138,12 +141,14 @@ def _how(units: Relation, is_related: bool) -> Reason:
     if (units.reordered or 0.0) >= REORDERED:
         return Reason("reordered", cosine=units.reordered)
     figures = {"p": units.p, "cosine": units.cosine, "distance": units.distance}
-    return Reason("related" if is_related else "unrelated", figures)
+    if is_related:
+        return Reason("moved" if units.is_moved else "related", figures)
+    return Reason("unrelated", figures)
 
 
 def gather(question: Question, runtime: Runtime, scratch: Path) -> RelatedUnits:
     """Read rows of MLPs of the model and of each candidate. Raises UsageError for an adapter."""
-    from shadow.run.scan import sampled_units
+    from shadow.run.sampled import sampled_units
     from shadow.run.sides import found_all, opened_models
     from shadow.spectra.relations.units import corners, relation
 
@@ -155,10 +160,10 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> RelatedUnits:
     ]
     level = ALPHA / len(opened)
     candidates = [
-        (str(reference), relation(units, level))
-        for reference, units in zip(question.checkpoints[1:], sampled, strict=True)
+        (str(reference), replace(relation(units, level), is_moved=is_moved))
+        for reference, (units, is_moved) in zip(question.checkpoints[1:], sampled, strict=True)
     ]
-    return RelatedUnits(candidates, corners(sampled))
+    return RelatedUnits(candidates, corners([units for units, _ in sampled]))
 
 
 CHECK = Check(

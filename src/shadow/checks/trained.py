@@ -289,8 +289,12 @@ def _noted(
     return figures, notes
 
 
-def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
-    """Compare every tensor of a base with the trained one, and find which steps the grid allows."""
+def gather(
+    question: Question, runtime: Runtime, scratch: Path, *, with_steps: bool = True
+) -> Training:
+    """Compare every tensor of a base with the trained one, and find which steps the grid allows,
+    unless that is not wanted: it takes most of the time.
+    """
     from shadow.run.adapted import line_up_adapter, reach_of
     from shadow.run.aligned import align_all
     from shadow.run.scan import scan
@@ -309,7 +313,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
     absent = {tensor.tensor for tensor in aligned.unmatched}
     reach = reach_of(tuned, base) if tuned.adapter and not base.parts else None
     patterns = patterns.of_model(aligned.places)
-    measure = partial(_moved, partial(_required, aligned.places, patterns))
+    measure = partial(_moved, partial(_required, aligned.places, patterns), with_steps)
     rows = scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
     if tuned.adapter:
         known = tuned.tensors.keys() - absent
@@ -333,6 +337,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
 
 def _moved(
     required_of: Callable[[MatrixPair], set[Should]],
+    with_steps: bool,
     pair: MatrixPair,
     base: Checkpoint,
     tuned: Checkpoint,
@@ -346,7 +351,7 @@ def _moved(
     should_move = should is Should.MOVE
     is_update = pair.tuned.factor is not None
     are_bytes = is_raw(pair)
-    binades = binades_of(pair) if should_move and not is_update else None
+    binades = binades_of(pair) if with_steps and should_move and not is_update else None
     row = row_of(pair, base, tuned, binades)
     name = row.tuned
     if row.changed and len(required) > 1:

@@ -195,7 +195,8 @@ def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> No
         for judgement in judged:
             console.show(rules_document(judgement, titled=True))
     elif not request.is_alone:
-        show_pairs(judged, str(request.output))
+        folders = [] if isinstance(request.output, Store) else [*request.folders()]
+        show_pairs(judged, str(request.output), folders)
 
 
 def plan(
@@ -218,11 +219,13 @@ def plan(
     from shadow.lists.perform import planner
 
     plan_of = planner(request, console.say)
+    watch = console.pairs_progress(len(selection.own))
     plans = []
     faults: list[ShadowError] = []
     for pair in selection.own:
         try:
-            planned = plan_of(pair)
+            with watch(f"plan {pair.full_name}"):
+                planned = plan_of(pair)
             plans.append(planned)
             if format == "table":
                 console.show(plan_document(planned))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from shadow.cli.options import FILE, prepare
 from shadow.cli.verify import accepted
 from shadow.errors import ShadowError, UsageError
 from shadow.options import ARGUMENT, option
-from shadow.run.runtime import Files, Progress, Runtime, access_of, cache_of
+from shadow.run.runtime import Files, Runtime, access_of, cache_of
 from shadow.storage import as_given
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def check(
     begin(junit, "check")
     prepare(files.offline)
     from shadow.checks.answer import FailedVerification, first_code
-    from shadow.checks.checklist import Answered, Checklist, CheckRequest
+    from shadow.checks.checklist import Answered, Checklist, CheckRequest, typed
     from shadow.checks.checklist import check as ask
     from shadow.outputs.ci import write_claims
     from shadow.outputs.markdown import markdown
@@ -79,10 +78,10 @@ def check(
         every = [replace(own, accept=accepted(accept))]
     runtime = Runtime(jobs=jobs, access=access_of(files), cache=cache_of(files), say=console.say)
     checklists: list[Checklist] = []
+    watch = console.pairs_progress(len(every))
     for one in every:
         try:
-            with console.steps("check") as update:
-                show = partial(_show, update, str(one.model))
+            with watch(f"check {typed(str(one.model))}") as show:
                 checklists.append(ask(one, replace(runtime, show=show)))
         except ShadowError as error:
             if listed is None:
@@ -107,10 +106,6 @@ def check(
             console.show(telling.checklist_document(checklist))
     if code := first_code({checklist.exit_code for checklist in checklists}):
         raise typer.Exit(code)
-
-
-def _show(update: Callable[[int, int, str], None], model: str, state: Progress) -> None:
-    update(state.done, state.total, model)
 
 
 def _listed(file: Path) -> list[CheckRequest]:

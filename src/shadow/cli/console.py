@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,20 +19,23 @@ from rich.markup import escape
 
 from shadow.cli.interrupts import Unfinished
 from shadow.errors import ShadowError
+from shadow.run.runtime import Progress as State
 from shadow.storage import as_given
-from shadow.text import byte_size, inert, redacted, visible
+from shadow.text import about_time, byte_size, inert, redacted, took, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from shadow.engines.engine import Watch
-    from shadow.run.runtime import Progress as State
     from shadow.telling.document import Document
 
-EVERY = 30.0  # seconds between two lines of progress
+TITLE = 24  # letters of what a bar is about
+EVERY = 10.0  # seconds between two lines of progress
 if os.environ.get("COLUMNS") == "0":  # of a terminal without a size: rich would print nothing
     del os.environ["COLUMNS"]
-out = Console(highlight=False, emoji=False)
+WIDE = 1000  # letters of a line that no terminal breaks
+breaks_lines = "COLUMNS" in os.environ or (sys.stdout is not None and sys.stdout.isatty())
+out = Console(highlight=False, emoji=False, width=None if breaks_lines else WIDE)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 BLANK_LINE = r"(?m:^)(?:[^\S\n]|\x1b\[[0-9;]*m)*\n"  # colours are no letters
 _views = 0  # that this command has displayed
@@ -134,36 +138,52 @@ def is_watched(console: Console) -> bool:
     return console.is_terminal and console.file.isatty()
 
 
-def pairs_progress(total: int, *, hidden: bool = False) -> Watch:
+def pairs_progress(total: int = 1, *, hidden: bool = False) -> Watch:
     """A function that begins a pair, by its title, and shows its progress on stderr: as a
-    bar if somebody watches, otherwise in a line every half minute. hidden: show nothing.
+    bar if somebody watches, otherwise in a line every ten seconds. hidden: show nothing.
 
     Bars are there while a pair is at work: a report may be printed after it.
     """
     bars = _bars(hidden)
     every = bars.add_task("pairs", total=total, words="", visible=total > 1)
-    last_line = time.monotonic()
+    is_in_lines = bars.disable and not hidden
 
     @contextlib.contextmanager
     def begin(title: str) -> Iterator[Callable[[State], None]]:
         task = bars.add_task(escape(visible(title)), total=None, words="")
+        begun = time.monotonic()
+        ended = threading.Event()
+        latest = State(0, 0, 0, 0)
 
         def update(state: State) -> None:
-            nonlocal last_line
-            words = [f"{state.done:,} of {state.total:,} matrices"] if state.total else []
-            if state.to_move:
-                words.append(f"{byte_size(state.moved)} of {byte_size(state.to_move)} fetched")
-            whole = state.cost_total or None
-            bars.update(task, total=whole, completed=state.cost_done, words=", ".join(words))
-            if bars.disable and not hidden and time.monotonic() - last_line >= EVERY:
-                last_line = time.monotonic()
-                share = state.cost_done / (whole or 1)
-                say(f"{title}: {', '.join([f'{100 * share:.0f} % done', *words])}")
+            nonlocal latest, begun
+            if state.stage != latest.stage or state.cost_done < latest.cost_done:
+                begun = time.monotonic()
+                bars.reset(task)
+            latest = state
+            words = ", ".join(_words(state))
+            bars.update(
+                task, total=state.cost_total or None, completed=state.cost_done, words=words
+            )
+
+        def say_in_lines() -> None:
+            while not ended.wait(EVERY * max(1, len(bars.task_ids) - 1)):  # of all pairs one
+                words = _words(latest)
+                share = latest.cost_done / (latest.cost_total or 1)
+                seconds = time.monotonic() - begun
+                if share:
+                    left = about_time(seconds / share - seconds)
+                    words = [f"{100 * share:.0f} % done", *words, f"{left} left"]
+                with contextlib.suppress(OSError):  # of a reader that has gone
+                    say(f"{title}: {', '.join(words or [f'{took(seconds)} so far'])}")
 
         bars.start()
+        if is_in_lines:
+            threading.Thread(target=say_in_lines, daemon=True).start()
         try:
             yield update
         finally:
+            ended.set()
             bars.remove_task(task)
             bars.advance(every)
             if not bars.disable and bars.task_ids == [every]:  # else it would print a line
@@ -172,19 +192,30 @@ def pairs_progress(total: int, *, hidden: bool = False) -> Watch:
     return begin
 
 
+def _words(state: State) -> list[str]:
+    """The count of a state, in the words of a plan."""
+    words = [state.stage] if state.stage else []
+    if state.total:
+        words.append(f"{state.done:,} of {state.total:,} matrices and vectors")
+    if state.to_move:
+        words.append(f"{byte_size(state.moved)} of {byte_size(state.to_move)} fetched")
+    return words
+
+
 @contextlib.contextmanager
-def steps(title: str, *, hidden: bool = False) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a bar of steps on stderr, with the last one's name, if somebody watches."""
-    bars = _bars(hidden)
-    with contextlib.nullcontext() if bars.disable else bars:
-        task = bars.add_task(escape(title), total=None, words="")
-        yield lambda done, total, what: bars.update(
-            task, completed=done, total=total, words=escape(visible(what))
-        )
+def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show the progress of steps, with the name of the last one."""
+    with pairs_progress()(title) as update:
+        yield lambda done, total, what: update(State(0, 0, done, total, stage=what))
 
 
 def _bars(hidden: bool) -> Progress:
     from rich.progress import Progress, TextColumn
+    from rich.table import Column
 
-    columns = *Progress.get_default_columns(), TextColumn("{task.fields[words]}", style="cyan")
-    return Progress(*columns, console=err, transient=True, disable=hidden or not is_watched(err))
+    titles = TextColumn("{task.description}", table_column=Column(max_width=TITLE, no_wrap=True))
+    words = TextColumn("{task.fields[words]}", style="cyan")
+    columns = Progress.get_default_columns()[1:]
+    return Progress(
+        titles, *columns, words, console=err, transient=True, disable=hidden or not is_watched(err)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def gate(
         hint = "add --fail-on, --policy, --against or --list"
         raise UsageError("nothing to check the reports against", hint)
     from shadow.gates.document import rules_document
-    from shadow.gates.measured import read_measured
+    from shadow.gates.measured import OFFLINE, read_measured
     from shadow.gates.verdicts import judge_report
     from shadow.lists.index import read_index
     from shadow.targets.lists import select
@@ -100,6 +101,7 @@ def gate(
             judged.append(at_fault(name, ShadowError(fault, hint)))
     say = ignore if quiet else console.say
     baselines = baselines_of(rules, list(names.values()), say)
+    watch = console.pairs_progress(len(names), hidden=quiet)
     for folder, name in names.items():
         baseline = baselines.get(name)
         earlier = None if baseline is None else baseline.source.folder.resolve()
@@ -107,7 +109,9 @@ def gate(
             if earlier == folder.resolve():
                 hint = "name an earlier report with --against"
                 raise ShadowError(f"{folder} is its own baseline", hint)
-            judgement = judge_report(judging, read_measured(folder), baseline)
+            with watch(":".join(name)) as show:
+                now = read_measured(folder, reading=replace(OFFLINE, show=show))
+                judgement = judge_report(judging, now, baseline)
         except ShadowError as error:
             judged.append(at_fault(name, error))
             continue

@@ -61,6 +61,7 @@ def show(
             if len(folders) == 1:
                 raise
             console.complain(fault)
+    reports.sort(key=lambda shown: str(shown[1].get("started")))  # as `audit` lists them
     if index is not None:
         index = _up_to_date(run, index, reports)
     if format == "markdown":
@@ -88,7 +89,7 @@ def show(
                 Judgement(summary.family, summary.pair, summary=summary)
                 for summary, _, _ in reports
             ]
-            show_pairs(done, run, full=full)
+            show_pairs(done, run, [folder for *_, folder in reports], full=full)
     if len(reports) < len(folders):
         raise typer.Exit(1)
 
@@ -124,8 +125,19 @@ def show_pair(
         console.show(document if of == 1 or full else beside_another(document))
 
 
-def show_pairs(judged: Sequence[Judgement], folder: Path | str, *, full: bool = False) -> None:
-    """Print the states of several pairs, how many there are, and where to find the rest."""
+def show_pairs(
+    judged: Sequence[Judgement], folder: Path | str, folders: Sequence[Path], *, full: bool = False
+) -> None:
+    """Print the states of several pairs, how many there are, how two models of one base differ, and
+    where to find the rest.
+    """
+    from shadow.comparing.comparison import compare
+    from shadow.telling.comparisons import contrast_document
+
+    bases = {judgement.summary and judgement.summary.base.get("content") for judgement in judged}
+    if len(folders) == 2 and len(bases) == 1:
+        with contextlib.suppress(ShadowError):  # the two cannot be compared
+            console.show(contrast_document(compare(folders)))
     from shadow.gates.document import pairs_document
 
     all_seen = len(judged) <= SIDE_BY_SIDE and all(

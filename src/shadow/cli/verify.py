@@ -16,7 +16,7 @@ from shadow.cli.gate import begin, summarise
 from shadow.cli.options import FILE, prepare
 from shadow.errors import ShadowError, UsageError
 from shadow.options import ARGUMENT, option
-from shadow.run.runtime import Files, Progress, Runtime, access_of, cache_of, ignore
+from shadow.run.runtime import Files, Runtime, access_of, cache_of, ignore
 from shadow.storage import as_given
 from shadow.text import visible
 
@@ -65,6 +65,7 @@ def verify(
     begin(junit, "verify")
     prepare(files.offline)
     from shadow.checks.answer import FailedVerification, Verification, first_code
+    from shadow.checks.checklist import command_of
     from shadow.checks.registry import CHECKS, question
     from shadow.checks.registry import verify as check
     from shadow.outputs.ci import write_claims
@@ -95,16 +96,13 @@ def verify(
     say = ignore if quiet else console.say
     runtime = Runtime(jobs=jobs, access=access_of(files), cache=cache_of(files), say=say)
     is_alone = listed is None
+    watch = console.pairs_progress(len(questions), hidden=quiet)
 
     def checked(question: Question) -> Verification | FailedVerification:
         """Check a claim. If it is one of several, its error is printed and becomes its answer."""
         begun = time.monotonic()
         try:
-            with console.steps("verify", hidden=quiet) as update:
-
-                def show(state: Progress) -> None:
-                    update(state.done, state.total, question.claim)
-
+            with watch(command_of(question).removeprefix("shadow ")) as show:
                 answer = check(question, replace(runtime, show=show))
             return replace(answer, seconds=time.monotonic() - begun)
         except ShadowError as error:

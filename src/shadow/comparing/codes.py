@@ -53,18 +53,18 @@ class ComparisonVerdict(Coded):
 
     MORE_CONCENTRATED = (
         "more concentrated",
-        "{first} is more concentrated than {second}, by {size:thousandths}"
-        "[, without a spread ({no_interval})] (margin {margin})",
+        "{first} is more concentrated than {second}, by {size:thousandths} in the"
+        " median matrix[, without a spread ({no_interval})] (margin {margin})",
     )
     LESS_CONCENTRATED = (
         "less concentrated",
-        "{first} is less concentrated than {second}, by {size:thousandths}"
-        "[, without a spread ({no_interval})] (margin {margin})",
+        "{first} is less concentrated than {second}, by {size:thousandths} in the"
+        " median matrix[, without a spread ({no_interval})] (margin {margin})",
     )
     BELOW_THE_MARGIN = (
         "different, below the margin",
-        "{first} and {second} differ by {size:thousandths}[, without a spread ({no_interval})],"
-        " less than the margin of {margin}",
+        "{first} and {second} differ by {size:thousandths} in the median matrix"
+        "[, without a spread ({no_interval})], less than the margin of {margin}",
     )
     NOT_DISTINGUISHED = (
         "not distinguished",
@@ -73,8 +73,8 @@ class ComparisonVerdict(Coded):
     )
     MIXED_EVIDENCE = (
         "mixed evidence",
-        "{first} and {second} differ by {size:thousandths}[, without a spread ({no_interval})] in"
-        " concentration, and the other figures do not agree",
+        "{first} and {second} differ by {size:thousandths} in the median matrix[, without a spread"
+        " ({no_interval})] in concentration, and the other figures do not agree",
     )
     NO_COMPARISON = "not comparable", "not comparable: {why}"
 
@@ -83,6 +83,7 @@ OPPOSITE: Mapping[ComparisonVerdict, ComparisonVerdict] = {
     ComparisonVerdict.MORE_CONCENTRATED: ComparisonVerdict.LESS_CONCENTRATED,
     ComparisonVerdict.LESS_CONCENTRATED: ComparisonVerdict.MORE_CONCENTRATED,
 }
+UNSURE = (ComparisonVerdict.MIXED_EVIDENCE, ComparisonVerdict.NO_COMPARISON)
 
 
 class Rate(Coded):
@@ -175,6 +176,9 @@ class Doubt(Coded):
         "outside the layers, which do not count for the verdict, concentration differs the other"
         " way: {modules:and}",
     )
+
+
+LIMITS = (Doubt.FEW_LAYERS,)  # of what can be known, where nothing is wrong
 
 
 class NoContrast(Coded):

@@ -21,7 +21,7 @@ from shadow.comparing.scores import NOT_SHOWN, Score, ScoredSet, score_reports
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.report import Report
 from shadow.templates import Reason
-from shadow.text import counted
+from shadow.text import Shown, counted, visible
 from shadow.version import __version__
 
 # of what `--format json` prints; raised when a field changes its meaning
@@ -39,7 +39,7 @@ CLAIMS: Mapping[str, list[str]] = {
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Two reports or more."""
 
     schema: int
@@ -61,6 +61,10 @@ class Comparison:
     def not_contrasted(self) -> str | None:
         """The reason for no contrasts, in words."""
         return None if self.no_contrast is None else say(self.no_contrast)
+
+    def __repr__(self) -> str:
+        sentences = [contrast.sentence for contrast in self.contrasts]
+        return "\n".join(map(visible, sentences or [self.not_contrasted or "nothing compared"]))
 
     def as_json(self) -> dict[str, Any]:
         """For machines: reasons by code and figures, and in words."""

@@ -134,7 +134,7 @@ def contrast(
 ) -> Contrast:
     """Compare the first report with the second. Raises ShadowError if they share no matrix."""
     by_base = relation in (ReportRelation.SAME_PAIR, ReportRelation.ONE_BASE)
-    rows = match(first.deltas, second.deltas, by_base=by_base)
+    rows = match(first.placed, second.placed, by_base=by_base)
     if rows.empty:
         raise ShadowError(
             f"{first.name} and {second.name} have no changed matrix of one place and shape in"

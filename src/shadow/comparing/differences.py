@@ -54,7 +54,7 @@ FIGURES = (
         "power",
     ),
     ComparedFigure("spike_energy", "spike energy", ("spike_energy",), "difference", 1, "same"),
-    ComparedFigure("relative_norm", "rel. norm", ("relative_norm",), "log ratio", 0, None),
+    ComparedFigure("relative_norm", "median rel. norm", ("relative_norm",), "log ratio", 0, None),
 )
 
 

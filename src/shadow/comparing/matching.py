@@ -5,10 +5,12 @@ Reads reports and prints nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from shadow.comparing.codes import Doubt, ReportRelation, Verified
 from shadow.reports.provenance import (
@@ -22,16 +24,19 @@ from shadow.reports.provenance import (
 from shadow.reports.report import Report
 from shadow.spectra.measurement import Method
 from shadow.storage import as_given
-from shadow.summary.tables import OF_CASTS, OF_SIDES, only_rounded
+from shadow.summary.making import correspondence_in
+from shadow.summary.record import Correspondence
+from shadow.summary.tables import MOST, OF_CASTS, OF_SIDES, only_rounded
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
     import pandas as pd
 
 PLACE = ("component", "layer", "module", "expert")
+OWN = ("layer_own", "expert_own")  # of the tuned side, where the place is the base's
 TENSOR_COLUMNS = ("tensor", "side", *PLACE, "status", "reason", "cast", "relative_norm")
 MATRIX_COLUMNS = (
-    *PLACE, "tensor", "base_tensor", "subject", "rows", "cols", "dtype", "parameters",
+    *PLACE, "tensor", "base_tensor", "matched_by", "subject", "rows", "cols", "dtype", "parameters",
     # what is compared
     "concentration", "stable_rank", "top4_energy", "participation_ratio",
     "null_participation_ratio", "spike_energy", "relative_norm", "floor_ratio", "cosine",
@@ -114,6 +119,30 @@ class ComparedReport:
         return deltas[~only_rounded(sides, known)]
 
     @cached_property
+    def placed(self) -> pd.DataFrame:
+        """The same rows at the places of the base that they were compared with; layer_own and
+        expert_own are those of the tuned side. Without matrices of which some rows were compared:
+        which ones is not known.
+        """
+        import pandas as pd
+
+        deltas = self.deltas
+        deltas = deltas.assign(layer_own=deltas["layer"], expert_own=deltas["expert"])
+        moved = correspondence_in(self.metadata)
+        if moved is None:
+            return deltas
+        pruned = {(row.component, layer) for row in moved.experts for layer in row.layers}
+        places = [*deltas[list(PLACE)].itertuples(index=False, name=None)]
+        is_pruned = [module == "router" and (of, at) in pruned for of, at, module, _ in places]
+        is_part = deltas["layer"].isna() & deltas["matched_by"].ne("number")
+        is_part |= np.array(is_pruned, dtype=np.bool_)
+        for name, numbers in _base_units(moved, places).items():
+            # a forged report may name any
+            held = [one if pd.isna(one) else max(-1, min(one, MOST)) for one in numbers]
+            deltas = deltas.assign(**{name: pd.array(held, dtype="Int64")})
+        return deltas.loc[~is_part]
+
+    @cached_property
     def identity(self) -> ReportIdentity:
         """Location, content and origin. A number that is not finite is None."""
         metadata = self.metadata
@@ -127,6 +156,33 @@ class ComparedReport:
             tuned=metadata["tuned"],
             settings=metadata["settings"],
         )
+
+
+def _base_units(
+    moved: Correspondence, places: Iterable[tuple[str, int, str, int]]
+) -> dict[str, list[int]]:
+    """The layer and the expert of the base that correspond to those of each place; NA for none."""
+    import pandas as pd
+
+    units: dict[str, list[int]] = {"layer": [], "expert": []}
+    for component, layer, module, expert in places:
+        base_layer = layer
+        base_expert = expert
+        if not pd.isna(layer):
+            for row in moved.layers:
+                if row.component == component:
+                    base_layer = row.base_number(layer)
+            for other in moved.matrices:
+                is_here = (other.component, other.layer) == (component, layer)
+                if is_here and module in other.modules:
+                    base_layer = other.base_layer
+        if not pd.isna(expert):
+            for row in moved.experts:
+                if row.component == component and layer in row.layers:
+                    base_expert = row.base_number(expert)
+        units["layer"].append(base_layer)
+        units["expert"].append(base_expert)
+    return units
 
 
 # How two reports are related
@@ -196,9 +252,10 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
     second in _second.
 
     Rows match if place and base tensor are equal; if the names of base tensors may differ (by_base
-    False), if the place is, and the name if several share the place. Left out are rows without a
-    partner, with another shape, or with several partners. Places and shapes stand once; slot is the
-    name that rows were matched by, missing if none was needed.
+    False), if the place is, and the name if several share the place. Of rows with one place in the
+    base those match first that have one place of their own. Left out are rows without a partner,
+    with another shape, or with several partners. Places and shapes stand once; slot is the name
+    that rows were matched by, missing if none was needed.
     """
     import pandas as pd
 
@@ -210,11 +267,21 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
         for frame in (left, right):
             is_shared = _places(frame).isin(shared)
             frame.loc[~is_shared, "slot"] = pd.NA
+    left["number"] = range(len(left))
+    right["number"] = range(len(right))
     keys = [*PLACE, "slot", "rows", "cols"]
-    left = _once(left, keys, "first")
-    right = _once(right, keys, "second")
-    merged = left.merge(right, on=keys)
+    merged = _side_by_side(left, right, [*keys, *OWN])
+    left = left[~left["number"].isin(merged["number_first"])]
+    right = right[~right["number"].isin(merged["number_second"])]
+    moved = _side_by_side(left, right, keys)
+    if not moved.empty:
+        merged = pd.concat([merged, moved])
     return merged.sort_values(keys, kind="stable", na_position="first", ignore_index=True)
+
+
+def _side_by_side(left: pd.DataFrame, right: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The rows with equal keys that no other row of their frame has."""
+    return _once(left, keys, "first").merge(_once(right, keys, "second"), on=keys)
 
 
 def _places(frame: pd.DataFrame) -> pd.MultiIndex:

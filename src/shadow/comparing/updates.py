@@ -36,6 +36,8 @@ def is_training(report: ComparedReport) -> bool:
         return False
     if report.failed_gates != [] or chosen_in(provenance.recorded["settings"]):
         return False
+    if provenance.recorded.get("correspondence"):
+        return False
     tables = {name: report.report.table(name) for name in TABLES}
     rows = read_rows(tables)
     cosine = median(rows.deltas["cosine"])

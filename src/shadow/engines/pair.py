@@ -349,7 +349,7 @@ def _run_metadata(settings: Settings, began: datetime, seconds: float) -> RunMet
             "torch": torch.__version__,
             "numpy": numpy.__version__,
         },
-        "started": began.isoformat(timespec="seconds"),
+        "started": began.isoformat(timespec="milliseconds"),
         "seconds": round(seconds, 3),
     }
     if settings.device != CPU:

@@ -34,7 +34,7 @@ STATES: Mapping[str, Level] = {
     "done": "passed",
     "failed": "fault",
     "kept": "warning",
-    "pending": "warning",
+    "pending": "quiet",
 }
 
 

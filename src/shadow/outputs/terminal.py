@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from statistics import median
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.constrain import Constrain
 from rich.rule import Rule
 from rich.style import Style
 from rich.table import Table as RichTable
@@ -45,6 +47,8 @@ STYLES = {
 LONGEST_WORD = 40  # letters of a name that is not broken
 TEXT_ROOM = 24  # letters that a column of texts has at least before another column is shown
 TEXT_LEAST = 16  # and before a name is broken
+RULE = 120  # letters of a line below which a subject begins
+NOTEBOOK = 100  # letters of a line in a notebook
 GAP = 2  # letters between columns
 
 
@@ -56,12 +60,22 @@ class View:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         legends: dict[str, str] = {}
+        before: Block | None = None
         for block in self.document.blocks:
-            if not block.close:
+            are_notes = isinstance(block, Note) and isinstance(before, Note)
+            if not (block.close or are_notes):
                 yield ""
+            before = block
             yield from _drawn(block, options, legends)
         if legends:
             yield Text(" ".join(f"{head}: {text}." for head, text in legends.items()), "dim")
+
+
+def html_of(document: Document) -> str:
+    """Draw a document as HTML in the colours of a terminal."""
+    console = Console(file=io.StringIO(), record=True, width=NOTEBOOK, force_jupyter=False)
+    console.print(View(document))
+    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def _drawn(
@@ -73,7 +87,7 @@ def _drawn(
             title = Text(visible(block.title), "bold")
             if block.name:
                 title.append("  ").append(visible(block.name), "bold cyan")
-            yield Rule(title, align="left", style="dim")
+            yield Constrain(Rule(title, align="left", style="dim"), RULE)
         case Headline():
             text = block.text.replace("→", "->") if options.ascii_only else block.text
             yield Text(visible(text), STYLES[block.level] or "bold")
@@ -83,7 +97,7 @@ def _drawn(
                 paragraph.append(visible(block.lead), "bold cyan").append("  ")
             yield paragraph.append(visible(block.text))
         case Note():
-            yield Text(visible(f"{block.word}: {block.text}"), "yellow")
+            yield Text(visible(f"{block.word}: {block.text}"), STYLES.get(block.word, ""))
         case Figures():
             yield from _figures(block)
         case Origin():

@@ -84,9 +84,13 @@ class Matching:
 
         outcomes: of the pairs as they are aligned now; None before anything is measured.
         """
-        suspects = _differing(aligned) - self._tried
+        suspects = differing(aligned)
         if outcomes is not None:
-            suspects |= self._unlike(aligned, outcomes) - self._tried
+            suspects |= self._unlike(aligned, outcomes)
+        return self.seek(aligned, suspects - self._tried)
+
+    def seek(self, aligned: AlignedPair, suspects: set[Place]) -> bool:
+        """Look for partners of these matrices; return whether there are new ones."""
         if not suspects:
             return False
         self._tried |= suspects
@@ -242,7 +246,7 @@ class Matching:
         return dict(scan(aligned, measure, self._runtime, self._scratch, unread))
 
 
-def _differing(aligned: AlignedPair) -> set[Place]:
+def differing(aligned: AlignedPair) -> set[Place]:
     """Return the matrices of units of which the sides have different numbers."""
     is_alone = (one.place.layer is not None and one.reason in ONE_SIDED for one in aligned.skipped)
     if not any(is_alone):

@@ -110,6 +110,8 @@ class Progress:
     cost_total: int
     moved: int = 0
     to_move: int = 0
+    stage: str = ""
+    """What is at work, such as a claim; empty for an audit."""
 
 
 def ignore(*_: object) -> None:

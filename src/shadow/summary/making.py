@@ -122,12 +122,12 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         tier=tier_of(metadata["settings"]),
         estimated=bool(are(deltas["precision"], "sketch").any()),
         files=files(rows.files),
-        correspondence=_correspondence(metadata),
+        correspondence=correspondence_in(metadata),
         **tally.over_layers(),
     )
 
 
-def _correspondence(metadata: ReportMetadata) -> Correspondence | None:
+def correspondence_in(metadata: ReportMetadata) -> Correspondence | None:
     """The parts that correspond, but not by number, as the report says it; None if it does not say
     it as an audit does.
     """

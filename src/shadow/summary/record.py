@@ -498,6 +498,13 @@ class UnitNumbers(Row):
         """True if a unit is not the base's of its number."""
         return bool(self.missing or self.new or self.runs)
 
+    def base_number(self, number: int) -> int:
+        """The number of the base's unit that corresponds to one."""
+        for run in self.runs:
+            if run.first <= number <= run.last:
+                return number + run.base_first - run.first
+        return number
+
 
 class MatchedRows(Row):
     """The rows of a vocabulary, where they are not those of the base by number."""

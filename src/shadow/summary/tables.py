@@ -238,9 +238,13 @@ def is_partial(tensors: Columns) -> Mask:
 
 
 def compared_layers(tensors: Columns) -> list[tuple[str, int]]:
-    """Component and number of every layer of which a matrix was compared."""
+    """Component and number of every layer of which a matrix was compared; where layers moved, those
+    of the tuned side.
+    """
     matrices = tensors.where(has_compared(tensors)).without("module", *VECTORS)
-    layers = matrices.inside.each("component", "layer")
+    is_elsewhere = are(matrices["matched_by"], "content", "likeness")
+    is_elsewhere &= are(matrices["side"], "base")
+    layers = matrices.where(~is_elsewhere).inside.each("component", "layer")
     return sorted({(component, int(layer)) for component, layer in layers})
 
 

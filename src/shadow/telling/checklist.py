@@ -21,7 +21,7 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.verification import LEVELS, verification_document
+from shadow.telling.verification import LEVELS, verification_document, why_of
 
 OUTCOMES: dict[int, tuple[str, Level]] = {
     0: ("holds", "passed"),
@@ -81,12 +81,12 @@ def _outcome(line: Answered) -> Word:
     if isinstance(line, FailedVerification):
         return Word("fault", "fault")
     if line.code == "noted":
-        return Word("noted", "warning")
+        return Word("noted", "quiet")
     return Word(line.outcome.words, LEVELS[line.outcome])
 
 
 def _why(line: Answered) -> str:
-    return line.fault if isinstance(line, FailedVerification) else line.reason
+    return line.fault if isinstance(line, FailedVerification) else why_of(line)
 
 
 def checklist_documents(checklists: Sequence[Checklist]) -> Document:

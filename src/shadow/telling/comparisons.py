@@ -25,7 +25,7 @@ from shadow.telling.document import (
     worded,
 )
 from shadow.telling.wording import capital
-from shadow.templates import fill
+from shadow.templates import Reason, fill
 
 if TYPE_CHECKING:
     from shadow.comparing.comparison import Comparison
@@ -40,6 +40,7 @@ OVER = (
     " of {first} and {alone_in_second:count} of {second}]"
 )
 KINDS: Mapping[str, Kind] = {"difference": "difference", "log ratio": "log_ratio"}
+MEDIANS = "the median of differences matrix by matrix, which is not that of the medians beside it"
 MOST_SCORES = 20  # rows of a table of scores; JSON has all
 GROUPS = {"attention": "attn", "embedding": "embed"}
 LEGENDS = {  # of heads that mean something else in other tables
@@ -73,14 +74,25 @@ def _comparison(comparison: Comparison) -> Iterator[Block]:
     yield Origin([("not shown", "; ".join(comparison.claims["not_shown"]))], close=True)
 
 
+def contrast_document(comparison: Comparison) -> Document:
+    """Say how the first two reports differ, in a sentence that names them by their pairs."""
+    from shadow.comparing.codes import say
+
+    contrast = comparison.contrasts[0]
+    first, second, *_ = comparison.reports
+    names = {"first": first.pair, "second": second.pair}
+    text = say(Reason(contrast.headline.code, {**contrast.headline.figures, **names}))
+    return Document([Headline(f"{text}.", close=True)] if not contrast.voids else [])
+
+
 def _contrast(contrast: Contrast) -> Iterator[Block]:
     """The verdict and how sure it is, the figures behind it, and doubts."""
-    from shadow.comparing.codes import OPPOSITE
+    from shadow.comparing.codes import LIMITS, UNSURE, say
 
     headline = capital(contrast.sentence)
     if contrast.rate is not None:
         headline += f"; {contrast.rate.text}"
-    yield Headline(f"{headline}.", "" if contrast.verdict in OPPOSITE else "warning")
+    yield Headline(f"{headline}.", "warning" if contrast.verdict in UNSURE else "")
     yield _figure_table(contrast)
     matched = contrast.matched
     has_alone = matched.alone_in_first or matched.alone_in_second
@@ -92,8 +104,8 @@ def _contrast(contrast: Contrast) -> Iterator[Block]:
         "second": contrast.second,
     }
     yield Origin([("over", fill(OVER, figures))])
-    for text in contrast.warnings:
-        yield Note(text, "warning", close=True)
+    for doubt in contrast.doubts:
+        yield Note(say(doubt), "note" if doubt.code in LIMITS else "warning", close=True)
 
 
 def _figure_table(contrast: Contrast) -> TableBlock:
@@ -102,23 +114,24 @@ def _figure_table(contrast: Contrast) -> TableBlock:
 
     heads = {figure.name: figure.head for figure in FIGURES}
     levels = [figure.level for figure in contrast.figures if figure.level is not None]
-    spread = f", {100 * min(levels):.3g} % over layers" if levels else ""
+    spread = f"; in brackets {100 * min(levels):.3g} % over layers" if levels else ""
 
     def median(value: float | None, figure: Difference) -> Quantity:
         return Quantity(value, "share" if figure.figure == "relative_norm" else "number")
 
     def spread_of(figure: Difference) -> str:
         kind = KINDS[figure.scale]
+        size = text_of(figure.difference, kind)
         if figure.low is None or figure.high is None:
-            return text_of(figure.difference, kind)
-        return bounds_text((figure.low, figure.high), kind)
+            return size
+        return f"{size} ({bounds_text((figure.low, figure.high), kind)})"
 
-    legend = f"paired by matrix{spread}; it is not {contrast.first} - {contrast.second}"
+    legend = f"{MEDIANS}{spread}"
     fields = [
         named("figure", lambda figure: heads[figure.figure]),
         number(contrast.first, lambda figure: median(figure.first, figure)),
         number(contrast.second, lambda figure: median(figure.second, figure)),
-        number("difference", spread_of, legend=legend),
+        number("paired difference", spread_of, legend=legend),
         worded("verdict", lambda figure: figure.verdict or "not in the verdict"),
     ]
     return table_of(fields, contrast.figures, close=True)

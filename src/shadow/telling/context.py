@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -23,7 +23,7 @@ from shadow.checks.summary import Summary
 from shadow.reasons import ONE_SIDED
 from shadow.reports.provenance import SettingsMetadata
 from shadow.summary.gate_figures import ROUNDING
-from shadow.summary.record import Gate, UncomparedRow
+from shadow.summary.record import ComponentRow, Gate, PlacesRow, UncomparedRow
 from shadow.telling.parts import ChangedPart, has_frozen, parts_by_energy
 
 UNRELATED = 0.1  # a median cosine below which two models have nothing in common
@@ -118,6 +118,21 @@ class Context:
             return False
         explained = is_rearranged(self.summary) or self.summary.recognised.scaled is not None
         return not explained and abs(cosine) < UNRELATED
+
+    @cached_property
+    def apart(self) -> list[ComponentRow]:
+        """The components that have nothing in common with the base's, where others have."""
+        compared = [row for row in self.summary.components if row.matrices or row.identical]
+        apart = []
+        for row in compared:
+            if row.matrices and row.cosine is not None and abs(row.cosine) < UNRELATED:
+                apart.append(row)
+        is_all = len(apart) == len(compared) or is_rearranged(self.summary)
+        return [] if is_all else apart
+
+    def are_apart(self, rows: Iterable[PlacesRow]) -> bool:
+        """True if these places are all in components that are apart."""
+        return {row.component for row in rows} <= {row.component for row in self.apart}
 
     @property
     def is_partial(self) -> bool:

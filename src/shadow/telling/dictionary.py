@@ -103,7 +103,7 @@ def word_documents(word: str, codes: Mapping[str, str] = NO_CODES) -> Iterable[D
                 "type": column.type,
                 "unit": column.unit or ("none" if column.formula else ""),
                 "range": column.range,
-                "null": column.null or "never",
+                "missing": column.null or "never",
                 "source": column.source,
                 "pitfalls": column.pitfalls,
             }
@@ -223,7 +223,7 @@ def table_document(table: Table) -> Document:
         """Its text, unit, null cases, and whether a reader begins with it."""
         more = [f"in {column.unit}"] if column.unit else []
         if cases := null_cases(column):
-            more.append(f"null: {', '.join(cases)}")
+            more.append(f"missing: {', '.join(cases)}")
         more += ["later"] if column.name in table.later else []
         more += ["start here"] if column.name in table.start_here else []
         aside = "; ".join(more)

@@ -11,20 +11,21 @@ from shadow.checks.explanations import (
     is_of_base,
     is_rearranged,
 )
+from shadow.quantities import text_of
 from shadow.telling.context import Context
 from shadow.telling.correspondence import kinds_moved
-from shadow.telling.parts import are_in_proportion, leading
+from shadow.telling.parts import ALIKE, MOST, are_in_proportion, components_text, leading
 from shadow.telling.sentences import DIRECTIONS, NOTHING_NAMED, SIDES, broken_text, places_in
 from shadow.telling.size import UNROUNDED
-from shadow.telling.wording import Recorded
+from shadow.telling.wording import Recorded, capital
 
-AT_MOST = 2  # parts of the model that are named
 IDLE = "The adapter does nothing in {count:count module|modules}, where its update is 0."
 UNNAMED = "The base has no name of {count:count module|modules} of the adapter."
 # the whole line, by the sentence that leaves nothing more to say; the first that is told
 ALONE = {
     "nothing_named": NOTHING_NAMED,
     "nothing_compared": "Nothing was compared.",
+    "apart": "{components}.",
     "unrelated": "Nothing in common entry by entry.",
     "only_moved": "The base with {kinds:and} at other numbers.",
     "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
@@ -102,7 +103,12 @@ def _of_change(context: Context, codes: Set[str]) -> str:
     for code, words in ALONE.items():
         if code in refined:
             kinds = kinds_moved(context)
-            return recorded.fill(words, count=summary.unnamed_updates, kinds=kinds)
+            components = ""
+            if context.apart:
+                components = capital(components_text(recorded, context.apart))
+            return recorded.fill(
+                words, count=summary.unnamed_updates, kinds=kinds, components=components
+            )
     inside = summary.inside_layers
     is_one_size = inside.short_side_least == inside.short_side_most  # 61 of 32 to 64 says nothing
     kind = recorded.fill(
@@ -127,6 +133,7 @@ def _refined(context: Context, codes: Set[str]) -> set[str]:
     is_partial = context.filtered or not PARTIAL.isdisjoint(codes)
     is_along = context.coherence == "along" and summary.inside_layers.short_side_most is not None
     refinements = {
+        "apart": context.apart,
         "only_moved": "identical" in codes and bool(kinds_moved(context)),
         "nothing_named": "nothing_compared" in codes and summary.unnamed_updates > 0,
         "all_not_comparable": is_rearranged(summary),
@@ -167,14 +174,21 @@ def _size(context: Context, recorded: Recorded) -> str:
 
 
 def _place(context: Context, recorded: Recorded) -> str:
-    """Name the parts that hold most of it, if they are few."""
+    """Name the parts that hold most of it, or more than each of several equals."""
     parts = context.parts
     leaders = leading(parts)
     is_all = len(leaders) == len(parts)
     if len(parts) > 1 and are_in_proportion(context.summary, parts):
         return f"in all modules {'that changed ' if context.has_frozen else ''}alike"
-    if not 0 < len(leaders) <= AT_MOST or (is_all and context.is_all_asked_for):
+    following = parts[len(leaders)].energy_share if not is_all else 0.0
+    if leaders and following > ALIKE * leaders[-1].energy_share:
+        last = leaders[-1].energy_share
+        leaders = [part for part in leaders if ALIKE * part.energy_share > last]
+    if not leaders or (is_all and context.is_all_asked_for):
         return ""
-    much = "all" if is_all else "most"
+    held = sum(part.energy_share for part in leaders)
+    much = "most" if held >= MOST else text_of(held, "share")
+    if is_all:
+        much = "all"
     names = [part.name for part in leaders]
     return recorded.fill("{much} of it in {names:and}", much=much, names=names)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shadow.summary.record import PairRecord, Unchanged
+from shadow.summary.record import ComponentRow, PairRecord, Unchanged
 from shadow.telling.wording import (
     NAMED,
     PLURAL,
@@ -33,6 +33,9 @@ FROZEN = (
 )
 MORE_THAN_ROUNDING = " by more than rounding"  # what the figures are of where others are copies
 TENSORS = "{identical:count weight tensor|weight tensors}[ of {component}]"
+APART = "{names:and} {count|shares|share} nothing with the base's"
+SAME = "{names:and} {count|is|are} the same"
+MOVED = "{name} changed by {relative_norm:share}"
 VECTORS_ALIKE = "{vectors.compared:count bias or norm|biases and norms}"
 
 
@@ -174,6 +177,23 @@ def identical_text(recorded: Recorded) -> str:
         names.append(recorded.fill(VECTORS_ALIKE))
         count += vectors.compared
     return recorded.fill("[{names:and} {count|is|are} identical]", names=names or None, count=count)
+
+
+def components_text(recorded: Recorded, apart: Sequence[ComponentRow]) -> str:
+    """`the vision tower shares nothing with the base's; the language model changed by 3.0 %`; what
+    is the same, if no component changed by so little.
+    """
+    summary = recorded.summary
+    names = [component_name(row.component) for row in apart]
+    clauses = [recorded.fill(APART, names=names, count=len(names))]
+    for row in summary.components:
+        if row.matrices and row not in apart and row.relative_norm is not None:
+            name = component_name(row.component)
+            clauses.append(recorded.fill(MOVED, row, f"components.{row.component}", name=name))
+    same = [component_name(name) for name in _unchanged_components(summary)]
+    if same and len(clauses) == 1:
+        clauses.append(recorded.fill(SAME, names=same, count=len(same)))
+    return "; ".join(clauses)
 
 
 def unchanged_parts(summary: PairRecord) -> list[str]:

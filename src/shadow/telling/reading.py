@@ -46,7 +46,7 @@ from shadow.summary.gate_figures import gate_figures
 from shadow.summary.making import record_of
 from shadow.summary.tables import needed, read_rows
 from shadow.telling.finding import finding
-from shadow.text import visible
+from shadow.text import Shown, visible
 from shadow.version import __version__
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def finish(
 
 
 @dataclass(frozen=True)
-class AuditReport(Report):
+class AuditReport(Shown, Report):
     """A finished report and its summary, as returned by `audit` and `read`."""
 
     @cached_property

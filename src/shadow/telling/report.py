@@ -64,12 +64,10 @@ WEIGHTS = ("weights", "index")  # kinds of files whose tensors are compared
 FILES = (named("file", "path"), worded("state"), worded("what", lambda row: row.detail or ""))
 EXPLANATIONS = (
     named("what", "name"),
-    worded(
-        "answer",
-        lambda row: Word(row.answer.replace("_", " "), "warning" if row.answer == "fits" else ""),
-    ),
+    worded("answer", lambda row: row.answer.replace("_", " ")),
     worded("because", "reason"),
 )
+DIGITS = 16  # of a digest of a side
 MOST_OUTSIDE = 3  # modules outside the layers whose norms are named
 FAILED = Word("failed", "warning")
 FOUND = Word("found")
@@ -84,22 +82,27 @@ NOTICED = {
 
 
 def report_document(
-    summary: Summary, provenance: ReportMetadata, folder: Path | str | None = None
+    summary: Summary,
+    provenance: ReportMetadata,
+    folder: Path | str | None = None,
+    *,
+    is_public: bool = False,
 ) -> Document:
     """Show the report of one pair.
 
     folder: where the report lies. None: what is reported is read elsewhere, as in a model card: it
     names no folder of this machine, and has sentences, modules and other explanations whatever
-    is asked for.
+    is asked for. is_public: it names no other folder either, as on a page.
     """
-    return Document([*_blocks(summary, provenance, folder)])
+    sides = _sides(summary, is_public=is_public or folder is None)
+    return Document([*_blocks(summary, provenance, folder, sides)])
 
 
 def beside_another(document: Document) -> Document:
     """The short screen of one of several pairs, with its figures in a line."""
     blocks = []
     for block in document.blocks:
-        if block.about in ("sides", "more"):
+        if block.about in ("sides", "claims", "more"):
             continue
         if isinstance(block, Figures) and block.about == "finding":
             figures = ", ".join(f"{row.name} {row.value or DASH}" for row in block.rows)
@@ -109,11 +112,11 @@ def beside_another(document: Document) -> Document:
 
 
 def _blocks(
-    summary: Summary, provenance: ReportMetadata, folder: Path | str | None
+    summary: Summary, provenance: ReportMetadata, folder: Path | str | None, sides: Block
 ) -> Iterator[Block]:
     when: When = "always" if folder is None else "full"
     yield Section(summary.family, summary.pair)
-    yield _sides(summary, is_public=folder is None)
+    yield sides
     yield Headline(summary.finding.headline, about="finding")
     for place, sentence in enumerate(summary.finding.sentences):
         yield Paragraph(
@@ -143,6 +146,11 @@ def _blocks(
         yield table_of(FILES, files, "Files beside the weights", when="full", about="files")
     if others := summary.finding.other_explanations:
         yield table_of(EXPLANATIONS, others, "Other explanations", when=when, about="claims")
+        names = [claim.name for claim in others if claim.answer != "no"]
+        if folder is not None and names:
+            count = counted(len(names), "explanation", "explanations")
+            text = f"{count} not excluded: {', '.join(names)}"
+            yield Paragraph(text, quiet=True, when="brief", about="claims")
     yield Origin(_origin(summary, provenance, folder), when=when, about="provenance")
     if folder is not None:
         yield Origin([("more", where_more(folder))], close=True, when="brief", about="more")
@@ -158,7 +166,9 @@ def _sides(summary: Summary, *, is_public: bool) -> Block:
             name = Path(name).name if Path(name).is_absolute() else inside
         if commit:
             name += f" @ {commit if is_public else commit[:12]}"
-        rows.append(FigureRow(side, name))
+        content = checkpoint.get("content")
+        digest = f"sha256 of its tensors {content[:DIGITS]}" if is_public and content else ""
+        rows.append(FigureRow(side, name, digest))
     return Figures(rows, close=True, about="sides")
 
 
@@ -222,10 +232,10 @@ def _all_figures(summary: Summary) -> list[FigureRow]:
             rows.append(FigureRow("x rounding", Quantity(ratio, "ratio"), of))
         rows += others
         if figures.concentration is not None:
-            of = f"of {text_of(figures.short_side, 'count')} directions"
-            null = f"{of}; {text_of(figures.null_participation_ratio, 'ratio')} with random signs"
+            random = text_of(figures.null_participation_ratio, "ratio")
+            null = f"participation ratio of energies; {random} with random signs"
             rows.append(FigureRow("PR", quantity(summary, "participation_ratio", "ratio"), null))
-            stand = f"{of} {'stands' if figures.spikes == 1 else 'stand'} out of noise"
+            stand = f"of {text_of(figures.short_side, 'count')} singular values above noise"
             rows.append(FigureRow("spikes", Quantity(figures.spikes, "number"), stand))
         over = f"over {summary.layers} layers ({100 * (summary.interval_level or 0):.2g} %)"
         spread = f"{over}, in brackets; it says nothing of other runs or seeds"

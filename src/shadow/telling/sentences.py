@@ -13,7 +13,7 @@ from shadow.summary.changes import CHANGES
 from shadow.summary.record import TIERS, BrokenRow, InPlaces, PairRecord, Row, UncomparedRow
 from shadow.telling.context import Context, SentenceGroup
 from shadow.telling.correspondence import kinds_moved, moved_text
-from shadow.telling.parts import identical_text
+from shadow.telling.parts import components_text, identical_text
 from shadow.telling.size import size
 from shadow.telling.wording import (
     INSIDE,
@@ -175,6 +175,10 @@ def _nothing_compared(context: Context, recorded: Recorded) -> str:
     return recorded.fill(NOTHING_COMPARED, chosen=chosen, what=what)
 
 
+def _components_apart(context: Context, recorded: Recorded) -> str:
+    return f"Entry by entry, {components_text(recorded, context.apart)}."
+
+
 def of_gate(name: str) -> Callable[[Context], Rows]:
     return lambda context: [(f"gates.{name}", context.gates[name])]
 
@@ -276,6 +280,8 @@ def changed(code: str, group: SentenceGroup) -> SentenceRule:
 
     def rows(context: Context) -> Rows:
         row = change.figures(context.summary.recognised)
+        if code == "replaced" and isinstance(row, InPlaces) and context.are_apart(row.rows):
+            return []  # said of their components
         return [] if row is None else [(f"recognised.{change.place}", row)]
 
     def text(context: Context, recorded: Recorded) -> str:
@@ -404,10 +410,22 @@ SENTENCES = (
     SentenceRule(
         "unrelated",
         SentenceGroup.LIMITS,
-        lambda context: context.is_unrelated,
+        lambda context: context.is_unrelated and not context.apart,
         "Entry by entry, the two have nothing in common (median cosine {figure:fixed}; a model and"
         " its base have nearly 1): unrelated, or one is the other rotated, reordered or moved.",
         of_gate("lineage"),
+    ),
+    SentenceRule(
+        "unrelated",
+        SentenceGroup.LIMITS,
+        lambda context: context.is_unrelated and context.apart,
+        _components_apart,
+    ),
+    SentenceRule(
+        "components_apart",
+        SentenceGroup.LIMITS,
+        lambda context: context.apart and not context.is_unrelated,
+        _components_apart,
     ),
     moved("layers"),
     moved("matrices"),
@@ -524,7 +542,7 @@ SENTENCES = (
         "published",
         SentenceGroup.ENTRIES,
         lambda context: context.summary.published and not context.are_siblings,
-        "The mean relative norm of a tensor is {published.value:share}, more than in"
+        "A tensor moved by {published.value:share} of its norm in the mean, more than in"
         " {published.below:count} of {published.families:count} published families.",
     ),
     SentenceRule(

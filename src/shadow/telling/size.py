@@ -46,7 +46,8 @@ def size(context: Context, recorded: Recorded) -> str:
     summary = context.summary
     norm = _norm(context, recorded)
     if context.lacks_entries:
-        return f"{norm}."
+        same = recorded.fill(WORDS["unchanged"], parts=unchanged_parts(summary) or None)
+        return f"{norm}. {same}".rstrip()
     place = _most(context, recorded)
     texts = [f"{norm}, {place}." if place else f"{norm}.", _rest(context, recorded)]
     if summary.figures.matrices_rounded and "mostly_copy" not in context.recognised:

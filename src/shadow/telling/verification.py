@@ -71,7 +71,7 @@ def verification_document(verification: Verification) -> Document:
     if any(tensor.size is not None for tensor in against):
         size = number("size", lambda group: group[0].size, "share", rank=1, legend=LEGEND)
         fields.append(size)
-    headline = f"{verification.outcome.words}: {_why(verification)}"
+    headline = f"{verification.outcome.words}: {why_of(verification)}"
     blocks: list[Block] = [
         Section("verify", verification.claim),
         Headline(headline, LEVELS[verification.outcome]),
@@ -88,7 +88,7 @@ def verification_document(verification: Verification) -> Document:
     return Document(blocks)
 
 
-def _why(verification: Verification) -> str:
+def why_of(verification: Verification) -> str:
     """The reason; where several faults have a row each, their codes."""
     codes = [reason.code for reason in verification.answer.reasons]
     if verification.claim != "whole" or verification.holds is not False or len(codes) == 1:
@@ -148,4 +148,4 @@ def in_lines(answers: Sequence[Answered]) -> list[str]:
 def _answer(answer: Answered) -> tuple[Word, str]:
     if isinstance(answer, FailedVerification):
         return Word("fault", "fault"), answer.fault
-    return Word(answer.outcome.words, LEVELS[answer.outcome]), _why(answer)
+    return Word(answer.outcome.words, LEVELS[answer.outcome]), why_of(answer)

@@ -168,7 +168,7 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
     place = {place: index for index, place in enumerate(cells)}
     spectra = thinned_spectra(report, place, 3 * len(cells) * pairs)
     blocks: dict[str, list[Block]] = {}
-    for block in report_document(summary, report.provenance.recorded, where).blocks:
+    for block in report_document(summary, report.provenance.recorded, where, is_public=True).blocks:
         blocks.setdefault(block.about, []).append(block)
     charts: dict[str, list[Block]] = {}
     if len(rows):

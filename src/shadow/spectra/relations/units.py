@@ -50,6 +50,8 @@ class Relation:
     """The cosine of units at their best match; None where none was looked for."""
     unknown: Literal["", "no_mlp", "equal_units"] = ""
     """Why units cannot be compared."""
+    is_moved: bool = False
+    """Whether they are of layers or experts that correspond, but not by number."""
 
 
 def relation(sampled: Sequence[Units], level: float) -> Relation:
