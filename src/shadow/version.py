@@ -1,3 +1,3 @@
 """The version of the package: reports record it, and a build reads it."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

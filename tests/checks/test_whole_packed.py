@@ -397,7 +397,9 @@ def test_norms_without_the_1_that_llama_cpp_adds(arch, tmp_path):
             tmp_path / f"{added}.gguf", tensors, "F32", arch=arch, paired=False, added=added
         )
         found = shadow.verify("same", source, path, jobs=1)
-        norms = {one.name for one in found.against if one.what == "B is A -1 in every entry"}
+        norms = {
+            one.name for one in found.against if one.what == "B is A with -1 added to every entry"
+        }
         assert norms == {name for name in tensors if "norm" in name and remark}, found.reason
         assert found.outcome is (FAILS if remark else HOLDS)
 

@@ -32,7 +32,7 @@ NONE = (  # figures that are 0 of equal files
 RELATIONS = {  # of two tensors, by the codes of relations/exact.py, and where another is equal
     "is_rounded": "{which} rounded to {format}",
     "is_multiple": "{which} times {number:factor}",
-    "is_shifted": "{which} {number:gain} in every entry",
+    "is_shifted": "{which} with {number:gain} added to every entry",
     "is_transposed": "B is A transposed",
     "rows_reordered": "B has the rows of A in another order[: {order}]",
     "is_cut": "{which} cut to {format} instead of rounded",

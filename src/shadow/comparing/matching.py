@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from shadow.comparing.codes import Doubt, ReportRelation, Verified
 from shadow.reports.provenance import (
     CheckpointIdentity,
@@ -122,7 +124,6 @@ class ComparedReport:
         expert_own are those of the tuned side. Without matrices of which some rows were compared:
         which ones is not known.
         """
-        import numpy as np
         import pandas as pd
 
         deltas = self.deltas
