@@ -243,7 +243,7 @@ FAULTS = {
     "missing folder": (shutil.rmtree, "no such folder"),
     "a file": (a_file, "is not a file of weights"),
     "empty folder": (empty_folder, "no safetensors files"),
-    "adapter": (adapter, "only LORA is read"),
+    "adapter": (adapter, "has no `peft_type`"),
     "missing shard": (
         lambda folder: (folder / SECOND).unlink(), f"1 of 2 shards are not in the folder: {SECOND}"
     ),

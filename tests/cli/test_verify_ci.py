@@ -67,7 +67,7 @@ def test_a_claim_is_a_line_and_a_case(folder, claim, outcome, code, tag, named):
         texts = [case.find(tag).text, *case.findtext("system-out", "").splitlines()]
         assert named in "".join(texts)
         said = line.split(": ")[-1]
-        assert "".join(ElementTree.tostringlist(case, "unicode")).count(said) == 1
+        assert case.find(tag).text.count(said) == 1  # a row may be told by the same words
 
 
 def test_of_several_claims_failures_come_first_and_totals_last(folder):

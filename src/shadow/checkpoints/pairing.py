@@ -262,7 +262,8 @@ def pair_checkpoints(
             skipped += _skips("tuned", operand, place, "not_a_matrix", why)
     # an adapter without a name of its base has nothing to be compared
     of_tuned = {tensor.reason for tensor in skipped if tensor.side == "tuned"}
-    reaches = any(pair.base for pair in aligned) or not of_tuned <= {*OUT_OF_REACH}
+    is_out = bool(of_tuned) and of_tuned <= {*OUT_OF_REACH}
+    reaches = any(pair.base for pair in aligned) or not is_out
     for place, operand in base_operands.items():
         if place in paired:
             continue

@@ -219,7 +219,8 @@ def read_adapter(where: str, config: Config) -> Adapter:
     if kind in MERGED_BY_PEFT:
         return Adapter(1.0, {}, False, False, base, config, str(kind))
     if kind != "LORA":
-        raise refused(f"an adapter of type {str(kind)[:40]!r}, which is not read")
+        why = f"an adapter of type {str(kind)[:40]!r}, which is not read"
+        raise refused(why if kind else "adapter_config.json has no `peft_type`")
     if start.startswith(CHANGING_BASE):
         how = f"an adapter whose initialisation changes the base ({start[:20]!r})"
         raise refused(f"{how}: B @ A is not its delta")
