@@ -256,7 +256,7 @@ def answer(asked: Asked, here: Path) -> tuple[str, set[str], str]:
     return str(found.outcome), codes, "\n".join(lines)
 
 
-def in_this_process(config: Any, tensors: Any, scratch: Path, cache: Any) -> loader.Expected:
+def in_this_process(config: Any, tensors: Any, *_: Any) -> loader.Expected:
     """What transformers expects: a child takes seconds to import it."""
     listed = {
         name: ("BF16" if info.packing else info.dtype, list(info.shape))
