@@ -500,3 +500,13 @@ def test_a_buffer_that_one_side_lacks_is_no_difference(tmp_path, name):
     assert "Missing" not in audited.finding.headline
     lost = planted.write(tmp_path / "lost", dict([*tensors.items()][:1]), planted.LLAMA)
     assert shadow.verify("same", older, lost).figures["tensors_only_in_a"] == 1
+
+
+def test_biases_of_fused_matrices_differ_without_a_relation(tmp_path):
+    """Parts of a vector are compared as they are: only rows of matrices have an order."""
+    stem = "gpt_neox.layers.0.attention.query_key_value"
+    tensors = {f"{stem}.weight": torch.randn(48, 16), f"{stem}.bias": torch.randn(48)}
+    config = {"model_type": "gpt_neox", "num_attention_heads": 2, "hidden_size": 16}
+    found = same(tmp_path, tensors, tensors | {f"{stem}.bias": tensors[f"{stem}.bias"] * 2}, config)
+    assert found.outcome == "does_not_hold"
+    assert {row.name for row in found.against} == {f"{stem}.bias"}

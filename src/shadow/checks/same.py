@@ -380,7 +380,7 @@ def _row(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Scanned:
         operand and replace(operand, part=replace(operand.part, rows=None, groups=1))
         for operand in (pair.base, pair.tuned)
     )
-    is_fused = first != pair.base and second != pair.tuned
+    is_fused = pair.is_matrix and first != pair.base and second != pair.tuned
     if first and second and is_fused and first.shape == second.shape:
         fused = replace(pair, base=first, tuned=second, rows=second.shape[0])
         whole = sides_of(fused, base, tuned)
