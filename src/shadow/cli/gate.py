@@ -120,7 +120,7 @@ def gate(
             console.show(rules_document(judgement, titled=True))
     if format != "table":
         console.show_json([judgement.as_json() for judgement in judged])
-    elif quiet:
+    elif quiet or not judging:
         show_headlines(judged)
     finish(judged, rules)
 
