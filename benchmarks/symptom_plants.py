@@ -474,7 +474,7 @@ def gguf(at: Work, command: str, how: str, code: str) -> Asked:
     if command == "whole":
         return Asked("whole", [file], code, names.get(how, "output"), well="inconclusive")
     return Asked(
-        "same", [source, file], "", {"base": "freq_base", "norms": "is [AB] [+-]1"}.get(how, how)
+        "same", [source, file], "", {"base": "freq_base", "norms": "with [+-]1 added"}.get(how, how)
     )
 
 

@@ -142,6 +142,21 @@ def test_rows_of_a_vocabulary_correspond_by_likeness(options, is_found):
         assert (pairs.by, pairs.rows[0].tolist()) == ("likeness", order.tolist())
 
 
+@pytest.mark.parametrize(("shift", "partners"), [(0, None), (3, [*range(3, 60)])])
+def test_copies_of_rows_that_were_added_are_new(shift, partners):
+    """The row of the base is that of its own number, else the first."""
+    rng = np.random.default_rng(1)
+    base = rng.standard_normal((60, 32))
+    tuned = np.concatenate([base[shift:], base[shift : shift + 8]])
+    tuned = tuned + 0.05 * rng.standard_normal(tuned.shape)
+    numbers = np.arange(200, dtype=np.uint64)
+    pairs = match_rows(
+        RowSignatures(numbers[:60], base.astype(np.float32)),
+        RowSignatures(numbers[60 : 60 + len(tuned)], tuned.astype(np.float32)),
+    )
+    assert (pairs and pairs.rows[0].tolist()) == partners
+
+
 # -------------------------------------------------------------------------------- what is said
 
 

@@ -145,7 +145,7 @@ def match_rows(base: RowSignatures, tuned: RowSignatures) -> RowPairs | None:
     enough = min(len(partners), len(base.digests)) / 2
     if np.count_nonzero(partners >= 0) < enough:
         by = "likeness"
-        partners = _by_likeness(base.sums, tuned.sums)
+        partners = _one_each(_by_likeness(base.sums, tuned.sums))
     if np.count_nonzero(partners >= 0) < enough:
         return None
     partners = _filled(partners, len(base.digests))
@@ -198,6 +198,19 @@ def _by_likeness(base: Block, tuned: Block) -> Rows:
         is_clear = (highest >= ALIKE) & (found.max(axis=1) <= highest - CLEAR)
         partners[start : start + step] = np.where(is_clear, best, -1)
     return partners
+
+
+def _one_each(partners: Rows) -> Rows:
+    """Leave each row of the base to one row: that of its own number, or the first; others are
+    copies that were added.
+    """
+    rows = np.arange(len(partners))
+    order = np.lexsort((rows, partners != rows))
+    _, first = np.unique(partners[order], return_index=True)
+    owners = order[first]
+    single = np.full(len(partners), -1)
+    single[owners] = partners[owners]
+    return single
 
 
 def _filled(partners: Rows, count: int) -> Rows:
