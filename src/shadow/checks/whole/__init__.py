@@ -238,10 +238,11 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
     fitting: set[str] = set()
-    if expected is not None and not expected.problem:
-        # the loader has names of its own: one of these shapes may be any of the empty tensors
-        if not any(shape[:1] == (0,) for _, shape, _ in expected.mismatched):
-            fitting = stored.keys() - {*expected.unexpected}
+    misfits = expected.mismatched if expected is not None else ()
+    # the loader has names of its own: one of these may be any of the empty tensors
+    has_empty = any(shape[:1] == (0,) for _, shape, _ in misfits)
+    if expected is not None and not expected.problem and not has_empty:
+        fitting = stored.keys() - {*expected.unexpected}
     every = values.Values(stored, swept, unread, tables, is_quantised, fitting)
     parts = files, every, named, words, adapter, beside, found, units, modules, checkpoint.gguf
     return Whole(*parts, read, asked.accept)
