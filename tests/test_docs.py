@@ -151,19 +151,19 @@ def test_every_command_that_is_shown_runs(file, audited, shadow):
 
 
 @pytest.mark.slow
-def test_the_gate_of_the_readme_fails_for_the_right_pair(tmp_path, shadow):
-    """Its list and its command as they stand: exit code 4, because of the narrow pair alone."""
-    for name, stage in {"base": "base", "tuned": "narrow", "other": "broad"}.items():
+def test_the_list_of_the_readme_is_checked(tmp_path, shadow):
+    """By its command as it stands, but for the entry that needs an adapter: a suite each."""
+    for name, stage in {"base": "base", "model": "narrow"}.items():
         shutil.copytree(ROOT / "registry" / "demo" / stage, tmp_path / name)
     (recorded,) = blocks(readme.README, "yaml")
-    (tmp_path / re.match(r"# ([\w.]+):", recorded)[1]).write_text(recorded)
-    (words,) = (words for words in shown(readme.README) if "--fail-on" in words)
+    entries = [line for line in recorded.splitlines(keepends=True) if "adapter" not in line]
+    (tmp_path / re.match(r"# ([\w.]+)\n", recorded)[1]).write_text("".join(entries))
+    (words,) = (words for words in shown(readme.README) if "--list" in words)
     done = shadow(*words)
-    assert done.code == 4, done.err
-    assert re.findall(r"(?m)^(mine:\S+): concentration > 0.3: ", done.err) == ["mine:base..a"]
+    assert done.code == 0, done.err
     junit = ElementTree.parse(tmp_path / "junit.xml").getroot()
-    failures = {suite.get("name"): suite.get("failures") for suite in junit}
-    assert failures == {"mine:base..a": "1", "mine:base..b": "0"}
+    assert [suite.get("failures") for suite in junit] == ["0"]
+    assert len(junit.findall(".//testcase")) == 3
 
 
 def test_the_readme_names_both_commands_of_make():

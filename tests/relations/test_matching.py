@@ -4,8 +4,10 @@ and what a summary says of it.
 
 import numpy as np
 import pytest
+import torch
 
 from shadow.places.architecture import Place
+from shadow.relations import signature
 from shadow.relations.facts import unit_numbers
 from shadow.relations.matching import (
     RowSignatures,
@@ -19,6 +21,7 @@ from shadow.relations.matching import (
 from shadow.relations.signature import Signature
 from shadow.run.correspondence import Matching, other_layers
 from shadow.run.runtime import Runtime
+from shadow.spectra.spectrum import Workspace
 
 AXES = np.eye(8, dtype=np.float32)
 
@@ -155,6 +158,15 @@ def test_copies_of_rows_that_were_added_are_new(shift, partners):
         RowSignatures(numbers[60 : 60 + len(tuned)], tuned.astype(np.float32)),
     )
     assert (pairs and pairs.rows[0].tolist()) == partners
+
+
+@pytest.mark.parametrize(("most", "sums"), [(10**2 * 40, 40), (10**2 * 40 - 1, 0)])
+def test_rows_of_huge_vocabularies_have_digests_alone(monkeypatch, most, sums):
+    """Likeness takes the product of all rows with all rows."""
+    monkeypatch.setattr(signature, "MOST", most)
+    made = signature.row_signatures_of(torch.randn(10, 40), Workspace())
+    assert made.sums.shape == (10, sums)
+    assert len({*made.digests.tolist()}) == 10
 
 
 # -------------------------------------------------------------------------------- what is said

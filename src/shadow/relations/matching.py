@@ -26,7 +26,6 @@ COPY = 0.9  # cosine from which two units of the base are copies of each other
 ALIKE = 0.8  # cosine of these from which rows may correspond: of 150,000 others the best has .65
 LEAST = 32  # sums of a row; fewer are alike by chance
 AT_ONCE = 1 << 24  # cosines that are in memory
-MOST = 1 << 41  # products of all rows with all rows: beyond, rows are not compared by likeness
 WAYS: Sequence[MatchedBy] = ("number", "content", "likeness")  # the surest first
 FLOOR = 0.01  # of the mean variance, added to all, so that no direction is noise alone
 
@@ -179,8 +178,7 @@ def _by_likeness(base: Block, tuned: Block) -> Rows:
     """
     partners = np.full(len(tuned), -1)
     count = base.shape[1]
-    is_small = len(base) * len(tuned) * count <= MOST
-    if count < LEAST or not is_small or not np.isfinite(base).all():
+    if count < LEAST or tuned.shape[1] != count or not np.isfinite(base).all():
         return partners
     mean = base.mean(axis=0)
     variances, axes = np.linalg.eigh((base - mean).T @ (base - mean))

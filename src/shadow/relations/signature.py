@@ -15,6 +15,7 @@ from shadow.spectra.spectrum import Workspace, read_block, shape_of, tiles
 SUMS = 1024  # of a sketch: the standard error of a cosine is .03 where no entry dominates
 WIDTH = 64  # sums of a row
 AT_ONCE = 1 << 18  # entries of rows
+MOST = 1 << 41  # products of all rows with all rows: beyond, rows are not compared by likeness
 EQUAL = 2.0  # stands for the cosine of matrices with equal digests
 MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of splitmix64
 
@@ -43,7 +44,9 @@ class RowSignatures:
 
     digests: Words
     sums: Block
-    """(rows, WIDTH at most): products with random signs; the rows where they are that short."""
+    """(rows, WIDTH at most): products with random signs; the rows where they are that short. No
+    sums of more rows than are compared by likeness.
+    """
 
 
 def signature_of(matrix: Matrix, space: Workspace) -> Signature:
@@ -55,14 +58,17 @@ def signature_of(matrix: Matrix, space: Workspace) -> Signature:
     digest, sums = 0, np.zeros(SUMS)
     _, cols = shape_of(matrix)
     for index, (row, col) in tiles(matrix):
-        block = read_block(matrix, index, "tuned", torch.float32, space).numpy()
-        starts = np.arange(row, row + len(block), dtype=np.uint64) * np.uint64(cols)
-        columns = np.arange(col, col + block.shape[1], dtype=np.uint64)
-        places = _mixed(starts[:, None] + columns)
-        digest += int(_hashed(block, places).sum())
-        signed = np.where(places & np.uint64(SUMS), -block, block)
-        bins = (places % np.uint64(SUMS)).astype(np.intp)
-        sums += np.bincount(bins.ravel(), signed.ravel(), SUMS)
+        tile = read_block(matrix, index, "tuned", torch.float32, space).numpy()
+        columns = np.arange(col, col + tile.shape[1], dtype=np.uint64)
+        step = max(1, AT_ONCE // len(columns))  # hashes take several times the memory of entries
+        for first in range(0, len(tile), step):
+            block = tile[first : first + step]
+            rows = np.arange(row + first, row + first + len(block), dtype=np.uint64)
+            places = _mixed(rows[:, None] * np.uint64(cols) + columns)
+            digest += int(_hashed(block, places).sum())
+            signed = np.where(places & np.uint64(SUMS), -block, block)
+            bins = (places % np.uint64(SUMS)).astype(np.intp)
+            sums += np.bincount(bins.ravel(), signed.ravel(), SUMS)
     return Signature(digest % 2**64, directions(sums[None])[0], is_zero=not sums.any())
 
 
@@ -73,6 +79,8 @@ def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     signs = np.eye(cols, dtype=np.float32)
     if cols > WIDTH:
         signs = np.random.default_rng(0).choice((-1, 1), (cols, WIDTH)).astype(np.float32)
+    if rows**2 * signs.shape[1] > MOST:
+        signs = signs[:, :0]
     digests = np.zeros(rows, dtype=np.uint64)
     sums = np.zeros((rows, signs.shape[1]), dtype=np.float32)
     step = max(1, AT_ONCE // cols)
