@@ -106,6 +106,24 @@ def test_something_moved_and_nothing_broke(rows, outcome, reasons, notes, counts
     assert all(map(moved.CHECK.say, [*answer.reasons, *answer.notes]))
 
 
+@pytest.mark.parametrize(
+    ("cosine", "outcome"), [(0.51, YES), (0.49, OPEN), (0.0, OPEN), (-1, OPEN)]
+)
+def test_models_with_little_in_common_are_not_said_to_have_moved(cosine, outcome):
+    """Two unit vectors at that cosine: |a - b|^2 is 2 - 2 cos; norms near 1 do not count."""
+    of_unit = {"base_energy": 1.0, "tuned_energy": 1.0, "delta_energy": 2 - 2 * cosine}
+    far = replace(STEP, row=replace(STEP.row, **of_unit), place=Place("language", 0, "mlp.up"))
+    near = replace(far, row=replace(far.row, delta_energy=0.01, base_energy=9, tuned_energy=9))
+    norm = replace(near, place=replace(near.place, module="norm"))
+    answer = moved.judge(Training([far, norm]))
+    assert answer.outcome is outcome
+    code = "component_moved" if outcome is YES else "component_unlike"
+    (reason,) = answer.reasons
+    assert reason.code == code
+    if outcome is OPEN:
+        assert reason.figures["cosine"] == pytest.approx(cosine)
+
+
 # ------------------------------------------------------------------------------------- checklists
 
 

@@ -41,7 +41,7 @@ def models(tmp_path_factory):
     factors = {}
     for name in matrices:
         rows, columns = base[name].shape
-        factors[name] = planted.normal(1, rows, 4), planted.normal(2, 4, columns)
+        factors[name] = 0.01 * planted.normal(1, rows, 4), planted.normal(2, 4, columns)
     modules = ["up_proj", "gate_proj", "down_proj"]
     names = {"base_model_name_or_path": "org/name", "target_modules": modules}
     planted.adapter(top / "adapter", factors, **names)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks import trained
 from shadow.checks.answer import Answer, Check, Figure
-from shadow.run.scanned import not_compared, relative_norm, unmatched_reasons
+from shadow.run.scanned import Scanned, not_compared, relative_norm, unmatched_reasons
+from shadow.summary.gate_figures import LINEAGE
+from shadow.summary.tables import VECTORS
 from shadow.templates import Reason
 
 if TYPE_CHECKING:
@@ -24,6 +28,8 @@ WORDS = {
     "broken_values": "{broken:count} of {tensors:count tensor|tensors} {broken|is|are} all zeros or"
     " not finite, where the base's are not",
     "nothing_moved": "nothing moved by more than a cast",
+    "component_unlike": "{component}: tensors of the same names have little in common (cosine"
+    " {cosine:fixed}): another base, or parts at other numbers, which `shadow audit` finds",
     "nothing_shared": "the two share no tensor that can be compared",
 }
 
@@ -35,12 +41,16 @@ def judge(training: Training) -> Answer:
     for tensor in tensors:
         components.setdefault(tensor.place.component, []).append(tensor)
     described = []
+    unlike = []
     for component, own in sorted(components.items()):
         moved = sum(tensor.has_moved for tensor in own)
         code = "component_moved" if moved else "component_equal"
         far = relative_norm(tensor.row for tensor in own)
         of_component = {"moved": moved, "tensors": len(own)}
         described.append(Reason(code, of_component, component=component, far=far))
+        cosine = _cosine([tensor.row for tensor in own if tensor.place.module not in VECTORS])
+        if cosine is not None and cosine < LINEAGE:
+            unlike.append(Reason("component_unlike", component=component, cosine=cosine))
     broken = [tensor for tensor in tensors if tensor.broken]
     any_moved = any(tensor.has_moved for tensor in tensors)
     figures: dict[str, Figure] = {
@@ -50,7 +60,7 @@ def judge(training: Training) -> Answer:
         "tensors_not_read": len(training.unread),
         "components": len(components),
     }
-    doubts = not_compared(training.unread)
+    doubts = [*unlike, *not_compared(training.unread)]
     faults = []
     if broken:
         faults.append(Reason("broken_values", broken=len(broken), tensors=len(tensors)))
@@ -69,6 +79,17 @@ def judge(training: Training) -> Answer:
     )
 
 
+def _cosine(rows: Sequence[Scanned]) -> float | None:
+    """The cosine of all entries of both sides together; None where one has no norm."""
+    known = [row for row in rows if row.finite]
+    base = math.fsum(row.base_energy for row in known)
+    tuned = math.fsum(row.tuned_energy for row in known)
+    if not base or not tuned:
+        return None
+    delta = math.fsum(row.delta_energy for row in known)
+    return (base + tuned - delta) / (2 * math.sqrt(base) * math.sqrt(tuned))
+
+
 def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
     """Compare every tensor of a base with the model's, as `trained` does."""
     tuned = replace(question, check=trained.CHECK, moved=("*",))
@@ -78,8 +99,8 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
 CHECK = Check(
     "moved",
     "what moved, by component",
-    "at least one tensor of the model differs from the base's by more than a cast, and none has"
-    " become all zeros or not finite",
+    "at least one tensor of the model differs from the base's by more than a cast, none has become"
+    " all zeros or not finite, and no component has little in common with the base's",
     judge,
     WORDS,
     gather,

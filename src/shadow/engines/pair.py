@@ -240,9 +240,9 @@ def _measured(
         if is_sought and matching.extend(aligned, outcomes):
             aligned = align(aligned.base, aligned.tuned, settings.chosen, matching.partners)
             count = sum(pair.matched_by != "number" for pair in aligned.pairs)
-            request.runtime.say(
-                f"numbers fail: {count} matrices and vectors are compared with others"
-            )
+            if count:
+                what = f"{count} matrices and vectors are compared with what they correspond to"
+                request.runtime.say(f"parts have other numbers: {what}")
         elif outcomes is not None:
             return aligned, matching, measured
         is_first = outcomes is None
