@@ -99,3 +99,20 @@ def test_checks_show_progress(inside, monkeypatch, tmp_path, words, claim):
     inside(*words.split()).assert_done()
     assert (states[-1].done, states[-1].total) == (39, 39)
     assert {state.stage for state in states} == {claim}
+
+
+@pytest.mark.parametrize(
+    "words", [("show",), ("report", "-o", "page.html"), ("export", "--to", "csv"), ("lineage",)]
+)
+def test_commands_about_many_reports_show_progress(inside, monkeypatch, demo_reports, words):
+    """Each report that is read is a step; the limit from which on is two here."""
+    states = []
+    monkeypatch.setattr(
+        console, "pairs_progress", lambda: lambda title: contextlib.nullcontext(states.append)
+    )
+    command, *options = words
+    monkeypatch.setattr(console, "FEW", 1)
+    inside(command, demo_reports, *options).assert_done()
+    assert [(state.cost_done, state.cost_total) for state in states] == [(0, 2), (1, 2)]
+    monkeypatch.setattr(console, "FEW", 2)
+    assert (list(console.each(command, [demo_reports] * 2)), len(states)) == ([demo_reports] * 2, 2)

@@ -97,7 +97,8 @@ def lineage(
     folders = list(dict.fromkeys(every))
     if len(folders) > MOST_REPORTS:
         raise ShadowError(f"{len(folders)} reports, more than {MOST_REPORTS}", "name fewer")
-    steps = list(filter(None, (read_step(AuditReport(folder)) for folder in folders)))
+    read = (read_step(AuditReport(folder)) for folder in console.each("lineage", folders))
+    steps = list(filter(None, read))
     if not steps:
         raise ShadowError(
             "all of these reports are of siblings, of which neither was tuned from the other"

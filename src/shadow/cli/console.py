@@ -10,7 +10,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 TITLE = 24  # letters of what a bar is about
 EVERY = 10.0  # seconds between two lines of progress
+FEW = 20  # reports, which are read in well under a second
 if os.environ.get("COLUMNS") == "0":  # of a terminal without a size: rich would print nothing
     del os.environ["COLUMNS"]
 WIDE = 1000  # letters of a line that no terminal breaks
@@ -207,6 +208,17 @@ def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
     """Show the progress of steps, with the name of the last one."""
     with pairs_progress()(title) as update:
         yield lambda done, total, what: update(State(0, 0, done, total, stage=what))
+
+
+def each(title: str, folders: Sequence[Path]) -> Iterator[Path]:
+    """Yield the folders of reports, and show how many were read; of a few nothing is shown."""
+    if len(folders) <= FEW:
+        yield from folders
+        return
+    with steps(title) as update:
+        for done, folder in enumerate(folders):
+            update(done, len(folders), f"report {done + 1:,} of {len(folders):,}")
+            yield folder
 
 
 def _bars(hidden: bool) -> Progress:

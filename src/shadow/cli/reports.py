@@ -54,7 +54,7 @@ def show(
     if index is not None and folders == [run]:  # a list of which no pair is done
         folders = []
     reports: list[Shown] = []
-    for folder in folders:
+    for folder in console.each("show", folders):
         try:
             reports.append((*read_summary(folder), folder))
         except ShadowError as fault:
@@ -282,4 +282,5 @@ def export(
     run = here(run, spectra=True)
     target = output or Path(f"{run.absolute().resolve().name or 'reports'}-{to}")
     folders = reports_below(run)
-    console.say(f"{counted(len(folders), 'report', 'reports')} in {export_to(folders, to, target)}")
+    export_to(console.each("export", folders), to, target)
+    console.say(f"{counted(len(folders), 'report', 'reports')} in {target}")

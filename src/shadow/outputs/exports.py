@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
@@ -28,7 +28,7 @@ FORMATS = get_args(ExportFormat)
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a formula of a spreadsheet begins with
 
 
-def export(folders: Sequence[Path], to: str, output: Path) -> Path:
+def export(folders: Iterable[Path], to: str, output: Path) -> Path:
     """Write the reports in folders to the folder output, and return it.
 
     Raises UsageError for an unknown format, ShadowError when a report cannot be read, when two are
