@@ -79,6 +79,10 @@ QUESTIONS = {  # what people ask: a command, its exit code, and the words of its
     "Did my fine-tune do what I meant?": (
         "shadow verify trained ./base ./tuned --frozen embed", 4, ANSWER,
     ),
+    "Was my merge right?": (
+        "shadow check ./merged --base ./base --adapter ./adapter", 0,
+        r"^ merged +(holds .*(?:\n {9}.*)*)",
+    ),
     "Is this copy faithful?": ("shadow verify stored ./full ./copy", 0, ANSWER),
     "What changed between two releases?": ("shadow audit ./base ./tuned", 0, r"^\S.*[.]$"),
 }  # fmt: skip
@@ -87,7 +91,8 @@ QUESTIONS = {  # what people ask: a command, its exit code, and the words of its
 @contextlib.contextmanager
 def checkpoints() -> Iterator[str]:
     """A folder with the demo's models: base, tuned (narrow), other (broad); full, tuned in float32,
-    its copy in BF16, and download, that copy widened to float32 again.
+    its copy in BF16, and download, that copy widened to float32 again; an adapter of base, and
+    merged, base with it.
     """
     demo = README.parent / "registry" / "demo"
     with tempfile.TemporaryDirectory() as folder:
@@ -103,6 +108,16 @@ def checkpoints() -> Iterator[str]:
         for name, tensors in copies.items():
             shutil.copytree(demo / "narrow", Path(folder) / name)
             save_file(tensors, Path(folder) / name / "model.safetensors", {"format": "pt"})
+        merged = load_file(demo / "base" / "model.safetensors")
+        factors = {}
+        for name in [name for name in merged if "q_proj" in name or "v_proj" in name]:
+            rows, columns = merged[name].shape
+            factors[name] = (planted.normal(1, rows, 4) / 20, planted.normal(2, 4, columns) / 20)
+            update = 2 * factors[name][0] @ factors[name][1]
+            merged[name] = (merged[name].float() + update).to(torch.bfloat16)
+        planted.adapter(Path(folder) / "adapter", factors, target_modules=["q_proj", "v_proj"])
+        shutil.copytree(demo / "base", Path(folder) / "merged")
+        save_file(merged, Path(folder) / "merged" / "model.safetensors", {"format": "pt"})
         yield folder
 
 
