@@ -40,6 +40,7 @@ DENSE = (
     "comparing",
     "engines",
     "gates",
+    "lab",
     "lists",
     "reports",
     "summary",
