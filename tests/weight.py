@@ -42,6 +42,7 @@ DENSE = (
     "gates",
     "lab",
     "lists",
+    "places",
     "reports",
     "summary",
     "targets",
