@@ -43,20 +43,21 @@ TAGS: Mapping[str, Tag] = {"met": "failure", "missing": "error", "skipped": "ski
 
 def sentences(judged: Sequence[Judgement]) -> list[str]:
     """Yield, for people on a terminal, why the exit code is not 0, and warnings."""
-    lines = [
-        f"{'warning: ' * (verdict.rule.severity == 'warning')}{judgement.name}:"
-        f" {verdict.rule.name}: {verdict.detail}"
-        for judgement in judged
-        for verdict in judgement.verdicts
-        if verdict.outcome in FAULTS
-    ]
+    lines = []
+    reasons: set[str] = set()
+    for judgement in judged:
+        reasons.update(judgement.objections)
+        for verdict in judgement.verdicts:
+            if verdict.outcome in FAULTS:
+                mark = "warning: " if verdict.rule.severity == "warning" else ""
+                where = f"{mark}{judgement.name}: {verdict.rule.name}"
+                lines.append(f"{where}: {verdict.detail}")
     for judgement in judged:
         if judgement.summary is not None:
-            lines += [
-                f"{judgement.name}: {sentence.text}" for sentence in broken(judgement.summary)
-            ]
-    if reasons := sorted({reason for judgement in judged for reason in judgement.objections}):
-        lines.append(f"--strict: skipped because of {', '.join(reasons)}")
+            for sentence in broken(judgement.summary):
+                lines.append(f"{judgement.name}: {sentence.text}")
+    if reasons:
+        lines.append(f"--strict: skipped because of {', '.join(sorted(reasons))}")
     return lines
 
 
@@ -109,7 +110,9 @@ def append_summary(path: Path, shown: Document) -> None:
     with path.open("ab") as file:
         room = SUMMARY_BYTES - file.tell()
         if len(text) > room:
-            text = text[: max(0, room - len(CUT))].rpartition(b"\n")[0] + CUT
+            start = text[: max(0, room - len(CUT))]
+            lines, _, _ = start.rpartition(b"\n")
+            text = lines + CUT
         if len(text) <= room:
             file.write(text)
 
@@ -136,8 +139,10 @@ def workflow_commands(
             if verdict.outcome in FAULTS:
                 rule = verdict.rule
                 title = f"{judgement.name}: {rule.name}"
-                texts[rule.severity].append(_annotation(rule.severity, title, verdict.message))
-    return [line for level, lines in texts.items() for line in _first(level, lines)]
+                text = _annotation(rule.severity, title, verdict.message)
+                texts[rule.severity].append(text)
+    errors = _first("error", texts["error"])
+    return errors + _first("warning", texts["warning"])
 
 
 def _faults(judgement: Judgement) -> Iterator[tuple[str, str]]:
@@ -145,7 +150,8 @@ def _faults(judgement: Judgement) -> Iterator[tuple[str, str]]:
     if judgement.fault is not None:
         yield UNAUDITED, judgement.fault
     if judgement.summary is not None:
-        yield from ((sentence.code, sentence.text) for sentence in broken(judgement.summary))
+        for sentence in broken(judgement.summary):
+            yield sentence.code, sentence.text
     if judgement.objections:
         yield "--strict", f"skipped because of {', '.join(judgement.objections)}"
 
@@ -186,11 +192,12 @@ def junit(judged: Sequence[Judgement]) -> bytes:
     suites = []
     for judgement in judged:
         lines: list[str] = []
-        if (summary := judgement.summary) is not None:
-            counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items())
+        summary = judgement.summary
+        if summary is not None:
+            counts = [f"{count} {status}" for status, count in summary.counts.items()]
             lines.append(summary.finding.headline)
             lines += [sentence.text for sentence in summary.finding.sentences]
-            lines.append(f"tensors of both sides: {counts}")
+            lines.append(f"tensors of both sides: {', '.join(counts)}")
             lines += [f"skipped: {row.tensors} {row.reason}" for row in summary.skipped]
             lines += [f"warning: {warning}" for warning in summary.warnings]
             lines += [f"note: {text}" for text in judgement.notes]
@@ -198,23 +205,24 @@ def junit(judged: Sequence[Judgement]) -> bytes:
         seconds = judgement.seconds or 0.0
         cases = [_case(judgement.name, "audit", seconds, problems, lines)]
         for verdict in judgement.verdicts:
+            rule = verdict.rule
             lines = []
             problems = []
             if verdict.outcome == "passed":
                 lines.append(verdict.detail)
-            elif verdict.rule.severity == "warning" and verdict.outcome != "skipped":
+            elif rule.severity == "warning" and verdict.outcome != "skipped":
                 lines.append(f"warning: {verdict.detail}")
             else:
-                problems = [(TAGS[verdict.outcome], verdict.detail, verdict.rule.condition)]
+                tag = TAGS[verdict.outcome]
+                problems.append((tag, verdict.detail, rule.condition))
             if len(verdict.findings) > 1:
-                lines += [
-                    f"{finding.figure}: {finding.value}"
-                    for finding in verdict.findings
-                    if finding.met
-                ]
-            if verdict.outcome == "met" and verdict.rule.message:
-                lines.append(verdict.rule.message)
-            cases.append(_case(judgement.name, verdict.rule.name, 0.0, problems, lines))
+                for finding in verdict.findings:
+                    if finding.met:
+                        lines.append(f"{finding.figure}: {finding.value}")
+            if verdict.outcome == "met" and rule.message:
+                lines.append(rule.message)
+            case = _case(judgement.name, rule.name, 0.0, problems, lines)
+            cases.append(case)
         suites.append((judgement.name, cases))
     return _document(suites)
 
