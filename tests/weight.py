@@ -42,6 +42,7 @@ DENSE = (
     "gates",
     "lab",
     "lists",
+    "outputs",
     "places",
     "reports",
     "summary",

@@ -114,7 +114,8 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
         hint = f"use a name that ends in {', '.join(f'.{name}' for name in FORMATS)}"
         raise UsageError(f"cannot draw to {output.name!r}", hint)
     content, notes = draw(kind, folders, suffix, choice)
-    with placing(output, marked(MARK, LARGEST), "a figure of shadow") as aside:
+    is_ours = marked(MARK, LARGEST)
+    with placing(output, is_ours, "a figure of shadow") as aside:
         aside.write_bytes(content)
     return notes
 
@@ -123,9 +124,10 @@ def draw(
     kind: str, folders: Sequence[Path], suffix: str, choice: Choice
 ) -> tuple[bytes, list[str]]:
     """The bytes of a figure, and what was chosen."""
-    if choice.metric is not None and choice.metric not in delta_metrics():
+    metric = choice.metric
+    if metric is not None and metric not in delta_metrics():
         hint = "`shadow explain` lists the columns"
-        raise UsageError(f"no metric {choice.metric!r} of a delta", hint)
+        raise UsageError(f"no metric {metric!r} of a delta", hint)
     most = MOST_REPORTS if kind == "depth" else 1
     if len(folders) > most:
         fault = f"--kind {kind} draws {most} at most, and there are {len(folders)} reports"
@@ -210,7 +212,8 @@ def _modules(source: DrawnReport, rows: pd.DataFrame, patterns: Sequence[str]) -
     """The modules of rows that a pattern matches, or all, in their usual order."""
     if rows.empty:
         raise ShadowError(f"{source.report.folder}: no matrix inside a layer changed")
-    names = sorted(set(rows["module"]), key=lambda name: order_of("", name))
+    names = list(rows["module"].unique())
+    names.sort(key=lambda name: order_of("", name))
     chosen = []
     for name in names:
         if any(fnmatchcase(name, pattern) for pattern in patterns):
@@ -230,8 +233,9 @@ def _grid(source: DrawnReport, metric: str, patterns: Sequence[str]) -> pd.DataF
     values = ranked(rows, metric)
     medians = values.pivot_table(metric, "module", "layer", aggfunc="median")
     last = int(rows["layer"].max())
+    layers = range(last + 1)
     grid = medians.where(np.isfinite(medians))
-    grid = grid.reindex(index=modules, columns=range(last + 1))
+    grid = grid.reindex(index=modules, columns=layers)
     if grid.isna().all(axis=None):
         fault = f"{source.report.folder}: {metric} is null in every layer"
         raise ShadowError(fault, "`shadow explain` says when it is; --level norms leaves most out")
@@ -240,7 +244,8 @@ def _grid(source: DrawnReport, metric: str, patterns: Sequence[str]) -> pd.DataF
 
 def _label(metric: str) -> str:
     words = metric.replace("_rank_shift", "-rank shift")
-    return textwrap.fill(words.replace("_", " "), 24)
+    words = words.replace("_", " ")
+    return textwrap.fill(words, 24)
 
 
 def draw_depth(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -> list[str]:
@@ -249,7 +254,8 @@ def draw_depth(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -
     """
     metric = choice.metric or "effective_rank_shift"
     grids = [_grid(source, metric, choice.modules) for source in sources]
-    common = set.intersection(*[set(grid.index) for grid in grids])
+    indices = [set(grid.index) for grid in grids]
+    common = set.intersection(*indices)
     modules = [name for name in grids[0].index if name in common]
     are_several = len(sources) > 1
     if are_several:
@@ -259,15 +265,17 @@ def draw_depth(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -
     axes.axhline(0, color="#777777", linewidth=0.5)
     if not modules:
         raise ShadowError("these reports have no module in common", "draw one of them")
-    curves = itertools.product(zip(sources, grids, strict=True), modules)
+    reports = zip(sources, grids, strict=True)
+    curves = itertools.product(reports, modules)
     for number, ((source, grid), module) in enumerate(curves):
         curve = grid.loc[module]
         name = source.report.provenance.pair if are_several else module
+        each = max(1, round(len(curve) / 12))  # of many layers, a dozen have a marker
         axes.plot(
             curve.index,
             curve,
             label=shown(name, 30),
-            markevery=max(1, round(len(curve) / 12)),  # of many layers, a dozen have a marker
+            markevery=each,
             color=COLOURS[number % len(COLOURS)],
             linestyle=DASHES[number % len(DASHES)],
             marker=MARKERS[number % len(MARKERS)],
@@ -321,7 +329,8 @@ def draw_spectrum(figure: Figure, sources: Sequence[DrawnReport], choice: Choice
         axes.plot(index, resolved, label=subject, **style)
     edge = float(row["null_edge"])
     if math.isfinite(edge):
-        spikes = int((sigmas["delta"] > edge).sum())
+        is_above = sigmas["delta"] > edge
+        spikes = int(is_above.sum())
         label = f"null edge, {edge:.3g}; {spikes} above"
         axes.axhline(edge, label=label, **EDGE)
     axes.set(xscale="log", yscale="log", ylabel="singular value")
@@ -340,7 +349,8 @@ def _matrix(source: DrawnReport, choice: Choice) -> pd.Series[Any]:
     modules = _modules(source, rows, choice.modules)
     module = next((name for name in UP if name in modules), modules[0])
     rows = rows[rows["module"] == module]
-    layers = sorted(rows["layer"].dropna().unique())
+    numbers = rows["layer"].dropna()
+    layers = sorted(numbers.unique())
     layer = choice.layer
     if layer is None and layers:
         layer = layers[len(layers) // 2]
@@ -366,8 +376,9 @@ def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, A
     sigmas = {}
     for batch in report.spectrum_batches(where=wanted):
         for spectrum in batch.to_pylist():
+            subject = str(spectrum["subject"])
             sigma = spectrum["sigma"] or []
-            sigmas[str(spectrum["subject"])] = np.array(sigma, dtype=float)
+            sigmas[subject] = np.array(sigma, dtype=float)
     if not SUBJECTS.keys() <= sigmas.keys():
         fault = f"{report.folder / 'spectra.parquet'}: no spectra of {row['tensor']}"
         raise ShadowError(fault, "run the audit again")

@@ -119,7 +119,9 @@ def _table(block: TableBlock) -> list[str]:
         is_figure = column.role == "figure"
         align = str.rjust if is_figure else str.ljust
         aligned = [align(text, width) for text in cells]
-        dashes = "-" * (width + 1) + (":" if is_figure else "-")
+        end = ":" if is_figure else "-"
+        dashes = "-" * (width + 1) + end
         head, *spaced = [f" {text} " for text in aligned]
         columns.append([head, dashes, *spaced])
-    return [f"|{'|'.join(line)}|" for line in zip(*columns, strict=True)]
+    lines = zip(*columns, strict=True)
+    return [f"|{'|'.join(line)}|" for line in lines]

@@ -108,7 +108,10 @@ def _drawn(
         case Figures():
             yield from _figures(block)
         case Origin():
-            rows = [FigureRow(name, Word(text, "quiet")) for name, text in block.rows]
+            rows = []
+            for name, text in block.rows:
+                value = Word(text, "quiet")
+                rows.append(FigureRow(name, value))
             yield from _figures(Figures(rows))
         case TableBlock():
             yield from _table(block, options.max_width, legends)

@@ -42,20 +42,6 @@ FIRST = (
     "effective_rank_shift",
     "stable_rank",
 )
-# what a column of a delta would be with random signs: a column, or a number
-UNDER_NULL = {
-    "concentration": 0.0,
-    "participation_ratio": "null_participation_ratio",
-    "spectral_norm": "null_edge",
-    "spikes": 0.0,
-    "spike_energy": 0.0,
-}
-# columns that read as per cent
-SHARES = (
-    "relative_norm", "relative_norm_unrounded", "zero_share",
-    "zero_share_expected", "spike_energy", "energy_share", "rows_changed", "kept",
-    "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
-)  # fmt: skip
 NO_MATRICES = ("not_a_matrix", "not_float")  # reasons of tensors that have no cell
 DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
 LEADING = 12  # singular values that are always drawn: what stands out is among the first
@@ -87,8 +73,16 @@ HALVES = ("spectra", "depth", "claims", "gates", "skipped", "provenance")  # bes
 # charts that the page's script draws, by section: their lists to choose from, and their captions
 CONTROLS = {
     "heat": {"metric": "Metric"},
-    "spectra": {f"spectrum-{name.lower()}": name for name in ("Component", "Layer", "Module")},
-    "depth": {f"depth-{name.lower()}": name for name in ("Metric", "Component", "Module")},
+    "spectra": {
+        "spectrum-component": "Component",
+        "spectrum-layer": "Layer",
+        "spectrum-module": "Module",
+    },
+    "depth": {
+        "depth-metric": "Metric",
+        "depth-component": "Component",
+        "depth-module": "Module",
+    },
 }
 CAPTIONS = {
     "heat": "A cell is a matrix, or the median of several of one place, such as experts. Dot:"
@@ -155,7 +149,8 @@ class PairSection:
         """A sort key: most concentrated first, pairs whose gates void their figures last."""
         concentration = self.summary.figures.concentration
         is_void = self.summary.stopped is not None
-        return is_void, math.inf if concentration is None else -concentration, self.name
+        order = math.inf if concentration is None else -concentration
+        return is_void, order, self.name
 
 
 def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairSection:
@@ -164,7 +159,8 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
     """
     summary = report.summary
     rows = columns_of(report.table("matrices"))
-    every = cells_of(rows, columns_of(report.table("tensors")))
+    tensors = columns_of(report.table("tensors"))
+    every = cells_of(rows, tensors)
     cells = {}
     for place, cell in every.items():
         layer = place[1] or 0
@@ -183,7 +179,8 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
         charts = {name: [] for name in CAPTIONS}
         if far := len(every) - len(cells):
             text = f"Not drawn: {far:,} cells of layers from {LAYERS:,} on."
-            charts["heat"].append(Paragraph(text, quiet=True))
+            note = Paragraph(text, quiet=True)
+            charts["heat"].append(note)
     data = drawn_cells(rows, cells)
     data["spectra"] = spectra
     return PairSection(
@@ -220,7 +217,8 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
                 fold = f"All {len(summary.gates)} gates passed"
             is_open = bool(summary.gates_that("failed"))
             untitled = replace(table, title="")
-            sections.append(PageSection(name, [], [untitled], fold, is_open))
+            section = PageSection(name, [], [untitled], fold, is_open)
+            sections.append(section)
         elif own or name in blocks:
             for place, block in enumerate(own):
                 if isinstance(block, TableBlock) and block.title.startswith(title):
@@ -241,20 +239,17 @@ def metrics_of(subject: str) -> tuple[str, ...]:
     columns = (*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL
     names = [column.name for column in columns]
     first = [name for name in FIRST if name in names]
-    return tuple(dict.fromkeys([*first, *names]))
+    in_order = dict.fromkeys([*first, *names])
+    return tuple(in_order)
 
 
-def metric_texts() -> dict[str, dict[str, object]]:
-    """The words of `explain` on every column that can be drawn, and how to draw it: what it
-    would be with random signs, and whether it is shown as per cent.
-    """
+def metric_texts() -> dict[str, dict[str, str]]:
+    """The words of `explain` on every column that can be drawn."""
     return {
         column.name: {
             "text": column.text,
             "formula": column.formula,
             "null": column.null,
-            "under_null": UNDER_NULL.get(column.name),
-            "share": column.name in SHARES,
         }
         for column in (*DRAWN, *SPECTRAL)
     }
@@ -278,7 +273,8 @@ def cells_of(matrices: Columns, tensors: Columns) -> Cells:
         state = "measured" if place in with_delta else "alone"
         cells[place] = (state, None)
     others = tensors.each("side", "status", "reason")
-    for place, (side, status, reason) in zip(places(tensors), others, strict=True):
+    of_tensors = places(tensors)
+    for place, (side, status, reason) in zip(of_tensors, others, strict=True):
         is_unmeasured = side == "tuned" and status in ("identical", "skipped")
         is_vector = place[2] in ("norm", "bias") or reason in NO_MATRICES
         if is_unmeasured and not is_vector:
@@ -286,8 +282,8 @@ def cells_of(matrices: Columns, tensors: Columns) -> Cells:
 
     def order(place: Key) -> tuple[tuple[int, int, str, str], int]:
         component, layer, module = place
-        number = -1 if layer is None else layer
-        return order_of(component, module), number
+        of_module = order_of(component, module)
+        return of_module, -1 if layer is None else layer
 
     in_order = sorted(cells, key=order)
     return {place: cells[place] for place in in_order}
@@ -299,31 +295,40 @@ def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
     If a cell has several matrices, a figure is their median, and the shift that of both medians.
     """
     number = {place: index for index, place in enumerate(cells)}
-    numbers = [number.get(place, -1) for place in places(matrices)]
+    every_place = places(matrices)
+    numbers = [number.get(place, -1) for place in every_place]
     all_places = np.array(numbers, dtype=np.intp)
     drawn = np.flatnonzero(all_places >= 0)
     matrices = matrices.where(drawn)
     place = all_places[drawn]
     first = np.full(len(cells), -1)  # row of each cell, -1 where it has none
-    backwards = np.arange(len(place))[::-1]
+    rows = np.arange(len(place))
+    backwards = rows[::-1]
     first[place[backwards]] = backwards
-    tensors = [name and visible(name) for name in matrices["tensor"]]
+    tensors: list[str | None] = []
+    for name in matrices["tensor"]:
+        tensors.append(name and visible(name))
     tensors.append(None)
     sizes = []
     values: dict[str, dict[str, Listed]] = {}
     medians = {}
     for subject in SUBJECTS:
-        of_subject = place[matrices["subject"] == subject]
-        sizes.append(np.bincount(of_subject, minlength=len(cells)))
-        columns = medians[subject] = _medians(matrices, place, subject, len(cells))
-        values[subject] = {name: shortened(column) for name, column in columns.items()}
+        is_own = matrices["subject"] == subject
+        count = np.bincount(place[is_own], minlength=len(cells))
+        sizes.append(count)
+        columns = _medians(matrices, place, subject, len(cells))
+        medians[subject] = columns
+        shown = values[subject] = {}
+        for name, column in columns.items():
+            shown[name] = shortened(column)
     base = medians["base"]
     tuned = medians["tuned"]
     shifts = {}
     for spectral in SPECTRAL:
         name = spectral.name
         if name in base and name in tuned:
-            shifts[name] = shortened(tuned[name] - base[name])
+            shift = tuned[name] - base[name]
+            shifts[name] = shortened(shift)
     return {
         "component": [visible(component) for component, _, _ in cells],
         "module": [visible(module) for _, _, module in cells],
@@ -332,11 +337,17 @@ def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
         "reason": [reason and visible(reason) for _, reason in cells.values()],
         "matrices": np.max(sizes, axis=0).tolist(),
         "tensor": [tensors[row] for row in first.tolist()],  # of its first matrix
-        "rows": shortened(np.append(matrices["rows"], np.nan)[first]),
-        "cols": shortened(np.append(matrices["cols"], np.nan)[first]),
+        "rows": _of_first(matrices["rows"], first),
+        "cols": _of_first(matrices["cols"], first),
         "values": values,
         "shift": shifts,
     }
+
+
+def _of_first(column: Floats, first: Places) -> Listed:
+    """The values of the first row of each cell; null where it has none."""
+    values = np.append(column, np.nan)
+    return shortened(values[first])
 
 
 def _medians(matrices: Columns, place: Places, subject: str, cells: int) -> dict[str, Floats]:
@@ -345,8 +356,9 @@ def _medians(matrices: Columns, place: Places, subject: str, cells: int) -> dict
     own = matrices["subject"] == subject
     rows = matrices.where(own)
     place = place[own]
-    values = np.stack([rows[name] for name in names], axis=1)
-    has_any = ~np.isnan(values).all(axis=0)
+    columns = [rows[name] for name in names]
+    values = np.stack(columns, axis=1)
+    is_empty = np.isnan(values).all(axis=0)
     if subject == "delta":  # null where it is too large, which a median must not leave out
         above = above_short_side(rows)
         directions = names.index("equivalent_directions")
@@ -360,14 +372,14 @@ def _medians(matrices: Columns, place: Places, subject: str, cells: int) -> dict
         for cell in np.flatnonzero(counts > 1):
             own_values = values[place == cell]
             medians[cell] = np.nanmedian(own_values, axis=0)
-    known = np.flatnonzero(has_any).tolist()
+    known = np.flatnonzero(~is_empty).tolist()
     return {names[column]: medians[:, column] for column in known}
 
 
 def shortened(values: ArrayLike) -> Listed:
     """Round numbers to the four significant digits that drawings show; null if not finite."""
-    numbers = np.asarray(values, dtype=np.float64).tolist()
-    return [_short(number) for number in numbers]
+    numbers = np.asarray(values, dtype=np.float64)
+    return list(map(_short, numbers.tolist()))
 
 
 def _short(value: float) -> float | int | None:
@@ -397,10 +409,13 @@ def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
     end = (points - leading) // 4
     middle = points - leading - end
     ranks = np.geomspace(leading + 1, count, middle)
-    distances = np.geomspace(1, max(2, count // 4), end)
+    farthest = max(2, count // 4)
+    distances = np.geomspace(1, farthest, end)
     from_start = ranks.round().astype(np.int64) - 1
     from_end = count - distances.round().astype(np.int64)
-    return np.unique(np.concatenate([np.arange(leading), from_start, from_end]))
+    first = np.arange(leading)
+    chosen = np.concatenate([first, from_start, from_end])
+    return np.unique(chosen)
 
 
 def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> dict[str, object]:
@@ -410,7 +425,8 @@ def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> di
     curves: of the whole page; each has enough points to look smooth. Raises ShadowError for a file
     that cannot be read or belongs to another audit.
     """
-    points = min(MOST, max(FEWEST, POINTS // max(1, curves)))
+    share = POINTS // max(1, curves)
+    points = min(MOST, max(FEWEST, share))
     sizes: dict[int, int] = {}
     drawn = defaultdict[int, dict[str, list[NDArray[np.float32]]]](lambda: defaultdict(list))
     for key, subject, sigma in _rows(report):
@@ -426,7 +442,9 @@ def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> di
     for cell in sorted(sizes):
         of_cell = drawn[cell]
         matrices = max(map(len, of_cell.values()))
-        own = curves_of[str(cell)] = {"size": sizes[cell], "matrices": matrices}
+        own = curves_of[str(cell)] = {}
+        own["size"] = sizes[cell]
+        own["matrices"] = matrices
         for subject, rows in of_cell.items():
             # the median at every rank; None if unresolved, as a log axis has no 0
             medians = shortened(np.median(rows, axis=0))
@@ -442,11 +460,13 @@ def _rows(report: Report) -> Iterator[tuple[Key, str, NDArray[np.float32]]]:
     """Yield (place, subject, singular values) of each row of spectra.parquet."""
     columns = ("component", "layer", "module", "subject", "sigma")
     for batch in report.spectrum_batches(columns):
-        names = [batch.column(name).to_pylist() for name in columns[:4]]
+        *of_place, _ = columns
+        names = [batch.column(name).to_pylist() for name in of_place]
         sigmas = batch.column("sigma")
         # as a tensor, since `to_numpy` imports pandas, which takes half a second
         numbers = pa.record_batch([sigmas.values], names=["sigma"])
-        values = numbers.to_tensor(null_to_nan=True).to_numpy()[:, 0]
+        tensor = numbers.to_tensor(null_to_nan=True)
+        values = tensor.to_numpy()[:, 0]
         bounds = itertools.pairwise(sigmas.offsets.to_pylist())
         for component, layer, module, subject, (start, end) in zip(*names, bounds, strict=True):
             key = (component, layer, module)
