@@ -68,9 +68,14 @@ class Targets:
         return isinstance(self._layers, list) and self._number(module) in self._layers
 
     def _number(self, module: str) -> int | None:
-        patterns = [rf"(?:.*?\.)?{re.escape(one)}\.(?P<number>\d+)\." for one in self._stacks or ()]
-        found = (re.match(pattern, module) for pattern in patterns or [LAYER])
-        return next((int(match["number"]) for match in found if match), None)
+        patterns = []
+        for stack in self._stacks or ():
+            patterns.append(rf"(?:.*?\.)?{re.escape(stack)}\.(?P<number>\d+)\.")
+        for pattern in patterns or [LAYER]:
+            match = re.match(pattern, module)
+            if match:
+                return int(match["number"])
+        return None
 
 
 def _names(value: object) -> str | list[str] | None:
@@ -78,7 +83,7 @@ def _names(value: object) -> str | list[str] | None:
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple | set | frozenset):
-        return [one for one in value if isinstance(one, str)]
+        return [name for name in value if isinstance(name, str)]
     return None
 
 
@@ -105,14 +110,19 @@ class BaseNames:
     def __init__(self, tensors: Tensors, components: Collection[str]) -> None:
         self._is_wrapped = len({*components} - {"other"}) > 1
         # of other programs, in whose files modules have other names
-        self._is_foreign = any(
-            ORIGINAL.fullmatch(name) or info.shard.endswith(".gguf")
-            for name, info in tensors.items()
-        )
-        modules = {owner_of(name)[0] for name in tensors}
-        self._forms = {form: module for module in modules for form in self._forms_of(module)}
-        self._without_head = {form.partition(".")[2] for form in self._forms
-                              if form.partition(".")[0] not in WRAPPERS}  # fmt: skip
+        self._is_foreign = False
+        self._forms: dict[str, str] = {}
+        for name, info in tensors.items():
+            if ORIGINAL.fullmatch(name) or info.shard.endswith(".gguf"):
+                self._is_foreign = True
+            module, _ = owner_of(name)
+            for form in self._forms_of(module):
+                self._forms[form] = module
+        self._without_head = set()
+        for form in self._forms:
+            first, _, rest = form.partition(".")
+            if first not in WRAPPERS:
+                self._without_head.add(rest)
 
     def prefix(self, modules: Collection[str]) -> tuple[str, str] | None:
         """Return the first words of most of these modules, and with which others they would have a
@@ -121,10 +131,14 @@ class BaseNames:
         pairs = Counter[tuple[str, str]]()
         for module in sorted(modules)[:LOOKED_AT]:
             for dot in _dots(module):
-                if module[dot:] in self._by_end:
-                    pairs[module[:dot], self._by_end[module[dot:]]] += 1
+                own = module[:dot]
+                other = self._by_end.get(module[dot:])
+                if other is not None:
+                    pairs[own, other] += 1
                     break
-        return next((pair for pair, _ in pairs.most_common(1)), None)
+        for pair, _ in pairs.most_common(1):
+            return pair
+        return None
 
     @cached_property
     def _by_end(self) -> dict[str, str]:
@@ -140,8 +154,8 @@ class BaseNames:
         prefix = self.prefix([module])
         if prefix is None:
             return ""
-        first, other = (short(words) if words else "no prefix" for words in prefix)
-        return f"with {other} for {first} the name is one of the base"
+        own, other = [short(words) if words else "no prefix" for words in prefix]
+        return f"with {other} for {own} the name is one of the base"
 
     def owner(self, name: str) -> tuple[str, str] | None:
         """Return the module that a tensor of an adapter is of: its name there, and in the base."""
@@ -171,11 +185,11 @@ class BaseNames:
         if module in self._forms or module in self._without_head:
             return True
         first, _, rest = module.partition(".")
-        return first not in WRAPPERS and not rest.startswith(f"{first}.") and self._is_bare(rest)
-
-    def _is_bare(self, module: str) -> bool:
-        """Return whether a name is that of a model that was saved without its first word."""
-        return module in self._forms and not module.startswith(("model.", "transformer."))
+        if first in WRAPPERS or rest.startswith(f"{first}."):
+            return False
+        # of a model that was saved without its first word
+        is_bare = not rest.startswith(("model.", "transformer."))
+        return is_bare and rest in self._forms
 
 
 def _dots(name: str) -> Iterator[int]:

@@ -51,7 +51,8 @@ class _Bytes:
     def read_runs(self, starts: Sequence[int], into: memoryview) -> None:
         width = len(into) // max(1, len(starts))
         for number, start in enumerate(starts):
-            self.read(start, into[number * width : (number + 1) * width])
+            first = number * width
+            self.read(start, into[first : first + width])
 
     def read_ahead(self, start: int, stop: int) -> None:
         """Do nothing: the bytes are in memory."""
@@ -69,9 +70,11 @@ class MemorySource(Source):
     path: Path | None = None
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
-        tensor = self.tensors[info.name].detach().resolve_conj().resolve_neg()
-        flat = tensor.cpu().contiguous().reshape(-1)
-        content = _Bytes(memoryview(flat.view(torch.uint8).numpy().data).cast("B"))
+        tensor = self.tensors[info.name].detach()
+        plain = tensor.resolve_conj().resolve_neg()
+        flat = plain.cpu().contiguous().reshape(-1)
+        numbers = flat.view(torch.uint8).numpy()
+        content = _Bytes(memoryview(numbers.data).cast("B"))
         return cast(HeldFile, content), replace(info, start=0, end=content.size)
 
 
@@ -83,29 +86,51 @@ def in_memory(model: object, name: str) -> Checkpoint:
     """
     config, adapter, state = _taken_apart(model, name)
     tensors: Tensors = {}
-    at = 0
-    first = dict[tuple[object, ...], str]()
+    start = 0
+    names: dict[tuple[object, ...], str] = {}  # by storage, the first of it
     digest = hashlib.sha256()
     for key, tensor in state.items():
         _require_plain(key, tensor)
         size = tensor.numel() * tensor.element_size()
-        word = WORDS.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
-        info = TensorInfo(key, word, tuple(tensor.shape), SHARD, at, at + size)
-        lies = (
-            tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype,
-            tensor.is_conj(), tensor.is_neg(),
-        )  # fmt: skip
-        if size and (other := first.setdefault(lies, key)) != key:
-            info = replace(info, alias_of=other)
+        word = WORDS.get(tensor.dtype)
+        if word is None:
+            word = str(tensor.dtype).removeprefix("torch.")
+        shape = tuple(tensor.shape)
+        info = TensorInfo(key, word, shape, SHARD, start, start + size)
+        storage = (
+            tensor.device,
+            tensor.data_ptr(),
+            shape,
+            tensor.stride(),
+            tensor.dtype,
+            tensor.is_conj(),
+            tensor.is_neg(),
+        )
+        first = names.setdefault(storage, key) if size else key
+        if first != key:
+            info = replace(info, alias_of=first)
         tensors[key] = info
-        at = at + size
-        flat = tensor.detach().flatten()
-        count = math.ceil(PIECE / max(1, tensor.element_size()))
-        ends = torch.cat([flat[:count], flat[-count:]]).cpu().view(torch.uint8).numpy()
-        digest.update(repr((key, word, info.shape)).encode() + bytes(ends))
-    sources = {SHARD: MemorySource(state)}
-    facts = name, None, digest.hexdigest(), config, tensors, sources, adapter
-    return Checkpoint(*facts, refused=packed_modules(tensors, config))
+        start += size
+        digest.update(repr((key, word, shape)).encode())
+        digest.update(_ends(tensor))
+    return Checkpoint(
+        name,
+        None,
+        digest.hexdigest(),
+        config,
+        tensors,
+        {SHARD: MemorySource(state)},
+        adapter,
+        refused=packed_modules(tensors, config),
+    )
+
+
+def _ends(tensor: Tensor) -> bytes:
+    """The first and last bytes of a tensor."""
+    flat = tensor.detach().flatten()
+    count = math.ceil(PIECE / max(1, tensor.element_size()))
+    ends = torch.cat([flat[:count], flat[-count:]])
+    return bytes(ends.cpu().view(torch.uint8).numpy())
 
 
 def _taken_apart(
@@ -115,7 +140,8 @@ def _taken_apart(
     if not isinstance(model, torch.nn.Module):
         return {}, None, _tensors_of(model, name)
     for wrapped in ("_orig_mod", "module"):  # torch.compile, and training on several cards
-        if isinstance(inner := getattr(model, wrapped, None), torch.nn.Module):
+        inner = getattr(model, wrapped, None)
+        if isinstance(inner, torch.nn.Module):
             model = inner
     for key, parameter in model.named_parameters():
         _require_plain(key, parameter)
@@ -128,8 +154,10 @@ def _taken_apart(
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
         return {}, read_adapter(name, chosen), _tensors_of(state, name)
     config: Any = getattr(model, "config", None)
-    read = _as_json(config.to_dict(), name) if hasattr(config, "to_dict") else {}
-    return read, None, _tensors_of(model.state_dict(), name)
+    settings = {}
+    if hasattr(config, "to_dict"):
+        settings = _as_json(config.to_dict(), name)
+    return settings, None, _tensors_of(model.state_dict(), name)
 
 
 def _tensors_of(state: object, name: str) -> dict[str, Tensor]:
@@ -180,16 +208,21 @@ def models_among(sides: Config) -> dict[str, tuple[Reference, Checkpoint]]:
     Raises ShadowError if two share memory, such as a model and its own state dict.
     """
     seen: dict[frozenset[object], str] = {}
-    found = dict[str, tuple[Reference, Checkpoint]]()
+    models: dict[str, tuple[Reference, Checkpoint]] = {}
     for name, model in sides.items():
         state = model.state_dict() if hasattr(model, "state_dict") else model
         if not isinstance(state, Mapping):
             continue
         reference = Reference(f"memory/{name}", is_folder=True)
-        found[name] = reference, in_memory(model, reference.repo)
-        tensors = [one for one in state.values() if isinstance(one, Tensor) and one.numel()]
-        at = frozenset((one.device, one.data_ptr()) for one in tensors)
-        if at and (other := seen.setdefault(at, name)) != name:
+        models[name] = (reference, in_memory(model, reference.repo))
+        storages = set()
+        for tensor in state.values():
+            if isinstance(tensor, Tensor) and tensor.numel():
+                storages.add((tensor.device, tensor.data_ptr()))
+        other = name
+        if storages:
+            other = seen.setdefault(frozenset(storages), name)
+        if other != name:
             hint = "a state dict is an alias of its model: copy it, or name a saved checkpoint"
             raise ShadowError(f"{other} and {name} are one model in memory", hint)
-    return found
+    return models
