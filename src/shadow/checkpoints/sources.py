@@ -61,12 +61,13 @@ def read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header
     tensors, data = layout(file.path, shard, scratch)
     # a tied head is the same bytes under a second name
     first_names: dict[tuple[object, ...], str] = {}
+    facts: list[list[object]] = []
     for name, info in tensors.items():
-        lies = (info.dtype, info.start, info.end, info.shape, info.strides)
-        first = first_names.setdefault(lies, name)
+        place = (info.dtype, info.start, info.end, info.shape, info.strides)
+        facts.append([name, info.dtype, info.shape, info.start])
+        first = first_names.setdefault(place, name)
         if first != name and info.end > info.start:
             tensors[name] = replace(info, alias_of=first)
-    facts = [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
     header = Header(tensors, json.dumps(facts))
     if data == file.path:
         return header, file
@@ -100,9 +101,9 @@ class Source:
 
     def small_tensor(self, info: TensorInfo, say: Say) -> bytes:
         """Read the bytes of a small tensor, of a shard that may not be on this machine."""
-        file, there = self.located(info)
-        size = there.end - there.start
-        return file.bytes_of(there.start, size)
+        file, place = self.located(info)
+        size = place.end - place.start
+        return file.bytes_of(place.start, size)
 
     def tensor(self, info: TensorInfo) -> StoredTensor:
         """Return a tensor of the shard. Raises like located."""
@@ -114,8 +115,8 @@ class Source:
         """Return the checksum of a tensor's bytes (see `HeldFile.checksum`); None if it was not
         fetched. Raises like located.
         """
-        file, there = self.located(info)
-        return file.checksum(there.start, there.end)
+        file, place = self.located(info)
+        return file.checksum(place.start, place.end)
 
     def require_unchanged(self) -> None:
         """Raise ShadowError if a file of the user has changed since it was opened."""
@@ -209,9 +210,11 @@ class WholeFile(Source):
 
         if self.path is not None:
             return super().small_tensor(info, say)
-        if path := cached(self.file):
+        path = cached(self.file)
+        if path is not None:
             return LocalFile(path).small_tensor(info, say)
-        return read_range(self.file, info.start, info.end, Transfer(say))
+        by = Transfer(say)
+        return read_range(self.file, info.start, info.end, by)
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
         if self.unpacked:
@@ -257,8 +260,8 @@ class ByteRanges(Source):
             with writing(self.path.parent, FULL):
                 file.write(chunk)
 
-        filled = [info for info in self.wanted if info.end > info.start]
-        starts = deque(sorted({info.start for info in filled}))
+        filled = {info.start for info in self.wanted if info.end > info.start}
+        starts = deque(sorted(filled))
         with file:
             for start, end in coalesced(self.wanted):
                 shift = file.tell() - start
@@ -271,8 +274,9 @@ class ByteRanges(Source):
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
         shift = self.shifts.get(info.start, 0)  # an empty tensor has no bytes anywhere
-        moved = replace(info, start=info.start + shift, end=info.end + shift)
-        return super().located(moved)
+        start = info.start + shift
+        end = info.end + shift
+        return super().located(replace(info, start=start, end=end))
 
     def checksum(self, info: TensorInfo) -> str | None:
         is_empty = info.start == info.end
@@ -292,11 +296,12 @@ def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:
     They do not overlap: neighbours up to NEIGHBOUR bytes apart are merged.
     """
     ranges: list[tuple[int, int]] = []
-    filled = [info for info in wanted if info.end > info.start]
-    for start, end in sorted({(info.start, info.end) for info in filled}):
-        first, last = ranges[-1] if ranges else (start, start)
-        if ranges and start - last <= NEIGHBOUR:
-            ranges[-1] = (first, max(last, end))
-        else:
-            ranges.append((start, end))
+    filled = {(info.start, info.end) for info in wanted if info.end > info.start}
+    for start, end in sorted(filled):
+        if ranges:
+            first, last = ranges[-1]
+            if start - last <= NEIGHBOUR:
+                ranges[-1] = (first, max(last, end))
+                continue
+        ranges.append((start, end))
     return ranges
