@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.checkpoints.formats import quant_state
+from shadow.checkpoints.formats import even_grids, quant_state
 from shadow.checkpoints.gguf_files import KIND as GGUF
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.checkpoints.stored_tensors import (
@@ -399,15 +399,6 @@ def _broken(info: TensorInfo, what: str) -> UndecodableError:
 Order = Callable[[Rows], Rows]
 Filled = tuple[int, int, int]
 """Bytes of a block, start and stop, and what is put into each."""
-# Even grids of GGUF: for each type the bytes of a block that hold the quants, and what they are
-# where every quant is 1; 0 where every one is. All other bytes are scales and offsets.
-QUANTS: Mapping[str, tuple[Filled, ...]] = {  # (start, stop, all 1)
-    "Q4_0": ((2, 18, 0x11),), "Q4_1": ((4, 20, 0x11),), "Q8_0": ((2, 34, 0x01),),
-    "Q5_0": ((2, 6, 0x00), (6, 22, 0x11)), "Q5_1": ((4, 8, 0x00), (8, 24, 0x11)),
-    "Q2_K": ((16, 80, 0x55),), "Q3_K": ((0, 32, 0x00), (32, 96, 0x55)), "Q4_K": ((16, 144, 0x11),),
-    "Q5_K": ((16, 48, 0x00), (48, 176, 0x11)), "Q6_K": ((0, 128, 0x11), (128, 192, 0x00)),
-    "TQ1_0": ((0, 52, 0x80),), "TQ2_0": ((0, 64, 0x55),),  # TQ1_0: to base 3, a fraction of 256
-}  # fmt: skip
 
 
 class GgmlBlocks:
@@ -431,12 +422,13 @@ class GgmlBlocks:
         into.copy_(self._decoded(rows, cols, ()))
 
     def cells(self, rows: Rows, cols: Cols) -> Cells:
-        if self._kind not in QUANTS:
+        ones = even_grids().get(self._kind)
+        if ones is None:
             return ()
-        ones = QUANTS[self._kind]
         zeros = [(start, stop, 0) for start, stop, _ in ones]
-        steps = self._decoded(rows, cols, ones) - self._decoded(rows, cols, zeros)
-        return (steps.abs(),)
+        at_1 = self._decoded(rows, cols, ones)
+        at_0 = self._decoded(rows, cols, zeros)
+        return ((at_1 - at_0).abs(),)
 
     def _decoded(self, rows: Rows, cols: Cols, filled: Sequence[Filled]) -> Tensor:
         """Decode blocks in which some bytes hold another number."""

@@ -78,6 +78,14 @@ def _data() -> dict[str, Any]:
     return data
 
 
+def even_grids() -> Mapping[str, Sequence[tuple[int, int, int]]]:
+    """By type of GGUF with an even grid, the bytes of a block that hold the quants: start and stop,
+    and what they are where every quant is 1.
+    """
+    grids: Mapping[str, Sequence[tuple[int, int, int]]] = _data()["even_grids"]
+    return grids
+
+
 @cache
 def _formats() -> Sequence[Format]:
     formats = []

@@ -179,8 +179,7 @@ class _Header:
             metadata[key] = self.value(kind, key)
         entries = [self.tensor() for _ in range(tensors)]
         align = metadata.get("general.alignment", 32)
-        is_valid = type(align) is int and 0 < align <= MAX_ALIGNMENT
-        if type(align) is not int or not is_valid or align & (align - 1):
+        if type(align) is not int or not 0 < align <= MAX_ALIGNMENT or align & (align - 1):
             raise self.fault(f"its alignment is {str(align)[:20]}")
         data = -(-self.at // align) * align
         position = 0

@@ -63,7 +63,8 @@ class HeldFile:
         """Fill a buffer with runs of equal length, one from each start. Raises like read."""
         width = len(into) // max(1, len(starts))
         for number, start in enumerate(map(int, starts)):
-            self.read(start, into[number * width : (number + 1) * width])
+            first = number * width
+            self.read(start, into[first : first + width])
 
     def bytes_of(self, start: int, size: int) -> bytes:
         """Return size bytes from start on. Raises like read."""
@@ -110,12 +111,14 @@ class HeldFile:
         The last block is compared first: copies whose weights differ mostly differ there. Raises
         like read.
         """
-        mine, theirs = (memoryview(bytearray(min(BLOCK, size))) for _ in range(2))
+        length = min(BLOCK, size)
+        mine = memoryview(bytearray(length))
+        theirs = memoryview(bytearray(length))
         blocks = range(0, size, BLOCK)
-        for at in (*blocks[-1:], *blocks[:-1]):
-            stop = min(BLOCK, size - at)
-            self.read(start + at, mine[:stop])
-            other.read(there + at, theirs[:stop])
+        for position in (*blocks[-1:], *blocks[:-1]):
+            stop = min(BLOCK, size - position)
+            self.read(start + position, mine[:stop])
+            other.read(there + position, theirs[:stop])
             if mine[:stop] != theirs[:stop]:
                 return False
         return True
@@ -170,7 +173,12 @@ def sampled(start: int, size: int) -> list[tuple[int, int]]:
     if size <= SHORT:
         return [(start, size)]
     count = max(2, math.ceil(size / EVERY))
-    return [(start + (size - SAMPLED) * at // (count - 1), SAMPLED) for at in range(count)]
+    room = size - SAMPLED
+    places = []
+    for number in range(count):
+        offset = room * number // (count - 1)
+        places.append((start + offset, SAMPLED))
+    return places
 
 
 def hold(path: Path) -> HeldFile | None:

@@ -200,21 +200,24 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
     """
     renamed: dict[str, Checkpoint] = {}
     names = Counter[str]()
-    for component, part in parts:
-        renamed[component] = replace(
-            part,
-            tensors={name: _moved(info, component) for name, info in part.tensors.items()},
-            sources={f"{component}/{shard}": source for shard, source in part.sources.items()},
-        )
+    for _, part in parts:
         names.update([*part.tensors])
     tensors: Tensors = {}
     sources: dict[str, Source] = {}
     refused: dict[str, str] = {}
-    for component, part in renamed.items():
-        sources |= part.sources
-        refused |= part.refused
+    for component, part in parts:
+        own_tensors = {}
+        own_sources = {}
         for name, info in part.tensors.items():
-            tensors[name if names[name] == 1 else f"{component}/{name}"] = info
+            moved = _moved(info, component)
+            own_tensors[name] = moved
+            unique = name if names[name] == 1 else f"{component}/{name}"
+            tensors[unique] = moved
+        for shard, source in part.sources.items():
+            own_sources[f"{component}/{shard}"] = source
+        renamed[component] = replace(part, tensors=own_tensors, sources=own_sources)
+        sources |= own_sources
+        refused |= part.refused
     main = renamed.get("language", parts[0][1])
     return Checkpoint(
         assembled.reference,
@@ -243,21 +246,22 @@ def in_order(info: TensorInfo, config: Config) -> TensorInfo:
 
     A reordered tensor has the name of a projection in transformers.
     """
-    found = PAIRED.fullmatch(info.name)
-    heads = config.get("num_attention_heads")
-    if found and found["kind"] == "k":
-        heads = config.get("num_key_value_heads") or heads
-    is_plain = info.packing is None and info.dtype in FLOATS and len(info.shape) in (1, 2)
-    if not found or not is_plain:
+    match = PAIRED.fullmatch(info.name)
+    is_plain = info.packing is None and info.dtype in FLOATS
+    if not match or not is_plain or len(info.shape) not in (1, 2):
         return info
+    heads = config.get("num_attention_heads")
+    if match["kind"] == "k":
+        heads = config.get("num_key_value_heads") or heads
     if type(heads) is not int or heads < 1:
         return info
     rows, *others = info.shape
     if rows % (2 * heads):
         return info
-    raw = replace(info, shape=(rows, math.prod(others)))
+    cols = math.prod(others)
+    raw = replace(info, shape=(rows, cols))
     packing = Packing(REORDERED, raw, facts=(heads, 0))
-    name = f"{found['head']}{found['kind']}_proj.{found['what']}"
+    name = f"{match['head']}{match['kind']}_proj.{match['what']}"
     return replace(info, name=name, packing=packing)
 
 
@@ -363,7 +367,10 @@ def open_located(
         config = located.config
         if not config and PARAMS in listing.files and are_paired(shards):
             params = read_object(listing.read(PARAMS, say), PARAMS)
-            config = {ours: params[theirs] for ours, theirs in HEADS.items() if theirs in params}
+            config = {}
+            for ours, theirs in HEADS.items():
+                if theirs in params:
+                    config[ours] = params[theirs]
         fingerprint = located.fingerprint
         if listing.folder is not None:
             fingerprint = _fingerprint(listing.folder, shards, config, weights)
