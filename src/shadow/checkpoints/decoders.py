@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.checkpoints.formats import even_grids, quant_state
+from shadow.checkpoints.formats import Filled, even_grids, quant_state
 from shadow.checkpoints.gguf_files import KIND as GGUF
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.checkpoints.stored_tensors import (
@@ -91,7 +91,8 @@ class Grid:
         return (steps,)
 
     def _cells_of_codebook(self, rows: Rows, cols: Cols) -> Cells:
-        levels = torch.tensor(sorted(set(self.codebook)), dtype=torch.float32)
+        in_order = sorted(set(self.codebook))
+        levels = torch.tensor(in_order, dtype=torch.float32)
         middles = (levels[1:] + levels[:-1]) / 2
         reach = torch.tensor([self.reach])
         edges = torch.cat([-reach, middles, reach])
@@ -130,7 +131,8 @@ def _take(raw: Raw, rows: Rows, cols: Cols) -> Tensor:
     span = slice(first, last + 1)
     part = raw[span, slice(*cols)]
     is_dense = last - first == len(rows) - 1
-    if is_dense and bool((rows[1:] > rows[:-1]).all()):
+    is_rising = rows[1:] > rows[:-1]
+    if is_dense and bool(is_rising.all()):
         return part
     chosen = torch.from_numpy(rows - first)
     return part.index_select(0, chosen)
@@ -160,8 +162,9 @@ def code_table(values: tuple[float, ...], bits: int, high_first: bool) -> Tensor
     shifts = torch.arange(0, 1 if 8 % bits else 8, bits)
     if high_first:
         shifts = shifts.flip(0)
-    codes = (torch.arange(256)[:, None] >> shifts) & _mask(bits)
-    return torch.tensor(values, dtype=torch.float32)[codes]
+    codes = torch.arange(256)[:, None] >> shifts
+    numbers = torch.tensor(values, dtype=torch.float32)
+    return numbers[codes & _mask(bits)]
 
 
 def _mask(bits: int) -> int:
@@ -181,13 +184,16 @@ def numbers_of(
         missing = -raw.shape[1] % bits
         padded = torch.nn.functional.pad(raw, (0, missing))
         octets = padded.view(rows, -1, bits).long()
-        words = (octets << 8 * torch.arange(bits)).sum(-1, keepdim=True)
-        raw = (words >> bits * torch.arange(8)) & _mask(bits)
+        places = 8 * torch.arange(bits)
+        words = (octets << places).sum(-1, keepdim=True)
+        shifts = bits * torch.arange(8)
+        raw = (words >> shifts) & _mask(bits)
     # the numbers of a byte are looked up as one
     wide = WIDE[table.shape[1]]
     codes = raw.reshape(-1).int()
-    numbers = table.view(wide).view(-1).index_select(0, codes)
-    return numbers.view(torch.float32).view(rows, -1)[:, :count]
+    several = table.view(wide).view(-1)
+    numbers = several.index_select(0, codes).view(torch.float32)
+    return numbers.view(rows, -1)[:, :count]
 
 
 def _streamed(raw: Raw, bits: int, values: Sequence[float], high_first: bool = False) -> Of:
@@ -234,9 +240,11 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
     bits, high, wide, added = packing.facts
     *stack, rows, cols = info.shape
     words = pieces["words"]
-    if "stated" in pieces and pieces["stated"].whole().tolist() != [rows, cols]:
+    shape = pieces.get("stated")
+    if shape is not None and shape.whole().tolist() != [rows, cols]:
         raise _broken(info, "weight_shape is not that of the other layers")
-    if "layout" in pieces and int(pieces["layout"].whole()) != 0:
+    layout = pieces.get("layout")
+    if layout is not None and int(layout.whole()) != 0:
         raise _broken(info, "its weight_format is not the one of rows")
     scales = _scales(pieces)
     zeros = None
@@ -250,7 +258,9 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
 
     def shared(values: Tensor) -> Of:
         """Look up what blocks share."""
-        grid = values.float().reshape(math.prod(stack), -(-rows // high), -1)
+        matrices = math.prod(stack)
+        blocks = -(-rows // high)
+        grid = values.float().reshape(matrices, blocks, -1)
         of_rows = grid.repeat_interleave(high, 1)[:, :rows]
         return _shared(of_rows.flatten(0, 1), group)
 
@@ -258,16 +268,19 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
     if wide != cols and not isinstance(group, Tensor):
         unit = math.lcm(32, wide)
     values = _values(kind, bits, words.dtype, is_signed=zeros is None)
-    has_codebook = kind == "e2m1" or info.dtype in FLOATS
+    book = []
+    if kind == "e2m1" or info.dtype in FLOATS:
+        book = [value for value in values if math.isfinite(value)]
+    biases = pieces.get("biases")
     return Grid(
         cols,
         unit if cols % unit == 0 else cols,
         _levels(info, words, packing, values),
         shared(scales),
         zeros=None if zeros is None else shared(zeros),
-        biases=shared(pieces["biases"].whole()) if "biases" in pieces else None,
+        biases=None if biases is None else shared(biases.whole()),
         last=OF_INT8 if kind == "llm.int8" else 1.0,
-        codebook=tuple(filter(math.isfinite, values)) if has_codebook else (),
+        codebook=tuple(book),
     )
 
 
@@ -275,7 +288,8 @@ def _scales(pieces: Pieces) -> Tensor:
     """The scales of blocks, as they are stored."""
     scales = pieces["scales"].whole()
     if scales.dtype == torch.uint8:  # MXFP4: exponents of 2
-        powers = torch.ldexp(torch.ones(256), torch.arange(256) - 127)
+        exponents = torch.arange(256) - 127
+        powers = torch.ldexp(torch.ones(256), exponents)
         scales = powers[scales.int()]
     if "divisor" in pieces:  # NVFP4 of compressed-tensors
         divisor = pieces["divisor"].whole().float()
@@ -289,7 +303,8 @@ def _scales(pieces: Pieces) -> Tensor:
 def _unpacked_zeros(stored: Tensor, kind: str, bits: int, rows: int) -> Tensor:
     """Unpack the zeros of groups: (rows, groups)."""
     words = _compact(stored if kind in TURNED else stored.T)
-    zeros = numbers_of(words.view(torch.uint8), bits, range(1 << bits), rows)
+    levels = range(1 << bits)
+    zeros = numbers_of(words.view(torch.uint8), bits, levels, rows)
     if kind == "awq":
         nibbles = zeros.view(len(zeros), -1, 8)
         zeros = nibbles[..., list(AWQ_NIBBLES)].flatten(-2)
@@ -305,7 +320,8 @@ def _groups(info: TensorInfo, pieces: Pieces, wide: int, scales: Tensor) -> int 
     groups = in_order
     if "order" in pieces:
         groups = pieces["order"].whole().long()
-        if not 0 <= groups.min() <= groups.max() < scales.shape[-1]:
+        count = scales.shape[-1]
+        if groups.min() < 0 or groups.max() >= count:
             raise _broken(info, "g_idx names groups that do not exist")
     if cols % wide == 0 and torch.equal(groups, in_order):
         return wide
@@ -329,14 +345,19 @@ def _levels(info: TensorInfo, words: StoredTensor, packing: Packing, values: Seq
     bits = packing.facts[0]
     if packing.kind not in TURNED:
         return _streamed(_bytes(words, info), bits, values)
-    raw = words.seen(lambda stored: stored.view(torch.int32).T)
+
+    def turned(stored: Tensor) -> Tensor:
+        return stored.view(torch.int32).T
+
+    raw = words.seen(turned)
 
     def interleaved(rows: Rows, cols: Cols) -> Tensor:
         """Unpack the numbers of AWQ, eight rows in a word."""
         nibbles = torch.tensor(AWQ_NIBBLES, dtype=torch.int32)
         shifts = 4 * nibbles[rows % 8]
-        found = _take(raw, rows // 8, cols) >> shifts[:, None]
-        return found.bitwise_and_(15)
+        words = _take(raw, rows // 8, cols)
+        levels = words >> shifts[:, None]
+        return levels.bitwise_and_(15)
 
     return interleaved if packing.kind == "awq" else _streamed(raw, bits, values)
 
@@ -347,7 +368,8 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing) -> Gr
     """
     (block,) = packing.facts
     rows, cols = info.shape
-    state = quant_state(bytes(pieces["state"].whole().tolist()))
+    content = pieces["state"].whole().tolist()
+    state = quant_state(bytes(content))
     if state[:3] != (rows, cols, block):
         raise _broken(info, "its quant_state is not that of the other layers")
     scales = pieces["scales"].whole().flatten()
@@ -369,16 +391,18 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing) -> Gr
             return _shared(values.view(rows, -1), block)
 
         def of(rows: Rows, columns: Cols) -> Tensor:
-            entries = np.add.outer(rows * cols, np.arange(*columns))
+            along = np.arange(*columns)
+            entries = np.add.outer(rows * cols, along)
             return values[torch.from_numpy(entries // block)]
 
         return of
 
     levels = NF4 if info.dtype == "NF4" else FP4
+    raw = _bytes(pieces["words"], info)
     return Grid(
         cols,
         2 if cols % block else block,
-        _streamed(_bytes(pieces["words"], info), 4, levels, high_first=True),
+        _streamed(raw, 4, levels, high_first=True),
         by_block(scales.float()),
         codebook=levels,
         reach=max(levels),  # the scale of a block is its largest number
@@ -397,8 +421,6 @@ def _broken(info: TensorInfo, what: str) -> UndecodableError:
 
 
 Order = Callable[[Rows], Rows]
-Filled = tuple[int, int, int]
-"""Bytes of a block, start and stop, and what is put into each."""
 
 
 class GgmlBlocks:
@@ -432,9 +454,11 @@ class GgmlBlocks:
 
     def _decoded(self, rows: Rows, cols: Cols, filled: Sequence[Filled]) -> Tensor:
         """Decode blocks in which some bytes hold another number."""
-        first, last = (col // self.unit * self._size for col in cols)
-        part = _take(self._raw, self._order(rows), (first, last)).numpy()
-        blocks = np.array(part, order="C", copy=bool(filled) or None)
+        first, last = [col // self.unit * self._size for col in cols]
+        stored = self._order(rows)
+        part = _take(self._raw, stored, (first, last)).numpy()
+        copy = bool(filled) or None
+        blocks = np.array(part, order="C", copy=copy)
         blocks = blocks.reshape(-1, self._size)
         for start, stop, byte in filled:
             blocks[:, start:stop] = byte
@@ -466,7 +490,11 @@ def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing) -> Decoder:
         return _take(raw, order(rows), cols)
 
     def of_all(value: int) -> Of:
-        return lambda rows, cols: torch.full((len(rows), 1), float(value))
+        def of(rows: Rows, cols: Cols) -> Tensor:
+            shape = (len(rows), 1)
+            return torch.full(shape, float(value))
+
+        return of
 
     if info.dtype not in FLOATS:
         return GgmlBlocks(raw, info.dtype, order)
@@ -479,8 +507,9 @@ def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) 
     packing = info.packing
     assert packing is not None
     raw = packing.raw
-    infos = zip(packing.roles, (raw, *packing.beside), strict=False)
-    pieces = {role: read(piece) for role, piece in infos}
+    infos = (raw, *packing.beside)
+    named = zip(packing.roles, infos, strict=False)
+    pieces = {role: read(piece) for role, piece in named}
     upright = info
     if info.strides is not None:  # decoded are the transposes of its matrices
         *stack, cols, rows = info.shape
@@ -494,4 +523,5 @@ def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) 
     if info.strides is not None:
         view = view.mT
     tensor = DecodedTensor if is_float else PackedTensor
-    return tensor(info.dtype, decoder, view, raw.end - raw.start)
+    stored = raw.end - raw.start
+    return tensor(info.dtype, decoder, view, stored)

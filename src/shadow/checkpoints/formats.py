@@ -40,6 +40,10 @@ Read = Callable[[TensorInfo, TensorInfo], bytes]
 """The bytes of a small piece, or of another layer's beside a tensor like the second."""
 
 
+Filled = tuple[int, int, int]
+"""Bytes of a block, start and stop, and what is put into each."""
+
+
 class _RefusedError(Exception):
     """Reason why a module cannot be decoded."""
 
@@ -74,15 +78,16 @@ class Format:
 
 @cache
 def _data() -> dict[str, Any]:
-    data: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
+    path = Path(__file__).with_suffix(".yaml")
+    data: dict[str, Any] = yaml.safe_load(path.read_bytes())
     return data
 
 
-def even_grids() -> Mapping[str, Sequence[tuple[int, int, int]]]:
+def even_grids() -> Mapping[str, Sequence[Filled]]:
     """By type of GGUF with an even grid, the bytes of a block that hold the quants: start and stop,
     and what they are where every quant is 1.
     """
-    grids: Mapping[str, Sequence[tuple[int, int, int]]] = _data()["even_grids"]
+    grids: Mapping[str, Sequence[Filled]] = _data()["even_grids"]
     return grids
 
 
@@ -90,7 +95,8 @@ def even_grids() -> Mapping[str, Sequence[tuple[int, int, int]]]:
 def _formats() -> Sequence[Format]:
     formats = []
     for entry in _data()["formats"]:
-        layouts = [Layout(**layout) for layout in entry.get("layouts", ())]
+        listed = entry.get("layouts", ())
+        layouts = [Layout(**layout) for layout in listed]
         formats.append(Format(**entry | {"layouts": layouts}))
     return formats
 
@@ -407,21 +413,24 @@ def with_matrices(
     if not formats:
         return dict(tensors), {}
     refused = {**formats}
-    layouts = {known.name: known.layouts for known in _formats() if known.layouts}
+    layouts = {}
+    for known in _formats():
+        if known.layouts:
+            layouts[known.name] = known.layouts
     modules: dict[str, Tensors] = {}
     for name, info in tensors.items():
         owner, piece = owner_of(name)
         if formats.get(owner) in layouts and piece != "bias":
             of_module = modules.setdefault(owner, {})
             of_module[piece] = info
-    known: dict[tuple[object, ...], bytes] = {}
+    contents: dict[tuple[object, ...], bytes] = {}
 
     def read_once(info: TensorInfo, beside: TensorInfo) -> bytes:
         pattern = re.sub(r"\b\d+\b", "#", info.name)
         key = (pattern, beside.dtype, beside.shape)
-        if key not in known:
-            known[key] = read(info)
-        return known[key]
+        if key not in contents:
+            contents[key] = read(info)
+        return contents[key]
 
     entries: dict[str, TensorInfo | None] = {}  # by the name of the first piece; None for others
     stated = next(settings_in(config), {})
@@ -429,7 +438,8 @@ def with_matrices(
         names = [info.name for info in pieces.values()]
         own = stated.get(owner)  # MLX may say other things of one module
         settings = stated | own if isinstance(own, dict) else stated
-        layout = max(layouts[formats[owner]], key=partial(_fit, pieces))
+        fit = partial(_fit, pieces)
+        layout = max(layouts[formats[owner]], key=fit)
         try:
             entry = _matrix(owner, layout, pieces, settings, read_once)
             is_new = entry.name not in tensors or entry.name in names

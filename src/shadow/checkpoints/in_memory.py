@@ -75,7 +75,8 @@ class MemorySource(Source):
         flat = plain.cpu().contiguous().reshape(-1)
         numbers = flat.view(torch.uint8).numpy()
         content = _Bytes(memoryview(numbers.data).cast("B"))
-        return cast(HeldFile, content), replace(info, start=0, end=content.size)
+        whole = replace(info, start=0, end=content.size)
+        return cast(HeldFile, content), whole
 
 
 def in_memory(model: object, name: str) -> Checkpoint:
@@ -111,7 +112,8 @@ def in_memory(model: object, name: str) -> Checkpoint:
             info = replace(info, alias_of=first)
         tensors[key] = info
         start += size
-        digest.update(repr((key, word, shape)).encode())
+        facts = repr((key, word, shape))
+        digest.update(facts.encode())
         digest.update(_ends(tensor))
     return Checkpoint(
         name,
@@ -128,9 +130,10 @@ def in_memory(model: object, name: str) -> Checkpoint:
 def _ends(tensor: Tensor) -> bytes:
     """The first and last bytes of a tensor."""
     flat = tensor.detach().flatten()
-    count = math.ceil(PIECE / max(1, tensor.element_size()))
-    ends = torch.cat([flat[:count], flat[-count:]])
-    return bytes(ends.cpu().view(torch.uint8).numpy())
+    itemsize = max(1, tensor.element_size())
+    count = math.ceil(PIECE / itemsize)
+    ends = torch.cat([flat[:count], flat[-count:]]).cpu()
+    return bytes(ends.view(torch.uint8).numpy())
 
 
 def _taken_apart(
@@ -179,7 +182,8 @@ def _tensors_of(state: object, name: str) -> dict[str, Tensor]:
 def _as_json(config: object, name: str) -> dict[str, Any]:
     """Return a config as its config.json would have it; values that JSON lacks become text."""
     try:
-        content = json.loads(json.dumps(config, default=str, skipkeys=True))
+        text = json.dumps(config, default=str, skipkeys=True)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         hint = "give its state dict in place of the model"
         raise ShadowError(f"{name}: its config cannot be written as JSON", hint) from error

@@ -78,16 +78,20 @@ class Operand:
     @property
     def stored_shape(self) -> Shape:
         """The shape of the tensor that the part belongs to; of an update, of the product."""
-        if self.factor is None:
+        factor = self.factor
+        if factor is None:
             return self.info.shape
-        return product_shape(self.info, self.factor.info, transposed=self.factor.transposed)
+        return product_shape(self.info, factor.info, transposed=factor.transposed)
 
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
         """Every tensor that is read for this operand, the one it is named after first."""
-        packing = self.info.packing
-        infos = (self.info,) if packing is None else (self.info, *packing.beside)
-        return infos if self.factor is None else (*infos, self.factor.info)
+        infos = [self.info]
+        if self.info.packing is not None:
+            infos += self.info.packing.beside
+        if self.factor is not None:
+            infos.append(self.factor.info)
+        return tuple(infos)
 
     @property
     def named(self) -> tuple[TensorInfo, ...]:
@@ -324,9 +328,11 @@ def pair_checkpoints(
 
 def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
     """Make the error for a side none of whose tensors can be measured, whatever their names."""
-    stored = several(sorted({tensor.info.dtype for tensor in tensors}), 3)
+    dtypes = {tensor.info.dtype for tensor in tensors}
+    stored = several(sorted(dtypes), 3)
     what = f"every tensor of {reference} is stored as {stored}"
-    if not any(tensor.reason in ("quantized", "not_float") for tensor in tensors):
+    reasons = {tensor.reason for tensor in tensors}
+    if reasons.isdisjoint(("quantized", "not_float")):
         return ShadowError(f"{what}, and none can be read: {tensors[0].detail}")
     return ShadowError(
         f"{what}: quantised weights cannot be measured",
@@ -483,8 +489,9 @@ def _usable(
     unusable: list[Skipped] = []
     for name, info in tensors.items():
         fault = _fault(info, packed)
-        is_turned = info.strides is None and len(info.shape) == 2 and parts[name][0].transposed
-        if info.packing and is_turned:  # what is decoded has rows of outputs
+        is_turned = info.strides is None and parts[name][0].transposed
+        # what is decoded has rows of outputs
+        if info.packing and is_turned and len(info.shape) == 2:
             fault = ("quantized", f"{info.dtype} in a model of rows of inputs")
         if fault:
             place = parts[name][0].place

@@ -102,7 +102,8 @@ class FileTensor:
     def seen(self, rearrange: Callable[[Tensor], Tensor]) -> Self | Tensor:
         """Return the same bytes as another view, or the rearranged tensor if that is not a view."""
         view = rearrange(self._view)
-        if view.untyped_storage()._cdata != self._view.untyped_storage()._cdata:
+        own = self._view.untyped_storage()
+        if view.untyped_storage()._cdata != own._cdata:
             return rearrange(self.whole())
         other = copy(self)
         other._look_at(view)
@@ -184,8 +185,12 @@ class FileTensor:
         order = sorted(range(self.ndim), key=strides.__getitem__, reverse=True)
         outer = list(order)  # dimensions that count runs
         run = 1  # elements of a run
-        while outer and (strides[outer[-1]] == run or shape[outer[-1]] == 1):
-            run *= shape[outer.pop()]
+        while outer:
+            last = outer[-1]
+            if strides[last] != run and shape[last] != 1:
+                break
+            run *= shape[last]
+            outer.pop()
         if reach <= self.holes * count or run == 1:
             flat = self._filled([first], reach)
             return flat.as_strided(shape, strides)
@@ -268,7 +273,8 @@ class _Numbers:
     dtype: torch.dtype
 
     def read_runs(self, starts: Starts, into: memoryview) -> None:
-        numbers = torch.frombuffer(into, dtype=self.dtype).view(len(starts), -1)
+        flat = torch.frombuffer(into, dtype=self.dtype)
+        numbers = flat.view(len(starts), -1)
         count = numbers.shape[1]
         width = self.of.width
         entries = np.array(starts) // self.dtype.itemsize
@@ -278,7 +284,8 @@ class _Numbers:
         if last <= width and (cols == first).all():
             self._decode(rows, (first, last), numbers)
             return
-        for row, col, part in zip(rows.tolist(), cols.tolist(), numbers, strict=True):
+        runs = zip(rows.tolist(), cols.tolist(), numbers, strict=True)
+        for row, col, part in runs:
             stop = col + count
             end = row - (-stop // width)
             of_run = np.arange(row, end)
@@ -301,7 +308,8 @@ class _Numbers:
             if (first, last) == cols:
                 self.make(some, cols, part)
                 continue
-            wide = torch.empty(len(some), last - first, dtype=self.dtype)
+            shape = (len(some), last - first)
+            wide = torch.empty(shape, dtype=self.dtype)
             self.make(some, (first, last), wide)
             part.copy_(wide[:, start - first : stop - first])
 
@@ -331,7 +339,8 @@ class PackedTensor(DecodedTensor):
         """Return the cell of each number of a part."""
         find = self._decoder.cells
         view = self._view
-        ends = len(find(np.zeros(1, np.intp), (0, self._decoder.unit)))
+        row = np.zeros(1, np.intp)
+        ends = len(find(row, (0, self._decoder.unit)))
         if ends == 0:
             return ()
 
@@ -364,7 +373,8 @@ def room(count: int, dtype: torch.dtype) -> Tensor:
     size = count * dtype.itemsize
     if size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(count, dtype=dtype)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, size, flags=flags)
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype)
