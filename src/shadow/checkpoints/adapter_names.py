@@ -46,8 +46,10 @@ class Targets:
         self._saved = saved if isinstance(saved, list) else []
         layers = config.get("layers_to_transform")
         self._layers = [layers] if isinstance(layers, int) else layers
-        parameters = _names(config.get("target_parameters"))
-        self._stacked = [parameter.rpartition(".")[0] for parameter in parameters or ()]
+        self._stacked = []
+        for parameter in _names(config.get("target_parameters")) or ():
+            module, _, _ = parameter.rpartition(".")
+            self._stacked.append(module)
         stacks = _names(config.get("layers_pattern"))
         self._stacks = [stacks] if isinstance(stacks, str) else stacks
 
@@ -63,9 +65,13 @@ class Targets:
             return True
         if not _matches(self._targets, module, unknown=True):
             return False
-        if isinstance(self._targets, str) or module in self._targets or not self._layers:
+        if isinstance(self._targets, str) or module in self._targets:
             return True
-        return isinstance(self._layers, list) and self._number(module) in self._layers
+        if not self._layers:
+            return True
+        if not isinstance(self._layers, list):
+            return False
+        return self._number(module) in self._layers
 
     def _number(self, module: str) -> int | None:
         patterns = []
@@ -108,7 +114,8 @@ class BaseNames:
     """The names of a base's modules, as an adapter may have them."""
 
     def __init__(self, tensors: Tensors, components: Collection[str]) -> None:
-        self._is_wrapped = len({*components} - {"other"}) > 1
+        known = {*components} - {"other"}
+        self._is_wrapped = len(known) > 1
         # of other programs, in whose files modules have other names
         self._is_foreign = False
         self._forms: dict[str, str] = {}
@@ -146,7 +153,8 @@ class BaseNames:
         by_end: dict[str, str] = {}
         for form in self._forms:
             for dot in _dots(form):
-                by_end.setdefault(form[dot:], form[:dot])
+                end = form[dot:]
+                by_end.setdefault(end, form[:dot])
         return by_end
 
     def remedy(self, module: str) -> str:

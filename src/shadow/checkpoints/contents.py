@@ -39,7 +39,9 @@ def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
         second = contents(path, tuned)
         keys = []
         for key in {**first, **second}:
-            if not _equal(first.get(key), second.get(key)):
+            before = first.get(key)
+            after = second.get(key)
+            if not _equal(before, after):
                 keys.append(key)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -51,9 +53,9 @@ def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
         word = key if WORD.fullmatch(key) else OTHER
         if SPECIAL.fullmatch(key):
             word = "special_tokens"
-        before = _short(first.get(key))
-        after = _short(second.get(key))
-        found.append((word, f"{visible(key)[:LONGEST]} {before} -> {after}"))
+        change = f"{_short(first.get(key))} -> {_short(second.get(key))}"
+        name = visible(key)[:LONGEST]
+        found.append((word, f"{name} {change}"))
     return found
 
 
@@ -65,7 +67,9 @@ def contents(path: str, content: bytes) -> dict[str, Any]:
     if is_template or (whole and name.endswith(".txt")):
         text = content.decode(errors="replace")
         text = text.removeprefix("#version: 0.2\n").rstrip("\n")
-        return {whole: text.split("\n")} if whole else {TEMPLATE: text}
+        if whole:
+            return {whole: text.split("\n")}
+        return {TEMPLATE: text}
     if not name.endswith(".json"):
         raise ValueError("it has no keys")
     parsed = strict_json(content)
@@ -89,7 +93,8 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
     parts = {key: value for key, value in config.items() if isinstance(value, dict)}
     for part in MERGED:
-        for key, value in _flat(parts.get(part, {})).items():
+        merged = _flat(parts.get(part, {}))
+        for key, value in merged.items():
             other = f"{part}.{key}"
             if part == "rope_parameters" and key != "rope_theta":
                 key = f"rope_scaling.{key}"
@@ -100,7 +105,8 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         is_inner = key.endswith("_config") or key == "rope_scaling"
         if is_inner and key in parts:
-            for name, inner in _flat(parts[key]).items():
+            of_part = _flat(parts[key])
+            for name, inner in of_part.items():
                 put(f"{key}.{name}", inner, f"top.{key}.{name}")
         elif (key, value) != ("rope_type", "default"):
             plain = _plain(key, value)

@@ -105,7 +105,8 @@ def _fit(pieces: Tensors, layout: Layout) -> tuple[bool, bool]:
     """Return whether a module has a layout's first piece, and whether it has all it needs."""
     first, *_ = layout.pieces
     _, kind, *_ = layout.pieces[first].split()
-    has_first = first in pieces and pieces[first].dtype in _types(kind)
+    piece = pieces.get(first)
+    has_first = piece is not None and piece.dtype in _types(kind)
     has_all = True
     for name, words in layout.pieces.items():
         if not words.startswith(OPTIONAL):
@@ -127,7 +128,8 @@ def _matrix(
     settings: what config.json says about its format.
     """
     for key, known in layout.settings.items():
-        setting = str(settings.get(key) or known[0]).lower()
+        value = settings.get(key) or known[0]
+        setting = str(value).lower()
         _require(setting in known, f"its {key} is {setting[:20]!a}")
     sizes: Sizes = {}
     used: Tensors = {}
@@ -209,7 +211,8 @@ def _grouped(layout: Layout, pieces: Tensors, settings: Config, sizes: Sizes) ->
         }
         fits = math.prod(sizes.get("*one", ())) == 1
         for word, size in expected.items():
-            fits = fits and sizes.get(word, size) == size
+            stored = sizes.get(word, size)
+            fits = fits and stored == size
         if layout.kind == "mlx":
             fits = fits and bits == settings.get("bits")
         if fits:
@@ -330,7 +333,8 @@ def packed_modules(tensors: Tensors, config: Config) -> dict[str, str]:
         rank = _rank(piece)
         if rank is not None and formats[rank].integers:
             weight = tensors.get(f"{owner}.weight", info)
-            if INTEGERS.keys().isdisjoint({info.dtype, weight.dtype}):
+            dtypes = {info.dtype, weight.dtype}
+            if INTEGERS.keys().isdisjoint(dtypes):
                 rank = None
         if rank is not None:
             ranks[owner] = min(rank, ranks.get(owner, rank))
@@ -389,12 +393,14 @@ def quant_state(raw: bytes) -> tuple[Any, ...]:
     """
     try:
         state = json.loads(raw)
-        sizes = [*state["shape"], state["blocksize"], state.get("nested_blocksize", 1)]
+        nested = state.get("nested_blocksize", 1)
+        sizes = [*state["shape"], state["blocksize"], nested]
         offset = state["nested_offset"] if "nested_blocksize" in state else 0.0
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return ()
     for size in sizes:
-        if type(size) is not int or not 0 < size < 1 << 31:
+        is_number = type(size) is int
+        if not is_number or not 0 < size < 1 << 31:
             return ()
     if len(sizes) != 4 or type(offset) is not float:
         return ()

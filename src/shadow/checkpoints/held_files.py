@@ -52,7 +52,8 @@ class HeldFile:
         done = 0
         try:
             while done < len(into):  # a system may give less than it is asked for
-                more = os.preadv(self.handle, (into[done:],), start + done)
+                rest = into[done:]
+                more = os.preadv(self.handle, (rest,), start + done)
                 if not more:
                     raise self.changed("it was cut short")
                 done += more
@@ -92,7 +93,8 @@ class HeldFile:
         """
         crc = zlib.crc32(b"")
         adler = zlib.adler32(b"")
-        block = memoryview(bytearray(min(BLOCK, stop - start)))
+        longest = min(BLOCK, stop - start)
+        block = memoryview(bytearray(longest))
         for at in range(start, stop, BLOCK):
             part = block[: min(BLOCK, stop - at)]
             self.read(at, part)
@@ -102,7 +104,9 @@ class HeldFile:
 
     def equals(self, other: HeldFile) -> bool:
         """Return whether both files hold the same bytes. Raises like read."""
-        return self.size == other.size and self.holds_same(0, other, 0, self.size)
+        if self.size != other.size:
+            return False
+        return self.holds_same(0, other, 0, self.size)
 
     def holds_same(self, start: int, other: HeldFile, there: int, size: int) -> bool:
         """Return whether size bytes from start on are the same as those of another file from
@@ -136,7 +140,8 @@ class HeldFile:
         weights alone. It takes 10 to 30 ms a GB. The system learns all positions first, so that a
         disk reads many at a time. Raises ShadowError if they cannot be read.
         """
-        pieces = sorted(set(zip(starts, sizes, strict=True)))  # what two share is read once
+        shared = set(zip(starts, sizes, strict=True))  # what two share is read once
+        pieces = sorted(shared)
         if max(sizes, default=0) > SHORT:
             pieces = [place for piece in pieces for place in sampled(*piece)]
         if not pieces:

@@ -84,16 +84,17 @@ class Checkpoint:
         """Return whether the bytes of two tensors are known to differ; on the Hub they
         are unknown.
         """
-        if (first.dtype, first.shape) != (second.dtype, second.shape):
+        if first.dtype != second.dtype or first.shape != second.shape:
             return True
         if first.packing or second.packing:
             return False
-        one = self._held(first)
+        file = self._held(first)
         other = self._held(second)
-        if one is None or other is None:
+        if file is None or other is None:
             return False
         size = first.end - first.start
-        return not one.holds_same(first.start, other, second.start, size)
+        are_same = file.holds_same(first.start, other, second.start, size)
+        return not are_same
 
     def _held(self, info: TensorInfo) -> HeldFile | None:
         """The open file that holds a tensor; None of one that is not in a folder."""
@@ -389,8 +390,8 @@ def _fingerprint(folder: Path, shards: Shards, config: Config, weights: Weights)
     for shard, (header, source) in shards.items():
         assert source.held is not None, "of a folder"
         state = (folder / shard).stat()
-        said = json.dumps([shard, state.st_size, state.st_mtime_ns, header.text])
-        fingerprint.update(said.encode())
+        facts = [shard, state.st_size, state.st_mtime_ns, header.text]
+        fingerprint.update(json.dumps(facts).encode())
         # no more of Python than this for a tensor, of which there may be a million
         infos = header.tensors.values()
         starts = [info.start for info in infos]
@@ -419,7 +420,8 @@ def _opened(
             stored[name] = info
     for name, shard in weights.weight_map.items():
         problem = f"the index puts it in {shard}, which has no such tensor"
-        stored.setdefault(name, TensorInfo(name, "unknown", (), shard, 0, 0, problem=problem))
+        missing = TensorInfo(name, "unknown", (), shard, 0, 0, problem=problem)
+        stored.setdefault(name, missing)
     if not stored:
         raise FileError("its weight files hold no tensors", "check that this is the right folder")
 

@@ -45,7 +45,8 @@ def read_header(file: HeldFile, shard: str) -> Header:
     """Read the header of a local safetensors or GGUF file. Raises FileError."""
 
     def read(count: int) -> bytes:
-        return file.bytes_of(0, min(count, file.size))
+        size = min(count, file.size)
+        return file.bytes_of(0, size)
 
     return header_of(shard, file.size, read)
 
@@ -175,8 +176,9 @@ class WholeFile(Source):
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """Return (repository, commit, path in it)."""
-        return self.file.repo, self.file.commit, self.file.path
+        """(repository, commit, path in it)."""
+        file = self.file
+        return file.repo, file.commit, file.path
 
     def bytes_to_move(self) -> int:
         from shadow.checkpoints.hub import in_cache
@@ -247,20 +249,25 @@ class ByteRanges(Source):
     is_local = False
 
     def bytes_to_move(self) -> int:
-        return sum(stop - start for start, stop in coalesced(self.wanted))
+        ranges = coalesced(self.wanted)
+        return sum(stop - start for start, stop in ranges)
 
     def fetch(self, by: Transfer) -> None:
         from shadow.checkpoints.hub import copy_range
 
-        with writing(self.path.parent, FULL):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = self.path.parent
+        with writing(folder, FULL):
+            folder.mkdir(parents=True, exist_ok=True)
             file = self.path.open("wb")
 
         def write(chunk: bytes) -> None:
-            with writing(self.path.parent, FULL):
+            with writing(folder, FULL):
                 file.write(chunk)
 
-        filled = {info.start for info in self.wanted if info.end > info.start}
+        filled = set()
+        for info in self.wanted:
+            if info.end > info.start:
+                filled.add(info.start)
         starts = deque(sorted(filled))
         with file:
             for start, end in coalesced(self.wanted):
@@ -268,7 +275,7 @@ class ByteRanges(Source):
                 while starts and starts[0] < end:
                     self.shifts[starts.popleft()] = shift
                 copy_range(self.file, start, end, write, by)
-            with writing(self.path.parent, FULL):
+            with writing(folder, FULL):
                 file.flush()
         self.held = _held_again(self.path)
 
@@ -296,7 +303,10 @@ def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:
     They do not overlap: neighbours up to NEIGHBOUR bytes apart are merged.
     """
     ranges: list[tuple[int, int]] = []
-    filled = {(info.start, info.end) for info in wanted if info.end > info.start}
+    filled = set()
+    for info in wanted:
+        if info.end > info.start:
+            filled.add((info.start, info.end))
     for start, end in sorted(filled):
         if ranges:
             first, last = ranges[-1]

@@ -53,7 +53,8 @@ def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: i
                 _settle(future, partial(function, item, stop))
 
     for _ in range(min(threads, len(items))):
-        Thread(target=work, name="open", daemon=True).start()
+        thread = Thread(target=work, name="open", daemon=True)
+        thread.start()
     try:
         return [future.result() for future in futures]
     finally:
