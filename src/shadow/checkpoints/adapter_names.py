@@ -45,7 +45,9 @@ class Targets:
         saved = _names(config.get("modules_to_save"))
         self._saved = saved if isinstance(saved, list) else []
         layers = config.get("layers_to_transform")
-        self._layers = [layers] if isinstance(layers, int) else layers
+        if isinstance(layers, int):
+            layers = [layers]
+        self._layers = layers
         self._stacked = []
         for parameter in _names(config.get("target_parameters")) or ():
             module, _, _ = parameter.rpartition(".")

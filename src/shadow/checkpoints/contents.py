@@ -130,7 +130,8 @@ def _plain(key: str, value: Any) -> Any:
 
 def _equal(base: object, tuned: object) -> bool:
     """Return whether two values are equal: 1 equals 1.0, but not true."""
-    return base == tuned and isinstance(base, bool) == isinstance(tuned, bool)
+    are_of_one_kind = isinstance(base, bool) == isinstance(tuned, bool)
+    return are_of_one_kind and base == tuned
 
 
 def _short(value: object) -> str:

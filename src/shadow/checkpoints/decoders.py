@@ -93,10 +93,12 @@ class Grid:
     def _cells_of_codebook(self, rows: Rows, cols: Cols) -> Cells:
         in_order = sorted(set(self.codebook))
         levels = torch.tensor(in_order, dtype=torch.float32)
-        middles = (levels[1:] + levels[:-1]) / 2
+        sums = levels[1:] + levels[:-1]
+        middles = sums / 2
         reach = torch.tensor([self.reach])
         edges = torch.cat([-reach, middles, reach])
-        cell = torch.bucketize(self.levels(rows, cols), middles)
+        stored = self.levels(rows, cols)
+        cell = torch.bucketize(stored, middles)
         first = edges[cell]
         second = edges[cell + 1]
         before = self._margin(first, rows, cols)
@@ -121,7 +123,8 @@ def _by_group(numbers: Tensor, shared: Tensor) -> Tensor:
     """View numbers so that what their groups share is broadcast over them."""
     if shared.ndim == 2:
         return numbers
-    return numbers.view(*shared.shape[:2], -1)
+    rows, groups, _ = shared.shape
+    return numbers.view(rows, groups, -1)
 
 
 def _take(raw: Raw, rows: Rows, cols: Cols) -> Tensor:
@@ -159,7 +162,8 @@ def numbers_of_bytes(dtype: torch.dtype) -> tuple[float, ...]:
 @cache
 def code_table(values: tuple[float, ...], bits: int, high_first: bool) -> Tensor:
     """The values of the numbers in a byte, for every byte: float32 (256, numbers)."""
-    shifts = torch.arange(0, 1 if 8 % bits else 8, bits)
+    end = 1 if 8 % bits else 8
+    shifts = torch.arange(0, end, bits)
     if high_first:
         shifts = shifts.flip(0)
     codes = torch.arange(256)[:, None] >> shifts
@@ -181,7 +185,8 @@ def numbers_of(
     table = code_table(tuple(values), bits, high_first)
     rows = len(raw)
     if 8 % bits:  # so many bytes hold eight numbers, of which each gets a byte
-        missing = -raw.shape[1] % bits
+        stored = raw.shape[1]
+        missing = -stored % bits
         padded = torch.nn.functional.pad(raw, (0, missing))
         octets = padded.view(rows, -1, bits).long()
         places = 8 * torch.arange(bits)
@@ -221,10 +226,12 @@ def _shared(values: Tensor, group: int | Tensor) -> Of:
         start, stop = cols
         own = values[torch.from_numpy(rows)]
         if isinstance(group, Tensor):
-            return own.index_select(1, group[start:stop])
+            groups = group[start:stop]
+            return own.index_select(1, groups)
         if own.shape[1] == 1:
             return own
-        return own[:, start // group : stop // group, None]
+        whole = own[:, start // group : stop // group]
+        return whole[..., None]
 
     return of
 
@@ -251,7 +258,8 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
     if "zeros" in pieces:
         zeros = pieces["zeros"].whole()
         if kind != "scaled":
-            zeros = _unpacked_zeros(zeros, kind, bits, rows) + added
+            levels_of_zeros = _unpacked_zeros(zeros, kind, bits, rows)
+            zeros = levels_of_zeros + added
     if kind in TURNED:
         scales = scales.T
     group = _groups(info, pieces, wide, scales)
@@ -293,10 +301,10 @@ def _scales(pieces: Pieces) -> Tensor:
         scales = powers[scales.int()]
     if "divisor" in pieces:  # NVFP4 of compressed-tensors
         divisor = pieces["divisor"].whole().float()
-        scales = scales.float() / divisor.flatten()
+        return scales.float() / divisor.flatten()
     if "factor" in pieces:  # of ModelOpt
         factor = pieces["factor"].whole().float()
-        scales = scales.float() * factor.flatten()
+        return scales.float() * factor.flatten()
     return scales
 
 
@@ -307,7 +315,8 @@ def _unpacked_zeros(stored: Tensor, kind: str, bits: int, rows: int) -> Tensor:
     zeros = numbers_of(words.view(torch.uint8), bits, levels, rows)
     if kind == "awq":
         nibbles = zeros.view(len(zeros), -1, 8)
-        zeros = nibbles[..., list(AWQ_NIBBLES)].flatten(-2)
+        in_order = nibbles[..., list(AWQ_NIBBLES)]
+        zeros = in_order.flatten(-2)
     return zeros.T
 
 
@@ -323,7 +332,8 @@ def _groups(info: TensorInfo, pieces: Pieces, wide: int, scales: Tensor) -> int 
         count = scales.shape[-1]
         if groups.min() < 0 or groups.max() >= count:
             raise _broken(info, "g_idx names groups that do not exist")
-    if cols % wide == 0 and torch.equal(groups, in_order):
+    is_even = cols % wide == 0
+    if is_even and torch.equal(groups, in_order):
         return wide
     return groups
 
@@ -347,7 +357,8 @@ def _levels(info: TensorInfo, words: StoredTensor, packing: Packing, values: Seq
         return _streamed(_bytes(words, info), bits, values)
 
     def turned(stored: Tensor) -> Tensor:
-        return stored.view(torch.int32).T
+        whole = stored.view(torch.int32)
+        return whole.T
 
     raw = words.seen(turned)
 
@@ -368,8 +379,9 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing) -> Gr
     """
     (block,) = packing.facts
     rows, cols = info.shape
-    content = pieces["state"].whole().tolist()
-    state = quant_state(bytes(content))
+    numbers = pieces["state"].whole()
+    content = bytes(numbers.tolist())
+    state = quant_state(content)
     if state[:3] != (rows, cols, block):
         raise _broken(info, "its quant_state is not that of the other layers")
     scales = pieces["scales"].whole().flatten()
@@ -381,7 +393,8 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing) -> Gr
             raise _broken(info, "nested_absmax has another number of blocks")
         codes = pieces["codes"].whole().float()
         wide = outer.repeat_interleave(step)[: len(scales)]
-        scales = codes[scales.int()] * wide + offset
+        inner = codes[scales.int()]
+        scales = inner * wide + offset
         # levels are chosen before scales are rounded, to the nearest code
         widest = codes.sort().values.diff().max()
         loose = wide.abs() * widest / 2
@@ -413,7 +426,11 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing) -> Gr
 def _bytes(stored: StoredTensor, info: TensorInfo) -> Raw:
     """View stored data as bytes, (rows, bytes of a row)."""
     rows = math.prod(info.shape[:-1])
-    return stored.seen(lambda words: words.view(torch.uint8).reshape(rows, -1))
+
+    def bytes_of(words: Tensor) -> Tensor:
+        return words.view(torch.uint8).reshape(rows, -1)
+
+    return stored.seen(bytes_of)
 
 
 def _broken(info: TensorInfo, what: str) -> UndecodableError:
@@ -458,8 +475,8 @@ class GgmlBlocks:
         stored = self._order(rows)
         part = _take(self._raw, stored, (first, last)).numpy()
         copy = bool(filled) or None
-        blocks = np.array(part, order="C", copy=copy)
-        blocks = blocks.reshape(-1, self._size)
+        stored_blocks = np.array(part, order="C", copy=copy)
+        blocks = stored_blocks.reshape(-1, self._size)
         for start, stop, byte in filled:
             blocks[:, start:stop] = byte
         # what `gguf.quants.dequantize` calls for 16 rows at a time, and copies
@@ -484,7 +501,8 @@ def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing) -> Decoder:
             return rows
         pair, place = np.divmod(rows, half)
         head, second = np.divmod(pair, 2)
-        return (head * half + place) * 2 + second
+        neighbours = head * half + place
+        return neighbours * 2 + second
 
     def levels(rows: Rows, cols: Cols) -> Tensor:
         return _take(raw, order(rows), cols)
@@ -518,7 +536,9 @@ def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) 
     make = makers.get(packing.kind, _grouped)
     decoder: Decoder = make(upright, pieces, packing)
     is_float = packing.kind == GGUF and info.dtype in FLOATS  # which have no single grid
-    dtype = pieces["words"].dtype if is_float else torch.float32
+    dtype = torch.float32
+    if is_float:
+        dtype = pieces["words"].dtype
     view = torch.empty(upright.shape, dtype=dtype, device="meta")
     if info.strides is not None:
         view = view.mT

@@ -120,7 +120,8 @@ def expected(
             dtype = "BF16" if info.packing else info.dtype
             listed[name] = (dtype, info.shape)
     try:
-        question = json.dumps({"config": stripped(config), "tensors": listed})
+        plain = stripped(config)
+        question = json.dumps({"config": plain, "tensors": listed})
     except RecursionError:
         return Expected(problem="config_deep")
     key = key_of(question)
@@ -278,7 +279,8 @@ def _asked(
     for tensor, (dtype, shape) in tensors.items():
         is_known = dtype in FLOATS or dtype in INTEGERS
         numbers = getattr(torch, torch_name(dtype)) if is_known else torch.uint8
-        state[tensor] = torch.empty(shape, dtype=numbers, device="meta")
+        empty = torch.empty(shape, dtype=numbers, device="meta")
+        state[tensor] = empty
     with contextlib.redirect_stdout(sys.stderr), of_transformers():
         # not the class's own, which may read other files
         load = transformers.PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
@@ -354,7 +356,10 @@ def files_names(model: Any, matrices: Iterable[Any], stored: Collection[str]) ->
 
     wanted = {id(matrix) for matrix in matrices}
     parameters = model.named_parameters(remove_duplicate=False)
-    own = {name: parameter for name, parameter in parameters if id(parameter) in wanted}
+    own = {}
+    for name, parameter in parameters:
+        if id(parameter) in wanted:
+            own[name] = parameter
     with of_transformers():
         saved = revert_weight_conversion(model, own)
     return [name for name in own | saved if name in stored]
@@ -396,7 +401,10 @@ def lost_members(names: Iterable[str], missing: Collection[str]) -> dict[str, in
     """
     totals = Counter(owner for name in names for owner in owners_of(name))
     absent = Counter(owner for name in missing for owner in owners_of(name))
-    lost = {owner: count for owner, count in absent.items() if count == totals[owner]}
+    lost = {}
+    for owner, count in absent.items():
+        if count == totals[owner]:
+            lost[owner] = count
     outermost = {}
     for owner, count in lost.items():
         if lost.keys().isdisjoint(owners_of(owner)):

@@ -298,11 +298,13 @@ def _bitsandbytes_4bit(layout: Layout, pieces: Tensors, settings: Config, sizes:
     rows, cols, block, *_ = state
     raw = pieces["weight"]
     entries = rows * cols
-    fits = cols % 2 == 0 and entries == 2 * (raw.end - raw.start)
+    stored = 2 * (raw.end - raw.start)
+    fits = cols % 2 == 0 and entries == stored
     fits = fits and sizes["blocks"] == -(-entries // block)
     _require(fits, "its quant_state has another shape")
     nested = NESTED & pieces.keys()
-    count = len(NESTED) if pieces["weight.absmax"].dtype == "U8" else 0
+    scales = pieces["weight.absmax"]
+    count = len(NESTED) if scales.dtype == "U8" else 0
     _require(len(nested) == count, "its scales are not of one kind")
     return (rows, cols), (block,)
 

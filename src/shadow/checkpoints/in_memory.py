@@ -168,7 +168,10 @@ def _tensors_of(state: object, name: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
         hint = "give a module, or a state dict of torch's tensors"
         raise UsageError(f"{name} is a {type(state).__name__}", hint)
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[key] = value
     if not tensors:
         hint = "values are torch's; a base by component is text: language=./lm,vision=./tower"
         raise ShadowError(f"{name} has no tensor", hint)

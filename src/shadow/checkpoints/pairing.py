@@ -58,8 +58,9 @@ class Factor:
 
     @property
     def rank(self) -> int:
-        """Return the rank of the adapter, 1 or more."""
-        return self.info.shape[1 if self.transposed else 0]
+        """The rank of the adapter, 1 or more."""
+        rows, cols = self.info.shape
+        return cols if self.transposed else rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,10 @@ class Operand:
         """The tensors that tables name. Scales of packed tensors belong to them; the scales of
         8-bit floats are tensors of their own.
         """
-        hides = self.info.packing is not None and self.info.dtype not in FLOATS
-        return (self.info,) if hides else self.infos
+        is_packed = self.info.packing is not None
+        if is_packed and self.info.dtype not in FLOATS:
+            return (self.info,)
+        return self.infos
 
 
 @dataclass(frozen=True)
@@ -295,7 +298,8 @@ def pair_checkpoints(
         else:
             why = "the adapter leaves it unchanged"
             for info in operand.named:
-                skipped.append(Skipped("base", info, place, None, why, "identical"))
+                unchanged = Skipped("base", info, place, None, why, "identical")
+                skipped.append(unchanged)
     if not may_differ and reaches and not any(pair.base for pair in aligned):
         if not tuned_operands and tuned_unusable:
             raise _closed(tuned.reference, tuned_unusable)
@@ -402,7 +406,8 @@ def grows(place: Place) -> bool:
     """Return whether the rows of this module are a vocabulary, which may be extended."""
     if place.component != "language":
         return False
-    return place.module == "embed" or (place.module == "head" and not place.slot)
+    is_head = place.module == "head" and not place.slot
+    return is_head or place.module == "embed"
 
 
 def _folded(operand: Operand) -> Shape | None:
@@ -473,9 +478,10 @@ def operands_of(base: Checkpoint, tuned: Checkpoint) -> tuple[Operands, Operands
 
 def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> Sorted:
     """Return usable matrices and vectors of one side by place, and why others are not usable."""
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    tensors = checkpoint.tensors
+    shapes = {name: info.shape for name, info in tensors.items()}
     parts = place_tensors(shapes, config)
-    return _usable(side, checkpoint.tensors, parts, checkpoint.refused)
+    return _usable(side, tensors, parts, checkpoint.refused)
 
 
 def _usable(
@@ -494,8 +500,9 @@ def _usable(
         if info.packing and is_turned and len(info.shape) == 2:
             fault = ("quantized", f"{info.dtype} in a model of rows of inputs")
         if fault:
+            reason, detail = fault
             place = parts[name][0].place
-            unusable.append(Skipped(side, info, place, *fault))
+            unusable.append(Skipped(side, info, place, reason, detail))
             continue
         for part in parts[name]:
             operands[part.place] = Operand(info, part)
@@ -506,7 +513,9 @@ def _base_operands(base: Checkpoint, config: Config) -> Sorted:
     """Return the base's operands; of a base of several parts, each part's for its component."""
     if not base.parts:
         return _operands("base", base, config)
-    names = {(info.shard, info.name): name for name, info in base.tensors.items()}
+    names = {}
+    for name, info in base.tensors.items():
+        names[info.shard, info.name] = name
 
     def unique(info: TensorInfo) -> TensorInfo:
         """Return the tensor under its name in the whole; with the component if two parts
@@ -518,7 +527,9 @@ def _base_operands(base: Checkpoint, config: Config) -> Sorted:
     skipped: list[Skipped] = []
     for component, part in base.parts:
         of_part, unusable = _operands("base", part, part.config)
-        skipped += [replace(tensor, info=unique(tensor.info)) for tensor in unusable]
+        for tensor in unusable:
+            info = unique(tensor.info)
+            skipped.append(replace(tensor, info=info))
         # a tower published alone has no names that say what it is
         alone = all(place.component != component for place in of_part)
         for place, operand in of_part.items():
@@ -547,10 +558,9 @@ def _adapter_operands(
         raise ShadowError(message, MERGE)
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
     wholes = {name: info.shape for name, info in whole.items()}
-    shapes: dict[str, Shape] = {
-        f"{module}.weight": product_shape(left, right, transposed=swap)
-        for module, (left, right, swap) in pairs.items()
-    }
+    shapes: dict[str, Shape] = {}
+    for module, (left, right, swap) in pairs.items():
+        shapes[f"{module}.weight"] = product_shape(left, right, transposed=swap)
     parts = place_tensors(shapes | wholes, base.config)
     # a base of Conv1D stores (in, out): given the shape as stored, the rules split it right
     for name in shapes:
@@ -571,8 +581,9 @@ def _adapter_operands(
         if fault is None and names and not targets.has(module):
             fault = ("untargeted", "")
         if fault is not None:
+            reason, detail = fault
             for info in (left, right):
-                skipped.append(Skipped("tuned", info, place, *fault))
+                skipped.append(Skipped("tuned", info, place, reason, detail))
             continue
         rank = right.shape[1 if swap else 0]
         scaling = adapter.scaling(module, rank)

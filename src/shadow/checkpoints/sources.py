@@ -64,7 +64,8 @@ def read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header
     first_names: dict[tuple[object, ...], str] = {}
     facts: list[list[object]] = []
     for name, info in tensors.items():
-        place = (info.dtype, info.start, info.end, info.shape, info.strides)
+        span = (info.start, info.end)
+        place = (info.dtype, span, info.shape, info.strides)
         facts.append([name, info.dtype, info.shape, info.start])
         first = first_names.setdefault(place, name)
         if first != name and info.end > info.start:

@@ -154,14 +154,16 @@ class FileTensor:
         lines = 1
         for dimension, (start, stop) in enumerate(wanted):
             if dimension != inner:
-                lines *= max(0, stop - start)
+                length = max(0, stop - start)
+                lines *= length
         wider = list(wanted)
         width = STRIPE // max(1, lines * itemsize)
         wider[inner] = self._longer(wanted, inner, width)
         every[outer] = wider[outer]
         if wider == every:
-            line = self.numel() // self.shape[outer] * itemsize
-            wider[outer] = self._longer(wider, outer, AHEAD // line)
+            entries = self.numel() // self.shape[outer]
+            count = AHEAD // (entries * itemsize)
+            wider[outer] = self._longer(wider, outer, count)
         return wider
 
     def _longer(self, spans: list[Span], dimension: int, size: int) -> Span:
@@ -172,7 +174,9 @@ class FileTensor:
 
     def _read(self, spans: list[Span]) -> Tensor:
         """Read a part: in one request if it has few holes, otherwise run by run."""
-        shape = [max(0, stop - start) for start, stop in spans]
+        shape = []
+        for start, stop in spans:
+            shape.append(max(0, stop - start))
         strides = self._strides
         count = math.prod(shape)
         if count == 0:
@@ -211,7 +215,8 @@ class FileTensor:
             self._room = None  # before the next is there
             self._room = room(count, self.dtype)
         flat = self._room[:count]
-        starts = np.asarray(firsts) * itemsize + self._start
+        offsets = np.asarray(firsts) * itemsize
+        starts = offsets + self._start
         content = flat.view(torch.uint8).numpy()
         self._file.read_runs(starts, content.data)
         return flat
@@ -289,12 +294,14 @@ class _Numbers:
             stop = col + count
             end = row - (-stop // width)
             of_run = np.arange(row, end)
+            every = (0, width)
             if col == 0 and count % width == 0:
-                self._decode(of_run, (0, width), part.view(-1, width))
+                self._decode(of_run, every, part.view(-1, width))
             else:
                 whole = torch.empty(len(of_run), width, dtype=self.dtype)
-                self._decode(of_run, (0, width), whole)
-                part.copy_(whole.view(-1)[col:stop])
+                self._decode(of_run, every, whole)
+                flat = whole.view(-1)
+                part.copy_(flat[col:stop])
 
     def _decode(self, rows: Rows, cols: Cols, into: Tensor) -> None:
         start, stop = cols
@@ -311,7 +318,8 @@ class _Numbers:
             shape = (len(some), last - first)
             wide = torch.empty(shape, dtype=self.dtype)
             self.make(some, (first, last), wide)
-            part.copy_(wide[:, start - first : stop - first])
+            inside = slice(start - first, stop - first)
+            part.copy_(wide[:, inside])
 
 
 class DecodedTensor(FileTensor):
@@ -340,7 +348,8 @@ class PackedTensor(DecodedTensor):
         find = self._decoder.cells
         view = self._view
         row = np.zeros(1, np.intp)
-        ends = len(find(row, (0, self._decoder.unit)))
+        first = (0, self._decoder.unit)
+        ends = len(find(row, first))
         if ends == 0:
             return ()
 
