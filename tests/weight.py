@@ -36,6 +36,7 @@ UNCOUNTED = {
 }  # fmt: skip
 TOP = "top"  # the modules directly in src/shadow
 DENSE = (
+    "checkpoints",
     "cli",
     "comparing",
     "engines",

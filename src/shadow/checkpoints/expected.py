@@ -302,7 +302,8 @@ def _asked(
     mismatched = []
     for tensor, of_files, of_model in sorted(loading["mismatched_keys"]):
         mismatched.append((tensor, tuple(of_files), tuple(of_model)))
-    faults = " ".join(map(str, loading.get("error_msgs") or ()))
+    messages = map(str, loading.get("error_msgs") or ())
+    faults = " ".join(messages)
     missing = {*loading["missing_keys"]}
     unexpected = sorted(loading["unexpected_keys"])
     embedding, head = vocabulary_of(model)

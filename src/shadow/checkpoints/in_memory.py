@@ -217,7 +217,9 @@ def models_among(sides: Config) -> dict[str, tuple[Reference, Checkpoint]]:
     seen: dict[frozenset[object], str] = {}
     models: dict[str, tuple[Reference, Checkpoint]] = {}
     for name, model in sides.items():
-        state = model.state_dict() if hasattr(model, "state_dict") else model
+        state: object = model
+        if hasattr(model, "state_dict"):
+            state = model.state_dict()
         if not isinstance(state, Mapping):
             continue
         reference = Reference(f"memory/{name}", is_folder=True)

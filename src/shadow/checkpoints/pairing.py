@@ -630,10 +630,11 @@ def _tied_heads(
     skipped: list[Skipped] = []
     sides: dict[Side, tuple[Checkpoint, Operands]] = {"base": base, "tuned": tuned}
     for side, (checkpoint, operands) in sides.items():
-        if head not in operands or embed not in operands or not _ties(checkpoint):
+        if head not in operands or embed not in operands:
             continue
         own = operands[head].info
-        if not checkpoint.differ(own, operands[embed].info):
+        embedding = operands[embed].info
+        if _ties(checkpoint) and not checkpoint.differ(own, embedding):
             del operands[head]
             why = "config.json ties it to the embedding"
             skipped.append(Skipped(side, own, head, "tied", why))
@@ -645,11 +646,13 @@ def _tied_heads(
     is_in_base = head in of_base
     is_in_tuned = head in of_tuned
     if is_in_tuned and not is_in_base and embed in of_base and _ties(base_checkpoint):
+        embedding_of_base = of_base[embed]
         own_head = of_tuned.pop(head)
-        aligned, unlike = _line_up(head, of_base[embed], own_head, partner)
+        aligned, unlike = _line_up(head, embedding_of_base, own_head, partner)
     elif is_in_base and not is_in_tuned and embed in of_tuned and _ties(tuned_checkpoint):
+        embedding_of_tuned = of_tuned[embed]
         own_head = of_base.pop(head)
-        aligned, unlike = _line_up(head, own_head, of_tuned[embed], partner)
+        aligned, unlike = _line_up(head, own_head, embedding_of_tuned, partner)
     return aligned, skipped + unlike
 
 

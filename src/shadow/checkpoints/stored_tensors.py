@@ -203,7 +203,8 @@ class FileTensor:
             steps = np.arange(shape[dimension]) * strides[dimension]
             starts = np.add.outer(starts, steps).ravel()
         flat = self._filled(starts, run)
-        stored = flat.view([shape[dimension] for dimension in order])
+        lengths = [shape[dimension] for dimension in order]
+        stored = flat.view(lengths)
         back = sorted(range(self.ndim), key=order.__getitem__)
         return stored.permute(back)
 
