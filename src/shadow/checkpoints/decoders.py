@@ -110,7 +110,7 @@ class Grid:
         return lower - before, upper + after
 
     def _margin(self, edges: Tensor, rows: Rows, cols: Cols) -> Tensor:
-        """How far the edge of a cell may lie from where the stored scales put it."""
+        """The distance of the edge of a cell from where the stored scales put it, at most."""
         if self.loose is None:
             return torch.zeros(())
         margins = edges.abs()
