@@ -46,7 +46,7 @@ def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     have_dtypes = first.get("dtype") and second.get("dtype")  # which a config need not say
-    found = []
+    changes = []
     for key in sorted(keys):
         if key == "dtype" and not have_dtypes:
             continue
@@ -55,8 +55,8 @@ def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
             word = "special_tokens"
         change = f"{_short(first.get(key))} -> {_short(second.get(key))}"
         name = visible(key)[:LONGEST]
-        found.append((word, f"{name} {change}"))
-    return found
+        changes.append((word, f"{name} {change}"))
+    return changes
 
 
 def contents(path: str, content: bytes) -> dict[str, Any]:

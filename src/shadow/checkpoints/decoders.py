@@ -196,8 +196,8 @@ def numbers_of(
     # the numbers of a byte are looked up as one
     wide = WIDE[table.shape[1]]
     codes = raw.reshape(-1).int()
-    several = table.view(wide).view(-1)
-    numbers = several.index_select(0, codes).view(torch.float32)
+    numbers_of_byte = table.view(wide).view(-1)
+    numbers = numbers_of_byte.index_select(0, codes).view(torch.float32)
     return numbers.view(rows, -1)[:, :count]
 
 

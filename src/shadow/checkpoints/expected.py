@@ -171,8 +171,8 @@ def _ask(question: str, scratch: Path, begins: Callable[[], None]) -> Expected:
         return read_answer(child.stdout.splitlines()[-1])
     except UNREADABLE:
         if child.returncode == RAISED:
-            said = child.stderr.decode(errors="replace").strip()
-            raise RuntimeError(f"asking transformers failed: {said[-10 * LONGEST :]}") from None
+            errors = child.stderr.decode(errors="replace").strip()
+            raise RuntimeError(f"asking transformers failed: {errors[-10 * LONGEST :]}") from None
         return Expected(problem="loader_died", detail=f"exit code {child.returncode}")
 
 
@@ -271,9 +271,9 @@ def _asked(
         settings = kinds[kind]
         cls = getattr(transformers, name)
         guard()
-        made = settings.from_dict(config)
+        model_config = settings.from_dict(config)
         plain = settings()
-        inner = made.get_text_config()
+        inner = model_config.get_text_config()
         plain_inner = plain.get_text_config()
     state = {}
     for tensor, (dtype, shape) in tensors.items():
@@ -287,7 +287,7 @@ def _asked(
         model, loading = load(
             cls,
             None,
-            config=made,
+            config=model_config,
             state_dict=state,
             device_map={"": "meta"},
             output_loading_info=True,
@@ -328,7 +328,7 @@ def _asked(
         inputs=inputs,
         outputs=[name for name in outputs if name not in inputs],
         tables=files_names(model, looked_up, tensors),
-        spare="" if missing else class_with(unexpected, made, others),
+        spare="" if missing else class_with(unexpected, model_config, others),
         vocabulary=0 if embedding is None else len(embedding),
         lost=lost_members(model.state_dict().keys(), missing),
         in_f32=_in_f32(model, tensors),

@@ -215,15 +215,15 @@ class _Header:
             return None
         if kind != STRING:
             raise self.fault(f"{key[:80]!r} is a list of values of type {kind}")
-        at = self.at
+        end = self.at
         length = struct.Struct("<Q").unpack_from
         try:
             for _ in range(count):  # of which there may be a million
-                (letters,) = length(self.raw, at)
-                at += 8 + letters
+                (letters,) = length(self.raw, end)
+                end += 8 + letters
         except (struct.error, OverflowError):
-            at = max(at, len(self.raw)) + 8  # which is not there
-        self.take(at - self.at)
+            end = max(end, len(self.raw)) + 8  # which is not there
+        self.take(end - self.at)
         return int(count)
 
     def tensor(self) -> TensorInfo:

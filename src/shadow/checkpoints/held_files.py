@@ -40,7 +40,7 @@ class HeldFile:
     path: Path
     handle: int = field(repr=False)  # of the system, this object's own
     size: int  # bytes, when it was opened
-    standing: tuple[int, ...]  # what tells whether it changes
+    identity: tuple[int, ...]  # what tells whether it changes
 
     def __del__(self) -> None:
         os.close(self.handle)
@@ -162,10 +162,10 @@ class HeldFile:
             now = os.stat(self.path)  # noqa: PTH116 - once for every matrix
         except OSError as error:
             raise self.changed("it was removed") from error
-        standing = _standing(now)
-        if standing[:2] != self.standing[:2]:
+        identity = _identity(now)
+        if identity[:2] != self.identity[:2]:
             raise self.changed("another file is in its place")
-        if standing != self.standing:
+        if identity != self.identity:
             raise self.changed("it was written to")
 
     def changed(self, how: str) -> ShadowError:
@@ -197,10 +197,10 @@ def hold(path: Path) -> HeldFile | None:
     if handle is None:
         return None
     status = os.fstat(handle)
-    return HeldFile(path, handle, status.st_size, _standing(status))
+    return HeldFile(path, handle, status.st_size, _identity(status))
 
 
-def _standing(status: os.stat_result) -> tuple[int, ...]:
+def _identity(status: os.stat_result) -> tuple[int, ...]:
     """Return what a change of the file alters: device, inode, size, and the times of its content
     and of its inode.
 

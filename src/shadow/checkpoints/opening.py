@@ -152,8 +152,8 @@ class Assembled:
     @property
     def fingerprint(self) -> str:
         """A sha256 that changes when that of any part does."""
-        said = self._said([part.fingerprint for _, part in self.parts])
-        return hashlib.sha256(said.encode()).hexdigest()
+        fingerprints = self._said([part.fingerprint for _, part in self.parts])
+        return hashlib.sha256(fingerprints.encode()).hexdigest()
 
     @property
     def access(self) -> str | None:
@@ -176,13 +176,13 @@ class Assembled:
 Found = Checkpoint | Located | Assembled
 
 
-def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
+def listings_of(side: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
     """The files of each part of a side: by component for a base with one part per component,
     otherwise of the one part "". skipped: folders to pass over, such as that of the report.
     """
-    if isinstance(found, Assembled):
-        return [(name, _listing_of(part, skipped)) for name, part in found.parts]
-    return [("", _listing_of(found, skipped))]
+    if isinstance(side, Assembled):
+        return [(name, _listing_of(part, skipped)) for name, part in side.parts]
+    return [("", _listing_of(side, skipped))]
 
 
 def _listing_of(part: Checkpoint | Located, skipped: Sequence[Path]) -> Listing:

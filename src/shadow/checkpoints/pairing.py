@@ -531,10 +531,10 @@ def _base_operands(base: Checkpoint, config: Config) -> Sorted:
             info = unique(tensor.info)
             skipped.append(replace(tensor, info=info))
         # a tower published alone has no names that say what it is
-        alone = all(place.component != component for place in of_part)
+        is_alone = all(place.component != component for place in of_part)
         for place, operand in of_part.items():
             own = place
-            if alone:
+            if is_alone:
                 own = replace(place, component=component)
             moved = replace(operand.part, place=own)
             named = replace(operand, info=unique(operand.info), part=moved)

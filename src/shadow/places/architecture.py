@@ -138,11 +138,11 @@ def place_tensors(shapes: Mapping[str, Shape], config: Config) -> dict[str, tupl
     for name, (text, block, expert) in named.items():
         reading = readings[text]
         shape = shapes[name]
-        alone = expert is None
-        key = (text, shape, alone)
+        is_numbered = expert is not None
+        key = (text, shape, is_numbered)
         if key not in known:
             splitter = _Splitter(facts, reading, upright)
-            parts_of_name = splitter.parts(shape, alone=alone)
+            parts_of_name = splitter.parts(shape, is_numbered=is_numbered)
             known[key] = tuple(parts_of_name)
         number = block if reading.in_block else None
         position = (reading.component, reading.stack, number)
@@ -275,8 +275,8 @@ class _Splitter:
         self._component = reading.component
         self._upright = upright
 
-    def parts(self, shape: Shape, *, alone: bool) -> Iterator[Part]:
-        """Split a tensor into parts, without a layer. alone: its name has no expert number."""
+    def parts(self, shape: Shape, *, is_numbered: bool) -> Iterator[Part]:
+        """Split a tensor into parts, without a layer. is_numbered: its name has that of an expert."""
         reading = self._reading
         rest = reading.rest
         norm = self._facts.rules.norm
@@ -284,7 +284,7 @@ class _Splitter:
         if "experts" in rest.split("."):
             is_stack = True
         experts = 0
-        if alone and is_stack and len(shape) == 3:
+        if is_stack and not is_numbered and len(shape) == 3:
             experts = shape[0]
         if reading.module in VECTORS:
             yield self._part(reading.module, reading.slot)
