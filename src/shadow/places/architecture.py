@@ -276,7 +276,7 @@ class _Splitter:
         self._upright = upright
 
     def parts(self, shape: Shape, *, is_numbered: bool) -> Iterator[Part]:
-        """Split a tensor into parts, without a layer. is_numbered: its name has that of an expert."""
+        """Split a tensor into parts, without a layer. is_numbered: its name has an expert."""
         reading = self._reading
         rest = reading.rest
         norm = self._facts.rules.norm
