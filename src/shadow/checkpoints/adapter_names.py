@@ -56,7 +56,7 @@ class Targets:
         self._stacks = [stacks] if isinstance(stacks, str) else stacks
 
     def has(self, module: str) -> bool:
-        """Return whether peft adapts a module of this name, if the base has it."""
+        """True if peft adapts a module of this name, if the base has it."""
         if self._excluded and _matches(self._excluded, module, unknown=False):
             return False
         if any(f".{name}." in f".{module}." for name in self._saved):
@@ -87,7 +87,7 @@ class Targets:
 
 
 def _names(value: object) -> str | list[str] | None:
-    """Return a pattern, or names; None where a config has neither."""
+    """A pattern, or names; None where a config has neither."""
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple | set | frozenset):
@@ -96,7 +96,7 @@ def _names(value: object) -> str | list[str] | None:
 
 
 def _matches(names: str | list[str], module: str, *, unknown: bool) -> bool:
-    """Return whether a pattern or a list of ends matches. unknown: for what is not evaluated."""
+    """True if a pattern or a list of ends matches. unknown: for what is not evaluated."""
     if not isinstance(names, str):
         return any(f".{module}".endswith(f".{name}") for name in names)
     if len(names) > MAX_PATTERN or REPEATED_GROUP.search(names):
@@ -108,7 +108,7 @@ def _matches(names: str | list[str], module: str, *, unknown: bool) -> bool:
 
 
 def is_of_pattern(key: str, module: str) -> bool:
-    """Return whether peft takes a key of `rank_pattern` or `alpha_pattern` for a module, or may."""
+    """True if peft takes a key of `rank_pattern` or `alpha_pattern` for a module, or may."""
     return _matches(rf"(.*\.)?({key})", module, unknown=True)
 
 
@@ -134,7 +134,7 @@ class BaseNames:
                 self._without_head.add(rest)
 
     def prefix(self, modules: Collection[str]) -> tuple[str, str] | None:
-        """Return the first words of most of these modules, and with which others they would have a
+        """The first words of most of these modules, and with which others they would have a
         name of the base; None if none would.
         """
         pairs = Counter[tuple[str, str]]()
@@ -160,7 +160,7 @@ class BaseNames:
         return by_end
 
     def remedy(self, module: str) -> str:
-        """Return which other first words give a module a name of the base; empty if none do."""
+        """A hint at other first words that give a module a name of the base; empty if none do."""
         prefix = self.prefix([module])
         if prefix is None:
             return ""
@@ -168,7 +168,7 @@ class BaseNames:
         return f"with {other} for {own} the name is one of the base"
 
     def owner(self, name: str) -> tuple[str, str] | None:
-        """Return the module that a tensor of an adapter is of: its name there, and in the base."""
+        """The module that a tensor of an adapter is of: its name there, and in the base."""
         while name:
             name = name.rpartition(".")[0]
             if name in self._forms:
@@ -186,7 +186,7 @@ class BaseNames:
             yield MOVED + module.removeprefix("model.")
 
     def has(self, module: str, place: Place) -> bool:
-        """Return whether a module of an adapter is one of the base. A place decides where names
+        """True if a module of an adapter is one of the base. A place decides where names
         change between files and modules.
         """
         is_converted = place.module.partition(".")[0] in CONVERTED

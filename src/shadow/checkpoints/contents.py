@@ -30,9 +30,9 @@ SPECIAL = re.compile(r"(?!add_)\w+_token|(additional|extra)_special_tokens|added
 
 
 def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
-    """Return how two versions of a file differ: a word, such as `rope_theta` or `vocabulary`, and a
-    text, such as `rope_theta 10000.0 -> 1000000.0`. Raises ValueError with a reason if a side
-    cannot be understood.
+    """The differences of two versions of a file: of each a word, such as `rope_theta` or
+    `vocabulary`, and a text, such as `rope_theta 10000.0 -> 1000000.0`. Raises ValueError with a
+    reason if a side cannot be understood.
     """
     try:
         first = contents(path, base)
@@ -60,7 +60,7 @@ def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
 
 
 def contents(path: str, content: bytes) -> dict[str, Any]:
-    """Return the content of a file, by key. Raises ValueError with a reason."""
+    """The content of a file, by key. Raises ValueError with a reason."""
     name = PurePosixPath(path).name
     whole = WHOLE.get(name)
     is_template = name.endswith(".jinja")
@@ -81,7 +81,7 @@ def contents(path: str, content: bytes) -> dict[str, Any]:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys that matter: those of MERGED as if at the top level, those of other parts
+    """The keys that matter: those of MERGED as if at the top level, those of other parts
     behind the name of the part. A value that is given twice, in two ways, occurs twice.
     """
     flat: dict[str, Any] = {}
@@ -129,7 +129,7 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def _equal(base: object, tuned: object) -> bool:
-    """Return whether two values are equal: 1 equals 1.0, but not true."""
+    """True if two values are equal: 1 equals 1.0, but not true."""
     are_of_one_kind = isinstance(base, bool) == isinstance(tuned, bool)
     return are_of_one_kind and base == tuned
 

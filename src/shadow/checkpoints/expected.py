@@ -336,7 +336,7 @@ def _asked(
 
 
 def vocabulary_of(model: Any) -> tuple[Any, Any]:
-    """Return the weights of the input and output embeddings of a model of transformers; None for
+    """The weights of the input and output embeddings of a model of transformers; None for
     one that it does not have as a matrix.
     """
     weights = []
@@ -352,7 +352,7 @@ def vocabulary_of(model: Any) -> tuple[Any, Any]:
 
 
 def files_names(model: Any, matrices: Iterable[Any], stored: Collection[str]) -> list[str]:
-    """Return the names in the files of matrices of the model, which it may have under others."""
+    """The names in the files of matrices of the model, which it may have under others."""
     from transformers.core_model_loading import revert_weight_conversion
 
     wanted = {id(matrix) for matrix in matrices}
@@ -367,7 +367,7 @@ def files_names(model: Any, matrices: Iterable[Any], stored: Collection[str]) ->
 
 
 def _are_tied(model: Any, embedding: Any, head: Any) -> bool:
-    """Return whether a class ties both, also where the files have one of its own for each."""
+    """True if a class ties both, also where the files have one of its own for each."""
     sources = model.all_tied_weights_keys
     of_embedding = set()
     of_head = set()
@@ -381,7 +381,7 @@ def _are_tied(model: Any, embedding: Any, head: Any) -> bool:
 
 
 def class_with(names: Collection[str], config: Any, classes: Collection[str]) -> str:
-    """Return one of the classes that has these tensors outside its layers: heads of a task that
+    """One of the classes that has these tensors outside its layers: heads of a task that
     the files were trained on and the class of their config does without. Empty if none has.
     """
     import torch
@@ -397,7 +397,7 @@ def class_with(names: Collection[str], config: Any, classes: Collection[str]) ->
 
 
 def lost_members(names: Iterable[str], missing: Collection[str]) -> dict[str, int]:
-    """Return the members of numbered lists, such as layers, of which every tensor is missing, and
+    """The members of numbered lists, such as layers, of which every tensor is missing, and
     how many each has; of nested ones the outermost.
     """
     totals = Counter(owner for name in names for owner in owners_of(name))
@@ -414,7 +414,7 @@ def lost_members(names: Iterable[str], missing: Collection[str]) -> dict[str, in
 
 
 def owners_of(name: str) -> list[str]:
-    """Return the numbered modules that a name is inside of: `model.layers.3`, the outermost
+    """The numbered modules that a name is inside of: `model.layers.3`, the outermost
     first.
     """
     owners = []
@@ -426,7 +426,7 @@ def owners_of(name: str) -> list[str]:
 
 
 def _in_f32(model: Any, tensors: Iterable[str]) -> list[str]:
-    """Return the tensors that match what a model keeps in F32, as transformers matches them."""
+    """The tensors that match what a model keeps in F32, as transformers matches them."""
     patterns = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     texts = [pattern.replace("*", ".*") for pattern in sorted(patterns)]
     return sorted(name for name in tensors if any(re.search(text, name) for text in texts))

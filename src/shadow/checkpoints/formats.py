@@ -102,7 +102,7 @@ def _formats() -> Sequence[Format]:
 
 
 def _fit(pieces: Tensors, layout: Layout) -> tuple[bool, bool]:
-    """Return whether a module has a layout's first piece, and whether it has all it needs."""
+    """Two flags: a module has a layout's first piece, and all that the layout needs."""
     first, *_ = layout.pieces
     _, kind, *_ = layout.pieces[first].split()
     piece = pieces.get(first)
@@ -267,7 +267,7 @@ def _scaled(layout: Layout, pieces: Tensors, settings: Config, sizes: Sizes) -> 
 
 
 def _named_blocks(settings: Config) -> tuple[list[tuple[int, int]], bool]:
-    """Return the sizes of blocks that a config names, and whether it also names modules that have
+    """The sizes of blocks that a config names, and whether it also names modules that have
     none.
     """
     stated: list[Any] = [settings.get("weight_block_size")]
@@ -325,7 +325,7 @@ def owner_of(name: str) -> tuple[str, str]:
 
 
 def packed_modules(tensors: Tensors, config: Config) -> dict[str, str]:
-    """Return the format of every module of packed integers, by name, from tensors and config."""
+    """The format of every module of packed integers, by name, from tensors and config."""
     formats = _formats()
     stated = _stated_format(config)
     ranks: dict[str, int] = {}
@@ -412,7 +412,7 @@ def quant_state(raw: bytes) -> tuple[Any, ...]:
 def with_matrices(
     tensors: Tensors, config: Config, read: Callable[[TensorInfo], bytes]
 ) -> tuple[Tensors, dict[str, str]]:
-    """Return the tensors of a checkpoint with one entry for each quantised matrix in place of its
+    """The tensors of a checkpoint with one entry for each quantised matrix in place of its
     pieces, and by module the formats of others, and why they are not decoded.
 
     read: reads the bytes of a small tensor; a few tensors of many layers are read.

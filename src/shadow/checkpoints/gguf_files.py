@@ -90,7 +90,7 @@ def read_gguf(read: Callable[[int], bytes], file_size: int, shard: str) -> Heade
 
 
 def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple[str, ...]:
-    """Return the GGUF file of a folder or repository, or all parts of a split one, in order.
+    """The GGUF file of a folder or repository, or all parts of a split one, in order.
 
     pattern: as for `fnmatch`, matched with the name or the last part of the path; None if there
     should be only one. Raises ShadowError if none matches, several do, or a part is missing.
@@ -254,7 +254,7 @@ class _Header:
 
 
 def model_of(headers: Sequence[Header], shard: str) -> tuple[Tensors, dict[str, object]]:
-    """Return tensors by their names in transformers, and the equivalent of config.json, from the
+    """Tensors by their names in transformers, and the equivalent of config.json, from the
     headers of one file or of all its parts in order.
 
     shard: the first file's name. Raises FileError for an architecture that the `gguf` package does
@@ -323,7 +323,7 @@ def _names(architecture: str, shard: str) -> dict[str, str]:
 def _translated(
     info: TensorInfo, architecture: str, names: Mapping[str, str], heads: Mapping[str, Value]
 ) -> TensorInfo:
-    """Return an entry of a GGUF file under its name in transformers, with what must be undone.
+    """An entry of a GGUF file under its name in transformers, with what must be undone.
     heads: of the projections whose rows are stored in pairs.
     """
     stem, dot, kind = info.name.rpartition(".")
@@ -371,7 +371,7 @@ def _translated(
 
 @cache
 def _is_decoded(dtype: str) -> bool:
-    """Return whether the numbers of a type can be decoded."""
+    """True if the numbers of a type can be decoded."""
     from gguf import quants
 
     return dtype in FLOATS or "dequantize_blocks" in vars(getattr(quants, dtype, object))

@@ -68,7 +68,7 @@ class HeldFile:
             self.read(start, into[first : first + width])
 
     def bytes_of(self, start: int, size: int) -> bytes:
-        """Return size bytes from start on. Raises like read."""
+        """Read size bytes from start on. Raises like read."""
         content = bytearray(size)
         self.read(start, memoryview(content))
         return bytes(content)
@@ -103,13 +103,13 @@ class HeldFile:
         return f"{crc:08x}{adler:08x}"
 
     def equals(self, other: HeldFile) -> bool:
-        """Return whether both files hold the same bytes. Raises like read."""
+        """True if both files hold the same bytes. Raises like read."""
         if self.size != other.size:
             return False
         return self.holds_same(0, other, 0, self.size)
 
     def holds_same(self, start: int, other: HeldFile, there: int, size: int) -> bool:
-        """Return whether size bytes from start on are the same as those of another file from
+        """True if size bytes from start on are the same as those of another file from
         `there` on.
 
         The last block is compared first: copies whose weights differ mostly differ there. Raises
@@ -134,7 +134,7 @@ class HeldFile:
         )
 
     def sample(self, starts: Sequence[int], sizes: Sequence[int]) -> bytes:
-        """Return some bytes of each of these tensors, for a fingerprint; fewer where the file ends.
+        """Read some bytes of each of these tensors, for a fingerprint; fewer where the file ends.
 
         Checkpoints of one archive may have the same names, sizes, times and headers, and differ in
         weights alone. It takes 10 to 30 ms a GB. The system learns all positions first, so that a
@@ -169,12 +169,12 @@ class HeldFile:
             raise self.changed("it was written to")
 
     def changed(self, how: str) -> ShadowError:
-        """Return the error for a file that has changed."""
+        """The error for a file that has changed."""
         return ShadowError(f"{self.path} changed during the audit: {how}", WHEN_QUIET)
 
 
 def sampled(start: int, size: int) -> list[tuple[int, int]]:
-    """Return (start, bytes) of the sample of a tensor of size bytes, from first to last byte."""
+    """Places (start, bytes) of the sample of a tensor of size bytes, from first to last byte."""
     if size <= SHORT:
         return [(start, size)]
     count = max(2, math.ceil(size / EVERY))
@@ -201,7 +201,7 @@ def hold(path: Path) -> HeldFile | None:
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
-    """Return what a change of the file alters: device, inode, size, and the times of its content
+    """The facts that a change of the file alters: device, inode, size, and the times of its content
     and of its inode.
 
     Copying with `cp -p` over a file may leave all but the last unchanged.

@@ -139,7 +139,7 @@ def _ends(tensor: Tensor) -> bytes:
 def _taken_apart(
     model: object, name: str
 ) -> tuple[dict[str, Any], Adapter | None, dict[str, Tensor]]:
-    """Return config, adapter and tensors of a model."""
+    """The config, adapter and tensors of a model."""
     if not isinstance(model, torch.nn.Module):
         return {}, None, _tensors_of(model, name)
     for wrapped in ("_orig_mod", "module"):  # torch.compile, and training on several cards
@@ -164,7 +164,7 @@ def _taken_apart(
 
 
 def _tensors_of(state: object, name: str) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, without what modules hold besides (extra state)."""
+    """The tensors of a state dict, without what modules hold besides (extra state)."""
     if not isinstance(state, Mapping):
         hint = "give a module, or a state dict of torch's tensors"
         raise UsageError(f"{name} is a {type(state).__name__}", hint)
@@ -183,7 +183,7 @@ def _tensors_of(state: object, name: str) -> dict[str, Tensor]:
 
 
 def _as_json(config: object, name: str) -> dict[str, Any]:
-    """Return a config as its config.json would have it; values that JSON lacks become text."""
+    """A config as its config.json would have it; values that JSON lacks become text."""
     try:
         text = json.dumps(config, default=str, skipkeys=True)
         content = json.loads(text)
@@ -210,7 +210,7 @@ def _require_plain(name: str, tensor: Tensor) -> None:
 
 
 def models_among(sides: Config) -> dict[str, tuple[Reference, Checkpoint]]:
-    """Return the checkpoints of the sides that are modules or state dicts, and their names.
+    """The checkpoints of the sides that are modules or state dicts, and their names.
 
     Raises ShadowError if two share memory, such as a model and its own state dict.
     """

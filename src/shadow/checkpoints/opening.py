@@ -81,7 +81,7 @@ class Checkpoint:
         return packed_tensor(info, self._stored)
 
     def differ(self, first: TensorInfo, second: TensorInfo) -> bool:
-        """Return whether the bytes of two tensors are known to differ; on the Hub they
+        """True if the bytes of two tensors are known to differ; on the Hub they
         are unknown.
         """
         if first.dtype != second.dtype or first.shape != second.shape:
@@ -157,7 +157,7 @@ class Assembled:
 
     @property
     def access(self) -> str | None:
-        """Return who may read all parts: `private` before `gated` before `open`; None for
+        """The access to all parts: `private` before `gated` before `open`; None for
         folders.
         """
         located = [part for _, part in self.parts if isinstance(part, Located)]

@@ -179,7 +179,7 @@ class Filter:
     modules: tuple[str, ...] = ()
 
     def passes(self, place: Place) -> bool:
-        """Return whether tensors at a place are to be measured."""
+        """True if tensors at a place are to be measured."""
         if self.components and place.component not in self.components:
             return False
         if self.layers and place.layer not in self.layers:
@@ -373,7 +373,7 @@ def _in_order(words: Iterable[str]) -> str:
 def _both(
     place: Place, base: Operand | None, tuned: Operand, reason: str, detail: str = ""
 ) -> list[Skipped]:
-    """Return the tensors of both sides at a place."""
+    """The tensors of both sides at a place."""
     of_base = _skips("base", base, place, reason, detail) if base else []
     return of_base + _skips("tuned", tuned, place, reason, detail)
 
@@ -392,7 +392,7 @@ def _skips(
 
 
 def _is_matrix(operand: Operand) -> bool:
-    """Return whether a tensor has at least two dimensions and a short side above 1.
+    """True if a tensor has at least two dimensions and a short side above 1.
 
     All others are vectors, and so are the biases of a stack of experts.
     """
@@ -403,7 +403,7 @@ def _is_matrix(operand: Operand) -> bool:
 
 
 def grows(place: Place) -> bool:
-    """Return whether the rows of this module are a vocabulary, which may be extended."""
+    """True if the rows of this module are a vocabulary, which may be extended."""
     if place.component != "language":
         return False
     is_head = place.module == "head" and not place.slot
@@ -411,7 +411,7 @@ def grows(place: Place) -> bool:
 
 
 def _folded(operand: Operand) -> Shape | None:
-    """Return the dimensions folded into the columns, in order; None if there is only one."""
+    """The dimensions folded into the columns, in order; None if there is only one."""
     stored = operand.stored_shape
     if operand.part.experts:
         stored = stored[1:]
@@ -470,14 +470,14 @@ def _line_up(
 
 
 def operands_of(base: Checkpoint, tuned: Checkpoint) -> tuple[Operands, Operands]:
-    """Return what can be measured of two checkpoints, neither of them an adapter, by place."""
+    """The measurable parts of two checkpoints, neither of them an adapter, by place."""
     base_operands, _ = _base_operands(base, base.config or tuned.config)
     tuned_operands, _ = _operands("tuned", tuned, tuned.config or base.config)
     return base_operands, tuned_operands
 
 
 def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> Sorted:
-    """Return usable matrices and vectors of one side by place, and why others are not usable."""
+    """Usable matrices and vectors of one side by place, and why others are not usable."""
     tensors = checkpoint.tensors
     shapes = {name: info.shape for name, info in tensors.items()}
     parts = place_tensors(shapes, config)
@@ -510,7 +510,7 @@ def _usable(
 
 
 def _base_operands(base: Checkpoint, config: Config) -> Sorted:
-    """Return the base's operands; of a base of several parts, each part's for its component."""
+    """The base's operands; of a base of several parts, each part's for its component."""
     if not base.parts:
         return _operands("base", base, config)
     names = {}
@@ -518,7 +518,7 @@ def _base_operands(base: Checkpoint, config: Config) -> Sorted:
         names[info.shard, info.name] = name
 
     def unique(info: TensorInfo) -> TensorInfo:
-        """Return the tensor under its name in the whole; with the component if two parts
+        """The tensor under its name in the whole; with the component if two parts
         share it.
         """
         return replace(info, name=names[info.shard, info.name])
@@ -549,7 +549,7 @@ def _base_operands(base: Checkpoint, config: Config) -> Sorted:
 def _adapter_operands(
     checkpoint: Checkpoint, adapter: Adapter, base: Checkpoint, names: BaseNames | None
 ) -> Sorted:
-    """Return an adapter's low-rank updates, the modules it holds whole, and what is not usable.
+    """An adapter's low-rank updates, the modules it holds whole, and what is not usable.
 
     names: of the base, of which updates need one; None for any.
     """
@@ -598,7 +598,7 @@ def _adapter_operands(
 
 
 def _fault(info: TensorInfo, packed: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return (reason, detail) if a tensor cannot be measured. packed: formats by module."""
+    """The reason and detail if a tensor cannot be measured. packed: formats by module."""
     if info.problem:
         return "unreadable", info.problem
     if info.alias_of:
@@ -657,7 +657,7 @@ def _tied_heads(
 
 
 def _ties(checkpoint: Checkpoint) -> bool:
-    """Return whether the config ties the head to the embedding."""
+    """True if the config ties the head to the embedding."""
     # a wrapper's word counts before its text model's; where neither says it, the family's habit
     facts = Facts(checkpoint.config)
     is_tied = checkpoint.config.get("tie_word_embeddings")

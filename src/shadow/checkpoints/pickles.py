@@ -91,7 +91,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def layout(path: Path, shard: str, scratch: Path) -> tuple[Tensors, Path]:
-    """Return the tensors of one `.bin` file by name, and the file that their offsets refer to.
+    """The tensors of one `.bin` file by name, and the file that their offsets refer to.
 
     That is path itself, or a file in the folder scratch, which is created. shard: the file's name
     in its checkpoint. Raises FileError for a file that is refused or cannot be trusted, ShadowError
@@ -419,7 +419,7 @@ def _piece(place: Any, files: Mapping[str, IO[bytes]]) -> torch.Tensor:
 
 
 def _names_in_model(paths: Mapping[str, Sequence[object]], numbers: Set[str]) -> dict[str, str]:
-    """Return the names of the model's tensors by key, without wrappers and tensors outside the
+    """The names of the model's tensors by key, without wrappers and tensors outside the
     model.
 
     Raises ValueError for a tensor outside the model; single numbers, such as the epoch, are

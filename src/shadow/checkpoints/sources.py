@@ -92,7 +92,7 @@ class Source:
         """Download and check the bytes. Raises ShadowError, and StoppedError once stop is set."""
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
-        """Return the file that holds a tensor of the fetched shard, and the tensor's position in
+        """The file that holds a tensor of the fetched shard, and the tensor's position in
         it. Raises ShadowError if the file is gone.
         """
         assert self.path is not None, "fetched before it is read"
@@ -108,13 +108,13 @@ class Source:
         return file.bytes_of(place.start, size)
 
     def tensor(self, info: TensorInfo) -> StoredTensor:
-        """Return a tensor of the shard. Raises like located."""
+        """A tensor of the shard. Raises like located."""
         from shadow.checkpoints.stored_tensors import stored_tensor
 
         return stored_tensor(*self.located(info))
 
     def checksum(self, info: TensorInfo) -> str | None:
-        """Return the checksum of a tensor's bytes (see `HeldFile.checksum`); None if it was not
+        """The checksum of a tensor's bytes (see `HeldFile.checksum`); None if it was not
         fetched. Raises like located.
         """
         file, place = self.located(info)
@@ -156,7 +156,7 @@ def _held_again(path: Path) -> HeldFile:
 
 
 def digest_of(header: Header) -> str:
-    """Return a sha256 of the text of a header; the text itself takes a kilobyte a tensor."""
+    """A sha256 of the text of a header; the text itself takes a kilobyte a tensor."""
     text = header.text.encode()
     return hashlib.sha256(text).hexdigest()
 
@@ -299,7 +299,7 @@ class ByteRanges(Source):
 
 
 def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:
-    """Return the (start, stop) of byte ranges that hold all wanted tensors, ascending.
+    """The (start, stop) of byte ranges that hold all wanted tensors, ascending.
 
     They do not overlap: neighbours up to NEIGHBOUR bytes apart are merged.
     """

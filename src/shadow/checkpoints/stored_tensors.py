@@ -100,7 +100,7 @@ class FileTensor:
         return self._view.numel()
 
     def seen(self, rearrange: Callable[[Tensor], Tensor]) -> Self | Tensor:
-        """Return the same bytes as another view, or the rearranged tensor if that is not a view."""
+        """The same bytes as another view, or the rearranged tensor if that is not a view."""
         view = rearrange(self._view)
         own = self._view.untyped_storage()
         if view.untyped_storage()._cdata != own._cdata:
@@ -110,13 +110,13 @@ class FileTensor:
         return other
 
     def whole(self) -> Tensor:
-        """Return all of it, in its own memory."""
+        """Read all of it, into its own memory."""
         whole = self[()]
         self._kept = self._all = self._room = None
         return whole
 
     def __getitem__(self, index: Index) -> Tensor:
-        """Return a part. Raises ShadowError if the file no longer has it."""
+        """A part. Raises ShadowError if the file no longer has it."""
         if self._all is not None:  # of a small tensor every time but the first
             return self._all[index]
         wanted = [(0, size) for size in self.shape]
@@ -139,7 +139,7 @@ class FileTensor:
         return numbers[tuple(inside)]
 
     def _widened(self, wanted: list[Span]) -> list[Span]:
-        """Return what is read if a part is wanted: small tensors whole, more columns of
+        """The spans that are read if a part is wanted: small tensors whole, more columns of
         large ones.
         """
         itemsize = self.dtype.itemsize
@@ -209,7 +209,7 @@ class FileTensor:
         return stored.permute(back)
 
     def _filled(self, firsts: Starts, run: int) -> Tensor:
-        """Return runs of elements, one after another, from their first elements in the tensor."""
+        """Read runs of elements, one after another, from their first elements in the tensor."""
         count = len(firsts) * run
         itemsize = self.dtype.itemsize
         if self._room is None or self._room.numel() < count:
@@ -236,7 +236,7 @@ class StoredTensor(FileTensor):
 
     @property
     def is_flat(self) -> bool:
-        """Return whether its elements lie in the file in order, without gaps."""
+        """True if its elements lie in the file in order, without gaps."""
         return self._view.is_contiguous()
 
     def fill(self, first: int, into: memoryview) -> None:
@@ -259,7 +259,7 @@ class Decoder(Protocol):
 
     @property
     def costly(self) -> bool:
-        """Return whether decoding takes so long that numbers are cached rather than decoded for
+        """True if decoding takes so long that numbers are cached rather than decoded for
         every pass.
         """
 
@@ -267,7 +267,7 @@ class Decoder(Protocol):
         """Write the numbers of some rows and columns into a contiguous tensor."""
 
     def cells(self, rows: Rows, cols: Cols) -> Cells:
-        """Return the cells of some numbers, each (rows, cols)."""
+        """The cells of some numbers, each (rows, cols)."""
 
 
 @dataclass(frozen=True)
@@ -345,7 +345,7 @@ class PackedTensor(DecodedTensor):
     """A quantised tensor, whose float32 numbers are levels of its format."""
 
     def cells(self, index: Index) -> Cells:
-        """Return the cell of each number of a part."""
+        """The cell of each number of a part."""
         find = self._decoder.cells
         view = self._view
         row = np.zeros(1, np.intp)
@@ -372,7 +372,7 @@ class PackedTensor(DecodedTensor):
 
 
 def kept_memory(size: int) -> int:
-    """Return how many bytes of memory a tensor of size bytes takes at most while it is read."""
+    """The most bytes of memory that a tensor of size bytes takes while it is read."""
     return size if size <= WHOLE else STRIPE
 
 
@@ -391,7 +391,7 @@ def room(count: int, dtype: torch.dtype) -> Tensor:
 
 
 def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
-    """Return the tensor of a file that an entry of its header names, read when it is used."""
+    """The tensor of a file that an entry of its header names, read when it is used."""
     dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:
         view = torch.empty(info.shape, dtype=dtype, device="meta")

@@ -78,7 +78,7 @@ class Adapter:
         return self.kind != "LORA"
 
     def scaling(self, module: str, rank: int) -> float:
-        """Return the factor of B @ A of a module."""
+        """The factor of B @ A of a module."""
         divisor = math.sqrt(rank) if self.rank_stabilised else rank
         for name, alpha in self.alpha_pattern.items():
             if module == name or module.endswith(f".{name}"):
@@ -169,7 +169,7 @@ def choose_weights(
 
 
 def _instead_of_weights(names: set[str]) -> str:
-    """Return what to do about a folder that has only files that hold no weights."""
+    """The hint about a folder that has only files that hold no weights."""
     for pattern, what, how in OF_TRAINING:
         if any(re.fullmatch(pattern, name) for name in names):
             return f"it holds {what}: {how}"
@@ -182,7 +182,7 @@ def _instead_of_weights(names: set[str]) -> str:
 
 
 def checked_weight_map(content: Config, index: str, suffix: str) -> dict[str, str]:
-    """Return the weight_map of an index file, a hint: the shards' headers say what they hold."""
+    """The weight_map of an index file, a hint: the shards' headers say what they hold."""
     again = "fetch the index again"
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -286,7 +286,7 @@ def adapter_factors(
 
 
 def product_shape(left: TensorInfo, right: TensorInfo, *, transposed: bool) -> tuple[int, int]:
-    """Return (out, in) of the update left @ right. transposed: both are stored transposed."""
+    """The shape (out, in) of the update left @ right. transposed: both are stored transposed."""
     if transposed:
         return left.shape[1], right.shape[0]
     return left.shape[0], right.shape[1]
