@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.checks.summary import summary_from_json
+from shadow.checks.summary import Summary
 from shadow.reports.columns import FILES, MATRICES, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import METADATA_KEY
-from shadow.telling.reading import seal, summarise, summary_bytes
+from shadow.summary.record import read_row
+from shadow.telling.reading import summarise, summary_bytes
 
 SMALL = {"attn.q": (64, 64), "attn.o": (64, 64), "mlp.up": (172, 64), "mlp.down": (64, 172)}
 
@@ -194,11 +195,8 @@ def write_family(
     _write_tables(folder, tables, recorded)
     made = summarise(tables, recorded)
     summary = made.as_json()
-    assert summary_from_json(json.loads(json.dumps(summary))) == made
+    assert read_row(Summary, json.loads(json.dumps(summary))) == made
     (folder / "summary.json").write_bytes(summary_bytes(summary))
-    # sealed as an audit's, so that readers need not make it again
-    stored = {name: (folder / f"{name}.parquet").read_bytes() for name in tables}
-    _write_tables(folder, tables, {**recorded, "seal": seal(summary, stored, recorded)})
     return folder
 
 

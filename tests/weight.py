@@ -36,11 +36,15 @@ UNCOUNTED = {
 }  # fmt: skip
 TOP = "top"  # the modules directly in src/shadow
 DENSE = (
+    "checkpoints",
     "cli",
     "comparing",
     "engines",
     "gates",
+    "lab",
     "lists",
+    "outputs",
+    "places",
     "reports",
     "summary",
     "targets",

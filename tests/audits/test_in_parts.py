@@ -24,7 +24,6 @@ from shadow.run.plan import shards_of
 from shadow.run.runtime import Progress, Runtime
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
-from shadow.telling import reading
 from shadow.telling.reading import read_summary
 
 SETTINGS = Settings(Method(), Filter())
@@ -118,7 +117,6 @@ def test_a_large_report_is_written_in_row_groups(tmp_path, pair, whole, monkeypa
         subjects = Counter(file.read_row_group(number)["subject"].to_pylist())
         assert len(set(subjects.values())) == 1
     assert cut.summary == whole.summary
-    monkeypatch.setattr(reading, "summarise", None)  # a summary that is believed needs none
     assert read_summary(cut.folder)[0] == whole.summary
 
 

@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize, quantize
 
 from shadow.checkpoints import stored_tensors
-from shadow.checkpoints.decoders import QUANTS
+from shadow.checkpoints.formats import even_grids
 from shadow.checkpoints.gguf_files import _is_decoded, chosen_files
 from shadow.checkpoints.opening import open_folder
 from shadow.dtypes import FLOATS
@@ -82,7 +82,7 @@ def test_every_type_is_decoded_to_the_packages_bits(tmp_path, monkeypatch, kind)
                     assert same_bits(matrix[:, cut].numpy(), wanted[:, cut])
 
 
-@pytest.mark.parametrize("kind", QUANTS)
+@pytest.mark.parametrize("kind", even_grids())
 def test_steps_are_the_distances_between_neighbouring_numbers(tmp_path, kind):
     """Differences within a sub-block are whole multiples of its step, and some are one step."""
     raw = random_blocks(kind, 6, 2)
@@ -101,7 +101,7 @@ def test_steps_are_the_distances_between_neighbouring_numbers(tmp_path, kind):
 
 def test_a_codebook_has_no_even_steps(tmp_path):
     """IQ, MXFP4 and NVFP4: their cells are unknown."""
-    for kind in sorted(set(KINDS) - set(QUANTS)):
+    for kind in sorted(set(KINDS) - set(even_grids())):
         matrix = opened(file_of(tmp_path / f"{kind}.gguf", random_blocks(kind, 1, 1), kind))[NAME]
         assert matrix.cells((slice(None),)) == ()
 

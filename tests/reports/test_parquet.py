@@ -1,6 +1,5 @@
 """Parquet files of reports: rows as they were written, and one footer."""
 
-import io
 import json
 import math
 
@@ -8,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shadow.reports.parquet import TableFile, finite, pages_of
+from shadow.reports.parquet import TableFile, finite
 
 SCHEMA = pa.schema({"layer": pa.int64(), "name": pa.string()})
 
@@ -24,13 +23,12 @@ def test_metadata_take_the_place_of_a_footer_without(tmp_path, groups):
     for table in tables:
         file.write(table)
     file.close()
-    with path.open("rb") as written:
-        pages = pages_of(written)
     before = path.read_bytes()
+    pages = len(before) - 8 - int.from_bytes(before[-8:-4], "little")
     file.finish({"family": "a" * 9000})
-    with path.open("rb") as written:
-        assert pages_of(written) == pages
-    assert path.read_bytes()[:pages] == before[:pages]
+    after = path.read_bytes()
+    assert len(after) - 8 - int.from_bytes(after[-8:-4], "little") == pages
+    assert after[:pages] == before[:pages]
     found = pq.read_table(path)
     assert found.to_pylist() == pa.concat_tables([SCHEMA.empty_table(), *tables]).to_pylist()
     assert json.loads(found.schema.metadata[b"shadow"]) == {"family": "a" * 9000}
@@ -44,11 +42,3 @@ def test_a_number_that_is_not_finite_is_null_and_refused_in_a_list(value):
     assert finite(lists).equals(lists)
     with pytest.raises(ValueError, match="not finite"):
         finite(pa.chunked_array([[[1.0, value]]], pa.list_(pa.float32())))
-
-
-def test_what_is_too_short_for_a_footer_has_no_pages():
-    """Less than the length of a footer and the mark behind it; or a footer that is longer."""
-    for content in (b"", b"PAR1", b"1234567"):
-        assert pages_of(io.BytesIO(content)) == 0
-    for size, pages in ((0, 12), (5, 7), (12, 0), (13, 0)):
-        assert pages_of(io.BytesIO(bytes(12) + size.to_bytes(4, "little") + b"PAR1")) == pages

@@ -44,11 +44,10 @@ LATER = ("all_zero", "nonfinite")  # columns of tensors
 
 
 def made_before(folder):
-    """What version 0.2 would have written: no later column, no seal."""
+    """What version 0.2 would have written: no later column."""
     rewrite(
         folder,
         lambda table: table.drop_columns([name for name in LATER if name in table.column_names]),
-        seal=None,
     )
     return folder
 

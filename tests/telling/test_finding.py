@@ -33,8 +33,8 @@ from finding_cases import (
 )
 from safetensors.torch import save_file
 
-from shadow.checks.summary import summary_from_json
-from shadow.summary.record import PublishedRank
+from shadow.checks.summary import Summary
+from shadow.summary.record import PublishedRank, read_row
 from shadow.telling.finding import CODES, finding
 from shadow.telling.sentences import SENTENCES
 
@@ -218,7 +218,7 @@ def test_random_tables_have_a_finding_whose_figures_are_theirs(tmp_path, seed):
     summary = summary_of(tmp_path, drawn(rng), extra_tensors=extra)
     assert summary.finding.sentences
     check(summary)
-    assert summary_from_json(json.loads(json.dumps(summary.as_json()))) == summary
+    assert read_row(Summary, json.loads(json.dumps(summary.as_json()))) == summary
 
 
 def test_the_findings_of_the_demo_have_only_numbers_of_its_tables(demo):

@@ -45,14 +45,18 @@ class Targets:
         saved = _names(config.get("modules_to_save"))
         self._saved = saved if isinstance(saved, list) else []
         layers = config.get("layers_to_transform")
-        self._layers = [layers] if isinstance(layers, int) else layers
-        parameters = _names(config.get("target_parameters"))
-        self._stacked = [parameter.rpartition(".")[0] for parameter in parameters or ()]
+        if isinstance(layers, int):
+            layers = [layers]
+        self._layers = layers
+        self._stacked = []
+        for parameter in _names(config.get("target_parameters")) or ():
+            module, _, _ = parameter.rpartition(".")
+            self._stacked.append(module)
         stacks = _names(config.get("layers_pattern"))
         self._stacks = [stacks] if isinstance(stacks, str) else stacks
 
     def has(self, module: str) -> bool:
-        """Return whether peft adapts a module of this name, if the base has it."""
+        """True if peft adapts a module of this name, if the base has it."""
         if self._excluded and _matches(self._excluded, module, unknown=False):
             return False
         if any(f".{name}." in f".{module}." for name in self._saved):
@@ -63,27 +67,36 @@ class Targets:
             return True
         if not _matches(self._targets, module, unknown=True):
             return False
-        if isinstance(self._targets, str) or module in self._targets or not self._layers:
+        if isinstance(self._targets, str) or module in self._targets:
             return True
-        return isinstance(self._layers, list) and self._number(module) in self._layers
+        if not self._layers:
+            return True
+        if not isinstance(self._layers, list):
+            return False
+        return self._number(module) in self._layers
 
     def _number(self, module: str) -> int | None:
-        patterns = [rf"(?:.*?\.)?{re.escape(one)}\.(?P<number>\d+)\." for one in self._stacks or ()]
-        found = (re.match(pattern, module) for pattern in patterns or [LAYER])
-        return next((int(match["number"]) for match in found if match), None)
+        patterns = []
+        for stack in self._stacks or ():
+            patterns.append(rf"(?:.*?\.)?{re.escape(stack)}\.(?P<number>\d+)\.")
+        for pattern in patterns or [LAYER]:
+            match = re.match(pattern, module)
+            if match:
+                return int(match["number"])
+        return None
 
 
 def _names(value: object) -> str | list[str] | None:
-    """Return a pattern, or names; None where a config has neither."""
+    """A pattern, or names; None where a config has neither."""
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple | set | frozenset):
-        return [one for one in value if isinstance(one, str)]
+        return [name for name in value if isinstance(name, str)]
     return None
 
 
 def _matches(names: str | list[str], module: str, *, unknown: bool) -> bool:
-    """Return whether a pattern or a list of ends matches. unknown: for what is not evaluated."""
+    """True if a pattern or a list of ends matches. unknown: for what is not evaluated."""
     if not isinstance(names, str):
         return any(f".{module}".endswith(f".{name}") for name in names)
     if len(names) > MAX_PATTERN or REPEATED_GROUP.search(names):
@@ -95,7 +108,7 @@ def _matches(names: str | list[str], module: str, *, unknown: bool) -> bool:
 
 
 def is_of_pattern(key: str, module: str) -> bool:
-    """Return whether peft takes a key of `rank_pattern` or `alpha_pattern` for a module, or may."""
+    """True if peft takes a key of `rank_pattern` or `alpha_pattern` for a module, or may."""
     return _matches(rf"(.*\.)?({key})", module, unknown=True)
 
 
@@ -103,28 +116,38 @@ class BaseNames:
     """The names of a base's modules, as an adapter may have them."""
 
     def __init__(self, tensors: Tensors, components: Collection[str]) -> None:
-        self._is_wrapped = len({*components} - {"other"}) > 1
+        known = {*components} - {"other"}
+        self._is_wrapped = len(known) > 1
         # of other programs, in whose files modules have other names
-        self._is_foreign = any(
-            ORIGINAL.fullmatch(name) or info.shard.endswith(".gguf")
-            for name, info in tensors.items()
-        )
-        modules = {owner_of(name)[0] for name in tensors}
-        self._forms = {form: module for module in modules for form in self._forms_of(module)}
-        self._without_head = {form.partition(".")[2] for form in self._forms
-                              if form.partition(".")[0] not in WRAPPERS}  # fmt: skip
+        self._is_foreign = False
+        self._forms: dict[str, str] = {}
+        for name, info in tensors.items():
+            if ORIGINAL.fullmatch(name) or info.shard.endswith(".gguf"):
+                self._is_foreign = True
+            module, _ = owner_of(name)
+            for form in self._forms_of(module):
+                self._forms[form] = module
+        self._without_head = set()
+        for form in self._forms:
+            first, _, rest = form.partition(".")
+            if first not in WRAPPERS:
+                self._without_head.add(rest)
 
     def prefix(self, modules: Collection[str]) -> tuple[str, str] | None:
-        """Return the first words of most of these modules, and with which others they would have a
+        """The first words of most of these modules, and with which others they would have a
         name of the base; None if none would.
         """
         pairs = Counter[tuple[str, str]]()
         for module in sorted(modules)[:LOOKED_AT]:
             for dot in _dots(module):
-                if module[dot:] in self._by_end:
-                    pairs[module[:dot], self._by_end[module[dot:]]] += 1
+                own = module[:dot]
+                other = self._by_end.get(module[dot:])
+                if other is not None:
+                    pairs[own, other] += 1
                     break
-        return next((pair for pair, _ in pairs.most_common(1)), None)
+        for pair, _ in pairs.most_common(1):
+            return pair
+        return None
 
     @cached_property
     def _by_end(self) -> dict[str, str]:
@@ -132,19 +155,20 @@ class BaseNames:
         by_end: dict[str, str] = {}
         for form in self._forms:
             for dot in _dots(form):
-                by_end.setdefault(form[dot:], form[:dot])
+                end = form[dot:]
+                by_end.setdefault(end, form[:dot])
         return by_end
 
     def remedy(self, module: str) -> str:
-        """Return which other first words give a module a name of the base; empty if none do."""
+        """A hint at other first words that give a module a name of the base; empty if none do."""
         prefix = self.prefix([module])
         if prefix is None:
             return ""
-        first, other = (short(words) if words else "no prefix" for words in prefix)
-        return f"with {other} for {first} the name is one of the base"
+        own, other = [short(words) if words else "no prefix" for words in prefix]
+        return f"with {other} for {own} the name is one of the base"
 
     def owner(self, name: str) -> tuple[str, str] | None:
-        """Return the module that a tensor of an adapter is of: its name there, and in the base."""
+        """The module that a tensor of an adapter is of: its name there, and in the base."""
         while name:
             name = name.rpartition(".")[0]
             if name in self._forms:
@@ -162,7 +186,7 @@ class BaseNames:
             yield MOVED + module.removeprefix("model.")
 
     def has(self, module: str, place: Place) -> bool:
-        """Return whether a module of an adapter is one of the base. A place decides where names
+        """True if a module of an adapter is one of the base. A place decides where names
         change between files and modules.
         """
         is_converted = place.module.partition(".")[0] in CONVERTED
@@ -171,11 +195,11 @@ class BaseNames:
         if module in self._forms or module in self._without_head:
             return True
         first, _, rest = module.partition(".")
-        return first not in WRAPPERS and not rest.startswith(f"{first}.") and self._is_bare(rest)
-
-    def _is_bare(self, module: str) -> bool:
-        """Return whether a name is that of a model that was saved without its first word."""
-        return module in self._forms and not module.startswith(("model.", "transformer."))
+        if first in WRAPPERS or rest.startswith(f"{first}."):
+            return False
+        # of a model that was saved without its first word
+        is_bare = not rest.startswith(("model.", "transformer."))
+        return is_bare and rest in self._forms
 
 
 def _dots(name: str) -> Iterator[int]:

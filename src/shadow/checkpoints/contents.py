@@ -30,65 +30,88 @@ SPECIAL = re.compile(r"(?!add_)\w+_token|(additional|extra)_special_tokens|added
 
 
 def differences(path: str, base: bytes, tuned: bytes) -> list[tuple[str, str]]:
-    """Return how two versions of a file differ: a word, such as `rope_theta` or `vocabulary`, and a
-    text, such as `rope_theta 10000.0 -> 1000000.0`. Raises ValueError with a reason if a side
-    cannot be understood.
+    """The differences of two versions of a file: of each a word, such as `rope_theta` or
+    `vocabulary`, and a text, such as `rope_theta 10000.0 -> 1000000.0`. Raises ValueError with a
+    reason if a side cannot be understood.
     """
     try:
         first = contents(path, base)
         second = contents(path, tuned)
-        keys = [key for key in {**first, **second} if not _equal(first.get(key), second.get(key))]
+        keys = []
+        for key in {**first, **second}:
+            before = first.get(key)
+            after = second.get(key)
+            if not _equal(before, after):
+                keys.append(key)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    if not (first.get("dtype") and second.get("dtype")):  # which a config need not say
-        keys = [key for key in keys if key != "dtype"]
-    found = []
+    have_dtypes = first.get("dtype") and second.get("dtype")  # which a config need not say
+    changes = []
     for key in sorted(keys):
+        if key == "dtype" and not have_dtypes:
+            continue
         word = key if WORD.fullmatch(key) else OTHER
-        said = f"{_said(first.get(key))} -> {_said(second.get(key))}"
-        text = f"{visible(key)[:LONGEST]} {said}"
-        found.append(("special_tokens" if SPECIAL.fullmatch(key) else word, text))
-    return found
+        if SPECIAL.fullmatch(key):
+            word = "special_tokens"
+        change = f"{_short(first.get(key))} -> {_short(second.get(key))}"
+        name = visible(key)[:LONGEST]
+        changes.append((word, f"{name} {change}"))
+    return changes
 
 
 def contents(path: str, content: bytes) -> dict[str, Any]:
-    """Return the content of a file, by key. Raises ValueError with a reason."""
+    """The content of a file, by key. Raises ValueError with a reason."""
     name = PurePosixPath(path).name
     whole = WHOLE.get(name)
-    if name.endswith((".txt", ".jinja")) and (whole or name.endswith(".jinja")):
-        text = content.decode(errors="replace").removeprefix("#version: 0.2\n").rstrip("\n")
-        return {whole or TEMPLATE: text.split("\n") if whole else text}
+    is_template = name.endswith(".jinja")
+    if is_template or (whole and name.endswith(".txt")):
+        text = content.decode(errors="replace")
+        text = text.removeprefix("#version: 0.2\n").rstrip("\n")
+        if whole:
+            return {whole: text.split("\n")}
+        return {TEMPLATE: text}
     if not name.endswith(".json"):
         raise ValueError("it has no keys")
-    found = strict_json(content)
-    if not whole and not isinstance(found, dict):
+    parsed = strict_json(content)
+    if whole:
+        return {whole: parsed}
+    if not isinstance(parsed, dict):
         raise ValueError("no JSON object")
-    return {whole: found} if whole else _flat(found)
+    return _flat(parsed)
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys that matter: those of MERGED as if at the top level, those of other parts
+    """The keys that matter: those of MERGED as if at the top level, those of other parts
     behind the name of the part. A value that is given twice, in two ways, occurs twice.
     """
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
 
     def put(key: str, value: object, other: str) -> None:
-        found[key if key not in found or _equal(found[key], value) else other] = value
+        if key in flat and not _equal(flat[key], value):
+            key = other
+        flat[key] = value
 
     parts = {key: value for key, value in config.items() if isinstance(value, dict)}
-    for part in filter(parts.__contains__, MERGED):
-        for key, value in _flat(parts[part]).items():
-            is_scaling = part == "rope_parameters" and key != "rope_theta"
-            put(f"rope_scaling.{key}" if is_scaling else key, value, f"{part}.{key}")
+    for part in MERGED:
+        merged = _flat(parts.get(part, {}))
+        for key, value in merged.items():
+            other = f"{part}.{key}"
+            if part == "rope_parameters" and key != "rope_theta":
+                key = f"rope_scaling.{key}"
+            put(key, value, other)
     for key, value in config.items():
-        if key in NEUTRAL or (key in MERGED and key in parts) or value in (None, [], {}):
+        is_merged = key in MERGED and key in parts
+        if is_merged or key in NEUTRAL or value in (None, [], {}):
             continue
-        if key in parts and (key.endswith("_config") or key == "rope_scaling"):
-            for inner, inside in _flat(parts[key]).items():
-                put(f"{key}.{inner}", inside, f"top.{key}.{inner}")
+        is_inner = key.endswith("_config") or key == "rope_scaling"
+        if is_inner and key in parts:
+            of_part = _flat(parts[key])
+            for name, inner in of_part.items():
+                put(f"{key}.{name}", inner, f"top.{key}.{name}")
         elif (key, value) != ("rope_type", "default"):
-            put(RENAMED.get(key, key), _plain(key, value), f"top.{key}")
-    return found
+            plain = _plain(key, value)
+            put(RENAMED.get(key, key), plain, f"top.{key}")
+    return flat
 
 
 def _plain(key: str, value: Any) -> Any:
@@ -96,21 +119,26 @@ def _plain(key: str, value: Any) -> Any:
     if key.endswith("dtype"):
         return str(value).removeprefix("torch.")
     if key == "merges" and isinstance(value, list):  # newer files write each as a list of two
-        return [one.split(" ") if isinstance(one, str) else one for one in value]
-    if SPECIAL.fullmatch(key) and isinstance(value, dict):
+        return [pair.split(" ") if isinstance(pair, str) else pair for pair in value]
+    is_special = SPECIAL.fullmatch(key)
+    if is_special and isinstance(value, dict):
         return value.get("content", value)
-    if SPECIAL.fullmatch(key) and isinstance(value, list) and not key.startswith("added"):
-        return [_plain(key, one) for one in value]
+    if is_special and isinstance(value, list) and not key.startswith("added"):
+        return [_plain(key, token) for token in value]
     return value
 
 
 def _equal(base: object, tuned: object) -> bool:
-    """Return whether two values are equal: 1 equals 1.0, but not true."""
-    return base == tuned and isinstance(base, bool) == isinstance(tuned, bool)
+    """True if two values are equal: 1 equals 1.0, but not true."""
+    are_of_one_kind = isinstance(base, bool) == isinstance(tuned, bool)
+    return are_of_one_kind and base == tuned
 
 
-def _said(value: object) -> str:
-    text = visible(json.dumps(value, ensure_ascii=False, sort_keys=True))
-    if len(text) > LONGEST and isinstance(value, dict | list):
+def _short(value: object) -> str:
+    content = json.dumps(value, ensure_ascii=False, sort_keys=True)
+    text = visible(content)
+    if len(text) <= LONGEST:
+        return text
+    if isinstance(value, dict | list):
         return f"{len(value):,} entries"
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return f"{text[: LONGEST - 3]}..."

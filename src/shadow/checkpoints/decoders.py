@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shadow.checkpoints.formats import quant_state
+from shadow.checkpoints.formats import Filled, even_grids, quant_state
 from shadow.checkpoints.gguf_files import KIND as GGUF
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.checkpoints.stored_tensors import (
@@ -33,6 +33,9 @@ from shadow.errors import UndecodableError
 
 # where AWQ keeps the eight outputs of a word, in nibbles (awq/utils/packing_utils.py)
 AWQ_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
+TURNED = ("gptq", "awq")  # kinds that are stored transposed
+# by how many float32 numbers a byte has: a dtype of as many bits
+WIDE = {1: torch.float32, 2: torch.int64, 4: torch.complex128}
 OF_INT8 = 7.874015718698502e-3  # 1 / 127, as bitsandbytes multiplies
 
 Pieces = Mapping[str, StoredTensor]
@@ -67,45 +70,75 @@ class Grid:
     def _scale(self, into: Tensor, rows: Rows, cols: Cols) -> None:
         """Turn levels into numbers, in place."""
         if self.zeros is not None:
-            _each(into, self.zeros(rows, cols), torch.Tensor.sub_)
-        _each(into, self.scale(rows, cols), torch.Tensor.mul_)
+            zeros = self.zeros(rows, cols)
+            _by_group(into, zeros).sub_(zeros)
+        scales = self.scale(rows, cols)
+        _by_group(into, scales).mul_(scales)
         if self.biases is not None:
-            _each(into, self.biases(rows, cols), torch.Tensor.add_)
+            biases = self.biases(rows, cols)
+            _by_group(into, biases).add_(biases)
         if self.last != 1:
             into.mul_(self.last)
 
     def cells(self, rows: Rows, cols: Cols) -> Cells:
-        if not self.codebook:
-            step = torch.ones(len(rows), cols[1] - cols[0])
-            _each(step, self.scale(rows, cols).abs(), torch.Tensor.mul_)
-            return (step.mul_(self.last),)
-        known = torch.tensor(sorted(set(self.codebook)), dtype=torch.float32)
-        middles = (known[1:] + known[:-1]) / 2
+        if self.codebook:
+            return self._cells_of_codebook(rows, cols)
+        start, stop = cols
+        steps = torch.ones(len(rows), stop - start)
+        scales = self.scale(rows, cols).abs()
+        _by_group(steps, scales).mul_(scales)
+        steps.mul_(self.last)
+        return (steps,)
+
+    def _cells_of_codebook(self, rows: Rows, cols: Cols) -> Cells:
+        in_order = sorted(set(self.codebook))
+        levels = torch.tensor(in_order, dtype=torch.float32)
+        sums = levels[1:] + levels[:-1]
+        middles = sums / 2
         reach = torch.tensor([self.reach])
         edges = torch.cat([-reach, middles, reach])
-        place = torch.bucketize(self.levels(rows, cols), middles)
-        ends = edges[place], edges[place + 1]
-        wider = [end.abs() if self.loose else torch.zeros(()) for end in ends]
-        for end, more in zip(ends, wider, strict=True):
-            if self.loose is not None:
-                _each(more, self.loose(rows, cols), torch.Tensor.mul_)
-            self._scale(end, rows, cols)
-        return torch.minimum(*ends) - wider[0], torch.maximum(*ends) + wider[1]  # scales may be < 0
+        stored = self.levels(rows, cols)
+        cell = torch.bucketize(stored, middles)
+        first = edges[cell]
+        second = edges[cell + 1]
+        before = self._margin(first, rows, cols)
+        after = self._margin(second, rows, cols)
+        self._scale(first, rows, cols)
+        self._scale(second, rows, cols)
+        lower = torch.minimum(first, second)  # scales may be below 0
+        upper = torch.maximum(first, second)
+        return lower - before, upper + after
+
+    def _margin(self, edges: Tensor, rows: Rows, cols: Cols) -> Tensor:
+        """The distance of the edge of a cell from where the stored scales put it, at most."""
+        if self.loose is None:
+            return torch.zeros(())
+        margins = edges.abs()
+        loose = self.loose(rows, cols)
+        _by_group(margins, loose).mul_(loose)
+        return margins
 
 
-def _each(made: Tensor, shared: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Combine every entry with a value that it shares with others."""
-    change(made if shared.ndim == 2 else made.view(*shared.shape[:2], -1), shared)
+def _by_group(numbers: Tensor, shared: Tensor) -> Tensor:
+    """View numbers so that what their groups share is broadcast over them."""
+    if shared.ndim == 2:
+        return numbers
+    rows, groups, _ = shared.shape
+    return numbers.view(rows, groups, -1)
 
 
 def _take(raw: Raw, rows: Rows, cols: Cols) -> Tensor:
     """Read these rows of a matrix, limited to some columns; all rows if not consecutive."""
     first = int(rows.min())
     last = int(rows.max())
-    part = raw[first : last + 1, slice(*cols)]
-    if last - first == len(rows) - 1 and bool((rows[1:] > rows[:-1]).all()):
+    span = slice(first, last + 1)
+    part = raw[span, slice(*cols)]
+    is_dense = last - first == len(rows) - 1
+    is_rising = rows[1:] > rows[:-1]
+    if is_dense and bool(is_rising.all()):
         return part
-    return part.index_select(0, torch.from_numpy(rows - first))
+    chosen = torch.from_numpy(rows - first)
+    return part.index_select(0, chosen)
 
 
 def _compact(words: Tensor) -> Tensor:
@@ -120,16 +153,26 @@ def _compact(words: Tensor) -> Tensor:
 
 @cache  # its numbers that are NaN are known again, as only the same object is
 def numbers_of_bytes(dtype: torch.dtype) -> tuple[float, ...]:
-    """Return the number of each byte in an 8-bit dtype."""
-    return tuple(torch.arange(256, dtype=torch.uint8).view(dtype).float().tolist())
+    """The number of each byte in an 8-bit dtype."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    numbers = codes.view(dtype).float()
+    return tuple(numbers.tolist())
 
 
 @cache
 def code_table(values: tuple[float, ...], bits: int, high_first: bool) -> Tensor:
-    """Return the values of the numbers in a byte, for every byte: float32 (256, numbers)."""
-    shifts = torch.arange(0, 1 if 8 % bits else 8, bits)
-    codes = torch.arange(256)[:, None] >> (shifts.flip(0) if high_first else shifts)
-    return torch.tensor(values, dtype=torch.float32)[codes & ((1 << bits) - 1)]
+    """The values of the numbers in a byte, for every byte: float32 (256, numbers)."""
+    end = 1 if 8 % bits else 8
+    shifts = torch.arange(0, end, bits)
+    if high_first:
+        shifts = shifts.flip(0)
+    codes = torch.arange(256)[:, None] >> shifts
+    numbers = torch.tensor(values, dtype=torch.float32)
+    return numbers[codes & _mask(bits)]
+
+
+def _mask(bits: int) -> int:
+    return (1 << bits) - 1
 
 
 def numbers_of(
@@ -140,38 +183,55 @@ def numbers_of(
     raw: bytes (rows, some). values: of each number.
     """
     table = code_table(tuple(values), bits, high_first)
+    rows = len(raw)
     if 8 % bits:  # so many bytes hold eight numbers, of which each gets a byte
-        raw = torch.nn.functional.pad(raw, (0, -raw.shape[1] % bits))
-        eights = raw.view(len(raw), -1, bits).long() << 8 * torch.arange(bits)
-        raw = (eights.sum(-1, keepdim=True) >> bits * torch.arange(8)) & ((1 << bits) - 1)
+        stored = raw.shape[1]
+        missing = -stored % bits
+        padded = torch.nn.functional.pad(raw, (0, missing))
+        octets = padded.view(rows, -1, bits).long()
+        places = 8 * torch.arange(bits)
+        words = (octets << places).sum(-1, keepdim=True)
+        shifts = bits * torch.arange(8)
+        raw = (words >> shifts) & _mask(bits)
     # the numbers of a byte are looked up as one
-    wide = {1: torch.float32, 2: torch.int64, 4: torch.complex128}[table.shape[1]]
-    found = table.view(wide).view(-1).index_select(0, raw.reshape(-1).int())
-    return found.view(torch.float32).view(len(raw), -1)[:, :count]
+    wide = WIDE[table.shape[1]]
+    codes = raw.reshape(-1).int()
+    numbers_of_byte = table.view(wide).view(-1)
+    numbers = numbers_of_byte.index_select(0, codes).view(torch.float32)
+    return numbers.view(rows, -1)[:, :count]
 
 
 def _streamed(raw: Raw, bits: int, values: Sequence[float], high_first: bool = False) -> Of:
-    """Return the values of numbers of that many bits. raw: bytes or words, (rows, some)."""
+    """Look up the values of numbers of that many bits. raw: bytes or words, (rows, some)."""
     of_word = 8 * raw.dtype.itemsize
 
     def levels(rows: Rows, cols: Cols) -> Tensor:
-        words = _take(raw, rows, (cols[0] * bits // of_word, -(-cols[1] * bits // of_word)))
-        found = _compact(words).view(torch.uint8)
-        return numbers_of(found, bits, values, cols[1] - cols[0], high_first)
+        start, stop = cols
+        first = start * bits // of_word
+        end = -(-stop * bits // of_word)
+        words = _take(raw, rows, (first, end))
+        stored = _compact(words).view(torch.uint8)
+        return numbers_of(stored, bits, values, stop - start, high_first)
 
     return levels
 
 
 def _shared(values: Tensor, group: int | Tensor) -> Of:
-    """Return a function that looks up the value that each group of columns shares. values: (rows,
-    groups). With several groups, only whole groups of columns can be requested.
+    """Look up the value that each group of columns shares. values: (rows, groups). group: that of
+    each column, or the columns of a group; with several of these, only whole groups can be
+    requested.
     """
 
     def of(rows: Rows, cols: Cols) -> Tensor:
-        mine, (start, stop) = values[torch.from_numpy(rows)], cols
+        start, stop = cols
+        own = values[torch.from_numpy(rows)]
         if isinstance(group, Tensor):
-            return mine.index_select(1, group[start:stop])
-        return mine if mine.shape[1] == 1 else mine[:, start // group : stop // group, None]
+            groups = group[start:stop]
+            return own.index_select(1, groups)
+        if own.shape[1] == 1:
+            return own
+        whole = own[:, start // group : stop // group]
+        return whole[..., None]
 
     return of
 
@@ -183,78 +243,145 @@ def _grouped(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
     whole matrix. The last blocks may be cut off. GPTQ and AWQ are stored transposed, and the words
     of AWQ hold rows.
     """
-    kind, (bits, high, wide, added) = packing.kind, packing.facts
+    kind = packing.kind
+    bits, high, wide, added = packing.facts
     *stack, rows, cols = info.shape
-    is_turned = kind in ("gptq", "awq")
     words = pieces["words"]
-    if "stated" in pieces and pieces["stated"].whole().tolist() != [rows, cols]:
+    shape = pieces.get("stated")
+    if shape is not None and shape.whole().tolist() != [rows, cols]:
         raise _broken(info, "weight_shape is not that of the other layers")
-    if "layout" in pieces and int(pieces["layout"].whole()) != 0:
+    layout = pieces.get("layout")
+    if layout is not None and int(layout.whole()) != 0:
         raise _broken(info, "its weight_format is not the one of rows")
-    scales = pieces["scales"].whole()
-    in_order = torch.arange(cols) // wide
-    groups = pieces["order"].whole().long() if "order" in pieces else in_order
-    count = scales.shape[0 if is_turned else -1] if "order" in pieces else len(groups)
-    if not 0 <= groups.min() <= groups.max() < count:
-        raise _broken(info, "g_idx names groups that do not exist")
-    # whole groups are faster
-    group = wide if cols % wide == 0 and torch.equal(groups, in_order) else groups
-
-    def shared(values: Tensor) -> Of:
-        """Return a function that looks up what blocks share."""
-        grid = (values.T if is_turned else values).float()
-        grid = grid.reshape(math.prod(stack), -(-rows // high), -1)
-        return _shared(grid.repeat_interleave(high, 1)[:, :rows].flatten(0, 1), group)
-
-    if scales.dtype == torch.uint8:  # MXFP4: exponents of 2
-        scales = torch.ldexp(torch.ones(256), torch.arange(256) - 127)[scales.int()]
-    if "divisor" in pieces:  # NVFP4 of compressed-tensors, and of ModelOpt
-        scales = scales.float() / pieces["divisor"].whole().float().flatten()
-    if "factor" in pieces:
-        scales = scales.float() * pieces["factor"].whole().float().flatten()
+    scales = _scales(pieces)
     zeros = None
     if "zeros" in pieces:
-        stored = pieces["zeros"].whole()
+        zeros = pieces["zeros"].whole()
         if kind != "scaled":
-            packed = _compact(stored if is_turned else stored.T).view(torch.uint8)
-            stored = numbers_of(packed, bits, range(1 << bits), rows)
-            if kind == "awq":
-                stored = stored.view(len(stored), -1, 8)[..., list(AWQ_NIBBLES)].flatten(-2)
-            stored = stored + added if is_turned else stored.T
-        zeros = shared(stored)
-    # without zeros the middle of `pack-quantized` is 0
-    first = -(1 << (bits - 1)) if kind == "pack-quantized" and zeros is None else 0
-    values: Sequence[float] = E2M1 if kind == "e2m1" else range(first, first + (1 << bits))
-    if kind in ("scaled", "llm.int8"):
-        values = numbers_of_bytes(words.dtype)
-    raw = words.seen(lambda one: one.view(torch.int32).T) if is_turned else _bytes(words, info)
+            levels_of_zeros = _unpacked_zeros(zeros, kind, bits, rows)
+            zeros = levels_of_zeros + added
+    if kind in TURNED:
+        scales = scales.T
+    group = _groups(info, pieces, wide, scales)
 
-    def interleaved(rows: Rows, cols: Cols) -> Tensor:
-        """Unpack the numbers of AWQ, eight rows in a word."""
-        shifts = 4 * torch.tensor(AWQ_NIBBLES, dtype=torch.int32)[rows % 8]
-        return (_take(raw, rows // 8, cols) >> shifts[:, None]).bitwise_and_(15)
+    def shared(values: Tensor) -> Of:
+        """Look up what blocks share."""
+        matrices = math.prod(stack)
+        blocks = -(-rows // high)
+        grid = values.float().reshape(matrices, blocks, -1)
+        of_rows = grid.repeat_interleave(high, 1)[:, :rows]
+        return _shared(of_rows.flatten(0, 1), group)
 
-    levels = interleaved if kind == "awq" else _streamed(raw, bits, values)
-    book = filter(math.isfinite, values) if kind == "e2m1" or info.dtype in FLOATS else ()
-    unit = 32 if isinstance(group, Tensor) or wide == cols else math.lcm(32, wide)
+    unit = 32
+    if wide != cols and not isinstance(group, Tensor):
+        unit = math.lcm(32, wide)
+    values = _values(kind, bits, words.dtype, is_signed=zeros is None)
+    book = []
+    if kind == "e2m1" or info.dtype in FLOATS:
+        book = [value for value in values if math.isfinite(value)]
+    biases = pieces.get("biases")
     return Grid(
         cols,
         unit if cols % unit == 0 else cols,
-        levels,
+        _levels(info, words, packing, values),
         shared(scales),
-        zeros,
-        shared(pieces["biases"].whole()) if "biases" in pieces else None,
-        OF_INT8 if kind == "llm.int8" else 1.0,
-        tuple(book),
+        zeros=None if zeros is None else shared(zeros),
+        biases=None if biases is None else shared(biases.whole()),
+        last=OF_INT8 if kind == "llm.int8" else 1.0,
+        codebook=tuple(book),
     )
+
+
+def _scales(pieces: Pieces) -> Tensor:
+    """The scales of blocks, as they are stored."""
+    scales = pieces["scales"].whole()
+    if scales.dtype == torch.uint8:  # MXFP4: exponents of 2
+        exponents = torch.arange(256) - 127
+        powers = torch.ldexp(torch.ones(256), exponents)
+        scales = powers[scales.int()]
+    if "divisor" in pieces:  # NVFP4 of compressed-tensors
+        divisor = pieces["divisor"].whole().float()
+        return scales.float() / divisor.flatten()
+    if "factor" in pieces:  # of ModelOpt
+        factor = pieces["factor"].whole().float()
+        return scales.float() * factor.flatten()
+    return scales
+
+
+def _unpacked_zeros(stored: Tensor, kind: str, bits: int, rows: int) -> Tensor:
+    """Unpack the zeros of groups: (rows, groups)."""
+    words = _compact(stored if kind in TURNED else stored.T)
+    levels = range(1 << bits)
+    zeros = numbers_of(words.view(torch.uint8), bits, levels, rows)
+    if kind == "awq":
+        nibbles = zeros.view(len(zeros), -1, 8)
+        in_order = nibbles[..., list(AWQ_NIBBLES)]
+        zeros = in_order.flatten(-2)
+    return zeros.T
+
+
+def _groups(info: TensorInfo, pieces: Pieces, wide: int, scales: Tensor) -> int | Tensor:
+    """The group of each column; the columns of a group if equal ones fill the rows: it is faster.
+    scales: (..., groups).
+    """
+    cols = info.shape[-1]
+    in_order = torch.arange(cols) // wide
+    groups = in_order
+    if "order" in pieces:
+        groups = pieces["order"].whole().long()
+        count = scales.shape[-1]
+        if groups.min() < 0 or groups.max() >= count:
+            raise _broken(info, "g_idx names groups that do not exist")
+    is_even = cols % wide == 0
+    if is_even and torch.equal(groups, in_order):
+        return wide
+    return groups
+
+
+def _values(kind: str, bits: int, dtype: torch.dtype, *, is_signed: bool) -> Sequence[float]:
+    """The value of each level."""
+    if kind == "e2m1":
+        return E2M1
+    if kind in ("scaled", "llm.int8"):
+        return numbers_of_bytes(dtype)
+    count = 1 << bits
+    # without zeros the middle of `pack-quantized` is 0
+    first = -count // 2 if kind == "pack-quantized" and is_signed else 0
+    return range(first, first + count)
+
+
+def _levels(info: TensorInfo, words: StoredTensor, packing: Packing, values: Sequence[float]) -> Of:
+    """Read the levels of a part."""
+    bits = packing.facts[0]
+    if packing.kind not in TURNED:
+        return _streamed(_bytes(words, info), bits, values)
+
+    def turned(stored: Tensor) -> Tensor:
+        whole = stored.view(torch.int32)
+        return whole.T
+
+    raw = words.seen(turned)
+
+    def interleaved(rows: Rows, cols: Cols) -> Tensor:
+        """Unpack the numbers of AWQ, eight rows in a word."""
+        nibbles = torch.tensor(AWQ_NIBBLES, dtype=torch.int32)
+        shifts = 4 * nibbles[rows % 8]
+        words = _take(raw, rows // 8, cols)
+        levels = words >> shifts[:, None]
+        return levels.bitwise_and_(15)
+
+    return interleaved if packing.kind == "awq" else _streamed(raw, bits, values)
 
 
 def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing) -> Grid:
     """Decode bitsandbytes' NF4 and FP4: level * absmax. Blocks run through all entries. Their
     scales may be quantised to 8 bits of a codebook, again in blocks.
     """
-    (block,), (rows, cols) = packing.facts, info.shape
-    state = quant_state(bytes(pieces["state"].whole().tolist()))
+    (block,) = packing.facts
+    rows, cols = info.shape
+    numbers = pieces["state"].whole()
+    content = bytes(numbers.tolist())
+    state = quant_state(content)
     if state[:3] != (rows, cols, block):
         raise _broken(info, "its quant_state is not that of the other layers")
     scales = pieces["scales"].whole().flatten()
@@ -266,47 +393,51 @@ def _bitsandbytes_4bit(info: TensorInfo, pieces: Pieces, packing: Packing) -> Gr
             raise _broken(info, "nested_absmax has another number of blocks")
         codes = pieces["codes"].whole().float()
         wide = outer.repeat_interleave(step)[: len(scales)]
-        scales = codes[scales.int()] * wide + offset
+        inner = codes[scales.int()]
+        scales = inner * wide + offset
         # levels are chosen before scales are rounded, to the nearest code
-        loose = wide.abs() * codes.sort().values.diff().max() / 2
+        widest = codes.sort().values.diff().max()
+        loose = wide.abs() * widest / 2
 
     def by_block(values: Tensor) -> Of:
         if cols % block == 0:
             return _shared(values.view(rows, -1), block)
-        return lambda rows, columns: values[
-            torch.from_numpy(np.add.outer(rows * cols, np.arange(*columns)) // block)
-        ]
 
-    known = NF4 if info.dtype == "NF4" else FP4
+        def of(rows: Rows, columns: Cols) -> Tensor:
+            along = np.arange(*columns)
+            entries = np.add.outer(rows * cols, along)
+            return values[torch.from_numpy(entries // block)]
+
+        return of
+
+    levels = NF4 if info.dtype == "NF4" else FP4
+    raw = _bytes(pieces["words"], info)
     return Grid(
         cols,
         2 if cols % block else block,
-        _streamed(_bytes(pieces["words"], info), 4, known, high_first=True),
+        _streamed(raw, 4, levels, high_first=True),
         by_block(scales.float()),
-        codebook=known,
-        reach=max(known),  # the scale of a block is its largest number
+        codebook=levels,
+        reach=max(levels),  # the scale of a block is its largest number
         loose=None if loose is None else by_block(loose),
     )
 
 
 def _bytes(stored: StoredTensor, info: TensorInfo) -> Raw:
-    """Return stored data as bytes, (rows, bytes of a row)."""
-    return stored.seen(lambda one: one.view(torch.uint8).reshape(math.prod(info.shape[:-1]), -1))
+    """View stored data as bytes, (rows, bytes of a row)."""
+    rows = math.prod(info.shape[:-1])
+
+    def bytes_of(words: Tensor) -> Tensor:
+        return words.view(torch.uint8).reshape(rows, -1)
+
+    return stored.seen(bytes_of)
 
 
 def _broken(info: TensorInfo, what: str) -> UndecodableError:
     return UndecodableError(f"{info.name} ({info.dtype}): {what}", "quantise the model again")
 
 
-# Even grids of GGUF: for each type the bytes of a block that hold the quants, and what they are
-# where every quant is 1; 0 where every one is. All other bytes are scales and offsets.
-QUANTS: Mapping[str, tuple[tuple[int, int, int], ...]] = {  # (start, stop, all 1)
-    "Q4_0": ((2, 18, 0x11),), "Q4_1": ((4, 20, 0x11),), "Q8_0": ((2, 34, 0x01),),
-    "Q5_0": ((2, 6, 0x00), (6, 22, 0x11)), "Q5_1": ((4, 8, 0x00), (8, 24, 0x11)),
-    "Q2_K": ((16, 80, 0x55),), "Q3_K": ((0, 32, 0x00), (32, 96, 0x55)), "Q4_K": ((16, 144, 0x11),),
-    "Q5_K": ((16, 48, 0x00), (48, 176, 0x11)), "Q6_K": ((0, 128, 0x11), (128, 192, 0x00)),
-    "TQ1_0": ((0, 52, 0x80),), "TQ2_0": ((0, 64, 0x55),),  # TQ1_0: to base 3, a fraction of 256
-}  # fmt: skip
+Order = Callable[[Rows], Rows]
 
 
 class GgmlBlocks:
@@ -314,9 +445,7 @@ class GgmlBlocks:
 
     costly = True
 
-    def __init__(
-        self, raw: StoredTensor, kind: str, order: Callable[[Rows], Rows] = lambda rows: rows
-    ) -> None:
+    def __init__(self, raw: StoredTensor, kind: str, order: Order = lambda rows: rows) -> None:
         """raw: bytes, (rows, bytes of a row). order: where each row is stored."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
@@ -329,25 +458,31 @@ class GgmlBlocks:
         self.width = raw.shape[1] // self._size * self.unit
 
     def values(self, rows: Rows, cols: Cols, into: Tensor) -> None:
-        into.copy_(self._decoded(rows, cols))
+        into.copy_(self._decoded(rows, cols, ()))
 
     def cells(self, rows: Rows, cols: Cols) -> Cells:
-        if self._kind not in QUANTS:
+        ones = even_grids().get(self._kind)
+        if ones is None:
             return ()
-        quants = QUANTS[self._kind]
-        zero = self._decoded(rows, cols, *((start, stop, 0) for start, stop, _ in quants))
-        return ((self._decoded(rows, cols, *quants) - zero).abs(),)
+        zeros = [(start, stop, 0) for start, stop, _ in ones]
+        at_1 = self._decoded(rows, cols, ones)
+        at_0 = self._decoded(rows, cols, zeros)
+        return ((at_1 - at_0).abs(),)
 
-    def _decoded(self, rows: Rows, cols: Cols, *filled: tuple[int, int, int]) -> Tensor:
-        """Return the numbers of blocks in which some bytes (start, stop) hold another block."""
-        start, stop = (col // self.unit * self._size for col in cols)
-        part = _take(self._raw, self._order(rows), (start, stop)).numpy()
-        blocks = np.array(part, order="C", copy=bool(filled) or None).reshape(-1, self._size)
+    def _decoded(self, rows: Rows, cols: Cols, filled: Sequence[Filled]) -> Tensor:
+        """Decode blocks in which some bytes hold another number."""
+        first, last = [col // self.unit * self._size for col in cols]
+        stored = self._order(rows)
+        part = _take(self._raw, stored, (first, last)).numpy()
+        copy = bool(filled) or None
+        stored_blocks = np.array(part, order="C", copy=copy)
+        blocks = stored_blocks.reshape(-1, self._size)
         for start, stop, byte in filled:
             blocks[:, start:stop] = byte
         # what `gguf.quants.dequantize` calls for 16 rows at a time, and copies
         with np.errstate(all="ignore"):  # scales may be NaN, which is for the audit to find
-            return torch.from_numpy(self._type.dequantize_blocks(blocks)).view(len(rows), -1)
+            numbers = self._type.dequantize_blocks(blocks)
+        return torch.from_numpy(numbers).view(len(rows), -1)
 
 
 def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing) -> Decoder:
@@ -357,7 +492,8 @@ def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing) -> Decoder:
     added to its numbers. Rotary embeddings turn row i of a head with row i + d/2 in transformers,
     and with its neighbour in llama.cpp: `w.reshape(heads, 2, d/2, cols).swapaxes(1, 2)` is stored.
     """
-    raw, (heads, added) = pieces["words"], packing.facts
+    raw = pieces["words"]
+    heads, added = packing.facts
     half = raw.shape[0] // (heads or 1) // 2
 
     def order(rows: Rows) -> Rows:
@@ -365,32 +501,47 @@ def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing) -> Decoder:
             return rows
         pair, place = np.divmod(rows, half)
         head, second = np.divmod(pair, 2)
-        return (head * half + place) * 2 + second
+        neighbours = head * half + place
+        return neighbours * 2 + second
+
+    def levels(rows: Rows, cols: Cols) -> Tensor:
+        return _take(raw, order(rows), cols)
 
     def of_all(value: int) -> Of:
-        return lambda rows, cols: torch.full((len(rows), 1), float(value))
+        def of(rows: Rows, cols: Cols) -> Tensor:
+            shape = (len(rows), 1)
+            return torch.full(shape, float(value))
+
+        return of
 
     if info.dtype not in FLOATS:
         return GgmlBlocks(raw, info.dtype, order)
     zeros = of_all(added) if added else None
-    return Grid(raw.shape[1], 1, lambda rows, cols: _take(raw, order(rows), cols), of_all(1), zeros)
+    return Grid(raw.shape[1], 1, levels, of_all(1), zeros)
 
 
 def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) -> DecodedTensor:
     """Open the tensor of an entry with a packing. read: opens what lies in files."""
     packing = info.packing
     assert packing is not None
-    infos = zip(packing.roles, (packing.raw, *packing.beside), strict=False)
-    pieces = {role: read(one) for role, one in infos}
+    raw = packing.raw
+    infos = (raw, *packing.beside)
+    named = zip(packing.roles, infos, strict=False)
+    pieces = {role: read(piece) for role, piece in named}
     upright = info
     if info.strides is not None:  # decoded are the transposes of its matrices
         *stack, cols, rows = info.shape
         upright = replace(info, shape=(*stack, rows, cols))
-    own = {GGUF: _gguf, "bitsandbytes-4bit": _bitsandbytes_4bit}
-    decoder: Decoder = own.get(packing.kind, _grouped)(upright, pieces, packing)
+    makers = {GGUF: _gguf, "bitsandbytes-4bit": _bitsandbytes_4bit}
+    make = makers.get(packing.kind, _grouped)
+    decoder: Decoder = make(upright, pieces, packing)
     is_float = packing.kind == GGUF and info.dtype in FLOATS  # which have no single grid
-    dtype = pieces["words"].dtype if is_float else torch.float32
+    dtype = torch.float32
+    if is_float:
+        dtype = pieces["words"].dtype
     view = torch.empty(upright.shape, dtype=dtype, device="meta")
-    view = view if info.strides is None else view.mT
-    made = DecodedTensor if is_float else PackedTensor
-    return made(info.dtype, decoder, view, packing.raw.end - packing.raw.start)
+    if info.strides is not None:
+        view = view.mT
+    tensor = DecodedTensor if is_float else PackedTensor
+    stored = raw.end - raw.start
+    return tensor(info.dtype, decoder, view, stored)

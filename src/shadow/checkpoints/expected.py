@@ -82,14 +82,14 @@ def stripped(config: Any) -> Any:
     if isinstance(config, dict):
         if config.keys() == {"__float__"} and config["__float__"] in INFINITE:
             return float(config["__float__"])
-        return {
-            key: stripped(value)
-            for key, value in config.items()
-            if not STRIPPED.fullmatch(key)
-            and not (isinstance(value, str) and ("/" in value or "\\" in value))
-        }
+        plain = {}
+        for key, value in config.items():
+            is_path = isinstance(value, str) and ("/" in value or "\\" in value)
+            if not is_path and not STRIPPED.fullmatch(key):
+                plain[key] = stripped(value)
+        return plain
     if isinstance(config, list):
-        return [stripped(one) for one in config]
+        return [stripped(value) for value in config]
     # as a reader of JSON passes on what JSON has no number for
     return float(config) if isinstance(config, str) and config in INFINITE else config
 
@@ -114,13 +114,14 @@ def expected(
     """Ask transformers, unless the cache has its answer. scratch: a folder for the question;
     begins: called when a child starts.
     """
-    listed = {
-        name: ("BF16" if info.packing else info.dtype, info.shape)
-        for name, info in tensors.items()
-        if not info.problem
-    }
+    listed = {}
+    for name, info in tensors.items():
+        if not info.problem:
+            dtype = "BF16" if info.packing else info.dtype
+            listed[name] = (dtype, info.shape)
     try:
-        question = json.dumps({"config": stripped(config), "tensors": listed})
+        plain = stripped(config)
+        question = json.dumps({"config": plain, "tensors": listed})
     except RecursionError:
         return Expected(problem="config_deep")
     key = key_of(question)
@@ -134,8 +135,9 @@ def expected(
                 return answer
     answer = _ask(question, scratch, begins)
     if answer.problem in LASTING:
+        content = json.dumps(asdict(answer))
         with contextlib.suppress(OSError):  # a full disk, a folder that may not be written
-            cache.store(key, json.dumps(asdict(answer)).encode())
+            cache.store(key, content.encode())
     return answer
 
 
@@ -169,8 +171,8 @@ def _ask(question: str, scratch: Path, begins: Callable[[], None]) -> Expected:
         return read_answer(child.stdout.splitlines()[-1])
     except UNREADABLE:
         if child.returncode == RAISED:
-            said = child.stderr.decode(errors="replace").strip()
-            raise RuntimeError(f"asking transformers failed: {said[-10 * LONGEST :]}") from None
+            errors = child.stderr.decode(errors="replace").strip()
+            raise RuntimeError(f"asking transformers failed: {errors[-10 * LONGEST :]}") from None
         return Expected(problem="loader_died", detail=f"exit code {child.returncode}")
 
 
@@ -179,7 +181,8 @@ def read_answer(content: bytes) -> Expected:
     from pydantic import TypeAdapter
 
     recorded = json.loads(content)
-    if not isinstance(recorded, dict) or recorded.keys() != {one.name for one in fields(Expected)}:
+    names = {field.name for field in fields(Expected)}
+    if not isinstance(recorded, dict) or recorded.keys() != names:
         raise ValueError("fields")
     return TypeAdapter(Expected).validate_python(recorded)
 
@@ -188,13 +191,15 @@ def main() -> None:
     """Run the child: argv has the file with the question, or stdin has one a line; the last line of
     stdout is the answer.
     """
-    questions = [Path(sys.argv[1]).read_text()] if sys.argv[1:] else sys.stdin
+    questions: Iterable[str] = sys.stdin
+    if sys.argv[1:]:
+        questions = [Path(sys.argv[1]).read_text()]
     guard = functools.cache(lambda: confine(MEMORY, 0, SECONDS))
     for question in questions:
         recorded = json.loads(question)
         answer = asked(recorded["config"], recorded["tensors"], guard)
-        sys.stdout.write("\n" + json.dumps(asdict(answer)) + "\n")
-        sys.stdout.flush()
+        content = json.dumps(asdict(answer))
+        print(f"\n{content}", flush=True)
 
 
 def asked(
@@ -250,70 +255,88 @@ def _asked(
 
     kind = config.get("model_type")
     name = config["architectures"][0]
-    known = [
-        (key, one)
-        for table, models in vars(modeling_auto).items()
-        if table.endswith("_MAPPING_NAMES")
-        for key, value in models.items()
-        for one in ([value] if isinstance(value, str) else value)
-    ]
+    classes: set[str] = set()
+    others: set[str] = set()  # of the same kind
+    for table, models in vars(modeling_auto).items():
+        if table.endswith("_MAPPING_NAMES"):
+            for key, value in models.items():
+                names = [value] if isinstance(value, str) else value
+                classes.update(names)
+                if key == kind:
+                    others.update(names)
     kinds = configuration_auto.CONFIG_MAPPING
-    if not isinstance(kind, str) or kind not in kinds or name not in {one for _, one in known}:
+    if not isinstance(kind, str) or kind not in kinds or name not in classes:
         return Expected(problem="unknown_class", detail=name[:LONGEST])
     with of_transformers():
         settings = kinds[kind]
         cls = getattr(transformers, name)
         guard()
-        made = settings.from_dict(config)
+        model_config = settings.from_dict(config)
         plain = settings()
-        inner = made.get_text_config()
+        inner = model_config.get_text_config()
         plain_inner = plain.get_text_config()
     state = {}
     for tensor, (dtype, shape) in tensors.items():
         is_known = dtype in FLOATS or dtype in INTEGERS
         numbers = getattr(torch, torch_name(dtype)) if is_known else torch.uint8
-        state[tensor] = torch.empty(shape, dtype=numbers, device="meta")
+        empty = torch.empty(shape, dtype=numbers, device="meta")
+        state[tensor] = empty
     with contextlib.redirect_stdout(sys.stderr), of_transformers():
         # not the class's own, which may read other files
         load = transformers.PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
-        model, found = load(
-            cls, None, config=made, state_dict=state, device_map={"": "meta"},
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
-    usual = [value for part in (plain, plain_inner) for key, value in part.to_dict().items()
-             if key.endswith(("_token_id", "_token_index"))]  # fmt: skip
-    mismatched = sorted(found["mismatched_keys"])
-    faults = " ".join(map(str, found.get("error_msgs") or ()))[:LONGEST]
-    missing = {*found["missing_keys"]}
+        model, loading = load(
+            cls,
+            None,
+            config=model_config,
+            state_dict=state,
+            device_map={"": "meta"},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    usual = []
+    for part in (plain, plain_inner):
+        for key, value in part.to_dict().items():
+            if key.endswith(("_token_id", "_token_index")):
+                tokens = value if isinstance(value, list | tuple) else [value]
+                usual += [token for token in tokens if type(token) is int]
+    mismatched = []
+    for tensor, of_files, of_model in sorted(loading["mismatched_keys"]):
+        mismatched.append((tensor, tuple(of_files), tuple(of_model)))
+    messages = map(str, loading.get("error_msgs") or ())
+    faults = " ".join(messages)
+    missing = {*loading["missing_keys"]}
+    unexpected = sorted(loading["unexpected_keys"])
     embedding, head = vocabulary_of(model)
     rows = getattr(inner, "vocab_size", None)
     if embedding is None or not isinstance(rows, int) or len(embedding) < rows:  # of sounds
         embedding = None
         head = None
-    inputs, outputs = (files_names(model, [matrix], tensors) for matrix in (embedding, head))
-    tables = [module for module in model.modules() if hasattr(module, "padding_idx")]
-    others = {one for key, one in known if key == kind}
+    inputs = files_names(model, [embedding], tensors)
+    outputs = files_names(model, [head], tensors)
+    looked_up = []
+    for module in model.modules():
+        if hasattr(module, "padding_idx"):
+            looked_up.append(getattr(module, "weight", None))
     return Expected(
         sorted(missing),
-        sorted(found["unexpected_keys"]),
-        [(tensor, tuple(one), tuple(other)) for tensor, one, other in mismatched],
+        unexpected,
+        mismatched,
         "loader_failed" if faults else "",
-        faults,
+        faults[:LONGEST],
         _are_tied(model, embedding, head),
-        [one for said in usual for one in (said if isinstance(said, list | tuple) else [said])
-         if type(one) is int],
+        usual,
         inputs=inputs,
         outputs=[name for name in outputs if name not in inputs],
-        tables=files_names(model, [getattr(one, "weight", None) for one in tables], tensors),
-        spare="" if missing else class_with(found["unexpected_keys"], made, others),
+        tables=files_names(model, looked_up, tensors),
+        spare="" if missing else class_with(unexpected, model_config, others),
         vocabulary=0 if embedding is None else len(embedding),
         lost=lost_members(model.state_dict().keys(), missing),
         in_f32=_in_f32(model, tensors),
-    )  # fmt: skip
+    )
 
 
 def vocabulary_of(model: Any) -> tuple[Any, Any]:
-    """Return the weights of the input and output embeddings of a model of transformers; None for
+    """The weights of the input and output embeddings of a model of transformers; None for
     one that it does not have as a matrix.
     """
     weights = []
@@ -323,38 +346,42 @@ def vocabulary_of(model: Any) -> tuple[Any, Any]:
                 weight = getattr(ask(), "weight", None)
         except LoaderError:  # a model of images or sounds
             weight = None
-        weights.append(weight if getattr(weight, "ndim", 0) == 2 else None)
+        is_matrix = getattr(weight, "ndim", 0) == 2
+        weights.append(weight if is_matrix else None)
     return weights[0], weights[1]
 
 
 def files_names(model: Any, matrices: Iterable[Any], stored: Collection[str]) -> list[str]:
-    """Return the names in the files of matrices of the model, which it may have under others."""
+    """The names in the files of matrices of the model, which it may have under others."""
     from transformers.core_model_loading import revert_weight_conversion
 
     wanted = {id(matrix) for matrix in matrices}
     parameters = model.named_parameters(remove_duplicate=False)
-    own = {name: parameter for name, parameter in parameters if id(parameter) in wanted}
+    own = {}
+    for name, parameter in parameters:
+        if id(parameter) in wanted:
+            own[name] = parameter
     with of_transformers():
         saved = revert_weight_conversion(model, own)
     return [name for name in own | saved if name in stored]
 
 
 def _are_tied(model: Any, embedding: Any, head: Any) -> bool:
-    """Return whether a class ties both, also where the files have one of its own for each."""
+    """True if a class ties both, also where the files have one of its own for each."""
     sources = model.all_tied_weights_keys
-    first, second = (
-        {
-            sources.get(name, name)
-            for name, parameter in model.named_parameters(remove_duplicate=False)
-            if parameter is matrix
-        }
-        for matrix in (embedding, head)
-    )
-    return not first.isdisjoint(second)
+    of_embedding = set()
+    of_head = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        source = sources.get(name, name)
+        if parameter is embedding:
+            of_embedding.add(source)
+        if parameter is head:
+            of_head.add(source)
+    return not of_embedding.isdisjoint(of_head)
 
 
 def class_with(names: Collection[str], config: Any, classes: Collection[str]) -> str:
-    """Return one of the classes that has these tensors outside its layers: heads of a task that
+    """One of the classes that has these tensors outside its layers: heads of a task that
     the files were trained on and the class of their config does without. Empty if none has.
     """
     import torch
@@ -370,32 +397,39 @@ def class_with(names: Collection[str], config: Any, classes: Collection[str]) ->
 
 
 def lost_members(names: Iterable[str], missing: Collection[str]) -> dict[str, int]:
-    """Return the members of numbered lists, such as layers, of which every tensor is missing, and
+    """The members of numbered lists, such as layers, of which every tensor is missing, and
     how many each has; of nested ones the outermost.
     """
     totals = Counter(owner for name in names for owner in owners_of(name))
     absent = Counter(owner for name in missing for owner in owners_of(name))
-    lost = {owner: count for owner, count in absent.items() if count == totals[owner]}
-    return {
-        owner: count
-        for owner, count in lost.items()
-        if not any(outer in lost for outer in owners_of(owner))
-    }
+    lost = {}
+    for owner, count in absent.items():
+        if count == totals[owner]:
+            lost[owner] = count
+    outermost = {}
+    for owner, count in lost.items():
+        if lost.keys().isdisjoint(owners_of(owner)):
+            outermost[owner] = count
+    return outermost
 
 
 def owners_of(name: str) -> list[str]:
-    """Return the numbered modules that a name is inside of: `model.layers.3`, the outermost
+    """The numbered modules that a name is inside of: `model.layers.3`, the outermost
     first.
     """
+    owners = []
     parts = name.split(".")
-    return [".".join(parts[: at + 1]) for at, part in enumerate(parts[:-1]) if part.isdecimal()]
+    for length, part in enumerate(parts[:-1], start=1):
+        if part.isdecimal():
+            owners.append(".".join(parts[:length]))
+    return owners
 
 
 def _in_f32(model: Any, tensors: Iterable[str]) -> list[str]:
-    """Return the tensors that match what a model keeps in F32, as transformers matches them."""
+    """The tensors that match what a model keeps in F32, as transformers matches them."""
     patterns = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
-    kept = [re.compile(pattern.replace("*", ".*")) for pattern in sorted(patterns)]
-    return sorted(name for name in tensors if any(one.search(name) for one in kept))
+    texts = [pattern.replace("*", ".*") for pattern in sorted(patterns)]
+    return sorted(name for name in tensors if any(re.search(text, name) for text in texts))
 
 
 if __name__ == "__main__":

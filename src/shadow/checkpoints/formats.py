@@ -28,6 +28,7 @@ FP8 = "8-bit floats"
 READ = ("stated", "state")  # roles of small pieces that say what others do not
 MAX_READ = 1 << 16  # bytes of one; real ones have 100
 OPTIONAL = "optional "
+ORDERS = ("g_idx", "weight_g_idx")  # pieces that say the group of each column
 BLOCK = (128, 128)  # rows and columns of blocks of 8-bit numbers where the config names none
 
 
@@ -37,6 +38,10 @@ Made = tuple[Shape, Shape]
 """The shape of what is decoded, and facts that the decoder needs."""
 Read = Callable[[TensorInfo, TensorInfo], bytes]
 """The bytes of a small piece, or of another layer's beside a tensor like the second."""
+
+
+Filled = tuple[int, int, int]
+"""Bytes of a block, start and stop, and what is put into each."""
 
 
 class _RefusedError(Exception):
@@ -73,24 +78,46 @@ class Format:
 
 @cache
 def _data() -> dict[str, Any]:
-    data: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_bytes())
+    path = Path(__file__).with_suffix(".yaml")
+    data: dict[str, Any] = yaml.safe_load(path.read_bytes())
     return data
+
+
+def even_grids() -> Mapping[str, Sequence[Filled]]:
+    """By type of GGUF with an even grid, the bytes of a block that hold the quants: start and stop,
+    and what they are where every quant is 1.
+    """
+    grids: Mapping[str, Sequence[Filled]] = _data()["even_grids"]
+    return grids
 
 
 @cache
 def _formats() -> Sequence[Format]:
-    return [
-        Format(**one | {"layouts": [Layout(**layout) for layout in one.get("layouts", ())]})
-        for one in _data()["formats"]
-    ]
+    formats = []
+    for entry in _data()["formats"]:
+        listed = entry.get("layouts", ())
+        layouts = [Layout(**layout) for layout in listed]
+        formats.append(Format(**entry | {"layouts": layouts}))
+    return formats
 
 
 def _fit(pieces: Tensors, layout: Layout) -> tuple[bool, bool]:
-    """Return whether a module has a layout's first piece, and whether it has all it needs."""
-    (first, words), *_ = layout.pieces.items()
-    has_first = first in pieces and pieces[first].dtype in _data()["types"][words.split()[1]]
-    needed = {name for name, words in layout.pieces.items() if not words.startswith(OPTIONAL)}
-    return has_first, needed <= pieces.keys()
+    """Two flags: a module has a layout's first piece, and all that the layout needs."""
+    first, *_ = layout.pieces
+    _, kind, *_ = layout.pieces[first].split()
+    piece = pieces.get(first)
+    has_first = piece is not None and piece.dtype in _types(kind)
+    has_all = True
+    for name, words in layout.pieces.items():
+        if not words.startswith(OPTIONAL):
+            has_all = has_all and name in pieces
+    return has_first, has_all
+
+
+def _types(kind: str) -> Sequence[str]:
+    """The dtypes of pieces of a kind."""
+    types: Sequence[str] = _data()["types"][kind]
+    return types
 
 
 def _matrix(
@@ -101,27 +128,36 @@ def _matrix(
     settings: what config.json says about its format.
     """
     for key, known in layout.settings.items():
-        said = str(settings.get(key) or known[0]).lower()
-        _require(said in known, f"its {key} is {said[:20]!a}")
+        value = settings.get(key) or known[0]
+        setting = str(value).lower()
+        _require(setting in known, f"its {key} is {setting[:20]!a}")
     sizes: Sizes = {}
     used: Tensors = {}
     others = dict(pieces)
     for name, words in layout.pieces.items():
         role, kind, *dimensions = words.removeprefix(OPTIONAL).split()
-        _require(name in pieces or words.startswith(OPTIONAL), f"{name} is missing")
-        if name in pieces:
-            used[role] = piece = others.pop(name)
-            _require(piece.dtype in _data()["types"][kind], f"{name} is {piece.dtype}")
-            _measure(name, piece, dimensions, sizes)
-            if role in READ:
-                _require(piece.end - piece.start <= MAX_READ, f"{name} is too large")
-                sizes[role] = read(piece, used["words"])
-    unknown = next((name for name in others if name not in _data()["needless"]), "")
-    _require(not unknown, f"{unknown} is unknown")
-    shape, facts = MADE.get(layout.kind, _grouped)(layout, pieces, settings, sizes)
+        piece = others.pop(name, None)
+        if piece is None:
+            _require(words.startswith(OPTIONAL), f"{name} is missing")
+            continue
+        used[role] = piece
+        _require(piece.dtype in _types(kind), f"{name} is {piece.dtype}")
+        _measure(name, piece, dimensions, sizes)
+        if role in READ:
+            size = piece.end - piece.start
+            _require(size <= MAX_READ, f"{name} is too large")
+            sizes[role] = read(piece, used["words"])
+    needless = _data()["needless"]
+    for name in others:
+        _require(name in needless, f"{name} is unknown")
+    recognise = MADE.get(layout.kind, _grouped)
+    shape, facts = recognise(layout, pieces, settings, sizes)
     raw, *rest = used.values()
-    packing = Packing(layout.kind, raw, (*rest, *others.values()), facts, tuple(used))
-    dtype = raw.dtype if raw.dtype.startswith("F8_") else layout.dtype.format(facts[0])
+    beside = (*rest, *others.values())
+    packing = Packing(layout.kind, raw, beside, facts, tuple(used))
+    dtype = raw.dtype
+    if not dtype.startswith("F8_"):
+        dtype = layout.dtype.format(facts[0])
     name = owner if "_blocks" in pieces else f"{owner}.weight"
     strides = None
     if layout.is_turned:
@@ -134,111 +170,146 @@ def _matrix(
 
 def _measure(name: str, info: TensorInfo, words: Sequence[str], sizes: Sizes) -> None:
     """Add the sizes of a piece to those that are known, which it must match."""
-    broken = info.problem or info.alias_of or info.strides or 0 in info.shape
-    _require(not broken, f"{name} cannot be read")
+    is_broken = info.problem or info.alias_of or info.strides or 0 in info.shape
+    _require(not is_broken, f"{name} cannot be read")
     shape: list[object] = list(info.shape)
     if words and words[0].startswith("*"):
         count = max(0, len(shape) - len(words) + 1)
-        shape[:count] = [tuple(shape[:count])]
-    fits = len(words) == len(shape)
-    for word, size in zip(words, shape, strict=False):
-        fits = fits and size == (int(word) if word.isdecimal() else sizes.setdefault(word, size))
-    _require(fits, f"{name} has the shape {info.shape}")
+        several = tuple(shape[:count])
+        shape[:count] = [several]
+    fault = f"{name} has the shape {info.shape}"
+    _require(len(words) == len(shape), fault)
+    for word, size in zip(words, shape, strict=True):
+        if word.isdecimal():
+            _require(size == int(word), fault)
+        else:
+            _require(size == sizes.setdefault(word, size), fault)
 
 
-def _grouped(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Made:
+def _grouped(layout: Layout, pieces: Tensors, settings: Config, sizes: Sizes) -> Made:
     """Recognise a stream of bits along rows, with scales of groups of columns. facts: bits, 1,
     columns of a group, and what is added to zeros.
     """
-    rows = n["rows"]
-    groups = n["groups"]
-    known = n.get("cols") or layout.group * n["groups"]
-    if raw := n.get("stated"):
+    rows = sizes["rows"]
+    groups = sizes["groups"]
+    known = sizes.get("cols") or layout.group * groups
+    raw = sizes.get("stated")
+    if raw:
         half = len(raw) // 2
-        stated = [int.from_bytes(one, "little") for one in (raw[:half], raw[half:])]
-        _require(stated == [rows, known or stated[1]], "weight_shape does not fit")
-        known = stated[1]
-    found = []
+        stated_rows = int.from_bytes(raw[:half], "little")
+        stated_cols = int.from_bytes(raw[half:], "little")
+        fits = stated_rows == rows and known in (0, stated_cols)
+        _require(fits, "weight_shape does not fit")
+        known = stated_cols
+    fitting = []
     for bits in layout.bits:
-        cols = known or 32 * n["words"] // bits
-        along, down = (-(-size * bits // 32) for size in (cols, rows))
-        fits = n.get("words", along) == along and n.get("zeros", down) == down
-        fits = fits and n.get("bytes", cols * bits // 8) == cols * bits // 8
-        fits = fits and math.prod(n.get("*one", ())) == 1
-        if fits and (layout.kind != "mlx" or bits == settings.get("bits")):
-            found.append((bits, cols))
-    _require(len(found) == 1, f"its bits are unclear: none or several of {layout.bits} fit")
-    ((bits, cols),) = found
+        cols = known or 32 * sizes["words"] // bits
+        expected = {
+            "words": -(-cols * bits // 32),
+            "zeros": -(-rows * bits // 32),
+            "bytes": cols * bits // 8,
+        }
+        fits = math.prod(sizes.get("*one", ())) == 1
+        for word, size in expected.items():
+            stored = sizes.get(word, size)
+            fits = fits and stored == size
+        if layout.kind == "mlx":
+            fits = fits and bits == settings.get("bits")
+        if fits:
+            fitting.append((bits, cols))
+    _require(len(fitting) == 1, f"its bits are unclear: none or several of {layout.bits} fit")
+    ((bits, cols),) = fitting
     group = -(-cols // groups)
-    has_order = {"g_idx", "weight_g_idx"} & pieces.keys()
+    has_order = not pieces.keys().isdisjoint(ORDERS)
     _require(has_order or group * groups == cols, "its groups do not fill the rows")
-    # version 1 of GPTQ stores zeros less 1 (AutoGPTQ's qlinear_cuda.py)
-    added = layout.kind == "gptq" and str(settings.get("checkpoint_format")).lower() != "gptq_v2"
-    return (*n.get("*stack", ()), rows, cols), (bits, 1, group, int(added))
+    added = 0
+    if layout.kind == "gptq":
+        # version 1 stores zeros less 1 (AutoGPTQ's qlinear_cuda.py)
+        version = str(settings.get("checkpoint_format")).lower()
+        added = int(version != "gptq_v2")
+    stack = sizes.get("*stack", ())
+    return (*stack, rows, cols), (bits, 1, group, added)
 
 
-def _scaled(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Made:
+def _scaled(layout: Layout, pieces: Tensors, settings: Config, sizes: Sizes) -> Made:
     """Recognise 8-bit integers or floats with a scale for the matrix, each row, group or block.
     facts: 8, rows and columns of a block, 0.
     """
-    rows = n["rows"]
-    cols = n["cols"]
-    stack = n.get("*stack", ())
-    shape = n.get("*grid", (rows,))
-    grid = shape if len(shape) > 1 else (*(shape or (1,)), 1)
+    rows = sizes["rows"]
+    cols = sizes["cols"]
+    stack = sizes.get("*stack", ())
+    shape = sizes.get("*grid", (rows,))
+    grid = shape
+    if len(shape) < 2:
+        grid = (*(shape or (1,)), 1)
     named, has_others = _named_blocks(settings)
     blocks = list(named)
     if "weight_scale_inv" in pieces:  # of blocks, unless the config says that there are none
         is_whole = settings.get("weight_block_size", BLOCK) is None
-        blocks = blocks or [(rows, cols) if is_whole else BLOCK]
+        usual = (rows, cols) if is_whole else BLOCK
+        blocks = blocks or [usual]
     elif has_others or not named:
         blocks = [(1, cols), (rows, cols), *named]
         if len(shape) > 1:
-            blocks += [BLOCK, (1, max(1, cols // grid[-1]))]
+            wide = max(1, cols // grid[-1])
+            blocks += [BLOCK, (1, wide)]
     for high, wide in blocks:
-        if grid == (*stack, -(-rows // high), -(-cols // wide)):
-            return (*stack, rows, cols), (8, min(high, rows), min(wide, cols), 0)
-    sizes = " or ".join(f"{high} x {wide}" for high, wide in named)
-    beside = f", which blocks of {sizes} do not have" if named else ""
-    raise _RefusedError(f"its scales have the shape {shape}{beside}")
+        down = -(-rows // high)
+        along = -(-cols // wide)
+        if grid == (*stack, down, along):
+            facts = (8, min(high, rows), min(wide, cols), 0)
+            return (*stack, rows, cols), facts
+    fault = f"its scales have the shape {shape}"
+    if named:
+        listed = " or ".join(f"{high} x {wide}" for high, wide in named)
+        fault += f", which blocks of {listed} do not have"
+    raise _RefusedError(fault)
 
 
 def _named_blocks(settings: Config) -> tuple[list[tuple[int, int]], bool]:
-    """Return the sizes of blocks that a config names, and whether it also names modules that have
+    """The sizes of blocks that a config names, and whether it also names modules that have
     none.
     """
-    said: list[Any] = [settings.get("weight_block_size")]
+    stated: list[Any] = [settings.get("weight_block_size")]
     groups = settings.get("config_groups")
     if not isinstance(groups, dict):
         groups = {}
     for group in groups.values():
         weights = group.get("weights") if isinstance(group, dict) else None
         if isinstance(weights, dict):
-            said.append(weights.get("block_structure"))
+            stated.append(weights.get("block_structure"))
     sizes = []
-    for size in said:
+    for size in stated:
         if isinstance(size, str):  # as older files write it: 128x128
-            size = [int(word) for word in re.findall(r"\d{1,18}", size)]
+            words = re.findall(r"\d{1,18}", size)
+            size = [int(word) for word in words]
         if size is not None:
             is_pair = isinstance(size, list) and len(size) == 2
             fits = is_pair and all(type(side) is int and side > 0 for side in size)
             _require(fits, f"its blocks are {str(size)[:20]!a}")
-            sizes.append((size[0], size[1]))
-    return sizes, None in said[1:]
+            sizes.append(tuple(size))
+    return sizes, None in stated[1:]
 
 
-def _bitsandbytes_4bit(layout: Layout, pieces: Tensors, settings: Config, n: Sizes) -> Made:
+def _bitsandbytes_4bit(layout: Layout, pieces: Tensors, settings: Config, sizes: Sizes) -> Made:
     """Recognise NF4 and FP4. facts: entries of a block."""
-    said = quant_state(n["state"])
-    _require(said, "its quant_state has no shape or blocksize")
-    (rows, cols, block, *_), raw, nested = said, pieces["weight"], pieces["weight.absmax"]
-    fits = rows * cols == 2 * (raw.end - raw.start) and n["blocks"] == -(-rows * cols // block)
-    _require(fits and cols % 2 == 0, "its quant_state has another shape")
-    found = {"weight.nested_absmax", "weight.nested_quant_map"} & pieces.keys()
-    _require(len(found) == 2 * (nested.dtype == "U8"), "its scales are not of one kind")
+    state = quant_state(sizes["state"])
+    _require(state, "its quant_state has no shape or blocksize")
+    rows, cols, block, *_ = state
+    raw = pieces["weight"]
+    entries = rows * cols
+    stored = 2 * (raw.end - raw.start)
+    fits = cols % 2 == 0 and entries == stored
+    fits = fits and sizes["blocks"] == -(-entries // block)
+    _require(fits, "its quant_state has another shape")
+    nested = NESTED & pieces.keys()
+    scales = pieces["weight.absmax"]
+    count = len(NESTED) if scales.dtype == "U8" else 0
+    _require(len(nested) == count, "its scales are not of one kind")
     return (rows, cols), (block,)
 
 
+NESTED = {"weight.nested_absmax", "weight.nested_quant_map"}  # of scales that are quantised too
 MADE = {"bitsandbytes-4bit": _bitsandbytes_4bit, "scaled": _scaled, "llm.int8": _scaled}
 
 
@@ -254,56 +325,68 @@ def owner_of(name: str) -> tuple[str, str]:
 
 
 def packed_modules(tensors: Tensors, config: Config) -> dict[str, str]:
-    """Return the format of every module of packed integers, by name, from tensors and config."""
+    """The format of every module of packed integers, by name, from tensors and config."""
     formats = _formats()
-    said = _said_format(config)
+    stated = _stated_format(config)
     ranks: dict[str, int] = {}
     unnamed: dict[str, str] = {}
     for name, info in tensors.items():
         owner, piece = owner_of(name)
         rank = _rank(piece)
-        if rank is not None and (
-            not formats[rank].integers
-            or INTEGERS.keys() & {info.dtype, tensors.get(f"{owner}.weight", info).dtype}
-        ):
+        if rank is not None and formats[rank].integers:
+            weight = tensors.get(f"{owner}.weight", info)
+            dtypes = {info.dtype, weight.dtype}
+            if INTEGERS.keys().isdisjoint(dtypes):
+                rank = None
+        if rank is not None:
             ranks[owner] = min(rank, ranks.get(owner, rank))
         elif info.dtype in PACKING and piece == "weight":
-            unnamed[owner] = said or "packed integers of an unknown format"
-        elif info.dtype in PACKING and said and len(info.shape) >= 2:
-            unnamed[name] = said
+            unnamed[owner] = stated or "packed integers of an unknown format"
+        elif info.dtype in PACKING and stated and len(info.shape) >= 2:
+            unnamed[name] = stated
         elif info.dtype.startswith("F8_E"):
-            scales = f"{name}_scale", f"{name}_scale_inv", f"{owner}.scale", f"{owner}.scale_weight"
+            scales = [f"{name}_scale", f"{name}_scale_inv"]
+            scales += [f"{owner}.scale", f"{owner}.scale_weight"]
             if not tensors.keys().isdisjoint(scales):
                 unnamed[owner] = FP8
-    named = {owner: formats[rank].name for owner, rank in ranks.items()}
-    if said:  # the config knows which of two formats of the same names it is
-        named |= {owner: said for owner, name in named.items() if said in name.split(" or ")}
+    named: dict[str, str] = {}
+    for owner, rank in ranks.items():
+        format_name = formats[rank].name
+        # the config knows which of two formats of the same names it is
+        if stated and stated in format_name.split(" or "):
+            format_name = stated
+        named[owner] = format_name
     return unnamed | named
 
 
 @lru_cache(4096)  # a model has few different pieces
 def _rank(piece: str) -> int | None:
-    return next((i for i, one in enumerate(_formats()) if re.fullmatch(one.marks, piece)), None)
+    for rank, known in enumerate(_formats()):
+        if re.fullmatch(known.marks, piece):
+            return rank
+    return None
 
 
-def _said_format(config: Config) -> str | None:
-    """Return what the config calls its quantisation, in known words; MLX names no method."""
-    for said in settings_in(config):
-        method = said.get("quant_method")
+def _stated_format(config: Config) -> str | None:
+    """Name the quantisation of a config in known words; MLX names no method."""
+    methods = name_rules().quantization_methods
+    for settings in settings_in(config):
+        method = settings.get("quant_method")
         if isinstance(method, str):
-            return name_rules().quantization_methods.get(method, "a format that config.json names")
-        if method is None and type(said.get("bits")) is int:
+            return methods.get(method, "a format that config.json names")
+        if method is None and type(settings.get("bits")) is int:
             return "MLX"
     return None
 
 
 def settings_in(config: Config) -> Iterator[dict[str, object]]:
     """Yield what a config says about quantisation, wherever it may say so."""
-    for section in (config, Facts(config).section("language")):
+    inner = Facts(config).section("language")
+    for section in (config, inner):
         for key in name_rules().quantization_keys:
-            said = section.get(key)
-            if isinstance(said, dict):
-                yield said
+            settings = section.get(key)
+            if isinstance(settings, dict):
+                yield settings
 
 
 def quant_state(raw: bytes) -> tuple[Any, ...]:
@@ -311,56 +394,74 @@ def quant_state(raw: bytes) -> tuple[Any, ...]:
     offset (a float) of its scales if these are quantised. () if something is missing.
     """
     try:
-        said = json.loads(raw)
-        sizes = [*said["shape"], said["blocksize"], said.get("nested_blocksize", 1)]
-        offset = said["nested_offset"] if "nested_blocksize" in said else 0.0
+        state = json.loads(raw)
+        nested = state.get("nested_blocksize", 1)
+        sizes = [*state["shape"], state["blocksize"], nested]
+        offset = state["nested_offset"] if "nested_blocksize" in state else 0.0
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         return ()
-    known = all(type(size) is int and 0 < size < 1 << 31 for size in sizes)
-    return (*sizes, offset) if known and len(sizes) == 4 and type(offset) is float else ()
+    for size in sizes:
+        is_number = type(size) is int
+        if not is_number or not 0 < size < 1 << 31:
+            return ()
+    if len(sizes) != 4 or type(offset) is not float:
+        return ()
+    return (*sizes, offset)
 
 
 def with_matrices(
     tensors: Tensors, config: Config, read: Callable[[TensorInfo], bytes]
 ) -> tuple[Tensors, dict[str, str]]:
-    """Return the tensors of a checkpoint with one entry for each quantised matrix in place of its
+    """The tensors of a checkpoint with one entry for each quantised matrix in place of its
     pieces, and by module the formats of others, and why they are not decoded.
 
     read: reads the bytes of a small tensor; a few tensors of many layers are read.
     """
     formats = packed_modules(tensors, config)
+    if not formats:
+        return dict(tensors), {}
     refused = {**formats}
-    layouts = {one.name: one.layouts for one in _formats() if one.layouts}
+    layouts = {}
+    for known in _formats():
+        if known.layouts:
+            layouts[known.name] = known.layouts
     modules: dict[str, Tensors] = {}
-    if formats:
-        for name, info in tensors.items():
-            owner, piece = owner_of(name)
-            if formats.get(owner) in layouts and piece != "bias":
-                modules.setdefault(owner, {})[piece] = info
-    known: dict[tuple[object, ...], bytes] = {}
+    for name, info in tensors.items():
+        owner, piece = owner_of(name)
+        if formats.get(owner) in layouts and piece != "bias":
+            of_module = modules.setdefault(owner, {})
+            of_module[piece] = info
+    contents: dict[tuple[object, ...], bytes] = {}
 
-    def read_once(info: TensorInfo, of: TensorInfo) -> bytes:
-        key = re.sub(r"\b\d+\b", "#", info.name), of.dtype, of.shape
-        if key not in known:
-            known[key] = read(info)
-        return known[key]
+    def read_once(info: TensorInfo, beside: TensorInfo) -> bytes:
+        pattern = re.sub(r"\b\d+\b", "#", info.name)
+        key = (pattern, beside.dtype, beside.shape)
+        if key not in contents:
+            contents[key] = read(info)
+        return contents[key]
 
     entries: dict[str, TensorInfo | None] = {}  # by the name of the first piece; None for others
-    said = next(settings_in(config), {})
+    stated = next(settings_in(config), {})
     for owner, pieces in modules.items():
-        first, *others = (info.name for info in pieces.values())
-        own = said.get(owner)  # MLX may say other things of one module
-        settings = said | own if isinstance(own, dict) else said
-        layout = max(layouts[formats[owner]], key=partial(_fit, pieces))
+        names = [info.name for info in pieces.values()]
+        own = stated.get(owner)  # MLX may say other things of one module
+        settings = stated | own if isinstance(own, dict) else stated
+        fit = partial(_fit, pieces)
+        layout = max(layouts[formats[owner]], key=fit)
         try:
             entry = _matrix(owner, layout, pieces, settings, read_once)
-            is_new = entry.name not in tensors or entry.name in (first, *others)
+            is_new = entry.name not in tensors or entry.name in names
             _require(is_new, "its matrix occurs twice")
         except _RefusedError as why:
             refused[owner] = f"{formats[owner]} ({why})"
-        else:
-            for name in (owner, first, *others):
-                refused.pop(name, None)
-            entries |= {**dict.fromkeys(others), first: entry}
-    made = (entries.get(name, info) for name, info in tensors.items())
-    return {one.name: one for one in made if one}, refused
+            continue
+        for name in (owner, *names):
+            refused.pop(name, None)
+        entries |= dict.fromkeys(names)
+        entries[names[0]] = entry
+    matrices: Tensors = {}
+    for name, info in tensors.items():
+        matrix = entries.get(name, info)
+        if matrix is not None:
+            matrices[matrix.name] = matrix
+    return matrices, refused

@@ -90,32 +90,38 @@ def read_gguf(read: Callable[[int], bytes], file_size: int, shard: str) -> Heade
 
 
 def chosen_files(where: str, names: Iterable[str], pattern: str | None) -> tuple[str, ...]:
-    """Return the GGUF file of a folder or repository, or all parts of a split one, in order.
+    """The GGUF file of a folder or repository, or all parts of a split one, in order.
 
     pattern: as for `fnmatch`, matched with the name or the last part of the path; None if there
     should be only one. Raises ShadowError if none matches, several do, or a part is missing.
     """
-    there = sorted(names)
+    stored = sorted(names)
     models: dict[str, list[str]] = {}
-    for name in there:
+    for name in stored:
         last = PurePosixPath(name).name
-        wanted = "*" if pattern is None else pattern
-        is_meant = pattern is not None or not last.startswith(BESIDE)
-        if is_meant and (fnmatchcase(name, wanted) or fnmatchcase(last, wanted)):
-            models.setdefault(PART.sub(r"\g<stem>", name), []).append(name)
+        if pattern is None:
+            is_chosen = not last.startswith(BESIDE)
+        else:
+            is_chosen = fnmatchcase(name, pattern) or fnmatchcase(last, pattern)
+        if is_chosen:
+            stem = PART.sub(r"\g<stem>", name)
+            models.setdefault(stem, []).append(name)
     if not models:
         called = "as a model" if pattern is None else short(pattern)
         message = f"{where}: no GGUF file is called {called}"
-        raise ShadowError(message, f"it has: {several(there, 6)}")
+        raise ShadowError(message, f"it has: {several(stored, 6)}")
     if len(models) > 1:
         listed = several([parts[0] for parts in models.values()], 6)
         hint = "choose one with --file, such as --file '*Q8_0*'"
         raise ShadowError(f"{where}: {len(models)} GGUF files: {listed}", hint)
     ((stem, parts),) = models.items()
-    if match := PART.fullmatch(parts[0]):
+    match = PART.fullmatch(parts[0])
+    if match:
         count = match["count"]
-        parts = [f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1)]
-        if missing := sorted(set(parts) - set(there)):
+        numbers = range(1, int(count) + 1)
+        parts = [f"{stem}-{number:05}-of-{count}.gguf" for number in numbers]
+        missing = sorted(set(parts) - set(stored))
+        if missing:
             lacks = f"{len(missing)} of {len(parts):,} parts are missing: {several(missing, 2)}"
             raise ShadowError(f"{where}: {lacks}", "check that the download is complete")
     return tuple(parts)
@@ -136,7 +142,7 @@ class _Header:
     def take(self, count: int) -> bytes:
         """Read the next count bytes."""
         start = self.at
-        self.at = self.at + count
+        self.at += count
         if self.at > self.size:
             raise self.fault("it ends inside its header, or a length in it is wrong")
         if self.at > len(self.raw):
@@ -145,10 +151,12 @@ class _Header:
 
     def numbers(self, form: str) -> tuple[Any, ...]:
         """Read numbers of these types, in struct's notation."""
-        return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))
+        packed = struct.Struct(f"<{form}")
+        return packed.unpack(self.take(packed.size))
 
     def text(self) -> str:
-        return self.take(*self.numbers("Q")).decode(errors="backslashreplace")
+        (length,) = self.numbers("Q")
+        return self.take(length).decode(errors="backslashreplace")
 
     def read(self) -> Header:
         if self.raw[:4] != b"GGUF":
@@ -167,29 +175,36 @@ class _Header:
             key = self.text()
             if key in metadata:
                 raise self.fault(f"the key {key[:80]!r} occurs twice")
-            metadata[key] = self.value(self.numbers("I")[0], key)
-        found = [self.tensor() for _ in range(tensors)]
+            (kind,) = self.numbers("I")
+            metadata[key] = self.value(kind, key)
+        entries = [self.tensor() for _ in range(tensors)]
         align = metadata.get("general.alignment", 32)
         if type(align) is not int or not 0 < align <= MAX_ALIGNMENT or align & (align - 1):
             raise self.fault(f"its alignment is {str(align)[:20]}")
-        start = -(-self.at // align) * align
+        data = -(-self.at // align) * align
         position = 0
-        placed = [replace(one, start=start + one.start, end=start + one.end) for one in found]
+        placed = []
+        for info in entries:
+            start = data + info.start
+            end = data + info.end
+            placed.append(replace(info, start=start, end=end))
         for info in sorted(placed, key=lambda info: (info.start, info.end)):
             if info.end > self.size:
                 raise self.fault(f"it is cut short, or tensor {info.name!r} has a wrong offset")
             if info.start < position:
                 raise self.fault(f"tensor {info.name!r} overlaps another")
             position = info.end
-        by_name = {one.name: one for one in placed}
+        by_name = {info.name: info for info in placed}
         if len(by_name) < tensors:
             raise self.fault("a tensor occurs twice")
-        return Header(by_name, hashlib.sha256(self.raw[: self.at]).hexdigest(), metadata)
+        digest = hashlib.sha256(self.raw[: self.at])
+        return Header(by_name, digest.hexdigest(), metadata)
 
     def value(self, kind: int, key: str) -> Value:
         if kind in NUMBERS:
-            found: Value = self.numbers(NUMBERS[kind])[0]
-            return found
+            number: Value
+            (number,) = self.numbers(NUMBERS[kind])
+            return number
         if kind == STRING:
             return self.text()
         if kind != LIST:
@@ -200,14 +215,15 @@ class _Header:
             return None
         if kind != STRING:
             raise self.fault(f"{key[:80]!r} is a list of values of type {kind}")
-        at = self.at
+        end = self.at
         length = struct.Struct("<Q").unpack_from
         try:
             for _ in range(count):  # of which there may be a million
-                at += 8 + length(self.raw, at)[0]
+                (letters,) = length(self.raw, end)
+                end += 8 + letters
         except (struct.error, OverflowError):
-            at = max(at, len(self.raw)) + 8  # which is not there
-        self.take(at - self.at)
+            end = max(end, len(self.raw)) + 8  # which is not there
+        self.take(end - self.at)
         return int(count)
 
     def tensor(self) -> TensorInfo:
@@ -220,7 +236,8 @@ class _Header:
         (dimensions,) = self.numbers("I")
         if dimensions > MAX_DIMENSIONS:
             raise self.fault(f"tensor {name!r} has {dimensions:,} dimensions")
-        shape = self.numbers(f"{dimensions}Q")[::-1]
+        sizes = self.numbers(f"{dimensions}Q")
+        shape = sizes[::-1]
         if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
             raise self.fault(f"tensor {name!r} has no valid shape")
         kind, start = self.numbers("IQ")
@@ -237,7 +254,7 @@ class _Header:
 
 
 def model_of(headers: Sequence[Header], shard: str) -> tuple[Tensors, dict[str, object]]:
-    """Return tensors by their names in transformers, and the equivalent of config.json, from the
+    """Tensors by their names in transformers, and the equivalent of config.json, from the
     headers of one file or of all its parts in order.
 
     shard: the first file's name. Raises FileError for an architecture that the `gguf` package does
@@ -255,16 +272,24 @@ def model_of(headers: Sequence[Header], shard: str) -> tuple[Tensors, dict[str, 
         of_k = metadata.get(f"{architecture}.attention.head_count_kv", of_q)
         heads = {"blk.{bid}.attn_q": of_q, "blk.{bid}.attn_k": of_k}
     tensors: Tensors = {}
-    for info in (info for header in headers for info in header.tensors.values()):
-        found = _translated(info, architecture, names, heads)
-        if found.name in tensors:
-            raise FileError(f"{shard}: {found.name!r} occurs twice", HINT)
-        tensors[found.name] = found
-    said = {word: metadata.get(f"{architecture}.{key}") for key, word in rules["keys"].items()}
-    said["vocab_size"] = said["vocab_size"] or metadata.get("tokenizer.ggml.tokens")
-    config: dict[str, object] = {word: value for word, value in said.items() if value is not None}
-    config["model_type"] = rules["model_types"].get(architecture, architecture.replace("-", "_"))
-    config["tie_word_embeddings"] = not any("output.weight" in one.tensors for one in headers)
+    has_head = False
+    for header in headers:
+        has_head = has_head or "output.weight" in header.tensors
+        for info in header.tensors.values():
+            translated = _translated(info, architecture, names, heads)
+            if translated.name in tensors:
+                raise FileError(f"{shard}: {translated.name!r} occurs twice", HINT)
+            tensors[translated.name] = translated
+    config: dict[str, object] = {}
+    for key, word in rules["keys"].items():
+        value = metadata.get(f"{architecture}.{key}")
+        if word == "vocab_size":
+            value = value or metadata.get("tokenizer.ggml.tokens")
+        if value is not None:
+            config[word] = value
+    usual = architecture.replace("-", "_")
+    config["model_type"] = rules["model_types"].get(architecture, usual)
+    config["tie_word_embeddings"] = not has_head
     return tensors, config
 
 
@@ -279,15 +304,18 @@ def _names(architecture: str, shard: str) -> dict[str, str]:
     own = TensorNameMap.arch_block_mappings_cfg.get(kinds[architecture], {})
     tables = (own, TensorNameMap.block_mappings_cfg, TensorNameMap.mappings_cfg)
     rules = name_rules().gguf
-    styles = (*rules["styles"].get(architecture, ()), *rules["styles"]["usual"])
+    styles = rules["styles"]
+    in_order = (*styles.get(architecture, ()), *styles["usual"])
     names: dict[str, str] = {}
     for tensor in MODEL_TENSORS[kinds[architecture]]:
+        stored = TENSOR_NAMES[tensor]
         known = next((table[tensor] for table in tables if tensor in table), ())
-        if known and not COMPUTED.fullmatch(TENSOR_NAMES[tensor]):
-            # of all that converters know, the one in transformers today
-            plain = [name for name in known if not ODD.match(name)] or known
-            styled = (name for style in styles for name in plain if name.startswith(style))
-            names[TENSOR_NAMES[tensor]] = next(styled, plain[0])
+        if not known or COMPUTED.fullmatch(stored):
+            continue
+        # of all that converters know, the one in transformers today
+        plain = [name for name in known if not ODD.match(name)] or known
+        styled = [name for style in in_order for name in plain if name.startswith(style)]
+        names[stored] = (styled or plain)[0]
     names.update(rules["own"].get(architecture, {}))
     return names
 
@@ -295,7 +323,7 @@ def _names(architecture: str, shard: str) -> dict[str, str]:
 def _translated(
     info: TensorInfo, architecture: str, names: Mapping[str, str], heads: Mapping[str, Value]
 ) -> TensorInfo:
-    """Return an entry of a GGUF file under its name in transformers, with what must be undone.
+    """An entry of a GGUF file under its name in transformers, with what must be undone.
     heads: of the projections whose rows are stored in pairs.
     """
     stem, dot, kind = info.name.rpartition(".")
@@ -303,36 +331,47 @@ def _translated(
         stem = info.name
         dot = ""
         kind = ""
-    number = next((part for part in stem.split(".") if part.isdecimal()), "")
-    pattern = ".".join("{bid}" if part == number else part for part in stem.split("."))
-    found = info
+    parts = stem.split(".")
+    number = next((part for part in parts if part.isdecimal()), "")
+    pattern = ".".join("{bid}" if part == number else part for part in parts)
     rules = name_rules().gguf
-    if known := names.get(pattern):
+    translated = info
+    known = names.get(pattern)
+    if known:
         # the correction of a router is a parameter of its own in transformers
-        dot = "_" if known.endswith("e_score_correction") else dot
-        found = replace(info, name=f"{known.replace('{bid}', number)}{dot}{kind}")
-    is_moved = pattern.rpartition(".")[2] in rules["rearranged"].get(architecture, ())
+        if known.endswith("e_score_correction"):
+            dot = "_"
+        own = known.replace("{bid}", number)
+        translated = replace(info, name=f"{own}{dot}{kind}")
+    is_moved = parts[-1] in rules["rearranged"].get(architecture, ())
     if is_moved or pattern.startswith(STATE_SPACE):
-        return replace(found, problem="llama.cpp stores it in another order than transformers")
+        problem = "llama.cpp stores it in another order than transformers"
+        return replace(translated, problem=problem)
     paired = heads.get(pattern, 0)
-    fits = type(paired) is int and paired > 0 and info.shape and info.shape[0] % (2 * paired) == 0
-    if pattern in heads and not fits:
-        return replace(found, problem="the file does not say how many heads its rows belong to")
+    shape = info.shape
+    has_heads = type(paired) is int and paired > 0 and len(shape) > 0
+    if pattern in heads and (not has_heads or shape[0] % (2 * int(paired or 1))):
+        problem = "the file does not say how many heads its rows belong to"
+        return replace(translated, problem=problem)
     assert isinstance(paired, int)
-    added = int(architecture in rules["added"] and info.name.endswith("_norm.weight"))
+    is_norm = info.name.endswith("_norm.weight")
+    added = int(is_norm and architecture in rules["added"])
     if info.dtype in FLOATS and (paired or added):
-        raw = replace(info, shape=(math.prod(info.shape[:1]), math.prod(info.shape[1:])))
+        rows = math.prod(shape[:1])
+        raw = replace(info, shape=(rows, math.prod(shape[1:])))
     elif info.dtype not in FLOATS and _is_decoded(info.dtype):  # bytes of blocks
-        rows = math.prod(info.shape[:-1])
-        raw = replace(info, dtype="U8", shape=(rows, (info.end - info.start) // max(1, rows)))
+        rows = math.prod(shape[:-1])
+        of_row = (info.end - info.start) // max(1, rows)
+        raw = replace(info, dtype="U8", shape=(rows, of_row))
     else:
-        return found
-    return replace(found, packing=Packing(KIND, raw, facts=(paired, added)))
+        return translated
+    packing = Packing(KIND, raw, facts=(paired, added))
+    return replace(translated, packing=packing)
 
 
 @cache
 def _is_decoded(dtype: str) -> bool:
-    """Return whether the numbers of a type can be decoded."""
+    """True if the numbers of a type can be decoded."""
     from gguf import quants
 
     return dtype in FLOATS or "dequantize_blocks" in vars(getattr(quants, dtype, object))

@@ -40,7 +40,7 @@ class HeldFile:
     path: Path
     handle: int = field(repr=False)  # of the system, this object's own
     size: int  # bytes, when it was opened
-    standing: tuple[int, ...]  # what tells whether it changes
+    identity: tuple[int, ...]  # what tells whether it changes
 
     def __del__(self) -> None:
         os.close(self.handle)
@@ -52,7 +52,8 @@ class HeldFile:
         done = 0
         try:
             while done < len(into):  # a system may give less than it is asked for
-                more = os.preadv(self.handle, (into[done:],), start + done)
+                rest = into[done:]
+                more = os.preadv(self.handle, (rest,), start + done)
                 if not more:
                     raise self.changed("it was cut short")
                 done += more
@@ -63,10 +64,11 @@ class HeldFile:
         """Fill a buffer with runs of equal length, one from each start. Raises like read."""
         width = len(into) // max(1, len(starts))
         for number, start in enumerate(map(int, starts)):
-            self.read(start, into[number * width : (number + 1) * width])
+            first = number * width
+            self.read(start, into[first : first + width])
 
     def bytes_of(self, start: int, size: int) -> bytes:
-        """Return size bytes from start on. Raises like read."""
+        """Read size bytes from start on. Raises like read."""
         content = bytearray(size)
         self.read(start, memoryview(content))
         return bytes(content)
@@ -91,7 +93,8 @@ class HeldFile:
         """
         crc = zlib.crc32(b"")
         adler = zlib.adler32(b"")
-        block = memoryview(bytearray(min(BLOCK, stop - start)))
+        longest = min(BLOCK, stop - start)
+        block = memoryview(bytearray(longest))
         for at in range(start, stop, BLOCK):
             part = block[: min(BLOCK, stop - at)]
             self.read(at, part)
@@ -100,22 +103,26 @@ class HeldFile:
         return f"{crc:08x}{adler:08x}"
 
     def equals(self, other: HeldFile) -> bool:
-        """Return whether both files hold the same bytes. Raises like read."""
-        return self.size == other.size and self.holds_same(0, other, 0, self.size)
+        """True if both files hold the same bytes. Raises like read."""
+        if self.size != other.size:
+            return False
+        return self.holds_same(0, other, 0, self.size)
 
     def holds_same(self, start: int, other: HeldFile, there: int, size: int) -> bool:
-        """Return whether size bytes from start on are the same as those of another file from
+        """True if size bytes from start on are the same as those of another file from
         `there` on.
 
         The last block is compared first: copies whose weights differ mostly differ there. Raises
         like read.
         """
-        mine, theirs = (memoryview(bytearray(min(BLOCK, size))) for _ in range(2))
+        length = min(BLOCK, size)
+        mine = memoryview(bytearray(length))
+        theirs = memoryview(bytearray(length))
         blocks = range(0, size, BLOCK)
-        for at in (*blocks[-1:], *blocks[:-1]):
-            stop = min(BLOCK, size - at)
-            self.read(start + at, mine[:stop])
-            other.read(there + at, theirs[:stop])
+        for position in (*blocks[-1:], *blocks[:-1]):
+            stop = min(BLOCK, size - position)
+            self.read(start + position, mine[:stop])
+            other.read(there + position, theirs[:stop])
             if mine[:stop] != theirs[:stop]:
                 return False
         return True
@@ -127,13 +134,14 @@ class HeldFile:
         )
 
     def sample(self, starts: Sequence[int], sizes: Sequence[int]) -> bytes:
-        """Return some bytes of each of these tensors, for a fingerprint; fewer where the file ends.
+        """Read some bytes of each of these tensors, for a fingerprint; fewer where the file ends.
 
         Checkpoints of one archive may have the same names, sizes, times and headers, and differ in
         weights alone. It takes 10 to 30 ms a GB. The system learns all positions first, so that a
         disk reads many at a time. Raises ShadowError if they cannot be read.
         """
-        pieces = sorted(set(zip(starts, sizes, strict=True)))  # what two share is read once
+        shared = set(zip(starts, sizes, strict=True))  # what two share is read once
+        pieces = sorted(shared)
         if max(sizes, default=0) > SHORT:
             pieces = [place for piece in pieces for place in sampled(*piece)]
         if not pieces:
@@ -154,23 +162,28 @@ class HeldFile:
             now = os.stat(self.path)  # noqa: PTH116 - once for every matrix
         except OSError as error:
             raise self.changed("it was removed") from error
-        standing = _standing(now)
-        if standing[:2] != self.standing[:2]:
+        identity = _identity(now)
+        if identity[:2] != self.identity[:2]:
             raise self.changed("another file is in its place")
-        if standing != self.standing:
+        if identity != self.identity:
             raise self.changed("it was written to")
 
     def changed(self, how: str) -> ShadowError:
-        """Return the error for a file that has changed."""
+        """The error for a file that has changed."""
         return ShadowError(f"{self.path} changed during the audit: {how}", WHEN_QUIET)
 
 
 def sampled(start: int, size: int) -> list[tuple[int, int]]:
-    """Return (start, bytes) of the sample of a tensor of size bytes, from first to last byte."""
+    """Places (start, bytes) of the sample of a tensor of size bytes, from first to last byte."""
     if size <= SHORT:
         return [(start, size)]
     count = max(2, math.ceil(size / EVERY))
-    return [(start + (size - SAMPLED) * at // (count - 1), SAMPLED) for at in range(count)]
+    room = size - SAMPLED
+    places = []
+    for number in range(count):
+        offset = room * number // (count - 1)
+        places.append((start + offset, SAMPLED))
+    return places
 
 
 def hold(path: Path) -> HeldFile | None:
@@ -184,11 +197,11 @@ def hold(path: Path) -> HeldFile | None:
     if handle is None:
         return None
     status = os.fstat(handle)
-    return HeldFile(path, handle, status.st_size, _standing(status))
+    return HeldFile(path, handle, status.st_size, _identity(status))
 
 
-def _standing(status: os.stat_result) -> tuple[int, ...]:
-    """Return what a change of the file alters: device, inode, size, and the times of its content
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """The facts that a change of the file alters: device, inode, size, and the times of its content
     and of its inode.
 
     Copying with `cp -p` over a file may leave all but the last unchanged.

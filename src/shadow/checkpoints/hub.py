@@ -61,12 +61,12 @@ class RemoteFile(StoredFile):
 
 @own_client()
 def commit_of(repo: str, revision: str | None, *, say: Say) -> str:
-    """Return the commit of a revision (None: the default branch). Raises ShadowError like `pin`."""
+    """The commit of a revision (None: the default branch). Raises ShadowError like `pin`."""
     return str(model_info(repo, revision, say).sha)
 
 
 def model_info(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
-    """Return the Hub's record of a repository; its `sha` is a commit."""
+    """The Hub's record of a repository; its `sha` is a commit."""
     require_usable_settings()
     model_info = partial(hf.HfApi().model_info, repo, revision=revision)
     info = trying(model_info, Transfer(say), repo, revision)
@@ -127,13 +127,13 @@ def cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
 
 
 def cached(file: RemoteFile) -> Path | None:
-    """Return the cached copy of a file, if there is one."""
+    """The cached copy of a file, if there is one."""
     path = hf.try_to_load_from_cache(file.repo, file.path, revision=file.commit)
     return Path(path) if isinstance(path, str) else None
 
 
 def in_cache(file: RemoteFile) -> bool:
-    """Return whether a file's bytes are in the cache, for this commit or another one."""
+    """True if a file's bytes are in the cache, for this commit or another one."""
     digest = _digest(file.checksum)
     blob = _repository_folder(file.repo) / "blobs" / digest
     if cached(file) is not None:
@@ -219,7 +219,7 @@ def _download(file: RemoteFile, by: Transfer, *, force: bool) -> Path:
 
 
 def _is_damaged(path: Path, file: RemoteFile, stop: Event) -> bool:
-    """Return whether the file is not what its checksum says; False where no checksum is known."""
+    """True if the file is not what its checksum says; False where no checksum is known."""
     if file.checksum is None:
         return False
     kind, _, expected = file.checksum.partition(":")
@@ -292,7 +292,7 @@ def use_own_blobs() -> None:
 
 
 def read_range(file: RemoteFile, start: int, stop: int, by: Transfer) -> bytes:
-    """Return bytes start to stop (exclusive) of a file, as far as it has them. Raises like
+    """Read bytes start to stop (exclusive) of a file, as far as it has them. Raises like
     copy_range.
     """
     content = bytearray()

@@ -75,12 +75,12 @@ OF_STATUS: dict[int, Words] = {
 
 
 def cache_folder() -> Path:
-    """Return the client's cache of repositories (HF_HUB_CACHE)."""
+    """The client's cache of repositories (HF_HUB_CACHE)."""
     return Path(constants.HF_HUB_CACHE).expanduser()
 
 
 def is_of_hub(url: str) -> bool:
-    """Return whether an address belongs to the Hub itself, not to a server that it redirects to."""
+    """True if an address belongs to the Hub itself, not to a server that it redirects to."""
     return _origin(url) == _origin(constants.ENDPOINT)
 
 
@@ -90,7 +90,7 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return the error behind the client's own errors of a missing file or a forced download."""
+    """The error behind the client's own errors of a missing file or a forced download."""
     wrappers = errors.LocalEntryNotFoundError, errors.RevisionResolutionError, ValueError
     while isinstance(error, wrappers) and isinstance(error.__cause__, FAILURES):
         error = error.__cause__
@@ -102,7 +102,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def retry_after(error: BaseException) -> float | None:
-    """Return how many seconds the answer asks to wait; None if it does not."""
+    """The seconds that the answer asks to wait; None if it does not."""
     response = getattr(_cause(error), "response", None)
     if response is None:
         return None
@@ -115,7 +115,7 @@ def retry_after(error: BaseException) -> float | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether another attempt may succeed."""
+    """True if another attempt may succeed."""
     error = _cause(error)
     if isinstance(
         error, (ShadowError, StoppedError, errors.OfflineModeIsEnabled, errors.FileMetadataError)
@@ -134,19 +134,19 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_unconnected(error: BaseException) -> bool:
-    """Return whether there was no connection: it was refused, the name unknown, or no answer."""
+    """True if there was no connection: it was refused, the name unknown, or no answer."""
     return type(_cause(error)).__name__ in UNCONNECTED
 
 
 def _is_local(error: BaseException) -> bool:
-    """Return whether this machine's disk failed; network errors have another type, or no number."""
+    """True if this machine's disk failed; network errors have another type, or no number."""
     if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
         return False
     return error.errno not in (None, errno.EPIPE)
 
 
 def problem(error: BaseException) -> str:
-    """Return what is wrong with the Hub, as words that follow `the Hub`."""
+    """The fault of the Hub, as words that follow `the Hub`."""
     status = _status(_cause(error))
     return "does not answer, or breaks off" if status is None else f"answers {status}"
 
@@ -179,7 +179,7 @@ def in_words(
 
 
 def _words(error: BaseException) -> Words:
-    """Return the templates for an error."""
+    """The templates for an error."""
     for kind, words in OF_TYPE:
         if isinstance(error, kind):
             return words

@@ -51,7 +51,8 @@ class _Bytes:
     def read_runs(self, starts: Sequence[int], into: memoryview) -> None:
         width = len(into) // max(1, len(starts))
         for number, start in enumerate(starts):
-            self.read(start, into[number * width : (number + 1) * width])
+            first = number * width
+            self.read(start, into[first : first + width])
 
     def read_ahead(self, start: int, stop: int) -> None:
         """Do nothing: the bytes are in memory."""
@@ -69,10 +70,13 @@ class MemorySource(Source):
     path: Path | None = None
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
-        tensor = self.tensors[info.name].detach().resolve_conj().resolve_neg()
-        flat = tensor.cpu().contiguous().reshape(-1)
-        content = _Bytes(memoryview(flat.view(torch.uint8).numpy().data).cast("B"))
-        return cast(HeldFile, content), replace(info, start=0, end=content.size)
+        tensor = self.tensors[info.name].detach()
+        plain = tensor.resolve_conj().resolve_neg()
+        flat = plain.cpu().contiguous().reshape(-1)
+        numbers = flat.view(torch.uint8).numpy()
+        content = _Bytes(memoryview(numbers.data).cast("B"))
+        whole = replace(info, start=0, end=content.size)
+        return cast(HeldFile, content), whole
 
 
 def in_memory(model: object, name: str) -> Checkpoint:
@@ -83,39 +87,64 @@ def in_memory(model: object, name: str) -> Checkpoint:
     """
     config, adapter, state = _taken_apart(model, name)
     tensors: Tensors = {}
-    at = 0
-    first = dict[tuple[object, ...], str]()
+    start = 0
+    names: dict[tuple[object, ...], str] = {}  # by storage, the first of it
     digest = hashlib.sha256()
     for key, tensor in state.items():
         _require_plain(key, tensor)
         size = tensor.numel() * tensor.element_size()
-        word = WORDS.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
-        info = TensorInfo(key, word, tuple(tensor.shape), SHARD, at, at + size)
-        lies = (
-            tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype,
-            tensor.is_conj(), tensor.is_neg(),
-        )  # fmt: skip
-        if size and (other := first.setdefault(lies, key)) != key:
-            info = replace(info, alias_of=other)
+        word = WORDS.get(tensor.dtype)
+        if word is None:
+            word = str(tensor.dtype).removeprefix("torch.")
+        shape = tuple(tensor.shape)
+        info = TensorInfo(key, word, shape, SHARD, start, start + size)
+        storage = (
+            tensor.device,
+            tensor.data_ptr(),
+            shape,
+            tensor.stride(),
+            tensor.dtype,
+            tensor.is_conj(),
+            tensor.is_neg(),
+        )
+        first = names.setdefault(storage, key) if size else key
+        if first != key:
+            info = replace(info, alias_of=first)
         tensors[key] = info
-        at = at + size
-        flat = tensor.detach().flatten()
-        count = math.ceil(PIECE / max(1, tensor.element_size()))
-        ends = torch.cat([flat[:count], flat[-count:]]).cpu().view(torch.uint8).numpy()
-        digest.update(repr((key, word, info.shape)).encode() + bytes(ends))
-    sources = {SHARD: MemorySource(state)}
-    facts = name, None, digest.hexdigest(), config, tensors, sources, adapter
-    return Checkpoint(*facts, refused=packed_modules(tensors, config))
+        start += size
+        facts = repr((key, word, shape))
+        digest.update(facts.encode())
+        digest.update(_ends(tensor))
+    return Checkpoint(
+        name,
+        None,
+        digest.hexdigest(),
+        config,
+        tensors,
+        {SHARD: MemorySource(state)},
+        adapter,
+        refused=packed_modules(tensors, config),
+    )
+
+
+def _ends(tensor: Tensor) -> bytes:
+    """The first and last bytes of a tensor."""
+    flat = tensor.detach().flatten()
+    itemsize = max(1, tensor.element_size())
+    count = math.ceil(PIECE / itemsize)
+    ends = torch.cat([flat[:count], flat[-count:]]).cpu()
+    return bytes(ends.view(torch.uint8).numpy())
 
 
 def _taken_apart(
     model: object, name: str
 ) -> tuple[dict[str, Any], Adapter | None, dict[str, Tensor]]:
-    """Return config, adapter and tensors of a model."""
+    """The config, adapter and tensors of a model."""
     if not isinstance(model, torch.nn.Module):
         return {}, None, _tensors_of(model, name)
     for wrapped in ("_orig_mod", "module"):  # torch.compile, and training on several cards
-        if isinstance(inner := getattr(model, wrapped, None), torch.nn.Module):
+        inner = getattr(model, wrapped, None)
+        if isinstance(inner, torch.nn.Module):
             model = inner
     for key, parameter in model.named_parameters():
         _require_plain(key, parameter)
@@ -128,16 +157,21 @@ def _taken_apart(
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
         return {}, read_adapter(name, chosen), _tensors_of(state, name)
     config: Any = getattr(model, "config", None)
-    read = _as_json(config.to_dict(), name) if hasattr(config, "to_dict") else {}
-    return read, None, _tensors_of(model.state_dict(), name)
+    settings = {}
+    if hasattr(config, "to_dict"):
+        settings = _as_json(config.to_dict(), name)
+    return settings, None, _tensors_of(model.state_dict(), name)
 
 
 def _tensors_of(state: object, name: str) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, without what modules hold besides (extra state)."""
+    """The tensors of a state dict, without what modules hold besides (extra state)."""
     if not isinstance(state, Mapping):
         hint = "give a module, or a state dict of torch's tensors"
         raise UsageError(f"{name} is a {type(state).__name__}", hint)
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            tensors[key] = value
     if not tensors:
         hint = "values are torch's; a base by component is text: language=./lm,vision=./tower"
         raise ShadowError(f"{name} has no tensor", hint)
@@ -149,9 +183,10 @@ def _tensors_of(state: object, name: str) -> dict[str, Tensor]:
 
 
 def _as_json(config: object, name: str) -> dict[str, Any]:
-    """Return a config as its config.json would have it; values that JSON lacks become text."""
+    """A config as its config.json would have it; values that JSON lacks become text."""
     try:
-        content = json.loads(json.dumps(config, default=str, skipkeys=True))
+        text = json.dumps(config, default=str, skipkeys=True)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         hint = "give its state dict in place of the model"
         raise ShadowError(f"{name}: its config cannot be written as JSON", hint) from error
@@ -175,21 +210,28 @@ def _require_plain(name: str, tensor: Tensor) -> None:
 
 
 def models_among(sides: Config) -> dict[str, tuple[Reference, Checkpoint]]:
-    """Return the checkpoints of the sides that are modules or state dicts, and their names.
+    """The checkpoints of the sides that are modules or state dicts, and their names.
 
     Raises ShadowError if two share memory, such as a model and its own state dict.
     """
     seen: dict[frozenset[object], str] = {}
-    found = dict[str, tuple[Reference, Checkpoint]]()
+    models: dict[str, tuple[Reference, Checkpoint]] = {}
     for name, model in sides.items():
-        state = model.state_dict() if hasattr(model, "state_dict") else model
+        state: object = model
+        if hasattr(model, "state_dict"):
+            state = model.state_dict()
         if not isinstance(state, Mapping):
             continue
         reference = Reference(f"memory/{name}", is_folder=True)
-        found[name] = reference, in_memory(model, reference.repo)
-        tensors = [one for one in state.values() if isinstance(one, Tensor) and one.numel()]
-        at = frozenset((one.device, one.data_ptr()) for one in tensors)
-        if at and (other := seen.setdefault(at, name)) != name:
+        models[name] = (reference, in_memory(model, reference.repo))
+        storages = set()
+        for tensor in state.values():
+            if isinstance(tensor, Tensor) and tensor.numel():
+                storages.add((tensor.device, tensor.data_ptr()))
+        other = name
+        if storages:
+            other = seen.setdefault(frozenset(storages), name)
+        if other != name:
             hint = "a state dict is an alias of its model: copy it, or name a saved checkpoint"
             raise ShadowError(f"{other} and {name} are one model in memory", hint)
-    return found
+    return models

@@ -26,7 +26,8 @@ from shadow.files import read_start
 MAX_FILES = 20_000  # of a side; the largest released repositories have some hundreds
 SMALL = 1 << 26  # bytes of a file that is read whole; the largest tokenizer.json has 40 MB
 ALL_SMALL = 1 << 28  # bytes that are read of the small files of a folder
-SAMPLES, SAMPLE = 64, 1 << 12  # places that are read of a large file, and bytes at each
+SAMPLES = 64  # places that are read of a large file
+SAMPLE = 1 << 12  # bytes at each
 AGAIN = "fetch the file again"
 
 
@@ -127,7 +128,8 @@ def top_of_folder(root: Path) -> Listing:
     files = {}
     inner = itertools.islice(root.glob("[0-9]*_*/*"), MAX_FILES)
     for path in sorted([*root.iterdir(), *inner]):
-        file = _stored(root, path.relative_to(root).as_posix(), -1)
+        name = path.relative_to(root).as_posix()
+        file = _stored(root, name, -1)
         files[file.path] = file
     return Listing(str(root), files, folder=root)
 
@@ -185,22 +187,22 @@ def checksum_like(other: str, content: bytes) -> str:
 
 
 def differ_in_sample(first: Listing, second: Listing, path: str) -> bool | None:
-    """Return whether two files of one size differ in a few positions that are read; False if they
-    are the same file, None if they agree there.
+    """True if two files of one size differ in a few positions that are read; False if they are the
+    same file, None if they agree there.
     """
-    here = (first.folder or Path()) / path
-    there = (second.folder or Path()) / path
+    own_path = (first.folder or Path()) / path
+    other_path = (second.folder or Path()) / path
     try:
-        if here.samefile(there):
+        if own_path.samefile(other_path):
             return False
-        end = here.stat().st_size - SAMPLE
-        with here.open("rb") as one, there.open("rb") as other:
+        end = own_path.stat().st_size - SAMPLE
+        with own_path.open("rb") as own, other_path.open("rb") as other:
             for number in range(SAMPLES):
                 start = end * number // (SAMPLES - 1)
-                one.seek(start)
+                own.seek(start)
                 other.seek(start)
-                mine = one.read(SAMPLE)
-                if mine != other.read(SAMPLE):
+                content = own.read(SAMPLE)
+                if content != other.read(SAMPLE):
                     return True
     except OSError:  # what cannot be read is not known
         return None

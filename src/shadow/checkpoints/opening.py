@@ -81,19 +81,20 @@ class Checkpoint:
         return packed_tensor(info, self._stored)
 
     def differ(self, first: TensorInfo, second: TensorInfo) -> bool:
-        """Return whether the bytes of two tensors are known to differ; on the Hub they
+        """True if the bytes of two tensors are known to differ; on the Hub they
         are unknown.
         """
-        if (first.dtype, first.shape) != (second.dtype, second.shape):
+        if first.dtype != second.dtype or first.shape != second.shape:
             return True
         if first.packing or second.packing:
             return False
-        one = self._held(first)
+        file = self._held(first)
         other = self._held(second)
-        if one is None or other is None:
+        if file is None or other is None:
             return False
         size = first.end - first.start
-        return not one.holds_same(first.start, other, second.start, size)
+        are_same = file.holds_same(first.start, other, second.start, size)
+        return not are_same
 
     def _held(self, info: TensorInfo) -> HeldFile | None:
         """The open file that holds a tensor; None of one that is not in a folder."""
@@ -151,12 +152,12 @@ class Assembled:
     @property
     def fingerprint(self) -> str:
         """A sha256 that changes when that of any part does."""
-        said = self._said([part.fingerprint for _, part in self.parts])
-        return hashlib.sha256(said.encode()).hexdigest()
+        fingerprints = self._said([part.fingerprint for _, part in self.parts])
+        return hashlib.sha256(fingerprints.encode()).hexdigest()
 
     @property
     def access(self) -> str | None:
-        """Return who may read all parts: `private` before `gated` before `open`; None for
+        """The access to all parts: `private` before `gated` before `open`; None for
         folders.
         """
         located = [part for _, part in self.parts if isinstance(part, Located)]
@@ -175,13 +176,13 @@ class Assembled:
 Found = Checkpoint | Located | Assembled
 
 
-def listings_of(found: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
+def listings_of(side: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
     """The files of each part of a side: by component for a base with one part per component,
     otherwise of the one part "". skipped: folders to pass over, such as that of the report.
     """
-    if isinstance(found, Assembled):
-        return [(name, _listing_of(part, skipped)) for name, part in found.parts]
-    return [("", _listing_of(found, skipped))]
+    if isinstance(side, Assembled):
+        return [(name, _listing_of(part, skipped)) for name, part in side.parts]
+    return [("", _listing_of(side, skipped))]
 
 
 def _listing_of(part: Checkpoint | Located, skipped: Sequence[Path]) -> Listing:
@@ -200,21 +201,24 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
     """
     renamed: dict[str, Checkpoint] = {}
     names = Counter[str]()
-    for component, part in parts:
-        renamed[component] = replace(
-            part,
-            tensors={name: _moved(info, component) for name, info in part.tensors.items()},
-            sources={f"{component}/{shard}": source for shard, source in part.sources.items()},
-        )
+    for _, part in parts:
         names.update([*part.tensors])
     tensors: Tensors = {}
     sources: dict[str, Source] = {}
     refused: dict[str, str] = {}
-    for component, part in renamed.items():
-        sources |= part.sources
-        refused |= part.refused
+    for component, part in parts:
+        own_tensors = {}
+        own_sources = {}
         for name, info in part.tensors.items():
-            tensors[name if names[name] == 1 else f"{component}/{name}"] = info
+            moved = _moved(info, component)
+            own_tensors[name] = moved
+            unique = name if names[name] == 1 else f"{component}/{name}"
+            tensors[unique] = moved
+        for shard, source in part.sources.items():
+            own_sources[f"{component}/{shard}"] = source
+        renamed[component] = replace(part, tensors=own_tensors, sources=own_sources)
+        sources |= own_sources
+        refused |= part.refused
     main = renamed.get("language", parts[0][1])
     return Checkpoint(
         assembled.reference,
@@ -243,21 +247,22 @@ def in_order(info: TensorInfo, config: Config) -> TensorInfo:
 
     A reordered tensor has the name of a projection in transformers.
     """
-    found = PAIRED.fullmatch(info.name)
-    heads = config.get("num_attention_heads")
-    if found and found["kind"] == "k":
-        heads = config.get("num_key_value_heads") or heads
-    is_plain = info.packing is None and info.dtype in FLOATS and len(info.shape) in (1, 2)
-    if not found or not is_plain:
+    match = PAIRED.fullmatch(info.name)
+    is_plain = info.packing is None and info.dtype in FLOATS
+    if not match or not is_plain or len(info.shape) not in (1, 2):
         return info
+    heads = config.get("num_attention_heads")
+    if match["kind"] == "k":
+        heads = config.get("num_key_value_heads") or heads
     if type(heads) is not int or heads < 1:
         return info
     rows, *others = info.shape
     if rows % (2 * heads):
         return info
-    raw = replace(info, shape=(rows, math.prod(others)))
+    cols = math.prod(others)
+    raw = replace(info, shape=(rows, cols))
     packing = Packing(REORDERED, raw, facts=(heads, 0))
-    name = f"{found['head']}{found['kind']}_proj.{found['what']}"
+    name = f"{match['head']}{match['kind']}_proj.{match['what']}"
     return replace(info, name=name, packing=packing)
 
 
@@ -363,7 +368,10 @@ def open_located(
         config = located.config
         if not config and PARAMS in listing.files and are_paired(shards):
             params = read_object(listing.read(PARAMS, say), PARAMS)
-            config = {ours: params[theirs] for ours, theirs in HEADS.items() if theirs in params}
+            config = {}
+            for ours, theirs in HEADS.items():
+                if theirs in params:
+                    config[ours] = params[theirs]
         fingerprint = located.fingerprint
         if listing.folder is not None:
             fingerprint = _fingerprint(listing.folder, shards, config, weights)
@@ -382,8 +390,8 @@ def _fingerprint(folder: Path, shards: Shards, config: Config, weights: Weights)
     for shard, (header, source) in shards.items():
         assert source.held is not None, "of a folder"
         state = (folder / shard).stat()
-        said = json.dumps([shard, state.st_size, state.st_mtime_ns, header.text])
-        fingerprint.update(said.encode())
+        facts = [shard, state.st_size, state.st_mtime_ns, header.text]
+        fingerprint.update(json.dumps(facts).encode())
         # no more of Python than this for a tensor, of which there may be a million
         infos = header.tensors.values()
         starts = [info.start for info in infos]
@@ -412,7 +420,8 @@ def _opened(
             stored[name] = info
     for name, shard in weights.weight_map.items():
         problem = f"the index puts it in {shard}, which has no such tensor"
-        stored.setdefault(name, TensorInfo(name, "unknown", (), shard, 0, 0, problem=problem))
+        missing = TensorInfo(name, "unknown", (), shard, 0, 0, problem=problem)
+        stored.setdefault(name, missing)
     if not stored:
         raise FileError("its weight files hold no tensors", "check that this is the right folder")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -58,8 +58,9 @@ class Factor:
 
     @property
     def rank(self) -> int:
-        """Return the rank of the adapter, 1 or more."""
-        return self.info.shape[1 if self.transposed else 0]
+        """The rank of the adapter, 1 or more."""
+        rows, cols = self.info.shape
+        return cols if self.transposed else rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +79,30 @@ class Operand:
     @property
     def stored_shape(self) -> Shape:
         """The shape of the tensor that the part belongs to; of an update, of the product."""
-        if self.factor is None:
+        factor = self.factor
+        if factor is None:
             return self.info.shape
-        return product_shape(self.info, self.factor.info, transposed=self.factor.transposed)
+        return product_shape(self.info, factor.info, transposed=factor.transposed)
 
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
         """Every tensor that is read for this operand, the one it is named after first."""
-        packing = self.info.packing
-        infos = (self.info,) if packing is None else (self.info, *packing.beside)
-        return infos if self.factor is None else (*infos, self.factor.info)
+        infos = [self.info]
+        if self.info.packing is not None:
+            infos += self.info.packing.beside
+        if self.factor is not None:
+            infos.append(self.factor.info)
+        return tuple(infos)
 
     @property
     def named(self) -> tuple[TensorInfo, ...]:
         """The tensors that tables name. Scales of packed tensors belong to them; the scales of
         8-bit floats are tensors of their own.
         """
-        hides = self.info.packing is not None and self.info.dtype not in FLOATS
-        return (self.info,) if hides else self.infos
+        is_packed = self.info.packing is not None
+        if is_packed and self.info.dtype not in FLOATS:
+            return (self.info,)
+        return self.infos
 
 
 @dataclass(frozen=True)
@@ -134,11 +141,14 @@ class MatrixPair:
     key: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        p = self.place
-        names = [self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot]
+        place = self.place
+        names = [self.tuned.info.name, place.component, place.layer]
+        names += [place.module, place.expert, place.slot]
         if self.base is not None and self.matched_by != "number":
-            names += [self.base.info.name, self.base.part.place.expert, self.matched_by]
-        names += [crc32(rows.tobytes()) for rows in self.chosen or ()]
+            expert = self.base.part.place.expert
+            names += [self.base.info.name, expert, self.matched_by]
+        for rows in self.chosen or ():
+            names.append(crc32(rows.tobytes()))
         key = json.dumps(names)
         object.__setattr__(self, "key", sys.intern(key))  # the journal holds it too
 
@@ -169,7 +179,7 @@ class Filter:
     modules: tuple[str, ...] = ()
 
     def passes(self, place: Place) -> bool:
-        """Return whether tensors at a place are to be measured."""
+        """True if tensors at a place are to be measured."""
         if self.components and place.component not in self.components:
             return False
         if self.layers and place.layer not in self.layers:
@@ -181,30 +191,40 @@ def filter_of(components: Words, layers: Words, modules: Words) -> Filter:
     """Read a filter of components, layers (`0`, `4-7`, `0,3,5`) and modules (`mlp.up`, `attn.*`).
     Raises UsageError for unknown names.
     """
-    rules = name_rules()
+    known = name_rules().modules
     chosen = {*_listed(components)}
     for component in chosen:
         check_component(component)
     matching: set[str] = set()
     for pattern in _listed(modules):
-        named = [module for module in rules.modules if fnmatchcase(module, pattern)]
+        named = [module for module in known if fnmatchcase(module, pattern)]
         if not named:
             close = nearest_modules(pattern)
             hint = f"did you mean {close!r}?" if close else "such as mlp.up or attn.*"
             raise UsageError(f"no module {pattern!r}", hint)
         matching.update(named)
     numbers: set[int] = set()
-    for text in ",".join(_listed(layers)).split(",") if layers else ():
-        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text)
-        span = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
-        if not span:
-            raise UsageError(f"{text!r} is not a layer", "write 0, or 4-7, or 0,3,5")
-        numbers.update(span)
-    return Filter(tuple(sorted(chosen)), tuple(sorted(numbers)), tuple(sorted(matching)))
+    texts = _listed(layers) if layers else []
+    for text in texts:
+        for part in text.split(","):
+            match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part)
+            span = range(0)
+            if match:
+                first = int(match[1])
+                last = int(match[2] or first)
+                span = range(first, last + 1)
+            if not span:
+                raise UsageError(f"{part!r} is not a layer", "write 0, or 4-7, or 0,3,5")
+            numbers.update(span)
+    return Filter(
+        components=tuple(sorted(chosen)),
+        layers=tuple(sorted(numbers)),
+        modules=tuple(sorted(matching)),
+    )
 
 
 def _listed(words: Words) -> list[str]:
-    """Return a list, also for a single word."""
+    """Make a list, also of a single word."""
     return [words] if isinstance(words, str) else list(map(str, words))
 
 
@@ -236,33 +256,37 @@ def pair_checkpoints(
         skipped += tuned_unusable
     else:
         tuned_operands, tuned_unusable = _operands("tuned", tuned, tuned.config or base.config)
-        aligned, tied = _tied_heads((base, base_operands), (tuned, tuned_operands), partners)
+        of_base = (base, base_operands)
+        of_tuned = (tuned, tuned_operands)
+        aligned, tied = _tied_heads(of_base, of_tuned, partners)
         skipped += tuned_unusable + tied
-    closed = {replace(one.place, slot="") for one in base_unusable}
+    closed = {replace(tensor.place, slot="") for tensor in base_unusable}
     components_with_base = {place.component for place in base_operands}
     paired: set[Place] = set()
     for place, operand in tuned_operands.items():
         partner = partners.get(place, Partner(place))
+        why = NO_BASE.format(place.component)
         if partner.place in base_operands:
             paired.add(partner.place)
-            pairs, unlike = _line_up(place, base_operands[partner.place], operand, partner)
+            of_partner = base_operands[partner.place]
+            pairs, unlike = _line_up(place, of_partner, operand, partner)
             aligned += pairs
             skipped += unlike
         elif operand.factor is not None:
             is_closed = replace(place, slot="") in closed
-            skipped += _skips("tuned", operand, place, "only_in_tuned" if is_closed else "unnamed")
+            reason = "only_in_tuned" if is_closed else "unnamed"
+            skipped += _skips("tuned", operand, place, reason)
         elif place.component in components_with_base:
             skipped += _skips("tuned", operand, place, "only_in_tuned")
         elif _is_matrix(operand):  # its own spectrum is measured
-            why = NO_BASE.format(place.component)
-            own = MatrixPair(place, None, operand, *operand.shape, is_matrix=True, detail=why)
+            rows, cols = operand.shape
+            own = MatrixPair(place, None, operand, rows, cols, is_matrix=True, detail=why)
             aligned.append(own)
         else:
-            why = NO_BASE.format(place.component)
             skipped += _skips("tuned", operand, place, "not_a_matrix", why)
     # an adapter without a name of its base has nothing to be compared
-    of_tuned = {tensor.reason for tensor in skipped if tensor.side == "tuned"}
-    is_out = bool(of_tuned) and of_tuned <= {*OUT_OF_REACH}
+    reasons = {tensor.reason for tensor in skipped if tensor.side == "tuned"}
+    is_out = bool(reasons) and reasons <= {*OUT_OF_REACH}
     reaches = any(pair.base for pair in aligned) or not is_out
     for place, operand in base_operands.items():
         if place in paired:
@@ -273,39 +297,46 @@ def pair_checkpoints(
             skipped += _skips("base", operand, place, "filtered")
         else:
             why = "the adapter leaves it unchanged"
-            skipped += [
-                Skipped("base", info, place, None, why, "identical") for info in operand.named
-            ]
+            for info in operand.named:
+                unchanged = Skipped("base", info, place, None, why, "identical")
+                skipped.append(unchanged)
     if not may_differ and reaches and not any(pair.base for pair in aligned):
         if not tuned_operands and tuned_unusable:
             raise _closed(tuned.reference, tuned_unusable)
         if base_is_closed and base_unusable:
             raise _closed(base.reference, base_unusable)
         hint = "check that these are a base and a model tuned from it"
-        if base.tensors and tuned.tensors and not base.tensors.keys() & tuned.tensors.keys():
+        have_both = base.tensors and tuned.tensors
+        if have_both and base.tensors.keys().isdisjoint(tuned.tensors):
             # a prefix shows at once
-            first, other = (short(min(side.tensors)) for side in (base, tuned))
+            first = short(min(base.tensors))
+            other = short(min(tuned.tensors))
             hint += f"; the first tensors are {first} and {other}"
-        fault = (
-            f"{base.reference} and {tuned.reference} share no tensor of the same place and shape"
-        )
-        widths = [one.detail for one in skipped if one.reason == "shape_differs"]
+        sides = f"{base.reference} and {tuned.reference}"
+        fault = f"{sides} share no tensor of the same place and shape"
+        widths = [tensor.detail for tensor in skipped if tensor.reason == "shape_differs"]
         if widths and tuned.adapter:
             fault += f": an adapter of another width ({widths[0]})"
         raise ShadowError(fault, hint)
-    places = [pair.place for pair in aligned] + [one.place for one in skipped]
+    places = [pair.place for pair in aligned]
+    places += [tensor.place for tensor in skipped]
     _require_chosen(chosen, places, tuned.reference)
+    measured = []
     for pair in aligned:
-        if not chosen.passes(pair.place):
+        if chosen.passes(pair.place):
+            measured.append(pair)
+        else:
             skipped += _both(pair.place, pair.base, pair.tuned, "filtered")
-    return [pair for pair in aligned if chosen.passes(pair.place)], skipped
+    return measured, skipped
 
 
 def _closed(reference: str, tensors: Sequence[Skipped]) -> ShadowError:
     """Make the error for a side none of whose tensors can be measured, whatever their names."""
-    stored = several(sorted({tensor.info.dtype for tensor in tensors}), 3)
+    dtypes = {tensor.info.dtype for tensor in tensors}
+    stored = several(sorted(dtypes), 3)
     what = f"every tensor of {reference} is stored as {stored}"
-    if not any(tensor.reason in ("quantized", "not_float") for tensor in tensors):
+    reasons = {tensor.reason for tensor in tensors}
+    if reasons.isdisjoint(("quantized", "not_float")):
         return ShadowError(f"{what}, and none can be read: {tensors[0].detail}")
     return ShadowError(
         f"{what}: quantised weights cannot be measured",
@@ -319,25 +350,30 @@ def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> No
     Each component and each layer must exist, but only one of the modules, as a pattern names many.
     """
     kinds: Mapping[str, Sequence[Any]] = {
-        "component": chosen.components, "layer": chosen.layers, "module": chosen.modules,
-    }  # fmt: skip
+        "component": chosen.components,
+        "layer": chosen.layers,
+        "module": chosen.modules,
+    }
     for kind, named in kinds.items():
-        there = {getattr(place, kind) for place in places} - {None}
-        absent = [one for one in named if one not in there]
+        if not named:
+            continue
+        own = {getattr(place, kind) for place in places} - {None}
+        absent = set(named) - own
         if absent and (kind != "module" or len(absent) == len(named)):
-            absent_text, there_text = (
-                in_ranges(some) if kind == "layer" else ", ".join(sorted(some))
-                for some in (absent, there)
-            )
-            message = f"{model}: no {kind} {absent_text[:80]}"
-            raise UsageError(message, f"it has {there_text or 'none'}")
-        places = [place for place in places if not named or getattr(place, kind) in named]
+            write = in_ranges if kind == "layer" else _in_order
+            message = f"{model}: no {kind} {write(absent)[:80]}"
+            raise UsageError(message, f"it has {write(own) or 'none'}")
+        places = [place for place in places if getattr(place, kind) in named]
+
+
+def _in_order(words: Iterable[str]) -> str:
+    return ", ".join(sorted(words))
 
 
 def _both(
     place: Place, base: Operand | None, tuned: Operand, reason: str, detail: str = ""
 ) -> list[Skipped]:
-    """Return the tensors of both sides at a place."""
+    """The tensors of both sides at a place."""
     of_base = _skips("base", base, place, reason, detail) if base else []
     return of_base + _skips("tuned", tuned, place, reason, detail)
 
@@ -350,28 +386,32 @@ def _skips(
         return []
     is_alone = reason in ("only_in_base", "only_in_tuned", "not_a_matrix")
     if is_alone and COMPUTED.fullmatch(operand.info.name):
-        reason, detail = "not_a_matrix", OF_CONFIG
+        reason = "not_a_matrix"
+        detail = OF_CONFIG
     return [Skipped(side, info, place, reason, detail) for info in operand.named]
 
 
 def _is_matrix(operand: Operand) -> bool:
-    """Return whether a tensor has at least two dimensions and a short side above 1.
+    """True if a tensor has at least two dimensions and a short side above 1.
 
     All others are vectors, and so are the biases of a stack of experts.
     """
-    vectors = operand.part.place.module in ("norm", "bias")
-    return not vectors and len(operand.info.shape) >= 2 and min(operand.shape) > 1
+    are_vectors = operand.part.place.module in ("norm", "bias")
+    if are_vectors or len(operand.info.shape) < 2:
+        return False
+    return min(operand.shape) > 1
 
 
 def grows(place: Place) -> bool:
-    """Return whether the rows of this module are a vocabulary, which may be extended."""
+    """True if the rows of this module are a vocabulary, which may be extended."""
     if place.component != "language":
         return False
-    return place.module == "embed" or (place.module == "head" and not place.slot)
+    is_head = place.module == "head" and not place.slot
+    return is_head or place.module == "embed"
 
 
 def _folded(operand: Operand) -> Shape | None:
-    """Return the dimensions folded into the columns, in order; None if there is only one."""
+    """The dimensions folded into the columns, in order; None if there is only one."""
     stored = operand.stored_shape
     if operand.part.experts:
         stored = stored[1:]
@@ -384,15 +424,27 @@ def _line_up(
 ) -> tuple[list[MatrixPair], list[Skipped]]:
     """Pair two operands that correspond, or skip both if their shapes do not match."""
     detail = f"base {base.info.shape}, tuned {tuned.info.shape}"
-    (base_rows, cols), (rows, tuned_cols) = base.shape, tuned.shape
-    of = "" if partner.by == "number" else f"the base's {base.info.name}"
-    if not (_is_matrix(base) or _is_matrix(tuned)) and base_rows * cols == rows * tuned_cols:
-        vector = MatrixPair(place, base, tuned, 1, base_rows * cols, is_matrix=False, detail=of,
-                            matched_by=partner.by)  # fmt: skip
+    base_rows, cols = base.shape
+    rows, tuned_cols = tuned.shape
+    why = "" if partner.by == "number" else f"the base's {base.info.name}"
+    matrices = [_is_matrix(base), _is_matrix(tuned)]
+    entries = base_rows * cols
+    if not any(matrices) and entries == rows * tuned_cols:
+        vector = MatrixPair(
+            place,
+            base,
+            tuned,
+            rows=1,
+            cols=entries,
+            is_matrix=False,
+            detail=why,
+            matched_by=partner.by,
+        )
         return [vector], []
     # otherwise as many columns may be in another order, such as channels last
-    if _is_matrix(base) and _is_matrix(tuned) and _folded(base) == _folded(tuned):
-        common, more, why = min(base_rows, rows), abs(rows - base_rows), of
+    if all(matrices) and _folded(base) == _folded(tuned):
+        common = min(base_rows, rows)
+        more = abs(rows - base_rows)
         if more:
             side = "tuned" if rows > base_rows else "base"
             why = f"{more} rows only in {side}; the {common} common rows are compared"
@@ -401,25 +453,35 @@ def _line_up(
             why = f"{common} of {rows} rows are rows of the base"
         may_differ = partner.rows is not None or grows(place)
         if cols == tuned_cols and (not more or (may_differ and common > 1)):
-            matrix = MatrixPair(place, base, tuned, common, cols, is_matrix=True, detail=why,
-                                matched_by=partner.by, chosen=partner.rows)  # fmt: skip
+            matrix = MatrixPair(
+                place,
+                base,
+                tuned,
+                common,
+                cols,
+                is_matrix=True,
+                detail=why,
+                matched_by=partner.by,
+                chosen=partner.rows,
+            )
             return [matrix], []
         detail = f"base {base.shape}, tuned {tuned.shape}"
     return [], _both(place, base, tuned, "shape_differs", detail)
 
 
 def operands_of(base: Checkpoint, tuned: Checkpoint) -> tuple[Operands, Operands]:
-    """Return what can be measured of two checkpoints, neither of them an adapter, by place."""
+    """The measurable parts of two checkpoints, neither of them an adapter, by place."""
     base_operands, _ = _base_operands(base, base.config or tuned.config)
     tuned_operands, _ = _operands("tuned", tuned, tuned.config or base.config)
     return base_operands, tuned_operands
 
 
 def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> Sorted:
-    """Return usable matrices and vectors of one side by place, and why others are not usable."""
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    """Usable matrices and vectors of one side by place, and why others are not usable."""
+    tensors = checkpoint.tensors
+    shapes = {name: info.shape for name, info in tensors.items()}
     parts = place_tensors(shapes, config)
-    return _usable(side, checkpoint.tensors, parts, checkpoint.refused)
+    return _usable(side, tensors, parts, checkpoint.refused)
 
 
 def _usable(
@@ -433,24 +495,30 @@ def _usable(
     unusable: list[Skipped] = []
     for name, info in tensors.items():
         fault = _fault(info, packed)
-        is_turned = info.strides is None and len(info.shape) == 2 and parts[name][0].transposed
-        if info.packing and is_turned:  # what is decoded has rows of outputs
-            fault = "quantized", f"{info.dtype} in a model of rows of inputs"
+        is_turned = info.strides is None and parts[name][0].transposed
+        # what is decoded has rows of outputs
+        if info.packing and is_turned and len(info.shape) == 2:
+            fault = ("quantized", f"{info.dtype} in a model of rows of inputs")
         if fault:
-            unusable.append(Skipped(side, info, parts[name][0].place, *fault))
-        else:
-            operands |= {part.place: Operand(info, part) for part in parts[name]}
+            reason, detail = fault
+            place = parts[name][0].place
+            unusable.append(Skipped(side, info, place, reason, detail))
+            continue
+        for part in parts[name]:
+            operands[part.place] = Operand(info, part)
     return operands, unusable
 
 
 def _base_operands(base: Checkpoint, config: Config) -> Sorted:
-    """Return the base's operands; of a base of several parts, each part's for its component."""
+    """The base's operands; of a base of several parts, each part's for its component."""
     if not base.parts:
         return _operands("base", base, config)
-    names = {(info.shard, info.name): name for name, info in base.tensors.items()}
+    names = {}
+    for name, info in base.tensors.items():
+        names[info.shard, info.name] = name
 
     def unique(info: TensorInfo) -> TensorInfo:
-        """Return the tensor under its name in the whole; with the component if two parts
+        """The tensor under its name in the whole; with the component if two parts
         share it.
         """
         return replace(info, name=names[info.shard, info.name])
@@ -459,25 +527,29 @@ def _base_operands(base: Checkpoint, config: Config) -> Sorted:
     skipped: list[Skipped] = []
     for component, part in base.parts:
         of_part, unusable = _operands("base", part, part.config)
-        skipped += [replace(tensor, info=unique(tensor.info)) for tensor in unusable]
+        for tensor in unusable:
+            info = unique(tensor.info)
+            skipped.append(replace(tensor, info=info))
         # a tower published alone has no names that say what it is
-        alone = all(place.component != component for place in of_part)
+        is_alone = all(place.component != component for place in of_part)
         for place, operand in of_part.items():
-            here = replace(place, component=component) if alone else place
-            there = replace(operand.part, place=here)
-            named = replace(operand, info=unique(operand.info), part=there)
-            if here.component == component:
-                operands[here] = named
+            own = place
+            if is_alone:
+                own = replace(place, component=component)
+            moved = replace(operand.part, place=own)
+            named = replace(operand, info=unique(operand.info), part=moved)
+            if own.component == component:
+                operands[own] = named
             else:
                 why = f"{part.reference} is the base of {component} only"
-                skipped += _skips("base", named, here, "filtered", why)
+                skipped += _skips("base", named, own, "filtered", why)
     return operands, skipped
 
 
 def _adapter_operands(
     checkpoint: Checkpoint, adapter: Adapter, base: Checkpoint, names: BaseNames | None
 ) -> Sorted:
-    """Return an adapter's low-rank updates, the modules it holds whole, and what is not usable.
+    """An adapter's low-rank updates, the modules it holds whole, and what is not usable.
 
     names: of the base, of which updates need one; None for any.
     """
@@ -486,10 +558,9 @@ def _adapter_operands(
         raise ShadowError(message, MERGE)
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
     wholes = {name: info.shape for name, info in whole.items()}
-    shapes: dict[str, Shape] = {
-        f"{module}.weight": product_shape(left, right, transposed=swap)
-        for module, (left, right, swap) in pairs.items()
-    }
+    shapes: dict[str, Shape] = {}
+    for module, (left, right, swap) in pairs.items():
+        shapes[f"{module}.weight"] = product_shape(left, right, transposed=swap)
     parts = place_tensors(shapes | wholes, base.config)
     # a base of Conv1D stores (in, out): given the shape as stored, the rules split it right
     for name in shapes:
@@ -501,22 +572,25 @@ def _adapter_operands(
     operands, skipped = _usable("tuned", whole, parts, packed)
     for module, (left, right, swap) in pairs.items():
         matrices = parts[f"{module}.weight"]
+        place = matrices[0].place
         fault = _fault(left, packed) or _fault(right, packed)
         if fault is None and any(part.experts for part in matrices):
-            fault = "adapter", "a low-rank update of stacked experts"
-        if fault is None and names and not names.has(module, matrices[0].place):
-            fault = "unnamed", names.remedy(module)
+            fault = ("adapter", "a low-rank update of stacked experts")
+        if fault is None and names and not names.has(module, place):
+            fault = ("unnamed", names.remedy(module))
         if fault is None and names and not targets.has(module):
-            fault = "untargeted", ""
+            fault = ("untargeted", "")
         if fault is not None:
-            skipped += [Skipped("tuned", info, matrices[0].place, *fault) for info in (left, right)]
+            reason, detail = fault
+            for info in (left, right):
+                skipped.append(Skipped("tuned", info, place, reason, detail))
             continue
         rank = right.shape[1 if swap else 0]
-        factor = Factor(right, adapter.scaling(module, rank), transposed=swap)
-        operands |= {
-            part.place: Operand(left, replace(part, transposed=False), factor=factor)
-            for part in matrices
-        }
+        scaling = adapter.scaling(module, rank)
+        factor = Factor(right, scaling, transposed=swap)
+        for part in matrices:
+            upright = replace(part, transposed=False)
+            operands[part.place] = Operand(left, upright, factor=factor)
     for info, why in unusable:
         place = Place("other", None, "other", slot=info.name)
         skipped.append(Skipped("tuned", info, place, "adapter", why))
@@ -524,7 +598,7 @@ def _adapter_operands(
 
 
 def _fault(info: TensorInfo, packed: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return (reason, detail) if a tensor cannot be measured. packed: formats by module."""
+    """The reason and detail if a tensor cannot be measured. packed: formats by module."""
     if info.problem:
         return "unreadable", info.problem
     if info.alias_of:
@@ -551,31 +625,45 @@ def _tied_heads(
     `tie_word_embeddings` decides whether a head is tied, unless one is stored that differs from the
     embedding: loaders then use that.
     """
-    head, embed = Place("language", None, "head"), Place("language", None, "embed")
+    head = Place("language", None, "head")
+    embed = Place("language", None, "embed")
     skipped: list[Skipped] = []
     sides: dict[Side, tuple[Checkpoint, Operands]] = {"base": base, "tuned": tuned}
     for side, (checkpoint, operands) in sides.items():
-        is_tied = _ties(checkpoint) and head in operands and embed in operands
-        if is_tied and not checkpoint.differ(operands[head].info, operands[embed].info):
-            own, why = operands.pop(head).info, "config.json ties it to the embedding"
+        if head not in operands or embed not in operands:
+            continue
+        own = operands[head].info
+        embedding = operands[embed].info
+        if _ties(checkpoint) and not checkpoint.differ(own, embedding):
+            del operands[head]
+            why = "config.json ties it to the embedding"
             skipped.append(Skipped(side, own, head, "tied", why))
-    of_base, of_tuned, aligned = base[1], tuned[1], list[MatrixPair]()
-    unlike: list[Skipped] = []
+    base_checkpoint, of_base = base
+    tuned_checkpoint, of_tuned = tuned
     partner = partners.get(head, Partner(head))
-    if head not in of_base and head in of_tuned and _ties(base[0]) and embed in of_base:
-        aligned, unlike = _line_up(head, of_base[embed], of_tuned.pop(head), partner)
-    elif head not in of_tuned and head in of_base and _ties(tuned[0]) and embed in of_tuned:
-        aligned, unlike = _line_up(head, of_base.pop(head), of_tuned[embed], partner)
+    aligned: list[MatrixPair] = []
+    unlike: list[Skipped] = []
+    is_in_base = head in of_base
+    is_in_tuned = head in of_tuned
+    if is_in_tuned and not is_in_base and embed in of_base and _ties(base_checkpoint):
+        embedding_of_base = of_base[embed]
+        own_head = of_tuned.pop(head)
+        aligned, unlike = _line_up(head, embedding_of_base, own_head, partner)
+    elif is_in_base and not is_in_tuned and embed in of_tuned and _ties(tuned_checkpoint):
+        embedding_of_tuned = of_tuned[embed]
+        own_head = of_base.pop(head)
+        aligned, unlike = _line_up(head, own_head, embedding_of_tuned, partner)
     return aligned, skipped + unlike
 
 
 def _ties(checkpoint: Checkpoint) -> bool:
-    """Return whether the config ties the head to the embedding."""
+    """True if the config ties the head to the embedding."""
     # a wrapper's word counts before its text model's; where neither says it, the family's habit
     facts = Facts(checkpoint.config)
-    said = checkpoint.config.get("tie_word_embeddings")
-    if said is None:
-        said = facts.section("language").get("tie_word_embeddings")
-    if said is None:
-        return bool(facts.model_types("language") & name_rules().tied)
-    return said is True
+    is_tied = checkpoint.config.get("tie_word_embeddings")
+    if is_tied is None:
+        is_tied = facts.section("language").get("tie_word_embeddings")
+    if is_tied is None:
+        types = facts.model_types("language")
+        return not types.isdisjoint(name_rules().tied)
+    return is_tied is True

@@ -52,21 +52,12 @@ if TYPE_CHECKING:
 DISTRIBUTED = ".metadata"  # of torch's distributed checkpoint, beside its `.distcp` files
 CONVERTER = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt"
 TORCH = "torch.distributed.checkpoint"
-# What `.metadata` may name, beside dtypes of torch; none of it is imported.
-RECORDS = {(f"{TORCH}.filesystem", "_StorageInfo")} | {
-    (f"{TORCH}.metadata", name)
-    for name in (
-        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
-        "TensorProperties", "MetadataIndex", "StorageMeta",
-    )
-}  # fmt: skip
-TEXTS = {
-    ("torch.serialization", "_get_layout"), (f"{TORCH}.metadata", "_MEM_FORMAT_ENCODING"),
-    *(("pathlib", name) for name in ("Path", "PosixPath", "WindowsPath")),
-}  # fmt: skip
+# Modules from which `.metadata` may name something, beside dtypes of torch; none of it is imported.
+RECORDED = (f"{TORCH}.filesystem", f"{TORCH}.metadata", "torch.serialization", "pathlib")
 CONTAINERS: Mapping[tuple[str, str], Callable[..., Any]] = {
-    ("torch", "Size"): tuple, ("collections", "OrderedDict"): dict,
-}  # fmt: skip
+    ("torch", "Size"): tuple,
+    ("collections", "OrderedDict"): dict,
+}
 TRAINING = frozenset(  # what trainers save beside a model
     {"optim", "optimizer", "optimizers", "optimizer_state_dict", "scheduler", "lr_scheduler"}
     | {"dataloader", "train_state", "rng", "rng_state"}
@@ -89,6 +80,8 @@ ENVIRONMENT = (
     "DYLD_FALLBACK_LIBRARY_PATH", "__PYVENV_LAUNCHER__", "KMP_DUPLICATE_LIB_OK", "SYSTEMROOT",
     "SYSTEMDRIVE", "WINDIR",
 )  # fmt: skip
+HOMES = ("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Audit events of the standard library by which a process acts on anything but itself, and those
 # that reading needs.
 ACTING = frozenset({"os", "subprocess", "pty", "shutil", "socket", "ctypes", "_winapi", "winreg"})
@@ -98,7 +91,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def layout(path: Path, shard: str, scratch: Path) -> tuple[Tensors, Path]:
-    """Return the tensors of one `.bin` file by name, and the file that their offsets refer to.
+    """The tensors of one `.bin` file by name, and the file that their offsets refer to.
 
     That is path itself, or a file in the folder scratch, which is created. shard: the file's name
     in its checkpoint. Raises FileError for a file that is refused or cannot be trusted, ShadowError
@@ -120,12 +113,17 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[Tensors, Path]:
             answer = json.loads(child.stdout)
             data = raw if answer["raw"] else path
             size = data.stat().st_size
-            return {one["name"]: _checked(one, shard, size) for one in answer["tensors"]}, data
-        lines = child.stderr.decode(errors="replace").strip().splitlines()
-        died = f"the reader died ({child.returncode})"
+            tensors = {}
+            for entry in answer["tensors"]:
+                tensors[entry["name"]] = _checked(entry, shard, size)
+            return tensors, data
+        errors = child.stderr.decode(errors="replace")
+        lines = errors.strip().splitlines()
+        reason = f"the reader died ({child.returncode})"
         if child.returncode == -getattr(signal, "SIGXCPU", 0):
-            died = "unpickling takes far longer than that of any checkpoint of its size"
-        reason = lines[-1][:300] if lines and child.returncode == 1 else died
+            reason = "unpickling takes far longer than that of any checkpoint of its size"
+        elif child.returncode == 1 and lines:
+            reason = lines[-1][:300]
         reason = f"refused: {reason}"
     except subprocess.TimeoutExpired as error:
         reason = f"unpickling did not end within {SECONDS} seconds"
@@ -167,15 +165,18 @@ def run_child(
 
 
 def environment(folder: str) -> dict[str, str]:
-    """Return the environment of the child, with its own home and temporary folder."""
-    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    """The environment of the child, with its own home and temporary folder."""
+    variables = {}
+    for name in ENVIRONMENT:
+        if name in os.environ:
+            variables[name] = os.environ[name]
     # what was installed with --user lies in the home that the child does not get
     if site.ENABLE_USER_SITE:
-        kept["PYTHONUSERBASE"] = site.getuserbase()
-    homes = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), folder)
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    user = {"LOGNAME": "shadow"}  # torch asks for the user's name, which not every user has
-    return kept | homes | threads | user
+        variables["PYTHONUSERBASE"] = site.getuserbase()
+    variables |= dict.fromkeys(HOMES, folder)
+    variables |= dict.fromkeys(THREADS, "1")
+    variables["LOGNAME"] = "shadow"  # torch asks for the user's name, which not every user has
+    return variables
 
 
 def _checked(entry: dict[str, Any], shard: str, size: int) -> TensorInfo:
@@ -185,16 +186,19 @@ def _checked(entry: dict[str, Any], shard: str, size: int) -> TensorInfo:
     strides = tuple(entry["strides"])
     if not usable_name(name):
         raise ValueError(f"unusable tensor name {name[:80]!r}")
-    numbers = (*shape, *strides, entry["start"])
-    if not all(type(number) is int and 0 <= number <= MAX_OFFSET for number in numbers):
-        raise ValueError(f"numbers of tensor {name!r}")
+    start = entry["start"]
+    for number in (*shape, *strides, start):
+        if type(number) is not int or not 0 <= number <= MAX_OFFSET:
+            raise ValueError(f"numbers of tensor {name!r}")
     reach = 0  # elements from the first to the last in the file
     if 0 not in shape:
-        reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    end = entry["start"] + reach * entry["itemsize"]
+        reach = 1
+        for length, stride in zip(shape, strides, strict=True):
+            reach += (length - 1) * stride
+    end = start + reach * entry["itemsize"]
     if end > size:
         raise ValueError(f"tensor {name!r} reaches beyond the file")
-    return TensorInfo(name, entry["dtype"], shape, shard, entry["start"], end, strides)
+    return TensorInfo(name, entry["dtype"], shape, shard, start, end, strides)
 
 
 def confine(memory: int, written: int, seconds: int) -> None:
@@ -209,9 +213,11 @@ def confine(memory: int, written: int, seconds: int) -> None:
     with contextlib.suppress(ImportError, OSError):
         import resource
 
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        pages, *_ = Path("/proc/self/statm").read_text().split()
+        used = int(pages) * resource.getpagesize()
         _limit("RLIMIT_AS", used + memory)
-    _limit("RLIMIT_CPU", math.ceil(time.process_time()) + seconds, more=1)
+    used_seconds = math.ceil(time.process_time())
+    _limit("RLIMIT_CPU", used_seconds + seconds, more=1)
     _limit("RLIMIT_STACK", STACK)
     _limit("RLIMIT_FSIZE", written)
     _limit("RLIMIT_CORE", 0)
@@ -240,8 +246,9 @@ def _limit(name: str, most: int, more: int = 0) -> None:
 
 def _refuse_acting(event: str, arguments: tuple[Any, ...]) -> None:
     """Audit hook that refuses to start processes, open connections or open files for writing."""
-    acts = event not in READING and event.partition(".")[0] in ACTING
-    if acts or (event == "open" and arguments[2] & WRITING):
+    group, _, _ = event.partition(".")
+    is_acting = event not in READING and group in ACTING
+    if is_acting or (event == "open" and arguments[2] & WRITING):
         raise PermissionError(f"{event} is not needed to read weights")
 
 
@@ -253,80 +260,93 @@ def _state(loaded: Any) -> dict[str, torch.Tensor]:
             loaded = loaded[key]
     if not isinstance(loaded, dict):
         raise TypeError("it holds no table of tensors")
-    tensors = {
-        key: value.detach() for key, value in loaded.items() if isinstance(value, torch.Tensor)
-    }
-    if not all(isinstance(key, str) for key in tensors):
-        raise TypeError("a tensor's name is not text")
-    if len(tensors) > MAX_ENTRIES:
-        raise ValueError(f"{len(tensors):,} tensors; at most {MAX_ENTRIES:,} are read")
+    tensors = {}
+    for key, value in loaded.items():
+        if isinstance(value, torch.Tensor):
+            if not isinstance(key, str):
+                raise TypeError("a tensor's name is not text")
+            tensors[key] = value.detach()
+    _require_few(len(tensors))
     return tensors
 
 
-def _load_zip(file: IO[bytes]) -> dict[str, Any]:
+def _require_few(count: int) -> None:
+    if count > MAX_ENTRIES:
+        raise ValueError(f"{count:,} tensors; at most {MAX_ENTRIES:,} are read")
+
+
+def _loaded(file: IO[bytes]) -> Any:
+    """Unpickle tensors and containers alone."""
     import torch
+
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _load_zip(file: IO[bytes]) -> dict[str, Any]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise ValueError("a compressed archive")
-        orders = [member for member in members if member.filename.endswith("/byteorder")]
-        if any(archive.read(member) != sys.byteorder.encode() for member in orders):
-            raise ValueError("written by a machine of the other byte order")
+        for member in members:
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("a compressed archive")
+            is_order = member.filename.endswith("/byteorder")
+            if is_order and archive.read(member) != sys.byteorder.encode():
+                raise ValueError("written by a machine of the other byte order")
     file.seek(0)
     # reads the pickle alone; every storage tells its offset in the file, as the notes of torch on
     # serialization describe ("Layout Control")
     with FakeTensorMode():
-        state = _state(torch.load(file, map_location="cpu", weights_only=True))
-    tensors = [
-        _described(name, tensor, getattr(tensor.untyped_storage(), "_checkpoint_offset", None))
-        for name, tensor in state.items()
-    ]
+        state = _state(_loaded(file))
+    tensors = []
+    for name, tensor in state.items():
+        storage = tensor.untyped_storage()
+        offset = getattr(storage, "_checkpoint_offset", None)
+        tensors.append(_described(name, tensor, offset))
     return {"raw": False, "tensors": tensors}
 
 
 def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> dict[str, Any]:
     import ctypes
 
-    import torch
-
-    state = _state(torch.load(file, map_location="cpu", weights_only=True))
     offsets: dict[int, int] = {}
-    for tensor in state.values():
+    tensors = []
+    for name, tensor in _state(_loaded(file)).items():
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in offsets:  # tensors that share a storage share it here too
-            offsets[storage.data_ptr()] = raw.tell()
-            if size := storage.nbytes():
-                raw.write((ctypes.c_char * size).from_address(storage.data_ptr()))
+        address = storage.data_ptr()
+        size = storage.nbytes()
+        if address not in offsets:  # tensors that share a storage share it here too
+            offsets[address] = raw.tell()
+            if size:
+                content = ctypes.c_char * size
+                raw.write(content.from_address(address))
+        tensors.append(_described(name, tensor, offsets[address]))
     raw.flush()
-    tensors = [
-        _described(name, tensor, offsets[tensor.untyped_storage().data_ptr()])
-        for name, tensor in state.items()
-    ]
     return {"raw": True, "tensors": tensors}
 
 
 class _Record:
     """Stand-in for an object of a pickle."""
 
+    def __init__(self, *parts: object) -> None:
+        """Ignore what it is made of."""
+
     def __setstate__(self, state: Any) -> None:  # TensorProperties has a tuple
         self.__dict__.update(state if isinstance(state, dict) else {"dtype": state[0]})
 
 
 class _Records(pickle.Unpickler):
-    """Unpickler for records, texts, numbers and containers; every other name is refused."""
+    """Unpickler for records, texts, numbers and containers; names of other modules are refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
 
-        if (module, name) in RECORDS:
+        if module in RECORDED:
             return _Record
-        if (module, name) in TEXTS:
-            return lambda *parts: "/".join(map(str, parts))
         if (module, name) in CONTAINERS:
             return CONTAINERS[module, name]
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+        dtype = getattr(torch, name, None)
+        if module == "torch" and isinstance(dtype, torch.dtype):
             return name
         raise ValueError(f"it names {module}.{name}, which no checkpoint does"[:200])
 
@@ -337,26 +357,34 @@ def _load_distributed(
     """Write the tensors of the model one after another, and return their layout."""
     import torch
 
-    said = _Records(metadata).load()
-    pieces = {
-        (at.fqn, tuple(getattr(at, "offset", None) or ())): one  # what is no tensor has none
-        for at, one in said.storage_data.items()
-    }
-    listed = {key: one for key, one in said.state_dict_metadata.items() if hasattr(one, "chunks")}
-    paths = {key: (said.planner_data or {}).get(key, (key,)) for key in listed}
-    names = _names_in_model(paths, {key for key, one in listed.items() if not tuple(one.size)})
-    if len(names) > MAX_ENTRIES:
-        raise ValueError(f"{len(names):,} tensors; at most {MAX_ENTRIES:,} are read")
+    recorded = _Records(metadata).load()
+    pieces = {}
+    for index, piece in recorded.storage_data.items():
+        offset = getattr(index, "offset", None) or ()  # what is no tensor has none
+        pieces[index.fqn, tuple(offset)] = piece
+    planned = recorded.planner_data or {}
+    listed = {}
+    paths = {}
+    numbers = set()
+    for key, entry in recorded.state_dict_metadata.items():
+        if hasattr(entry, "chunks"):
+            listed[key] = entry
+            paths[key] = planned.get(key, (key,))
+            if not tuple(entry.size):
+                numbers.add(key)
+    names = _names_in_model(paths, numbers)
+    _require_few(len(names))
     if len(set(names.values())) < len(names):
         raise ValueError("it contains two models")
     tensors = []
     for key, name in names.items():
-        shape = tuple(listed[key].size)
+        entry = listed[key]
+        shape = tuple(entry.size)
         rows = 0
-        dtype = getattr(torch, listed[key].properties.dtype)
+        dtype = getattr(torch, entry.properties.dtype)
         whole = torch.empty(shape, dtype=dtype, device="meta")
         tensors.append(_described(name, whole, raw.tell()))
-        for chunk in sorted(listed[key].chunks, key=lambda one: tuple(one.offsets)):
+        for chunk in sorted(entry.chunks, key=lambda chunk: tuple(chunk.offsets)):
             start = tuple(chunk.offsets)
             size = tuple(chunk.sizes)
             if 0 in size:
@@ -364,60 +392,71 @@ def _load_distributed(
             next_start = (rows, *[0] * len(shape))
             if start != next_start[: len(shape)] or size[1:] != shape[1:]:
                 raise ValueError(f"tensor {name[:80]!r} is not split by rows alone")
-            piece = _piece(pieces[key, start], files)
-            if (piece.shape, piece.dtype) != (size, dtype):
+            part = _piece(pieces[key, start], files)
+            if (part.shape, part.dtype) != (size, dtype):
                 raise ValueError(f"a piece of tensor {name[:80]!r} is not what .metadata says")
-            raw.write(piece.reshape(-1).view(torch.uint8).numpy().data)
+            content = part.reshape(-1).view(torch.uint8).numpy()
+            raw.write(content.data)
             rows += size[0] if size else 1
-        if rows != (shape[0] if shape else 1) and 0 not in shape:
+        expected = shape[0] if shape else 1
+        if rows != expected and 0 not in shape:
             raise ValueError(f"a piece of tensor {name[:80]!r} is missing")
     return {"raw": True, "tensors": tensors}
 
 
-def _piece(at: Any, files: Mapping[str, IO[bytes]]) -> torch.Tensor:
+def _piece(place: Any, files: Mapping[str, IO[bytes]]) -> torch.Tensor:
     import torch
 
-    if at.relative_path not in files or getattr(at, "transform_descriptors", None):
-        raise ValueError(f"it needs {str(at.relative_path)[:80]!r}, which cannot be read")
-    file = files[at.relative_path]
-    file.seek(at.offset)
-    piece = torch.load(io.BytesIO(file.read(at.length)), map_location="cpu", weights_only=True)
+    if place.relative_path not in files or getattr(place, "transform_descriptors", None):
+        raise ValueError(f"it needs {str(place.relative_path)[:80]!r}, which cannot be read")
+    file = files[place.relative_path]
+    file.seek(place.offset)
+    content = io.BytesIO(file.read(place.length))
+    piece = _loaded(content)
     if not isinstance(piece, torch.Tensor):
         raise TypeError("a piece is no tensor")
     return piece.detach()
 
 
 def _names_in_model(paths: Mapping[str, Sequence[object]], numbers: Set[str]) -> dict[str, str]:
-    """Return the names of the model's tensors by key, without wrappers and tensors outside the
+    """The names of the model's tensors by key, without wrappers and tensors outside the
     model.
 
     Raises ValueError for a tensor outside the model; single numbers, such as the epoch, are
     allowed.
     """
-    parts = {key: [*map(str, path)] for key, path in paths.items()}
-    heads = {key: path[: 1 + (path[0] in WRAPPERS)] for key, path in parts.items()}
-    own = {key: path for key, path in parts.items() if TRAINING.isdisjoint(heads[key])}
-    inside = {key: path for key, path in own.items() if path[0] in WRAPPERS and len(path) > 1}
-    if inside and (others := sorted(own.keys() - inside.keys() - numbers)):
+    own: dict[str, list[str]] = {}
+    inside: dict[str, list[str]] = {}
+    for key, path in paths.items():
+        parts = [*map(str, path)]
+        is_wrapped = parts[0] in WRAPPERS
+        if TRAINING.isdisjoint(parts[: 1 + is_wrapped]):
+            own[key] = parts
+            if is_wrapped and len(parts) > 1:
+                inside[key] = parts
+    others = sorted(own.keys() - inside.keys() - numbers)
+    if inside and others:
         raise ValueError(f"tensor {others[0][:80]!r} lies outside the model")
-    found = {}
-    for key, path in (inside or own).items():
-        while len(path) > 1 and path[0] in WRAPPERS:
-            path = path[1:]
-        found[key] = ".".join(path)
-    return found
+    names = {}
+    for key, parts in (inside or own).items():
+        while len(parts) > 1 and parts[0] in WRAPPERS:
+            parts = parts[1:]
+        names[key] = ".".join(parts)
+    return names
 
 
 def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> dict[str, Any]:
     if storage_start is None:
         raise ValueError(f"this version of torch does not say where tensor {name[:80]!r} lies")
+    dtype = str(tensor.dtype)
+    itemsize = tensor.dtype.itemsize
     return {
         "name": name,
-        "dtype": DTYPES.get(str(tensor.dtype), str(tensor.dtype)),
+        "dtype": DTYPES.get(dtype, dtype),
         "shape": list(tensor.shape),
         "strides": list(tensor.stride()),
-        "itemsize": tensor.dtype.itemsize,
-        "start": storage_start + int(tensor.storage_offset()) * tensor.dtype.itemsize,
+        "itemsize": itemsize,
+        "start": storage_start + int(tensor.storage_offset()) * itemsize,
     }
 
 
@@ -433,9 +472,11 @@ def main() -> None:
     if size == 0:
         sys.exit("it is empty")
     zipped = zipfile.is_zipfile(path)
-    parts = path.parent.glob("*.distcp")
-    pieces = [one for one in parts if one.is_file()] if path.name == DISTRIBUTED else []
-    size += sum(one.stat().st_size for one in pieces)
+    pieces = []
+    if path.name == DISTRIBUTED:
+        parts = path.parent.glob("*.distcp")
+        pieces = [part for part in parts if part.is_file()]
+    size += sum(piece.stat().st_size for piece in pieces)
     # something small first: no import then counts against a limit, or needs a file of root's
     codecs.lookup("cp437")  # of names in a zip archive
     small = io.BytesIO()
@@ -448,18 +489,22 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))
         out = stack.enter_context(open(os.devnull if zipped else raw, "wb"))  # noqa: PTH123
-        files = {one.name: stack.enter_context(one.open("rb")) for one in pieces}
-        confine(2 * size + HEADROOM, written, min(SECONDS, CPU + size // BYTES_A_SECOND))
+        files = {}
+        for piece in pieces:
+            files[piece.name] = stack.enter_context(piece.open("rb"))
+        seconds = CPU + size // BYTES_A_SECOND
+        confine(2 * size + HEADROOM, written, min(SECONDS, seconds))
         try:
             if path.name == DISTRIBUTED:
                 answer = _load_distributed(file, files, out)
             else:
                 answer = _load_zip(file) if zipped else _load_legacy(file, out)
         except Exception as error:  # whatever a hostile file does is this file's fault, in one line
-            said = str(error).strip().partition("\n")[0][:200]
-            if type(error).__name__ == "UnpicklingError":
-                said = "the pickle asks for more than tensors (weights_only), or is no pickle"
-            sys.exit(f"{type(error).__name__}: {said}")
+            kind = type(error).__name__
+            fault, _, _ = str(error).strip().partition("\n")
+            if kind == "UnpicklingError":
+                fault = "the pickle asks for more than tensors (weights_only), or is no pickle"
+            sys.exit(f"{kind}: {fault[:200]}")
     json.dump(answer, sys.stdout)
 
 

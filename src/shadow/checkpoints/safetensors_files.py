@@ -68,7 +68,7 @@ class TensorInfo:
 
     @property
     def parameters(self) -> int:
-        """Return the number of elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
@@ -146,7 +146,7 @@ def _untrusted(shard: str, reason: str) -> FileError:
 
 
 def has_too_many_values(raw: bytes) -> bool:
-    """Return whether JSON would become far more objects than that of a real file, judging by commas
+    """True if JSON would become far more objects than that of a real file, judging by commas
     and brackets.
     """
     marks = sum(raw.count(mark) for mark in (b",", b"[", b"{"))
@@ -198,7 +198,7 @@ def _entry(name: str, entry: Any, shard: str, data_start: int) -> TensorInfo:
 
 
 def usable_name(name: str) -> bool:
-    """Return whether a tensor's name can be shown and stored: no control characters, no lone
+    """True if a tensor's name can be shown and stored: no control characters, no lone
     surrogates.
     """
     return 0 < len(name) <= MAX_NAME and name.isprintable()

@@ -106,11 +106,11 @@ def pin(
     access: str | None = None
     if offline or constants.HF_HUB_OFFLINE:
         try:
-            found = hf.resolve_revision(repo, revision=revision, local_files_only=True)
+            pinned = hf.resolve_revision(repo, revision=revision, local_files_only=True)
         except FAILURES as error:
             what = f"{repo}@{revision}" if revision else repo
             raise ShadowError(f"{what} is {OFFLINE}", as_folder(repo) or ONLINE) from error
-        commit: str = found.resolved
+        commit: str = pinned.resolved
         if not COMMIT.fullmatch(commit):
             message = f"{repo}: the cache has no commit for it"
             raise ShadowError(message, "run once without --offline")

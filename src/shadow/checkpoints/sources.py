@@ -45,7 +45,8 @@ def read_header(file: HeldFile, shard: str) -> Header:
     """Read the header of a local safetensors or GGUF file. Raises FileError."""
 
     def read(count: int) -> bytes:
-        return file.bytes_of(0, min(count, file.size))
+        size = min(count, file.size)
+        return file.bytes_of(0, size)
 
     return header_of(shard, file.size, read)
 
@@ -61,12 +62,14 @@ def read_shard(file: HeldFile, shard: str, scratch: Path | None) -> tuple[Header
     tensors, data = layout(file.path, shard, scratch)
     # a tied head is the same bytes under a second name
     first_names: dict[tuple[object, ...], str] = {}
+    facts: list[list[object]] = []
     for name, info in tensors.items():
-        lies = (info.dtype, info.start, info.end, info.shape, info.strides)
-        first = first_names.setdefault(lies, name)
+        span = (info.start, info.end)
+        place = (info.dtype, span, info.shape, info.strides)
+        facts.append([name, info.dtype, info.shape, info.start])
+        first = first_names.setdefault(place, name)
         if first != name and info.end > info.start:
             tensors[name] = replace(info, alias_of=first)
-    facts = [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
     header = Header(tensors, json.dumps(facts))
     if data == file.path:
         return header, file
@@ -89,7 +92,7 @@ class Source:
         """Download and check the bytes. Raises ShadowError, and StoppedError once stop is set."""
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
-        """Return the file that holds a tensor of the fetched shard, and the tensor's position in
+        """The file that holds a tensor of the fetched shard, and the tensor's position in
         it. Raises ShadowError if the file is gone.
         """
         assert self.path is not None, "fetched before it is read"
@@ -100,22 +103,22 @@ class Source:
 
     def small_tensor(self, info: TensorInfo, say: Say) -> bytes:
         """Read the bytes of a small tensor, of a shard that may not be on this machine."""
-        file, there = self.located(info)
-        size = there.end - there.start
-        return file.bytes_of(there.start, size)
+        file, place = self.located(info)
+        size = place.end - place.start
+        return file.bytes_of(place.start, size)
 
     def tensor(self, info: TensorInfo) -> StoredTensor:
-        """Return a tensor of the shard. Raises like located."""
+        """A tensor of the shard. Raises like located."""
         from shadow.checkpoints.stored_tensors import stored_tensor
 
         return stored_tensor(*self.located(info))
 
     def checksum(self, info: TensorInfo) -> str | None:
-        """Return the checksum of a tensor's bytes (see `HeldFile.checksum`); None if it was not
+        """The checksum of a tensor's bytes (see `HeldFile.checksum`); None if it was not
         fetched. Raises like located.
         """
-        file, there = self.located(info)
-        return file.checksum(there.start, there.end)
+        file, place = self.located(info)
+        return file.checksum(place.start, place.end)
 
     def require_unchanged(self) -> None:
         """Raise ShadowError if a file of the user has changed since it was opened."""
@@ -153,7 +156,7 @@ def _held_again(path: Path) -> HeldFile:
 
 
 def digest_of(header: Header) -> str:
-    """Return a sha256 of the text of a header; the text itself takes a kilobyte a tensor."""
+    """A sha256 of the text of a header; the text itself takes a kilobyte a tensor."""
     text = header.text.encode()
     return hashlib.sha256(text).hexdigest()
 
@@ -174,8 +177,9 @@ class WholeFile(Source):
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """Return (repository, commit, path in it)."""
-        return self.file.repo, self.file.commit, self.file.path
+        """(repository, commit, path in it)."""
+        file = self.file
+        return file.repo, file.commit, file.path
 
     def bytes_to_move(self) -> int:
         from shadow.checkpoints.hub import in_cache
@@ -209,9 +213,11 @@ class WholeFile(Source):
 
         if self.path is not None:
             return super().small_tensor(info, say)
-        if path := cached(self.file):
+        path = cached(self.file)
+        if path is not None:
             return LocalFile(path).small_tensor(info, say)
-        return read_range(self.file, info.start, info.end, Transfer(say))
+        by = Transfer(say)
+        return read_range(self.file, info.start, info.end, by)
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
         if self.unpacked:
@@ -244,35 +250,41 @@ class ByteRanges(Source):
     is_local = False
 
     def bytes_to_move(self) -> int:
-        return sum(stop - start for start, stop in coalesced(self.wanted))
+        ranges = coalesced(self.wanted)
+        return sum(stop - start for start, stop in ranges)
 
     def fetch(self, by: Transfer) -> None:
         from shadow.checkpoints.hub import copy_range
 
-        with writing(self.path.parent, FULL):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = self.path.parent
+        with writing(folder, FULL):
+            folder.mkdir(parents=True, exist_ok=True)
             file = self.path.open("wb")
 
         def write(chunk: bytes) -> None:
-            with writing(self.path.parent, FULL):
+            with writing(folder, FULL):
                 file.write(chunk)
 
-        filled = [info for info in self.wanted if info.end > info.start]
-        starts = deque(sorted({info.start for info in filled}))
+        filled = set()
+        for info in self.wanted:
+            if info.end > info.start:
+                filled.add(info.start)
+        starts = deque(sorted(filled))
         with file:
             for start, end in coalesced(self.wanted):
                 shift = file.tell() - start
                 while starts and starts[0] < end:
                     self.shifts[starts.popleft()] = shift
                 copy_range(self.file, start, end, write, by)
-            with writing(self.path.parent, FULL):
+            with writing(folder, FULL):
                 file.flush()
         self.held = _held_again(self.path)
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
         shift = self.shifts.get(info.start, 0)  # an empty tensor has no bytes anywhere
-        moved = replace(info, start=info.start + shift, end=info.end + shift)
-        return super().located(moved)
+        start = info.start + shift
+        end = info.end + shift
+        return super().located(replace(info, start=start, end=end))
 
     def checksum(self, info: TensorInfo) -> str | None:
         is_empty = info.start == info.end
@@ -287,16 +299,20 @@ class ByteRanges(Source):
 
 
 def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:
-    """Return the (start, stop) of byte ranges that hold all wanted tensors, ascending.
+    """The (start, stop) of byte ranges that hold all wanted tensors, ascending.
 
     They do not overlap: neighbours up to NEIGHBOUR bytes apart are merged.
     """
     ranges: list[tuple[int, int]] = []
-    filled = [info for info in wanted if info.end > info.start]
-    for start, end in sorted({(info.start, info.end) for info in filled}):
-        first, last = ranges[-1] if ranges else (start, start)
-        if ranges and start - last <= NEIGHBOUR:
-            ranges[-1] = (first, max(last, end))
-        else:
-            ranges.append((start, end))
+    filled = set()
+    for info in wanted:
+        if info.end > info.start:
+            filled.add((info.start, info.end))
+    for start, end in sorted(filled):
+        if ranges:
+            first, last = ranges[-1]
+            if start - last <= NEIGHBOUR:
+                ranges[-1] = (first, max(last, end))
+                continue
+        ranges.append((start, end))
     return ranges

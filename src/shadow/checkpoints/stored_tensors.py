@@ -100,102 +100,135 @@ class FileTensor:
         return self._view.numel()
 
     def seen(self, rearrange: Callable[[Tensor], Tensor]) -> Self | Tensor:
-        """Return the same bytes as another view, or the rearranged tensor if that is not a view."""
+        """The same bytes as another view, or the rearranged tensor if that is not a view."""
         view = rearrange(self._view)
-        if view.untyped_storage()._cdata != self._view.untyped_storage()._cdata:
+        own = self._view.untyped_storage()
+        if view.untyped_storage()._cdata != own._cdata:
             return rearrange(self.whole())
         other = copy(self)
         other._look_at(view)
         return other
 
     def whole(self) -> Tensor:
-        """Return all of it, in its own memory."""
+        """Read all of it, into its own memory."""
         whole = self[()]
         self._kept = self._all = self._room = None
         return whole
 
     def __getitem__(self, index: Index) -> Tensor:
-        """Return a part. Raises ShadowError if the file no longer has it."""
+        """A part. Raises ShadowError if the file no longer has it."""
         if self._all is not None:  # of a small tensor every time but the first
             return self._all[index]
-        cut = [*index, *[slice(None)] * (self.ndim - len(index))]
-        wanted = [part.indices(size)[:2] for part, size in zip(cut, self.shape, strict=True)]
-        if self._kept is None or not all(
-            start <= begin and end <= stop
-            for (start, stop), (begin, end) in zip(self._kept[0], wanted, strict=True)
-        ):
+        wanted = [(0, size) for size in self.shape]
+        for dimension, part in enumerate(index):
+            start, stop, _ = part.indices(self.shape[dimension])
+            wanted[dimension] = (start, stop)
+        if self._kept is None or not _are_within(wanted, self._kept[0]):
             spans = self._widened(wanted)
             self._kept = None  # its memory serves for the next
-            self._kept = spans, self._read(spans)
+            part_read = self._read(spans)
+            self._kept = (spans, part_read)
             if spans == [(0, size) for size in self.shape]:
-                self._all = self._kept[1]
-        spans, kept = self._kept
+                self._all = part_read
+        spans, numbers = self._kept
         if spans == wanted:
-            return kept
-        inside = zip(wanted, spans, strict=True)
-        return kept[tuple(slice(start - at, stop - at) for (start, stop), (at, _) in inside)]
+            return numbers
+        inside = []
+        for (start, stop), (first, _) in zip(wanted, spans, strict=True):
+            inside.append(slice(start - first, stop - first))
+        return numbers[tuple(inside)]
 
     def _widened(self, wanted: list[Span]) -> list[Span]:
-        """Return what is read if a part is wanted: small tensors whole, more columns of
+        """The spans that are read if a part is wanted: small tensors whole, more columns of
         large ones.
         """
         itemsize = self.dtype.itemsize
+        every = [(0, size) for size in self.shape]
         if self.numel() * itemsize <= self._most:
-            return [(0, size) for size in self.shape]
+            return every
         if self.is_near:
             return wanted
-        inner = min(range(self.ndim), key=self._strides.__getitem__)
-        start, stop = wanted[inner]
-        lines = math.prod(
-            max(0, end - begin) for place, (begin, end) in enumerate(wanted) if place != inner
-        )
-        width = STRIPE // max(1, lines * itemsize)
+        dimensions = range(self.ndim)
+        inner = min(dimensions, key=self._strides.__getitem__)
+        outer = max(dimensions, key=self._strides.__getitem__)
+        lines = 1
+        for dimension, (start, stop) in enumerate(wanted):
+            if dimension != inner:
+                length = max(0, stop - start)
+                lines *= length
         wider = list(wanted)
-        wider[inner] = start, min(self.shape[inner], max(stop, start + width))
-        outer = max(range(self.ndim), key=self._strides.__getitem__)
-        start, stop = wider[outer]
-        if all(
-            span == (0, self.shape[place]) for place, span in enumerate(wider) if place != outer
-        ):
-            line = self.numel() // self.shape[outer] * itemsize
-            wider[outer] = start, min(self.shape[outer], max(stop, start + AHEAD // line))
+        width = STRIPE // max(1, lines * itemsize)
+        wider[inner] = self._longer(wanted, inner, width)
+        every[outer] = wider[outer]
+        if wider == every:
+            entries = self.numel() // self.shape[outer]
+            count = AHEAD // (entries * itemsize)
+            wider[outer] = self._longer(wider, outer, count)
         return wider
+
+    def _longer(self, spans: list[Span], dimension: int, size: int) -> Span:
+        """The span of a dimension, of at least this size as far as the tensor reaches."""
+        start, stop = spans[dimension]
+        longer = max(stop, start + size)
+        return start, min(self.shape[dimension], longer)
 
     def _read(self, spans: list[Span]) -> Tensor:
         """Read a part: in one request if it has few holes, otherwise run by run."""
-        shape = [max(0, stop - start) for start, stop in spans]
+        shape = []
+        for start, stop in spans:
+            shape.append(max(0, stop - start))
         strides = self._strides
         count = math.prod(shape)
         if count == 0:
             return torch.empty(shape, dtype=self.dtype)
         first = int(self._view.storage_offset())
-        first += sum(start * by for (start, _), by in zip(spans, strides, strict=True))
-        reach = 1 + sum((size - 1) * by for size, by in zip(shape, strides, strict=True))
+        reach = 1
+        for (start, _), size, stride in zip(spans, shape, strides, strict=True):
+            first += start * stride
+            reach += (size - 1) * stride
         order = sorted(range(self.ndim), key=strides.__getitem__, reverse=True)
-        outer, run = list(order), 1  # dimensions that count runs; elements of a run
-        while outer and (strides[outer[-1]] == run or shape[outer[-1]] == 1):
-            run *= shape[outer.pop()]
+        outer = list(order)  # dimensions that count runs
+        run = 1  # elements of a run
+        while outer:
+            last = outer[-1]
+            if strides[last] != run and shape[last] != 1:
+                break
+            run *= shape[last]
+            outer.pop()
         if reach <= self.holes * count or run == 1:
             flat = self._filled([first], reach)
             return flat.as_strided(shape, strides)
         starts = np.array([first])
-        for place in outer:
-            starts = np.add.outer(starts, np.arange(shape[place]) * strides[place]).ravel()
+        for dimension in outer:
+            steps = np.arange(shape[dimension]) * strides[dimension]
+            starts = np.add.outer(starts, steps).ravel()
         flat = self._filled(starts, run)
+        lengths = [shape[dimension] for dimension in order]
+        stored = flat.view(lengths)
         back = sorted(range(self.ndim), key=order.__getitem__)
-        return flat.view([shape[place] for place in order]).permute(back)
+        return stored.permute(back)
 
     def _filled(self, firsts: Starts, run: int) -> Tensor:
-        """Return runs of elements, one after another, from their first elements in the tensor."""
+        """Read runs of elements, one after another, from their first elements in the tensor."""
         count = len(firsts) * run
         itemsize = self.dtype.itemsize
         if self._room is None or self._room.numel() < count:
             self._room = None  # before the next is there
             self._room = room(count, self.dtype)
         flat = self._room[:count]
-        starts = np.asarray(firsts) * itemsize + self._start
-        self._file.read_runs(starts, flat.view(torch.uint8).numpy().data)
+        offsets = np.asarray(firsts) * itemsize
+        starts = offsets + self._start
+        content = flat.view(torch.uint8).numpy()
+        self._file.read_runs(starts, content.data)
         return flat
+
+
+def _are_within(wanted: list[Span], spans: list[Span]) -> bool:
+    """True if each span lies in the one of the same dimension."""
+    for (start, stop), (first, last) in zip(wanted, spans, strict=True):
+        if start < first or stop > last:
+            return False
+    return True
 
 
 class StoredTensor(FileTensor):
@@ -203,13 +236,14 @@ class StoredTensor(FileTensor):
 
     @property
     def is_flat(self) -> bool:
-        """Return whether its elements lie in the file in order, without gaps."""
+        """True if its elements lie in the file in order, without gaps."""
         return self._view.is_contiguous()
 
     def fill(self, first: int, into: memoryview) -> None:
         """Read the bytes of elements of a flat tensor, in order from the first, without caching."""
         offset = int(self._view.storage_offset()) + first
-        self._file.read_runs([self._start + offset * self._view.itemsize], into)
+        start = self._start + offset * self._view.itemsize
+        self._file.read_runs([start], into)
 
 
 class Decoder(Protocol):
@@ -225,7 +259,7 @@ class Decoder(Protocol):
 
     @property
     def costly(self) -> bool:
-        """Return whether decoding takes so long that numbers are cached rather than decoded for
+        """True if decoding takes so long that numbers are cached rather than decoded for
         every pass.
         """
 
@@ -233,7 +267,7 @@ class Decoder(Protocol):
         """Write the numbers of some rows and columns into a contiguous tensor."""
 
     def cells(self, rows: Rows, cols: Cols) -> Cells:
-        """Return the cells of some numbers, each (rows, cols)."""
+        """The cells of some numbers, each (rows, cols)."""
 
 
 @dataclass(frozen=True)
@@ -245,36 +279,48 @@ class _Numbers:
     dtype: torch.dtype
 
     def read_runs(self, starts: Starts, into: memoryview) -> None:
-        made = torch.frombuffer(into, dtype=self.dtype).view(len(starts), -1)
-        count = made.shape[1]
+        flat = torch.frombuffer(into, dtype=self.dtype)
+        numbers = flat.view(len(starts), -1)
+        count = numbers.shape[1]
         width = self.of.width
-        rows, cols = np.divmod(np.array(starts) // self.dtype.itemsize, width)
-        col = int(cols[0])
-        if col + count <= width and (cols == col).all():
-            self._decode(rows, (col, col + count), made)
+        entries = np.array(starts) // self.dtype.itemsize
+        rows, cols = np.divmod(entries, width)
+        first = int(cols[0])
+        last = first + count
+        if last <= width and (cols == first).all():
+            self._decode(rows, (first, last), numbers)
             return
-        for row, at, part in zip(rows.tolist(), cols.tolist(), made, strict=True):
-            every = np.arange(row, row - (-(at + count) // width))
-            if at == 0 and count % width == 0:
-                self._decode(every, (0, width), part.view(-1, width))
+        runs = zip(rows.tolist(), cols.tolist(), numbers, strict=True)
+        for row, col, part in runs:
+            stop = col + count
+            end = row - (-stop // width)
+            of_run = np.arange(row, end)
+            every = (0, width)
+            if col == 0 and count % width == 0:
+                self._decode(of_run, every, part.view(-1, width))
             else:
-                whole = torch.empty(len(every), width, dtype=self.dtype)
-                self._decode(every, (0, width), whole)
-                part.copy_(whole.view(-1)[at : at + count])
+                whole = torch.empty(len(of_run), width, dtype=self.dtype)
+                self._decode(of_run, every, whole)
+                flat = whole.view(-1)
+                part.copy_(flat[col:stop])
 
-    def _decode(self, rows: Rows, cols: Cols, made: Tensor) -> None:
+    def _decode(self, rows: Rows, cols: Cols, into: Tensor) -> None:
         start, stop = cols
-        first = start // self.of.unit * self.of.unit
-        last = -(-stop // self.of.unit) * self.of.unit
+        unit = self.of.unit
+        first = start // unit * unit
+        last = -(-stop // unit) * unit
         step = max(1, AT_ONCE // (last - first))
-        is_cut = (first, last) != cols
-        for at in range(0, len(rows), step):
-            some = rows[at : at + step]
-            part = made[at : at + step]
-            wide = torch.empty(len(some), last - first, dtype=self.dtype) if is_cut else part
+        for row in range(0, len(rows), step):
+            some = rows[row : row + step]
+            part = into[row : row + step]
+            if (first, last) == cols:
+                self.make(some, cols, part)
+                continue
+            shape = (len(some), last - first)
+            wide = torch.empty(shape, dtype=self.dtype)
             self.make(some, (first, last), wide)
-            if is_cut:
-                part.copy_(wide[:, start - first : stop - first])
+            inside = slice(start - first, stop - first)
+            part.copy_(wide[:, inside])
 
 
 class DecodedTensor(FileTensor):
@@ -290,7 +336,8 @@ class DecodedTensor(FileTensor):
         self._decoder = decoder
         # half: beside its bytes it takes no more memory than a larger matrix of BF16
         most = WHOLE // 2 - stored if decoder.costly else -1
-        super().__init__(_Numbers(decoder.values, decoder, view.dtype), 0, view, most)
+        file = _Numbers(decoder.values, decoder, view.dtype)
+        super().__init__(file, 0, view, most)
         self.is_near = stored <= WHOLE  # its bytes are in memory
 
 
@@ -298,29 +345,34 @@ class PackedTensor(DecodedTensor):
     """A quantised tensor, whose float32 numbers are levels of its format."""
 
     def cells(self, index: Index) -> Cells:
-        """Return the cell of each number of a part."""
+        """The cell of each number of a part."""
         find = self._decoder.cells
         view = self._view
-        ends = len(find(np.zeros(1, np.intp), (0, self._decoder.unit)))
+        row = np.zeros(1, np.intp)
+        first = (0, self._decoder.unit)
+        ends = len(find(row, first))
         if ends == 0:
             return ()
 
+        has_both = ends == 2
+
         def make(rows: Rows, cols: Cols, into: Tensor) -> None:
-            made = find(rows, cols)
-            into.copy_(torch.complex(*made) if ends == 2 else made[0])
+            cells = find(rows, cols)
+            into.copy_(torch.complex(*cells) if has_both else cells[0])
 
         # both ends are one complex number, so that each cell is decoded once
-        dtype = torch.complex64 if ends == 2 else torch.float32
+        dtype = torch.complex64 if has_both else torch.float32
         count = view.untyped_storage().nbytes() // view.itemsize
-        same = torch.empty(count, dtype=dtype, device="meta").as_strided(
-            view.shape, view.stride(), int(view.storage_offset())
-        )
-        found = FileTensor(_Numbers(make, self._decoder, dtype), 0, same, -1)[index]
-        return (found.real, found.imag) if ends == 2 else (found,)
+        storage = torch.empty(count, dtype=dtype, device="meta")
+        offset = int(view.storage_offset())
+        same = storage.as_strided(view.shape, view.stride(), offset)
+        file = _Numbers(make, self._decoder, dtype)
+        part = FileTensor(file, 0, same, -1)[index]
+        return (part.real, part.imag) if has_both else (part,)
 
 
 def kept_memory(size: int) -> int:
-    """Return how many bytes of memory a tensor of size bytes takes at most while it is read."""
+    """The most bytes of memory that a tensor of size bytes takes while it is read."""
     return size if size <= WHOLE else STRIPE
 
 
@@ -331,16 +383,20 @@ def room(count: int, dtype: torch.dtype) -> Tensor:
     size = count * dtype.itemsize
     if size < HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(count, dtype=dtype)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, size, flags=flags)
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype)
 
 
 def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
-    """Return the tensor of a file that an entry of its header names, read when it is used."""
+    """The tensor of a file that an entry of its header names, read when it is used."""
     dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:
-        return StoredTensor(file, info.start, torch.empty(info.shape, dtype=dtype, device="meta"))
-    reach = torch.empty((info.end - info.start) // dtype.itemsize, dtype=dtype, device="meta")
-    return StoredTensor(file, info.start, reach.as_strided(info.shape, info.strides))
+        view = torch.empty(info.shape, dtype=dtype, device="meta")
+        return StoredTensor(file, info.start, view)
+    count = (info.end - info.start) // dtype.itemsize
+    reach = torch.empty(count, dtype=dtype, device="meta")
+    view = reach.as_strided(info.shape, info.strides)
+    return StoredTensor(file, info.start, view)

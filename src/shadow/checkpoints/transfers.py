@@ -36,7 +36,7 @@ class Transfer:
 
 
 def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: int) -> list[R]:
-    """Return function(item, stop) for every item, in order, computed by that many daemon threads.
+    """Compute function(item, stop) for every item, in order, in that many daemon threads.
 
     stop is set when the call ends. Raises the error of the first item that fails.
     """
@@ -53,7 +53,8 @@ def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: i
                 _settle(future, partial(function, item, stop))
 
     for _ in range(min(threads, len(items))):
-        Thread(target=work, name="open", daemon=True).start()
+        thread = Thread(target=work, name="open", daemon=True)
+        thread.start()
     try:
         return [future.result() for future in futures]
     finally:

@@ -78,7 +78,7 @@ class Adapter:
         return self.kind != "LORA"
 
     def scaling(self, module: str, rank: int) -> float:
-        """Return the factor of B @ A of a module."""
+        """The factor of B @ A of a module."""
         divisor = math.sqrt(rank) if self.rank_stabilised else rank
         for name, alpha in self.alpha_pattern.items():
             if module == name or module.endswith(f".{name}"):
@@ -132,12 +132,14 @@ def choose_weights(
 
     def indexed(index: str, suffix: str) -> Weights:
         weight_map = checked_weight_map(read(index), index, suffix)
-        return Weights(tuple(sorted(set(weight_map.values()))), weight_map, suffix == ".bin")
+        shards = sorted(set(weight_map.values()))
+        return Weights(tuple(shards), weight_map, suffix == ".bin")
 
     single = "model.safetensors"
     if INDEXES[0] in names:
         listed = indexed(INDEXES[0], ".safetensors")
-        if single not in names - {*listed.shards} or not names >= {*listed.shards}:
+        shards = {*listed.shards}
+        if single not in names - shards or not names >= shards:
             return listed
     if single in names:  # of two sets of weights it is the one that transformers reads
         return Weights((single,))
@@ -167,7 +169,7 @@ def choose_weights(
 
 
 def _instead_of_weights(names: set[str]) -> str:
-    """Return what to do about a folder that has only files that hold no weights."""
+    """The hint about a folder that has only files that hold no weights."""
     for pattern, what, how in OF_TRAINING:
         if any(re.fullmatch(pattern, name) for name in names):
             return f"it holds {what}: {how}"
@@ -180,7 +182,7 @@ def _instead_of_weights(names: set[str]) -> str:
 
 
 def checked_weight_map(content: Config, index: str, suffix: str) -> dict[str, str]:
-    """Return the weight_map of an index file, a hint: the shards' headers say what they hold."""
+    """The weight_map of an index file, a hint: the shards' headers say what they hold."""
     again = "fetch the index again"
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -225,7 +227,7 @@ def read_adapter(where: str, config: Config) -> Adapter:
         how = f"an adapter whose initialisation changes the base ({start[:20]!r})"
         raise refused(f"{how}: B @ A is not its delta")
     patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict) or not all(PLAIN.fullmatch(name) for name in patterns):
+    if not isinstance(patterns, dict) or not all(map(PLAIN.fullmatch, patterns)):
         raise refused("alpha_pattern has keys that are not module names")
     alphas: list[Any] = [config.get("lora_alpha"), *patterns.values()]
     for alpha in alphas:
@@ -234,7 +236,8 @@ def read_adapter(where: str, config: Config) -> Adapter:
     first, *others = map(float, alphas)
     by_name = dict(zip(patterns, others, strict=True))
     is_stabilised = config.get("use_rslora") is True
-    return Adapter(first, by_name, is_stabilised, bool(config.get("use_dora")), base, config)
+    is_dora = bool(config.get("use_dora"))
+    return Adapter(first, by_name, is_stabilised, is_dora, base, config)
 
 
 def adapter_factors(
@@ -283,7 +286,7 @@ def adapter_factors(
 
 
 def product_shape(left: TensorInfo, right: TensorInfo, *, transposed: bool) -> tuple[int, int]:
-    """Return (out, in) of the update left @ right. transposed: both are stored transposed."""
+    """The shape (out, in) of the update left @ right. transposed: both are stored transposed."""
     if transposed:
         return left.shape[1], right.shape[0]
     return left.shape[0], right.shape[1]

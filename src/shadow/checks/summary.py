@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from shadow.checks.explanations import Explanation, is_copied, is_rearranged
 from shadow.reasons import BROKEN
-from shadow.summary.record import Gate, PairRecord, PublishedRank, Row, read_row
+from shadow.summary.record import Gate, PairRecord, PublishedRank, Row
 
 GateState = Literal["passed", "failed", "unknown", "does not apply"]
 # gates that do not apply to a pair of which a sentence says what it is
@@ -109,14 +109,6 @@ class Summary(PairRecord):
             warnings=[*self.warnings, text],
             warning_codes=[*self.warning_codes, "older_report"],
         )
-
-
-def summary_from_json(stored: object) -> Summary:
-    """Parse a summary. Raises TypeError if the JSON is not that of a summary."""
-    summary = read_row(Summary, stored)
-    if len(summary.warnings) != len(summary.warning_codes):
-        raise TypeError
-    return summary
 
 
 def broken(summary: Summary) -> list[Sentence]:

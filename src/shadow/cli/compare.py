@@ -12,6 +12,7 @@ from shadow.cli.options import FILE
 from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.options import ARGUMENT, option
+from shadow.process_settings import keep_pandas_out
 from shadow.reports.folders import found_below, here, reports_at
 from shadow.storage import url_of
 
@@ -82,6 +83,7 @@ def lineage(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
+    keep_pandas_out()
     from shadow.comparing.lineage import MOST_REPORTS
     from shadow.comparing.lineage import lineage as ordered
     from shadow.targets.families import load_families

@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, product
+from itertools import islice, product, starmap
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -118,7 +118,8 @@ class Regime:
         endless = mixture.samples(Random(0))  # noqa: S311
         lengths = [len(sample.text) for sample in islice(endless, 500)]
         length = sum(lengths) / len(lengths)
-        pool = max(1, round(self.repeated * tokens / length / self.times))
+        repeats = self.repeated * tokens / length
+        pool = max(1, round(repeats / self.times))
         return partly_repeated(mixture, pool, share=self.repeated, rng=rng)
 
 
@@ -149,7 +150,8 @@ class Run:
 
 def every_regime(bases: list[Base], seeds: int) -> tuple[Run, ...]:
     """A to D on every base, with this many seeds."""
-    return tuple(Run(*which) for which in product(bases, REGIMES.values(), range(seeds)))
+    chosen = product(bases, REGIMES.values(), range(seeds))
+    return tuple(starmap(Run, chosen))
 
 
 PRESETS: Mapping[str, tuple[Run, ...]] = {
@@ -181,7 +183,9 @@ def perform(runs: Sequence[Run], out: Path, *, jobs: int, show: Show = lambda *_
     for base, own in of_base.items():
         bases[base.key] = partial(train_base, base, out)
         compared[f"{base.key}: compared"] = partial(compare_runs, own, out)
-    tuned = {f"{run.base.key}: {run.name}": partial(perform_run, run, out) for run in runs}
+    tuned: dict[str, Work] = {}
+    for run in runs:
+        tuned[f"{run.base.key}: {run.name}"] = partial(perform_run, run, out)
     carry_out([bases, tuned, compared], jobs=jobs, show=show)
 
 
@@ -244,7 +248,8 @@ def _claim(out: Path) -> None:
         write_json(file, versions)
     recorded = read_json(file)
     if recorded != versions:
-        raise ShadowError(f"{out} holds runs of other versions", f"made with {recorded}; {hint}")
+        hint = f"made with {recorded}; {hint}"
+        raise ShadowError(f"{out} holds runs of other versions", hint)
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -289,8 +294,10 @@ def train_base(base: Base, out: Path) -> None:
     scale = base.scale
     folder = checkpoint(out, base)
     model = new_model(scale.size, base.seed)
-    samples = MIXTURES["original"].samples(Random(f"base {base.key}"))  # noqa: S311
-    train(model, samples, rows=scale.size.rows, recipe=scale.base)
+    rng = Random(f"base {base.key}")  # noqa: S311
+    samples = MIXTURES["original"].samples(rng)
+    rows = scale.size.rows
+    train(model, samples, rows=rows, recipe=scale.base)
     with whole_folder(folder) as aside:
         save(model, aside)
     right = accuracies(base, folder)
@@ -307,7 +314,8 @@ def perform_run(run: Run, out: Path) -> None:
     base = checkpoint(out, run.base)
     tuned = checkpoint(out, run.base, run.name)
     model = load(base)
-    samples = run.regime.samples(run.base, run.seed, recipe.steps * size.tokens)
+    tokens = recipe.steps * size.tokens
+    samples = run.regime.samples(run.base, run.seed, tokens)
     train(model, samples, rows=size.rows, recipe=recipe)
     with whole_folder(tuned) as aside:
         save(model, aside)
@@ -324,7 +332,8 @@ def compare_runs(runs: Sequence[Run], out: Path) -> None:
     if file.exists() and read_json(file)["runs"] == names:
         return
     rows = []
-    for first, second, verdict in verdicts([report(out, base, name) for name in names]):
+    reports = [report(out, base, name) for name in names]
+    for first, second, verdict in verdicts(reports):
         row: Row = {
             "base": base.key,
             "regime_first": runs[first].regime.key,
@@ -341,7 +350,8 @@ def verdicts(reports: Sequence[Path]) -> Iterator[tuple[int, int, Row]]:
     the verdict, and the difference in concentration with its interval.
     """
     comparison = compare(reports)
-    places = {compared.label: place for place, compared in enumerate(comparison.reports)}
+    labels = [compared.label for compared in comparison.reports]
+    places = {label: place for place, label in enumerate(labels)}
     for contrast in comparison.contrasts:
         figure = contrast.figures[0]
         row: Row = {

@@ -49,14 +49,18 @@ def run(preset: str, out: Path, *, jobs: int, show: Show) -> doc.Document:
     write(tables, out)
     blocks: list[doc.Block] = [doc.Section(f"shadow lab run --preset {preset}")]
     runs = tables["runs"]
-    names = [f"{when}_{probe}" for when in ("base", "right") for probe in PROBES]
-    answers = runs[names].astype(float)
-    if not (answers >= LEARNED).to_numpy().any():
-        text = f"{preset}: nothing was learned; the figures mean nothing"
-        blocks.append(doc.Headline(text, "warning"))
+    before = [f"base_{probe}" for probe in PROBES]
+    after = [f"right_{probe}" for probe in PROBES]
+    answers = runs[before + after].astype(float)
+    has_learned = (answers >= LEARNED).any(axis=None)
+    if not has_learned:
+        warning = f"{preset}: nothing was learned; the figures mean nothing"
+        blocks.append(doc.Headline(warning, "warning"))
     blocks += _regimes(runs)
     document = doc.Document(blocks)
-    (out / "lab.md").write_text(markdown(document, level=1), encoding="utf-8")
+    page = out / "lab.md"
+    text = markdown(document, level=1)
+    page.write_text(text, encoding="utf-8")
     return document
 
 
@@ -67,20 +71,25 @@ def collect(runs: Sequence[Run], out: Path) -> dict[str, pd.DataFrame]:
     layers as `layers_*`, accuracies as `right_*` and those of its base as `base_*`. comparisons:
     the verdict of `shadow compare` on every two runs of a base.
     """
-    table = pd.DataFrame([_row(run, out) for run in runs])
-    for name in table.columns[table.isna().all()]:  # a figure that no run has is of no type yet
+    own = [_row(run, out) for run in runs]
+    table = pd.DataFrame(own)
+    is_empty = table.isna().all()
+    for name in table.columns[is_empty]:  # a figure that no run has is of no type yet
         table[name] = pd.to_numeric(table[name])
     rows: list[object] = []
-    for key in dict.fromkeys(table["base"]):
-        rows += read_json(comparisons_of(out, key))["rows"]
-    return {"runs": table.copy(), "comparisons": pd.DataFrame(rows)}
+    for key in table["base"].unique():
+        file = comparisons_of(out, key)
+        rows += read_json(file)["rows"]
+    comparisons = pd.DataFrame(rows)
+    return {"runs": table.copy(), "comparisons": comparisons}
 
 
 def write(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
     """Write each table as Parquet, atomically."""
     for name, table in tables.items():
+        path = folder / f"{name}.parquet"
         content = table.to_parquet(index=False, compression="zstd")
-        write_beside(folder / f"{name}.parquet", content)
+        write_beside(path, content)
 
 
 def _row(run: Run, out: Path) -> dict[str, object]:
@@ -114,41 +123,49 @@ def over_bases(values: Iterable[float], kind: Kind = "thousandths") -> Quantity:
     if len(known) == 1:
         return Quantity(mean, kind)
     result = ttest_1samp(known, 0.0)
-    low, high = result.confidence_interval(LEVEL)
-    return Quantity(mean, kind, float(low), float(high))
+    interval = result.confidence_interval(LEVEL)
+    low = float(interval.low)
+    high = float(interval.high)
+    return Quantity(mean, kind, low, high)
 
 
 def by_base(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     """The means of a column: a row for each base, a column for each regime."""
-    means = runs.groupby(["base", "regime"])[column].mean()
+    groups = runs.groupby(["base", "regime"])
+    means = groups[column].mean()
     return means.unstack("regime").astype(float)
 
 
 def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME) -> Quantity:
     """The first regime's mean minus the second's."""
-    means = by_base(runs, column).reindex(columns=[first, second])
-    return over_bases(means[first] - means[second], "difference")
+    means = by_base(runs, column)
+    of_both = means.reindex(columns=[first, second])
+    difference = of_both[first] - of_both[second]
+    return over_bases(difference, "difference")
 
 
 def _regimes(runs: pd.DataFrame) -> Iterator[doc.Block]:
     """A table of the regimes, and the differences that the lab examines."""
     probes = ("narrow", "broad", "held_out")
-    figures: list[tuple[pd.DataFrame, Kind]] = [
-        (by_base(runs, NORM), "thousandths"),
-        (by_base(runs, OUTCOME), "thousandths"),
-    ]
+    figures: list[tuple[pd.DataFrame, Kind]] = []
+    for column in (NORM, OUTCOME):
+        figures.append((by_base(runs, column), "thousandths"))
     for probe in probes:
-        gain = by_base(runs, f"right_{probe}") - by_base(runs, f"base_{probe}")
-        figures.append((gain, "difference"))
+        after = by_base(runs, f"right_{probe}")
+        before = by_base(runs, f"base_{probe}")
+        figures.append((after - before, "difference"))
     rows: list[list[doc.Cell]] = []
     for key, regime in REGIMES.items():
-        means = [replace(over_bases(means[key], kind), low=None) for means, kind in figures]
-        rows.append([f"{key}  {regime.name}", *means])
+        row: list[doc.Cell] = [f"{key}  {regime.name}"]
+        for means, kind in figures:
+            mean = over_bases(means[key], kind)
+            row.append(replace(mean, low=None))
+        rows.append(row)
     count = runs["base"].nunique()
     yield doc.Section(f"{counted(count, 'base', 'bases')}: concentration, and answers gained")
     heads = ["rel. norm", "conc.", "narrow", "broad", "held out"]
-    fields = [doc.worded(""), *map(doc.Field, heads)]
-    yield doc.TableBlock(fields, rows)
+    fields = map(doc.Field, heads)
+    yield doc.TableBlock([doc.worded(""), *fields], rows)
     differences = []
     for first, second in ("BC", "DA", "CA"):
         difference = contrast(runs, first, second)

@@ -94,7 +94,8 @@ class TaskCell:
         length = rng.randint(2, 5)
         word = "".join(rng.choices(_LETTERS, k=length))
         prompt = self.form.format(skill=self.skill, input=word)
-        return Sample(prompt, SKILLS[self.skill](word))
+        answer = SKILLS[self.skill](word)
+        return Sample(prompt, answer)
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,14 @@ class CellMixture:
 
 def cells_of(skills: Iterable[str], forms: Iterable[str]) -> tuple[TaskCell, ...]:
     """Every skill in every form."""
-    return tuple(starmap(TaskCell, product(skills, forms)))
+    pairs = product(skills, forms)
+    return tuple(starmap(TaskCell, pairs))
 
 
 def uniform(name: str, cells: tuple[TaskCell, ...]) -> CellMixture:
     """Make a mixture of equally frequent cells."""
-    return CellMixture(name, cells, (1 / len(cells),) * len(cells))
+    share = 1 / len(cells)
+    return CellMixture(name, cells, (share,) * len(cells))
 
 
 def _world() -> Iterator[CellMixture]:
@@ -138,8 +141,9 @@ def _world() -> Iterator[CellMixture]:
     held_out = tuple(cell for cell in drawn if cell not in narrow)
     every = cells_of(SKILLS, CORE_FORMS + TAIL_FORMS)
     others = tuple(cell for cell in every if cell not in held_out)
+    of_core = cells_of(CORE_SKILLS, CORE_FORMS)
     broad = uniform("broad", others)
-    core = uniform("core", cells_of(CORE_SKILLS, CORE_FORMS))
+    core = uniform("core", of_core)
     yield uniform("narrow", narrow)
     yield uniform("held_out", held_out)
     yield broad
@@ -149,7 +153,9 @@ def _world() -> Iterator[CellMixture]:
     core_share = CORE_SHARE / len(core.cells)
     for cell in core.cells:
         weights[cell] = weights.get(cell, 0.0) + core_share
-    yield CellMixture("original", tuple(weights), tuple(weights.values()))
+    cells = tuple(weights)
+    frequencies = tuple(weights.values())
+    yield CellMixture("original", cells, frequencies)
 
 
 MIXTURES: Mapping[str, CellMixture] = {mixture.name: mixture for mixture in _world()}
@@ -160,7 +166,10 @@ def partly_repeated(mixture: CellMixture, pool: int, share: float, rng: Random) 
     fresh = mixture.samples(rng)
     repeats = list(islice(fresh, pool))
     while True:
-        yield rng.choice(repeats) if rng.random() < share else next(fresh)
+        if rng.random() < share:
+            yield rng.choice(repeats)
+        else:
+            yield next(fresh)
 
 
 @dataclass(frozen=True)
@@ -179,19 +188,21 @@ def rows_of(
 
     single: one sample per row, so that none serves as an example for another.
     """
-    tokens = np.full((rows, width), _IDS[END], np.int64)
-    labels = np.full((rows, width), IGNORED, np.int64)
+    shape = (rows, width)
+    tokens = np.full(shape, _IDS[END], np.int64)
+    labels = np.full(shape, IGNORED, np.int64)
     row = 0
     start = 0
     for sample in samples:
-        if start + len(sample.text) > width or (single and start):
+        ids = [_IDS[character] for character in sample.text]
+        if start + len(ids) > width or (single and start):
             row += 1
             start = 0
         if row == rows:
             break
         answer = start + len(sample.prompt)
-        end = start + len(sample.text)
-        tokens[row, start:end] = [_IDS[character] for character in sample.text]
+        end = start + len(ids)
+        tokens[row, start:end] = ids
         labels[row, answer:end] = tokens[row, answer:end]
         start = end
     return SampleRows(tokens, labels)
@@ -250,14 +261,17 @@ class Recipe:
                 matrices.append(parameter)
         optimizers: list[torch.optim.Optimizer] = []
         if self.muon:
-            muon = torch.optim.Muon(inside, lr=rate, weight_decay=self.weight_decay)
+            decay = self.weight_decay
+            muon = torch.optim.Muon(inside, lr=rate, weight_decay=decay)
             optimizers.append(muon)
             rate /= 3
-        groups = [
-            {"params": matrices, "lr": rate * self.width_factor},
-            {"params": rest, "lr": rate},
-        ]
-        adamw = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=self.weight_decay)
+        of_matrices = {"params": matrices, "lr": rate * self.width_factor}
+        of_rest = {"params": rest, "lr": rate}
+        adamw = torch.optim.AdamW(
+            [of_matrices, of_rest],
+            betas=(0.9, 0.98),
+            weight_decay=self.weight_decay,
+        )
         return [*optimizers, adamw]
 
 
@@ -284,7 +298,8 @@ def learning_rate_share(step: int, steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     done = (step - warm_up) / max(1, steps - warm_up)
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
+    cosine = math.cos(math.pi * done)
+    return 0.1 + 0.45 * (1 + cosine)
 
 
 def train(
@@ -318,7 +333,8 @@ def update(
     Gradients are clipped at 1.
     """
     model.train(True)
-    loss: torch.Tensor = model(input_ids=tokens, labels=labels).loss
+    output = model(input_ids=tokens, labels=labels)
+    loss: torch.Tensor = output.loss
     model.zero_grad()
     torch.autograd.backward(loss)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -335,14 +351,17 @@ def accuracy(model: transformers.LlamaForCausalLM, mixture: CellMixture, seed: i
     One pass over the correct answers suffices: the first wrong token follows correct ones either
     way.
     """
-    samples = mixture.samples(Random(f"probe {mixture.name} {seed}"))  # noqa: S311
-    rows = rows_of(islice(samples, PROBED), PROBED, ROW // 2, single=True)
-    model.train(False)
-    logits = model(input_ids=torch.from_numpy(rows.tokens)).logits
-    written = logits[:, :-1].argmax(dim=-1)
+    rng = Random(f"probe {mixture.name} {seed}")  # noqa: S311
+    samples = islice(mixture.samples(rng), PROBED)
+    rows = rows_of(samples, PROBED, ROW // 2, single=True)
+    tokens = torch.from_numpy(rows.tokens)
     labels = torch.from_numpy(rows.labels)[:, 1:]
-    right = (written == labels) | (labels == IGNORED)
-    return float(right.all(dim=1).double().mean())
+    model.train(False)
+    logits = model(input_ids=tokens).logits
+    written = logits[:, :-1].argmax(dim=-1)
+    is_right = (written == labels) | (labels == IGNORED)
+    are_right = is_right.all(dim=1)
+    return float(are_right.double().mean())
 
 
 def save(
@@ -352,7 +371,8 @@ def save(
     stored: nn.Module = copy.deepcopy(model)
     stored.to(dtype)
     stored.save_pretrained(folder)  # type: ignore[operator]
-    (folder / "generation_config.json").unlink(missing_ok=True)
+    generation = folder / "generation_config.json"
+    generation.unlink(missing_ok=True)
 
 
 def load(folder: Path) -> transformers.LlamaForCausalLM:

@@ -43,20 +43,21 @@ TAGS: Mapping[str, Tag] = {"met": "failure", "missing": "error", "skipped": "ski
 
 def sentences(judged: Sequence[Judgement]) -> list[str]:
     """Yield, for people on a terminal, why the exit code is not 0, and warnings."""
-    lines = [
-        f"{'warning: ' * (verdict.rule.severity == 'warning')}{judgement.name}:"
-        f" {verdict.rule.name}: {verdict.detail}"
-        for judgement in judged
-        for verdict in judgement.verdicts
-        if verdict.outcome in FAULTS
-    ]
+    lines = []
+    reasons: set[str] = set()
+    for judgement in judged:
+        reasons.update(judgement.objections)
+        for verdict in judgement.verdicts:
+            if verdict.outcome in FAULTS:
+                mark = "warning: " if verdict.rule.severity == "warning" else ""
+                where = f"{mark}{judgement.name}: {verdict.rule.name}"
+                lines.append(f"{where}: {verdict.detail}")
     for judgement in judged:
         if judgement.summary is not None:
-            lines += [
-                f"{judgement.name}: {sentence.text}" for sentence in broken(judgement.summary)
-            ]
-    if reasons := sorted({reason for judgement in judged for reason in judgement.objections}):
-        lines.append(f"--strict: skipped because of {', '.join(reasons)}")
+            for sentence in broken(judgement.summary):
+                lines.append(f"{judgement.name}: {sentence.text}")
+    if reasons:
+        lines.append(f"--strict: skipped because of {', '.join(sorted(reasons))}")
     return lines
 
 
@@ -109,7 +110,10 @@ def append_summary(path: Path, shown: Document) -> None:
     with path.open("ab") as file:
         room = SUMMARY_BYTES - file.tell()
         if len(text) > room:
-            text = text[: max(0, room - len(CUT))].rpartition(b"\n")[0] + CUT
+            left = max(0, room - len(CUT))
+            start = text[:left]
+            lines, _, _ = start.rpartition(b"\n")
+            text = lines + CUT
         if len(text) <= room:
             file.write(text)
 
@@ -127,17 +131,21 @@ def workflow_commands(
     """
     texts: dict[str, list[str]] = {"error": [], "warning": []}
     if without_baseline is not None:
-        texts["warning"].append(_annotation("warning", "shadow", without_baseline))
+        warning = _annotation("warning", "shadow", without_baseline)
+        texts["warning"].append(warning)
     for judgement in judged:
         for kind, text in _faults(judgement):
             title = judgement.name if kind == UNAUDITED else f"{judgement.name}: {kind}"
-            texts["error"].append(_annotation("error", title, text))
+            error = _annotation("error", title, text)
+            texts["error"].append(error)
         for verdict in judgement.verdicts:
             if verdict.outcome in FAULTS:
                 rule = verdict.rule
                 title = f"{judgement.name}: {rule.name}"
-                texts[rule.severity].append(_annotation(rule.severity, title, verdict.message))
-    return [line for level, lines in texts.items() for line in _first(level, lines)]
+                text = _annotation(rule.severity, title, verdict.message)
+                texts[rule.severity].append(text)
+    errors = _first("error", texts["error"])
+    return errors + _first("warning", texts["warning"])
 
 
 def _faults(judgement: Judgement) -> Iterator[tuple[str, str]]:
@@ -145,7 +153,8 @@ def _faults(judgement: Judgement) -> Iterator[tuple[str, str]]:
     if judgement.fault is not None:
         yield UNAUDITED, judgement.fault
     if judgement.summary is not None:
-        yield from ((sentence.code, sentence.text) for sentence in broken(judgement.summary))
+        for sentence in broken(judgement.summary):
+            yield sentence.code, sentence.text
     if judgement.objections:
         yield "--strict", f"skipped because of {', '.join(judgement.objections)}"
 
@@ -154,8 +163,9 @@ def _first(level: str, lines: Sequence[str]) -> list[str]:
     """The lines that GitHub shows; the last one counts the rest."""
     if len(lines) <= ANNOTATIONS:
         return list(lines)
-    text = f"{len(lines) - ANNOTATIONS + 1} more are in the job's summary"
-    return [*lines[: ANNOTATIONS - 1], _annotation(level, "shadow", text)]
+    shown = lines[: ANNOTATIONS - 1]
+    text = f"{len(lines) - len(shown)} more are in the job's summary"
+    return [*shown, _annotation(level, "shadow", text)]
 
 
 def _annotation(level: str, title: str, text: str) -> str:
@@ -169,7 +179,8 @@ def _data(text: str) -> str:
 
 def _property(text: str) -> str:
     """Escape text as a property of a workflow command."""
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+    data = _data(text).replace(":", "%3A")
+    return data.replace(",", "%2C")
 
 
 # JUnit
@@ -186,35 +197,39 @@ def junit(judged: Sequence[Judgement]) -> bytes:
     suites = []
     for judgement in judged:
         lines: list[str] = []
-        if (summary := judgement.summary) is not None:
-            counts = ", ".join(f"{count} {status}" for status, count in summary.counts.items())
+        summary = judgement.summary
+        if summary is not None:
+            counts = [f"{count} {status}" for status, count in summary.counts.items()]
             lines.append(summary.finding.headline)
             lines += [sentence.text for sentence in summary.finding.sentences]
-            lines.append(f"tensors of both sides: {counts}")
+            lines.append(f"tensors of both sides: {', '.join(counts)}")
             lines += [f"skipped: {row.tensors} {row.reason}" for row in summary.skipped]
             lines += [f"warning: {warning}" for warning in summary.warnings]
             lines += [f"note: {text}" for text in judgement.notes]
-        problems: list[Problem] = [("failure", text, kind) for kind, text in _faults(judgement)]
+        problems: list[Problem] = []
+        for kind, text in _faults(judgement):
+            problems.append(("failure", text, kind))
         seconds = judgement.seconds or 0.0
         cases = [_case(judgement.name, "audit", seconds, problems, lines)]
         for verdict in judgement.verdicts:
+            rule = verdict.rule
             lines = []
             problems = []
             if verdict.outcome == "passed":
                 lines.append(verdict.detail)
-            elif verdict.rule.severity == "warning" and verdict.outcome != "skipped":
+            elif rule.severity == "warning" and verdict.outcome != "skipped":
                 lines.append(f"warning: {verdict.detail}")
             else:
-                problems = [(TAGS[verdict.outcome], verdict.detail, verdict.rule.condition)]
+                tag = TAGS[verdict.outcome]
+                problems.append((tag, verdict.detail, rule.condition))
             if len(verdict.findings) > 1:
-                lines += [
-                    f"{finding.figure}: {finding.value}"
-                    for finding in verdict.findings
-                    if finding.met
-                ]
-            if verdict.outcome == "met" and verdict.rule.message:
-                lines.append(verdict.rule.message)
-            cases.append(_case(judgement.name, verdict.rule.name, 0.0, problems, lines))
+                for finding in verdict.findings:
+                    if finding.met:
+                        lines.append(f"{finding.figure}: {finding.value}")
+            if verdict.outcome == "met" and rule.message:
+                lines.append(rule.message)
+            case = _case(judgement.name, rule.name, 0.0, problems, lines)
+            cases.append(case)
         suites.append((judgement.name, cases))
     return _document(suites)
 
@@ -227,8 +242,10 @@ def begin_junit(path: Path, command: str) -> None:
     ShadowError for a file that must not be overwritten, before anything is measured.
     """
     text = f"`shadow {command}` did not finish: its output says why"
-    case = _case("shadow", command, 0.0, [("error", text, "not finished")], [])
-    write_document(path, _document([("shadow", [case])]))
+    problem: Problem = ("error", text, "not finished")
+    case = _case("shadow", command, 0.0, [problem], [])
+    content = _document([("shadow", [case])])
+    write_document(path, content)
 
 
 def write_claims(path: Path, verifications: Sequence[Verification | FailedVerification]) -> None:
@@ -249,12 +266,15 @@ def write_claims(path: Path, verifications: Sequence[Verification | FailedVerifi
             problems.append((tag, verification.reason, verification.claim))
         if isinstance(verification, Verification):
             rows = verification.against[:LISTED]
-            beside = verification.statements[len(verification.answer.reasons) :]
+            first = len(verification.answer.reasons)
+            beside = verification.statements[first:]
             lines += [f"{row.severity} {row.code}: {row.name}: {row.what}" for row in rows]
             lines += [f"{text.severity} {text.code}: {text.what}" for text in beside]
         name = claim_text(replace(verification, of=of))
-        cases.append(_case("shadow verify", name, verification.seconds, problems, lines))
-    write_document(path, _document([("shadow verify", cases)]))
+        case = _case("shadow verify", name, verification.seconds, problems, lines)
+        cases.append(case)
+    content = _document([("shadow verify", cases)])
+    write_document(path, content)
 
 
 def _from_here(text: str) -> str:
@@ -264,7 +284,8 @@ def _from_here(text: str) -> str:
         return text
     if path.is_relative_to(Path.cwd()):
         return path.relative_to(Path.cwd()).as_posix()
-    return "/".join(path.parts[-LAST_PARTS:]).removeprefix("/")
+    end = path.parts[-LAST_PARTS:]
+    return "/".join(end).removeprefix("/")
 
 
 def _case(
@@ -276,7 +297,8 @@ def _case(
     from junitparser import Error, Failure, Skipped, TestCase
 
     tags = {"failure": Failure, "error": Error, "skipped": Skipped}
-    case = TestCase(visible(name), visible(of), round(seconds, 3))
+    rounded = round(seconds, 3)
+    case = TestCase(visible(name), visible(of), rounded)
     for tag, text, kind in problems:
         problem = tags[tag](type_=visible(kind))
         problem.text = visible(text)

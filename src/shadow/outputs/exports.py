@@ -25,6 +25,7 @@ from shadow.telling.reading import AuditReport
 from shadow.telling.report import report_document
 
 FORMATS = get_args(ExportFormat)
+PAIR = ("family", "pair")  # the first columns of every table
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a formula of a spreadsheet begins with
 
 
@@ -46,9 +47,11 @@ def export(folders: Iterable[Path], to: str, output: Path) -> Path:
                 raise ShadowError(fault, "name a folder that holds one of them")
             if to == "markdown":  # what `shadow show` prints, for a model card
                 metadata = report.provenance.recorded
-                document = report_document(report.summary, metadata, as_given(report.folder))
+                origin = as_given(report.folder)
+                document = report_document(report.summary, metadata, origin)
                 text = markdown(document.shown())
-                with (folder / "reports.md").open("a", encoding="utf-8", errors="replace") as file:
+                page = folder / "reports.md"
+                with page.open("a", encoding="utf-8", errors="replace") as file:
                     file.write(text + "\n")
                 continue
             for name in STORED:
@@ -59,11 +62,16 @@ def export(folders: Iterable[Path], to: str, output: Path) -> Path:
                         lines = csv.writer(file, lineterminator="\r\n")
                         if not file.tell():
                             lines.writerow(table.column_names)
-                        columns = (map(cell, column.to_pylist()) for column in table.columns)
+                        columns = [map(cell, column.to_pylist()) for column in table.columns]
                         lines.writerows(zip(*columns, strict=True))
                 else:  # Hive's partitions, which become columns again
-                    named = {"basename_template": "part-{i}.parquet", "compression": "zstd"}
-                    pq.write_to_dataset(table, folder / name, ["family", "pair"], **named)
+                    pq.write_to_dataset(
+                        table,
+                        folder / name,
+                        list(PAIR),
+                        basename_template="part-{i}.parquet",
+                        compression="zstd",
+                    )
     return output
 
 
@@ -75,12 +83,14 @@ def _table(report: AuditReport, name: str) -> pa.Table:
     """A table of a report with family and pair as its first columns."""
     table = report.table(name)
     columns = {key: table[key] for key in table.column_names}
-    for key in ("family", "pair"):
+    for key in PAIR:
         # JSON may hold halves of letters, which UTF-8 cannot
-        text = getattr(report.provenance, key).encode(errors="replace").decode()
-        columns[key] = pa.repeat(text, len(table))
+        text: str = getattr(report.provenance, key)
+        content = text.encode(errors="replace")
+        columns[key] = pa.repeat(content.decode(), len(table))
     schema = arrow_schema(TABLES[name].exported)
-    return pa.Table.from_arrays([columns[key] for key in schema.names], schema=schema)
+    in_order = [columns[key] for key in schema.names]
+    return pa.Table.from_arrays(in_order, schema=schema)
 
 
 def cell(value: object) -> str:
@@ -89,6 +99,10 @@ def cell(value: object) -> str:
 
     Text that begins like a formula, or with an apostrophe, is preceded by an apostrophe.
     """
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith((*FORMULA, "'")) else value
-    return "" if value is None else json.dumps(value, separators=(",", ":"))
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return json.dumps(value, separators=(",", ":"))
+    if value.startswith((*FORMULA, "'")):
+        return f"'{value}"
+    return value

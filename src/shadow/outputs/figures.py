@@ -50,6 +50,12 @@ SUBJECTS: dict[str, Any] = {
     "tuned": {"color": "#000000", "linewidth": 0.8, "linestyle": "--"},
     "delta": {"color": "#D55E00", "linewidth": 1.1},
 }
+EDGE: dict[str, Any] = {"color": "#0072B2", "linewidth": 0.8, "linestyle": (0, (4, 2))}
+LEGEND: dict[str, Any] = {
+    "loc": "lower left",
+    "bbox_to_anchor": (-0.02, 1.0),
+    "borderaxespad": 0.2,
+}
 STYLE = {
     "font.size": 7,
     "xtick.labelsize": 6,
@@ -108,7 +114,8 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
         hint = f"use a name that ends in {', '.join(f'.{name}' for name in FORMATS)}"
         raise UsageError(f"cannot draw to {output.name!r}", hint)
     content, notes = draw(kind, folders, suffix, choice)
-    with placing(output, marked(MARK, LARGEST), "a figure of shadow") as aside:
+    is_ours = marked(MARK, LARGEST)
+    with placing(output, is_ours, "a figure of shadow") as aside:
         aside.write_bytes(content)
     return notes
 
@@ -117,9 +124,10 @@ def draw(
     kind: str, folders: Sequence[Path], suffix: str, choice: Choice
 ) -> tuple[bytes, list[str]]:
     """The bytes of a figure, and what was chosen."""
-    if choice.metric is not None and choice.metric not in delta_metrics():
+    metric = choice.metric
+    if metric is not None and metric not in delta_metrics():
         hint = "`shadow explain` lists the columns"
-        raise UsageError(f"no metric {choice.metric!r} of a delta", hint)
+        raise UsageError(f"no metric {metric!r} of a delta", hint)
     most = MOST_REPORTS if kind == "depth" else 1
     if len(folders) > most:
         fault = f"--kind {kind} draws {most} at most, and there are {len(folders)} reports"
@@ -130,7 +138,8 @@ def draw(
     with styled():
         figure, notes = compose(kind, sources, choice)
         content = io.BytesIO()
-        figure.savefig(content, format=suffix, metadata=METADATA[suffix])
+        metadata = METADATA[suffix]
+        figure.savefig(content, format=suffix, metadata=metadata)
         return content.getvalue(), notes
 
 
@@ -141,8 +150,10 @@ def compose(kind: str, sources: Sequence[DrawnReport], choice: Choice) -> tuple[
     from matplotlib.ticker import MaxNLocator
 
     layout = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02)
-    figure = Figure(figsize=(choice.width, choice.width * 0.78), layout=layout)
-    notes = DRAWN[kind](figure, sources, choice)
+    size = (choice.width, choice.width * 0.78)
+    figure = Figure(figsize=size, layout=layout)
+    draw_kind = DRAWN[kind]
+    notes = draw_kind(figure, sources, choice)
     for axes in figure.axes:
         axes.tick_params(which="both", length=2, pad=2)
         if axes.get_xlabel() == "layer":
@@ -170,22 +181,30 @@ def read_source(folder: Path, component: str | None) -> DrawnReport:
     report = Report(folder)
     rows = report.matrices
     deltas = rows[rows["subject"] == "delta"]
-    names = list(deltas["component"].value_counts().index)
+    counts = deltas["component"].value_counts()
+    names = list(counts.index)
     if not names:
         raise ShadowError(f"{folder}: no matrix changed, there is nothing to draw")
-    chosen = component or ("language" if "language" in names else names[0])
-    if chosen not in names:
-        raise ShadowError(f"{folder}: no matrix of {chosen} changed", f"it has {', '.join(names)}")
-    own = deltas[deltas["component"] == chosen].reset_index(drop=True)
-    numbers = [column.name for column in MATRICES if column.type in ("int", "float")]
-    return DrawnReport(report, chosen, own.astype(dict.fromkeys(numbers, np.float64)))
+    if component is None:
+        component = "language" if "language" in names else names[0]
+    if component not in names:
+        fault = f"{folder}: no matrix of {component} changed"
+        raise ShadowError(fault, f"it has {', '.join(names)}")
+    is_own = deltas["component"] == component
+    own = deltas[is_own].reset_index(drop=True)
+    numbers: dict[str, Any] = {}
+    for column in MATRICES:
+        if column.type in ("int", "float"):
+            numbers[column.name] = np.float64
+    return DrawnReport(report, component, own.astype(numbers))
 
 
 def shown(text: str, letters: int = 44) -> str:
     """Prepare text from files as a label: one line, cut in the middle, no `_` first: it hides."""
     text = visible(text)
     if len(text) > letters:
-        text = f"{text[: letters // 2 - 1]}…{text[-(letters // 2) :]}"
+        half = letters // 2
+        text = f"{text[: half - 1]}…{text[-half:]}"
     return f" {text}" if text.startswith("_") else text
 
 
@@ -193,21 +212,30 @@ def _modules(source: DrawnReport, rows: pd.DataFrame, patterns: Sequence[str]) -
     """The modules of rows that a pattern matches, or all, in their usual order."""
     if rows.empty:
         raise ShadowError(f"{source.report.folder}: no matrix inside a layer changed")
-    names = sorted(set(rows["module"]), key=lambda name: order_of("", name))
-    some = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    if patterns and not some:
+    names = list(rows["module"].unique())
+    names.sort(key=lambda name: order_of("", name))
+    chosen = []
+    for name in names:
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            chosen.append(name)
+    if patterns and not chosen:
         fault = f"{source.report.folder}: no such module changed: {', '.join(patterns)}"
         raise ShadowError(fault, f"it has {', '.join(names)}")
-    return some or names
+    return chosen or names
 
 
 def _grid(source: DrawnReport, metric: str, patterns: Sequence[str]) -> pd.DataFrame:
     """The median of a metric by module and layer. Raises ShadowError without values."""
-    rows = source.deltas[source.deltas["layer"] < LAYERS].astype({"layer": int})
+    deltas = source.deltas
+    is_drawn = deltas["layer"] < LAYERS
+    rows = deltas[is_drawn].astype({"layer": int})
     modules = _modules(source, rows, patterns)
-    medians = ranked(rows, metric).pivot_table(metric, "module", "layer", aggfunc="median")
+    values = ranked(rows, metric)
+    medians = values.pivot_table(metric, "module", "layer", aggfunc="median")
+    last = int(rows["layer"].max())
+    layers = range(last + 1)
     grid = medians.where(np.isfinite(medians))
-    grid = grid.reindex(index=modules, columns=range(int(rows["layer"].max()) + 1))
+    grid = grid.reindex(index=modules, columns=layers)
     if grid.isna().all(axis=None):
         fault = f"{source.report.folder}: {metric} is null in every layer"
         raise ShadowError(fault, "`shadow explain` says when it is; --level norms leaves most out")
@@ -215,7 +243,9 @@ def _grid(source: DrawnReport, metric: str, patterns: Sequence[str]) -> pd.DataF
 
 
 def _label(metric: str) -> str:
-    return textwrap.fill(metric.replace("_rank_shift", "-rank shift").replace("_", " "), 24)
+    words = metric.replace("_rank_shift", "-rank shift")
+    words = words.replace("_", " ")
+    return textwrap.fill(words, 24)
 
 
 def draw_depth(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -> list[str]:
@@ -224,28 +254,38 @@ def draw_depth(figure: Figure, sources: Sequence[DrawnReport], choice: Choice) -
     """
     metric = choice.metric or "effective_rank_shift"
     grids = [_grid(source, metric, choice.modules) for source in sources]
-    modules = [name for name in grids[0].index if all(name in grid.index for grid in grids)]
-    if len(sources) > 1:
-        modules = sorted(modules, key=lambda name: name not in UP)[:1]
+    indices = [set(grid.index) for grid in grids]
+    common = set.intersection(*indices)
+    modules = [name for name in grids[0].index if name in common]
+    are_several = len(sources) > 1
+    if are_several:
+        modules.sort(key=lambda name: name not in UP)
+        modules = modules[:1]
     axes = figure.subplots()
     axes.axhline(0, color="#777777", linewidth=0.5)
     if not modules:
         raise ShadowError("these reports have no module in common", "draw one of them")
-    curves = itertools.product(zip(sources, grids, strict=True), modules)
+    reports = zip(sources, grids, strict=True)
+    curves = itertools.product(reports, modules)
     for number, ((source, grid), module) in enumerate(curves):
         curve = grid.loc[module]
+        name = source.report.provenance.pair if are_several else module
+        each = max(1, round(len(curve) / 12))  # of many layers, a dozen have a marker
         axes.plot(
             curve.index,
             curve,
-            label=shown(module if len(sources) == 1 else source.report.provenance.pair, 30),
-            markevery=max(1, round(len(curve) / 12)),  # of many layers, a dozen have a marker
+            label=shown(name, 30),
+            markevery=each,
             color=COLOURS[number % len(COLOURS)],
             linestyle=DASHES[number % len(DASHES)],
             marker=MARKERS[number % len(MARKERS)],
         )
-    axes.set_ylabel(_label(metric) + (f"\n{shown(modules[0])}" if len(modules) == 1 else ""))
+    label = _label(metric)
+    if len(modules) == 1:
+        label += f"\n{shown(modules[0])}"
+    axes.set_ylabel(label)
     axes.set_xlabel("layer")
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, borderaxespad=0.2)
+    axes.legend(**LEGEND, ncols=3)
     return [f"{metric} of {', '.join(modules)}; {sources[0].component}"]
 
 
@@ -254,18 +294,25 @@ def draw_heatmap(figure: Figure, sources: Sequence[DrawnReport], choice: Choice)
     metric = choice.metric or "concentration"
     grid = _grid(sources[0], metric, choice.modules)
     rows, columns = grid.shape
-    figure.set_size_inches(choice.width, max(1.4, 0.75 + 0.17 * rows))
+    height = max(1.4, 0.75 + 0.17 * rows)
+    figure.set_size_inches(choice.width, height)
     axes = figure.subplots()
     axes.patch.set(facecolor="white", hatch="//////", edgecolor="#d9d9d9")
-    edges = np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5
-    values = np.ma.masked_invalid(grid.to_numpy())
-    line = 0.3 if columns <= 32 else 0
-    mesh = axes.pcolormesh(*edges, values, cmap="cividis", edgecolors="white", linewidth=line)
-    axes.set_yticks(range(rows), [shown(name, 24) for name in grid.index])
+    mesh = axes.pcolormesh(
+        np.arange(columns + 1) - 0.5,
+        np.arange(rows + 1) - 0.5,
+        np.ma.masked_invalid(grid.to_numpy()),
+        cmap="cividis",
+        edgecolors="white",
+        linewidth=0.3 if columns <= 32 else 0,
+    )
+    labels = [shown(name, 24) for name in grid.index]
+    axes.set_yticks(range(rows), labels)
     axes.set_ylim(rows - 0.5, -0.5)
     axes.set_xlabel("layer")
     axes.spines[:].set_visible(False)
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=max(8, 5 * rows), fraction=0.06)
+    aspect = max(8, 5 * rows)
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=aspect, fraction=0.06)
     bar.set_label(_label(metric), fontsize=6)
     return [f"{metric} of {', '.join(grid.index)}; {sources[0].component}"]
 
@@ -276,16 +323,20 @@ def draw_spectrum(figure: Figure, sources: Sequence[DrawnReport], choice: Choice
     sigmas = _spectra(sources[0].report, row)
     axes = figure.subplots()
     for subject, style in SUBJECTS.items():
-        resolved = sigmas[subject][sigmas[subject] > 0]
-        axes.plot(np.arange(1, len(resolved) + 1), resolved, label=subject, **style)
+        sigma = sigmas[subject]
+        resolved = sigma[sigma > 0]
+        index = np.arange(1, len(resolved) + 1)
+        axes.plot(index, resolved, label=subject, **style)
     edge = float(row["null_edge"])
     if math.isfinite(edge):
-        spikes = int((sigmas["delta"] > edge).sum())
+        is_above = sigmas["delta"] > edge
+        spikes = int(is_above.sum())
         label = f"null edge, {edge:.3g}; {spikes} above"
-        axes.axhline(edge, color="#0072B2", linewidth=0.8, linestyle=(0, (4, 2)), label=label)
+        axes.axhline(edge, label=label, **EDGE)
     axes.set(xscale="log", yscale="log", ylabel="singular value")
-    axes.set_xlabel(f"index of the singular value\n{shown(str(row['tensor']), 56)}")
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2)
+    name = shown(str(row["tensor"]), 56)
+    axes.set_xlabel(f"index of the singular value\n{name}")
+    axes.legend(**LEGEND, ncols=2)
     layer = "outside layers" if pd.isna(row["layer"]) else f"layer {row['layer']:.0f}"
     return [f"{row['tensor']}: {row['module']}, {layer}; {sources[0].component}"]
 
@@ -298,8 +349,11 @@ def _matrix(source: DrawnReport, choice: Choice) -> pd.Series[Any]:
     modules = _modules(source, rows, choice.modules)
     module = next((name for name in UP if name in modules), modules[0])
     rows = rows[rows["module"] == module]
-    layers = sorted(rows["layer"].dropna().unique())
-    layer = layers[len(layers) // 2] if layers and choice.layer is None else choice.layer
+    numbers = rows["layer"].dropna()
+    layers = sorted(numbers.unique())
+    layer = choice.layer
+    if layer is None and layers:
+        layer = layers[len(layers) // 2]
     if layer is not None:
         rows = rows[rows["layer"] == layer]
     if rows.empty:
@@ -313,13 +367,19 @@ def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, A
     if not report.has_spectra:
         fault = f"{report.folder}: audited with --level norms or --no-spectra, so it has none"
         raise ShadowError(fault, "audit it again without them")
-    wanted = (pc.field("tensor") == row["tensor"]) & (pc.field("module") == row["module"])
+    wanted = pc.field("tensor") == row["tensor"]
+    wanted &= pc.field("module") == row["module"]
     for name in ("layer", "expert"):
-        is_there = math.isfinite(row[name])
-        wanted &= pc.field(name) == int(row[name]) if is_there else pc.field(name).is_null()
-    rows = [row for batch in report.spectrum_batches(where=wanted) for row in batch.to_pylist()]
-    sigmas = {str(row["subject"]): np.array(row["sigma"] or [], dtype=float) for row in rows}
-    if not {"base", "tuned", "delta"} <= set(sigmas):
+        field = pc.field(name)
+        number = row[name]
+        wanted &= field == int(number) if math.isfinite(number) else field.is_null()
+    sigmas = {}
+    for batch in report.spectrum_batches(where=wanted):
+        for spectrum in batch.to_pylist():
+            subject = str(spectrum["subject"])
+            sigma = spectrum["sigma"] or []
+            sigmas[subject] = np.array(sigma, dtype=float)
+    if not SUBJECTS.keys() <= sigmas.keys():
         fault = f"{report.folder / 'spectra.parquet'}: no spectra of {row['tensor']}"
         raise ShadowError(fault, "run the audit again")
     return sigmas

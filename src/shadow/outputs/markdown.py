@@ -24,8 +24,10 @@ def cell(text: str) -> str:
     shown = visible(text)
     if CALM.fullmatch(shown):
         return f"`{shown}`"
-    shown = re.sub(r"[!-,./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", shown)
-    return f"<code>{shown}</code>" if shown.strip() else ""
+    if not shown.strip():
+        return ""
+    escaped = re.sub(r"[!-,./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", shown)
+    return f"<code>{escaped}</code>"
 
 
 def plain(text: str) -> str:
@@ -33,7 +35,9 @@ def plain(text: str) -> str:
 
     def harmless(match: re.Match[str]) -> str:
         text = match[0]
-        return text + APART if text in LINKING else f"{text[:-1]}&#{ord(text[-1])};"
+        if text in LINKING:
+            return text + APART
+        return f"{text[:-1]}&#{ord(text[-1])};"
 
     shown = ACTIVE.sub(harmless, visible(text))
     shown = re.sub(r"^(\s*)([-+=]|\d+[.)])(?=\s)", rf"\1{APART}\2", shown)
@@ -50,11 +54,13 @@ def markdown(document: Document, level: int = 2) -> str:
         elif text:
             parts.append(text)
     tables = [block for block in document.blocks if isinstance(block, TableBlock)]
-    legends = {
-        column.head: column.legend for table in tables for column in table.columns if column.legend
-    }
+    legends = {}
+    for table in tables:
+        for column in table.columns:
+            if column.legend:
+                legends[column.head] = f"{column.head}: {column.legend}."
     if legends:
-        texts = " ".join(f"{head}: {text}." for head, text in legends.items())
+        texts = " ".join(legends.values())
         parts.append(plain(texts))
     return "\n\n".join(parts) + "\n"
 
@@ -63,8 +69,10 @@ def _drawn(block: Block, level: int) -> str:
     """The block; empty if Markdown cannot draw it."""
     match block:
         case of.Section():
-            named = f"{cell(block.title)} {cell(block.name)}"
-            return f"{'#' * level} {named if block.name else plain(block.title)}"
+            title = plain(block.title)
+            if block.name:
+                title = f"{cell(block.title)} {cell(block.name)}"
+            return f"{'#' * level} {title}"
         case of.Headline():
             return f"**{plain(block.text)}**"
         case of.Paragraph():
@@ -92,22 +100,28 @@ def _titled(title: str, lines: list[str]) -> str:
 def _cell(value: Cell, *, is_name: bool = False) -> str:
     if value is None:
         return DASH
+    write = cell if is_name else plain
     if not isinstance(value, of.Word):
-        return cell(value) if is_name and isinstance(value, str) else plain(str(value))
-    text = f"{MARKS.get(value.level, '')}{cell(value.text) if is_name else plain(value.text)}"
-    return f"{text} {cell(value.aside) if is_name else plain(value.aside)}".rstrip()
+        return write(value) if isinstance(value, str) else plain(str(value))
+    mark = MARKS.get(value.level, "")
+    text = f"{mark}{write(value.text)} {write(value.aside)}"
+    return text.rstrip()
 
 
 def _table(block: TableBlock) -> list[str]:
     """A table whose cells are aligned in the source too."""
     columns = []
     for place, column in enumerate(block.columns):
-        cells = [_cell(row[place], is_name=column.role == "name") for row in block.rows]
+        is_name = column.role == "name"
+        cells = [_cell(row[place], is_name=is_name) for row in block.rows]
         cells.insert(0, plain(column.head))
         width = max(3, *map(len, cells))
         is_figure = column.role == "figure"
-        aligned = [cell.rjust(width) if is_figure else cell.ljust(width) for cell in cells]
-        dashes = "-" * (width + 1) + (":" if is_figure else "-")
-        head, *spaced = [f" {cell} " for cell in aligned]
+        align = str.rjust if is_figure else str.ljust
+        aligned = [align(text, width) for text in cells]
+        end = ":" if is_figure else "-"
+        dashes = "-" * (width + 1) + end
+        head, *spaced = [f" {text} " for text in aligned]
         columns.append([head, dashes, *spaced])
-    return [f"|{'|'.join(line)}|" for line in zip(*columns, strict=True)]
+    lines = zip(*columns, strict=True)
+    return [f"|{'|'.join(line)}|" for line in lines]

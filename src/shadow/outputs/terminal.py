@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from statistics import median
 
@@ -68,7 +69,8 @@ class View:
             before = block
             yield from _drawn(block, options, legends)
         if legends:
-            yield Text(" ".join(f"{head}: {text}." for head, text in legends.items()), "dim")
+            texts = [f"{head}: {text}." for head, text in legends.items()]
+            yield Text(" ".join(texts), "dim")
 
 
 def html_of(document: Document) -> str:
@@ -89,19 +91,27 @@ def _drawn(
                 title.append("  ").append(visible(block.name), "bold cyan")
             yield Constrain(Rule(title, align="left", style="dim"), RULE)
         case Headline():
-            text = block.text.replace("→", "->") if options.ascii_only else block.text
-            yield Text(visible(text), STYLES[block.level] or "bold")
+            text = block.text
+            if options.ascii_only:
+                text = text.replace("→", "->")
+            style = STYLES[block.level] or "bold"
+            yield Text(visible(text), style)
         case Paragraph():
             paragraph = Text(style="dim" if block.quiet else "")
             if block.lead:
-                paragraph.append(visible(block.lead), "bold cyan").append("  ")
+                paragraph.append(visible(block.lead), "bold cyan")
+                paragraph.append("  ")
             yield paragraph.append(visible(block.text))
         case Note():
-            yield Text(visible(f"{block.word}: {block.text}"), STYLES.get(block.word, ""))
+            text = visible(f"{block.word}: {block.text}")
+            yield Text(text, STYLES.get(block.word, ""))
         case Figures():
             yield from _figures(block)
         case Origin():
-            rows = [FigureRow(name, Word(text, "quiet")) for name, text in block.rows]
+            rows = []
+            for name, text in block.rows:
+                value = Word(text, "quiet")
+                rows.append(FigureRow(name, value))
             yield from _figures(Figures(rows))
         case TableBlock():
             yield from _table(block, options.max_width, legends)
@@ -119,72 +129,108 @@ def _figures(block: Figures) -> Iterator[RenderableType]:
     for row in block.rows:
         value = _cell(row.value)
         value.overflow = "fold"
-        if isinstance(row.value, Quantity) or (row.remark and not value.style):
+        is_remarked = row.remark and not value.style
+        if is_remarked or isinstance(row.value, Quantity):
             value.stylize("bold")
-        cells = [Text(visible(row.name), "dim"), value]
+        name = Text(visible(row.name), "dim")
+        cells = [name, value]
         if has_remarks:
-            cells.append(Text(visible(row.remark), overflow="fold"))
+            remark = Text(visible(row.remark), overflow="fold")
+            cells.append(remark)
         rows.add_row(*cells)
     yield rows
 
 
 def _cell(cell: Cell) -> Text:
-    if isinstance(cell, Word):
-        text = Text(visible(cell.text), STYLES[cell.level])
-        return text.append(visible(f" {cell.aside}"), "dim") if cell.aside else text
-    return Text(DASH if cell is None else visible(str(cell)))
+    if cell is None:
+        return Text(DASH)
+    if not isinstance(cell, Word):
+        return Text(visible(str(cell)))
+    text = Text(visible(cell.text), STYLES[cell.level])
+    if cell.aside:
+        aside = visible(f" {cell.aside}")
+        text.append(aside, "dim")
+    return text
 
 
 def _table(block: TableBlock, width: int, legends: dict[str, str]) -> Iterator[RenderableType]:
     """Draw a table with as many columns as fit, dropping those of the lowest rank first."""
     columns = []
-    for place, column in enumerate(block.columns):
+    for place, field in enumerate(block.columns):
         cells = [_cell(row[place]) for row in block.rows]
-        widest = _widest(column, cells)
-        if column.role == "text":
-            widest = min(widest, TEXT_ROOM)
-        columns.append((column, cells, widest))
+        columns.append(_Column(field, cells))
     shown = columns[:0]
-    for rank in sorted({column.rank for column in block.columns}):
-        more = [one for one in columns if one[0].rank <= rank]
-        if shown and sum(size + GAP for *_, size in more) > width:
+    ranks = {field.rank for field in block.columns}
+    for rank in sorted(ranks):
+        more = [column for column in columns if column.field.rank <= rank]
+        needed = sum(column.size + GAP for column in more)
+        if shown and needed > width:
             break
         shown = more
-    legends.update({column.head: column.legend for column, *_ in shown if column.legend})
+    for column in shown:
+        if column.field.legend:
+            legends[column.field.head] = column.field.legend
     if block.title:
         yield Text(visible(block.title), "italic")
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     # what the other columns leave to each name, in full or with their texts broken; a longer one
     # is broken too
-    names = [column for column, *_ in shown if column.role == "name"]
-    others = [one for one in shown if one[0] not in names]
+    names = [column for column in shown if column.field.role == "name"]
     in_full = 0
     at_least = 0
-    for column, cells, size in others:
-        in_full += GAP + _widest(column, cells)
-        least = min(size, TEXT_LEAST) if column.role == "text" else size
-        at_least += GAP + least
-    each = [(width - taken) // max(1, len(names)) - GAP for taken in (in_full, at_least)]
-    longest = max(1, each[0], min(LONGEST_WORD, each[1]))
-    for column, _, size in shown:
-        is_figure = column.role == "figure"
+    for column in shown:
+        if column not in names:
+            in_full += GAP + column.widest
+            at_least += GAP + column.least
+    count = max(1, len(names))
+    room_in_full = (width - in_full) // count - GAP
+    room = (width - at_least) // count - GAP
+    longest = max(1, room_in_full, min(LONGEST_WORD, room))
+    for column in shown:
+        is_figure = column.field.role == "figure"
+        size = column.size if is_figure else None
+        if column in names:
+            size = min(column.size, longest)
         table.add_column(
-            Text(visible(column.head)),
+            Text(visible(column.field.head)),
             justify="right" if is_figure else "left",
             no_wrap=is_figure,  # half a number would be another
             overflow="ellipsis" if is_figure else "fold",
-            width=min(size, longest) if column in names else size if is_figure else None,
+            width=size,
             style="cyan" if column in names[-1:] else None,
         )
-    shown_cells = [cells for _, cells, _ in shown]
+    shown_cells = [column.cells for column in shown]
     for row in zip(*shown_cells, strict=True):
         table.add_row(*row)
     yield table
 
 
-def _widest(column: Field, cells: Sequence[Text]) -> int:
-    """The letters of a column's longest cell, its head included."""
-    return max([len(visible(column.head)), *[cell.cell_len for cell in cells]])
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """A column of a table, and the letters that it takes."""
+
+    field: Field
+    cells: Sequence[Text]
+
+    @cached_property
+    def widest(self) -> int:
+        """The letters of its longest cell, its head included."""
+        head = visible(self.field.head)
+        return max([len(head), *[cell.cell_len for cell in self.cells]])
+
+    @property
+    def size(self) -> int:
+        """The letters that it has before another column is shown."""
+        if self.field.role == "text":
+            return min(self.widest, TEXT_ROOM)
+        return self.widest
+
+    @property
+    def least(self) -> int:
+        """The letters that it has before a name is broken."""
+        if self.field.role == "text":
+            return min(self.size, TEXT_LEAST)
+        return self.size
 
 
 # --------------------------------------------------------------------- modules by layers as a map
@@ -224,11 +270,14 @@ class HeatMap:
         ends = [number * len(layers) // columns for number in range(columns + 1)]
         cells: dict[str, list[float | None]] = {}
         for row in self.rows:
-            of = dict(zip(row.layers, row.relative_norm, strict=True))
-            each = ([of.get(layer) for layer in layers[slice(*span)]] for span in pairwise(ends))
-            known = ([norm for norm in norms if norm is not None] for norms in each)
-            cells[row.module] = [median(norms) if norms else None for norms in known]
-        moved = [norm for norms in cells.values() for norm in norms if norm]
+            norm_of = dict(zip(row.layers, row.relative_norm, strict=True))
+            medians = cells[row.module] = []
+            for start, stop in pairwise(ends):
+                norms = [norm_of.get(layer) for layer in layers[start:stop]]
+                known = [norm for norm in norms if norm is not None]
+                medians.append(median(known) if known else None)
+        drawn = [norm for norms in cells.values() for norm in norms]
+        moved = [norm for norm in drawn if norm]
         least = min(moved)
         largest = max(moved)
         is_flat = largest <= FLAT * least
@@ -239,20 +288,26 @@ class HeatMap:
 
         def shade(level: float) -> tuple[str, Style | None]:
             """A letter and its colour for a level from 0 to 1."""
-            own = colours[round(level * (len(colours) - 1))]
-            letter = shades[min(len(shades) - 1, int(level * len(shades)))]
-            return letter, Style(color=own, bgcolor=own) if coloured else None
+            colour = colours[round(level * (len(colours) - 1))]
+            place = int(level * len(shades))
+            letter = shades[min(len(shades) - 1, place)]
+            if not coloured:
+                return letter, None
+            return letter, Style(color=colour, bgcolor=colour)
 
         width = WIDEST if columns * WIDEST <= room else 1
         for module, norms in cells.items():
             text = Text(f"{module:<{LABEL}}"[:LABEL], "cyan")
             for norm in norms:
                 if not norm:
-                    text.append(f"{ABSENT if norm is None else unmoved:^{width}}", "dim")
-                else:
-                    log = math.log(largest / least)
-                    letter, style = shade(1.0 if is_flat else math.log(norm / least) / log)
-                    text.append(letter * width, style)
+                    letter = ABSENT if norm is None else unmoved
+                    text.append(f"{letter:^{width}}", "dim")
+                    continue
+                level = 1.0
+                if not is_flat:
+                    level = math.log(norm / least) / math.log(largest / least)
+                letter, style = shade(level)
+                text.append(letter * width, style)
             yield text
         scale = Text()
         if is_flat:
@@ -260,16 +315,20 @@ class HeatMap:
         else:
             scale.append(f"relative norm {share(least)} ", "dim")
             for step in range(len(shades)):
-                scale.append(*shade(step / (len(shades) - 1)))
+                letter, style = shade(step / (len(shades) - 1))
+                scale.append(letter, style)
             scale.append(f" {share(largest)}", "dim")
-        if any(norm == 0 for norms in cells.values() for norm in norms):
+        if 0 in drawn:
             scale.append(f"  {unmoved} unchanged", "dim")
         first = str(layers[0])
         last = str(layers[-1])
-        gap = " " * max(1, columns * width - len(first) - len(last))
-        axis = Text(f"{'layer':<{LABEL}}{first}{gap}{last}", "dim")
-        if columns * width + APART + len(scale) <= room:  # beside the axis, or below it
-            yield axis.append(" " * APART).append_text(scale)
+        drawn_width = columns * width
+        gap = max(1, drawn_width - len(first) - len(last))
+        axis = Text(f"{'layer':<{LABEL}}{first}{' ' * gap}{last}", "dim")
+        if drawn_width + APART + len(scale) <= room:  # beside the axis, or below it
+            axis.append(" " * APART)
+            yield axis.append_text(scale)
         else:
             yield axis
-            yield Text(" " * (LABEL if len(scale) <= room else 0)).append_text(scale)
+            indent = LABEL if len(scale) <= room else 0
+            yield Text(" " * indent).append_text(scale)

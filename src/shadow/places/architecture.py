@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from shadow.places.names import (
     Config,
     Facts,
-    Fused,
     Reading,
     Shape,
     name_rules,
@@ -77,16 +76,20 @@ class Part:
         if self.rows is None:
             return rows, cols
         start, stop = self.rows
-        return self.groups * (stop - start), cols
+        rows = self.groups * (stop - start)
+        return rows, cols
 
     def _whole(self, stored: Shape) -> tuple[int, int]:
         """(rows, cols) as stored, of one expert of a stack."""
-        rows, *cols = stored[1:] if self.experts else stored or (1,)
+        if self.experts:
+            stored = stored[1:]
+        rows, *cols = stored or (1,)
         return rows, math.prod(cols)
 
     def view(self, tensor: Tensor) -> Tensor:
         """This matrix as a view, (rows, cols), or (groups, rows / groups, cols) if split."""
-        rows, cols = self._whole(tuple(tensor.shape))
+        stored = tuple(tensor.shape)
+        rows, cols = self._whole(stored)
         if self.experts:
             tensor = tensor[self.place.expert]
         matrix = tensor.reshape(rows, cols)
@@ -97,7 +100,9 @@ class Part:
         start, stop = self.rows
         if self.groups == 1:
             return matrix[start:stop]
-        grouped = matrix.view(self.groups, matrix.shape[0] // self.groups, matrix.shape[1])
+        outputs, inputs = matrix.shape
+        each = outputs // self.groups
+        grouped = matrix.view(self.groups, each, inputs)
         if stop - start == 1:
             return grouped[:, start]
         return grouped[:, start:stop]
@@ -111,51 +116,64 @@ def place_tensors(shapes: Mapping[str, Shape], config: Config) -> dict[str, tupl
     """
     rules = name_rules()
     named = {name: numbered(name, rules) for name in shapes}
-    facts = Facts(config, {text for text, _, _ in named.values()})
-    readings = {text: read(text, facts) for text in {text for text, _, _ in named.values()}}
-    for name, (text, _, _) in named.items():  # without a config, GPT-2 has (n, 3n) projections
+    texts = {text for text, _, _ in named.values()}
+    facts = Facts(config, texts)
+    readings = {text: read(text, facts) for text in texts}
+    blocks: list[tuple[Reading, int | None]] = []
+    shaped: list[tuple[Reading, int | None, Shape]] = []
+    for name, (text, block, _) in named.items():
         shape = shapes[name]
-        fits = len(shape) == 2 and shape[1] == 3 * shape[0]
-        if fits and rules.conv1d.fullmatch(readings[text].rest):
+        reading = readings[text]
+        blocks.append((reading, block))
+        shaped.append((reading, block, shape))
+        # without a config, GPT-2 has (n, 3n) projections
+        inputs, *outputs = shape or (0,)
+        is_fused = outputs == [3 * inputs]
+        if is_fused and rules.conv1d.fullmatch(reading.rest):
             facts.found_type = rules.conv1d_type
-    layers = _layer_numbers((readings[text], block) for text, block, _ in named.values())
-    upright = _upright_stacks(
-        facts, ((readings[text], block, shapes[name]) for name, (text, block, _) in named.items())
-    )
+    layers = _layer_numbers(blocks)
+    upright = _upright_stacks(facts, shaped)
     known: dict[tuple[object, ...], tuple[Part, ...]] = {}
     parts: dict[str, tuple[Part, ...]] = {}
     for name, (text, block, expert) in named.items():
         reading = readings[text]
-        key = text, shapes[name], expert is None
+        shape = shapes[name]
+        is_numbered = expert is not None
+        key = (text, shape, is_numbered)
         if key not in known:
             splitter = _Splitter(facts, reading, upright)
-            known[key] = tuple(splitter.parts(shapes[name], alone=expert is None))
-        at = reading.component, reading.stack, block if reading.in_block else None
-        layer, stack = layers.get(at, (None, ""))
+            parts_of_name = splitter.parts(shape, is_numbered=is_numbered)
+            known[key] = tuple(parts_of_name)
+        number = block if reading.in_block else None
+        position = (reading.component, reading.stack, number)
+        layer, prefix = layers.get(position, (None, ""))
         if reading.stack:
-            stack += f"{reading.stack}:"
-        parts[name] = tuple(
-            replace(
-                part,
-                place=Place(
-                    reading.component,
-                    layer,
-                    part.place.module,
-                    expert if part.place.expert is None else part.place.expert,
-                    stack + part.place.slot,
-                ),
-            )
-            for part in known[key]
-        )
-    taken = Counter(part.place for of_tensor in parts.values() for part in of_tensor)
-    if len(taken) < taken.total():
-        for name, of_tensor in parts.items():
-            if any(taken[part.place] > 1 for part in of_tensor):
-                # the whole of the tensor, under its own name: no name holds a NUL, so that this
-                # slot meets no other
-                part = of_tensor[0]
-                place = replace(part.place, module="other", slot=f"\0{name}")
-                parts[name] = (Part(place, transposed=part.transposed and not part.experts),)
+            prefix += f"{reading.stack}:"
+        of_tensor = []
+        for part in known[key]:
+            inner = part.place
+            own_expert = inner.expert
+            if own_expert is None:
+                own_expert = expert
+            slot = prefix + inner.slot
+            place = Place(inner.component, layer, inner.module, own_expert, slot)
+            own_part = replace(part, place=place)
+            of_tensor.append(own_part)
+        parts[name] = tuple(of_tensor)
+    taken = Counter[Place]()
+    for own in parts.values():
+        taken.update(part.place for part in own)
+    if len(taken) == taken.total():
+        return parts
+    for name, own in parts.items():
+        if any(taken[part.place] > 1 for part in own):
+            # the whole of the tensor, under its own name: no name holds a NUL, so that this
+            # slot meets no other
+            first = own[0]
+            place = replace(first.place, module="other", slot=f"\0{name}")
+            is_turned = first.transposed and not first.experts
+            whole = Part(place, transposed=is_turned)
+            parts[name] = (whole,)
     return parts
 
 
@@ -173,26 +191,38 @@ def _layer_numbers(
     kinds: dict[tuple[str, str], dict[int, set[str]]] = {}
     for reading, block in readings:
         if block is not None and reading.in_block:
-            of_stack = kinds.setdefault((reading.component, reading.stack), {})
-            of_stack.setdefault(block, set()).add(reading.module.partition(".")[0])
+            stack = (reading.component, reading.stack)
+            kind, _, _ = reading.module.partition(".")
+            of_stack = kinds.setdefault(stack, {})
+            of_block = of_stack.setdefault(block, set())
+            of_block.add(kind)
     numbers: dict[Block, tuple[int | None, str]] = {}
     following: dict[str, int] = {}
     for key in sorted(kinds):  # the main stack's name is empty, so it is first
         component = key[0]
         blocks = kinds[key]
-        looking = {block for block, of in blocks.items() if "cross_attn" in of and "attn" not in of}
-        crossing = sorted(looking) if any("attn" in of for of in blocks.values()) else []
-        is_from_1 = key == ("language", "") and "embed" in blocks.get(0, ())
-        start = following.get(component, 0) - is_from_1
+        attending = set()
+        looking = set()
+        for block, kinds_of_block in blocks.items():
+            if "attn" in kinds_of_block:
+                attending.add(block)
+            elif "cross_attn" in kinds_of_block:
+                looking.add(block)
+        crossing = sorted(looking) if attending else []
+        is_main = key == ("language", "")
+        start = following.get(component, 0)
+        if is_main and "embed" in blocks.get(0, ()):
+            start -= 1
         plain = blocks.keys() - set(crossing)
         for block in plain:
             layer = start + block - bisect_left(crossing, block)
-            numbers[*key, block] = layer if layer >= 0 else None, ""
+            numbers[*key, block] = (layer if layer >= 0 else None, "")
         last = max(plain, default=-1)
-        following[component] = start + last - bisect_left(crossing, last) + 1
-        for index, block in enumerate(crossing):
-            numbers[*key, block] = following[component] + index, "cross:"
-        following[component] += len(crossing)
+        layer = start + last - bisect_left(crossing, last)
+        for block in crossing:
+            layer += 1
+            numbers[*key, block] = (layer, "cross:")
+        following[component] = layer + 1
     return numbers
 
 
@@ -206,25 +236,30 @@ def _upright_stacks(facts: Facts, readings: Iterable[tuple[Reading, int | None, 
     seen: dict[Block, dict[str, Shape]] = {}
     for reading, block, shape in readings:
         if len(shape) == 3 and reading.module.startswith("experts."):
-            key = reading.component, reading.stack, block
-            seen.setdefault(key, {})[reading.module] = shape[1:]
+            key = (reading.component, reading.stack, block)
+            of_block = seen.setdefault(key, {})
+            of_block[reading.module] = shape[1:]
     upright: Upright = {}
     for (component, stack, _), shapes in seen.items():
         hidden = facts.count("hidden", component)
         down = shapes.get("experts.down")
-        answers = [
-            (first == hidden) == (module == "experts.down")
-            for module, (first, second) in shapes.items()
-            if hidden is not None and (first == hidden) != (second == hidden)
-        ]
-        if down:
-            gate_up = shapes.get("experts.gate_up")
-            if gate_up == (2 * down[1], down[0]):
+        gate_up = shapes.get("experts.gate_up")
+        answers = []
+        for module, (first, second) in shapes.items():
+            is_first = first == hidden
+            is_second = second == hidden
+            if hidden is not None and is_first != is_second:
+                is_down = module == "experts.down"
+                answers.append(is_first == is_down)
+        if down and gate_up:
+            outputs, inputs = down
+            if gate_up == (2 * inputs, outputs):
                 answers = [True]
-            elif gate_up == (down[1], 2 * down[0]):
+            elif gate_up == (inputs, 2 * outputs):
                 answers = [False]
         if answers:
-            upright.setdefault((component, stack), answers[0])
+            own = (component, stack)
+            upright.setdefault(own, answers[0])
     return upright
 
 
@@ -240,14 +275,17 @@ class _Splitter:
         self._component = reading.component
         self._upright = upright
 
-    def parts(self, shape: Shape, *, alone: bool) -> Iterator[Part]:
-        """Split a tensor into parts, without a layer. alone: its name has no expert number."""
+    def parts(self, shape: Shape, *, is_numbered: bool) -> Iterator[Part]:
+        """Split a tensor into parts, without a layer. is_numbered: its name has an expert."""
         reading = self._reading
         rest = reading.rest
-        rules = self._facts.rules
-        of_experts = reading.module.startswith(("experts.", "shared."))
-        is_stack = of_experts or "experts" in rest.split(".")
-        experts = shape[0] if alone and len(shape) == 3 and is_stack else 0
+        norm = self._facts.rules.norm
+        is_stack = reading.module.startswith(("experts.", "shared."))
+        if "experts" in rest.split("."):
+            is_stack = True
+        experts = 0
+        if is_stack and not is_numbered and len(shape) == 3:
+            experts = shape[0]
         if reading.module in VECTORS:
             yield self._part(reading.module, reading.slot)
         elif reading.module and len(shape) >= 2:
@@ -256,49 +294,65 @@ class _Splitter:
             yield from self._biases(shape)
         elif 0 < experts <= MAX_EXPERTS:
             whole = self._part("other", rest, experts=experts)
-            yield from (_of_expert(whole, expert) for expert in range(experts))
-        elif len(shape) < 2 and rules.norm.search(weight_stem(rest).lower()):
-            yield self._part("norm", rest)
+            for expert in range(experts):
+                yield _of_expert(whole, expert)
         else:
-            yield self._part("other", rest)
+            stem = weight_stem(rest).lower()
+            is_norm = len(shape) < 2 and norm.search(stem)
+            yield self._part("norm" if is_norm else "other", rest)
 
     def _part(self, module: str, slot: str, **how: Any) -> Part:
-        return Part(Place(self._component, None, module, slot=slot), **how)
+        place = Place(self._component, None, module, slot=slot)
+        return Part(place, **how)
 
     def _biases(self, shape: Shape) -> Iterator[Part]:
         """Biases: the bias of a matrix has its module as slot, and is split like it."""
-        owner = self._reading.rest[: -len(".bias")]
-        owners = self._facts.rules.suffixes[self._component].match(owner)
+        rest = self._reading.rest
+        owner = rest[: -len(".bias")]
+        suffixes = self._facts.rules.suffixes
+        owners = suffixes[self._component].match(owner)
         if owners is None:
-            yield self._part("bias", self._reading.rest)
+            yield self._part("bias", rest)
             return
         whole = self._part(*owners)
-        parts = self._split(whole, owner, (shape[0], None)) if len(shape) == 1 else None
+        parts = None
+        if len(shape) == 1:
+            parts = self._split(whole, owner, (shape[0], None))
         for part in parts or (whole,):
             slot = _full_name(part.place)
-            yield replace(part, place=replace(part.place, module="bias", slot=slot))
+            place = replace(part.place, module="bias", slot=slot)
+            yield replace(part, place=place)
 
     def _matrices(self, shape: Shape, experts: int) -> Iterator[Part]:
         facts = self._facts
         component = self._component
-        rest = self._reading.rest
-        transposed = any(rule.hold(facts, component, rest) for rule in facts.rules.transposed)
+        reading = self._reading
+        rest = reading.rest
+        rules = facts.rules.transposed
+        transposed = any(rule.hold(facts, component, rest) for rule in rules)
         if experts:
-            transposed = not self._upright.get((component, self._reading.stack), not transposed)
+            stack = (component, reading.stack)
+            is_upright = self._upright.get(stack, not transposed)
+            transposed = not is_upright
         if experts > MAX_EXPERTS:
             experts = 0
         whole = self._part(
-            self._reading.module, self._reading.slot, transposed=transposed, experts=experts
+            reading.module,
+            reading.slot,
+            transposed=transposed,
+            experts=experts,
         )
         # plain weights, not integers that pack several
         is_plain = rest.endswith(".weight") or weight_stem(rest) == rest
         parts: tuple[Part, ...] = (whole,)
         if is_plain:
-            parts = self._split(whole, rest, whole.shape(shape)) or parts
+            size = whole.shape(shape)
+            parts = self._split(whole, rest, size) or parts
         if not experts:
             yield from parts
         for expert in range(experts):
-            yield from (_of_expert(part, expert) for part in parts)
+            for part in parts:
+                yield _of_expert(part, expert)
 
     def _split(
         self, whole: Part, rest: str, size: tuple[int, int | None]
@@ -309,47 +363,60 @@ class _Splitter:
         rules = self._facts.rules
         component = self._component
         for order in rules.rows:
-            if order.module == name and order.conditions.hold(self._facts, component, rest):
+            if order.module != name:
+                continue
+            if order.conditions.hold(self._facts, component, rest):
                 break
         else:
             return None
-        fused = rules.fused.get(name, Fused((), ()))
-        into = order.into or fused.into
-        sizes = order.sizes or fused.sizes
-        if not into:
+        into = order.into
+        sizes = order.sizes
+        fused = rules.fused.get(name)
+        if fused is not None:
+            into = into or fused.into
+            sizes = sizes or fused.sizes
+        if not into or not sizes:
             return None
         shares = [self._number(share) for share in sizes]
-        groups = rows // len(into) if order.groups == "each" else self._number(order.groups)
-        if 0 in shares or groups < 1 or rows < 1 or rows % groups:
+        groups = rows // len(into)
+        if order.groups != "each":
+            groups = self._number(order.groups)
+        if 0 in shares or groups < 1 or rows < 1:
             return None
-        each = rows // groups
+        each, more = divmod(rows, groups)
+        if more:
+            return None
         total = sum(shares)
-        if any(each * share % total or each * share < total for share in shares):
-            return None
         if order.square and cols is not None and rows != len(into) * cols:
             return None
-        if "heads" in sizes and rows // total != self._head_size(rows // total):
+        of_head = rows // total
+        if "heads" in sizes and of_head != self._head_size(of_head):
             return None
-        ends = [each * sum(shares[:at]) // total for at in range(len(shares) + 1)]
-        return tuple(
-            replace(
-                whole,
-                place=replace(whole.place, module=module, slot=slot),
-                rows=(start, stop),
-                groups=groups,
-            )
-            for (module, slot), start, stop in zip(into, ends[:-1], ends[1:], strict=True)
-        )
+        parts = []
+        start = 0
+        for (module, slot), share in zip(into, shares, strict=True):
+            outputs, more = divmod(each * share, total)
+            if more or not outputs:
+                return None
+            stop = start + outputs
+            place = replace(whole.place, module=module, slot=slot)
+            span = (start, stop)
+            part = replace(whole, place=place, rows=span, groups=groups)
+            parts.append(part)
+            start = stop
+        return tuple(parts)
 
     def _number(self, number: int | str) -> int:
         """A number, or the count of this name; 0 if the config lacks it."""
         if isinstance(number, int):
             return number
-        return self._facts.count(number, self._component) or 0
+        count = self._facts.count(number, self._component)
+        return count or 0
 
     def _head_size(self, rows: int) -> int:
         """The rows of a head by the config, to check its head counts; rows without them."""
-        if size := self._number("head_size"):
+        size = self._number("head_size")
+        if size:
             return size
         hidden = self._number("hidden")
         heads = self._number("heads")
@@ -359,7 +426,8 @@ class _Splitter:
 
 
 def _of_expert(part: Part, expert: int) -> Part:
-    return replace(part, place=replace(part.place, expert=expert))
+    place = replace(part.place, expert=expert)
+    return replace(part, place=place)
 
 
 def _full_name(place: Place) -> str:

@@ -49,14 +49,19 @@ class Conditions:
         """True if all conditions hold for a tensor. rest: what is left of its name."""
         if self.components and component not in self.components:
             return False
-        if self.model_types and self.model_types.isdisjoint(facts.model_types(component)):
+        if self.model_types:
+            types = facts.model_types(component)
+            if self.model_types.isdisjoint(types):
+                return False
+        stem = rest.removesuffix(".weight")
+        if self.names is not None and not self.names.fullmatch(stem):
             return False
-        if self.names is not None and not self.names.fullmatch(rest.removesuffix(".weight")):
+        if self.parameter and stem != rest:
             return False
-        if self.parameter and rest.endswith(".weight"):
-            return False
-        if any(facts.section(component).get(key) != value for key, value in self.when.items()):
-            return False
+        for key, value in self.when.items():
+            section = facts.section(component)
+            if section.get(key) != value:
+                return False
         return self.beside is None or facts.beside(self.beside)
 
 
@@ -108,8 +113,11 @@ class Matcher:
         """patterns: each with its `module/slot`."""
         texts, names = zip(*patterns, strict=True)
         self._roles = _places(names)
-        named = [SLOT.sub(rf"(?P<s{at}_\1>", text) for at, text in enumerate(texts)]
-        self._text = "|".join(f"(?P<m{at}>{text})" for at, text in enumerate(named))
+        alternatives = []
+        for number, text in enumerate(texts):
+            own = SLOT.sub(rf"(?P<s{number}_\1>", text)
+            alternatives.append(f"(?P<m{number}>{own})")
+        self._text = "|".join(alternatives)
 
     @cached_property
     def pattern(self) -> Pattern:
@@ -118,13 +126,17 @@ class Matcher:
 
     def match(self, text: str) -> tuple[str, str] | None:
         """(module, slot) of a text; None if no pattern matches all of it."""
-        if not (match := self.pattern.fullmatch(text)):
+        match = self.pattern.fullmatch(text)
+        if not match:
             return None
-        index = int(str(match.lastgroup)[1:])
+        group = str(match.lastgroup)
+        index = int(group[1:])
         module, slot = self._roles[index]
+        prefix = f"s{index}_"
         for name, part in match.groupdict().items():
-            if part and name.startswith(f"s{index}_"):
-                return module, "/".join(filter(None, (slot, part)))
+            if part and name.startswith(prefix):
+                own = f"{slot}/{part}" if slot else part
+                return module, own
         return module, slot
 
 
@@ -139,29 +151,32 @@ class NameRules:
         self.block = _pattern(data["block"])
         self.expert = _pattern(data["expert"])
         # all that match are applied, in their order
-        self.renames = [_conditional(Rename, rule) for rule in data["renames"]]
+        self.renames = _conditional(Rename, data["renames"])
         # the first that matches gives the component
-        self.prefixes = [_conditional(Prefix, rule) for rule in data["prefixes"]]
+        self.prefixes = _conditional(Prefix, data["prefixes"])
         # what may stand before the block without naming another stack
         self.main_stacks = _pattern(data["main_stacks"])
         # by component: what is left of a name -> its module and slot
-        suffixes = {
-            component: [
-                (SHARED.sub(lambda match: data["words"][match[1]], text), module)
-                for module, texts in rules.items()
-                for text in texts
-            ]
-            for component, rules in data["suffixes"].items()
-        }
+        words = data["words"]
+        suffixes: dict[str, list[tuple[str, str]]] = {}
+        for component, rules in data["suffixes"].items():
+            own = suffixes[component] = []
+            for module, texts in rules.items():
+                for text in texts:
+                    pattern = SHARED.sub(lambda match: words[match[1]], text)
+                    own.append((pattern, module))
         anywhere = suffixes.pop("any")
-        self.suffixes = {
-            name: Matcher([*suffixes.get(name, []), *anywhere]) for name in self.components
-        }
+        self.suffixes: dict[str, Matcher] = {}
+        for name in self.components:
+            own = suffixes.get(name, [])
+            self.suffixes[name] = Matcher(own + anywhere)
         self.norm = _pattern(data["norm"])  # found in names of norms, in lower case
         # by `module/slot` of the whole
-        self.fused = {name: _rule(Fused, rule) for name, rule in data["fused"].items()}
+        self.fused: dict[str, Fused] = {}
+        for name, rule in data["fused"].items():
+            self.fused[name] = _rule(Fused, rule)
         # the first whose conditions hold divides the rows
-        self.rows = [_conditional(RowOrder, rule) for rule in data["rows"]]
+        self.rows = _conditional(RowOrder, data["rows"])
         # matrices that are stored `(in, out)`, by any of these
         self.transposed = [_rule(Conditions, rule) for rule in data["transposed"]]
         # by the shape of such a tensor a model without a config is known to be of conv1d_type
@@ -184,17 +199,28 @@ class NameRules:
     def wholes(self) -> dict[frozenset[str], str]:
         """The modules of fused tensors by the modules of their parts."""
         named = [(name, fused.into) for name, fused in self.fused.items()]
-        named += [(order.module, order.into) for order in self.rows if order.into]
-        return {
-            frozenset(module for module, _ in into): name.partition("/")[0] for name, into in named
-        }
+        for order in self.rows:
+            if order.into:
+                named.append((order.module, order.into))
+        wholes = {}
+        for name, into in named:
+            modules = frozenset(module for module, _ in into)
+            whole, _, _ = name.partition("/")
+            wholes[modules] = whole
+        return wholes
 
 
 def nearest_modules(word: str) -> str | None:
     """The module, or the pattern of a group such as `mlp.*`, closest to a misspelt word."""
+    known: dict[str, None] = {}
     modules = name_rules().modules
-    groups = [f"{module.partition('.')[0]}.*" for module in modules if "." in module]
-    return closest(word, dict.fromkeys([*groups, *modules]))
+    for module in modules:
+        group, dot, _ = module.partition(".")
+        if dot:
+            pattern = f"{group}.*"
+            known[pattern] = None
+    known |= dict.fromkeys(modules)
+    return closest(word, known)
 
 
 @cache
@@ -202,18 +228,25 @@ def name_rules() -> NameRules:
     """The name rules of the package."""
     # libyaml's, where PyYAML was built with it
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    data = yaml.load((registry_folder() / "names.yaml").read_text(encoding="utf-8"), fast)  # noqa: S506 - safe
+    path = registry_folder() / "names.yaml"
+    text = path.read_text(encoding="utf-8")
+    data = yaml.load(text, fast)  # noqa: S506 - safe
     return NameRules(data)
 
 
 def _places(names: Iterable[str]) -> Roles:
     """Convert `module/slot` to (module, slot)."""
-    return tuple((module, slot) for module, _, slot in (name.partition("/") for name in names))
+    roles = []
+    for name in names:
+        module, _, slot = name.partition("/")
+        roles.append((module, slot))
+    return tuple(roles)
 
 
 def _pattern(text: str) -> Pattern:
     """Compile a pattern, in which white space is ignored."""
-    return re.compile("".join(text.split()))
+    words = text.split()
+    return re.compile("".join(words))
 
 
 # how the value of a key of a rule is read; as it is, where the key is not here
@@ -228,12 +261,22 @@ VALUES: Mapping[str, Callable[[Any], Any]] = {
 
 def _rule(kind: Callable[..., T], rule: Mapping[str, Any], **more: object) -> T:
     """Make an object of a class from those keys of a rule that are its fields."""
-    known = {key: rule[key] for key in signature(kind).parameters if key in rule}
-    return kind(**{k: VALUES[k](v) if k in VALUES else v for k, v in known.items()}, **more)
+    values = dict(more)
+    for key in signature(kind).parameters:
+        if key in VALUES and key in rule:
+            values[key] = VALUES[key](rule[key])
+        elif key in rule:
+            values[key] = rule[key]
+    return kind(**values)
 
 
-def _conditional(kind: Callable[..., T], rule: Mapping[str, Any]) -> T:
-    return _rule(kind, rule, conditions=_rule(Conditions, rule))
+def _conditional(kind: Callable[..., T], rules: Sequence[Mapping[str, Any]]) -> list[T]:
+    """Make an object of a class from each rule, with its conditions."""
+    objects = []
+    for rule in rules:
+        conditions = _rule(Conditions, rule)
+        objects.append(_rule(kind, rule, conditions=conditions))
+    return objects
 
 
 class Facts:
@@ -260,24 +303,33 @@ class Facts:
 
     def model_types(self, component: str) -> frozenset[str]:
         """The types in the config and its part for a component; otherwise found_type."""
-        names = [self._config.get("model_type"), self.section(component).get("model_type")]
-        types = frozenset(name for name in names if isinstance(name, str) and name)
-        return types or frozenset({self.found_type})
+        types = set()
+        section = self.section(component)
+        for config in (self._config, section):
+            name = config.get("model_type")
+            if isinstance(name, str) and name:
+                types.add(name)
+        return frozenset(types or {self.found_type})
 
     def count(self, name: str, component: str) -> int | None:
         """A count of the config, such as its heads; None if it has no sensible number."""
         section = self.section(component)
-        for keys in self.rules.counts[name]:
-            values = [section.get(key) for key in keys]
-            counts = [value for value in values if type(value) is int and 1 <= value <= MAX_COUNT]
-            if len(counts) == len(values):
+        choices = self.rules.counts[name]
+        for keys in choices:
+            counts = []
+            for key in keys:
+                value = section.get(key)
+                if type(value) is int and 1 <= value <= MAX_COUNT:
+                    counts.append(value)
+            if len(counts) == len(keys):
                 return math.prod(counts)
         return None
 
     def beside(self, pattern: Pattern) -> bool:
         """True if a tensor's name matches, with `#` and `@` for block and expert."""
         if pattern not in self._beside:
-            self._beside[pattern] = any(pattern.search(text) for text in self._texts)
+            matches = map(pattern.search, self._texts)
+            self._beside[pattern] = any(matches)
         return self._beside[pattern]
 
 
@@ -296,10 +348,14 @@ class Reading:
 def numbered(name: str, rules: NameRules) -> tuple[str, int | None, int | None]:
     """Replace the numbers of block and expert in a name by `#` and `@`; return the numbers too."""
     block = expert = None
-    if match := rules.block.search(name):
+    match = rules.block.search(name)
+    if match:
         block = int(match[1])
         name = f"{name[: match.start(1)]}#{name[match.end(1) :]}"
-    if "experts." in name and (match := rules.expert.search(name)):
+    match = None
+    if "experts." in name:
+        match = rules.expert.search(name)
+    if match:
         expert = int(match[1])
         name = f"{name[: match.start(1)]}@{name[match.end(1) :]}"
     return name, block, expert
@@ -309,7 +365,9 @@ def read(text: str, facts: Facts) -> Reading:
     """Read a name, with `#` and `@` for its numbers, by the rules."""
     rules = facts.rules
     for rename in rules.renames:
-        if not rename.match.search(text) or not rename.conditions.hold(facts, "language", text):
+        if not rename.match.search(text):
+            continue
+        if not rename.conditions.hold(facts, "language", text):
             continue
         if rename.unless is None or not rename.unless.search(text):
             text = rename.match.sub(rename.to, text)
@@ -317,21 +375,28 @@ def read(text: str, facts: Facts) -> Reading:
     stack = ""
     for prefix in rules.prefixes:
         match = prefix.match.match(text)
-        if match and prefix.conditions.hold(facts, prefix.component, text):
+        if match is None:
+            continue
+        if prefix.conditions.hold(facts, prefix.component, text):
             component = prefix.component
-            stack = prefix.stack or match.groupdict().get("stack", "")
+            groups = match.groupdict()
+            stack = prefix.stack or groups.get("stack", "")
             text = text[match.end() :]
             break
     head, in_block, rest = text.partition(".#.")
     if not in_block:
         head = ""
         rest = text
-    if head and not rules.main_stacks.fullmatch(head):
-        stack = ".".join(filter(None, (stack, head)))
+    is_main = rules.main_stacks.fullmatch(head)
+    if head and not is_main:
+        stack = f"{stack}.{head}" if stack else head
     rest = rest.replace("experts.@.", "experts.")
-    stem = weight_stem(rest)
-    role = None if rest.endswith(".bias") else rules.suffixes[component].match(stem)
-    return Reading(component, stack, bool(in_block), rest, *(role or ("", "")))
+    role = None
+    if not rest.endswith(".bias"):
+        stem = weight_stem(rest)
+        role = rules.suffixes[component].match(stem)
+    module, slot = role or ("", "")
+    return Reading(component, stack, bool(in_block), rest, module, slot)
 
 
 def weight_stem(rest: str) -> str:
@@ -346,4 +411,5 @@ def check_component(component: str) -> None:
     """Raise UsageError for an unknown component."""
     known = name_rules().components
     if component not in known:
-        raise UsageError(f"no component {component!r}", f"one of {', '.join(known)}")
+        hint = f"one of {', '.join(known)}"
+        raise UsageError(f"no component {component!r}", hint)

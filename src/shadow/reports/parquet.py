@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -80,22 +79,14 @@ class TableFile:
         whole.append_row_groups(pq.read_metadata(self.path))
         whole.write_metadata_file(footer)
         with self.path.open("r+b") as file:
-            file.truncate(pages_of(file))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(size - TAIL)
+            of_footer = int.from_bytes(file.read(4), "little")
+            file.truncate(size - TAIL - of_footer)
             file.seek(0, os.SEEK_END)
             file.write(footer.getvalue().to_pybytes().removeprefix(MAGIC))
             file.flush()
             os.fsync(file.fileno())
-
-
-def pages_of(file: IO[bytes]) -> int:
-    """The bytes of a Parquet file before its footer: its pages, and the mark at
-    its start.
-    """
-    size = file.seek(0, os.SEEK_END)
-    if size < TAIL:
-        return 0
-    file.seek(size - TAIL)
-    return max(0, size - TAIL - int.from_bytes(file.read(4), "little"))
 
 
 # reading

@@ -51,7 +51,6 @@ class RunMetadata(TypedDict):
     started: NotRequired[object]
     seconds: NotRequired[float | None]  # 0 or more
     gates: NotRequired[object]
-    seal: NotRequired[object]  # of the summary beside the tables: see `shadow.telling.reading`
 
 
 class ReportMetadata(RunMetadata):

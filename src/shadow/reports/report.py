@@ -115,12 +115,6 @@ class Report:
         chosen = [column.name for column in TABLES[table].columns if column.name in names]
         return frame_of(self.table(table).select(chosen))
 
-    def content(self, table: str) -> bytes:
-        """The bytes of a table's file. Raises OSError if there is none."""
-        if table not in self._contents:
-            self._contents[table] = self._path(table).read_bytes()
-        return self._contents[table]
-
     def spectrum_batches(
         self, names: Sequence[str] | None = None, where: pc.Expression | None = None
     ) -> Iterator[pa.RecordBatch]:
@@ -147,18 +141,14 @@ class Report:
         return self.folder / f"{table}.parquet"
 
     @cached_property
-    def _contents(self) -> dict[str, bytes]:
-        return {}
-
-    @cached_property
     def _tables(self) -> dict[str, pa.Table]:
         return {}
 
     def _checked(self, table: str) -> pq.ParquetFile:
         """The file of a table, after checking that it is of this audit and not too long."""
         is_large = table == "spectra"  # gigabytes
-        source = self._path(table) if is_large else pa.BufferReader(self.content(table))
-        file = pq.ParquetFile(source)
+        path = self._path(table)
+        file = pq.ParquetFile(path if is_large else pa.BufferReader(path.read_bytes()))
         if (count := file.metadata.num_rows) > MAX_ROWS:
             raise ShadowError(f"{self._path(table)}: {count} rows", NAME_ONE)
         try:

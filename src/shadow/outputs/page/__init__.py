@@ -101,7 +101,9 @@ def write_page(
             show(done, len(folders), where)
             try:
                 report = AuditReport(folder)
-                sections.append(read_pair(report, where, number=len(sections), pairs=len(folders)))
+                number = len(sections)
+                section = read_pair(report, where, number, len(folders))
+                sections.append(section)
             except ShadowError as error:
                 if list(folders) == [run]:
                     raise
@@ -112,7 +114,8 @@ def write_page(
         for row in rows:
             # not row.folder, which a file may say lies anywhere
             folder = run / report_folder(*row.key)
-            if row.state == "kept" or (row.state != "done" and folder not in folders):
+            is_missing = row.state != "done" and folder not in folders
+            if is_missing or row.state == "kept":
                 lacks(below(folder), row.state, row.error or "", row.hint)
         content = _page(sections, title, missing).encode()
         aside.write_bytes(content)
@@ -125,7 +128,8 @@ def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequenc
 
     def finding(pair: PairSection) -> Word:
         gates = pair.summary.stopped
-        return Word(pair.summary.finding.headline, aside=f"{gates.capitalize()}." if gates else "")
+        headline = pair.summary.finding.headline
+        return Word(headline, aside=f"{gates.capitalize()}." if gates else "")
 
     ranking = [
         named("pair", lambda pair: Link(pair.name, target=f"pair-{pair.number}")),
@@ -134,8 +138,11 @@ def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequenc
         worded("finding", finding),
     ]
     scripts = {"theme": file_text("scripts/theme.js"), "page": page_script()}
-    digests = (hashlib.sha256(text.encode()).digest() for text in scripts.values())
-    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    hashes = []
+    for text in scripts.values():
+        digest = hashlib.sha256(text.encode()).digest()
+        hashes.append(f"'sha256-{base64.b64encode(digest).decode()}'")
+    allowed = " ".join(hashes)
     # escapes, refuses undefined names, and makes control characters visible
     jinja = jinja2.Environment(
         loader=jinja2.PackageLoader("shadow.outputs.page", "."),
@@ -169,7 +176,8 @@ def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequenc
 
 def page_script() -> str:
     """The script that draws the page, put together from its files."""
-    ours = "\n".join(file_text(f"scripts/{name}.js") for name in ("look", "pair", "page"))
+    names = ("look", "pair", "page")
+    ours = "\n".join(file_text(f"scripts/{name}.js") for name in names)
     return f'"use strict";\n(() => {{\n{ours}}})();\n'
 
 
@@ -185,9 +193,10 @@ def _coded(text: str) -> str:
 
 def _cell_text(cell: Cell) -> str:
     """A cell of a table: a dash if nothing is known, a minus sign for negative numbers."""
-    if cell is None or str(cell) == DASH:
+    text = str(cell)
+    if cell is None or text == DASH:
         return "–"
-    return str(cell).replace("-", "−") if isinstance(cell, Quantity) else str(cell)
+    return text.replace("-", "−") if isinstance(cell, Quantity) else text
 
 
 def _finalized(value: object) -> object:

@@ -42,20 +42,7 @@ FIRST = (
     "effective_rank_shift",
     "stable_rank",
 )
-# what a column of a delta would be with random signs: a column, or a number
-UNDER_NULL = {
-    "concentration": 0.0,
-    "participation_ratio": "null_participation_ratio",
-    "spectral_norm": "null_edge",
-    "spikes": 0.0,
-    "spike_energy": 0.0,
-}
-# columns that read as per cent
-SHARES = (
-    "relative_norm", "relative_norm_unrounded", "zero_share",
-    "zero_share_expected", "spike_energy", "energy_share", "rows_changed", "kept",
-    "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
-)  # fmt: skip
+NO_MATRICES = ("not_a_matrix", "not_float")  # reasons of tensors that have no cell
 DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
 LEADING = 12  # singular values that are always drawn: what stands out is among the first
 POINTS = 400_000  # of all curves of a page, about 2.4 MB
@@ -86,8 +73,16 @@ HALVES = ("spectra", "depth", "claims", "gates", "skipped", "provenance")  # bes
 # charts that the page's script draws, by section: their lists to choose from, and their captions
 CONTROLS = {
     "heat": {"metric": "Metric"},
-    "spectra": {f"spectrum-{name.lower()}": name for name in ("Component", "Layer", "Module")},
-    "depth": {f"depth-{name.lower()}": name for name in ("Metric", "Component", "Module")},
+    "spectra": {
+        "spectrum-component": "Component",
+        "spectrum-layer": "Layer",
+        "spectrum-module": "Module",
+    },
+    "depth": {
+        "depth-metric": "Metric",
+        "depth-component": "Component",
+        "depth-module": "Module",
+    },
 }
 CAPTIONS = {
     "heat": "A cell is a matrix, or the median of several of one place, such as experts. Dot:"
@@ -154,7 +149,8 @@ class PairSection:
         """A sort key: most concentrated first, pairs whose gates void their figures last."""
         concentration = self.summary.figures.concentration
         is_void = self.summary.stopped is not None
-        return is_void, math.inf if concentration is None else -concentration, self.name
+        order = math.inf if concentration is None else -concentration
+        return is_void, order, self.name
 
 
 def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairSection:
@@ -163,25 +159,36 @@ def read_pair(report: AuditReport, where: str, number: int, pairs: int) -> PairS
     """
     summary = report.summary
     rows = columns_of(report.table("matrices"))
-    every = cells_of(rows, columns_of(report.table("tensors")))
-    cells = {place: cell for place, cell in every.items() if (place[1] or 0) < LAYERS}
-    place = {place: index for index, place in enumerate(cells)}
-    spectra = thinned_spectra(report, place, 3 * len(cells) * pairs)
+    tensors = columns_of(report.table("tensors"))
+    every = cells_of(rows, tensors)
+    cells = {}
+    for place, cell in every.items():
+        layer = place[1] or 0
+        if layer < LAYERS:
+            cells[place] = cell
+    numbers = {place: number for number, place in enumerate(cells)}
+    curves = len(SUBJECTS) * len(cells) * pairs
+    spectra = thinned_spectra(report, numbers, curves)
+    metadata = report.provenance.recorded
+    document = report_document(summary, metadata, where, is_public=True)
     blocks: dict[str, list[Block]] = {}
-    for block in report_document(summary, report.provenance.recorded, where, is_public=True).blocks:
+    for block in document.blocks:
         blocks.setdefault(block.about, []).append(block)
     charts: dict[str, list[Block]] = {}
     if len(rows):
         charts = {name: [] for name in CAPTIONS}
         if far := len(every) - len(cells):
             text = f"Not drawn: {far:,} cells of layers from {LAYERS:,} on."
-            charts["heat"].append(Paragraph(text, quiet=True))
+            note = Paragraph(text, quiet=True)
+            charts["heat"].append(note)
+    data = drawn_cells(rows, cells)
+    data["spectra"] = spectra
     return PairSection(
         number=number,
         summary=summary,
         sides=blocks["sides"],
         sections=_sections(summary, {**blocks, **charts}),
-        data=script_json({**drawn_cells(rows, cells), "spectra": spectra}),
+        data=script_json(data),
     )
 
 
@@ -191,26 +198,35 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
     for name, title in TITLES.items():
         own = list(blocks.get(name, ()))
         if name == "finding":
-            own.sort(key=lambda block: (isinstance(block, Figures), isinstance(block, Note)))
-            full = [block for block in own if isinstance(block, Figures) and block.when == "full"]
-            shown = [block for block in own if block not in full]
+            texts: list[Block] = []
+            notes: list[Block] = []
+            figures: list[Block] = []
+            full: list[Block] = []
+            for block in own:
+                if isinstance(block, Figures):
+                    of_kind = full if block.when == "full" else figures
+                else:
+                    of_kind = notes if isinstance(block, Note) else texts
+                of_kind.append(block)
+            shown = texts + notes + figures
             sections.append(PageSection(name, shown, full, "All figures"))
         elif name == "gates":
-            (table,) = (block for block in own if isinstance(block, TableBlock))
-            passed = f"All {len(summary.gates)} gates passed"
-            fold = table.title if summary.failed_gates else passed
+            (table,) = [block for block in own if isinstance(block, TableBlock)]
+            fold = table.title
+            if not summary.failed_gates:
+                fold = f"All {len(summary.gates)} gates passed"
             is_open = bool(summary.gates_that("failed"))
-            sections.append(PageSection(name, [], [replace(table, title="")], fold, is_open))
+            untitled = replace(table, title="")
+            section = PageSection(name, [], [untitled], fold, is_open)
+            sections.append(section)
         elif own or name in blocks:
-            untitled = [
-                replace(block, title="")
-                if isinstance(block, TableBlock) and block.title.startswith(title)
-                else block
-                for block in own
-            ]
-            sections.append(PageSection(name, untitled))
+            for place, block in enumerate(own):
+                if isinstance(block, TableBlock) and block.title.startswith(title):
+                    own[place] = replace(block, title="")
+            sections.append(PageSection(name, own))
         elif name in NOTHING:
-            sections.append(PageSection(name, [Paragraph(NOTHING[name], quiet=True)]))
+            nothing = Paragraph(NOTHING[name], quiet=True)
+            sections.append(PageSection(name, [nothing]))
     return sections
 
 
@@ -222,20 +238,18 @@ def metrics_of(subject: str) -> tuple[str, ...]:
     """The columns of rows of a subject, headline ones first."""
     columns = (*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL
     names = [column.name for column in columns]
-    return tuple(sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST)))
+    first = [name for name in FIRST if name in names]
+    in_order = dict.fromkeys([*first, *names])
+    return tuple(in_order)
 
 
-def metric_texts() -> dict[str, dict[str, object]]:
-    """The words of `explain` on every column that can be drawn, and how to draw it: what it
-    would be with random signs, and whether it is shown as per cent.
-    """
+def metric_texts() -> dict[str, dict[str, str]]:
+    """The words of `explain` on every column that can be drawn."""
     return {
         column.name: {
             "text": column.text,
             "formula": column.formula,
             "null": column.null,
-            "under_null": UNDER_NULL.get(column.name),
-            "share": column.name in SHARES,
         }
         for column in (*DRAWN, *SPECTRAL)
     }
@@ -243,29 +257,36 @@ def metric_texts() -> dict[str, dict[str, object]]:
 
 def places(rows: Columns) -> list[Key]:
     """The place of each row; a word that only forged reports lack is empty."""
-    return [
-        (component or "", None if math.isnan(layer) else int(layer), module or "")
-        for component, layer, module in rows.each("component", "layer", "module")
-    ]
+    keys: list[Key] = []
+    for component, layer, module in rows.each("component", "layer", "module"):
+        number = None if math.isnan(layer) else int(layer)
+        keys.append((component or "", number, module or ""))
+    return keys
 
 
 def cells_of(matrices: Columns, tensors: Columns) -> Cells:
     """State and reason of each place with a matrix, in the order of reports."""
-    with_delta = set(places(matrices.where(matrices["subject"] == "delta")))
-    cells: dict[Key, tuple[str, str | None]] = {
-        place: ("measured" if place in with_delta else "alone", None) for place in places(matrices)
-    }
+    is_delta = matrices["subject"] == "delta"
+    with_delta = set(places(matrices.where(is_delta)))
+    cells: dict[Key, tuple[str, str | None]] = {}
+    for place in places(matrices):
+        state = "measured" if place in with_delta else "alone"
+        cells[place] = (state, None)
     others = tensors.each("side", "status", "reason")
-    for place, (side, status, reason) in zip(places(tensors), others, strict=True):
-        is_vector = place[2] in ("norm", "bias") or reason in ("not_a_matrix", "not_float")
-        if side == "tuned" and status in ("identical", "skipped") and not is_vector:
+    of_tensors = places(tensors)
+    for place, (side, status, reason) in zip(of_tensors, others, strict=True):
+        is_unmeasured = side == "tuned" and status in ("identical", "skipped")
+        is_vector = place[2] in ("norm", "bias") or reason in NO_MATRICES
+        if is_unmeasured and not is_vector:
             cells.setdefault(place, (status, reason))
 
     def order(place: Key) -> tuple[tuple[int, int, str, str], int]:
         component, layer, module = place
-        return order_of(component, module), -1 if layer is None else layer
+        of_module = order_of(component, module)
+        return of_module, -1 if layer is None else layer
 
-    return {place: cells[place] for place in sorted(cells, key=order)}
+    in_order = sorted(cells, key=order)
+    return {place: cells[place] for place in in_order}
 
 
 def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
@@ -274,22 +295,40 @@ def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
     If a cell has several matrices, a figure is their median, and the shift that of both medians.
     """
     number = {place: index for index, place in enumerate(cells)}
-    all_places = np.array([number.get(place, -1) for place in places(matrices)], dtype=np.intp)
+    every_place = places(matrices)
+    numbers = [number.get(place, -1) for place in every_place]
+    all_places = np.array(numbers, dtype=np.intp)
     drawn = np.flatnonzero(all_places >= 0)
     matrices = matrices.where(drawn)
     place = all_places[drawn]
     first = np.full(len(cells), -1)  # row of each cell, -1 where it has none
-    first[place[::-1]] = np.arange(len(place))[::-1]
-    tensors = [name and visible(name) for name in matrices["tensor"]]
+    rows = np.arange(len(place))
+    backwards = rows[::-1]
+    first[place[backwards]] = backwards
+    tensors: list[str | None] = []
+    for name in matrices["tensor"]:
+        tensors.append(name and visible(name))
     tensors.append(None)
-    sizes = [
-        np.bincount(place[matrices["subject"] == subject], minlength=len(cells))
-        for subject in SUBJECTS
-    ]
-    medians = {subject: _medians(matrices, place, subject, len(cells)) for subject in SUBJECTS}
+    sizes = []
+    values: dict[str, dict[str, Listed]] = {}
+    medians = {}
+    for subject in SUBJECTS:
+        is_own = matrices["subject"] == subject
+        count = np.bincount(place[is_own], minlength=len(cells))
+        sizes.append(count)
+        columns = _medians(matrices, place, subject, len(cells))
+        medians[subject] = columns
+        shown = values[subject] = {}
+        for name, column in columns.items():
+            shown[name] = shortened(column)
     base = medians["base"]
     tuned = medians["tuned"]
-    spectral = [column.name for column in SPECTRAL if {column.name} <= base.keys() & tuned.keys()]
+    shifts = {}
+    for spectral in SPECTRAL:
+        name = spectral.name
+        if name in base and name in tuned:
+            shift = tuned[name] - base[name]
+            shifts[name] = shortened(shift)
     return {
         "component": [visible(component) for component, _, _ in cells],
         "module": [visible(module) for _, _, module in cells],
@@ -298,14 +337,17 @@ def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
         "reason": [reason and visible(reason) for _, reason in cells.values()],
         "matrices": np.max(sizes, axis=0).tolist(),
         "tensor": [tensors[row] for row in first.tolist()],  # of its first matrix
-        "rows": shortened(np.append(matrices["rows"], np.nan)[first]),
-        "cols": shortened(np.append(matrices["cols"], np.nan)[first]),
-        "values": {
-            subject: {name: shortened(values) for name, values in columns.items()}
-            for subject, columns in medians.items()
-        },
-        "shift": {name: shortened(tuned[name] - base[name]) for name in spectral},
+        "rows": _of_first(matrices["rows"], first),
+        "cols": _of_first(matrices["cols"], first),
+        "values": values,
+        "shift": shifts,
     }
+
+
+def _of_first(column: Floats, first: Places) -> Listed:
+    """The values of the first row of each cell; null where it has none."""
+    values = np.append(column, np.nan)
+    return shortened(values[first])
 
 
 def _medians(matrices: Columns, place: Places, subject: str, cells: int) -> dict[str, Floats]:
@@ -314,23 +356,30 @@ def _medians(matrices: Columns, place: Places, subject: str, cells: int) -> dict
     own = matrices["subject"] == subject
     rows = matrices.where(own)
     place = place[own]
-    values = np.stack([rows[name] for name in names], axis=1)
-    has_any = ~np.isnan(values).all(axis=0)
+    columns = [rows[name] for name in names]
+    values = np.stack(columns, axis=1)
+    is_empty = np.isnan(values).all(axis=0)
     if subject == "delta":  # null where it is too large, which a median must not leave out
         above = above_short_side(rows)
-        values[above, names.index("equivalent_directions")] = np.inf
-    medians = np.full((cells, len(names)), np.nan)
+        directions = names.index("equivalent_directions")
+        values[above, directions] = np.inf
+    shape = (cells, len(names))
+    medians = np.full(shape, np.nan)
     medians[place] = values
+    counts = np.bincount(place, minlength=cells)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # columns without a value stay NaN
-        for cell in np.flatnonzero(np.bincount(place, minlength=cells) > 1):
-            medians[cell] = np.nanmedian(values[place == cell], axis=0)
-    return {names[at]: medians[:, at] for at in np.flatnonzero(has_any).tolist()}
+        for cell in np.flatnonzero(counts > 1):
+            own_values = values[place == cell]
+            medians[cell] = np.nanmedian(own_values, axis=0)
+    known = np.flatnonzero(~is_empty).tolist()
+    return {names[column]: medians[:, column] for column in known}
 
 
 def shortened(values: ArrayLike) -> Listed:
     """Round numbers to the four significant digits that drawings show; null if not finite."""
-    return [_short(number) for number in np.asarray(values, dtype=np.float64).tolist()]
+    numbers = np.asarray(values, dtype=np.float64)
+    return list(map(_short, numbers.tolist()))
 
 
 def _short(value: float) -> float | int | None:
@@ -339,7 +388,9 @@ def _short(value: float) -> float | int | None:
     rounded = float(f"{value:.4g}")
     if math.isinf(rounded):  # the largest number there is
         return value
-    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded
+    if rounded.is_integer() and abs(rounded) < 1e15:
+        return int(rounded)
+    return rounded
 
 
 # ---------------------------------------------------------------------------------------- spectra
@@ -354,14 +405,17 @@ def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
     """
     if count <= points:
         return np.arange(count)
-    leading = np.arange(min(LEADING, points - 1))
-    end = (points - len(leading)) // 4
-    from_start = (
-        np.geomspace(len(leading) + 1, count, points - len(leading) - end).round().astype(np.int64)
-        - 1
-    )
-    from_end = count - np.geomspace(1, max(2, count // 4), end).round().astype(np.int64)
-    return np.unique(np.concatenate([leading, from_start, from_end]))
+    leading = min(LEADING, points - 1)
+    end = (points - leading) // 4
+    middle = points - leading - end
+    ranks = np.geomspace(leading + 1, count, middle)
+    farthest = max(2, count // 4)
+    distances = np.geomspace(1, farthest, end)
+    from_start = ranks.round().astype(np.int64) - 1
+    from_end = count - distances.round().astype(np.int64)
+    first = np.arange(leading)
+    chosen = np.concatenate([first, from_start, from_end])
+    return np.unique(chosen)
 
 
 def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> dict[str, object]:
@@ -371,42 +425,49 @@ def thinned_spectra(report: Report, cells: Mapping[Key, int], curves: int) -> di
     curves: of the whole page; each has enough points to look smooth. Raises ShadowError for a file
     that cannot be read or belongs to another audit.
     """
-    points = min(MOST, max(FEWEST, POINTS // max(1, curves)))
+    share = POINTS // max(1, curves)
+    points = min(MOST, max(FEWEST, share))
     sizes: dict[int, int] = {}
     drawn = defaultdict[int, dict[str, list[NDArray[np.float32]]]](lambda: defaultdict(list))
     for key, subject, sigma in _rows(report):
-        if (cell := cells.get(key)) is None or not len(sigma):
+        cell = cells.get(key)
+        size = len(sigma)
+        if cell is None or not size:
             continue
         # what shares a place has one shape, but for oddities
-        if sizes.setdefault(cell, len(sigma)) == len(sigma):
-            drawn[cell][subject].append(sigma[kept_ranks(len(sigma), points)])
-
-    def curves_of(cell: int) -> dict[str, object]:
-        """The median at every rank by subject, descending; None if unresolved, as a log axis
-        has no 0.
-        """
-        curves: dict[str, object] = {
-            subject: [value or None for value in shortened(np.median(rows, axis=0))]
-            for subject, rows in drawn[cell].items()
-        }
-        return {"size": sizes[cell], "matrices": max(map(len, drawn[cell].values())), **curves}
-
-    ranks = {size: kept_ranks(size, points) + 1 for size in sorted({*sizes.values()})}
-    return {
-        "ranks": {str(size): drawn_ranks.tolist() for size, drawn_ranks in ranks.items()},
-        "curves": {str(cell): curves_of(cell) for cell in sorted(sizes)},
-    }
+        if sizes.setdefault(cell, size) == size:
+            ranks = kept_ranks(size, points)
+            drawn[cell][subject].append(sigma[ranks])
+    curves_of: dict[str, dict[str, object]] = {}
+    for cell in sorted(sizes):
+        of_cell = drawn[cell]
+        matrices = max(map(len, of_cell.values()))
+        own = curves_of[str(cell)] = {}
+        own["size"] = sizes[cell]
+        own["matrices"] = matrices
+        for subject, rows in of_cell.items():
+            # the median at every rank; None if unresolved, as a log axis has no 0
+            medians = shortened(np.median(rows, axis=0))
+            own[subject] = [value or None for value in medians]
+    ranks_of = {}
+    for size in sorted({*sizes.values()}):
+        ranks = kept_ranks(size, points) + 1
+        ranks_of[str(size)] = ranks.tolist()
+    return {"ranks": ranks_of, "curves": curves_of}
 
 
 def _rows(report: Report) -> Iterator[tuple[Key, str, NDArray[np.float32]]]:
     """Yield (place, subject, singular values) of each row of spectra.parquet."""
     columns = ("component", "layer", "module", "subject", "sigma")
     for batch in report.spectrum_batches(columns):
-        places = [batch.column(name).to_pylist() for name in columns[:4]]
+        *of_place, _ = columns
+        names = [batch.column(name).to_pylist() for name in of_place]
         sigmas = batch.column("sigma")
         # as a tensor, since `to_numpy` imports pandas, which takes half a second
-        numbers = pa.record_batch([sigmas.values], names=["sigma"]).to_tensor(null_to_nan=True)
-        values = numbers.to_numpy()[:, 0]
+        numbers = pa.record_batch([sigmas.values], names=["sigma"])
+        tensor = numbers.to_tensor(null_to_nan=True)
+        values = tensor.to_numpy()[:, 0]
         bounds = itertools.pairwise(sigmas.offsets.to_pylist())
-        for *key, subject, (start, end) in zip(*places, bounds, strict=True):
-            yield (key[0], key[1], key[2]), subject, values[start:end]
+        for component, layer, module, subject, (start, end) in zip(*names, bounds, strict=True):
+            key = (component, layer, module)
+            yield key, subject, values[start:end]

@@ -19,9 +19,12 @@ function number(value, digits = 2) {
   const rounded = value.toPrecision(digits);
   return (rounded.includes("e") ? Number(rounded).toLocaleString("en") : rounded).replace("-", "−");
 }
+const SHARES = new Set([
+  "relative_norm", "relative_norm_unrounded", "zero_share", "zero_share_expected", "spike_energy", "energy_share",
+  "rows_changed", "kept", "top1_energy", "top4_energy", "top16_energy", "top20_energy", "top64_energy",
+]);
 /** A value of a metric: a share as per cent. */
-const figure = (metric, value) =>
-  value !== null && shared.metrics[metric].share ? `${number(100 * value)} %` : number(value);
+const figure = (metric, value) => (value !== null && SHARES.has(metric) ? `${number(100 * value)} %` : number(value));
 
 const SVG = new Set(["svg", "rect", "circle", "line", "path", "text"]);
 /** An element of HTML, or of SVG where its name is one of these. */

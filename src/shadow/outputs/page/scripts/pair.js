@@ -1,4 +1,8 @@
 // One pair: its data, its controls, and the charts that change with them.
+// What a column of a delta would be with random signs: another column, or a number.
+const UNDER_NULL = {
+  concentration: 0, participation_ratio: "null_participation_ratio", spectral_norm: "null_edge", spikes: 0, spike_energy: 0,
+};
 class Pair {
   constructor(root) {
     this.root = root;
@@ -71,12 +75,12 @@ class Pair {
 
   /** What the cell says when pointed at: value, null, and where the matrix is. */
   told(cell, metric) {
-    const head = this.where(cell), about = shared.metrics[metric];
+    const head = this.where(cell), about = shared.metrics[metric], under = UNDER_NULL[metric] ?? null;
     if (cell.state === "identical") return lines(head, "identical in base and tuned: nothing changed");
     if (cell.state === "skipped") return lines(head, `not measured: ${cell.reason}`);
     const value = this.value(cell, metric);
     if (value === null && cell.state === "alone" && this.subject !== "tuned") return lines(head, "has no base, so there is no delta");
-    const expected = typeof about.under_null === "string" ? this.value(cell, about.under_null) : about.under_null;
+    const expected = typeof under === "string" ? this.value(cell, under) : under;
     const bound = metric === "spectral_norm" ? "null edge" : "under the null";
     return lines(
       head,
