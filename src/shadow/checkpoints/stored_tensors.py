@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import torch_name
 
@@ -337,7 +336,7 @@ def room(count: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype)
 
 
-def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
+def stored_tensor(file: Reads, info: TensorInfo) -> StoredTensor:
     """Return the tensor of a file that an entry of its header names, read when it is used."""
     dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:

@@ -144,6 +144,8 @@ def typed(text: str) -> str:
 def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
     """Ask every claim that the sides allow. Raises ShadowError if `whole` cannot be asked."""
     first = question("whole", [sides.model], headers=sides.headers, accept=sides.accept)
+    from shadow.run.examined import Examinations
+
     references: list[Reference] = []
     for side in sides.named.values():
         references += [part for _, part in side.parts]
@@ -164,7 +166,8 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
         if sides.adapter is not None and sides.base is None:
             hint = f"it names one: add --base {named}" if named else "add --base REF"
             raise UsageError("--adapter needs the base of the adapter", hint)
-        lines: list[Answered] = [_asked(first, runtime)]
+        runtime = replace(runtime, examinations=Examinations())
+        lines: list[Answered] = []
         for claim in _claims(sides, model):
             try:
                 line = _asked(claim, runtime)
@@ -174,6 +177,7 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
                 lines.append(_failed(claim, error, is_known=model is None))
                 continue
             lines.append(line if sides.drop_in else _softened(line))
+        lines.insert(0, _asked(first, runtime))  # last, as most of the model has been read by then
     return Checklist(sides, tuple(lines), named, digests)
 
 

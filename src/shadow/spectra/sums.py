@@ -402,49 +402,73 @@ class Extremes:
         return self.is_constant and not self.first
 
 
-@np.errstate(over="ignore", invalid="ignore")
 def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
     """Examine a matrix (rows, cols) in one pass, including NaN and infinity."""
-    nan = infinite = clipped = row = 0
-    energy = 0.0
-    first = None
-    is_constant = True
-    flat: list[tuple[int, float]] = []  # rows of one value
-    for block in _blocks(matrix, space):
-        squares = np.vecdot(block, block)
-        total = float(squares.sum(dtype=np.float64))
-        first = float(block[0, 0]) if first is None else first
-        if squares.max() >= CLIP[0] ** 2:
-            large = np.abs(block[squares >= CLIP[0] ** 2])
-            clipped += int(np.isin(large, CLIP).sum())
-        # squares of float32 may overflow, or vanish: such rows are looked at again
-        if not (squares.min() > SAFE[0] and squares.max() < SAFE[1]):
-            odd = ~((squares > SAFE[0]) & (squares < SAFE[1]))
-            again = block[odd].astype(np.float64)
-            nan += int(np.isnan(again).sum())
-            infinite += int(np.isinf(again).sum())
-            finite = again[np.isfinite(again).all(axis=1)]
-            total = float(squares[~odd].sum(dtype=np.float64) + np.vecdot(finite, finite).sum())
-        energy += total
-        ends = block[:, 0] == block[:, -1]
-        here = [at for at in np.flatnonzero(ends) if (block[at] == block[at, 0]).all()]
-        if is_constant:
-            is_constant = len(here) == len(block) and bool((block[:, 0] == first).all())
-        flat += [(row + int(at), float(block[at, 0])) for at in here if block.shape[1] > 1]
-        row += len(block)
-    some = [] if is_constant else flat
+    return joined([examined(block) for block in _blocks(matrix, space)], matrix.shape[1])
+
+
+def joined(blocks: Sequence[Extremes], cols: int) -> Extremes:
+    """The statistics of a matrix from those of its blocks of rows, in order; of one at least."""
+    first = blocks[0].first
+    zero: list[int] = []
+    constant: list[int] = []
+    row = 0
+    for block in blocks:
+        zero += [row + at for at in block.zero_rows]
+        constant += [row + at for at in block.constant_rows]
+        row += block.entries // cols
+    is_constant = all(block.is_constant and block.first == first for block in blocks)
     return Extremes(
-        matrix.numel(), nan, infinite, first or 0.0, is_constant, energy,
-        tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
-        clipped,
-    )  # fmt: skip
+        entries=sum(block.entries for block in blocks),
+        nan=sum(block.nan for block in blocks),
+        infinite=sum(block.infinite for block in blocks),
+        first=first,
+        is_constant=is_constant,
+        energy=sum(block.energy for block in blocks),
+        zero_rows=() if is_constant else tuple(zero),
+        constant_rows=() if is_constant else tuple(constant),
+        clipped=sum(block.clipped for block in blocks),
+    )
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def examined(block: NDArray[np.floating]) -> Extremes:
+    """The statistics of some rows; those of one value are named even if all are equal."""
+    nan = infinite = clipped = 0
+    first = float(block[0, 0])
+    squares = np.vecdot(block, block)
+    energy = float(squares.sum(dtype=np.float64))
+    if squares.max() >= CLIP[0] ** 2:
+        large = np.abs(block[squares >= CLIP[0] ** 2])
+        clipped = int(np.isin(large, CLIP).sum())
+    # squares of float32 may overflow, or vanish: such rows are looked at again
+    if not (squares.min() > SAFE[0] and squares.max() < SAFE[1]):
+        odd = ~((squares > SAFE[0]) & (squares < SAFE[1]))
+        again = block[odd].astype(np.float64)
+        nan = int(np.isnan(again).sum())
+        infinite = int(np.isinf(again).sum())
+        finite = again[np.isfinite(again).all(axis=1)]
+        energy = float(squares[~odd].sum(dtype=np.float64) + np.vecdot(finite, finite).sum())
+    ends = block[:, 0] == block[:, -1]
+    flat = [int(at) for at in np.flatnonzero(ends) if (block[at] == block[at, 0]).all()]
+    is_constant = len(flat) == len(block) and bool((block[:, 0] == first).all())
+    if block.shape[1] == 1:
+        flat = []
+    zero = tuple(at for at in flat if not block[at, 0])
+    constant = tuple(at for at in flat if block[at, 0])
+    return Extremes(block.size, nan, infinite, first, is_constant, energy, zero, constant, clipped)
+
+
+def rows_at_once(cols: int) -> int:
+    """The number of rows that are examined together."""
+    return max(1, PART // max(1, cols))
 
 
 def _blocks(matrix: InFile | torch.Tensor, space: Workspace) -> Iterator[NDArray[np.floating]]:
     """Yield whole rows, about PART entries at a time, in float32, or in float64 if stored so."""
     rows, cols = matrix.shape
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-    step = max(1, PART // max(1, cols))
+    step = rows_at_once(cols)
     shape = 0, 0
     for start in range(0, rows, step):
         if shape != (shape := (min(step, rows - start), cols)):
