@@ -42,11 +42,10 @@ from shadow.places.names import Config
 from shadow.text import several
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from threading import Event
 
     from shadow.checkpoints.held_files import HeldFile
-    from shadow.checkpoints.stored_tensors import DecodedTensor, Reads, StoredTensor
+    from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 
 PARAMS = "params.json"  # of Mistral's and Meta's own files, in place of a config
 HEADS = {"num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
@@ -72,7 +71,6 @@ class Checkpoint:
     # by module: a quantised format that is not decoded, and why
     refused: Mapping[str, str] = field(default_factory=dict)
     gguf: Header | None = None  # of GGUF files: tensors by their own names, and the metadata
-    through: Callable[[HeldFile, TensorInfo], Reads] | None = None  # in place of the file itself
 
     def tensor(self, info: TensorInfo) -> StoredTensor | DecodedTensor:
         """Open the tensor, whose parts are read on demand. Raises ShadowError if it is gone."""
@@ -103,13 +101,7 @@ class Checkpoint:
         return source.held if source else None
 
     def _stored(self, info: TensorInfo) -> StoredTensor:
-        source = self.sources[info.shard]
-        if self.through is None:
-            return source.tensor(info)
-        from shadow.checkpoints.stored_tensors import stored_tensor
-
-        file, there = source.located(info)
-        return stored_tensor(self.through(file, there), there)
+        return self.sources[info.shard].tensor(info)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shadow.checkpoints.held_files import HeldFile
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import torch_name
 
@@ -205,10 +206,15 @@ class StoredTensor(FileTensor):
         """Return whether its elements lie in the file in order, without gaps."""
         return self._view.is_contiguous()
 
+    @property
+    def first(self) -> int:
+        """The number of its first entry in the whole tensor."""
+        return int(self._view.storage_offset())
+
     def fill(self, first: int, into: memoryview) -> None:
         """Read the bytes of elements of a flat tensor, in order from the first, without caching."""
-        offset = int(self._view.storage_offset()) + first
-        self._file.read_runs([self._start + offset * self._view.itemsize], into)
+        start = self._start + (self.first + first) * self._view.itemsize
+        self._file.read_runs([start], into)
 
 
 class Decoder(Protocol):
@@ -336,7 +342,7 @@ def room(count: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype)
 
 
-def stored_tensor(file: Reads, info: TensorInfo) -> StoredTensor:
+def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
     """Return the tensor of a file that an entry of its header names, read when it is used."""
     dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:

@@ -60,16 +60,7 @@ class Alignment:
 
 def align_all(first: Checkpoint, second: Checkpoint, names: Names) -> Alignment:
     """Pair every tensor of two checkpoints, including those that share their bytes with another."""
-    first, second = plain(first), plain(second)
-    other, where = names
-    second, prefix = _without_prefix(second, first)
-    if not prefix and not first.parts:
-        first, prefix = _without_prefix(first, second)
-        where, other = names
-    notes = []
-    if prefix:
-        figures = {"where": where, "other": other, "prefix": short(prefix)}
-        notes.append(Reason("prefixed", figures))
+    first, second, notes = without_prefixes(plain(first), plain(second), names)
     pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
     aligned, unmatched, unread = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
     renamed = sum(pair.base.info.name != pair.tuned.info.name for pair in aligned if pair.base)
@@ -91,6 +82,19 @@ def plain(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint whose tensors are all compared, even those that share their bytes."""
     tensors = {name: replace(info, alias_of=None) for name, info in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=tensors, adapter=None)
+
+
+def without_prefixes(
+    first: Checkpoint, second: Checkpoint, names: Names
+) -> tuple[Checkpoint, Checkpoint, list[Reason]]:
+    """Drop the prefix that one side has before most names and the other has not; note it."""
+    other, where = names
+    second, prefix = _without_prefix(second, first)
+    if not prefix and not first.parts:
+        first, prefix = _without_prefix(first, second)
+        where, other = names
+    figures = {"where": where, "other": other, "prefix": short(prefix)}
+    return first, second, [Reason("prefixed", figures)] if prefix else []
 
 
 def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, str]:

@@ -23,7 +23,6 @@ from shadow.checkpoints.transfers import Transfer
 from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import UndecodableError
 from shadow.places.architecture import Part, Place
-from shadow.run.examined import rows_and_columns
 from shadow.run.plan import make_plan, require_disk_at_once, sources_of
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scanned import Scanned, Unmatched, in_order
@@ -35,7 +34,7 @@ from shadow.spectra.levels import Made
 from shadow.spectra.measurement import Method
 from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.spectrum import Sides, tiles, working_dtype
-from shadow.spectra.sums import Extremes, looked_at
+from shadow.spectra.sums import Extremes, Look, looked_at
 from shadow.templates import said
 from shadow.text import and_list
 
@@ -58,10 +57,10 @@ def scan(
     """
     plan = make_plan(aligned, runtime.access, folder=scratch, scratch=scratch)
     plan.require_disk()
-    if runtime.examinations:
-        plan = replace(plan, tuned=replace(plan.tuned, through=runtime.examinations.through))
 
     def measured(pair: MatrixPair) -> tuple[str, Row | Unmatched]:
+        look = _look(pair.tuned.info, plan.tuned, runtime)
+        own_workspace().look = look.add if look else None
         try:
             return pair.key, measure(pair, plan.base, plan.tuned)
         except UndecodableError as fault:
@@ -178,31 +177,46 @@ class Swept:
 def sweep(
     checkpoint: Checkpoint, tensors: Iterable[TensorInfo], runtime: Runtime, scratch: Path
 ) -> tuple[list[Swept], list[Unmatched]]:
-    """Return all tensors of floats or packed numbers, by name, and those not decodable."""
-    examinations = runtime.examinations
-    runtime = replace(runtime, examinations=None)
+    """Return all tensors of floats or packed numbers, by name, and those not decodable. What scans
+    have looked at already is not read again.
+    """
     pairs = [
         MatrixPair(replace(NOWHERE, slot=info.name), None, Operand(info, Part(NOWHERE)), rows, cols,
                    is_matrix=False)
         for info in tensors
         if info.parameters and not info.problem and not info.alias_of
         if info.dtype in FLOATS or info.dtype in INTEGERS or info.packing
-        for rows, cols in [rows_and_columns(info)]
+        for rows, cols in [_sides(info)]
     ]  # fmt: skip
 
     def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> Swept:
         info = pair.tuned.info
-        known = examinations and examinations.found(*own.sources[info.shard].located(info))
-        if known:
-            return Swept(info, known)
+        look = _look(info, own, runtime)
+        if look and look.found:
+            return Swept(info, look.found)
         raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
-        view = own.tensor(raw).seen(lambda tensor: tensor.reshape(rows_and_columns(raw)))
+        view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
         return Swept(info, looked_at(view, own_workspace()))
 
     unread: list[Unmatched] = []
     aligned = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
-    found = [*scan(aligned, measure, runtime, scratch, unread)]
+    found = [*scan(aligned, measure, replace(runtime, looks=None), scratch, unread)]
     return sorted(found, key=lambda one: one.info.name), unread
+
+
+def _look(info: TensorInfo, checkpoint: Checkpoint, runtime: Runtime) -> Look | None:
+    """The statistics of a tensor of an open file; None where they are not wanted."""
+    held = checkpoint.sources[info.shard].held
+    if runtime.looks is None or held is None:
+        return None
+    key = held.standing, info.start, info.end, info.dtype, info.shape
+    return runtime.looks.setdefault(key, Look(*_sides(info)))
+
+
+def _sides(info: TensorInfo) -> tuple[int, int]:
+    """Return rows and columns: all dimensions but the last are rows."""
+    cols = info.shape[-1] if len(info.shape) > 1 else info.parameters
+    return info.parameters // max(1, cols), cols
 
 
 def _bytes(info: TensorInfo) -> TensorInfo:
@@ -214,7 +228,7 @@ def same_values(read: Callable[[TensorInfo], Read], one: TensorInfo, other: Tens
     """Return whether two tensors hold equal values."""
     if one.shape != other.shape:
         return False
-    formats, sides = (one.dtype, other.dtype), rows_and_columns(one)
+    formats, sides = (one.dtype, other.dtype), _sides(one)
     if not all(info.dtype in FLOATS or info.packing for info in (one, other)):
         one, other = _bytes(one), _bytes(other)
         return formats[0] == formats[1] and torch.equal(read(one).whole(), read(other).whole())

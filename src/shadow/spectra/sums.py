@@ -11,8 +11,9 @@ that may hold anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -357,7 +358,7 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
     # those whose entries lie in their files in order, without gaps
     flat = [matrix for matrix in matrices if is_stored(matrix) and matrix.is_flat]
     if len(flat) < len(matrices):
-        for index, _ in tiles(matrices[1], PART, PART):
+        for index, _ in tiles(matrices[-1], PART, PART):
             raw = [matrix[index] for matrix in matrices]
             part = _part(space, dtype, len(raw), raw[0].numel())
             part.raw = raw
@@ -365,12 +366,15 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
             part.raw = []  # a part is kept, and what was read of a matrix would be with it
         return
     stored = [matrix.dtype for matrix in flat]
-    whole = matrices[1].numel()
+    whole = matrices[-1].numel()
     for start in range(0, whole, PART):
         if start == 0 or whole - start < PART:
             part = _part(space, dtype, len(flat), min(PART, whole - start), stored)
         for matrix, room in zip(flat, part.bytes, strict=True):
             matrix.fill(start, room)
+        if space.look and (dtype == torch.float32 or stored[1] == torch.float64):
+            part.load(1)
+            space.look(flat[1].first + start, part.numbers[1])
         yield part
 
 
@@ -402,83 +406,85 @@ class Extremes:
         return self.is_constant and not self.first
 
 
+class Look:
+    """The statistics of a matrix whose entries come in order."""
+
+    found: Extremes | None = None  # once all have come
+
+    def __init__(self, rows: int, cols: int) -> None:
+        self._cols = cols
+        self._came = 0
+        self._missing = rows * cols  # that were not examined
+        self._step = max(1, PART // cols) * cols  # that are examined together
+        self._waiting: NDArray[np.floating] = np.empty(0, np.float32)
+        self._lock = Lock()
+        self._examination = self._examine(rows)
+        next(self._examination)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def add(self, first: int, part: Tensor) -> None:
+        """Take entries from a first one on, unless others come next."""
+        with self._lock:
+            if first != self._came:
+                return
+            numbers: NDArray[np.floating] = part.numpy()
+            self._came += numbers.size
+            if self._waiting.size:
+                numbers = np.concatenate((self._waiting, numbers))
+            while not self.found and numbers.size >= min(self._step, self._missing):
+                block = numbers[: self._step]
+                numbers = numbers[self._step :]
+                self._missing -= block.size
+                self._examination.send(block.reshape(-1, self._cols))
+            self._waiting = numbers.copy()
+
+    def _examine(self, rows: int) -> Generator[None, NDArray[np.floating]]:
+        """Examine the blocks of rows that are sent."""
+        nan = infinite = clipped = row = 0
+        energy = 0.0
+        first = None
+        is_constant = True
+        flat: list[tuple[int, float]] = []  # rows of one value
+        while row < rows:
+            block = yield
+            squares = np.vecdot(block, block)
+            total = float(squares.sum(dtype=np.float64))
+            first = float(block[0, 0]) if first is None else first
+            if squares.max() >= CLIP[0] ** 2:
+                large = np.abs(block[squares >= CLIP[0] ** 2])
+                clipped += int(np.isin(large, CLIP).sum())
+            # squares of float32 may overflow, or vanish: such rows are looked at again
+            if not (squares.min() > SAFE[0] and squares.max() < SAFE[1]):
+                odd = ~((squares > SAFE[0]) & (squares < SAFE[1]))
+                again = block[odd].astype(np.float64)
+                nan += int(np.isnan(again).sum())
+                infinite += int(np.isinf(again).sum())
+                finite = again[np.isfinite(again).all(axis=1)]
+                total = float(squares[~odd].sum(dtype=np.float64) + np.vecdot(finite, finite).sum())
+            energy += total
+            ends = block[:, 0] == block[:, -1]
+            here = [at for at in np.flatnonzero(ends) if (block[at] == block[at, 0]).all()]
+            if is_constant:
+                is_constant = len(here) == len(block) and bool((block[:, 0] == first).all())
+            flat += [(row + int(at), float(block[at, 0])) for at in here if block.shape[1] > 1]
+            row += len(block)
+        some = [] if is_constant else flat
+        self.found = Extremes(
+            rows * self._cols, nan, infinite, first or 0.0, is_constant, energy,
+            tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
+            clipped,
+        )  # fmt: skip
+        yield
+
+
 def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
     """Examine a matrix (rows, cols) in one pass, including NaN and infinity."""
-    return joined([examined(block) for block in _blocks(matrix, space)], matrix.shape[1])
-
-
-def joined(blocks: Sequence[Extremes], cols: int) -> Extremes:
-    """The statistics of a matrix from those of its blocks of rows, in order; of one at least."""
-    first = blocks[0].first
-    zero: list[int] = []
-    constant: list[int] = []
-    row = 0
-    for block in blocks:
-        zero += [row + at for at in block.zero_rows]
-        constant += [row + at for at in block.constant_rows]
-        row += block.entries // cols
-    is_constant = all(block.is_constant and block.first == first for block in blocks)
-    return Extremes(
-        entries=sum(block.entries for block in blocks),
-        nan=sum(block.nan for block in blocks),
-        infinite=sum(block.infinite for block in blocks),
-        first=first,
-        is_constant=is_constant,
-        energy=sum(block.energy for block in blocks),
-        zero_rows=() if is_constant else tuple(zero),
-        constant_rows=() if is_constant else tuple(constant),
-        clipped=sum(block.clipped for block in blocks),
-    )
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def examined(block: NDArray[np.floating]) -> Extremes:
-    """The statistics of some rows; those of one value are named even if all are equal."""
-    nan = infinite = clipped = 0
-    first = float(block[0, 0])
-    squares = np.vecdot(block, block)
-    energy = float(squares.sum(dtype=np.float64))
-    if squares.max() >= CLIP[0] ** 2:
-        large = np.abs(block[squares >= CLIP[0] ** 2])
-        clipped = int(np.isin(large, CLIP).sum())
-    # squares of float32 may overflow, or vanish: such rows are looked at again
-    if not (squares.min() > SAFE[0] and squares.max() < SAFE[1]):
-        odd = ~((squares > SAFE[0]) & (squares < SAFE[1]))
-        again = block[odd].astype(np.float64)
-        nan = int(np.isnan(again).sum())
-        infinite = int(np.isinf(again).sum())
-        finite = again[np.isfinite(again).all(axis=1)]
-        energy = float(squares[~odd].sum(dtype=np.float64) + np.vecdot(finite, finite).sum())
-    ends = block[:, 0] == block[:, -1]
-    flat = [int(at) for at in np.flatnonzero(ends) if (block[at] == block[at, 0]).all()]
-    is_constant = len(flat) == len(block) and bool((block[:, 0] == first).all())
-    if block.shape[1] == 1:
-        flat = []
-    zero = tuple(at for at in flat if not block[at, 0])
-    constant = tuple(at for at in flat if block[at, 0])
-    return Extremes(block.size, nan, infinite, first, is_constant, energy, zero, constant, clipped)
-
-
-def rows_at_once(cols: int) -> int:
-    """The number of rows that are examined together."""
-    return max(1, PART // max(1, cols))
-
-
-def _blocks(matrix: InFile | torch.Tensor, space: Workspace) -> Iterator[NDArray[np.floating]]:
-    """Yield whole rows, about PART entries at a time, in float32, or in float64 if stored so."""
-    rows, cols = matrix.shape
+    look = Look(*matrix.shape)
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-    step = rows_at_once(cols)
-    shape = 0, 0
-    for start in range(0, rows, step):
-        if shape != (shape := (min(step, rows - start), cols)):
-            raw = space.take("raw", shape, matrix.dtype)
-            block = space.take("block", shape, dtype)
-            numbers = block.numpy()
-            stored = raw.view(-1).view(INTEGERS[raw.itemsize]).numpy().view(np.uint8).data
-        if is_stored(matrix) and matrix.is_flat:
-            matrix.fill(start * cols, stored)
-            block.copy_(raw)
-        else:
-            block.copy_(matrix[start : start + step,])
-        yield numbers
+    first = 0
+    for part in parts((matrix,), dtype, space):
+        part.load(0)
+        look.add(first, part.numbers[0])
+        first += part.count
+    assert look.found, "every entry has come"
+    return look.found

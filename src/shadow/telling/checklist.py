@@ -51,7 +51,7 @@ def checklist_document(checklist: Checklist) -> Document:
         blocks += verification_document(first).blocks[3:]
     for line in lines[1:]:
         if line.exit_code:
-            blocks.append(Note(f"`{command_of(line)}` shows more"))
+            blocks.append(Note(f"`{command_of(line, checklist.access)}` shows more"))
     if checklist.proposed:
         base = checklist.named_base
         blocks.append(Note(f"its base is {base}, it says: `{checklist.proposed}` compares them"))

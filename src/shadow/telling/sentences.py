@@ -246,11 +246,14 @@ def details(context: Context) -> dict[str, str | None]:
 
 
 def places_in(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
-    """`mlp.up of layers 0 to 11 and the head`."""
-    names = []
+    """`layer 12, and mlp.up of layers 0 to 11 and the head`: whole layers first."""
+    layers: list[str] = []
+    modules: list[str] = []
     for row in rows:
+        names = layers if row.module is None else modules
         names.append(place_of(row.component, row.module, row.layers, summary.has_components))
-    return and_others(list(dict.fromkeys(names)))
+    groups = [and_others(list(dict.fromkeys(names))) for names in (layers, modules)]
+    return ", and ".join(filter(None, groups))
 
 
 def vectors_moved(what: str) -> Callable[[Context, Recorded], str]:
