@@ -206,15 +206,10 @@ class StoredTensor(FileTensor):
         """Return whether its elements lie in the file in order, without gaps."""
         return self._view.is_contiguous()
 
-    @property
-    def first(self) -> int:
-        """The number of its first entry in the whole tensor."""
-        return int(self._view.storage_offset())
-
     def fill(self, first: int, into: memoryview) -> None:
         """Read the bytes of elements of a flat tensor, in order from the first, without caching."""
-        start = self._start + (self.first + first) * self._view.itemsize
-        self._file.read_runs([start], into)
+        offset = int(self._view.storage_offset()) + first
+        self._file.read_runs([self._start + offset * self._view.itemsize], into)
 
 
 class Decoder(Protocol):

@@ -57,12 +57,17 @@ def scan(
     """
     plan = make_plan(aligned, runtime.access, folder=scratch, scratch=scratch)
     plan.require_disk()
+    looks = runtime.looks
 
     def measured(pair: MatrixPair) -> tuple[str, Row | Unmatched]:
-        look = _look(pair.tuned.info, plan.tuned, runtime)
-        own_workspace().look = look.add if look else None
+        info = pair.tuned.info
+        look = Look(*_sides(info))
+        own_workspace().look = None if looks is None else look
         try:
-            return pair.key, measure(pair, plan.base, plan.tuned)
+            row = measure(pair, plan.base, plan.tuned)
+            if looks is not None and look.found:
+                looks[_content(plan.tuned, info)] = look.found
+            return pair.key, row
         except UndecodableError as fault:
             if unread is None:
                 raise
@@ -177,9 +182,11 @@ class Swept:
 def sweep(
     checkpoint: Checkpoint, tensors: Iterable[TensorInfo], runtime: Runtime, scratch: Path
 ) -> tuple[list[Swept], list[Unmatched]]:
-    """Return all tensors of floats or packed numbers, by name, and those not decodable. What scans
-    have looked at already is not read again.
+    """Return all tensors of floats or packed numbers, by name, and those not decodable. What is
+    known from scans is not read again.
     """
+    looks = runtime.looks or {}
+    runtime = replace(runtime, looks=None)
     pairs = [
         MatrixPair(replace(NOWHERE, slot=info.name), None, Operand(info, Part(NOWHERE)), rows, cols,
                    is_matrix=False)
@@ -191,26 +198,23 @@ def sweep(
 
     def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> Swept:
         info = pair.tuned.info
-        look = _look(info, own, runtime)
-        if look and look.found:
-            return Swept(info, look.found)
+        content = _content(own, info)
+        if content and content in looks:
+            return Swept(info, looks[content])
         raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
         view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
         return Swept(info, looked_at(view, own_workspace()))
 
     unread: list[Unmatched] = []
     aligned = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
-    found = [*scan(aligned, measure, replace(runtime, looks=None), scratch, unread)]
+    found = [*scan(aligned, measure, runtime, scratch, unread)]
     return sorted(found, key=lambda one: one.info.name), unread
 
 
-def _look(info: TensorInfo, checkpoint: Checkpoint, runtime: Runtime) -> Look | None:
-    """The statistics of a tensor of an open file; None where they are not wanted."""
+def _content(checkpoint: Checkpoint, info: TensorInfo) -> object:
+    """What changes if other bytes come to lie where a tensor is; None of one in memory."""
     held = checkpoint.sources[info.shard].held
-    if runtime.looks is None or held is None:
-        return None
-    key = held.standing, info.start, info.end, info.dtype, info.shape
-    return runtime.looks.setdefault(key, Look(*_sides(info)))
+    return held and (held.standing, info.start, info.end, info.dtype, info.shape)
 
 
 def _sides(info: TensorInfo) -> tuple[int, int]:

@@ -47,10 +47,6 @@ class Stored(InFile, Protocol):
     def is_flat(self) -> bool:
         """True if its entries lie in the file in order, without gaps."""
 
-    @property
-    def first(self) -> int:
-        """The number of its first entry in the whole tensor."""
-
     def fill(self, first: int, into: memoryview) -> None:
         """Read the bytes of entries of a flat matrix, in order from the first one on."""
 

@@ -119,8 +119,7 @@ class Workspace:
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._made: dict[Hashable, Any] = {}
-        # gets what is read of the second of several stored matrices, and where it begins
-        self.look: Callable[[int, Tensor], None] | None = None
+        self.look: Any = None  # a `sums.Look` at the second of several stored matrices
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """The result of make for a key, made on first use."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -372,9 +371,10 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
             part = _part(space, dtype, len(flat), min(PART, whole - start), stored)
         for matrix, room in zip(flat, part.bytes, strict=True):
             matrix.fill(start, room)
-        if space.look and (dtype == torch.float32 or stored[1] == torch.float64):
+        if space.look and space.look.entries == whole:
             part.load(1)
-            space.look(flat[1].first + start, part.numbers[1])
+            numbers = part.numbers[1]
+            space.look.add(numbers if stored[1] == torch.float64 else numbers.float())
         yield part
 
 
@@ -407,36 +407,31 @@ class Extremes:
 
 
 class Look:
-    """The statistics of a matrix whose entries come in order."""
+    """The statistics of a matrix, all of whose entries come in order."""
 
     found: Extremes | None = None  # once all have come
 
     def __init__(self, rows: int, cols: int) -> None:
-        self._cols = cols
-        self._came = 0
-        self._missing = rows * cols  # that were not examined
-        self._step = max(1, PART // cols) * cols  # that are examined together
-        self._waiting: NDArray[np.floating] = np.empty(0, np.float32)
-        self._lock = Lock()
+        self.entries = rows * cols
+        self._cols = max(1, cols)
+        self._waiting: list[NDArray[np.floating]] = []  # for the end of their row
+        self._count = 0  # of their entries
         self._examination = self._examine(rows)
         next(self._examination)
 
     @np.errstate(over="ignore", invalid="ignore")
-    def add(self, first: int, part: Tensor) -> None:
-        """Take entries from a first one on, unless others come next."""
-        with self._lock:
-            if first != self._came:
-                return
-            numbers: NDArray[np.floating] = part.numpy()
-            self._came += numbers.size
-            if self._waiting.size:
-                numbers = np.concatenate((self._waiting, numbers))
-            while not self.found and numbers.size >= min(self._step, self._missing):
-                block = numbers[: self._step]
-                numbers = numbers[self._step :]
-                self._missing -= block.size
-                self._examination.send(block.reshape(-1, self._cols))
-            self._waiting = numbers.copy()
+    def add(self, part: Tensor) -> None:
+        """Take the next entries; none once all have come."""
+        self._waiting.append(part.numpy())
+        self._count += len(part)
+        whole = self._count // self._cols * self._cols
+        if not whole:
+            self._waiting[-1] = self._waiting[-1].copy()
+            return
+        numbers = np.concatenate(self._waiting)
+        self._waiting = [numbers[whole:]]
+        self._count -= whole
+        self._examination.send(numbers[:whole].reshape(-1, self._cols))
 
     def _examine(self, rows: int) -> Generator[None, NDArray[np.floating]]:
         """Examine the blocks of rows that are sent."""
@@ -470,21 +465,20 @@ class Look:
             row += len(block)
         some = [] if is_constant else flat
         self.found = Extremes(
-            rows * self._cols, nan, infinite, first or 0.0, is_constant, energy,
+            self.entries, nan, infinite, first or 0.0, is_constant, energy,
             tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
             clipped,
         )  # fmt: skip
-        yield
+        while True:
+            yield
 
 
 def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
     """Examine a matrix (rows, cols) in one pass, including NaN and infinity."""
     look = Look(*matrix.shape)
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-    first = 0
     for part in parts((matrix,), dtype, space):
         part.load(0)
-        look.add(first, part.numbers[0])
-        first += part.count
+        look.add(part.numbers[0])
     assert look.found, "every entry has come"
     return look.found

@@ -246,14 +246,11 @@ def details(context: Context) -> dict[str, str | None]:
 
 
 def places_in(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
-    """`layer 12, and mlp.up of layers 0 to 11 and the head`: whole layers first."""
-    layers: list[str] = []
-    modules: list[str] = []
-    for row in rows:
-        names = layers if row.module is None else modules
+    """`layer 12; mlp.up of layers 0 to 11; the head`, with commas where no name has an `and`."""
+    names = []
+    for row in sorted(rows, key=lambda row: row.module is not None):
         names.append(place_of(row.component, row.module, row.layers, summary.has_components))
-    groups = [and_others(list(dict.fromkeys(names))) for names in (layers, modules)]
-    return ", and ".join(filter(None, groups))
+    return and_others(list(dict.fromkeys(names)))
 
 
 def vectors_moved(what: str) -> Callable[[Context, Recorded], str]:
