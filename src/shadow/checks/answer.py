@@ -438,6 +438,8 @@ class Verification(Shown):
 class FailedVerification:
     """A check that ended with an error."""
 
+    outcome = code = "fault"
+
     claim: str
     of: Mapping[str, str]
     fault: str
@@ -446,6 +448,11 @@ class FailedVerification:
 
     def __repr__(self) -> str:
         return visible(f"{self.claim}: fault: {self.fault}")
+
+    @property
+    def figures(self) -> Mapping[str, Figure]:
+        """Nothing was measured."""
+        return {}
 
     def as_json(self) -> dict[str, Any]:
         """The question and the error, for machines."""

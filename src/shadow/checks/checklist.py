@@ -112,13 +112,14 @@ class Checklist(Shown):
 
 
 def _line(line: Answered, access: Access) -> dict[str, Any]:
-    as_json: dict[str, Any] = {"claim": line.claim, "outcome": "fault", "code": "fault"}
-    figures: Mapping[str, float] = {}
-    if isinstance(line, Verification):
-        as_json |= {"outcome": line.outcome, "code": line.code}
-        figures = line.figures
-    as_json |= {"figures": dict(figures), "command": command_of(line, access)}
-    return {**as_json, "accepted": _accepted(line)}
+    return {
+        "claim": line.claim,
+        "outcome": line.outcome,
+        "code": line.code,
+        "figures": dict(line.figures),
+        "command": command_of(line, access),
+        "accepted": _accepted(line),
+    }
 
 
 def command_of(line: Answered | Question, access: Access = Access()) -> str:  # noqa: B008 - frozen

@@ -112,11 +112,12 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Headers:
         for name, info in checkpoint.tensors.items():
             of_side[name] = ("x".join(map(str, info.shape)) or "scalar", info.dtype)
         headers.append(of_side)
+    files: Sequence[Mapping[str, Any]] = ()
+    if not any(side in runtime.found for side in question.checkpoints):  # a model in memory
+        of_base, of_model = map(listings_of, found.values())
+        files = file_rows(of_base, of_model, runtime.say)
     base, model = headers
-    if any(side in runtime.found for side in question.checkpoints):  # a model in memory
-        return Headers(base, model, notes=notes)
-    of_base, of_model = map(listings_of, found.values())
-    return Headers(base, model, file_rows(of_base, of_model, runtime.say), notes)
+    return Headers(base, model, files, notes)
 
 
 CHECK = Check(

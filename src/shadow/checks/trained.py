@@ -192,10 +192,12 @@ def judge(training: Training) -> Answer:
         changed = sum(tensor.row.changed for tensor in should)
         figures["entries_not_moved"] = figures["entries_to_move"] - changed
     cast = [tensor for tensor in stayed if tensor.cast]
-    faults = _some("broken", broken, should)
-    faults += _some("not_moved", stayed, should, cast=len(cast) or None, casts=_casts(cast) or None)
-    faults += _some("leaked", leaked, frozen)
-    faults += _some(
+    faults = some_of("broken", broken, should)
+    faults += some_of(
+        "not_moved", stayed, should, cast=len(cast) or None, casts=_casts(cast) or None
+    )
+    faults += some_of("leaked", leaked, frozen)
+    faults += some_of(
         "cast_lost",
         rounded,
         frozen,
@@ -224,8 +226,8 @@ def judge(training: Training) -> Answer:
     )
 
 
-def _some(
-    code: str, some: Sequence[Moved], tensors: Sequence[Moved], **figures: Value
+def some_of(
+    code: str, some: Sequence[object], tensors: Sequence[object], **figures: Value
 ) -> list[Reason]:
     """The number of tensors of which a reason is true, with its figures; empty without any."""
     return [Reason(code, some=len(some), tensors=len(tensors), **figures)] if some else []

@@ -198,9 +198,8 @@ def sweep(
 
     def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> Swept:
         info = pair.tuned.info
-        content = _content(own, info)
-        if content and content in looks:
-            return Swept(info, looks[content])
+        if known := looks.get(_content(own, info)):
+            return Swept(info, known)
         raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
         view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
         return Swept(info, looked_at(view, own_workspace()))
@@ -212,9 +211,9 @@ def sweep(
 
 
 def _content(checkpoint: Checkpoint, info: TensorInfo) -> object:
-    """What changes if other bytes come to lie where a tensor is; None of one in memory."""
+    """What changes if the bytes of a tensor do; of one that is not in an open file at any time."""
     held = checkpoint.sources[info.shard].held
-    return held and (held.standing, info.start, info.end, info.dtype, info.shape)
+    return held.standing if held else object(), info.start, info.end
 
 
 def _sides(info: TensorInfo) -> tuple[int, int]:
