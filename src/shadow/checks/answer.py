@@ -43,7 +43,11 @@ class Outcome(StrEnum):
         return self.replace("_", " ")
 
 
-EXIT_CODES: Mapping[Outcome, int] = dict(zip(Outcome, (0, 4, 5), strict=True))
+EXIT_CODES: Mapping[Outcome, int] = {
+    Outcome.HOLDS: 0,
+    Outcome.DOES_NOT_HOLD: 4,
+    Outcome.INCONCLUSIVE: 5,
+}
 
 
 class Severity(StrEnum):

@@ -183,9 +183,9 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
         named = ""
         if sides.base is None:
             named = _named_base(sides, opened.get("adapter", model), runtime)
-        if sides.adapter is not None and sides.base is None:
-            hint = f"it names one: add --base {named}" if named else "add --base REF"
-            raise UsageError("--adapter needs the base of the adapter", hint)
+            if sides.adapter is not None:
+                hint = f"it names one: add --base {named}" if named else "add --base REF"
+                raise UsageError("--adapter needs the base of the adapter", hint)
         runtime = replace(runtime, looks={})
         lines: list[Answered] = []
         for claim in _claims(sides, model):

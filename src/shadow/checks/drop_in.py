@@ -61,7 +61,6 @@ def judge(headers: Headers) -> Answer:
         for code, before, after in pairs:
             if before != after:
                 against[code].append(Against(name, Reason("change", before=before, after=after)))
-    matter = [row for row in headers.files if row["kind"] in KINDS]
     unknown = []
     for row in headers.files:
         if row["state"] == "unknown":
@@ -91,8 +90,8 @@ def judge(headers: Headers) -> Answer:
         return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, rows, headers.notes, doubts)
     if doubts:
         return Answer(Outcome.INCONCLUSIVE, doubts, figures, notes=headers.notes)
-    files = len({row["path"] for row in matter}) or None
-    holds = [Reason("like_base", tensors=len(model), files=files)]
+    files = {row["path"] for row in headers.files if row["kind"] in KINDS}
+    holds = [Reason("like_base", tensors=len(model), files=len(files) or None)]
     return Answer(Outcome.HOLDS, holds, figures, notes=headers.notes)
 
 

@@ -303,11 +303,13 @@ def _distinct(sides: Sides) -> tuple[int, int]:
 
     from shadow.spectra.spectrum import tiles
 
-    parts = []
+    full = []
+    copy = []
     for index, _ in tiles(sides.tuned):
-        parts.append([tile.flatten().clone() for tile in sides.read(index)])
-    before, after = (len(torch.unique(torch.cat(side))) for side in zip(*parts, strict=True))
-    return before, after
+        first, second = sides.read(index)
+        full.append(first.flatten().clone())
+        copy.append(second.flatten().clone())
+    return len(torch.unique(torch.cat(full))), len(torch.unique(torch.cat(copy)))
 
 
 CHECK = Check(

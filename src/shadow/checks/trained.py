@@ -230,7 +230,9 @@ def some_of(
     code: str, some: Sequence[object], tensors: Sequence[object], **figures: Value
 ) -> list[Reason]:
     """The number of tensors of which a reason is true, with its figures; empty without any."""
-    return [Reason(code, some=len(some), tensors=len(tensors), **figures)] if some else []
+    if not some:
+        return []
+    return [Reason(code, some=len(some), tensors=len(tensors), **figures)]
 
 
 def _casts(tensors: Iterable[Moved]) -> list[str]:

@@ -413,7 +413,7 @@ class Look:
 
     def __init__(self, rows: int, cols: int) -> None:
         self.entries = rows * cols
-        self._cols = max(1, cols)
+        self._cols = cols
         self._waiting: list[NDArray[np.floating]] = []  # for the end of their row
         self._count = 0  # of their entries
         self._examination = self._examine(rows)
