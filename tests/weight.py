@@ -36,6 +36,7 @@ UNCOUNTED = {
 }  # fmt: skip
 TOP = "top"  # the modules directly in src/shadow
 DENSE = (
+    "checks",
     "cli",
     "comparing",
     "engines",
