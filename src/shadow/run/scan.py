@@ -198,7 +198,8 @@ def sweep(
 
     def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> Swept:
         info = pair.tuned.info
-        if known := looks.get(_content(own, info)):
+        known = looks.get(_content(own, info))
+        if known and not info.packing:
             return Swept(info, known)
         raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
         view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
