@@ -441,8 +441,9 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Merge:
     else:
         adapter = open_adapter(opened, aligned.pair.base)
     measure = partial(_measured, adapter=adapter)
-    pairs = replace(aligned.pair, pairs=[*aligned.pair.pairs, *adapter.head_pairs(tuned)])
-    rows = list(scan(pairs, measure, runtime, scratch / "scan", aligned.unread))
+    pairs = [*aligned.pair.pairs, *adapter.head_pairs(tuned)]
+    every = replace(aligned.pair, pairs=pairs)
+    rows = scan(every, measure, runtime, scratch / "scan", aligned.unread)
     require_unchanged([opened])
     modules = [row for row in rows if isinstance(row, Module)]
     beside = [row for row in rows if isinstance(row, Beside)]

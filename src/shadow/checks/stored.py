@@ -190,7 +190,9 @@ def _entries(part: StoredPart) -> Against:
     sums = part.sums
     code = "entries" if sums.finite else "some_not_finite"
     why = Reason(code, off=sums.off, entries=sums.entries, format=sums.grid)
-    relative = math.sqrt(sums.error / sums.full) if sums.finite and sums.full else None
+    relative = None
+    if sums.finite and sums.full:
+        relative = math.sqrt(sums.error / sums.full)
     return Against(part.tensor, why, relative)
 
 

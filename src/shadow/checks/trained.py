@@ -114,7 +114,10 @@ class Moved:
         first, last = row.formats if side == "tuned" else row.formats[::-1]
         if self.is_update or (row.changed and row.rounded is None) or first == last == rounded:
             return None
-        return " -> ".join([first, rounded] if rounded == last else [first, rounded, last])
+        steps = [first, rounded]
+        if rounded != last:
+            steps.append(last)
+        return " -> ".join(steps)
 
     @property
     def has_moved(self) -> bool:
@@ -381,7 +384,9 @@ def _moved(
             return Unmatched(name, "tuned", Reason(rounding, formats))
     if pair.tuned.part.experts:
         row = replace(row, tuned=f"{name}[{pair.place.expert}]")
-    cells = tuple(binades.cells()) if binades and row.finite and not broken else ()
+    cells: tuple[Cell, ...] = ()
+    if binades and row.finite and not broken:
+        cells = tuple(binades.cells())
     stays = should_move and not (row.changed or pair.is_matrix or are_bytes)
     is_first = stays and is_initial(sides_of(pair, base, tuned))
     return Moved(row, pair.place, should, cells, is_first, is_update, broken=broken)
