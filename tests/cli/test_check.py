@@ -287,19 +287,19 @@ def test_what_another_scan_looked_at_is_known(tmp_path):
         name: one.float() + 1 if one.is_floating_point() else one for name, one in state.items()
     }
     planted.write(tmp_path / "base", base)
-    runtime = Runtime(looks={}, jobs=1)
+    runtime = Runtime(examined={}, jobs=1)
     sides = [Reference(str(tmp_path / name), is_folder=True) for name in ("base", "model")]
     moved.gather(question("moved", sides), runtime, tmp_path / "scratch")
-    assert len(runtime.looks) == len(state) - 1
+    assert len(runtime.examined) == len(state) - 1
 
     def swept(runtime):
         opened = find_checkpoint(sides[1], runtime, tmp_path)
         return repr(sweep(opened, opened.tensors.values(), runtime, tmp_path))
 
     assert swept(runtime) == swept(Runtime())
-    known = dict.fromkeys(runtime.looks, "known")
-    assert swept(replace(runtime, looks=known)).count("found='known'") == len(known)
+    known = dict.fromkeys(runtime.examined, "known")
+    assert swept(replace(runtime, examined=known)).count("found='known'") == len(known)
     zeros = {name: torch.zeros_like(one) for name, one in state.items()}
     save_file(zeros, model / "model.safetensors")
     assert swept(runtime) == swept(Runtime())
-    assert "known" not in swept(replace(runtime, looks=known))
+    assert "known" not in swept(replace(runtime, examined=known))

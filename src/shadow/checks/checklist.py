@@ -186,7 +186,7 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
             if sides.adapter is not None:
                 hint = f"it names one: add --base {named}" if named else "add --base REF"
                 raise UsageError("--adapter needs the base of the adapter", hint)
-        runtime = replace(runtime, looks={})
+        runtime = replace(runtime, examined={})
         lines: list[Answered] = []
         for claim in _claims(sides, model):
             try:

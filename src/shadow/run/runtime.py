@@ -152,7 +152,7 @@ class Runtime:
     """Of references to the Hub: the commits to read, where those were looked up before."""
     found: Mapping[AnyReference, Found] = field(default_factory=dict, hash=False)
     """Checkpoints that were found before."""
-    looks: dict[object, Extremes] | None = field(default=None, hash=False)
+    examined: dict[object, Extremes] | None = field(default=None, hash=False)
     """Statistics that scans make of whole tensors of tuned sides; None: not wanted."""
     patience: float = 0.0
     """Seconds to wait for another audit of the same pair before it is refused."""

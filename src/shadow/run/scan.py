@@ -34,7 +34,7 @@ from shadow.spectra.levels import Made
 from shadow.spectra.measurement import Method
 from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.spectrum import Sides, tiles, working_dtype
-from shadow.spectra.sums import Extremes, Look, looked_at
+from shadow.spectra.sums import Examination, Extremes, looked_at
 from shadow.templates import said
 from shadow.text import and_list
 
@@ -57,16 +57,16 @@ def scan(
     """
     plan = make_plan(aligned, runtime.access, folder=scratch, scratch=scratch)
     plan.require_disk()
-    looks = runtime.looks
+    examined = runtime.examined
 
     def measured(pair: MatrixPair) -> tuple[str, Row | Unmatched]:
         info = pair.tuned.info
-        look = Look(*_sides(info))
-        own_workspace().look = None if looks is None else look
+        space = own_workspace()
+        space.examination = None if examined is None else Examination(*_sides(info))
         try:
             row = measure(pair, plan.base, plan.tuned)
-            if looks is not None and look.found:
-                looks[_content(plan.tuned, info)] = look.found
+            if examined is not None and space.examination.extremes:
+                examined[_content(plan.tuned, info)] = space.examination.extremes
             return pair.key, row
         except UndecodableError as fault:
             if unread is None:
@@ -185,8 +185,8 @@ def sweep(
     """Return all tensors of floats or packed numbers, by name, and those not decodable. What is
     known from scans is not read again.
     """
-    looks = runtime.looks or {}
-    runtime = replace(runtime, looks=None)
+    examined = runtime.examined or {}
+    runtime = replace(runtime, examined=None)
     pairs = [
         MatrixPair(replace(NOWHERE, slot=info.name), None, Operand(info, Part(NOWHERE)), rows, cols,
                    is_matrix=False)
@@ -198,7 +198,7 @@ def sweep(
 
     def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> Swept:
         info = pair.tuned.info
-        known = looks.get(_content(own, info))
+        known = examined.get(_content(own, info))
         if known and not info.packing:
             return Swept(info, known)
         raw = info if info.dtype in FLOATS or info.packing else _bytes(info)

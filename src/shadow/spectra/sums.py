@@ -371,10 +371,10 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
             part = _part(space, dtype, len(flat), min(PART, whole - start), stored)
         for matrix, room in zip(flat, part.bytes, strict=True):
             matrix.fill(start, room)
-        if space.look and space.look.entries == whole:
+        if space.examination and space.examination.entries == whole:
             part.load(1)
             numbers = part.numbers[1]
-            space.look.add(numbers if stored[1] == torch.float64 else numbers.float())
+            space.examination.add(numbers if stored[1] == torch.float64 else numbers.float())
         yield part
 
 
@@ -406,18 +406,18 @@ class Extremes:
         return self.is_constant and not self.first
 
 
-class Look:
+class Examination:
     """The statistics of a matrix, all of whose entries come in order."""
 
-    found: Extremes | None = None  # once all have come
+    extremes: Extremes | None = None  # once all have come
 
     def __init__(self, rows: int, cols: int) -> None:
         self.entries = rows * cols
         self._cols = cols
         self._waiting: list[NDArray[np.floating]] = []  # for the end of their row
         self._count = 0  # of their entries
-        self._examination = self._examine(rows)
-        next(self._examination)
+        self._blocks = self._examine(rows)
+        next(self._blocks)
 
     @np.errstate(over="ignore", invalid="ignore")
     def add(self, part: Tensor) -> None:
@@ -431,7 +431,7 @@ class Look:
         numbers = np.concatenate(self._waiting)
         self._waiting = [numbers[whole:]]
         self._count -= whole
-        self._examination.send(numbers[:whole].reshape(-1, self._cols))
+        self._blocks.send(numbers[:whole].reshape(-1, self._cols))
 
     def _examine(self, rows: int) -> Generator[None, NDArray[np.floating]]:
         """Examine the blocks of rows that are sent."""
@@ -464,7 +464,7 @@ class Look:
             flat += [(row + int(at), float(block[at, 0])) for at in here if block.shape[1] > 1]
             row += len(block)
         some = [] if is_constant else flat
-        self.found = Extremes(
+        self.extremes = Extremes(
             self.entries, nan, infinite, first or 0.0, is_constant, energy,
             tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
             clipped,
@@ -475,10 +475,10 @@ class Look:
 
 def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
     """Examine a matrix (rows, cols) in one pass, including NaN and infinity."""
-    look = Look(*matrix.shape)
+    examination = Examination(*matrix.shape)
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     for part in parts((matrix,), dtype, space):
         part.load(0)
-        look.add(part.numbers[0])
-    assert look.found, "every entry has come"
-    return look.found
+        examination.add(part.numbers[0])
+    assert examination.extremes, "every entry has come"
+    return examination.extremes
