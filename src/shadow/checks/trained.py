@@ -367,16 +367,17 @@ def _moved(
     is_update = pair.tuned.factor is not None or pair.tuned.info.shard == SHARD
     are_bytes = is_raw(pair)
     binades = binades_of(pair) if with_steps and should_move and not is_update else None
-    row = row_of(pair, base, tuned, binades)
+    sides = sides_of(pair, base, tuned)  # which keep what they have read
+    row = row_of(pair, base, tuned, binades, sides)
     name = row.tuned
     if row.changed and len(required) > 1:
         return Unmatched(name, "tuned", Reason("not_told_apart"))
     broken = None
     is_suspect = not (are_bytes or (row.finite and row.tuned_energy))
     if row.changed and is_suspect and should_move:
-        broken = _broken(sides_of(pair, base, tuned), row.entries)
+        broken = _broken(sides, row.entries)
     if row.changed and not (are_bytes or is_update or broken):
-        rounding = rounding_between(sides_of(pair, base, tuned), row, is_matrix=pair.is_matrix)
+        rounding = rounding_between(sides, row, is_matrix=pair.is_matrix)
         if rounding == "copy":
             row = replace(row, rounded=("tuned", row.formats[1]))
         elif rounding and should_move:
@@ -388,7 +389,7 @@ def _moved(
     if binades and row.finite and not broken:
         cells = tuple(binades.cells())
     stays = should_move and not (row.changed or pair.is_matrix or are_bytes)
-    is_first = stays and is_initial(sides_of(pair, base, tuned))
+    is_first = stays and is_initial(sides)
     return Moved(row, pair.place, should, cells, is_first, is_update, broken=broken)
 
 

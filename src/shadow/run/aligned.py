@@ -31,6 +31,7 @@ from shadow.run.runtime import AlignedPair
 from shadow.run.scan import in_words, is_raw, scanned, sides_of
 from shadow.run.scanned import Scanned, Unmatched, in_order
 from shadow.spectra.entries import Binades, differing_bytes
+from shadow.spectra.spectrum import Sides
 from shadow.templates import Reason, said
 from shadow.text import short
 
@@ -317,12 +318,19 @@ def _head_pair(
 
 
 def row_of(
-    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, binades: Binades | None = None
+    pair: MatrixPair,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    binades: Binades | None = None,
+    sides: Sides | None = None,
 ) -> Scanned:
-    """Return the row of a pair; bytes have no norms. binades: also gets the entries of others."""
+    """Return the row of a pair; bytes have no norms. binades: also gets the entries of others.
+    sides: both, if they are open.
+    """
     assert pair.base is not None, "lined up"
+    sides = sides or sides_of(pair, base, tuned)
     if not is_raw(pair):
-        row = scanned(pair, base, tuned, binades)
+        row = scanned(pair, sides, binades)
         is_tied = [one.part.place.module == "embed" != pair.place.module
                    for one in (pair.base, pair.tuned)]  # fmt: skip
         side = "second" if is_tied[1] else "first"
@@ -335,7 +343,7 @@ def row_of(
         assert other is not None, "lined up"
         entries, changed, remark = one.size, int(np.count_nonzero(one != other)), ""
     else:
-        changed = differing_bytes(sides_of(pair, base, tuned))
+        changed = differing_bytes(sides)
         entries, remark = pair.cols, "compared byte by byte"
     return Scanned(
         place=in_words(pair.place),

@@ -109,13 +109,11 @@ def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
     return Sides(first, second, dtype, own_workspace())
 
 
-def scanned(
-    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, binades: Binades | None = None
-) -> Scanned:
+def scanned(pair: MatrixPair, sides: Sides, binades: Binades | None = None) -> Scanned:
     """Return the row of a pair that has a base. binades: also gets its entries."""
     assert pair.base is not None, "lined up"
     formats = pair.base.info.dtype, pair.tuned.info.dtype
-    found = compared(sides_of(pair, base, tuned), formats, binades)
+    found = compared(sides, formats, binades)
     return Scanned(
         place=in_words(pair.place),
         base=pair.base.info.name,
