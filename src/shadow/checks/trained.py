@@ -365,18 +365,18 @@ def _moved(
     should = Should.first(required)
     should_move = should is Should.MOVE
     is_update = pair.tuned.factor is not None or pair.tuned.info.shard == SHARD
-    are_bytes = is_raw(pair)
+    # which keep what they have read; None of bytes
+    sides = None if is_raw(pair) else sides_of(pair, base, tuned)
     binades = binades_of(pair) if with_steps and should_move and not is_update else None
-    sides = sides_of(pair, base, tuned)  # which keep what they have read
     row = row_of(pair, base, tuned, binades, sides)
     name = row.tuned
     if row.changed and len(required) > 1:
         return Unmatched(name, "tuned", Reason("not_told_apart"))
     broken = None
-    is_suspect = not (are_bytes or (row.finite and row.tuned_energy))
-    if row.changed and is_suspect and should_move:
+    is_suspect = row.changed and not (row.finite and row.tuned_energy)
+    if sides and is_suspect and should_move:
         broken = _broken(sides, row.entries)
-    if row.changed and not (are_bytes or is_update or broken):
+    if sides and row.changed and not (is_update or broken):
         rounding = rounding_between(sides, row, is_matrix=pair.is_matrix)
         if rounding == "copy":
             row = replace(row, rounded=("tuned", row.formats[1]))
@@ -388,8 +388,8 @@ def _moved(
     cells: tuple[Cell, ...] = ()
     if binades and row.finite and not broken:
         cells = tuple(binades.cells())
-    stays = should_move and not (row.changed or pair.is_matrix or are_bytes)
-    is_first = stays and is_initial(sides)
+    stays = should_move and not (row.changed or pair.is_matrix)
+    is_first = sides is not None and stays and is_initial(sides)
     return Moved(row, pair.place, should, cells, is_first, is_update, broken=broken)
 
 

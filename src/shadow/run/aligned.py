@@ -328,9 +328,8 @@ def row_of(
     sides: both, if they are open.
     """
     assert pair.base is not None, "lined up"
-    sides = sides or sides_of(pair, base, tuned)
     if not is_raw(pair):
-        row = scanned(pair, sides, binades)
+        row = scanned(pair, sides or sides_of(pair, base, tuned), binades)
         is_tied = [one.part.place.module == "embed" != pair.place.module
                    for one in (pair.base, pair.tuned)]  # fmt: skip
         side = "second" if is_tied[1] else "first"
@@ -343,7 +342,7 @@ def row_of(
         assert other is not None, "lined up"
         entries, changed, remark = one.size, int(np.count_nonzero(one != other)), ""
     else:
-        changed = differing_bytes(sides)
+        changed = differing_bytes(sides_of(pair, base, tuned))
         entries, remark = pair.cols, "compared byte by byte"
     return Scanned(
         place=in_words(pair.place),
