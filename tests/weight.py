@@ -37,6 +37,7 @@ UNCOUNTED = {
 TOP = "top"  # the modules directly in src/shadow
 DENSE = (
     "checkpoints",
+    "checks",
     "cli",
     "comparing",
     "engines",

@@ -15,8 +15,10 @@ from shadow.checks.registry import question
 from shadow.checks.trained import Moved, Training
 from shadow.errors import ShadowError
 from shadow.places.architecture import Place
-from shadow.run.runtime import Runtime
+from shadow.run.runtime import Access, Runtime
 from shadow.targets.references import Reference
+from shadow.telling.checklist import checklist_document
+from shadow.telling.document import Note
 from shadow.templates import Reason
 
 BASE = {"b": ("2x3", "BF16"), "a": ("4", "F32"), "c": ("4", "F32")}
@@ -226,3 +228,21 @@ def test_a_command_can_be_typed(monkeypatch, tmp_path):
     assert checklist.command_of(failed) == words
     request = CheckRequest(Reference(f"{Path.cwd()}/m", is_folder=True))
     assert Checklist(request, (), "org/b").proposed == "shadow check ./m --base org/b"
+
+
+def test_a_command_repeats_what_changes_the_answer():
+    """How files are read, in commands about lines too; of a model, all sides and options."""
+    access = Access(allow_pickle=True, offline=True, file="*Q8 0*", max_disk=5000)
+    read = " --allow-pickle --offline --file '*Q8 0*'"
+    failed = FailedVerification("moved", {"BASE": "o/b", "MODEL": "o/m"}, "x")
+    assert checklist.command_of(failed, access) == f"shadow verify moved o/b o/m{read}"
+    given = {"full": Reference("o/f", is_folder=False), "headers": True, "drop_in": True}
+    request = CheckRequest(Reference("o/m", is_folder=False), accept={"zero": "it's cut"}, **given)
+    made = Checklist(request, (failed, failed), "o/b", access=access)
+    words = f"--base o/b --full o/f --headers --drop-in --accept 'zero=it'\"'\"'s cut'{read}"
+    assert made.proposed == f"shadow check o/m {words}"
+    first, _, last = made.as_json()["lines"]
+    assert first["command"] == f"shadow verify moved o/b o/m{read}"
+    assert last["command"] == made.proposed
+    notes = [one.text for one in checklist_document(made).blocks if isinstance(one, Note)]
+    assert notes[0] == f"`{first['command']}` shows more"

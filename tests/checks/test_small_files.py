@@ -13,10 +13,12 @@ import planted
 import pytest
 import torch
 from planted import edit
+from safetensors.torch import load_file
 from small_plants import CHATML, END, FILES, LLAMA_3, NAMED, START, rows_zero, spelt
-from wholes import HOLDS, OPEN, codes, verified
+from wholes import FILE, HOLDS, OPEN, codes, verified
 
 import shadow
+from shadow.checkpoints.held_files import HeldFile
 from shadow.checks.whole import RULES, copies
 from shadow.checks.whole.configs import read_words
 from shadow.checks.whole.part import Findings
@@ -215,8 +217,15 @@ def test_files_that_may_not_be_listed_are_not_missed():
 
 @pytest.mark.parametrize(("most", "is_read"), [(1, False), (2, True)])
 def test_rows_of_so_many_tokens_are_read(most, is_read, healthy, tmp_path, monkeypatch):
-    """The zero row is that of the second token that the template writes."""
+    """The zero row is that of the second token that the template writes. No other row is read."""
     folder = Path(shutil.copytree(healthy("llama"), tmp_path / "m"))
     rows_zero(folder, True)
     monkeypatch.setattr(copies, "MOST", most)
+    weights = sum(one.nbytes for one in load_file(folder / FILE).values())
+    read = []
+    of_file = HeldFile.read_runs
+    monkeypatch.setattr(
+        HeldFile, "read_runs", lambda *given: read.append(len(given[-1])) or of_file(*given)
+    )
     assert ("token_rows" in codes(verified(folder))) is is_read
+    assert sum(read) == weights + most * 256  # bytes of a row

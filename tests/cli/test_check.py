@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 
 import planted
 import pytest
@@ -13,6 +15,12 @@ from safetensors.torch import load_file, save_file
 
 import shadow
 from shadow.checkpoints.held_files import HeldFile
+from shadow.checks import moved
+from shadow.checks.registry import question
+from shadow.run.runtime import Runtime
+from shadow.run.scan import sweep
+from shadow.run.sides import find_checkpoint
+from shadow.targets.references import Reference
 
 NAME = planted.UP.format(0)
 
@@ -188,23 +196,109 @@ def test_what_is_shown(models):
     assert "shadow verify moved ./base" in found.out
 
 
-def test_the_model_is_read_twice_and_the_base_once(tmp_path, monkeypatch):
-    """Bytes that are read, over those of the file: `whole` sweeps, `moved` compares. Headers and
-    samples for digests come on top.
+def test_a_prefix_before_all_names_is_none_of_a_drop_in(models):
+    """As transformers and the pairing see it, from either side; a note says so."""
+    state = load_file(models / "tuned" / "model.safetensors")
+    planted.write(models / "outer", {f"bert.{name}": one for name, one in state.items()})
+    planted.write(models / "inner", state)
+    for sides, where in ((("inner", "outer"), "the model"), (("outer", "inner"), "the base")):
+        found = shadow.verify("drop_in", *(models / side for side in sides))
+        assert (found.holds, found.figures["tensors"]) == (True, len(state))
+        assert found.notes[0].startswith(f"names in {where} begin with 'bert.'")
+    planted.write(models / "outer", {f"bert.{name}": state[name] for name in [*state][1:]})
+    found = shadow.verify("drop_in", models / "inner", models / "outer")
+    assert [(row.code, row.name) for row in found.against] == [("only_in", next(iter(state)))]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Matrices of 1024 x 1024: a base in BF16, a tune in F32 and in BF16, a LoRA and its merge; two
+    that the pairing transposes.
     """
+    top = tmp_path_factory.mktemp("large")
     base = {name: one.bfloat16() for name, one in planted.matrices(0, size=1024).items()}
-    noisy = {name: (one + planted.normal(3, *one.shape)).bfloat16() for name, one in base.items()}
-    planted.write(tmp_path / "base", base, planted.LLAMA)
-    planted.write(tmp_path / "model", noisy, planted.LLAMA)
-    counts = dict.fromkeys(("model", "base"), 0)
-    read = HeldFile.read
+    full = {name: one + planted.normal(3, *one.shape) for name, one in base.items()}
+    factors = {}
+    merged = {}
+    for name, one in base.items():
+        factors[name] = 0.01 * planted.normal(1, 1024, 4), planted.normal(2, 4, 1024)
+        merged[name] = (one + 2 * (factors[name][0] @ factors[name][1])).bfloat16()
+    modules = ["up_proj", "gate_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj"]
+    planted.adapter(top / "adapter", factors, target_modules=modules)
+    model = {name: one.bfloat16() for name, one in full.items()}
+    for name, state in {"base": base, "full": full, "model": model, "merged": merged}.items():
+        planted.write(top / name, state)
+    for seed, name in enumerate(("old", "conv")):
+        state = {"h.0.mlp.c_fc.weight": planted.normal(seed, 1024, 4096).bfloat16()}
+        planted.write(top / name, state, {"model_type": "gpt2"})
+    return top
 
-    def counted(self, start, into):
-        counts[self.path.parent.name] += len(into)
-        return read(self, start, into)
 
-    monkeypatch.setattr(HeldFile, "read", counted)
-    shadow.check(tmp_path / "model", base=tmp_path / "base", jobs=1)
-    size = (tmp_path / "model" / "model.safetensors").stat().st_size
-    assert 2 <= counts["model"] / size < 2.2
-    assert 1 <= counts["base"] / size < 1.2
+READ = {  # words -> how often the weights of each side are read
+    "model": {"model": 1}, "model --base base": {"model": 1, "base": 1},
+    "model --full full": {"model": 1, "full": 1}, "full --base base": {"full": 1, "base": 1},
+    # each of `stored`, `trained` and `merged` reads what it compares
+    "model --base base --full full": {"model": 2, "base": 2, "full": 1},
+    "merged --base base --adapter adapter": {"merged": 2, "base": 3},
+    "conv --base old": {"conv": 2, "old": 1},  # it is not compared in the order of the file
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", READ)
+def test_each_byte_of_a_model_is_read_once(large, words, monkeypatch):
+    """Headers and samples for digests come on top. Every line is the answer that its claim has by
+    itself, to the bit.
+    """
+    model, *options = words.split()
+    named = zip(options[::2], options[1::2], strict=True)
+    sides = {word.lstrip("-"): large / name for word, name in named}
+    read = Counter()
+    of_file = HeldFile.read_runs
+
+    def counted(self, starts, into):
+        read[self.path.parent.name] += len(into)
+        return of_file(self, starts, into)
+
+    monkeypatch.setattr(HeldFile, "read_runs", counted)
+    found = shadow.check(large / model, **sides, jobs=1)
+    for name, times in READ[words].items():
+        weights = sum(one.nbytes for one in load_file(large / name / "model.safetensors").values())
+        assert times <= read[name] / weights < times + 0.05, name
+    monkeypatch.undo()
+    for line in [line for line in found.lines if line.code != "noted"]:
+        of = dict(line.of)
+        more = {"base": of.pop("--base")} if "--base" in of else {}
+        assert line.answer == shadow.verify(line.claim, *of.values(), **more).answer
+
+
+def test_what_another_scan_looked_at_is_known(tmp_path):
+    """Statistics are those of a sweep to the bit, for any format and shape, until the file changes:
+    `moved` hands them over, and only what it did not read in order is swept.
+    """
+    rng = torch.Generator().manual_seed(0)
+    shapes = {"vector": (70_000,), "wide": (2, 70_001), "narrow": (9_000, 33), "stack": (3, 40, 50)}
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
+    state = {f"{name} {dtype}": torch.randn(shape, generator=rng).to(dtype)
+             for name, shape in shapes.items() for dtype in dtypes}  # fmt: skip
+    state["narrow torch.bfloat16"][7:9] = 0
+    state["wide torch.float32"][1, 5] = float("nan")
+    numbers = {"whole numbers": torch.arange(10)}
+    model = planted.write(tmp_path / "model", state | numbers)
+    planted.write(
+        tmp_path / "base", {name: one.float() + 1 for name, one in state.items()} | numbers
+    )
+    runtime = Runtime(examined={}, jobs=1)
+    sides = [Reference(str(tmp_path / name), is_folder=True) for name in ("base", "model")]
+    moved.gather(question("moved", sides), runtime, tmp_path / "scratch")
+    assert len(runtime.examined) == len(state)
+
+    def swept(runtime):
+        opened = find_checkpoint(sides[1], runtime, tmp_path)
+        return repr(sweep(opened, opened.tensors.values(), runtime, tmp_path))
+
+    assert swept(runtime) == swept(Runtime())
+    known = dict.fromkeys(runtime.examined, "known")
+    assert swept(replace(runtime, examined=known)).count("found='known'") == len(known)
+    planted.write(model, {name: torch.zeros_like(one) for name, one in state.items()})
+    assert swept(runtime) == swept(Runtime())
+    assert "known" not in swept(replace(runtime, examined=known))

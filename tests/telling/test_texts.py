@@ -201,6 +201,12 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
      "headline", "as stored, with more structure than noise"),
     (report([], extra_tensors=(*same(), *vectors([0.1]), *alone(1))), "headline",
      "Of what was compared, only biases and norms changed."),
+    (report(model(), extra_tensors=(
+        *skipped("only_in_base", "mlp.down", 0, sides=["base"]),
+        *skipped("only_in_base", "mlp.down", 2, sides=["base"]),
+        *skipped("only_in_base", "mlp.up", 7, sides=["base"]),
+        *skipped("only_in_base", "mlp.up", 9, sides=["base"]),
+    )), "headline", "Missing: layers 7 and 9; mlp.down of layers 0 and 2. Changed"),
 ]  # fmt: skip
 
 

@@ -43,7 +43,11 @@ class Outcome(StrEnum):
         return self.replace("_", " ")
 
 
-EXIT_CODES: Mapping[Outcome, int] = dict(zip(Outcome, (0, 4, 5), strict=True))
+EXIT_CODES: Mapping[Outcome, int] = {
+    Outcome.HOLDS: 0,
+    Outcome.DOES_NOT_HOLD: 4,
+    Outcome.INCONCLUSIVE: 5,
+}
 
 
 class Severity(StrEnum):
@@ -438,6 +442,8 @@ class Verification(Shown):
 class FailedVerification:
     """A check that ended with an error."""
 
+    outcome = code = "fault"
+
     claim: str
     of: Mapping[str, str]
     fault: str
@@ -446,6 +452,11 @@ class FailedVerification:
 
     def __repr__(self) -> str:
         return visible(f"{self.claim}: fault: {self.fault}")
+
+    @property
+    def figures(self) -> Mapping[str, Figure]:
+        """Nothing was measured."""
+        return {}
 
     def as_json(self) -> dict[str, Any]:
         """The question and the error, for machines."""

@@ -22,7 +22,7 @@ from shadow.checks.answer import (
 )
 from shadow.checks.registry import question, verify
 from shadow.errors import ShadowError, UsageError
-from shadow.run.runtime import Runtime
+from shadow.run.runtime import Access, Runtime
 from shadow.run.sides import client_for, find_checkpoint, listing_of, open_found
 from shadow.storage import as_given
 from shadow.targets.references import AnyReference, Reference
@@ -71,6 +71,7 @@ class Checklist(Shown):
     lines: tuple[Answered, ...]
     named_base: str = ""  # what the model names as its base, where none was given
     digests: Mapping[str, str] = field(default_factory=dict)  # of the sides that could be opened
+    access: Access = field(default_factory=Access)  # which commands repeat
 
     @property
     def exit_code(self) -> int:
@@ -87,14 +88,22 @@ class Checklist(Shown):
         """The command that compares the model with the base that it names; empty without one."""
         if not self.named_base:
             return ""
-        return f"shadow check {typed(str(self.sides.model))} --base {self.named_base}"
+        sides = self.sides
+        words = ["shadow check", typed(str(sides.model)), "--base", self.named_base]
+        if sides.full is not None:
+            words += ["--full", typed(str(sides.full))]
+        if sides.headers:
+            words.append("--headers")
+        if sides.drop_in:
+            words.append("--drop-in")
+        return " ".join([*words, *_options(sides.accept, self.access)])
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.lines))
 
     def as_json(self) -> dict[str, Any]:
         """Every line, for machines."""
-        lines = [_line(line) for line in self.lines]
+        lines = [_line(line, self.access) for line in self.lines]
         if self.named_base:
             unasked = {"claim": "moved", "outcome": "does_not_apply", "code": "no_base"}
             lines.append({**unasked, "figures": {}, "command": self.proposed, "accepted": {}})
@@ -102,27 +111,40 @@ class Checklist(Shown):
         return {"schema": SCHEMA, "of": of, "lines": lines}
 
 
-def _line(line: Answered) -> dict[str, Any]:
-    as_json: dict[str, Any] = {"claim": line.claim, "outcome": "fault", "code": "fault"}
-    figures: Mapping[str, float] = {}
-    if isinstance(line, Verification):
-        as_json |= {"outcome": line.outcome, "code": line.code}
-        figures = line.figures
-    accepted = _accepted(line)
-    return {**as_json, "figures": dict(figures), "command": command_of(line), "accepted": accepted}
+def _line(line: Answered, access: Access) -> dict[str, Any]:
+    return {
+        "claim": line.claim,
+        "outcome": line.outcome,
+        "code": line.code,
+        "figures": dict(line.figures),
+        "command": command_of(line, access),
+        "accepted": _accepted(line),
+    }
 
 
-def command_of(line: Answered | Question) -> str:
-    """The command that says more of a line."""
+def command_of(line: Answered | Question, access: Access = Access()) -> str:  # noqa: B008 - frozen
+    """The command that asks a claim by itself."""
     words = ["shadow verify", line.claim]
     for name, text in line.of.items():
-        if name == "--headers":
+        if name.startswith("--"):
             words.append(name)
-        else:
-            words += [name, typed(text)] if name.startswith("--") else [typed(text)]
-    for code, because in _accepted(line).items():
+        if name != "--headers":
+            words.append(typed(text))
+    return " ".join([*words, *_options(_accepted(line), access)])
+
+
+def _options(accept: Mapping[str, str], access: Access) -> list[str]:
+    """Options that change an answer: what is accepted, and which files are read."""
+    words = []
+    for code, because in accept.items():
         words += ["--accept", shlex.quote(f"{code}={because}")]
-    return " ".join(words)
+    if access.allow_pickle:
+        words.append("--allow-pickle")
+    if access.offline:
+        words.append("--offline")
+    if access.file:
+        words += ["--file", shlex.quote(access.file)]
+    return words
 
 
 def _accepted(line: Answered | Question) -> dict[str, str]:
@@ -161,10 +183,11 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
         named = ""
         if sides.base is None:
             named = _named_base(sides, opened.get("adapter", model), runtime)
-        if sides.adapter is not None and sides.base is None:
-            hint = f"it names one: add --base {named}" if named else "add --base REF"
-            raise UsageError("--adapter needs the base of the adapter", hint)
-        lines: list[Answered] = [_asked(first, runtime)]
+            if sides.adapter is not None:
+                hint = f"it names one: add --base {named}" if named else "add --base REF"
+                raise UsageError("--adapter needs the base of the adapter", hint)
+        runtime = replace(runtime, examined={})
+        lines: list[Answered] = []
         for claim in _claims(sides, model):
             try:
                 line = _asked(claim, runtime)
@@ -174,7 +197,8 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
                 lines.append(_failed(claim, error, is_known=model is None))
                 continue
             lines.append(line if sides.drop_in else _softened(line))
-    return Checklist(sides, tuple(lines), named, digests)
+        lines.insert(0, _asked(first, runtime))  # last, as most of the model has been read by then
+    return Checklist(sides, tuple(lines), named, digests, runtime.access)
 
 
 def _digest(checkpoint: Checkpoint) -> str:

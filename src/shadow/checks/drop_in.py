@@ -44,6 +44,7 @@ class Headers:
     base: Mapping[str, Header]
     model: Mapping[str, Header]
     files: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[Reason] = ()
 
 
 def judge(headers: Headers) -> Answer:
@@ -60,7 +61,6 @@ def judge(headers: Headers) -> Answer:
         for code, before, after in pairs:
             if before != after:
                 against[code].append(Against(name, Reason("change", before=before, after=after)))
-    matter = [row for row in headers.files if row["kind"] in KINDS]
     unknown = []
     for row in headers.files:
         if row["state"] == "unknown":
@@ -87,31 +87,36 @@ def judge(headers: Headers) -> Answer:
     doubts = [Reason("files_unknown", names=unknown)] if unknown else []
     if reasons:
         rows = [row for group in against.values() for row in group]
-        return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, rows, doubts=doubts)
+        return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, rows, headers.notes, doubts)
     if doubts:
-        return Answer(Outcome.INCONCLUSIVE, doubts, figures)
-    files = len({row["path"] for row in matter}) or None
-    return Answer(Outcome.HOLDS, [Reason("like_base", tensors=len(model), files=files)], figures)
+        return Answer(Outcome.INCONCLUSIVE, doubts, figures, notes=headers.notes)
+    files = {row["path"] for row in headers.files if row["kind"] in KINDS}
+    holds = [Reason("like_base", tensors=len(model), files=len(files) or None)]
+    return Answer(Outcome.HOLDS, holds, figures, notes=headers.notes)
 
 
 def gather(question: Question, runtime: Runtime, scratch: Path) -> Headers:
     """Read headers and small files of both sides; no weights."""
     from shadow.checkpoints.opening import listings_of
+    from shadow.run.aligned import without_prefixes
     from shadow.run.file_rows import file_rows
     from shadow.run.sides import found_all, opened_models
 
     found = found_all(question.named, runtime, scratch)
+    first, second = opened_models(found, runtime, scratch)
+    *opened, notes = without_prefixes(first, second, ("the base", "the model"))
     headers = []
-    for checkpoint in opened_models(found, runtime, scratch):
+    for checkpoint in opened:
         of_side = {}
         for name, info in checkpoint.tensors.items():
             of_side[name] = ("x".join(map(str, info.shape)) or "scalar", info.dtype)
         headers.append(of_side)
+    files: Sequence[Mapping[str, Any]] = ()
+    if not any(side in runtime.found for side in question.checkpoints):  # a model in memory
+        of_base, of_model = map(listings_of, found.values())
+        files = file_rows(of_base, of_model, runtime.say)
     base, model = headers
-    if any(side in runtime.found for side in question.checkpoints):  # a model in memory
-        return Headers(base, model)
-    first, second = map(listings_of, found.values())
-    return Headers(base, model, file_rows(first, second, runtime.say))
+    return Headers(base, model, files, notes)
 
 
 CHECK = Check(

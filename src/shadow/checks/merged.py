@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -161,7 +162,9 @@ def judge(merge: Merge) -> Answer:
     wrong = _wrong(modules, replay)
     changed = [one for one in merge.beside if not one.is_unchanged]
     hidden = sum(fit.update > 0 and not fit.visible and fit.fits for fit in fits)
-    notes = [Reason("unseen", matrices=hidden)] if hidden else []
+    notes = []
+    if hidden:
+        notes.append(Reason("unseen", matrices=hidden))
     if not wrong and replay and replay.way[1]:
         notes.append(Reason("base_rounded"))
     faults = _faults(merge, wrong, len(changed))
@@ -286,7 +289,10 @@ def _other_scale(fit: MergeFit) -> float | None:
 def _error(modules: Sequence[Module]) -> float | None:
     """Return the norm of merged - (base + update) over the update's; None without an update."""
     update = math.fsum(one.fit.update for one in modules)
-    return math.sqrt(math.fsum(one.fit.residual for one in modules) / update) if update else None
+    if not update:
+        return None
+    residual = math.fsum(one.fit.residual for one in modules)
+    return math.sqrt(residual / update)
 
 
 def _figures(merge: Merge, wrong: int, changed: int, replay: Replay | None) -> dict[str, Figure]:
@@ -299,7 +305,8 @@ def _figures(merge: Merge, wrong: int, changed: int, replay: Replay | None) -> d
         "entries": sum(fit.entries for fit in fits),
         "entries_visible": sum(fit.visible for fit in fits),
     }
-    if (error := _error(merge.modules)) is not None:
+    error = _error(merge.modules)
+    if error is not None:
         figures["error_over_update"] = error
         update = math.fsum(fit.update for fit in fits)
         figures["scale_found"] = math.fsum(fit.inner for fit in fits) / update
@@ -315,15 +322,19 @@ def _figures(merge: Merge, wrong: int, changed: int, replay: Replay | None) -> d
 
 def _faults(merge: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) -> list[Reason]:
     """Return what is wrong: first that the base is another model, then the most frequent."""
-    kinds: dict[tuple[str, Value], list[tuple[Module, Reason]]] = {}
+    kinds: defaultdict[tuple[str, Value], list[tuple[Module, Reason]]] = defaultdict(list)
     for module, why in wrong:
-        kinds.setdefault((why.code, why.figures.get("copy")), []).append((module, why))
+        kind = why.code, why.figures.get("copy")
+        kinds[kind].append((module, why))
     largest = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
-    reasons = [Reason("other_base", named=merge.named)] if _is_other_base(merge, wrong) else []
+    reasons = []
+    if _is_other_base(merge, wrong):
+        reasons.append(Reason("other_base", named=merge.named))
     unreached = [tensor for tensor in merge.unmatched if tensor.side == "adapter"]
     if merge.reach and (wrong or changed or unreached or not merge.modules):
         reasons += merge.reach.reasons
-    reasons += [_fault(code, copy, some, len(merge.modules)) for (code, copy), some in largest]
+    for (code, copy), some in largest:
+        reasons.append(_fault(code, copy, some, len(merge.modules)))
     lost = sum(one.whole is not None and not one.is_unchanged for one in merge.beside)
     if lost:
         reasons.append(Reason("lost", tensors=lost))
@@ -394,17 +405,18 @@ def _doubts(merge: Merge, replay: Replay | None) -> list[Reason]:
 
 def _confirmed(merge: Merge, replay: Replay | None) -> list[Reason]:
     reasons = []
-    if (modules := merge.modules) and replay:
+    modules = merge.modules
+    if modules and replay:
         formats = sorted({one.format for one in modules})
         of: dict[str, Value] = {"matrices": len(modules), "formats": formats, "scale": merge.scale}
         how = Reason("to_the_bit", order=Reason(replay.way[0]))
         if replay.off:
             entries = sum(one.fit.entries for one in modules)
-            how = Reason(
-                "within_rounding", {"off": replay.off, "entries": entries, **replay.bounds}
-            )
+            figures = {"off": replay.off, "entries": entries, **replay.bounds}
+            how = Reason("within_rounding", figures)
         reasons.append(Reason("base_plus_update", {**of, "how": how}))
-    if whole := sum(one.whole is not None for one in merge.beside):
+    whole = sum(one.whole is not None for one in merge.beside)
+    if whole:
         reasons.append(Reason("whole", tensors=whole))
     return reasons
 
@@ -429,8 +441,9 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Merge:
     else:
         adapter = open_adapter(opened, aligned.pair.base)
     measure = partial(_measured, adapter=adapter)
-    pairs = replace(aligned.pair, pairs=[*aligned.pair.pairs, *adapter.head_pairs(tuned)])
-    rows = list(scan(pairs, measure, runtime, scratch / "scan", aligned.unread))
+    pairs = [*aligned.pair.pairs, *adapter.head_pairs(tuned)]
+    every = replace(aligned.pair, pairs=pairs)
+    rows = scan(every, measure, runtime, scratch / "scan", aligned.unread)
     require_unchanged([opened])
     modules = [row for row in rows if isinstance(row, Module)]
     beside = [row for row in rows if isinstance(row, Beside)]
@@ -458,11 +471,13 @@ def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
         if name not in aligned.pair.tuned.tensors
     ]
     for pair in aligned.pair.pairs:
-        name, whole = pair.tuned.info.name, adapter.whole.get(pair.place)
+        name = pair.tuned.info.name
+        whole = adapter.whole.get(pair.place)
         if whole is not None and whole.tuned.shape == pair.tuned.shape:
             brought.add(name)
         mine = whole or adapter.updates.get(pair.place)
-        if mine is not None and (rows := mine.tuned.shape[0] - pair.tuned.shape[0]) > 0:
+        rows = mine.tuned.shape[0] - pair.tuned.shape[0] if mine else 0
+        if rows > 0:
             why = Reason("rows_only_in", rows=rows, where=SIDES["adapter"])
             lost.append(Unmatched(name, "adapter", why, is_shared=True))
     unmatched = [
@@ -494,8 +509,10 @@ def _measured(
     from shadow.run.scan import in_words
     from shadow.spectra.lazy import is_quantised
 
-    info, place = pair.tuned.info, pair.place
-    name, stored = info.name, info.dtype
+    info = pair.tuned.info
+    place = pair.place
+    name = info.name
+    stored = info.dtype
     not_judged = Unmatched(name, "tuned", Reason("quantised", format=stored))
     if pair.base is None:
         return Beside(adapter.row_of_head(pair, tuned), True)

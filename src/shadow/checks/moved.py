@@ -52,7 +52,6 @@ def judge(training: Training) -> Answer:
         if cosine is not None and cosine < LINEAGE:
             unlike.append(Reason("component_unlike", component=component, cosine=cosine))
     broken = [tensor for tensor in tensors if tensor.broken]
-    any_moved = any(tensor.has_moved for tensor in tensors)
     figures: dict[str, Figure] = {
         "tensors": len(tensors),
         "tensors_moved": sum(tensor.has_moved for tensor in tensors),
@@ -64,7 +63,7 @@ def judge(training: Training) -> Answer:
     faults = []
     if broken:
         faults.append(Reason("broken_values", broken=len(broken), tensors=len(tensors)))
-    elif tensors and not any_moved and not doubts:
+    elif tensors and not figures["tensors_moved"] and not doubts:
         faults.append(Reason("nothing_moved"))
     if not tensors and not doubts:
         doubts = [Reason("nothing_shared")]

@@ -83,7 +83,9 @@ def _above(kind: str, wanted: tuple[int, int] | None, most: int) -> str:
     if wanted is None or wanted[1] <= most:
         return ""
     first = max(most + 1, wanted[0])
-    return f"{kind}.{first}" if first == wanted[1] else f"{kind}.{first}-{wanted[1]}"
+    if first == wanted[1]:
+        return f"{kind}.{first}"
+    return f"{kind}.{first}-{wanted[1]}"
 
 
 class Should(StrEnum):
@@ -172,7 +174,9 @@ def _parts(place: Place) -> list[Place]:
     """The places of the parts of a fused module that is not split; otherwise the place."""
     modules = name_rules().fused
     fused = modules.get(f"{place.module}/{place.slot}") or modules.get(place.module)
-    return [replace(place, module=name) for name, _ in fused.into] if fused else [place]
+    if not fused:
+        return [place]
+    return [replace(place, module=name) for name, _ in fused.into]
 
 
 def _contents(places: Collection[Place]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
+from shadow.checks.trained import some_of
 from shadow.run.scanned import not_compared, unmatched_reasons
 from shadow.templates import Reason
 
@@ -99,9 +100,9 @@ def judge(copies: Copies) -> Answer:
     figures = _figures([tensor.noise for tensor in tensors])
     figures["tensors_beyond"] = len(beyond)
     figures |= {f"tensors_{name}": count for name, count in formats}
-    faults = _some("beyond", beyond, tensors)
+    faults = some_of("beyond", beyond, tensors)
     faults += unmatched_reasons(copies.unmatched)
-    doubts = _some("not_excluded", unsure, tensors)
+    doubts = some_of("not_excluded", unsure, tensors)
     doubts += not_compared(copies.unread)
     if not doubts and all(tensor.is_float for tensor in tensors):
         doubts = [Reason("floats")]
@@ -118,11 +119,6 @@ def judge(copies: Copies) -> Answer:
         against=[tensor.against for tensor in beyond],
         doubtful=[tensor.against for tensor in unsure],
     )
-
-
-def _some(code: str, some: Sequence[Copied], tensors: Sequence[Copied]) -> list[Reason]:
-    """The number of tensors of which a reason is true; empty without any."""
-    return [Reason(code, some=len(some), tensors=len(tensors))] if some else []
 
 
 def _figures(every: Sequence[FormatNoise]) -> dict[str, Figure]:

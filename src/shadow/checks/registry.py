@@ -167,9 +167,8 @@ def _noted_numbers(
 
     names = question.check.checkpoints
     found = found_all(question.named, runtime, scratch)
-    first, last = (
-        open_found(found[name], runtime, scratch / name) for name in (names[0], names[-1])
-    )
+    first = open_found(found[names[0]], runtime, scratch / "first")
+    last = open_found(found[names[-1]], runtime, scratch / "last")
     are_many = 4 * len(answer.against) >= len(last.tensors)
     if last.adapter is None and has_moved(first, last, runtime, scratch, may_have=are_many):
         yield Reason("other_numbers", first=names[0], last=names[-1])

@@ -402,8 +402,10 @@ def _found_elsewhere(
             by_norm[_norm(pair, row.base_energy)].append((pair, row))
     found = []
     for pair, row in rows:
-        is_asked = row.changed and row.finite and not row.relation
-        for other, its in by_norm[_norm(pair, row.tuned_energy)][:MOST_ALIKE] if is_asked else ():
+        alike = by_norm[_norm(pair, row.tuned_energy)][:MOST_ALIKE]
+        if not (row.changed and row.finite) or row.relation:
+            alike = []
+        for other, its in alike:
             sides = sides_of(pair, aligned.base, aligned.tuned)
             base = sides_of(other, aligned.base, aligned.tuned).base
             if base.shape != sides.tuned.shape or mark(base) != mark(sides.tuned):

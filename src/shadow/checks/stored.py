@@ -190,7 +190,9 @@ def _entries(part: StoredPart) -> Against:
     sums = part.sums
     code = "entries" if sums.finite else "some_not_finite"
     why = Reason(code, off=sums.off, entries=sums.entries, format=sums.grid)
-    relative = math.sqrt(sums.error / sums.full) if sums.finite and sums.full else None
+    relative = None
+    if sums.finite and sums.full:
+        relative = math.sqrt(sums.error / sums.full)
     return Against(part.tensor, why, relative)
 
 
@@ -303,11 +305,13 @@ def _distinct(sides: Sides) -> tuple[int, int]:
 
     from shadow.spectra.spectrum import tiles
 
-    parts = []
+    full = []
+    copy = []
     for index, _ in tiles(sides.tuned):
-        parts.append([tile.flatten().clone() for tile in sides.read(index)])
-    before, after = (len(torch.unique(torch.cat(side))) for side in zip(*parts, strict=True))
-    return before, after
+        first, second = sides.read(index)
+        full.append(first.flatten().clone())
+        copy.append(second.flatten().clone())
+    return len(torch.unique(torch.cat(full))), len(torch.unique(torch.cat(copy)))
 
 
 CHECK = Check(

@@ -114,7 +114,10 @@ class Moved:
         first, last = row.formats if side == "tuned" else row.formats[::-1]
         if self.is_update or (row.changed and row.rounded is None) or first == last == rounded:
             return None
-        return " -> ".join([first, rounded] if rounded == last else [first, rounded, last])
+        steps = [first, rounded]
+        if rounded != last:
+            steps.append(last)
+        return " -> ".join(steps)
 
     @property
     def has_moved(self) -> bool:
@@ -192,10 +195,12 @@ def judge(training: Training) -> Answer:
         changed = sum(tensor.row.changed for tensor in should)
         figures["entries_not_moved"] = figures["entries_to_move"] - changed
     cast = [tensor for tensor in stayed if tensor.cast]
-    faults = _some("broken", broken, should)
-    faults += _some("not_moved", stayed, should, cast=len(cast) or None, casts=_casts(cast) or None)
-    faults += _some("leaked", leaked, frozen)
-    faults += _some(
+    faults = some_of("broken", broken, should)
+    faults += some_of(
+        "not_moved", stayed, should, cast=len(cast) or None, casts=_casts(cast) or None
+    )
+    faults += some_of("leaked", leaked, frozen)
+    faults += some_of(
         "cast_lost",
         rounded,
         frozen,
@@ -224,11 +229,13 @@ def judge(training: Training) -> Answer:
     )
 
 
-def _some(
-    code: str, some: Sequence[Moved], tensors: Sequence[Moved], **figures: Value
+def some_of(
+    code: str, some: Sequence[object], tensors: Sequence[object], **figures: Value
 ) -> list[Reason]:
     """The number of tensors of which a reason is true, with its figures; empty without any."""
-    return [Reason(code, some=len(some), tensors=len(tensors), **figures)] if some else []
+    if not some:
+        return []
+    return [Reason(code, some=len(some), tensors=len(tensors), **figures)]
 
 
 def _casts(tensors: Iterable[Moved]) -> list[str]:
@@ -358,18 +365,19 @@ def _moved(
     should = Should.first(required)
     should_move = should is Should.MOVE
     is_update = pair.tuned.factor is not None or pair.tuned.info.shard == SHARD
-    are_bytes = is_raw(pair)
+    # which keep what they have read; None of bytes
+    sides = None if is_raw(pair) else sides_of(pair, base, tuned)
     binades = binades_of(pair) if with_steps and should_move and not is_update else None
-    row = row_of(pair, base, tuned, binades)
+    row = row_of(pair, base, tuned, binades, sides)
     name = row.tuned
     if row.changed and len(required) > 1:
         return Unmatched(name, "tuned", Reason("not_told_apart"))
     broken = None
-    is_suspect = not (are_bytes or (row.finite and row.tuned_energy))
-    if row.changed and is_suspect and should_move:
-        broken = _broken(sides_of(pair, base, tuned), row.entries)
-    if row.changed and not (are_bytes or is_update or broken):
-        rounding = rounding_between(sides_of(pair, base, tuned), row, is_matrix=pair.is_matrix)
+    is_suspect = row.changed and not (row.finite and row.tuned_energy)
+    if sides and is_suspect and should_move:
+        broken = _broken(sides, row.entries)
+    if sides and row.changed and not (is_update or broken):
+        rounding = rounding_between(sides, row, is_matrix=pair.is_matrix)
         if rounding == "copy":
             row = replace(row, rounded=("tuned", row.formats[1]))
         elif rounding and should_move:
@@ -377,9 +385,11 @@ def _moved(
             return Unmatched(name, "tuned", Reason(rounding, formats))
     if pair.tuned.part.experts:
         row = replace(row, tuned=f"{name}[{pair.place.expert}]")
-    cells = tuple(binades.cells()) if binades and row.finite and not broken else ()
-    stays = should_move and not (row.changed or pair.is_matrix or are_bytes)
-    is_first = stays and is_initial(sides_of(pair, base, tuned))
+    cells: tuple[Cell, ...] = ()
+    if binades and row.finite and not broken:
+        cells = tuple(binades.cells())
+    stays = should_move and not (row.changed or pair.is_matrix)
+    is_first = sides is not None and stays and is_initial(sides)
     return Moved(row, pair.place, should, cells, is_first, is_update, broken=broken)
 
 

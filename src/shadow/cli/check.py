@@ -74,8 +74,7 @@ def check(
         sides: dict[str, Any] = {
             word: parse_checkpoint(text) for word, text in given.items() if text
         }
-        own = CheckRequest(**sides, headers=headers, drop_in=drop_in)
-        every = [replace(own, accept=accepted(accept))]
+        every = [CheckRequest(**sides, headers=headers, drop_in=drop_in, accept=accepted(accept))]
     runtime = Runtime(jobs=jobs, access=access_of(files), cache=cache_of(files), say=console.say)
     checklists: list[Checklist] = []
     watch = console.pairs_progress(len(every))

@@ -31,6 +31,7 @@ from shadow.run.runtime import AlignedPair
 from shadow.run.scan import in_words, is_raw, scanned, sides_of
 from shadow.run.scanned import Scanned, Unmatched, in_order
 from shadow.spectra.entries import Binades, differing_bytes
+from shadow.spectra.spectrum import Sides
 from shadow.templates import Reason, said
 from shadow.text import short
 
@@ -60,16 +61,7 @@ class Alignment:
 
 def align_all(first: Checkpoint, second: Checkpoint, names: Names) -> Alignment:
     """Pair every tensor of two checkpoints, including those that share their bytes with another."""
-    first, second = plain(first), plain(second)
-    other, where = names
-    second, prefix = _without_prefix(second, first)
-    if not prefix and not first.parts:
-        first, prefix = _without_prefix(first, second)
-        where, other = names
-    notes = []
-    if prefix:
-        figures = {"where": where, "other": other, "prefix": short(prefix)}
-        notes.append(Reason("prefixed", figures))
+    first, second, notes = without_prefixes(plain(first), plain(second), names)
     pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
     aligned, unmatched, unread = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
     renamed = sum(pair.base.info.name != pair.tuned.info.name for pair in aligned if pair.base)
@@ -91,6 +83,19 @@ def plain(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint whose tensors are all compared, even those that share their bytes."""
     tensors = {name: replace(info, alias_of=None) for name, info in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=tensors, adapter=None)
+
+
+def without_prefixes(
+    first: Checkpoint, second: Checkpoint, names: Names
+) -> tuple[Checkpoint, Checkpoint, list[Reason]]:
+    """Drop the prefix that one side has before most names and the other has not; note it."""
+    other, where = names
+    second, prefix = _without_prefix(second, first)
+    if not prefix and not first.parts:
+        first, prefix = _without_prefix(first, second)
+        where, other = names
+    figures = {"where": where, "other": other, "prefix": short(prefix)}
+    return first, second, [Reason("prefixed", figures)] if prefix else []
 
 
 def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, str]:
@@ -313,12 +318,18 @@ def _head_pair(
 
 
 def row_of(
-    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, binades: Binades | None = None
+    pair: MatrixPair,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    binades: Binades | None = None,
+    sides: Sides | None = None,
 ) -> Scanned:
-    """Return the row of a pair; bytes have no norms. binades: also gets the entries of others."""
+    """Return the row of a pair; bytes have no norms. binades: also gets the entries of others.
+    sides: both, if they are open.
+    """
     assert pair.base is not None, "lined up"
     if not is_raw(pair):
-        row = scanned(pair, base, tuned, binades)
+        row = scanned(pair, sides or sides_of(pair, base, tuned), binades)
         is_tied = [one.part.place.module == "embed" != pair.place.module
                    for one in (pair.base, pair.tuned)]  # fmt: skip
         side = "second" if is_tied[1] else "first"

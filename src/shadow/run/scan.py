@@ -34,7 +34,7 @@ from shadow.spectra.levels import Made
 from shadow.spectra.measurement import Method
 from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.spectrum import Sides, tiles, working_dtype
-from shadow.spectra.sums import Extremes, looked_at
+from shadow.spectra.sums import Examination, Extremes, looked_at
 from shadow.templates import said
 from shadow.text import and_list
 
@@ -57,10 +57,17 @@ def scan(
     """
     plan = make_plan(aligned, runtime.access, folder=scratch, scratch=scratch)
     plan.require_disk()
+    examined = runtime.examined
 
     def measured(pair: MatrixPair) -> tuple[str, Row | Unmatched]:
+        info = pair.tuned.info
+        space = own_workspace()
+        space.examination = None if examined is None else Examination(*_sides(info))
         try:
-            return pair.key, measure(pair, plan.base, plan.tuned)
+            row = measure(pair, plan.base, plan.tuned)
+            if examined is not None and space.examination.extremes:
+                examined[_content(plan.tuned, info)] = space.examination.extremes
+            return pair.key, row
         except UndecodableError as fault:
             if unread is None:
                 raise
@@ -102,13 +109,11 @@ def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
     return Sides(first, second, dtype, own_workspace())
 
 
-def scanned(
-    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, binades: Binades | None = None
-) -> Scanned:
+def scanned(pair: MatrixPair, sides: Sides, binades: Binades | None = None) -> Scanned:
     """Return the row of a pair that has a base. binades: also gets its entries."""
     assert pair.base is not None, "lined up"
     formats = pair.base.info.dtype, pair.tuned.info.dtype
-    found = compared(sides_of(pair, base, tuned), formats, binades)
+    found = compared(sides, formats, binades)
     return Scanned(
         place=in_words(pair.place),
         base=pair.base.info.name,
@@ -175,7 +180,11 @@ class Swept:
 def sweep(
     checkpoint: Checkpoint, tensors: Iterable[TensorInfo], runtime: Runtime, scratch: Path
 ) -> tuple[list[Swept], list[Unmatched]]:
-    """Return all tensors of floats or packed numbers, by name, and those not decodable."""
+    """Return all tensors of floats or packed numbers, by name, and those not decodable. What is
+    known from scans is not read again.
+    """
+    examined = runtime.examined or {}
+    runtime = replace(runtime, examined=None)
     pairs = [
         MatrixPair(replace(NOWHERE, slot=info.name), None, Operand(info, Part(NOWHERE)), rows, cols,
                    is_matrix=False)
@@ -187,6 +196,9 @@ def sweep(
 
     def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> Swept:
         info = pair.tuned.info
+        known = examined.get(_content(own, info))
+        if known and not info.packing:
+            return Swept(info, known)
         raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
         view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
         return Swept(info, looked_at(view, own_workspace()))
@@ -195,6 +207,12 @@ def sweep(
     aligned = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
     found = [*scan(aligned, measure, runtime, scratch, unread)]
     return sorted(found, key=lambda one: one.info.name), unread
+
+
+def _content(checkpoint: Checkpoint, info: TensorInfo) -> object:
+    """A key that changes when the bytes of a tensor may have; of one outside open files always."""
+    held = checkpoint.sources[info.shard].held
+    return held.standing if held else object(), info.start, info.end
 
 
 def _sides(info: TensorInfo) -> tuple[int, int]:

@@ -11,7 +11,7 @@ that may hold anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -357,7 +357,7 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
     # those whose entries lie in their files in order, without gaps
     flat = [matrix for matrix in matrices if is_stored(matrix) and matrix.is_flat]
     if len(flat) < len(matrices):
-        for index, _ in tiles(matrices[1], PART, PART):
+        for index, _ in tiles(matrices[-1], PART, PART):
             raw = [matrix[index] for matrix in matrices]
             part = _part(space, dtype, len(raw), raw[0].numel())
             part.raw = raw
@@ -365,12 +365,16 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
             part.raw = []  # a part is kept, and what was read of a matrix would be with it
         return
     stored = [matrix.dtype for matrix in flat]
-    whole = matrices[1].numel()
+    whole = matrices[-1].numel()
     for start in range(0, whole, PART):
         if start == 0 or whole - start < PART:
             part = _part(space, dtype, len(flat), min(PART, whole - start), stored)
         for matrix, room in zip(flat, part.bytes, strict=True):
             matrix.fill(start, room)
+        if space.examination and space.examination.entries == whole:
+            part.load(1)
+            numbers = part.numbers[1]
+            space.examination.add(numbers if stored[1] == torch.float64 else numbers.float())
         yield part
 
 
@@ -402,59 +406,79 @@ class Extremes:
         return self.is_constant and not self.first
 
 
-@np.errstate(over="ignore", invalid="ignore")
+class Examination:
+    """The statistics of a matrix, all of whose entries come in order."""
+
+    extremes: Extremes | None = None  # once all have come
+
+    def __init__(self, rows: int, cols: int) -> None:
+        self.entries = rows * cols
+        self._cols = cols
+        self._waiting: list[NDArray[np.floating]] = []  # for the end of their row
+        self._count = 0  # of their entries
+        self._blocks = self._examine(rows)
+        next(self._blocks)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def add(self, part: Tensor) -> None:
+        """Take the next entries; none once all have come."""
+        self._waiting.append(part.numpy())
+        self._count += len(part)
+        whole = self._count // self._cols * self._cols
+        if not whole:
+            self._waiting[-1] = self._waiting[-1].copy()
+            return
+        numbers = np.concatenate(self._waiting)
+        self._waiting = [numbers[whole:]]
+        self._count -= whole
+        self._blocks.send(numbers[:whole].reshape(-1, self._cols))
+
+    def _examine(self, rows: int) -> Generator[None, NDArray[np.floating]]:
+        """Examine the blocks of rows that are sent."""
+        nan = infinite = clipped = row = 0
+        energy = 0.0
+        first = None
+        is_constant = True
+        flat: list[tuple[int, float]] = []  # rows of one value
+        while row < rows:
+            block = yield
+            squares = np.vecdot(block, block)
+            total = float(squares.sum(dtype=np.float64))
+            first = float(block[0, 0]) if first is None else first
+            if squares.max() >= CLIP[0] ** 2:
+                large = np.abs(block[squares >= CLIP[0] ** 2])
+                clipped += int(np.isin(large, CLIP).sum())
+            # squares of float32 may overflow, or vanish: such rows are looked at again
+            if not (squares.min() > SAFE[0] and squares.max() < SAFE[1]):
+                odd = ~((squares > SAFE[0]) & (squares < SAFE[1]))
+                again = block[odd].astype(np.float64)
+                nan += int(np.isnan(again).sum())
+                infinite += int(np.isinf(again).sum())
+                finite = again[np.isfinite(again).all(axis=1)]
+                total = float(squares[~odd].sum(dtype=np.float64) + np.vecdot(finite, finite).sum())
+            energy += total
+            ends = block[:, 0] == block[:, -1]
+            here = [at for at in np.flatnonzero(ends) if (block[at] == block[at, 0]).all()]
+            if is_constant:
+                is_constant = len(here) == len(block) and bool((block[:, 0] == first).all())
+            flat += [(row + int(at), float(block[at, 0])) for at in here if block.shape[1] > 1]
+            row += len(block)
+        some = [] if is_constant else flat
+        self.extremes = Extremes(
+            self.entries, nan, infinite, first or 0.0, is_constant, energy,
+            tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
+            clipped,
+        )  # fmt: skip
+        while True:
+            yield
+
+
 def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
     """Examine a matrix (rows, cols) in one pass, including NaN and infinity."""
-    nan = infinite = clipped = row = 0
-    energy = 0.0
-    first = None
-    is_constant = True
-    flat: list[tuple[int, float]] = []  # rows of one value
-    for block in _blocks(matrix, space):
-        squares = np.vecdot(block, block)
-        total = float(squares.sum(dtype=np.float64))
-        first = float(block[0, 0]) if first is None else first
-        if squares.max() >= CLIP[0] ** 2:
-            large = np.abs(block[squares >= CLIP[0] ** 2])
-            clipped += int(np.isin(large, CLIP).sum())
-        # squares of float32 may overflow, or vanish: such rows are looked at again
-        if not (squares.min() > SAFE[0] and squares.max() < SAFE[1]):
-            odd = ~((squares > SAFE[0]) & (squares < SAFE[1]))
-            again = block[odd].astype(np.float64)
-            nan += int(np.isnan(again).sum())
-            infinite += int(np.isinf(again).sum())
-            finite = again[np.isfinite(again).all(axis=1)]
-            total = float(squares[~odd].sum(dtype=np.float64) + np.vecdot(finite, finite).sum())
-        energy += total
-        ends = block[:, 0] == block[:, -1]
-        here = [at for at in np.flatnonzero(ends) if (block[at] == block[at, 0]).all()]
-        if is_constant:
-            is_constant = len(here) == len(block) and bool((block[:, 0] == first).all())
-        flat += [(row + int(at), float(block[at, 0])) for at in here if block.shape[1] > 1]
-        row += len(block)
-    some = [] if is_constant else flat
-    return Extremes(
-        matrix.numel(), nan, infinite, first or 0.0, is_constant, energy,
-        tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
-        clipped,
-    )  # fmt: skip
-
-
-def _blocks(matrix: InFile | torch.Tensor, space: Workspace) -> Iterator[NDArray[np.floating]]:
-    """Yield whole rows, about PART entries at a time, in float32, or in float64 if stored so."""
-    rows, cols = matrix.shape
+    examination = Examination(*matrix.shape)
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
-    step = max(1, PART // max(1, cols))
-    shape = 0, 0
-    for start in range(0, rows, step):
-        if shape != (shape := (min(step, rows - start), cols)):
-            raw = space.take("raw", shape, matrix.dtype)
-            block = space.take("block", shape, dtype)
-            numbers = block.numpy()
-            stored = raw.view(-1).view(INTEGERS[raw.itemsize]).numpy().view(np.uint8).data
-        if is_stored(matrix) and matrix.is_flat:
-            matrix.fill(start * cols, stored)
-            block.copy_(raw)
-        else:
-            block.copy_(matrix[start : start + step,])
-        yield numbers
+    for part in parts((matrix,), dtype, space):
+        part.load(0)
+        examination.add(part.numbers[0])
+    assert examination.extremes, "every entry has come"
+    return examination.extremes

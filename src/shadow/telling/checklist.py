@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shadow.checks.answer import FailedVerification, Verification
+from shadow.checks.answer import Verification
 from shadow.checks.checklist import Answered, Checklist, command_of
 from shadow.targets.references import AnyReference, Reference
 from shadow.telling.document import (
@@ -13,7 +13,6 @@ from shadow.telling.document import (
     FigureRow,
     Figures,
     Headline,
-    Level,
     Note,
     Section,
     Word,
@@ -21,28 +20,25 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.verification import LEVELS, verification_document, why_of
+from shadow.telling.verification import answer_of, verification_document
 
-OUTCOMES: dict[int, tuple[str, Level]] = {
-    0: ("holds", "passed"),
-    4: ("does not hold", "fault"),
-    5: ("inconclusive", "warning"),
-    1: ("fault", "fault"),
-}
 DIGITS = 16  # of a digest on a card
 
 
 def checklist_document(checklist: Checklist) -> Document:
     """Show every line, the rows of `whole` if it does not hold, and which commands show more."""
     lines = checklist.lines
-    code = checklist.exit_code
-    words, level = OUTCOMES[code]
-    claims = ", ".join(line.claim for line in lines if line.exit_code == code)
+    outcome, worst = _worst(checklist)
+    claims = ", ".join(line.claim for line in worst)
     sides = [FigureRow(word, str(side)) for word, side in checklist.sides.named.items()]
-    fields = [named("claim"), worded("outcome", _outcome), worded("why", _why)]
+    fields = [
+        named("claim"),
+        worded("outcome", lambda line: answer_of(line)[0]),
+        worded("why", lambda line: answer_of(line)[1]),
+    ]
     blocks: list[Block] = [
         Section("check"),
-        Headline(f"{words}: {claims}", level),
+        Headline(f"{outcome.text}: {claims}", outcome.level),
         Figures(sides),
         table_of(fields, lines),
     ]
@@ -51,7 +47,7 @@ def checklist_document(checklist: Checklist) -> Document:
         blocks += verification_document(first).blocks[3:]
     for line in lines[1:]:
         if line.exit_code:
-            blocks.append(Note(f"`{command_of(line)}` shows more"))
+            blocks.append(Note(f"`{command_of(line, checklist.access)}` shows more"))
     if checklist.proposed:
         base = checklist.named_base
         blocks.append(Note(f"its base is {base}, it says: `{checklist.proposed}` compares them"))
@@ -60,9 +56,9 @@ def checklist_document(checklist: Checklist) -> Document:
 
 def card(checklist: Checklist) -> Document:
     """The checklist for a model card, at most eight lines, without a path of this machine."""
-    words, level = OUTCOMES[checklist.exit_code]
-    rows = [FigureRow("shadow check", Word(words, level))]
-    rows += [FigureRow(line.claim, _outcome(line), _why(line)) for line in checklist.lines]
+    outcome, _ = _worst(checklist)
+    rows = [FigureRow("shadow check", outcome)]
+    rows += [FigureRow(line.claim, *answer_of(line)) for line in checklist.lines]
     digests = []
     for word, digest in checklist.digests.items():
         name = _name(checklist.sides.named[word])
@@ -77,16 +73,10 @@ def _name(side: AnyReference) -> str:
     return str(side)
 
 
-def _outcome(line: Answered) -> Word:
-    if isinstance(line, FailedVerification):
-        return Word("fault", "fault")
-    if line.code == "noted":
-        return Word("noted", "quiet")
-    return Word(line.outcome.words, LEVELS[line.outcome])
-
-
-def _why(line: Answered) -> str:
-    return line.fault if isinstance(line, FailedVerification) else why_of(line)
+def _worst(checklist: Checklist) -> tuple[Word, list[Answered]]:
+    """The outcome of a checklist, and the lines that have it."""
+    worst = [line for line in checklist.lines if line.exit_code == checklist.exit_code]
+    return answer_of(worst[0])[0], worst
 
 
 def checklist_documents(checklists: Sequence[Checklist]) -> Document:

@@ -246,11 +246,13 @@ def details(context: Context) -> dict[str, str | None]:
 
 
 def places_in(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
-    """`mlp.up of layers 0 to 11 and the head`."""
-    names = []
+    """`layer 12; mlp.up of layers 0 to 11 and the head`: whole layers first."""
+    names: dict[bool, list[str]] = {True: [], False: []}
     for row in rows:
-        names.append(place_of(row.component, row.module, row.layers, summary.has_components))
-    return and_others(list(dict.fromkeys(names)))
+        name = place_of(row.component, row.module, row.layers, summary.has_components)
+        names[row.module is None].append(name)
+    groups = [and_others(list(dict.fromkeys(group))) for group in names.values()]
+    return "; ".join(filter(None, groups))
 
 
 def vectors_moved(what: str) -> Callable[[Context, Recorded], str]:

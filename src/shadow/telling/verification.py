@@ -117,8 +117,8 @@ def verifications_document(answers: Sequence[Answered]) -> Document:
     """Show several claims, a line each."""
     fields = [
         named("claim", claim_text),
-        worded("outcome", lambda answer: _answer(answer)[0]),
-        worded("why", lambda answer: _answer(answer)[1]),
+        worded("outcome", lambda answer: answer_of(answer)[0]),
+        worded("why", lambda answer: answer_of(answer)[1]),
     ]
     return Document([Section("verify"), table_of(fields, answers)])
 
@@ -135,7 +135,7 @@ def in_lines(answers: Sequence[Answered]) -> list[str]:
     """
     lines = []
     for answer in sorted(answers, key=lambda answer: ORDER.index(answer.exit_code)):
-        outcome, why = _answer(answer)
+        outcome, why = answer_of(answer)
         lines.append(f"{outcome}: {claim_text(answer)}: {why}")
     if len(lines) < 2:
         return lines
@@ -145,7 +145,10 @@ def in_lines(answers: Sequence[Answered]) -> list[str]:
     return [*lines, ", ".join(totals)]
 
 
-def _answer(answer: Answered) -> tuple[Word, str]:
+def answer_of(answer: Answered) -> tuple[Word, str]:
+    """The outcome of a claim, and why."""
     if isinstance(answer, FailedVerification):
         return Word("fault", "fault"), answer.fault
+    if answer.code == "noted":
+        return Word("noted", "quiet"), why_of(answer)
     return Word(answer.outcome.words, LEVELS[answer.outcome]), why_of(answer)

@@ -120,7 +120,8 @@ def judge(found: Whole) -> Answer:
     if found.values is None:
         findings.add("", "nothing_opened")
     order = [*RULES]
-    rows = sorted(findings.rows[FAULT], key=lambda row: (order.index(row.why.code), row.name))
+    rows = sorted(findings.rows[FAULT], key=lambda row: row.name)
+    rows.sort(key=lambda row: order.index(row.why.code))
     accepted = [row for row in rows if row.accepted]
     faults = [row for row in rows if not row.accepted]
     against = folded([*faults, *accepted])

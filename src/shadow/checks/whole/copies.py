@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from shadow.checks.whole.names import are_equal, fetch, is_of_mtp, says_tied
@@ -87,7 +88,8 @@ def gather_copies(
         owners = defaultdict[bytes, list[str]](list)
         for token, row in [*tokens.items()][:MOST]:
             if 0 <= row < info.shape[0]:
-                owners[table[row : row + 1,].float().numpy().tobytes()].append(token)
+                numbers = table.seen(itemgetter(row))[()]  # of this row, and no others
+                owners[numbers.float().numpy().tobytes()].append(token)
         for content, own in owners.items():
             if len(own) > 1 or not any(content):
                 copies.append(("token_rows", embedding, and_list(own)))

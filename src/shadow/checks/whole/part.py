@@ -55,7 +55,8 @@ def folded(found: Iterable[Against]) -> list[Against]:
         if len(by_code[row.why.code]) <= MOST_ROWS:
             shown.append(row)
     for rows in by_code.values():
-        if rest := rows[MOST_ROWS:]:
+        rest = rows[MOST_ROWS:]
+        if rest:
             figures: dict[str, Value] = {"like": rest[0].why, "rows": len(rest) - 1}
             more = replace(rest[0], why=Reason("more", figures))
             shown.append(more if rest[1:] else rest[0])
@@ -65,16 +66,18 @@ def folded(found: Iterable[Against]) -> list[Against]:
 def clipped(value: object) -> str:
     """A text, or a number of any size in digits, as far as a sentence has room for it."""
     text = f"{value:,}" if isinstance(value, int) else str(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    if len(text) <= MOST_SHOWN:
+        return text
+    return f"{text[:MOST_SHOWN]}..."
 
 
 def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]:
     """Merge equal reasons, each with all its names. by_code: merge different figures as well."""
-    groups: dict[object, list[Against]] = {}
+    groups: defaultdict[object, list[Against]] = defaultdict(list)
     for row in found:
         # not the reason itself, whose hash leaves out the values of its figures
         figures = "" if by_code else repr(row.why.figures)
-        groups.setdefault((row.why.code, figures), []).append(row)
+        groups[row.why.code, figures].append(row)
     reasons = []
     for rows in groups.values():
         why = rows[0].why

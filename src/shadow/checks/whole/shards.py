@@ -501,8 +501,8 @@ class Contents:
         if they cannot be read, or are not those that transformers reads.
         """
         from shadow.checkpoints.opening import open_folder
-        from shadow.run.aligned import align_all
-        from shadow.run.scan import is_raw, scanned
+        from shadow.run.aligned import align_all, row_of
+        from shadow.run.scan import is_raw
 
         try:
             first = open_folder(self.listing.name)
@@ -513,8 +513,8 @@ class Contents:
                 return None
             if aligned.unread or any(map(is_raw, pairs)):
                 return None
-            sides = aligned.pair.base, aligned.pair.tuned
-            rows = [scanned(pair, *sides) for pair in pairs]
+            base = aligned.pair.base
+            rows = [row_of(pair, base, aligned.pair.tuned) for pair in pairs]
         except ShadowError:
             return None
         differing = [row.tuned for row in rows if row.changed]
