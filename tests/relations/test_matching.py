@@ -160,9 +160,9 @@ def test_copies_of_rows_that_were_added_are_new(shift, partners):
     assert (pairs and pairs.rows[0].tolist()) == partners
 
 
-@pytest.mark.parametrize(("most", "sums"), [(10**2 * 40, 40), (10**2 * 40 - 1, 0)])
+@pytest.mark.parametrize(("most", "sums"), [(10**2 * 40, 40), (10**2 * 40 - 1, signature.FEW)])
 def test_rows_of_huge_vocabularies_have_digests_alone(monkeypatch, most, sums):
-    """Likeness takes the product of all rows with all rows."""
+    """And few sums: likeness takes the product of all rows with all rows."""
     monkeypatch.setattr(signature, "MOST", most)
     made = signature.row_signatures_of(torch.randn(10, 40), Workspace())
     assert made.sums.shape == (10, sums)
@@ -180,7 +180,7 @@ def test_rows_of_huge_vocabularies_have_digests_alone(monkeypatch, most, sums):
 ])  # fmt: skip
 def test_units_are_said_in_runs(units, missing, new, runs, by):
     """Of one shift and without a gap; those with their own number are in none."""
-    row = unit_numbers("language", units_of(units), set(range(6)))
+    row = unit_numbers("language", units_of(units), set(range(6)), {})
     assert [(run.first, run.last, run.base_first) for run in row.runs] == runs
     assert (row.component, row.missing, row.new, row.by) == ("language", missing, new, by)
 

@@ -25,6 +25,7 @@ from typing import TypeVar
 import numpy
 import torch
 
+from shadow.checkpoints.listing import Listing
 from shadow.checkpoints.opening import Checkpoint, listings_of
 from shadow.checkpoints.pairing import Filter, MatrixPair, Partners
 from shadow.checkpoints.sources import Source, WholeFile
@@ -35,7 +36,7 @@ from shadow.files import PARTIAL, nearest_folder, remove_empty, report_folder
 from shadow.reports.folders import replacing
 from shadow.reports.provenance import ReportMetadata, RunMetadata
 from shadow.run.correspondence import Matching, facts
-from shadow.run.file_rows import file_rows
+from shadow.run.file_rows import file_rows, language_of
 from shadow.run.journal import JOURNAL, PARTS, Fetched, Journal, MatrixOutcome
 from shadow.run.machine import kinds, lacking, machine_limits
 from shadow.run.plan import Plan, Summed, in_order, make_plan, shards_of, summed_with
@@ -192,7 +193,8 @@ def _audit(request: Asked) -> AuditResult:
             )
         say_again(journal.other, wanted, runtime.say)
         journal.take_over_parts()
-        aligned, matching, measured = _measured(request, aligned, journal)
+        of_language = [language_of(side) for side in listings]
+        aligned, matching, measured = _measured(request, aligned, journal, of_language)
         if matching.partners:
             wanted = {**wanted, "correspondence": facts(matching, aligned)}
         sources = [*aligned.base.sources.values(), *aligned.tuned.sources.values()]
@@ -223,12 +225,12 @@ def _audit(request: Asked) -> AuditResult:
 
 
 def _measured(
-    request: Asked, aligned: AlignedPair, journal: Journal
+    request: Asked, aligned: AlignedPair, journal: Journal, listings: Sequence[Listing]
 ) -> tuple[AlignedPair, Matching, int]:
     """Measure a pair by number; where numbers fail, what corresponds instead. Returns it as it is
     aligned at last, what corresponds, and the number of matrices that were measured.
     """
-    matching = Matching(request.runtime, request.scratch / "signatures")
+    matching = Matching(request.runtime, request.scratch / "signatures", listings)
     settings = request.settings
     outcomes: Mapping[str, MatrixOutcome] | None = None
     measured = 0

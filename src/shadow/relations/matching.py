@@ -1,9 +1,11 @@
-"""The unit of a base that a unit of the tuned side is: by number, by content or by likeness."""
+"""The unit of a base that a unit of the tuned side is: by number, by content or by likeness; and
+rows of vocabularies, also by the text of their tokens.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +28,7 @@ COPY = 0.9  # cosine from which two units of the base are copies of each other
 ALIKE = 0.8  # cosine of these from which rows may correspond: of 150,000 others the best has .65
 LEAST = 32  # sums of a row; fewer are alike by chance
 AT_ONCE = 1 << 24  # cosines that are in memory
-WAYS: Sequence[MatchedBy] = ("number", "content", "likeness")  # the surest first
+WAYS: Sequence[MatchedBy] = ("number", "content", "likeness", "token")  # the surest first
 FLOOR = 0.01  # of the mean variance, added to all, so that no direction is noise alone
 
 
@@ -45,7 +47,8 @@ def least_sure(ways: Iterable[MatchedBy]) -> MatchedBy:
 
 Units = dict[int, UnitChoice | None]
 """By number of a unit of the tuned side; None for a new one."""
-
+Tokens = Mapping[str, int]
+"""The number of each token, as a tokenizer says it."""
 
 Signed = Sequence[tuple[int, Signature]]
 """Signatures of matrices, each with the number of its unit, in order."""
@@ -112,6 +115,25 @@ def elected(votes: Mapping[int, Sequence[tuple[UnitChoice, int]]], base: Set[int
     return units
 
 
+def equal_units(
+    contents: Mapping[int, Sequence[tuple[Hashable, Hashable, int | None]]],
+) -> dict[int, list[int]]:
+    """Units that have equal ones, which are listed with each, in order.
+
+    contents: by number of the unit, each of its matrices with its digest; None if that is unknown.
+    """
+    units = defaultdict[Hashable, list[int]](list)
+    for number in sorted(contents):
+        digests = [digest for _, _, digest in contents[number]]
+        if None not in digests:
+            units[tuple(contents[number])].append(number)
+    equal: dict[int, list[int]] = {}
+    for numbers in units.values():
+        if len(numbers) > 1:
+            equal |= dict.fromkeys(numbers, numbers)
+    return equal
+
+
 @dataclass(frozen=True)
 class RowPairs:
     """Rows of two matrices that correspond, one by one."""
@@ -135,24 +157,62 @@ def rows_of_units(units: Units, base: int, tuned: int) -> RowPairs | None:
     return RowPairs((of_base, of_tuned), by) if is_inside and is_needed else None
 
 
-def match_rows(base: RowSignatures, tuned: RowSignatures) -> RowPairs | None:
+def match_rows(
+    base: RowSignatures,
+    tuned: RowSignatures,
+    tokens: Callable[[], tuple[Tokens, Tokens]] = lambda: ({}, {}),
+) -> RowPairs | None:
     """Pair the rows of two vocabularies; None if fewer than half of the smaller one have a partner,
     or if numbers say the same.
+
+    tokens: reads those of the base and of the tuned side, which takes a moment; none where one has
+    no tokenizer.
     """
+    base_rows = len(base.digests)
+    enough = min(base_rows, len(tuned.digests)) / 2
     by: MatchedBy = "content"
     partners = _by_content(base.digests, tuned.digests)
-    enough = min(len(partners), len(base.digests)) / 2
+    if np.count_nonzero(partners >= 0) >= enough:
+        partners = _filled(partners, base_rows)
+    if (partners < 0).any():
+        of_tokens = _by_token(base, tuned, tokens())
+        is_free = (partners < 0) & (of_tokens >= 0) & ~np.isin(of_tokens, partners)
+        if is_free.any():
+            by = "token"
+            partners = np.where(is_free, of_tokens, partners)
     if np.count_nonzero(partners >= 0) < enough:
         by = "likeness"
         partners = _one_each(_by_likeness(base.sums, tuned.sums))
-    if np.count_nonzero(partners >= 0) < enough:
-        return None
-    partners = _filled(partners, len(base.digests))
+        if np.count_nonzero(partners >= 0) < enough:
+            return None
+        partners = _filled(partners, base_rows)
     of_tuned = np.flatnonzero(partners >= 0)
     of_base = partners[of_tuned]
     if (of_tuned == of_base).all():
         return None
     return RowPairs((of_base, of_tuned), by)
+
+
+def _by_token(base: RowSignatures, tuned: RowSignatures, tokens: tuple[Tokens, Tokens]) -> Rows:
+    """The row of the base with the token of each row, -1 for none; of none where the entries of
+    most say otherwise, as of a tokenizer that is another's.
+    """
+    shared = [text for text in tokens[0] if text in tokens[1]]
+    words = []
+    for side, (numbers, rows) in enumerate(zip(tokens, (base, tuned), strict=True)):
+        of_rows = np.full(len(rows.digests), len(shared) + side, np.uint64)  # of one side alone
+        for word, text in enumerate(shared):
+            if 0 <= numbers[text] < len(of_rows):
+                of_rows[numbers[text]] = word
+        words.append(of_rows)
+    partners = _by_content(*words)
+    paired = np.flatnonzero(partners >= 0)
+    sides = _spread(base.sums, tuned.sums)
+    if sides is not None and len(paired):
+        found = np.einsum("ij,ij->i", sides[0][partners[paired]], sides[1][paired])
+        if np.median(found) >= NEAR:
+            return partners
+    return np.full(len(partners), -1)
 
 
 def _by_content(base: Words, tuned: Words) -> Rows:
@@ -173,19 +233,12 @@ def _once(digests: Words) -> tuple[Words, Rows]:
 
 
 def _by_likeness(base: Block, tuned: Block) -> Rows:
-    """Return the row of the base that is like each row, and far more so than any other; -1 for
-    none. Directions in which all rows differ little count as much as others.
-    """
+    """The row of the base that is like each row, and far more so than any other; -1 for none."""
     partners = np.full(len(tuned), -1)
-    count = base.shape[1]
-    if count < LEAST or tuned.shape[1] != count or not np.isfinite(base).all():
+    sides = _spread(base, tuned)
+    if sides is None or base.shape[1] < LEAST:
         return partners
-    mean = base.mean(axis=0)
-    variances, axes = np.linalg.eigh((base - mean).T @ (base - mean))
-    if not variances.any():  # all rows are equal
-        return partners
-    scale = axes / np.sqrt(variances.clip(0.0) + FLOOR * variances.mean())
-    first, second = (directions((side - mean) @ scale) for side in (base, tuned))
+    first, second = sides
     step = max(1, AT_ONCE // len(base))
     for start in range(0, len(tuned), step):
         found = second[start : start + step] @ first.T
@@ -196,6 +249,20 @@ def _by_likeness(base: Block, tuned: Block) -> Rows:
         is_clear = (highest >= ALIKE) & (found.max(axis=1) <= highest - CLEAR)
         partners[start : start + step] = np.where(is_clear, best, -1)
     return partners
+
+
+def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
+    """Directions of rows, in which sums that hardly differ between rows count as much as others.
+    None where no rows can be compared.
+    """
+    if tuned.shape[1] != base.shape[1] or not np.isfinite(base).all():
+        return None
+    mean = base.mean(axis=0)
+    variances, axes = np.linalg.eigh((base - mean).T @ (base - mean))
+    if not variances.any():  # all rows are equal
+        return None
+    scale = axes / np.sqrt(variances.clip(0.0) + FLOOR * variances.mean())
+    return directions((base - mean) @ scale), directions((tuned - mean) @ scale)
 
 
 def _one_each(partners: Rows) -> Rows:

@@ -14,6 +14,7 @@ from shadow.spectra.spectrum import Workspace, read_block, shape_of, tiles
 
 SUMS = 1024  # of a sketch: the standard error of a cosine is .03 where no entry dominates
 WIDTH = 64  # sums of a row
+FEW = 16  # of each of very many rows
 AT_ONCE = 1 << 18  # entries of rows
 MOST = 1 << 41  # products of all rows with all rows: beyond, rows are not compared by likeness
 EQUAL = 2.0  # stands for the cosine of matrices with equal digests
@@ -44,8 +45,8 @@ class RowSignatures:
 
     digests: Words
     sums: Block
-    """(rows, WIDTH at most): products with random signs; the rows where they are that short. No
-    sums of more rows than are compared by likeness.
+    """(rows, WIDTH at most): products with random signs; the rows where they are that short. FEW of
+    more rows than are compared by likeness.
     """
 
 
@@ -80,7 +81,7 @@ def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     if cols > WIDTH:
         signs = np.random.default_rng(0).choice((-1, 1), (cols, WIDTH)).astype(np.float32)
     if rows**2 * signs.shape[1] > MOST:
-        signs = signs[:, :0]
+        signs = signs[:, :FEW]
     digests = np.zeros(rows, dtype=np.uint64)
     sums = np.zeros((rows, signs.shape[1]), dtype=np.float32)
     step = max(1, AT_ONCE // cols)

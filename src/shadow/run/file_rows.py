@@ -50,12 +50,17 @@ def file_rows(
     For several bases, the files of the language component, or of the first, are listed. No content
     of a file raises an error.
     """
-    base, tuned = (dict(side).get("language", side[0][1]) for side in (first, second))
+    base, tuned = map(language_of, (first, second))
     rows = [*_Sides({"base": base, "tuned": tuned}, say).rows()]
     for side, listings in (("base", first), ("tuned", second)):
         if len(listings) > 1 or not listings[0][1].is_complete:
             rows.append({**EVERY, "side": side, "detail": "not all files of this side are known"})
     return sorted(rows, key=lambda row: (str(row["path"]), str(row["side"])))
+
+
+def language_of(side: Sequence[tuple[str, Listing]]) -> Listing:
+    """The files of the language component of a side, or of the first."""
+    return dict(side).get("language", side[0][1])
 
 
 @dataclass(frozen=True)

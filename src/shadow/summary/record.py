@@ -481,6 +481,13 @@ class UnitRun(Row):
     base_first: int
 
 
+class EqualUnits(Row):
+    """Layers or experts of which each is equal to each of several units of the base."""
+
+    units: list[int]
+    base_units: list[int]
+
+
 class UnitNumbers(Row):
     """The layers of a component, or the experts of layers, that are not the base's by number."""
 
@@ -492,6 +499,8 @@ class UnitNumbers(Row):
     new: list[int]
     runs: list[UnitRun]
     by: list[str]
+    equal: list[EqualUnits]
+    """Those of runs that are several units of the base at once, which are copies of each other."""
 
     @property
     def has_others(self) -> bool:
@@ -641,6 +650,8 @@ def main_of(components: list[str]) -> str | None:
     return max(components, key=components.count, default=None)
 
 
+LATER: Mapping[type[Row], dict[str, Any]] = {UnitNumbers: {"equal": []}}
+"""Values of keys that reports of older versions lack."""
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 
@@ -651,7 +662,10 @@ def read_row(row: type[AnyRow], value: Any) -> AnyRow:
     extra. pydantic would do the same, but takes 100 ms to import: a summary is read in 10.
     """
     kinds = kinds_of(row)
-    if not isinstance(value, dict) or value.keys() != kinds.keys():
+    if not isinstance(value, dict):
+        raise TypeError(row.__name__)
+    value = LATER.get(row, {}) | value
+    if value.keys() != kinds.keys():
         raise TypeError(row.__name__)
     return row(**{key: _read(kind, value[key]) for key, kind in kinds.items()})
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from shadow.summary.record import Correspondence, MatchedRows, UnitNumbers
+from shadow.summary.record import Correspondence, MatchedRows, PairRecord, UnitNumbers, UnitRun
 from shadow.telling.context import Context
+from shadow.telling.document import Cell, TableBlock, worded
 from shadow.telling.wording import (
     Recorded,
     and_others,
@@ -16,17 +17,25 @@ from shadow.telling.wording import (
     module_name,
     numbers_text,
 )
+from shadow.templates import Value
 from shadow.text import several
 
 NAMED = 4  # clauses of a sentence
-WAYS = {"content": "equal entries", "likeness": "their likeness"}
+TITLE = "What corresponds"
+MOST_ROWS = 60  # of the table
+WAYS = {
+    "content": "equal entries",
+    "likeness": "their likeness",
+    "token": "the text of their tokens",
+}
 IN_FRONT = (
     "{in_front:count row was|rows were} put in front of the vocabulary ({names:and}); the base's"
     " {base_rows:count} rows follow, by {how}."
 )
 SOME_ROWS = (
     "In the vocabulary ({names:and}), {rows/tuned_rows:all row|rows} {rows|is|are} of the base's"
-    " {base_rows:count}, at other numbers, by {how}."
+    " {base_rows:count}, at other numbers, by {how}[; {dropped:count row|rows} of the base"
+    " {dropped|is|are} gone][; {added:count row|rows} {added|is|are} new]."
 )
 KINDS = ("layers", "matrices", "experts", "rows")
 
@@ -59,12 +68,20 @@ def _units(word: str, row: UnitNumbers, context: Context) -> str:
         clauses.append(_clause(word, row.new, "new"))
     for run in row.runs:
         ends = sorted({run.first, run.last})
-        there = " to ".join(str(number + run.base_first - run.first) for number in ends)
-        clauses.append(_clause(word, ends, f"the base's {there}", joint=" to "))
+        clauses.append(_clause(word, ends, f"the base's {_base_run(run)}", joint=" to "))
+    for alike in row.equal:
+        what = f"equal to the base's {numbers_text(alike.base_units)} in every matrix"
+        clauses.append(_clause(word, alike.units, what))
     place = component_name(row.component) if has_components else ""
     if row.layers:
         place = layers_of(row.component, row.layers, has_components)
     return _sentence(clauses, row.by, f"in {place}, " if place else "")
+
+
+def _base_run(run: UnitRun) -> str:
+    """`2 to 4`, the units of the base that those of a run are."""
+    last = run.last + run.base_first - run.first
+    return " to ".join(map(str, sorted({run.base_first, last})))
 
 
 def _clause(word: str, numbers: Sequence[int], what: str, joint: str = "") -> str:
@@ -104,6 +121,55 @@ def _rows(found: Sequence[MatchedRows], recorded: Recorded) -> str:
         words = IN_FRONT if first.in_front else SOME_ROWS
         place = f"correspondence.rows.{first.module}"
         names = [module_name(row.module) for row in rows]
-        how = WAYS.get(first.by, "number")
-        texts.append(recorded.fill(words, row=first, place=place, names=names, how=how))
+        figures: dict[str, Value] = {
+            "names": names,
+            "how": WAYS.get(first.by, "number"),
+            "dropped": first.base_rows - first.rows or None,
+            "added": first.tuned_rows - first.rows or None,
+        }
+        texts.append(recorded.fill(words, row=first, place=place, **figures))
     return " ".join(texts)
+
+
+# ------------------------------------------------------------------------------------- as a table
+
+
+FIELDS = (worded("part"), worded("tuned"), worded("base"), worded("matched by"))
+
+
+def partners_table(summary: PairRecord) -> TableBlock | None:
+    """Make a row for each run of parts that have other numbers in the base; None without any."""
+    found = summary.correspondence
+    if found is None:
+        return None
+    rows: list[list[Cell]] = []
+    for of_layers in found.layers:
+        place = component_name(of_layers.component)
+        rows += _unit_cells(f"layers of {place}" if summary.has_components else "layers", of_layers)
+    for of_experts in found.experts:
+        place = layers_of(of_experts.component, of_experts.layers, summary.has_components)
+        rows += _unit_cells(f"experts of {place}", of_experts)
+    for others in found.matrices:
+        modules = and_others([module_name(module) for module in others.modules])
+        rows.append([modules, f"layer {others.layer}", f"layer {others.base_layer}", others.by])
+    for matched in found.rows:
+        part = f"rows of {module_name(matched.module)}"
+        own = f"{matched.rows:,} of {matched.tuned_rows:,}"
+        rows.append([part, own, f"{matched.rows:,} of {matched.base_rows:,}", matched.by])
+    if len(rows) > MOST_ROWS:
+        rows = [*rows[:MOST_ROWS], [f"{len(rows) - MOST_ROWS:,} more", None, None, None]]
+    return TableBlock(FIELDS, rows, TITLE, when="full", about="partners") if rows else None
+
+
+def _unit_cells(part: str, row: UnitNumbers) -> Iterator[list[Cell]]:
+    by = " and ".join(row.by)
+    for run in row.runs:
+        own = " to ".join(map(str, sorted({run.first, run.last})))
+        yield [part, own, _base_run(run), by]
+    for alike in row.equal:
+        copies = f"each of {numbers_text(alike.base_units)}"
+        yield [part, numbers_text(alike.units), copies, "content"]
+    if row.missing:
+        yield [part, None, numbers_text(row.missing), None]
+    if row.new:
+        yield [part, numbers_text(row.new), None, None]
