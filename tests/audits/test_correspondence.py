@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -161,11 +162,14 @@ def config_of(kind):
     return {**planted.LLAMA, "tie_word_embeddings": kind == "tied", **named}
 
 
-def audited(folder, base, tuned, kind, **asked):
+def audited(folder, base, tuned, kind, tokenizers=None, **asked):
+    """tokenizers: by side, the content of its tokenizer.json."""
     sides = {
         side: str(planted.write(folder / side, tensors, config_of(kind)))
         for side, tensors in (("base", base), ("tuned", tuned))
     }
+    for side, content in (tokenizers or {}).items():
+        (folder / side / "tokenizer.json").write_bytes(content)
     asked = {"level": "norms", **asked}
     return shadow.audit(**sides, output=folder / "out", **asked)
 
@@ -294,6 +298,125 @@ def test_models_of_one_base_are_compared_on_what_both_have(tmp_path, name):
         norm = next(one for one in found.figures if one.figure == "relative_norm")
         assert found.matched.in_layers == inside
         assert (norm.low, norm.high) == pytest.approx((np.log(0.5),) * 2, abs=0.05)
+
+
+def tokenizer(texts):
+    """A tokenizer.json: the token of each row; the last one was added."""
+    vocabulary = {text: row for row, text in enumerate(texts)}
+    last, row = vocabulary.popitem()
+    whole = {"model": {"vocab": vocabulary}, "added_tokens": [{"content": last, "id": row}]}
+    return json.dumps(whole).encode()
+
+
+TEXTS = [f"t{row}" for row in range(ROWS)]
+MIXED = np.random.default_rng(4).permutation(ROWS).tolist()
+SOME = [-1, *KEPT[:40], -1, *KEPT[50:]]  # new rows among those that were left
+TOKENS = {  # rows of the base, noise, texts of the tuned side, rows that have it, how they match
+    "trimmed": (KEPT, 0.1, TEXTS, slice(None), "token"),
+    "reordered": (MIXED, 0.1, TEXTS, slice(None), "token"),
+    "far": (MIXED, 0.9, TEXTS, slice(None), "token"),
+    "added and dropped": (SOME, 0.1, TEXTS, slice(None), "token"),
+    "trained in part": (KEPT, 0.1, TEXTS, slice(0, None, 3), "token"),
+    "not trained": (KEPT, 0.0, TEXTS, slice(None), "content"),
+    "renamed": (KEPT, 0.1, [f"u{row}" for row in range(ROWS)], slice(None), "likeness"),
+    "of others": (KEPT, 0.1, TEXTS[7:] + TEXTS[:7], slice(None), "likeness"),
+    "without": (KEPT, 0.1, None, slice(None), "likeness"),
+    "in place": ([*range(ROWS)], 0.9, TEXTS, slice(None), "number"),
+}
+OF_TOKENS = [
+    (name, kind, dtype)
+    for name in TOKENS
+    for kind, dtype in (("tied", "bfloat16"), ("plain", "float32"))
+]
+
+
+@pytest.mark.parametrize("case", every(2, OF_TOKENS), ids=str)
+def test_rows_match_by_the_text_of_their_tokens(tmp_path, case):
+    """Where entries are the same nowhere, and both tokenizers and entries say it: what is measured
+    is that of rows paired by their text. Otherwise as without tokenizers.
+    """
+    name, kind, dtype = case
+    order, noise, texts, trained, by = TOKENS[name]
+    base = stored(model(kind), dtype)
+    tuned = stored(rows(order)(model(kind)), dtype)
+    for key in {EMBED, HEAD} & {*tuned}:
+        changed = stored({key: tuned[key]}, dtype, noise)[key]
+        tuned[key][trained] = changed[trained]
+    tokenizers = {"base": tokenizer(TEXTS)}
+    if texts is not None:
+        own = [texts[row] if row >= 0 else f"new{at}" for at, row in enumerate(order)]
+        tokenizers["tuned"] = tokenizer(own)
+    report = audited(tmp_path, base, tuned, kind, tokenizers)
+    paired = [at for at, row in enumerate(order) if row >= 0]
+    deltas = report.deltas.set_index("tensor")
+    for key in {EMBED, HEAD} & {*tuned} & {*deltas.index}:
+        first = base[key].double().numpy()[[order[at] for at in paired]]
+        second = tuned[key].double().numpy()[paired]
+        found = deltas.loc[key]
+        assert (found["matched_by"], found["rows"]) == (by, len(paired))
+        far = np.linalg.norm(second - first) / np.linalg.norm(first)
+        assert found["relative_norm"] == pytest.approx(far, rel=1e-6)
+    matched = report.summary.correspondence
+    assert (matched is None) is (by == "number")
+    if matched is not None:
+        row = matched.rows[0]
+        figures = len(paired), len(order), ROWS, by
+        assert (row.rows, row.tuned_rows, row.base_rows, row.by) == figures
+        (text,) = [one.text for one in report.summary.finding.sentences if one.code == "rows_moved"]
+        assert ("by the text of their tokens" in text) is (by == "token")
+        gone = f"; {ROWS - len(paired)} rows of the base are gone"
+        assert (gone in text) is (len(paired) < ROWS)
+        assert ("; 2 rows are new." in text) is (-1 in order)
+
+
+BEYOND = {text: row + 10**30 * (row % 2) - 5 for row, text in enumerate(TEXTS)}
+HOSTILE = {
+    "cut": tokenizer(TEXTS)[:-9],
+    "deep": b'{"model": {"vocab": ' + b"[" * 10**6,
+    "twice": b'{"model": {"vocab": {"t1": 1, "t1": 2}}}',
+    "no numbers": json.dumps({"model": {"vocab": dict.fromkeys(TEXTS, "1")}}).encode(),
+    "one number": json.dumps({"model": {"vocab": dict.fromkeys(TEXTS, 1)}}).encode(),
+    "beyond": json.dumps({"model": {"vocab": BEYOND}}).encode(),
+    "list": b'{"model": {"vocab": [7, [], ["t1"], {"content": "t2"}]}, "added_tokens": {"id": 3}}',
+    "many": b'{"model": {"vocab": {%b}}}' % b",".join(b'"%d":%d' % (at, at) for at in range(10**6)),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_tokenizer_that_cannot_be_used_costs_nothing(tmp_path, name):
+    """The report is that of a pair without one."""
+    tuned = stored(rows(KEPT)(model("tied")), "float32", 0.1)
+    own = tokenizer([TEXTS[at] for at in KEPT])
+    tables = []
+    for tokenizers in (None, {"base": HOSTILE[name], "tuned": own}):
+        report = audited(tmp_path / str(len(tables)), model("tied"), tuned, "tied", tokenizers)
+        tables.append(pq.read_table(report.folder / "matrices.parquet").drop_columns(["pair"]))
+    assert tables[0] == tables[1]
+    assert "likeness" in tables[0]["matched_by"].to_pylist()
+
+
+@pytest.mark.parametrize(("order", "numbers", "size", "equal"), [
+    ((0, 2, 2, 1, 2, 3), (0, 3, 4), 0.0, None),  # it has its number
+    ((0, 2, 2, 1, 2, 3), (0, 1, 2, 4), 0.0, ([3], [1, 2, 4])),
+    ((0, 1, 2, 2, 3), (0, 2, 4), 0.0, ([1], [2, 3])),
+    ((0, 1, 2, 2, 3), (0, 2, 4), 0.01, None),  # which of the two, nobody knows
+])  # fmt: skip
+def test_a_layer_that_is_several_of_the_base_is_said_to_be(tmp_path, order, numbers, size, equal):
+    """Where the base has copies, all of them are named; the first that fits is measured."""
+    base = stored(layers(*order)(model("plain")), "float32")
+    tuned = stored(layers(*numbers)(base), "bfloat16", size)
+    report = audited(tmp_path, stored(base, "bfloat16"), tuned, "plain")
+    (row,) = report.summary.correspondence.layers
+    (text,) = [one.text for one in report.summary.finding.sentences if one.code == "layers_moved"]
+    assert [(alike.units, alike.base_units) for alike in row.equal] == [equal] * bool(equal)
+    if equal is None:
+        assert "alike" not in text
+        return
+    (own,), copies = equal
+    assert f"layer {own} is the base's {' or '.join(map(str, copies))}, which fit alike" in text
+    (unit,) = [run.base_first for run in row.runs if run.first <= own <= run.last]
+    assert unit in copies
 
 
 def test_what_is_broken_in_a_layer_that_moved_is_said(tmp_path):

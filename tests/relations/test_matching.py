@@ -180,7 +180,7 @@ def test_rows_of_huge_vocabularies_have_digests_alone(monkeypatch, most, sums):
 ])  # fmt: skip
 def test_units_are_said_in_runs(units, missing, new, runs, by):
     """Of one shift and without a gap; those with their own number are in none."""
-    row = unit_numbers("language", units_of(units), set(range(6)), {})
+    row = unit_numbers("language", units_of(units), set(range(6)))
     assert [(run.first, run.last, run.base_first) for run in row.runs] == runs
     assert (row.component, row.missing, row.new, row.by) == ("language", missing, new, by)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Set
 
 import numpy as np
 
@@ -12,13 +12,8 @@ from shadow.relations.matching import Units
 from shadow.summary.record import EqualUnits, MatchedRows, UnitNumbers, UnitRun
 
 
-def unit_numbers(
-    component: str, units: Units, base: Set[int], equal: Mapping[int, Sequence[int]]
-) -> UnitNumbers:
-    """Return the units of a group that are not the base's of their number.
-
-    base: its numbers. equal: the base's units that are equal to each of some.
-    """
+def unit_numbers(component: str, units: Units, base: Set[int]) -> UnitNumbers:
+    """Return the units of a group that are not the base's of their number. base: its numbers."""
     found = {number: one for number, one in sorted(units.items()) if one is not None}
     runs: list[UnitRun] = []
     for number, one in found.items():
@@ -30,18 +25,18 @@ def unit_numbers(
             runs[-1] = last.with_values(last=number)
         else:
             runs.append(UnitRun(first=number, last=number, base_first=one.unit))
-    others = {number: choice for number, choice in found.items() if choice.unit != number}
+    ways = {one.by for number, one in found.items() if one.unit != number}
     alike = defaultdict[tuple[int, ...], list[int]](list)
-    for number, choice in others.items():
-        if choice.by == "content" and choice.unit in equal:
-            alike[tuple(equal[choice.unit])].append(number)
+    for number, choice in found.items():
+        if len(choice.copies) > 1:
+            alike[tuple(choice.copies)].append(number)
     return UnitNumbers(
         component=component,
         layers=[],
         missing=sorted(base - {one.unit for one in found.values()}),
         new=sorted(units.keys() - found.keys()),
         runs=runs,
-        by=sorted({choice.by for choice in others.values()}),
+        by=sorted(ways),
         equal=[EqualUnits(units=own, base_units=list(units)) for units, own in alike.items()],
     )
 

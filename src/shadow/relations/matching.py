@@ -5,8 +5,8 @@ rows of vocabularies, also by the text of their tokens.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +26,7 @@ NEAR = 0.5  # cosine from which two matrices may correspond; unrelated ones have
 CLEAR = 0.2  # how far below it the next has to be, unless that is its copy
 COPY = 0.9  # cosine from which two units of the base are copies of each other
 ALIKE = 0.8  # cosine of these from which rows may correspond: of 150,000 others the best has .65
+MOST_COPIES = 16  # units of the base that are named
 LEAST = 32  # sums of a row; fewer are alike by chance
 AT_ONCE = 1 << 24  # cosines that are in memory
 WAYS: Sequence[MatchedBy] = ("number", "content", "likeness", "token")  # the surest first
@@ -38,6 +39,8 @@ class UnitChoice:
 
     unit: int
     by: MatchedBy
+    copies: Sequence[int] = field(default=(), compare=False)
+    """The first units of the base that it is, where those are equal to each other."""
 
 
 def least_sure(ways: Iterable[MatchedBy]) -> MatchedBy:
@@ -89,8 +92,11 @@ def _choice(
     fits = found == EQUAL if is_equal else among[best] >= COPY
     if not is_equal and np.max(found[~fits], initial=-1.0) > found[best] - CLEAR:
         return None
-    nearest = min(np.flatnonzero(fits).tolist(), key=lambda at: abs(units[at] - expected))
-    return UnitChoice(units[nearest], "content" if is_equal else "likeness")
+    fitting = [units[at] for at in np.flatnonzero(fits).tolist()]
+    nearest = min(fitting, key=lambda unit: abs(unit - expected))
+    if not is_equal:
+        return UnitChoice(nearest, "likeness")
+    return UnitChoice(nearest, "content", fitting[:MOST_COPIES])
 
 
 def elected(votes: Mapping[int, Sequence[tuple[UnitChoice, int]]], base: Set[int]) -> Units:
@@ -107,31 +113,13 @@ def elected(votes: Mapping[int, Sequence[tuple[UnitChoice, int]]], base: Set[int
             sizes[choice.unit] += size
             ways[choice.unit].add(choice.by)
         for unit, _ in sizes.most_common(1):
-            units[number] = UnitChoice(unit, least_sure(ways[unit]))
+            copies = set.intersection(*[set(choice.copies) for choice, _ in choices])
+            units[number] = UnitChoice(unit, least_sure(ways[unit]), sorted(copies))
     taken = {one.unit for one in units.values() if one is not None}
     for number in votes.keys() - units.keys():
         is_free = number in base and number not in taken
         units[number] = UnitChoice(number, "number") if is_free else None
     return units
-
-
-def equal_units(
-    contents: Mapping[int, Sequence[tuple[Hashable, Hashable, int | None]]],
-) -> dict[int, list[int]]:
-    """Units that have equal ones, which are listed with each, in order.
-
-    contents: by number of the unit, each of its matrices with its digest; None if that is unknown.
-    """
-    units = defaultdict[Hashable, list[int]](list)
-    for number in sorted(contents):
-        digests = [digest for _, _, digest in contents[number]]
-        if None not in digests:
-            units[tuple(contents[number])].append(number)
-    equal: dict[int, list[int]] = {}
-    for numbers in units.values():
-        if len(numbers) > 1:
-            equal |= dict.fromkeys(numbers, numbers)
-    return equal
 
 
 @dataclass(frozen=True)
@@ -197,15 +185,13 @@ def _by_token(base: RowSignatures, tuned: RowSignatures, tokens: tuple[Tokens, T
     """The row of the base with the token of each row, -1 for none; of none where the entries of
     most say otherwise, as of a tokenizer that is another's.
     """
-    shared = [text for text in tokens[0] if text in tokens[1]]
-    words = []
-    for side, (numbers, rows) in enumerate(zip(tokens, (base, tuned), strict=True)):
-        of_rows = np.full(len(rows.digests), len(shared) + side, np.uint64)  # of one side alone
-        for word, text in enumerate(shared):
-            if 0 <= numbers[text] < len(of_rows):
-                of_rows[numbers[text]] = word
-        words.append(of_rows)
-    partners = _by_content(*words)
+    of_base, of_tuned = tokens
+    partners = np.full(len(tuned.digests), -1)
+    for text, row in of_tuned.items():
+        base_row = of_base.get(text, -1)
+        if 0 <= row < len(partners) and 0 <= base_row < len(base.digests):
+            partners[row] = base_row
+    partners = _one_each(partners)
     paired = np.flatnonzero(partners >= 0)
     sides = _spread(base.sums, tuned.sums)
     if sides is not None and len(paired):

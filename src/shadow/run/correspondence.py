@@ -29,11 +29,10 @@ from shadow.relations.matching import (
     Units,
     choose,
     elected,
-    equal_units,
     match_rows,
     rows_of_units,
 )
-from shadow.relations.signature import Signature, row_signatures_of, signature_of
+from shadow.relations.signature import row_signatures_of, signature_of
 from shadow.run.journal import MatrixOutcome
 from shadow.run.runtime import AlignedPair, Runtime, ignore
 from shadow.run.scan import scan
@@ -84,8 +83,6 @@ class Matching:
         self.units: dict[Group, Units] = {}
         # the layer, or the expert, that each matrix was found to be of
         self.chosen: dict[Place, UnitChoice] = {}
-        # by group of the base and number, the units that are equal to each other
-        self.equal: dict[Group, Mapping[int, Sequence[int]]] = {}
         self._tried: set[Place] = set()
         self._zeros: set[Place] = set()
 
@@ -154,7 +151,7 @@ class Matching:
             if base_group is None:
                 continue
             base_units = of_base[base_group]
-            self.chosen |= self._choices(own, base_group, base_units)
+            self.chosen |= self._choices(own, base_units)
             votes: dict[int, list[tuple[UnitChoice, int]]] = {number_of(place): [] for place in own}
             for number, place, choice in self._ballots(group):
                 rows, cols = self._tuned[place].shape
@@ -179,7 +176,7 @@ class Matching:
                     yield number, place, unit
 
     def _choices(
-        self, own: Sequence[Place], base_group: Group, base_units: Sequence[Place]
+        self, own: Iterable[Place], base_units: Iterable[Place]
     ) -> dict[Place, UnitChoice]:
         """Return the units of the base that matrices are of, as far as their entries say it."""
         candidates = _by_role(self._base, base_units)
@@ -195,7 +192,6 @@ class Matching:
         tuned = self._read(self._aligned.tuned, of_tuned, signature_of)
         base = self._read(self._aligned.base, of_base, signature_of)
         self._zeros |= {place for place, signature in tuned.items() if signature.is_zero}
-        self.equal.setdefault(base_group, self._equal_units(base_group, base_units, base))
         choices: dict[Place, UnitChoice] = {}
         for places, others in roles:
             read = list(filter(tuned.__contains__, places))
@@ -204,21 +200,6 @@ class Matching:
             for at, choice in choose(signed, signed_base).items():
                 choices[read[at]] = choice
         return choices
-
-    def _equal_units(
-        self, group: Group, places: Iterable[Place], signatures: Mapping[Place, Signature]
-    ) -> dict[int, list[int]]:
-        """Return the units of the base that are equal to others in all matrices, as far as those
-        were read; none of layers of experts, which are not read with them.
-        """
-        if group[1] is None and any(place.expert is not None for place in self._base):
-            return {}
-        contents = defaultdict[int, list[tuple[str, str, int | None]]](list)
-        for place in sorted(filter(_votes, places), key=lambda place: (place.module, place.slot)):
-            signature = signatures.get(place)
-            digest = None if signature is None else signature.digest
-            contents[number_of(place)].append((place.module, place.slot, digest))
-        return equal_units(contents)
 
     def _pair_units(self) -> None:
         """Pair everything inside layers as its unit corresponds, or as its own entries say."""
@@ -337,8 +318,7 @@ def facts(known: Matching, aligned: AlignedPair) -> record.Correspondence:
         component, layer = group
         base_group = known.base_group(group) or group
         base_numbers = set(map(number_of, of_base[base_group]))
-        equal = known.equal.get(base_group, {})
-        row = unit_numbers(component, known.units[group], base_numbers, equal)
+        row = unit_numbers(component, known.units[group], base_numbers)
         if layer is None:
             layers.append(row)
             continue

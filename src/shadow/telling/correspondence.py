@@ -70,8 +70,8 @@ def _units(word: str, row: UnitNumbers, context: Context) -> str:
         ends = sorted({run.first, run.last})
         clauses.append(_clause(word, ends, f"the base's {_base_run(run)}", joint=" to "))
     for alike in row.equal:
-        what = f"equal to the base's {numbers_text(alike.base_units)} in every matrix"
-        clauses.append(_clause(word, alike.units, what))
+        units = " or ".join(map(str, alike.base_units))
+        clauses.append(_clause(word, alike.units, f"the base's {units}, which fit alike"))
     place = component_name(row.component) if has_components else ""
     if row.layers:
         place = layers_of(row.component, row.layers, has_components)
@@ -166,10 +166,3 @@ def _unit_cells(part: str, row: UnitNumbers) -> Iterator[list[Cell]]:
     for run in row.runs:
         own = " to ".join(map(str, sorted({run.first, run.last})))
         yield [part, own, _base_run(run), by]
-    for alike in row.equal:
-        copies = f"each of {numbers_text(alike.base_units)}"
-        yield [part, numbers_text(alike.units), copies, "content"]
-    if row.missing:
-        yield [part, None, numbers_text(row.missing), None]
-    if row.new:
-        yield [part, numbers_text(row.new), None, None]
