@@ -25,7 +25,6 @@ from typing import TypeVar
 import numpy
 import torch
 
-from shadow.checkpoints.listing import Listing
 from shadow.checkpoints.opening import Checkpoint, listings_of
 from shadow.checkpoints.pairing import Filter, MatrixPair, Partners
 from shadow.checkpoints.sources import Source, WholeFile
@@ -35,8 +34,8 @@ from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, report_folder
 from shadow.reports.folders import replacing
 from shadow.reports.provenance import ReportMetadata, RunMetadata
-from shadow.run.correspondence import Matching, facts
-from shadow.run.file_rows import file_rows, language_of
+from shadow.run.correspondence import Listings, Matching, facts
+from shadow.run.file_rows import file_rows
 from shadow.run.journal import JOURNAL, PARTS, Fetched, Journal, MatrixOutcome
 from shadow.run.machine import kinds, lacking, machine_limits
 from shadow.run.plan import Plan, Summed, in_order, make_plan, shards_of, summed_with
@@ -193,8 +192,7 @@ def _audit(request: Asked) -> AuditResult:
             )
         say_again(journal.other, wanted, runtime.say)
         journal.take_over_parts()
-        of_language = [language_of(side) for side in listings]
-        aligned, matching, measured = _measured(request, aligned, journal, of_language)
+        aligned, matching, measured = _measured(request, aligned, journal, listings)
         if matching.partners:
             wanted = {**wanted, "correspondence": facts(matching, aligned)}
         sources = [*aligned.base.sources.values(), *aligned.tuned.sources.values()]
@@ -225,7 +223,7 @@ def _audit(request: Asked) -> AuditResult:
 
 
 def _measured(
-    request: Asked, aligned: AlignedPair, journal: Journal, listings: Sequence[Listing]
+    request: Asked, aligned: AlignedPair, journal: Journal, listings: Listings
 ) -> tuple[AlignedPair, Matching, int]:
     """Measure a pair by number; where numbers fail, what corresponds instead. Returns it as it is
     aligned at last, what corresponds, and the number of matrices that were measured.

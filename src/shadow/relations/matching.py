@@ -40,11 +40,11 @@ class UnitChoice:
     unit: int
     by: MatchedBy
     copies: Sequence[int] = field(default=(), compare=False)
-    """The first units of the base that it is, where those are equal to each other."""
+    """Units of the base that it is as much, itself among them; the first MOST_COPIES."""
 
 
 def least_sure(ways: Iterable[MatchedBy]) -> MatchedBy:
-    """Return the way that says least of several."""
+    """Choose the way that says least."""
     return max(ways, key=WAYS.index)
 
 
@@ -52,7 +52,8 @@ Units = dict[int, UnitChoice | None]
 """By number of a unit of the tuned side; None for a new one."""
 Tokens = Mapping[str, int]
 """The number of each token, as a tokenizer says it."""
-
+ReadTokens = Callable[[], Sequence[Tokens]]
+"""Reads the tokens of base and tuned side; of neither where one is not known."""
 Signed = Sequence[tuple[int, Signature]]
 """Signatures of matrices, each with the number of its unit, in order."""
 
@@ -61,61 +62,70 @@ def choose(tuned: Signed, base: Signed) -> dict[int, UnitChoice]:
     """Choose the unit of the base that each matrix is of, of matrices of one role, by their index;
     without those that are of none. Of equal units the one that follows that of the matrix before.
     """
-    units = [number for number, _ in base]
-    first, second = ([one for _, one in side] for side in (tuned, base))
-    if not first or not second:
+    if not tuned or not base:
         return {}
-    among = cosines(second, second)
+    units = [number for number, _ in base]
+    of_base = [signature for _, signature in base]
+    of_tuned = [signature for _, signature in tuned]
+    among = cosines(of_base, of_base)
     choices: dict[int, UnitChoice] = {}
     expected: dict[int, int] = {}
-    for at, found in enumerate(cosines(first, second)):
+    for at, with_base in enumerate(cosines(of_tuned, of_base)):
         number, _ = tuned[at]
         follows = expected.get(number, number)
-        if choice := _choice(number, follows, found, units, among):
+        choice = _choice(number, follows, with_base, units, among)
+        if choice is not None:
             choices[at] = choice
             expected[number + 1] = choice.unit + 1
     return choices
 
 
 def _choice(
-    own: int, expected: int, found: Floats, units: Sequence[int], among: Floats
+    own: int, expected: int, with_base: Floats, units: Sequence[int], among: Floats
 ) -> UnitChoice | None:
     """Choose a unit by cosines, EQUAL for equal digests. among: those of the base's with each
     other.
     """
-    if own in units and found[units.index(own)] >= NEAR:
+    if own in units and with_base[units.index(own)] >= NEAR:
         return UnitChoice(own, "number")
-    best = found.argmax()
-    if not found[best] >= NEAR:
+    best = with_base.argmax()
+    highest = with_base[best]
+    if not highest >= NEAR:
         return None
-    is_equal = found[best] == EQUAL
-    fits = found == EQUAL if is_equal else among[best] >= COPY
-    if not is_equal and np.max(found[~fits], initial=-1.0) > found[best] - CLEAR:
-        return None
+    if highest == EQUAL:
+        fits = with_base == EQUAL
+    else:
+        fits = among[best] >= COPY
+        next_highest = np.max(with_base[~fits], initial=-1.0)
+        if next_highest > highest - CLEAR:
+            return None
     fitting = [units[at] for at in np.flatnonzero(fits).tolist()]
     nearest = min(fitting, key=lambda unit: abs(unit - expected))
-    if not is_equal:
-        return UnitChoice(nearest, "likeness")
-    return UnitChoice(nearest, "content", fitting[:MOST_COPIES])
+    if highest == EQUAL:
+        return UnitChoice(nearest, "content", fitting[:MOST_COPIES])
+    return UnitChoice(nearest, "likeness")
 
 
 def elected(votes: Mapping[int, Sequence[tuple[UnitChoice, int]]], base: Set[int]) -> Units:
-    """Return the unit of the base that most parameters of each unit are of. One without votes has
+    """Elect the unit of the base that most parameters of each unit are of. One without votes has
     other contents than the base's of its number, or is new where that is another's.
 
     votes: of the matrices of each unit, with their sizes. base: numbers of its units.
     """
     units: Units = {}
+    taken: set[int] = set()
     for number, choices in votes.items():
         sizes = Counter[int]()
         ways = defaultdict[int, set[MatchedBy]](set)
+        copies: set[int] | None = None
         for choice, size in choices:
             sizes[choice.unit] += size
             ways[choice.unit].add(choice.by)
+            alike = set(choice.copies)
+            copies = alike if copies is None else copies & alike
         for unit, _ in sizes.most_common(1):
-            copies = set.intersection(*[set(choice.copies) for choice, _ in choices])
-            units[number] = UnitChoice(unit, least_sure(ways[unit]), sorted(copies))
-    taken = {one.unit for one in units.values() if one is not None}
+            taken.add(unit)
+            units[number] = UnitChoice(unit, least_sure(ways[unit]), sorted(copies or ()))
     for number in votes.keys() - units.keys():
         is_free = number in base and number not in taken
         units[number] = UnitChoice(number, "number") if is_free else None
@@ -134,44 +144,42 @@ def rows_of_units(units: Units, base: int, tuned: int) -> RowPairs | None:
     """Pair rows as units correspond, such as those of a router; None for fewer than two, where
     sides of these numbers of rows lack some, and where numbers say the same.
     """
-    found = {number: one for number, one in units.items() if one is not None}
-    if len(found) < 2:
+    choices = {number: choice for number, choice in units.items() if choice is not None}
+    if len(choices) < 2:
         return None
-    of_tuned = np.array(sorted(found))
-    of_base = np.array([found[number].unit for number in of_tuned.tolist()])
-    by = least_sure(one.by for one in found.values())
-    is_inside = of_base.max() < base and of_tuned.max() < tuned
-    is_needed = by != "number" or base != tuned
-    return RowPairs((of_base, of_tuned), by) if is_inside and is_needed else None
+    of_tuned = np.array(sorted(choices))
+    of_base = np.array([choices[number].unit for number in of_tuned.tolist()])
+    if of_base.max() >= base or of_tuned.max() >= tuned:
+        return None
+    by = least_sure(choice.by for choice in choices.values())
+    if by == "number" and base == tuned:
+        return None
+    return RowPairs((of_base, of_tuned), by)
 
 
 def match_rows(
-    base: RowSignatures,
-    tuned: RowSignatures,
-    tokens: Callable[[], tuple[Tokens, Tokens]] = lambda: ({}, {}),
+    base: RowSignatures, tuned: RowSignatures, tokens: ReadTokens = tuple
 ) -> RowPairs | None:
     """Pair the rows of two vocabularies; None if fewer than half of the smaller one have a partner,
-    or if numbers say the same.
-
-    tokens: reads those of the base and of the tuned side, which takes a moment; none where one has
-    no tokenizer.
+    or if numbers say the same. tokens: called if entries leave a row without a partner.
     """
     base_rows = len(base.digests)
     enough = min(base_rows, len(tuned.digests)) / 2
     by: MatchedBy = "content"
     partners = _by_content(base.digests, tuned.digests)
-    if np.count_nonzero(partners >= 0) >= enough:
+    if _count(partners) >= enough:
         partners = _filled(partners, base_rows)
-    if (partners < 0).any():
+    if _count(partners) < len(partners):
         of_tokens = _by_token(base, tuned, tokens())
-        is_free = (partners < 0) & (of_tokens >= 0) & ~np.isin(of_tokens, partners)
-        if is_free.any():
+        is_taken = np.isin(of_tokens, partners)
+        is_open = (partners < 0) & (of_tokens >= 0) & ~is_taken
+        if is_open.any():
             by = "token"
-            partners = np.where(is_free, of_tokens, partners)
-    if np.count_nonzero(partners >= 0) < enough:
+            partners = np.where(is_open, of_tokens, partners)
+    if _count(partners) < enough:
         by = "likeness"
         partners = _one_each(_by_likeness(base.sums, tuned.sums))
-        if np.count_nonzero(partners >= 0) < enough:
+        if _count(partners) < enough:
             return None
         partners = _filled(partners, base_rows)
     of_tuned = np.flatnonzero(partners >= 0)
@@ -181,31 +189,16 @@ def match_rows(
     return RowPairs((of_base, of_tuned), by)
 
 
-def _by_token(base: RowSignatures, tuned: RowSignatures, tokens: tuple[Tokens, Tokens]) -> Rows:
-    """The row of the base with the token of each row, -1 for none; of none where the entries of
-    most say otherwise, as of a tokenizer that is another's.
-    """
-    of_base, of_tuned = tokens
-    partners = np.full(len(tuned.digests), -1)
-    for text, row in of_tuned.items():
-        base_row = of_base.get(text, -1)
-        if 0 <= row < len(partners) and 0 <= base_row < len(base.digests):
-            partners[row] = base_row
-    partners = _one_each(partners)
-    paired = np.flatnonzero(partners >= 0)
-    sides = _spread(base.sums, tuned.sums)
-    if sides is not None and len(paired):
-        found = np.einsum("ij,ij->i", sides[0][partners[paired]], sides[1][paired])
-        if np.median(found) >= NEAR:
-            return partners
-    return np.full(len(partners), -1)
+def _count(partners: Rows) -> int:
+    return int(np.count_nonzero(partners >= 0))
 
 
 def _by_content(base: Words, tuned: Words) -> Rows:
-    """Return the row of the base with the digest of each row, -1 for none; digests that occur
-    several times on a side say nothing.
+    """The row of the base with the digest of each row, -1 for none; digests that occur several
+    times on a side say nothing.
     """
-    (of_base, base_rows), (of_tuned, tuned_rows) = map(_once, (base, tuned))
+    of_base, base_rows = _once(base)
+    of_tuned, tuned_rows = _once(tuned)
     _, first, second = np.intersect1d(of_base, of_tuned, return_indices=True)
     partners = np.full(len(tuned), -1)
     partners[tuned_rows[second]] = base_rows[first]
@@ -213,9 +206,34 @@ def _by_content(base: Words, tuned: Words) -> Rows:
 
 
 def _once(digests: Words) -> tuple[Words, Rows]:
-    """Return the digests that occur once, and the rows that have them."""
+    """The digests that occur once, and the rows that have them."""
     values, rows, counts = np.unique(digests, return_index=True, return_counts=True)
-    return values[counts == 1], rows[counts == 1]
+    is_single = counts == 1
+    return values[is_single], rows[is_single]
+
+
+def _by_token(base: RowSignatures, tuned: RowSignatures, tokens: Sequence[Tokens]) -> Rows:
+    """The row of the base with the token of each row, -1 for none; of none where the entries of
+    most say otherwise, as with the tokenizer of another model.
+    """
+    none = np.full(len(tuned.digests), -1)
+    partners = none.copy()
+    if tokens:
+        base_tokens, tuned_tokens = tokens
+        for text in tuned_tokens.keys() & base_tokens.keys():
+            base_row = base_tokens[text]
+            row = tuned_tokens[text]
+            if 0 <= row < len(partners) and 0 <= base_row < len(base.digests):
+                partners[row] = base_row
+    partners = _one_each(partners)
+    paired = np.flatnonzero(partners >= 0)
+    sides = _spread(base.sums, tuned.sums)
+    if sides is None or not len(paired):
+        return none
+    first = sides[0][partners[paired]]
+    second = sides[1][paired]
+    likeness = np.median((first * second).sum(axis=1))
+    return partners if likeness >= NEAR else none
 
 
 def _by_likeness(base: Block, tuned: Block) -> Rows:
@@ -232,7 +250,8 @@ def _by_likeness(base: Block, tuned: Block) -> Rows:
         best = found.argmax(axis=1)
         highest = found[lines, best]
         found[lines, best] = -1.0
-        is_clear = (highest >= ALIKE) & (found.max(axis=1) <= highest - CLEAR)
+        next_highest = found.max(axis=1)
+        is_clear = (highest >= ALIKE) & (next_highest <= highest - CLEAR)
         partners[start : start + step] = np.where(is_clear, best, -1)
     return partners
 
@@ -241,14 +260,18 @@ def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
     """Directions of rows, in which sums that hardly differ between rows count as much as others.
     None where no rows can be compared.
     """
-    if tuned.shape[1] != base.shape[1] or not np.isfinite(base).all():
+    if tuned.shape[1] != base.shape[1]:
+        return None
+    if not np.isfinite(base).all():
         return None
     mean = base.mean(axis=0)
-    variances, axes = np.linalg.eigh((base - mean).T @ (base - mean))
+    centred = base - mean
+    variances, axes = np.linalg.eigh(centred.T @ centred)
     if not variances.any():  # all rows are equal
         return None
-    scale = axes / np.sqrt(variances.clip(0.0) + FLOOR * variances.mean())
-    return directions((base - mean) @ scale), directions((tuned - mean) @ scale)
+    floor = FLOOR * variances.mean()
+    scale = axes / np.sqrt(variances.clip(0.0) + floor)
+    return directions(centred @ scale), directions((tuned - mean) @ scale)
 
 
 def _one_each(partners: Rows) -> Rows:
@@ -272,7 +295,10 @@ def _filled(partners: Rows, count: int) -> Rows:
     shifts = partners[known] - known
     rows = np.arange(len(partners))
     shift = np.interp(rows, known, shifts)
-    is_same = np.interp(rows, known, shifts**2) == shift**2  # only between two that are equal
+    square = np.interp(rows, known, shifts**2)
+    is_same = square == shift**2  # only between two that are equal
     guess = rows + shift.astype(np.intp)
-    is_free = (guess >= 0) & (guess < count) & ~np.isin(guess, partners)
-    return np.where((partners < 0) & is_same & is_free, guess, partners)
+    is_inside = (guess >= 0) & (guess < count)
+    is_free = is_inside & ~np.isin(guess, partners)
+    is_open = (partners < 0) & is_same
+    return np.where(is_open & is_free, guess, partners)

@@ -33,6 +33,7 @@ from shadow.relations.matching import (
     rows_of_units,
 )
 from shadow.relations.signature import row_signatures_of, signature_of
+from shadow.run.file_rows import language_of
 from shadow.run.journal import MatrixOutcome
 from shadow.run.runtime import AlignedPair, Runtime, ignore
 from shadow.run.scan import scan
@@ -47,6 +48,8 @@ Sign = Callable[[Cut, Workspace], Made]
 Group = tuple[str, int | None]
 """Of units that are numbered together: a component of its layers, and a layer of its experts."""
 Role = tuple[str, str, Shape]
+Listings = Sequence[Sequence[tuple[str, Listing]]]
+"""The files of base and tuned side, of each by component."""
 NO_LIMIT = 1 << 62  # bytes
 SAME_ROWS = 0.999  # cosine of a vocabulary that grew, from which its rows have their numbers
 NO_VOTE = ("norm", "bias", "other", "router")  # modules that do not say which unit theirs is
@@ -71,7 +74,7 @@ def _votes(place: Place) -> bool:
 class Matching:
     """Parts of a pair that correspond, but not by number, as far as they were looked for."""
 
-    def __init__(self, runtime: Runtime, scratch: Path, listings: Sequence[Listing] = ()) -> None:
+    def __init__(self, runtime: Runtime, scratch: Path, listings: Listings = ()) -> None:
         # what is fetched for it alone does not stay
         limit = runtime.access.max_disk or NO_LIMIT
         access = replace(runtime.access, max_disk=limit)
@@ -247,15 +250,9 @@ class Matching:
             if rows is not None:
                 self.partners[pair.place] = Partner(base.part.place, rows.by, rows.rows)
 
-    def _tokens(self) -> tuple[Tokens, Tokens]:
-        """Return the tokens of the base and of the tuned side; none where one has no tokenizer."""
-        found = []
-        for listing in self._listings:
-            tokens = tokens_of(listing, self._runtime.say)
-            if not tokens:
-                break
-            found.append(tokens)
-        return (found[0], found[1]) if len(found) == 2 else ({}, {})
+    def _tokens(self) -> tuple[Tokens, ...]:
+        """Return the tokens of base and tuned side; nothing where their files are not known."""
+        return tuple(tokens_of(language_of(side), self._runtime.say) for side in self._listings)
 
     def _read(
         self, checkpoint: Checkpoint, operands: Operands, sign: Sign[Made]

@@ -17,7 +17,6 @@ from shadow.telling.wording import (
     module_name,
     numbers_text,
 )
-from shadow.templates import Value
 from shadow.text import several
 
 NAMED = 4  # clauses of a sentence
@@ -121,13 +120,16 @@ def _rows(found: Sequence[MatchedRows], recorded: Recorded) -> str:
         words = IN_FRONT if first.in_front else SOME_ROWS
         place = f"correspondence.rows.{first.module}"
         names = [module_name(row.module) for row in rows]
-        figures: dict[str, Value] = {
-            "names": names,
-            "how": WAYS.get(first.by, "number"),
-            "dropped": first.base_rows - first.rows or None,
-            "added": first.tuned_rows - first.rows or None,
-        }
-        texts.append(recorded.fill(words, row=first, place=place, **figures))
+        text = recorded.fill(
+            words,
+            row=first,
+            place=place,
+            names=names,
+            how=WAYS.get(first.by, "number"),
+            dropped=first.base_rows - first.rows or None,
+            added=first.tuned_rows - first.rows or None,
+        )
+        texts.append(text)
     return " ".join(texts)
 
 
