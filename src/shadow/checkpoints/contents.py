@@ -7,15 +7,10 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shadow.checkpoints.safetensors_files import strict_json
-from shadow.errors import ShadowError
 from shadow.text import visible
-
-if TYPE_CHECKING:
-    from shadow.checkpoints.listing import Listing
-    from shadow.checkpoints.transfers import Say
 
 LONGEST = 60  # characters of a value
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,59}", re.ASCII)
@@ -36,6 +31,7 @@ TOKENIZER = "tokenizer_config.json"
 ADDED = "added_tokens.json"
 TOKENS = "tokenizer.json"
 VOCAB = "vocab.json"
+OF_TOKENIZER = (TOKENS, VOCAB, ADDED, TOKENIZER)  # files that say which tokens there are
 SPECIAL = re.compile(r"(?!add_)\w+_token|(additional|extra)_special_tokens|added_tokens(_decoder)?")
 
 
@@ -127,16 +123,6 @@ def _said(value: object) -> str:
 
 
 # ------------------------------------------------------------------------------------------ tokens
-
-
-def tokens_of(listing: Listing, say: Say) -> dict[str, int]:
-    """The number of each token of a checkpoint; empty without a tokenizer that can be read."""
-    objects = {}
-    for name in (TOKENS, VOCAB, ADDED, TOKENIZER):
-        if name in listing.files:
-            with suppress(ShadowError):
-                objects[name] = json_object(listing.read(name, say))
-    return token_numbers(objects)
 
 
 def token_numbers(objects: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

@@ -220,9 +220,8 @@ def _by_token(base: RowSignatures, tuned: RowSignatures, tokens: Sequence[Tokens
     partners = none.copy()
     if tokens:
         base_tokens, tuned_tokens = tokens
-        for text in tuned_tokens.keys() & base_tokens.keys():
-            base_row = base_tokens[text]
-            row = tuned_tokens[text]
+        for text, row in tuned_tokens.items():
+            base_row = base_tokens.get(text, -1)
             if 0 <= row < len(partners) and 0 <= base_row < len(base.digests):
                 partners[row] = base_row
     partners = _one_each(partners)

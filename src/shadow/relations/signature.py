@@ -56,54 +56,71 @@ def signature_of(matrix: Matrix, space: Workspace) -> Signature:
     The sum that an entry goes to, and its sign, are a hash of its place: entries of one row or
     column do not meet, so that a column of outliers is spread over all sums.
     """
-    digest, sums = 0, np.zeros(SUMS)
+    digest = 0
+    sums = np.zeros(SUMS)
+    many = np.uint64(SUMS)
     _, cols = shape_of(matrix)
     for index, (row, col) in tiles(matrix):
         tile = read_block(matrix, index, "tuned", torch.float32, space).numpy()
-        columns = np.arange(col, col + tile.shape[1], dtype=np.uint64)
-        step = max(1, AT_ONCE // len(columns))  # hashes take several times the memory of entries
-        for first in range(0, len(tile), step):
+        lines, width = tile.shape
+        columns = _numbers(col, width)
+        step = max(1, AT_ONCE // width)  # hashes take several times the memory of entries
+        for first in range(0, lines, step):
             block = tile[first : first + step]
-            rows = np.arange(row + first, row + first + len(block), dtype=np.uint64)
-            places = _mixed(rows[:, None] * np.uint64(cols) + columns)
-            digest += int(_hashed(block, places).sum())
-            signed = np.where(places & np.uint64(SUMS), -block, block)
-            bins = (places % np.uint64(SUMS)).astype(np.intp)
+            rows = _numbers(row + first, len(block))
+            starts = rows * np.uint64(cols)
+            places = _mixed(starts[:, None] + columns)
+            hashes = _hashed(block, places)
+            digest += int(hashes.sum())
+            signed = np.where(places & many, -block, block)
+            bins = (places % many).astype(np.intp)
             sums += np.bincount(bins.ravel(), signed.ravel(), SUMS)
-    return Signature(digest % 2**64, directions(sums[None])[0], is_zero=not sums.any())
+    (sketch,) = directions(sums[None])
+    return Signature(digest % 2**64, sketch, is_zero=not sums.any())
 
 
 def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     """Make the signatures of all rows of a matrix in one pass."""
     rows, cols = shape_of(matrix)
-    places = _mixed(np.arange(cols, dtype=np.uint64))
+    places = _mixed(_numbers(0, cols))
     signs = np.eye(cols, dtype=np.float32)
     if cols > WIDTH:
-        signs = np.random.default_rng(0).choice((-1, 1), (cols, WIDTH)).astype(np.float32)
-    if rows**2 * signs.shape[1] > MOST:
+        random = np.random.default_rng(0)
+        signs = random.choice((-1, 1), (cols, WIDTH)).astype(np.float32)
+    _, width = signs.shape
+    if rows**2 * width > MOST:
         signs = signs[:, :FEW]
-    digests = np.zeros(rows, dtype=np.uint64)
-    sums = np.zeros((rows, signs.shape[1]), dtype=np.float32)
+    digests = []
+    sums = []
     step = max(1, AT_ONCE // cols)
     for row in range(0, rows, step):
         lines = slice(row, row + step)
         block = read_block(matrix, (lines,), "tuned", torch.float32, space).numpy()
-        digests[lines] = _hashed(block, places).sum(axis=1)
-        sums[lines] = block @ signs
-    return RowSignatures(digests, sums)
+        hashes = _hashed(block, places)
+        digests.append(hashes.sum(axis=1))
+        sums.append(block @ signs)
+    return RowSignatures(np.concatenate(digests), np.concatenate(sums))
+
+
+def _numbers(first: int, count: int) -> Words:
+    return np.arange(first, first + count, dtype=np.uint64)
 
 
 def _mixed(words: Words) -> Words:
-    """Return a hash of each number, as splitmix64 makes it; sums and products wrap around."""
+    """A hash of each number, as splitmix64 makes it; sums and products wrap around."""
     step, first, second = map(np.uint64, MIX)
     words = words * step + step
-    words = (words ^ (words >> np.uint64(30))) * first
-    words = (words ^ (words >> np.uint64(27))) * second
-    return words ^ (words >> np.uint64(31))
+    words = _folded(words, 30) * first
+    words = _folded(words, 27) * second
+    return _folded(words, 31)
+
+
+def _folded(words: Words, bits: int) -> Words:
+    return words ^ (words >> np.uint64(bits))
 
 
 def _hashed(block: Block, places: Words) -> Words:
-    """Return a hash of each value at its place."""
+    """A hash of each value at its place."""
     return _mixed(block.view(np.uint32) ^ places)
 
 
@@ -111,19 +128,28 @@ def directions(rows: Floats | Block) -> Block:
     """Scale rows to length 1; those that are 0 or not finite become 0."""
     largest = np.abs(rows).max(axis=1, keepdims=True)
     is_sound = np.isfinite(largest) & (largest > 0)
-    scaled = np.where(is_sound, rows, 0.0) / np.where(is_sound, largest, 1.0)
+    sound = np.where(is_sound, rows, 0.0)
+    scale = np.where(is_sound, largest, 1.0)
+    scaled = sound / scale
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
     units: Block = (scaled / np.maximum(lengths, 1.0)).astype(np.float32)
     return units
 
 
 def cosines(first: Sequence[Signature], second: Sequence[Signature]) -> Floats:
-    """Return the cosine of each matrix of one side (rows) with each of the other (columns); EQUAL
-    where digests are equal.
+    """The cosine of each matrix of one side (rows) with each of the other (columns); EQUAL where
+    digests are equal.
     """
-    left, right = (np.array([one.sketch for one in side]) for side in (first, second))
-    found: Floats = (left @ right.T).astype(np.float64)
-    digests, others = ([one.digest for one in side] for side in (first, second))
-    is_equal = np.equal.outer(np.array(digests, np.uint64), np.array(others, np.uint64))
+    sketches, others = map(_sketches, (first, second))
+    found: Floats = (sketches @ others.T).astype(np.float64)
+    is_equal = np.equal.outer(*map(_digests, (first, second)))
     found[is_equal & (found > 0)] = EQUAL
     return found
+
+
+def _sketches(signatures: Sequence[Signature]) -> Block:
+    return np.array([signature.sketch for signature in signatures])
+
+
+def _digests(signatures: Sequence[Signature]) -> Words:
+    return np.array([signature.digest for signature in signatures], np.uint64)

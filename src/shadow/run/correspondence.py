@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from shadow.checkpoints.contents import tokens_of
 from shadow.checkpoints.listing import Listing
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operands, Partner, grows, operands_of
@@ -33,7 +32,7 @@ from shadow.relations.matching import (
     rows_of_units,
 )
 from shadow.relations.signature import row_signatures_of, signature_of
-from shadow.run.file_rows import language_of
+from shadow.run.file_rows import tokens_of
 from shadow.run.journal import MatrixOutcome
 from shadow.run.runtime import AlignedPair, Runtime, ignore
 from shadow.run.scan import scan
@@ -252,7 +251,7 @@ class Matching:
 
     def _tokens(self) -> tuple[Tokens, ...]:
         """Return the tokens of base and tuned side; nothing where their files are not known."""
-        return tuple(tokens_of(language_of(side), self._runtime.say) for side in self._listings)
+        return tuple(tokens_of(side, self._runtime.say) for side in self._listings)
 
     def _read(
         self, checkpoint: Checkpoint, operands: Operands, sign: Sign[Made]

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from shadow.checkpoints.contents import TEMPLATE, contents, differences
+from shadow.checkpoints.contents import (
+    OF_TOKENIZER,
+    TEMPLATE,
+    contents,
+    differences,
+    json_object,
+    token_numbers,
+)
 from shadow.checkpoints.listing import (
     Listing,
     checksum_like,
@@ -61,6 +68,17 @@ def file_rows(
 def language_of(side: Sequence[tuple[str, Listing]]) -> Listing:
     """The files of the language component of a side, or of the first."""
     return dict(side).get("language", side[0][1])
+
+
+def tokens_of(side: Sequence[tuple[str, Listing]], say: Callable[[str], None]) -> dict[str, int]:
+    """The number of each token of a side; empty without a tokenizer that can be read."""
+    listing = language_of(side)
+    objects = {}
+    for name in OF_TOKENIZER:
+        if name in listing.files:
+            with contextlib.suppress(ShadowError):
+                objects[name] = json_object(listing.read(name, say))
+    return token_numbers(objects)
 
 
 @dataclass(frozen=True)

@@ -480,6 +480,10 @@ class UnitRun(Row):
     last: int
     base_first: int
 
+    def base_number(self, number: int) -> int:
+        """The number of the base's unit that corresponds to one."""
+        return number + self.base_first - self.first
+
 
 class EqualUnits(Row):
     """Layers or experts of which each is equal to each of several units of the base."""
@@ -511,7 +515,7 @@ class UnitNumbers(Row):
         """The number of the base's unit that corresponds to one."""
         for run in self.runs:
             if run.first <= number <= run.last:
-                return number + run.base_first - run.first
+                return run.base_number(number)
         return number
 
 

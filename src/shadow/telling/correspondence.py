@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from shadow.summary.record import Correspondence, MatchedRows, PairRecord, UnitNumbers, UnitRun
 from shadow.telling.context import Context
@@ -59,28 +59,34 @@ def moved_text(kind: str, context: Context, recorded: Recorded) -> str:
 
 def _units(word: str, row: UnitNumbers, context: Context) -> str:
     """`Layer 1 of the base is missing; layers 1 to 10 are the base's 2 to 11, by equal entries.`"""
-    has_components = context.summary.has_components
     clauses = []
     if row.missing:
         clauses.append(_clause(f"the base's {word}", row.missing, "missing"))
     if row.new:
         clauses.append(_clause(word, row.new, "new"))
     for run in row.runs:
-        ends = sorted({run.first, run.last})
-        clauses.append(_clause(word, ends, f"the base's {_base_run(run)}", joint=" to "))
+        clauses.append(_clause(word, _ends(run), f"the base's {_base_run(run)}", joint=" to "))
     for alike in row.equal:
-        units = " or ".join(map(str, alike.base_units))
+        units = numbers_text(alike.base_units).replace(" and ", " or ")
         clauses.append(_clause(word, alike.units, f"the base's {units}, which fit alike"))
-    place = component_name(row.component) if has_components else ""
-    if row.layers:
-        place = layers_of(row.component, row.layers, has_components)
+    place = _place(row, context.summary)
     return _sentence(clauses, row.by, f"in {place}, " if place else "")
+
+
+def _place(row: UnitNumbers, summary: PairRecord) -> str:
+    """`layers 0 to 3`, of experts; the component of layers, if there are several."""
+    if row.layers:
+        return layers_of(row.component, row.layers, summary.has_components)
+    return component_name(row.component) if summary.has_components else ""
+
+
+def _ends(run: UnitRun) -> list[int]:
+    return sorted({run.first, run.last})
 
 
 def _base_run(run: UnitRun) -> str:
     """`2 to 4`, the units of the base that those of a run are."""
-    last = run.last + run.base_first - run.first
-    return " to ".join(map(str, sorted({run.base_first, last})))
+    return " to ".join(str(run.base_number(number)) for number in _ends(run))
 
 
 def _clause(word: str, numbers: Sequence[int], what: str, joint: str = "") -> str:
@@ -145,26 +151,20 @@ def partners_table(summary: PairRecord) -> TableBlock | None:
     if found is None:
         return None
     rows: list[list[Cell]] = []
-    for of_layers in found.layers:
-        place = component_name(of_layers.component)
-        rows += _unit_cells(f"layers of {place}" if summary.has_components else "layers", of_layers)
-    for of_experts in found.experts:
-        place = layers_of(of_experts.component, of_experts.layers, summary.has_components)
-        rows += _unit_cells(f"experts of {place}", of_experts)
+    for kind in ("layers", "experts"):
+        for units in getattr(found, kind):
+            part = " of ".join(filter(None, (kind, _place(units, summary))))
+            for run in units.runs:
+                own = " to ".join(map(str, _ends(run)))
+                rows.append([part, own, _base_run(run), " and ".join(units.by)])
     for others in found.matrices:
-        modules = and_others([module_name(module) for module in others.modules])
-        rows.append([modules, f"layer {others.layer}", f"layer {others.base_layer}", others.by])
+        part = and_others([module_name(module) for module in others.modules])
+        rows.append([part, f"layer {others.layer}", f"layer {others.base_layer}", others.by])
     for matched in found.rows:
         part = f"rows of {module_name(matched.module)}"
         own = f"{matched.rows:,} of {matched.tuned_rows:,}"
         rows.append([part, own, f"{matched.rows:,} of {matched.base_rows:,}", matched.by])
     if len(rows) > MOST_ROWS:
-        rows = [*rows[:MOST_ROWS], [f"{len(rows) - MOST_ROWS:,} more", None, None, None]]
+        more = f"{len(rows) - MOST_ROWS:,} more"
+        rows = [*rows[:MOST_ROWS], [more, None, None, None]]
     return TableBlock(FIELDS, rows, TITLE, when="full", about="partners") if rows else None
-
-
-def _unit_cells(part: str, row: UnitNumbers) -> Iterator[list[Cell]]:
-    by = " and ".join(row.by)
-    for run in row.runs:
-        own = " to ".join(map(str, sorted({run.first, run.last})))
-        yield [part, own, _base_run(run), by]
