@@ -414,7 +414,8 @@ def test_a_layer_that_is_several_of_the_base_is_said_to_be(tmp_path, order, numb
         assert "alike" not in text
         return
     (own,), copies = equal
-    assert f"layer {own} is the base's {' or '.join(map(str, copies))}, which fit alike" in text
+    said = " or ".join(map(str, copies)).replace("1 or 2 or", "1, 2 or")
+    assert f"layer {own} is the base's {said}, which fit alike" in text
     (unit,) = [run.base_first for run in row.runs if run.first <= own <= run.last]
     assert unit in copies
 

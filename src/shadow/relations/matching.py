@@ -27,6 +27,7 @@ CLEAR = 0.2  # how far below it the next has to be, unless that is its copy
 COPY = 0.9  # cosine from which two units of the base are copies of each other
 ALIKE = 0.8  # cosine of these from which rows may correspond: of 150,000 others the best has .65
 MOST_COPIES = 16  # units of the base that are named
+SAMPLED = 1 << 12  # rows that say whether tokens are those of rows
 LEAST = 32  # sums of a row; fewer are alike by chance
 AT_ONCE = 1 << 24  # cosines that are in memory
 WAYS: Sequence[MatchedBy] = ("number", "content", "likeness", "token")  # the surest first
@@ -226,11 +227,12 @@ def _by_token(base: RowSignatures, tuned: RowSignatures, tokens: Sequence[Tokens
                 partners[row] = base_row
     partners = _one_each(partners)
     paired = np.flatnonzero(partners >= 0)
-    sides = _spread(base.sums, tuned.sums)
-    if sides is None or not len(paired):
+    step = 1 + len(paired) // SAMPLED
+    sample = paired[::step]
+    sides = _spread(base.sums[partners[sample]], tuned.sums[sample])
+    if sides is None:
         return none
-    first = sides[0][partners[paired]]
-    second = sides[1][paired]
+    first, second = sides
     likeness = np.median((first * second).sum(axis=1))
     return partners if likeness >= NEAR else none
 
@@ -259,7 +261,7 @@ def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
     """Directions of rows, in which sums that hardly differ between rows count as much as others.
     None where no rows can be compared.
     """
-    if tuned.shape[1] != base.shape[1]:
+    if not len(base) or tuned.shape[1] != base.shape[1]:
         return None
     if not np.isfinite(base).all():
         return None

@@ -14,7 +14,7 @@ from shadow.spectra.spectrum import Workspace, read_block, shape_of, tiles
 
 SUMS = 1024  # of a sketch: the standard error of a cosine is .03 where no entry dominates
 WIDTH = 64  # sums of a row
-FEW = 16  # of each of very many rows
+FEW = 4  # of each of very many rows
 AT_ONCE = 1 << 18  # entries of rows
 MOST = 1 << 41  # products of all rows with all rows: beyond, rows are not compared by likeness
 EQUAL = 2.0  # stands for the cosine of matrices with equal digests
