@@ -29,6 +29,8 @@ LEAST = 16  # entries that differ from which they prove a number
 SLACK = 2.0**-10  # of half a unit in the last place, for a product that F32 rounded before
 
 Figures = Mapping[str, Value]
+Operation = Callable[[Tensor, Tensor], Tensor]
+Rounding = Callable[[Tensor, FloatFormat], Tensor]
 WHICH = {"tuned": "B is A", "base": "A is B"}
 
 
@@ -83,9 +85,7 @@ def relation_of(pair: Differing) -> Reason | None:
     return None
 
 
-def _number(
-    pair: Differing, operation: Callable[[Tensor, Tensor], Tensor], neutral: float
-) -> Figures | None:
+def _number(pair: Differing, operation: Operation, neutral: float) -> Figures | None:
     """Find a number that makes every entry, to within half a unit in the last place: each entry
     leaves an interval of them. None if the neutral one may do.
     """
@@ -97,12 +97,17 @@ def _number(
             reach = half_ulp(made, FLOATS[name]) * (1 + SLACK)
             first = operation(made - reach, source)
             second = operation(made + reach, source)
-            low = max(low, float(torch.minimum(first, second).max()))
-            high = min(high, float(torch.maximum(first, second).min()))
-            entries = max(entries, int(torch.count_nonzero(made != source)))
+            lowest = torch.minimum(first, second).max()
+            highest = torch.maximum(first, second).min()
+            low = max(low, float(lowest))
+            high = min(high, float(highest))
+            differing = torch.count_nonzero(made != source)
+            entries = max(entries, int(differing))
             if low > high:
                 break
-        if low <= high and not low <= neutral <= high and entries >= LEAST:
+        if low > high or low <= neutral <= high:
+            continue
+        if entries >= LEAST:
             return {"which": WHICH[side], "number": (low + high) / 2}
     return None
 
@@ -119,19 +124,25 @@ def _flushed(values: Tensor, grid: FloatFormat) -> Tensor:
     return rounded.masked_fill_(rounded.abs() < 2.0**grid.min_exponent, 0.0)
 
 
-def _made(pair: Differing, make: Callable[[Tensor, FloatFormat], Tensor]) -> Figures | None:
+def _made(pair: Differing, make: Rounding) -> Figures | None:
     for side, name in pair.casts:
         grid = FLOATS[name]
-        if all(torch.equal(make(source, grid), made) for source, made in pair.facing(side)):
+        for source, made in pair.facing(side):
+            if not torch.equal(make(source, grid), made):
+                break
+        else:
             return {"which": WHICH[side], "format": name}
     return None
 
 
 def _transposed(pair: Differing) -> Figures | None:
     sides = pair.whole
-    if sides is None or sides.base.shape != sides.tuned.shape[::-1]:
+    if sides is None:
         return None
-    return {} if _is_equal(replace(sides, base=Transposed(sides.base))) else None
+    if sides.base.shape != sides.tuned.shape[::-1]:
+        return None
+    turned = replace(sides, base=Transposed(sides.base))
+    return {} if _is_equal(turned) else None
 
 
 def _reordered(pair: Differing) -> Figures | None:
@@ -139,21 +150,28 @@ def _reordered(pair: Differing) -> Figures | None:
     if sides is None or sides.base.ndim > 2 or sides.shape[0] == 1:
         return None
     column = sides.read((slice(None), slice(0, 1)))
-    if not torch.equal(*(side.flatten().sort().values for side in column)):
+    base, tuned = [side.flatten().sort().values for side in column]
+    if not torch.equal(base, tuned):
         return None
-    base_order, tuned_order = (
-        np.argsort(row_signatures_of(side, sides.space).digests, kind="stable")
-        for side in (sides.base, sides.tuned)
-    )
+    orders = []
+    for side in (sides.base, sides.tuned):
+        signatures = row_signatures_of(side, sides.space)
+        orders.append(np.argsort(signatures.digests, kind="stable"))
+    base_order, tuned_order = orders
     rows = np.empty_like(base_order)
     rows[tuned_order] = base_order
-    if not _is_equal(replace(sides, base=Selected(sides.base, rows))):
+    reordered = replace(sides, base=Selected(sides.base, rows))
+    if not _is_equal(reordered):
         return None
     return {"order": order_of(rows)}
 
 
 def _is_equal(sides: Sides) -> bool:
-    return all(torch.equal(*sides.read(index)) for index, _ in tiles(sides.tuned))
+    for index, _ in tiles(sides.tuned):
+        base, tuned = sides.read(index)
+        if not torch.equal(base, tuned):
+            return False
+    return True
 
 
 def order_of(rows: NDArray[np.intp]) -> Reason | None:
@@ -174,8 +192,10 @@ def order_of(rows: NDArray[np.intp]) -> Reason | None:
     )
     for code, where, size, shape in named:
         known = abs(math.prod(shape))
-        is_whole = known > 0 and count % known == 0
-        if is_whole and np.array_equal(numbers.reshape(shape).swapaxes(1, 2).ravel(), rows):
+        if known == 0 or count % known:
+            continue
+        swapped = numbers.reshape(shape).swapaxes(1, 2)
+        if np.array_equal(swapped.ravel(), rows):
             return Reason(code, size=size, where=where)
     return Reason("blocks", size=block) if block > 1 else None
 
