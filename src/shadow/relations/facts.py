@@ -48,7 +48,7 @@ def unit_numbers(component: str, units: Units, base: Set[int]) -> UnitNumbers:
 
 
 def matched_rows(pair: MatrixPair) -> MatchedRows:
-    """How rows of a vocabulary correspond that do not have their numbers."""
+    """The rows of a vocabulary that correspond, but not by number."""
     assert pair.base is not None, "it has rows of the base"
     assert pair.chosen is not None, "rows were matched"
     of_base, of_tuned = pair.chosen

@@ -273,8 +273,8 @@ class Matching:
 
 def differing(aligned: AlignedPair) -> set[Place]:
     """Return the matrices of units of which the sides have different numbers."""
-    lone = [tensor.place for tensor in aligned.skipped if tensor.reason in ONE_SIDED]
-    if all(place.layer is None for place in lone):
+    unpaired = [tensor.place for tensor in aligned.skipped if tensor.reason in ONE_SIDED]
+    if all(place.layer is None for place in unpaired):
         return set()
     base, tuned = map(grouped, operands_of(aligned.base, aligned.tuned))
     suspects: set[Place] = set()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from shadow.summary.record import Correspondence, MatchedRows, PairRecord, UnitNumbers, UnitRun
 from shadow.telling.context import Context
-from shadow.telling.document import Cell, TableBlock, worded
+from shadow.telling.document import Cell, TableBlock, named, worded
 from shadow.telling.wording import (
     Recorded,
     and_others,
@@ -142,7 +142,7 @@ def _rows(found: Sequence[MatchedRows], recorded: Recorded) -> str:
 # ------------------------------------------------------------------------------------- as a table
 
 
-FIELDS = (worded("part"), worded("tuned"), worded("base"), worded("matched by"))
+FIELDS = (named("part"), worded("tuned"), worded("base"), worded("matched by"))
 
 
 def partners_table(summary: PairRecord) -> TableBlock | None:
