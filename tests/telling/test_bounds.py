@@ -2,8 +2,9 @@
 
 import pytest
 
-from shadow.summary.record import FileCounts, FileRow, FilesRow
+from shadow.summary.record import FileCounts, FileRow, FilesRow, UnitRun
 from shadow.telling.context import Context, SentenceGroup
+from shadow.telling.correspondence import partners_table
 from shadow.telling.finding import finding
 from shadow.telling.parts import ChangedPart, are_in_proportion, has_frozen, leading
 from shadow.telling.wording import and_others, layers_text
@@ -169,3 +170,30 @@ def test_what_a_pair_is_silences_what_would_be_false(must, code):
     codes = told(summary.with_values(inside_layers=inside, vectors=vectors)).keys()
     assert not silenced & codes
     assert standing in codes
+
+
+@pytest.mark.parametrize(("kind", "cells"), [
+    ("layers_moved", ["layers", "1 to 3", "2 to 4", "content and likeness"]),
+    ("experts_moved", ["experts of layers 0 and 1", "1 to 3", "2 to 4", "content and likeness"]),
+    ("matrices_moved", ["attn.q", "layer 1", "layer 0", "likeness"]),
+    ("rows_moved", ["rows of the embeddings", "256 of 264", "256 of 256", "content"]),
+])  # fmt: skip
+def test_what_corresponds_is_a_table(must, kind, cells):
+    """A row for each run, the first 60; of what has its number, and without any, no table."""
+    summary = must(kind)
+    assert partners_table(must("size")) is None
+    found = summary.correspondence
+    is_of_units = kind in ("layers_moved", "experts_moved")
+    if is_of_units:
+        name = kind.removesuffix("_moved")
+        (units,) = getattr(found, name)
+        run = UnitRun(first=1, last=3, base_first=2)
+        for count, rows in ((0, 0), (1, 1), (60, 60), (61, 61)):
+            many = units.with_values(runs=[run] * count, by=["content", "likeness"])
+            moved = found.with_values(**{name: [many]})
+            table = partners_table(summary.with_values(correspondence=moved))
+            assert (0 if table is None else len(table.rows)) == rows
+            assert table is None or table.rows[0] == cells
+        assert table.rows[-1] == ["1 more", None, None, None]
+    else:
+        assert partners_table(summary).rows == [cells]
