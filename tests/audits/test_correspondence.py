@@ -396,28 +396,25 @@ def test_a_tokenizer_that_cannot_be_used_costs_nothing(tmp_path, name):
     assert "likeness" in tables[0]["matched_by"].to_pylist()
 
 
-@pytest.mark.parametrize(("order", "numbers", "size", "equal"), [
+@pytest.mark.parametrize(("order", "numbers", "size", "units"), [
     ((0, 2, 2, 1, 2, 3), (0, 3, 4), 0.0, None),  # it has its number
-    ((0, 2, 2, 1, 2, 3), (0, 1, 2, 4), 0.0, ([3], [1, 2, 4])),
-    ((0, 1, 2, 2, 3), (0, 2, 4), 0.0, ([1], [2, 3])),
-    ((0, 1, 2, 2, 3), (0, 2, 4), 0.01, None),  # which of the two, nobody knows
+    ((0, 2, 2, 1, 2, 3), (0, 1, 2, 4), 0.0, {3: [2, 1, 4]}),
+    ((0, 1, 2, 2, 3), (0, 2, 4), 0.0, {1: [2, 3]}),
+    ((0, 1, 2, 2, 3), (0, 2, 4), 0.01, {1: [2]}),  # which of the two, nobody knows
 ])  # fmt: skip
-def test_a_layer_that_is_several_of_the_base_is_said_to_be(tmp_path, order, numbers, size, equal):
-    """Where the base has copies, all of them are named; the first that fits is measured."""
-    base = stored(layers(*order)(model("plain")), "float32")
+def test_a_layer_that_is_several_of_the_base_is_said_to_be(tmp_path, order, numbers, size, units):
+    """Where the base has copies, all of them are named; the nearest that fits is measured."""
+    base = stored(layers(*order)(model("plain")), "bfloat16")
     tuned = stored(layers(*numbers)(base), "bfloat16", size)
-    report = audited(tmp_path, stored(base, "bfloat16"), tuned, "plain")
+    report = audited(tmp_path, base, tuned, "plain")
     (row,) = report.summary.correspondence.layers
     (text,) = [one.text for one in report.summary.finding.sentences if one.code == "layers_moved"]
-    assert [(alike.units, alike.base_units) for alike in row.equal] == [equal] * bool(equal)
-    if equal is None:
-        assert "alike" not in text
-        return
-    (own,), copies = equal
-    said = " or ".join(map(str, copies)).replace("1 or 2 or", "1, 2 or")
-    assert f"layer {own} is the base's {said}, which fit alike" in text
-    (unit,) = [run.base_first for run in row.runs if run.first <= own <= run.last]
-    assert unit in copies
+    for number, own in (units or {}).items():
+        assert [run.base_first for run in row.runs if run.first == number] == own
+        assert row.base_number(number) == own[0]
+        for unit in own[1:]:
+            assert f"layer {number} is also the base's {unit}" in text
+    assert ("also" in text) is any(len(own) > 1 for own in (units or {}).values())
 
 
 def test_what_is_broken_in_a_layer_that_moved_is_said(tmp_path):

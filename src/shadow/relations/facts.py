@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Set
 
 import numpy as np
 
 from shadow.checkpoints.pairing import MatrixPair
 from shadow.relations.matching import Units
-from shadow.summary.record import EqualUnits, MatchedRows, UnitNumbers, UnitRun
+from shadow.summary.record import MatchedRows, UnitNumbers, UnitRun
 
 
 def unit_numbers(component: str, units: Units, base: Set[int]) -> UnitNumbers:
@@ -18,7 +17,7 @@ def unit_numbers(component: str, units: Units, base: Set[int]) -> UnitNumbers:
     new: list[int] = []
     ways: set[str] = set()
     runs: list[UnitRun] = []
-    copies = defaultdict[tuple[int, ...], list[int]](list)
+    others: list[UnitRun] = []
     for number, choice in sorted(units.items()):
         if choice is None:
             new.append(number)
@@ -27,8 +26,9 @@ def unit_numbers(component: str, units: Units, base: Set[int]) -> UnitNumbers:
         if choice.unit == number:
             continue
         ways.add(choice.by)
-        if len(choice.copies) > 1:
-            copies[tuple(choice.copies)].append(number)
+        for unit in choice.copies:
+            if unit != choice.unit:
+                others.append(UnitRun(first=number, last=number, base_first=unit))
         last = runs[-1] if runs else None
         if last and number == last.last + 1 and last.base_number(number) == choice.unit:
             runs[-1] = last.with_values(last=number)
@@ -39,11 +39,8 @@ def unit_numbers(component: str, units: Units, base: Set[int]) -> UnitNumbers:
         layers=[],
         missing=sorted(missing),
         new=new,
-        runs=runs,
+        runs=runs + others,
         by=sorted(ways),
-        equal=[
-            EqualUnits(units=own, base_units=list(base_units)) for base_units, own in copies.items()
-        ],
     )
 
 

@@ -485,13 +485,6 @@ class UnitRun(Row):
         return number + self.base_first - self.first
 
 
-class EqualUnits(Row):
-    """Layers or experts of which each is equal to each of several units of the base."""
-
-    units: list[int]
-    base_units: list[int]
-
-
 class UnitNumbers(Row):
     """The layers of a component, or the experts of layers, that are not the base's by number."""
 
@@ -502,9 +495,8 @@ class UnitNumbers(Row):
     """Units of the base that correspond to none."""
     new: list[int]
     runs: list[UnitRun]
+    """In order; then, of units that are several of the base, which are equal, the others."""
     by: list[str]
-    equal: list[EqualUnits]
-    """Those of runs that are several units of the base at once, which are copies of each other."""
 
     @property
     def has_others(self) -> bool:
@@ -654,8 +646,6 @@ def main_of(components: list[str]) -> str | None:
     return max(components, key=components.count, default=None)
 
 
-LATER: Mapping[type[Row], dict[str, Any]] = {UnitNumbers: {"equal": []}}
-"""Values of keys that reports of older versions lack."""
 AnyRow = TypeVar("AnyRow", bound=Row)
 
 
@@ -666,10 +656,7 @@ def read_row(row: type[AnyRow], value: Any) -> AnyRow:
     extra. pydantic would do the same, but takes 100 ms to import: a summary is read in 10.
     """
     kinds = kinds_of(row)
-    if not isinstance(value, dict):
-        raise TypeError(row.__name__)
-    value = LATER.get(row, {}) | value
-    if value.keys() != kinds.keys():
+    if not isinstance(value, dict) or value.keys() != kinds.keys():
         raise TypeError(row.__name__)
     return row(**{key: _read(kind, value[key]) for key, kind in kinds.items()})
 

@@ -64,11 +64,11 @@ def _units(word: str, row: UnitNumbers, context: Context) -> str:
         clauses.append(_clause(f"the base's {word}", row.missing, "missing"))
     if row.new:
         clauses.append(_clause(word, row.new, "new"))
+    highest = -1
     for run in row.runs:
-        clauses.append(_clause(word, _ends(run), f"the base's {_base_run(run)}", joint=" to "))
-    for alike in row.equal:
-        units = numbers_text(alike.base_units).replace(" and ", " or ")
-        clauses.append(_clause(word, alike.units, f"the base's {units}, which fit alike"))
+        what = "the base's" if run.first > highest else "also the base's"
+        clauses.append(_clause(word, _ends(run), f"{what} {_base_run(run)}", joint=" to "))
+        highest = max(highest, run.last)
     place = _place(row, context.summary)
     return _sentence(clauses, row.by, f"in {place}, " if place else "")
 
