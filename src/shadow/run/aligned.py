@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,11 +37,8 @@ from shadow.text import short
 # bytes that are compared as they are: any pattern of 8 bits is one of this format's values
 RAW = "F8_E5M2"
 LOOKED_AT = 64  # names from which a prefix is guessed
-OF_EMBEDDING = "as the head of the {}, which its config ties to the embedding"
 UNREAD = ("quantized", "unknown_dtype", "unreadable")  # reasons of what cannot be read
 
-OfName = Mapping[str, Skipped]
-"""Tensors of one name, by side."""
 Names = tuple[str, str]
 """What both checkpoints are called in answers, such as A and B."""
 
@@ -75,18 +72,16 @@ def align_all(first: Checkpoint, second: Checkpoint, names: Names) -> Alignment:
         notes.append(Reason("prefixed", figures))
     pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
     tensors = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
-    renamed = 0
-    for pair in tensors.aligned:
-        if pair.base is not None and pair.base.info.name != pair.tuned.info.name:
-            renamed += 1
+    aligned = tensors.aligned
+    renamed = sum(pair.base.info.name != pair.tuned.info.name for pair in aligned if pair.base)
     if renamed:
         notes.append(Reason("renamed", tensors=renamed, where=names[1]))
     return Alignment(
-        pair=AlignedPair(first, second, tensors.aligned, []),
-        unmatched=tensors.unmatched,
-        unread=tensors.unread,
-        notes=tuple(notes),
-        places=_places(pairs, skipped, {"base": first, "tuned": second}),
+        AlignedPair(first, second, aligned, []),
+        tensors.unmatched,
+        tensors.unread,
+        tuple(notes),
+        _places(pairs, skipped, {"base": first, "tuned": second}),
     )
 
 
@@ -151,72 +146,56 @@ def _sorted_out(
             unmatched.append(Unmatched(name, "tuned", Reason("only_in", where=names[1])))
         elif pair.base is None:
             unread.append(Unmatched(name, "tuned", said(pair.detail)))
-    by_name = _by_name(skipped)
-    unpacked = _unpacked(by_name)
-    misshapen = {
-        (tensor.side, tensor.place): tensor.info
-        for tensor in skipped
-        if tensor.reason == "shape_differs"
-    }
-    for of_name in by_name.values():
-        base = of_name.get("base")
-        tuned = of_name.get("tuned")
-        alike = _named_alike(base, tuned) if base and tuned else None
-        if alike is not None:
-            aligned.append(alike)
-            continue
-        for tensor in of_name.values():
-            name = tensor.info.name
-            reason = tensor.reason
-            head = _head_pair(tensor, pairs, skipped) if reason == "tied" else None
-            if head is not None:
-                if head.key not in {pair.key for pair in aligned}:
-                    aligned.append(head)
-                continue
-            is_packed = reason in ONE_SIDED and role_of(tensor.place) in unpacked
-            has_no_base = reason == "not_a_matrix" and not is_whole
-            if reason in UNREAD or is_packed or has_no_base:
-                why = said(tensor.detail) if tensor.detail else Reason("not_read")
-                unread.append(Unmatched(name, tensor.side, why))
-                continue
-            how = _how_they_differ(base.info, tuned.info, names) if base and tuned else None
-            if how is not None:
-                unmatched.append(Unmatched(name, "tuned", how, is_shared=True))
-                continue
-            why = Reason("only_in", where=names[tensor.side == "tuned"])
-            if reason == "shape_differs":  # and the names do too
-                first, second = [misshapen.get((side, tensor.place)) for side in SIDES]
-                why = _how_they_differ(first, second, names) or said(tensor.detail)
-            unmatched.append(Unmatched(name, tensor.side, why))
-    return _Tensors(aligned, _in_order(unmatched), _in_order(unread))
-
-
-def _in_order(tensors: Iterable[Unmatched]) -> list[Unmatched]:
-    return sorted(set(tensors), key=in_order)
-
-
-def _by_name(skipped: Sequence[Skipped]) -> dict[str, OfName]:
-    """Tensors that are not in a pair, without what is computed and need not be stored."""
     by_name: dict[str, dict[str, Skipped]] = {}
     for tensor in skipped:
         # filtered: of a part of the base that stands for another component
         if tensor.reason != "filtered":
             by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
-    return {
-        name: of_name
-        for name, of_name in by_name.items()
-        if len(of_name) == 2 or not COMPUTED.fullmatch(name)
+    for name in [*by_name]:  # what is computed from the config need not be stored
+        if len(by_name[name]) == 1 and COMPUTED.fullmatch(name):
+            del by_name[name]
+    unpacked = {
+        role_of(tensor.place)
+        for of_name in by_name.values()
+        for tensor in of_name.values()
+        if tensor.reason == "quantized"
+        and (len(of_name) == 1 or any(one.reason != "quantized" for one in of_name.values()))
     }
-
-
-def _unpacked(by_name: Mapping[str, OfName]) -> set[object]:
-    """Roles of packed tensors that are not packed on both sides."""
-    roles = set[object]()
+    misshapen = {
+        (one.side, one.place): one.info for one in skipped if one.reason == "shape_differs"
+    }
     for of_name in by_name.values():
-        packed = [tensor for tensor in of_name.values() if tensor.reason == "quantized"]
-        if len(packed) == 1:
-            roles.add(role_of(packed[0].place))
-    return roles
+        base = of_name.get("base")
+        tuned = of_name.get("tuned")
+        if base and tuned and (alike := _named_alike(base, tuned)):
+            aligned.append(alike)
+            continue
+        for tensor in of_name.values():
+            info = tensor.info
+            side = tensor.side
+            place = tensor.place
+            is_unmatched = tensor.reason in ONE_SIDED
+            if tensor.reason == "tied" and (head := _head_pair(tensor, pairs, skipped)):
+                if head.key not in {pair.key for pair in aligned}:
+                    aligned.append(head)
+            elif (
+                tensor.reason in UNREAD
+                or (is_unmatched and role_of(place) in unpacked)
+                or (tensor.reason == "not_a_matrix" and not is_whole)  # without a base
+            ):
+                why = said(tensor.detail) if tensor.detail else Reason("not_read")
+                unread.append(Unmatched(info.name, side, why))
+            elif base and tuned and (how := _how_they_differ(base.info, tuned.info, names)):
+                unmatched.append(Unmatched(info.name, "tuned", how, is_shared=True))
+            else:
+                why = Reason("only_in", where=names[side == "tuned"])
+                if tensor.reason == "shape_differs":  # and the names do too
+                    one, other = (misshapen.get((of, place)) for of in SIDES)
+                    why = _how_they_differ(one, other, names) or said(tensor.detail)
+                unmatched.append(Unmatched(info.name, side, why))
+    return _Tensors(
+        aligned, sorted(set(unmatched), key=in_order), sorted(set(unread), key=in_order)
+    )
 
 
 def _places(
@@ -264,10 +243,9 @@ def _grown(pair: MatrixPair, names: Names) -> Unmatched:
     """Return the rows of a vocabulary that only one side has."""
     assert pair.base is not None, "lined up"
     more = pair.tuned.shape[0] - pair.base.shape[0]
+    side, operand = ("tuned", pair.tuned) if more > 0 else ("base", pair.base)
     why = Reason("rows_only_in", rows=abs(more), where=names[more > 0])
-    if more > 0:
-        return Unmatched(pair.tuned.info.name, "tuned", why, is_shared=True)
-    return Unmatched(pair.base.info.name, "base", why, is_shared=True)
+    return Unmatched(operand.info.name, side, why, is_shared=True)
 
 
 def role_of(place: Place) -> tuple[object, ...]:
@@ -281,17 +259,12 @@ def _how_they_differ(
     """Return how two tensors differ in shape or dtype; None if they agree, or one is unknown."""
     if first is None or second is None:
         return None
-    sizes = _sizes(first)
-    others = _sizes(second)
-    if sizes != others:
-        return Reason("shapes", first=sizes, a=names[0], second=others, b=names[1])
-    if first.dtype != second.dtype:
-        return Reason("dtypes", first=first.dtype, a=names[0], second=second.dtype, b=names[1])
-    return None
-
-
-def _sizes(info: TensorInfo) -> str:
-    return " x ".join(map(str, info.shape)) or "1"
+    one, other = (" x ".join(map(str, info.shape)) or "1" for info in (first, second))
+    code = "shapes"
+    if one == other:
+        code, one, other = "dtypes", first.dtype, second.dtype
+    figures = {"first": one, "a": names[0], "second": other, "b": names[1]}
+    return None if one == other else Reason(code, figures)
 
 
 def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
@@ -353,19 +326,17 @@ def _head_pair(
     partner = known.get("head") or known.get("embed")
     if partner is None or partner.base is None:
         return None
-    part = Part(head.place)
-    own = Operand(head.info, part)
-    is_tuned = head.side == "tuned"
-    other = partner.base if is_tuned else partner.tuned
-    for tensor in skipped:
-        if tensor.reason == "tied" and tensor.side != head.side:
-            other = Operand(tensor.info, part)
+    mine = Operand(head.info, Part(head.place))
+    other = partner.base if head.side == "tuned" else partner.tuned
+    for one in skipped:
+        if one.reason == "tied" and one.side != head.side:
+            other = Operand(one.info, Part(head.place))
             break
-    if own.shape != other.shape:
+    if mine.shape != other.shape:
         return None
-    base, tuned = (other, own) if is_tuned else (own, other)
+    base, tuned = (other, mine) if head.side == "tuned" else (mine, other)
     place = replace(head.place, slot=head.info.name)
-    return MatrixPair(place, base, tuned, *own.shape, is_matrix=True)
+    return MatrixPair(place, base, tuned, *mine.shape, is_matrix=True)
 
 
 def row_of(
@@ -375,11 +346,11 @@ def row_of(
     assert pair.base is not None, "lined up"
     if not is_raw(pair):
         row = scanned(pair, base, tuned, binades)
-        if pair.place.module != "embed":
-            for side, operand in (("second", pair.tuned), ("first", pair.base)):
-                if operand.part.place.module == "embed":
-                    return replace(row, remark=OF_EMBEDDING.format(side))
-        return row
+        is_tied = [one.part.place.module == "embed" != pair.place.module
+                   for one in (pair.base, pair.tuned)]  # fmt: skip
+        side = "second" if is_tied[1] else "first"
+        remark = f"as the head of the {side}, which its config ties to the embedding"
+        return replace(row, remark=remark) if any(is_tied) else row
     first = pair.base.info.name
     second = pair.tuned.info.name
     if pair.reading == "numbers":

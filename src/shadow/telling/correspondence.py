@@ -61,13 +61,14 @@ def _units(word: str, row: UnitNumbers, context: Context) -> str:
     """`Layer 1 of the base is missing; layers 1 to 10 are the base's 2 to 11, by equal entries.`"""
     clauses = []
     if row.missing:
-        clauses.append(_clause(f"the base's {word}", row.missing, "missing"))
+        clauses.append(_clause(f"the base's {word}", numbers_text(row.missing), "missing"))
     if row.new:
-        clauses.append(_clause(word, row.new, "new"))
+        clauses.append(_clause(word, numbers_text(row.new), "new"))
     highest = -1
     for run in row.runs:
-        what = "the base's" if run.first > highest else "also the base's"
-        clauses.append(_clause(word, _ends(run), f"{what} {_base_run(run)}", joint=" to "))
+        own, of_base = _numbers(run)
+        also = "also " if run.first <= highest else ""
+        clauses.append(_clause(word, own, f"{also}the base's {of_base}"))
         highest = max(highest, run.last)
     place = _place(row, context.summary)
     return _sentence(clauses, row.by, f"in {place}, " if place else "")
@@ -80,22 +81,21 @@ def _place(row: UnitNumbers, summary: PairRecord) -> str:
     return component_name(row.component) if summary.has_components else ""
 
 
-def _ends(run: UnitRun) -> list[int]:
-    return sorted({run.first, run.last})
-
-
-def _base_run(run: UnitRun) -> str:
-    """`2 to 4`, the units of the base that those of a run are."""
-    return " to ".join(str(run.base_number(number)) for number in _ends(run))
-
-
-def _clause(word: str, numbers: Sequence[int], what: str, joint: str = "") -> str:
-    """`layers 1 and 4 are new`. joint: between the ends of a run, which a hostile number would make
-    too long for a range.
+def _numbers(run: UnitRun) -> list[str]:
+    """`3 to 4` and `7 to 8`: its units, and those of the base. Ends alone, as a hostile number
+    would make too long a range.
     """
-    named = joint.join(map(str, numbers)) if joint else numbers_text(numbers)
-    is_one = len(numbers) == 1
-    return f"{word} {named} is {what}" if is_one else f"{word}s {named} are {what}"
+    last = run.base_number(run.last)
+    return [
+        f"{start} to {end}" if end > start else f"{start}"
+        for start, end in ((run.first, run.last), (run.base_first, last))
+    ]
+
+
+def _clause(word: str, numbers: str, what: str) -> str:
+    """`layers 1 and 4 are new`."""
+    is_one = numbers.isdecimal()
+    return f"{word} {numbers} is {what}" if is_one else f"{word}s {numbers} are {what}"
 
 
 def _sentence(clauses: Sequence[str], ways: Iterable[str], start: str = "") -> str:
@@ -155,8 +155,7 @@ def partners_table(summary: PairRecord) -> TableBlock | None:
         for units in getattr(found, kind):
             part = " of ".join(filter(None, (kind, _place(units, summary))))
             for run in units.runs:
-                own = " to ".join(map(str, _ends(run)))
-                rows.append([part, own, _base_run(run), " and ".join(units.by)])
+                rows.append([part, *_numbers(run), " and ".join(units.by)])
     for others in found.matrices:
         part = and_others([module_name(module) for module in others.modules])
         rows.append([part, f"layer {others.layer}", f"layer {others.base_layer}", others.by])
