@@ -52,7 +52,9 @@ class Differing:
         """Yield the first entries, then all part by part, in float64: those of the source, and of
         the side that may be made of it.
         """
-        step = 1 if side == "tuned" else -1
+        step = 1
+        if side == "base":
+            step = -1
         source, made = self._head[::step]
         yield source, made
         for numbers in self._numbers():
@@ -61,19 +63,23 @@ class Differing:
 
     def _numbers(self) -> Iterator[list[Tensor]]:
         sides = self.sides
-        for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
+        tensors = sides.base, sides.tuned
+        for part in parts(tensors, sides.dtype, sides.space):
             part.load(0, 1)
             yield part.numbers
 
     @cached_property
     def _head(self) -> list[Tensor]:
-        return [side[:HEAD].to(torch.float64, copy=True) for side in next(self._numbers())]
+        first = next(self._numbers())
+        return [side[:HEAD].to(torch.float64, copy=True) for side in first]
 
     @property
     def casts(self) -> list[tuple[str, str]]:
         """(side, format) of what may have made that side of the other."""
         base, tuned = self.formats
-        return [*possible_casts(self.sides, self.formats), ("tuned", tuned), ("base", base)]
+        casts = [*possible_casts(self.sides, self.formats)]
+        casts += [("tuned", tuned), ("base", base)]
+        return casts
 
 
 def relation_of(pair: Differing) -> Reason | None:
@@ -94,7 +100,8 @@ def _number(pair: Differing, operation: Operation, neutral: float) -> Figures | 
         high = math.inf
         entries = 0
         for source, made in pair.facing(side):
-            reach = half_ulp(made, FLOATS[name]) * (1 + SLACK)
+            half = half_ulp(made, FLOATS[name])
+            reach = half * (1 + SLACK)
             first = operation(made - reach, source)
             second = operation(made + reach, source)
             lowest = torch.minimum(first, second).max()
@@ -108,20 +115,24 @@ def _number(pair: Differing, operation: Operation, neutral: float) -> Figures | 
         if low > high or low <= neutral <= high:
             continue
         if entries >= LEAST:
-            return {"which": WHICH[side], "number": (low + high) / 2}
+            middle = (low + high) / 2
+            return {"which": WHICH[side], "number": middle}
     return None
 
 
 def _cut(values: Tensor, grid: FloatFormat) -> Tensor:
     unit = 2 * half_ulp(values, grid)
-    return (values / unit).trunc_().mul_(unit)
+    levels = (values / unit).trunc_()
+    return levels.mul_(unit)
 
 
 def _flushed(values: Tensor, grid: FloatFormat) -> Tensor:
     """Round, and make subnormal numbers 0."""
     unit = 2 * half_ulp(values, grid)
-    rounded = (values / unit).round_().mul_(unit)
-    return rounded.masked_fill_(rounded.abs() < 2.0**grid.min_exponent, 0.0)
+    levels = (values / unit).round_()
+    rounded = levels.mul_(unit)
+    least = 2.0**grid.min_exponent
+    return rounded.masked_fill_(rounded.abs() < least, 0.0)
 
 
 def _made(pair: Differing, make: Rounding) -> Figures | None:
@@ -142,12 +153,16 @@ def _transposed(pair: Differing) -> Figures | None:
     if sides.base.shape != sides.tuned.shape[::-1]:
         return None
     turned = replace(sides, base=Transposed(sides.base))
-    return {} if _is_equal(turned) else None
+    if _is_equal(turned):
+        return {}
+    return None
 
 
 def _reordered(pair: Differing) -> Figures | None:
     sides = pair.whole
-    if sides is None or sides.base.ndim > 2 or sides.shape[0] == 1:
+    if sides is None:
+        return None
+    if sides.base.ndim > 2 or sides.shape[0] == 1:
         return None
     column = sides.read((slice(None), slice(0, 1)))
     base, tuned = [side.flatten().sort().values for side in column]
@@ -178,10 +193,13 @@ def order_of(rows: NDArray[np.intp]) -> Reason | None:
     """The name of an order, which has the number in A of each row of B; None without one."""
     count = len(rows)
     numbers = np.arange(count)
-    if np.array_equal(rows, (numbers + count // 2) % count):
+    halved = (numbers + count // 2) % count
+    if np.array_equal(rows, halved):
         return Reason("halves")
-    starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
-    block = int(np.gcd.reduce([count, *starts, *rows[starts]]))
+    steps = np.diff(rows, prepend=-2)
+    starts = np.flatnonzero(steps != 1)
+    bounds = [count, *starts, *rows[starts]]
+    block = int(np.gcd.reduce(bounds))
     step = int(rows[1])
     back = int(np.flatnonzero(rows == 1)[0])
     named = (
@@ -197,7 +215,9 @@ def order_of(rows: NDArray[np.intp]) -> Reason | None:
         swapped = numbers.reshape(shape).swapaxes(1, 2)
         if np.array_equal(swapped.ravel(), rows):
             return Reason(code, size=size, where=where)
-    return Reason("blocks", size=block) if block > 1 else None
+    if block > 1:
+        return Reason("blocks", size=block)
+    return None
 
 
 RELATIONS: Mapping[str, Callable[[Differing], Figures | None]] = {

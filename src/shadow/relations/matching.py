@@ -51,6 +51,8 @@ def least_sure(ways: Iterable[MatchedBy]) -> MatchedBy:
 
 Units = dict[int, UnitChoice | None]
 """By number of a unit of the tuned side; None for a new one."""
+Votes = Mapping[int, Sequence[tuple[UnitChoice, int]]]
+"""Choices of the matrices of each unit, by its number, each with the size of the matrix."""
 Tokens = Mapping[str, int]
 """The number of each token, as a tokenizer says it."""
 ReadTokens = Callable[[], Sequence[Tokens]]
@@ -82,13 +84,15 @@ def choose(tuned: Signed, base: Signed) -> dict[int, UnitChoice]:
 
 
 def _choice(
-    own: int, expected: int, with_base: Floats, units: Sequence[int], among: Floats
+    own_number: int, expected_unit: int, with_base: Floats, base_units: Sequence[int], among: Floats
 ) -> UnitChoice | None:
     """Choose a unit by cosines, EQUAL for equal digests. among: those of the base's with each
     other.
     """
-    if own in units and with_base[units.index(own)] >= NEAR:
-        return UnitChoice(own, "number")
+    if own_number in base_units:
+        at = base_units.index(own_number)
+        if with_base[at] >= NEAR:
+            return UnitChoice(own_number, "number")
     best = with_base.argmax()
     highest = with_base[best]
     if not highest >= NEAR:
@@ -100,18 +104,19 @@ def _choice(
         next_highest = np.max(with_base[~fits], initial=-1.0)
         if next_highest > highest - CLEAR:
             return None
-    fitting = [units[at] for at in np.flatnonzero(fits).tolist()]
-    nearest = min(fitting, key=lambda unit: abs(unit - expected))
+    places = np.flatnonzero(fits).tolist()
+    fitting = [base_units[at] for at in places]
+    nearest = min(fitting, key=lambda unit: abs(unit - expected_unit))
     if highest == EQUAL:
         return UnitChoice(nearest, "content", fitting[:MOST_COPIES])
     return UnitChoice(nearest, "likeness")
 
 
-def elected(votes: Mapping[int, Sequence[tuple[UnitChoice, int]]], base: Set[int]) -> Units:
+def elected(votes: Votes, base: Set[int]) -> Units:
     """Elect the unit of the base that most parameters of each unit are of. One without votes has
     other contents than the base's of its number, or is new where that is another's.
 
-    votes: of the matrices of each unit, with their sizes. base: numbers of its units.
+    base: numbers of its units.
     """
     units: Units = {}
     taken: set[int] = set()
@@ -126,10 +131,12 @@ def elected(votes: Mapping[int, Sequence[tuple[UnitChoice, int]]], base: Set[int
             copies = alike if copies is None else copies & alike
         for unit, _ in sizes.most_common(1):
             taken.add(unit)
-            units[number] = UnitChoice(unit, least_sure(ways[unit]), sorted(copies or ()))
+            way = least_sure(ways[unit])
+            units[number] = UnitChoice(unit, way, sorted(copies or ()))
     for number in votes.keys() - units.keys():
-        is_free = number in base and number not in taken
-        units[number] = UnitChoice(number, "number") if is_free else None
+        units[number] = None
+        if number in base and number not in taken:
+            units[number] = UnitChoice(number, "number")
     return units
 
 
@@ -148,9 +155,12 @@ def rows_of_units(units: Units, base: int, tuned: int) -> RowPairs | None:
     choices = {number: choice for number, choice in units.items() if choice is not None}
     if len(choices) < 2:
         return None
-    of_tuned = np.array(sorted(choices))
-    of_base = np.array([choices[number].unit for number in of_tuned.tolist()])
-    if of_base.max() >= base or of_tuned.max() >= tuned:
+    numbers = sorted(choices)
+    of_tuned = np.array(numbers)
+    of_base = np.array([choices[number].unit for number in numbers])
+    if of_base.max() >= base:
+        return None
+    if of_tuned.max() >= tuned:
         return None
     by = least_sure(choice.by for choice in choices.values())
     if by == "number" and base == tuned:
@@ -173,7 +183,8 @@ def match_rows(
     if _count(partners) < len(partners):
         of_tokens = _by_token(base, tuned, tokens())
         is_taken = np.isin(of_tokens, partners)
-        is_open = (partners < 0) & (of_tokens >= 0) & ~is_taken
+        is_free = (of_tokens >= 0) & ~is_taken
+        is_open = (partners < 0) & is_free
         if is_open.any():
             by = "token"
             partners = np.where(is_open, of_tokens, partners)
@@ -229,12 +240,15 @@ def _by_token(base: RowSignatures, tuned: RowSignatures, tokens: Sequence[Tokens
     paired = np.flatnonzero(partners >= 0)
     step = 1 + len(paired) // SAMPLED
     sample = paired[::step]
-    sides = _spread(base.sums[partners[sample]], tuned.sums[sample])
+    base_sums = base.sums[partners[sample]]
+    sides = _spread(base_sums, tuned.sums[sample])
     if sides is None:
         return none
     first, second = sides
-    likeness = np.median((first * second).sum(axis=1))
-    return partners if likeness >= NEAR else none
+    likeness = (first * second).sum(axis=1)
+    if np.median(likeness) >= NEAR:
+        return partners
+    return none
 
 
 def _by_likeness(base: Block, tuned: Block) -> Rows:
@@ -246,14 +260,16 @@ def _by_likeness(base: Block, tuned: Block) -> Rows:
     first, second = sides
     step = max(1, AT_ONCE // len(base))
     for start in range(0, len(tuned), step):
-        found = second[start : start + step] @ first.T
+        block = slice(start, start + step)
+        found = second[block] @ first.T
         lines = np.arange(len(found))
         best = found.argmax(axis=1)
         highest = found[lines, best]
         found[lines, best] = -1.0
         next_highest = found.max(axis=1)
-        is_clear = (highest >= ALIKE) & (next_highest <= highest - CLEAR)
-        partners[start : start + step] = np.where(is_clear, best, -1)
+        is_clear = next_highest <= highest - CLEAR
+        is_partner = is_clear & (highest >= ALIKE)
+        partners[block] = np.where(is_partner, best, -1)
     return partners
 
 
@@ -261,7 +277,9 @@ def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
     """Directions of rows, in which sums that hardly differ between rows count as much as others.
     None where no rows can be compared.
     """
-    if not len(base) or tuned.shape[1] != base.shape[1]:
+    if not len(base):
+        return None
+    if tuned.shape[1] != base.shape[1]:
         return None
     if not np.isfinite(base).all():
         return None
@@ -271,8 +289,11 @@ def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
     if not variances.any():  # all rows are equal
         return None
     floor = FLOOR * variances.mean()
-    scale = axes / np.sqrt(variances.clip(0.0) + floor)
-    return directions(centred @ scale), directions((tuned - mean) @ scale)
+    deviations = np.sqrt(variances.clip(0.0) + floor)
+    scale = axes / deviations
+    first = directions(centred @ scale)
+    second = directions((tuned - mean) @ scale)
+    return first, second
 
 
 def _one_each(partners: Rows) -> Rows:
@@ -281,7 +302,8 @@ def _one_each(partners: Rows) -> Rows:
     """
     rows = np.arange(len(partners))
     order = np.lexsort((rows, partners != rows))
-    _, first = np.unique(partners[order], return_index=True)
+    in_order = partners[order]
+    _, first = np.unique(in_order, return_index=True)
     owners = order[first]
     single = np.full(len(partners), -1)
     single[owners] = partners[owners]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from shadow.spectra.lazy import Matrix
-from shadow.spectra.spectrum import Workspace, read_block, shape_of, tiles
+from shadow.spectra.spectrum import Index, Workspace, read_block, shape_of, tiles
 
 SUMS = 1024  # of a sketch: the standard error of a cosine is .03 where no entry dominates
 WIDTH = 64  # sums of a row
@@ -61,7 +61,7 @@ def signature_of(matrix: Matrix, space: Workspace) -> Signature:
     many = np.uint64(SUMS)
     _, cols = shape_of(matrix)
     for index, (row, col) in tiles(matrix):
-        tile = read_block(matrix, index, "tuned", torch.float32, space).numpy()
+        tile = _read(matrix, index, space)
         lines, width = tile.shape
         columns = _numbers(col, width)
         step = max(1, AT_ONCE // width)  # hashes take several times the memory of entries
@@ -76,7 +76,9 @@ def signature_of(matrix: Matrix, space: Workspace) -> Signature:
             bins = (places % many).astype(np.intp)
             sums += np.bincount(bins.ravel(), signed.ravel(), SUMS)
     (sketch,) = directions(sums[None])
-    return Signature(digest % 2**64, sketch, is_zero=not sums.any())
+    digest %= 2**64
+    is_zero = not sums.any()
+    return Signature(digest, sketch, is_zero)
 
 
 def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
@@ -86,7 +88,8 @@ def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     signs = np.eye(cols, dtype=np.float32)
     if cols > WIDTH:
         random = np.random.default_rng(0)
-        signs = random.choice((-1, 1), (cols, WIDTH)).astype(np.float32)
+        drawn = random.choice((-1, 1), (cols, WIDTH))
+        signs = drawn.astype(np.float32)
     _, width = signs.shape
     if rows**2 * width > MOST:
         signs = signs[:, :FEW]
@@ -95,15 +98,21 @@ def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     step = max(1, AT_ONCE // cols)
     for row in range(0, rows, step):
         lines = slice(row, row + step)
-        block = read_block(matrix, (lines,), "tuned", torch.float32, space).numpy()
+        block = _read(matrix, (lines,), space)
         hashes = _hashed(block, places)
         digests.append(hashes.sum(axis=1))
         sums.append(block @ signs)
     return RowSignatures(np.concatenate(digests), np.concatenate(sums))
 
 
+def _read(matrix: Matrix, index: Index, space: Workspace) -> Block:
+    entries = read_block(matrix, index, "tuned", torch.float32, space)
+    return entries.numpy()
+
+
 def _numbers(first: int, count: int) -> Words:
-    return np.arange(first, first + count, dtype=np.uint64)
+    stop = first + count
+    return np.arange(first, stop, dtype=np.uint64)
 
 
 def _mixed(words: Words) -> Words:
@@ -126,13 +135,15 @@ def _hashed(block: Block, places: Words) -> Words:
 
 def directions(rows: Floats | Block) -> Block:
     """Scale rows to length 1; those that are 0 or not finite become 0."""
-    largest = np.abs(rows).max(axis=1, keepdims=True)
+    sizes = np.abs(rows)
+    largest = sizes.max(axis=1, keepdims=True)
     is_sound = np.isfinite(largest) & (largest > 0)
     sound = np.where(is_sound, rows, 0.0)
     scale = np.where(is_sound, largest, 1.0)
     scaled = sound / scale
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
-    units: Block = (scaled / np.maximum(lengths, 1.0)).astype(np.float32)
+    lengths = np.maximum(lengths, 1.0)
+    units: Block = (scaled / lengths).astype(np.float32)
     return units
 
 
@@ -140,10 +151,13 @@ def cosines(first: Sequence[Signature], second: Sequence[Signature]) -> Floats:
     """The cosine of each matrix of one side (rows) with each of the other (columns); EQUAL where
     digests are equal.
     """
-    sketches, others = map(_sketches, (first, second))
-    found: Floats = (sketches @ others.T).astype(np.float64)
-    is_equal = np.equal.outer(*map(_digests, (first, second)))
-    found[is_equal & (found > 0)] = EQUAL
+    sketches = _sketches(first)
+    others = _sketches(second)
+    products = sketches @ others.T
+    found: Floats = products.astype(np.float64)
+    is_equal = np.equal.outer(_digests(first), _digests(second))
+    is_equal &= found > 0
+    found[is_equal] = EQUAL
     return found
 
 
