@@ -45,7 +45,9 @@ def unit(axis, digest=None, other=None):
     ([], [(0, unit(0))], {}), ([(0, unit(0))], [], {}),
 ])  # fmt: skip
 def test_a_matrix_chooses_a_unit(tuned, base, chosen):
-    assert choose(tuned, base) == {at: UnitChoice(*choice) for at, choice in chosen.items()}
+    found = choose(tuned, base)
+    assert {at: (choice.unit, choice.by) for at, choice in found.items()} == chosen
+    assert all(choice.unit in choice.copies for choice in found.values() if choice.by == "content")
 
 
 def units_of(text):
@@ -65,7 +67,8 @@ def test_the_least_sure_way_is_that_of_a_unit():
     assert least_sure(["likeness", "content", "number"]) == "likeness"
     sure, other = UnitChoice(3, "number"), UnitChoice(4, "likeness")
     votes = {7: [(sure, 6), (other, 3), (other, 2)], 3: [], 5: []}
-    assert elected(votes, {3, 4, 5}) == {7: sure, 3: None, 5: UnitChoice(5, "number")}
+    found = elected(votes, {3, 4, 5})
+    assert found == {7: UnitChoice(3, "number", []), 3: None, 5: UnitChoice(5, "number")}
 
 
 @pytest.mark.parametrize(("units", "base", "tuned", "of_base", "of_tuned", "by"), [

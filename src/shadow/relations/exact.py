@@ -150,9 +150,11 @@ def _transposed(pair: Differing) -> Figures | None:
     sides = pair.whole
     if sides is None:
         return None
-    if sides.base.shape != sides.tuned.shape[::-1]:
+    shape = sides.tuned.shape[::-1]
+    if sides.base.shape != shape:
         return None
-    turned = replace(sides, base=Transposed(sides.base))
+    transposed = Transposed(sides.base)
+    turned = replace(sides, base=transposed)
     if _is_equal(turned):
         return {}
     return None
@@ -164,21 +166,24 @@ def _reordered(pair: Differing) -> Figures | None:
         return None
     if sides.base.ndim > 2 or sides.shape[0] == 1:
         return None
-    column = sides.read((slice(None), slice(0, 1)))
+    first_column = slice(None), slice(0, 1)
+    column = sides.read(first_column)
     base, tuned = [side.flatten().sort().values for side in column]
     if not torch.equal(base, tuned):
         return None
     orders = []
     for side in (sides.base, sides.tuned):
         signatures = row_signatures_of(side, sides.space)
-        orders.append(np.argsort(signatures.digests, kind="stable"))
+        order = np.argsort(signatures.digests, kind="stable")
+        orders.append(order)
     base_order, tuned_order = orders
     rows = np.empty_like(base_order)
     rows[tuned_order] = base_order
-    reordered = replace(sides, base=Selected(sides.base, rows))
-    if not _is_equal(reordered):
-        return None
-    return {"order": order_of(rows)}
+    selected = Selected(sides.base, rows)
+    reordered = replace(sides, base=selected)
+    if _is_equal(reordered):
+        return {"order": order_of(rows)}
+    return None
 
 
 def _is_equal(sides: Sides) -> bool:
@@ -201,7 +206,8 @@ def order_of(rows: NDArray[np.intp]) -> Reason | None:
     bounds = [count, *starts, *rows[starts]]
     block = int(np.gcd.reduce(bounds))
     step = int(rows[1])
-    back = int(np.flatnonzero(rows == 1)[0])
+    second = np.flatnonzero(rows == 1)
+    back = int(second[0])
     named = (
         ("interleaved", "B", 2 * step, (-1, 2, step)),
         ("interleaved", "A", 2 * back, (-1, back, 2)),

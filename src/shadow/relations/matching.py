@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class UnitChoice:
 
     unit: int
     by: MatchedBy
-    copies: Sequence[int] = field(default=(), compare=False)
+    copies: Sequence[int] = ()
     """Units of the base that it is as much, itself among them; the first MOST_COPIES."""
 
 
@@ -51,8 +51,8 @@ def least_sure(ways: Iterable[MatchedBy]) -> MatchedBy:
 
 Units = dict[int, UnitChoice | None]
 """By number of a unit of the tuned side; None for a new one."""
-Votes = Mapping[int, Sequence[tuple[UnitChoice, int]]]
-"""Choices of the matrices of each unit, by its number, each with the size of the matrix."""
+Vote = tuple[UnitChoice, int]
+"""The choice of a matrix, and its size."""
 Tokens = Mapping[str, int]
 """The number of each token, as a tokenizer says it."""
 ReadTokens = Callable[[], Sequence[Tokens]]
@@ -73,7 +73,8 @@ def choose(tuned: Signed, base: Signed) -> dict[int, UnitChoice]:
     among = cosines(of_base, of_base)
     choices: dict[int, UnitChoice] = {}
     expected: dict[int, int] = {}
-    for at, with_base in enumerate(cosines(of_tuned, of_base)):
+    with_all = cosines(of_tuned, of_base)
+    for at, with_base in enumerate(with_all):
         number, _ = tuned[at]
         follows = expected.get(number, number)
         choice = _choice(number, follows, with_base, units, among)
@@ -112,27 +113,26 @@ def _choice(
     return UnitChoice(nearest, "likeness")
 
 
-def elected(votes: Votes, base: Set[int]) -> Units:
+def elected(votes: Mapping[int, Sequence[Vote]], base: Set[int]) -> Units:
     """Elect the unit of the base that most parameters of each unit are of. One without votes has
     other contents than the base's of its number, or is new where that is another's.
 
-    base: numbers of its units.
+    votes: of the matrices of each unit, by its number. base: numbers of its units.
     """
     units: Units = {}
     taken: set[int] = set()
     for number, choices in votes.items():
         sizes = Counter[int]()
         ways = defaultdict[int, set[MatchedBy]](set)
-        copies: set[int] | None = None
         for choice, size in choices:
             sizes[choice.unit] += size
             ways[choice.unit].add(choice.by)
-            alike = set(choice.copies)
-            copies = alike if copies is None else copies & alike
         for unit, _ in sizes.most_common(1):
             taken.add(unit)
             way = least_sure(ways[unit])
-            units[number] = UnitChoice(unit, way, sorted(copies or ()))
+            alike = [set(choice.copies) for choice, _ in choices]
+            copies = set.intersection(*alike)
+            units[number] = UnitChoice(unit, way, sorted(copies))
     for number in votes.keys() - units.keys():
         units[number] = None
         if number in base and number not in taken:
@@ -190,13 +190,15 @@ def match_rows(
             partners = np.where(is_open, of_tokens, partners)
     if _count(partners) < enough:
         by = "likeness"
-        partners = _one_each(_by_likeness(base.sums, tuned.sums))
+        alike = _by_likeness(base.sums, tuned.sums)
+        partners = _one_each(alike)
         if _count(partners) < enough:
             return None
         partners = _filled(partners, base_rows)
     of_tuned = np.flatnonzero(partners >= 0)
     of_base = partners[of_tuned]
-    if (of_tuned == of_base).all():
+    is_same = of_tuned == of_base
+    if is_same.all():
         return None
     return RowPairs((of_base, of_tuned), by)
 
@@ -255,7 +257,9 @@ def _by_likeness(base: Block, tuned: Block) -> Rows:
     """The row of the base that is like each row, and far more so than any other; -1 for none."""
     partners = np.full(len(tuned), -1)
     sides = _spread(base, tuned)
-    if sides is None or base.shape[1] < LEAST:
+    if sides is None:
+        return partners
+    if base.shape[1] < LEAST:
         return partners
     first, second = sides
     step = max(1, AT_ONCE // len(base))
@@ -285,7 +289,8 @@ def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
         return None
     mean = base.mean(axis=0)
     centred = base - mean
-    variances, axes = np.linalg.eigh(centred.T @ centred)
+    covariance = centred.T @ centred
+    variances, axes = np.linalg.eigh(covariance)
     if not variances.any():  # all rows are equal
         return None
     floor = FLOOR * variances.mean()
@@ -301,7 +306,8 @@ def _one_each(partners: Rows) -> Rows:
     copies that were added.
     """
     rows = np.arange(len(partners))
-    order = np.lexsort((rows, partners != rows))
+    is_other = partners != rows
+    order = np.lexsort((rows, is_other))
     in_order = partners[order]
     _, first = np.unique(in_order, return_index=True)
     owners = order[first]
@@ -324,4 +330,5 @@ def _filled(partners: Rows, count: int) -> Rows:
     is_inside = (guess >= 0) & (guess < count)
     is_free = is_inside & ~np.isin(guess, partners)
     is_open = (partners < 0) & is_same
-    return np.where(is_open & is_free, guess, partners)
+    is_filled = is_open & is_free
+    return np.where(is_filled, guess, partners)

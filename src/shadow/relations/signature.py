@@ -69,12 +69,15 @@ def signature_of(matrix: Matrix, space: Workspace) -> Signature:
             block = tile[first : first + step]
             rows = _numbers(row + first, len(block))
             starts = rows * np.uint64(cols)
-            places = _mixed(starts[:, None] + columns)
+            cells = starts[:, None] + columns
+            places = _mixed(cells)
             hashes = _hashed(block, places)
             digest += int(hashes.sum())
-            signed = np.where(places & many, -block, block)
-            bins = (places % many).astype(np.intp)
-            sums += np.bincount(bins.ravel(), signed.ravel(), SUMS)
+            is_negative = places & many
+            signed = np.where(is_negative, -block, block)
+            bins = places % many
+            numbers = bins.ravel().astype(np.intp)
+            sums += np.bincount(numbers, signed.ravel(), SUMS)
     (sketch,) = directions(sums[None])
     digest %= 2**64
     is_zero = not sums.any()
@@ -91,7 +94,8 @@ def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
         drawn = random.choice((-1, 1), (cols, WIDTH))
         signs = drawn.astype(np.float32)
     _, width = signs.shape
-    if rows**2 * width > MOST:
+    products = rows**2 * width
+    if products > MOST:
         signs = signs[:, :FEW]
     digests = []
     sums = []
@@ -130,7 +134,8 @@ def _folded(words: Words, bits: int) -> Words:
 
 def _hashed(block: Block, places: Words) -> Words:
     """A hash of each value at its place."""
-    return _mixed(block.view(np.uint32) ^ places)
+    bits = block.view(np.uint32)
+    return _mixed(bits ^ places)
 
 
 def directions(rows: Floats | Block) -> Block:

@@ -26,6 +26,7 @@ from shadow.relations.matching import (
     Tokens,
     UnitChoice,
     Units,
+    Vote,
     choose,
     elected,
     match_rows,
@@ -104,7 +105,7 @@ class Matching:
             return False
         self._tried |= suspects
         self._aligned = aligned
-        self._base, self._tuned = operands_of(aligned.base, aligned.tuned)
+        self.base, self._tuned = operands_of(aligned.base, aligned.tuned)
         before = dict(self.partners)
         of_experts = {place for place in suspects if place.expert is not None}
         of_layers = set(filter(_votes, suspects - of_experts))
@@ -146,7 +147,7 @@ class Matching:
 
     def _match_units(self, suspects: set[Place]) -> None:
         """Find the unit of the base that each suspect matrix is of, and then each unit."""
-        of_base = grouped(self._base)
+        of_base = grouped(self.base)
         of_tuned = grouped(self._tuned)
         for group, own in grouped(suspects).items():
             base_group = self.base_group(group)
@@ -154,14 +155,15 @@ class Matching:
                 continue
             base_units = of_base[base_group]
             self.chosen |= self._choices(own, base_units)
-            votes: dict[int, list[tuple[UnitChoice, int]]] = {number_of(place): [] for place in own}
+            votes: dict[int, list[Vote]] = {number_of(place): [] for place in own}
             for number, place, choice in self._ballots(group):
                 rows, cols = self._tuned[place].shape
                 votes.setdefault(number, []).append((choice, rows * cols))
-            numbers = set(map(number_of, of_tuned[group]))
-            by_number = {number: self.unit_of(group, number) for number in sorted(numbers)}
             found = elected(votes, set(map(number_of, base_units)))
-            self.units[group] = by_number | found
+            for place in of_tuned[group]:
+                number = number_of(place)
+                found.setdefault(number, self.unit_of(group, number))
+            self.units[group] = found
 
     def _ballots(self, group: Group) -> Iterator[tuple[int, Place, UnitChoice]]:
         """Yield which unit of the base matrices say that theirs is, with the number of theirs.
@@ -181,7 +183,7 @@ class Matching:
         self, own: Iterable[Place], base_units: Iterable[Place]
     ) -> dict[Place, UnitChoice]:
         """Return the units of the base that matrices are of, as far as their entries say it."""
-        candidates = _by_role(self._base, base_units)
+        candidates = _by_role(self.base, base_units)
         roles = []
         of_tuned: Operands = {}
         of_base: Operands = {}
@@ -190,7 +192,7 @@ class Matching:
             if len(others) > 1:
                 roles.append((places, others))
                 of_tuned |= {place: self._tuned[place] for place in places}
-                of_base |= {place: self._base[place] for place in others}
+                of_base |= {place: self.base[place] for place in others}
         tuned = self._read(self._aligned.tuned, of_tuned, signature_of)
         base = self._read(self._aligned.base, of_base, signature_of)
         self._zeros |= {place for place, signature in tuned.items() if signature.is_zero}
@@ -220,11 +222,10 @@ class Matching:
             if base_place != place:
                 by = layer.by if own.by == "number" else own.by
                 self.partners[place] = Partner(None if place in self._zeros else base_place, by)
-            if place.module == "router" and base_place in self._base:
+            if place.module == "router" and base_place in self.base:
                 experts = self.units.get((place.component, place.layer), {})
-                base_rows, _ = self._base[base_place].shape
-                rows, _ = operand.shape
-                pairs = rows_of_units(experts, base_rows, rows)
+                sizes = self.base[base_place].shape[0], operand.shape[0]
+                pairs = rows_of_units(experts, *sizes)
                 if pairs is not None:
                     self.partners[place] = Partner(base_place, pairs.by, pairs.rows)
 
@@ -242,9 +243,10 @@ class Matching:
             if shapes not in found:
                 first = self._read(self._aligned.base, {pair.place: base}, row_signatures_of)
                 second = self._read(self._aligned.tuned, {pair.place: tuned}, row_signatures_of)
-                sides = [*first.values(), *second.values()]
-                is_read = len(sides) == 2
-                found[shapes] = match_rows(sides[0], sides[1], self._tokens) if is_read else None
+                found[shapes] = None
+                if first and second:
+                    own = first[pair.place], second[pair.place]
+                    found[shapes] = match_rows(*own, self._tokens)
             rows = found[shapes]
             if rows is not None:
                 self.partners[pair.place] = Partner(base.part.place, rows.by, rows.rows)
@@ -306,8 +308,7 @@ def _by_role(operands: Operands, places: Iterable[Place]) -> defaultdict[Role, l
 
 def facts(known: Matching, aligned: AlignedPair) -> record.Correspondence:
     """Return what corresponds, as summaries have it."""
-    base, _ = operands_of(aligned.base, aligned.tuned)
-    of_base = grouped(base)
+    of_base = grouped(known.base)
     layers: list[record.UnitNumbers] = []
     experts: list[record.UnitNumbers] = []
     for group in sorted(known.units, key=lambda group: (group[0], group[1] or 0)):
