@@ -106,8 +106,8 @@ def _number(pair: Differing, operation: Operation, neutral: float) -> Figures | 
             second = operation(made + reach, source)
             lowest = torch.minimum(first, second).max()
             highest = torch.maximum(first, second).min()
-            low = max(low, float(lowest))
-            high = min(high, float(highest))
+            low = max(low, lowest.item())
+            high = min(high, highest.item())
             differing = torch.count_nonzero(made != source)
             entries = max(entries, int(differing))
             if low > high:
@@ -168,8 +168,8 @@ def _reordered(pair: Differing) -> Figures | None:
         return None
     first_column = slice(None), slice(0, 1)
     column = sides.read(first_column)
-    base, tuned = [side.flatten().sort().values for side in column]
-    if not torch.equal(base, tuned):
+    entries = [side.flatten().sort().values for side in column]
+    if not torch.equal(*entries):
         return None
     orders = []
     for side in (sides.base, sides.tuned):
@@ -188,8 +188,8 @@ def _reordered(pair: Differing) -> Figures | None:
 
 def _is_equal(sides: Sides) -> bool:
     for index, _ in tiles(sides.tuned):
-        base, tuned = sides.read(index)
-        if not torch.equal(base, tuned):
+        entries = sides.read(index)
+        if not torch.equal(*entries):
             return False
     return True
 
@@ -218,7 +218,8 @@ def order_of(rows: NDArray[np.intp]) -> Reason | None:
         known = abs(math.prod(shape))
         if known == 0 or count % known:
             continue
-        swapped = numbers.reshape(shape).swapaxes(1, 2)
+        groups = numbers.reshape(shape)
+        swapped = groups.swapaxes(1, 2)
         if np.array_equal(swapped.ravel(), rows):
             return Reason(code, size=size, where=where)
     if block > 1:

@@ -215,7 +215,8 @@ def _by_content(base: Words, tuned: Words) -> Rows:
     of_tuned, tuned_rows = _once(tuned)
     _, first, second = np.intersect1d(of_base, of_tuned, return_indices=True)
     partners = np.full(len(tuned), -1)
-    partners[tuned_rows[second]] = base_rows[first]
+    paired = tuned_rows[second]
+    partners[paired] = base_rows[first]
     return partners
 
 
@@ -326,7 +327,8 @@ def _filled(partners: Rows, count: int) -> Rows:
     shift = np.interp(rows, known, shifts)
     square = np.interp(rows, known, shifts**2)
     is_same = square == shift**2  # only between two that are equal
-    guess = rows + shift.astype(np.intp)
+    steps = shift.astype(np.intp)
+    guess = rows + steps
     is_inside = (guess >= 0) & (guess < count)
     is_free = is_inside & ~np.isin(guess, partners)
     is_open = (partners < 0) & is_same

@@ -87,7 +87,8 @@ def signature_of(matrix: Matrix, space: Workspace) -> Signature:
 def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     """Make the signatures of all rows of a matrix in one pass."""
     rows, cols = shape_of(matrix)
-    places = _mixed(_numbers(0, cols))
+    columns = _numbers(0, cols)
+    places = _mixed(columns)
     signs = np.eye(cols, dtype=np.float32)
     if cols > WIDTH:
         random = np.random.default_rng(0)
@@ -106,7 +107,8 @@ def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
         hashes = _hashed(block, places)
         digests.append(hashes.sum(axis=1))
         sums.append(block @ signs)
-    return RowSignatures(np.concatenate(digests), np.concatenate(sums))
+    all_sums = np.concatenate(sums)
+    return RowSignatures(np.concatenate(digests), all_sums)
 
 
 def _read(matrix: Matrix, index: Index, space: Workspace) -> Block:
@@ -129,7 +131,8 @@ def _mixed(words: Words) -> Words:
 
 
 def _folded(words: Words, bits: int) -> Words:
-    return words ^ (words >> np.uint64(bits))
+    shifted = words >> np.uint64(bits)
+    return words ^ shifted
 
 
 def _hashed(block: Block, places: Words) -> Words:
@@ -142,13 +145,15 @@ def directions(rows: Floats | Block) -> Block:
     """Scale rows to length 1; those that are 0 or not finite become 0."""
     sizes = np.abs(rows)
     largest = sizes.max(axis=1, keepdims=True)
-    is_sound = np.isfinite(largest) & (largest > 0)
+    is_sound = np.isfinite(largest)
+    is_sound &= largest > 0
     sound = np.where(is_sound, rows, 0.0)
     scale = np.where(is_sound, largest, 1.0)
     scaled = sound / scale
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
     lengths = np.maximum(lengths, 1.0)
-    units: Block = (scaled / lengths).astype(np.float32)
+    scaled = scaled / lengths
+    units: Block = scaled.astype(np.float32)
     return units
 
 
@@ -167,8 +172,10 @@ def cosines(first: Sequence[Signature], second: Sequence[Signature]) -> Floats:
 
 
 def _sketches(signatures: Sequence[Signature]) -> Block:
-    return np.array([signature.sketch for signature in signatures])
+    sketches = [signature.sketch for signature in signatures]
+    return np.array(sketches)
 
 
 def _digests(signatures: Sequence[Signature]) -> Words:
-    return np.array([signature.digest for signature in signatures], np.uint64)
+    digests = [signature.digest for signature in signatures]
+    return np.array(digests, np.uint64)

@@ -263,8 +263,9 @@ def _how_they_differ(
     code = "shapes"
     if one == other:
         code, one, other = "dtypes", first.dtype, second.dtype
-    figures = {"first": one, "a": names[0], "second": other, "b": names[1]}
-    return None if one == other else Reason(code, figures)
+    if one == other:
+        return None
+    return Reason(code, first=one, a=names[0], second=other, b=names[1])
 
 
 def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:

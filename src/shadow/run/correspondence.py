@@ -8,12 +8,11 @@ and what corresponds is measured instead.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from shadow.checkpoints.listing import Listing
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operands, Partner, grows, operands_of
 from shadow.places.architecture import Place
@@ -22,8 +21,8 @@ from shadow.reasons import ONE_SIDED
 from shadow.relations.facts import matched_rows, unit_numbers
 from shadow.relations.matching import (
     NEAR,
+    ReadTokens,
     RowPairs,
-    Tokens,
     UnitChoice,
     Units,
     Vote,
@@ -33,7 +32,6 @@ from shadow.relations.matching import (
     rows_of_units,
 )
 from shadow.relations.signature import row_signatures_of, signature_of
-from shadow.run.file_rows import tokens_of
 from shadow.run.journal import MatrixOutcome
 from shadow.run.runtime import AlignedPair, Runtime, ignore
 from shadow.run.scan import scan
@@ -48,8 +46,6 @@ Sign = Callable[[Cut, Workspace], Made]
 Group = tuple[str, int | None]
 """Of units that are numbered together: a component of its layers, and a layer of its experts."""
 Role = tuple[str, str, Shape]
-Listings = Sequence[Sequence[tuple[str, Listing]]]
-"""The files of base and tuned side, of each by component."""
 NO_LIMIT = 1 << 62  # bytes
 SAME_ROWS = 0.999  # cosine of a vocabulary that grew, from which its rows have their numbers
 NO_VOTE = ("norm", "bias", "other", "router")  # modules that do not say which unit theirs is
@@ -74,13 +70,13 @@ def _votes(place: Place) -> bool:
 class Matching:
     """Parts of a pair that correspond, but not by number, as far as they were looked for."""
 
-    def __init__(self, runtime: Runtime, scratch: Path, listings: Listings = ()) -> None:
+    def __init__(self, runtime: Runtime, scratch: Path, tokens: ReadTokens = tuple) -> None:
         # what is fetched for it alone does not stay
         limit = runtime.access.max_disk or NO_LIMIT
         access = replace(runtime.access, max_disk=limit)
         self._runtime = replace(runtime, show=ignore, access=access)
         self._scratch = scratch
-        self._listings = listings
+        self._tokens = tokens
         self.partners: dict[Place, Partner] = {}
         # of the groups of which some units were looked for, all of the tuned side
         self.units: dict[Group, Units] = {}
@@ -250,10 +246,6 @@ class Matching:
             rows = found[shapes]
             if rows is not None:
                 self.partners[pair.place] = Partner(base.part.place, rows.by, rows.rows)
-
-    def _tokens(self) -> tuple[Tokens, ...]:
-        """Return the tokens of base and tuned side; nothing where their files are not known."""
-        return tuple(tokens_of(side, self._runtime.say) for side in self._listings)
 
     def _read(
         self, checkpoint: Checkpoint, operands: Operands, sign: Sign[Made]
