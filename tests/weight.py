@@ -41,6 +41,7 @@ DENSE = (
     "engines",
     "gates",
     "lists",
+    "relations",
     "reports",
     "summary",
     "targets",

@@ -164,7 +164,9 @@ def _reordered(pair: Differing) -> Figures | None:
     sides = pair.whole
     if sides is None:
         return None
-    if sides.base.ndim > 2 or sides.shape[0] == 1:
+    if sides.base.ndim > 2:
+        return None
+    if sides.shape[0] == 1:
         return None
     first_column = slice(None), slice(0, 1)
     column = sides.read(first_column)

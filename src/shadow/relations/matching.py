@@ -85,9 +85,13 @@ def choose(tuned: Signed, base: Signed) -> dict[int, UnitChoice]:
 
 
 def _choice(
-    own_number: int, expected_unit: int, with_base: Floats, base_units: Sequence[int], among: Floats
+    own_number: int,
+    expected_unit: int,
+    with_base: Floats,
+    base_units: Sequence[int],
+    among_base: Floats,
 ) -> UnitChoice | None:
-    """Choose a unit by cosines, EQUAL for equal digests. among: those of the base's with each
+    """Choose a unit by cosines, EQUAL for equal digests. among_base: those of its units with each
     other.
     """
     if own_number in base_units:
@@ -101,7 +105,7 @@ def _choice(
     if highest == EQUAL:
         fits = with_base == EQUAL
     else:
-        fits = among[best] >= COPY
+        fits = among_base[best] >= COPY
         next_highest = np.max(with_base[~fits], initial=-1.0)
         if next_highest > highest - CLEAR:
             return None
@@ -298,7 +302,8 @@ def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
     deviations = np.sqrt(variances.clip(0.0) + floor)
     scale = axes / deviations
     first = directions(centred @ scale)
-    second = directions((tuned - mean) @ scale)
+    tuned_centred = tuned - mean
+    second = directions(tuned_centred @ scale)
     return first, second
 
 

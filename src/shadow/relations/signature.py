@@ -92,7 +92,8 @@ def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     signs = np.eye(cols, dtype=np.float32)
     if cols > WIDTH:
         random = np.random.default_rng(0)
-        drawn = random.choice((-1, 1), (cols, WIDTH))
+        shape = cols, WIDTH
+        drawn = random.choice((-1, 1), shape)
         signs = drawn.astype(np.float32)
     _, width = signs.shape
     products = rows**2 * width
