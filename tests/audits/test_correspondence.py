@@ -304,44 +304,41 @@ def tokenizer(texts):
     """A tokenizer.json: the token of each row; the last one was added."""
     vocabulary = {text: row for row, text in enumerate(texts)}
     last, row = vocabulary.popitem()
-    whole = {"model": {"vocab": vocabulary}, "added_tokens": [{"content": last, "id": row}]}
-    return json.dumps(whole).encode()
+    return whole_tokenizer(vocabulary, [{"content": last, "id": row}])
 
 
-TEXTS = [f"t{row}" for row in range(ROWS)]
+def whole_tokenizer(vocabulary, added=()):
+    return json.dumps({"model": {"vocab": vocabulary}, "added_tokens": added}).encode()
+
+
+TEXTS, OTHERS = ([f"{letter}{row}" for row in range(ROWS)] for letter in "tu")
 MIXED = np.random.default_rng(4).permutation(ROWS).tolist()
 SOME = [-1, *KEPT[:40], -1, *KEPT[50:]]  # new rows among those that were left
-TOKENS = {  # rows of the base, noise, texts of the tuned side, rows that have it, how they match
-    "trimmed": (KEPT, 0.1, TEXTS, slice(None), "token"),
-    "reordered": (MIXED, 0.1, TEXTS, slice(None), "token"),
-    "far": (MIXED, 0.9, TEXTS, slice(None), "token"),
-    "added and dropped": (SOME, 0.1, TEXTS, slice(None), "token"),
-    "trained in part": (KEPT, 0.1, TEXTS, slice(0, None, 3), "token"),
-    "not trained": (KEPT, 0.0, TEXTS, slice(None), "content"),
-    "renamed": (KEPT, 0.1, [f"u{row}" for row in range(ROWS)], slice(None), "likeness"),
-    "of others": (KEPT, 0.1, TEXTS[7:] + TEXTS[:7], slice(None), "likeness"),
-    "without": (KEPT, 0.1, None, slice(None), "likeness"),
-    "in place": ([*range(ROWS)], 0.9, TEXTS, slice(None), "number"),
-}
-OF_TOKENS = [
-    (name, kind, dtype)
-    for name in TOKENS
-    for kind, dtype in (("tied", "bfloat16"), ("plain", "float32"))
-]
+TOKENS = {  # rows of the base, noise, texts of the tuned side, which rows have it, how they match
+    "trimmed": (KEPT, 0.1, TEXTS, 1, "token"), "reordered": (MIXED, 0.1, TEXTS, 1, "token"),
+    "far": (MIXED, 0.9, TEXTS, 1, "token"), "added and dropped": (SOME, 0.1, TEXTS, 1, "token"),
+    "trained in part": (KEPT, 0.1, TEXTS, 3, "token"), "equal": (KEPT, 0.0, TEXTS, 1, "content"),
+    "renamed": (KEPT, 0.1, OTHERS, 1, "likeness"), "without": (KEPT, 0.1, None, 1, "likeness"),
+    "of others": (KEPT, 0.1, TEXTS[7:] + TEXTS[:7], 1, "likeness"),
+    "in place": ([*range(ROWS)], 0.9, TEXTS, 1, "number"),
+}  # fmt: skip
+KINDS = ("tied", "bfloat16"), ("plain", "float32")
 
 
-@pytest.mark.parametrize("case", every(2, OF_TOKENS), ids=str)
+@pytest.mark.parametrize(
+    "case", every(2, [(name, *of) for name in TOKENS for of in KINDS]), ids=str
+)
 def test_rows_match_by_the_text_of_their_tokens(tmp_path, case):
     """Where entries are the same nowhere, and both tokenizers and entries say it: what is measured
     is that of rows paired by their text. Otherwise as without tokenizers.
     """
     name, kind, dtype = case
-    order, noise, texts, trained, by = TOKENS[name]
+    order, noise, texts, step, by = TOKENS[name]
     base = stored(model(kind), dtype)
     tuned = stored(rows(order)(model(kind)), dtype)
-    for key in {EMBED, HEAD} & {*tuned}:
-        changed = stored({key: tuned[key]}, dtype, noise)[key]
-        tuned[key][trained] = changed[trained]
+    names = {EMBED, HEAD} & {*tuned}
+    for key in names:
+        tuned[key][::step] = stored({key: tuned[key]}, dtype, noise)[key][::step]
     tokenizers = {"base": tokenizer(TEXTS)}
     if texts is not None:
         own = [texts[row] if row >= 0 else f"new{at}" for at, row in enumerate(order)]
@@ -349,55 +346,49 @@ def test_rows_match_by_the_text_of_their_tokens(tmp_path, case):
     report = audited(tmp_path, base, tuned, kind, tokenizers)
     paired = [at for at, row in enumerate(order) if row >= 0]
     deltas = report.deltas.set_index("tensor")
-    for key in {EMBED, HEAD} & {*tuned} & {*deltas.index}:
+    assert {*deltas.index} == (names if noise else set())
+    for key, found in deltas.iterrows():
         first = base[key].double().numpy()[[order[at] for at in paired]]
         second = tuned[key].double().numpy()[paired]
-        found = deltas.loc[key]
         assert (found["matched_by"], found["rows"]) == (by, len(paired))
         far = np.linalg.norm(second - first) / np.linalg.norm(first)
         assert found["relative_norm"] == pytest.approx(far, rel=1e-6)
     matched = report.summary.correspondence
     assert (matched is None) is (by == "number")
-    if matched is not None:
-        row = matched.rows[0]
-        figures = len(paired), len(order), ROWS, by
-        assert (row.rows, row.tuned_rows, row.base_rows, row.by) == figures
+    for row in matched.rows if matched else []:
+        assert [row.rows, row.tuned_rows, row.base_rows] == [len(paired), len(order), ROWS]
         (text,) = [one.text for one in report.summary.finding.sentences if one.code == "rows_moved"]
         assert ("by the text of their tokens" in text) is (by == "token")
-        gone = f"; {ROWS - len(paired)} rows of the base are gone"
-        assert (gone in text) is (len(paired) < ROWS)
+        assert (f"; {ROWS - len(paired)} rows of the base are gone" in text) is (order != MIXED)
         assert ("; 2 rows are new." in text) is (-1 in order)
 
 
-BEYOND = {text: row + 10**30 * (row % 2) - 5 for row, text in enumerate(TEXTS)}
 HOSTILE = {
-    "cut": tokenizer(TEXTS)[:-9],
+    "none": None, "empty": b"", "cut": tokenizer(TEXTS)[:-9],
     "deep": b'{"model": {"vocab": ' + b"[" * 10**6,
     "twice": b'{"model": {"vocab": {"t1": 1, "t1": 2}}}',
-    "no numbers": json.dumps({"model": {"vocab": dict.fromkeys(TEXTS, "1")}}).encode(),
-    "one number": json.dumps({"model": {"vocab": dict.fromkeys(TEXTS, 1)}}).encode(),
-    "beyond": json.dumps({"model": {"vocab": BEYOND}}).encode(),
-    "list": b'{"model": {"vocab": [7, [], ["t1"], {"content": "t2"}]}, "added_tokens": {"id": 3}}',
-    "many": b'{"model": {"vocab": {%b}}}' % b",".join(b'"%d":%d' % (at, at) for at in range(10**6)),
-    "empty": b"",
-}
+    "no numbers": whole_tokenizer(dict.fromkeys(TEXTS, "1")),
+    "one number": whole_tokenizer(dict.fromkeys(TEXTS, 1)),
+    "beyond": whole_tokenizer({text: row * 10**30 - 5 for row, text in enumerate(TEXTS)}),
+    "list": whole_tokenizer([7, [], ["t1"], {"content": "t2"}], {"id": 3}),
+    "many": whole_tokenizer({str(number): number for number in range(10**6)}),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_tokenizer_that_cannot_be_used_costs_nothing(tmp_path, name):
+def test_a_tokenizer_that_cannot_be_used_costs_nothing(tmp_path):
     """The report is that of a pair without one."""
     tuned = stored(rows(KEPT)(model("tied")), "float32", 0.1)
-    own = tokenizer([TEXTS[at] for at in KEPT])
-    tables = []
-    for tokenizers in (None, {"base": HOSTILE[name], "tuned": own}):
-        report = audited(tmp_path / str(len(tables)), model("tied"), tuned, "tied", tokenizers)
-        tables.append(pq.read_table(report.folder / "matrices.parquet").drop_columns(["pair"]))
-    assert tables[0] == tables[1]
-    assert "likeness" in tables[0]["matched_by"].to_pylist()
+    tables = {}
+    for name, content in HOSTILE.items():
+        both = {"base": content, "tuned": tokenizer([TEXTS[at] for at in KEPT])} if content else {}
+        report = audited(tmp_path / name, model("tied"), tuned, "tied", both)
+        tables[name] = pq.read_table(report.folder / "matrices.parquet").drop_columns(["pair"])
+    assert {name for name, table in tables.items() if table == tables["none"]} == {*HOSTILE}
+    assert "likeness" in tables["none"]["matched_by"].to_pylist()
 
 
 @pytest.mark.parametrize(("order", "numbers", "size", "units"), [
-    ((0, 2, 2, 1, 2, 3), (0, 3, 4), 0.0, None),  # it has its number
+    ((0, 2, 2, 1, 2, 3), (0, 3, 4), 0.0, {}),  # it has its number
     ((0, 2, 2, 1, 2, 3), (0, 1, 2, 4), 0.0, {3: [2, 1, 4]}),
     ((0, 1, 2, 2, 3), (0, 2, 4), 0.0, {1: [2, 3]}),
     ((0, 1, 2, 2, 3), (0, 2, 4), 0.01, {1: [2]}),  # which of the two, nobody knows
@@ -409,12 +400,11 @@ def test_a_layer_that_is_several_of_the_base_is_said_to_be(tmp_path, order, numb
     report = audited(tmp_path, base, tuned, "plain")
     (row,) = report.summary.correspondence.layers
     (text,) = [one.text for one in report.summary.finding.sentences if one.code == "layers_moved"]
-    for number, own in (units or {}).items():
+    for number, own in units.items():
         assert [run.base_first for run in row.runs if run.first == number] == own
         assert row.base_number(number) == own[0]
-        for unit in own[1:]:
-            assert f"layer {number} is also the base's {unit}" in text
-    assert ("also" in text) is any(len(own) > 1 for own in (units or {}).values())
+        assert all(f"layer {number} is also the base's {unit}" in text for unit in own[1:])
+    assert ("also" in text) is any(len(own) > 1 for own in units.values())
 
 
 def test_what_is_broken_in_a_layer_that_moved_is_said(tmp_path):

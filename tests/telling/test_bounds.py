@@ -173,27 +173,22 @@ def test_what_a_pair_is_silences_what_would_be_false(must, code):
 
 
 @pytest.mark.parametrize(("kind", "cells"), [
-    ("layers_moved", ["layers", "1 to 3", "2 to 4", "content and likeness"]),
-    ("experts_moved", ["experts of layers 0 and 1", "1 to 3", "2 to 4", "content and likeness"]),
-    ("matrices_moved", ["attn.q", "layer 1", "layer 0", "likeness"]),
-    ("rows_moved", ["rows of the embeddings", "256 of 264", "256 of 256", "content"]),
+    ("layers", ["layers", "1 to 3", "2 to 4", "content and likeness"]),
+    ("experts", ["experts of layers 0 and 1", "1 to 3", "2 to 4", "content and likeness"]),
+    ("matrices", ["attn.q", "layer 1", "layer 0", "likeness"]),
+    ("rows", ["rows of the embeddings", "256 of 264", "256 of 256", "content"]),
 ])  # fmt: skip
 def test_what_corresponds_is_a_table(must, kind, cells):
     """A row for each run, the first 60; of what has its number, and without any, no table."""
-    summary = must(kind)
+    summary = must(f"{kind}_moved")
+    (row,) = getattr(summary.correspondence, kind)
     assert partners_table(must("size")) is None
-    found = summary.correspondence
-    is_of_units = kind in ("layers_moved", "experts_moved")
-    if is_of_units:
-        name = kind.removesuffix("_moved")
-        (units,) = getattr(found, name)
-        run = UnitRun(first=1, last=3, base_first=2)
-        for count, rows in ((0, 0), (1, 1), (60, 60), (61, 61)):
-            many = units.with_values(runs=[run] * count, by=["content", "likeness"])
-            moved = found.with_values(**{name: [many]})
-            table = partners_table(summary.with_values(correspondence=moved))
-            assert (0 if table is None else len(table.rows)) == rows
-            assert table is None or table.rows[0] == cells
-        assert table.rows[-1] == ["1 more", None, None, None]
-    else:
-        assert partners_table(summary).rows == [cells]
+    for count in (0, 1, 60, 61):
+        rows = [row] * count
+        if kind in ("layers", "experts"):
+            runs = [UnitRun(first=1, last=3, base_first=2)] * count
+            rows = [row.with_values(runs=runs, by=["content", "likeness"])]
+        table = partners_table(of(summary, "correspondence", **{kind: rows}))
+        found = [] if table is None else table.rows
+        assert found[:60] == [cells] * min(count, 60)
+        assert found[60:] == [["1 more", None, None, None]] * (count - 60)
