@@ -300,14 +300,11 @@ def test_models_of_one_base_are_compared_on_what_both_have(tmp_path, name):
         assert (norm.low, norm.high) == pytest.approx((np.log(0.5),) * 2, abs=0.05)
 
 
-def tokenizer(texts):
-    """A tokenizer.json: the token of each row; the last one was added."""
-    vocabulary = {text: row for row, text in enumerate(texts)}
-    last, row = vocabulary.popitem()
-    return whole_tokenizer(vocabulary, [{"content": last, "id": row}])
+def numbered(texts):
+    return {text: row for row, text in enumerate(texts)}
 
 
-def whole_tokenizer(vocabulary, added=()):
+def tokenizer(vocabulary, added=()):
     return json.dumps({"model": {"vocab": vocabulary}, "added_tokens": added}).encode()
 
 
@@ -329,9 +326,7 @@ KINDS = ("tied", "bfloat16"), ("plain", "float32")
     "case", every(2, [(name, *of) for name in TOKENS for of in KINDS]), ids=str
 )
 def test_rows_match_by_the_text_of_their_tokens(tmp_path, case):
-    """Where entries are the same nowhere, and both tokenizers and entries say it: what is measured
-    is that of rows paired by their text. Otherwise as without tokenizers.
-    """
+    """Figures are those of rows paired by their text; otherwise as without tokenizers."""
     name, kind, dtype = case
     order, noise, texts, step, by = TOKENS[name]
     base = stored(model(kind), dtype)
@@ -339,10 +334,10 @@ def test_rows_match_by_the_text_of_their_tokens(tmp_path, case):
     names = {EMBED, HEAD} & {*tuned}
     for key in names:
         tuned[key][::step] = stored({key: tuned[key]}, dtype, noise)[key][::step]
-    tokenizers = {"base": tokenizer(TEXTS)}
+    tokenizers = {"base": tokenizer(numbered(TEXTS))}
     if texts is not None:
         own = [texts[row] if row >= 0 else f"new{at}" for at, row in enumerate(order)]
-        tokenizers["tuned"] = tokenizer(own)
+        tokenizers["tuned"] = tokenizer(numbered(own))
     report = audited(tmp_path, base, tuned, kind, tokenizers)
     paired = [at for at, row in enumerate(order) if row >= 0]
     deltas = report.deltas.set_index("tensor")
@@ -364,13 +359,12 @@ def test_rows_match_by_the_text_of_their_tokens(tmp_path, case):
 
 
 HOSTILE = {
-    "none": None, "empty": b"", "cut": tokenizer(TEXTS)[:-9],
-    "deep": b'{"model": {"vocab": ' + b"[" * 10**6,
-    "twice": b'{"model": {"vocab": {"t1": 1, "t1": 2}}}',
-    "one number": whole_tokenizer(dict.fromkeys(TEXTS, 1)),
-    "beyond": whole_tokenizer({text: row * 10**30 - 5 for row, text in enumerate(TEXTS)}),
-    "list": whole_tokenizer([7, [], ["t1"], {"content": "t2"}], {"id": 3}),
-    "many": whole_tokenizer({str(number): number for number in range(10**6)}),
+    "none": None, "empty": b"", "cut": tokenizer(numbered(TEXTS))[:-9],
+    "deep": b'{"model": {"vocab": ' + b"[" * 10**6, "twice": b'{"model": {"vocab": {"t": 1, "t": 2}}}',
+    "one number": tokenizer(dict.fromkeys(TEXTS, 1)),
+    "beyond": tokenizer({text: row * 10**30 - 5 for row, text in enumerate(TEXTS)}),
+    "list": tokenizer([7, [], ["t1"], {"content": "t2"}], {"id": 3}),
+    "many": tokenizer({str(number): number for number in range(10**6)}),
 }  # fmt: skip
 
 
@@ -378,8 +372,9 @@ def test_a_tokenizer_that_cannot_be_used_costs_nothing(tmp_path):
     """The report is that of a pair without one."""
     tuned = stored(rows(KEPT)(model("tied")), "float32", 0.1)
     tables = {}
+    own = tokenizer(numbered(TEXTS[at] for at in KEPT))
     for name, content in HOSTILE.items():
-        both = {"base": content, "tuned": tokenizer([TEXTS[at] for at in KEPT])} if content else {}
+        both = {"base": content, "tuned": own} if content is not None else {}
         report = audited(tmp_path / name, model("tied"), tuned, "tied", both)
         tables[name] = pq.read_table(report.folder / "matrices.parquet").drop_columns(["pair"])
     assert {name for name, table in tables.items() if table == tables["none"]} == {*HOSTILE}

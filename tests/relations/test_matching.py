@@ -172,28 +172,32 @@ def test_rows_of_huge_vocabularies_have_digests_alone(monkeypatch, most, sums):
     assert len({*made.digests.tolist()}) == 10
 
 
+BACK = [*range(24)][::-1]
+SEVEN, EIGHT = ([*range(1, count), 0, *range(count, 24)] for count in (7, 8))  # rows that moved
 ORDER = {f"t{row}": row for row in range(24)}
-BACK = {f"t{row}": 23 - row for row in range(24)}
 BEYOND = {"t3": 24, "t4": -1, "t5": 10**30}
 
 
-@pytest.mark.parametrize(("degrees", "base", "tuned", "count"), [
-    (0, ORDER, BACK, 24), (0, ORDER, ORDER, 0), (0, ORDER, {}, 0),
-    (40, ORDER, BACK, 24), (80, ORDER, BACK, 0),  # cosines of .77 and .17
-    (0, ORDER, dict([*BACK.items()][:12]), 12), (0, ORDER, dict([*BACK.items()][:11]), 0),
-    (0, ORDER, BACK | BEYOND, 21), (0, ORDER | BEYOND, BACK, 21), (0, ORDER | {"t3": 9}, BACK, 23),
+@pytest.mark.parametrize(("degrees", "order", "base", "tuned", "count"), [
+    (0, BACK, {}, {}, 24), (0, BACK, {}, ORDER, 0), (0, SEVEN, {}, {}, 0), (0, EIGHT, {}, {}, 24),
+    (40, BACK, {}, {}, 24), (80, BACK, {}, {}, 0),  # cosines of .77 and .17
+    (0, BACK, {}, dict.fromkeys([*ORDER][:12], 99), 12),
+    (0, BACK, {}, dict.fromkeys([*ORDER][:13], 99), 0),
+    (0, BACK, {}, BEYOND, 21), (0, BACK, BEYOND, {}, 21), (0, BACK, {"t3": 9}, {}, 23),
 ])  # fmt: skip
-def test_rows_of_tokens_correspond_where_entries_agree(degrees, base, tuned, count):
-    """Half of the smaller side at least, with a cosine of at least .5 in the median."""
+def test_rows_of_tokens_correspond_where_entries_agree(degrees, order, base, tuned, count):
+    """At least half of the smaller side, eight rows that moved, and .5 as their median cosine."""
     rows = np.random.default_rng(3).standard_normal((24, 2)).astype(np.float32)
     x, y = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    turned = (rows[::-1] @ np.array([[x, -y], [y, x]])).astype(np.float32)
+    turned = (rows[order] @ np.array([[x, -y], [y, x]])).astype(np.float32)
     numbers = np.arange(48, dtype=np.uint64)
     sides = RowSignatures(numbers[:24], rows), RowSignatures(numbers[24:], turned)
-    pairs = match_rows(*sides, lambda: (base, tuned))
+    own = {f"t{row}": at for at, row in enumerate(order)}
+    pairs = match_rows(*sides, lambda: (ORDER | base, own | tuned))
     assert (0 if pairs is None else len(pairs.rows[0])) == count
     if pairs is not None:
-        assert (pairs.by, {*(pairs.rows[0] + pairs.rows[1]).tolist()}) == ("token", {23})
+        of_base, of_tuned = pairs.rows
+        assert (pairs.by, of_base.tolist()) == ("token", [order[at] for at in of_tuned])
 
 
 # -------------------------------------------------------------------------------- what is said

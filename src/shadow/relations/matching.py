@@ -27,6 +27,7 @@ CLEAR = 0.2  # how far below it the next has to be, unless that is its copy
 COPY = 0.9  # cosine from which two units of the base are copies of each other
 ALIKE = 0.8  # cosine of these from which rows may correspond: of 150,000 others the best has .65
 MOST_COPIES = 8  # units of the base that are named
+FEWEST = 8  # rows that have other numbers, from which their entries can confirm it
 SAMPLED = 1 << 12  # rows that say whether tokens are those of rows
 LEAST = 32  # sums of a row; fewer are alike by chance
 AT_ONCE = 1 << 24  # cosines that are in memory
@@ -232,8 +233,8 @@ def _once(digests: Words) -> tuple[Words, Rows]:
 
 
 def _by_token(base: RowSignatures, tuned: RowSignatures, tokens: Sequence[Tokens]) -> Rows:
-    """The row of the base with the token of each row, -1 for none; of none where the entries of
-    most say otherwise, as with the tokenizer of another model.
+    """The row of the base with the token of each row, -1 for none; of none unless entries say it
+    too: those of most rows that have another number there. Otherwise a tokenizer is another's.
     """
     none = np.full(len(tuned.digests), -1)
     partners = none.copy()
@@ -244,9 +245,12 @@ def _by_token(base: RowSignatures, tuned: RowSignatures, tokens: Sequence[Tokens
             if 0 <= row < len(partners) and 0 <= base_row < len(base.digests):
                 partners[row] = base_row
     partners = _one_each(partners)
-    paired = np.flatnonzero(partners >= 0)
-    step = 1 + len(paired) // SAMPLED
-    sample = paired[::step]
+    is_other = partners != np.arange(len(partners))
+    moved = np.flatnonzero((partners >= 0) & is_other)
+    if len(moved) < FEWEST:
+        return none
+    step = 1 + len(moved) // SAMPLED
+    sample = moved[::step]
     base_sums = base.sums[partners[sample]]
     sides = _spread(base_sums, tuned.sums[sample])
     if sides is None:
@@ -286,8 +290,6 @@ def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
     """Directions of rows, in which sums that hardly differ between rows count as much as others.
     None where no rows can be compared.
     """
-    if not len(base):
-        return None
     if tuned.shape[1] != base.shape[1]:
         return None
     if not np.isfinite(base).all():

@@ -159,7 +159,7 @@ def _sorted_out(
         for of_name in by_name.values()
         for tensor in of_name.values()
         if tensor.reason == "quantized"
-        and (len(of_name) == 1 or any(one.reason != "quantized" for one in of_name.values()))
+        and [one.reason for one in of_name.values()].count("quantized") == 1
     }
     misshapen = {
         (one.side, one.place): one.info for one in skipped if one.reason == "shape_differs"

@@ -241,8 +241,7 @@ class Matching:
                 second = self._read(self._aligned.tuned, {pair.place: tuned}, row_signatures_of)
                 found[shapes] = None
                 if first and second:
-                    own = first[pair.place], second[pair.place]
-                    found[shapes] = match_rows(*own, self._tokens)
+                    found[shapes] = match_rows(first[pair.place], second[pair.place], self._tokens)
             rows = found[shapes]
             if rows is not None:
                 self.partners[pair.place] = Partner(base.part.place, rows.by, rows.rows)
@@ -257,8 +256,7 @@ class Matching:
             pairs.append(MatrixPair(place, None, operand, rows, cols, is_matrix=False))
 
         def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> tuple[Place, Made]:
-            matrix = matrix_of(pair.tuned, own)
-            return pair.place, sign(matrix, own_workspace())
+            return pair.place, sign(matrix_of(pair.tuned, own), own_workspace())
 
         aligned = AlignedPair(checkpoint, checkpoint, pairs, [])
         unread: list[Unmatched] = []
@@ -293,8 +291,7 @@ def _by_role(operands: Operands, places: Iterable[Place]) -> defaultdict[Role, l
     """Return the places of matrices that may correspond to each other, in order."""
     roles = defaultdict[Role, list[Place]](list)
     for place in sorted(places, key=number_of):
-        role = place.module, place.slot, operands[place].shape
-        roles[role].append(place)
+        roles[place.module, place.slot, operands[place].shape].append(place)
     return roles
 
 

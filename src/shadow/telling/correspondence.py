@@ -164,6 +164,5 @@ def partners_table(summary: PairRecord) -> TableBlock | None:
         own = f"{matched.rows:,} of {matched.tuned_rows:,}"
         rows.append([part, own, f"{matched.rows:,} of {matched.base_rows:,}", matched.by])
     if len(rows) > MOST_ROWS:
-        more = f"{len(rows) - MOST_ROWS:,} more"
-        rows = [*rows[:MOST_ROWS], [more, None, None, None]]
+        rows = [*rows[:MOST_ROWS], [f"{len(rows) - MOST_ROWS:,} more", None, None, None]]
     return TableBlock(FIELDS, rows, TITLE, when="full", about="partners") if rows else None
