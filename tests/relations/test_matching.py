@@ -47,6 +47,7 @@ def unit(axis, digest=None, other=None):
 def test_a_matrix_chooses_a_unit(tuned, base, chosen):
     found = choose(tuned, base)
     assert {at: (choice.unit, choice.by) for at, choice in found.items()} == chosen
+    assert len(choose([(9, unit(0))], [(at, unit(0)) for at in range(9)])[0].copies) == 8
     assert all(choice.unit in choice.copies for choice in found.values() if choice.by == "content")
 
 

@@ -52,18 +52,18 @@ NO_VOTE = ("norm", "bias", "other", "router")  # modules that do not say which u
 
 
 def group_of(place: Place) -> Group:
-    """Return the units that a matrix is of one of."""
+    """The group of the unit that a matrix belongs to."""
     return place.component, None if place.expert is None else place.layer
 
 
 def number_of(place: Place) -> int:
-    """Return the number of the unit: of the expert, or of the layer."""
+    """The number of the unit: of the expert, or of the layer."""
     number = place.layer if place.expert is None else place.expert
     return number or 0
 
 
 def _votes(place: Place) -> bool:
-    """Return whether a matrix says which unit of the base its unit is."""
+    """True if a matrix says which unit of the base its unit is."""
     return place.layer is not None and place.module not in NO_VOTE
 
 
@@ -112,12 +112,12 @@ class Matching:
         return self.partners != before
 
     def unit_of(self, group: Group, number: int) -> UnitChoice | None:
-        """Return the unit of the base that corresponds to a unit, None for a new one."""
+        """The unit of the base that corresponds to a unit, None for a new one."""
         units = self.units.get(group, {})
         return units.get(number, UnitChoice(number, "number"))
 
     def base_group(self, group: Group) -> Group | None:
-        """Return the group of the base in which units of a group are; None for a new layer's."""
+        """The group of the base in which units of a group are; None for a new layer's."""
         component, layer = group
         if layer is None:
             return group
@@ -125,7 +125,7 @@ class Matching:
         return None if choice is None else (component, choice.unit)
 
     def _unlike(self, aligned: AlignedPair, outcomes: Outcomes) -> set[Place]:
-        """Return the matrices that have little in common with their partners; note the others."""
+        """The matrices that have little in common with their partners; note the others."""
         suspects = set()
         for pair in aligned.pairs:
             if pair.base is None or not pair.is_matrix:
@@ -178,7 +178,7 @@ class Matching:
     def _choices(
         self, own: Iterable[Place], base_units: Iterable[Place]
     ) -> dict[Place, UnitChoice]:
-        """Return the units of the base that matrices are of, as far as their entries say it."""
+        """The units of the base that matrices are of, as far as their entries say it."""
         candidates = _by_role(self.base, base_units)
         roles = []
         of_tuned: Operands = {}
@@ -264,7 +264,7 @@ class Matching:
 
 
 def differing(aligned: AlignedPair) -> set[Place]:
-    """Return the matrices of units of which the sides have different numbers."""
+    """The matrices of units of which the sides have different numbers."""
     unpaired = [tensor.place for tensor in aligned.skipped if tensor.reason in ONE_SIDED]
     if all(place.layer is None for place in unpaired):
         return set()
@@ -279,7 +279,7 @@ def differing(aligned: AlignedPair) -> set[Place]:
 
 
 def grouped(places: Iterable[Place]) -> defaultdict[Group, list[Place]]:
-    """Return the places inside layers by the group that they are of."""
+    """The places inside layers by the group that they are of."""
     groups = defaultdict[Group, list[Place]](list)
     for place in places:
         if place.layer is not None:
@@ -288,7 +288,7 @@ def grouped(places: Iterable[Place]) -> defaultdict[Group, list[Place]]:
 
 
 def _by_role(operands: Operands, places: Iterable[Place]) -> defaultdict[Role, list[Place]]:
-    """Return the places of matrices that may correspond to each other, in order."""
+    """The places of matrices that may correspond to each other, in order."""
     roles = defaultdict[Role, list[Place]](list)
     for place in sorted(places, key=number_of):
         roles[place.module, place.slot, operands[place].shape].append(place)
@@ -296,7 +296,7 @@ def _by_role(operands: Operands, places: Iterable[Place]) -> defaultdict[Role, l
 
 
 def facts(known: Matching, aligned: AlignedPair) -> record.Correspondence:
-    """Return what corresponds, as summaries have it."""
+    """Record what corresponds, as summaries have it."""
     of_base = grouped(known.base)
     layers: list[record.UnitNumbers] = []
     experts: list[record.UnitNumbers] = []
