@@ -46,6 +46,7 @@ DENSE = (
     "lists",
     "outputs",
     "places",
+    "relations",
     "reports",
     "summary",
     "targets",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -161,11 +162,14 @@ def config_of(kind):
     return {**planted.LLAMA, "tie_word_embeddings": kind == "tied", **named}
 
 
-def audited(folder, base, tuned, kind, **asked):
+def audited(folder, base, tuned, kind, tokenizers=None, **asked):
+    """tokenizers: by side, the content of its tokenizer.json."""
     sides = {
         side: str(planted.write(folder / side, tensors, config_of(kind)))
         for side, tensors in (("base", base), ("tuned", tuned))
     }
+    for side, content in (tokenizers or {}).items():
+        (folder / side / "tokenizer.json").write_bytes(content)
     asked = {"level": "norms", **asked}
     return shadow.audit(**sides, output=folder / "out", **asked)
 
@@ -294,6 +298,107 @@ def test_models_of_one_base_are_compared_on_what_both_have(tmp_path, name):
         norm = next(one for one in found.figures if one.figure == "relative_norm")
         assert found.matched.in_layers == inside
         assert (norm.low, norm.high) == pytest.approx((np.log(0.5),) * 2, abs=0.05)
+
+
+def numbered(texts):
+    return {text: row for row, text in enumerate(texts)}
+
+
+def tokenizer(vocabulary, added=()):
+    return json.dumps({"model": {"vocab": vocabulary}, "added_tokens": added}).encode()
+
+
+TEXTS, OTHERS = ([f"{letter}{row}" for row in range(ROWS)] for letter in "tu")
+MIXED = np.random.default_rng(4).permutation(ROWS).tolist()
+SOME = [-1, *KEPT[:40], -1, *KEPT[50:]]  # new rows among those that were left
+TOKENS = {  # rows of the base, noise, texts of the tuned side, which rows have it, how they match
+    "trimmed": (KEPT, 0.1, TEXTS, 1, "token"), "reordered": (MIXED, 0.1, TEXTS, 1, "token"),
+    "far": (MIXED, 0.9, TEXTS, 1, "token"), "added and dropped": (SOME, 0.1, TEXTS, 1, "token"),
+    "trained in part": (KEPT, 0.1, TEXTS, 3, "token"), "equal": (KEPT, 0.0, TEXTS, 1, "content"),
+    "renamed": (KEPT, 0.1, OTHERS, 1, "likeness"), "without": (KEPT, 0.1, None, 1, "likeness"),
+    "of others": (KEPT, 0.1, TEXTS[7:] + TEXTS[:7], 1, "likeness"),
+    "in place": ([*range(ROWS)], 0.9, TEXTS, 1, "number"),
+}  # fmt: skip
+KINDS = ("tied", "bfloat16"), ("plain", "float32")
+
+
+@pytest.mark.parametrize(
+    "case", every(2, [(name, *of) for name in TOKENS for of in KINDS]), ids=str
+)
+def test_rows_match_by_the_text_of_their_tokens(tmp_path, case):
+    """Figures are those of rows paired by their text; otherwise as without tokenizers."""
+    name, kind, dtype = case
+    order, noise, texts, step, by = TOKENS[name]
+    base = stored(model(kind), dtype)
+    tuned = stored(rows(order)(model(kind)), dtype)
+    names = {EMBED, HEAD} & {*tuned}
+    for key in names:
+        tuned[key][::step] = stored({key: tuned[key]}, dtype, noise)[key][::step]
+    tokenizers = {"base": tokenizer(numbered(TEXTS))}
+    if texts is not None:
+        own = [texts[row] if row >= 0 else f"new{at}" for at, row in enumerate(order)]
+        tokenizers["tuned"] = tokenizer(numbered(own))
+    report = audited(tmp_path, base, tuned, kind, tokenizers)
+    paired = [at for at, row in enumerate(order) if row >= 0]
+    deltas = report.deltas.set_index("tensor")
+    assert {*deltas.index} == (names if noise else set())
+    for key, found in deltas.iterrows():
+        first = base[key].double().numpy()[[order[at] for at in paired]]
+        second = tuned[key].double().numpy()[paired]
+        assert (found["matched_by"], found["rows"]) == (by, len(paired))
+        far = np.linalg.norm(second - first) / np.linalg.norm(first)
+        assert found["relative_norm"] == pytest.approx(far, rel=1e-6)
+    matched = report.summary.correspondence
+    assert (matched is None) is (by == "number")
+    for row in matched.rows if matched else []:
+        assert [row.rows, row.tuned_rows, row.base_rows] == [len(paired), len(order), ROWS]
+        (text,) = [one.text for one in report.summary.finding.sentences if one.code == "rows_moved"]
+        assert ("by the text of their tokens" in text) is (by == "token")
+        assert (f"; {ROWS - len(paired)} rows of the base are gone" in text) is (order != MIXED)
+        assert ("; 2 rows are new." in text) is (-1 in order)
+
+
+HOSTILE = {
+    "none": None, "empty": b"", "cut": tokenizer(numbered(TEXTS))[:-9],
+    "deep": b'{"model": {"vocab": ' + b"[" * 10**6, "twice": b'{"t": 1, "t": 2}',
+    "one number": tokenizer(dict.fromkeys(TEXTS, 1)),
+    "beyond": tokenizer({text: row * 10**30 - 5 for row, text in enumerate(TEXTS)}),
+    "list": tokenizer([7, [], ["t1"], {"content": "t2"}], {"id": 3}),
+    "many": tokenizer({str(number): number for number in range(10**6)}),
+}  # fmt: skip
+
+
+def test_a_tokenizer_that_cannot_be_used_costs_nothing(tmp_path):
+    """The report is that of a pair without one."""
+    tuned = stored(rows(KEPT)(model("tied")), "float32", 0.1)
+    tables = {}
+    own = tokenizer(numbered(TEXTS[at] for at in KEPT))
+    for name, content in HOSTILE.items():
+        both = {"base": content, "tuned": own} if content is not None else {}
+        report = audited(tmp_path / name, model("tied"), tuned, "tied", both)
+        tables[name] = pq.read_table(report.folder / "matrices.parquet").drop_columns(["pair"])
+    assert {name for name, table in tables.items() if table == tables["none"]} == {*HOSTILE}
+    assert "likeness" in tables["none"]["matched_by"].to_pylist()
+
+
+@pytest.mark.parametrize(("order", "numbers", "size", "units"), [
+    ((0, 2, 2, 1, 2, 3), (0, 3, 4), 0.0, {}),  # it has its number
+    ((0, 2, 2, 1, 2, 3), (0, 1, 2, 4), 0.0, {3: [2, 1, 4]}),
+    ((0, 1, 2, 2, 3), (0, 2, 4), 0.0, {1: [2, 3]}),
+    ((0, 1, 2, 2, 3), (0, 2, 4), 0.01, {1: [2]}),  # which of the two, nobody knows
+])  # fmt: skip
+def test_a_layer_that_is_several_of_the_base_is_said_to_be(tmp_path, order, numbers, size, units):
+    """Where the base has copies, all of them are named; the nearest that fits is measured."""
+    base = stored(layers(*order)(model("plain")), "bfloat16")
+    tuned = stored(layers(*numbers)(base), "bfloat16", size)
+    report = audited(tmp_path, base, tuned, "plain")
+    (row,) = report.summary.correspondence.layers
+    (text,) = [one.text for one in report.summary.finding.sentences if one.code == "layers_moved"]
+    for number, own in units.items():
+        assert [run.base_first for run in row.runs if run.first == number] == own
+        assert row.base_number(number) == own[0]
+        assert all(f"layer {number} is also the base's {unit}" in text for unit in own[1:])
+    assert ("also" in text) is any(len(own) > 1 for own in units.values())
 
 
 def test_what_is_broken_in_a_layer_that_moved_is_said(tmp_path):

@@ -391,3 +391,21 @@ def test_verify_files(sides, shadow, before, after, code, named):
     done = shadow("verify", "files", *sides)
     assert (done.code, named in done.out) == (code, True), done.out + done.err
     assert shadow("verify", "files", sides[0], sides[1] / "gone").code == 1
+
+
+def test_rows_of_tokens_are_found_on_the_hub(run, hub, tmp_path):
+    """In vocab.json, and offline in the cache: rows in reverse order, each 1 % apart."""
+    embed = torch.randn(24, 8, generator=torch.Generator().manual_seed(0))
+    for side, step in (("a", 1), ("b", -1)):
+        rows = [*range(24)][::step]
+        own = {"model.embed_tokens.weight": embed[rows] * (1 + step / 200)}
+        folder = planted.write(tmp_path / side, planted.matrices(0) | own, planted.LLAMA)
+        put(folder, vocab__json={f"t{row}": at for at, row in enumerate(rows)})
+        hub.add(f"org/{side}", folder)
+    pair = ("audit", "--base", "org/a", "--tuned", "org/b", "--level", "norms")
+    for out, more in (("on", ()), ("off", ("--offline",))):
+        run(*pair, "-o", out, *more).assert_done()
+        (path,) = (tmp_path / out).rglob("matrices.parquet")
+        (row,) = [row for row in pq.read_table(path).to_pylist() if row["relative_norm"]]
+        assert row["matched_by"] == "token"
+        assert row["relative_norm"] == pytest.approx(0.01 / 1.005, rel=1e-5)

@@ -20,6 +20,7 @@ from wholes import FAILS, FILE, HOLDS, OPEN, codes, store, verified
 
 import shadow
 from shadow.checkpoints import expected as loader
+from shadow.checkpoints.contents import json_object
 from shadow.checkpoints.expected import Expected, stripped
 from shadow.checks.answer import Outcome
 from shadow.checks.registry import CHECKS
@@ -40,7 +41,7 @@ from shadow.checks.whole import (
 from shadow.checks.whole import names as names_part
 from shadow.checks.whole.configs import Words
 from shadow.checks.whole.names import Names
-from shadow.checks.whole.part import MOST_ROWS, json_object
+from shadow.checks.whole.part import MOST_ROWS
 from shadow.checks.whole.shards import FileFacts
 from shadow.checks.whole.values import Values
 from shadow.errors import ShadowError, UsageError

@@ -45,7 +45,10 @@ def unit(axis, digest=None, other=None):
     ([], [(0, unit(0))], {}), ([(0, unit(0))], [], {}),
 ])  # fmt: skip
 def test_a_matrix_chooses_a_unit(tuned, base, chosen):
-    assert choose(tuned, base) == {at: UnitChoice(*choice) for at, choice in chosen.items()}
+    found = choose(tuned, base)
+    assert {at: (choice.unit, choice.by) for at, choice in found.items()} == chosen
+    assert len(choose([(9, unit(0))], [(at, unit(0)) for at in range(9)])[0].copies) == 8
+    assert all(choice.unit in choice.copies for choice in found.values() if choice.by == "content")
 
 
 def units_of(text):
@@ -65,7 +68,8 @@ def test_the_least_sure_way_is_that_of_a_unit():
     assert least_sure(["likeness", "content", "number"]) == "likeness"
     sure, other = UnitChoice(3, "number"), UnitChoice(4, "likeness")
     votes = {7: [(sure, 6), (other, 3), (other, 2)], 3: [], 5: []}
-    assert elected(votes, {3, 4, 5}) == {7: sure, 3: None, 5: UnitChoice(5, "number")}
+    expected = {7: UnitChoice(3, "number", []), 3: None, 5: UnitChoice(5, "number")}
+    assert elected(votes, {3, 4, 5}) == expected
 
 
 @pytest.mark.parametrize(("units", "base", "tuned", "of_base", "of_tuned", "by"), [
@@ -160,13 +164,41 @@ def test_copies_of_rows_that_were_added_are_new(shift, partners):
     assert (pairs and pairs.rows[0].tolist()) == partners
 
 
-@pytest.mark.parametrize(("most", "sums"), [(10**2 * 40, 40), (10**2 * 40 - 1, 0)])
+@pytest.mark.parametrize(("most", "sums"), [(10**2 * 40, 40), (10**2 * 40 - 1, signature.FEW)])
 def test_rows_of_huge_vocabularies_have_digests_alone(monkeypatch, most, sums):
-    """Likeness takes the product of all rows with all rows."""
+    """And few sums: likeness takes the product of all rows with all rows."""
     monkeypatch.setattr(signature, "MOST", most)
     made = signature.row_signatures_of(torch.randn(10, 40), Workspace())
     assert made.sums.shape == (10, sums)
     assert len({*made.digests.tolist()}) == 10
+
+
+BACK = [*range(24)][::-1]
+SEVEN, EIGHT = ([*range(1, count), 0, *range(count, 24)] for count in (7, 8))  # rows that moved
+ORDER = {f"t{row}": row for row in range(24)}
+BEYOND = {"t3": 24, "t4": -1, "t5": 10**30}
+
+
+@pytest.mark.parametrize(("degrees", "order", "base", "tuned", "count"), [
+    (0, BACK, {}, {}, 23), (0, BACK, {}, ORDER, 0), (0, SEVEN, {}, {}, 0), (0, EIGHT, {}, {}, 23),
+    (40, BACK, {}, {}, 23), (80, BACK, {}, {}, 0),  # cosines of .77 and .17
+    (0, BACK, {}, dict.fromkeys([*ORDER][:13], 99), 12),
+    (0, BACK, {}, dict.fromkeys([*ORDER][:14], 99), 0),
+    (0, BACK, {}, BEYOND, 20), (0, BACK, BEYOND, {}, 20), (0, BACK, {"t3": 9}, {}, 22),
+])  # fmt: skip
+def test_rows_of_tokens_correspond_where_entries_agree(degrees, order, base, tuned, count):
+    """Half of the smaller side, eight that moved, a median cosine of .5; content (row 12) first."""
+    rows = np.random.default_rng(3).standard_normal((24, 2)).astype(np.float32)
+    x, y = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turned = (rows[order] @ np.array([[x, -y], [y, x]])).astype(np.float32)
+    numbers = np.arange(48, dtype=np.uint64) * (np.arange(48) != 24 + 12)
+    sides = RowSignatures(numbers[:24], rows), RowSignatures(numbers[24:], turned)
+    own = {f"t{row}": at for at, row in enumerate(order)}
+    pairs = match_rows(*sides, lambda: (ORDER | base, own | tuned))
+    assert (0 if pairs is None else len(pairs.rows[0])) == count
+    if pairs is not None:
+        assert pairs.by == "token"
+        assert pairs.rows[0].tolist() == [order[at] * (at != 12) for at in pairs.rows[1]]
 
 
 # -------------------------------------------------------------------------------- what is said

@@ -2,8 +2,9 @@
 
 import pytest
 
-from shadow.summary.record import FileCounts, FileRow, FilesRow
+from shadow.summary.record import FileCounts, FileRow, FilesRow, UnitRun
 from shadow.telling.context import Context, SentenceGroup
+from shadow.telling.correspondence import partners_table
 from shadow.telling.finding import finding
 from shadow.telling.parts import ChangedPart, are_in_proportion, has_frozen, leading
 from shadow.telling.wording import and_others, layers_text
@@ -169,3 +170,25 @@ def test_what_a_pair_is_silences_what_would_be_false(must, code):
     codes = told(summary.with_values(inside_layers=inside, vectors=vectors)).keys()
     assert not silenced & codes
     assert standing in codes
+
+
+@pytest.mark.parametrize(("kind", "cells"), [
+    ("layers", ["layers", "1 to 3", "2 to 4", "content and likeness"]),
+    ("experts", ["experts of layers 0 and 1", "1 to 3", "2 to 4", "content and likeness"]),
+    ("matrices", ["attn.q", "layer 1", "layer 0", "likeness"]),
+    ("rows", ["rows of the embeddings", "256 of 264", "256 of 256", "content"]),
+])  # fmt: skip
+def test_what_corresponds_is_a_table(must, kind, cells):
+    """A row for each run, the first 60; of what has its number, and without any, no table."""
+    summary = must(f"{kind}_moved")
+    (row,) = getattr(summary.correspondence, kind)
+    assert partners_table(must("size")) is None
+    for count in (0, 1, 60, 61):
+        rows = [row] * count
+        if kind in ("layers", "experts"):
+            runs = [UnitRun(first=1, last=3, base_first=2)] * count
+            rows = [row.with_values(runs=runs, by=["content", "likeness"])]
+        table = partners_table(of(summary, "correspondence", **{kind: rows}))
+        found = [] if table is None else table.rows
+        assert found[:60] == [cells] * min(count, 60)
+        assert found[60:] == [["1 more", None, None, None]] * (count - 60)

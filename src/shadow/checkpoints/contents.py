@@ -1,10 +1,11 @@
-"""Differences between two versions of a small file, key by key."""
+"""Small files: differences between two versions, key by key; and the tokens of a tokenizer."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -26,6 +27,11 @@ NEUTRAL = (  # keys that change nothing of what a model computes
     *("special_tokens_map_file", "tokenizer_file", "output_attentions", "output_hidden_states"),
     *("__version__", "version"),
 )
+TOKENIZER = "tokenizer_config.json"
+ADDED = "added_tokens.json"
+TOKENS = "tokenizer.json"
+VOCAB = "vocab.json"
+OF_TOKENIZER = (TOKENS, VOCAB, ADDED, TOKENIZER)  # files that say which tokens there are
 SPECIAL = re.compile(r"(?!add_)\w+_token|(additional|extra)_special_tokens|added_tokens(_decoder)?")
 
 
@@ -142,3 +148,54 @@ def _short(value: object) -> str:
     if isinstance(value, dict | list):
         return f"{len(value):,} entries"
     return f"{text[: LONGEST - 3]}..."
+
+
+# ------------------------------------------------------------------------------------------ tokens
+
+
+def token_numbers(objects: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """The number of each token in tokenizer.json or vocab.json; empty without these.
+
+    objects: the files of a tokenizer, by name.
+    """
+    whole = objects.get(TOKENS, {})
+    own = as_object(whole.get("model")).get("vocab")
+    if isinstance(own, list):  # a token and its score each
+        scored = [entry if isinstance(entry, list) else [] for entry in own]
+        own = {text_of(entry[0]): at for at, entry in enumerate(scored) if entry}
+    if not isinstance(own, dict):
+        own = objects.get(VOCAB, {})
+    pairs = [*own.items()]
+    if own:
+        pairs += objects.get(ADDED, {}).items()
+    for token in listed(whole.get("added_tokens")):
+        pairs.append((text_of(token), as_object(token).get("id")))
+    if own:
+        decoder = as_object(objects.get(TOKENIZER, {}).get("added_tokens_decoder"))
+        for number, token in decoder.items():
+            if number.isascii() and number.isdecimal() and len(number) < 12:
+                pairs.append((text_of(token), int(number)))
+    return {token: number for token, number in pairs if token and type(number) is int}
+
+
+def json_object(content: bytes | None) -> Mapping[str, Any]:
+    """Parse a JSON file with an object; empty if it has none."""
+    with suppress(ValueError):
+        return as_object(strict_json(content or b"{}"))
+    return {}
+
+
+def as_object(value: object) -> Mapping[str, Any]:
+    """An object of JSON; an empty one if it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def listed(value: object) -> list[Any]:
+    """A list as it is, and other values as a list of one."""
+    return value if isinstance(value, list) else [value]
+
+
+def text_of(value: object) -> str:
+    """A text, or the content of a token; empty if it is neither."""
+    content = as_object(value).get("content", value)
+    return content if isinstance(content, str) else ""

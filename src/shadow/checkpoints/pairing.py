@@ -37,7 +37,7 @@ from shadow.text import in_ranges, several, short
 Side = Literal["base", "tuned"]
 Reading = Literal["parts", "whole", "bytes", "numbers"]
 Words = str | Sequence[str | int]
-MatchedBy = Literal["number", "content", "likeness"]
+MatchedBy = Literal["number", "content", "likeness", "token"]
 Rows = NDArray[np.intp]
 
 NO_BASE = "no base for {}"

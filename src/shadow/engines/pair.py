@@ -32,10 +32,11 @@ from shadow.engines.engine import NOT_SHARED, Engine, Task, completed, require_s
 from shadow.engines.finished import AuditResult, finished, say_again, standing
 from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, report_folder
+from shadow.relations.matching import ReadTokens
 from shadow.reports.folders import replacing
 from shadow.reports.provenance import ReportMetadata, RunMetadata
 from shadow.run.correspondence import Matching, facts
-from shadow.run.file_rows import file_rows
+from shadow.run.file_rows import file_rows, tokens_of
 from shadow.run.journal import JOURNAL, PARTS, Fetched, Journal, MatrixOutcome
 from shadow.run.machine import kinds, lacking, machine_limits
 from shadow.run.plan import Plan, Summed, in_order, make_plan, shards_of, summed_with
@@ -192,7 +193,9 @@ def _audit(request: Asked) -> AuditResult:
             )
         say_again(journal.other, wanted, runtime.say)
         journal.take_over_parts()
-        aligned, matching, measured = _measured(request, aligned, journal)
+        aligned, matching, measured = _measured(
+            request, aligned, journal, lambda: [tokens_of(side, runtime.say) for side in listings]
+        )
         if matching.partners:
             wanted = {**wanted, "correspondence": facts(matching, aligned)}
         sources = [*aligned.base.sources.values(), *aligned.tuned.sources.values()]
@@ -223,12 +226,14 @@ def _audit(request: Asked) -> AuditResult:
 
 
 def _measured(
-    request: Asked, aligned: AlignedPair, journal: Journal
+    request: Asked, aligned: AlignedPair, journal: Journal, tokens: ReadTokens
 ) -> tuple[AlignedPair, Matching, int]:
     """Measure a pair by number; where numbers fail, what corresponds instead. Returns it as it is
     aligned at last, what corresponds, and the number of matrices that were measured.
+
+    tokens: reads those of both sides.
     """
-    matching = Matching(request.runtime, request.scratch / "signatures")
+    matching = Matching(request.runtime, request.scratch / "signatures", tokens)
     settings = request.settings
     outcomes: Mapping[str, MatrixOutcome] | None = None
     measured = 0

@@ -29,6 +29,8 @@ LEAST = 16  # entries that differ from which they prove a number
 SLACK = 2.0**-10  # of half a unit in the last place, for a product that F32 rounded before
 
 Figures = Mapping[str, Value]
+Operation = Callable[[Tensor, Tensor], Tensor]
+Rounding = Callable[[Tensor, FloatFormat], Tensor]
 WHICH = {"tuned": "B is A", "base": "A is B"}
 
 
@@ -50,7 +52,9 @@ class Differing:
         """Yield the first entries, then all part by part, in float64: those of the source, and of
         the side that may be made of it.
         """
-        step = 1 if side == "tuned" else -1
+        step = 1
+        if side == "base":
+            step = -1
         source, made = self._head[::step]
         yield source, made
         for numbers in self._numbers():
@@ -59,19 +63,23 @@ class Differing:
 
     def _numbers(self) -> Iterator[list[Tensor]]:
         sides = self.sides
-        for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
+        tensors = sides.base, sides.tuned
+        for part in parts(tensors, sides.dtype, sides.space):
             part.load(0, 1)
             yield part.numbers
 
     @cached_property
     def _head(self) -> list[Tensor]:
-        return [side[:HEAD].to(torch.float64, copy=True) for side in next(self._numbers())]
+        first = next(self._numbers())
+        return [side[:HEAD].to(torch.float64, copy=True) for side in first]
 
     @property
     def casts(self) -> list[tuple[str, str]]:
         """(side, format) of what may have made that side of the other."""
         base, tuned = self.formats
-        return [*possible_casts(self.sides, self.formats), ("tuned", tuned), ("base", base)]
+        casts = [*possible_casts(self.sides, self.formats)]
+        casts += [("tuned", tuned), ("base", base)]
+        return casts
 
 
 def relation_of(pair: Differing) -> Reason | None:
@@ -83,9 +91,7 @@ def relation_of(pair: Differing) -> Reason | None:
     return None
 
 
-def _number(
-    pair: Differing, operation: Callable[[Tensor, Tensor], Tensor], neutral: float
-) -> Figures | None:
+def _number(pair: Differing, operation: Operation, neutral: float) -> Figures | None:
     """Find a number that makes every entry, to within half a unit in the last place: each entry
     leaves an interval of them. None if the neutral one may do.
     """
@@ -94,78 +100,116 @@ def _number(
         high = math.inf
         entries = 0
         for source, made in pair.facing(side):
-            reach = half_ulp(made, FLOATS[name]) * (1 + SLACK)
+            half = half_ulp(made, FLOATS[name])
+            reach = half * (1 + SLACK)
             first = operation(made - reach, source)
             second = operation(made + reach, source)
-            low = max(low, float(torch.minimum(first, second).max()))
-            high = min(high, float(torch.maximum(first, second).min()))
-            entries = max(entries, int(torch.count_nonzero(made != source)))
+            lowest = torch.minimum(first, second).max()
+            highest = torch.maximum(first, second).min()
+            low = max(low, lowest.item())
+            high = min(high, highest.item())
+            differing = torch.count_nonzero(made != source)
+            entries = max(entries, int(differing))
             if low > high:
                 break
-        if low <= high and not low <= neutral <= high and entries >= LEAST:
-            return {"which": WHICH[side], "number": (low + high) / 2}
+        if low > high or low <= neutral <= high:
+            continue
+        if entries >= LEAST:
+            middle = (low + high) / 2
+            return {"which": WHICH[side], "number": middle}
     return None
 
 
 def _cut(values: Tensor, grid: FloatFormat) -> Tensor:
     unit = 2 * half_ulp(values, grid)
-    return (values / unit).trunc_().mul_(unit)
+    levels = (values / unit).trunc_()
+    return levels.mul_(unit)
 
 
 def _flushed(values: Tensor, grid: FloatFormat) -> Tensor:
     """Round, and make subnormal numbers 0."""
     unit = 2 * half_ulp(values, grid)
-    rounded = (values / unit).round_().mul_(unit)
-    return rounded.masked_fill_(rounded.abs() < 2.0**grid.min_exponent, 0.0)
+    levels = (values / unit).round_()
+    rounded = levels.mul_(unit)
+    least = 2.0**grid.min_exponent
+    return rounded.masked_fill_(rounded.abs() < least, 0.0)
 
 
-def _made(pair: Differing, make: Callable[[Tensor, FloatFormat], Tensor]) -> Figures | None:
+def _made(pair: Differing, make: Rounding) -> Figures | None:
     for side, name in pair.casts:
         grid = FLOATS[name]
-        if all(torch.equal(make(source, grid), made) for source, made in pair.facing(side)):
+        for source, made in pair.facing(side):
+            if not torch.equal(make(source, grid), made):
+                break
+        else:
             return {"which": WHICH[side], "format": name}
     return None
 
 
 def _transposed(pair: Differing) -> Figures | None:
     sides = pair.whole
-    if sides is None or sides.base.shape != sides.tuned.shape[::-1]:
+    if sides is None:
         return None
-    return {} if _is_equal(replace(sides, base=Transposed(sides.base))) else None
+    shape = sides.tuned.shape[::-1]
+    if sides.base.shape != shape:
+        return None
+    transposed = Transposed(sides.base)
+    turned = replace(sides, base=transposed)
+    if _is_equal(turned):
+        return {}
+    return None
 
 
 def _reordered(pair: Differing) -> Figures | None:
     sides = pair.whole
-    if sides is None or sides.base.ndim > 2 or sides.shape[0] == 1:
+    if sides is None:
         return None
-    column = sides.read((slice(None), slice(0, 1)))
-    if not torch.equal(*(side.flatten().sort().values for side in column)):
+    if sides.base.ndim > 2:
         return None
-    base_order, tuned_order = (
-        np.argsort(row_signatures_of(side, sides.space).digests, kind="stable")
-        for side in (sides.base, sides.tuned)
-    )
+    if sides.shape[0] == 1:
+        return None
+    first_column = slice(None), slice(0, 1)
+    column = sides.read(first_column)
+    entries = [side.flatten().sort().values for side in column]
+    if not torch.equal(*entries):
+        return None
+    orders = []
+    for side in (sides.base, sides.tuned):
+        signatures = row_signatures_of(side, sides.space)
+        order = np.argsort(signatures.digests, kind="stable")
+        orders.append(order)
+    base_order, tuned_order = orders
     rows = np.empty_like(base_order)
     rows[tuned_order] = base_order
-    if not _is_equal(replace(sides, base=Selected(sides.base, rows))):
-        return None
-    return {"order": order_of(rows)}
+    selected = Selected(sides.base, rows)
+    reordered = replace(sides, base=selected)
+    if _is_equal(reordered):
+        return {"order": order_of(rows)}
+    return None
 
 
 def _is_equal(sides: Sides) -> bool:
-    return all(torch.equal(*sides.read(index)) for index, _ in tiles(sides.tuned))
+    for index, _ in tiles(sides.tuned):
+        entries = sides.read(index)
+        if not torch.equal(*entries):
+            return False
+    return True
 
 
 def order_of(rows: NDArray[np.intp]) -> Reason | None:
     """The name of an order, which has the number in A of each row of B; None without one."""
     count = len(rows)
     numbers = np.arange(count)
-    if np.array_equal(rows, (numbers + count // 2) % count):
+    halved = (numbers + count // 2) % count
+    if np.array_equal(rows, halved):
         return Reason("halves")
-    starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
-    block = int(np.gcd.reduce([count, *starts, *rows[starts]]))
+    steps = np.diff(rows, prepend=-2)
+    starts = np.flatnonzero(steps != 1)
+    bounds = [count, *starts, *rows[starts]]
+    block = int(np.gcd.reduce(bounds))
     step = int(rows[1])
-    back = int(np.flatnonzero(rows == 1)[0])
+    second = np.flatnonzero(rows == 1)
+    back = int(second[0])
     named = (
         ("interleaved", "B", 2 * step, (-1, 2, step)),
         ("interleaved", "A", 2 * back, (-1, back, 2)),
@@ -174,10 +218,15 @@ def order_of(rows: NDArray[np.intp]) -> Reason | None:
     )
     for code, where, size, shape in named:
         known = abs(math.prod(shape))
-        is_whole = known > 0 and count % known == 0
-        if is_whole and np.array_equal(numbers.reshape(shape).swapaxes(1, 2).ravel(), rows):
+        if known == 0 or count % known:
+            continue
+        groups = numbers.reshape(shape)
+        swapped = groups.swapaxes(1, 2)
+        if np.array_equal(swapped.ravel(), rows):
             return Reason(code, size=size, where=where)
-    return Reason("blocks", size=block) if block > 1 else None
+    if block > 1:
+        return Reason("blocks", size=block)
+    return None
 
 
 RELATIONS: Mapping[str, Callable[[Differing], Figures | None]] = {

@@ -1,9 +1,11 @@
-"""The unit of a base that a unit of the tuned side is: by number, by content or by likeness."""
+"""The unit of a base that a unit of the tuned side is: by number, by content or by likeness; and
+rows of vocabularies, also by the text of their tokens.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +26,12 @@ NEAR = 0.5  # cosine from which two matrices may correspond; unrelated ones have
 CLEAR = 0.2  # how far below it the next has to be, unless that is its copy
 COPY = 0.9  # cosine from which two units of the base are copies of each other
 ALIKE = 0.8  # cosine of these from which rows may correspond: of 150,000 others the best has .65
+MOST_COPIES = 8  # units of the base that are named
+FEWEST = 8  # rows that have other numbers, from which their entries can confirm it
+SAMPLED = 1 << 12  # rows that say whether tokens are those of rows
 LEAST = 32  # sums of a row; fewer are alike by chance
 AT_ONCE = 1 << 24  # cosines that are in memory
-WAYS: Sequence[MatchedBy] = ("number", "content", "likeness")  # the surest first
+WAYS: Sequence[MatchedBy] = ("number", "content", "likeness", "token")  # the surest first
 FLOOR = 0.01  # of the mean variance, added to all, so that no direction is noise alone
 
 
@@ -36,17 +41,23 @@ class UnitChoice:
 
     unit: int
     by: MatchedBy
+    copies: Sequence[int] = ()
+    """Units of the base that it is as much, itself among them; the first MOST_COPIES."""
 
 
 def least_sure(ways: Iterable[MatchedBy]) -> MatchedBy:
-    """Return the way that says least of several."""
+    """Choose the way that says least."""
     return max(ways, key=WAYS.index)
 
 
 Units = dict[int, UnitChoice | None]
 """By number of a unit of the tuned side; None for a new one."""
-
-
+Vote = tuple[UnitChoice, int]
+"""The choice of a matrix, and its size."""
+Tokens = Mapping[str, int]
+"""The number of each token, as a tokenizer says it."""
+ReadTokens = Callable[[], Sequence[Tokens]]
+"""Reads the tokens of base and tuned side; of neither where one is not known."""
 Signed = Sequence[tuple[int, Signature]]
 """Signatures of matrices, each with the number of its unit, in order."""
 
@@ -55,48 +66,66 @@ def choose(tuned: Signed, base: Signed) -> dict[int, UnitChoice]:
     """Choose the unit of the base that each matrix is of, of matrices of one role, by their index;
     without those that are of none. Of equal units the one that follows that of the matrix before.
     """
-    units = [number for number, _ in base]
-    first, second = ([one for _, one in side] for side in (tuned, base))
-    if not first or not second:
+    if not tuned or not base:
         return {}
-    among = cosines(second, second)
+    units = [number for number, _ in base]
+    of_base = [signature for _, signature in base]
+    of_tuned = [signature for _, signature in tuned]
+    among = cosines(of_base, of_base)
     choices: dict[int, UnitChoice] = {}
     expected: dict[int, int] = {}
-    for at, found in enumerate(cosines(first, second)):
+    with_all = cosines(of_tuned, of_base)
+    for at, with_base in enumerate(with_all):
         number, _ = tuned[at]
         follows = expected.get(number, number)
-        if choice := _choice(number, follows, found, units, among):
+        choice = _choice(number, follows, with_base, units, among)
+        if choice is not None:
             choices[at] = choice
             expected[number + 1] = choice.unit + 1
     return choices
 
 
 def _choice(
-    own: int, expected: int, found: Floats, units: Sequence[int], among: Floats
+    own_number: int,
+    expected_unit: int,
+    with_base: Floats,
+    base_units: Sequence[int],
+    among_base: Floats,
 ) -> UnitChoice | None:
-    """Choose a unit by cosines, EQUAL for equal digests. among: those of the base's with each
+    """Choose a unit by cosines, EQUAL for equal digests. among_base: those of its units with each
     other.
     """
-    if own in units and found[units.index(own)] >= NEAR:
-        return UnitChoice(own, "number")
-    best = found.argmax()
-    if not found[best] >= NEAR:
+    if own_number in base_units:
+        at = base_units.index(own_number)
+        if with_base[at] >= NEAR:
+            return UnitChoice(own_number, "number")
+    best = with_base.argmax()
+    highest = with_base[best]
+    if not highest >= NEAR:
         return None
-    is_equal = found[best] == EQUAL
-    fits = found == EQUAL if is_equal else among[best] >= COPY
-    if not is_equal and np.max(found[~fits], initial=-1.0) > found[best] - CLEAR:
-        return None
-    nearest = min(np.flatnonzero(fits).tolist(), key=lambda at: abs(units[at] - expected))
-    return UnitChoice(units[nearest], "content" if is_equal else "likeness")
+    if highest == EQUAL:
+        fits = with_base == EQUAL
+    else:
+        fits = among_base[best] >= COPY
+        next_highest = np.max(with_base[~fits], initial=-1.0)
+        if next_highest > highest - CLEAR:
+            return None
+    places = np.flatnonzero(fits).tolist()
+    fitting = [base_units[at] for at in places]
+    nearest = min(fitting, key=lambda unit: abs(unit - expected_unit))
+    if highest == EQUAL:
+        return UnitChoice(nearest, "content", fitting[:MOST_COPIES])
+    return UnitChoice(nearest, "likeness")
 
 
-def elected(votes: Mapping[int, Sequence[tuple[UnitChoice, int]]], base: Set[int]) -> Units:
-    """Return the unit of the base that most parameters of each unit are of. One without votes has
+def elected(votes: Mapping[int, Sequence[Vote]], base: Set[int]) -> Units:
+    """Elect the unit of the base that most parameters of each unit are of. One without votes has
     other contents than the base's of its number, or is new where that is another's.
 
-    votes: of the matrices of each unit, with their sizes. base: numbers of its units.
+    votes: of the matrices of each unit, by its number. base: numbers of its units.
     """
     units: Units = {}
+    taken: set[int] = set()
     for number, choices in votes.items():
         sizes = Counter[int]()
         ways = defaultdict[int, set[MatchedBy]](set)
@@ -104,11 +133,15 @@ def elected(votes: Mapping[int, Sequence[tuple[UnitChoice, int]]], base: Set[int
             sizes[choice.unit] += size
             ways[choice.unit].add(choice.by)
         for unit, _ in sizes.most_common(1):
-            units[number] = UnitChoice(unit, least_sure(ways[unit]))
-    taken = {one.unit for one in units.values() if one is not None}
+            taken.add(unit)
+            way = least_sure(ways[unit])
+            alike = [set(choice.copies) for choice, _ in choices]
+            copies = set.intersection(*alike)
+            units[number] = UnitChoice(unit, way, sorted(copies))
     for number in votes.keys() - units.keys():
-        is_free = number in base and number not in taken
-        units[number] = UnitChoice(number, "number") if is_free else None
+        units[number] = None
+        if number in base and number not in taken:
+            units[number] = UnitChoice(number, "number")
     return units
 
 
@@ -124,78 +157,156 @@ def rows_of_units(units: Units, base: int, tuned: int) -> RowPairs | None:
     """Pair rows as units correspond, such as those of a router; None for fewer than two, where
     sides of these numbers of rows lack some, and where numbers say the same.
     """
-    found = {number: one for number, one in units.items() if one is not None}
-    if len(found) < 2:
+    choices = {number: choice for number, choice in units.items() if choice is not None}
+    if len(choices) < 2:
         return None
-    of_tuned = np.array(sorted(found))
-    of_base = np.array([found[number].unit for number in of_tuned.tolist()])
-    by = least_sure(one.by for one in found.values())
-    is_inside = of_base.max() < base and of_tuned.max() < tuned
-    is_needed = by != "number" or base != tuned
-    return RowPairs((of_base, of_tuned), by) if is_inside and is_needed else None
-
-
-def match_rows(base: RowSignatures, tuned: RowSignatures) -> RowPairs | None:
-    """Pair the rows of two vocabularies; None if fewer than half of the smaller one have a partner,
-    or if numbers say the same.
-    """
-    by: MatchedBy = "content"
-    partners = _by_content(base.digests, tuned.digests)
-    enough = min(len(partners), len(base.digests)) / 2
-    if np.count_nonzero(partners >= 0) < enough:
-        by = "likeness"
-        partners = _one_each(_by_likeness(base.sums, tuned.sums))
-    if np.count_nonzero(partners >= 0) < enough:
+    numbers = sorted(choices)
+    of_tuned = np.array(numbers)
+    of_base = np.array([choices[number].unit for number in numbers])
+    if of_base.max() >= base:
         return None
-    partners = _filled(partners, len(base.digests))
-    of_tuned = np.flatnonzero(partners >= 0)
-    of_base = partners[of_tuned]
-    if (of_tuned == of_base).all():
+    if of_tuned.max() >= tuned:
+        return None
+    by = least_sure(choice.by for choice in choices.values())
+    if by == "number" and base == tuned:
         return None
     return RowPairs((of_base, of_tuned), by)
 
 
-def _by_content(base: Words, tuned: Words) -> Rows:
-    """Return the row of the base with the digest of each row, -1 for none; digests that occur
-    several times on a side say nothing.
+def match_rows(
+    base: RowSignatures, tuned: RowSignatures, tokens: ReadTokens = tuple
+) -> RowPairs | None:
+    """Pair the rows of two vocabularies; None if fewer than half of the smaller one have a partner,
+    or if numbers say the same. tokens: called if entries leave a row without a partner.
     """
-    (of_base, base_rows), (of_tuned, tuned_rows) = map(_once, (base, tuned))
+    base_rows = len(base.digests)
+    enough = min(base_rows, len(tuned.digests)) / 2
+    by: MatchedBy = "content"
+    partners = _by_content(base.digests, tuned.digests)
+    if _count(partners) >= enough:
+        partners = _filled(partners, base_rows)
+    if _count(partners) < len(partners):
+        of_tokens = _by_token(base, tuned, tokens())
+        is_taken = np.isin(of_tokens, partners)
+        is_free = (of_tokens >= 0) & ~is_taken
+        is_open = (partners < 0) & is_free
+        if is_open.any():
+            by = "token"
+            partners = np.where(is_open, of_tokens, partners)
+    if _count(partners) < enough:
+        by = "likeness"
+        alike = _by_likeness(base.sums, tuned.sums)
+        partners = _one_each(alike)
+        if _count(partners) < enough:
+            return None
+        partners = _filled(partners, base_rows)
+    of_tuned = np.flatnonzero(partners >= 0)
+    of_base = partners[of_tuned]
+    is_same = of_tuned == of_base
+    if is_same.all():
+        return None
+    return RowPairs((of_base, of_tuned), by)
+
+
+def _count(partners: Rows) -> int:
+    return int(np.count_nonzero(partners >= 0))
+
+
+def _by_content(base: Words, tuned: Words) -> Rows:
+    """The row of the base with the digest of each row, -1 for none; digests that occur several
+    times on a side say nothing.
+    """
+    of_base, base_rows = _once(base)
+    of_tuned, tuned_rows = _once(tuned)
     _, first, second = np.intersect1d(of_base, of_tuned, return_indices=True)
     partners = np.full(len(tuned), -1)
-    partners[tuned_rows[second]] = base_rows[first]
+    paired = tuned_rows[second]
+    partners[paired] = base_rows[first]
     return partners
 
 
 def _once(digests: Words) -> tuple[Words, Rows]:
-    """Return the digests that occur once, and the rows that have them."""
+    """The digests that occur once, and the rows that have them."""
     values, rows, counts = np.unique(digests, return_index=True, return_counts=True)
-    return values[counts == 1], rows[counts == 1]
+    is_single = counts == 1
+    return values[is_single], rows[is_single]
+
+
+def _by_token(base: RowSignatures, tuned: RowSignatures, tokens: Sequence[Tokens]) -> Rows:
+    """The row of the base with the token of each row, -1 for none; of none unless entries say it
+    too: those of most rows that have another number there. Otherwise a tokenizer is another's.
+    """
+    none = np.full(len(tuned.digests), -1)
+    partners = none.copy()
+    if tokens:
+        base_tokens, tuned_tokens = tokens
+        for text, row in tuned_tokens.items():
+            base_row = base_tokens.get(text, -1)
+            if 0 <= row < len(partners) and 0 <= base_row < len(base.digests):
+                partners[row] = base_row
+    partners = _one_each(partners)
+    is_other = partners != np.arange(len(partners))
+    moved = np.flatnonzero((partners >= 0) & is_other)
+    if len(moved) < FEWEST:
+        return none
+    step = 1 + len(moved) // SAMPLED
+    sample = moved[::step]
+    base_sums = base.sums[partners[sample]]
+    sides = _spread(base_sums, tuned.sums[sample])
+    if sides is None:
+        return none
+    first, second = sides
+    likeness = (first * second).sum(axis=1)
+    if np.median(likeness) >= NEAR:
+        return partners
+    return none
 
 
 def _by_likeness(base: Block, tuned: Block) -> Rows:
-    """Return the row of the base that is like each row, and far more so than any other; -1 for
-    none. Directions in which all rows differ little count as much as others.
-    """
+    """The row of the base that is like each row, and far more so than any other; -1 for none."""
     partners = np.full(len(tuned), -1)
-    count = base.shape[1]
-    if count < LEAST or tuned.shape[1] != count or not np.isfinite(base).all():
+    sides = _spread(base, tuned)
+    if sides is None:
         return partners
-    mean = base.mean(axis=0)
-    variances, axes = np.linalg.eigh((base - mean).T @ (base - mean))
-    if not variances.any():  # all rows are equal
+    if base.shape[1] < LEAST:
         return partners
-    scale = axes / np.sqrt(variances.clip(0.0) + FLOOR * variances.mean())
-    first, second = (directions((side - mean) @ scale) for side in (base, tuned))
+    first, second = sides
     step = max(1, AT_ONCE // len(base))
     for start in range(0, len(tuned), step):
-        found = second[start : start + step] @ first.T
+        block = slice(start, start + step)
+        found = second[block] @ first.T
         lines = np.arange(len(found))
         best = found.argmax(axis=1)
         highest = found[lines, best]
         found[lines, best] = -1.0
-        is_clear = (highest >= ALIKE) & (found.max(axis=1) <= highest - CLEAR)
-        partners[start : start + step] = np.where(is_clear, best, -1)
+        next_highest = found.max(axis=1)
+        is_clear = next_highest <= highest - CLEAR
+        is_partner = is_clear & (highest >= ALIKE)
+        partners[block] = np.where(is_partner, best, -1)
     return partners
+
+
+def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
+    """Directions of rows, in which sums that hardly differ between rows count as much as others.
+    None where no rows can be compared.
+    """
+    if tuned.shape[1] != base.shape[1]:
+        return None
+    if not np.isfinite(base).all():
+        return None
+    mean = base.mean(axis=0)
+    centred = base - mean
+    covariance = centred.T @ centred
+    variances, axes = np.linalg.eigh(covariance)
+    if not variances.any():  # all rows are equal
+        return None
+    floor = FLOOR * variances.mean()
+    deviations = np.sqrt(variances.clip(0.0) + floor)
+    scale = axes / deviations
+    first = directions(centred @ scale)
+    tuned_centred = tuned - mean
+    second = directions(tuned_centred @ scale)
+    return first, second
 
 
 def _one_each(partners: Rows) -> Rows:
@@ -203,8 +314,10 @@ def _one_each(partners: Rows) -> Rows:
     copies that were added.
     """
     rows = np.arange(len(partners))
-    order = np.lexsort((rows, partners != rows))
-    _, first = np.unique(partners[order], return_index=True)
+    is_other = partners != rows
+    order = np.lexsort((rows, is_other))
+    in_order = partners[order]
+    _, first = np.unique(in_order, return_index=True)
     owners = order[first]
     single = np.full(len(partners), -1)
     single[owners] = partners[owners]
@@ -219,7 +332,12 @@ def _filled(partners: Rows, count: int) -> Rows:
     shifts = partners[known] - known
     rows = np.arange(len(partners))
     shift = np.interp(rows, known, shifts)
-    is_same = np.interp(rows, known, shifts**2) == shift**2  # only between two that are equal
-    guess = rows + shift.astype(np.intp)
-    is_free = (guess >= 0) & (guess < count) & ~np.isin(guess, partners)
-    return np.where((partners < 0) & is_same & is_free, guess, partners)
+    square = np.interp(rows, known, shifts**2)
+    is_same = square == shift**2  # only between two that are equal
+    steps = shift.astype(np.intp)
+    guess = rows + steps
+    is_inside = (guess >= 0) & (guess < count)
+    is_free = is_inside & ~np.isin(guess, partners)
+    is_open = (partners < 0) & is_same
+    is_filled = is_open & is_free
+    return np.where(is_filled, guess, partners)

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from shadow.spectra.lazy import Matrix
-from shadow.spectra.spectrum import Workspace, read_block, shape_of, tiles
+from shadow.spectra.spectrum import Index, Workspace, read_block, shape_of, tiles
 
 SUMS = 1024  # of a sketch: the standard error of a cosine is .03 where no entry dominates
 WIDTH = 64  # sums of a row
+FEW = 4  # of each of very many rows
 AT_ONCE = 1 << 18  # entries of rows
 MOST = 1 << 41  # products of all rows with all rows: beyond, rows are not compared by likeness
 EQUAL = 2.0  # stands for the cosine of matrices with equal digests
@@ -44,8 +45,8 @@ class RowSignatures:
 
     digests: Words
     sums: Block
-    """(rows, WIDTH at most): products with random signs; the rows where they are that short. No
-    sums of more rows than are compared by likeness.
+    """(rows, WIDTH at most): products with random signs; the rows where they are that short. FEW of
+    more rows than are compared by likeness.
     """
 
 
@@ -55,74 +56,127 @@ def signature_of(matrix: Matrix, space: Workspace) -> Signature:
     The sum that an entry goes to, and its sign, are a hash of its place: entries of one row or
     column do not meet, so that a column of outliers is spread over all sums.
     """
-    digest, sums = 0, np.zeros(SUMS)
+    digest = 0
+    sums = np.zeros(SUMS)
+    many = np.uint64(SUMS)
     _, cols = shape_of(matrix)
     for index, (row, col) in tiles(matrix):
-        tile = read_block(matrix, index, "tuned", torch.float32, space).numpy()
-        columns = np.arange(col, col + tile.shape[1], dtype=np.uint64)
-        step = max(1, AT_ONCE // len(columns))  # hashes take several times the memory of entries
-        for first in range(0, len(tile), step):
+        tile = _read(matrix, index, space)
+        lines, width = tile.shape
+        columns = _numbers(col, width)
+        step = max(1, AT_ONCE // width)  # hashes take several times the memory of entries
+        for first in range(0, lines, step):
             block = tile[first : first + step]
-            rows = np.arange(row + first, row + first + len(block), dtype=np.uint64)
-            places = _mixed(rows[:, None] * np.uint64(cols) + columns)
-            digest += int(_hashed(block, places).sum())
-            signed = np.where(places & np.uint64(SUMS), -block, block)
-            bins = (places % np.uint64(SUMS)).astype(np.intp)
-            sums += np.bincount(bins.ravel(), signed.ravel(), SUMS)
-    return Signature(digest % 2**64, directions(sums[None])[0], is_zero=not sums.any())
+            rows = _numbers(row + first, len(block))
+            starts = rows * np.uint64(cols)
+            cells = starts[:, None] + columns
+            places = _mixed(cells)
+            hashes = _hashed(block, places)
+            digest += int(hashes.sum())
+            is_negative = places & many
+            signed = np.where(is_negative, -block, block)
+            bins = places % many
+            numbers = bins.ravel().astype(np.intp)
+            sums += np.bincount(numbers, signed.ravel(), SUMS)
+    (sketch,) = directions(sums[None])
+    digest %= 2**64
+    is_zero = not sums.any()
+    return Signature(digest, sketch, is_zero)
 
 
 def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     """Make the signatures of all rows of a matrix in one pass."""
     rows, cols = shape_of(matrix)
-    places = _mixed(np.arange(cols, dtype=np.uint64))
+    columns = _numbers(0, cols)
+    places = _mixed(columns)
     signs = np.eye(cols, dtype=np.float32)
     if cols > WIDTH:
-        signs = np.random.default_rng(0).choice((-1, 1), (cols, WIDTH)).astype(np.float32)
-    if rows**2 * signs.shape[1] > MOST:
-        signs = signs[:, :0]
-    digests = np.zeros(rows, dtype=np.uint64)
-    sums = np.zeros((rows, signs.shape[1]), dtype=np.float32)
+        random = np.random.default_rng(0)
+        shape = cols, WIDTH
+        drawn = random.choice((-1, 1), shape)
+        signs = drawn.astype(np.float32)
+    _, width = signs.shape
+    products = rows**2 * width
+    if products > MOST:
+        signs = signs[:, :FEW]
+    digests = []
+    sums = []
     step = max(1, AT_ONCE // cols)
     for row in range(0, rows, step):
         lines = slice(row, row + step)
-        block = read_block(matrix, (lines,), "tuned", torch.float32, space).numpy()
-        digests[lines] = _hashed(block, places).sum(axis=1)
-        sums[lines] = block @ signs
-    return RowSignatures(digests, sums)
+        block = _read(matrix, (lines,), space)
+        hashes = _hashed(block, places)
+        digests.append(hashes.sum(axis=1))
+        sums.append(block @ signs)
+    all_sums = np.concatenate(sums)
+    return RowSignatures(np.concatenate(digests), all_sums)
+
+
+def _read(matrix: Matrix, index: Index, space: Workspace) -> Block:
+    entries = read_block(matrix, index, "tuned", torch.float32, space)
+    return entries.numpy()
+
+
+def _numbers(first: int, count: int) -> Words:
+    stop = first + count
+    return np.arange(first, stop, dtype=np.uint64)
 
 
 def _mixed(words: Words) -> Words:
-    """Return a hash of each number, as splitmix64 makes it; sums and products wrap around."""
+    """A hash of each number, as splitmix64 makes it; sums and products wrap around."""
     step, first, second = map(np.uint64, MIX)
     words = words * step + step
-    words = (words ^ (words >> np.uint64(30))) * first
-    words = (words ^ (words >> np.uint64(27))) * second
-    return words ^ (words >> np.uint64(31))
+    words = _folded(words, 30) * first
+    words = _folded(words, 27) * second
+    return _folded(words, 31)
+
+
+def _folded(words: Words, bits: int) -> Words:
+    shifted = words >> np.uint64(bits)
+    return words ^ shifted
 
 
 def _hashed(block: Block, places: Words) -> Words:
-    """Return a hash of each value at its place."""
-    return _mixed(block.view(np.uint32) ^ places)
+    """A hash of each value at its place."""
+    bits = block.view(np.uint32)
+    return _mixed(bits ^ places)
 
 
 def directions(rows: Floats | Block) -> Block:
     """Scale rows to length 1; those that are 0 or not finite become 0."""
-    largest = np.abs(rows).max(axis=1, keepdims=True)
-    is_sound = np.isfinite(largest) & (largest > 0)
-    scaled = np.where(is_sound, rows, 0.0) / np.where(is_sound, largest, 1.0)
+    sizes = np.abs(rows)
+    largest = sizes.max(axis=1, keepdims=True)
+    is_sound = np.isfinite(largest)
+    is_sound &= largest > 0
+    sound = np.where(is_sound, rows, 0.0)
+    scale = np.where(is_sound, largest, 1.0)
+    scaled = sound / scale
     lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
-    units: Block = (scaled / np.maximum(lengths, 1.0)).astype(np.float32)
+    lengths = np.maximum(lengths, 1.0)
+    scaled = scaled / lengths
+    units: Block = scaled.astype(np.float32)
     return units
 
 
 def cosines(first: Sequence[Signature], second: Sequence[Signature]) -> Floats:
-    """Return the cosine of each matrix of one side (rows) with each of the other (columns); EQUAL
-    where digests are equal.
+    """The cosine of each matrix of one side (rows) with each of the other (columns); EQUAL where
+    digests are equal.
     """
-    left, right = (np.array([one.sketch for one in side]) for side in (first, second))
-    found: Floats = (left @ right.T).astype(np.float64)
-    digests, others = ([one.digest for one in side] for side in (first, second))
-    is_equal = np.equal.outer(np.array(digests, np.uint64), np.array(others, np.uint64))
-    found[is_equal & (found > 0)] = EQUAL
+    sketches = _sketches(first)
+    others = _sketches(second)
+    products = sketches @ others.T
+    found: Floats = products.astype(np.float64)
+    is_equal = np.equal.outer(_digests(first), _digests(second))
+    is_equal &= found > 0
+    found[is_equal] = EQUAL
     return found
+
+
+def _sketches(signatures: Sequence[Signature]) -> Block:
+    sketches = [signature.sketch for signature in signatures]
+    return np.array(sketches)
+
+
+def _digests(signatures: Sequence[Signature]) -> Words:
+    digests = [signature.digest for signature in signatures]
+    return np.array(digests, np.uint64)

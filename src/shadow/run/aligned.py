@@ -63,13 +63,17 @@ def align_all(first: Checkpoint, second: Checkpoint, names: Names) -> Alignment:
     """Pair every tensor of two checkpoints, including those that share their bytes with another."""
     first, second, notes = without_prefixes(plain(first), plain(second), names)
     pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
-    aligned, unmatched, unread = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
+    tensors = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
+    aligned = tensors.aligned
     renamed = sum(pair.base.info.name != pair.tuned.info.name for pair in aligned if pair.base)
     if renamed:
-        notes.append(Reason("renamed", {"tensors": renamed, "where": names[1]}))
-    places = _places(pairs, skipped, {"base": first, "tuned": second})
+        notes.append(Reason("renamed", tensors=renamed, where=names[1]))
     return Alignment(
-        AlignedPair(first, second, aligned, []), unmatched, unread, tuple(notes), places
+        AlignedPair(first, second, aligned, []),
+        tensors.unmatched,
+        tensors.unread,
+        tuple(notes),
+        _places(pairs, skipped, {"base": first, "tuned": second}),
     )
 
 
@@ -122,10 +126,19 @@ def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoi
     return checkpoint, ""
 
 
+@dataclass(frozen=True)
+class _Tensors:
+    """Tensors of two checkpoints: in a pair, of one of them alone, or not read."""
+
+    aligned: list[MatrixPair]
+    unmatched: list[Unmatched]
+    unread: list[Unmatched]
+
+
 def _sorted_out(
     pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], names: Names, *, is_whole: bool
-) -> tuple[list[MatrixPair], list[Unmatched], list[Unmatched]]:
-    """Sort every tensor into pairs, what one side lacks, and what is not read.
+) -> _Tensors:
+    """Sort every tensor.
 
     is_whole: whether the first is one checkpoint. Otherwise a component may have none in it.
     """
@@ -135,7 +148,7 @@ def _sorted_out(
     for pair in pairs:
         name = pair.tuned.info.name
         if pair.base is None and is_whole:
-            unmatched.append(Unmatched(name, "tuned", Reason("only_in", {"where": names[1]})))
+            unmatched.append(Unmatched(name, "tuned", Reason("only_in", where=names[1])))
         elif pair.base is None:
             unread.append(Unmatched(name, "tuned", said(pair.detail)))
     by_name: dict[str, dict[str, Skipped]] = {}
@@ -151,18 +164,21 @@ def _sorted_out(
         for of_name in by_name.values()
         for tensor in of_name.values()
         if tensor.reason == "quantized"
-        and (len(of_name) == 1 or any(one.reason != "quantized" for one in of_name.values()))
+        and [one.reason for one in of_name.values()].count("quantized") == 1
     }
     misshapen = {
         (one.side, one.place): one.info for one in skipped if one.reason == "shape_differs"
     }
     for of_name in by_name.values():
-        base, tuned = of_name.get("base"), of_name.get("tuned")
+        base = of_name.get("base")
+        tuned = of_name.get("tuned")
         if base and tuned and (alike := _named_alike(base, tuned)):
             aligned.append(alike)
             continue
         for tensor in of_name.values():
-            info, side, place = tensor.info, tensor.side, tensor.place
+            info = tensor.info
+            side = tensor.side
+            place = tensor.place
             is_unmatched = tensor.reason in ONE_SIDED
             if tensor.reason == "tied" and (head := _head_pair(tensor, pairs, skipped)):
                 if head.key not in {pair.key for pair in aligned}:
@@ -177,12 +193,14 @@ def _sorted_out(
             elif base and tuned and (how := _how_they_differ(base.info, tuned.info, names)):
                 unmatched.append(Unmatched(info.name, "tuned", how, is_shared=True))
             else:
-                why = Reason("only_in", {"where": names[side == "tuned"]})
+                why = Reason("only_in", where=names[side == "tuned"])
                 if tensor.reason == "shape_differs":  # and the names do too
                     one, other = (misshapen.get((of, place)) for of in SIDES)
                     why = _how_they_differ(one, other, names) or said(tensor.detail)
                 unmatched.append(Unmatched(info.name, side, why))
-    return aligned, sorted(set(unmatched), key=in_order), sorted(set(unread), key=in_order)
+    return _Tensors(
+        aligned, sorted(set(unmatched), key=in_order), sorted(set(unread), key=in_order)
+    )
 
 
 def _places(
@@ -231,7 +249,7 @@ def _grown(pair: MatrixPair, names: Names) -> Unmatched:
     assert pair.base is not None, "lined up"
     more = pair.tuned.shape[0] - pair.base.shape[0]
     side, operand = ("tuned", pair.tuned) if more > 0 else ("base", pair.base)
-    why = Reason("rows_only_in", {"rows": abs(more), "where": names[more > 0]})
+    why = Reason("rows_only_in", rows=abs(more), where=names[more > 0])
     return Unmatched(operand.info.name, side, why, is_shared=True)
 
 
@@ -250,13 +268,15 @@ def _how_they_differ(
     code = "shapes"
     if one == other:
         code, one, other = "dtypes", first.dtype, second.dtype
-    figures = {"first": one, "a": names[0], "second": other, "b": names[1]}
-    return None if one == other else Reason(code, figures)
+    if one == other:
+        return None
+    return Reason(code, first=one, a=names[0], second=other, b=names[1])
 
 
 def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
     """Pair two tensors of one name and shape, whatever their places: by entries or by bytes."""
-    first, second = base.info, tuned.info
+    first = base.info
+    second = tuned.info
     if first.problem or second.problem or first.shape != second.shape:
         return None
     reasons = {base.reason, tuned.reason}
@@ -273,9 +293,17 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
         is_other = (first.dtype, size) != (second.dtype, second.end - second.start)
         if first.strides or second.strides or (reading == "bytes" and is_other):
             return None
-        first, second = _raw(first), _raw(second)
-    one, other = Operand(first, part), Operand(second, part)
-    return MatrixPair(part.place, one, other, 1, size, is_matrix=False, reading=reading)
+        first = _raw(first)
+        second = _raw(second)
+    return MatrixPair(
+        part.place,
+        Operand(first, part),
+        Operand(second, part),
+        rows=1,
+        cols=size,
+        is_matrix=False,
+        reading=reading,
+    )
 
 
 def is_whole(pair: MatrixPair) -> bool:
@@ -335,15 +363,20 @@ def row_of(
         side = "second" if is_tied[1] else "first"
         remark = f"as the head of the {side}, which its config ties to the embedding"
         return replace(row, remark=remark) if any(is_tied) else row
-    first, second = pair.base.info.name, pair.tuned.info.name
+    first = pair.base.info.name
+    second = pair.tuned.info.name
     if pair.reading == "numbers":
-        one, other = whole_numbers(base, first), whole_numbers(tuned, second)
-        assert one is not None, "lined up"
-        assert other is not None, "lined up"
-        entries, changed, remark = one.size, int(np.count_nonzero(one != other)), ""
+        numbers = whole_numbers(base, first)
+        others = whole_numbers(tuned, second)
+        assert numbers is not None, "lined up"
+        assert others is not None, "lined up"
+        entries = numbers.size
+        changed = int(np.count_nonzero(numbers != others))
+        remark = ""
     else:
+        entries = pair.cols
         changed = differing_bytes(sides_of(pair, base, tuned))
-        entries, remark = pair.cols, "compared byte by byte"
+        remark = "compared byte by byte"
     return Scanned(
         place=in_words(pair.place),
         base=first,

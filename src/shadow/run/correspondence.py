@@ -21,9 +21,11 @@ from shadow.reasons import ONE_SIDED
 from shadow.relations.facts import matched_rows, unit_numbers
 from shadow.relations.matching import (
     NEAR,
+    ReadTokens,
     RowPairs,
     UnitChoice,
     Units,
+    Vote,
     choose,
     elected,
     match_rows,
@@ -43,34 +45,38 @@ Made = TypeVar("Made")
 Sign = Callable[[Cut, Workspace], Made]
 Group = tuple[str, int | None]
 """Of units that are numbered together: a component of its layers, and a layer of its experts."""
+Role = tuple[str, str, Shape]
 NO_LIMIT = 1 << 62  # bytes
 SAME_ROWS = 0.999  # cosine of a vocabulary that grew, from which its rows have their numbers
 NO_VOTE = ("norm", "bias", "other", "router")  # modules that do not say which unit theirs is
 
 
 def group_of(place: Place) -> Group:
-    """Return the units that a matrix is of one of."""
+    """The group of the unit that a matrix belongs to."""
     return place.component, None if place.expert is None else place.layer
 
 
 def number_of(place: Place) -> int:
-    """Return the number of the unit: of the expert, or of the layer."""
-    return (place.layer if place.expert is None else place.expert) or 0
+    """The number of the unit: of the expert, or of the layer."""
+    number = place.layer if place.expert is None else place.expert
+    return number or 0
 
 
 def _votes(place: Place) -> bool:
-    """Return whether a matrix says which unit of the base its unit is."""
+    """True if a matrix says which unit of the base its unit is."""
     return place.layer is not None and place.module not in NO_VOTE
 
 
 class Matching:
     """Parts of a pair that correspond, but not by number, as far as they were looked for."""
 
-    def __init__(self, runtime: Runtime, scratch: Path) -> None:
+    def __init__(self, runtime: Runtime, scratch: Path, tokens: ReadTokens = tuple) -> None:
         # what is fetched for it alone does not stay
         limit = runtime.access.max_disk or NO_LIMIT
         access = replace(runtime.access, max_disk=limit)
-        self._runtime, self._scratch = replace(runtime, show=ignore, access=access), scratch
+        self._runtime = replace(runtime, show=ignore, access=access)
+        self._scratch = scratch
+        self._tokens = tokens
         self.partners: dict[Place, Partner] = {}
         # of the groups of which some units were looked for, all of the tuned side
         self.units: dict[Group, Units] = {}
@@ -95,29 +101,31 @@ class Matching:
             return False
         self._tried |= suspects
         self._aligned = aligned
-        self._base, self._tuned = operands_of(aligned.base, aligned.tuned)
+        self.base, self._tuned = operands_of(aligned.base, aligned.tuned)
         before = dict(self.partners)
         of_experts = {place for place in suspects if place.expert is not None}
-        self._match_units({place for place in suspects - of_experts if _votes(place)})
+        of_layers = set(filter(_votes, suspects - of_experts))
+        self._match_units(of_layers)
         self._match_units(of_experts)
         self._pair_units()
-        self._match_vocabulary({place for place in suspects if grows(place)})
+        self._match_vocabulary(set(filter(grows, suspects)))
         return self.partners != before
 
     def unit_of(self, group: Group, number: int) -> UnitChoice | None:
-        """Return the unit of the base that corresponds to a unit, None for a new one."""
-        return self.units.get(group, {}).get(number, UnitChoice(number, "number"))
+        """The unit of the base that corresponds to a unit, None for a new one."""
+        units = self.units.get(group, {})
+        return units.get(number, UnitChoice(number, "number"))
 
     def base_group(self, group: Group) -> Group | None:
-        """Return the group of the base in which units of a group are; None for a new layer's."""
+        """The group of the base in which units of a group are; None for a new layer's."""
         component, layer = group
         if layer is None:
             return group
-        unit = self.unit_of((component, None), layer)
-        return None if unit is None else (component, unit.unit)
+        choice = self.unit_of((component, None), layer)
+        return None if choice is None else (component, choice.unit)
 
     def _unlike(self, aligned: AlignedPair, outcomes: Outcomes) -> set[Place]:
-        """Return the matrices that have little in common with their partners; note the others."""
+        """The matrices that have little in common with their partners; note the others."""
         suspects = set()
         for pair in aligned.pairs:
             if pair.base is None or not pair.is_matrix:
@@ -129,26 +137,29 @@ class Matching:
             if cosine is not None and cosine < least:
                 suspects.add(pair.place)
             else:
-                choice = UnitChoice(number_of(pair.base.part.place), pair.matched_by)
-                self.chosen[pair.place] = choice
+                number = number_of(pair.base.part.place)
+                self.chosen[pair.place] = UnitChoice(number, pair.matched_by)
         return suspects
 
     def _match_units(self, suspects: set[Place]) -> None:
         """Find the unit of the base that each suspect matrix is of, and then each unit."""
-        of_base, of_tuned = grouped(self._base), grouped(self._tuned)
+        of_base = grouped(self.base)
+        of_tuned = grouped(self._tuned)
         for group, own in grouped(suspects).items():
-            there = self.base_group(group)
-            if there is None:
+            base_group = self.base_group(group)
+            if base_group is None:
                 continue
-            self.chosen |= self._choices(own, of_base[there])
-            votes: dict[int, list[tuple[UnitChoice, int]]] = {number_of(place): [] for place in own}
+            base_units = of_base[base_group]
+            self.chosen |= self._choices(own, base_units)
+            votes: dict[int, list[Vote]] = {number_of(place): [] for place in own}
             for number, place, choice in self._ballots(group):
                 rows, cols = self._tuned[place].shape
                 votes.setdefault(number, []).append((choice, rows * cols))
-            numbers = set(map(number_of, of_tuned[group]))
-            by_number = {number: self.unit_of(group, number) for number in sorted(numbers)}
-            found = elected(votes, set(map(number_of, of_base[there])))
-            self.units[group] = by_number | found
+            found = elected(votes, set(map(number_of, base_units)))
+            for place in of_tuned[group]:
+                number = number_of(place)
+                found.setdefault(number, self.unit_of(group, number))
+            self.units[group] = found
 
     def _ballots(self, group: Group) -> Iterator[tuple[int, Place, UnitChoice]]:
         """Yield which unit of the base matrices say that theirs is, with the number of theirs.
@@ -159,31 +170,35 @@ class Matching:
             if group_of(place) == group and _votes(place):
                 yield number_of(place), place, choice
             elif layer is None and place.component == component and place.expert is not None:
-                unit = self.unit_of(group, place.layer or 0)
+                number = place.layer or 0
+                unit = self.unit_of(group, number)
                 if unit is not None:
-                    yield place.layer or 0, place, unit
+                    yield number, place, unit
 
-    def _choices(self, own: Iterable[Place], there: Iterable[Place]) -> dict[Place, UnitChoice]:
-        """Return the units of the base that matrices are of, as far as their entries say it."""
-        candidates = _by_role(self._base, there)
-        roles = [
-            (places, candidates[role])
-            for role, places in _by_role(self._tuned, own).items()
-            if len(candidates[role]) > 1
-        ]
-        of_tuned = {place: self._tuned[place] for places, _ in roles for place in places}
-        of_base = {place: self._base[place] for _, places in roles for place in places}
+    def _choices(
+        self, own: Iterable[Place], base_units: Iterable[Place]
+    ) -> dict[Place, UnitChoice]:
+        """The units of the base that matrices are of, as far as their entries say it."""
+        candidates = _by_role(self.base, base_units)
+        roles = []
+        of_tuned: Operands = {}
+        of_base: Operands = {}
+        for role, places in _by_role(self._tuned, own).items():
+            others = candidates[role]
+            if len(others) > 1:
+                roles.append((places, others))
+                of_tuned |= {place: self._tuned[place] for place in places}
+                of_base |= {place: self.base[place] for place in others}
         tuned = self._read(self._aligned.tuned, of_tuned, signature_of)
         base = self._read(self._aligned.base, of_base, signature_of)
-        self._zeros |= {place for place, one in tuned.items() if one.is_zero}
+        self._zeros |= {place for place, signature in tuned.items() if signature.is_zero}
         choices: dict[Place, UnitChoice] = {}
         for places, others in roles:
             read = list(filter(tuned.__contains__, places))
-            found = choose(
-                [(number_of(place), tuned[place]) for place in read],
-                [(number_of(place), base[place]) for place in others if place in base],
-            )
-            choices |= {read[at]: choice for at, choice in found.items()}
+            signed = [(number_of(place), tuned[place]) for place in read]
+            signed_base = [(number_of(place), base[place]) for place in others if place in base]
+            for at, choice in choose(signed, signed_base).items():
+                choices[read[at]] = choice
         return choices
 
     def _pair_units(self) -> None:
@@ -197,46 +212,48 @@ class Matching:
             if layer is None or own is None:
                 self.partners[place] = Partner(None)
                 continue
-            there = replace(place, layer=own.unit)
+            base_place = replace(place, layer=own.unit)
             if place.expert is not None:
-                there = replace(place, layer=layer.unit, expert=own.unit)
-            if there != place:
+                base_place = replace(place, layer=layer.unit, expert=own.unit)
+            if base_place != place:
                 by = layer.by if own.by == "number" else own.by
-                self.partners[place] = Partner(None if place in self._zeros else there, by)
-            experts = self.units.get((place.component, place.layer), {})
-            if place.module == "router" and there in self._base:
-                sizes = self._base[there].shape[0], operand.shape[0]
+                self.partners[place] = Partner(None if place in self._zeros else base_place, by)
+            if place.module == "router" and base_place in self.base:
+                experts = self.units.get((place.component, place.layer), {})
+                sizes = self.base[base_place].shape[0], operand.shape[0]
                 pairs = rows_of_units(experts, *sizes)
                 if pairs is not None:
-                    self.partners[place] = Partner(there, pairs.by, pairs.rows)
+                    self.partners[place] = Partner(base_place, pairs.by, pairs.rows)
 
     def _match_vocabulary(self, suspects: set[Place]) -> None:
         """Find the rows of the base's vocabulary that rows are."""
         found: dict[tuple[Shape, Shape], RowPairs | None] = {}
         for pair in self._aligned.pairs:
-            is_packed = pair.tuned.info.packing or (pair.base and pair.base.info.packing)
-            if pair.base is None or pair.place not in suspects or is_packed:
+            base = pair.base
+            tuned = pair.tuned
+            if base is None or pair.place not in suspects:
                 continue
-            shapes = pair.base.shape, pair.tuned.shape
+            if base.info.packing or tuned.info.packing:
+                continue
+            shapes = base.shape, tuned.shape
             if shapes not in found:
-                first = self._read(self._aligned.base, {pair.place: pair.base}, row_signatures_of)
-                second = self._read(
-                    self._aligned.tuned, {pair.place: pair.tuned}, row_signatures_of
-                )
-                sides = [*first.values(), *second.values()]
-                found[shapes] = match_rows(*sides) if len(sides) == 2 else None
-            if rows := found[shapes]:
-                there = pair.base.part.place
-                self.partners[pair.place] = Partner(there, rows.by, rows.rows)
+                first = self._read(self._aligned.base, {pair.place: base}, row_signatures_of)
+                second = self._read(self._aligned.tuned, {pair.place: tuned}, row_signatures_of)
+                found[shapes] = None
+                if first and second:
+                    found[shapes] = match_rows(first[pair.place], second[pair.place], self._tokens)
+            rows = found[shapes]
+            if rows is not None:
+                self.partners[pair.place] = Partner(base.part.place, rows.by, rows.rows)
 
     def _read(
         self, checkpoint: Checkpoint, operands: Operands, sign: Sign[Made]
     ) -> dict[Place, Made]:
         """Read matrices once, and return what is made of those that can be decoded."""
-        pairs = [
-            MatrixPair(place, None, operand, *operand.shape, is_matrix=False)
-            for place, operand in operands.items()
-        ]
+        pairs = []
+        for place, operand in operands.items():
+            rows, cols = operand.shape
+            pairs.append(MatrixPair(place, None, operand, rows, cols, is_matrix=False))
 
         def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> tuple[Place, Made]:
             return pair.place, sign(matrix_of(pair.tuned, own), own_workspace())
@@ -247,74 +264,81 @@ class Matching:
 
 
 def differing(aligned: AlignedPair) -> set[Place]:
-    """Return the matrices of units of which the sides have different numbers."""
-    is_alone = (one.place.layer is not None and one.reason in ONE_SIDED for one in aligned.skipped)
-    if not any(is_alone):
+    """The matrices of units of which the sides have different numbers."""
+    unpaired = [tensor.place for tensor in aligned.skipped if tensor.reason in ONE_SIDED]
+    if all(place.layer is None for place in unpaired):
         return set()
     base, tuned = map(grouped, operands_of(aligned.base, aligned.tuned))
     suspects: set[Place] = set()
     for group, places in tuned.items():
-        numbers = [set(map(number_of, side)) for side in (base[group], places)]
-        if all(numbers) and numbers[0] != numbers[1]:
+        numbers = set(map(number_of, places))
+        base_numbers = set(map(number_of, base[group]))
+        if numbers and base_numbers and numbers != base_numbers:
             suspects |= set(filter(_votes, places))
     return suspects
 
 
 def grouped(places: Iterable[Place]) -> defaultdict[Group, list[Place]]:
-    """Return the places inside layers by the group that they are of."""
-    found = defaultdict[Group, list[Place]](list)
+    """The places inside layers by the group that they are of."""
+    groups = defaultdict[Group, list[Place]](list)
     for place in places:
         if place.layer is not None:
-            found[group_of(place)].append(place)
-    return found
+            groups[group_of(place)].append(place)
+    return groups
 
 
-def _by_role(
-    operands: Operands, places: Iterable[Place]
-) -> defaultdict[tuple[object, ...], list[Place]]:
-    """Return the places of matrices that may correspond to each other, in order."""
-    found = defaultdict[tuple[object, ...], list[Place]](list)
+def _by_role(operands: Operands, places: Iterable[Place]) -> defaultdict[Role, list[Place]]:
+    """The places of matrices that may correspond to each other, in order."""
+    roles = defaultdict[Role, list[Place]](list)
     for place in sorted(places, key=number_of):
-        found[place.module, place.slot, operands[place].shape].append(place)
-    return found
+        roles[place.module, place.slot, operands[place].shape].append(place)
+    return roles
 
 
 def facts(known: Matching, aligned: AlignedPair) -> record.Correspondence:
-    """Return what corresponds, as summaries have it."""
-    base, _ = operands_of(aligned.base, aligned.tuned)
-    of_base = grouped(base)
+    """Record what corresponds, as summaries have it."""
+    of_base = grouped(known.base)
     layers: list[record.UnitNumbers] = []
     experts: list[record.UnitNumbers] = []
     for group in sorted(known.units, key=lambda group: (group[0], group[1] or 0)):
         component, layer = group
-        there = known.base_group(group) or group
-        row = unit_numbers(component, known.units[group], set(map(number_of, of_base[there])))
+        base_group = known.base_group(group) or group
+        base_numbers = set(map(number_of, of_base[base_group]))
+        row = unit_numbers(component, known.units[group], base_numbers)
         if layer is None:
             layers.append(row)
             continue
-        same = [one for one in experts if one.with_values(layers=[]) == row]
-        experts += [] if same else [row]
-        (same or [row])[0].layers.append(layer)
-    pairs = [pair for pair in aligned.pairs if pair.chosen is not None and grows(pair.place)]
+        same = [other for other in experts if other.with_values(layers=[]) == row]
+        if not same:
+            same = [row]
+            experts.append(row)
+        same[0].layers.append(layer)
     return record.Correspondence(
         layers=[row for row in layers if row.has_others],
         experts=[row for row in experts if row.has_others],
-        rows=[matched_rows(pair) for pair in pairs],
+        rows=[
+            matched_rows(pair)
+            for pair in aligned.pairs
+            if pair.chosen is not None and grows(pair.place)
+        ],
         matrices=other_layers(known),
     )
 
 
 def other_layers(known: Matching) -> list[record.OtherLayer]:
     """Rows of layers with matrices that are of another layer than most of theirs."""
-    found = defaultdict[tuple[str, int, int, str], list[str]](list)
+    modules = defaultdict[tuple[str, int, int, str], list[str]](list)
     for place, choice in known.chosen.items():
+        if place.expert is not None or not _votes(place):
+            continue
         number = number_of(place)
         unit = known.unit_of((place.component, None), number)
-        if place.expert is None and _votes(place) and unit is not None and unit.unit != choice.unit:
-            found[place.component, number, choice.unit, choice.by].append(place.module)
+        if unit is not None and unit.unit != choice.unit:
+            key = place.component, number, choice.unit, choice.by
+            modules[key].append(place.module)
     return [
         record.OtherLayer(
-            component=component, modules=sorted(modules), layer=layer, base_layer=number, by=by
+            component=component, modules=sorted(own), layer=layer, base_layer=number, by=by
         )
-        for (component, layer, number, by), modules in sorted(found.items())
+        for (component, layer, number, by), own in sorted(modules.items())
     ]

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from shadow.checkpoints.contents import TEMPLATE, contents, differences
+from shadow.checkpoints.contents import (
+    OF_TOKENIZER,
+    TEMPLATE,
+    contents,
+    differences,
+    json_object,
+    token_numbers,
+)
 from shadow.checkpoints.listing import (
     Listing,
     checksum_like,
@@ -50,12 +57,28 @@ def file_rows(
     For several bases, the files of the language component, or of the first, are listed. No content
     of a file raises an error.
     """
-    base, tuned = (dict(side).get("language", side[0][1]) for side in (first, second))
+    base, tuned = map(language_of, (first, second))
     rows = [*_Sides({"base": base, "tuned": tuned}, say).rows()]
     for side, listings in (("base", first), ("tuned", second)):
         if len(listings) > 1 or not listings[0][1].is_complete:
             rows.append({**EVERY, "side": side, "detail": "not all files of this side are known"})
     return sorted(rows, key=lambda row: (str(row["path"]), str(row["side"])))
+
+
+def language_of(side: Sequence[tuple[str, Listing]]) -> Listing:
+    """The files of the language component of a side, or of the first."""
+    return dict(side).get("language", side[0][1])
+
+
+def tokens_of(side: Sequence[tuple[str, Listing]], say: Callable[[str], None]) -> dict[str, int]:
+    """The number of each token of a side; empty without a tokenizer that can be read."""
+    listing = language_of(side)
+    objects = {}
+    for name in OF_TOKENIZER:
+        if name in listing.files:
+            with contextlib.suppress(ShadowError):
+                objects[name] = json_object(listing.read(name, say))
+    return token_numbers(objects)
 
 
 @dataclass(frozen=True)

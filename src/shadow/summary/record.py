@@ -480,6 +480,10 @@ class UnitRun(Row):
     last: int
     base_first: int
 
+    def base_number(self, number: int) -> int:
+        """The number of the base's unit that corresponds to one."""
+        return number + self.base_first - self.first
+
 
 class UnitNumbers(Row):
     """The layers of a component, or the experts of layers, that are not the base's by number."""
@@ -491,6 +495,7 @@ class UnitNumbers(Row):
     """Units of the base that correspond to none."""
     new: list[int]
     runs: list[UnitRun]
+    """In order; then, of units that are several of the base, which are equal, the others."""
     by: list[str]
 
     @property
@@ -502,7 +507,7 @@ class UnitNumbers(Row):
         """The number of the base's unit that corresponds to one."""
         for run in self.runs:
             if run.first <= number <= run.last:
-                return number + run.base_first - run.first
+                return run.base_number(number)
         return number
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from shadow.summary.record import Correspondence, MatchedRows, UnitNumbers
+from shadow.summary.record import Correspondence, MatchedRows, PairRecord, UnitNumbers, UnitRun
 from shadow.telling.context import Context
+from shadow.telling.document import Cell, TableBlock, named, worded
 from shadow.telling.wording import (
     Recorded,
     and_others,
@@ -19,14 +20,21 @@ from shadow.telling.wording import (
 from shadow.text import several
 
 NAMED = 4  # clauses of a sentence
-WAYS = {"content": "equal entries", "likeness": "their likeness"}
+TITLE = "What corresponds"
+MOST_ROWS = 60  # of the table
+WAYS = {
+    "content": "equal entries",
+    "likeness": "their likeness",
+    "token": "the text of their tokens",
+}
 IN_FRONT = (
     "{in_front:count row was|rows were} put in front of the vocabulary ({names:and}); the base's"
     " {base_rows:count} rows follow, by {how}."
 )
 SOME_ROWS = (
     "In the vocabulary ({names:and}), {rows/tuned_rows:all row|rows} {rows|is|are} of the base's"
-    " {base_rows:count}, at other numbers, by {how}."
+    " {base_rows:count}, at other numbers, by {how}[; {dropped:count row|rows} of the base"
+    " {dropped|is|are} gone][; {added:count row|rows} {added|is|are} new]."
 )
 KINDS = ("layers", "matrices", "experts", "rows")
 
@@ -51,29 +59,43 @@ def moved_text(kind: str, context: Context, recorded: Recorded) -> str:
 
 def _units(word: str, row: UnitNumbers, context: Context) -> str:
     """`Layer 1 of the base is missing; layers 1 to 10 are the base's 2 to 11, by equal entries.`"""
-    has_components = context.summary.has_components
     clauses = []
     if row.missing:
-        clauses.append(_clause(f"the base's {word}", row.missing, "missing"))
+        clauses.append(_clause(f"the base's {word}", numbers_text(row.missing), "missing"))
     if row.new:
-        clauses.append(_clause(word, row.new, "new"))
+        clauses.append(_clause(word, numbers_text(row.new), "new"))
+    highest = -1
     for run in row.runs:
-        ends = sorted({run.first, run.last})
-        there = " to ".join(str(number + run.base_first - run.first) for number in ends)
-        clauses.append(_clause(word, ends, f"the base's {there}", joint=" to "))
-    place = component_name(row.component) if has_components else ""
-    if row.layers:
-        place = layers_of(row.component, row.layers, has_components)
+        own, of_base = _numbers(run)
+        also = "also " if run.first <= highest else ""
+        clauses.append(_clause(word, own, f"{also}the base's {of_base}"))
+        highest = max(highest, run.last)
+    place = _place(row, context.summary)
     return _sentence(clauses, row.by, f"in {place}, " if place else "")
 
 
-def _clause(word: str, numbers: Sequence[int], what: str, joint: str = "") -> str:
-    """`layers 1 and 4 are new`. joint: between the ends of a run, which a hostile number would make
-    too long for a range.
+def _place(row: UnitNumbers, summary: PairRecord) -> str:
+    """`layers 0 to 3`, of experts; the component of layers, if there are several."""
+    if row.layers:
+        return layers_of(row.component, row.layers, summary.has_components)
+    return component_name(row.component) if summary.has_components else ""
+
+
+def _numbers(run: UnitRun) -> list[str]:
+    """`3 to 4` and `7 to 8`: its units, and those of the base. Ends alone, as a hostile number
+    would make too long a range.
     """
-    named = joint.join(map(str, numbers)) if joint else numbers_text(numbers)
-    is_one = len(numbers) == 1
-    return f"{word} {named} is {what}" if is_one else f"{word}s {named} are {what}"
+    last = run.base_number(run.last)
+    return [
+        f"{start} to {end}" if end > start else f"{start}"
+        for start, end in ((run.first, run.last), (run.base_first, last))
+    ]
+
+
+def _clause(word: str, numbers: str, what: str) -> str:
+    """`layers 1 and 4 are new`."""
+    is_one = numbers.isdecimal()
+    return f"{word} {numbers} is {what}" if is_one else f"{word}s {numbers} are {what}"
 
 
 def _sentence(clauses: Sequence[str], ways: Iterable[str], start: str = "") -> str:
@@ -104,6 +126,43 @@ def _rows(found: Sequence[MatchedRows], recorded: Recorded) -> str:
         words = IN_FRONT if first.in_front else SOME_ROWS
         place = f"correspondence.rows.{first.module}"
         names = [module_name(row.module) for row in rows]
-        how = WAYS.get(first.by, "number")
-        texts.append(recorded.fill(words, row=first, place=place, names=names, how=how))
+        text = recorded.fill(
+            words,
+            row=first,
+            place=place,
+            names=names,
+            how=WAYS.get(first.by, "number"),
+            dropped=first.base_rows - first.rows or None,
+            added=first.tuned_rows - first.rows or None,
+        )
+        texts.append(text)
     return " ".join(texts)
+
+
+# ------------------------------------------------------------------------------------- as a table
+
+
+FIELDS = (named("part"), worded("tuned"), worded("base"), worded("matched by"))
+
+
+def partners_table(summary: PairRecord) -> TableBlock | None:
+    """Make a row for each run of parts that have other numbers in the base; None without any."""
+    found = summary.correspondence
+    if found is None:
+        return None
+    rows: list[list[Cell]] = []
+    for kind in ("layers", "experts"):
+        for units in getattr(found, kind):
+            part = " of ".join(filter(None, (kind, _place(units, summary))))
+            for run in units.runs:
+                rows.append([part, *_numbers(run), " and ".join(units.by)])
+    for others in found.matrices:
+        part = and_others([module_name(module) for module in others.modules])
+        rows.append([part, f"layer {others.layer}", f"layer {others.base_layer}", others.by])
+    for matched in found.rows:
+        part = f"rows of {module_name(matched.module)}"
+        own = f"{matched.rows:,} of {matched.tuned_rows:,}"
+        rows.append([part, own, f"{matched.rows:,} of {matched.base_rows:,}", matched.by])
+    if len(rows) > MOST_ROWS:
+        rows = [*rows[:MOST_ROWS], [f"{len(rows) - MOST_ROWS:,} more", None, None, None]]
+    return TableBlock(FIELDS, rows, TITLE, when="full", about="partners") if rows else None

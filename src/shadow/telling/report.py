@@ -28,6 +28,7 @@ from shadow.summary.record import (
     OutsideLayers,
     SkippedRow,
 )
+from shadow.telling.correspondence import partners_table
 from shadow.telling.document import (
     Block,
     Document,
@@ -139,6 +140,8 @@ def _blocks(
         yield component_table(summary.components)
     if summary.modules:
         yield module_table(summary, when)
+    if partners := partners_table(summary):
+        yield partners
     if summary.skipped:
         yield skipped_table(summary.skipped, when="full")
     listed = [] if summary.files is None else summary.files.rows

@@ -10,6 +10,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shadow.checkpoints.contents import (
+    ADDED,
+    TOKENIZER,
+    TOKENS,
+    VOCAB,
+    as_object,
+    json_object,
+    listed,
+    text_of,
+    token_numbers,
+)
 from shadow.checks.whole.names import number_of, text_config
 from shadow.checks.whole.part import (
     DOUBT,
@@ -17,11 +28,8 @@ from shadow.checks.whole.part import (
     NOTE,
     FindingRule,
     Findings,
-    as_object,
     clipped,
     is_broken,
-    json_object,
-    listed,
 )
 from shadow.places.names import name_rules
 from shadow.templates import Value
@@ -33,12 +41,8 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-TOKENIZER = "tokenizer_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 SPECIAL = "special_tokens_map.json"
-ADDED = "added_tokens.json"
-TOKENS = "tokenizer.json"
-VOCAB = "vocab.json"
 KINDS = ("eos", "bos", "pad")
 SEEN = re.compile(r"(?i)image|audio|video|vision|pixel|img|speech")  # of other components
 PREFIX = "base_model.model."  # of every name that peft reads
@@ -293,7 +297,7 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
         if not found and texts[name].strip() != b"{}"
     }
     special = objects.get(SPECIAL, {})
-    vocabulary = _vocabulary(objects, tokenizer)
+    vocabulary = token_numbers(objects | {TOKENIZER: tokenizer})
     ids: dict[str, dict[str, list[int]]] = {}
     unknown = {}
     for kind in KINDS:
@@ -315,35 +319,6 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     slow = objects.get(VOCAB, {})
     size = number_of(config, ("vocab_size",))
     return Words(ids, unknown, vocabulary, unread, slow, size, **facts)
-
-
-def text_of(value: object) -> str:
-    """A text, or the content of a token; empty if it is neither."""
-    content = as_object(value).get("content", value)
-    return content if isinstance(content, str) else ""
-
-
-def _vocabulary(
-    objects: Mapping[str, Mapping[str, Any]], tokenizer: Mapping[str, Any]
-) -> dict[str, int]:
-    """The number of each token in tokenizer.json or vocab.json; empty without these."""
-    whole = objects.get(TOKENS, {})
-    own = as_object(whole.get("model")).get("vocab")
-    if isinstance(own, list):  # a token and its score each
-        scored = [entry if isinstance(entry, list) else [] for entry in own]
-        own = {text_of(entry[0]): at for at, entry in enumerate(scored) if entry}
-    if not isinstance(own, dict):
-        own = objects.get(VOCAB, {})
-    pairs = [*own.items()]
-    if own:
-        pairs += objects.get(ADDED, {}).items()
-    for token in listed(whole.get("added_tokens")):
-        pairs.append((text_of(token), as_object(token).get("id")))
-    if own:
-        for number, token in as_object(tokenizer.get("added_tokens_decoder")).items():
-            if number.isascii() and number.isdecimal() and len(number) < 12:
-                pairs.append((text_of(token), int(number)))
-    return {token: number for token, number in pairs if token and type(number) is int}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings, as_object
+from shadow.checkpoints.contents import as_object
+from shadow.checks.whole.part import DOUBT, FAULT, NOTE, FindingRule, Findings
 from shadow.checks.whole.values import BUFFER, FLAT, role
 from shadow.templates import Reason
 from shadow.text import shape_text

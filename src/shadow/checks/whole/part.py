@@ -6,7 +6,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from shadow.checks.answer import Against, Figure, Severity
 from shadow.templates import Reason, Value
@@ -98,23 +97,3 @@ def is_broken(content: bytes) -> bool:
         return not isinstance(json.loads(content.decode()), dict)
     except (ValueError, RecursionError):
         return True
-
-
-def json_object(content: bytes | None) -> Mapping[str, Any]:
-    """Parse a JSON file with an object; empty if it has none."""
-    from shadow.checkpoints.safetensors_files import strict_json
-
-    try:
-        return as_object(strict_json(content or b"{}"))
-    except ValueError:
-        return {}
-
-
-def as_object(value: object) -> Mapping[str, Any]:
-    """An object of JSON; an empty one if it is none."""
-    return value if isinstance(value, dict) else {}
-
-
-def listed(value: object) -> list[Any]:
-    """A list as it is, and other values as a list of one."""
-    return value if isinstance(value, list) else [value]

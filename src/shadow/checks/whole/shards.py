@@ -13,8 +13,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from shadow.checkpoints.contents import json_object
 from shadow.checks.whole.configs import ADAPTER_CONFIG, CONFIG
-from shadow.checks.whole.part import DOUBT, FAULT, NOTE, SMALL, FindingRule, Findings, json_object
+from shadow.checks.whole.part import DOUBT, FAULT, NOTE, SMALL, FindingRule, Findings
 from shadow.errors import FileError, PointerError, ShadowError
 
 if TYPE_CHECKING:

@@ -11,29 +11,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from shadow.checks.whole.configs import (
+from shadow.checkpoints.contents import (
     ADDED,
-    CONFIG,
-    GENERATION,
-    SPECIAL,
     TOKENIZER,
     TOKENS,
     VOCAB,
-    Words,
-    judge_token,
-    text_of,
-)
-from shadow.checks.whole.names import number_of, text_config
-from shadow.checks.whole.part import (
-    FAULT,
-    NOTE,
-    FindingRule,
-    Findings,
     as_object,
-    clipped,
     json_object,
     listed,
+    text_of,
 )
+from shadow.checks.whole.configs import CONFIG, GENERATION, SPECIAL, Words, judge_token
+from shadow.checks.whole.names import number_of, text_config
+from shadow.checks.whole.part import FAULT, NOTE, FindingRule, Findings, clipped
 from shadow.dtypes import FLOATS, torch_name
 
 if TYPE_CHECKING:

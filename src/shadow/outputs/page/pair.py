@@ -65,6 +65,7 @@ TITLES = {
     "depth": "Depth profiles",
     "components": "By component",
     "modules": "By module",
+    "partners": "What corresponds",
     "skipped": "Not measured",
     "files": "Files beside the weights",
     "provenance": "Provenance",
