@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from wholes import FAILS, FILE, HOLDS, OPEN, WarmChild, codes, store, verified
 
 from shadow.checkpoints import expected as loader
-from shadow.checks.whole.part import json_object
+from shadow.checkpoints.contents import json_object
 
 # `make healthy` sets it
 EVERY = bool(os.environ.get("EVERY_ARCHITECTURE"))

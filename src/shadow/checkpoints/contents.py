@@ -127,9 +127,11 @@ def _plain(key: str, value: Any) -> Any:
     if key == "merges" and isinstance(value, list):  # newer files write each as a list of two
         return [pair.split(" ") if isinstance(pair, str) else pair for pair in value]
     is_special = SPECIAL.fullmatch(key)
-    if is_special and isinstance(value, dict):
+    if not is_special:
+        return value
+    if isinstance(value, dict):
         return value.get("content", value)
-    if is_special and isinstance(value, list) and not key.startswith("added"):
+    if isinstance(value, list) and not key.startswith("added"):
         return [_plain(key, token) for token in value]
     return value
 
@@ -159,23 +161,40 @@ def token_numbers(objects: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     objects: the files of a tokenizer, by name.
     """
     whole = objects.get(TOKENS, {})
-    own = as_object(whole.get("model")).get("vocab")
-    if isinstance(own, list):  # a token and its score each
-        scored = [entry if isinstance(entry, list) else [] for entry in own]
-        own = {text_of(entry[0]): at for at, entry in enumerate(scored) if entry}
+    model = as_object(whole.get("model"))
+    own = model.get("vocab")
+    if isinstance(own, list):
+        own = _numbered(own)
     if not isinstance(own, dict):
         own = objects.get(VOCAB, {})
     pairs = [*own.items()]
     if own:
         pairs += objects.get(ADDED, {}).items()
     for token in listed(whole.get("added_tokens")):
-        pairs.append((text_of(token), as_object(token).get("id")))
+        number = as_object(token).get("id")
+        pairs.append((text_of(token), number))
     if own:
-        decoder = as_object(objects.get(TOKENIZER, {}).get("added_tokens_decoder"))
+        tokenizer = objects.get(TOKENIZER, {})
+        decoder = as_object(tokenizer.get("added_tokens_decoder"))
         for number, token in decoder.items():
-            if number.isascii() and number.isdecimal() and len(number) < 12:
+            is_number = number.isascii() and number.isdecimal()
+            if is_number and len(number) < 12:
                 pairs.append((text_of(token), int(number)))
-    return {token: number for token, number in pairs if token and type(number) is int}
+    numbers = {}
+    for token, number in pairs:
+        if token and type(number) is int:
+            numbers[token] = number
+    return numbers
+
+
+def _numbered(scored: list[Any]) -> dict[str, int]:
+    """The place of each token in a list of tokens with their scores."""
+    numbers = {}
+    for number, entry in enumerate(scored):
+        if isinstance(entry, list) and entry:
+            token = text_of(entry[0])
+            numbers[token] = number
+    return numbers
 
 
 def json_object(content: bytes | None) -> Mapping[str, Any]:

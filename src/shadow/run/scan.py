@@ -212,7 +212,7 @@ def sweep(
 def _content(checkpoint: Checkpoint, info: TensorInfo) -> object:
     """A key that changes when the bytes of a tensor may have; of one outside open files always."""
     held = checkpoint.sources[info.shard].held
-    return held.standing if held else object(), info.start, info.end
+    return held.identity if held else object(), info.start, info.end
 
 
 def _sides(info: TensorInfo) -> tuple[int, int]:
