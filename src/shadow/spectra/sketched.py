@@ -29,7 +29,6 @@ from shadow.spectra.krylov import (
 from shadow.spectra.measurement import Estimate, Subject
 from shadow.spectra.spectrum import Sides, blocks
 
-SMALLEST = 512  # short side up to which all singular values cost no more than a sketch
 WIDEST = 0.1  # error of a figure, as a share of it, above which it is null
 FLOOR = 1e-3  # of sigma_1, below which float32 products resolve nothing
 SHIFTED = 0.01  # of an effective rank: a shift that is less than its error and this is told

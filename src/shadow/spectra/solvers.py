@@ -31,7 +31,6 @@ from shadow.spectra.measurement import (
 from shadow.spectra.noise import Profile, closed_null, null_values
 from shadow.spectra.singular_values import spectrum_values, top_energies
 from shadow.spectra.sketched import (
-    SMALLEST,
     Sketch,
     delta_figures,
     effective_rank_shift,
@@ -68,7 +67,12 @@ GRAM = 3 * 8
 SKETCH = 3 * 4 * 8 * WIDTH * PASSES
 # bytes for each row and column: energies, products, their classes, and lines drawn at random
 LINE = 88
-SKETCHED = 1000  # operations for each entry; measured from sides of 896 to 3584
+# Operations of the solvers, in units of 10 ps: one of a float32 Gram matrix. Measured on a Xeon with
+# AMX, one thread, BF16, sides of 384 to 4096, all subjects and deltas alone.
+EIGEN_CUBE = 2  # of eigenvalues, for side³
+EIGEN_SQUARE = 4000  # of eigenvalues, for side²: reductions wait for memory
+SKETCHED = 800  # of a sketch, for each entry: products and reading it in each pass
+SKETCH_STARTS = 850_000_000  # of a sketch of any size: 8 ms of small decompositions
 
 Shape = tuple[int, int]
 WEIGHTS: tuple[Subject, Subject] = ("base", "tuned")
@@ -225,7 +229,7 @@ class Gram(_Spectral):
     def cost(self, shape: Shape) -> int:
         """Estimate a Gram matrix and its eigenvalues."""
         side = min(shape)
-        return side * math.prod(shape) + 4 * side**3
+        return side * math.prod(shape) + EIGEN_CUBE * side**3 + EIGEN_SQUARE * side**2
 
     def solved(self, shape: Shape) -> int:
         """The bytes of a Gram matrix and its copies."""
@@ -236,17 +240,15 @@ FULL = Gram("default", "float32 Gram, float64 eigenvalues")
 
 
 class KrylovSolver(_Spectral):
-    """Estimates with their errors, from products with few vectors; small matrices have
-    all values.
+    """Estimates with their errors, from products with few vectors; matrices whose Gram matrix
+    costs less have all values.
     """
 
     computed = "float32 products with few vectors, float64 sums"
 
     def on(self, shape: Shape) -> Solver:
-        """Use all values if they cost no more."""
-        if min(shape) > SMALLEST:
-            return self
-        return FULL
+        """The cheaper of this solver and all values; these if they cost the same."""
+        return min(FULL, self, key=lambda solver: solver.cost(shape))
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
@@ -302,8 +304,8 @@ class KrylovSolver(_Spectral):
         return _of_sketch("tuned", made["tuned"])
 
     def cost(self, shape: Shape) -> int:
-        """Estimate the products."""
-        return SKETCHED * math.prod(shape)
+        """Estimate the products, and what a sketch of any size costs."""
+        return SKETCHED * math.prod(shape) + SKETCH_STARTS
 
     def solved(self, shape: Shape) -> int:
         """The bytes of bases of the short side and their images."""
