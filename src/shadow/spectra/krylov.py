@@ -19,7 +19,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
@@ -156,8 +156,7 @@ def _beyond(values: Array, weights: Array, top: float, passes: int, along: float
     mass = UNEVEN * weights[below] * (1.0 - values[below] / top)
     nodes = chebvander(2.0 * values[below] / top - 1.0, passes - 1)
     root = np.linalg.qr(np.sqrt(mass)[:, None] * nodes)[1]
-    excess = np.geomspace(1e-9, 1e3, CANDIDATES)
-    tried = chebvander(2.0 * (1.0 + excess) - 1.0, passes - 1).T
+    excess, tried = _candidates(passes)
     with np.errstate(all="ignore"):
         try:
             solved = np.linalg.solve(root.T, tried)
@@ -168,6 +167,16 @@ def _beyond(values: Array, weights: Array, top: float, passes: int, along: float
     if passed.any():
         return top * (1.0 + float(excess[np.argmax(passed)]))
     return math.inf
+
+
+@cache
+def _candidates(passes: int) -> tuple[Array, Array]:
+    """Excesses at which bounds are tried, (CANDIDATES,), and the polynomials there, (passes,
+    CANDIDATES).
+    """
+    excess = np.geomspace(1e-9, 1e3, CANDIDATES)
+    polynomials: Array = chebvander(2.0 * (1.0 + excess) - 1.0, passes - 1)
+    return excess, polynomials.T
 
 
 def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -> list[Krylov]:

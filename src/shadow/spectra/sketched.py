@@ -67,6 +67,11 @@ class Sketch:
         return Estimate(low, (high - low) / 2.0 + ROUNDING * low)
 
     @cached_property
+    def entropy(self) -> Entropy | None:
+        """That of singular values; None where it cannot be known."""
+        return effective_rank(self.space)
+
+    @cached_property
     def participation_ratio(self) -> Estimate:
         """E² / tr G², of a tr G² within what is possible: between E² / m and E²."""
         space = self.space
@@ -168,14 +173,13 @@ def weight_figures(of: Sketch) -> Figures:
     low, high = of.ends
     middle = (low + high) / 2.0
     half = (high - low) / 2.0
-    entropy = effective_rank(of.space)
     return {
         "frobenius_norm": of.norm,
         "spectral_norm": _within(of.spectral_norm),
         "stable_rank": _within(
             _between((of.norm / (middle + half)) ** 2, (of.norm / (middle - half)) ** 2)
         ),
-        "effective_rank": None if entropy is None else entropy.exp,
+        "effective_rank": None if of.entropy is None else of.entropy.exp,
         "participation_ratio": of.participation_ratio,
         **{f"top{count}_energy": _within(_energy(of, count)) for count in TOPS},
         "sigma_floor": FLOOR * (middle - half),
@@ -230,8 +234,8 @@ def effective_rank_shift(base: Sketch, tuned: Sketch) -> Estimate | None:
     """effective_rank of tuned minus that of base, whose probes are the same, so that most of
     their errors cancel; None if the rest is larger than the shift and than SHIFTED of the rank.
     """
-    before = effective_rank(base.space)
-    after = effective_rank(tuned.space)
+    before = base.entropy
+    after = tuned.entropy
     if before is None or after is None:
         return None
     middle = math.exp((before.log.value + after.log.value) / 2.0)

@@ -67,8 +67,8 @@ GRAM = 3 * 8
 SKETCH = 3 * 4 * 8 * WIDTH * PASSES
 # bytes for each row and column: energies, products, their classes, and lines drawn at random
 LINE = 88
-# Operations of the solvers, in units of 10 ps: one of a float32 Gram matrix. Measured on a Xeon with
-# AMX, one thread, BF16, sides of 384 to 4096, all subjects and deltas alone.
+# Operations of the solvers, in units of 10 ps: one of a float32 Gram matrix. Measured on a Xeon
+# with AMX, one thread, BF16, sides of 384 to 4096, all subjects and deltas alone.
 EIGEN_CUBE = 2  # of eigenvalues, for side³
 EIGEN_SQUARE = 4000  # of eigenvalues, for side²: reductions wait for memory
 SKETCHED = 800  # of a sketch, for each entry: products and reading it in each pass
