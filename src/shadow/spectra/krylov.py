@@ -175,8 +175,8 @@ def _candidates(passes: int) -> tuple[Array, Array]:
     CANDIDATES).
     """
     excess = np.geomspace(1e-9, 1e3, CANDIDATES)
-    polynomials: Array = chebvander(2.0 * (1.0 + excess) - 1.0, passes - 1)
-    return excess, polynomials.T
+    polynomials = chebvander(2.0 * (1.0 + excess) - 1.0, passes - 1)
+    return excess, np.asarray(polynomials.T, np.float64)
 
 
 def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -> list[Krylov]:
