@@ -130,9 +130,11 @@ def measure_pair(
         "levels_tuned": stored_levels(tuned, formats[1]),
     }
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
-    shares = values["levels_base"], values["levels_tuned"]
-    trips = (share if share is None else round_trip(share, sides.shape[1]) for share in shares)
-    undone = without_few_levels(undone, *trips)
+    undone = without_few_levels(
+        undone,
+        round_trip(values["levels_base"], sides.shape[1]),
+        round_trip(values["levels_tuned"], sides.shape[1]),
+    )
     values |= _floor(values["floor_ratio"], undone, total.stored)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
     count_now = partial(undo, sides, formats, lines, size.base)
@@ -144,14 +146,15 @@ def measure_pair(
     )
     rounded = rounding_share(undone, values["floor_ratio"])
     values |= rest_values(beyond or None, rounded, sides.shape)
-    about_kept = {
+    sigma = figured.delta.sigma if figured.delta else np.zeros(0)
+    precision = figured.delta.precision if figured.delta else figured.precision
+    cells = {
+        **values,
         "kept_reason": undone.reason,
         "kept_history": undone.history,
         "kept_misfit": undone.misfit,
     }
-    sigma = figured.delta.sigma if figured.delta else np.zeros(0)
-    precision = figured.delta.precision if figured.delta else figured.precision
-    delta = Measurement("delta", precision, {**values, **about_kept}, sigma)
+    delta = Measurement("delta", precision, cells, sigma)
     return Measured(figured.base, figured.tuned, delta)
 
 

@@ -19,7 +19,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 from numpy.polynomial.chebyshev import chebvander
@@ -38,7 +38,9 @@ NOTHING = 1e-5  # of the largest eigenvalue: a part of a vector that float32 pro
 ROUNDING = 1e-6  # relative, of sums of float32 products
 RARE = 3.1  # standard deviations of an event of probability 0.001
 UNEVEN = 1.5  # how far one random vector may lie above the mean of all in a sum over the rest
-CANDIDATES = 400  # at which a bound is tried, evenly spaced in logarithms
+# relative distances above a Ritz value at which a bound is tried, and the polynomials there
+EXCESS = np.geomspace(1e-9, 1e3, 400)
+TRIED = chebvander(2.0 * (1.0 + EXCESS) - 1.0, PASSES - 1).T
 BOUNDED = 64  # eigenvalues that are bounded from above
 
 Array = NDArray[np.float64]
@@ -143,40 +145,28 @@ class Krylov:
                 bounds[j:] = bounds[j - 1]
                 break
             length = math.sqrt(width) - RARE - math.sqrt(j - min(j, self.known))
-            passes = len(values) // width
-            beyond = _beyond(values, weights, top, passes, length**2) if length > 0 else math.inf
+            beyond = _beyond(values, weights, top, length**2) if length > 0 else math.inf
             bounds[j] = min(bounds[j - 1] if j else math.inf, beyond, self.energy)
             bounds[j] = max(bounds[j], top + ROUNDING * float(values[0]))
         return bounds
 
 
-def _beyond(values: Array, weights: Array, top: float, passes: int, along: float) -> float:
+def _beyond(values: Array, weights: Array, top: float, along: float) -> float:
     """The least eigenvalue above top, a Ritz value, that polynomials would have shown."""
     below = values < top
     mass = UNEVEN * weights[below] * (1.0 - values[below] / top)
-    nodes = chebvander(2.0 * values[below] / top - 1.0, passes - 1)
+    nodes = chebvander(2.0 * values[below] / top - 1.0, PASSES - 1)
     root = np.linalg.qr(np.sqrt(mass)[:, None] * nodes)[1]
-    excess, tried = _candidates(passes)
     with np.errstate(all="ignore"):
         try:
-            solved = np.linalg.solve(root.T, tried)
+            solved = np.linalg.solve(root.T, TRIED)
         except np.linalg.LinAlgError:
             return top
-        seen = along * excess * (solved**2).sum(axis=0)
+        seen = along * EXCESS * (solved**2).sum(axis=0)
     passed = ~(seen <= 1.0)
     if passed.any():
-        return top * (1.0 + float(excess[np.argmax(passed)]))
+        return top * (1.0 + float(EXCESS[np.argmax(passed)]))
     return math.inf
-
-
-@cache
-def _candidates(passes: int) -> tuple[Array, Array]:
-    """Excesses at which bounds are tried, (CANDIDATES,), and the polynomials there, (passes,
-    CANDIDATES).
-    """
-    excess = np.geomspace(1e-9, 1e3, CANDIDATES)
-    polynomials = chebvander(2.0 * (1.0 + excess) - 1.0, passes - 1)
-    return excess, np.asarray(polynomials.T, np.float64)
 
 
 def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -> list[Krylov]:

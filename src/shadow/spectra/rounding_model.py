@@ -181,7 +181,8 @@ def count(
     grid: the format that the tuned side was rounded to. energies: (rows,) and (cols,) of the D that
     is counted, in any unit. largest: the largest absolute entry of the base.
     """
-    row_class, col_class = (classes(of_lines) for of_lines in energies)
+    row_class = classes(energies[0])
+    col_class = classes(energies[1])
     tuned = sides.tuned
     shape = sides.shape
     tall = shape[0] > shape[1]
@@ -190,10 +191,8 @@ def count(
     kinds = (int(row_class.max()) + 1, int(col_class.max()) + 1)
     raw_levels = len(levels().of_raw)
     # where the counts of a row class and of a column class begin in the flat table of counts
-    row_of, col_of = (
-        (of_lines * each * BINADES * raw_levels).astype(np.int32)
-        for of_lines, each in ((row_class, kinds[1]), (col_class, 1))
-    )
+    col_of = (col_class * BINADES * raw_levels).astype(np.int32)
+    row_of = (row_class * kinds[1] * BINADES * raw_levels).astype(np.int32)
     # below the smallest normal number the ulp stays what it is
     deepest = max(1 - BINADES, grid.min_exponent - top)
     away = 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -87,17 +87,25 @@ def corners(sampled: Sequence[Sequence[Units]]) -> dict[tuple[int, int], float |
     the second, over the matrices that were sampled in both; none if no matrix was.
     """
     by_key = [
-        {(one.group, one.module, one.candidate.shape): one for one in units} for units in sampled
+        {(units.group, units.module, units.candidate.shape): units for units in of_candidate}
+        for of_candidate in sampled
     ]
-    found = {}
+    cosines = {}
     for pair in itertools.permutations(range(len(by_key)), 2):
-        here, there = (by_key[number] for number in pair)
-        both = [(one.candidate, one.model, there[key].candidate)
-                for key, one in here.items() if key in there]  # fmt: skip
-        if both:
-            sides = zip(*both, strict=True)  # of the first candidate, the model, and the second
-            found[pair] = corner(*(np.concatenate([*map(np.ravel, rows)]) for rows in sides))
-    return found
+        here = by_key[pair[0]]
+        there = by_key[pair[1]]
+        shared = here.keys() & there
+        if shared:
+            first = _joined(here[key].candidate for key in here if key in shared)
+            model = _joined(here[key].model for key in here if key in shared)
+            second = _joined(there[key].candidate for key in here if key in shared)
+            cosines[pair] = corner(first, model, second)
+    return cosines
+
+
+def _joined(matrices: Iterable[Rows]) -> Rows:
+    """All entries of some matrices, one after another."""
+    return np.concatenate([matrix.ravel() for matrix in matrices])
 
 
 def _matched(sampled: Sequence[Units], draws: int) -> tuple[float, float]:
@@ -114,7 +122,7 @@ def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> Rows:
     """The cosine of each unit of one (rows) with each of the other (columns); 0 for a row of
     0.
     """
-    norms = np.outer(*(np.linalg.norm(rows, axis=1) for rows in (first, second)))
+    norms = np.outer(np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1))
     inner = np.matmul(first.astype(second.dtype), second.T)
     cosines: Rows = inner / np.where(norms > 0, norms, 1.0)
     return cosines
