@@ -138,16 +138,18 @@ class Krylov:
         width = len(self.step) - len(self.values)
         weights = (self.vectors[:width] ** 2).mean(axis=0) * self.side
         count = min(BOUNDED, len(values))
-        bounds = np.full(count, self.energy)
+        limit = self.energy
+        bounds = np.empty(count)
         for j in range(count):
             top = float(values[j])
             if top <= FLOOR * float(values[0]):
-                bounds[j:] = bounds[j - 1]
+                bounds[j:] = limit
                 break
             length = math.sqrt(width) - RARE - math.sqrt(j - min(j, self.known))
             beyond = _beyond(values, weights, top, length**2) if length > 0 else math.inf
-            bounds[j] = min(bounds[j - 1] if j else math.inf, beyond, self.energy)
-            bounds[j] = max(bounds[j], top + ROUNDING * float(values[0]))
+            limit = min(limit, beyond, self.energy)
+            limit = max(limit, top + ROUNDING * float(values[0]))
+            bounds[j] = limit
         return bounds
 
 

@@ -264,21 +264,19 @@ class KrylovSolver(_Spectral):
             "tuned": (power_of_two_scale(size.tuned), math.sqrt(total.tuned) / total.scale),
             "delta": (profile.scale, math.sqrt(profile.energy) / profile.scale),
         }
-        norms = {subject: norm for subject, (_, norm) in sizes.items()}
         adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
         wanted: dict[Subject, bool] = {"base": is_all, "tuned": is_all, "delta": adapted is None}
         asked = {name: size for name, size in sizes.items() if wanted[name] and size[1] > 0}
         made: dict[Subject, Sketch] = {}
         if asked:
-            read = of_pair(sides, {name: scale for name, (scale, _) in asked.items()})
-            made = sketches(read, sides.shape, asked, key)
-        whole = None if adapted is None else _update_spectrum(adapted, norms["delta"])
+            made = sketches(of_pair(sides, asked), sides.shape, asked, key)
+        whole = None if adapted is None else _update_spectrum(adapted, sizes["delta"][1])
         if whole is None:
             values = columns(delta_figures(made["delta"], *closed_null(profile)))
         else:
             values = _of_delta(whole, profile)
         if not is_all:
-            base, tuned = (norm_alone(subject, norms[subject]) for subject in WEIGHTS)
+            base, tuned = (norm_alone(subject, sizes[subject][1]) for subject in WEIGHTS)
             return Figured(base, tuned, values, whole)
         base, tuned = (
             _of_sketch(subject, made[subject])
