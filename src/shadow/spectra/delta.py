@@ -113,13 +113,13 @@ def measure_pair(
     size = total.size
     solver = solver_of(means.method).on(sides.shape)
     assert isinstance(solver, Spectral), "norms alone are sums over entries"
-    figured = solver.of_pair(sides, total, formats, means, key)
+    figures = solver.of_pair(sides, total, formats, means, key)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     values = {
         **NO_SUBSPACES,
         **_sizes(total, sides.shape),
-        **figured.values,
+        **figures.values,
         "condition_number": None,  # the smallest singular value of a delta says nothing
         **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
         **dict.fromkeys(FORMAT_COLUMNS),
@@ -140,14 +140,14 @@ def measure_pair(
     count_now = partial(undo, sides, formats, lines, size.base)
     values |= excess_values(undone, values, count_now)
     values |= purity_values(values, sides.shape, undone.kept, undone.reason)
-    beyond = figured.delta and (
-        noise_like_rest(figured.delta, total.ulp_rows, total.ulp_cols)
-        or noise_like_rest(figured.delta, profile.rows, profile.cols)
+    rest = figures.delta and (
+        noise_like_rest(figures.delta, total.ulp_rows, total.ulp_cols)
+        or noise_like_rest(figures.delta, profile.rows, profile.cols)
     )
     rounded = rounding_share(undone, values["floor_ratio"])
-    values |= rest_values(beyond or None, rounded, sides.shape)
-    sigma = figured.delta.sigma if figured.delta else np.zeros(0)
-    precision = figured.delta.precision if figured.delta else figured.precision
+    values |= rest_values(rest or None, rounded, sides.shape)
+    sigma = figures.delta.sigma if figures.delta else np.zeros(0)
+    precision = figures.delta.precision if figures.delta else figures.precision
     cells = {
         **values,
         "kept_reason": undone.reason,
@@ -155,7 +155,7 @@ def measure_pair(
         "kept_misfit": undone.misfit,
     }
     delta = Measurement("delta", precision, cells, sigma)
-    return Measured(figured.base, figured.tuned, delta)
+    return Measured(figures.base, figures.tuned, delta)
 
 
 def _norms(total: Sums, shape: tuple[int, int]) -> Measured:

@@ -88,7 +88,7 @@ class Means:
     grams: Grams = ON_CPU
 
 
-class Figured(NamedTuple):
+class PairFigures(NamedTuple):
     """Figures of a pair from singular values."""
 
     base: Measurement
@@ -164,7 +164,7 @@ class Gram(_Spectral):
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
-    ) -> Figured:
+    ) -> PairFigures:
         """Measure by three spectra, or that of the delta."""
         method = means.method
         profile = total.profile
@@ -181,10 +181,10 @@ class Gram(_Spectral):
             if method.subjects != "all":
                 weights.append(norm_alone(subject, norm))
                 continue
-            found = self._of_weights(matrix, norm, largest, stored, means, vectors)
-            spectra.append(found)
-            of_weights = spectrum_values(found)
-            weights.append(Measurement(subject, found.precision, of_weights, found.sigma))
+            solved = self._of_weights(matrix, norm, largest, stored, means, vectors)
+            spectra.append(solved)
+            of_weights = spectrum_values(solved)
+            weights.append(Measurement(subject, solved.precision, of_weights, solved.sigma))
         norm = math.sqrt(profile.energy) / scale
         if isinstance(sides.tuned, Updated):
             delta = _update_spectrum(sides.tuned, norm)
@@ -197,14 +197,14 @@ class Gram(_Spectral):
         values = {**_of_delta(delta, profile), **_beside_base(spectra, weights)}
         if spectra:
             values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
-        return Figured(weights[0], weights[1], values, delta)
+        return PairFigures(weights[0], weights[1], values, delta)
 
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
     ) -> Measurement:
         """Measure by its spectrum."""
-        found = self._of_weights(matrix, norm, largest, stored, means)
-        return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
+        solved = self._of_weights(matrix, norm, largest, stored, means)
+        return Measurement("tuned", solved.precision, spectrum_values(solved), solved.sigma)
 
     def _of_weights(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means,
@@ -252,7 +252,7 @@ class KrylovSolver(_Spectral):
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
-    ) -> Figured:
+    ) -> PairFigures:
         """Measure by products of few vectors with base, tuned and delta together. The delta of an
         adapter, from its factors, has all values, and so has a side of zeros.
         """
@@ -266,28 +266,28 @@ class KrylovSolver(_Spectral):
         }
         adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
         wanted: dict[Subject, bool] = {"base": is_all, "tuned": is_all, "delta": adapted is None}
-        asked = {name: size for name, size in sizes.items() if wanted[name] and size[1] > 0}
-        made: dict[Subject, Sketch] = {}
-        if asked:
-            made = sketches(of_pair(sides, asked), sides.shape, asked, key)
-        whole = None if adapted is None else _update_spectrum(adapted, sizes["delta"][1])
-        if whole is None:
-            values = columns(delta_figures(made["delta"], *closed_null(profile)))
+        to_sketch = {name: size for name, size in sizes.items() if wanted[name] and size[1] > 0}
+        by_subject: dict[Subject, Sketch] = {}
+        if to_sketch:
+            by_subject = sketches(of_pair(sides, to_sketch), sides.shape, to_sketch, key)
+        from_factors = None if adapted is None else _update_spectrum(adapted, sizes["delta"][1])
+        if from_factors is None:
+            values = columns(delta_figures(by_subject["delta"], *closed_null(profile)))
         else:
-            values = _of_delta(whole, profile)
+            values = _of_delta(from_factors, profile)
         if not is_all:
             base, tuned = (norm_alone(subject, sizes[subject][1]) for subject in WEIGHTS)
-            return Figured(base, tuned, values, whole)
+            return PairFigures(base, tuned, values, from_factors)
         base, tuned = (
-            _of_sketch(subject, made[subject])
-            if subject in made
+            _of_sketch(subject, by_subject[subject])
+            if subject in by_subject
             else _of_zeros(subject, sides.shape)
             for subject in WEIGHTS
         )
-        if "base" in made and "tuned" in made:
-            shift = effective_rank_shift(made["base"], made["tuned"])
+        if "base" in by_subject and "tuned" in by_subject:
+            shift = effective_rank_shift(by_subject["base"], by_subject["tuned"])
             values |= columns({"effective_rank_shift": shift})
-        return Figured(base, tuned, values, whole)
+        return PairFigures(base, tuned, values, from_factors)
 
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
@@ -298,8 +298,10 @@ class KrylovSolver(_Spectral):
             return _of_zeros("tuned", shape)
         scale = power_of_two_scale(largest)
         read = partial(scaled_blocks, matrix, scale, working_dtype(stored), means.space)
-        made = sketches(lambda: ([x.float()] for x in read()), shape, {"tuned": (scale, norm)}, key)
-        return _of_sketch("tuned", made["tuned"])
+        by_subject = sketches(
+            lambda: ([x.float()] for x in read()), shape, {"tuned": (scale, norm)}, key
+        )
+        return _of_sketch("tuned", by_subject["tuned"])
 
     def cost(self, shape: Shape) -> int:
         """Estimate the products, and what a sketch of any size costs."""
