@@ -88,7 +88,7 @@ class Means:
     grams: Grams = ON_CPU
 
 
-class PairFigures(NamedTuple):
+class SpectralFigures(NamedTuple):
     """Figures of a pair from singular values."""
 
     base: Measurement
@@ -164,7 +164,7 @@ class Gram(_Spectral):
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
-    ) -> PairFigures:
+    ) -> SpectralFigures:
         """Measure by three spectra, or that of the delta."""
         method = means.method
         profile = total.profile
@@ -197,7 +197,7 @@ class Gram(_Spectral):
         values = {**_of_delta(delta, profile), **_beside_base(spectra, weights)}
         if spectra:
             values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
-        return PairFigures(weights[0], weights[1], values, delta)
+        return SpectralFigures(weights[0], weights[1], values, delta)
 
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
@@ -252,7 +252,7 @@ class KrylovSolver(_Spectral):
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
-    ) -> PairFigures:
+    ) -> SpectralFigures:
         """Measure by products of few vectors with base, tuned and delta together. The delta of an
         adapter, from its factors, has all values, and so has a side of zeros.
         """
@@ -277,7 +277,7 @@ class KrylovSolver(_Spectral):
             values = _of_delta(from_factors, profile)
         if not is_all:
             base, tuned = (norm_alone(subject, sizes[subject][1]) for subject in WEIGHTS)
-            return PairFigures(base, tuned, values, from_factors)
+            return SpectralFigures(base, tuned, values, from_factors)
         base, tuned = (
             _of_sketch(subject, by_subject[subject])
             if subject in by_subject
@@ -287,7 +287,7 @@ class KrylovSolver(_Spectral):
         if "base" in by_subject and "tuned" in by_subject:
             shift = effective_rank_shift(by_subject["base"], by_subject["tuned"])
             values |= columns({"effective_rank_shift": shift})
-        return PairFigures(base, tuned, values, from_factors)
+        return SpectralFigures(base, tuned, values, from_factors)
 
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
