@@ -30,13 +30,12 @@ from shadow.spectra.measurement import Estimate, Method
 from shadow.spectra.noise import purity_values
 from shadow.spectra.sketched import (
     KEPT,
-    SMALLEST,
     Sketch,
     _above,
     _energy,
     effective_rank_shift,
 )
-from shadow.spectra.solvers import Means
+from shadow.spectra.solvers import SOLVERS, Means
 from shadow.spectra.spectrum import Sides, Workspace, blocks
 
 Array = NDArray[np.float64]
@@ -247,13 +246,26 @@ def test_columns_are_those_of_the_schema() -> None:
     assert {f"{name}_error" for name in ESTIMATED} == errors
 
 
-def test_a_small_matrix_has_all_its_singular_values() -> None:
-    """Up to a short side of SMALLEST a sketch would cost more: the row says what it had."""
-    base, tuned = pair((SMALLEST, 600), "few", torch.bfloat16)
-    delta = measured(base, tuned, "BF16", Method("sketch")).delta
-    assert delta.precision == "default"
-    assert delta.values["alpha"] is not None
-    assert len(delta.sigma) == SMALLEST
+@pytest.mark.parametrize(
+    ("shape", "is_whole"),
+    [((434, 434), True), ((435, 435), False), ((462, 1300), True), ((1300, 463), False)],
+)
+def test_the_cheaper_of_all_singular_values_and_a_sketch(
+    shape: tuple[int, int], is_whole: bool
+) -> None:
+    """A matrix whose Gram matrix costs less than a sketch has all values; its row says so."""
+    delta = measured(*pair(shape, "few", torch.bfloat16), "BF16", Method("sketch")).delta
+    assert (delta.precision != "sketch") == is_whole
+    assert (delta.values.get("numerical_rank") is not None) == is_whole
+    assert len(delta.sigma) == is_whole * min(shape)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (128, 896), (440, 440), (896, 4864), (8192, 28672)])
+def test_a_sketch_costs_at_most_what_all_singular_values_cost(shape: tuple[int, int]) -> None:
+    """In operations of both solvers; at most 0.6 of it from a short side of 896 on."""
+    sketch, full = (SOLVERS[level].on(shape).cost(shape) for level in ("sketch", "full"))
+    assert sketch <= (0.6 if min(shape) >= 896 else 1.0) * full
+    assert {SOLVERS["sketch"].on(s).cost(s) for s in (shape, shape[::-1])} == {sketch}
 
 
 def test_a_sketch_depends_on_its_key_alone() -> None:

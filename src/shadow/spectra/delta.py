@@ -113,13 +113,13 @@ def measure_pair(
     size = total.size
     solver = solver_of(means.method).on(sides.shape)
     assert isinstance(solver, Spectral), "norms alone are sums over entries"
-    figured = solver.of_pair(sides, total, formats, means, key)
+    figures = solver.of_pair(sides, total, formats, means, key)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
     values = {
         **NO_SUBSPACES,
         **_sizes(total, sides.shape),
-        **figured.values,
+        **figures.values,
         "condition_number": None,  # the smallest singular value of a delta says nothing
         **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
         **dict.fromkeys(FORMAT_COLUMNS),
@@ -130,29 +130,32 @@ def measure_pair(
         "levels_tuned": stored_levels(tuned, formats[1]),
     }
     undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
-    shares = values["levels_base"], values["levels_tuned"]
-    trips = (share if share is None else round_trip(share, sides.shape[1]) for share in shares)
-    undone = without_few_levels(undone, *trips)
+    undone = without_few_levels(
+        undone,
+        round_trip(values["levels_base"], sides.shape[1]),
+        round_trip(values["levels_tuned"], sides.shape[1]),
+    )
     values |= _floor(values["floor_ratio"], undone, total.stored)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
     count_now = partial(undo, sides, formats, lines, size.base)
     values |= excess_values(undone, values, count_now)
     values |= purity_values(values, sides.shape, undone.kept, undone.reason)
-    beyond = figured.delta and (
-        noise_like_rest(figured.delta, total.ulp_rows, total.ulp_cols)
-        or noise_like_rest(figured.delta, profile.rows, profile.cols)
+    rest = figures.delta and (
+        noise_like_rest(figures.delta, total.ulp_rows, total.ulp_cols)
+        or noise_like_rest(figures.delta, profile.rows, profile.cols)
     )
     rounded = rounding_share(undone, values["floor_ratio"])
-    values |= rest_values(beyond or None, rounded, sides.shape)
-    about_kept = {
+    values |= rest_values(rest or None, rounded, sides.shape)
+    sigma = figures.delta.sigma if figures.delta else np.zeros(0)
+    precision = figures.delta.precision if figures.delta else figures.precision
+    cells = {
+        **values,
         "kept_reason": undone.reason,
         "kept_history": undone.history,
         "kept_misfit": undone.misfit,
     }
-    sigma = figured.delta.sigma if figured.delta else np.zeros(0)
-    precision = figured.delta.precision if figured.delta else figured.precision
-    delta = Measurement("delta", precision, {**values, **about_kept}, sigma)
-    return Measured(figured.base, figured.tuned, delta)
+    delta = Measurement("delta", precision, cells, sigma)
+    return Measured(figures.base, figures.tuned, delta)
 
 
 def _norms(total: Sums, shape: tuple[int, int]) -> Measured:

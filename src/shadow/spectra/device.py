@@ -33,6 +33,9 @@ class OnDevice(Grams):
         torch.set_float32_matmul_precision("highest")  # no TF32 and the like
 
     def gram(self, read: Read, shape: tuple[int, int], norm: float, dtype: torch.dtype) -> Tensor:
+        """The Gram matrix, (side, side), on the device. Raises ShadowError if its trace is not the
+        energy of the entries.
+        """
         side = min(shape)
         wide = shape[0] <= shape[1]
         with self._faults():
@@ -49,6 +52,7 @@ class OnDevice(Grams):
         return total
 
     def eigenvalues(self, gram: Tensor) -> NDArray[np.float64]:
+        """All eigenvalues (side,), ascending."""
         with self._faults():
             return np.asarray(torch.linalg.eigvalsh(gram.to(self._place).double()).cpu().numpy())
 

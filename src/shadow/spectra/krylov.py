@@ -38,7 +38,9 @@ NOTHING = 1e-5  # of the largest eigenvalue: a part of a vector that float32 pro
 ROUNDING = 1e-6  # relative, of sums of float32 products
 RARE = 3.1  # standard deviations of an event of probability 0.001
 UNEVEN = 1.5  # how far one random vector may lie above the mean of all in a sum over the rest
-CANDIDATES = 400  # at which a bound is tried, evenly spaced in logarithms
+# relative distances above a Ritz value at which a bound is tried, and the polynomials there
+EXCESS = np.geomspace(1e-9, 1e3, 400)
+TRIED = chebvander(2.0 * (1.0 + EXCESS) - 1.0, PASSES - 1).T
 BOUNDED = 64  # eigenvalues that are bounded from above
 
 Array = NDArray[np.float64]
@@ -136,37 +138,36 @@ class Krylov:
         width = len(self.step) - len(self.values)
         weights = (self.vectors[:width] ** 2).mean(axis=0) * self.side
         count = min(BOUNDED, len(values))
-        bounds = np.full(count, self.energy)
+        limit = self.energy
+        bounds = np.empty(count)
         for j in range(count):
             top = float(values[j])
             if top <= FLOOR * float(values[0]):
-                bounds[j:] = bounds[j - 1]
+                bounds[j:] = limit
                 break
             length = math.sqrt(width) - RARE - math.sqrt(j - min(j, self.known))
-            passes = len(values) // width
-            beyond = _beyond(values, weights, top, passes, length**2) if length > 0 else math.inf
-            bounds[j] = min(bounds[j - 1] if j else math.inf, beyond, self.energy)
-            bounds[j] = max(bounds[j], top + ROUNDING * float(values[0]))
+            beyond = _beyond(values, weights, top, length**2) if length > 0 else math.inf
+            limit = min(limit, beyond, self.energy)
+            limit = max(limit, top + ROUNDING * float(values[0]))
+            bounds[j] = limit
         return bounds
 
 
-def _beyond(values: Array, weights: Array, top: float, passes: int, along: float) -> float:
+def _beyond(values: Array, weights: Array, top: float, along: float) -> float:
     """The least eigenvalue above top, a Ritz value, that polynomials would have shown."""
     below = values < top
     mass = UNEVEN * weights[below] * (1.0 - values[below] / top)
-    nodes = chebvander(2.0 * values[below] / top - 1.0, passes - 1)
+    nodes = chebvander(2.0 * values[below] / top - 1.0, PASSES - 1)
     root = np.linalg.qr(np.sqrt(mass)[:, None] * nodes)[1]
-    excess = np.geomspace(1e-9, 1e3, CANDIDATES)
-    tried = chebvander(2.0 * (1.0 + excess) - 1.0, passes - 1).T
     with np.errstate(all="ignore"):
         try:
-            solved = np.linalg.solve(root.T, tried)
+            solved = np.linalg.solve(root.T, TRIED)
         except np.linalg.LinAlgError:
             return top
-        seen = along * excess * (solved**2).sum(axis=0)
+        seen = along * EXCESS * (solved**2).sum(axis=0)
     passed = ~(seen <= 1.0)
     if passed.any():
-        return top * (1.0 + float(excess[np.argmax(passed)]))
+        return top * (1.0 + float(EXCESS[np.argmax(passed)]))
     return math.inf
 
 

@@ -62,14 +62,14 @@ def expected_levels(kind: str, length: int) -> float:
     return float((signs * seen).sum()) / length
 
 
-def round_trip(share: float, length: int) -> str | None:
+def round_trip(share: float | None, length: int) -> str | None:
     """The format, INT4 or 8 bits, of a round trip that this share of distinct values shows.
 
     Thresholds lie in the geometric middle between what normal rows have in BF16, 8 bits and 4 bits.
-    None below 256 entries, where BF16 and 8 bits are too close, and for larger shares.
+    None below 256 entries, where BF16 and 8 bits are too close, for larger shares, and for none.
     """
     length = min(length, LEVELS_OF)
-    if length < 256:
+    if share is None or length < 256:
         return None
     fine, eight, four = (expected_levels(kind, length) for kind in ("BF16", "INT8", "INT4"))
     if share < math.sqrt(eight * four):

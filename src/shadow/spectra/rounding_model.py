@@ -101,6 +101,11 @@ class Counts:
         energy = (of * self.squares).sum(axis=1) * steps() ** 2
         return of.sum(axis=1), of[:, 1:].sum(axis=1), energy
 
+    @cached_property
+    def normal_scales(self) -> Floats:
+        """(row classes, column classes): the scales of a half-normal shape."""
+        return _solve(self, half_normal())
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -108,9 +113,7 @@ class Levels:
 
     low: Floats  # the first k of each
     squares: Floats  # the mean k² of each
-    # where each begins among the leading parts of float32 numbers; 0 is that of 0
-    first_raw: Indices
-    raw: int  # how many leading parts there are
+    of_raw: Indices  # of each leading part of float32 numbers; part 0 is that of 0
 
 
 @cache
@@ -124,8 +127,8 @@ def levels() -> Levels:
     last = np.append(low[1:], 2 * low[-1]) - 1
     # the mean of k² over the integers of a level
     squares = (_sum_of_squares(last) - _sum_of_squares(low - 1)) / (last - low + 1)
-    first_raw = np.append(0, first + 1).astype(np.intp)
-    return Levels(np.append(0.0, low), np.append(0.0, squares), first_raw, len(raw) + 1)
+    of_raw = np.searchsorted(first, raw, side="right")
+    return Levels(np.append(0.0, low), np.append(0.0, squares), np.append(0, of_raw))
 
 
 def _sum_of_squares(k: Floats) -> Floats:
@@ -178,19 +181,18 @@ def count(
     grid: the format that the tuned side was rounded to. energies: (rows,) and (cols,) of the D that
     is counted, in any unit. largest: the largest absolute entry of the base.
     """
-    row_class, col_class = (classes(of_lines) for of_lines in energies)
+    row_class = classes(energies[0])
+    col_class = classes(energies[1])
     tuned = sides.tuned
     shape = sides.shape
     tall = shape[0] > shape[1]
     lines, weight = sampled_lines(row_class if tall else col_class, min(shape))
     top = max(math.frexp(largest)[1] - 1, grid.min_exponent)
     kinds = (int(row_class.max()) + 1, int(col_class.max()) + 1)
-    raw_levels = levels().raw
+    raw_levels = len(levels().of_raw)
     # where the counts of a row class and of a column class begin in the flat table of counts
-    row_of, col_of = (
-        (of_lines * each * BINADES * raw_levels).astype(np.int32)
-        for of_lines, each in ((row_class, kinds[1]), (col_class, 1))
-    )
+    col_of = (col_class * BINADES * raw_levels).astype(np.int32)
+    row_of = (row_class * kinds[1] * BINADES * raw_levels).astype(np.int32)
     # below the smallest normal number the ulp stays what it is
     deepest = max(1 - BINADES, grid.min_exponent - top)
     away = 0
@@ -224,10 +226,15 @@ def count(
             places.append(torch.from_numpy(place).view(-1))
     size = kinds[0] * kinds[1] * BINADES * raw_levels
     counted = torch.bincount(torch.cat(places), minlength=size)
-    by_raw = counted.numpy().reshape(*kinds, BINADES, raw_levels)
-    first_raw = levels().first_raw  # small levels are of several leading parts
-    used = int(np.searchsorted(first_raw, highest, side="right"))
-    entries = np.add.reduceat(by_raw, first_raw[:used], axis=3).astype(np.float64)
+    level_of = levels().of_raw  # small levels are of several leading parts
+    used = int(level_of[highest]) + 1
+    # few of the table's cells occur
+    occurring = np.flatnonzero(counted.numpy())
+    cell = occurring // raw_levels * used + level_of[occurring % raw_levels]
+    numbers = counted.numpy()[occurring]
+    shape_of_table = (*kinds, BINADES, used)
+    table = np.asarray(np.bincount(cell, numbers, math.prod(shape_of_table)), np.float64)
+    entries = table.reshape(shape_of_table)
     entries *= weight[:, None, None, None] if tall else weight[None, :, None, None]
     return Counts(entries, math.ldexp(1.0, top - grid.mantissa_bits), away, toward)
 
@@ -364,7 +371,7 @@ def fit(counts: Counts, rounds: int = 3) -> Fit:
     scales at 0.
     """
     shape = half_normal()
-    scales = _solve(counts, shape)
+    scales = counts.normal_scales
     for _ in range(rounds):
         shape = _improve(counts, scales, shape)
         scales = _solve(counts, shape)

@@ -29,7 +29,6 @@ from shadow.spectra.krylov import (
 from shadow.spectra.measurement import Estimate, Subject
 from shadow.spectra.spectrum import Sides, blocks
 
-SMALLEST = 512  # short side up to which all singular values cost no more than a sketch
 WIDEST = 0.1  # error of a figure, as a share of it, above which it is null
 FLOOR = 1e-3  # of sigma_1, below which float32 products resolve nothing
 SHIFTED = 0.01  # of an effective rank: a shift that is less than its error and this is told
@@ -68,6 +67,11 @@ class Sketch:
         return Estimate(low, (high - low) / 2.0 + ROUNDING * low)
 
     @cached_property
+    def entropy(self) -> Entropy | None:
+        """That of singular values; None where it cannot be known."""
+        return effective_rank(self.space)
+
+    @cached_property
     def participation_ratio(self) -> Estimate:
         """E² / tr G², of a tr G² within what is possible: between E² / m and E²."""
         space = self.space
@@ -96,18 +100,14 @@ def sketches(
 
     def products(few: Sequence[NDArray[np.float32]]) -> list[Array]:
         """Multiply in one pass: float32 by block, float64 over blocks."""
-        totals = [np.zeros(columns.shape if wide else columns.T.shape) for columns in few]
+        totals = [np.zeros(columns.shape) for columns in few]
         for parts in read():
             for total, part, columns in zip(totals, parts, few, strict=True):
                 v = torch.from_numpy(columns)
                 # other ways to write these products take MKL two to four times as long
-                if wide:
-                    total += (part @ (v.T @ part).T.contiguous()).numpy()
-                else:
-                    total += ((part @ v).T @ part).numpy()
-        if wide:
-            return totals
-        return [np.ascontiguousarray(total.T) for total in totals]
+                image = part @ (v.T @ part).T.contiguous() if wide else ((part @ v).T @ part).T
+                total += image.numpy()
+        return totals
 
     energies = [(norm * scale) ** 2 for scale, norm in sizes.values()]
     spaces = krylov_spaces(products, frame(key, min(shape)), energies)
@@ -115,9 +115,9 @@ def sketches(
     return {subject: Sketch(space, *size) for (subject, size), space in sketched}
 
 
-def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
-    """Sketch those of base, tuned and tuned - base that have a scale; the last in the dtype of
-    sides.
+def of_pair(sides: Sides, sizes: Mapping[Subject, tuple[float, float]]) -> Reading:
+    """Read those of base, tuned and tuned - base that have a size, as in `sketches`; the last in
+    the dtype of sides.
     """
     space = sides.space
 
@@ -125,10 +125,10 @@ def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
         for index, _ in blocks(sides.tuned):
             b, t = sides.read(index)
             parts = {"base": b, "tuned": t}
-            if "delta" in scales:
+            if "delta" in sizes:
                 parts["delta"] = torch.sub(t, b, out=space.take("work", b.shape, sides.dtype))
             scaled = []
-            for subject, scale in scales.items():
+            for subject, (scale, _) in sizes.items():
                 part = parts[subject] if scale == 1.0 else parts[subject].mul_(scale)
                 if part.dtype != torch.float32:
                     room = space.take(f"{subject} in float32", part.shape, torch.float32)
@@ -136,7 +136,7 @@ def of_pair(sides: Sides, scales: Mapping[Subject, float]) -> Reading:
                 scaled.append(part)
             yield scaled
 
-    if [*scales] != ["delta"] or not kept_elements(sides.shape):
+    if [*sizes] != ["delta"] or not kept_elements(sides.shape):
         return read
     deltas: list[list[Tensor]] = []
     for (part,) in read():
@@ -167,19 +167,14 @@ def _between(low: float, high: float) -> Estimate:
 def weight_figures(of: Sketch) -> Figures:
     """The columns that every subject has; None where a product with few vectors cannot decide."""
     low, high = of.ends
-    middle = (low + high) / 2.0
-    half = (high - low) / 2.0
-    entropy = effective_rank(of.space)
     return {
         "frobenius_norm": of.norm,
         "spectral_norm": _within(of.spectral_norm),
-        "stable_rank": _within(
-            _between((of.norm / (middle + half)) ** 2, (of.norm / (middle - half)) ** 2)
-        ),
-        "effective_rank": None if entropy is None else entropy.exp,
+        "stable_rank": _within(_between((of.norm / high) ** 2, (of.norm / low) ** 2)),
+        "effective_rank": None if of.entropy is None else of.entropy.exp,
         "participation_ratio": of.participation_ratio,
         **{f"top{count}_energy": _within(_energy(of, count)) for count in TOPS},
-        "sigma_floor": FLOOR * (middle - half),
+        "sigma_floor": FLOOR * low,
     }
 
 
@@ -231,8 +226,8 @@ def effective_rank_shift(base: Sketch, tuned: Sketch) -> Estimate | None:
     """effective_rank of tuned minus that of base, whose probes are the same, so that most of
     their errors cancel; None if the rest is larger than the shift and than SHIFTED of the rank.
     """
-    before = effective_rank(base.space)
-    after = effective_rank(tuned.space)
+    before = base.entropy
+    after = tuned.entropy
     if before is None or after is None:
         return None
     middle = math.exp((before.log.value + after.log.value) / 2.0)

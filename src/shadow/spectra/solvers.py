@@ -31,7 +31,6 @@ from shadow.spectra.measurement import (
 from shadow.spectra.noise import Profile, closed_null, null_values
 from shadow.spectra.singular_values import spectrum_values, top_energies
 from shadow.spectra.sketched import (
-    SMALLEST,
     Sketch,
     delta_figures,
     effective_rank_shift,
@@ -68,7 +67,12 @@ GRAM = 3 * 8
 SKETCH = 3 * 4 * 8 * WIDTH * PASSES
 # bytes for each row and column: energies, products, their classes, and lines drawn at random
 LINE = 88
-SKETCHED = 1000  # operations for each entry; measured from sides of 896 to 3584
+# Operations of the solvers, in units of 10 ps: one of a float32 Gram matrix. Measured on a Xeon
+# with AMX, one thread, BF16, sides of 384 to 4096, all subjects and deltas alone.
+EIGEN_CUBE = 2  # of eigenvalues, for side³
+EIGEN_SQUARE = 4000  # of eigenvalues, for side²: reductions wait for memory
+SKETCHED = 800  # of a sketch, for each entry: products and reading it in each pass
+SKETCH_STARTS = 850_000_000  # of a sketch of any size: 8 ms of small decompositions
 
 Shape = tuple[int, int]
 WEIGHTS: tuple[Subject, Subject] = ("base", "tuned")
@@ -84,7 +88,7 @@ class Means:
     grams: Grams = ON_CPU
 
 
-class Figured(NamedTuple):
+class SpectralFigures(NamedTuple):
     """Figures of a pair from singular values."""
 
     base: Measurement
@@ -160,7 +164,7 @@ class Gram(_Spectral):
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
-    ) -> Figured:
+    ) -> SpectralFigures:
         """Measure by three spectra, or that of the delta."""
         method = means.method
         profile = total.profile
@@ -177,10 +181,10 @@ class Gram(_Spectral):
             if method.subjects != "all":
                 weights.append(norm_alone(subject, norm))
                 continue
-            found = self._of_weights(matrix, norm, largest, stored, means, vectors)
-            spectra.append(found)
-            of_weights = spectrum_values(found)
-            weights.append(Measurement(subject, found.precision, of_weights, found.sigma))
+            solved = self._of_weights(matrix, norm, largest, stored, means, vectors)
+            spectra.append(solved)
+            of_weights = spectrum_values(solved)
+            weights.append(Measurement(subject, solved.precision, of_weights, solved.sigma))
         norm = math.sqrt(profile.energy) / scale
         if isinstance(sides.tuned, Updated):
             delta = _update_spectrum(sides.tuned, norm)
@@ -193,14 +197,14 @@ class Gram(_Spectral):
         values = {**_of_delta(delta, profile), **_beside_base(spectra, weights)}
         if spectra:
             values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
-        return Figured(weights[0], weights[1], values, delta)
+        return SpectralFigures(weights[0], weights[1], values, delta)
 
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
     ) -> Measurement:
         """Measure by its spectrum."""
-        found = self._of_weights(matrix, norm, largest, stored, means)
-        return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
+        solved = self._of_weights(matrix, norm, largest, stored, means)
+        return Measurement("tuned", solved.precision, spectrum_values(solved), solved.sigma)
 
     def _of_weights(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means,
@@ -225,7 +229,7 @@ class Gram(_Spectral):
     def cost(self, shape: Shape) -> int:
         """Estimate a Gram matrix and its eigenvalues."""
         side = min(shape)
-        return side * math.prod(shape) + 4 * side**3
+        return side * math.prod(shape) + EIGEN_CUBE * side**3 + EIGEN_SQUARE * side**2
 
     def solved(self, shape: Shape) -> int:
         """The bytes of a Gram matrix and its copies."""
@@ -236,21 +240,19 @@ FULL = Gram("default", "float32 Gram, float64 eigenvalues")
 
 
 class KrylovSolver(_Spectral):
-    """Estimates with their errors, from products with few vectors; small matrices have
-    all values.
+    """Estimates with their errors, from products with few vectors; matrices whose Gram matrix
+    costs less have all values.
     """
 
     computed = "float32 products with few vectors, float64 sums"
 
     def on(self, shape: Shape) -> Solver:
-        """Use all values if they cost no more."""
-        if min(shape) > SMALLEST:
-            return self
-        return FULL
+        """The cheaper of this solver and all values; these if they cost the same."""
+        return min(FULL, self, key=lambda solver: solver.cost(shape))
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
-    ) -> Figured:
+    ) -> SpectralFigures:
         """Measure by products of few vectors with base, tuned and delta together. The delta of an
         adapter, from its factors, has all values, and so has a side of zeros.
         """
@@ -262,32 +264,30 @@ class KrylovSolver(_Spectral):
             "tuned": (power_of_two_scale(size.tuned), math.sqrt(total.tuned) / total.scale),
             "delta": (profile.scale, math.sqrt(profile.energy) / profile.scale),
         }
-        norms = {subject: norm for subject, (_, norm) in sizes.items()}
         adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
         wanted: dict[Subject, bool] = {"base": is_all, "tuned": is_all, "delta": adapted is None}
-        asked = {name: size for name, size in sizes.items() if wanted[name] and size[1] > 0}
-        made: dict[Subject, Sketch] = {}
-        if asked:
-            read = of_pair(sides, {name: scale for name, (scale, _) in asked.items()})
-            made = sketches(read, sides.shape, asked, key)
-        whole = None if adapted is None else _update_spectrum(adapted, norms["delta"])
-        if whole is None:
-            values = columns(delta_figures(made["delta"], *closed_null(profile)))
+        to_sketch = {name: size for name, size in sizes.items() if wanted[name] and size[1] > 0}
+        by_subject: dict[Subject, Sketch] = {}
+        if to_sketch:
+            by_subject = sketches(of_pair(sides, to_sketch), sides.shape, to_sketch, key)
+        from_factors = None if adapted is None else _update_spectrum(adapted, sizes["delta"][1])
+        if from_factors is None:
+            values = columns(delta_figures(by_subject["delta"], *closed_null(profile)))
         else:
-            values = _of_delta(whole, profile)
+            values = _of_delta(from_factors, profile)
         if not is_all:
-            base, tuned = (norm_alone(subject, norms[subject]) for subject in WEIGHTS)
-            return Figured(base, tuned, values, whole)
+            base, tuned = (norm_alone(subject, sizes[subject][1]) for subject in WEIGHTS)
+            return SpectralFigures(base, tuned, values, from_factors)
         base, tuned = (
-            _of_sketch(subject, made[subject])
-            if subject in made
+            _of_sketch(subject, by_subject[subject])
+            if subject in by_subject
             else _of_zeros(subject, sides.shape)
             for subject in WEIGHTS
         )
-        if "base" in made and "tuned" in made:
-            shift = effective_rank_shift(made["base"], made["tuned"])
+        if "base" in by_subject and "tuned" in by_subject:
+            shift = effective_rank_shift(by_subject["base"], by_subject["tuned"])
             values |= columns({"effective_rank_shift": shift})
-        return Figured(base, tuned, values, whole)
+        return SpectralFigures(base, tuned, values, from_factors)
 
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
@@ -298,12 +298,14 @@ class KrylovSolver(_Spectral):
             return _of_zeros("tuned", shape)
         scale = power_of_two_scale(largest)
         read = partial(scaled_blocks, matrix, scale, working_dtype(stored), means.space)
-        made = sketches(lambda: ([x.float()] for x in read()), shape, {"tuned": (scale, norm)}, key)
-        return _of_sketch("tuned", made["tuned"])
+        by_subject = sketches(
+            lambda: ([x.float()] for x in read()), shape, {"tuned": (scale, norm)}, key
+        )
+        return _of_sketch("tuned", by_subject["tuned"])
 
     def cost(self, shape: Shape) -> int:
-        """Estimate the products."""
-        return SKETCHED * math.prod(shape)
+        """Estimate the products, and what a sketch of any size costs."""
+        return SKETCHED * math.prod(shape) + SKETCH_STARTS
 
     def solved(self, shape: Shape) -> int:
         """The bytes of bases of the short side and their images."""

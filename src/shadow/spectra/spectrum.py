@@ -216,6 +216,7 @@ class Sides:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(rows, cols)."""
         return shape_of(self.tuned)
 
     def read(self, index: Index) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ def format_noise(original: Matrix, copy: Quantised) -> FormatNoise:
 
 
 def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Values:
-    """Return the columns of a delta of which a side is quantised; delta: its energy, in weights².
+    """The columns of a delta of which a side is quantised; delta: its energy, in weights².
     Empty if none is, null if both are.
     """
     both = zip((sides.base, sides.tuned), formats, strict=True)
@@ -192,7 +192,7 @@ def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
 
 
 def block_length(steps: Floats) -> int:
-    """Return how many columns share a step, by where it changes along some rows; all if it never
+    """The number of columns that share a step, by where it changes along some rows; all if it never
     does.
     """
     cols = steps.shape[1]
@@ -202,5 +202,5 @@ def block_length(steps: Floats) -> int:
 
 
 def _rows(part: Tensor) -> Floats:
-    """Return a part of a matrix as rows of float64."""
+    """A part of a matrix as rows of float64."""
     return part.reshape(-1, part.shape[-1]).double().numpy()

@@ -37,7 +37,7 @@ class Order:
     rounds_update: bool = False  # the scaled product, before it is added
 
     def of_model(self, dtype: torch.dtype) -> Order:
-        """Return the same without roundings that change nothing: only 16 bits are rounded to."""
+        """The same without roundings that change nothing: only 16 bits are rounded to."""
         return self if dtype.itemsize == 2 else Order(self.products, self.scaled)
 
 
@@ -74,7 +74,7 @@ class Update:
 
     @classmethod
     def of_merge(cls, base: Tensor, exact: Tensor, rounded: Tensor) -> Update:
-        """Return the update of a merge in float32, and of the same in the base's dtype. What stands
+        """The update of a merge in float32, and of the same in the base's dtype. What stands
         for the factors are bounds of its rows.
         """
         change = exact.double() - base.double()
@@ -83,13 +83,13 @@ class Update:
         return cls(bounds, ones, 1.0, exact=change, rounded=rounded.double() - base.double())
 
     def delta(self, rows: slice) -> Tensor:
-        """Return some rows of the scaled update in float64."""
+        """Some rows of the scaled update in float64."""
         if self.exact is not None:
             return self.exact[rows].clone()
         return (self.left[rows].double() @ self.right.double()).mul_(self.scale)
 
     def as_merged(self, order: Order) -> Order:
-        """Return what a program does whose other modules are merged in this order."""
+        """The order of a program whose other modules are merged in this one."""
         return ORDERS["update_rounded"] if self.is_cast and order == Order() else order
 
 
@@ -129,12 +129,12 @@ class MergeFit:
 
     @property
     def fits(self) -> bool:
-        """Return whether every entry is base plus update within what rounding may do."""
+        """True if every entry is base plus update within what rounding may do."""
         return self.finite and not self.beyond
 
     @property
     def scale(self) -> float | None:
-        """Return how much of the update it holds, by least squares; None without an update."""
+        """The share of the update that it holds, by least squares; None without an update."""
         return self.inner / self.update if self.update else None
 
 
@@ -158,7 +158,7 @@ class UpdateScale:
 
 
 def best_way(fits: Sequence[MergeFit]) -> tuple[Way, int]:
-    """Return the way of merging that leaves the fewest entries in all matrices together, the first
+    """The way of merging that leaves the fewest entries in all matrices together, the first
     of several, and how many it leaves.
     """
     left = {
@@ -258,7 +258,7 @@ def _rest(away: Tensor, slopes: Tensor) -> Rest:
 
 
 def replayed(base: Tensor, update: Update, rows: slice, order: Order, *, upright: bool) -> Tensor:
-    """Return some rows of a merge as a program computes it: the same operations of torch in the
+    """Some rows of a merge as a program computes it: the same operations of torch in the
     same dtypes. base: these rows, in the dtype of the model.
     """
     dtype = base.dtype
@@ -309,7 +309,7 @@ class _Bounds:
     half: Tensor  # a unit in the last place at the merged entries
 
     def beyond(self, b: Tensor, target: Tensor, away: Tensor, growth: Tensor | float) -> int:
-        """Return how many entries are further away than a merge in 16 bits or more can be."""
+        """The number of entries that are further away than a merge in 16 bits or more can be."""
         bound = torch.maximum(self.half, half_ulp(target, self.grid))
         if not bool((away > bound).any()):
             return 0
@@ -329,7 +329,7 @@ class _Bounds:
         return int((away > bound).sum())
 
     def _of_narrow(self, sizes: Tensor) -> Tensor:
-        """Return how far rounding an update to a stored format may move it: the factors if they
+        """The most that rounding to a stored format moves an update: the factors if they
         have more bits, their product, and the scaled product. The following sum does not count.
         """
         scale, grid = abs(self.update.scale), self.grid
@@ -347,7 +347,7 @@ class _Bounds:
 def _target(
     b: Tensor, delta: Tensor, scale: float, update: Update, rows: slice
 ) -> tuple[Tensor, Tensor | float]:
-    """Return base plus that much of the update, and the factor of its entries afterwards."""
+    """Base plus that much of the update, and the factor of its entries afterwards."""
     target = torch.add(b, delta, alpha=scale)
     if update.magnitude is None or scale == 0.0:
         return target, 1.0
@@ -367,7 +367,7 @@ def _both(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tensor, T
 def _with_quantised(
     base: Matrix, merged: Matrix, update: Update, fit: MergeFit, grid: FloatFormat
 ) -> MergeFit:
-    """Return the fit with the quantised copy of the base closest to the merged matrix.
+    """The fit with the quantised copy of the base closest to the merged matrix.
 
     A copy is dequantised to the stored format of the merged matrix.
     """
@@ -390,7 +390,7 @@ def _with_quantised(
 
 
 def quantised(matrix: Tensor, name: str) -> Tensor | None:
-    """Return a (rows, cols) matrix after a round trip through bitsandbytes' 4-bit or 8-bit format;
+    """A (rows, cols) matrix after a round trip through bitsandbytes' 4-bit or 8-bit format;
     None if rows are not a whole number of blocks.
 
     NF4 and FP4: 64 entries in a row share their largest absolute value; INT8: a row does.

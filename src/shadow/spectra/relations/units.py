@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -83,25 +83,33 @@ def relation(sampled: Sequence[Units], level: float) -> Relation:
 
 
 def corners(sampled: Sequence[Sequence[Units]]) -> dict[tuple[int, int], float | None]:
-    """Return, by indices of candidates (here, there), the corner at the first between the model and
+    """By indices of candidates (here, there), the corner at the first between the model and
     the second, over the matrices that were sampled in both; none if no matrix was.
     """
     by_key = [
-        {(one.group, one.module, one.candidate.shape): one for one in units} for units in sampled
+        {(units.group, units.module, units.candidate.shape): units for units in of_candidate}
+        for of_candidate in sampled
     ]
-    found = {}
+    cosines = {}
     for pair in itertools.permutations(range(len(by_key)), 2):
-        here, there = (by_key[number] for number in pair)
-        both = [(one.candidate, one.model, there[key].candidate)
-                for key, one in here.items() if key in there]  # fmt: skip
-        if both:
-            sides = zip(*both, strict=True)  # of the first candidate, the model, and the second
-            found[pair] = corner(*(np.concatenate([*map(np.ravel, rows)]) for rows in sides))
-    return found
+        here = by_key[pair[0]]
+        there = by_key[pair[1]]
+        shared = here.keys() & there
+        if shared:
+            first = _joined(here[key].candidate for key in here if key in shared)
+            model = _joined(here[key].model for key in here if key in shared)
+            second = _joined(there[key].candidate for key in here if key in shared)
+            cosines[pair] = corner(first, model, second)
+    return cosines
+
+
+def _joined(matrices: Iterable[Rows]) -> Rows:
+    """All entries of some matrices, one after another."""
+    return np.concatenate([matrix.ravel() for matrix in matrices])
 
 
 def _matched(sampled: Sequence[Units], draws: int) -> tuple[float, float]:
-    """Return p and z of both sides, by group: all matrices of a group share their units."""
+    """p and z of both sides, by group: all matrices of a group share their units."""
     cosines: dict[Hashable, Rows] = {}
     for one in sampled:
         of_matrix = unit_cosines(one.model, one.candidate)
@@ -111,17 +119,17 @@ def _matched(sampled: Sequence[Units], draws: int) -> tuple[float, float]:
 
 @np.errstate(over="ignore", invalid="ignore")  # of what overflows no cosine is known
 def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> Rows:
-    """Return the cosine of each unit of one (rows) with each of the other (columns); 0 for a row of
+    """The cosine of each unit of one (rows) with each of the other (columns); 0 for a row of
     0.
     """
-    norms = np.outer(*(np.linalg.norm(rows, axis=1) for rows in (first, second)))
+    norms = np.outer(np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1))
     inner = np.matmul(first.astype(second.dtype), second.T)
     cosines: Rows = inner / np.where(norms > 0, norms, 1.0)
     return cosines
 
 
 def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple[float, float]:
-    """Return (p, z) of the cosines on the diagonals, over orders of the columns of each square
+    """(p, z) of the cosines on the diagonals, over orders of the columns of each square
     matrix.
 
     p: the probability of so large a sum if all orders are equally likely, at least 1 / (draws + 1);
@@ -147,7 +155,7 @@ def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple
 
 
 def _scaled(cosines: Rows) -> Rows | None:
-    """Return the matrix without its row and column means, scaled so that its sum over a random
+    """The matrix without its row and column means, scaled so that its sum over a random
     order has variance 1; None if all orders have one sum.
     """
     apart = cosines - cosines.mean(axis=0) - cosines.mean(axis=1, keepdims=True) + cosines.mean()
@@ -156,7 +164,7 @@ def _scaled(cosines: Rows) -> Rows | None:
 
 
 def at_best(first: Rows, second: Rows) -> float:
-    """Return how well units match in any order: the median cosine of `second` where `first` is
+    """The agreement of units in any order: the median cosine of `second` where `first` is
     largest in each row. Both are cosines of the same units in two matrices, so that one checks the
     other.
     """
@@ -165,7 +173,7 @@ def at_best(first: Rows, second: Rows) -> float:
 
 
 def corner(at: Rows, one: Rows, other: Rows) -> float | None:
-    """Return the cosine of the angle at a model between the paths to two others; None if a path has
+    """The cosine of the angle at a model between the paths to two others; None if a path has
     no length. 0 if two models left it independently, or one lies behind it; 1/2 among three that
     left a fourth one equally far.
     """
