@@ -7,7 +7,7 @@ test notices.
 A mistake changes one number, comparison, sign, index or word (`and`, `not`, True), swaps two
 arguments, or drops a statement, on a line that some fast test executes in its own process; not the
 `strict` of zip, which only guards. The tests that execute the line run in forks of this process
-until one fails: the quickest first, then more of them. Those that are gone since the map was made
+until one fails: those of its room first, the quickest before others. Those that are gone since the map was made
 are left out; it is "unknown" what comes of a mistake that no other executes.
 What survives is printed with its change; tests/equivalent.yaml lists changes that no test can
 notice, each with its reason. Exit code 1: a mistake survived that is not listed there.
@@ -305,7 +305,12 @@ def outcome_of(
     copy: Copy, mistake: Mistake, tests: Sequence[str], seconds: Mapping[str, float]
 ) -> str:
     """Plant a mistake and return what came of it: killed, survived, or unknown."""
-    in_order = sorted(filter(is_there, tests), key=lambda test: seconds.get(test, 1.0))
+    room = mistake.file.partition("/")[0]
+
+    def rank(test: str) -> tuple[bool, float]:
+        return f"tests/{room}/" not in test, seconds.get(test, 1.0)
+
+    in_order = sorted(filter(is_there, tests), key=rank)
     with copy.planted(mistake):
         for most in (QUICK, ALL):
             spent = [*itertools.accumulate(seconds.get(test, 1.0) for test in in_order)]

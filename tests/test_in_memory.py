@@ -109,11 +109,19 @@ def test_a_model_is_checked_by_itself():
 
 
 def test_a_snapshot_tells_what_moved_since():
-    """A step of the head alone: the head moved, the embedding is equal; vectors of 0 may stay."""
+    """A step of the head alone: the head moved, the embedding is equal; vectors of 0 or of 1 may
+    stay as they began.
+    """
     model = torch.nn.ModuleDict({
         "embed_tokens": torch.nn.Embedding(8, 4), "lm_head": torch.nn.Linear(4, 8)
     })  # fmt: skip
-    torch.nn.init.zeros_(model["lm_head"].bias)
+    for values, count in (([2.0], None), ([0.0, 1.0], None), ([1.0], 1), ([0.0], 1)):
+        model["lm_head"].bias.data[:] = torch.tensor(values).repeat(8 // len(values))
+        before = shadow.snapshot(model)
+        model["lm_head"].weight.data += 1e-3
+        model["embed_tokens"].weight.data += 1e-3
+        found = shadow.verify("trained", before, model, moved="*")
+        assert found.figures.get("tensors_initial") == count
     before = shadow.snapshot(model)
     asked = {"moved": "language.head", "frozen": "language.embed"}
     assert shadow.verify("trained", before, model, **asked).code == "not_moved"

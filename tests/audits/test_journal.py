@@ -199,6 +199,14 @@ def test_a_link_in_the_cache_leads_nowhere(shadow, tmp_path):
     assert (tmp_path / "elsewhere" / "precious.txt").read_text() == "mine"
 
 
+def test_what_is_removed_is_named(inside, tmp_path):
+    """Or that there is nothing."""
+    left_behind(tmp_path / "out" / "f" / "p")
+    done = inside("clean", "-o", "out", width=200).err
+    assert done.split() == ["removed", "the", "unfinished", "work", "of", "1", "audit", "out/f/p"]
+    assert inside("clean", "-o", "out").err == "no unfinished audits there\n"
+
+
 def test_an_audit_at_work_is_passed_over_and_told(shadow, tmp_path, pair):
     """The others are removed; exit code 1."""
     for name in "ac":

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from threading import Event, Timer
 
 import pytest
 from hypothesis import given
@@ -17,9 +18,27 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import NEIGHBOUR, ByteRanges, LocalFile, Transfer, coalesced
 from shadow.places.architecture import Part, Place
 from shadow.run.plan import Schedule, Visit, natural, schedule, shards_of
+from shadow.run.workers import threads
 
 SIDES = ("base", "tuned")
 GB = 10**9
+
+
+def test_work_that_waits_ends_with_its_pool():
+    """What has begun is waited for, and nothing begins afterwards."""
+    begun, go_on, ran = Event(), Event(), []
+
+    def first():
+        begun.set()
+        go_on.wait(10)
+        ran.append(1)
+
+    with threads(1) as pool:
+        pool.submit(first)
+        waiting = pool.submit(ran.append, 2)
+        begun.wait(10)
+        Timer(0.05, go_on.set).start()
+    assert (ran, waiting.cancelled()) == ([1], True)
 
 
 class Remote:

@@ -338,9 +338,9 @@ NORMS = "base_model.model.model.layers.{}.self_attn.q_proj.lora_magnitude_vector
 
 @pytest.mark.parametrize("linked", [False, True], ids=["copies", "the same file"])
 @pytest.mark.parametrize(("config", "apart"), [
-    ({"lora_alpha": 64}, 2), ({"use_rslora": True}, 2),
-    ({"alpha_pattern": {"layers.1.self_attn.q_proj": 16}}, 1),
-    ({"use_rslora": True, "lora_alpha": 4}, 0), ({"lora_dropout": 0.5}, 0),
+    ({"lora_alpha": 64}, [16.0] * 2), ({"use_rslora": True}, [4.0] * 2),
+    ({"alpha_pattern": {"layers.1.self_attn.q_proj": 16}}, [4.0]),
+    ({"use_rslora": True, "lora_alpha": 4}, []), ({"lora_dropout": 0.5}, []),
 ])  # fmt: skip
 def test_adapters_of_other_scales_are_not_the_same(tmp_path, linked, config, apart):
     """Equal factors with another alpha are another update; another way to write a scale is not."""
@@ -352,7 +352,8 @@ def test_adapters_of_other_scales_are_not_the_same(tmp_path, linked, config, apa
         (b / "adapter_model.safetensors").unlink()
         (b / "adapter_model.safetensors").hardlink_to(a / "adapter_model.safetensors")
     found = shadow.verify("same", a, b)
-    assert (found.holds, len(found.against)) == (apart == 0, apart)
+    scales = [one.why.figures for one in found.answer.against]
+    assert (found.holds, scales) == (not apart, [{"a": 2.0, "b": scale} for scale in apart])
     assert not apart or "layers.1.self_attn.q_proj" in found.against[-1].name
 
 

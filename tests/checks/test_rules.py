@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shadow.checks.patterns import parse_pattern
+from shadow.checks.registry import OF_PAIRS
 from shadow.errors import ShadowError, UsageError
 from shadow.gates.rules import (
     OF_A_COMPONENT,
@@ -115,7 +116,7 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
     ("gate.lineag", "did you mean 'lineage'?"), ("gate.x", None),
     ("gate.rank", "'not gate.rank'"), ("verify.same", "'not verify.same'"),
     (" verify.trained --frozen=embed", "'not verify.trained --frozen embed'"),
-    ("not verify.merged", None), ("not language.embed changed", None),
+    ("not verify.merged", f"one of {', '.join(OF_PAIRS)}"), ("not language.embed changed", None),
     ("verify.same > 0", None),
     ("language.mlp.up.concentratoin > 0.5", "did you mean 'concentration'?"),
     ("mlp.up.concentration > 0.5", None), ("language.mlp.up.* > 0.5", None), ("* > 0.5", None),

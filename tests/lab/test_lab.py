@@ -215,6 +215,27 @@ def test_the_learning_rate_rises_in_a_twentieth_and_falls_as_a_cosine(step, shar
     assert training.learning_rate_share(step, 100) == pytest.approx(share)
 
 
+@pytest.mark.parametrize(
+    ("muon", "peaks"), [(False, [[0.25, 0.5]]), (True, [[0.5], [1 / 24, 1 / 6]])]
+)
+def test_each_step_has_the_rate_of_its_number(monkeypatch, muon, peaks):
+    """Each optimiser's parameters of each kind: a quarter for matrices, a third beside Muon."""
+    rates = []
+
+    def noted(model, tokens, labels, optimizers):
+        rates.append([[group["lr"] for group in one.param_groups] for one in optimizers])
+        for one in optimizers:
+            one.step()
+
+    monkeypatch.setattr(training, "update", noted)
+    recipe = Recipe(3, 0.5, muon=muon, width_factor=0.25 if muon else 0.5)
+    model = training.new_model(TINY.size, 0)
+    training.train(model, MIXTURES["narrow"].samples(Random(0)), 1, recipe)
+    shares = (1, 1, 0.55)
+    assert rates == [[pytest.approx([share * peak for peak in of]) for of in peaks]
+                     for share in shares]  # fmt: skip
+
+
 class Line(torch.nn.Module):
     """A weight whose loss is 100 times it, as the models of transformers give it."""
 

@@ -194,9 +194,11 @@ def test_text_of_files_is_text(tmp_path, kind):
 
 
 def test_nothing_foreign_is_overwritten(inside, run, tmp_path):
-    """An own figure is drawn anew; another file stays."""
+    """An own figure is drawn anew; another file stays. Notes are printed."""
     for _ in range(2):
-        inside("figure", run, "-o", "x.svg").assert_done()
+        note, done = inside("figure", run, "--kind", "spectrum", "-o", "x.svg").err.splitlines()
+        assert (note.startswith("x.svg: "), done) == (True, "wrote x.svg")
+        assert note.endswith(": mlp.up, layer 3; language")
     (tmp_path / "x.svg").write_text("mine")
     assert "x.svg" in inside("figure", run, "-o", "x.svg").assert_refused()
     assert (tmp_path / "x.svg").read_text() == "mine"

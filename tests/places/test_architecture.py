@@ -136,6 +136,17 @@ def test_unknown_names_keep_themselves_as_place():
     assert part.place == Place("other", None, "other", None, "something.odd.weight")
 
 
+@pytest.mark.parametrize("module", ["down_proj", "odd"])
+@pytest.mark.parametrize(
+    ("count", "experts"), [(1, [0]), (2, [0, 1]), (4096, None), (4097, [None])]
+)
+def test_a_stack_has_1_to_4096_experts(module, count, experts):
+    """Also of a module that no rule knows; a larger number is a hostile shape."""
+    name = f"model.layers.0.mlp.experts.{module}"
+    found = place_tensors({name: (count, 3, 4)}, {})[name]
+    assert [part.place.expert for part in found] == (experts or [*range(count)])
+
+
 def test_a_stack_of_experts_is_one_matrix_each():
     """A 3-D tensor of experts is never folded into one matrix."""
     name = "model.layers.0.mlp.experts.down_proj"
