@@ -7,8 +7,8 @@ test notices.
 A mistake changes one number, comparison, sign, index or word (`and`, `not`, True), swaps two
 arguments, or drops a statement, on a line that some fast test executes in its own process; not the
 `strict` of zip, which only guards. The tests that execute the line run in forks of this process
-until one fails: those of its room first, the quickest before others. Those that are gone since the map was made
-are left out; it is "unknown" what comes of a mistake that no other executes.
+until one fails: those of its room first, the quickest before others. Those that are gone since
+the map was made are left out; it is "unknown" what comes of a mistake that no other executes.
 What survives is printed with its change; tests/equivalent.yaml lists changes that no test can
 notice, each with its reason. Exit code 1: a mistake survived that is not listed there.
 """
