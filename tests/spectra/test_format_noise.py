@@ -248,6 +248,16 @@ def test_factors_of_columns_are_undone(original):
     assert found.scaled < 1.2 * found.made
 
 
+def test_a_column_of_zeros_has_no_factor(original):
+    """What it lost counts as an error, that of others after the best factor of each."""
+    copy = ggml_copy(original, "Q4_0")
+    copy.numbers[:, 3] = 0.0
+    x, q = original.double().numpy(), copy.numbers.double().numpy()
+    rests = [np.linalg.lstsq(x[:, [at]], q[:, at], rcond=None)[1][0] for at in range(COLS)]
+    lost = float((x[:, 3] ** 2).sum())
+    assert format_noise(original, copy).scaled == pytest.approx(sum(rests) + lost, rel=1e-9)
+
+
 def test_columns_of_a_block_that_do_not_lie_together_are_unknown(original):
     """As of GPTQ with the order of activations: sums are known, what the format makes is not."""
     copy = ggml_copy(original, "Q4_0")
