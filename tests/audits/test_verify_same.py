@@ -291,6 +291,15 @@ def test_keys_that_a_library_renamed_and_experts_that_it_packed(tmp_path, kind):
     assert (found.figures["tensors_differ"], found.figures["entries_differ"]) == (1, 1)
 
 
+@pytest.mark.parametrize(("other", "figures"), [
+    (QKVO[Q][:, :32].clone(), {"first": "64 x 64", "a": "A", "second": "64 x 32", "b": "B"}),
+    (QKVO[Q].to(torch.int32), {"first": "F32", "a": "A", "second": "I32", "b": "B"}),
+])  # fmt: skip
+def test_what_a_tensor_is_on_either_side_is_said(tmp_path, other, figures):
+    (why,) = (one.why for one in same_evidence(tmp_path, QKVO, QKVO | {Q: other}))
+    assert why.figures == figures
+
+
 def test_swapped_projections_name_each_other(tmp_path):
     found = same(tmp_path, QKVO, QKVO | {Q: QKVO[K], K: QKVO[Q]})
     assert {one.name for one in found.against} == {Q, K}

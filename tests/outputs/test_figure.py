@@ -222,4 +222,7 @@ def test_a_report_of_nothing_is_one_line(inside, two, tmp_path):
     inside("figure", folder).assert_refused()
     inside("figure", write(tmp_path / "c", [])).assert_refused()
     assert "2" in inside("figure", two[0].parent, "--kind", "heatmap").assert_refused()
+    modules = ("--module", "attn.q", "--module", "mlp.up")
+    assert "several" in inside("figure", two[0].parent, *modules).assert_refused(2)
+    inside("figure", two[0], *modules).assert_done()
     assert "spectra" in inside("figure", folder, "--kind", "spectrum").assert_refused()

@@ -41,6 +41,16 @@ def test_a_name_is_broken_where_it_does_not_fit(width, is_whole):
     assert "1,234" in text
 
 
+@pytest.mark.parametrize(("width", "letters"), [(64, 26), (62, 25), (42, 15), (30, 9)])
+def test_names_share_what_figures_leave_evenly(width, letters):
+    """Though one of them is short: a number of 5 letters has two spaces before each column."""
+    name = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    fields = (named("a"), named("b"), number("n", kind="count"))
+    lines = drawn(table_of(fields, (Row(a="abcde", b=name, n=1234),)), width).splitlines()
+    row = next(line for line in lines if "1,234" in line)
+    assert row.split() == ["abcde", name[:letters], "1,234"]
+
+
 @pytest.mark.parametrize(("close", "between"), [(False, "\n\n"), (True, "\n")])
 def test_documents_stand_a_line_apart_unless_they_are_close(monkeypatch, close, between):
     """No line stands before the first."""
