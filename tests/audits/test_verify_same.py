@@ -291,13 +291,20 @@ def test_keys_that_a_library_renamed_and_experts_that_it_packed(tmp_path, kind):
     assert (found.figures["tensors_differ"], found.figures["entries_differ"]) == (1, 1)
 
 
-@pytest.mark.parametrize(("other", "figures"), [
-    (QKVO[Q][:, :32].clone(), {"first": "64 x 64", "a": "A", "second": "64 x 32", "b": "B"}),
-    (QKVO[Q].to(torch.int32), {"first": "F32", "a": "A", "second": "I32", "b": "B"}),
-])  # fmt: skip
-def test_what_a_tensor_is_on_either_side_is_said(tmp_path, other, figures):
-    (why,) = (one.why for one in same_evidence(tmp_path, QKVO, QKVO | {Q: other}))
-    assert why.figures == figures
+def test_formats_of_equal_numbers_are_said(tmp_path):
+    """From A to B, where they differ; not that shapes differ."""
+    first, *others = HALF
+    mixed = {first: HALF[first].float()} | {name: HALF[name] for name in others}
+    (equal,) = same(tmp_path, HALF, mixed).answer.reasons
+    shown = equal.figures["casts"], equal.figures["reshaped"], equal.figures["tensors"]
+    assert shown == (["BF16 -> F32"], 0, len(HALF))
+
+
+def test_the_shape_of_a_tensor_on_either_side_is_said(tmp_path):
+    found = same(tmp_path, QKVO, QKVO | {Q: QKVO[Q][:, :32].clone()})
+    (against,) = found.answer.against
+    figures = {"first": "64 x 64", "a": "A", "second": "64 x 32", "b": "B"}
+    assert (against.why.code, against.why.figures) == ("shapes", figures)
 
 
 def test_swapped_projections_name_each_other(tmp_path):
@@ -373,7 +380,12 @@ def test_dora_adapters_are_compared_with_their_norms(tmp_path):
     a = planted.adapter(tmp_path / "a", {}, tensors, use_dora=True)
     b = planted.adapter(tmp_path / "b", {}, tensors, use_dora=True)
     assert shadow.verify("same", a, b).holds is True
-    assert shadow.verify("same", a, planted.adapter(tmp_path / "c", {}, tensors)).holds is False
+    for sides, where in (((a, tmp_path / "c"), "A"), ((tmp_path / "c", a), "B")):
+        planted.adapter(tmp_path / "c", {}, tensors)
+        found = shadow.verify("same", *sides)
+        assert found.holds is False
+        (dora,) = (one for one in found.answer.reasons if one.code == "dora")
+        assert dora.figures == {"where": where}
     found = shadow.verify("same", a, planted.adapter(tmp_path / "d", {}, other, use_dora=True))
     assert [one.name for one in found.against] == [NORMS.format(0)]
 

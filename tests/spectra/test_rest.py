@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from quantisers import ggml_copy
 
 from shadow.dtypes import FLOATS
