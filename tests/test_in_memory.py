@@ -193,20 +193,16 @@ VERBS = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize(
-    ("state", "fault"),
-    [
-        ({"w": torch.empty(2, 2, device="meta")}, "w is on the device meta"),
-        ({"w": torch.ones(2, 2).to_sparse()}, "w is a sparse_coo tensor"),
-        ({1: torch.ones(2, 2)}, "unusable name 1"),
-        ({("a", 1): torch.ones(2, 2)}, "unusable name ('a', 1)"),
-        ({b"w": torch.ones(2, 2)}, "unusable name b'w'"),
-        ({"\ud800": torch.ones(2, 2)}, "unusable name '\\ud800'"),
-        ({"\x1b[2J": torch.ones(2, 2)}, "unusable name '\\x1b[2J'"),
-        ({"w": 1, "notes": "text"}, "has no tensor"),
-    ],
-    ids=["meta", "sparse", "int", "tuple", "bytes", "surrogate", "escape", "no tensor"],
-)
+@pytest.mark.parametrize(("state", "fault"), [
+    ({"w": torch.empty(2, 2, device="meta")}, "w is on the device meta"),
+    ({"w": torch.ones(2, 2).to_sparse()}, "w is a sparse_coo tensor"),
+    ({1: torch.ones(2, 2)}, "unusable name 1"),
+    ({("a", 1): torch.ones(2, 2)}, "unusable name ('a', 1)"),
+    ({b"w": torch.ones(2, 2)}, "unusable name b'w'"),
+    ({"\ud800": torch.ones(2, 2)}, "unusable name '\\ud800'"),
+    ({"\x1b[2J": torch.ones(2, 2)}, "unusable name '\\x1b[2J'"),
+    ({"w": 1, "notes": "text"}, "has no tensor"),
+], ids=["meta", "sparse", "int", "tuple", "bytes", "surrogate", "escape", "no tensor"])  # fmt: skip
 def test_what_holds_no_plain_numbers_or_has_no_name_is_refused_in_a_line(state, fault, verb):
     with pytest.raises(shadow.ShadowError) as caught:
         VERBS[verb](state)
@@ -242,15 +238,10 @@ class WithConfig(torch.nn.Module):
 
 
 @pytest.mark.parametrize("verb", ["snapshot", "check"])
-@pytest.mark.parametrize(
-    "written",
-    [
-        {"dtype": torch.bfloat16, "values": {1, 2}, "number": float("nan"), "object": object()},
-        {(1, 2): "no key of JSON", 3: "a number", "name": "\ud800"},
-        None,
-    ],
-    ids=["values", "keys", "nothing"],
-)
+@pytest.mark.parametrize("written", [
+    {"dtype": torch.bfloat16, "values": {1, 2}, "number": float("nan"), "object": object()},
+    {(1, 2): "no key of JSON", 3: "a number", "name": "\ud800"}, None,
+], ids=["values", "keys", "nothing"])  # fmt: skip
 def test_a_config_and_a_state_that_json_lacks_do_not_stop_a_check(written, verb):
     """Extra state of a module is no tensor and is left out; its config is read as it would be
     saved.
