@@ -17,11 +17,9 @@ TABLE = table_of(
      number("time", kind="seconds", rank=1)), ROWS, "pairs",
 )  # fmt: skip
 WHOLE = [
-    "family           n  state    time",
-    "─────────────────────────────────",
-    "toy          1,234  done    2.0 s",
-    "longer-name      7  failed  3.2 s",
-]
+    "family           n  state    time", "─────────────────────────────────",
+    "toy          1,234  done    2.0 s", "longer-name      7  failed  3.2 s",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("width", "cut"), [(80, 33), (35, 33), (34, 26), (28, 26)])

@@ -19,11 +19,9 @@ def ratios(D):
 
 
 RATIOS = (
-    "participation_ratio",
-    "null_participation_ratio",
-    "row_participation_ratio",
+    "participation_ratio", "null_participation_ratio", "row_participation_ratio",
     "col_participation_ratio",
-)
+)  # fmt: skip
 
 
 def values(D, kept=None, top=None, reason="nothing_rounded", floor=None):
