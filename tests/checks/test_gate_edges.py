@@ -256,10 +256,7 @@ def test_other_bytes_of_a_file_that_is_looked_into_are_no_change(tmp_path, kind,
 # Energy
 
 
-@pytest.mark.parametrize(
-    ("at", "outcome"),
-    [(None, "missing"), (2, "passed")],
-)
+@pytest.mark.parametrize(("at", "outcome"), [(None, "missing"), (2, "passed")])
 def test_a_figure_of_depth_rests_on_matrices_in_layers(tmp_path, at, outcome):
     """Nine tenths of the energy are in one matrix, outside the layers or in one of them."""
     rows = [delta(0.2, where, frobenius_norm=0.5) for where in places(4, ("mlp.up",))]

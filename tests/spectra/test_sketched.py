@@ -28,14 +28,7 @@ from shadow.spectra.krylov import (
 from shadow.spectra.lazy import Updated
 from shadow.spectra.measurement import Estimate, Method
 from shadow.spectra.noise import purity_values
-from shadow.spectra.sketched import (
-    KEPT,
-    SMALLEST,
-    Sketch,
-    _above,
-    _energy,
-    effective_rank_shift,
-)
+from shadow.spectra.sketched import KEPT, SMALLEST, Sketch, _above, _energy, effective_rank_shift
 from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace, blocks
 

@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadow.spectra import singular_values
-from shadow.spectra.singular_values import (
-    power_law,
-)
+from shadow.spectra.singular_values import power_law
 from shadow.spectra.spectrum import Spectrum
 
 
