@@ -49,6 +49,12 @@ def test_names_share_what_figures_leave_evenly(width, letters):
     assert row.split() == ["abcde", name[:letters], "1,234"]
 
 
+def test_a_plan_names_what_it_costs(inside):
+    lines = inside("plan", "demo:base..narrow", "--jobs", "1").assert_done().splitlines()
+    heads = [line.partition("  ")[0] for line in lines if line and line[0].isalpha()]
+    assert heads == ["demo", "base", "tuned", "work", "memory", "cores", "time"]
+
+
 @pytest.mark.parametrize(("close", "between"), [(False, "\n\n"), (True, "\n")])
 def test_documents_stand_a_line_apart_unless_they_are_close(monkeypatch, close, between):
     """No line stands before the first."""
