@@ -1,6 +1,9 @@
 """Tables in a terminal: a column as wide as what it has, two spaces between, texts left."""
 
 import io
+import re
+from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace as Row
 
 import pytest
@@ -8,7 +11,10 @@ from rich.console import Console
 from view import drawn
 
 from shadow.cli import console
+from shadow.reports.columns import TABLES
 from shadow.telling.document import Document, Paragraph, named, number, table_of, worded
+from shadow.telling.reading import AuditReport
+from shadow.telling.report import report_document
 
 ROWS = (Row(family="toy", n=1234, state="done", time=2.0),
         Row(family="longer-name", n=7, state="failed", time=3.25))  # fmt: skip
@@ -64,3 +70,38 @@ def test_documents_stand_a_line_apart_unless_they_are_close(monkeypatch, close, 
     for word in ("one", "two"):
         console.show(Document([Paragraph(word, close=close)]))
     assert text.getvalue() == f"one{between}two\n"
+
+
+def test_narrow_tables_of_modules_lack_the_last_figures(demo_reports):
+    """Each with those of the wider ones but the last, down to a name and four figures."""
+    report = AuditReport(demo_reports / "base..narrow")
+    document = report_document(report.summary, report.provenance.recorded, "here")
+    block = next(one for one in document.blocks if getattr(one, "about", "") == "modules")
+    heads = []
+    for width in range(40, 130):
+        line = next(line for line in drawn(block, width).splitlines() if " n " in line)
+        heads.append(re.split(r"\s{2,}", line.strip()))
+    order = ["null PR", "spikes", "spread", "energy", "spread over", "shift", "stable rank"]
+    assert heads[0][-3:] == ["rel. norm", "conc.", "PR"]
+    seen = [*dict.fromkeys(map(frozenset, heads))]
+    assert [{*second - first} for first, second in pairwise(seen)] == [{name} for name in order]
+
+
+def test_a_check_of_one_claim_says_what_was_looked_at(inside):
+    demo = Path(__file__).parents[2] / "registry" / "demo"
+    one = inside("check", demo / "narrow").assert_done()
+    several = inside("check", demo / "narrow", "--base", demo / "base").assert_done()
+    assert ("note: looked at" in one, "note: looked at" in several) == (True, False)
+
+
+def test_a_family_has_its_pairs(inside):
+    lines = inside("families", "demo", width=200).assert_done().splitlines()
+    at = lines.index("pairs       demo:base..narrow")
+    assert lines[at + 1 : at + 3] == ["            demo:base..broad", "components  language"]
+
+
+def test_columns_with_which_to_begin_come_first(inside):
+    text = inside("explain", "--all", width=400).assert_done()
+    names = re.findall(r"(?m)^ (\w+) +(?:string|int|float|bool)\b", text)
+    first = TABLES["matrices"].start_here
+    assert {*names[: len(first)]} == first
