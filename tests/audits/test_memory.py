@@ -8,14 +8,8 @@ from shadow.checkpoints.pairing import Factor, MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import Packing, TensorInfo
 from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place
-from shadow.run.machine import (
-    MachineLimits,
-    default_jobs,
-    kinds,
-    lacking,
-    matrix_memory,
-    worker_memory,
-)
+from shadow.run import machine
+from shadow.run.machine import MachineLimits, matrix_memory, worker_memory
 from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import solver_of
 
@@ -106,7 +100,7 @@ def test_what_workers_of_a_machine_need():
     norms = [matrix_memory(pair, Method("norms")) for pair in factors]
     assert norms == [24 * 400 * 9000 + 2 * STRIPE, 24 * 4 * MIB + 2 * STRIPE]
     every = [wide, large, vector, *factors]
-    assert kinds([*every, *every]) == every
+    assert machine.kinds([*every, *every]) == every
 
 
 @pytest.mark.parametrize(("cores", "times", "level", "jobs"), [
@@ -116,18 +110,18 @@ def test_what_workers_of_a_machine_need():
 def test_as_many_workers_as_cores_and_memory_allow(cores, times, level, jobs):
     """One for sums of stored floats, whatever there is, and not of quantised ones."""
     pair = matrices(side(SHAPE), side(SHAPE))
-    machine = MachineLimits(cores, "m", int(times * worker_memory([pair])), "m")
-    assert default_jobs([pair], machine, Method(level)) == jobs
-    packed = matrices(side(SHAPE), side(SHAPE, packed=8))
-    assert default_jobs([pair, packed], MachineLimits(4, "m", 1 << 40, "m"), Method(level)) == 4
+    limits = MachineLimits(cores, "m", int(times * worker_memory([pair])), "m")
+    assert machine.default_jobs([pair], limits, Method(level)) == jobs
+    packed, roomy = matrices(side(SHAPE), side(SHAPE, packed=8)), replace(limits, memory=1 << 40)
+    assert machine.default_jobs([pair, packed], roomy, Method(level)) == cores
 
 
 def test_a_matrix_that_does_not_fit_is_an_error():
     pair = matrices(side(SHAPE), side(SHAPE))
     need = FULL + 8 * 10**6
-    assert lacking([pair], MachineLimits(1, "m", need, "the machine")) is None
-    assert lacking([], MachineLimits(1, "m", 0, "the machine")) is None
-    error = lacking([pair], MachineLimits(1, "m", need - 1, "the group /x"))
+    assert machine.lacking([pair], MachineLimits(1, "m", need, "the machine")) is None
+    assert machine.lacking([], MachineLimits(1, "m", 0, "the machine")) is None
+    error = machine.lacking([pair], MachineLimits(1, "m", need - 1, "the group /x"))
     assert isinstance(error, ShadowError)
     assert error.message == (
         "w: 1,000 x 2,000 needs 160.3 MB of memory, 160.3 MB are free (the group /x)"

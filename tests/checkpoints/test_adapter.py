@@ -430,12 +430,9 @@ def test_a_module_of_a_base_has_some_other_names(base, module, place, is_there):
     """As loaders of transformers and peft find it, of a model that is no part of another."""
     tensors = {f"{base}.weight": TensorInfo(f"{base}.weight", "F32", (2, 2), "s", 0, 16)}
     assert BaseNames(tensors, ["language", "other"]).has(module, place) is is_there
-
-
-def test_the_language_model_of_a_wrapper_has_moved():
-    tensors = {"model.layers.0.q.weight": TensorInfo("x", "F32", (2, 2), "s", 0, 16)}
-    names = BaseNames(tensors, ["language", "vision"])
-    assert names.has("model.language_model.layers.0.q", LANGUAGE)
+    if base == "model.layers.0.q":  # which has moved in a wrapper
+        wrapper = BaseNames(tensors, ["language", "vision"])
+        assert wrapper.has("model.language_model.layers.0.q", LANGUAGE)
 
 
 REACH = {  # what of four layers q has in the adapter, and what of it peft leaves out

@@ -11,7 +11,6 @@ from rich.console import Console
 from view import drawn
 
 from shadow.cli import console
-from shadow.reports.columns import TABLES
 from shadow.telling.document import Document, Paragraph, named, number, table_of, worded
 from shadow.telling.reading import AuditReport
 from shadow.telling.report import report_document
@@ -92,16 +91,3 @@ def test_a_check_of_one_claim_says_what_was_looked_at(inside):
     one = inside("check", demo / "narrow").assert_done()
     several = inside("check", demo / "narrow", "--base", demo / "base").assert_done()
     assert ("note: looked at" in one, "note: looked at" in several) == (True, False)
-
-
-def test_a_family_has_its_pairs(inside):
-    lines = inside("families", "demo", width=200).assert_done().splitlines()
-    at = lines.index("pairs       demo:base..narrow")
-    assert lines[at + 1 : at + 3] == ["            demo:base..broad", "components  language"]
-
-
-def test_columns_with_which_to_begin_come_first(inside):
-    text = inside("explain", "--all", width=400).assert_done()
-    names = re.findall(r"(?m)^ (\w+) +(?:string|int|float|bool)\b", text)
-    first = TABLES["matrices"].start_here
-    assert {*names[: len(first)]} == first
