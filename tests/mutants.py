@@ -44,7 +44,7 @@ QUICK, ALL = 40.0, 240.0  # seconds of tests that run first, and at most, by the
 PATIENCE = 4.0  # times as long, and a minute, counts as hung
 PASSED = 0  # how pytest ends
 FEW = 12  # characters that say little without their line
-SYMMETRICAL = ("max", "min", "maximum", "minimum", "fmax", "fmin", "isclose")
+SYMMETRICAL = ("max", "min", "maximum", "minimum", "fmax", "fmin", "isclose", "equal", "not_equal")
 COMPARED = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -268,9 +268,7 @@ def users_of(executed: Mapping[int, set[str]], content: str) -> dict[int, set[st
     lines = content.splitlines()
     for one in ast.parse(content).body:
         if isinstance(one, ast.Assign | ast.AnnAssign) and executed.get(one.lineno):
-            name = re.escape(
-                ast.unparse(one.targets[0] if isinstance(one, ast.Assign) else one.target)
-            )
+            name = re.findall(r"\w+", lines[one.lineno - 1])[0]
             named = (at for at, text in enumerate(lines, 1) if re.search(rf"\b{name}\b", text))
             users[one.lineno] = set[str]().union(*(executed.get(at, ()) for at in named))
     return users
