@@ -282,11 +282,12 @@ def test_of_several_violations_on_a_small_part_the_smallest_is_named(tmp_path):
     }
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e200])
 @pytest.mark.parametrize(("rest", "outcome"), [(1.0, "met"), (1.001, "missing")])
-def test_a_violation_counts_from_half_of_the_change_of_its_place(tmp_path, rest, outcome):
-    rows = [delta(0.2, where, frobenius_norm=90.0) for where in places(4, ("mlp.up",))]
-    rows.append(delta(0.9, place(0, "attn.q"), frobenius_norm=1.0))
-    rows.append(delta(0.9, place(1, "attn.q"), frobenius_norm=rest, concentration=None))
+def test_a_violation_counts_from_half_of_the_change_of_its_place(tmp_path, rest, outcome, unit):
+    rows = [delta(0.2, where, frobenius_norm=90 * unit) for where in places(4, ("mlp.up",))]
+    rows.append(delta(0.9, place(0, "attn.q"), frobenius_norm=unit))
+    rows.append(delta(0.9, place(1, "attn.q"), frobenius_norm=rest * unit, concentration=None))
     folder = reports.write(tmp_path / "a", rows)
     assert verdict(folder, "language.*.concentration > 0.5").outcome == outcome
 
