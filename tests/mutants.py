@@ -7,8 +7,8 @@ test notices.
 A mistake changes one number, comparison, sign, index or word (`and`, `not`, True), swaps two
 arguments, or drops a statement, on a line that some fast test executes in its own process; not the
 `strict` of zip, which only guards. The tests that execute the line run in forks of this process
-until one fails: the quickest first, then more of them. Those that are gone since the map was made
-are left out; it is "unknown" what comes of a mistake that no other executes.
+until one fails: those of its room first, the quickest before others. Those that are gone since
+the map was made are left out; it is "unknown" what comes of a mistake that no other executes.
 What survives is printed with its change; tests/equivalent.yaml lists changes that no test can
 notice, each with its reason. Exit code 1: a mistake survived that is not listed there.
 """
@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -43,7 +44,7 @@ QUICK, ALL = 40.0, 240.0  # seconds of tests that run first, and at most, by the
 PATIENCE = 4.0  # times as long, and a minute, counts as hung
 PASSED = 0  # how pytest ends
 FEW = 12  # characters that say little without their line
-SYMMETRICAL = ("max", "min", "maximum", "minimum", "fmax", "fmin", "isclose")
+SYMMETRICAL = ("max", "min", "maximum", "minimum", "fmax", "fmin", "isclose", "equal", "not_equal")
 COMPARED = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -52,6 +53,8 @@ REPLACED = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.And: ast.Or,
     ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.FloorDiv: ast.Mult,
 }  # fmt: skip
+# folders of tests of rooms that have none of their name
+TESTED_IN = {"run": "audits", "engines": "audits", "lists": "audits", "gates": "checks"}
 DEFINED = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -218,6 +221,11 @@ class Recorder:
         self.coverage.switch_context(item.nodeid.partition("::")[0])
 
     def pytest_runtest_call(self, item: Any) -> None:
+        for name, module in [*sys.modules.items()]:
+            for value in [*vars(module).values()] if name.startswith("shadow.") else []:
+                # each test executes what it needs, not the first of those that need it
+                if callable(clear := getattr(value, "cache_clear", None)):
+                    clear()
         self.coverage.switch_context(item.nodeid.partition("[")[0])
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -240,14 +248,30 @@ def write_map() -> None:
     recorded = measured.get_data()
     for path in recorded.measured_files():
         lines = recorded.contexts_by_lineno(path).items()
+        content = Path(path).read_text(encoding="utf-8")
+        users = users_of({line: {*filter(None, tests)} for line, tests in lines}, content)
         executed[path.rpartition("/shadow/")[2]] = {
-            str(line): sorted(filter(None, tests)) for line, tests in lines if any(tests)
+            str(line): sorted(tests) for line, tests in users.items() if tests
         }
     seconds = dict(recorder.seconds)
     for test, duration in recorder.seconds.items():
         file = test.partition("::")[0]
         seconds[file] = seconds.get(file, 0.0) + duration
     MAP.write_text(json.dumps({"executed": executed, "seconds": seconds}))
+
+
+def users_of(executed: Mapping[int, set[str]], content: str) -> dict[int, set[str]]:
+    """The tests that execute each line of a module, and for a constant those that execute a line
+    that names it; it is made by the first test that imports the module.
+    """
+    users = dict(executed)
+    lines = content.splitlines()
+    for one in ast.parse(content).body:
+        if isinstance(one, ast.Assign | ast.AnnAssign) and executed.get(one.lineno):
+            name = re.findall(r"\w+", lines[one.lineno - 1])[0]
+            named = (at for at, text in enumerate(lines, 1) if re.search(rf"\b{name}\b", text))
+            users[one.lineno] = set[str]().union(*(executed.get(at, ()) for at in named))
+    return users
 
 
 # ---------------------------------------------------------------------------------------- planting
@@ -305,7 +329,13 @@ def outcome_of(
     copy: Copy, mistake: Mistake, tests: Sequence[str], seconds: Mapping[str, float]
 ) -> str:
     """Plant a mistake and return what came of it: killed, survived, or unknown."""
-    in_order = sorted(filter(is_there, tests), key=lambda test: seconds.get(test, 1.0))
+    room = mistake.file.partition("/")[0]
+    folder = f"tests/{TESTED_IN.get(room, room)}/"
+
+    def rank(test: str) -> tuple[bool, float]:
+        return not test.startswith(folder), seconds.get(test, 1.0)
+
+    in_order = sorted(filter(is_there, tests), key=rank)
     with copy.planted(mistake):
         for most in (QUICK, ALL):
             spent = [*itertools.accumulate(seconds.get(test, 1.0) for test in in_order)]

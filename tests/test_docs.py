@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -119,6 +120,23 @@ def audited(tmp_path, monkeypatch, shadow):
     (tmp_path / "mine").symlink_to(ROOT / "registry" / "demo" / "broad")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("name", readme.BLOCKS)
+def test_generated_parts_are_what_the_code_writes(name, inside, demo_reports, monkeypatch):
+    """As `make check` says, but by commands in this process."""
+
+    def run(*words, cwd=None, code=0):
+        done = inside(*words, cwd=cwd or Path.cwd())
+        assert done.code == code, done.err
+        return "\n".join(line.rstrip() for line in done.out.splitlines()).strip("\n")
+
+    monkeypatch.setattr(readme, "shadow", run)
+    with tempfile.TemporaryDirectory() as folder:  # a short name: lines are broken at 80 letters
+        (Path(folder) / "demo").symlink_to(demo_reports)
+        monkeypatch.setattr(readme, "reports_of_demo", lambda: folder)
+        made = readme.BLOCKS[name]()
+    assert {readme.part(file.read_text(), name) for file in readme.places()[name]} == {made}
 
 
 TO_RUN = [

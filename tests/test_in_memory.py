@@ -109,11 +109,19 @@ def test_a_model_is_checked_by_itself():
 
 
 def test_a_snapshot_tells_what_moved_since():
-    """A step of the head alone: the head moved, the embedding is equal; vectors of 0 may stay."""
+    """A step of the head alone: the head moved, the embedding is equal; vectors of 0 or of 1 may
+    stay as they began.
+    """
     model = torch.nn.ModuleDict({
         "embed_tokens": torch.nn.Embedding(8, 4), "lm_head": torch.nn.Linear(4, 8)
     })  # fmt: skip
-    torch.nn.init.zeros_(model["lm_head"].bias)
+    for values, count in (([2.0], None), ([0.0, 1.0], None), ([1.0], 1), ([0.0], 1)):
+        model["lm_head"].bias.data[:] = torch.tensor(values).repeat(8 // len(values))
+        before = shadow.snapshot(model)
+        model["lm_head"].weight.data += 1e-3
+        model["embed_tokens"].weight.data += 1e-3
+        found = shadow.verify("trained", before, model, moved="*")
+        assert found.figures.get("tensors_initial") == count
     before = shadow.snapshot(model)
     asked = {"moved": "language.head", "frozen": "language.embed"}
     assert shadow.verify("trained", before, model, **asked).code == "not_moved"
@@ -185,20 +193,16 @@ VERBS = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize(
-    ("state", "fault"),
-    [
-        ({"w": torch.empty(2, 2, device="meta")}, "w is on the device meta"),
-        ({"w": torch.ones(2, 2).to_sparse()}, "w is a sparse_coo tensor"),
-        ({1: torch.ones(2, 2)}, "unusable name 1"),
-        ({("a", 1): torch.ones(2, 2)}, "unusable name ('a', 1)"),
-        ({b"w": torch.ones(2, 2)}, "unusable name b'w'"),
-        ({"\ud800": torch.ones(2, 2)}, "unusable name '\\ud800'"),
-        ({"\x1b[2J": torch.ones(2, 2)}, "unusable name '\\x1b[2J'"),
-        ({"w": 1, "notes": "text"}, "has no tensor"),
-    ],
-    ids=["meta", "sparse", "int", "tuple", "bytes", "surrogate", "escape", "no tensor"],
-)
+@pytest.mark.parametrize(("state", "fault"), [
+    ({"w": torch.empty(2, 2, device="meta")}, "w is on the device meta"),
+    ({"w": torch.ones(2, 2).to_sparse()}, "w is a sparse_coo tensor"),
+    ({1: torch.ones(2, 2)}, "unusable name 1"),
+    ({("a", 1): torch.ones(2, 2)}, "unusable name ('a', 1)"),
+    ({b"w": torch.ones(2, 2)}, "unusable name b'w'"),
+    ({"\ud800": torch.ones(2, 2)}, "unusable name '\\ud800'"),
+    ({"\x1b[2J": torch.ones(2, 2)}, "unusable name '\\x1b[2J'"),
+    ({"w": 1, "notes": "text"}, "has no tensor"),
+], ids=["meta", "sparse", "int", "tuple", "bytes", "surrogate", "escape", "no tensor"])  # fmt: skip
 def test_what_holds_no_plain_numbers_or_has_no_name_is_refused_in_a_line(state, fault, verb):
     with pytest.raises(shadow.ShadowError) as caught:
         VERBS[verb](state)
@@ -234,15 +238,10 @@ class WithConfig(torch.nn.Module):
 
 
 @pytest.mark.parametrize("verb", ["snapshot", "check"])
-@pytest.mark.parametrize(
-    "written",
-    [
-        {"dtype": torch.bfloat16, "values": {1, 2}, "number": float("nan"), "object": object()},
-        {(1, 2): "no key of JSON", 3: "a number", "name": "\ud800"},
-        None,
-    ],
-    ids=["values", "keys", "nothing"],
-)
+@pytest.mark.parametrize("written", [
+    {"dtype": torch.bfloat16, "values": {1, 2}, "number": float("nan"), "object": object()},
+    {(1, 2): "no key of JSON", 3: "a number", "name": "\ud800"}, None,
+], ids=["values", "keys", "nothing"])  # fmt: skip
 def test_a_config_and_a_state_that_json_lacks_do_not_stop_a_check(written, verb):
     """Extra state of a module is no tensor and is left out; its config is read as it would be
     saved.

@@ -79,7 +79,9 @@ def row(position, family, pair="base..instruct", **columns):
 def test_both_files_say_the_same_of_every_pair(toys):
     """A done pair has the figures of its summary, a failed one its error; nothing else is left."""
     audited(select_toys(toys, "toy-a", "toy-bad*"), toys / "out")
-    recorded = json.loads((toys / "out" / "index.json").read_text())
+    text = (toys / "out" / "index.json").read_text()
+    recorded = json.loads(text)
+    assert text == f"{json.dumps(recorded, indent=2)}\n"
     assert recorded["counts"] == {"done": 3, "failed": 1, "kept": 0, "pending": 0}
     keys = ("position", "family", "pair", "state")
     assert [tuple(row[key] for key in keys) for row in recorded["pairs"]] == [

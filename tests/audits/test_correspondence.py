@@ -223,11 +223,9 @@ def test_a_model_whose_numbers_changed_is_a_relative(tmp_path, case):
     base = stored(model(kind), dtype)
     _, change, facts = CHANGES[name]
     sides = {
-        "tuned": stored(change(model(kind)), dtype, size),
-        "base": base,
-        "sibling": stored(base, dtype, 0.05, seed=10),
-        "other": model(kind, seed=11),
-    }
+        "tuned": stored(change(model(kind)), dtype, size), "base": base,
+        "sibling": stored(base, dtype, 0.05, seed=10), "other": model(kind, seed=11),
+    }  # fmt: skip
     tuned, near, sibling, other = (
         planted.write(tmp_path / side, tensors, config_of(kind)) for side, tensors in sides.items()
     )

@@ -154,17 +154,13 @@ def in_config(text):
     return {"tokenizer_config.json": {"chat_template": text}}
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "differs"),
-    [
-        (in_config("x"), NONE | {TEMPLATE: "x"}, {}),
-        (in_config("x"), NONE | {TEMPLATE: "y"}, {TEMPLATE, *NONE}),
-        (in_config("x"), in_config("y") | {TEMPLATE: "x"}, {TEMPLATE, *NONE}),
-        (in_config("x"), in_config("x") | {TEMPLATE: "x"}, {}),
-        (in_config("x"), NONE, {*NONE}),
-        (NONE | {TEMPLATE: "x"}, NONE, {TEMPLATE}),
-    ],
-)
+@pytest.mark.parametrize(("before", "after", "differs"), [
+    (in_config("x"), NONE | {TEMPLATE: "x"}, {}),
+    (in_config("x"), NONE | {TEMPLATE: "y"}, {TEMPLATE, *NONE}),
+    (in_config("x"), in_config("y") | {TEMPLATE: "x"}, {TEMPLATE, *NONE}),
+    (in_config("x"), in_config("x") | {TEMPLATE: "x"}, {}), (in_config("x"), NONE, {*NONE}),
+    (NONE | {TEMPLATE: "x"}, NONE, {TEMPLATE}),
+])  # fmt: skip
 def test_a_chat_template_is_one_wherever_it_lies(sides, before, after, differs):
     """Moved to a file of its own it is the same; changed or lost on the way it is not."""
     for side, content in zip(sides, (before, after), strict=True):
@@ -366,18 +362,15 @@ def listed(output: Path) -> dict[str, tuple]:
 CONFIG, PICKLE = "config.json", "training_args.bin"
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "code", "named"),
-    [
-        ({CONFIG: {"rope_theta": 1}}, {CONFIG: {"rope_theta": 1.0}}, 0, "config.json"),
-        ({CONFIG: {}, PICKLE: "a"}, {CONFIG: {}, PICKLE: "b"}, 0, "1 pickle"),
-        ({CONFIG: {}, PICKLE: "a"}, {CONFIG: {}}, 0, "1 pickle"),
-        ({CONFIG: {"rope_theta": 1}}, {CONFIG: {"rope_theta": 2}}, 4, "rope_theta 1 -> 2"),
-        ({CONFIG: {}}, {CONFIG: {}, "x.py": ""}, 4, "x.py"),
-        ({CONFIG: {}, "vocab.json": os.mkfifo}, {CONFIG: {}, "vocab.json": os.mkfifo}, 5, ""),
-        ({}, {}, 5, ""),
-    ],
-)
+@pytest.mark.parametrize(("before", "after", "code", "named"), [
+    ({CONFIG: {"rope_theta": 1}}, {CONFIG: {"rope_theta": 1.0}}, 0, "config.json"),
+    ({CONFIG: {}, PICKLE: "a"}, {CONFIG: {}, PICKLE: "b"}, 0, "1 pickle"),
+    ({CONFIG: {}, PICKLE: "a"}, {CONFIG: {}}, 0, "1 pickle"),
+    ({CONFIG: {"rope_theta": 1}}, {CONFIG: {"rope_theta": 2}}, 4, "rope_theta 1 -> 2"),
+    ({CONFIG: {}}, {CONFIG: {}, "x.py": ""}, 4, "x.py"),
+    ({CONFIG: {}, "vocab.json": os.mkfifo}, {CONFIG: {}, "vocab.json": os.mkfifo}, 5, ""),
+    ({}, {}, 5, ""),
+])  # fmt: skip
 def test_verify_files(sides, shadow, before, after, code, named):
     """Holds, does not hold, cannot be told; without any weights."""
     for folder, content in zip(sides, (before, after), strict=True):

@@ -21,6 +21,7 @@ from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.run.sides import identity_of
 from shadow.spectra.measurement import Method
+from shadow.storage import Store, work_folder
 from shadow.targets.families import Pair
 
 SETTINGS = Settings(Method(), Filter())
@@ -197,6 +198,18 @@ def test_a_link_in_the_cache_leads_nowhere(shadow, tmp_path):
     left_behind(tmp_path / "out" / "f" / "p", {**shard, "keep": False})
     assert shadow("clean", "-o", "out", env={"HF_HOME": str(tmp_path / "home")}).code == 0
     assert (tmp_path / "elsewhere" / "precious.txt").read_text() == "mine"
+
+
+def test_what_is_removed_is_named(inside, tmp_path, monkeypatch):
+    """Or that there is nothing."""
+    left_behind(tmp_path / "out" / "f" / "p")
+    done = inside("clean", "-o", "out", width=200).err
+    assert done.split() == ["removed", "the", "unfinished", "work", "of", "1", "audit", "out/f/p"]
+    assert inside("clean", "-o", "out").err == "no unfinished audits there\n"
+    monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / "work"))
+    assert inside("clean", "-o", "memory://bucket/x").err == "no unfinished audits there\n"
+    left_behind(work_folder(Store("memory://bucket/x")) / "f" / "p")
+    assert "of 1 audit" in inside("clean", "-o", "memory://bucket/x").err
 
 
 def test_an_audit_at_work_is_passed_over_and_told(shadow, tmp_path, pair):

@@ -489,6 +489,9 @@ def test_stacked_experts_in_both_packings(tmp_path, kind):
         else:
             assert (found.holds, codes(found)) == (False, [code])
             assert all(found.check.say(one.why) for one in found.answer.against)
+            assert {one.name for one in found.answer.against} <= {
+                *load_file(wrong[2] / "model.safetensors")
+            }
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["F16", "BF16"])

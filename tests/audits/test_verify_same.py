@@ -291,6 +291,22 @@ def test_keys_that_a_library_renamed_and_experts_that_it_packed(tmp_path, kind):
     assert (found.figures["tensors_differ"], found.figures["entries_differ"]) == (1, 1)
 
 
+def test_formats_of_equal_numbers_are_said(tmp_path):
+    """From A to B, where they differ; not that shapes differ."""
+    first, *others = HALF
+    mixed = {first: HALF[first].float()} | {name: HALF[name] for name in others}
+    (equal,) = same(tmp_path, HALF, mixed).answer.reasons
+    shown = equal.figures["casts"], equal.figures["reshaped"], equal.figures["tensors"]
+    assert shown == (["BF16 -> F32"], 0, len(HALF))
+
+
+def test_the_shape_of_a_tensor_on_either_side_is_said(tmp_path):
+    found = same(tmp_path, QKVO, QKVO | {Q: QKVO[Q][:, :32].clone()})
+    (against,) = found.answer.against
+    figures = {"first": "64 x 64", "a": "A", "second": "64 x 32", "b": "B"}
+    assert (against.why.code, against.why.figures) == ("shapes", figures)
+
+
 def test_swapped_projections_name_each_other(tmp_path):
     found = same(tmp_path, QKVO, QKVO | {Q: QKVO[K], K: QKVO[Q]})
     assert {one.name for one in found.against} == {Q, K}
@@ -338,9 +354,9 @@ NORMS = "base_model.model.model.layers.{}.self_attn.q_proj.lora_magnitude_vector
 
 @pytest.mark.parametrize("linked", [False, True], ids=["copies", "the same file"])
 @pytest.mark.parametrize(("config", "apart"), [
-    ({"lora_alpha": 64}, 2), ({"use_rslora": True}, 2),
-    ({"alpha_pattern": {"layers.1.self_attn.q_proj": 16}}, 1),
-    ({"use_rslora": True, "lora_alpha": 4}, 0), ({"lora_dropout": 0.5}, 0),
+    ({"lora_alpha": 64}, [16.0] * 2), ({"use_rslora": True}, [4.0] * 2),
+    ({"alpha_pattern": {"layers.1.self_attn.q_proj": 16}}, [4.0]),
+    ({"use_rslora": True, "lora_alpha": 4}, []), ({"lora_dropout": 0.5}, []),
 ])  # fmt: skip
 def test_adapters_of_other_scales_are_not_the_same(tmp_path, linked, config, apart):
     """Equal factors with another alpha are another update; another way to write a scale is not."""
@@ -352,7 +368,8 @@ def test_adapters_of_other_scales_are_not_the_same(tmp_path, linked, config, apa
         (b / "adapter_model.safetensors").unlink()
         (b / "adapter_model.safetensors").hardlink_to(a / "adapter_model.safetensors")
     found = shadow.verify("same", a, b)
-    assert (found.holds, len(found.against)) == (apart == 0, apart)
+    scales = [one.why.figures for one in found.answer.against]
+    assert (found.holds, scales) == (not apart, [{"a": 2.0, "b": scale} for scale in apart])
     assert not apart or "layers.1.self_attn.q_proj" in found.against[-1].name
 
 
@@ -363,7 +380,12 @@ def test_dora_adapters_are_compared_with_their_norms(tmp_path):
     a = planted.adapter(tmp_path / "a", {}, tensors, use_dora=True)
     b = planted.adapter(tmp_path / "b", {}, tensors, use_dora=True)
     assert shadow.verify("same", a, b).holds is True
-    assert shadow.verify("same", a, planted.adapter(tmp_path / "c", {}, tensors)).holds is False
+    for sides, where in (((a, tmp_path / "c"), "A"), ((tmp_path / "c", a), "B")):
+        planted.adapter(tmp_path / "c", {}, tensors)
+        found = shadow.verify("same", *sides)
+        assert found.holds is False
+        (dora,) = (one for one in found.answer.reasons if one.code == "dora")
+        assert dora.figures == {"where": where}
     found = shadow.verify("same", a, planted.adapter(tmp_path / "d", {}, other, use_dora=True))
     assert [one.name for one in found.against] == [NORMS.format(0)]
 

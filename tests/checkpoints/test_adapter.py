@@ -13,12 +13,14 @@ from effort import chosen
 from safetensors.torch import load_file
 
 import shadow
-from shadow.checkpoints.adapter_names import Targets
+from shadow.checkpoints.adapter_names import BaseNames, Targets
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.weight_files import read_adapter
 from shadow.engines.pair import run_pair
 from shadow.errors import ShadowError
+from shadow.places.architecture import Place
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
 from shadow.targets.families import given_pair
@@ -400,6 +402,37 @@ def test_a_pattern_that_cannot_be_evaluated_excludes_nothing(pattern):
     module = "a" * 200 + "!"
     assert Targets({"target_modules": pattern}).has(module)
     assert Targets({"exclude_modules": pattern}).has(module)
+
+
+LANGUAGE = Place("language", 0, "attn.q")
+
+
+@pytest.mark.parametrize(("base", "module", "place", "is_there"), [
+    ("model.layers.0.q", "model.layers.0.q", LANGUAGE, True),
+    ("model.layers.0.q", "layers.0.q", LANGUAGE, True),  # of a model without its head
+    ("model.layers.0.q", "layers.1.q", LANGUAGE, False),
+    ("model.layers.0.q", "model", LANGUAGE, False),
+    ("layers.0.q", "model.layers.0.q", LANGUAGE, True),  # saved without its first word
+    ("layers.0.q", "model.model.layers.0.q", LANGUAGE, False),
+    ("model.layers.0.q", "x.model.layers.0.q", LANGUAGE, False),
+    ("layers.0.q", "module.layers.0.q", LANGUAGE, False),
+    ("layers.0.q", "language_model.layers.0.q", LANGUAGE, False),
+    ("module.layers.0.q", "layers.0.q", LANGUAGE, False),
+    ("language_model.model.layers.0.q", "model.language_model.layers.0.q", LANGUAGE, True),
+    ("model.language_model.layers.0.q", "language_model.model.layers.0.q", LANGUAGE, True),
+    ("model.layers.0.q", "model.language_model.layers.0.q", LANGUAGE, False),
+    ("layers.0.attention.wq", "x", LANGUAGE, True),  # other programs have other names
+    ("model.layers.0.q", "x", Place("vision", 0, "attn.q"), True),
+    ("model.layers.0.q", "x", Place("language", 0, "experts.up"), True),
+    ("model.layers.0.q", "x", Place("language", None, "head"), True),
+])  # fmt: skip
+def test_a_module_of_a_base_has_some_other_names(base, module, place, is_there):
+    """As loaders of transformers and peft find it, of a model that is no part of another."""
+    tensors = {f"{base}.weight": TensorInfo(f"{base}.weight", "F32", (2, 2), "s", 0, 16)}
+    assert BaseNames(tensors, ["language", "other"]).has(module, place) is is_there
+    if base == "model.layers.0.q":  # which has moved in a wrapper
+        wrapper = BaseNames(tensors, ["language", "vision"])
+        assert wrapper.has("model.language_model.layers.0.q", LANGUAGE)
 
 
 REACH = {  # what of four layers q has in the adapter, and what of it peft leaves out

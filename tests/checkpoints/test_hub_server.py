@@ -132,6 +132,24 @@ def test_each_fault_is_one_answer(hub, action, asked, recorded, body):
     assert fault.fired == 1
 
 
+def test_bytes_of_an_attempt_that_failed_are_taken_back(monkeypatch):
+    """As many as were reported; a call without a number reports none."""
+
+    def cut(*where, tqdm_class, **options):
+        meter = tqdm_class(total=10)
+        for count in (3, None, 0, 4):
+            meter.update(count)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub_module.hf, "hf_hub_download", cut)
+    reported = []
+    where = {"repo": "org/none", "commit": "0" * 40, "offline": False}
+    file = hub_module.RemoteFile("x.bin", 0, None, **where)
+    with pytest.raises(KeyboardInterrupt):
+        hub_module.fetch_whole(file, hub_module.Transfer(report=reported.append))
+    assert reported == [3, 0, 0, 4, -7]
+
+
 @pytest.mark.parametrize(("copy", "checksum", "is_there"), [
     (None, "sha256:ab", True), ("x.bin", None, True), ("x.bin", "sha256:cd", True),
     (None, "sha256:cd", False), (None, None, False),

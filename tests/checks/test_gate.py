@@ -11,11 +11,14 @@ import reports
 from effort import every
 from reports import delta, places
 
+from shadow.checks.registry import pair_claim
 from shadow.errors import ShadowError
+from shadow.gates import measured
 from shadow.gates.measured import read_baselines, read_measured
 from shadow.gates.rules import NO_FIGURES, gather, parse_moved, parse_rule
 from shadow.gates.verdicts import Judgement, Verdict, judge, judge_report, notes_on
 from shadow.outputs.ci import junit
+from shadow.run.runtime import Runtime
 from shadow.templates import Reason
 
 
@@ -213,10 +216,21 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
     notes = " ".join(notes_on(other, now))
     for word in ("the same base: different bases", "0.0.9", "--level exact", "filtered"):
         assert word in notes
-    assert "toy:x..z" in " ".join(notes_on(baseline("d", "x..z", 6), now))
     assert len(notes_on(now, now)) == 1
     rules = gather([], None, against=True, allow_missing=False)
     assert judge_report(rules, now, same).notes == tuple(notes_on(same, now))
+    notes = " ".join(judge_report(rules, now, baseline("d", "x..z", 6)).notes)
+    assert "the baseline is of another pair: toy:x..z" in notes
+
+
+def test_sides_that_were_found_for_an_audit_are_not_opened_again(demo, monkeypatch):
+    """A check gets both; of a pair of one checkpoint it opens each side, and frees it."""
+    found = []
+    monkeypatch.setattr(measured, "verify", lambda _, runtime: found.append({*runtime.found}))
+    summary = read_measured(demo["narrow"]).summary
+    for tuned in (summary.tuned, summary.base):
+        measured.checked(pair_claim("same"), summary.with_values(tuned=tuned), Runtime())
+    assert [len(sides) for sides in found] == [2, 0]
 
 
 # A small part of the change

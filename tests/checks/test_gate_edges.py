@@ -256,10 +256,7 @@ def test_other_bytes_of_a_file_that_is_looked_into_are_no_change(tmp_path, kind,
 # Energy
 
 
-@pytest.mark.parametrize(
-    ("at", "outcome"),
-    [(None, "missing"), (2, "passed")],
-)
+@pytest.mark.parametrize(("at", "outcome"), [(None, "missing"), (2, "passed")])
 def test_a_figure_of_depth_rests_on_matrices_in_layers(tmp_path, at, outcome):
     """Nine tenths of the energy are in one matrix, outside the layers or in one of them."""
     rows = [delta(0.2, where, frobenius_norm=0.5) for where in places(4, ("mlp.up",))]
@@ -285,11 +282,12 @@ def test_of_several_violations_on_a_small_part_the_smallest_is_named(tmp_path):
     }
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e200])
 @pytest.mark.parametrize(("rest", "outcome"), [(1.0, "met"), (1.001, "missing")])
-def test_a_violation_counts_from_half_of_the_change_of_its_place(tmp_path, rest, outcome):
-    rows = [delta(0.2, where, frobenius_norm=90.0) for where in places(4, ("mlp.up",))]
-    rows.append(delta(0.9, place(0, "attn.q"), frobenius_norm=1.0))
-    rows.append(delta(0.9, place(1, "attn.q"), frobenius_norm=rest, concentration=None))
+def test_a_violation_counts_from_half_of_the_change_of_its_place(tmp_path, rest, outcome, unit):
+    rows = [delta(0.2, where, frobenius_norm=90 * unit) for where in places(4, ("mlp.up",))]
+    rows.append(delta(0.9, place(0, "attn.q"), frobenius_norm=unit))
+    rows.append(delta(0.9, place(1, "attn.q"), frobenius_norm=rest * unit, concentration=None))
     folder = reports.write(tmp_path / "a", rows)
     assert verdict(folder, "language.*.concentration > 0.5").outcome == outcome
 

@@ -38,10 +38,8 @@ def scaled(scale, residual=0.0):
 
 
 GOOD, NO_UPDATE, FEW = (
-    module(fits()),
-    replace(BEYOND, moved=0),
-    Scanned("p", "b", "b", ("F32", "F32"), 4, 0),
-)
+    module(fits()), replace(BEYOND, moved=0), Scanned("p", "b", "b", ("F32", "F32"), 4, 0),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(("fit", "code", "figures"), [

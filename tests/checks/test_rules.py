@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shadow.checks.patterns import parse_pattern
+from shadow.checks.registry import OF_PAIRS
 from shadow.errors import ShadowError, UsageError
 from shadow.gates.rules import (
     OF_A_COMPONENT,
@@ -115,7 +116,7 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
     ("gate.lineag", "did you mean 'lineage'?"), ("gate.x", None),
     ("gate.rank", "'not gate.rank'"), ("verify.same", "'not verify.same'"),
     (" verify.trained --frozen=embed", "'not verify.trained --frozen embed'"),
-    ("not verify.merged", None), ("not language.embed changed", None),
+    ("not verify.merged", f"one of {', '.join(OF_PAIRS)}"), ("not language.embed changed", None),
     ("verify.same > 0", None),
     ("language.mlp.up.concentratoin > 0.5", "did you mean 'concentration'?"),
     ("mlp.up.concentration > 0.5", None), ("language.mlp.up.* > 0.5", None), ("* > 0.5", None),
@@ -123,6 +124,10 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
     ("language.[a-z]*.concentration > 0.5", None), ("language.label == mixed", None),
     ("language.mlp.up.spiked > 0.5", "did you mean 'spikes'?"), ("label == concentrated", None),
     ("label > mixed", None), ("concentration > " + "0" * 500, None),
+    # code of any language
+    ("__import__('os').system('touch marker') > 0", None), ("concentration.__class__ > 0", None),
+    ("concentration > __import__('os').system('touch marker')", None), ("{0.__class__} > 0", None),
+    ("concentration > 0 or True", None), ("`touch marker` > 0", None), ("$(touch x) > 0", None),
 ])  # fmt: skip
 def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, hint):
     """Words that no report has, and what is no rule: exit code 2 before anything is read."""
@@ -131,20 +136,6 @@ def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, hint):
     assert (hint or "") in (raised.value.hint or "")
     if "mpl" in text:
         assert raised.value.message == "no module 'mpl.*'"
-
-
-@pytest.mark.parametrize("text", [
-    "__import__('os').system('touch marker') > 0",
-    "concentration > __import__('os').system('touch marker')", "concentration.__class__ > 0",
-    "concentration > 0 or True", "{0.__class__} > 0", "`touch marker` > 0",
-    "$(touch marker) > 0",
-])  # fmt: skip
-def test_nothing_is_evaluated(text, tmp_path, monkeypatch):
-    """Code of any language is no rule, and is not run."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError):
-        parse_rule(text)
-    assert list(tmp_path.iterdir()) == []
 
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)

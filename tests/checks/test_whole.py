@@ -600,19 +600,12 @@ def test_a_head_that_is_stored_beside_a_tie(is_tied, equal, outcome):
     assert judged(names=names).outcome is outcome
 
 
-@pytest.mark.parametrize(
-    ("eos", "outcome"),
-    [
-        (
-            {"config.json": [2], "generation_config.json": [2, 7], "tokenizer_config.json": [7]},
-            HOLDS,
-        ),
-        ({"config.json": [2], "generation_config.json": [7], "tokenizer_config.json": [7]}, FAILS),
-        ({"config.json": [2], "tokenizer_config.json": [7]}, FAILS),
-        ({"generation_config.json": [9]}, HOLDS),
-        ({"generation_config.json": [10]}, FAILS),
-    ],
-)
+@pytest.mark.parametrize(("eos", "outcome"), [
+    ({"config.json": [2], "generation_config.json": [2, 7], "tokenizer_config.json": [7]}, HOLDS),
+    ({"config.json": [2], "generation_config.json": [7], "tokenizer_config.json": [7]}, FAILS),
+    ({"config.json": [2], "tokenizer_config.json": [7]}, FAILS),
+    ({"generation_config.json": [9]}, HOLDS), ({"generation_config.json": [10]}, FAILS),
+])  # fmt: skip
 def test_where_generation_stops(eos, outcome):
     words = Words({"eos": eos}, rows=10)
     assert judged(words=words).outcome is outcome

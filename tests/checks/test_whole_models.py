@@ -105,15 +105,12 @@ def saved_by_peft(folder: Path, task: str, config: str, name: str, **sizes: obje
     peft.get_peft_model(model, lora).save_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    ("task", "config", "name"),
-    [
-        ("SEQ_CLS", "BertConfig", "BertForSequenceClassification"),
-        ("SEQ_CLS", "LlamaConfig", "LlamaForSequenceClassification"),
-        ("TOKEN_CLS", "LlamaConfig", "LlamaForTokenClassification"),
-        ("QUESTION_ANS", "BertConfig", "BertForQuestionAnswering"),
-    ],
-)
+@pytest.mark.parametrize(("task", "config", "name"), [
+    ("SEQ_CLS", "BertConfig", "BertForSequenceClassification"),
+    ("SEQ_CLS", "LlamaConfig", "LlamaForSequenceClassification"),
+    ("TOKEN_CLS", "LlamaConfig", "LlamaForTokenClassification"),
+    ("QUESTION_ANS", "BertConfig", "BertForQuestionAnswering"),
+])  # fmt: skip
 def test_heads_that_peft_lists_by_itself_are_no_fault(task, config, name, tmp_path):
     """peft lists classifier and score of every classifier, whose head has one of these names."""
     pytest.importorskip("peft")

@@ -409,7 +409,9 @@ def judged(samples=(), seen=0, **more):
     raw = TensorInfo("w", "I32", (64, 64), "s", 0, 8)
     packing = Packing("gptq", raw, (), (4, 1, 32, 1))
     tensors = {f"layers.{at}.q.weight": replace(raw, packing=packing) for at in range(4)}
-    rows = [DecodedRows(f"layers.{at}.q", *one, True) for at, one in enumerate(samples)]
+    rows = [
+        DecodedRows(f"layers.{at}.q", *one[:3], True, *one[3:]) for at, one in enumerate(samples)
+    ]
     findings = Findings(RULES)
     judge_modules(
         findings,
@@ -428,6 +430,9 @@ BOUNDS = {  # of the last layer: what is healthy, what is not, and what is said
     "times larger": ((0.0, 19.9, 0.0), (0.0, 20.1, 0.0), "scale_inverted"),
     "times smaller": ((0.0, 0.0000201, 0.0), (0.0, 0.0000199, 0.0), "scale_inverted"),
     "groups lost": ((0.0, 0.02, 0.099), (0.0, 0.02, 0.101), "scales_lost"),
+    # a whole matrix of zeros has its scales judged, an expert of a stack has not
+    "all lost": ((0.0, 0.0, 1.0), (0.0, 0.0, 1.0, True), "scales_lost"),
+    "nearly all": (FAIR, (0.0, 0.02, 0.999), "scales_lost"),
 }
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import readme
@@ -73,11 +74,15 @@ def test_without_a_terminal_progress_is_lines(monkeypatch, capsys, hidden):
     deadline = time.monotonic() + (0.2 if hidden else 60)
     lines = ""
     with console.pairs_progress(hidden=hidden)("check ./model") as update:
+        clock = SimpleNamespace(monotonic=lambda: time.monotonic() - 10.0)
+        monkeypatch.setattr(console, "time", clock)
         update(Progress(3, 12, 1, 4, stage="moved"))
+        monkeypatch.undo()  # as if it had begun ten seconds ago
+        monkeypatch.setattr(console, "EVERY", 0.01)
         while "left" not in lines and time.monotonic() < deadline:
             time.sleep(0.01)
             lines += capsys.readouterr().err
-    line = "check ./model: 25 % done, moved, 3 of 12 matrices and vectors, under a second left"
+    line = "check ./model: 25 % done, moved, 3 of 12 matrices and vectors, about 30 seconds left"
     assert (line in lines.splitlines(), bool(lines)) == (not hidden, not hidden)
 
 

@@ -215,6 +215,29 @@ def test_the_learning_rate_rises_in_a_twentieth_and_falls_as_a_cosine(step, shar
     assert training.learning_rate_share(step, 100) == pytest.approx(share)
 
 
+@pytest.mark.parametrize(("muon", "peaks"), [(False, [0.125, 0.5]), (True, [0.5, 1 / 24, 1 / 6])])
+def test_each_step_has_the_rate_of_its_number(monkeypatch, muon, peaks):
+    """Of each optimiser and kind of parameters: a quarter for matrices, a third beside Muon."""
+    rates = []
+
+    def noted(model, tokens, labels, optimizers):
+        rates.append([group["lr"] for one in optimizers for group in one.param_groups])
+
+    monkeypatch.setattr(training, "update", noted)
+    recipe = Recipe(3, 0.5, muon=muon, width_factor=0.25)
+    samples = MIXTURES["narrow"].samples(Random(0))
+    training.train(training.new_model(TINY.size, 0), samples, 1, recipe)
+    assert np.array(rates) == pytest.approx(np.outer([1, 1, 0.55], peaks))
+
+
+def test_a_row_has_as_many_whole_samples_as_fit():
+    """Or one alone."""
+    samples = [training.Sample(f"{at}", "x") for at in range(5)]
+    for single, rows in ((False, 2), (True, 5)):
+        labels = rows_of(iter(samples), 5, 9, single=single).labels
+        assert ((labels != IGNORED).sum(1) > 0).sum() == rows
+
+
 class Line(torch.nn.Module):
     """A weight whose loss is 100 times it, as the models of transformers give it."""
 

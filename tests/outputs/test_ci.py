@@ -179,6 +179,16 @@ def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
     assert sum(line.startswith("- ") for line in text.splitlines()) == sum(lists)
 
 
+@pytest.mark.parametrize(("outcome", "severity", "shown"), [
+    ("met", "error", "❌ FAILED"), ("met", "warning", "⚠️ FAILED (warning)"),
+    ("missing", "error", "❌ not judged"), ("missing", "warning", "⚠️ not judged (warning)"),
+    ("passed", "warning", "✅ passed"), ("skipped", "warning", "➖ skipped"),
+])  # fmt: skip
+def test_a_warning_that_is_met_or_open_is_shown_as_one(outcome, severity, shown):
+    judged = made("f", "p", "rule", None, "detail", outcome, severity)
+    assert tables(markdown(gate_document([judged])))[1][1][1].content == shown
+
+
 @pytest.mark.parametrize("before", [0, 90_000])
 def test_the_summary_stays_below_what_github_takes(tmp_path, before, monkeypatch):
     """Whole lines, as many as fit after what is there; the first of the tables are there."""

@@ -194,9 +194,11 @@ def test_text_of_files_is_text(tmp_path, kind):
 
 
 def test_nothing_foreign_is_overwritten(inside, run, tmp_path):
-    """An own figure is drawn anew; another file stays."""
+    """An own figure is drawn anew; another file stays. Notes are printed."""
     for _ in range(2):
-        inside("figure", run, "-o", "x.svg").assert_done()
+        note, done = inside("figure", run, "--kind", "spectrum", "-o", "x.svg").err.splitlines()
+        assert (note.startswith("x.svg: "), done) == (True, "wrote x.svg")
+        assert note.endswith(": mlp.up, layer 3; language")
     (tmp_path / "x.svg").write_text("mine")
     assert "x.svg" in inside("figure", run, "-o", "x.svg").assert_refused()
     assert (tmp_path / "x.svg").read_text() == "mine"
@@ -220,4 +222,7 @@ def test_a_report_of_nothing_is_one_line(inside, two, tmp_path):
     inside("figure", folder).assert_refused()
     inside("figure", write(tmp_path / "c", [])).assert_refused()
     assert "2" in inside("figure", two[0].parent, "--kind", "heatmap").assert_refused()
+    modules = ("--module", "attn.q", "--module", "mlp.up")
+    assert "several" in inside("figure", two[0].parent, *modules).assert_refused(2)
+    inside("figure", two[0], *modules).assert_done()
     assert "spectra" in inside("figure", folder, "--kind", "spectrum").assert_refused()

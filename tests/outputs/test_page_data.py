@@ -8,6 +8,7 @@ import families
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import reports
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,6 +107,15 @@ def test_curves_are_the_singular_values_at_their_ranks(small):
         curve = data["spectra"]["curves"][str(cells[tuple(place)])]
         ranks = np.array(data["spectra"]["ranks"][str(len(sigma))])
         assert curve[subject] == pytest.approx([sigma[rank - 1] for rank in ranks], rel=1e-3)
+
+
+def test_layers_beyond_the_last_that_is_drawn_are_counted(tmp_path):
+    """A number of a layer may be any; a thousand are drawn."""
+    rows = [reports.delta(0.4, reports.place(layer, "mlp.up")) for layer in (0, 999, 1000)]
+    folder = reports.write(tmp_path / "a", rows)
+    section = read_pair(AuditReport(folder), "here", 0, 1)
+    assert json.loads(section.data)["layer"] == [0, 999]
+    assert "1 cells of layers from 1,000 on" in str(section)
 
 
 def test_a_report_without_spectra_has_a_page(tmp_path):

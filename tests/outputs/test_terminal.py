@@ -1,6 +1,9 @@
 """Tables in a terminal: a column as wide as what it has, two spaces between, texts left."""
 
 import io
+import re
+from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace as Row
 
 import pytest
@@ -9,6 +12,8 @@ from view import drawn
 
 from shadow.cli import console
 from shadow.telling.document import Document, Paragraph, named, number, table_of, worded
+from shadow.telling.reading import AuditReport
+from shadow.telling.report import report_document
 
 ROWS = (Row(family="toy", n=1234, state="done", time=2.0),
         Row(family="longer-name", n=7, state="failed", time=3.25))  # fmt: skip
@@ -17,11 +22,9 @@ TABLE = table_of(
      number("time", kind="seconds", rank=1)), ROWS, "pairs",
 )  # fmt: skip
 WHOLE = [
-    "family           n  state    time",
-    "─────────────────────────────────",
-    "toy          1,234  done    2.0 s",
-    "longer-name      7  failed  3.2 s",
-]
+    "family           n  state    time", "─────────────────────────────────",
+    "toy          1,234  done    2.0 s", "longer-name      7  failed  3.2 s",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("width", "cut"), [(80, 33), (35, 33), (34, 26), (28, 26)])
@@ -41,6 +44,22 @@ def test_a_name_is_broken_where_it_does_not_fit(width, is_whole):
     assert "1,234" in text
 
 
+@pytest.mark.parametrize(("width", "letters"), [(64, 26), (62, 25), (42, 15), (30, 9)])
+def test_names_share_what_figures_leave_evenly(width, letters):
+    """Though one of them is short: a number of 5 letters has two spaces before each column."""
+    name = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    fields = (named("a"), named("b"), number("n", kind="count"))
+    lines = drawn(table_of(fields, (Row(a="abcde", b=name, n=1234),)), width).splitlines()
+    row = next(line for line in lines if "1,234" in line)
+    assert row.split() == ["abcde", name[:letters], "1,234"]
+
+
+def test_a_plan_names_what_it_costs(inside):
+    lines = inside("plan", "demo:base..narrow", "--jobs", "1").assert_done().splitlines()
+    heads = [line.partition("  ")[0] for line in lines if line and line[0].isalpha()]
+    assert heads == ["demo", "base", "tuned", "work", "memory", "cores", "time"]
+
+
 @pytest.mark.parametrize(("close", "between"), [(False, "\n\n"), (True, "\n")])
 def test_documents_stand_a_line_apart_unless_they_are_close(monkeypatch, close, between):
     """No line stands before the first."""
@@ -50,3 +69,25 @@ def test_documents_stand_a_line_apart_unless_they_are_close(monkeypatch, close, 
     for word in ("one", "two"):
         console.show(Document([Paragraph(word, close=close)]))
     assert text.getvalue() == f"one{between}two\n"
+
+
+def test_narrow_tables_of_modules_lack_the_last_figures(demo_reports):
+    """Each with those of the wider ones but the last, down to a name and four figures."""
+    report = AuditReport(demo_reports / "base..narrow")
+    document = report_document(report.summary, report.provenance.recorded, "here")
+    block = next(one for one in document.blocks if getattr(one, "about", "") == "modules")
+    heads = []
+    for width in range(40, 130):
+        line = next(line for line in drawn(block, width).splitlines() if " n " in line)
+        heads.append(re.split(r"\s{2,}", line.strip()))
+    order = ["null PR", "spikes", "spread", "energy", "spread over", "shift", "stable rank"]
+    assert heads[0][-3:] == ["rel. norm", "conc.", "PR"]
+    seen = [*dict.fromkeys(map(frozenset, heads))]
+    assert [{*second - first} for first, second in pairwise(seen)] == [{name} for name in order]
+
+
+def test_a_check_of_one_claim_says_what_was_looked_at(inside):
+    demo = Path(__file__).parents[2] / "registry" / "demo"
+    one = inside("check", demo / "narrow").assert_done()
+    several = inside("check", demo / "narrow", "--base", demo / "base").assert_done()
+    assert ("note: looked at" in one, "note: looked at" in several) == (True, False)

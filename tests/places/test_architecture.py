@@ -136,6 +136,34 @@ def test_unknown_names_keep_themselves_as_place():
     assert part.place == Place("other", None, "other", None, "something.odd.weight")
 
 
+@pytest.mark.parametrize("module", ["down_proj", "odd"])
+@pytest.mark.parametrize(
+    ("count", "experts"), [(1, [0]), (2, [0, 1]), (4096, None), (4097, [None])]
+)
+def test_a_stack_has_1_to_4096_experts(module, count, experts):
+    """Also of a module that no rule knows; a larger number is a hostile shape."""
+    name = f"model.layers.0.mlp.experts.{module}"
+    found = place_tensors({name: (count, 3, 4)}, {})[name]
+    assert [part.place.expert for part in found] == (experts or [*range(count)])
+
+
+@pytest.mark.parametrize(("gate_up", "down", "hidden", "is_upright"), [
+    ((6, 8), (8, 3), None, True), ((8, 6), (3, 8), None, False), ((8, 8), (8, 4), None, True),
+    ((8, 8), (4, 8), None, False), ((7, 8), (8, 3), None, None), ((7, 8), None, 8, True),
+    ((8, 7), None, 8, False), (None, (8, 3), 8, True), (None, (3, 8), 8, False),
+    ((8, 8), None, 8, None), ((5, 7), None, 8, None), ((6, 8), (8, 3), 3, True),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_shapes_say_how_stacks_of_experts_lie(gate_up, down, hidden, is_upright, kind):
+    """(2f, d) beside (d, f), or the hidden size of config; else the model's class says it."""
+    config = {"model_type": kind} | ({"hidden_size": hidden} if hidden else {})
+    stacks = {"gate_up_proj": gate_up, "down_proj": down}
+    names = {f"model.layers.0.mlp.experts.{name}": of for name, of in stacks.items() if of}
+    found = place_tensors({name: (2, *of) for name, of in names.items()}, config)
+    expected = kind == "gpt_oss" if is_upright is None else not is_upright
+    assert {part.transposed for parts in found.values() for part in parts} == {expected}
+
+
 def test_a_stack_of_experts_is_one_matrix_each():
     """A 3-D tensor of experts is never folded into one matrix."""
     name = "model.layers.0.mlp.experts.down_proj"

@@ -25,13 +25,9 @@ from shadow.spectra.sums import Extent, Sums, extent, sums
 
 # What a float32-accumulated Gram promises (relative), where it is looser than the float64 one.
 LOOSE = {
-    "effective_rank": 2.6e-4,
-    "nuclear_norm": 3e-4,
-    "sigma_scale_iqr": 3e-3,
-    "condition_number": 1e-3,
-    "subspace_gap_base": 1e-4,
-    "subspace_gap_tuned": 1e-4,
-}
+    "effective_rank": 2.6e-4, "nuclear_norm": 3e-4, "sigma_scale_iqr": 3e-3,
+    "condition_number": 1e-3, "subspace_gap_base": 1e-4, "subspace_gap_tuned": 1e-4,
+}  # fmt: skip
 # may sit on another, equally good xmin
 COUNTS = {"alpha_tail", "alpha_xmin", "alpha", "alpha_ks"}
 
@@ -78,10 +74,7 @@ def assert_like_reference(found, base, tuned, dtypes, rel):
                 allowed = 2 * max(rel, LOOSE.get(whole, 0)) * expected[0][whole]
                 assert got == pytest.approx(value, abs=allowed), name
             else:
-                allowed = max(
-                    rel,
-                    0 if one.precision == "exact" else LOOSE.get(name, 0),
-                )
+                allowed = max(rel, 0 if one.precision == "exact" else LOOSE.get(name, 0))
                 # products of either sign, in float32
                 least = 1e-8 if name == "decay_cosine" else 1e-9
                 assert got == pytest.approx(value, rel=allowed, abs=least), (one.subject, name)
@@ -254,12 +247,7 @@ def test_a_zero_base_leaves_ratios_null():
     """Ratios over 0 are null, never infinite; the delta's own numbers are there."""
     tuned = torch.randn(20, 30, dtype=torch.float64)
     base, _, delta = measure(torch.zeros_like(tuned), tuned, ("F64", "F64"))
-    for name in (
-        "relative_norm",
-        "cosine",
-        "sigma_scale",
-        "effective_rank_shift",
-    ):
+    for name in ("relative_norm", "cosine", "sigma_scale", "effective_rank_shift"):
         assert delta.values[name] is None
     assert base.values["stable_rank"] is None
     assert delta.values["stable_rank"] >= 1

@@ -16,16 +16,10 @@ from shadow.spectra.sums import Extent
 
 NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 CASES = [
-    (torch.float32, 1e-40),
-    (torch.float32, 1e37),
-    (torch.bfloat16, 1e-39),
-    (torch.bfloat16, 1e-25),
-    (torch.bfloat16, 1e37),
-    (torch.float64, 1e-300),
-    (torch.float64, 1e-160),
-    (torch.float64, 1e160),
-    (torch.float64, 1e300),
-]
+    (torch.float32, 1e-40), (torch.float32, 1e37), (torch.bfloat16, 1e-39), (torch.bfloat16, 1e-25),
+    (torch.bfloat16, 1e37), (torch.float64, 1e-300), (torch.float64, 1e-160),
+    (torch.float64, 1e160), (torch.float64, 1e300),
+]  # fmt: skip
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -132,11 +126,9 @@ def test_a_cosine_is_that_of_the_products_however_far_the_tuned_side_is(far):
 
 
 OUTSIDE = {
-    "apart": (1.0, 1e200),
-    "opposite": (1.7e308, -1.7e308),
-    "too small": (0.0, 5e-324),
+    "apart": (1.0, 1e200), "opposite": (1.7e308, -1.7e308), "too small": (0.0, 5e-324),
     "too large": (1e307, 1.1e307),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("level", ["norms", "full"])

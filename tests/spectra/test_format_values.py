@@ -71,6 +71,12 @@ def test_the_range_of_kept_has_the_true_share(base, size, make):
     share = float(change.double().square().sum()) / energy(base, tuned)
     assert found["kept_low"] <= min(share, 1) <= found["kept_high"]
     assert found["kept_high"] - found["kept_low"] < (1.01 if size < 1e-2 else 0.2)
+    steps, entries = tuned.each.double().square() / 12, ROWS * COLS
+    even, delta = float(steps.sum()), energy(base, tuned)
+    error = 2 * math.sqrt(even * delta / entries)
+    ends = (1 - (even + error) / delta, 1 - max(0.0, 0.55 * even - error) / delta)
+    expected = [pytest.approx(min(1.0, max(0.0, end)), abs=1e-6) for end in ends]
+    assert [found["kept_low"], found["kept_high"]] == expected
 
 
 @pytest.mark.parametrize(

@@ -67,15 +67,12 @@ def test_means_of_stored_models_are_refused() -> None:
     assert columns(base, tunes[0])["kept_reason"] is None
 
 
-@pytest.mark.parametrize(
-    ("size", "of_original", "of_stored"),
-    [
-        (1e-5, "rounding_unexplained", "nothing_rounded"),
-        (4e-5, "rounding_unexplained", "rounding_unexplained"),
-        (2e-4, "rounding_unexplained", "rounding_unexplained"),
-        (2e-3, "nothing_rounded", "nothing_rounded"),
-    ],
-)
+@pytest.mark.parametrize(("size", "of_original", "of_stored"), [
+    (1e-5, "rounding_unexplained", "nothing_rounded"),
+    (4e-5, "rounding_unexplained", "rounding_unexplained"),
+    (2e-4, "rounding_unexplained", "rounding_unexplained"),
+    (2e-3, "nothing_rounded", "nothing_rounded"),
+])  # fmt: skip
 def test_a_tuned_side_in_more_bits_may_hold_the_rounding_of_its_base(
     size: float, of_original: str, of_stored: str
 ) -> None:

@@ -30,15 +30,13 @@ def scaled(rows, cols, block):
 
 
 VIEWS = {
-    "as it is": lambda tensor: tensor,
-    "from a row on": lambda tensor: tensor[2:],
+    "as it is": lambda tensor: tensor, "from a row on": lambda tensor: tensor[2:],
     "grouped": lambda tensor: tensor.view(4, -1, tensor.shape[1]),
     "some rows of each group": lambda tensor: tensor.view(4, -1, tensor.shape[1])[:, 1:3],
     "one row of each group": lambda tensor: tensor.view(4, -1, tensor.shape[1])[:, 1],
-    "transposed": lambda tensor: tensor.T,
-    "one line": lambda tensor: tensor.reshape(1, -1),
+    "transposed": lambda tensor: tensor.T, "one line": lambda tensor: tensor.reshape(1, -1),
     "cut in columns": lambda tensor: tensor[1:, 1:],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kept", [True, False])

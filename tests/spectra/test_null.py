@@ -12,14 +12,12 @@ RNG = np.random.default_rng(0)
 
 NOISE = RNG.standard_normal((60, 200))
 PROFILES = {
-    "iid": NOISE,
-    "rows scaled": NOISE * np.geomspace(1, 50, 60)[:, None],
-    "sparse": NOISE * (RNG.random((60, 200)) < 0.05),
-    "student t": RNG.standard_t(3, (60, 200)),
+    "iid": NOISE, "rows scaled": NOISE * np.geomspace(1, 50, 60)[:, None],
+    "sparse": NOISE * (RNG.random((60, 200)) < 0.05), "student t": RNG.standard_t(3, (60, 200)),
     "rows and columns scaled": NOISE * np.geomspace(1, 9, 60)[:, None] * np.geomspace(1, 9, 200),
     "low rank": RNG.standard_normal((60, 2)) @ RNG.standard_normal((2, 200)),
     "tall": RNG.standard_normal((110, 60)),
-}
+}  # fmt: skip
 
 
 def measured(D):

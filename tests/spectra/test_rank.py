@@ -77,12 +77,9 @@ def test_ranks_have_their_order_and_do_not_depend_on_scale(sigma, exponent):
     """1 <= stable <= PR <= energy <= effective <= m (Renyi entropies fall with order), always."""
     values, scaled = ranks(of(sigma)), ranks(of(np.ldexp(sigma, exponent)))
     order = [
-        1.0,
-        values["stable_rank"],
-        values["participation_ratio"],
-        values["energy_rank"],
+        1.0, values["stable_rank"], values["participation_ratio"], values["energy_rank"],
         values["effective_rank"],
-    ]
+    ]  # fmt: skip
     for low, high in zip(order, [*order[1:], float(len(sigma))], strict=True):
         assert low <= high * (1 + 1e-9)
     assert values["rank_90"] <= values["rank_95"] <= values["rank_99"] <= values["numerical_rank"]

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from quantisers import ggml_copy
 
+from shadow.dtypes import FLOATS
 from shadow.spectra.delta import measure_pair, summed
 from shadow.spectra.measurement import Method
 from shadow.spectra.solvers import Means
@@ -75,3 +77,16 @@ def test_a_spectrum_that_decays_has_no_rest_like_noise_of_that_size(power: float
 def test_noise_alone_has_no_direction_that_stands_out() -> None:
     found = values(np.random.default_rng(3).standard_normal(SHAPE), 1e-2)
     assert (found["rest_rank"], found["rest_energy"]) == (0, 1.0)
+
+
+@pytest.mark.parametrize("quantised", ["neither", "base", "tuned"])
+def test_ulps_are_of_the_format_with_fewer_bits(quantised: str) -> None:
+    """Beside a quantised side no weight lies below its smallest normal number."""
+    base = torch.full((4, 32), 2.0**-20, dtype=torch.float16)
+    copy = ggml_copy(torch.arange(128.0).view(4, 32), "Q4_0")
+    wide = base.float() + 2.0**-21
+    sides = {"neither": (base, wide), "base": (copy, base), "tuned": (base, copy)}[quantised]
+    formats = ("F32", "F16") if quantised == "base" else ("F16", "F32")
+    total = summed(Sides(*sides, torch.float32, Workspace()), formats)
+    least = FLOATS["F16" if quantised == "neither" else "F32"].min_exponent
+    assert (total.stored.mantissa_bits, total.stored.min_exponent) == (10, least)

@@ -139,18 +139,23 @@ def test_counts_do_not_depend_on_blocks(monkeypatch):
     assert (counted(base, tuned).entries == whole.entries).all()
 
 
-def test_a_sample_of_lines_stands_for_all(monkeypatch):
-    """Counting a quarter of the rows gives kept and norm as counting all does, to a few percent."""
-    base, tuned, _ = stored_pair("BF16", 2e-3, shape=(1024, 256))
+@pytest.mark.parametrize(("shape", "axis"), [((1024, 256), 0), ((512, 512), 1), ((256, 1024), 1)])
+def test_a_sample_of_lines_stands_for_all(monkeypatch, shape, axis):
+    """Counting a quarter of the rows gives kept and norm as counting all does, to a few percent;
+    columns, unless there are more rows.
+    """
+    base, tuned, _ = stored_pair("BF16", 2e-3, shape=shape)
     whole = undo(base, tuned)
     monkeypatch.setattr(rounding_model, "SAMPLE", 1 << 16)
     counts = counted(base, tuned)
-    energies = (wide(tuned) - wide(base)) ** 2
+    D = wide(tuned) - wide(base)
     lines, stands_for = rounding_model.sampled_lines(
-        rounding_model.classes(energies.sum(1)), base.shape[1]
+        rounding_model.classes((D**2).sum(1 - axis)), min(shape)
     )
-    assert len(lines) * base.shape[1] <= 1 << 16
+    assert len(lines) * min(shape) <= 1 << 16
     assert (stands_for >= 4).all()
+    counted_lines = np.take(D * wide(base), lines, axis)
+    assert (counts.away, counts.toward) == ((counted_lines > 0).sum(), (counted_lines < 0).sum())
     assert counts.entries.sum() == pytest.approx(base.numel())
     part = undo(base, tuned)
     assert part.kept == pytest.approx(whole.kept, rel=0.03)

@@ -366,6 +366,17 @@ def test_values_above_an_edge_are_counted_where_their_bounds_leave_no_doubt(
         assert energy.error == pytest.approx((high - low) / 40, abs=1e-6)
 
 
+@pytest.mark.parametrize(("total", "low"), [(15.0, 13 / 15), (14.0, 13 / 14), (12.0, 1.0)])
+def test_a_share_of_energy_is_at_most_1(total: float, low: float) -> None:
+    """Of two squares of 13 to 15 together."""
+    space = SimpleNamespace(
+        values=np.array([9.0, 4.0, 1.0]), bounds=np.array([10.0, 5.0, 2.0]), energy=total
+    )
+    energy = _energy(Sketch(space, 4.0, 1.0), 2)
+    assert energy.value == pytest.approx((low + 1) / 2)
+    assert energy.error == pytest.approx((1 - low) / 2 + 1e-6)
+
+
 @pytest.mark.parametrize(
     ("error", "z", "recorded", "counted"),
     [

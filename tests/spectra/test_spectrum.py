@@ -113,6 +113,20 @@ def test_a_matrix_with_many_unresolved_values_is_redone_in_float64():
     assert np.count_nonzero(solve(few).sigma) == 298
 
 
+def test_what_a_gram_of_float32_may_leave_open(monkeypatch):
+    """As many values, and as large an error of the effective rank, as the constants say."""
+    W = planted(300, 400, np.concatenate([np.ones(297), np.full(3, 1e-5)]))
+    found = solve(W)
+    error = module.effective_rank_error(found.sigma, found.shift)
+    for share, most, precision in (
+        (0.01, error, "default"), (0.0099, error, "exact"),
+        (0.01, np.nextafter(error, 0), "exact"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, "UNRESOLVED_SHARE", share)
+        monkeypatch.setattr(module, "RANK_ERROR", {"default": most, "exact": math.inf})
+        assert solve(W).precision == precision
+
+
 NEAR_THE_FLOOR = {  # a few large singular values stand over many small ones
     "a bulk below 2e-3": lambda m: np.r_[1, np.linspace(2e-3, 4e-4, m - 1)],
     "a bulk at the floor": lambda m: np.r_[1, 1, 1, np.linspace(8e-4, 3.5e-4, m - 3)],

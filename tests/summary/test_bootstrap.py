@@ -45,19 +45,6 @@ def by_layer(values):
     return values.ravel(), Blocks(codes, np.zeros(len(values), dtype=np.intp))
 
 
-@pytest.mark.parametrize("components", [("language",), ("vision", "language")])
-@pytest.mark.parametrize("modules", [1, 4, 30, 60])
-def test_medians_are_those_of_the_repeated_rows(components, modules):
-    """For each draw, NumPy's median of the rows written out as often as their layer was drawn."""
-    values, names, layers = table(6, modules, components)
-    blocks = blocks_of(names, layers)
-    counts = draws(blocks.sizes)[:200]
-    found = medians(values, blocks.codes, counts)
-    for count, median in zip(counts, found, strict=True):
-        times = np.where(blocks.codes < 0, 1, count[blocks.codes])
-        assert median == np.median(np.repeat(values, times))
-
-
 @pytest.mark.parametrize("sizes", [(2, 3), (5, 5), (1, 8), (3, 3)])
 def test_components_keep_their_numbers_of_layers(sizes):
     """Every draw has as many layers of a component as there are, each of them equally often."""
@@ -111,27 +98,6 @@ def test_percentiles_are_expanded_as_a_t_interval_of_as_many_layers(layers):
 def test_what_is_cut_off_leaves_values(tail, ends):
     """20 % of ten at each end: two."""
     assert cut(np.arange(10.0)[::-1], tail) == ends
-
-
-@pytest.mark.parametrize("layers", [4, 12, 40])
-def test_bounds_are_scipys_for_the_same_percentiles(layers):
-    """scipy.stats.bootstrap, drawing indices of layers, gives these bounds but for its chance."""
-    values, names, places = table(layers, 7)
-    values, names, places = values[:-2], names[:-2], places[:-2]
-    by_layer = values.reshape(layers, 7)
-
-    def median(index, axis=-1):
-        return np.median(by_layer[index].reshape(*index.shape[:-1], -1), axis=-1)
-
-    theirs = stats.bootstrap(
-        (np.arange(layers),), median, n_resamples=20_000,
-        confidence_level=1 - 2 * expanded_tail(layers), method="percentile", vectorized=True,
-        rng=np.random.default_rng(1),
-    )  # fmt: skip
-    ours = interval_of_median(values, blocks_of(names, places))
-    width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    assert ours.bounds == pytest.approx(theirs.confidence_interval, abs=0.15 * width)
-    assert theirs.confidence_interval.low <= np.median(values) <= theirs.confidence_interval.high
 
 
 def test_the_order_of_rows_does_not_matter():

@@ -139,6 +139,7 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
      "Before storage, the change was 0.10 % of the base matrices' norm ("),
     # directions
     (report(model()), "coherent", "in the median as along 12 equally strong directions of 64."),
+    (report([row(0, "mlp.up")]), "coherent", "-in the median"),
     (report(some("mlp.up", {}, **ABOVE)), "coherent", "but less than 64 equally strong directions"),
     (report(model(**UNKNOWN)), "coherent", "before storage is unknown."),
     (MUST["few_values"], "coherent", "the update was before storage is unknown."),

@@ -87,12 +87,12 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
 
 
 def norm_values(entries: Entries) -> tuple[Measurement, ...]:
-    """The columns of base, tuned and a nonzero delta from a pass over entries."""
+    """The columns of base, tuned and a nonzero delta from a pass over entries that is safe."""
     base, tuned, delta = (
         math.sqrt(energy) for energy in (entries.base, entries.tuned, entries.delta)
     )
     of_delta: Values = {
-        "relative_norm": delta / base if base > 0 else None,
+        "relative_norm": delta / base,
         "cosine": cosine(base, tuned, entries.delta, entries.along),
         "decay_cosine": decay_cosine(entries.along, delta, base),
         "zero_share": (entries.entries - entries.changed) / entries.entries,
