@@ -148,7 +148,7 @@ def plan(
 
     The options are those of `audit`; `as_json()` gives what `shadow plan --json` prints.
     """
-    from shadow.lists.perform import planner
+    from shadow.lists.planning import planner
     from shadow.run.workers import single_threads
 
     own = {name: options.pop(name) for name in ("jobs", "files") if name in options}

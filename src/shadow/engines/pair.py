@@ -54,7 +54,8 @@ from shadow.run.sides import (
 )
 from shadow.run.spectrum_cache import SpectrumCache
 from shadow.run.workers import cost, in_workers, jobs_of, outcome_of
-from shadow.spectra.solvers import Means, solver_of
+from shadow.spectra.costs import cost_of
+from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Workspace
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
@@ -339,10 +340,10 @@ def _planned(request: Asked, aligned: AlignedPair, journal: Journal) -> Plan:
 
 def _run_metadata(settings: Settings, began: datetime, seconds: float) -> RunMetadata:
     method = settings.method
-    solver = solver_of(method)
-    vectors = solver.has_spectra and method.subjects == "all"
+    cost = cost_of(method)
+    vectors = cost.has_spectra and method.subjects == "all"
     run: RunMetadata = {
-        "compute_dtype": f"{solver.computed}, float64 vectors" if vectors else solver.computed,
+        "compute_dtype": f"{cost.computed}, float64 vectors" if vectors else cost.computed,
         "device": settings.device.kind,
         "libraries": {
             "python": platform.python_version(),

@@ -6,15 +6,15 @@ import json
 import re
 import warnings
 from dataclasses import asdict, dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import UsageError
 from shadow.reports.provenance import SettingsMetadata
-from shadow.spectra.device import OnDevice
 from shadow.spectra.measurement import Method
-from shadow.spectra.spectrum import ON_CPU, Grams
+
+if TYPE_CHECKING:
+    from shadow.spectra.spectrum import Grams
 
 WORDS = "cpu, auto, cuda, or one card such as cuda:1"
 
@@ -40,6 +40,8 @@ def choose(asked: str) -> DeviceChoice:
         return CPU
     if not re.fullmatch(r"auto|cuda(:\d{1,3})?", asked, re.ASCII):
         raise UsageError(f"no device {asked[:40]!r}", f"one of {WORDS}")
+    import torch
+
     place = asked if ":" in asked else "cuda:0"
     try:
         with warnings.catch_warnings():
@@ -54,6 +56,9 @@ def choose(asked: str) -> DeviceChoice:
 
 def open_device(choice: DeviceChoice) -> Grams:
     """Return the object that makes Gram matrices."""
+    from shadow.spectra.device import OnDevice
+    from shadow.spectra.spectrum import ON_CPU
+
     return ON_CPU if choice.kind == "cpu" else OnDevice(choice.place, choice.name)
 
 

@@ -14,16 +14,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from shadow.checkpoints.held_files import WHOLE
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.sources import Source
-from shadow.checkpoints.stored_tensors import WHOLE, DecodedTensor, StoredTensor
+from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 from shadow.checkpoints.transfers import Transfer, begin
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reports.provenance import SIDES
@@ -31,12 +32,13 @@ from shadow.run.journal import MatrixOutcome
 from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.plan import Plan, ShardKey, Summed, infos_of, source_of, sources_of
 from shadow.run.runtime import Progress, Runtime, ignore
+from shadow.spectra.costs import cost_of
 from shadow.spectra.delta import measure, measure_alone
 from shadow.spectra.entries import cast
 from shadow.spectra.lazy import Matrix, Selected, Updated, is_quantised
 from shadow.spectra.measurement import Cast, Measurement, Method
 from shadow.spectra.relations.format_noise import format_noise
-from shadow.spectra.solvers import Means, solver_of
+from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace, blocks, working_dtype
 from shadow.spectra.sums import Extent, extent, largest_entry
 
@@ -63,9 +65,9 @@ def single_threads() -> Iterator[None]:
 
 
 def cost(pair: MatrixPair, method: Method = USUAL) -> int:
-    """Estimate the floating-point operations for one subject, by the solver of its level."""
+    """Estimate the floating-point operations for one subject at a level."""
     shape = pair.rows, pair.cols
-    return solver_of(method).on(shape).cost(shape)
+    return cost_of(method).on(shape).operations(shape)
 
 
 @contextlib.contextmanager
@@ -191,31 +193,6 @@ def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
                 with contextlib.suppress(ShadowError):  # which the worker meets
                     file, there = source_of(base, tuned, (side, info.shard)).located(info)
                     file.read_ahead(there.start, there.end)
-
-
-@cache  # it is measured once for all pairs
-def pace(method: Method, jobs: int) -> float:
-    """Measure units of `cost` a second on this machine, with a synthetic pair in each worker.
-
-    Within 15 % from sides of 1024 to 3584; smaller ones take up to three times as long.
-    """
-    generator = torch.Generator().manual_seed(0)
-    base = torch.randn(1024, 4096, generator=generator).bfloat16()
-    tuned = (base.float() + 0.01 * torch.randn(1024, 4096, generator=generator)).bfloat16()
-    solver = solver_of(method)
-
-    def of_rows(rows: int) -> None:
-        space = Workspace()
-        sides = Sides(base[:rows], tuned[:rows], torch.float32, space)
-        for _ in range(solver.repeats):
-            measure(sides, ("BF16", "BF16"), Means(method, space), "pace")
-
-    with threads(jobs) as pool:
-        list(pool.map(of_rows, [64] * jobs))  # imports and first allocations
-        started = time.perf_counter()
-        list(pool.map(of_rows, [1024] * jobs))
-        work = solver.repeats * solver.cost((1024, 4096))
-        return jobs * work / (time.perf_counter() - started)
 
 
 def outcome_of(
