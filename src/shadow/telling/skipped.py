@@ -1,0 +1,27 @@
+"""What was not measured, and why, as a table. A plan has it too, which imports no figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from shadow.reasons import meaning
+from shadow.summary.record import SkippedRow
+from shadow.telling.document import TableBlock, When, Word, named, number, table_of, worded
+
+
+def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> TableBlock:
+    """Make a row for each reason, with the number of tensors of each side and its meaning."""
+
+    def what(row: SkippedRow) -> Word:
+        text = meaning(row.reason)
+        if row.detail and row.reason != "filtered":
+            text += f" ({row.detail})"
+        return Word(f"{text},", aside=f"e.g. {', '.join(row.examples[:1])}")
+
+    fields = [
+        named("reason"),
+        number("n", lambda row: f"{row.base} + {row.tuned}"),
+        worded("what", what),
+    ]
+    title = "Not measured, tensors of base + tuned"
+    return table_of(fields, rows, title, when=when, about="skipped")
