@@ -12,6 +12,7 @@ from shadow.cli.options import FILE
 from shadow.errors import ShadowError
 from shadow.files import safe_name
 from shadow.options import ARGUMENT, option
+from shadow.process_settings import keep_pandas_out
 from shadow.reports.folders import found_below, here, reports_at
 from shadow.storage import url_of
 
@@ -44,6 +45,7 @@ def compare(
 
     Exit codes: 0 done, whatever the verdict; 1 failed; 2 wrong usage.
     """
+    keep_pandas_out()
     from shadow import api
     from shadow.telling.comparisons import comparison_document
 

@@ -1,24 +1,23 @@
 """Two deltas, matrix by matrix -> the differences of figures, over layers. Pure.
 
-Names are the same in frames, JSON and Parquet files: `X_first` and `X_second` are of the two
+Names are the same in columns, JSON and Parquet files: `X_first` and `X_second` are of the two
 reports, `X_difference` is the difference on the scale of the figure X.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from shadow.comparing.codes import ComparisonVerdict
-from shadow.summary.bootstrap import blocks_of, interval_of_median
-from shadow.summary.tables import finite
+from shadow.summary.bootstrap import Floats, blocks_of, interval_of_median
+from shadow.summary.tables import Columns, finite, is_known, median
 
-SIDES = ("first", "second")  # of a contrast: the ends of the columns of its frames
+SIDES = ("first", "second")  # of a contrast: the ends of the columns of its rows
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,12 @@ class Difference:
         return {**asdict(self), "verdict_code": code}
 
 
-def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
+def with_differences(matched: Columns) -> Columns:
     """Add X_first, X_second and X_difference of every figure X, and null: ln N of both."""
-    added: dict[str, NDArray[np.float64]] = {}
+    added: dict[str, Floats] = {}
 
-    def values_of(column: str, side: str) -> NDArray[np.float64]:
-        return np.asarray(matched[f"{column}_{side}"].to_numpy(float))
+    def values_of(column: str, side: str) -> Floats:
+        return matched[f"{column}_{side}"]
 
     with np.errstate(all="ignore"):
         for figure in FIGURES:
@@ -131,36 +130,43 @@ def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
     finite_values = {
         name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()
     }
-    others = matched.drop(columns=[name for name in added if name in matched])
-    return pd.concat([others, pd.DataFrame(finite_values, index=matched.index)], axis=1)
+    return matched.added(**finite_values)
 
 
-def cells_of(matched: pd.DataFrame) -> pd.DataFrame:
+def cells_of(matched: Columns) -> Columns:
     """The matrices inside layers, with the experts of a module and layer as one: medians."""
-    inside = matched[matched["layer"].notna()]
-    # a number has nothing to do with what an expert does, so experts are told apart neither by it
-    # nor by name
-    cell = inside["slot"].where(inside["expert"].isna(), "").fillna("")
+    groups = defaultdict[tuple[str, float, str, str], list[int]](list)
+    places = matched.each("component", "layer", "module", "slot", "expert")
+    for number, (component, layer, module, slot, expert) in enumerate(places):
+        if component is not None and module is not None and not np.isnan(layer):
+            # a number has nothing to do with what an expert does, so experts are told apart neither
+            # by it nor by name
+            cell = slot or "" if np.isnan(expert) else ""
+            groups[component, layer, module, cell].append(number)
+    keys = sorted(groups)
+    arrays = {
+        "component": np.array([component for component, *_ in keys], dtype=object),
+        "layer": np.array([layer for _, layer, *_ in keys], dtype=np.float64),
+    }
     ends = (*SIDES, "difference")
-    columns = [f"{figure.name}_{end}" for figure in FIGURES for end in ends]
-    columns.append("null")
-    keys = ["component", "layer", "module", "cell"]
-    cells: pd.DataFrame = (
-        inside.assign(cell=cell).groupby(keys, sort=True)[columns].median().reset_index()
-    )
-    return cells
+    for name in (*(f"{figure.name}_{end}" for figure in FIGURES for end in ends), "null"):
+        values = matched[name]
+        medians = [median(values[groups[key]]) for key in keys]
+        arrays[name] = np.array(medians, dtype=np.float64)
+    return Columns(arrays)
 
 
-def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Difference:
+def difference(figure: ComparedFigure, cells: Columns, margin: float) -> Difference:
     """Compare a figure. cells: inside layers; margin: that of concentration."""
     column = f"{figure.name}_difference"
-    known = cells[cells[column].notna()]
-    blocks = blocks_of(known["component"].tolist(), known["layer"].to_numpy(np.float64))
+    known = cells.where(is_known(cells[column]))
+    blocks = blocks_of(known["component"].tolist(), known["layer"])
     interval = interval_of_median(known[column], blocks)
     low, high = interval.bounds or (None, None)
     least: float | None = None
     if figure.margin == "power":
-        least = finite(margin * known["null"].median())
+        null = median(known["null"])
+        least = None if null is None else finite(margin * null)
     elif figure.margin == "same":
         least = margin
     compared = Difference(
@@ -168,10 +174,10 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
         scale=figure.scale,
         direction=figure.direction,
         cells=len(known),
-        layers=known.groupby(["component", "layer"]).ngroups,
-        first=finite(known[f"{figure.name}_first"].median()),
-        second=finite(known[f"{figure.name}_second"].median()),
-        difference=finite(known[column].median()),
+        layers=len({*known.each("component", "layer")}),
+        first=median(known[f"{figure.name}_first"]),
+        second=median(known[f"{figure.name}_second"]),
+        difference=median(known[column]),
         low=low,
         high=high,
         level=interval.level,
