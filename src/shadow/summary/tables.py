@@ -85,8 +85,11 @@ def total_of(values: Floats) -> float:
 
 def median(values: Floats) -> float | None:
     """The median of numbers that are not NaN; None without any, or if not finite."""
-    known = values[is_known(values)]
-    return finite(np.median(known)) if len(known) else None
+    known = np.sort(values[is_known(values)])  # np.median takes ten times as long for a few
+    middle = len(known) // 2
+    if len(known) % 2:
+        return finite(known[middle])
+    return finite((known[middle - 1] + known[middle]) / 2) if len(known) else None
 
 
 @dataclass(frozen=True)
