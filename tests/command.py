@@ -14,10 +14,7 @@ SECONDS = 120  # after which a command counts as hung
 
 # Imports once and forks for every command: the imports take two seconds, a command on toy files a
 # tenth of one.
-TESTS = str(Path(__file__).parent)
-ZYGOTE = (
-    f"TESTS = {TESTS!r}"
-    + """
+ZYGOTE = """
 import contextlib, functools, gc, importlib, inspect, json, os, pkgutil, resource, signal, sys
 import traceback
 import rich.console, typer.main
@@ -39,7 +36,7 @@ for module, name, one in names:
     # `plan` does not measure the machine for a second each time (test_api.py has a plan that does)
     if name == "pace" and inspect.isfunction(one):
         setattr(module, name, lambda *arguments, **more: 1e10)
-sys.path.append(TESTS)
+sys.path.append(sys.argv[1])
 import asking
 sys.path.pop()
 asking.ask_here()
@@ -101,7 +98,6 @@ for line in sys.stdin:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print(json.dumps([code, *texts]), flush=True)
 """
-)
 
 
 @dataclass
@@ -135,7 +131,7 @@ class Run:
 def zygote() -> subprocess.Popen[str]:
     """The one process of this worker that imports. It ends with its stdin: with the worker."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", ZYGOTE],
+        [sys.executable, "-P", "-c", ZYGOTE, str(Path(__file__).parent)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
