@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from shadow.comparing import contrast, differences
@@ -13,7 +14,7 @@ from shadow.comparing.contrast import MatchedCounts
 from shadow.comparing.differences import Difference
 from shadow.comparing.matching import relate
 from shadow.reports.provenance import CheckpointIdentity
-from shadow.summary.tables import Columns, columns_of_frame
+from shadow.summary.tables import Columns, columns_of
 
 MORE, LESS, BELOW, SAME, MIXED, NONE = ComparisonVerdict
 WORDS = {"+": MORE, "-": LESS, "b": BELOW, ".": SAME}
@@ -109,7 +110,7 @@ def matched(**columns):
         "concentration_difference": 0.1, "cosine_first": 0.99, "cosine_second": 0.99,
         "floor_ratio_first": 9.0, "floor_ratio_second": 9.0,
     }  # fmt: skip
-    return columns_of_frame(pd.DataFrame(usual | columns, index=range(6)))
+    return columns_of(pa.Table.from_pandas(pd.DataFrame(usual | columns, index=range(6))))
 
 
 def test_matched_matrices_are_counted():

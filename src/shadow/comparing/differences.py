@@ -108,14 +108,10 @@ class Difference:
 def with_differences(matched: Columns) -> Columns:
     """Add X_first, X_second and X_difference of every figure X, and null: ln N of both."""
     added: dict[str, Floats] = {}
-
-    def values_of(column: str, side: str) -> Floats:
-        return matched[f"{column}_{side}"]
-
     with np.errstate(all="ignore"):
         for figure in FIGURES:
             first, second = (
-                reduce(np.divide, (values_of(column, side) for column in figure.columns))
+                reduce(np.divide, (matched[f"{column}_{side}"] for column in figure.columns))
                 for side in SIDES
             )
             if figure.scale == "log ratio":
@@ -125,7 +121,7 @@ def with_differences(matched: Columns) -> Columns:
             added[f"{figure.name}_difference"] = differences
             added[f"{figure.name}_first"] = first
             added[f"{figure.name}_second"] = second
-        nulls = [np.log(values_of("null_participation_ratio", side)) for side in SIDES]
+        nulls = [np.log(matched[f"null_participation_ratio_{side}"]) for side in SIDES]
         added["null"] = nulls[0] / 2 + nulls[1] / 2
     finite_values = {
         name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()
@@ -144,10 +140,8 @@ def cells_of(matched: Columns) -> Columns:
             cell = slot or "" if np.isnan(expert) else ""
             groups[component, layer, module, cell].append(number)
     keys = sorted(groups)
-    arrays = {
-        "component": np.array([component for component, *_ in keys], dtype=object),
-        "layer": np.array([layer for _, layer, *_ in keys], dtype=np.float64),
-    }
+    firsts = matched.where([groups[key][0] for key in keys])
+    arrays = {name: firsts[name] for name in ("component", "layer")}
     ends = (*SIDES, "difference")
     for name in (*(f"{figure.name}_{end}" for figure in FIGURES for end in ends), "null"):
         values = matched[name]

@@ -28,33 +28,12 @@ from shadow.spectra.measurement import Method
 from shadow.storage import as_given
 from shadow.summary.making import correspondence_in
 from shadow.summary.record import Correspondence
-from shadow.summary.tables import (
-    MOST,
-    OF_CASTS,
-    OF_SIDES,
-    Columns,
-    are,
-    columns_of,
-    mask_of,
-    only_rounded,
-)
+from shadow.summary.tables import MOST, Columns, Rows, are, mask_of, read_rows
 from shadow.templates import Reason
 
 PLACE = ("component", "layer", "module", "expert")
 OWN = ("layer_own", "expert_own")  # of the tuned side, where the place is the base's
-TENSOR_COLUMNS = ("tensor", "side", *PLACE, "status", "reason", "cast", "relative_norm")
-MATRIX_COLUMNS = (
-    *PLACE, "tensor", "base_tensor", "matched_by", "subject", "rows", "cols", "dtype", "parameters",
-    # what is compared
-    "concentration", "stable_rank", "top4_energy", "participation_ratio",
-    "null_participation_ratio", "spike_energy", "relative_norm", "floor_ratio", "cosine",
-    # what bounds the rank of a delta
-    "rank_ceiling", "numerical_rank", "kept", "kept_reason", "kept_history", "rank_90", "rank_95",
-    "rank_99", "top1_energy", "top16_energy", "top20_energy", "top64_energy", "rest_rank",
-    "rest_over_rounding",
-    # what shows that a tuned side is a copy
-    "levels_base", "levels_tuned", "format_copy", "kept_high", "purity_z",
-)  # fmt: skip
+TABLES = ("matrices", "tensors", "files")
 
 
 @dataclass(frozen=True)
@@ -74,22 +53,23 @@ class ReportIdentity:
 
 @dataclass(frozen=True)
 class ComparedReport:
-    """A compared report: its provenance, and the columns of its rows that a comparison needs, which
-    are read on demand: ShadowError says that a report is broken or of another schema.
+    """A compared report: its provenance, and its rows, which are read on demand: ShadowError says
+    that a report is broken or of another schema.
     """
 
     label: str
     report: Report
 
     @cached_property
-    def matrices(self) -> Columns:
-        """MATRIX_COLUMNS of matrices.parquet."""
-        return columns_of(self.report.table("matrices").select(MATRIX_COLUMNS))
+    @np.errstate(all="ignore")  # a forged report may hold infinities
+    def rows(self) -> Rows:
+        """The rows of its tables."""
+        return read_rows({name: self.report.table(name) for name in TABLES})
 
-    @cached_property
-    def tensors(self) -> Columns:
-        """TENSOR_COLUMNS of tensors.parquet."""
-        return columns_of(self.report.table("tensors").select(TENSOR_COLUMNS))
+    @property
+    def deltas(self) -> Columns:
+        """The rows of matrices about deltas, without those that are `only_rounded`."""
+        return self.rows.deltas
 
     @property
     def provenance(self) -> Provenance:
@@ -114,12 +94,6 @@ class ComparedReport:
     def name(self) -> str:
         """`A (base..sft)`."""
         return f"{self.label} ({self.provenance.pair})"
-
-    @cached_property
-    def deltas(self) -> Columns:
-        """The rows of matrices about deltas, without those that are `only_rounded`."""
-        deltas = self.matrices.having(subject="delta")
-        return deltas.where(~only_rounded(deltas.each(*OF_SIDES), self.tensors.each(*OF_CASTS)))
 
     @cached_property
     def placed(self) -> Columns:
@@ -258,7 +232,8 @@ def match(first: Columns, second: Columns, *, by_base: bool) -> Columns:
     left = first.added(slot=first["base_tensor"])
     right = second.added(slot=second["base_tensor"])
     if not by_base:
-        shared = _repeated_places(left) | _repeated_places(right)
+        counts = [Counter(_keys(rows, PLACE)) for rows in (left, right)]
+        shared = {place for places in counts for place in places if places[place] > 1}
         left = left.added(slot=_slots(left, shared))
         right = right.added(slot=_slots(right, shared))
     names = [*PLACE, "slot", "rows", "cols"]
@@ -280,12 +255,6 @@ def _keys(rows: Columns, names: Sequence[str]) -> list[tuple[Any, ...]]:
         [None if value != value else value for value in rows[name].tolist()] for name in names
     ]
     return list(zip(*columns, strict=True))
-
-
-def _repeated_places(rows: Columns) -> set[tuple[Any, ...]]:
-    """The places that several rows share."""
-    counts = Counter(_keys(rows, PLACE))
-    return {place for place, number in counts.items() if number > 1}
 
 
 def _slots(rows: Columns, shared: Collection[tuple[Any, ...]]) -> NDArray[np.object_]:

@@ -253,5 +253,5 @@ def _rank_correlation(points: Sequence[tuple[float, float]]) -> float | None:
 def _ranks(values: Sequence[float]) -> NDArray[np.int64]:
     """Twice the rank of each value, less that of the middle; equal values share their mean."""
     ordered = np.sort(values)
-    lower = np.searchsorted(ordered, values, "left")
-    return lower + np.searchsorted(ordered, values, "right") - len(values)
+    lower, upper = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    return lower + upper - len(values)

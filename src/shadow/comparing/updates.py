@@ -12,12 +12,11 @@ from shadow.spectra.levels import round_trip
 from shadow.summary.bootstrap import Mask
 from shadow.summary.changes import CHANGES, recognised
 from shadow.summary.layer_medians import SHORTEST
-from shadow.summary.tables import COPIED, Columns, are, count, mask_of, median, read_rows
+from shadow.summary.tables import COPIED, Columns, are, count, mask_of, median
 
 ROUNDED = 0.25  # share of a change beyond its format's rounding, below which it is that rounding
 NOISE = 5.0  # of purity_z: within it a delta has no structure beyond noise
 ALONG_BASE = 0.1  # decay_cosine from which a change has the shape of the weights themselves
-TABLES = ("matrices", "tensors", "files")
 WITH_ALL_SPECTRA = ("full", "exact")  # levels at which spectra are not estimated
 # Norms of a trained decoder move a sixth as far as its matrices; those that are folded into
 # matrices move as far.
@@ -37,8 +36,7 @@ def is_training(report: ComparedReport) -> bool:
         return False
     if provenance.recorded.get("correspondence"):
         return False
-    tables = {name: report.report.table(name) for name in TABLES}
-    rows = read_rows(tables)
+    rows = report.rows
     cosine = median(rows.deltas["cosine"])
     changes = recognised(rows.deltas, rows.tensors, cosine)
     if any(change.figures(changes) is not None for change in CHANGES):
@@ -61,7 +59,7 @@ def copy_reason(report: ComparedReport) -> NoVerdict | None:
     deltas = report.deltas.inside
     if not len(deltas):
         return None
-    tensors = report.tensors.having(side="tuned")
+    tensors = report.rows.tensors.having(side="tuned")
     casts = tensors.where(tensors["relative_norm"] > 0)["cast"]
     if len(casts) and are(casts, *COPIED).all():
         return NoVerdict.COPY_IN_ANOTHER_FORMAT
@@ -88,12 +86,12 @@ def _of_few_bits(deltas: Columns) -> Mask:
 def _has_levels(deltas: Columns, side: str) -> Mask:
     """Find the matrices of a side whose rows have as few distinct values as a copy's."""
     figures = deltas.each(f"levels_{side}", "cols")
-    return mask_of([_is_on_levels(share, width) for share, width in figures])
-
-
-def _is_on_levels(share: float, width: float) -> bool:
-    is_known = not np.isnan(share) and width >= SHORTEST
-    return is_known and round_trip(share, int(width)) is not None
+    return mask_of(
+        [
+            not np.isnan(share) and width >= SHORTEST and round_trip(share, int(width)) is not None
+            for share, width in figures
+        ]
+    )
 
 
 def _is_few(dtype: str) -> bool:

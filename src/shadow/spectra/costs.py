@@ -132,9 +132,7 @@ class SketchCost(SpectralCost):
 
     def held(self, shape: Shape, subjects: Subjects) -> int:
         """The bytes of a delta alone, if it is small enough."""
-        if subjects == "delta":
-            return 4 * kept_elements(shape)
-        return 0
+        return 4 * kept_elements(shape) if subjects == "delta" else 0
 
 
 COSTS: Mapping[Level, Cost] = {
@@ -153,6 +151,4 @@ def cost_of(method: Method) -> Cost:
 def kept_elements(shape: Shape) -> int:
     """Say how many elements of a delta alone are stored in float32: all, or none."""
     elements = math.prod(shape)
-    if elements <= KEPT:
-        return elements
-    return 0
+    return elements if elements <= KEPT else 0

@@ -64,15 +64,14 @@ def _address(name: str, count: int) -> Routine:
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * count)(pointer_of(capsule, signature))
 
 
-def array(value: object, *shape: int, dtype: type[np.generic] = np.float64) -> Any:
+def array(value: Any, *shape: int, dtype: type[np.generic] = np.float64) -> Any:
     """The address of an array that a routine reads and writes.
 
     Raises TypeError unless it has exactly this shape and dtype, row by row, aligned and writable.
     """
-    if not isinstance(value, np.ndarray) or value.dtype != dtype or value.shape != shape:
-        raise TypeError(f"an array of {shape} and {dtype.__name__} is needed")
-    if not value.flags.carray:
-        raise TypeError("an array in C's order, aligned and writable, is needed")
+    is_array = isinstance(value, np.ndarray) and (value.dtype, value.shape) == (dtype, shape)
+    if not is_array or not value.flags.carray:
+        raise TypeError(f"no writable array of {shape}, {dtype.__name__}, in C's order")
     return value.ctypes  # which holds the array
 
 
