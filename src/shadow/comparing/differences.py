@@ -123,10 +123,9 @@ def with_differences(matched: Columns) -> Columns:
             added[f"{figure.name}_second"] = second
         nulls = [np.log(matched[f"null_participation_ratio_{side}"]) for side in SIDES]
         added["null"] = nulls[0] / 2 + nulls[1] / 2
-    finite_values = {
-        name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()
-    }
-    return matched.added(**finite_values)
+    return matched.added(
+        **{name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()}
+    )
 
 
 def cells_of(matched: Columns) -> Columns:
@@ -143,7 +142,8 @@ def cells_of(matched: Columns) -> Columns:
     firsts = matched.where([groups[key][0] for key in keys])
     arrays = {name: firsts[name] for name in ("component", "layer")}
     ends = (*SIDES, "difference")
-    for name in (*(f"{figure.name}_{end}" for figure in FIGURES for end in ends), "null"):
+    names = [f"{figure.name}_{end}" for figure in FIGURES for end in ends]
+    for name in [*names, "null"]:
         values = matched[name]
         medians = [median(values[groups[key]]) for key in keys]
         arrays[name] = np.array(medians, dtype=np.float64)

@@ -181,9 +181,9 @@ def audit_pairs(
         own = runtime
         if numbered:
             own = runtime.prefixed(f"[{number}/{len(pairs)}] {pair.full_name}: ")
-        runtime_of = partial(_runtime_of, pair, own, pins)
+        when_begun = partial(_runtime_of, pair, own, pins)
         work = partial(_audited, audit, pair, settings, output)
-        task = Task(pair.full_name, work, runtime_of, near_of(pair))
+        task = Task(pair.full_name, work, when_begun, near_of(pair))
         of_task[task] = pair, own.say
         engine.submit(task)
     with closing(completed(engine, _is_to_be_tried_again, watch)) as ended_tasks:

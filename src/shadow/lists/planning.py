@@ -16,7 +16,6 @@ from shadow.lists.request import AuditRequest, Measuring
 from shadow.run.pair_plan import PairPlan, plan_pair
 from shadow.run.runtime import Runtime, access_of, cache_of, ignore, require_known
 from shadow.run.settings import Settings, choose
-from shadow.spectra.costs import cost_of
 from shadow.spectra.measurement import Level, Method, Subjects
 from shadow.storage import Store, work_folder
 from shadow.targets.families import Pair
@@ -40,14 +39,13 @@ def settings_of(measuring: Measuring) -> Settings:
     require_known("level", measuring.level, get_args(Level))
     require_known("subjects", measuring.subjects, get_args(Subjects))
     method = Method(**_shared(Method, measuring))
-    has_spectra = cost_of(method).has_spectra
-    if method.subjects == "delta" and not has_spectra:
+    if method.subjects == "delta" and not method.has_spectra:
         hint = "leave out --subjects"
         raise UsageError(f"--subjects chooses spectra, which level {method.level} lacks", hint)
     return Settings(
         method,
         filter_of(**_shared(Filter, measuring)),
-        spectra=measuring.spectra and has_spectra,
+        spectra=measuring.spectra and method.has_spectra,
         by_number=measuring.by_number,
         device=choose(measuring.device),
     )

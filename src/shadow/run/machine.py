@@ -115,10 +115,9 @@ def _text(path: Path) -> str:
 
 
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
-USUAL = Method()
 
 
-def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
+def matrix_memory(pair: MatrixPair, method: Method) -> int:
     """Return the most bytes that a worker needs for a pair that is measured in this way."""
     kept = 2 * _kept(pair)
     shape = pair.rows, pair.cols
@@ -157,7 +156,7 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
     return list(found.values())
 
 
-def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
+def worker_memory(pairs: Iterable[MatrixPair], method: Method) -> int:
     """Return the most bytes that one worker needs, including the largest delta that it keeps."""
     most = held = 0
     for pair in pairs:
@@ -168,15 +167,13 @@ def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
     return most + held
 
 
-def default_jobs(
-    pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
-) -> int:
+def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method) -> int:
     """Return as many workers as there are cores, or as fit in free memory.
 
     Only one if sums over stored floats are all: two threads wait for Python's lock so often that
     they read 1.2 GB/s where one reads 2.8.
     """
-    if not cost_of(method).has_spectra:
+    if not method.has_spectra:
         operands = (one for pair in pairs for one in (pair.base, pair.tuned) if one is not None)
         if not any(operand.factor or operand.info.packing for operand in operands):
             return 1
@@ -185,7 +182,7 @@ def default_jobs(
 
 
 def lacking(
-    pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
+    pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method
 ) -> ShadowError | None:
     """Return the error for a matrix that does not fit in free memory, even with one worker."""
     largest = max(pairs, key=lambda pair: matrix_memory(pair, method), default=None)

@@ -6,15 +6,11 @@ import json
 import re
 import warnings
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import UsageError
 from shadow.reports.provenance import SettingsMetadata
 from shadow.spectra.measurement import Method
-
-if TYPE_CHECKING:
-    from shadow.spectra.spectrum import Grams
 
 WORDS = "cpu, auto, cuda, or one card such as cuda:1"
 
@@ -52,14 +48,6 @@ def choose(asked: str) -> DeviceChoice:
             return CPU
         note = str(error).strip().partition("\n")[0][:120]
         raise UsageError(f"--device {asked}: {note}", "use --device cpu, or auto") from error
-
-
-def open_device(choice: DeviceChoice) -> Grams:
-    """Return the object that makes Gram matrices."""
-    from shadow.spectra.device import OnDevice
-    from shadow.spectra.spectrum import ON_CPU
-
-    return ON_CPU if choice.kind == "cpu" else OnDevice(choice.place, choice.name)
 
 
 @dataclass(frozen=True)

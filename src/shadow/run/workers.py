@@ -32,7 +32,7 @@ from shadow.run.journal import MatrixOutcome
 from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.plan import Plan, ShardKey, Summed, infos_of, source_of, sources_of
 from shadow.run.runtime import Progress, Runtime, ignore
-from shadow.spectra.costs import cost_of
+from shadow.spectra.costs import COSTS
 from shadow.spectra.delta import measure, measure_alone
 from shadow.spectra.entries import cast
 from shadow.spectra.lazy import Matrix, Selected, Updated, is_quantised
@@ -45,7 +45,6 @@ from shadow.spectra.sums import Extent, extent, largest_entry
 Made = TypeVar("Made")
 Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored
 
-USUAL = Method()
 _FROM_ZERO = "0 in the base, and not in the tuned model"
 _LOCAL = threading.local()
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
@@ -64,10 +63,9 @@ def single_threads() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def cost(pair: MatrixPair, method: Method = USUAL) -> int:
-    """Estimate the floating-point operations for one subject at a level."""
-    shape = pair.rows, pair.cols
-    return cost_of(method).on(shape).operations(shape)
+def cost(pair: MatrixPair) -> int:
+    """Estimate the floating-point operations for all values of one subject."""
+    return COSTS["full"].operations((pair.rows, pair.cols))
 
 
 @contextlib.contextmanager
@@ -86,7 +84,7 @@ def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def jobs_of(runtime: Runtime, pairs: Sequence[MatrixPair], method: Method = USUAL) -> int:
+def jobs_of(runtime: Runtime, pairs: Sequence[MatrixPair], method: Method) -> int:
     """Return the requested number of workers, or the default."""
     return runtime.jobs or default_jobs(pairs, runtime.limits or machine_limits(), method)
 

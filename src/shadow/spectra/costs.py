@@ -45,8 +45,6 @@ class Cost(ABC):
 
     computed: ClassVar[str]
     """Formats of the arithmetic, as a report says them."""
-    has_spectra: ClassVar[bool] = False
-    """Whether singular values are computed or estimated."""
 
     def on(self, shape: Shape) -> Cost:
         """The cost by which a matrix of a shape is measured."""
@@ -81,8 +79,6 @@ class NormsCost(Cost):
 
 class SpectralCost(Cost):
     """The cost of singular values."""
-
-    has_spectra = True
 
     def memory(self, shape: Shape, factors: int) -> int:
         """The bytes of blocks of both sides, of solving, and of lines."""

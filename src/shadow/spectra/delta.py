@@ -18,7 +18,6 @@ import torch
 
 from shadow.dtypes import FLOATS, FloatFormat, float_format
 from shadow.spectra.copies import stored_levels
-from shadow.spectra.costs import cost_of
 from shadow.spectra.entries import compared, cosine, decay_cosine, norm_values
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.levels import round_trip
@@ -77,7 +76,7 @@ class Result(NamedTuple):
 
 def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> Result:
     """Measure a matrix pair at the level of a method. key: as in `measure_pair`."""
-    has_spectra = cost_of(means.method).has_spectra
+    has_spectra = means.method.has_spectra
     if not has_spectra:
         entries = compared(sides, formats)
         if entries.is_safe:

@@ -210,7 +210,7 @@ def solver_of(method: Method, shape: Shape) -> Gram | KrylovSolver | None:
     cost = cost_of(method).on(shape)
     if isinstance(cost, GramCost):
         return Gram(cost.precision)
-    return KrylovSolver() if cost.has_spectra else None
+    return KrylovSolver() if method.has_spectra else None
 
 
 def _of_sketch(subject: Subject, sketch: Sketch) -> Measurement:

@@ -23,5 +23,6 @@ def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> TableBlo
         number("n", lambda row: f"{row.base} + {row.tuned}"),
         worded("what", what),
     ]
-    title = "Not measured, tensors of base + tuned"
-    return table_of(fields, rows, title, when=when, about="skipped")
+    return table_of(
+        fields, rows, "Not measured, tensors of base + tuned", when=when, about="skipped"
+    )
