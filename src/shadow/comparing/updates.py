@@ -85,11 +85,10 @@ def _of_few_bits(deltas: Columns) -> Mask:
 
 def _has_levels(deltas: Columns, side: str) -> Mask:
     """Find the matrices of a side whose rows have as few distinct values as a copy's."""
-    figures = deltas.each(f"levels_{side}", "cols")
     return mask_of(
         [
             not np.isnan(share) and width >= SHORTEST and round_trip(share, int(width)) is not None
-            for share, width in figures
+            for share, width in deltas.each(f"levels_{side}", "cols")
         ]
     )
 

@@ -218,6 +218,6 @@ def pace(method: Method, jobs: int) -> float:
         list(pool.map(solve, range(jobs)))  # first allocations
         started = time.perf_counter()
         list(pool.map(solve, range(jobs * TRIES)))
-        work = jobs * TRIES * COSTS["full"].operations((256, 1024))
+        work = jobs * TRIES * COSTS["full"].operations(matrix.shape)
         taken = time.perf_counter() - started
     return PACES[method.level][method.subjects == "delta"] * work / taken

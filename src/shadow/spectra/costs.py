@@ -1,4 +1,4 @@
-"""What the levels of an audit cost, and the memory that they take.
+"""The cost of each level of an audit, and the memory that it takes.
 
 A level is an entry of COSTS here, and of `shadow.spectra.solvers` if it has singular values.
 Imports neither torch nor SciPy: planning does without them.

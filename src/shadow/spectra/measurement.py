@@ -39,7 +39,7 @@ class Method:
 
     @property
     def has_spectra(self) -> bool:
-        """Whether singular values are computed or estimated."""
+        """True if singular values are computed or estimated."""
         return self.level not in WITHOUT_SPECTRA
 
 

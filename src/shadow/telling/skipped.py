@@ -1,4 +1,4 @@
-"""What was not measured, and why, as a table. A plan has it too, which imports no figures."""
+"""The table of tensors that were not measured. A plan has it too, which imports no figures."""
 
 from __future__ import annotations
 
