@@ -154,17 +154,13 @@ def in_config(text):
     return {"tokenizer_config.json": {"chat_template": text}}
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "differs"),
-    [
-        (in_config("x"), NONE | {TEMPLATE: "x"}, {}),
-        (in_config("x"), NONE | {TEMPLATE: "y"}, {TEMPLATE, *NONE}),
-        (in_config("x"), in_config("y") | {TEMPLATE: "x"}, {TEMPLATE, *NONE}),
-        (in_config("x"), in_config("x") | {TEMPLATE: "x"}, {}),
-        (in_config("x"), NONE, {*NONE}),
-        (NONE | {TEMPLATE: "x"}, NONE, {TEMPLATE}),
-    ],
-)
+@pytest.mark.parametrize(("before", "after", "differs"), [
+    (in_config("x"), NONE | {TEMPLATE: "x"}, {}),
+    (in_config("x"), NONE | {TEMPLATE: "y"}, {TEMPLATE, *NONE}),
+    (in_config("x"), in_config("y") | {TEMPLATE: "x"}, {TEMPLATE, *NONE}),
+    (in_config("x"), in_config("x") | {TEMPLATE: "x"}, {}), (in_config("x"), NONE, {*NONE}),
+    (NONE | {TEMPLATE: "x"}, NONE, {TEMPLATE}),
+])  # fmt: skip
 def test_a_chat_template_is_one_wherever_it_lies(sides, before, after, differs):
     """Moved to a file of its own it is the same; changed or lost on the way it is not."""
     for side, content in zip(sides, (before, after), strict=True):

@@ -11,19 +11,9 @@ import readme
 from effort import chosen
 
 HEAVY = [
-    "accelerate",
-    "huggingface_hub",
-    "matplotlib",
-    "numpy",
-    "pandas",
-    "peft",
-    "pyarrow",
-    "ray",
-    "scipy",
-    "sklearn",
-    "torch",
-    "transformers",
-]
+    "accelerate", "huggingface_hub", "matplotlib", "numpy", "pandas", "peft", "pyarrow", "ray",
+    "scipy", "sklearn", "torch", "transformers",
+]  # fmt: skip
 SCRIPT = f"""
 import subprocess, sys
 from shadow.cli import main

@@ -25,13 +25,9 @@ from shadow.spectra.sums import Extent, Sums, extent, sums
 
 # What a float32-accumulated Gram promises (relative), where it is looser than the float64 one.
 LOOSE = {
-    "effective_rank": 2.6e-4,
-    "nuclear_norm": 3e-4,
-    "sigma_scale_iqr": 3e-3,
-    "condition_number": 1e-3,
-    "subspace_gap_base": 1e-4,
-    "subspace_gap_tuned": 1e-4,
-}
+    "effective_rank": 2.6e-4, "nuclear_norm": 3e-4, "sigma_scale_iqr": 3e-3,
+    "condition_number": 1e-3, "subspace_gap_base": 1e-4, "subspace_gap_tuned": 1e-4,
+}  # fmt: skip
 # may sit on another, equally good xmin
 COUNTS = {"alpha_tail", "alpha_xmin", "alpha", "alpha_ks"}
 

@@ -16,16 +16,10 @@ from shadow.spectra.sums import Extent
 
 NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 CASES = [
-    (torch.float32, 1e-40),
-    (torch.float32, 1e37),
-    (torch.bfloat16, 1e-39),
-    (torch.bfloat16, 1e-25),
-    (torch.bfloat16, 1e37),
-    (torch.float64, 1e-300),
-    (torch.float64, 1e-160),
-    (torch.float64, 1e160),
-    (torch.float64, 1e300),
-]
+    (torch.float32, 1e-40), (torch.float32, 1e37), (torch.bfloat16, 1e-39), (torch.bfloat16, 1e-25),
+    (torch.bfloat16, 1e37), (torch.float64, 1e-300), (torch.float64, 1e-160),
+    (torch.float64, 1e160), (torch.float64, 1e300),
+]  # fmt: skip
 UP = "model.layers.0.mlp.up_proj.weight"
 
 

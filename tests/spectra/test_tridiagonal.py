@@ -46,21 +46,10 @@ def test_a_gram_matrix(seed, side, data):
 
 
 @pytest.mark.parametrize("side", [2, 65, 200])
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "identity",
-        "zero",
-        "diagonal",
-        "pairs",
-        "rank one",
-        "two clusters",
-        "graded",
-        "tiny",
-        "wilkinson",
-        "equal",
-    ],
-)
+@pytest.mark.parametrize("kind", [
+    "identity", "zero", "diagonal", "pairs", "rank one", "two clusters", "graded", "tiny",
+    "wilkinson", "equal",
+])  # fmt: skip
 def test_clusters_and_splits(kind, side):
     """Equal and nearly equal eigenvalues, and matrices whose tridiagonal form falls apart."""
     rng = np.random.default_rng(0)

@@ -141,8 +141,7 @@ def cells_of(matched: Columns) -> Columns:
     keys = sorted(groups)
     firsts = matched.where([groups[key][0] for key in keys])
     arrays = {name: firsts[name] for name in ("component", "layer")}
-    ends = (*SIDES, "difference")
-    names = [f"{figure.name}_{end}" for figure in FIGURES for end in ends]
+    names = [f"{figure.name}_{end}" for figure in FIGURES for end in (*SIDES, "difference")]
     for name in [*names, "null"]:
         values = matched[name]
         medians = [median(values[groups[key]]) for key in keys]

@@ -207,17 +207,17 @@ PACES: Mapping[Level, tuple[float, float]] = {  # of all subjects, and of deltas
 @cache  # it is measured once for all pairs
 def pace(method: Method, jobs: int) -> float:
     """Estimate how many operations this machine does in a second, from the singular values of a
-    small matrix by NumPy in each worker. Within 15 % for sides of 1024 to 3584 on that Xeon.
+    small matrix by NumPy in each worker.
     """
     matrix = np.random.default_rng(0).standard_normal((256, 1024), np.float32)
 
     def solve(_: int) -> None:
         np.linalg.eigvalsh((matrix @ matrix.T).astype(np.float64))
 
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(jobs) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(jobs) as pool:
         list(pool.map(solve, range(jobs)))  # first allocations
         started = time.perf_counter()
         list(pool.map(solve, range(jobs * TRIES)))
-        work = jobs * TRIES * COSTS["full"].operations(matrix.shape)
-        taken = time.perf_counter() - started
-    return PACES[method.level][method.subjects == "delta"] * work / taken
+        each = (time.perf_counter() - started) / (jobs * TRIES)
+    of_level = PACES[method.level]
+    return of_level[method.subjects == "delta"] * COSTS["full"].operations(matrix.shape) / each

@@ -18,11 +18,8 @@ def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> TableBlo
             text += f" ({row.detail})"
         return Word(f"{text},", aside=f"e.g. {', '.join(row.examples[:1])}")
 
-    fields = [
-        named("reason"),
-        number("n", lambda row: f"{row.base} + {row.tuned}"),
-        worded("what", what),
-    ]
     return table_of(
-        fields, rows, "Not measured, tensors of base + tuned", when=when, about="skipped"
-    )
+        [named("reason"), number("n", lambda row: f"{row.base} + {row.tuned}"),
+         worded("what", what)],
+        rows, "Not measured, tensors of base + tuned", when=when, about="skipped",
+    )  # fmt: skip
