@@ -84,6 +84,7 @@ def lineage(
 
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
+    keep_pandas_out()
     from shadow.comparing.lineage import MOST_REPORTS
     from shadow.comparing.lineage import lineage as ordered
     from shadow.targets.families import load_families

@@ -238,7 +238,7 @@ def stored_levels(matrix: Matrix, stored: str) -> float | None:
         return None
     count = shape_of(matrix)[0]
     if matrix.numel() <= BLOCK:  # a reading for each row takes longer than all of it
-        whole = matrix[(slice(None),)].reshape(count, -1)
+        whole = matrix[slice(None),].reshape(count, -1)
         return levels(whole[levels_rows(count), :LEVELS_OF])
     each = matrix.shape[-2]
     rows = []
