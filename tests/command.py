@@ -36,6 +36,10 @@ for module, name, one in names:
     # `plan` does not measure the machine for a second each time (test_api.py has a plan that does)
     if name == "pace" and inspect.isfunction(one):
         setattr(module, name, lambda *arguments, **more: 1e10)
+sys.path.append(sys.argv[1])
+import asking
+sys.path.pop()
+asking.ask_here()
 # at its import it takes width and colours from the environment
 (console,) = {module for module, _, one in names if isinstance(one, rich.console.Console)}
 # Commands are built from their signatures once, not in every fork.
@@ -44,13 +48,19 @@ for _, _, one in names:
     if isinstance(one, typer.Typer):
         typer.main.get_command(one)
 os.fsync = lambda handle: None  # as in conftest.py
+def forget_client():
+    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]
 # what the client imports, not the client itself
 import huggingface_hub.hf_api, huggingface_hub.file_download
-for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
-    del sys.modules[name]
+forget_client()
 gc.freeze()  # a fork that does not look at what is there need not copy it
 for line in sys.stdin:
     job = json.loads(line)
+    words = [os.fsdecode(bytes.fromhex(one)) for one in job["arguments"]]
+    if {"check", "whole"} & {*words}:  # which ask for the classes of the demo
+        import transformers.models.auto.modeling_auto, transformers.models.llama.modeling_llama
+        forget_client()
     pipes = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
@@ -66,7 +76,7 @@ for line in sys.stdin:
         sys.stdout = open(1, "w", encoding=os.environ.get("PYTHONIOENCODING"), closefd=False)
         sys.stderr = open(2, "w", 1, sys.stdout.encoding, "backslashreplace", closefd=False)
         importlib.reload(console).EVERY = 1e6  # a slow machine has no line of progress
-        sys.argv = ["shadow", *(os.fsdecode(bytes.fromhex(one)) for one in job["arguments"])]
+        sys.argv = ["shadow", *words]
         code = 0
         try:
             shadow.cli.main()
@@ -121,7 +131,7 @@ class Run:
 def zygote() -> subprocess.Popen[str]:
     """The one process of this worker that imports. It ends with its stdin: with the worker."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", ZYGOTE],
+        [sys.executable, "-P", "-c", ZYGOTE, str(Path(__file__).parent)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -78,6 +78,14 @@ def inside(monkeypatch, capsys, tmp_path):
     return run
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Ask transformers in this process."""
+    from asking import ask_here
+
+    ask_here(monkeypatch.setattr)
+
+
 @pytest.fixture(scope="session")
 def demo_reports(tmp_path_factory):
     """The folder of the reports base..narrow and base..broad of the demo, to be read alone."""

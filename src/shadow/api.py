@@ -148,14 +148,12 @@ def plan(
 
     The options are those of `audit`; `as_json()` gives what `shadow plan --json` prints.
     """
-    from shadow.lists.perform import planner
-    from shadow.run.workers import single_threads
+    from shadow.lists.planning import planner
 
     own = {name: options.pop(name) for name in ("jobs", "files") if name in options}
     request = _request(base, tuned, {}, options.pop("output", None), options, **own)
     plan_of = planner(request, say)
-    with single_threads():
-        return tuple(map(plan_of, request.selection.pairs))
+    return tuple(map(plan_of, request.selection.pairs))
 
 
 def compare(

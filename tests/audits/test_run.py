@@ -279,8 +279,8 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     pair = MatrixPair(place, None, tuned, 8192, 28672, True)
     for memory, jobs in ((64 << 30, 16), (4 << 30, 2), (1 << 20, 1)):
         machine = MachineLimits(16, "", memory, "the machine")
-        assert default_jobs([pair], machine) == jobs
-        fault = lacking([pair], machine)
+        assert default_jobs([pair], machine, Method()) == jobs
+        fault = lacking([pair], machine, Method())
         assert (fault is None) == (memory > 1 << 30)
     assert fault is not None
     assert all(part in fault.message for part in ("w: 8,192 x 28,672", "1.8 GB", "1.0 MB"))
@@ -305,9 +305,9 @@ def test_norms_take_more_than_one_worker_only_where_something_is_decoded():
     ):  # fmt: skip
         pairs = [MatrixPair(place, side, tuned, 640, 512, True) for side in (floats, base)]
         assert default_jobs(kinds(pairs), machine, Method("norms")) == jobs
-        assert default_jobs(kinds(pairs), machine) == 4
+        assert default_jobs(kinds(pairs), machine, Method()) == 4
     low = replace(machine, memory=32 << 20)
-    assert default_jobs(pairs, low, Method("norms")) > default_jobs(pairs, low)
+    assert default_jobs(pairs, low, Method("norms")) > default_jobs(pairs, low, Method())
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -179,7 +179,7 @@ def test_values_of_a_vector_that_merge_are_said_and_are_no_fault(tmp_path):
     assert (found.outcome, found.figures["vectors_merged"]) == ("holds", 1)
 
 
-def test_a_bias_that_its_class_keeps_in_f32_is_crushed_in_bf16(tmp_path):
+def test_a_bias_that_its_class_keeps_in_f32_is_crushed_in_bf16(tmp_path, in_this_process):
     """As transformers says of DeepSeek-V3; a copy that keeps it holds."""
     folder = planted.saved("deepseek_v3", tmp_path / "full", n_routed_experts=64)
     tensors = load_file(folder / "model.safetensors")

@@ -256,7 +256,7 @@ def test_the_child_ends_with_its_parent():
     lines = [parent.stdout.readline().strip() for _ in range(2)]
     pid = next(int(line) for line in lines if line.isdecimal())
     parent.kill()
-    parent.wait()
+    parent.communicate()
     until = time.monotonic() + 20
     while Path(f"/proc/{pid}").exists() and _state(pid) != "Z":
         assert time.monotonic() < until, "it is still running"

@@ -1,9 +1,6 @@
 """The demo's reports, and healthy checkpoints."""
 
 import json
-import subprocess
-from concurrent.futures import Future
-from dataclasses import asdict
 from pathlib import Path
 
 import planted
@@ -13,33 +10,11 @@ from companions import tokenizer
 from safetensors.torch import load_file
 from wholes import FILE, store
 
-from shadow.checkpoints import expected as loader
-from shadow.checkpoints import transfers
-from shadow.checkpoints.expected import asked
-
 
 @pytest.fixture(scope="module")
 def demo(demo_reports):
     """The folder of each pair of the demo."""
     return {pair: demo_reports / f"base..{pair}" for pair in ("narrow", "broad")}
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Ask transformers in this process: a child takes seconds to import it."""
-
-    def run(command, *_, **__):
-        recorded = json.loads(Path(command[-1]).read_text())
-        answer = asked(recorded["config"], recorded["tensors"], guard=lambda: None)
-        return subprocess.CompletedProcess(command, 0, json.dumps(asdict(answer)).encode(), b"")
-
-    def begin(work):  # at once: transformers changes torch's settings while it loads
-        future = Future()
-        future.set_result(work())
-        return future
-
-    monkeypatch.setattr(loader, "run_child", run)
-    monkeypatch.setattr(transfers, "begin", begin)
 
 
 @pytest.fixture(scope="session")

@@ -72,19 +72,11 @@ def test_a_loader_is_asked_once_for_each_config_and_header(asked, healthy, tmp_p
     assert len(asked) == len(changes) + 2
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        *("", "x", "[]", "3", "{}", "[" * 100_000, '{"missing": 1}'),
-        {"missing": 5},
-        {"mismatched": [["a", 1]]},
-        {"mismatched": [["a", [1e400], []]]},
-        {"problem": "not_a_code"},
-        {"vocabulary": "many"},
-        {"lost": [1]},
-        None,
-    ],
-)
+@pytest.mark.parametrize("content", [
+    *("", "x", "[]", "3", "{}", "[" * 100_000, '{"missing": 1}'), {"missing": 5},
+    {"mismatched": [["a", 1]]}, {"mismatched": [["a", [1e400], []]]}, {"problem": "not_a_code"},
+    {"vocabulary": "many"}, {"lost": [1]}, None,
+])  # fmt: skip
 def test_an_answer_that_cannot_be_one_is_asked_for_again(content, asked, healthy, tmp_path):
     """Whatever lies in the folder, under its right digest too; None: a folder."""
     files = shadow.Files(cache=tmp_path / "cache")

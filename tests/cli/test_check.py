@@ -23,13 +23,7 @@ from shadow.run.sides import find_checkpoint
 from shadow.targets.references import Reference
 
 NAME = planted.UP.format(0)
-
-
-@pytest.fixture(autouse=True)
-def _answers_of_transformers_are_kept(monkeypatch, models):
-    """Most of these models have the names and shapes of one: asking takes seconds."""
-    monkeypatch.delenv("SHADOW_NO_CACHE")
-    monkeypatch.setenv("SHADOW_CACHE_DIR", str(models / "cache"))
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,9 @@ NEEDS = {  # of SIDE, a checkpoint, and PAIR and OTHER, reports
     "--help": "", "families qwen": "", "audit --help": "",
     "explain concentration": TABLES, "show PAIR": TABLES, "lineage PAIR": TABLES,
     "gate PAIR --fail-on concentration>0.9": TABLES, "report PAIR -o page.html": TABLES,
-    "export PAIR --to parquet": TABLES, "compare PAIR OTHER": "numpy pandas pyarrow",
+    "export PAIR --to parquet": TABLES, "compare PAIR OTHER": TABLES,
     "verify whole SIDE --headers": TABLES, "check SIDE --headers": TABLES,
-    "plan demo": NUMBERS, "verify whole SIDE": NUMBERS,
+    "plan demo": "numpy", "verify whole SIDE": NUMBERS,
     "audit demo:base..narrow --level norms": NUMBERS,
 }  # fmt: skip
 REPORTS = {"PAIR": "base..narrow", "OTHER": "base..broad"}

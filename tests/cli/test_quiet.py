@@ -89,7 +89,7 @@ def test_without_a_terminal_progress_is_lines(monkeypatch, capsys, hidden):
 @pytest.mark.parametrize(
     ("words", "claim"), [("check ./a", "whole"), ("verify moved ./a ./b", "moved")]
 )
-def test_checks_show_progress(inside, monkeypatch, tmp_path, words, claim):
+def test_checks_show_progress(inside, in_this_process, monkeypatch, tmp_path, words, claim):
     """Under what was typed, with the claim at work, and to the last matrix or vector."""
     for name, side in (("a", "base"), ("b", "broad")):
         shutil.copytree(readme.ROOT / "registry" / "demo" / side, tmp_path / name)

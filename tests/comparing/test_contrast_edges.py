@@ -3,7 +3,9 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from shadow.comparing import contrast, differences
@@ -12,6 +14,7 @@ from shadow.comparing.contrast import MatchedCounts
 from shadow.comparing.differences import Difference
 from shadow.comparing.matching import relate
 from shadow.reports.provenance import CheckpointIdentity
+from shadow.summary.tables import Columns, columns_of
 
 MORE, LESS, BELOW, SAME, MIXED, NONE = ComparisonVerdict
 WORDS = {"+": MORE, "-": LESS, "b": BELOW, ".": SAME}
@@ -107,16 +110,16 @@ def matched(**columns):
         "concentration_difference": 0.1, "cosine_first": 0.99, "cosine_second": 0.99,
         "floor_ratio_first": 9.0, "floor_ratio_second": 9.0,
     }  # fmt: skip
-    return pd.DataFrame(usual | columns, index=range(6))
+    return columns_of(pa.Table.from_pandas(pd.DataFrame(usual | columns, index=range(6))))
 
 
 def test_matched_matrices_are_counted():
     """A share is at most 1, also of a forged report with fewer parameters than matrices have."""
-    frame = matched()
-    reports = [pd.DataFrame({"parameters": [size] * count}) for size, count in ((60, 8), (10, 6))]
-    found = contrast._counts(*reports, frame, frame[frame["layer"].notna()])
+    rows = matched()
+    reports = [Columns({"parameters": np.full(count, size)}) for size, count in ((60, 8), (10, 6))]
+    found = contrast._counts(*reports, rows, rows.inside)
     assert found == MatchedCounts(6, 5, 5, 3, 120, 0.25, 1.0, 2, 0)
-    empty = contrast._counts(reports[0][:0], reports[1], frame, frame)
+    empty = contrast._counts(reports[0].where([]), reports[1], rows, rows)
     assert empty.share_of_first == 1.0
 
 
@@ -143,12 +146,13 @@ def test_doubts(other, expected):
     keys = {key: other[key] for key in ("level", "margin") if key in other}
     concentration = figure(other.get("verdict", MORE), other.get("size", 0.1), **keys)
     norm = figure(None, other.get("norm", 0.0), direction=0)
-    frame = matched(dtype_first=other.get("dtype_first", "BF16"))
-    frame["concentration_difference"] = [0.1] * 5 + [other.get("outside", 0.1)]
+    differences = [0.1] * 5 + [other.get("outside", 0.1)]
+    dtypes = other.get("dtype_first", "BF16")
+    rows = matched(dtype_first=dtypes, concentration_difference=differences)
     relation, is_void = other.get("relation", ONE_BASE), other.get("is_void", False)
     sides = report(), report("B")
     found = [
-        *contrast._doubts(*sides, relation, frame, counts, [concentration, norm], is_void=is_void)
+        *contrast._doubts(*sides, relation, rows, counts, [concentration, norm], is_void=is_void)
     ]
     names = [reason.figures.get("name") or reason.figures.get("larger") for reason in found]
     said = [
@@ -161,6 +165,3 @@ def test_doubts(other, expected):
         assert {reason.figures["larger"], reason.figures["smaller"]} == {"A", "B"}
     if expected == "dtypes_differ":
         assert found[0].figures == {"matrices": 2}
-
-
-HALF, THREE = [1, 1, 0, 0, 1], [1, 1, 1, 0, 0]  # of four in layers

@@ -183,6 +183,17 @@ def test_levels_look_at_rows_spread_over_the_matrix():
     assert (np.diff(rows) >= 3).all()
 
 
+@pytest.mark.parametrize("shape", [(3, 1100), (200, 300), (4, 50, 300)])
+def test_levels_of_a_matrix_are_those_of_its_sampled_rows(shape, monkeypatch):
+    """Read at once or, where it is large, row by row; of groups of rows too."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rows = matrix.reshape(-1, shape[-1]).float().numpy()[:, :1024]
+    distinct = [len(np.unique(rows[row])) for row in copies.levels_rows(len(rows))]
+    for block in (0, copies.BLOCK):
+        monkeypatch.setattr(copies, "BLOCK", block)
+        assert copies.stored_levels(matrix, "BF16") == np.median(distinct) / rows.shape[1]
+
+
 @pytest.mark.parametrize("piece", [7, 1 << 20])
 def test_energies_are_grouped_in_pieces_as_they_are_whole(piece, monkeypatch):
     """Values and how often each occurs are NumPy's of all at once, zeros and tiny ones too."""

@@ -13,7 +13,8 @@ from effort import every
 from numpy.typing import NDArray
 
 from shadow.reports.columns import DELTA, ERRORS, ESTIMATED, SPECTRAL
-from shadow.spectra import sketched, solvers, spectrum
+from shadow.spectra import costs, sketched, solvers, spectrum
+from shadow.spectra.costs import KEPT
 from shadow.spectra.delta import Measured, measure_alone, measure_pair, summed
 from shadow.spectra.krylov import (
     PASSES,
@@ -29,7 +30,6 @@ from shadow.spectra.lazy import Updated
 from shadow.spectra.measurement import Estimate, Method
 from shadow.spectra.noise import purity_values
 from shadow.spectra.sketched import (
-    KEPT,
     Sketch,
     _above,
     _energy,
@@ -295,7 +295,7 @@ def test_blocks_that_are_kept_are_those_that_are_made_again(
     measured(*pair((900, 800), "noise", dtype), stored, method, space=space)
     found, passes = [], []
     for kept in (0, KEPT):
-        monkeypatch.setattr(sketched, "KEPT", kept)
+        monkeypatch.setattr(costs, "KEPT", kept)
         reads.clear()
         found.append(measured(base, tuned, stored, method, space=space)[:3])
         passes.append(len(reads))

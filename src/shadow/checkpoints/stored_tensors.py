@@ -20,17 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.checkpoints.held_files import HeldFile
+from shadow.checkpoints.held_files import STRIPE, WHOLE, HeldFile
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import torch_name
 
-# Bytes up to which a tensor is read once and kept: the matrices inside layers up to 14B parameters.
-# Reading a matrix anew for every pass takes 0.2 s a GB where its parts are whole rows, and 0.4 s
-# where they are columns, on two cores of a Xeon.
-WHOLE = 136 << 20
-# bytes that are read at once of a larger one whose columns are asked for: in narrower stripes each
-# request brings less than it costs
-STRIPE = 32 << 20
 AHEAD = 2 << 20  # bytes that are read at once where rows are asked for; they stay in the caches
 HUGE = 4 << 20  # bytes from which memory is asked for in huge pages
 HOLES = 2  # a part is read with what lies between its elements where that is at most so many times
@@ -369,11 +362,6 @@ class PackedTensor(DecodedTensor):
         file = _Numbers(make, self._decoder, dtype)
         part = FileTensor(file, 0, same, -1)[index]
         return (part.real, part.imag) if has_both else (part,)
-
-
-def kept_memory(size: int) -> int:
-    """The most bytes of memory that a tensor of size bytes takes while it is read."""
-    return size if size <= WHOLE else STRIPE
 
 
 def room(count: int, dtype: torch.dtype) -> Tensor:

@@ -216,7 +216,7 @@ def plan(
     prepare(files.offline)
     request = AuditRequest(selection, located(output), measuring, files, jobs=jobs)
     from shadow.lists.document import plan_document, plans_document
-    from shadow.lists.perform import planner
+    from shadow.lists.planning import planner
 
     plan_of = planner(request, console.say)
     watch = console.pairs_progress(len(selection.own))

@@ -45,6 +45,7 @@ def compare(
 
     Exit codes: 0 done, whatever the verdict; 1 failed; 2 wrong usage.
     """
+    keep_pandas_out()
     from shadow import api
     from shadow.telling.comparisons import comparison_document
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from shadow.comparing.codes import (
@@ -36,7 +35,7 @@ from shadow.spectra.measurement import WITHOUT_SPECTRA
 from shadow.summary.bootstrap import LEVEL
 from shadow.summary.gate_figures import LINEAGE, ROUNDING
 from shadow.summary.layer_medians import LOW, held_rank
-from shadow.summary.tables import columns_of_frame
+from shadow.summary.tables import Columns, median
 from shadow.templates import Reason, Value
 
 # of concentration: above the differences of two seeds in the lab, inside those of narrow and broad
@@ -135,7 +134,7 @@ def contrast(
     """Compare the first report with the second. Raises ShadowError if they share no matrix."""
     by_base = relation in (ReportRelation.SAME_PAIR, ReportRelation.ONE_BASE)
     rows = match(first.placed, second.placed, by_base=by_base)
-    if rows.empty:
+    if not len(rows):
         raise ShadowError(
             f"{first.name} and {second.name} have no changed matrix of one place and shape in"
             " common",
@@ -145,7 +144,7 @@ def contrast(
     cells = cells_of(matched)
     figures = [difference(figure, cells, margin) for figure in FIGURES]
     verdict = _verdict(figures)
-    voting = matched[matched["layer"].notna()]
+    voting = matched.inside
     voids = list(_voids(first, second, voting))
     if voids:
         verdict = ComparisonVerdict.NO_COMPARISON
@@ -169,21 +168,19 @@ def contrast(
     )
 
 
-def _counts(
-    first: pd.DataFrame, second: pd.DataFrame, matched: pd.DataFrame, cells: pd.DataFrame
-) -> MatchedCounts:
+def _counts(first: Columns, second: Columns, matched: Columns, cells: Columns) -> MatchedCounts:
     """Count matched matrices. first, second: the deltas of the reports."""
-    parameters = int((matched["rows"] * matched["cols"]).sum())
+    parameters = int(np.nansum(matched["rows"] * matched["cols"]))
 
-    def share_of(deltas: pd.DataFrame) -> float:
-        changed = int(deltas["parameters"].sum())
+    def share_of(deltas: Columns) -> float:
+        changed = int(np.nansum(deltas["parameters"]))
         return min(parameters / max(changed, 1), 1.0)
 
     return MatchedCounts(
         matrices=len(matched),
-        in_layers=int(matched["layer"].notna().sum()),
+        in_layers=len(matched.inside),
         cells=len(cells),
-        layers=cells.groupby(["component", "layer"]).ngroups,
+        layers=len({*cells.each("component", "layer")}),
         parameters=parameters,
         share_of_first=share_of(first),
         share_of_second=share_of(second),
@@ -192,7 +189,7 @@ def _counts(
     )
 
 
-def _voids(first: ComparedReport, second: ComparedReport, voting: pd.DataFrame) -> Iterator[Reason]:
+def _voids(first: ComparedReport, second: ComparedReport, voting: Columns) -> Iterator[Reason]:
     """Yield why no verdict on these two is justified, whatever the figures say.
 
     Each of these moves concentration more than data do: a low rank by 0.4 of 0.15, rounding takes
@@ -206,20 +203,19 @@ def _voids(first: ComparedReport, second: ComparedReport, voting: pd.DataFrame) 
         level = report.provenance.level
         if level in WITHOUT_SPECTRA:
             yield Reason(NoVerdict.SPECTRA_LEFT_OUT, {**name, "level": level})
-        cosine = voting[f"cosine_{side}"].median()
-        floor = voting[f"floor_ratio_{side}"].median()
-        if cosine < LINEAGE:
-            yield Reason(NoVerdict.SIDES_UNRELATED, {**name, "cosine": float(cosine)})
+        cosine = median(voting[f"cosine_{side}"])
+        floor = median(voting[f"floor_ratio_{side}"])
+        if cosine is not None and cosine < LINEAGE:
+            yield Reason(NoVerdict.SIDES_UNRELATED, {**name, "cosine": cosine})
         elif copy := copy_reason(report):
             yield Reason(copy, name)
-        elif floor < ROUNDING:
-            yield Reason(NoVerdict.MOSTLY_ROUNDING, {**name, "floor": float(floor)})
+        elif floor is not None and floor < ROUNDING:
+            yield Reason(NoVerdict.MOSTLY_ROUNDING, {**name, "floor": floor})
 
 
-def _unequal_ranks(voting: pd.DataFrame) -> int:
+def _unequal_ranks(voting: Columns) -> int:
     """Count the matrices of which one side has a low rank, or another one, as adapters have."""
-    of_first = voting["rank_ceiling_first"].fillna(0).to_numpy(float)
-    of_second = voting["rank_ceiling_second"].fillna(0).to_numpy(float)
+    of_first, of_second = (np.fmax(voting[f"rank_ceiling_{side}"], 0.0) for side in SIDES)
     is_unknown = [np.isnan(_low_ranks(voting, side)) for side in SIDES]
     has_adapter = np.maximum(of_first, of_second) > 0
     are_adapters = np.minimum(of_first, of_second) > 0
@@ -228,10 +224,9 @@ def _unequal_ranks(voting: pd.DataFrame) -> int:
     return int(unequal.sum())
 
 
-def _low_ranks(voting: pd.DataFrame, side: str) -> NDArray[np.float64]:
+def _low_ranks(voting: Columns, side: str) -> NDArray[np.float64]:
     """The rank of each delta as far as it exceeds rounding, if it is low; otherwise NaN."""
-
-    deltas = columns_of_frame(voting.rename(columns=lambda name: name.removesuffix(f"_{side}")))
+    deltas = Columns({name.removesuffix(f"_{side}"): voting[name] for name in voting.arrays})
     ranks = held_rank(deltas)
     short_sides = np.fmin(deltas["rows"], deltas["cols"])
     low = np.where(ranks <= LOW * short_sides, ranks, np.nan)
@@ -273,7 +268,7 @@ def _doubts(
     first: ComparedReport,
     second: ComparedReport,
     relation: ReportRelation,
-    matched: pd.DataFrame,
+    matched: Columns,
     counts: MatchedCounts,
     figures: Sequence[Difference],
     *,
@@ -290,8 +285,8 @@ def _doubts(
     for report, share in zip((first, second), shares, strict=True):
         if share < MOST:
             yield Reason(Doubt.PARTLY_COMPARED, {"name": report.name, "share": share})
-    dtypes = [matched[f"dtype_{side}"].fillna("") for side in SIDES]
-    if differing := int((dtypes[0] != dtypes[1]).sum()):
+    dtypes = matched.each("dtype_first", "dtype_second")
+    if differing := sum(before != now for before, now in dtypes):
         yield Reason(Doubt.DTYPES_DIFFER, {"matrices": differing})
     concentration = figures[0]
     norm = figures[-1].difference
@@ -305,11 +300,14 @@ def _doubts(
         times = math.exp(min(abs(norm), 700.0))
         yield Reason(Doubt.NORMS_FAR_APART, {**names, "times": times})
     if concentration.verdict in OPPOSITE:
-        outside = matched[matched["layer"].isna()].groupby("module")["concentration_difference"]
-        against = outside.median() * -concentration.points
         margin = concentration.margin or 0.0
-        if modules := sorted(against.index[against >= margin]):
-            yield Reason(Doubt.OPPOSED_OUTSIDE_LAYERS, {"modules": modules})
+        modules = []
+        for (module,), rows in matched.outside.groups("module"):
+            outside = median(rows["concentration_difference"])
+            if outside is not None and outside * -concentration.points >= margin:
+                modules.append(module)
+        if modules:
+            yield Reason(Doubt.OPPOSED_OUTSIDE_LAYERS, {"modules": sorted(modules)})
 
 
 def _rate(

@@ -1,24 +1,23 @@
 """Two deltas, matrix by matrix -> the differences of figures, over layers. Pure.
 
-Names are the same in frames, JSON and Parquet files: `X_first` and `X_second` are of the two
+Names are the same in columns, JSON and Parquet files: `X_first` and `X_second` are of the two
 reports, `X_difference` is the difference on the scale of the figure X.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from shadow.comparing.codes import ComparisonVerdict
-from shadow.summary.bootstrap import blocks_of, interval_of_median
-from shadow.summary.tables import finite
+from shadow.summary.bootstrap import Floats, blocks_of, interval_of_median
+from shadow.summary.tables import Columns, finite, is_known, median
 
-SIDES = ("first", "second")  # of a contrast: the ends of the columns of its frames
+SIDES = ("first", "second")  # of a contrast: the ends of the columns of its rows
 
 
 @dataclass(frozen=True)
@@ -106,17 +105,13 @@ class Difference:
         return {**asdict(self), "verdict_code": code}
 
 
-def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
+def with_differences(matched: Columns) -> Columns:
     """Add X_first, X_second and X_difference of every figure X, and null: ln N of both."""
-    added: dict[str, NDArray[np.float64]] = {}
-
-    def values_of(column: str, side: str) -> NDArray[np.float64]:
-        return np.asarray(matched[f"{column}_{side}"].to_numpy(float))
-
+    added: dict[str, Floats] = {}
     with np.errstate(all="ignore"):
         for figure in FIGURES:
             first, second = (
-                reduce(np.divide, (values_of(column, side) for column in figure.columns))
+                reduce(np.divide, (matched[f"{column}_{side}"] for column in figure.columns))
                 for side in SIDES
             )
             if figure.scale == "log ratio":
@@ -126,41 +121,45 @@ def with_differences(matched: pd.DataFrame) -> pd.DataFrame:
             added[f"{figure.name}_difference"] = differences
             added[f"{figure.name}_first"] = first
             added[f"{figure.name}_second"] = second
-        nulls = [np.log(values_of("null_participation_ratio", side)) for side in SIDES]
+        nulls = [np.log(matched[f"null_participation_ratio_{side}"]) for side in SIDES]
         added["null"] = nulls[0] / 2 + nulls[1] / 2
-    finite_values = {
-        name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()
-    }
-    others = matched.drop(columns=[name for name in added if name in matched])
-    return pd.concat([others, pd.DataFrame(finite_values, index=matched.index)], axis=1)
-
-
-def cells_of(matched: pd.DataFrame) -> pd.DataFrame:
-    """The matrices inside layers, with the experts of a module and layer as one: medians."""
-    inside = matched[matched["layer"].notna()]
-    # a number has nothing to do with what an expert does, so experts are told apart neither by it
-    # nor by name
-    cell = inside["slot"].where(inside["expert"].isna(), "").fillna("")
-    ends = (*SIDES, "difference")
-    columns = [f"{figure.name}_{end}" for figure in FIGURES for end in ends]
-    columns.append("null")
-    keys = ["component", "layer", "module", "cell"]
-    cells: pd.DataFrame = (
-        inside.assign(cell=cell).groupby(keys, sort=True)[columns].median().reset_index()
+    return matched.added(
+        **{name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()}
     )
-    return cells
 
 
-def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Difference:
+def cells_of(matched: Columns) -> Columns:
+    """The matrices inside layers, with the experts of a module and layer as one: medians."""
+    groups = defaultdict[tuple[str, float, str, str], list[int]](list)
+    places = matched.each("component", "layer", "module", "slot", "expert")
+    for number, (component, layer, module, slot, expert) in enumerate(places):
+        if component is not None and module is not None and not np.isnan(layer):
+            # a number has nothing to do with what an expert does, so experts are told apart neither
+            # by it nor by name
+            cell = slot or "" if np.isnan(expert) else ""
+            groups[component, layer, module, cell].append(number)
+    keys = sorted(groups)
+    firsts = matched.where([groups[key][0] for key in keys])
+    arrays = {name: firsts[name] for name in ("component", "layer")}
+    names = [f"{figure.name}_{end}" for figure in FIGURES for end in (*SIDES, "difference")]
+    for name in [*names, "null"]:
+        values = matched[name]
+        medians = [median(values[groups[key]]) for key in keys]
+        arrays[name] = np.array(medians, dtype=np.float64)
+    return Columns(arrays)
+
+
+def difference(figure: ComparedFigure, cells: Columns, margin: float) -> Difference:
     """Compare a figure. cells: inside layers; margin: that of concentration."""
     column = f"{figure.name}_difference"
-    known = cells[cells[column].notna()]
-    blocks = blocks_of(known["component"].tolist(), known["layer"].to_numpy(np.float64))
+    known = cells.where(is_known(cells[column]))
+    blocks = blocks_of(known["component"].tolist(), known["layer"])
     interval = interval_of_median(known[column], blocks)
     low, high = interval.bounds or (None, None)
     least: float | None = None
     if figure.margin == "power":
-        least = finite(margin * known["null"].median())
+        null = median(known["null"])
+        least = None if null is None else finite(margin * null)
     elif figure.margin == "same":
         least = margin
     compared = Difference(
@@ -168,10 +167,10 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
         scale=figure.scale,
         direction=figure.direction,
         cells=len(known),
-        layers=known.groupby(["component", "layer"]).ngroups,
-        first=finite(known[f"{figure.name}_first"].median()),
-        second=finite(known[f"{figure.name}_second"].median()),
-        difference=finite(known[column].median()),
+        layers=len({*known.each("component", "layer")}),
+        first=median(known[f"{figure.name}_first"]),
+        second=median(known[f"{figure.name}_second"]),
+        difference=median(known[column]),
         low=low,
         high=high,
         level=interval.level,

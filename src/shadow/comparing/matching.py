@@ -5,12 +5,14 @@ Reads reports and prints nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shadow.comparing.codes import Doubt, ReportRelation, Verified
 from shadow.reports.provenance import (
@@ -26,27 +28,12 @@ from shadow.spectra.measurement import Method
 from shadow.storage import as_given
 from shadow.summary.making import correspondence_in
 from shadow.summary.record import Correspondence
-from shadow.summary.tables import MOST, OF_CASTS, OF_SIDES, only_rounded
+from shadow.summary.tables import MOST, Columns, Rows, are, mask_of, read_rows
 from shadow.templates import Reason
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PLACE = ("component", "layer", "module", "expert")
 OWN = ("layer_own", "expert_own")  # of the tuned side, where the place is the base's
-TENSOR_COLUMNS = ("tensor", "side", *PLACE, "status", "reason", "cast", "relative_norm")
-MATRIX_COLUMNS = (
-    *PLACE, "tensor", "base_tensor", "matched_by", "subject", "rows", "cols", "dtype", "parameters",
-    # what is compared
-    "concentration", "stable_rank", "top4_energy", "participation_ratio",
-    "null_participation_ratio", "spike_energy", "relative_norm", "floor_ratio", "cosine",
-    # what bounds the rank of a delta
-    "rank_ceiling", "numerical_rank", "kept", "kept_reason", "kept_history", "rank_90", "rank_95",
-    "rank_99", "top1_energy", "top16_energy", "top20_energy", "top64_energy", "rest_rank",
-    "rest_over_rounding",
-    # what shows that a tuned side is a copy
-    "levels_base", "levels_tuned", "format_copy", "kept_high", "purity_z",
-)  # fmt: skip
+TABLES = ("matrices", "tensors", "files")
 
 
 @dataclass(frozen=True)
@@ -66,24 +53,23 @@ class ReportIdentity:
 
 @dataclass(frozen=True)
 class ComparedReport:
-    """A compared report: its provenance, and the columns of its rows that a comparison needs, which
-    are read on demand: ShadowError says that a report is broken or of another schema.
-
-    Missing values are as in every frame of a report: see `shadow.reports.report`.
+    """A compared report: its provenance, and its rows, which are read on demand: ShadowError says
+    that a report is broken or of another schema.
     """
 
     label: str
     report: Report
 
     @cached_property
-    def matrices(self) -> pd.DataFrame:
-        """MATRIX_COLUMNS of matrices.parquet."""
-        return self.report.columns("matrices", MATRIX_COLUMNS)
+    @np.errstate(all="ignore")  # a forged report may hold infinities
+    def rows(self) -> Rows:
+        """The rows of its tables."""
+        return read_rows({name: self.report.table(name) for name in TABLES})
 
-    @cached_property
-    def tensors(self) -> pd.DataFrame:
-        """TENSOR_COLUMNS of tensors.parquet."""
-        return self.report.columns("tensors", TENSOR_COLUMNS)
+    @property
+    def deltas(self) -> Columns:
+        """The rows of matrices about deltas, without those that are `only_rounded`."""
+        return self.rows.deltas
 
     @property
     def provenance(self) -> Provenance:
@@ -110,37 +96,25 @@ class ComparedReport:
         return f"{self.label} ({self.provenance.pair})"
 
     @cached_property
-    def deltas(self) -> pd.DataFrame:
-        """The rows of matrices about deltas, without those that are `only_rounded`."""
-        deltas = self.matrices[self.matrices["subject"] == "delta"]
-        casts = self.tensors.loc[:, [*OF_CASTS]].itertuples(index=False, name=None)
-        known = ((name, side, how if isinstance(how, str) else None) for name, side, how in casts)
-        sides = deltas.loc[:, [*OF_SIDES]].itertuples(index=False, name=None)
-        return deltas[~only_rounded(sides, known)]
-
-    @cached_property
-    def placed(self) -> pd.DataFrame:
+    def placed(self) -> Columns:
         """The same rows at the places of the base that they were compared with; layer_own and
         expert_own are those of the tuned side. Without matrices of which some rows were compared:
         which ones is not known.
         """
-        import pandas as pd
-
         deltas = self.deltas
-        deltas = deltas.assign(layer_own=deltas["layer"], expert_own=deltas["expert"])
+        deltas = deltas.added(layer_own=deltas["layer"], expert_own=deltas["expert"])
         moved = correspondence_in(self.metadata)
         if moved is None:
             return deltas
         pruned = {(row.component, layer) for row in moved.experts for layer in row.layers}
-        places = [*deltas[list(PLACE)].itertuples(index=False, name=None)]
+        places = [*deltas.each(*PLACE)]
         is_pruned = [module == "router" and (of, at) in pruned for of, at, module, _ in places]
-        is_part = deltas["layer"].isna() & deltas["matched_by"].ne("number")
-        is_part |= np.array(is_pruned, dtype=np.bool_)
-        for name, numbers in _base_units(moved, places).items():
-            # a forged report may name any
-            held = [one if pd.isna(one) else max(-1, min(one, MOST)) for one in numbers]
-            deltas = deltas.assign(**{name: pd.array(held, dtype="Int64")})
-        return deltas.loc[~is_part]
+        is_part = np.isnan(deltas["layer"]) & ~are(deltas["matched_by"], "number")
+        is_part |= mask_of(is_pruned)
+        units = _base_units(moved, places)
+        # a forged report may name any
+        held = {name: np.clip(np.array(units[name], float), -1, MOST) for name in units}
+        return deltas.added(**held).where(~is_part)
 
     @cached_property
     def identity(self) -> ReportIdentity:
@@ -159,27 +133,25 @@ class ComparedReport:
 
 
 def _base_units(
-    moved: Correspondence, places: Iterable[tuple[str, int, str, int]]
-) -> dict[str, list[int]]:
-    """The layer and the expert of the base that correspond to those of each place; NA for none."""
-    import pandas as pd
-
-    units: dict[str, list[int]] = {"layer": [], "expert": []}
+    moved: Correspondence, places: Iterable[tuple[str, float, str, float]]
+) -> dict[str, list[float]]:
+    """The layer and the expert of the base that correspond to those of each place; NaN for none."""
+    units: dict[str, list[float]] = {"layer": [], "expert": []}
     for component, layer, module, expert in places:
         base_layer = layer
         base_expert = expert
-        if not pd.isna(layer):
+        if not np.isnan(layer):
             for row in moved.layers:
                 if row.component == component:
-                    base_layer = row.base_number(layer)
+                    base_layer = row.base_number(int(layer))
             for other in moved.matrices:
                 is_here = (other.component, other.layer) == (component, layer)
                 if is_here and module in other.modules:
                     base_layer = other.base_layer
-        if not pd.isna(expert):
+        if not np.isnan(expert):
             for row in moved.experts:
                 if row.component == component and layer in row.layers:
-                    base_expert = row.base_number(expert)
+                    base_expert = row.base_number(int(expert))
         units["layer"].append(base_layer)
         units["expert"].append(base_expert)
     return units
@@ -247,7 +219,7 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[Re
         yield Reason(Doubt.FILTERS_DIFFER)
 
 
-def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.DataFrame:
+def match(first: Columns, second: Columns, *, by_base: bool) -> Columns:
     """Rows of one subject each, side by side: columns of the first end in _first, those of the
     second in _second.
 
@@ -257,47 +229,51 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
     with another shape, or with several partners. Places and shapes stand once; slot is the name
     that rows were matched by, missing if none was needed.
     """
-    import pandas as pd
-
-    left = first.assign(slot=first["base_tensor"])
-    right = second.assign(slot=second["base_tensor"])
+    left = first.added(slot=first["base_tensor"])
+    right = second.added(slot=second["base_tensor"])
     if not by_base:
-        repeated = pd.concat([_repeated_places(left), _repeated_places(right)])
-        shared = _places(repeated)
-        for frame in (left, right):
-            is_shared = _places(frame).isin(shared)
-            frame.loc[~is_shared, "slot"] = pd.NA
-    left["number"] = range(len(left))
-    right["number"] = range(len(right))
-    keys = [*PLACE, "slot", "rows", "cols"]
-    merged = _side_by_side(left, right, [*keys, *OWN])
-    left = left[~left["number"].isin(merged["number_first"])]
-    right = right[~right["number"].isin(merged["number_second"])]
-    moved = _side_by_side(left, right, keys)
-    if not moved.empty:
-        merged = pd.concat([merged, moved])
-    return merged.sort_values(keys, kind="stable", na_position="first", ignore_index=True)
+        counts = [Counter(_keys(rows, PLACE)) for rows in (left, right)]
+        shared = {place for places in counts for place in places if places[place] > 1}
+        left = left.added(slot=_slots(left, shared))
+        right = right.added(slot=_slots(right, shared))
+    names = [*PLACE, "slot", "rows", "cols"]
+    partners = _partners(left, right, [*names, *OWN], {})
+    partners |= _partners(left, right, names, partners)
+    keys = _keys(left, names)
+    ordered = sorted(partners, key=lambda row: [(value is not None, value) for value in keys[row]])
+    left = left.where(ordered)
+    right = right.where([partners[row] for row in ordered])
+    matched = {name: left[name] for name in names}
+    for side, rows in (("first", left), ("second", right)):
+        matched |= {f"{name}_{side}": rows[name] for name in rows.arrays if name not in names}
+    return Columns(matched)
 
 
-def _side_by_side(left: pd.DataFrame, right: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """The rows with equal keys that no other row of their frame has."""
-    return _once(left, keys, "first").merge(_once(right, keys, "second"), on=keys)
+def _keys(rows: Columns, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The values of some columns, row by row; None for a missing one."""
+    columns = [
+        [None if value != value else value for value in rows[name].tolist()] for name in names
+    ]
+    return list(zip(*columns, strict=True))
 
 
-def _places(frame: pd.DataFrame) -> pd.MultiIndex:
-    import pandas as pd
-
-    return pd.MultiIndex.from_frame(frame[list(PLACE)])
-
-
-def _repeated_places(frame: pd.DataFrame) -> pd.DataFrame:
-    """The places that several rows share."""
-    is_repeated = frame.duplicated(PLACE, keep=False)
-    return frame[list(PLACE)][is_repeated]
+def _slots(rows: Columns, shared: Collection[tuple[Any, ...]]) -> NDArray[np.object_]:
+    """The names of base tensors that rows are matched by: at these places alone."""
+    named = zip(rows["slot"], _keys(rows, PLACE), strict=True)
+    return np.array([slot if place in shared else None for slot, place in named], dtype=object)
 
 
-def _once(frame: pd.DataFrame, keys: list[str], side: str) -> pd.DataFrame:
-    """The rows whose keys no other row has; all other columns end in the side."""
-    names = {name: f"{name}_{side}" for name in frame.columns if name not in keys}
-    is_repeated = frame.duplicated(keys, keep=False)
-    return frame[~is_repeated].rename(columns=names)
+def _partners(
+    left: Columns, right: Columns, names: Sequence[str], known: Mapping[int, int]
+) -> dict[int, int]:
+    """The rows with equal keys that no other row of their side has, beside those that are known."""
+    of_left = _once(left, names, {*known})
+    of_right = _once(right, names, {*known.values()})
+    return {row: of_right[key] for key, row in of_left.items() if key in of_right}
+
+
+def _once(rows: Columns, names: Sequence[str], known: Set[int]) -> dict[tuple[Any, ...], int]:
+    """The rows by their keys, without those whose keys another row has."""
+    keys = {row: key for row, key in enumerate(_keys(rows, names)) if row not in known}
+    counts = Counter(keys.values())
+    return {key: row for row, key in keys.items() if counts[key] == 1}

@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+import numpy as np
+from numpy.typing import NDArray
 
 from shadow.comparing.codes import LeftOut, say
 from shadow.errors import ShadowError
 from shadow.files import read_given
 from shadow.reports.provenance import SIDES, ReportMetadata, Side
-from shadow.summary.tables import finite
+from shadow.summary.tables import finite, median
 from shadow.templates import Reason
 from shadow.text import short
 
@@ -219,7 +221,7 @@ def _scored(report: ComparedReport, scores: Sequence[Score]) -> ScoredReport:
     return ScoredReport(
         label=report.label,
         pair=f"{report.provenance.family}:{report.provenance.pair}",
-        concentration=finite(report.deltas["concentration"].median()),
+        concentration=median(report.deltas["concentration"]),
         gains=gains_of(scores, report.metadata),
         exclusion=exclusion,
     )
@@ -241,8 +243,15 @@ def correlations(entries: Sequence[ScoredReport]) -> list[Correlation]:
 
 def _rank_correlation(points: Sequence[tuple[float, float]]) -> float | None:
     """Spearman's; None of few points, or if all gains or concentrations are equal."""
-    ranks = pd.DataFrame(points, columns=["gain", "concentration"]).rank()
-    are_equal = bool((ranks.nunique() < 2).any())
-    if len(points) < FEWEST or are_equal:
+    if len(points) < FEWEST:
         return None
-    return float(ranks["gain"].corr(ranks["concentration"]))
+    gains, concentrations = (_ranks(values) for values in zip(*points, strict=True))
+    squares = int(gains @ gains) * int(concentrations @ concentrations)
+    return int(gains @ concentrations) / math.sqrt(squares) if squares else None
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.int64]:
+    """Twice the rank of each value, less that of the middle; equal values share their mean."""
+    ordered = np.sort(values)
+    lower, upper = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
+    return lower + upper - len(values)

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from shadow.comparing.codes import NoVerdict
 from shadow.comparing.matching import ComparedReport
 from shadow.dtypes import FLOATS
 from shadow.reports.provenance import chosen_in
 from shadow.spectra.levels import round_trip
+from shadow.summary.bootstrap import Mask
 from shadow.summary.changes import CHANGES, recognised
 from shadow.summary.layer_medians import SHORTEST
-from shadow.summary.tables import are, median, read_rows
+from shadow.summary.tables import COPIED, Columns, are, count, mask_of, median
 
 ROUNDED = 0.25  # share of a change beyond its format's rounding, below which it is that rounding
 NOISE = 5.0  # of purity_z: within it a delta has no structure beyond noise
 ALONG_BASE = 0.1  # decay_cosine from which a change has the shape of the weights themselves
-TABLES = ("matrices", "tensors", "files")
 WITH_ALL_SPECTRA = ("full", "exact")  # levels at which spectra are not estimated
 # Norms of a trained decoder move a sixth as far as its matrices; those that are folded into
 # matrices move as far.
@@ -38,8 +36,7 @@ def is_training(report: ComparedReport) -> bool:
         return False
     if provenance.recorded.get("correspondence"):
         return False
-    tables = {name: report.report.table(name) for name in TABLES}
-    rows = read_rows(tables)
+    rows = report.rows
     cosine = median(rows.deltas["cosine"])
     changes = recognised(rows.deltas, rows.tensors, cosine)
     if any(change.figures(changes) is not None for change in CHANGES):
@@ -59,49 +56,41 @@ def is_training(report: ComparedReport) -> bool:
 
 def copy_reason(report: ComparedReport) -> NoVerdict | None:
     """Say why the delta of a report is the rounding of a copy; None if it may not be."""
-    deltas = report.deltas
-    deltas = deltas[deltas["layer"].notna()]
-    if deltas.empty:
+    deltas = report.deltas.inside
+    if not len(deltas):
         return None
-    tensors = report.tensors
-    has_changed = (tensors["side"] == "tuned") & (tensors["relative_norm"] > 0)
-    casts = tensors[has_changed]["cast"]
-    if len(casts) and casts.isin(["tuned", "base"]).all():
+    tensors = report.rows.tensors.having(side="tuned")
+    casts = tensors.where(tensors["relative_norm"] > 0)["cast"]
+    if len(casts) and are(casts, *COPIED).all():
         return NoVerdict.COPY_IN_ANOTHER_FORMAT
-    if 2 * _of_few_bits(deltas).sum() > len(deltas):
+    if 2 * count(_of_few_bits(deltas)) > len(deltas):
         return NoVerdict.COPY_IN_FEW_BITS
-    like_noise = deltas["purity_z"].abs() <= NOISE
-    if 2 * like_noise.sum() > len(deltas):
+    if 2 * count(np.abs(deltas["purity_z"]) <= NOISE) > len(deltas):
         return NoVerdict.LIKE_NOISE
     return None
 
 
-def _of_few_bits(deltas: pd.DataFrame) -> pd.Series[bool]:
+def _of_few_bits(deltas: Columns) -> Mask:
     """Find the matrices of the tuned side, and not of the base, that went through 8 bits or fewer.
 
     This is judged by the levels of their format, by the format that they are stored in, or by how
     few distinct values their rows have.
     """
     rounded = (deltas["format_copy"] == 1) | (deltas["kept_high"] < ROUNDED)
-    formats = deltas["dtype"].fillna("").str.partition("/")
-    base = formats[0]
-    tuned = formats[2].where(formats[2] != "", base)
-    stored = tuned.map(_is_few) & ~base.map(_is_few)
+    formats = [(dtype or "").partition("/") for dtype in deltas["dtype"]]
+    stored = [_is_few(tuned or base) and not _is_few(base) for base, _, tuned in formats]
     levels = _has_levels(deltas, "tuned") & ~_has_levels(deltas, "base")
-    few_bits: pd.Series[bool] = rounded | stored | levels
-    return few_bits
+    return np.asarray(rounded | mask_of(stored) | levels)
 
 
-def _has_levels(deltas: pd.DataFrame, side: str) -> NDArray[np.bool_]:
+def _has_levels(deltas: Columns, side: str) -> Mask:
     """Find the matrices of a side whose rows have as few distinct values as a copy's."""
-    figures = zip(deltas[f"levels_{side}"], deltas["cols"], strict=True)
-    on_levels = [_is_on_levels(share, int(width)) for share, width in figures]
-    return np.array(on_levels, np.bool_)
-
-
-def _is_on_levels(share: float, width: int) -> bool:
-    is_known = not np.isnan(share) and width >= SHORTEST
-    return is_known and round_trip(share, width) is not None
+    return mask_of(
+        [
+            not np.isnan(share) and width >= SHORTEST and round_trip(share, int(width)) is not None
+            for share, width in deltas.each(f"levels_{side}", "cols")
+        ]
+    )
 
 
 def _is_few(dtype: str) -> bool:

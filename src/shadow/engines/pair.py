@@ -42,7 +42,7 @@ from shadow.run.machine import kinds, lacking, machine_limits
 from shadow.run.plan import Plan, Summed, in_order, make_plan, shards_of, summed_with
 from shadow.run.rows import with_contents, write_tables
 from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime, size_of
-from shadow.run.settings import CPU, Settings, open_device
+from shadow.run.settings import CPU, DeviceChoice, Settings
 from shadow.run.sides import (
     align,
     client_for,
@@ -55,8 +55,10 @@ from shadow.run.sides import (
 )
 from shadow.run.spectrum_cache import SpectrumCache
 from shadow.run.workers import cost, in_workers, jobs_of, outcome_of
-from shadow.spectra.solvers import Means, solver_of
-from shadow.spectra.spectrum import Workspace
+from shadow.spectra.costs import cost_of
+from shadow.spectra.device import OnDevice
+from shadow.spectra.solvers import Means
+from shadow.spectra.spectrum import ON_CPU, Grams, Workspace
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 from shadow.telling.reading import finish
@@ -342,12 +344,17 @@ def _planned(request: Asked, aligned: AlignedPair, journal: Journal) -> Plan:
     return plan
 
 
+def open_device(choice: DeviceChoice) -> Grams:
+    """The object that makes Gram matrices."""
+    return ON_CPU if choice.kind == CPU.kind else OnDevice(choice.place, choice.name)
+
+
 def _run_metadata(settings: Settings, began: datetime, seconds: float) -> RunMetadata:
     method = settings.method
-    solver = solver_of(method)
-    vectors = solver.has_spectra and method.subjects == "all"
+    cost = cost_of(method)
+    vectors = method.has_spectra and method.subjects == "all"
     run: RunMetadata = {
-        "compute_dtype": f"{solver.computed}, float64 vectors" if vectors else solver.computed,
+        "compute_dtype": f"{cost.computed}, float64 vectors" if vectors else cost.computed,
         "device": settings.device.kind,
         "libraries": {
             "python": platform.python_version(),

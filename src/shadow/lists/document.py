@@ -22,7 +22,7 @@ from shadow.telling.document import (
     table_of,
     worded,
 )
-from shadow.telling.report import skipped_table
+from shadow.telling.skipped import skipped_table
 from shadow.text import about_time, byte_size, counted, took
 
 if TYPE_CHECKING:

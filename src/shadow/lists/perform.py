@@ -1,19 +1,14 @@
-"""A request -> its audits or plans, with the loop over pairs.
-
-Only this module derives settings and runtime from a request.
-"""
+"""A request -> its audits, with the loop over pairs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
 
-from shadow.checkpoints.pairing import Filter, filter_of
 from shadow.engines.engine import (
     Ended,
     Engine,
@@ -34,26 +29,17 @@ from shadow.files import (
     require_utf8,
     writing,
 )
-from shadow.lists.request import AuditRequest, Measuring
+from shadow.lists.planning import runtime_of, settings_of
+from shadow.lists.request import AuditRequest
 from shadow.reports.folders import FILES_OF_A_PAIR, FINISHED, fetched_if_any, publish
 from shadow.run.journal import JOURNAL
-from shadow.run.pair_plan import PairPlan, plan_pair
-from shadow.run.runtime import (
-    Progress,
-    Runtime,
-    access_of,
-    cache_of,
-    ignore,
-    require_known,
-)
-from shadow.run.settings import Settings, choose
+from shadow.run.runtime import Progress, Runtime, ignore
+from shadow.run.settings import Settings
 from shadow.run.sides import client_for, identity_of, references_of
-from shadow.spectra.measurement import Level, Method, Subjects
-from shadow.spectra.solvers import solver_of
 from shadow.storage import Store, as_given, work_folder
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
-from shadow.text import byte_size, counted, took
+from shadow.text import byte_size, took
 
 
 def perform(
@@ -76,7 +62,7 @@ def perform(
         if cores is not None and cores < 1:
             raise UsageError(f"cpus_per_task={cores}", "1 or more")
         _ = request.ray.memory  # raises what is wrong with it
-    runtime = replace(_runtime(request, say), show=show)
+    runtime = replace(runtime_of(request, say), show=show)
     if isinstance(request.output, Store):
         request.output.require_access()
     else:
@@ -123,57 +109,6 @@ def _performed(
             yield from with_index(selection, settings, output, audited, store)
         else:
             yield from audited
-
-
-def planner(
-    request: AuditRequest, say: Callable[[str], None] = ignore
-) -> Callable[[Pair], PairPlan]:
-    """A function that plans a pair of a request, from headers alone."""
-    settings = settings_of(request.measuring)
-    runtime = _runtime(request, say)
-    output = request.output
-    if isinstance(output, Store):
-        output = work_folder(output)
-    return partial(plan_pair, settings=settings, output=output, runtime=runtime)
-
-
-def settings_of(measuring: Measuring) -> Settings:
-    """The settings of an audit. Raises UsageError for an invalid word or number."""
-    require_known("level", measuring.level, get_args(Level))
-    require_known("subjects", measuring.subjects, get_args(Subjects))
-    method = Method(**_shared(Method, measuring))
-    solver = solver_of(method)
-    if method.subjects == "delta" and not solver.has_spectra:
-        hint = "leave out --subjects"
-        raise UsageError(f"--subjects chooses spectra, which level {method.level} lacks", hint)
-    return Settings(
-        method,
-        filter_of(**_shared(Filter, measuring)),
-        spectra=measuring.spectra and solver.has_spectra,
-        by_number=measuring.by_number,
-        device=choose(measuring.device),
-    )
-
-
-def _shared(record: type, measuring: Measuring) -> dict[str, Any]:
-    """The fields of a record as the options of the same names have them."""
-    return {field.name: getattr(measuring, field.name) for field in fields(record)}
-
-
-def _runtime(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
-    """Make the runtime of a request, and report a shard that has no pairs."""
-    selection = request.selection
-    if not selection.own:
-        pairs = counted(len(selection.pairs), "pair", "pairs")
-        say(f"nothing to audit in shard {selection.shard}: the list has {pairs}")
-    return Runtime(
-        jobs=request.jobs,
-        access=access_of(request.files),
-        found=request.found,
-        overwrite=request.overwrite,
-        cache=cache_of(request.files),
-        say=say,
-    )
 
 
 def run_remote_pair(
@@ -246,9 +181,9 @@ def audit_pairs(
         own = runtime
         if numbered:
             own = runtime.prefixed(f"[{number}/{len(pairs)}] {pair.full_name}: ")
-        runtime_of = partial(_runtime_of, pair, own, pins)
+        when_begun = partial(_runtime_of, pair, own, pins)
         work = partial(_audited, audit, pair, settings, output)
-        task = Task(pair.full_name, work, runtime_of, near_of(pair))
+        task = Task(pair.full_name, work, when_begun, near_of(pair))
         of_task[task] = pair, own.say
         engine.submit(task)
     with closing(completed(engine, _is_to_be_tried_again, watch)) as ended_tasks:

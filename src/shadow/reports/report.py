@@ -110,11 +110,6 @@ class Report:
                     self._tables[name] = read_table(self._checked(name), TABLES[name])
         return self._tables[name]
 
-    def columns(self, table: str, names: Sequence[str]) -> pd.DataFrame:
-        """Some columns of a table. Raises ShadowError like `table`."""
-        chosen = [column.name for column in TABLES[table].columns if column.name in names]
-        return frame_of(self.table(table).select(chosen))
-
     def spectrum_batches(
         self, names: Sequence[str] | None = None, where: pc.Expression | None = None
     ) -> Iterator[pa.RecordBatch]:

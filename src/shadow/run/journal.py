@@ -292,6 +292,8 @@ def _outcome(line: bytes) -> MatrixOutcome:
     if not all(type(value) in types for types, value in _typed(entry)):
         raise ValueError
     for one in entry["measurements"]:
+        if not all(type(value) in COLUMNS[name] for name, value in one["values"].items()):
+            raise ValueError
         one["sigma"] = np.frombuffer(base64.b64decode(one["sigma"]), dtype="<f8")
     entry["measurements"] = tuple(Measurement(**one) for one in entry["measurements"])
     for name in ("key", "status"):
@@ -324,7 +326,6 @@ def _typed(entry: Any) -> Iterator[tuple[Types, object]]:
         yield TEXT, one["subject"]
         yield TEXT + NULL, one["precision"]
         yield NUMBER + NULL, one["values"]["frobenius_norm"]
-        yield from ((COLUMNS[name], value) for name, value in one["values"].items())
 
 
 def remove_unfinished(output: Path) -> Iterator[tuple[Path, list[Fetched] | None]]:

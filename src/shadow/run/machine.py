@@ -11,18 +11,22 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from shadow.checkpoints.held_files import STRIPE, WHOLE, kept_memory
 from shadow.checkpoints.pairing import MatrixPair
-from shadow.checkpoints.stored_tensors import STRIPE, WHOLE, kept_memory
 from shadow.dtypes import float_format
 from shadow.errors import ShadowError
-from shadow.spectra.lazy import FACTOR_BLOCK
-from shadow.spectra.measurement import Method
-from shadow.spectra.solvers import BUFFERS, solver_of
-from shadow.spectra.spectrum import BLOCK
+from shadow.spectra.costs import BLOCK, BUFFERS, COSTS, FACTOR_BLOCK, cost_of
+from shadow.spectra.measurement import Level, Method
 from shadow.text import byte_size
 
 # bytes, where no system says
@@ -111,10 +115,9 @@ def _text(path: Path) -> str:
 
 
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
-USUAL = Method()
 
 
-def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
+def matrix_memory(pair: MatrixPair, method: Method) -> int:
     """Return the most bytes that a worker needs for a pair that is measured in this way."""
     kept = 2 * _kept(pair)
     shape = pair.rows, pair.cols
@@ -123,8 +126,8 @@ def matrix_memory(pair: MatrixPair, method: Method = USUAL) -> int:
     factors = 0
     if pair.tuned.factor is not None:  # a part of one, and two copies of it
         factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
-    solver = solver_of(method).on(shape)
-    return solver.memory(shape, factors) + solver.held(shape, method.subjects) + kept
+    cost = cost_of(method).on(shape)
+    return cost.memory(shape, factors) + cost.held(shape, method.subjects) + kept
 
 
 def _kept(pair: MatrixPair) -> int:
@@ -153,26 +156,24 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
     return list(found.values())
 
 
-def worker_memory(pairs: Iterable[MatrixPair], method: Method = USUAL) -> int:
+def worker_memory(pairs: Iterable[MatrixPair], method: Method) -> int:
     """Return the most bytes that one worker needs, including the largest delta that it keeps."""
     most = held = 0
     for pair in pairs:
         shape = pair.rows, pair.cols
-        delta = solver_of(method).on(shape).held(shape, method.subjects) if pair.is_matrix else 0
+        delta = cost_of(method).on(shape).held(shape, method.subjects) if pair.is_matrix else 0
         most = max(most, matrix_memory(pair, method) - delta)
         held = max(held, delta)
     return most + held
 
 
-def default_jobs(
-    pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
-) -> int:
+def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method) -> int:
     """Return as many workers as there are cores, or as fit in free memory.
 
     Only one if sums over stored floats are all: two threads wait for Python's lock so often that
     they read 1.2 GB/s where one reads 2.8.
     """
-    if not solver_of(method).has_spectra:
+    if not method.has_spectra:
         operands = (one for pair in pairs for one in (pair.base, pair.tuned) if one is not None)
         if not any(operand.factor or operand.info.packing for operand in operands):
             return 1
@@ -181,7 +182,7 @@ def default_jobs(
 
 
 def lacking(
-    pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method = USUAL
+    pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method
 ) -> ShadowError | None:
     """Return the error for a matrix that does not fit in free memory, even with one worker."""
     largest = max(pairs, key=lambda pair: matrix_memory(pair, method), default=None)
@@ -194,3 +195,29 @@ def lacking(
         f" {byte_size(need)} of memory, {byte_size(machine.memory)} are free{by}",
         "free some memory, use a larger machine, or leave the matrix out (--layer, --module)",
     )
+
+
+TRIES = 4  # of the matrix that is solved for the pace of a machine, in each worker
+# Operations of each level in the time of one of that matrix; 1024 x 4096 in BF16 on an Intel Xeon
+PACES: Mapping[Level, tuple[float, float]] = {  # of all subjects, and of deltas alone
+    "norms": (0.0165, 0.0165), "sketch": (0.59, 1.0), "full": (0.41, 1.06), "exact": (0.32, 0.82),
+}  # fmt: skip
+
+
+@cache  # it is measured once for all pairs
+def pace(method: Method, jobs: int) -> float:
+    """Estimate how many operations this machine does in a second, from the singular values of a
+    small matrix by NumPy in each worker.
+    """
+    matrix = np.random.default_rng(0).standard_normal((256, 1024), np.float32)
+
+    def solve(_: int) -> None:
+        np.linalg.eigvalsh((matrix @ matrix.T).astype(np.float64))
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(solve, range(jobs)))  # first allocations
+        started = time.perf_counter()
+        list(pool.map(solve, range(jobs * TRIES)))
+        each = (time.perf_counter() - started) / (jobs * TRIES)
+    of_level = PACES[method.level]
+    return of_level[method.subjects == "delta"] * COSTS["full"].operations(matrix.shape) / each

@@ -15,13 +15,20 @@ from shadow.checkpoints.sources import ByteRanges
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.files import report_folder
-from shadow.run.machine import PROCESS, default_jobs, kinds, lacking, machine_limits, worker_memory
+from shadow.run.machine import (
+    PROCESS,
+    default_jobs,
+    kinds,
+    lacking,
+    machine_limits,
+    pace,
+    worker_memory,
+)
 from shadow.run.plan import make_plan, source_of
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
 from shadow.run.sides import client_for, find_sides, line_up, pickled_part, references_of
-from shadow.run.workers import pace
-from shadow.spectra.solvers import solver_of
+from shadow.spectra.costs import cost_of
 from shadow.summary.record import SkippedRow
 from shadow.targets.families import Pair
 from shadow.text import byte_size
@@ -131,8 +138,8 @@ def plan_pair(
         if plan.problem:
             fault = ShadowError(plan.problem, plan.hint)
         shapes = Counter((one.rows, one.cols) for one in matrices)
-        solver = solver_of(method)
-        work = sum(count * solver.on(shape).cost(shape) for shape, count in shapes.items())
+        cost = cost_of(method)
+        work = sum(count * cost.on(shape).operations(shape) for shape, count in shapes.items())
         return PairPlan(
             family=pair.family,
             pair=pair.name,

@@ -27,7 +27,6 @@ from shadow.process_settings import uncollected
 from shadow.reports.provenance import SIDES
 from shadow.run.runtime import Access, AlignedPair
 from shadow.run.settings import Settings
-from shadow.spectra.solvers import solver_of
 from shadow.text import byte_size, size_for
 
 DISK_HINT = "free some space, move HF_HUB_CACHE, or audit less (--layer, --module)"
@@ -396,7 +395,7 @@ def summed_with(aligned: AlignedPair, settings: Settings) -> Summed:
     Not for level norms, where that takes longer than measuring.
     """
     unfiltered = settings.chosen == Filter()
-    if not solver_of(settings.method).has_spectra:
+    if not settings.method.has_spectra:
         return {}
     sums: defaultdict[str, list[tuple[Side, TensorInfo]]] = defaultdict(list)
     for side in SIDES:

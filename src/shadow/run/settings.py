@@ -7,14 +7,10 @@ import re
 import warnings
 from dataclasses import asdict, dataclass
 
-import torch
-
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import UsageError
 from shadow.reports.provenance import SettingsMetadata
-from shadow.spectra.device import OnDevice
 from shadow.spectra.measurement import Method
-from shadow.spectra.spectrum import ON_CPU, Grams
 
 WORDS = "cpu, auto, cuda, or one card such as cuda:1"
 
@@ -40,6 +36,8 @@ def choose(asked: str) -> DeviceChoice:
         return CPU
     if not re.fullmatch(r"auto|cuda(:\d{1,3})?", asked, re.ASCII):
         raise UsageError(f"no device {asked[:40]!r}", f"one of {WORDS}")
+    import torch
+
     place = asked if ":" in asked else "cuda:0"
     try:
         with warnings.catch_warnings():
@@ -50,11 +48,6 @@ def choose(asked: str) -> DeviceChoice:
             return CPU
         note = str(error).strip().partition("\n")[0][:120]
         raise UsageError(f"--device {asked}: {note}", "use --device cpu, or auto") from error
-
-
-def open_device(choice: DeviceChoice) -> Grams:
-    """Return the object that makes Gram matrices."""
-    return ON_CPU if choice.kind == "cpu" else OnDevice(choice.place, choice.name)
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
+from shadow.checkpoints.held_files import WHOLE
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.sources import Source
-from shadow.checkpoints.stored_tensors import WHOLE, DecodedTensor, StoredTensor
+from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
 from shadow.checkpoints.transfers import Transfer, begin
 from shadow.errors import ShadowError, UndecodableError
 from shadow.reports.provenance import SIDES
@@ -31,19 +32,19 @@ from shadow.run.journal import MatrixOutcome
 from shadow.run.machine import default_jobs, machine_limits
 from shadow.run.plan import Plan, ShardKey, Summed, infos_of, source_of, sources_of
 from shadow.run.runtime import Progress, Runtime, ignore
+from shadow.spectra.costs import COSTS
 from shadow.spectra.delta import measure, measure_alone
 from shadow.spectra.entries import cast
 from shadow.spectra.lazy import Matrix, Selected, Updated, is_quantised
 from shadow.spectra.measurement import Cast, Measurement, Method
 from shadow.spectra.relations.format_noise import format_noise
-from shadow.spectra.solvers import Means, solver_of
+from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace, blocks, working_dtype
 from shadow.spectra.sums import Extent, extent, largest_entry
 
 Made = TypeVar("Made")
 Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored
 
-USUAL = Method()
 _FROM_ZERO = "0 in the base, and not in the tuned model"
 _LOCAL = threading.local()
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
@@ -62,10 +63,9 @@ def single_threads() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def cost(pair: MatrixPair, method: Method = USUAL) -> int:
-    """Estimate the floating-point operations for one subject, by the solver of its level."""
-    shape = pair.rows, pair.cols
-    return solver_of(method).on(shape).cost(shape)
+def cost(pair: MatrixPair) -> int:
+    """Estimate the floating-point operations for all values of one subject."""
+    return COSTS["full"].operations((pair.rows, pair.cols))
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def jobs_of(runtime: Runtime, pairs: Sequence[MatrixPair], method: Method = USUAL) -> int:
+def jobs_of(runtime: Runtime, pairs: Sequence[MatrixPair], method: Method) -> int:
     """Return the requested number of workers, or the default."""
     return runtime.jobs or default_jobs(pairs, runtime.limits or machine_limits(), method)
 
@@ -191,31 +191,6 @@ def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
                 with contextlib.suppress(ShadowError):  # which the worker meets
                     file, there = source_of(base, tuned, (side, info.shard)).located(info)
                     file.read_ahead(there.start, there.end)
-
-
-@cache  # it is measured once for all pairs
-def pace(method: Method, jobs: int) -> float:
-    """Measure units of `cost` a second on this machine, with a synthetic pair in each worker.
-
-    Within 15 % from sides of 1024 to 3584; smaller ones take up to three times as long.
-    """
-    generator = torch.Generator().manual_seed(0)
-    base = torch.randn(1024, 4096, generator=generator).bfloat16()
-    tuned = (base.float() + 0.01 * torch.randn(1024, 4096, generator=generator)).bfloat16()
-    solver = solver_of(method)
-
-    def of_rows(rows: int) -> None:
-        space = Workspace()
-        sides = Sides(base[:rows], tuned[:rows], torch.float32, space)
-        for _ in range(solver.repeats):
-            measure(sides, ("BF16", "BF16"), Means(method, space), "pace")
-
-    with threads(jobs) as pool:
-        list(pool.map(of_rows, [64] * jobs))  # imports and first allocations
-        started = time.perf_counter()
-        list(pool.map(of_rows, [1024] * jobs))
-        work = solver.repeats * solver.cost((1024, 4096))
-        return jobs * work / (time.perf_counter() - started)
 
 
 def outcome_of(

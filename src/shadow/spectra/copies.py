@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, float_format
+from shadow.spectra.costs import BLOCK
 from shadow.spectra.lazy import Matrix, Updated, is_quantised, is_stored, torch_dtype
 from shadow.spectra.levels import LEVELS_OF, FormatNoise
 from shadow.spectra.relations.format_noise import format_noise
@@ -235,9 +236,13 @@ def stored_levels(matrix: Matrix, stored: str) -> float | None:
     """
     if (is_quantised(matrix) or isinstance(matrix, Updated)) or FLOATS[stored].bits <= 8:
         return None
+    count = shape_of(matrix)[0]
+    if matrix.numel() <= BLOCK:  # a reading for each row takes longer than all of it
+        whole = matrix[slice(None),].reshape(count, -1)
+        return levels(whole[levels_rows(count), :LEVELS_OF])
     each = matrix.shape[-2]
     rows = []
-    for row in levels_rows(shape_of(matrix)[0]).tolist():
+    for row in levels_rows(count).tolist():
         group, place = divmod(row, each)
         groups = (slice(group, group + 1),) if matrix.ndim == 3 else ()
         part = matrix[(*groups, slice(place, place + 1), slice(LEVELS_OF))]

@@ -34,7 +34,7 @@ from shadow.spectra.rounding import (
     without_few_levels,
 )
 from shadow.spectra.rounding import values as undone_values
-from shadow.spectra.solvers import Means, Spectral, solver_of
+from shadow.spectra.solvers import Means, solver_of
 from shadow.spectra.spectrum import (
     Sides,
     Workspace,
@@ -76,7 +76,7 @@ class Result(NamedTuple):
 
 def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> Result:
     """Measure a matrix pair at the level of a method. key: as in `measure_pair`."""
-    has_spectra = isinstance(solver_of(means.method), Spectral)
+    has_spectra = means.method.has_spectra
     if not has_spectra:
         entries = compared(sides, formats)
         if entries.is_safe:
@@ -111,8 +111,8 @@ def measure_pair(
     profile = total.profile
     scale = total.profile.scale
     size = total.size
-    solver = solver_of(means.method).on(sides.shape)
-    assert isinstance(solver, Spectral), "norms alone are sums over entries"
+    solver = solver_of(means.method, sides.shape)
+    assert solver is not None, "norms alone are sums over entries"
     figures = solver.of_pair(sides, total, formats, means, key)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
@@ -209,8 +209,8 @@ def measure_alone(
 ) -> Measurement:
     """The numbers of a matrix without a base (a projector). key: as in `measure_pair`."""
     norm = frobenius_norm(matrix, largest, working_dtype(stored), means.space)
-    solver = solver_of(means.method).on(shape_of(matrix))
-    if means.method.subjects != "all" or not isinstance(solver, Spectral):
+    solver = solver_of(means.method, shape_of(matrix))
+    if means.method.subjects != "all" or solver is None:
         return norm_alone("tuned", norm)
     return solver.alone(matrix, norm, largest, stored, means, key)
 

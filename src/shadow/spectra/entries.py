@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
+from shadow.spectra.costs import PART
 from shadow.spectra.lazy import Matrix, Updated, half_ulp, is_quantised, torch_dtype
 from shadow.spectra.measurement import Cast, Measurement, Values, norm_alone
 from shadow.spectra.spectrum import SMALL_BLOCK, Sides, tiles
-from shadow.spectra.sums import PART, parts
+from shadow.spectra.sums import parts
 
 CASTS = ("BF16", "F16", "F32", "F8_E4M3", "F8_E5M2")
 SQUARES = 1e-280  # energy, below which squares may have vanished in float64

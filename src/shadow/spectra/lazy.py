@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FloatFormat
-
-# entries of a factor of an update that are decomposed at a time: 32 MiB in float64
-FACTOR_BLOCK = 1 << 22
+from shadow.spectra.costs import FACTOR_BLOCK
 
 
 class InFile(Protocol):

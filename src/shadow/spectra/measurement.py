@@ -37,6 +37,11 @@ class Method:
         "Measure the spectra of base, tuned and delta (all), or of the delta alone.", "all"
     )
 
+    @property
+    def has_spectra(self) -> bool:
+        """True if singular values are computed or estimated."""
+        return self.level not in WITHOUT_SPECTRA
+
 
 Subject = Literal["base", "tuned", "delta"]
 Cast = Literal["tuned", "base"]  # the side that is the other, stored in another format

@@ -144,7 +144,7 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
         t = -1.0 / (1.0 + math.exp(-logit))
         inverse = 1.0 / (1.0 + a * t)
         parts = of_a * a * inverse
-        other, q, s_times_q_slope = _where(of_b * b, b, -t * float(parts.sum()), other)
+        other, q, s_times_q_slope = _where(of_b * b, b, -t * float(np.add.reduce(parts)), other)
         s = -1.0 / (1.0 + math.exp(-other))
         s_slope = float(parts @ inverse) / (q + s_times_q_slope)  # ds / dt, of s Q(s) = t P(t)
         slope = (1.0 + t) * (t * s_times_q_slope / (s * q) * s_slope - 1.0)
@@ -213,7 +213,7 @@ def _where(weights: Floats, b: Floats, target: float, start: float) -> tuple[flo
         s = -1.0 / (1.0 + math.exp(-logit))
         inverse = 1.0 / (1.0 + b * s)
         shares = weights * inverse
-        q = float(shares.sum())
+        q = float(np.add.reduce(shares))  # in half the time of `sum`
         squared = float(shares @ inverse)  # Q + s Q'
         slope = squared * (1.0 + s) / q
         step = (wanted - math.log(-s * q)) / slope

@@ -1,7 +1,7 @@
 """Four routines of SciPy's LAPACK, called by address without the interpreter's lock: all
 eigenvalues and a few leading eigenvectors from one reduction to tridiagonal form.
 
-A LAPACK routine that gets a wrong array corrupts memory, so NumPy's `ndpointer` checks each before
+A LAPACK routine that gets a wrong array corrupts memory, so `array` checks each before
 every call: dtype, contiguity, order, shape, and whether it may be written.
 
 Eigenvalues alone cost a reduction and a QL iteration. LAPACK's drivers either stop there or
@@ -27,7 +27,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.ctypeslib import ndpointer
 from numpy.typing import NDArray
 from scipy.linalg import cython_lapack, eigh_tridiagonal
 
@@ -65,13 +64,15 @@ def _address(name: str, count: int) -> Routine:
     return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * count)(pointer_of(capsule, signature))
 
 
-def array(value: object, *shape: int, dtype: type[np.generic] = np.float64) -> Any:
+def array(value: Any, *shape: int, dtype: type[np.generic] = np.float64) -> Any:
     """The address of an array that a routine reads and writes.
 
-    Raises TypeError unless NumPy finds exactly this shape and dtype, row by row, writable.
+    Raises TypeError unless it has exactly this shape and dtype, row by row, aligned and writable.
     """
-    checked: Any = ndpointer(dtype, shape=shape, flags=("C_CONTIGUOUS", "ALIGNED", "WRITEABLE"))
-    return checked.from_param(value)
+    is_array = isinstance(value, np.ndarray) and (value.dtype, value.shape) == (dtype, shape)
+    if is_array and value.flags.carray:
+        return value.ctypes  # which holds the array
+    raise TypeError(f"no writable array of {shape}, {dtype.__name__}, in C's order")
 
 
 def number(value: int) -> Any:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shadow.spectra.costs import kept_elements
 from shadow.spectra.krylov import (
     ROUNDING,
     Entropy,
@@ -32,9 +33,6 @@ from shadow.spectra.spectrum import Sides, blocks
 WIDEST = 0.1  # error of a figure, as a share of it, above which it is null
 FLOOR = 1e-3  # of sigma_1, below which float32 products resolve nothing
 SHIFTED = 0.01  # of an effective rank: a shift that is less than its error and this is told
-# elements of a delta alone that are kept in float32 (400 MB) instead of made again every pass:
-# that takes 1.3 times as long from BF16, 1.8 from F32; of three matrices, it takes no longer
-KEPT = 100_000_000
 TOPS = (1, 4, 16, 64)
 
 Array = NDArray[np.float64]
@@ -143,14 +141,6 @@ def of_pair(sides: Sides, sizes: Mapping[Subject, tuple[float, float]]) -> Readi
         room = space.take(f"delta {len(deltas)}", part.shape, torch.float32)
         deltas.append([room.copy_(part)])
     return lambda: iter(deltas)
-
-
-def kept_elements(shape: tuple[int, int]) -> int:
-    """Say how many elements of a delta alone are stored in float32: all, or none."""
-    elements = math.prod(shape)
-    if elements <= KEPT:
-        return elements
-    return 0
 
 
 def _within(estimate: Estimate) -> Estimate | None:

@@ -1,29 +1,26 @@
-"""The levels of an audit: each has a solver, which measures a matrix and knows the cost.
+"""Solvers of the levels that have singular values: each measures a matrix.
 
-A level is an entry of SOLVERS: planning, measuring and counting memory ask its solver.
+What a level costs is in `shadow.spectra.costs`, which says which solver a matrix has.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from shadow.spectra.krylov import PASSES, WIDTH
+from shadow.spectra.costs import GramCost, Shape, cost_of
 from shadow.spectra.lazy import Matrix, Updated
 from shadow.spectra.measurement import (
-    Level,
     Measurement,
     Method,
     Precision,
     Subject,
-    Subjects,
     Values,
     columns,
     norm_alone,
@@ -34,13 +31,11 @@ from shadow.spectra.sketched import (
     Sketch,
     delta_figures,
     effective_rank_shift,
-    kept_elements,
     of_pair,
     sketches,
     weight_figures,
 )
 from shadow.spectra.spectrum import (
-    BLOCK,
     ON_CPU,
     Grams,
     Remember,
@@ -56,25 +51,9 @@ from shadow.spectra.spectrum import (
     working_dtype,
 )
 from shadow.spectra.subspace import VECTORS, subspace_values
-from shadow.spectra.sums import PART, Sums
+from shadow.spectra.sums import Sums
 
 FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good to float64's rounding
-# bytes for each entry of a block: both sides in float32 and in float64, and what is made of them
-BUFFERS = 64
-# bytes for each entry of the Gram matrix: it, and the solver's copies of it in float64
-GRAM = 3 * 8
-# bytes for each entry of the short side in `sketch`: bases, their images and copies, three subjects
-SKETCH = 3 * 4 * 8 * WIDTH * PASSES
-# bytes for each row and column: energies, products, their classes, and lines drawn at random
-LINE = 88
-# Operations of the solvers, in units of 10 ps: one of a float32 Gram matrix. Measured on a Xeon
-# with AMX, one thread, BF16, sides of 384 to 4096, all subjects and deltas alone.
-EIGEN_CUBE = 2  # of eigenvalues, for side³
-EIGEN_SQUARE = 4000  # of eigenvalues, for side²: reductions wait for memory
-SKETCHED = 800  # of a sketch, for each entry: products and reading it in each pass
-SKETCH_STARTS = 850_000_000  # of a sketch of any size: 8 ms of small decompositions
-
-Shape = tuple[int, int]
 WEIGHTS: tuple[Subject, Subject] = ("base", "tuned")
 
 
@@ -98,69 +77,11 @@ class SpectralFigures(NamedTuple):
     precision: Precision | None = "sketch"  # of a delta without a spectrum
 
 
-class Solver(ABC):
-    """Measures the matrices of a level, and knows the cost."""
-
-    computed: ClassVar[str]
-    """Formats of the arithmetic, as a report says them."""
-    has_spectra: ClassVar[bool] = False
-    """Whether singular values are computed or estimated."""
-    repeats: ClassVar[int] = 1
-    """How often a matrix of 1024 x 4096 is measured for a time that tells the pace of a machine."""
-
-    def on(self, shape: Shape) -> Solver:
-        """The solver that measures a matrix of a shape."""
-        return self
-
-    @abstractmethod
-    def cost(self, shape: Shape) -> int:
-        """Estimate the floating-point operations for one subject."""
-
-    @abstractmethod
-    def memory(self, shape: Shape, factors: int) -> int:
-        """The most bytes of buffers and solvers. factors: of a low-rank update."""
-
-    def held(self, shape: Shape, subjects: Subjects) -> int:
-        """The bytes of a delta that stays in memory for later matrices."""
-        return 0
-
-
-class Norms(Solver):
-    """Sums over entries in one pass; `shadow.spectra.entries` makes them."""
-
-    computed = "float32 sums of parts, float64 sums of these"
-    repeats = 32
-
-    def cost(self, shape: Shape) -> int:
-        """The number of entries."""
-        return math.prod(shape)
-
-    def memory(self, shape: Shape, factors: int) -> int:
-        """The bytes of buffers of parts."""
-        return max(BUFFERS * PART, factors)
-
-
-class _Spectral(Solver):
-    """A solver that uses singular values."""
-
-    has_spectra = True
-
-    def memory(self, shape: Shape, factors: int) -> int:
-        """The bytes of blocks of both sides, of solving, and of lines."""
-        blocks = BUFFERS * min(BLOCK, math.prod(shape))
-        return max(blocks, factors) + self.solved(shape) + LINE * sum(shape)
-
-    @abstractmethod
-    def solved(self, shape: Shape) -> int:
-        """The bytes that solving needs."""
-
-
 @dataclass(frozen=True)
-class Gram(_Spectral):
+class Gram:
     """All singular values, from the eigenvalues of a Gram matrix."""
 
     precision: Precision
-    computed: str  # type: ignore[misc]
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
@@ -226,29 +147,9 @@ class Gram(_Spectral):
             return solve()
         return means.remember(matrix, question, norm, solve)
 
-    def cost(self, shape: Shape) -> int:
-        """Estimate a Gram matrix and its eigenvalues."""
-        side = min(shape)
-        return side * math.prod(shape) + EIGEN_CUBE * side**3 + EIGEN_SQUARE * side**2
 
-    def solved(self, shape: Shape) -> int:
-        """The bytes of a Gram matrix and its copies."""
-        return GRAM * min(shape) ** 2
-
-
-FULL = Gram("default", "float32 Gram, float64 eigenvalues")
-
-
-class KrylovSolver(_Spectral):
-    """Estimates with their errors, from products with few vectors; matrices whose Gram matrix
-    costs less have all values.
-    """
-
-    computed = "float32 products with few vectors, float64 sums"
-
-    def on(self, shape: Shape) -> Solver:
-        """The cheaper of this solver and all values; these if they cost the same."""
-        return min(FULL, self, key=lambda solver: solver.cost(shape))
+class KrylovSolver:
+    """Estimates with their errors, from products with few vectors."""
 
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
@@ -303,33 +204,13 @@ class KrylovSolver(_Spectral):
         )
         return _of_sketch("tuned", by_subject["tuned"])
 
-    def cost(self, shape: Shape) -> int:
-        """Estimate the products, and what a sketch of any size costs."""
-        return SKETCHED * math.prod(shape) + SKETCH_STARTS
 
-    def solved(self, shape: Shape) -> int:
-        """The bytes of bases of the short side and their images."""
-        return SKETCH * min(shape)
-
-    def held(self, shape: Shape, subjects: Subjects) -> int:
-        """The bytes of a delta alone, if it is small enough."""
-        if subjects == "delta":
-            return 4 * kept_elements(shape)
-        return 0
-
-
-Spectral = Gram | KrylovSolver
-SOLVERS: Mapping[Level, Solver] = {
-    "norms": Norms(),
-    "sketch": KrylovSolver(),
-    "full": FULL,
-    "exact": Gram("exact", "float64 Gram, float64 eigenvalues"),
-}
-
-
-def solver_of(method: Method) -> Solver:
-    """The solver of a level."""
-    return SOLVERS[method.level]
+def solver_of(method: Method, shape: Shape) -> Gram | KrylovSolver | None:
+    """The solver of a matrix; None at a level without singular values."""
+    cost = cost_of(method).on(shape)
+    if isinstance(cost, GramCost):
+        return Gram(cost.precision)
+    return KrylovSolver() if method.has_spectra else None
 
 
 def _of_sketch(subject: Subject, sketch: Sketch) -> Measurement:

@@ -28,15 +28,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS
+from shadow.spectra.costs import BLOCK
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Precision
 from shadow.spectra.routines import array, eigensystem
 
 Made = TypeVar("Made")
 Floats = NDArray[np.float64]
-# Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the
-# product.
-BLOCK = 1 << 21
 # Of a block of which several copies are needed at once: three of float64 are 12 MiB.
 SMALL_BLOCK = 1 << 19
 # Elements of a tile: 1 MiB in float32. Passes that only sum take 0.4 of the time that they take by

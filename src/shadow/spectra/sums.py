@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FloatFormat
+from shadow.spectra.costs import PART
 from shadow.spectra.lazy import InFile, Matrix, is_stored
 from shadow.spectra.noise import Profile
 from shadow.spectra.spectrum import Sides, Workspace, power_of_two_scale, read_block, tiles
@@ -226,9 +227,6 @@ def _products(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 
 # squares of float32 that neither vanish nor overflow; a part beyond them is summed in float64
 SAFE = 1e-26, 1e36
-# Entries of a part: two sides of 16 bits, both in float32 and what is made of them are 1 MB, which
-# the caches of a core hold. Parts of twice or of half as many take 1.1 times as long.
-PART = 1 << 16
 HEAD = 256  # entries that are compared first: sides that differ do so there, as a rule
 LINE = 1 << 10  # entries whose products are summed in float32
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from shadow.reports.provenance import SIDES
 from shadow.spectra.levels import LEVELS_OF, round_trip
@@ -18,7 +19,7 @@ from shadow.summary.record import AnyRow, InsideLayers, LayerMedians, keys_of
 from shadow.summary.tables import (
     Columns,
     are,
-    columns_of_frame,
+    columns_of,
     count,
     is_known,
     mask_of,
@@ -133,7 +134,7 @@ def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """
     if metric != "equivalent_directions":
         return rows
-    columns = columns_of_frame(rows)
+    columns = columns_of(pa.Table.from_pandas(rows, preserve_index=False))
     is_above = above_short_side(columns)
     return rows.assign(equivalent_directions=np.where(is_above, np.inf, columns[metric]))
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shadow.summary.bootstrap import Blocks, Floats, Mask, Places, blocks_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MOST = 2**63 - 1  # entries of a tensor
 # columns of tensors on which no figure rests
@@ -42,11 +39,6 @@ def finite(value: Any) -> float | None:
 def over(part: float, whole: float) -> float | None:
     """The quotient; None if the whole is 0."""
     return finite(part / whole) if whole else None
-
-
-def floats(values: pd.Series) -> Floats:
-    """A column of a data frame as floats, NaN for null."""
-    return values.to_numpy(dtype=np.float64, na_value=np.nan)
 
 
 def mask_of(flags: Sequence[bool]) -> Mask:
@@ -85,8 +77,9 @@ def total_of(values: Floats) -> float:
 
 def median(values: Floats) -> float | None:
     """The median of numbers that are not NaN; None without any, or if not finite."""
-    known = values[is_known(values)]
-    return finite(np.median(known)) if len(known) else None
+    known = np.sort(values[is_known(values)])  # np.median takes twice as long for a few
+    middle = known[(len(known) - 1) // 2 : len(known) // 2 + 1]
+    return finite(middle.mean()) if len(known) else None
 
 
 @dataclass(frozen=True)
@@ -182,7 +175,7 @@ def columns_of(table: pa.Table) -> Columns:
     for name, values in zip(table.column_names, table.columns, strict=True):
         if name == "shape":
             arrays[name] = _shapes(values)
-        elif pa.types.is_string(values.type):
+        elif values.type in (pa.string(), pa.large_string()):
             arrays[name] = _texts(values)
         else:
             arrays[name] = values.cast(pa.float64(), safe=False).to_numpy()
@@ -208,15 +201,6 @@ def _texts(values: pa.ChunkedArray) -> NDArray[np.object_]:
     numbers = coded.indices.fill_null(len(known) - 1)
     texts: NDArray[np.object_] = known[numbers.to_numpy()]
     return texts
-
-
-def columns_of_frame(frame: pd.DataFrame) -> Columns:
-    """The rows of a data frame: numbers and flags as floats, other columns as they are."""
-    arrays = {}
-    for name, values in frame.items():
-        is_number = values.dtype.kind in "biuf"
-        arrays[str(name)] = floats(values) if is_number else values.to_numpy(dtype=object)
-    return Columns(arrays)
 
 
 def has_compared(tensors: Columns) -> Mask:

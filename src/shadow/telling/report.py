@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from shadow.summary.record import (
     Gate,
     ModuleRow,
     OutsideLayers,
-    SkippedRow,
 )
 from shadow.telling.correspondence import partners_table
 from shadow.telling.document import (
@@ -57,6 +56,7 @@ from shadow.telling.parts import (
     without_base,
 )
 from shadow.telling.sentences import DAMAGE
+from shadow.telling.skipped import skipped_table
 from shadow.telling.wording import Recorded
 from shadow.text import and_list, counted, several
 
@@ -393,24 +393,6 @@ def module_table(summary: Summary, when: When = "always") -> TableBlock:
     ]
     title = "By module, medians over matrices"
     return table_of(fields, summary.modules, title, when=when, about="modules")
-
-
-def skipped_table(rows: Iterable[SkippedRow], when: When = "always") -> TableBlock:
-    """Make a row for each reason, with the number of tensors of each side and its meaning."""
-
-    def what(row: SkippedRow) -> Word:
-        text = meaning(row.reason)
-        if row.detail and row.reason != "filtered":
-            text += f" ({row.detail})"
-        return Word(f"{text},", aside=f"e.g. {', '.join(row.examples[:1])}")
-
-    fields = [
-        named("reason"),
-        number("n", lambda row: f"{row.base} + {row.tuned}"),
-        worded("what", what),
-    ]
-    title = "Not measured, tensors of base + tuned"
-    return table_of(fields, rows, title, when=when, about="skipped")
 
 
 def where_more(folder: Path | str) -> str:
