@@ -10,8 +10,8 @@ from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place
 from shadow.run import machine
 from shadow.run.machine import MachineLimits, matrix_memory, worker_memory
+from shadow.spectra.costs import cost_of
 from shadow.spectra.measurement import Method
-from shadow.spectra.solvers import solver_of
 
 MIB = 1 << 20
 WHOLE, STRIPE = 136 * MIB, 32 * MIB
@@ -19,13 +19,17 @@ BLOCK = 64 * 2 * MIB  # of the most entries that are worked on together
 # by level and shape: operations, bytes of buffers and solving, bytes of a delta that stays
 COSTS = [
     ("norms", (1000, 2000), 2 * 10**6, 64 << 16, 0),
-    ("full", (1000, 2000), 2 * 10**9 + 4 * 10**9, 128 * 10**6 + 24 * 10**6 + 88 * 3000, 0),
-    ("exact", (3000, 1000), 3 * 10**9 + 4 * 10**9, BLOCK + 24 * 10**6 + 88 * 4000, 0),
-    ("sketch", (512, 1000), 512**2 * 1000 + 4 * 512**3,
-     64 * 512_000 + 24 * 512**2 + 88 * 1512, 0),
-    ("sketch", (513, 1000), 513 * 10**6, 64 * 513_000 + 96 * 24 * 4 * 513 + 88 * 1513, 4 * 513_000),
-    ("sketch", (10_000, 10_000), 10**11, BLOCK + 96 * 24 * 4 * 10**4 + 88 * 20_000, 4 * 10**8),
-    ("sketch", (10_000, 10_001), 10**11 + 10**7, BLOCK + 96 * 24 * 4 * 10**4 + 88 * 20_001, 0),
+    ("full", (1000, 2000), 2 * 10**9 + 2 * 10**9 + 4000 * 10**6,
+     128 * 10**6 + 24 * 10**6 + 88 * 3000, 0),
+    ("exact", (3000, 1000), 3 * 10**9 + 2 * 10**9 + 4000 * 10**6,
+     BLOCK + 24 * 10**6 + 88 * 4000, 0),
+    ("sketch", (434, 434), 3 * 434**3 + 4000 * 434**2, 64 * 434**2 + 24 * 434**2 + 88 * 868, 0),
+    ("sketch", (435, 435), 800 * 435**2 + 85 * 10**7,
+     64 * 435**2 + 96 * 24 * 4 * 435 + 88 * 870, 4 * 435**2),
+    ("sketch", (10_000, 10_000), 8 * 10**10 + 85 * 10**7,
+     BLOCK + 96 * 24 * 4 * 10**4 + 88 * 20_000, 4 * 10**8),
+    ("sketch", (10_000, 10_001), 8 * 10**10 + 8 * 10**6 + 85 * 10**7,
+     BLOCK + 96 * 24 * 4 * 10**4 + 88 * 20_001, 0),
 ]  # fmt: skip
 
 
@@ -34,11 +38,11 @@ def test_what_a_solver_takes(level, shape, operations, memory, held):
     """Blocks, the Gram matrix or the bases, and lines; an update's factors instead of blocks, if
     they are larger.
     """
-    solver = solver_of(Method(level)).on(shape)
-    assert (solver.cost(shape), solver.memory(shape, 0)) == (operations, memory)
-    assert (solver.held(shape, "delta"), solver.held(shape, "all")) == (held, 0)
+    cost = cost_of(Method(level)).on(shape)
+    assert (cost.operations(shape), cost.memory(shape, 0)) == (operations, memory)
+    assert (cost.held(shape, "delta"), cost.held(shape, "all")) == (held, 0)
     blocks = 64 << 16 if level == "norms" else 64 * min(2 * MIB, shape[0] * shape[1])
-    assert solver.memory(shape, blocks + 8) == memory + 8
+    assert cost.memory(shape, blocks + 8) == memory + 8
 
 
 def side(shape, dtype="BF16", packed=0, rank=None):
@@ -70,8 +74,8 @@ KEPT = [  # of two sides: what their numbers take while they are read, each like
 @pytest.mark.parametrize(("base", "tuned", "kept"), KEPT)
 def test_a_worker_keeps_both_sides(base, tuned, kept):
     pair = matrices(base, tuned)
-    assert matrix_memory(pair) == FULL + 2 * kept
-    assert matrix_memory(replace(pair, is_matrix=False)) == 128 * 10**6 + 2 * kept
+    assert matrix_memory(pair, Method()) == FULL + 2 * kept
+    assert matrix_memory(replace(pair, is_matrix=False), Method()) == 128 * 10**6 + 2 * kept
 
 
 @pytest.mark.parametrize(("rows", "packed", "kept"), [
@@ -83,7 +87,7 @@ def test_a_large_matrix_is_read_in_stripes(rows, packed, kept):
     """Of more than 136 MiB of numbers; a quantised one has its bytes beside them."""
     one = side((rows, 1024), packed=packed)
     vector = matrices(one, one, is_matrix=False)
-    assert matrix_memory(vector) == BLOCK + 2 * kept
+    assert matrix_memory(vector, Method()) == BLOCK + 2 * kept
 
 
 def test_what_workers_of_a_machine_need():
@@ -95,7 +99,7 @@ def test_what_workers_of_a_machine_need():
     assert matrix_memory(wide, method) - matrix_memory(wide, Method("sketch")) == 4 * 600 * 4000
     assert worker_memory([wide, large, wide], method) == matrix_memory(large, method)
     vector = matrices(side((20_000, 20_000)), side((20_000, 20_000)), is_matrix=False)
-    assert worker_memory([vector, wide], method) == matrix_memory(vector) + 4 * 600 * 4000
+    assert worker_memory([vector, wide], method) == matrix_memory(vector, method) + 4 * 600 * 4000
     factors = [matrices(side((9000, 8000)), side((9000, 8000), rank=rank)) for rank in (400, 500)]
     norms = [matrix_memory(pair, Method("norms")) for pair in factors]
     assert norms == [24 * 400 * 9000 + 2 * STRIPE, 24 * 4 * MIB + 2 * STRIPE]
@@ -110,7 +114,7 @@ def test_what_workers_of_a_machine_need():
 def test_as_many_workers_as_cores_and_memory_allow(cores, times, level, jobs):
     """One for sums of stored floats, whatever there is, and not of quantised ones."""
     pair = matrices(side(SHAPE), side(SHAPE))
-    limits = MachineLimits(cores, "m", int(times * worker_memory([pair])), "m")
+    limits = MachineLimits(cores, "m", int(times * worker_memory([pair], Method())), "m")
     assert machine.default_jobs([pair], limits, Method(level)) == jobs
     packed, roomy = matrices(side(SHAPE), side(SHAPE, packed=8)), replace(limits, memory=1 << 40)
     assert machine.default_jobs([pair, packed], roomy, Method(level)) == cores
@@ -119,9 +123,9 @@ def test_as_many_workers_as_cores_and_memory_allow(cores, times, level, jobs):
 def test_a_matrix_that_does_not_fit_is_an_error():
     pair = matrices(side(SHAPE), side(SHAPE))
     need = FULL + 8 * 10**6
-    assert machine.lacking([pair], MachineLimits(1, "m", need, "the machine")) is None
-    assert machine.lacking([], MachineLimits(1, "m", 0, "the machine")) is None
-    error = machine.lacking([pair], MachineLimits(1, "m", need - 1, "the group /x"))
+    assert machine.lacking([pair], MachineLimits(1, "m", need, "the machine"), Method()) is None
+    assert machine.lacking([], MachineLimits(1, "m", 0, "the machine"), Method()) is None
+    error = machine.lacking([pair], MachineLimits(1, "m", need - 1, "the group /x"), Method())
     assert isinstance(error, ShadowError)
     assert error.message == (
         "w: 1,000 x 2,000 needs 160.3 MB of memory, 160.3 MB are free (the group /x)"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shadow.reports.columns import DELTA, ERRORS, ESTIMATED, SPECTRAL
 from shadow.spectra import costs, sketched, solvers, spectrum
-from shadow.spectra.costs import KEPT
+from shadow.spectra.costs import COSTS, KEPT
 from shadow.spectra.delta import Measured, measure_alone, measure_pair, summed
 from shadow.spectra.krylov import (
     PASSES,
@@ -35,7 +35,7 @@ from shadow.spectra.sketched import (
     _energy,
     effective_rank_shift,
 )
-from shadow.spectra.solvers import SOLVERS, Means
+from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace, blocks
 
 Array = NDArray[np.float64]
@@ -263,9 +263,9 @@ def test_the_cheaper_of_all_singular_values_and_a_sketch(
 @pytest.mark.parametrize("shape", [(2, 2), (128, 896), (440, 440), (896, 4864), (8192, 28672)])
 def test_a_sketch_costs_at_most_what_all_singular_values_cost(shape: tuple[int, int]) -> None:
     """In operations of both solvers; at most 0.6 of it from a short side of 896 on."""
-    sketch, full = (SOLVERS[level].on(shape).cost(shape) for level in ("sketch", "full"))
+    sketch, full = (COSTS[level].on(shape).operations(shape) for level in ("sketch", "full"))
     assert sketch <= (0.6 if min(shape) >= 896 else 1.0) * full
-    assert {SOLVERS["sketch"].on(s).cost(s) for s in (shape, shape[::-1])} == {sketch}
+    assert {COSTS["sketch"].on(s).operations(s) for s in (shape, shape[::-1])} == {sketch}
 
 
 def test_a_sketch_depends_on_its_key_alone() -> None:
