@@ -361,7 +361,9 @@ class PackedTensor(DecodedTensor):
         same = storage.as_strided(view.shape, view.stride(), offset)
         file = _Numbers(make, self._decoder, dtype)
         part = FileTensor(file, 0, same, -1)[index]
-        return (part.real, part.imag) if has_both else (part,)
+        if has_both:
+            return part.real, part.imag
+        return (part,)
 
 
 def room(count: int, dtype: torch.dtype) -> Tensor:
