@@ -99,7 +99,9 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
     parts = {key: value for key, value in config.items() if isinstance(value, dict)}
     for part in MERGED:
-        merged = _flat(parts.get(part, {}))
+        if part not in parts:
+            continue
+        merged = _flat(parts[part])
         for key, value in merged.items():
             other = f"{part}.{key}"
             if part == "rope_parameters" and key != "rope_theta":
