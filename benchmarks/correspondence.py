@@ -5,7 +5,7 @@
     python benchmarks/correspondence.py --seed 1 --only SOLAR  # kinds with this in their name
 
 Which part of a trained decoder (kind_models.py) is which of the base is known, since it was put
-there. Every clause about it is judged, and the partner of every matrix whose cosine with its own
+there. Every statement about it is judged, and the partner of every matrix whose cosine with its own
 is still .5.
 """
 
@@ -26,7 +26,7 @@ import torch
 import typer
 from evidence.evidence_parts import FOLDER, interval, put, table
 from histories import BF16, F32
-from judging import numbers_in, save
+from judging import save
 from kind_later import TIED, padded_with_zeros, rope_order, rows_of, without_head
 from kind_models import EMBED, EXPERTS, LM, State, adamw, base, forward, layers_of, train, windows
 from partners import NEAR
@@ -34,11 +34,11 @@ from sentences import CACHE
 from torch.nn import functional
 
 import shadow
+from shadow.summary.record import Correspondence
 
 FINAL = 20261202  # asked once, after all was developed with others
 ROWS = 256
 DTYPES = {"F32": F32, "BF16": BF16}
-MOVED = ("layers_moved", "matrices_moved", "experts_moved", "rows_moved")
 UNLIKE = ("unrelated", "not_comparable")
 # by a kind of parts: the part of the base that each is, -1 for a new one
 Orders = Mapping[str, list[int]]
@@ -150,16 +150,14 @@ def truth(order: Orders, layers: int, experts: int) -> tuple[set[Fact], set[Fact
     """What has to be said, and what may be. layers and experts: of the base."""
     own = order.get("layers", [*range(layers)])
     facts = units("layer", None, own, layers)
-    facts |= {("attn", None, at, one) for at, one in enumerate(order.get("attention", []))
-              if at != one}  # fmt: skip
+    facts |= units("attn", None, order.get("attention", []), 0)
     optional: set[Fact] = set()
     for at, layer in enumerate(own):
         if layer >= 0:
             facts |= units("expert", at, order.get("experts", [*range(experts)]), experts)
         optional |= {("expert", at, expert, None) for expert in range(experts) if layer < 0}
     if rows := order.get("rows"):
-        front = {("rows", None, rows.count(-1), None), ("rows", None, None, ROWS)}
-        facts |= front if -1 in rows else {("rows", None, len(rows), ROWS)}
+        facts.add(("rows", ROWS, len(rows) - rows.count(-1), rows.count(-1)))
     return facts, facts | optional
 
 
@@ -168,40 +166,26 @@ def units(kind: str, layer: int | None, order: list[int], of: int) -> set[Fact]:
     return own | {(kind, layer, None, lost) for lost in {*range(of)} - {*order}}
 
 
-# how a clause is read: the facts of its groups, in the layer before it
-Read = Callable[..., Iterator[Fact]]
-NUMBERS = r"([\d, toand]+?)"
-READ: Mapping[str, Read] = {
-    rf"the base's (layer|expert)s? {NUMBERS} (?:is|are) missing":
-        lambda at, kind, lost: ((kind, at, None, one) for one in numbers_in(lost)),
-    rf"(layer|expert)s? {NUMBERS} (?:is|are) new":
-        lambda at, kind, new: ((kind, at, one, None) for one in numbers_in(new)),
-    rf"(layer|expert)s? {NUMBERS} (?:is|are) the base's {NUMBERS}":
-        lambda at, kind, *both: ((kind, at, *one) for one in zip(*map(sorted, map(numbers_in, both)), strict=True)),
-    r"of layer (\d+), (.*) (?:is that|are those) of the base's layer (\d+)":
-        lambda at, layer, names, there: (
-            (name.partition(".")[0], None, int(layer), int(there)) for name in re.split(", | and ", names)),
-    r"(\d+) rows were put in front of .*": lambda at, new: iter([("rows", at, int(new), None)]),
-    r"the base's (\d+) rows follow": lambda at, rows: iter([("rows", at, None, int(rows))]),
-    r"in the vocabulary .*, all (\d+) rows are of the base's (\d+), at other numbers":
-        lambda at, *rows: iter([("rows", at, *map(int, rows))]),
-}  # fmt: skip
-
-
-def clauses(text: str) -> Iterator[set[Fact]]:
-    """The facts of each clause of what is said."""
-    for sentence in text.lower().rstrip(".").split(". "):
-        place = re.match(rf"in layers? {NUMBERS}, ", sentence)
-        for clause in sentence[place.end() if place else 0 :].partition(", by ")[0].split("; "):
-            got = ((read, re.fullmatch(pattern, clause)) for pattern, read in READ.items())
-            read, groups = next((one for one in got if one[1]), (None, None))
-            layers = numbers_in(place[1]) if place else {None}
-            yield {fact for at in layers for fact in read(at, *groups.groups())} if read else {(clause,)}
+def statements(found: Correspondence) -> Iterator[set[Fact]]:
+    """The facts of each clause of what is said: sentences are its runs and rows in words."""
+    for row in (*found.layers, *found.experts):
+        for layer in row.layers or [None]:
+            kind = "expert" if row.layers else "layer"
+            yield from ({(kind, layer, None, lost)} for lost in row.missing)
+            yield from ({(kind, layer, new, None)} for new in row.new)
+            for run in row.runs:
+                own = range(run.first, run.last + 1)
+                yield {(kind, layer, at, at + run.base_first - run.first) for at in own}
+    for matrix in found.matrices:
+        parts = {module.partition(".")[0] for module in matrix.modules}
+        yield {(part, None, matrix.layer, matrix.base_layer) for part in parts}
+    yield from ({("rows", row.base_rows, row.rows, row.in_front or 0)} for row in found.rows)
 
 
 def judged(model: str, kind: str, after: str, seed: int) -> Iterator[dict[str, object]]:
     """What came of a case, for each format that both sides are stored in."""
-    g = torch.Generator().manual_seed(int(sha256(f"{seed} {model} {kind}".encode()).hexdigest()[:12], 16))
+    key = sha256(f"{seed} {model} {kind}".encode()).digest()
+    g = torch.Generator().manual_seed(int.from_bytes(key[:6], "little"))
     W = start(model)
     order = KINDS[kind](layers_of(W), g)
     changed, origin = moved(W, order, g)
@@ -212,33 +196,34 @@ def judged(model: str, kind: str, after: str, seed: int) -> Iterator[dict[str, o
     for dtype, width in DTYPES.items():
         sides = {"base": stored(W, model, width), "tuned": stored(changed, model, width)}
         with tempfile.TemporaryDirectory() as folder:
-            both = [str(save(Path(folder) / name, one, MODELS[model][1])) for name, one in sides.items()]
+            both = [str(save(Path(folder) / one, sides[one], MODELS[model][1])) for one in sides]
             report = shadow.audit(*both, output=f"{folder}/report", level="norms", jobs=1)
             tensors, deltas, finding = report.tensors, report.deltas, report.summary.finding
             related = shadow.verify("related", *both[::-1], jobs=1).outcome
         same = tensors["tensor"][(tensors["side"] == "tuned") & (tensors["status"] == "identical")]
         partners = {name: {*own} for name, own in deltas.groupby("tensor")["base_tensor"]}
         partners |= {name: {origin.get(name)} for name in same}
-        near = [name for name, there in origin.items()
-                if like(sides["base"][there], sides["tuned"][name]) >= NEAR]  # fmt: skip
-        rows = torch.tensor(order.get("rows", []), dtype=torch.long)
-        own = [functional.cosine_similarity(sides["base"][name][rows].double(),
-               sides["tuned"][name].double(), 1) >= NEAR for name in (EMBED, LM)
-               if len(rows) and name in W]  # fmt: skip
-        row_count = sum(int(each[rows >= 0].sum()) for each in own)
+        near = [n for n in origin if like(sides["base"][origin[n]], sides["tuned"][n]) >= NEAR]
+        rows = order.get("rows", [])
+        near_rows = sum(
+            old >= 0 and like(sides["base"][name][old], sides["tuned"][name][new]) >= NEAR
+            for name in {EMBED, LM} & W.keys()
+            for new, old in enumerate(rows)
+        )
         recorded = report.summary.correspondence
-        row_found = sum(one.rows for one in recorded.rows) if recorded else 0
-        said = [facts for one in finding.sentences if one.code in MOVED for facts in clauses(one.text)]
+        rows_found = sum(one.rows for one in recorded.rows) if recorded else 0
+        said = [*statements(recorded)] if recorded else []
         said += [{(one.code,)} for one in finding.sentences if one.code in UNLIKE]
         false = [facts for facts in said if not facts <= may]
         absent = must.difference(*said)
         lost = [(name, partners.get(name)) for name in near if partners.get(name) != {origin[name]}]
         if false or absent or lost or related != "holds":
-            print(model, kind, after, dtype, false, absent, lost, related, sep="; ", file=sys.stderr)
+            print(model, kind, after, dtype, false, absent, lost, related, file=sys.stderr)
         yield {
             "kind": kind, "model": model, "stored": dtype, "after": after, "statements": len(said),
             "false": len(false), "absent": len(absent), "matrices": len(near),
-            "found": len(near) - len(lost), "rows": row_count, "rows found": min(row_found, row_count), "related": str(related),
+            "found": len(near) - len(lost), "related": str(related),
+            "rows": near_rows, "rows found": min(rows_found, near_rows),
             "said": " ".join(sorted(str(fact) for facts in said for fact in facts)),
         }  # fmt: skip
 
@@ -253,20 +238,24 @@ def like(one: torch.Tensor, other: torch.Tensor) -> float:
 def section(rows: pd.DataFrame) -> str:
     """The generated part of the page."""
     heads = ["statements", "false", "absent", "matrices", "found", "rows", "rows found"]
-    lines = [[name, str(len(own)), *(f"{own[head].sum()}" for head in heads)]
-             for by in ("model", "stored", "after") for name, own in rows.groupby(by, sort=False)]  # fmt: skip
-    made, noise = (rows[rows["after"] == name].set_index(["kind", "model", "stored"])["said"]
-                   for name in ("as made", "1 % of noise"))  # fmt: skip
-    total = rows[heads].sum()
-    holds = int((rows["related"] == "holds").sum())
+    lines = [
+        [name, str(len(own)), *map(str, own[heads].sum())]
+        for by in ("model", "stored", "after")
+        for name, own in rows.groupby(by, sort=False)
+    ]
+    by_pair = rows.set_index(["kind", "model", "stored"])
+    made, noise = (by_pair[by_pair["after"] == name]["said"] for name in [*AFTER][:2])
+    total, holds = rows[heads].sum(), int((rows["related"] == "holds").sum())
+    false, found = (f"{total[one]} of {total[of]}: {interval(total[one], total[of])}"
+                    for one, of in (("false", "statements"), ("found", "matrices")))  # fmt: skip
     return "\n".join([
-        f"`python benchmarks/correspondence.py` puts parts of four trained decoders at other numbers: {', '.join(rows['kind'].unique())}."
-        f" {len(rows)} pairs are stored in F32 and in BF16, as made and trained further, with a seed that nothing was developed with.",
+        "`python benchmarks/correspondence.py` puts parts of four trained decoders at other numbers"
+        f" ({', '.join(rows['kind'].unique())}), with a seed that nothing was developed with.",
         "",
-        f"- False: {total['false']} of {total['statements']} statements ({interval(total['false'], total['statements'])}). Not said: {total['absent']}.",
-        f"- Of {total['matrices']} matrices whose cosine with their own part of the base is at least .5, {total['found']} were compared with it ({interval(total['found'], total['matrices'])}).",
-        f"- After 1 % of noise on every entry the statements are the same in {(made == noise).sum()} of {len(made)} pairs.",
-        f"- `related` holds for {holds} of {len(rows)} pairs.",
+        f"- False statements: {false}. Not said: {total['absent']}.",
+        f"- Compared with their own matrix, where that has a cosine of .5 or more: {found}.",
+        f"- The same after 1 % of noise: what is said of {(made == noise).sum()} of {len(made)}.",
+        f"- Called related: {holds} of {len(rows)} pairs.",
         "",
         table(["", "pairs", *heads], lines),
     ])  # fmt: skip
@@ -278,11 +267,13 @@ def main(
 ) -> None:
     """Plant the pairs, judge what is said of them, and write the table."""
     torch.set_num_threads(1)
-    cases = [case for case in product(MODELS, KINDS, AFTER)
-             if only in case[1] and ("experts" not in case[1] or case[0] == "Qwen2-MoE")]  # fmt: skip
+    cases = [
+        (model, kind, after)
+        for model, kind, after in product(MODELS, KINDS, AFTER)
+        if only in kind and ("experts" not in kind or model == "Qwen2-MoE")
+    ]
     rows = pd.DataFrame(row for case in cases for row in judged(*case, seed))
     if seed != FINAL or only:
-        rows.to_parquet("/tmp/wt_pl_trial.parquet")
         print(section(rows))
         return
     put("evidence.md", "correspondence", section(rows))

@@ -194,10 +194,10 @@ def size(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
         yield len(places) == 1, f"changed are {sorted(places)}"
     if found := re.search(r"nly matrices of layers? ([\d, toand]+?) changed", text):
         layers = {at for name in truth.inside if (at := place_of(name)[2]) is not None}
-        yield numbers_in(found[1]) == layers, f"layers {sorted(layers)} changed"
+        yield _numbers(found[1]) == layers, f"layers {sorted(layers)} changed"
     if found := re.search(r"Inside [^,]+, layers? ([\d, toand]+?) holds? ([\d.]+) %", text):
         inside = [one for one in truth.inside if place_of(one)[0] == _main(truth.inside)]
-        own = [name for name in inside if place_of(name)[2] in numbers_in(found[1])]
+        own = [name for name in inside if place_of(name)[2] in _numbers(found[1])]
         share = truth.energy_share(own) / truth.energy_share(inside)
         yield abs(float(found[2]) / 100 - share) <= FIGURE, f"they hold {share:.1%}"
     yield from only_rounded(case, text)
@@ -229,7 +229,7 @@ def names_at(case: Case, parts: list[str]) -> list[str]:
     ]
 
 
-def numbers_in(text: str) -> set[int]:
+def _numbers(text: str) -> set[int]:
     found: set[int] = set()
     for one in re.findall(r"(\d+)(?: to (\d+))?", text):
         found |= set(range(int(one[0]), int(one[1] or one[0]) + 1))
@@ -248,7 +248,7 @@ LAYERS = r"layers? (\d+(?:(?:, | and | to )\d+)*)(?: of (the [a-z ]+?))?(?=,| an
 def unchanged(case: Case, text: str) -> Judged:
     """Components, modules and layers that are called unchanged."""
     tail = text.split("Unchanged: ")[1].split(". ")[0]
-    layers = [(numbers_in(one[1]), one[2]) for one in re.finditer(LAYERS, tail)]
+    layers = [(_numbers(one[1]), one[2]) for one in re.finditer(LAYERS, tail)]
     named = {*re.split(r", (?:and )?| and |\.$", re.sub(LAYERS, "", tail))}
     several = len({place_of(name)[0] for name in case.truth.base}) > 1
     for name in case.truth.difference:
