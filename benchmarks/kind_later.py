@@ -132,7 +132,7 @@ def experts_chosen(order: Callable[[torch.Generator], list[int]]) -> Callable[..
 def rows_of(order: Callable[[torch.Generator], torch.Tensor], W: State, g: torch.Generator):
     """Rows of the vocabulary; -1 is a new token."""
     chosen, found = order(g), dict(W)
-    for name in (EMBED, LM):
+    for name in {EMBED, LM} & W.keys():
         new = W[name].std() * torch.randn(len(chosen), W[name].shape[1], generator=g)
         found[name] = torch.where((chosen < 0)[:, None], new, W[name][chosen])
     return found
@@ -332,16 +332,20 @@ def times(factors: Mapping[str, float], W: State, *_: object) -> State:
     return found
 
 
-def padded(base: Base, seed: int) -> Made:
+def padded_with_zeros(W: State) -> State:
     """Rows and columns of 0 up to a multiple for tensor parallelism, of vocabulary and MLPs."""
-    found = dict(base.start)
-    for name in (EMBED, LM):
+    found = dict(W)
+    for name in {EMBED, LM} & W.keys():
         found[name] = functional.pad(found[name], (0, 0, 0, 64))
     for name in ending(found, READS[3:]):
         found[name] = functional.pad(found[name], (0, 0, 0, 32))
     for name in ending(found, WRITES[1:]):
         found[name] = functional.pad(found[name], (0, 32))
-    return replace(pair(base.start, found), update={})
+    return found
+
+
+def padded(base: Base, seed: int) -> Made:
+    return replace(pair(base.start, padded_with_zeros(base.start)), update={})
 
 
 def payload(dtype: torch.dtype, bits: int, base: Base, seed: int) -> Made:

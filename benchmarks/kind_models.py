@@ -252,7 +252,7 @@ def kept(path: Path, make: Callable[[], State]) -> State:
 
 SIZES = {"narrow": (128, 4, 384, 700), "wide": (192, 3, 512, 500)}  # width, layers, MLP, steps
 # of some kinds alone: EXPERTS in each layer, and rows that are all shorter than 256
-SPECIAL = {"moe": (128, 3, 160, 300), "short": (128, 3, 192, 300)}
+SPECIAL = {"moe": (128, 3, 160, 300), "short": (128, 3, 192, 300), "deep": (96, 6, 256, 300)}
 
 
 def base(name: str, folder: Path) -> Base:
