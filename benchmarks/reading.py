@@ -1,5 +1,5 @@
-"""What a pass over the entries costs beside `cat`: CPU seconds of norms, of the sweep of `whole`, and
-of norms where layers are at other numbers, over two layers of a 7B. Medians of five.
+"""The cost of a pass over the entries beside `cat`: CPU seconds of norms, of the sweep of `whole`,
+and of norms where layers are at other numbers, over two layers of a 7B. Medians of five.
 
     python benchmarks/reading.py
 """
