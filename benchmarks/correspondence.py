@@ -211,7 +211,7 @@ def judged(model: str, kind: str, after: str, seed: int) -> Iterator[dict[str, o
             for new, old in enumerate(rows)
         )
         recorded = report.summary.correspondence
-        rows_found = sum(one.rows for one in recorded.rows) if recorded else 0
+        rows_told = sum(one.rows for one in recorded.rows) if recorded else 0
         said = [*statements(recorded)] if recorded else []
         said += [{(one.code,)} for one in finding.sentences if one.code in UNLIKE]
         false = [facts for facts in said if not facts <= may]
@@ -223,7 +223,7 @@ def judged(model: str, kind: str, after: str, seed: int) -> Iterator[dict[str, o
             "kind": kind, "model": model, "stored": dtype, "after": after, "statements": len(said),
             "false": len(false), "absent": len(absent), "matrices": len(near),
             "found": len(near) - len(lost), "related": str(related),
-            "rows": near_rows, "rows found": min(rows_found, near_rows),
+            "rows": near_rows, "rows told": min(rows_told, near_rows),
             "said": " ".join(sorted(str(fact) for facts in said for fact in facts)),
         }  # fmt: skip
 
@@ -237,7 +237,7 @@ def like(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def section(rows: pd.DataFrame) -> str:
     """The generated part of the page."""
-    heads = ["statements", "false", "absent", "matrices", "found", "rows", "rows found"]
+    heads = ["statements", "false", "absent", "matrices", "found", "rows", "rows told"]
     lines = [
         [name, str(len(own)), *map(str, own[heads].sum())]
         for by in ("model", "stored", "after")
@@ -254,6 +254,8 @@ def section(rows: pd.DataFrame) -> str:
         "",
         f"- False statements: {false}. Not said: {total['absent']}.",
         f"- Compared with their own matrix, where that has a cosine of .5 or more: {found}.",
+        f"- Rows of vocabularies that are told to correspond, of those with such a cosine:"
+        f" {total['rows told']} of {total['rows']}. No pair has a tokenizer.",
         f"- The same after 1 % of noise: what is said of {(made == noise).sum()} of {len(made)}.",
         f"- Called related: {holds} of {len(rows)} pairs.",
         "",

@@ -7,7 +7,7 @@ and of norms where layers are at other numbers, over two layers of a 7B. Medians
 from __future__ import annotations
 
 import os
-import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -82,7 +82,8 @@ def main() -> None:
     for what, cost in costs.items():
         ratios = cost / costs["cat"], cost / costs["norms"]
         print(f"| {what} | {cost:.2f} | {ratios[0]:.1f} | {ratios[1]:.2f} |")
-    print(f"{platform.processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    print(f"{model and model[1]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":

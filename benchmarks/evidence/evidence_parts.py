@@ -55,7 +55,7 @@ def interval(count: int, of: int) -> str:
     """`0 to 1.2 %`."""
     if not of:
         return "none were asked"
-    ends = [f"{100 * end:.{2 if end < 0.995 else 3}g}" for end in bounds(count, of)]
+    ends = [f"{100 * end:.{2 + (end >= 0.995) + (end >= 0.9995)}g}" for end in bounds(count, of)]
     return f"{ends[0]} to {ends[1]} %"
 
 
