@@ -5,10 +5,12 @@ A task prefers machines that have its base; no more tasks wait in Ray than can r
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -211,17 +213,16 @@ class RayEngine:
             self._given_up()
 
     def _given_up(self) -> list[Task]:
-        """Cancel the running tasks, and return them."""
+        """Stop the running tasks, and return them."""
         import ray
 
         self._queue.clear()
         running = list(self._running)
         if running:
-            for reference in running:
-                ray.cancel(reference, force=False)
-            # A process deep in a solver ends when that returns, or when this one has ended. Never
-            # by force: a task that ends while it is cancelled a second time takes Ray's driver with
-            # it ("Tried to complete task that was not pending", Ray 2.60).
+            # Never `ray.cancel`: a task that ends meanwhile takes Ray's driver with it ("Tried to
+            # complete task that was not pending", Ray 2.60). A process deep in a solver ends when
+            # that returns, or when this one has ended.
+            self._messages.stop.remote()
             ray.wait(running, num_returns=len(running), timeout=GRACE)
             self._relay(GRACE)
         given_up = [self._running.pop(reference) for reference in running]
@@ -295,7 +296,8 @@ class RayEngine:
         reference = remote.remote(
             task.work,
             replace(runtime, access=access, say=ignore, show=ignore),  # its listeners stay here
-            partial(_tell, self._messages, task.name),
+            self._messages,
+            name=task.name,
             folder=str(Path.cwd()),
             cores=self._cores,
             memory=self._memory,
@@ -378,6 +380,7 @@ class Messages:
 
     def __init__(self) -> None:
         self._recorded: list[tuple[str, object]] = []
+        self._stopped = False
 
     def tell(self, name: str, message: object) -> None:
         self._recorded.append((name, message))
@@ -386,6 +389,12 @@ class Messages:
         recorded = self._recorded
         self._recorded = []
         return recorded
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def stopped(self) -> bool:
+        return self._stopped
 
 
 # What runs on the machines.
@@ -401,19 +410,44 @@ def _tell(messages: Any, name: str, message: object, *, wait: bool) -> None:
             ray.get(sent)
 
 
+@contextlib.contextmanager
+def _stoppable(messages: Any) -> Iterator[None]:
+    """Raise KeyboardInterrupt in this thread once the driver says stop, or has ended."""
+    import ray
+
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(TICK):
+            try:
+                stopped = ray.get(messages.stopped.remote())
+            except ray.exceptions.RayError:
+                stopped = True
+            if stopped and not ended.is_set():
+                _thread.interrupt_main()
+                return
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
 def _carry_out(
     work: Callable[[Runtime], Any],
     runtime: Runtime,
-    tell: Callable[..., None],
+    messages: Any,
     *,
+    name: str,
     folder: str,
     cores: int,
     memory: int | None,
     own_cache: bool,
     version: str,
 ) -> tuple[Any, BaseException | None]:
-    """The result of a task, or its error. folder: of relative file names; own_cache: whether
-    each machine uses its own cache of spectra; version: of the command.
+    """The result of a task, or its error. name: of the task; folder: of relative file names;
+    own_cache: whether each machine uses its own cache of spectra; version: of the command.
     """
     if version != __version__:
         fault = f"a machine has shadow {__version__}, and the command is of shadow {version}"
@@ -422,6 +456,7 @@ def _carry_out(
     with contextlib.suppress(OSError):
         os.chdir(folder)
     next_state = 0.0
+    tell = partial(_tell, messages, name)
 
     def show(state: Progress) -> None:
         nonlocal next_state
@@ -432,11 +467,13 @@ def _carry_out(
     cache = default_folder() if own_cache else runtime.cache
     limits = allotted(cores, memory)
     say = partial(tell, wait=True)
-    with single_threads():
-        try:
+    try:
+        with single_threads(), _stoppable(messages):
             return work(replace(runtime, say=say, show=show, limits=limits, cache=cache)), None
-        except Exception as error:
-            return None, portable(error)
+    except KeyboardInterrupt:
+        return None, ShadowError("the command of this task was stopped")
+    except Exception as error:
+        return None, portable(error)
 
 
 def allotted(cores: int, memory: int | None) -> MachineLimits:
