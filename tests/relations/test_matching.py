@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from shadow.checkpoints.held_files import HeldFile, hold
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.stored_tensors import stored_tensor
 from shadow.places.architecture import Place
 from shadow.relations import signature
 from shadow.relations.facts import unit_numbers
@@ -18,7 +21,7 @@ from shadow.relations.matching import (
     match_rows,
     rows_of_units,
 )
-from shadow.relations.signature import Signature
+from shadow.relations.signature import Signature, signature_of
 from shadow.run.correspondence import Matching, other_layers
 from shadow.run.runtime import Runtime
 from shadow.spectra.spectrum import Workspace
@@ -233,3 +236,31 @@ def test_a_layer_may_have_matrices_of_another(tmp_path):
     known.chosen[Place("language", 2, "attn.q")] = UnitChoice(0, "content")
     said = [(row.layer, row.base_layer, row.modules, row.by) for row in other_layers(known)]
     assert said == [(1, 0, ["attn.k", "attn.o"], "likeness"), (1, 4, ["mlp.up"], "content")]
+
+
+@pytest.mark.parametrize(("rows", "cols", "is_whole"), [(512, 512, True), (512, 513, False)])
+def test_a_large_matrix_is_signed_by_a_sample(tmp_path, monkeypatch, rows, cols, is_whole):
+    """Of one with more than 2^18 entries a tile in 17 is read, wherever it lies; cosines are those
+    of all entries to .1, also where a column of outliers dominates.
+    """
+    read, read_runs = [], HeldFile.read_runs
+    monkeypatch.setattr(HeldFile, "read_runs", lambda *given: (
+        read.append(len(given[-1])), read_runs(*given)))  # fmt: skip
+    generator = torch.Generator().manual_seed(2)
+    first, noise, other = torch.randn(3, rows, cols, generator=generator)
+    outliers = torch.ones(cols)
+    outliers[100] = 40.0
+    sides = [outliers * one for one in (first, 0.8 * first + 0.6 * noise, other)]
+    last = first.clone()
+    last[-1, -1] += 1
+    mine, near, far, other_end = (
+        signature_of(one, Workspace()) for one in (*sides, outliers * last)
+    )
+    (tmp_path / "x").write_bytes(sides[0].numpy().tobytes())
+    info = TensorInfo("x", "F32", (rows, cols), "x", 0, 4 * rows * cols)
+    tensor = stored_tensor(hold(tmp_path / "x"), info)
+    assert signature_of(tensor, Workspace()).digest == mine.digest
+    assert sum(read) < 4 * rows * cols * (1.01 if is_whole else 1 / 12)
+    assert (mine.digest != other_end.digest) is is_whole
+    (row,) = signature.cosines([mine], [mine, near, far])
+    assert row == pytest.approx([2.0, 0.8, 0.0], abs=0.1 if is_whole else 0.3)
