@@ -17,10 +17,9 @@ from shadow.checkpoints.pairing import Filter
 from shadow.engines import pair as engine
 from shadow.engines.pair import run_pair
 from shadow.relations.matching import choose
-from shadow.relations.signature import Signature, cosines, signature_of
+from shadow.relations.signature import Signature
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
-from shadow.spectra.spectrum import Workspace
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 
@@ -491,24 +490,3 @@ def test_a_unit_is_like_one_and_no_other(own, vector, base, unit):
     tuned = [Signature(99, (vector / max(np.linalg.norm(vector), 1e-9)).astype(np.float32))]
     found = choose([(own, tuned[0])], [*enumerate(base)])
     assert (found[0].unit if found else None) == unit
-
-
-def test_a_signature_is_of_values():
-    """However they are stored; a cosine is that of the entries to .1, also where columns of
-    outliers dominate, which two unrelated matrices may share.
-    """
-    generator = torch.Generator().manual_seed(1)
-    first, noise, other = torch.randn(3, 200, 300, generator=generator)
-    outliers = torch.ones(300)
-    outliers[::60] = 200.0
-    first, other = first.bfloat16() * outliers, other * outliers
-    near = 0.8 * first + 0.6 * noise * outliers
-    made = [
-        signature_of(one, Workspace()) for one in (first, near, other, 0 * first, first * np.nan)
-    ]
-    again = signature_of(first.T.contiguous().T, Workspace())
-    assert again.digest == signature_of(first.double(), Workspace()).digest == made[0].digest
-    assert len({one.digest for one in made}) == 5
-    (row,) = cosines(made[:1], made)
-    assert row == pytest.approx([2.0, 0.8, 0.0, 0.0, 0.0], abs=0.1)
-    assert not cosines(made[3:], made[3:]).any()  # not even with themselves
