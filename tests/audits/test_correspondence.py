@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import numpy as np
 import planted
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import every
+from planted import OF_EXPERT, OF_LAYER, experts, layers
 
 import shadow
 from shadow.checkpoints.pairing import Filter
@@ -25,8 +25,6 @@ from shadow.targets.references import Reference
 
 LAYERS, EXPERTS, ROWS, WIDTH = 5, 4, 96, 48
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-LAYER = re.compile(r"layers\.(\d+)\.")
-EXPERT = re.compile(r"experts\.(\d+)\.")
 
 
 def model(kind, seed=7):
@@ -52,35 +50,6 @@ def model(kind, seed=7):
         for mlp in of_mlp:
             tensors |= {f"{mlp}.{name}.weight": some(*shape) for name, shape in shapes.items()}
     return tensors
-
-
-def layers(*order):
-    """The layers of these numbers, one after another."""
-
-    def change(base):
-        made = {name: one for name, one in base.items() if not LAYER.search(name)}
-        for at, number in enumerate(order):
-            own = {name: one for name, one in base.items() if f"layers.{number}." in name}
-            made |= {LAYER.sub(f"layers.{at}.", name): one for name, one in own.items()}
-        return made
-
-    return change
-
-
-def experts(*order):
-    """The experts of these numbers in every layer, and their rows of the router."""
-
-    def change(base):
-        made = {name: one for name, one in base.items() if ".experts." not in name}
-        for name, one in base.items():
-            if name.endswith("mlp.gate.weight"):
-                made[name] = one[list(order)]
-        for at, number in enumerate(order):
-            own = {name: one for name, one in base.items() if f"experts.{number}." in name}
-            made |= {EXPERT.sub(f"experts.{at}.", name): one for name, one in own.items()}
-        return made
-
-    return change
 
 
 def rows(order):
@@ -204,7 +173,7 @@ def test_what_corresponds_is_found_and_measured(tmp_path, case):
     codes = {sentence.code for sentence in report.summary.finding.sentences}
     assert {code for code in codes if code.endswith("_moved")} == {f"{key}_moved" for key in facts}
     assert not codes & {"unrelated", "replaced", "all_zero"}
-    of_tuned = {int(number[1]) for number in map(LAYER.search, change(base)) if number}
+    of_tuned = {int(number[1]) for number in map(OF_LAYER.search, change(base)) if number}
     assert {row.layer for row in report.summary.depth} == of_tuned
     compared = report.tensors[report.tensors["matched_by"].notna()]
     ways = set(compared["matched_by"])
@@ -250,7 +219,7 @@ def in_stacks(tensors):
     made = {name: one for name, one in tensors.items() if ".experts." not in name}
     stacks = {}
     for name in sorted(tensors.keys() - made.keys()):
-        stacks.setdefault(EXPERT.sub("experts.", name).removesuffix(".weight"), []).append(name)
+        stacks.setdefault(OF_EXPERT.sub("experts.", name).removesuffix(".weight"), []).append(name)
     return made | {to: torch.stack([tensors[name].T for name in of]) for to, of in stacks.items()}
 
 
@@ -274,7 +243,7 @@ def test_models_of_one_base_are_compared_on_what_both_have(tmp_path, name):
         generator = torch.Generator().manual_seed(seed)
         made = {}
         for key, one in base.items():
-            numbers = [pattern.search(key) for pattern in (LAYER, EXPERT)]
+            numbers = [pattern.search(key) for pattern in (OF_LAYER, OF_EXPERT)]
             step = size * (1 + sum(int(number[1]) for number in numbers if number))
             made[key] = one + step * one.std() * torch.randn(one.shape, generator=generator)
         return made
