@@ -14,7 +14,6 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 W = planted.normal(0, 192, 64)
 SQUARE = W[:64]
 CUT = (W.view(torch.int32) & -(1 << 16)).view(torch.float32)
-ORDERED = torch.randperm(32, generator=torch.Generator().manual_seed(1))
 TINY = W * 2.0**-14 * torch.tensor([1.0, 2.0**-113]).repeat(32)  # half of it subnormal in F32
 NUMBERS = torch.arange(192)
 ORDER = {  # the rows of A that B has, and figures of their order
@@ -130,26 +129,21 @@ def test_every_relation_has_words_and_answers_say_them(tmp_path):
 
 NORMS = [f"model.layers.{at}.input_layernorm.weight" for at in range(3)]
 NORM = planted.normal(5, 32) + 4
+OTHER = NORM.roll(1) ** 2
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("name", "change", "code"), [
-    (NORMS[0], lambda a: 2.5 * a[NORMS[0]], "is_multiple"),
-    (NORMS[0], lambda a: a[NORMS[0]] + 1, "is_shifted"),
-    (NORMS[0], lambda a: a[NORMS[0]].flip(0), "columns_reordered"),
-    (NORMS[0], lambda a: a[NORMS[1]].clone(), "elsewhere"),
-    (NORMS[0], lambda a: a[NORMS[2]].clone(), "entries"),  # ones, as others are too
-    (UP, lambda a: a[UP].T, "is_transposed"),
-    (UP, lambda a: a[UP][:, ORDERED], "columns_reordered"),
-    (UP, lambda a: one_off(a[UP].T), "shapes"),
+    (NORMS[0], lambda w: 2.5 * w, "is_multiple"), (NORMS[0], lambda w: w + 1, "is_shifted"),
+    (NORMS[0], lambda w: w.flip(0), "columns_reordered"), (NORMS[0], lambda w: OTHER, "elsewhere"),
+    (NORMS[0], torch.ones_like, "entries"),  # as another norm, which proves nothing
+    (UP, lambda w: w.T, "is_transposed"), (UP, lambda w: one_off(w.T), "shapes"),
 ])  # fmt: skip
 def test_vectors_and_other_shapes_are_related_too(tmp_path, stored, name, change, code):
-    tensors = planted.gaussian(0, 4)
-    tensors |= {NORMS[0]: NORM, NORMS[1]: NORM.roll(1) ** 2, NORMS[2]: torch.ones(32)}
+    tensors = planted.gaussian(0, 4) | {NORMS[0]: NORM, NORMS[1]: OTHER, NORMS[2]: torch.ones(32)}
     tensors = {key: one.to(stored) for key, one in tensors.items()}
+    other = tensors | {name: change(tensors[name]).to(stored, copy=True)}
     a = planted.write(tmp_path / "a", tensors, planted.LLAMA)
-    b = planted.write(tmp_path / "b", tensors | {name: change(tensors)}, planted.LLAMA)
-    answer = shadow.verify("same", a, b)
+    answer = shadow.verify("same", a, planted.write(tmp_path / "b", other, planted.LLAMA))
     assert [(one.name, one.code) for one in answer.against] == [(name, code)]
-    assert answer.holds is False
