@@ -1,6 +1,7 @@
 """`shadow verify merged`: base plus adapter within the rounding of storage, and what else it is."""
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import planted
@@ -290,11 +291,9 @@ def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
         assert found.holds is (number < 2), found
 
 
-def merged_by_peft(
-    folder, kind, stored, scale=1.0, only="", safe=False, raised=True, edit=None, auto="", **config
-):
-    """A base, an adapter with random factors, and peft's merge of them. scale: of the modules with
-    `only` in their names. raised: whether factors become float32. edit: of saved B and A.
+def adapted_by_peft(folder, kind, stored, raised=True, auto="", **config):
+    """Save a base and an adapter with random factors; the model that has both. raised: whether
+    factors become float32.
     """
     import peft
     import transformers
@@ -313,13 +312,25 @@ def merged_by_peft(
         if parameter.requires_grad:
             parameter.data += (noise.abs() if "magnitude" in name else noise).to(parameter.dtype)
     tuned.save_pretrained(folder / "adapter")
+    return tuned
+
+
+def merged_by_peft(adapted, folder, scale=1.0, only="", safe=False, edit=None):
+    """Save peft's merge. scale: of the modules with `only` in their names. edit: of B and A."""
+    tuned = deepcopy(adapted)
     for name, module in tuned.named_modules():
         if isinstance(getattr(module, "scaling", None), dict) and only in name:
             module.scaling["default"] *= scale
             if edit:
                 edit(name, *(getattr(module, f"lora_{one}")["default"].weight.data for one in "BA"))
-    tuned.merge_and_unload(safe_merge=safe).save_pretrained(folder / "merged")
-    return [folder / one for one in ("base", "adapter", "merged")]
+    tuned.merge_and_unload(safe_merge=safe).save_pretrained(folder)
+
+
+def sides(folder, kind, stored, safe=False, **config):
+    """A base, an adapter and peft's merge of them, and the model with both."""
+    adapted = adapted_by_peft(folder, kind, stored, **config)
+    merged_by_peft(adapted, folder / "merged", safe=safe)
+    return [folder / one for one in ("base", "adapter", "merged")], adapted
 
 
 def to_the_bit(found):
@@ -345,14 +356,14 @@ BY_PEFT = [
 @pytest.mark.parametrize(("kind", "stored", "config", "order"), BY_PEFT)
 def test_what_peft_merges_holds_to_the_bit(tmp_path, kind, stored, config, order):
     """In the order that peft computes; at another scale, in all modules or one, it never holds."""
-    asked = merged_by_peft(tmp_path / "right", kind, stored, **config)
+    asked, adapted = sides(tmp_path, kind, stored, **config)
     assert to_the_bit(shadow.verify("merged", *asked)) == order
     found = shadow.verify("merged", asked[0], asked[1], asked[0])
     assert (found.holds, codes(found)) == (False, ["not_applied"])
     one = {"gpt2": "h.1", "bert": "layer.1"}.get(kind, "layers.1")
     for scale, only in ((1.001, ""), (1.005, ""), (2.0, one), (0.0, one), (1.005, one)):
-        wrong = merged_by_peft(tmp_path / f"{scale}{only}", kind, stored, scale, only, **config)
-        found = shadow.verify("merged", *asked[:2], wrong[2])
+        merged_by_peft(adapted, tmp_path / "wrong", scale, only, config.get("safe", False))
+        found = shadow.verify("merged", *asked[:2], tmp_path / "wrong")
         assert found.holds is False or (found.holds is None and scale < 1.002), (scale, only, found)
 
 
@@ -427,7 +438,7 @@ SCORE = {"auto": "AutoModelForSequenceClassification", "task_type": "SEQ_CLS"}
 ])  # fmt: skip
 def test_heads_tokens_and_biases_belong_to_the_adapter(tmp_path, kind, config, tensor):
     """peft's merge holds to the bit; one that lost, randomised or reset such a tensor does not."""
-    asked = merged_by_peft(tmp_path, kind, "BF16", **config)
+    asked, _ = sides(tmp_path, kind, "BF16", **config)
     found = shadow.verify("merged", *asked)
     assert to_the_bit(found) == "in_float32"
     assert found.against == ()
@@ -459,7 +470,7 @@ def repacked(b, turn):
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "qwen3_moe"])
 def test_stacked_experts_in_both_packings(tmp_path, kind):
     """Rank by rank, as peft reads, and expert by expert; what is neither is named."""
-    asked = merged_by_peft(tmp_path / "right", kind, "BF16", **EXPERTS)
+    asked, adapted = sides(tmp_path, kind, "BF16", **EXPERTS)
     assert to_the_bit(shadow.verify("merged", *asked)) == "in_float32"
 
     def by_expert(name, b, a):
@@ -482,15 +493,16 @@ def test_stacked_experts_in_both_packings(tmp_path, kind):
         "not_applied": dropped,
     }
     for code, edit in turns.items():
-        wrong = merged_by_peft(tmp_path / code, kind, "BF16", edit=edit, **EXPERTS)
-        found = shadow.verify("merged", *asked[:2], wrong[2])
+        wrong = tmp_path / code
+        merged_by_peft(adapted, wrong, edit=edit)
+        found = shadow.verify("merged", *asked[:2], wrong)
         if code == "packed_by_expert":
             assert (found.holds, [one.code for one in found.answer.notes][-1]) == (True, code)
         else:
             assert (found.holds, codes(found)) == (False, [code])
             assert all(found.check.say(one.why) for one in found.answer.against)
             assert {one.name for one in found.answer.against} <= {
-                *load_file(wrong[2] / "model.safetensors")
+                *load_file(wrong / "model.safetensors")
             }
 
 
