@@ -380,3 +380,12 @@ def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path, text):
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "pom.xml/junit.xml")
     assert "pom.xml/junit.xml" in done.assert_refused()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("count", "last"), [(9, "8"), (10, "9"), (11, "2 more"), (30, "21 more")])
+def test_ten_annotations_of_a_level_are_shown(count, last):
+    """The last counts the rest, so that ten stay ten."""
+    lines = [f"::error::{number}" for number in range(count)]
+    found = ci._first("error", lines)
+    assert (len(found), found[:9]) == (min(count, 10), lines[:9])
+    assert found[-1].split("::")[-1].startswith(last)

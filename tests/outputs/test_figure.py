@@ -16,6 +16,7 @@ from PIL import Image
 from reports import delta, place, put_spectra, write
 
 from shadow.errors import ShadowError
+from shadow.outputs import figures
 from shadow.outputs.figures import DRAWN, FORMATS, Choice, compose, draw, read_source, styled
 
 SHADOW = Path(sys.executable).parent / "shadow"
@@ -226,3 +227,11 @@ def test_a_report_of_nothing_is_one_line(inside, two, tmp_path):
     assert "several" in inside("figure", two[0].parent, *modules).assert_refused(2)
     inside("figure", two[0], *modules).assert_done()
     assert "spectra" in inside("figure", folder, "--kind", "spectrum").assert_refused()
+
+
+def test_the_extra_of_figures_is_asked_for_by_its_name(monkeypatch):
+    """Before matplotlib is imported, so that a hint says how to install it."""
+    asked = []
+    monkeypatch.setattr(figures, "require", asked.append)
+    with styled():
+        assert asked == ["figure"]

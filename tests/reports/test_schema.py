@@ -10,10 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from effort import every
+from measuring import changed
 from reports import uniform
 
 from shadow.lists.index import Index
+from shadow.reports import folders
 from shadow.reports.columns import DELTA, MATRICES, TABLES
+from shadow.reports.folders import finished_metadata
 from shadow.reports.parquet import STORED
 from shadow.reports.report import Report
 
@@ -210,3 +213,28 @@ def test_a_schema_that_is_no_number_is_no_report(inside, tmp_path, schema):
     uniform(tmp_path / "out", 0.4)
     rewrite(tmp_path / "out", schema=schema)
     inside("show", "out").assert_refused()
+
+
+@pytest.mark.parametrize(("path", "value"), [
+    *((key, value) for key in ("version", "family", "pair", "schema") for value in (None, 1.5)),
+    *(((side, key), 7) for side in ("base", "tuned")
+      for key in ("repo", "commit", "fingerprint", "content")),
+    (("base", "repo"), None), (("tuned", "repo"), None), (("settings", "method", "level"), 3),
+    (("settings", "chosen"), [1]), ("libraries", "numpy"), ("seconds", "1"), ("seconds", -0.1),
+    ("seconds", 1e12), ("schema", True),
+])  # fmt: skip
+def test_metadata_of_another_type_are_refused(demo, path, value):
+    """Each key that readers rely on; what may be missing may be null."""
+    metadata = finished_metadata(demo)
+    path = (path,) if isinstance(path, str) else path
+    with pytest.raises(TypeError):
+        folders._check_metadata(changed(metadata, path, value))
+
+
+@pytest.mark.parametrize(("path", "value"), [
+    (("base", "commit"), None), (("tuned", "fingerprint"), None), (("base", "content"), None),
+    (("settings", "chosen"), None), (("libraries",), None), (("seconds",), None),
+    (("seconds",), 0), (("seconds",), 9e11),
+])  # fmt: skip
+def test_metadata_may_lack_what_was_not_known(demo, path, value):
+    folders._check_metadata(changed(finished_metadata(demo), path, value))

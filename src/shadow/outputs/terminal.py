@@ -283,16 +283,13 @@ class HeatMap:
         is_flat = largest <= FLAT * least
         shades = ASCII_SHADES if options.ascii_only else SHADES
         unmoved = ASCII_UNMOVED if options.ascii_only else UNMOVED
-        coloured = console.color_system is not None and not console.no_color
         colours = COLOURS if console.color_system == "truecolor" else FEW_COLOURS
 
-        def shade(level: float) -> tuple[str, Style | None]:
+        def shade(level: float) -> tuple[str, Style]:
             """A letter and its colour for a level from 0 to 1."""
             colour = colours[round(level * (len(colours) - 1))]
             place = int(level * len(shades))
             letter = shades[min(len(shades) - 1, place)]
-            if not coloured:
-                return letter, None
             return letter, Style(color=colour, bgcolor=colour)
 
         width = WIDEST if columns * WIDEST <= room else 1
