@@ -285,11 +285,13 @@ class HeatMap:
         unmoved = ASCII_UNMOVED if options.ascii_only else UNMOVED
         colours = COLOURS if console.color_system == "truecolor" else FEW_COLOURS
 
-        def shade(level: float) -> tuple[str, Style]:
+        def shade(level: float) -> tuple[str, Style | None]:
             """A letter and its colour for a level from 0 to 1."""
             colour = colours[round(level * (len(colours) - 1))]
             place = int(level * len(shades))
             letter = shades[min(len(shades) - 1, place)]
+            if console.no_color:
+                return letter, None
             return letter, Style(color=colour, bgcolor=colour)
 
         width = WIDEST if columns * WIDEST <= room else 1
