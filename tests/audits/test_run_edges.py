@@ -16,8 +16,9 @@ from shadow.checkpoints.pairing import Filter, Skipped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import WholeFile
 from shadow.engines import pair as pair_module
-from shadow.engines.engine import InProcess
+from shadow.engines.engine import VISIBLE, InProcess, Ray, require_sight
 from shadow.engines.pair import Parts, run_pair
+from shadow.errors import ShadowError, UsageError
 from shadow.places.architecture import Place
 from shadow.relations.matching import UnitChoice
 from shadow.run import pair_plan, stacked
@@ -151,3 +152,32 @@ def test_rows_of_a_router_are_looked_for_if_it_lost_some(base, tuned, rows):
     assert [*matching.partners] == ([] if rows is None else [place])
     for partner in matching.partners.values():
         assert [one.tolist() for one in partner.rows] == [rows, rows]
+
+
+@pytest.mark.parametrize(("engine", "made"), [
+    ("local", None), ("ray", Ray()), ("ray:", Ray()), ("ray:cpus=2", Ray(None, 2)),
+    ("ray:cpus=2,memory=16GB,address=auto", Ray("auto", 2, "16GB")),
+    ("ray:cpus=2,", Ray(None, 2)), ("ray:cpus=x", ...), ("ray:cpus=-1", ...), ("ray:gpus=1", ...),
+    ("ray:cpus=2,x", ...), ("rays", ...), ("local:cpus=2", ...), ("", ...),
+])  # fmt: skip
+def test_an_engine_is_read(engine, made):
+    if made is not ...:
+        assert Ray.of(engine) == made
+        return
+    with pytest.raises(UsageError, match="no engine") as caught:
+        Ray.of(engine)
+    assert caught.value.hint.startswith("local, ray, or")
+
+
+def test_memory_of_a_task_is_a_size_or_bytes():
+    assert [Ray(memory_per_task=size).memory for size in (None, 5, "16GB")] == [None, 5, 16 * 10**9]
+
+
+def test_a_file_of_another_machine_is_waited_for(monkeypatch):
+    """So many times a second."""
+    naps = []
+    monkeypatch.setattr("shadow.engines.engine.time.sleep", naps.append)
+    require_sight(lambda: len(naps) == VISIBLE - 1, "x")
+    assert naps == [1] * (VISIBLE - 1)
+    with pytest.raises(ShadowError, match="it is gone"):
+        require_sight(lambda: len(naps) > 2 * VISIBLE, "it is gone")
