@@ -7,6 +7,7 @@ import pytest
 from shadow.checks import files
 from shadow.checks.answer import Outcome
 from shadow.checks.whole import gguf_metadata, names, shards
+from shadow.checks.whole import peers as peers_module
 from shadow.checks.whole.part import Findings
 from shadow.gates.rows import file_states
 from shadow.gates.rules import parse_rule
@@ -156,3 +157,38 @@ def test_nothing_was_compared_with_a_baseline(outcomes, is_so):
     words = [word.split(":") for word in outcomes.split()]
     verdicts = [SimpleNamespace(rule=rules[rule], outcome=outcome) for rule, outcome in words]
     assert is_without_baseline([SimpleNamespace(verdicts=verdicts)]) is is_so
+
+
+@pytest.mark.parametrize(("own", "said", "is_fault"), [
+    (1e4, 1e4 * (1 + 0.9e-5), False), (1e4, 1e4 * (1 + 1.1e-5), True), (None, 1e4, False),
+    (None, 2e4, True), (1e4, 0, False), (1e4, -1.0, False), (1e4, 1e30, False), (1e4, 9e29, True),
+    (1e4, "x", False), ("x", 1e4, False), (1e4, None, False),
+])  # fmt: skip
+def test_the_rotary_base_of_a_gguf_file_is_that_of_its_source(own, said, is_fault):
+    """10,000 where it names none; what is no base in either is not compared."""
+    metadata = {"general.architecture": "llama", "llama.rope.freq_base": own}
+    metadata = {key: value for key, value in metadata.items() if value is not None}
+    header = SimpleNamespace(tensors={}, metadata=metadata)
+    faults = gguf_metadata.rotary_faults(header, {} if said is None else {"rope_theta": said})
+    figures = {"own": own or 10_000.0, "other": said}
+    expected = [("rope.freq_base", "rope_base", figures)] if is_fault else []
+    assert [(row.name, row.why.code, row.why.figures) for row in faults] == expected
+
+
+@pytest.mark.parametrize(("name", "first", "entries", "count", "is_named"), [
+    ("norm.weight", 1.0, 2, 1, True), ("norm.weight", 1.0, 1, 1, False),
+    ("norm.weight", 0.0, 2, 1, False), ("norm.bias", 0.0, 2, 1, True),
+    ("norm.weight", 1.0, 2, 2, True), ("norm.weight", 1.0, 2, 3, False),
+])  # fmt: skip
+def test_vectors_of_one_value_beside_seven_peers(name, first, entries, count, is_named):
+    """Up to a quarter of them; not of one entry, and weights of zeros are another fault."""
+    peers = [
+        SimpleNamespace(
+            info=SimpleNamespace(name=name),
+            found=SimpleNamespace(is_constant=at < count, first=first, entries=entries),
+        )
+        for at in range(8)
+    ]
+    rows = found(peers_module._judge_constants, peers_module.RULES, peers)
+    expected = (name, "constant_beside_peers", {"value": first, "peers": 7})
+    assert rows == [expected] * count * is_named

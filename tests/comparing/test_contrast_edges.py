@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from shadow.comparing import contrast, differences, matching, scores
+from shadow.comparing import contrast, differences, lineage, matching, scores
 from shadow.comparing.codes import ComparisonVerdict, ReportRelation
 from shadow.comparing.contrast import MatchedCounts
 from shadow.comparing.differences import Difference
@@ -233,3 +233,13 @@ def test_equal_decimals_are_equal_gains(base, tuned, gain):
     assert scores.gains_of(given, METADATA) == [scores.Gain("a", "acc", base, tuned, gain)]
     with pytest.raises(ShadowError, match="another score"):
         scores.gains_of([*given, scores.Score("org/m", "a", "acc", base + 1, "y")], METADATA)
+
+
+@pytest.mark.parametrize(("name", "figure", "code"), [
+    ("lineage", 0.5, "step_rearranged"), ("lineage", 0.49, "step_unrelated"),
+    ("lineage", None, None), ("rounding", 0.9, None),
+])  # fmt: skip
+def test_a_step_that_fails_its_gate_is_close_from_the_threshold_on(name, figure, code):
+    gate = SimpleNamespace(name=name, figure=figure, threshold=0.5)
+    doubt = lineage._doubt([SimpleNamespace(name="x", figure=1.0), gate])
+    assert (doubt and doubt.code) == code

@@ -19,6 +19,7 @@ from shadow.reports.columns import DELTA, MATRICES, TABLES
 from shadow.reports.folders import finished_metadata
 from shadow.reports.parquet import STORED
 from shadow.reports.report import Report
+from shadow.telling.dictionary import table_document
 
 
 @pytest.fixture
@@ -90,6 +91,12 @@ def test_the_schema_for_people(inside):
     shown = inside("explain", "--all", width=200).assert_done()
     names = {column.name for table in TABLES.values() for column in table.columns}
     assert [name for name in (*TABLES, *names) if name not in shown] == []
+    rows = table_document(TABLES["matrices"]).blocks[1].rows
+    first = ["start here" in row[2].aside for row in rows]
+    assert first == sorted(first, reverse=True)
+    assert {row[0] for row, is_first in zip(rows, first, strict=True) if is_first} == {
+        *TABLES["matrices"].start_here
+    }
     for words in (("explain", "--all", "alpha"), ("explain", "--json"), ("schema",)):
         inside(*words).assert_refused(code=2)
 

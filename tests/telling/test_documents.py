@@ -77,7 +77,7 @@ def listed(*states):
     """A list of pairs in these states."""
     rows = [
         ListRow(at or None, "f", f"a..{at}", "tuned", f"f/a..{at} x", "a", "b", state=state,
-                seconds=1.5, bytes=1000 * at, error="e" if at == 1 else None,
+                seconds=1.5 if at else None, bytes=1000 * at, error="e" if at == 1 else None,
                 hint="h" if at == 1 and state == "kept" else None)
         for at, state in enumerate(states)
     ]  # fmt: skip
@@ -85,9 +85,9 @@ def listed(*states):
 
 
 @pytest.mark.parametrize(("states", "pairs", "more"), [
-    ("pending failed", "2: 1 failed, 1 pending; took 3.0 s; 1.0 kB fetched", None),
-    ("done", "1: 1 done; took 1.5 s", "shadow show 'out/f/a..0 x'"),
-    ("failed kept done", "3: 1 done, 1 failed, 1 kept; took 4.5 s; 3.0 kB fetched",
+    ("pending failed", "2: 1 failed, 1 pending; took 1.5 s; 1.0 kB fetched", None),
+    ("done", "1: 1 done; took 0.0 s", "shadow show 'out/f/a..0 x'"),
+    ("failed kept done", "3: 1 done, 1 failed, 1 kept; took 3.0 s; 3.0 kB fetched",
      "shadow show 'out/f/a..1 x'"),
     ("", "0; took 0.0 s", None),
 ])  # fmt: skip
@@ -96,6 +96,11 @@ def test_a_list_is_counted_by_state(states, pairs, more):
     document = list_document(listed(*states.split()), "out")
     (origin,) = (block for block in document.blocks if isinstance(block, Origin))
     assert dict(origin.rows) == {"pairs": pairs} | ({} if more is None else {"more": more})
+    table = document.blocks[1]
+    assert (table.close, [row[0] for row in table.rows]) == (
+        True,
+        ["-", "1", "2"][: len(table.rows)],
+    )
     errors = [block for block in document.blocks if isinstance(block, Figures)]
     assert [row.value for block in errors for row in block.rows] == (
         [f"f:a..1: e{' (h)' if states.split()[1] == 'kept' else ''}"] if " " in states else []
@@ -123,6 +128,7 @@ def test_a_family_is_described(family):
     assert document.blocks[0] == Headline("x")
     (table,) = (block for block in document.blocks if isinstance(block, TableBlock))
     cells = [[getattr(cell, "text", cell) for cell in row] for row in table.rows]
+    assert table.close
     assert cells == [
         ["base", "language", "org/a"], ["base", "vision", "org/b"], ["sft", "all", "org/c"],
     ]  # fmt: skip
