@@ -108,7 +108,7 @@ def test_a_list_is_counted_by_state(states, pairs, more):
 
 
 def test_what_rules_say_of_a_pair_is_its_state():
-    judged = {("f", "a..0"): Word("met", "fault")}
+    judged = {"f:a..0": Word("met", "fault")}
     document = list_document(listed("done", "done"), "out", judged)
     (origin,) = (block for block in document.blocks if isinstance(block, Origin))
     assert dict(origin.rows)["pairs"].startswith("2: 1 done, 1 met; ")
