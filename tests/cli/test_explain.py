@@ -14,6 +14,7 @@ from shadow.errors import UsageError
 from shadow.gates.verdicts import WORDS_OF_VERDICTS
 from shadow.reports import columns
 from shadow.reports.columns import GLOSSARY
+from shadow.telling import dictionary
 from shadow.telling.comparisons import comparison_document
 from shadow.telling.dictionary import KINDS, other_words, word_documents
 from shadow.telling.document import Paragraph, TableBlock
@@ -161,3 +162,12 @@ def test_the_outline_of_a_template():
     template = "{a:count tensor is|tensors are} in {names:and}[ by {size:share}], of {b|one|many}"
     assert outline(template) == "N tensors are in NAMES, of many"
     assert outline("{a/b:all tensor|tensors} at {inside_layers.kept:share}") == "N tensors at N"
+
+
+@pytest.mark.parametrize(("word", "column"), [
+    ("zero share", "zero_share"), ("decay_cosine", "decay_cosine"), ("figures.spikes", "spikes"),
+])  # fmt: skip
+def test_a_column_is_found_by_words_and_behind_a_point(word, column):
+    """A space may replace an underscore."""
+    head = dictionary._meanings(word, dictionary._columns(), {})[-1]
+    assert (head.text, head.column) == ("", column)

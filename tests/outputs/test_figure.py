@@ -131,6 +131,7 @@ def test_the_heatmap_is_the_grid_of_medians(run):
     axes = drawn("heatmap", [run], metric="effective_rank_shift")[0].axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == list(MODULES)
+    assert {axes.xaxis.get_tick_params()[key] for key in ("length", "pad")} == {2}
     wanted = [list(by_layer(deltas(run), "effective_rank_shift", name).values()) for name in names]
     found = np.asarray(axes.collections[0].get_array()).reshape(4, 6)
     assert found == pytest.approx(np.array(wanted))

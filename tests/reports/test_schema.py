@@ -13,6 +13,7 @@ from effort import every
 from measuring import changed
 from reports import uniform
 
+from shadow.errors import ShadowError
 from shadow.lists.index import Index
 from shadow.reports import folders
 from shadow.reports.columns import DELTA, MATRICES, TABLES
@@ -245,3 +246,16 @@ def test_metadata_of_another_type_are_refused(demo, path, value):
 ])  # fmt: skip
 def test_metadata_may_lack_what_was_not_known(demo, path, value):
     folders._check_metadata(changed(finished_metadata(demo), path, value))
+
+
+@pytest.mark.parametrize(("recorded", "message", "hint"), [
+    ({"schema": 10**20}, "a report of schema 100000000000, made by shadow", "update shadow"),
+    ({"schema": -1, "version": "9.9"}, "schema -1, made by shadow 9.9;", "audit the pair again"),
+    ({"schema": -1, "version": "x" * 41}, "made by shadow [?];", "audit the pair again"),
+    ({"schema": -1, "version": "x" * 40}, f"made by shadow {'x' * 40};", "audit the pair again"),
+])  # fmt: skip
+def test_a_report_of_another_schema_says_who_made_it(run, recorded, message, hint):
+    rewrite(run, **recorded)
+    with pytest.raises(ShadowError, match=message) as caught:
+        folders.report_metadata(run)
+    assert caught.value.hint == hint
