@@ -92,9 +92,10 @@ def test_a_system_may_give_less_than_it_is_asked_for(tmp_path, monkeypatch):
 
 @pytest.fixture
 def pair(tmp_path):
-    sides = (
-        {f"model.layers.{n}.mlp.up_proj.weight": torch.randn(8, 8) for n in (0, 1)} for _ in "ab"
-    )
+    """Two matrices, a vector, and numbers that are no floats."""
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in (0, 1)]
+    more = {"model.norm.weight": torch.ones(8), "model.ids": torch.arange(2)}
+    sides = ({name: torch.randn(8, 8) for name in names} | more for _ in range(2))
     return planted_pair(tmp_path / "pair", *sides)
 
 
@@ -170,7 +171,8 @@ def test_an_engine_is_read(engine, made):
 
 
 def test_memory_of_a_task_is_a_size_or_bytes():
-    assert [Ray(memory_per_task=size).memory for size in (None, 5, "16GB")] == [None, 5, 16 * 10**9]
+    sizes = (None, 5, "16GB", "1.5 KiB")
+    assert [Ray(memory_per_task=size).memory for size in sizes] == [None, 5, 16 * 10**9, 1536]
 
 
 def test_a_file_of_another_machine_is_waited_for(monkeypatch):
@@ -181,3 +183,13 @@ def test_a_file_of_another_machine_is_waited_for(monkeypatch):
     assert naps == [1] * (VISIBLE - 1)
     with pytest.raises(ShadowError, match="it is gone"):
         require_sight(lambda: len(naps) > 2 * VISIBLE, "it is gone")
+
+
+def test_a_plan_counts_matrices_vectors_and_the_memory_of_its_workers(tmp_path, pair):
+    """Parameters are those of floats, and of what is packed."""
+    one, two = (
+        pair_plan.plan_pair(pair, SETTINGS, tmp_path / "out", Runtime(jobs=jobs)) for jobs in (1, 2)
+    )
+    assert (two.matrices, two.vectors, two.shards_in_ranges, two.jobs) == (2, 1, 0, 2)
+    assert (two.base.parameters, two.base.bytes, two.base.dtypes) == (136, 560, ["F32", "I64"])
+    assert two.memory - one.memory == one.memory - pair_plan.PROCESS > 0

@@ -1,10 +1,12 @@
 """Words on the screen can be looked up as they stand there."""
 
+from types import SimpleNamespace
+
 import pytest
 from reports import uniform
 from typer.testing import CliRunner
 
-from shadow.checks.answer import COMMON
+from shadow.checks.answer import COMMON, ErrorRate
 from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
 from shadow.checks.pair_gates import GATES
 from shadow.cli.commands import app
@@ -171,3 +173,14 @@ def test_a_column_is_found_by_words_and_behind_a_point(word, column):
     """A space may replace an underscore."""
     head = dictionary._meanings(word, dictionary._columns(), {})[-1]
     assert (head.text, head.column) == ("", column)
+
+
+@pytest.mark.parametrize(("wrong", "of", "bound"), [
+    (0, 20, "(below 14 % with 95 % confidence)"), (0, 1, "(below 95 % with"), (1, 20, "wrong: a page"),
+])  # fmt: skip
+def test_of_no_wrong_answer_a_bound_is_said(wrong, of, bound):
+    """1 - 0.05^(1 / of); a check without planted claims has no rate."""
+    text = dictionary._rate(SimpleNamespace(error_rate=ErrorRate(wrong, of, "a page")))
+    assert f"claims {wrong} are wrong" in text
+    assert bound in text
+    assert dictionary._rate(SimpleNamespace(error_rate=None)) is None

@@ -131,6 +131,8 @@ def test_the_heatmap_is_the_grid_of_medians(run):
     axes = drawn("heatmap", [run], metric="effective_rank_shift")[0].axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == list(MODULES)
+    assert axes.get_ylim() == (3.5, -0.5)
+    assert axes.figure.get_size_inches()[1] == pytest.approx(0.75 + 4 * 0.17)
     assert {axes.xaxis.get_tick_params()[key] for key in ("length", "pad")} == {2}
     wanted = [list(by_layer(deltas(run), "effective_rank_shift", name).values()) for name in names]
     found = np.asarray(axes.collections[0].get_array()).reshape(4, 6)
