@@ -19,6 +19,7 @@ from shadow.engines import pair as pair_module
 from shadow.engines.engine import VISIBLE, InProcess, Ray, require_sight
 from shadow.engines.pair import Parts, run_pair
 from shadow.errors import ShadowError, UsageError
+from shadow.lists.index import ListRow, _row_after
 from shadow.places.architecture import Place
 from shadow.relations.matching import UnitChoice
 from shadow.run import pair_plan, stacked
@@ -193,3 +194,22 @@ def test_a_plan_counts_matrices_vectors_and_the_memory_of_its_workers(tmp_path, 
     assert (two.matrices, two.vectors, two.shards_in_ranges, two.jobs) == (2, 1, 0, 2)
     assert (two.base.parameters, two.base.bytes, two.base.dtypes) == (136, 560, ["F32", "I64"])
     assert two.memory - one.memory == one.memory - pair_plan.PROCESS > 0
+
+
+@pytest.mark.parametrize(("state", "before", "after"), [
+    ("stopped", (None, None), (2.5, 7)), ("stopped", (1.5, 10), (4.0, 17)),
+    ("failed", (1.5, 10), (4.0, 17)), ("kept", (1.5, 10), (1.5, 10)),
+])  # fmt: skip
+def test_the_row_of_a_pair_adds_what_an_attempt_took(state, before, after):
+    """Nothing of it went into a report that is kept; a failed pair has no figures."""
+    spent = dict(zip(("seconds", "bytes"), before, strict=True))
+    row = ListRow(1, "f", "p", "tuned", "f/p", "a", "b", state="pending", spikes=3.0, **spent)
+    fault = SimpleNamespace(message="m", hint="h")
+    outcome = SimpleNamespace(seconds=2.5, moved=7, result=None, state=state, error=fault)
+    found = _row_after(row, outcome)
+    assert (found.seconds, found.bytes) == after
+    if state == "stopped":
+        assert (found.state, found.error, found.spikes) == ("pending", None, 3.0)
+    else:
+        assert (found.state, found.error, found.hint) == (state, "m", "h")
+        assert found.spikes is None

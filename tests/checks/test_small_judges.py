@@ -192,3 +192,21 @@ def test_vectors_of_one_value_beside_seven_peers(name, first, entries, count, is
     rows = found(peers_module._judge_constants, peers_module.RULES, peers)
     expected = (name, "constant_beside_peers", {"value": first, "peers": 7})
     assert rows == [expected] * count * is_named
+
+
+@pytest.mark.parametrize(("ratio", "is_named"), [
+    (0.99e4, False), (1.01e4, True), (1 / 0.99e4, False), (1 / 1.01e4, True), (0.0, False),
+])  # fmt: skip
+def test_a_matrix_far_from_three_peers(ratio, is_named):
+    """1e4 times as large or as small; one of zeros has no size, and three are too few."""
+    peers = [
+        SimpleNamespace(
+            info=SimpleNamespace(name=f"{at}"),
+            found=SimpleNamespace(energy=9.0 * (1 if at else ratio) ** 2, entries=9),
+        )
+        for at in range(4)
+    ]
+    rows = found(peers_module._judge_sizes, peers_module.RULES, peers)
+    figures = {"size": pytest.approx(ratio), "usual": 1.0, "peers": 3}
+    assert rows == ([("0", "far_from_peers", figures)] if is_named else [])
+    assert found(peers_module._judge_sizes, peers_module.RULES, peers[:3]) == []

@@ -176,7 +176,8 @@ def test_a_column_is_found_by_words_and_behind_a_point(word, column):
 
 
 @pytest.mark.parametrize(("wrong", "of", "bound"), [
-    (0, 20, "(below 14 % with 95 % confidence)"), (0, 1, "(below 95 % with"), (1, 20, "wrong: a page"),
+    (0, 20, "(below 14 % with 95 % confidence)"), (0, 1, "(below 95 % with"),
+    (1, 20, "wrong: a page"),
 ])  # fmt: skip
 def test_of_no_wrong_answer_a_bound_is_said(wrong, of, bound):
     """1 - 0.05^(1 / of); a check without planted claims has no rate."""

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from shadow.comparing import contrast, differences, lineage, matching, scores
+from shadow.comparing import contrast, differences, lineage, matching, scores, updates
 from shadow.comparing.codes import ComparisonVerdict, ReportRelation
 from shadow.comparing.contrast import MatchedCounts
 from shadow.comparing.differences import Difference
@@ -243,3 +243,19 @@ def test_a_step_that_fails_its_gate_is_close_from_the_threshold_on(name, figure,
     gate = SimpleNamespace(name=name, figure=figure, threshold=0.5)
     doubt = lineage._doubt([SimpleNamespace(name="x", figure=1.0), gate])
     assert (doubt and doubt.code) == code
+
+
+@pytest.mark.parametrize(("copy", "kept", "dtype", "base", "tuned", "cols", "is_few"), [
+    (0.0, 0.9, "BF16/BF16", 0.7, 0.7, 1024, False), (1.0, 0.9, "BF16/BF16", 0.7, 0.7, 1024, True),
+    (0.0, 0.0, "BF16/BF16", 0.7, 0.7, 1024, True), (GONE, GONE, None, GONE, GONE, 1024, False),
+    (0.0, 0.9, "BF16/I8", 0.7, 0.7, 1024, True), (0.0, 0.9, "I8/I8", 0.7, 0.7, 1024, False),
+    (0.0, 0.9, "I8/BF16", 0.7, 0.7, 1024, False), (0.0, 0.9, "BF16", 0.7, 0.1, 1024, True),
+    (0.0, 0.9, "BF16", 0.1, 0.1, 1024, False), (0.0, 0.9, "BF16", 0.7, 0.1, 200, False),
+])  # fmt: skip
+def test_a_tuned_side_in_few_bits(copy, kept, dtype, base, tuned, cols, is_few):
+    """By its format's levels, by its dtype, or by few distinct values, where the base has many."""
+    figures = {"format_copy": copy, "kept_high": kept, "dtype": dtype, "cols": cols}
+    figures |= {"levels_base": base, "levels_tuned": tuned}
+    arrays = {name: pa.array([value]) for name, value in figures.items()}
+    deltas = columns_of(pa.table(arrays | {"dtype": pa.array([dtype], pa.string())}))
+    assert updates._of_few_bits(deltas).tolist() == [is_few]
