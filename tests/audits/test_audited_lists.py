@@ -465,13 +465,3 @@ def test_hostile_names_and_errors_are_text(tmp_path):
     assert "[red]" in drawn(list_document(index), 200).replace("\n", "")
     assert index.rows[0].family == HOSTILE.replace("\ud800", "\\ud800")
     assert index.rows[0].folder.count("/") == 1
-
-
-def test_the_first_report_that_is_there_is_named_to_look_at():
-    """Of one that is done or was kept; none where all failed."""
-    states = ("failed", "kept", "done")
-    rows = [row(at, f"family-{at}", state=state) for at, state in enumerate(states, 1)]
-    assert "shadow show out/family-2/base..instruct\n" in drawn(
-        list_document(index_of(*rows), "out")
-    )
-    assert "shadow show" not in drawn(list_document(index_of(rows[0])))

@@ -2,6 +2,7 @@
 
 import math
 from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import planted
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import shadow
 from shadow.checkpoints.weight_files import MERGED_BY_PEFT
 from shadow.dtypes import FLOATS
+from shadow.run import merged_by_peft as by_peft
 from shadow.spectra.relations.merging import half_ulp, quantised
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -603,3 +605,14 @@ def test_a_merge_that_is_stored_in_8_bits(tmp_path, dtype):
     found = recorded(tmp_path, base, pairs, scaled)
     against = [(one.name, one.code) for one in found.against]
     assert (found.holds, against) == (None, [(UP.format(0), "quantised")])
+
+
+@pytest.mark.parametrize(("key", "number", "is_refused"), [
+    ("r", 65536, False), ("r", 65537, True), ("projection_prng_key", 1 << 40, False),
+])  # fmt: skip
+def test_a_number_by_which_peft_makes_arrays_is_65536_at_most(key, number, is_refused):
+    config = {"peft_type": "VERA", "target_modules": ["x"], key: number}
+    adapter = SimpleNamespace(adapter=SimpleNamespace(config=config))
+    with pytest.raises(ValueError, match=" ") as caught:  # of what is allowed, no module
+        by_peft._model({}, adapter, {})
+    assert (str(caught.value) == f"{key} is {number}") is is_refused

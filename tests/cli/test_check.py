@@ -136,11 +136,13 @@ def test_a_list_and_its_junit(models):
         "- ./tuned\n- {model: ./same, base: ./base}\n"
         "- {model: ./small, base: ./base, headers: true}\n"
     )
-    found = run_shadow("check", "--list", "list.yaml", "--junit", "r.xml", "--json", cwd=models)
+    found = run_shadow("check", "--list", "list.yaml", "--junit", "r.xml", "--json", cwd=models,
+                       env={"GITHUB_STEP_SUMMARY": "summary.md"})  # fmt: skip
     checklists = json.loads(found.out)
     assert ([len(one["lines"]) for one in checklists], found.code) == ([1, 3, 2], 4)
     text = (models / "r.xml").read_text()
     assert (text.count("<testcase"), text.count("<failure")) == (6, 1)
+    assert "moved" in (models / "summary.md").read_text()
     (models / "list.yaml").write_text("- ./tuned\n- ./none\n")
     assert run_shadow("check", "--list", "list.yaml", cwd=models).code == 1
     (models / "list.yaml").write_text("- {base: ./base}\n")
