@@ -62,9 +62,7 @@ class MatrixOutcome:
     @property
     def deltas(self) -> tuple[Measurement, ...]:
         """The measurement of the delta, if there is one."""
-        return tuple(
-            measurement for measurement in self.measurements if measurement.subject == "delta"
-        )
+        return tuple(each for each in self.measurements if each.subject == "delta")
 
 
 JOURNAL = "journal.jsonl"
