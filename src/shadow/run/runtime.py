@@ -66,7 +66,7 @@ class Access:
     """auto: ranges where a filter makes them much smaller than whole shards."""
     max_disk: int | None = None
     """Bytes that fetched shards may take at any time; None: what is free."""
-    alone: bool = True
+    owns_cache: bool = True
     """Whether no other task of the run uses this machine's cache of the Hub. Otherwise nothing is
     removed from it unasked: another task may be reading it.
     """
