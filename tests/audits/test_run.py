@@ -163,7 +163,9 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
     assert states[0].done == 0
 
 
-@pytest.mark.parametrize(("owner", "method", "there"), [("Journal", "add", 0), ("_Kept", "put", 1)])
+@pytest.mark.parametrize(
+    ("owner", "method", "there"), [("Journal", "add", 0), ("_Lines", "put", 1)]
+)
 def test_an_interrupt_loses_no_outcome_of_the_journal(tmp_path, monkeypatch, owner, method, there):
     """It may fall between a line of the journal and the note that the line is there."""
     pair = planted_pair(tmp_path, {planted.UP.format(0): torch.randn(8, 6)},
