@@ -251,10 +251,9 @@ def align(first: Checkpoint, second: Checkpoint, chosen: Filter, partners: Partn
 def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
     """Open a checkpoint with its headers; its `.bin` files are fetched and unpacked."""
     if isinstance(found, Assembled):
-        parts = [
-            (component, open_found(part, runtime, scratch / component))
-            for component, part in found.parts
-        ]
+        parts = []
+        for component, part in found.parts:
+            parts.append((component, open_found(part, runtime, scratch / component)))
         return combine(found, parts)
     if isinstance(found, Checkpoint):
         return found
