@@ -213,8 +213,8 @@ def test_a_matrix_far_from_three_peers(ratio, is_named):
 
 
 @pytest.mark.parametrize(("problem", "missing", "lost"), [
-    ("x", [], {"model.layers.1"}), ("", [], set()),
-    ("", ["model.layers.1.mlp.experts.2.up.weight"], {"model.layers.1"}),
+    ("x", [], {"1"}), ("", [], set()),
+    ("", ["model.layers.1.mlp.experts.2.up.weight"], {"1"}),
 ])  # fmt: skip
 def test_layers_that_lack_experts_of_similar_ones(problem, missing, lost):
     """Where no loader answered, or it misses some of the layer's."""
