@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import planted
@@ -213,3 +214,9 @@ def test_the_row_of_a_pair_adds_what_an_attempt_took(state, before, after):
     else:
         assert (found.state, found.error, found.hint) == (state, "m", "h")
         assert found.spikes is None
+
+
+def test_the_time_of_an_audit_is_recorded_to_a_millisecond():
+    began = datetime(2026, 1, 2, 3, 4, 5, 678_901, UTC)
+    recorded = pair_module._run_metadata(SETTINGS, began, 1.23456)
+    assert (recorded["seconds"], recorded["started"]) == (1.235, "2026-01-02T03:04:05.678+00:00")

@@ -210,3 +210,20 @@ def test_a_matrix_far_from_three_peers(ratio, is_named):
     figures = {"size": pytest.approx(ratio), "usual": 1.0, "peers": 3}
     assert rows == ([("0", "far_from_peers", figures)] if is_named else [])
     assert found(peers_module._judge_sizes, peers_module.RULES, peers[:3]) == []
+
+
+@pytest.mark.parametrize(("problem", "missing", "lost"), [
+    ("x", [], {"1"}), ("", [], set()),
+    ("", ["model.layers.1.mlp.experts.2.up.weight"], {"1"}),
+])  # fmt: skip
+def test_layers_that_lack_experts_of_similar_ones(problem, missing, lost):
+    """Where no loader answered, or it misses some of the layer's."""
+    kept = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    tensors = {f"model.layers.{layer}.mlp.experts.{at}.up.weight": SimpleNamespace(shape=(2, 2))
+               for layer, at in kept}  # fmt: skip
+    expected = SimpleNamespace(missing=missing, mismatched=[], problem=problem)
+    facts = SimpleNamespace(tensors=tensors, expected=expected)
+    findings = Findings(names.RULES)
+    assert names._judge_experts(findings, facts) == lost
+    rows = [row.name for rows in findings.rows.values() for row in rows]
+    assert rows == (["model.layers.1.mlp.experts.2"] if lost else [])

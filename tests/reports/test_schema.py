@@ -13,6 +13,7 @@ from effort import every
 from measuring import changed
 from reports import uniform
 
+from shadow.engines import finished
 from shadow.errors import ShadowError
 from shadow.lists.index import Index
 from shadow.reports import folders
@@ -259,3 +260,18 @@ def test_a_report_of_another_schema_says_who_made_it(run, recorded, message, hin
     with pytest.raises(ShadowError, match=message) as caught:
         folders.report_metadata(run)
     assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({}, []), ({"repo": "x"}, ["base"]), ({"repo": "x", "commit": "y"}, ["base"]),
+    ({"repo": "x", "commit": "y", "fingerprint": "z"}, ["base"]),
+    ({"commit": "y", "fingerprint": "z"}, ["commit of base"]),
+    ({"fingerprint": "z"}, ["files of base"]),
+])  # fmt: skip
+def test_what_follows_from_another_difference_is_not_named(demo, changes, said):
+    """Another repository has other commits and files."""
+    had = finished_metadata(demo)
+    texts = finished.differences(had, had | {"base": had["base"] | changes})
+    assert [text.startswith(f"{name} ") for text, name in zip(texts, said, strict=True)] == [
+        True for _ in said
+    ]
