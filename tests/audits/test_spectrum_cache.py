@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
             path.write_bytes(spoil(path))
     again = SpectrumCache(kept.folder)
     same(measured(base, tuned, again.remember), measured(base, tuned))
-    assert again.there == 0
+    assert again.hits == 0
 
 
 def test_a_spectrum_under_the_key_of_another_is_not_believed(kept):
@@ -135,7 +135,7 @@ def test_the_folder_stays_within_its_bound_and_the_least_recently_used_go(tmp_pa
             os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 100))
     again = SpectrumCache(kept.folder, kept.bound)
     measured(stage(4), stage(5), again.remember)
-    assert again.there == 2
+    assert again.hits == 2
     assert make_room(kept.folder, 0) == 0
     assert size_of(kept.folder) == 0
 

@@ -64,7 +64,8 @@ def file_rows(
     for side, parts in sides.items():
         if len(parts) > 1 or not language_of(parts).is_complete:
             rows.append({**EVERY, "side": side, "detail": "not all files of this side are known"})
-    return sorted(rows, key=lambda row: (str(row["path"]), str(row["side"])))
+    rows.sort(key=lambda row: (str(row["path"]), str(row["side"])))
+    return rows
 
 
 def language_of(side: Sequence[tuple[str, Listing]]) -> Listing:
@@ -128,7 +129,8 @@ class _Sides:
         }
 
     def _recorded(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
-        if kind_of(path) in INSIDE and any(listing.is_gguf for listing in self.of.values()):
+        is_gguf = self.of["base"].is_gguf or self.of["tuned"].is_gguf
+        if is_gguf and kind_of(path) in INSIDE:
             return "unknown", (), "this is inside the GGUF file, where it is not compared"
         if base is None or tuned is None:
             return self._of_one(path, base, tuned)
@@ -140,7 +142,9 @@ class _Sides:
         if tuned.kind not in TELLING:
             return "changed", (), ""
         try:
-            changes = differences(path, self._read("base", path), self._read("tuned", path))
+            first = self._read("base", path)
+            second = self._read("tuned", path)
+            changes = differences(path, first, second)
         except (ShadowError, ValueError) as error:
             reason = getattr(error, "message", str(error))
             return "changed", [tuned.kind], f"not compared inside: {reason}"
@@ -163,10 +167,10 @@ class _Sides:
         state: State = "removed" if tuned is None else "added"
         if file.kind == TEMPLATE and path in TEMPLATES and not self._templates_differ:
             return state, (), "the chat template is the same"
-        is_new_pickle = (
-            state == "added" and file.kind == "pickle" and path not in self.of["tuned"].read_from
-        )
-        words = [file.kind] if file.kind in TELLING or is_new_pickle else ()
+        matters = file.kind in TELLING
+        if state == "added" and file.kind == "pickle":
+            matters = path not in self.of["tuned"].read_from
+        words = [file.kind] if matters else ()
         return state, words, file.problem
 
     def _are_same(self, path: str, base: StoredFile, tuned: StoredFile) -> bool | None:
@@ -178,8 +182,10 @@ class _Sides:
         kind, _, _ = (base.checksum or "").partition(":")
         if kind and (tuned.checksum or "").startswith(f"{kind}:"):
             return base.checksum == tuned.checksum
-        if all(listing.folder is not None for listing in self.of.values()):
-            differ = differ_in_sample(self.of["base"], self.of["tuned"], path)
+        first = self.of["base"]
+        second = self.of["tuned"]
+        if first.folder is not None and second.folder is not None:
+            differ = differ_in_sample(first, second, path)
             return None if differ is None else not differ
         for side, checksum in (("base", tuned.checksum), ("tuned", base.checksum)):
             is_here = self.of[side].folder is not None

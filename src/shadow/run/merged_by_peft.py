@@ -46,7 +46,10 @@ class Merges(Mapping[str, Tensor]):
     @cached_property
     def updated(self) -> list[str]:
         """The tensors that peft changes."""
-        return [name for module in self.modules.values() for name in self._names(module)]
+        names = []
+        for module in self.modules.values():
+            names += self._names(module)
+        return names
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self.updated, *self.whole])
@@ -72,7 +75,8 @@ class Merges(Mapping[str, Tensor]):
             core = layer.get_base_layer()
             empty = dict(core.named_parameters())
             for base_name in self._names(owner):
-                tensor = self.base.tensor(self.base.tensors[base_name]).whole().to(dtype)
+                info = self.base.tensors[base_name]
+                tensor = self.base.tensor(info).whole().to(dtype)
                 _, _, word = base_name.rpartition(".")
                 setattr(core, word, _frozen(tensor.clone()))
             try:
@@ -125,7 +129,10 @@ def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Ch
     merges = Merges(base, adapter, modules, whole, model)
     tensors = dict(base.tensors)
     for name in merges:
-        info = whole.get(name) or replace(base.tensors[name], dtype="F32", packing=None)
+        if name in whole:
+            info = whole[name]
+        else:
+            info = replace(base.tensors[name], dtype="F32", packing=None)
         tensors[name] = replace(info, name=name, shard=SHARD, alias_of=None)
     checkpoint = replace(
         base,

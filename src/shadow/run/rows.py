@@ -133,8 +133,9 @@ class _Groups:
             self._gather()
 
     def _gather(self, *, is_end: bool = False) -> None:
-        self._group = pa.concat_tables([self._group, table_of(self._columns, self._latest)])
+        latest = table_of(self._columns, self._latest)
         self._latest = []
+        self._group = pa.concat_tables([self._group, latest])
         is_full = self._group.num_rows >= GROUP or self._group.nbytes >= GROUP_BYTES
         if self._group.num_rows and (is_end or is_full):
             self._write(self._group.combine_chunks())
@@ -194,9 +195,11 @@ def _matrix_rows(
     """Yield the rows of a matrix without energy_share, which needs the whole pair."""
     base = pair.base.info if pair.base else None
     tuned = pair.tuned.info
-    dtypes = {"base": base.dtype if base else None, "tuned": tuned.dtype, "delta": tuned.dtype}
-    if base is not None and base.dtype != tuned.dtype:
-        dtypes["delta"] = f"{base.dtype}/{tuned.dtype}"
+    dtypes = {"tuned": tuned.dtype, "delta": tuned.dtype}
+    if base is not None:
+        dtypes["base"] = base.dtype
+        if base.dtype != tuned.dtype:
+            dtypes["delta"] = f"{base.dtype}/{tuned.dtype}"
     for measurement in outcome.measurements:
         ceiling = None
         if measurement.subject == "delta" and pair.tuned.factor is not None:
@@ -224,11 +227,14 @@ def _verified(subject: str, outcome: MatrixOutcome) -> bool | None:
     """Return whether a side is verified; a delta is as good as its worse side, and a side in a
     folder does not count.
     """
-    sides = outcome.verified
-    states = {"base": sides[:1], "tuned": sides[1:], "delta": sides}[subject]
-    if False in states:
+    base, tuned = outcome.verified
+    if subject == "base":
+        return base
+    if subject == "tuned":
+        return tuned
+    if base is False or tuned is False:
         return False
-    return None if None in states else True
+    return True if base and tuned else None
 
 
 def _spectrum_rows(pair: MatrixPair, outcome: MatrixOutcome) -> Iterator[dict[str, Cell]]:
@@ -273,11 +279,18 @@ def _rows_of_side(
     for name in sorted(held, key=order):
         holder = held[name][-1]
         parts = parts_of(name)
-        infos = [holder.info] if isinstance(holder, Skipped) else named_of(side, holder)
-        info = next(info for info in infos if info.name == name)
+        if isinstance(holder, Skipped):
+            info = holder.info
+        else:
+            info = next(info for info in named_of(side, holder) if info.name == name)
         status, reason, detail = _merged(parts)
         size = math.prod(info.shape)
+        compared = sum(part.entries for part in parts if part.is_compared)
         casts = {part.outcome.cast for part in parts} - {None}
+        # what all parts that changed are; of several kinds, neither
+        cast = casts.pop() if len(casts) == 1 else None
+        if casts:
+            cast = "neither"
         ways = {part.matched_by for part in parts if part.matched_by}
         yield {
             "tensor": info.name,
@@ -291,9 +304,8 @@ def _rows_of_side(
             "detail": detail,
             "relative_norm": _relative_norm([part.outcome for part in parts]),
             # scales and the factors of an update have fewer entries than the matrix that they make
-            "compared": min(sum(part.entries for part in parts if part.is_compared), size),
-            # what all parts that changed are; of several kinds, neither
-            "cast": "neither" if len(casts) > 1 else next(iter(casts), None),
+            "compared": min(compared, size),
+            "cast": cast,
             "all_zero": sum(part.outcome.zero == side for part in parts),
             "nonfinite": sum(side in part.outcome.nonfinite for part in parts),
             "checksum": checksums.get(name),
@@ -389,17 +401,23 @@ def _place_of(parts: Sequence[_Part]) -> Place:
     first = places[0]
     if len(set(places)) == 1:
         return first
-    modules = {place.module for place in places}
-    fused = name_rules().wholes.get(frozenset(modules), "other")
-    return Place(first.component, first.layer, first.module if len(modules) == 1 else fused)
+    module = first.module
+    modules = frozenset(place.module for place in places)
+    if len(modules) > 1:
+        module = name_rules().wholes.get(modules, "other")
+    return Place(first.component, first.layer, module)
 
 
 def _relative_norm(outcomes: Sequence[MatrixOutcome]) -> float | None:
-    if any(outcome.delta_norm is None or outcome.base_norm is None for outcome in outcomes):
-        return None
-    base = math.hypot(*[outcome.base_norm or 0.0 for outcome in outcomes])
-    delta = math.hypot(*[outcome.delta_norm or 0.0 for outcome in outcomes])
-    return delta / base if base else None
+    bases = []
+    deltas = []
+    for outcome in outcomes:
+        if outcome.delta_norm is None or outcome.base_norm is None:
+            return None
+        bases.append(outcome.base_norm)
+        deltas.append(outcome.delta_norm)
+    base = math.hypot(*bases)
+    return math.hypot(*deltas) / base if base else None
 
 
 def content_of(rows: Iterable[Mapping[str, Cell]]) -> str | None:
@@ -412,7 +430,8 @@ def content_of(rows: Iterable[Mapping[str, Cell]]) -> str | None:
     if not tensors or any(checksum is None for *_, checksum in tensors):
         return None
     lines = sorted(map(json.dumps, tensors))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    content = "\n".join(lines).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def with_contents(recorded: ReportMetadata, contents: Mapping[Side, str | None]) -> ReportMetadata:

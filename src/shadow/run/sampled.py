@@ -42,15 +42,15 @@ def sampled_units(
     groups = _groups(aligned.pairs)
     chosen = _spread(sorted(groups))
     units = _read(aligned, groups, chosen, runtime, scratch)
-    if not (differing(aligned) or any(map(_is_unlike, units))):
+    if not differing(aligned) and not any(map(_is_unlike, units)):
         return units, False
     matching = _matching(aligned, runtime, scratch)
     if matching is None:
         return units, False
     aligned = _aligned(candidate, model, matching.partners)
     groups = _groups(aligned.pairs)
-    matched = _groups([pair for pair in aligned.pairs if pair.place in matching.chosen])
-    chosen = _spread(sorted(groups.keys() & matched.keys()))
+    matched = [pair for pair in aligned.pairs if pair.place in matching.chosen]
+    chosen = _spread(sorted(_groups(matched)))
     moved = _read(aligned, groups, chosen, runtime, scratch)
     return moved or units, bool(moved)
 
@@ -117,7 +117,8 @@ def _read(
         return []
 
     def measure(pair: MatrixPair, first: Checkpoint, second: Checkpoint) -> Units:
-        is_whole = _group(pair) == chosen[0] and pair.rows * pair.cols <= WHOLE
+        is_small = pair.rows * pair.cols <= WHOLE
+        is_whole = is_small and _group(pair) == chosen[0]
         return _units(pair, sides_of(pair, first, second), whole=is_whole)
 
     order: dict[Hashable, int] = {group: number for number, group in enumerate(chosen)}
@@ -152,11 +153,14 @@ def _count(pair: MatrixPair) -> int:
 
 def _spread(groups: Sequence[Group]) -> list[Group]:
     """Choose at most LAYERS of them, evenly, from the component with the most layers."""
-    components = [component for component, *_ in groups]
-    main = max(dict.fromkeys(components), key=components.count, default=None)
-    own = [group for group in groups if group[0] == main]
-    places = np.linspace(0, len(own) - 1, min(LAYERS, len(own))).round().astype(int)
-    return [own[place] for place in dict.fromkeys(places.tolist())]
+    components = defaultdict[str, list[Group]](list)
+    for group in groups:
+        component, *_ = group
+        components[component].append(group)
+    longest = max(components.values(), key=len, default=[])
+    steps = np.linspace(0, len(longest) - 1, min(LAYERS, len(longest)))
+    indices = steps.round().astype(int).tolist()
+    return [longest[index] for index in dict.fromkeys(indices)]
 
 
 @np.errstate(over="ignore")  # F64 beyond float32

@@ -54,7 +54,13 @@ class Stacked:
         number = self.part.place.expert if expert is None else expert
         assert number is not None, "of a stack"
         own = slice(number * rank, (number + 1) * rank)
-        return Update(left[:, own], right[own], self.scale, None, self.b.dtype, is_cast=True)
+        return Update(
+            left=left[:, own],
+            right=right[own],
+            scale=self.scale,
+            stored=self.b.dtype,
+            is_cast=True,
+        )
 
     def likest(self, adapter: Checkpoint, change: Tensor, *, by_rank: bool) -> int:
         """Return the expert whose update is most like a change of this matrix, (out, in)."""
@@ -73,10 +79,12 @@ def stacked_updates(
     """
     layers: dict[tuple[str, int | None], Shapes] = defaultdict(dict)
     for name, parts in parts_of(base).items():
+        shape = base.tensors[name].shape
         for part in parts:
             place = part.place
             if place.expert is not None:
-                layers[place.component, place.layer][place] = part.shape(base.tensors[name].shape)
+                layer = layers[place.component, place.layer]
+                layer[place] = part.shape(shape)
     updates: dict[Place, Stacked] = {}
     modules: set[str] = set()
     for module, (b, a, transposed) in factors.items():
@@ -84,17 +92,19 @@ def stacked_updates(
         if match is None or transposed:
             continue
         stack = match["stack"]
-        example = place_tensors({stack + DOWN: (1, 2, 2)}, base.config)[stack + DOWN][0].place
-        known = layers.get((example.component, example.layer))
+        example = stack + DOWN
+        place = place_tensors({example: (1, 2, 2)}, base.config)[example][0].place
+        known = layers.get((place.component, place.layer))
         if not known:
             continue
         experts = 1 + max(place.expert or 0 for place in known)
         rank, rest = divmod(a.shape[0], experts)
         if rest:
             continue
-        for own, swapped in _readings(stack, experts, (b.shape[0], a.shape[1]), known, base):
+        sides = (b.shape[0], a.shape[1])
+        for matrices, swapped in _readings(stack, experts, sides, known, base):
             scale = adapter.scaling(module, rank)
-            for part in own:
+            for part in matrices:
                 updates[part.place] = Stacked(a, b, part, experts, scale, swapped)
             modules.add(module)
             break

@@ -86,7 +86,9 @@ def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
 
 def jobs_of(runtime: Runtime, pairs: Sequence[MatrixPair], method: Method) -> int:
     """Return the requested number of workers, or the default."""
-    return runtime.jobs or default_jobs(pairs, runtime.limits or machine_limits(), method)
+    if runtime.jobs is not None:
+        return runtime.jobs
+    return default_jobs(pairs, runtime.limits or machine_limits(), method)
 
 
 def in_workers(
@@ -167,8 +169,8 @@ def _run(
             download = fetch(source_of(plan.base, plan.tuned, coming[0].shard))
         arrived = len(first_steps) - len(coming)
         while entered < len(steps) and arrived >= bisect_right(first_steps, entered):
-            largest_first = sorted(steps[entered], key=lambda pair: (-cost(pair), pair.key))
-            ready.extend((entered, pair) for pair in largest_first)
+            for pair in sorted(steps[entered], key=lambda pair: (-cost(pair), pair.key)):
+                ready.append((entered, pair))
             entered += 1
         while ready and len(computing) < 2 * jobs:
             step, pair = ready.popleft()
@@ -215,7 +217,8 @@ def outcome_of(
     checksums: dict[str, dict[str, str]] = {}
     try:
         try:
-            measured = _measured(pair, base, tuned, replace(means, space=own_workspace()))
+            own_means = replace(means, space=own_workspace())
+            measured = _measured(pair, base, tuned, own_means)
         except UndecodableError as error:
             measured = MatrixOutcome("skipped", reason="quantized", detail=error.message)
         for side, info in summed.get(pair.key, ()):
@@ -307,14 +310,18 @@ def _of_vector(sides: Sides, formats: tuple[str, str], detail: str | None) -> Ma
     base_norm = math.hypot(*base_norms) * unit
     if delta_norm > 0 and base_norm == 0:
         detail = _FROM_ZERO
+    is_zero = size.base > 0 and size.tuned == 0  # a base may have biases of 0
+    is_cast: Cast | Literal["neither"] | None = None
+    if size.delta:
+        is_cast = cast(sides, formats) or "neither"
     return MatrixOutcome(
         "skipped",
         reason="not_a_matrix",
         detail=detail,
         delta_norm=delta_norm,
         base_norm=base_norm,
-        zero="tuned" if size.base > 0 == size.tuned else None,  # a base may have biases of 0
-        cast=(cast(sides, formats) or "neither") if size.delta else None,
+        zero="tuned" if is_zero else None,
+        cast=is_cast,
     )
 
 
@@ -325,7 +332,8 @@ def _copied(
     unknown. may_be: whether it may be a cast of floats.
     """
     if is_quantised(sides.tuned) == is_quantised(sides.base):
-        return (cast(sides, formats) if may_be else None) or "neither"
+        copied = cast(sides, formats) if may_be else None
+        return copied or "neither"
     side: Cast = "tuned" if is_quantised(sides.tuned) else "base"
     is_copy = delta.values.get("format_copy")
     if is_copy is None:  # what its quantiser makes may be known
@@ -392,7 +400,8 @@ def views(
         right = right.T
     left = pair.tuned.part.view(left)
     if base_matrix.ndim < left.ndim:
-        base_matrix = _cut(base_matrix, torch.Size((*left.shape[:-1], pair.cols)))
+        shape = torch.Size((*left.shape[:-1], pair.cols))
+        base_matrix = _cut(base_matrix, shape)
     left = left.reshape(*base_matrix.shape[:-1], factor.rank)
     return base_matrix, Updated(base_matrix, left, right, factor.scaling)
 
