@@ -18,6 +18,7 @@ from shadow.checkpoints.held_files import HeldFile
 from shadow.checks import moved
 from shadow.checks.registry import question
 from shadow.run.runtime import Runtime
+from shadow.run.passes import gather_alone
 from shadow.run.scan import sweep
 from shadow.run.sides import find_checkpoint
 from shadow.targets.references import Reference
@@ -283,12 +284,12 @@ def test_what_another_scan_looked_at_is_known(tmp_path):
     )
     runtime = Runtime(examined={}, jobs=1)
     sides = [Reference(str(tmp_path / name), is_folder=True) for name in ("base", "model")]
-    moved.gather(question("moved", sides), runtime, tmp_path / "scratch")
+    gather_alone(moved.gather(question("moved", sides), runtime, tmp_path / "scratch"))
     assert len(runtime.examined) == len(state)
 
     def swept(runtime):
         opened = find_checkpoint(sides[1], runtime, tmp_path)
-        return repr(sweep(opened, opened.tensors.values(), runtime, tmp_path))
+        return repr(gather_alone(sweep(opened, opened.tensors.values(), runtime, tmp_path)))
 
     assert swept(runtime) == swept(Runtime())
     known = dict.fromkeys(runtime.examined, "known")

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.checkpoints.held_files import STRIPE, WHOLE, HeldFile
+from shadow.checkpoints.held_files import STRIPE, WHOLE, HeldBytes, HeldFile
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import torch_name
 
@@ -380,8 +381,46 @@ def room(count: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype)
 
 
-def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
+SHARED = 3 * WHOLE  # bytes of tensors that a thread holds for several readers
+_LOCAL = threading.local()
+_NOTHING = torch.empty(0)
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Read the bytes of each tensor of a file once in this thread, however often it is opened. A
+    tensor larger than `WHOLE` is not held, and read by each of its readers.
+    """
+    _LOCAL.shared = {}
+    try:
+        yield
+    finally:
+        del _LOCAL.shared
+
+
+def _shared(file: HeldFile, info: TensorInfo) -> tuple[Reads, TensorInfo]:
+    """The bytes of a tensor in memory, and its position there, in a thread that shares them."""
+    shared: dict[object, HeldBytes] | None = getattr(_LOCAL, "shared", None)
+    size = info.end - info.start
+    if shared is None or size > WHOLE or not isinstance(file, HeldFile):
+        return file, info
+    key = file.identity, info.start, info.end
+    if key not in shared:
+        first = sum(content.size for content in shared.values())
+        stop = first + size
+        if stop > SHARED:
+            return file, info
+        if getattr(_LOCAL, "room", _NOTHING).numel() < stop:  # it serves for later tensors too
+            _LOCAL.room = room(stop, torch.uint8)
+        content = _LOCAL.room[first:stop].numpy().data
+        file.read_runs([info.start], content)
+        shared[key] = HeldBytes(content)
+    return shared[key], replace(info, start=0, end=size)
+
+
+def stored_tensor(held: HeldFile, info: TensorInfo) -> StoredTensor:
     """The tensor of a file that an entry of its header names, read when it is used."""
+    file, info = _shared(held, info)
     dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:
         view = torch.empty(info.shape, dtype=dtype, device="meta")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shadow.checks import (
     drop_in,
@@ -30,6 +30,9 @@ from shadow.run.sides import client_for
 from shadow.targets.references import AnyReference, ComponentBase
 from shadow.templates import Reason
 from shadow.text import and_list, counted, nearest
+
+if TYPE_CHECKING:
+    from shadow.run.passes import Gathering
 
 CHECKS = Kind(
     "a claim of `shadow verify {code} {usage}`: {meaning}[. {rate}]",
@@ -134,6 +137,13 @@ def question(
 
 def verify(question: Question, runtime: Runtime) -> Verification:
     """Check a claim. Raises ShadowError if a checkpoint cannot be read."""
+    from shadow.run.passes import gather_alone
+
+    return gather_alone(verifying(question, runtime))
+
+
+def verifying(question: Question, runtime: Runtime) -> Gathering[Verification]:
+    """Check a claim, beside others."""
     check = question.check
     assert check.gather is not None, "a check of checkpoints"
     folders = []
@@ -150,6 +160,8 @@ def verify(question: Question, runtime: Runtime) -> Verification:
     runtime.show(Progress(0, 0, 0, 0))
     with tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch, client_for(references):
         evidence = check.gather(question, runtime, Path(scratch))
+        if isinstance(evidence, Generator):  # of checks that scan
+            evidence = yield from evidence
         answer = check.judge(evidence)
         if check.code in BY_NAME and answer.outcome is Outcome.DOES_NOT_HOLD:
             folder = Path(scratch) / "numbers"
@@ -176,4 +188,4 @@ def _noted_numbers(
 
 def _show(show: Callable[[Progress], None], claim: str, state: Progress) -> None:
     """Show the progress of a claim under its name."""
-    show(replace(state, stage=claim))
+    show(replace(state, stage=state.stage or claim))

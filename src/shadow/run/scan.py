@@ -23,6 +23,7 @@ from shadow.checkpoints.transfers import Transfer
 from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import UndecodableError
 from shadow.places.architecture import Part, Place
+from shadow.run.passes import Gathering, Pass, content_of, gather_alone
 from shadow.run.plan import make_plan, require_disk_at_once, sources_of
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scanned import Scanned, Unmatched, in_order
@@ -50,6 +51,17 @@ def scan(
     scratch: Path,
     unread: list[Unmatched] | None = None,
 ) -> list[Row]:
+    """Measure every pair, as `scanning` does, without others."""
+    return gather_alone(scanning(aligned, measure, runtime, scratch, unread))
+
+
+def scanning(
+    aligned: AlignedPair,
+    measure: Measure[Row],
+    runtime: Runtime,
+    scratch: Path,
+    unread: list[Unmatched] | None = None,
+) -> Gathering[list[Row]]:
     """Measure every pair, in the order of their keys.
 
     unread: collects tensors that `measure` does not compare or that cannot be decoded, by name;
@@ -66,7 +78,7 @@ def scan(
         try:
             row = measure(pair, plan.base, plan.tuned)
             if examined is not None and space.examination.extremes:
-                examined[_content(plan.tuned, info)] = space.examination.extremes
+                examined[content_of(plan.tuned, info)] = space.examination.extremes
             return pair.key, row
         except UndecodableError as fault:
             if unread is None:
@@ -76,9 +88,14 @@ def scan(
             for source in sources_of(pair, plan.base, plan.tuned):
                 source.require_unchanged()
 
-    jobs = jobs_of(runtime, aligned.pairs, Method("norms"))
-    with closing(in_workers(plan, measured, runtime, jobs, weigh=_entries)) as rows:
-        found = sorted(rows, key=itemgetter(0))
+    together = Pass(plan, measured, runtime)
+    yield together
+    rows = together.rows
+    if not rows:
+        jobs = jobs_of(runtime, aligned.pairs, Method("norms"))
+        with closing(in_workers(plan, measured, runtime, jobs, weigh=_entries)) as measurements:
+            rows += measurements
+    found = sorted(rows, key=itemgetter(0))
     if unread is not None:
         apart = [row for _, row in found if isinstance(row, Unmatched)]
         unread[:] = sorted({*unread, *apart}, key=in_order)
@@ -179,7 +196,7 @@ class Swept:
 
 def sweep(
     checkpoint: Checkpoint, tensors: Iterable[TensorInfo], runtime: Runtime, scratch: Path
-) -> tuple[list[Swept], list[Unmatched]]:
+) -> Gathering[tuple[list[Swept], list[Unmatched]]]:
     """Return all tensors of floats or packed numbers, by name, and those not decodable. What is
     known from scans is not read again.
     """
@@ -196,7 +213,7 @@ def sweep(
 
     def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> Swept:
         info = pair.tuned.info
-        known = examined.get(_content(own, info))
+        known = examined.get(content_of(own, info))
         if known and not info.packing:
             return Swept(info, known)
         raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
@@ -205,14 +222,8 @@ def sweep(
 
     unread: list[Unmatched] = []
     aligned = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
-    found = [*scan(aligned, measure, runtime, scratch, unread)]
+    found = yield from scanning(aligned, measure, runtime, scratch, unread)
     return sorted(found, key=lambda one: one.info.name), unread
-
-
-def _content(checkpoint: Checkpoint, info: TensorInfo) -> object:
-    """A key that changes when the bytes of a tensor may have; of one outside open files always."""
-    held = checkpoint.sources[info.shard].held
-    return held.identity if held else object(), info.start, info.end
 
 
 def _sides(info: TensorInfo) -> tuple[int, int]:

@@ -34,6 +34,7 @@ from shadow.text import nearest
 if TYPE_CHECKING:
     from shadow.checkpoints.expected import Expected
     from shadow.checkpoints.safetensors_files import Header
+    from shadow.run.passes import Gathering
     from shadow.run.runtime import Runtime
     from shadow.run.scan import Swept
     from shadow.run.scanned import Unmatched
@@ -161,7 +162,7 @@ def require_acceptable(accept: Mapping[str, str]) -> None:
             raise UsageError(f"{code} is accepted without a reason", f"write {code}=REASON")
 
 
-def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]:
     """Read headers and small files, then sweep once over values while a loader is asked."""
     from shadow.checkpoints.transfers import Transfer, meanwhile
 
@@ -198,7 +199,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
         if read:
             from shadow.run.scan import sweep
 
-            swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
+            swept, unread = yield from sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
     expected = answer.result()
     if expected is not None:
         expected = quantised_modules.without_format(checkpoint, expected)
