@@ -11,7 +11,7 @@ import contextlib
 import math
 import mmap
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
@@ -383,44 +383,34 @@ def room(count: int, dtype: torch.dtype) -> Tensor:
 
 SHARED = 3 * WHOLE  # bytes of tensors that a thread holds for several readers
 _LOCAL = threading.local()
-_NOTHING = torch.empty(0)
 
 
-@contextlib.contextmanager
-def sharing() -> Iterator[None]:
-    """Read the bytes of each tensor of a file once in this thread, however often it is opened. A
-    tensor larger than `WHOLE` is not held, and read by each of its readers.
+def share() -> None:
+    """From here on read a tensor once in this thread, however often it is opened, unless it is
+    larger than `WHOLE`. What was shared before is dropped.
     """
-    _LOCAL.shared = {}
-    try:
-        yield
-    finally:
-        del _LOCAL.shared
+    _LOCAL.contents = {}
 
 
-def _shared(file: HeldFile, info: TensorInfo) -> tuple[Reads, TensorInfo]:
+def _shared(file: Reads, info: TensorInfo) -> tuple[Reads, TensorInfo]:
     """The bytes of a tensor in memory, and its position there, in a thread that shares them."""
-    shared: dict[object, HeldBytes] | None = getattr(_LOCAL, "shared", None)
+    contents: dict[object, HeldBytes] | None = getattr(_LOCAL, "contents", None)
     size = info.end - info.start
-    if shared is None or size > WHOLE or not isinstance(file, HeldFile):
+    if contents is None or size > WHOLE or not isinstance(file, HeldFile):
         return file, info
-    key = file.identity, info.start, info.end
-    if key not in shared:
-        first = sum(content.size for content in shared.values())
-        stop = first + size
-        if stop > SHARED:
-            return file, info
-        if getattr(_LOCAL, "room", _NOTHING).numel() < stop:  # it serves for later tensors too
-            _LOCAL.room = room(stop, torch.uint8)
-        content = _LOCAL.room[first:stop].numpy().data
-        file.read_runs([info.start], content)
-        shared[key] = HeldBytes(content)
-    return shared[key], replace(info, start=0, end=size)
+    key = file.identity, info.start, size
+    if key not in contents:
+        if size + sum(each.size for each in contents.values()) > SHARED:
+            contents.clear()
+        content = memoryview(bytearray(size))
+        file.read(info.start, content)
+        contents[key] = HeldBytes(content)
+    return contents[key], replace(info, start=0, end=size)
 
 
-def stored_tensor(held: HeldFile, info: TensorInfo) -> StoredTensor:
+def stored_tensor(file: Reads, info: TensorInfo) -> StoredTensor:
     """The tensor of a file that an entry of its header names, read when it is used."""
-    file, info = _shared(held, info)
+    file, info = _shared(file, info)
     dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:
         view = torch.empty(info.shape, dtype=dtype, device="meta")

@@ -21,6 +21,7 @@ from shadow.checks.answer import (
 )
 from shadow.checks.registry import question, verifying
 from shadow.errors import ShadowError, UsageError
+from shadow.run.passes import Gathering, gather_together
 from shadow.run.runtime import Access, Runtime
 from shadow.run.sides import client_for, find_checkpoint, listing_of, open_found
 from shadow.storage import as_given
@@ -31,7 +32,6 @@ from shadow.text import Shown
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checkpoints.safetensors_files import TensorInfo
-    from shadow.run.passes import Gathering
 
 SCHEMA = 1
 CARD = "README.md"
@@ -165,8 +165,6 @@ def typed(text: str) -> str:
 
 def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
     """Ask every claim that the sides allow. Raises ShadowError if `whole` cannot be asked."""
-    from shadow.run.passes import gather_together
-
     first = question("whole", [sides.model], headers=sides.headers, accept=sides.accept)
     references: list[Reference] = []
     for side in sides.named.values():
@@ -188,7 +186,6 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
             if sides.adapter is not None:
                 hint = f"it names one: add --base {named}" if named else "add --base REF"
                 raise UsageError("--adapter needs the base of the adapter", hint)
-        runtime = replace(runtime, examined={})
         gatherings = [_asked(claim, sides, model, runtime) for claim in _claims(sides, model)]
         gatherings.append(verifying(first, runtime))  # others tell it of tensors that they read
         *lines, whole = gather_together(gatherings)
@@ -239,8 +236,8 @@ def _claims(sides: CheckRequest, model: Checkpoint | None) -> Iterator[Question]
 def _asked(
     claim: Question, sides: CheckRequest, model: Checkpoint | None, runtime: Runtime
 ) -> Gathering[Answered]:
-    """Ask a claim about more than the model itself. Where that cannot be done, it is open if `whole`
-    says what is wrong with the model; otherwise a fault.
+    """Ask a claim about more than the model itself. Where that cannot be done, it is open if
+    `whole` says what is wrong with the model; otherwise a fault.
     """
     try:
         line = yield from verifying(claim, runtime)

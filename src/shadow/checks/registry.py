@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shadow.checks import (
     drop_in,
@@ -25,14 +25,12 @@ from shadow.checks import (
 from shadow.checks.answer import Answer, Check, Kind, Outcome, Question, Verification
 from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
+from shadow.run.passes import Gathering, gather_together
 from shadow.run.runtime import Progress, Runtime
 from shadow.run.sides import client_for
 from shadow.targets.references import AnyReference, ComponentBase
 from shadow.templates import Reason
 from shadow.text import and_list, counted, nearest
-
-if TYPE_CHECKING:
-    from shadow.run.passes import Gathering
 
 CHECKS = Kind(
     "a claim of `shadow verify {code} {usage}`: {meaning}[. {rate}]",
@@ -137,9 +135,7 @@ def question(
 
 def verify(question: Question, runtime: Runtime) -> Verification:
     """Check a claim. Raises ShadowError if a checkpoint cannot be read."""
-    from shadow.run.passes import gather_alone
-
-    return gather_alone(verifying(question, runtime))
+    return gather_together([verifying(question, runtime)])[0]
 
 
 def verifying(question: Question, runtime: Runtime) -> Gathering[Verification]:
@@ -188,4 +184,4 @@ def _noted_numbers(
 
 def _show(show: Callable[[Progress], None], claim: str, state: Progress) -> None:
     """Show the progress of a claim under its name."""
-    show(replace(state, stage=state.stage or claim))
+    show(replace(state, stage=claim))

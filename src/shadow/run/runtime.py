@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from shadow.run.journal import Journal
     from shadow.run.machine import MachineLimits
     from shadow.run.settings import Settings
-    from shadow.spectra.sums import Extremes
     from shadow.targets.families import Pair
     from shadow.targets.references import AnyReference, Reference
 
@@ -152,8 +151,6 @@ class Runtime:
     """Of references to the Hub: the commits to read, where those were looked up before."""
     found: Mapping[AnyReference, Found] = field(default_factory=dict, hash=False)
     """Checkpoints that were found before."""
-    examined: dict[object, Extremes] | None = field(default=None, hash=False)
-    """Statistics that scans make of whole tensors of tuned sides; None: not wanted."""
     patience: float = 0.0
     """Seconds to wait for another audit of the same pair before it is refused."""
     elsewhere: Callable[[Asked, AlignedPair, Journal], None] | None = None

@@ -199,7 +199,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]
         if read:
             from shadow.run.scan import sweep
 
-            swept, unread = yield from sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
+            sweeping = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
+            swept, unread = yield from sweeping
     expected = answer.result()
     if expected is not None:
         expected = quantised_modules.without_format(checkpoint, expected)
