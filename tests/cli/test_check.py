@@ -242,7 +242,8 @@ def test_each_byte_of_a_model_is_read_once(large, words, monkeypatch):
     of_file = HeldFile.read
 
     def counted(self, start, into):
-        read[self.path.parent.name] += len(into)
+        if start:  # no header
+            read[self.path.parent.name] += len(into)
         return of_file(self, start, into)
 
     monkeypatch.setattr(HeldFile, "read", counted)

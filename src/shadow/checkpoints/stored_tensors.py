@@ -11,7 +11,7 @@ import contextlib
 import math
 import mmap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
@@ -385,32 +385,48 @@ SHARED = 3 * WHOLE  # bytes of tensors that a thread holds for several readers
 _LOCAL = threading.local()
 
 
-def share() -> None:
-    """From here on read a tensor once in this thread, however often it is opened, unless it is
-    larger than `WHOLE`. What was shared before is dropped.
+@dataclass
+class _SharedBytes:
+    """Bytes of tensors in one buffer, which is used again."""
+
+    room: memoryview
+    tensors: dict[object, HeldBytes]
+    used: int = 0
+
+    def held(self, file: HeldFile, info: TensorInfo) -> HeldBytes | None:
+        """The bytes of a tensor, read on first use; None where there is no room for them."""
+        key = file.identity, info.start, info.end
+        end = self.used + info.end - info.start
+        if key not in self.tensors and end <= len(self.room):
+            content = self.room[self.used : end]
+            file.read(info.start, content)
+            self.tensors[key] = HeldBytes(content)
+            self.used = end
+        return self.tensors.get(key)
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Within, read a tensor once in this thread, however often it is opened, as long as all fit
+    into `SHARED`. None of them may be used afterwards.
     """
-    _LOCAL.contents = {}
-
-
-def _shared(file: Reads, info: TensorInfo) -> tuple[Reads, TensorInfo]:
-    """The bytes of a tensor in memory, and its position there, in a thread that shares them."""
-    contents: dict[object, HeldBytes] | None = getattr(_LOCAL, "contents", None)
-    size = info.end - info.start
-    if contents is None or size > WHOLE or not isinstance(file, HeldFile):
-        return file, info
-    key = file.identity, info.start, size
-    if key not in contents:
-        if size + sum(each.size for each in contents.values()) > SHARED:
-            contents.clear()
-        content = memoryview(bytearray(size))
-        file.read(info.start, content)
-        contents[key] = HeldBytes(content)
-    return contents[key], replace(info, start=0, end=size)
+    room = getattr(_LOCAL, "room", None)
+    if room is None:
+        room = _LOCAL.room = np.empty(SHARED, np.uint8).data
+    _LOCAL.shared = _SharedBytes(room, {})
+    try:
+        yield
+    finally:
+        _LOCAL.shared = None
 
 
 def stored_tensor(file: Reads, info: TensorInfo) -> StoredTensor:
     """The tensor of a file that an entry of its header names, read when it is used."""
-    file, info = _shared(file, info)
+    shared: _SharedBytes | None = getattr(_LOCAL, "shared", None)
+    held = shared.held(file, info) if shared and isinstance(file, HeldFile) else None
+    if held is not None:
+        file = held
+        info = replace(info, start=0, end=held.size)
     dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:
         view = torch.empty(info.shape, dtype=dtype, device="meta")

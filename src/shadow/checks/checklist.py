@@ -21,8 +21,7 @@ from shadow.checks.answer import (
 )
 from shadow.checks.registry import question, verifying
 from shadow.errors import ShadowError, UsageError
-from shadow.run.passes import Gathering, gather_together
-from shadow.run.runtime import Access, Runtime
+from shadow.run.runtime import Access, Gathering, Runtime, gather_together
 from shadow.run.sides import client_for, find_checkpoint, listing_of, open_found
 from shadow.storage import as_given
 from shadow.targets.references import AnyReference, Reference

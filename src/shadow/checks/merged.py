@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.run.adapted import OpenAdapter, Reach
     from shadow.run.aligned import Alignment
-    from shadow.run.passes import Gathering
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Gathering, Runtime
     from shadow.spectra.relations.merging import MergeFit, UpdateScale, Way
 
 ERRORS = 5  # standard errors on each side of an estimated scale

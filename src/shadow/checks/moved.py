@@ -18,8 +18,7 @@ from shadow.templates import Reason
 if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.checks.trained import Moved, Training
-    from shadow.run.passes import Gathering
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Gathering, Runtime
 
 WORDS = {
     **trained.WORDS,

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
-    from shadow.run.passes import Gathering
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Gathering, Runtime
     from shadow.spectra.levels import FormatNoise
 
 WORDS = {

@@ -25,8 +25,7 @@ from shadow.checks import (
 from shadow.checks.answer import Answer, Check, Kind, Outcome, Question, Verification
 from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
-from shadow.run.passes import Gathering, gather_together
-from shadow.run.runtime import Progress, Runtime
+from shadow.run.runtime import Gathering, Progress, Runtime, gather_together
 from shadow.run.sides import client_for
 from shadow.targets.references import AnyReference, ComponentBase
 from shadow.templates import Reason

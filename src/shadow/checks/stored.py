@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
     from shadow.places.architecture import Place
-    from shadow.run.passes import Gathering
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Gathering, Runtime
     from shadow.spectra.copies import Kept
     from shadow.spectra.spectrum import Sides
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.places.architecture import Place
     from shadow.run.adapted import Reach
-    from shadow.run.passes import Gathering
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Gathering, Runtime
     from shadow.spectra.entries import Cell
     from shadow.spectra.spectrum import Sides
 

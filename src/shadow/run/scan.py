@@ -6,7 +6,6 @@ No spectrum is solved. The caller decides what to measure of a pair.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -19,14 +18,13 @@ import torch
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor, share
+from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor, sharing
 from shadow.checkpoints.transfers import Transfer
 from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import ShadowError, UndecodableError
 from shadow.places.architecture import Part, Place
-from shadow.run.passes import Gathering, Pass, gather_together
 from shadow.run.plan import make_plan, require_disk_at_once, sources_of
-from shadow.run.runtime import AlignedPair, Runtime
+from shadow.run.runtime import AlignedPair, Gathering, Pass, Runtime, gather_together
 from shadow.run.scanned import Scanned, Unmatched, in_order
 from shadow.run.workers import in_workers, jobs_of, own_workspace, views
 from shadow.spectra.copies import has_few_levels
@@ -70,7 +68,7 @@ def scanning(
     """
 
     def measured(
-        pair: MatrixPair, base: Checkpoint, tuned: Checkpoint
+        pair: MatrixPair, base: Checkpoint = aligned.base, tuned: Checkpoint = aligned.tuned
     ) -> tuple[str, Row | Unmatched]:
         try:
             return pair.key, measure(pair, base, tuned)
@@ -82,30 +80,30 @@ def scanning(
             for source in sources_of(pair, base, tuned):
                 source.require_unchanged()
 
-    own = Pass(aligned, measured, [], defaultdict(list), set())
+    own = Pass(aligned, measured)
     yield own
-    left = [pair for pair in aligned.pairs if pair.key not in own.made]
-    plan = make_plan(replace(aligned, pairs=left), runtime.access, folder=scratch, scratch=scratch)
+    made = {key for key, _ in own.rows}
+    made |= {guest.key for some in own.guests.values() for other, guest in some if other is own}
+    left = [pair for pair in aligned.pairs if pair.key not in made]
+    aligned = replace(aligned, pairs=left)
+    plan = make_plan(aligned, runtime.access, folder=scratch, scratch=scratch)
     plan.require_disk()
 
-    def with_guests(pair: MatrixPair) -> list[tuple[Pass, tuple[str, Any]]]:
-        guests = own.guests.get(pair.key, [])
-        if guests:
-            share()
-        rows: list[tuple[Pass, tuple[str, Any]]] = [(own, measured(pair, plan.base, plan.tuned))]
-        for other, guest in guests:
-            # the others meet an error when they measure what is left
-            with nullcontext() if other is own else suppress(ShadowError):
-                row = other.measure(guest, other.aligned.base, other.aligned.tuned)
-                rows.append((other, row))
+    def measured_with_guests(pair: MatrixPair) -> list[tuple[Pass, Any]]:
+        guests = own.guests[pair.key]
+        with sharing() if guests else nullcontext():
+            rows: list[tuple[Pass, Any]] = [(own, measured(pair, plan.base, plan.tuned))]
+            for other, guest in guests:
+                # other passes meet an error in what is left to them
+                with nullcontext() if other is own else suppress(ShadowError):
+                    rows.append((other, other.measure(guest)))
         return rows
 
     jobs = jobs_of(runtime, left, Method("norms"))
-    with closing(in_workers(plan, with_guests, runtime, jobs, weigh=_entries)) as every:
+    with closing(in_workers(plan, measured_with_guests, runtime, jobs, weigh=_entries)) as every:
         for rows in every:
             for other, row in rows:
                 other.rows.append(row)
-                other.made.add(row[0])
     found = sorted(own.rows, key=itemgetter(0))
     if unread is not None:
         apart = [row for _, row in found if isinstance(row, Unmatched)]

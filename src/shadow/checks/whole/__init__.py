@@ -34,8 +34,7 @@ from shadow.text import nearest
 if TYPE_CHECKING:
     from shadow.checkpoints.expected import Expected
     from shadow.checkpoints.safetensors_files import Header
-    from shadow.run.passes import Gathering
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Gathering, Runtime
     from shadow.run.scan import Swept
     from shadow.run.scanned import Unmatched
 
