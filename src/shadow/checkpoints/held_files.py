@@ -180,6 +180,33 @@ class HeldFile:
         return ShadowError(f"{self.path} changed during the audit: {how}", WHEN_QUIET)
 
 
+@dataclass(frozen=True)
+class HeldBytes:
+    """The bytes of a tensor in memory, read like those of a file."""
+
+    content: memoryview
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+    def read(self, start: int, into: memoryview) -> None:
+        into[:] = self.content[start : start + len(into)]
+
+    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
+        width = len(into) // max(1, len(starts))
+        for number, start in enumerate(map(int, starts)):
+            first = number * width
+            self.read(start, into[first : first + width])
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Do nothing: the bytes are in memory."""
+
+    def checksum(self, start: int, stop: int) -> str:
+        part = self.content[start:stop]
+        return f"{zlib.crc32(part):08x}{zlib.adler32(part):08x}"
+
+
 def sampled(start: int, size: int) -> list[tuple[int, int]]:
     """Places (start, bytes) of the sample of a tensor of size bytes, from first to last byte."""
     if size <= SHORT:

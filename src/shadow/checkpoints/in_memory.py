@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shadow.checkpoints.formats import packed_modules
-from shadow.checkpoints.held_files import HeldFile
+from shadow.checkpoints.held_files import HeldBytes, HeldFile
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.safetensors_files import TensorInfo, Tensors, usable_name
 from shadow.checkpoints.sources import Source
@@ -35,33 +34,6 @@ PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 WORDS = {getattr(torch, torch_name(word)): word for word in (*FLOATS, *INTEGERS)}
 
 
-@dataclass(frozen=True)
-class _Bytes:
-    """The bytes of a tensor, read like those of a file."""
-
-    content: memoryview
-
-    @property
-    def size(self) -> int:
-        return len(self.content)
-
-    def read(self, start: int, into: memoryview) -> None:
-        into[:] = self.content[start : start + len(into)]
-
-    def read_runs(self, starts: Sequence[int], into: memoryview) -> None:
-        width = len(into) // max(1, len(starts))
-        for number, start in enumerate(starts):
-            first = number * width
-            self.read(start, into[first : first + width])
-
-    def read_ahead(self, start: int, stop: int) -> None:
-        """Do nothing: the bytes are in memory."""
-
-    def checksum(self, start: int, stop: int) -> str:
-        part = self.content[start:stop]
-        return f"{zlib.crc32(part):08x}{zlib.adler32(part):08x}"
-
-
 @dataclass(frozen=True, eq=False)
 class MemorySource(Source):
     """The tensors of a module or a state dict, by name."""
@@ -74,7 +46,7 @@ class MemorySource(Source):
         plain = tensor.resolve_conj().resolve_neg()
         flat = plain.cpu().contiguous().reshape(-1)
         numbers = flat.view(torch.uint8).numpy()
-        content = _Bytes(memoryview(numbers.data).cast("B"))
+        content = HeldBytes(memoryview(numbers.data).cast("B"))
         whole = replace(info, start=0, end=content.size)
         return cast(HeldFile, content), whole
 

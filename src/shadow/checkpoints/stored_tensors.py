@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.checkpoints.held_files import STRIPE, WHOLE, HeldFile
+from shadow.checkpoints.held_files import STRIPE, WHOLE, HeldBytes, HeldFile
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import torch_name
 
@@ -387,8 +388,52 @@ def room(count: int, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype)
 
 
-def stored_tensor(file: HeldFile, info: TensorInfo) -> StoredTensor:
+SHARED = 3 * WHOLE  # bytes of tensors that a thread holds for several readers
+_LOCAL = threading.local()
+
+
+@dataclass
+class _SharedBytes:
+    """Bytes of tensors in one buffer, which is used again."""
+
+    room: memoryview
+    tensors: dict[object, HeldBytes]
+    used: int = 0
+
+    def held(self, file: HeldFile, info: TensorInfo) -> HeldBytes | None:
+        """The bytes of a tensor, read on first use; None where there is no room for them."""
+        key = file.identity, info.start, info.end
+        end = self.used + info.end - info.start
+        if key not in self.tensors and end <= len(self.room):
+            content = self.room[self.used : end]
+            file.read(info.start, content)
+            self.tensors[key] = HeldBytes(content)
+            self.used = end
+        return self.tensors.get(key)
+
+
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Within, read a tensor once in this thread, however often it is opened, as long as all fit
+    into `SHARED`. None of them may be used afterwards.
+    """
+    room = getattr(_LOCAL, "room", None)
+    if room is None:
+        room = _LOCAL.room = np.empty(SHARED, np.uint8).data
+    _LOCAL.shared = _SharedBytes(room, {})
+    try:
+        yield
+    finally:
+        _LOCAL.shared = None
+
+
+def stored_tensor(file: Reads, info: TensorInfo) -> StoredTensor:
     """The tensor of a file that an entry of its header names, read when it is used."""
+    shared: _SharedBytes | None = getattr(_LOCAL, "shared", None)
+    held = shared.held(file, info) if shared and isinstance(file, HeldFile) else None
+    if held is not None:
+        file = held
+        info = replace(info, start=0, end=held.size)
     dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:
         view = torch.empty(info.shape, dtype=dtype, device="meta")

@@ -6,7 +6,6 @@ import hashlib
 import re
 import shlex
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +19,9 @@ from shadow.checks.answer import (
     Verification,
     first_code,
 )
-from shadow.checks.registry import question, verify
+from shadow.checks.registry import question, verifying
 from shadow.errors import ShadowError, UsageError
-from shadow.run.runtime import Access, Runtime
+from shadow.run.runtime import Access, Gathering, Runtime, gather_together
 from shadow.run.sides import client_for, find_checkpoint, listing_of, open_found
 from shadow.storage import as_given
 from shadow.targets.references import AnyReference, Reference
@@ -186,19 +185,10 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
             if sides.adapter is not None:
                 hint = f"it names one: add --base {named}" if named else "add --base REF"
                 raise UsageError("--adapter needs the base of the adapter", hint)
-        runtime = replace(runtime, examined={})
-        lines: list[Answered] = []
-        for claim in _claims(sides, model):
-            try:
-                line = _asked(claim, runtime)
-            except UsageError:
-                raise
-            except ShadowError as error:
-                lines.append(_failed(claim, error, is_known=model is None))
-                continue
-            lines.append(line if sides.drop_in else _softened(line))
-        lines.insert(0, _asked(first, runtime))  # last, as most of the model has been read by then
-    return Checklist(sides, tuple(lines), named, digests, runtime.access)
+        gatherings = [_asked(claim, sides, model, runtime) for claim in _claims(sides, model)]
+        gatherings.append(verifying(first, runtime))  # others tell it of tensors that they read
+        *lines, whole = gather_together(gatherings)
+    return Checklist(sides, (whole, *lines), named, digests, runtime.access)
 
 
 def _digest(checkpoint: Checkpoint) -> str:
@@ -242,21 +232,23 @@ def _claims(sides: CheckRequest, model: Checkpoint | None) -> Iterator[Question]
         yield question("stored", [sides.full, sides.model], base=base)
 
 
-def _asked(claim: Question, runtime: Runtime) -> Verification:
-    begun = time.monotonic()
-    answer = verify(claim, runtime)
-    return replace(answer, seconds=time.monotonic() - begun)
-
-
-def _failed(claim: Question, error: ShadowError, *, is_known: bool) -> Answered:
-    """The line of a claim that could not be asked: open, where `whole` says what is wrong with the
-    model; otherwise a fault.
+def _asked(
+    claim: Question, sides: CheckRequest, model: Checkpoint | None, runtime: Runtime
+) -> Gathering[Answered]:
+    """Ask a claim about more than the model itself. Where that cannot be done, it is open if
+    `whole` says what is wrong with the model; otherwise a fault.
     """
-    fault = as_given(error.message)
-    if is_known:
-        answer = Answer(Outcome.INCONCLUSIVE, [said(fault)])
-        return Verification(claim.check, claim.of, answer)
-    return FailedVerification(claim.claim, claim.of, fault)
+    try:
+        line = yield from verifying(claim, runtime)
+    except UsageError:
+        raise
+    except ShadowError as error:
+        fault = as_given(error.message)
+        if model is None:
+            answer = Answer(Outcome.INCONCLUSIVE, [said(fault)])
+            return Verification(claim.check, claim.of, answer)
+        return FailedVerification(claim.claim, claim.of, fault)
+    return line if sides.drop_in else _softened(line)
 
 
 def _softened(line: Verification) -> Verification:

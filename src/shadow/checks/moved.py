@@ -18,7 +18,7 @@ from shadow.templates import Reason
 if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.checks.trained import Moved, Training
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Gathering, Runtime
 
 WORDS = {
     **trained.WORDS,
@@ -89,10 +89,10 @@ def _cosine(rows: Sequence[Scanned]) -> float | None:
     return (base + tuned - delta) / (2 * math.sqrt(base) * math.sqrt(tuned))
 
 
-def gather(question: Question, runtime: Runtime, scratch: Path) -> Training:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Training]:
     """Compare every tensor of a base with the model's, as `trained` does."""
     tuned = replace(question, check=trained.CHECK, moved=("*",))
-    return trained.gather(tuned, runtime, scratch, with_steps=False)
+    return (yield from trained.gather(tuned, runtime, scratch, with_steps=False))
 
 
 CHECK = Check(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Gathering, Runtime
     from shadow.spectra.levels import FormatNoise
 
 WORDS = {
@@ -140,15 +140,15 @@ def _figures(every: Sequence[FormatNoise]) -> dict[str, Figure]:
     return figures
 
 
-def gather(question: Question, runtime: Runtime, scratch: Path) -> Copies:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Copies]:
     """Compare every tensor of an original with its copy."""
     from shadow.run.aligned import align_all
-    from shadow.run.scan import scan
+    from shadow.run.scan import scanning
     from shadow.run.sides import found_all, opened_models
 
     original, copy = opened_models(found_all(question.named, runtime, scratch), runtime, scratch)
     aligned = align_all(original, copy, ("the original", "the copy"))
-    tensors = scan(aligned.pair, _copied, runtime, scratch / "scan", aligned.unread)
+    tensors = yield from scanning(aligned.pair, _copied, runtime, scratch / "scan", aligned.unread)
     return Copies(tensors, unmatched=aligned.unmatched, unread=aligned.unread, notes=aligned.notes)
 
 

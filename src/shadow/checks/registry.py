@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from shadow.checks import (
 from shadow.checks.answer import Answer, Check, Kind, Outcome, Question, Verification
 from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
-from shadow.run.runtime import Progress, Runtime
+from shadow.run.runtime import Gathering, Progress, Runtime, gather_together
 from shadow.run.sides import client_for
 from shadow.targets.references import AnyReference, ComponentBase
 from shadow.templates import Reason
@@ -134,6 +134,11 @@ def question(
 
 def verify(question: Question, runtime: Runtime) -> Verification:
     """Check a claim. Raises ShadowError if a checkpoint cannot be read."""
+    return gather_together([verifying(question, runtime)])[0]
+
+
+def verifying(question: Question, runtime: Runtime) -> Gathering[Verification]:
+    """Check a claim, beside others."""
     check = question.check
     assert check.gather is not None, "a check of checkpoints"
     folders = []
@@ -150,6 +155,8 @@ def verify(question: Question, runtime: Runtime) -> Verification:
     runtime.show(Progress(0, 0, 0, 0))
     with tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch, client_for(references):
         evidence = check.gather(question, runtime, Path(scratch))
+        if isinstance(evidence, Generator):  # of checks that scan
+            evidence = yield from evidence
         answer = check.judge(evidence)
         if check.code in BY_NAME and answer.outcome is Outcome.DOES_NOT_HOLD:
             folder = Path(scratch) / "numbers"

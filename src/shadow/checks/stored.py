@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
     from shadow.places.architecture import Place
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Gathering, Runtime
     from shadow.spectra.copies import Kept
     from shadow.spectra.spectrum import Sides
 
@@ -214,12 +214,12 @@ def _of(tensors: Sequence[StoredPart], code: str, counts: Mapping[str, int]) -> 
     return Reason(code, counts, formats=formats)
 
 
-def gather(question: Question, runtime: Runtime, scratch: Path) -> Copy:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Copy]:
     """Compare a full model with a copy, and with its base if one is given."""
     from shadow.checkpoints.pairing import Filter, pair_checkpoints
     from shadow.checks.whole.names import gather_expected
     from shadow.run.aligned import align_all, plain
-    from shadow.run.scan import fetch_all, in_words, require_unchanged, scan
+    from shadow.run.scan import fetch_all, in_words, require_unchanged, scanning
     from shadow.run.sides import found_all, opened_models
 
     named = question.named
@@ -234,7 +234,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Copy:
         runtime = fetch_all([base], runtime)
         pairs, _ = pair_checkpoints(base, aligned.pair.base, Filter(), may_differ=True)
         bases = {pair.place: pair for pair in pairs if pair.base is not None}
-    rows = scan(
+    rows = yield from scanning(
         aligned.pair,
         lambda pair, a, b: _copied(pair, a, b, base, bases.get(pair.place)),
         runtime,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shadow.checks.answer import Question
     from shadow.places.architecture import Place
     from shadow.run.adapted import Reach
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Gathering, Runtime
     from shadow.spectra.entries import Cell
     from shadow.spectra.spectrum import Sides
 
@@ -297,14 +297,14 @@ def _noted(
 
 def gather(
     question: Question, runtime: Runtime, scratch: Path, *, with_steps: bool = True
-) -> Training:
+) -> Gathering[Training]:
     """Compare every tensor of a base with the trained one, and find which steps the grid allows,
     unless that is not wanted: it takes most of the time.
     """
     from shadow.run.adapted import line_up_adapter, reach_of
     from shadow.run.aligned import align_all
     from shadow.run.merged_by_peft import applied
-    from shadow.run.scan import scan
+    from shadow.run.scan import scanning
     from shadow.run.sides import found_all, open_found, opened_models
 
     patterns = Patterns.of(question.moved, question.frozen)
@@ -328,7 +328,7 @@ def gather(
     reach = reach_of(tuned, base) if tuned.adapter and not base.parts else None
     patterns = patterns.of_model(aligned.places)
     measure = partial(_moved, partial(_required, aligned.places, patterns), with_steps)
-    rows = scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
+    rows = yield from scanning(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
     if tuned.adapter:
         known = {*merges} if merges else tuned.tensors.keys() - absent
         changed = {place for name in known for place in aligned.places.get(name, ())}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from shadow.errors import UsageError
 from shadow.options import explained, option
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from shadow.run.journal import Journal
     from shadow.run.machine import MachineLimits
     from shadow.run.settings import Settings
-    from shadow.spectra.sums import Extremes
     from shadow.targets.families import Pair
     from shadow.targets.references import AnyReference, Reference
 
@@ -152,8 +152,6 @@ class Runtime:
     """Of references to the Hub: the commits to read, where those were looked up before."""
     found: Mapping[AnyReference, Found] = field(default_factory=dict, hash=False)
     """Checkpoints that were found before."""
-    examined: dict[object, Extremes] | None = field(default=None, hash=False)
-    """Statistics that scans make of whole tensors of tuned sides; None: not wanted."""
     patience: float = 0.0
     """Seconds to wait for another audit of the same pair before it is refused."""
     elsewhere: Callable[[PairRequest, AlignedPair, Journal], None] | None = None
@@ -177,6 +175,61 @@ class Runtime:
 def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
     """Call say with a prefix; not a closure, which could not be pickled."""
     say(prefix + text)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass over the pairs of two checkpoints."""
+
+    aligned: AlignedPair
+    measure: Callable[[MatrixPair], Any]
+    rows: list[Any] = field(default_factory=list)
+    """What has been made, in any order, each behind its key."""
+    guests: defaultdict[str, list[tuple[Pass, MatrixPair]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    """By key of a pair, those that are measured after it: they read one of its tensors."""
+
+
+Result = TypeVar("Result")
+Gathering = Generator[Pass, None, Result]
+"""Yields each pass before it is made."""
+
+
+def gather_together(gatherings: Sequence[Gathering[Result]]) -> list[Result]:
+    """Run each to its end. Of passes that come at one time the first reads what others share."""
+    results: dict[int, Result] = {}
+    while len(results) < len(gatherings):
+        passes = []
+        for number, gathering in enumerate(gatherings):
+            try:
+                passes.append(next(gathering))
+            except StopIteration as end:  # of one that ended before without a value
+                results.setdefault(number, end.value)
+        if len(passes) > 1:
+            _join(passes)
+    return [results[number] for number in range(len(gatherings))]
+
+
+def _join(passes: Sequence[Pass]) -> None:
+    """Make pairs of open files guests of a pair of the first pass."""
+    host = passes[0]
+    hosts: dict[object, str] = {}  # by tensor, the key of the pair that has guests
+    for each in passes:
+        aligned = each.aligned
+        for pair in aligned.pairs:
+            tensors = []
+            for operand, side in ((pair.base, aligned.base), (pair.tuned, aligned.tuned)):
+                for info in operand.infos if operand else ():
+                    held = side.sources[info.shard].held
+                    tensors.append(held and (held.identity, info.start, info.end))
+            if None in tensors:  # not here yet, or in memory
+                continue
+            known = [hosts[tensor] for tensor in tensors if tensor in hosts]
+            if known:
+                host.guests[known[0]].append((each, pair))
+            if each is host:
+                hosts |= dict.fromkeys(tensors, known[0] if known else pair.key)
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,24 @@ No spectrum is solved. The caller decides what to measure of a pair.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor
+from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor, sharing
 from shadow.checkpoints.transfers import Transfer
 from shadow.dtypes import FLOATS, INTEGERS, float_format
-from shadow.errors import UndecodableError
+from shadow.errors import ShadowError, UndecodableError
 from shadow.places.architecture import Part, Place
 from shadow.run.plan import make_plan, require_disk_at_once, sources_of
-from shadow.run.runtime import AlignedPair, Runtime
+from shadow.run.runtime import AlignedPair, Gathering, Pass, Runtime, gather_together
 from shadow.run.scanned import Scanned, Unmatched, in_order
 from shadow.run.workers import in_workers, jobs_of, own_workspace, views
 from shadow.spectra.copies import has_few_levels
@@ -34,7 +34,7 @@ from shadow.spectra.levels import Made
 from shadow.spectra.measurement import Method
 from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.spectrum import Sides, tiles, working_dtype
-from shadow.spectra.sums import Examination, Extremes, looked_at
+from shadow.spectra.sums import Extremes, looked_at
 from shadow.templates import said
 from shadow.text import and_list
 
@@ -50,35 +50,61 @@ def scan(
     scratch: Path,
     unread: list[Unmatched] | None = None,
 ) -> list[Row]:
+    """Measure every pair, as `scanning` does."""
+    return gather_together([scanning(aligned, measure, runtime, scratch, unread)])[0]
+
+
+def scanning(
+    aligned: AlignedPair,
+    measure: Measure[Row],
+    runtime: Runtime,
+    scratch: Path,
+    unread: list[Unmatched] | None = None,
+) -> Gathering[list[Row]]:
     """Measure every pair, in the order of their keys.
 
     unread: collects tensors that `measure` does not compare or that cannot be decoded, by name;
     without it these raise UndecodableError. Raises ShadowError for weights that are not available.
     """
-    plan = make_plan(aligned, runtime.access, folder=scratch, scratch=scratch)
-    plan.require_disk()
-    examined = runtime.examined
 
-    def measured(pair: MatrixPair) -> tuple[str, Row | Unmatched]:
-        info = pair.tuned.info
-        space = own_workspace()
-        space.examination = None if examined is None else Examination(*_sides(info))
+    def measured(
+        pair: MatrixPair, base: Checkpoint = aligned.base, tuned: Checkpoint = aligned.tuned
+    ) -> tuple[str, Row | Unmatched]:
         try:
-            row = measure(pair, plan.base, plan.tuned)
-            if examined is not None and space.examination.extremes:
-                examined[_content(plan.tuned, info)] = space.examination.extremes
-            return pair.key, row
+            return pair.key, measure(pair, base, tuned)
         except UndecodableError as fault:
             if unread is None:
                 raise
-            return pair.key, _undecoded(pair, plan.base, fault)
+            return pair.key, _undecoded(pair, base, fault)
         finally:  # of bytes that were written to meanwhile, this is the fault whatever came of them
-            for source in sources_of(pair, plan.base, plan.tuned):
+            for source in sources_of(pair, base, tuned):
                 source.require_unchanged()
 
-    jobs = jobs_of(runtime, aligned.pairs, Method("norms"))
-    with closing(in_workers(plan, measured, runtime, jobs, weigh=_entries)) as rows:
-        found = sorted(rows, key=itemgetter(0))
+    own = Pass(aligned, measured)
+    yield own
+    made = {key for key, _ in own.rows}
+    made |= {guest.key for some in own.guests.values() for other, guest in some if other is own}
+    left = [pair for pair in aligned.pairs if pair.key not in made]
+    aligned = replace(aligned, pairs=left)
+    plan = make_plan(aligned, runtime.access, folder=scratch, scratch=scratch)
+    plan.require_disk()
+
+    def measured_with_guests(pair: MatrixPair) -> list[tuple[Pass, Any]]:
+        guests = own.guests[pair.key]
+        with sharing() if guests else nullcontext():
+            rows: list[tuple[Pass, Any]] = [(own, measured(pair, plan.base, plan.tuned))]
+            for other, guest in guests:
+                # other passes meet an error in what is left to them
+                with nullcontext() if other is own else suppress(ShadowError):
+                    rows.append((other, other.measure(guest)))
+        return rows
+
+    jobs = jobs_of(runtime, left, Method("norms"))
+    with closing(in_workers(plan, measured_with_guests, runtime, jobs, weigh=_entries)) as every:
+        for rows in every:
+            for other, row in rows:
+                other.rows.append(row)
+    found = sorted(own.rows, key=itemgetter(0))
     if unread is not None:
         apart = [row for _, row in found if isinstance(row, Unmatched)]
         unread[:] = sorted({*unread, *apart}, key=in_order)
@@ -179,12 +205,8 @@ class Swept:
 
 def sweep(
     checkpoint: Checkpoint, tensors: Iterable[TensorInfo], runtime: Runtime, scratch: Path
-) -> tuple[list[Swept], list[Unmatched]]:
-    """Return all tensors of floats or packed numbers, by name, and those not decodable. What is
-    known from scans is not read again.
-    """
-    examined = runtime.examined or {}
-    runtime = replace(runtime, examined=None)
+) -> Gathering[tuple[list[Swept], list[Unmatched]]]:
+    """Return all tensors of floats or packed numbers, by name, and those not decodable."""
     pairs = [
         MatrixPair(replace(NOWHERE, slot=info.name), None, Operand(info, Part(NOWHERE)), rows, cols,
                    is_matrix=False)
@@ -196,23 +218,14 @@ def sweep(
 
     def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> Swept:
         info = pair.tuned.info
-        known = examined.get(_content(own, info))
-        if known and not info.packing:
-            return Swept(info, known)
         raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
         view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
         return Swept(info, looked_at(view, own_workspace()))
 
     unread: list[Unmatched] = []
     aligned = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
-    found = [*scan(aligned, measure, runtime, scratch, unread)]
+    found = yield from scanning(aligned, measure, runtime, scratch, unread)
     return sorted(found, key=lambda one: one.info.name), unread
-
-
-def _content(checkpoint: Checkpoint, info: TensorInfo) -> object:
-    """A key that changes when the bytes of a tensor may have; of one outside open files always."""
-    held = checkpoint.sources[info.shard].held
-    return held.identity if held else object(), info.start, info.end
 
 
 def _sides(info: TensorInfo) -> tuple[int, int]:

@@ -117,7 +117,6 @@ class Workspace:
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self._made: dict[Hashable, Any] = {}
-        self.examination: Any = None  # `sums.Examination` of the second of several stored matrices
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """The result of make for a key, made on first use."""

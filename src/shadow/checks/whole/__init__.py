@@ -34,7 +34,7 @@ from shadow.text import nearest
 if TYPE_CHECKING:
     from shadow.checkpoints.expected import Expected
     from shadow.checkpoints.safetensors_files import Header
-    from shadow.run.runtime import Runtime
+    from shadow.run.runtime import Gathering, Runtime
     from shadow.run.scan import Swept
     from shadow.run.scanned import Unmatched
 
@@ -161,7 +161,7 @@ def require_acceptable(accept: Mapping[str, str]) -> None:
             raise UsageError(f"{code} is accepted without a reason", f"write {code}=REASON")
 
 
-def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
+def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]:
     """Read headers and small files, then sweep once over values while a loader is asked."""
     from shadow.checkpoints.transfers import Transfer, meanwhile
 
@@ -198,7 +198,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Whole:
         if read:
             from shadow.run.scan import sweep
 
-            swept, unread = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
+            sweeping = sweep(checkpoint, stored.values(), runtime, scratch / "sweep")
+            swept, unread = yield from sweeping
     expected = answer.result()
     if expected is not None:
         expected = quantised_modules.without_format(checkpoint, expected)
