@@ -13,7 +13,7 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
 from shadow.relations.matching import NEAR
 from shadow.run.correspondence import Matching, differing
-from shadow.run.runtime import AlignedPair, Runtime
+from shadow.run.runtime import AlignedPair, Runtime, gather_together
 from shadow.run.scan import scan, sides_of
 from shadow.spectra.relations.units import Units
 from shadow.spectra.spectrum import Sides, tiles
@@ -111,7 +111,8 @@ def _read(
         is_first = _group(pair) == chosen[0] and pair.rows * pair.cols <= WHOLE
         return _units(pair, sides_of(pair, first, second), whole=is_first)
 
-    found = list(scan(replace(aligned, pairs=pairs), measure, runtime, scratch)) if pairs else []
+    scanning = scan(replace(aligned, pairs=pairs), measure, runtime, scratch)
+    (found,) = gather_together([scanning])
     order: dict[Hashable, int] = {group: number for number, group in enumerate(chosen)}
     return sorted(found, key=lambda one: (order[one.group], one.module))
 
