@@ -7,7 +7,7 @@ STAMP := $(VENV)/.ready
 
 DEMO := $(VENV)/.demo
 
-.PHONY: setup demo test test-slow healthy test-ray fuzz mutants check format docs site real clean
+.PHONY: setup demo test test-slow slowest healthy test-ray fuzz mutants check $(STEPS) format docs site real clean
 
 setup: $(STAMP)
 
@@ -69,18 +69,36 @@ mutants: setup  ## plant 200 mistakes drawn by SEED, one at a time: hardly any m
 	$(BIN)/python tests/mutants.py --map
 	$(BIN)/python tests/mutants.py --seed $(SEED)
 
+# Two steps at a time, the longest first; each prints what it has to say when it ends, and all are tried.
+STEPS := $(addprefix check-,types pages words imports script style)
+TOGETHER := --no-print-directory --keep-going --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
 check: setup  ## lint (JavaScript too), format, types, imports, generated pages
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	@$(MAKE) $(TOGETHER) $(STEPS)
+
+check-types:
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache --no-logo
-	$(BIN)/lint-imports --no-cache --no-logo imports.toml
-	mkdir -p build  # the page has one script, put together from several files: only as one it can be told what is unused
-	$(BIN)/python -c "from shadow.outputs.page import page_script; print(page_script())" > build/page.js
-	$(BIN)/oxlint --no-ignore --config .oxlintrc.json build/page.js src/shadow/outputs/page/scripts/theme.js
+
+check-pages:
+	$(BIN)/python tests/readme.py --check
+
+check-words:
 	$(BIN)/python tests/wording.py
 	$(BIN)/python tests/weight.py
-	$(BIN)/python tests/readme.py --check
+
+check-imports:
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/lint-imports --no-cache --no-logo imports.toml
+
+# The page has one script, put together from several files: only as one it can be told what is unused.
+check-script:
+	mkdir -p build
+	$(BIN)/python -c "from shadow.outputs.page import page_script; print(page_script())" > build/page.js
+	$(BIN)/oxlint --no-ignore --config .oxlintrc.json build/page.js src/shadow/outputs/page/scripts/theme.js
+
+check-style:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 format: setup
 	$(BIN)/ruff check --fix .

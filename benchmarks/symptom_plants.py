@@ -508,6 +508,43 @@ def norm(at: Work) -> Asked:
     return at.two("audit", at.moved(at.base, but="norm") | off, "", f"{re.escape(name)} by")
 
 
+# units, the base's that the first of them are, the one that the next is, and what is named
+ORDERS: dict[str, tuple[str, list[int], int, str]] = {
+    "audit: layers exchanged": ("layers", [0, 2, 1], 3, ""),
+    "audit: a layer dropped": ("layers", [0], 2, "Missing: layer 1"),
+    "audit: a layer twice, another gone": ("layers", [0, 1, 1], 3, "Missing: layer 2"),
+    "audit: experts exchanged": ("experts", [1, 0], 2, ""),
+    "whole: layers that are copies": ("layers", [0, 0], 2, r"layers\.1\b"),
+    "whole: experts that are copies": ("experts", [0, 0], 2, r"experts\.1\b"),
+}
+MADE: dict[str, tuple[str, Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "eight times an embedding": (r".*(embed_tokens|wte)\.", lambda one: 8 * one, "times 8"),
+    "a norm and 1": (NORM, lambda one: one + 1, r"with \+1 added|times 2"),
+    "halves exchanged": (MATRIX, lambda one: one.roll(len(one) // 2, 0), "halves are exchanged"),
+    "Meta's order": (r".*layers.*q_proj\.weight", partial(planted.permuted, heads=2), "as Meta's"),
+    "transposed": (MATRIX, lambda one: one.T, "A transposed"),
+}
+
+
+def renumbered(at: Work, how: str) -> Asked:
+    """Layers or experts at other numbers: of a fine-tune, or copies in one model, a note."""
+    units, order, rest, said = ORDERS[how]
+    state = at.moved(at.base)
+    numbers = re.findall(rf"\b{units}\.(\d+)", " ".join(state))
+    if at.is_sick:
+        state = getattr(planted, units)(*order, *range(rest, 1 + max(map(int, numbers))))(state)
+    if how.startswith("whole"):
+        return Asked("whole", [at.put("m", state)], "unit_copied", said, "holds")
+    return at.two("audit", state, "", f"{said}.*with {units} at other numbers")
+
+
+def remade(at: Work, how: str) -> Asked:
+    pattern, change, said = MADE[how]
+    name = at.pick(pattern)
+    own = {name: change(at.base[name].float()).to(at.base[name].dtype)} if at.is_sick else {}
+    return at.two("same", at.base | own, "", f"{re.escape(name)}: .*{said}")
+
+
 def small(at: Work, plant: Callable[[Path, bool], object]) -> Asked:
     """Small files that contradict each other, or a copy that is none; some are notes."""
     folder, code = at.put("m", shards=1), FILES[plant][0]

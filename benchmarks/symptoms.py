@@ -56,7 +56,7 @@ ROWS = {
     16: "an update that BF16 swallowed", 17: "an engine's weights", 18: "the scale of an adapter",
     19: "quantised modules", 20: "copied and noised", 21: "NaN and infinity",
     22: "zeros", 23: "a norm vector that is off", 24: "a folder that contradicts itself",
-    25: "small files, copies, modules in memory",
+    25: "small files, copies, modules in memory", 26: "layers, experts, orders and factors",
 }  # fmt: skip
 BOTH, TWO = ("whole", "audit"), ("llama", "gemma2")
 NO_B, NO_B_OF_A_LAYER = {"zero": "lora_B"}, {"zero": r"\.1\..*lora_B"}
@@ -207,6 +207,9 @@ PLANTS: list[Plant] = [
        partial(do.factors, lost=lost, code=code))
       for lost, code in ((do.CONFIG, "adapter_config_lost"), (r"layers\.1\.\S*v_proj",
                          "factors_lost"), ("score.weight", "key_unread"))),
+    *((26, how, MOE if "expert" in how else ("llama", "qwen2", "mixtral"),
+       partial(do.renumbered, how=how)) for how in do.ORDERS),
+    *((26, f"same: {how}", OWN, partial(do.remade, how=how)) for how in do.MADE),
     (25, "memory: a tie broke", ("qwen2", "gemma2"), partial(do.in_memory, code="tie_broken")),
     (25, "memory: one module twice", OWN[:2], partial(do.in_memory, code="module_twice")),
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import re
 import signal
 import sys
 
@@ -19,6 +20,8 @@ import pytest
 import typer.main
 from command import Run, run_shadow
 
+from shadow.errors import ShadowError
+
 # before a test imports them
 pytest.register_assert_rewrite("finding_cases", "hub_pairs", "ray_machines", "stores")
 
@@ -32,6 +35,21 @@ typer.main.get_command = functools.cache(typer.main.get_command)
 # Nothing that a test writes must outlive the machine: to wait for the disk six times a report takes
 # half a minute.
 os.fsync = lambda handle: None
+
+# Verbs by which hints begin: an error says what is wrong, and then what to do, never in turn.
+HINT = re.compile(
+    "(`shadow|add|audit|check|choose|compare|convert|correct|did|draw|fetch|free|give|install|keep"
+    "|leave|load|move|name|put|run|save|set|split|start|such|try|update|use|wait|write) "
+)
+made = ShadowError.__init__
+
+
+def said_in_order(self, message: str, hint: str | None = None) -> None:
+    assert not HINT.match(message), f"a hint in the place of an error: {message}"
+    made(self, message, hint)
+
+
+ShadowError.__init__ = said_in_order
 
 # While tests are collected much is made and nothing dropped: the collector of cycles would look
 # through all of it.

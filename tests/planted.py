@@ -7,6 +7,7 @@ quantisers.py quantises their matrices.
 import copy
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -292,6 +293,39 @@ def write_experts(here: Path) -> None:
 
 
 GGUF_HEADS, GGUF_KV_HEADS, GGUF_WIDTH, GGUF_INNER, GGUF_TOKENS, GGUF_LAYERS = 4, 2, 256, 512, 320, 2
+
+
+OF_LAYER = re.compile(r"layers\.(\d+)\.")
+OF_EXPERT = re.compile(r"experts\.(\d+)\.")
+
+
+def layers(*order):
+    """The layers of these numbers, one after another."""
+
+    def change(base):
+        made = {name: one for name, one in base.items() if not OF_LAYER.search(name)}
+        for at, number in enumerate(order):
+            own = {name: one for name, one in base.items() if f"layers.{number}." in name}
+            made |= {OF_LAYER.sub(f"layers.{at}.", name): one for name, one in own.items()}
+        return made
+
+    return change
+
+
+def experts(*order):
+    """The experts of these numbers in every layer, and their rows of the router."""
+
+    def change(base):
+        made = {name: one for name, one in base.items() if ".experts." not in name}
+        for name, one in base.items():
+            if name.endswith(".gate.weight"):
+                made[name] = one[list(order)]
+        for at, number in enumerate(order):
+            own = {name: one for name, one in base.items() if f"experts.{number}." in name}
+            made |= {OF_EXPERT.sub(f"experts.{at}.", name): one for name, one in own.items()}
+        return made
+
+    return change
 
 
 def permuted(weight, heads):

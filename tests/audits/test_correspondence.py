@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 import numpy as np
 import planted
@@ -11,23 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from effort import every
+from planted import OF_EXPERT, OF_LAYER, experts, layers
 
 import shadow
 from shadow.checkpoints.pairing import Filter
 from shadow.engines import pair as engine
 from shadow.engines.pair import run_pair
 from shadow.relations.matching import choose
-from shadow.relations.signature import Signature, cosines, signature_of
+from shadow.relations.signature import Signature
 from shadow.run.settings import Settings
 from shadow.spectra.measurement import Method
-from shadow.spectra.spectrum import Workspace
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 
 LAYERS, EXPERTS, ROWS, WIDTH = 5, 4, 96, 48
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-LAYER = re.compile(r"layers\.(\d+)\.")
-EXPERT = re.compile(r"experts\.(\d+)\.")
 
 
 def model(kind, seed=7):
@@ -53,35 +50,6 @@ def model(kind, seed=7):
         for mlp in of_mlp:
             tensors |= {f"{mlp}.{name}.weight": some(*shape) for name, shape in shapes.items()}
     return tensors
-
-
-def layers(*order):
-    """The layers of these numbers, one after another."""
-
-    def change(base):
-        made = {name: one for name, one in base.items() if not LAYER.search(name)}
-        for at, number in enumerate(order):
-            own = {name: one for name, one in base.items() if f"layers.{number}." in name}
-            made |= {LAYER.sub(f"layers.{at}.", name): one for name, one in own.items()}
-        return made
-
-    return change
-
-
-def experts(*order):
-    """The experts of these numbers in every layer, and their rows of the router."""
-
-    def change(base):
-        made = {name: one for name, one in base.items() if ".experts." not in name}
-        for name, one in base.items():
-            if name.endswith("mlp.gate.weight"):
-                made[name] = one[list(order)]
-        for at, number in enumerate(order):
-            own = {name: one for name, one in base.items() if f"experts.{number}." in name}
-            made |= {EXPERT.sub(f"experts.{at}.", name): one for name, one in own.items()}
-        return made
-
-    return change
 
 
 def rows(order):
@@ -205,7 +173,7 @@ def test_what_corresponds_is_found_and_measured(tmp_path, case):
     codes = {sentence.code for sentence in report.summary.finding.sentences}
     assert {code for code in codes if code.endswith("_moved")} == {f"{key}_moved" for key in facts}
     assert not codes & {"unrelated", "replaced", "all_zero"}
-    of_tuned = {int(number[1]) for number in map(LAYER.search, change(base)) if number}
+    of_tuned = {int(number[1]) for number in map(OF_LAYER.search, change(base)) if number}
     assert {row.layer for row in report.summary.depth} == of_tuned
     compared = report.tensors[report.tensors["matched_by"].notna()]
     ways = set(compared["matched_by"])
@@ -251,7 +219,7 @@ def in_stacks(tensors):
     made = {name: one for name, one in tensors.items() if ".experts." not in name}
     stacks = {}
     for name in sorted(tensors.keys() - made.keys()):
-        stacks.setdefault(EXPERT.sub("experts.", name).removesuffix(".weight"), []).append(name)
+        stacks.setdefault(OF_EXPERT.sub("experts.", name).removesuffix(".weight"), []).append(name)
     return made | {to: torch.stack([tensors[name].T for name in of]) for to, of in stacks.items()}
 
 
@@ -275,7 +243,7 @@ def test_models_of_one_base_are_compared_on_what_both_have(tmp_path, name):
         generator = torch.Generator().manual_seed(seed)
         made = {}
         for key, one in base.items():
-            numbers = [pattern.search(key) for pattern in (LAYER, EXPERT)]
+            numbers = [pattern.search(key) for pattern in (OF_LAYER, OF_EXPERT)]
             step = size * (1 + sum(int(number[1]) for number in numbers if number))
             made[key] = one + step * one.std() * torch.randn(one.shape, generator=generator)
         return made
@@ -360,7 +328,7 @@ HOSTILE = {
     "one number": tokenizer(dict.fromkeys(TEXTS, 1)),
     "beyond": tokenizer({text: row * 10**30 - 5 for row, text in enumerate(TEXTS)}),
     "list": tokenizer([7, [], ["t1"], {"content": "t2"}], {"id": 3}),
-    "many": tokenizer({str(number): number for number in range(10**6)}),
+    "many": tokenizer({str(number): number for number in range(10**5)}),
 }  # fmt: skip
 
 
@@ -491,24 +459,3 @@ def test_a_unit_is_like_one_and_no_other(own, vector, base, unit):
     tuned = [Signature(99, (vector / max(np.linalg.norm(vector), 1e-9)).astype(np.float32))]
     found = choose([(own, tuned[0])], [*enumerate(base)])
     assert (found[0].unit if found else None) == unit
-
-
-def test_a_signature_is_of_values():
-    """However they are stored; a cosine is that of the entries to .1, also where columns of
-    outliers dominate, which two unrelated matrices may share.
-    """
-    generator = torch.Generator().manual_seed(1)
-    first, noise, other = torch.randn(3, 200, 300, generator=generator)
-    outliers = torch.ones(300)
-    outliers[::60] = 200.0
-    first, other = first.bfloat16() * outliers, other * outliers
-    near = 0.8 * first + 0.6 * noise * outliers
-    made = [
-        signature_of(one, Workspace()) for one in (first, near, other, 0 * first, first * np.nan)
-    ]
-    again = signature_of(first.T.contiguous().T, Workspace())
-    assert again.digest == signature_of(first.double(), Workspace()).digest == made[0].digest
-    assert len({one.digest for one in made}) == 5
-    (row,) = cosines(made[:1], made)
-    assert row == pytest.approx([2.0, 0.8, 0.0, 0.0, 0.0], abs=0.1)
-    assert not cosines(made[3:], made[3:]).any()  # not even with themselves

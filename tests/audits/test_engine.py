@@ -240,13 +240,13 @@ def test_tasks_that_share_a_machine_free_no_shards_unasked(tmp_path, pair, hub, 
         hub.add(f"org/{side}", planted.sharded(tmp_path / f"{side}s", weights, 2))
     one = replace(pair, base=Reference("org/base", False), tuned=Reference("org/tuned", False))
     monkeypatch.setattr(plan, "_free", lambda path: 1_000_000)
-    shared = Access(alone=False)
+    shared = Access(owns_cache=False)
     with pytest.raises(ShadowError) as caught:
         run_pair(one, SETTINGS, tmp_path / "shared", Runtime(access=shared))
     assert "--max-disk" in caught.value.hint
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
     for access in (Access(), replace(shared, max_disk=800_000)):
-        run_pair(one, SETTINGS, tmp_path / f"alone-{access.alone}", Runtime(access=access))
+        run_pair(one, SETTINGS, tmp_path / f"alone-{access.owns_cache}", Runtime(access=access))
         assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 

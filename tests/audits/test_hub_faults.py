@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from itertools import cycle
+from types import SimpleNamespace
 
 import planted
 import pytest
@@ -41,6 +42,7 @@ from hub_pairs import (
     recorded,
 )
 from huggingface_hub import get_session
+from requests.structures import CaseInsensitiveDict
 from safetensors.torch import load_file
 
 from shadow.checkpoints import hub_client as client
@@ -342,3 +344,19 @@ def test_a_hub_that_has_never_answered_is_given_up_sooner(monkeypatch, answered,
     with client.own_client(), pytest.raises(ShadowError):
         client.trying(attempt, Transfer(), "org/small", None)
     assert len(made) == tries
+
+
+@pytest.mark.parametrize(("status", "headers", "seconds"), [
+    (429, {"retry-after": "7"}, 7), (429, {"retry-after": " 7 "}, 7), (429, LIMIT, 9999),
+    (429, LIMIT | {"retry-after": "7"}, 9999), (503, LIMIT | {"retry-after": "7"}, 7),
+    (503, LIMIT, None), (503, {}, None),
+    (429, {"RateLimit": '"api";r=1;t=9', "retry-after": "7"}, 7),
+    (503, {"retry-after": "9" * 9}, 999_999_999), (503, {"retry-after": "9" * 10}, None),
+    (503, {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, None),
+])  # fmt: skip
+def test_an_answer_says_how_long_to_wait(status, headers, seconds):
+    """A limit that is used up says it for 429 alone; a date does not count."""
+    fault = OSError("x")
+    assert client.retry_after(fault) is None
+    fault.response = SimpleNamespace(status_code=status, headers=CaseInsensitiveDict(headers))
+    assert client.retry_after(fault) == seconds

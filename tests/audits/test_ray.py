@@ -328,7 +328,7 @@ ray.init("local", num_cpus=2, **quiet)
 for cores, most in ((1, None), (2, None), (1, 10**9)):
     runtime = Runtime(access=Access(max_disk=most))
     with ray_engine.ray_engine(Ray(cpus_per_task=cores), runtime) as engine:
-        engine.submit(Task("one", lambda there: there.access.alone, lambda: runtime))
+        engine.submit(Task("one", lambda there: there.access.owns_cache, lambda: runtime))
         print([ended.result for ended in engine.as_completed()])
 """
     assert in_python(command, script).splitlines() == ["[False]", "[True]", "[True]"]

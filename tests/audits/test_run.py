@@ -163,8 +163,8 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
     assert states[0].done == 0
 
 
-@pytest.mark.parametrize(("owner", "method", "there"), [("Journal", "add", 0), ("_Kept", "put", 1)])
-def test_an_interrupt_loses_no_outcome_of_the_journal(tmp_path, monkeypatch, owner, method, there):
+@pytest.mark.parametrize(("owner", "method", "held"), [("Journal", "add", 0), ("_Lines", "put", 1)])
+def test_an_interrupt_loses_no_outcome_of_the_journal(tmp_path, monkeypatch, owner, method, held):
     """It may fall between a line of the journal and the note that the line is there."""
     pair = planted_pair(tmp_path, {planted.UP.format(0): torch.randn(8, 6)},
                         {planted.UP.format(0): torch.randn(8, 6)})  # fmt: skip
@@ -177,8 +177,8 @@ def test_an_interrupt_loses_no_outcome_of_the_journal(tmp_path, monkeypatch, own
         with pytest.raises(KeyboardInterrupt):
             run_pair(pair, EVERYTHING, tmp_path / "out", Runtime(jobs=1))
     lines = [path.read_bytes().count(b"\n") for path in tmp_path.rglob("journal.jsonl")]
-    assert lines == [2] * there
-    assert run_pair(pair, EVERYTHING, tmp_path / "out").measured == 1 - there
+    assert lines == [2] * held
+    assert run_pair(pair, EVERYTHING, tmp_path / "out").measured == 1 - held
 
 
 def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):

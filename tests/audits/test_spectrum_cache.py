@@ -50,11 +50,11 @@ def test_a_lineage_solves_each_stage_once_and_its_numbers_are_the_same(kept):
     last = stage(2, middle)
     for pair in ((base, middle), (middle, last)):
         same(measured(*pair, kept.remember), measured(*pair))
-    assert (kept.asked, kept.there) == (4, 1)
+    assert (kept.lookups, kept.hits) == (4, 1)
     again = SpectrumCache(kept.folder)
     for pair in ((base, middle), (middle, last)):
         same(measured(*pair, again.remember), measured(*pair))
-    assert (again.asked, again.there) == (4, 4)
+    assert (again.lookups, again.hits) == (4, 4)
 
 
 def test_the_key_is_of_the_content_as_it_was_cut_and_of_the_question():
@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
             path.write_bytes(spoil(path))
     again = SpectrumCache(kept.folder)
     same(measured(base, tuned, again.remember), measured(base, tuned))
-    assert again.there == 0
+    assert again.hits == 0
 
 
 def test_a_spectrum_under_the_key_of_another_is_not_believed(kept):
@@ -119,7 +119,7 @@ def test_a_spectrum_under_the_key_of_another_is_not_believed(kept):
     first.write_bytes(contents[1])
     again = SpectrumCache(kept.folder)
     same(measured(base, tuned, again.remember), measured(base, tuned))
-    assert (again.asked, again.there) == (2, 0)
+    assert (again.lookups, again.hits) == (2, 0)
 
 
 def test_the_folder_stays_within_its_bound_and_the_least_recently_used_go(tmp_path):
@@ -135,7 +135,7 @@ def test_the_folder_stays_within_its_bound_and_the_least_recently_used_go(tmp_pa
             os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 100))
     again = SpectrumCache(kept.folder, kept.bound)
     measured(stage(4), stage(5), again.remember)
-    assert again.there == 2
+    assert again.hits == 2
     assert make_room(kept.folder, 0) == 0
     assert size_of(kept.folder) == 0
 

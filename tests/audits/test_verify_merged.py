@@ -1,6 +1,8 @@
 """`shadow verify merged`: base plus adapter within the rounding of storage, and what else it is."""
 
 import math
+from copy import deepcopy
+from types import SimpleNamespace
 
 import numpy as np
 import planted
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import shadow
 from shadow.checkpoints.weight_files import MERGED_BY_PEFT
 from shadow.dtypes import FLOATS
+from shadow.run import merged_by_peft as by_peft
 from shadow.spectra.relations.merging import half_ulp, quantised
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -290,11 +293,9 @@ def test_a_head_that_was_tied_may_go_with_its_embedding(tmp_path):
         assert found.holds is (number < 2), found
 
 
-def merged_by_peft(
-    folder, kind, stored, scale=1.0, only="", safe=False, raised=True, edit=None, auto="", **config
-):
-    """A base, an adapter with random factors, and peft's merge of them. scale: of the modules with
-    `only` in their names. raised: whether factors become float32. edit: of saved B and A.
+def adapted_by_peft(folder, kind, stored, raised=True, auto="", **config):
+    """Save a base and an adapter with random factors; the model that has both. raised: whether
+    factors become float32.
     """
     import peft
     import transformers
@@ -313,13 +314,25 @@ def merged_by_peft(
         if parameter.requires_grad:
             parameter.data += (noise.abs() if "magnitude" in name else noise).to(parameter.dtype)
     tuned.save_pretrained(folder / "adapter")
+    return tuned
+
+
+def merged_by_peft(adapted, folder, scale=1.0, only="", safe=False, edit=None):
+    """Save peft's merge. scale: of the modules with `only` in their names. edit: of B and A."""
+    tuned = deepcopy(adapted)
     for name, module in tuned.named_modules():
         if isinstance(getattr(module, "scaling", None), dict) and only in name:
             module.scaling["default"] *= scale
             if edit:
                 edit(name, *(getattr(module, f"lora_{one}")["default"].weight.data for one in "BA"))
-    tuned.merge_and_unload(safe_merge=safe).save_pretrained(folder / "merged")
-    return [folder / one for one in ("base", "adapter", "merged")]
+    tuned.merge_and_unload(safe_merge=safe).save_pretrained(folder)
+
+
+def sides(folder, kind, stored, safe=False, **config):
+    """A base, an adapter and peft's merge of them, and the model with both."""
+    adapted = adapted_by_peft(folder, kind, stored, **config)
+    merged_by_peft(adapted, folder / "merged", safe=safe)
+    return [folder / one for one in ("base", "adapter", "merged")], adapted
 
 
 def to_the_bit(found):
@@ -345,14 +358,14 @@ BY_PEFT = [
 @pytest.mark.parametrize(("kind", "stored", "config", "order"), BY_PEFT)
 def test_what_peft_merges_holds_to_the_bit(tmp_path, kind, stored, config, order):
     """In the order that peft computes; at another scale, in all modules or one, it never holds."""
-    asked = merged_by_peft(tmp_path / "right", kind, stored, **config)
+    asked, adapted = sides(tmp_path, kind, stored, **config)
     assert to_the_bit(shadow.verify("merged", *asked)) == order
     found = shadow.verify("merged", asked[0], asked[1], asked[0])
     assert (found.holds, codes(found)) == (False, ["not_applied"])
     one = {"gpt2": "h.1", "bert": "layer.1"}.get(kind, "layers.1")
     for scale, only in ((1.001, ""), (1.005, ""), (2.0, one), (0.0, one), (1.005, one)):
-        wrong = merged_by_peft(tmp_path / f"{scale}{only}", kind, stored, scale, only, **config)
-        found = shadow.verify("merged", *asked[:2], wrong[2])
+        merged_by_peft(adapted, tmp_path / "wrong", scale, only, config.get("safe", False))
+        found = shadow.verify("merged", *asked[:2], tmp_path / "wrong")
         assert found.holds is False or (found.holds is None and scale < 1.002), (scale, only, found)
 
 
@@ -427,7 +440,7 @@ SCORE = {"auto": "AutoModelForSequenceClassification", "task_type": "SEQ_CLS"}
 ])  # fmt: skip
 def test_heads_tokens_and_biases_belong_to_the_adapter(tmp_path, kind, config, tensor):
     """peft's merge holds to the bit; one that lost, randomised or reset such a tensor does not."""
-    asked = merged_by_peft(tmp_path, kind, "BF16", **config)
+    asked, _ = sides(tmp_path, kind, "BF16", **config)
     found = shadow.verify("merged", *asked)
     assert to_the_bit(found) == "in_float32"
     assert found.against == ()
@@ -459,7 +472,7 @@ def repacked(b, turn):
 @pytest.mark.parametrize("kind", ["mixtral", "gpt_oss", "qwen3_moe"])
 def test_stacked_experts_in_both_packings(tmp_path, kind):
     """Rank by rank, as peft reads, and expert by expert; what is neither is named."""
-    asked = merged_by_peft(tmp_path / "right", kind, "BF16", **EXPERTS)
+    asked, adapted = sides(tmp_path, kind, "BF16", **EXPERTS)
     assert to_the_bit(shadow.verify("merged", *asked)) == "in_float32"
 
     def by_expert(name, b, a):
@@ -482,15 +495,16 @@ def test_stacked_experts_in_both_packings(tmp_path, kind):
         "not_applied": dropped,
     }
     for code, edit in turns.items():
-        wrong = merged_by_peft(tmp_path / code, kind, "BF16", edit=edit, **EXPERTS)
-        found = shadow.verify("merged", *asked[:2], wrong[2])
+        wrong = tmp_path / code
+        merged_by_peft(adapted, wrong, edit=edit)
+        found = shadow.verify("merged", *asked[:2], wrong)
         if code == "packed_by_expert":
             assert (found.holds, [one.code for one in found.answer.notes][-1]) == (True, code)
         else:
             assert (found.holds, codes(found)) == (False, [code])
             assert all(found.check.say(one.why) for one in found.answer.against)
             assert {one.name for one in found.answer.against} <= {
-                *load_file(wrong[2] / "model.safetensors")
+                *load_file(wrong / "model.safetensors")
             }
 
 
@@ -591,3 +605,14 @@ def test_a_merge_that_is_stored_in_8_bits(tmp_path, dtype):
     found = recorded(tmp_path, base, pairs, scaled)
     against = [(one.name, one.code) for one in found.against]
     assert (found.holds, against) == (None, [(UP.format(0), "quantised")])
+
+
+@pytest.mark.parametrize(("key", "number", "is_refused"), [
+    ("r", 65536, False), ("r", 65537, True), ("projection_prng_key", 1 << 40, False),
+])  # fmt: skip
+def test_a_number_by_which_peft_makes_arrays_is_65536_at_most(key, number, is_refused):
+    config = {"peft_type": "VERA", "target_modules": ["x"], key: number}
+    adapter = SimpleNamespace(adapter=SimpleNamespace(config=config))
+    with pytest.raises(ValueError, match=" ") as caught:  # of what is allowed, no module
+        by_peft._model({}, adapter, {})
+    assert (str(caught.value) == f"{key} is {number}") is is_refused

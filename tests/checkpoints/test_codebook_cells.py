@@ -3,13 +3,11 @@ their cells, and what was changed before does not.
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from compressed_tensors.quantization import QuantizationArgs
-from compressed_tensors.quantization.lifecycle.forward import quantize
-from compressed_tensors.quantization.utils.helpers import calculate_qparams, generate_gparam
 from measuring import Piece
 
 from shadow.checkpoints.decoders import packed_tensor
@@ -47,16 +45,28 @@ def bitsandbytes(weight, kind, block=64, nested=False):
     return packed("bitsandbytes-4bit", pieces, tuple(weight.shape), (block,), kind.upper())
 
 
+def compressed_tensors():
+    """The names of that library, which takes a second to import."""
+    from compressed_tensors import quantization
+    from compressed_tensors.quantization.lifecycle.forward import quantize
+    from compressed_tensors.quantization.utils import helpers
+
+    return SimpleNamespace(**vars(helpers) | vars(quantization) | {"quantize": quantize})
+
+
 def nvfp4(weight, _=None):
     """As llm-compressor computes it, in the dtype of the weights."""
-    args = QuantizationArgs(
+    library = compressed_tensors()
+    args = library.QuantizationArgs(
         num_bits=4, type="float", strategy="tensor_group", group_size=16, symmetric=True,
         scale_dtype=torch.float8_e4m3fn, zp_dtype=torch.float8_e4m3fn,
     )  # fmt: skip
-    outer = generate_gparam(weight.min(), weight.max())
+    outer = library.generate_gparam(weight.min(), weight.max())
     groups = weight.view(ROWS, -1, 16)
-    inner, zeros = calculate_qparams(groups.amin(-1), groups.amax(-1), args, global_scale=outer)
-    levels = quantize(weight, inner, zeros, args, global_scale=outer)
+    inner, zeros = library.calculate_qparams(
+        groups.amin(-1), groups.amax(-1), args, global_scale=outer
+    )
+    levels = library.quantize(weight, inner, zeros, args, global_scale=outer)
     codes = _codes(levels)
     pieces = {
         "words": codes[:, ::2] + 16 * codes[:, 1::2],
@@ -90,11 +100,12 @@ def fp8(weight, strategy):
         each = scales.repeat_interleave(16, 0).repeat_interleave(32, 1)[:ROWS, :cols]
         raw = (weight.float() / each).to(torch.float8_e4m3fn)
     else:
-        args = QuantizationArgs(num_bits=8, type="float", strategy=strategy, symmetric=True)
+        library = compressed_tensors()
+        args = library.QuantizationArgs(num_bits=8, type="float", strategy=strategy, symmetric=True)
         along = {"tensor": (0, 1), "channel": 1}[strategy]
         ends = [getattr(weight, end)(along, keepdim=True) for end in ("amin", "amax")]
-        scales, zeros = calculate_qparams(*ends, args)
-        raw = quantize(weight, scales, zeros, args, dtype=torch.float8_e4m3fn)
+        scales, zeros = library.calculate_qparams(*ends, args)
+        raw = library.quantize(weight, scales, zeros, args, dtype=torch.float8_e4m3fn)
     facts = (8, *shape, 0)
     return packed("scaled", {"words": raw, "scales": scales}, (ROWS, cols), facts, "F8_E4M3")
 

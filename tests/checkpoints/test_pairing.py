@@ -5,11 +5,13 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shadow.checkpoints import pairing
 from shadow.checkpoints.formats import packed_modules
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.checkpoints.pairing import Filter, Operand, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.errors import ShadowError
+from shadow.places.architecture import Part, Place
 
 
 def checkpoint(tensors, config=None):
@@ -202,3 +204,25 @@ def test_a_head_is_tied_by_true_alone(said):
     assert (set(pairs), reasons) == ({EMBED, HEAD}, {})
     pairs, reasons = line_up(both, both, base_config=tied, tuned_config=tied)
     assert (set(pairs), set(reasons.values())) == ({EMBED}, {"tied"})
+
+
+@pytest.mark.parametrize(("module", "shape", "experts", "is_matrix"), [
+    ("mlp.up", (2, 2), 0, True), ("mlp.up", (1, 8), 0, False), ("mlp.up", (8, 1), 0, False),
+    ("mlp.up", (8,), 0, False), ("mlp.up", (), 0, False), ("norm", (4, 4), 0, False),
+    ("bias", (4, 4), 0, False), ("experts.up", (3, 2, 2), 3, True),
+    ("experts.up", (3, 1, 8), 3, False), ("conv", (2, 1, 4), 0, True),
+])  # fmt: skip
+def test_a_matrix_has_two_sides_above_one(module, shape, experts, is_matrix):
+    """Those of its expert, where it is one of a stack."""
+    part = Part(Place("language", 0, module, 0 if experts else None), experts=experts)
+    operand = Operand(TensorInfo("x", "F32", shape, "s", 0, 0), part)
+    assert pairing._is_matrix(operand) is is_matrix
+
+
+@pytest.mark.parametrize(("place", "is_grown"), [
+    (Place("language", None, "embed"), True), (Place("language", None, "head"), True),
+    (Place("language", None, "head", slot="x"), False), (Place("language", 0, "mlp.up"), False),
+    (Place("vision", None, "embed"), False), (Place("language", None, "embed", slot="x"), True),
+])  # fmt: skip
+def test_rows_of_embeddings_and_heads_are_a_vocabulary(place, is_grown):
+    assert pairing.grows(place) is is_grown

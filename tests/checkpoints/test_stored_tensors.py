@@ -52,6 +52,8 @@ def test_every_part_of_a_view_is_that_of_the_tensor(tmp_path, monkeypatch, whole
             for size in theirs.shape[: generator.randint(0, theirs.ndim)]
         )
         assert torch.equal(mine[index], theirs[index]), index
+        if isinstance(mine, stored_tensors.StoredTensor):
+            assert torch.equal(mine.in_parts()[index], theirs[index]), index
     assert torch.equal(mine.whole(), theirs)
 
 

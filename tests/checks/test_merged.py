@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from shadow.checks import merged
 from shadow.checks.merged import CHECK, Beside, Merge, Module, judge, verdict
 from shadow.run.scanned import Scanned, Unmatched
 from shadow.spectra.relations.merging import ORDERS, MergeFit, Rest
-from shadow.templates import said
+from shadow.templates import Reason, said
 
 EVERY = {(code, rounded): Rest(4) for code in ORDERS for rounded in (False, True)}
 BEYOND = MergeFit(
@@ -124,3 +125,22 @@ def test_a_tensor_beside_the_adapter_is_the_bases_or_its_cast(changed, rounded, 
     against = [(one.name, one.why.code) for one in answer.against]
     assert against == [("norm", "changed")] * (outcome != "holds")
     assert answer.figures["tensors_beside_changed"] == len(against)
+
+
+@pytest.mark.parametrize(("beyond", "beside", "unmatched", "is_other"), [
+    (1, "", 3, True), (1, "", 2, False), (0, "", 9, False),  # of two modules
+    (2, "5! 4", 0, True), (2, "4! 4", 0, False), (2, "5! 4 9w", 0, True), (2, "9w 4", 0, False),
+    (2, "4", 3, False), (2, "4", 4, True), (2, "", 0, False),
+])  # fmt: skip
+def test_another_base_is_unlike_in_most(beyond, beside, unmatched, is_other):
+    """Matrices, and what the adapter leaves alone: by its entries, or without a partner."""
+    why = [Reason("beyond")] * beyond + [Reason("twice")]
+    rows = [
+        Beside(
+            Scanned("p", "b", "b", ("F32", "F32"), int(word[0]), int(word[0]) * ("!" in word)),
+            whole=True if "w" in word else None,
+        )
+        for word in beside.split()
+    ]
+    merge = Merge([GOOD, GOOD], rows, unmatched=[replace(LONE, side="base")] * unmatched)
+    assert merged._is_other_base(merge, [(GOOD, reason) for reason in why]) is is_other

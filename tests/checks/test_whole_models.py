@@ -92,6 +92,8 @@ def test_an_adapter_is_held_against_its_config(case, tmp_path):
     assert found.outcome is (Outcome.DOES_NOT_HOLD if code else Outcome.HOLDS), found.reason
     assert code is None or code in codes(found)
     assert found.figures["modules_zero"] == len(zero)
+    ranks = [row.why.figures for row in found.answer.against if row.why.code == "rank"]
+    assert all(figures["rank"] == 4 != int(figures["said"]) for figures in ranks)
 
 
 def saved_by_peft(folder: Path, task: str, config: str, name: str, **sizes: object) -> None:

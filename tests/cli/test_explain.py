@@ -1,10 +1,12 @@
 """Words on the screen can be looked up as they stand there."""
 
+from types import SimpleNamespace
+
 import pytest
 from reports import uniform
 from typer.testing import CliRunner
 
-from shadow.checks.answer import COMMON
+from shadow.checks.answer import COMMON, ErrorRate
 from shadow.checks.explanations import EXPLANATIONS, RECOGNISED
 from shadow.checks.pair_gates import GATES
 from shadow.cli.commands import app
@@ -14,6 +16,7 @@ from shadow.errors import UsageError
 from shadow.gates.verdicts import WORDS_OF_VERDICTS
 from shadow.reports import columns
 from shadow.reports.columns import GLOSSARY
+from shadow.telling import dictionary
 from shadow.telling.comparisons import comparison_document
 from shadow.telling.dictionary import KINDS, other_words, word_documents
 from shadow.telling.document import Paragraph, TableBlock
@@ -161,3 +164,24 @@ def test_the_outline_of_a_template():
     template = "{a:count tensor is|tensors are} in {names:and}[ by {size:share}], of {b|one|many}"
     assert outline(template) == "N tensors are in NAMES, of many"
     assert outline("{a/b:all tensor|tensors} at {inside_layers.kept:share}") == "N tensors at N"
+
+
+@pytest.mark.parametrize(("word", "column"), [
+    ("zero share", "zero_share"), ("decay_cosine", "decay_cosine"), ("figures.spikes", "spikes"),
+])  # fmt: skip
+def test_a_column_is_found_by_words_and_behind_a_point(word, column):
+    """A space may replace an underscore."""
+    head = dictionary._meanings(word, dictionary._columns(), {})[-1]
+    assert (head.text, head.column) == ("", column)
+
+
+@pytest.mark.parametrize(("wrong", "of", "bound"), [
+    (0, 20, "(below 14 % with 95 % confidence)"), (0, 1, "(below 95 % with"),
+    (1, 20, "wrong: a page"),
+])  # fmt: skip
+def test_of_no_wrong_answer_a_bound_is_said(wrong, of, bound):
+    """1 - 0.05^(1 / of); a check without planted claims has no rate."""
+    text = dictionary._rate(SimpleNamespace(error_rate=ErrorRate(wrong, of, "a page")))
+    assert f"claims {wrong} are wrong" in text
+    assert bound in text
+    assert dictionary._rate(SimpleNamespace(error_rate=None)) is None

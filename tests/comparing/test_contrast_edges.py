@@ -8,12 +8,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from shadow.comparing import contrast, differences
+from shadow.comparing import contrast, differences, lineage, matching, scores, updates
 from shadow.comparing.codes import ComparisonVerdict, ReportRelation
 from shadow.comparing.contrast import MatchedCounts
 from shadow.comparing.differences import Difference
 from shadow.comparing.matching import relate
+from shadow.errors import ShadowError
 from shadow.reports.provenance import CheckpointIdentity
+from shadow.summary.record import Correspondence, OtherLayer, UnitNumbers, UnitRun
 from shadow.summary.tables import Columns, columns_of
 
 MORE, LESS, BELOW, SAME, MIXED, NONE = ComparisonVerdict
@@ -165,3 +167,95 @@ def test_doubts(other, expected):
         assert {reason.figures["larger"], reason.figures["smaller"]} == {"A", "B"}
     if expected == "dtypes_differ":
         assert found[0].figures == {"matrices": 2}
+
+
+def units(component, layers, *runs):
+    """Layers, or experts of layers, in runs of first and last number and first of the base's."""
+    keys = ("first", "last", "base_first")
+    made = [UnitRun(**dict(zip(keys, run, strict=True))) for run in runs]
+    return UnitNumbers(
+        component=component, layers=layers, missing=[], new=[], runs=made, by=["content"]
+    )  # fmt: skip
+
+
+MOVED = Correspondence(
+    layers=[units("language", [], (3, 5, 2), (6, 6, 9)), units("vision", [], (0, 9, 1))],
+    experts=[units("language", [4], (0, 1, 2))],
+    rows=[],
+    matrices=[
+        OtherLayer(component="language", modules=["mlp.up"], layer=5, base_layer=7, by="content")
+    ],
+)
+GONE = math.nan
+
+
+@pytest.mark.parametrize(("component", "layer", "module", "expert", "of_base"), [
+    ("language", 2, "attn.q", GONE, (2, GONE)), ("language", 3, "attn.q", GONE, (2, GONE)),
+    ("language", 5, "attn.q", GONE, (4, GONE)), ("language", 6, "attn.q", GONE, (9, GONE)),
+    ("language", 7, "attn.q", GONE, (7, GONE)), ("language", 5, "mlp.up", GONE, (7, GONE)),
+    ("vision", 5, "mlp.up", GONE, (6, GONE)), ("audio", 5, "mlp.up", GONE, (5, GONE)),
+    ("language", 4, "experts.up", 1, (3, 3)), ("language", 4, "experts.up", 2, (3, 2)),
+    ("language", 3, "experts.up", 1, (2, 1)), ("vision", 4, "experts.up", 1, (5, 1)),
+    ("language", GONE, "embed", GONE, (GONE, GONE)),
+])  # fmt: skip
+def test_the_units_of_the_base_that_places_correspond_to(component, layer, module, expert, of_base):
+    """Runs by their first and last numbers, experts of the layers named, matrices by themselves."""
+    units = matching._base_units(MOVED, [(component, layer, module, expert)])
+    assert [units["layer"][0], units["expert"][0]] == pytest.approx(of_base, nan_ok=True)
+
+
+METADATA = {
+    "pair": "base..sft", "family": "fam", "base": {"repo": "org/m", "commit": None},
+    "tuned": {"repo": "org/t", "commit": "0123456789" * 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "side"), [
+    ("org/m", "base"), ("m", "base"), ("fam:base", "base"), ("org/t", "tuned"), ("t", None),
+    ("fam:sft", "tuned"), ("org/t@0123456", "tuned"), ("org/t@012345", None),
+    ("org/t@1234567", None), ("org/x@0123456", None), ("org/m@0123456", None), ("sft", None),
+])  # fmt: skip
+def test_a_name_of_scores_is_that_of_a_side(model, side):
+    """By repository, stage, last name of a folder, or seven letters of a commit."""
+    sides = [one for one in ("base", "tuned") if scores._fits(model, one, METADATA)]
+    assert sides == ([] if side is None else [side])
+
+
+@pytest.mark.parametrize(("base", "tuned", "gain"), [(0.1, 0.3, 0.2), (0.3, 0.1, -0.2)])
+def test_equal_decimals_are_equal_gains(base, tuned, gain):
+    """As 0.3 - 0.1 is not; of benchmarks that both sides have, each metric for itself."""
+    given = [
+        scores.Score("org/m", "a", "acc", base, "x"),
+        scores.Score("org/t", "a", "acc", tuned, "x"),
+        scores.Score("org/t", "a", "f1", 9.0, "x"),
+        scores.Score("org/m", "b", "acc", 1.0, "x"),
+    ]
+    assert scores.gains_of(given, METADATA) == [scores.Gain("a", "acc", base, tuned, gain)]
+    with pytest.raises(ShadowError, match="another score"):
+        scores.gains_of([*given, scores.Score("org/m", "a", "acc", base + 1, "y")], METADATA)
+
+
+@pytest.mark.parametrize(("name", "figure", "code"), [
+    ("lineage", 0.5, "step_rearranged"), ("lineage", 0.49, "step_unrelated"),
+    ("lineage", None, None), ("rounding", 0.9, None),
+])  # fmt: skip
+def test_a_step_that_fails_its_gate_is_close_from_the_threshold_on(name, figure, code):
+    gate = SimpleNamespace(name=name, figure=figure, threshold=0.5)
+    doubt = lineage._doubt([SimpleNamespace(name="x", figure=1.0), gate])
+    assert (doubt and doubt.code) == code
+
+
+@pytest.mark.parametrize(("copy", "kept", "dtype", "base", "tuned", "cols", "is_few"), [
+    (0.0, 0.9, "BF16/BF16", 0.7, 0.7, 1024, False), (1.0, 0.9, "BF16/BF16", 0.7, 0.7, 1024, True),
+    (0.0, 0.0, "BF16/BF16", 0.7, 0.7, 1024, True), (GONE, GONE, None, GONE, GONE, 1024, False),
+    (0.0, 0.9, "BF16/I8", 0.7, 0.7, 1024, True), (0.0, 0.9, "I8/I8", 0.7, 0.7, 1024, False),
+    (0.0, 0.9, "I8/BF16", 0.7, 0.7, 1024, False), (0.0, 0.9, "BF16", 0.7, 0.1, 1024, True),
+    (0.0, 0.9, "BF16", 0.1, 0.1, 1024, False), (0.0, 0.9, "BF16", 0.7, 0.1, 200, False),
+])  # fmt: skip
+def test_a_tuned_side_in_few_bits(copy, kept, dtype, base, tuned, cols, is_few):
+    """By its format's levels, by its dtype, or by few distinct values, where the base has many."""
+    figures = {"format_copy": copy, "kept_high": kept, "dtype": dtype, "cols": cols}
+    figures |= {"levels_base": base, "levels_tuned": tuned}
+    arrays = {name: pa.array([value]) for name, value in figures.items()}
+    deltas = columns_of(pa.table(arrays | {"dtype": pa.array([dtype], pa.string())}))
+    assert updates._of_few_bits(deltas).tolist() == [is_few]

@@ -54,6 +54,9 @@ def test_results_of_the_harness_are_read(tmp_path):
     assert (score.model, score.benchmark, score.metric, score.score) == (
         "org/tuned", "arc", "acc_norm", 0.5,
     )  # fmt: skip
+    others = {"x": {"acc_stderr,none": 0.1, "sample_len": 9, "alias": "x"}}
+    (score,) = read(tmp_path, harness("a", results | others | {"y": {}}), "more.json")
+    assert score.benchmark == "arc"
     text = json.dumps({"results": results, "config": {"model_args": "pretrained=a/b,peft=c/d"}})
     assert read(tmp_path, text, "old.json")[0].model == "c/d"
 

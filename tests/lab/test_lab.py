@@ -257,3 +257,15 @@ def test_a_step_is_one_of_training_with_a_gradient_of_at_most_1():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     assert training.update(model, torch.zeros(1), torch.zeros(1), [optimizer]) == 300.0
     assert model.weight.item() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(("drawn", "share", "is_repeated"), [
+    (0.0, 0.0, False), (0.25, 0.25, False), (0.25, 0.26, True), (0.99, 1.0, True),
+])  # fmt: skip
+def test_a_share_of_samples_is_from_the_pool(drawn, share, is_repeated):
+    """None where it is 0, each where it is 1."""
+    samples = [training.Sample(f"{at}", "x") for at in range(6)]
+    rng = SimpleNamespace(random=lambda: drawn, choice=lambda pool: (pool, "again"))
+    mixture = SimpleNamespace(samples=lambda rng: iter(samples))
+    found = list(islice(training.partly_repeated(mixture, 2, share, rng), 3))
+    assert found == ([(samples[:2], "again")] * 3 if is_repeated else samples[2:5])

@@ -380,3 +380,22 @@ def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path, text):
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "pom.xml/junit.xml")
     assert "pom.xml/junit.xml" in done.assert_refused()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("count", "last"), [(9, "8"), (10, "9"), (11, "2 more"), (30, "21 more")])
+def test_ten_annotations_of_a_level_are_shown(count, last):
+    """The last counts the rest, so that ten stay ten."""
+    lines = [f"::error::{number}" for number in range(count)]
+    found = ci._first("error", lines)
+    assert (len(found), found[:9]) == (min(count, 10), lines[:9])
+    assert found[-1].split("::")[-1].startswith(last)
+
+
+def test_a_pair_that_cannot_be_audited_is_a_failure_of_its_own(shadow, tmp_path):
+    """Not an error of the command, which did what it was asked for."""
+    (tmp_path / "a").mkdir()
+    assert shadow("audit", "./a", "./b", "-o", "out", "--junit", "junit.xml").code == 1
+    xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
+    assert (xml.tests, xml.failures, xml.errors) == (1, 1, 0)
+    ((case,),) = xml
+    assert (case.name, case.classname[:6]) == ("audit", "b:a..b")

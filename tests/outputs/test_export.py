@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reports import delta, places, write
 
 from shadow.errors import ShadowError, UsageError
+from shadow.outputs import exports
 from shadow.outputs.exports import FORMATS, cell, export
 from shadow.reports.columns import TABLES
 from shadow.reports.parquet import STORED
@@ -181,3 +182,13 @@ def test_wrong_usage_of_export(inside, runs, tmp_path):
         assert folder in inside("export", folder, "--to", "csv").assert_refused()
     for words in (("--to", "xlsx"), ("--to", "csv", "--table", "files")):
         inside("export", runs, *words).assert_refused(code=2)
+
+
+def test_an_empty_folder_is_free(tmp_path):
+    """No folder with a file, no file, and nothing that is not there."""
+    file = tmp_path / "full" / "file"
+    file.parent.mkdir()
+    file.touch()
+    (tmp_path / "empty").mkdir()
+    paths = (tmp_path / "empty", file.parent, file, tmp_path / "none")
+    assert [exports._is_empty(path) for path in paths] == [True, False, False, False]

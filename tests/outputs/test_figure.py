@@ -16,6 +16,7 @@ from PIL import Image
 from reports import delta, place, put_spectra, write
 
 from shadow.errors import ShadowError
+from shadow.outputs import figures
 from shadow.outputs.figures import DRAWN, FORMATS, Choice, compose, draw, read_source, styled
 
 SHADOW = Path(sys.executable).parent / "shadow"
@@ -130,6 +131,9 @@ def test_the_heatmap_is_the_grid_of_medians(run):
     axes = drawn("heatmap", [run], metric="effective_rank_shift")[0].axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == list(MODULES)
+    assert axes.get_ylim() == (3.5, -0.5)
+    assert axes.figure.get_size_inches()[1] == pytest.approx(0.75 + 4 * 0.17)
+    assert {axes.xaxis.get_tick_params()[key] for key in ("length", "pad")} == {2}
     wanted = [list(by_layer(deltas(run), "effective_rank_shift", name).values()) for name in names]
     found = np.asarray(axes.collections[0].get_array()).reshape(4, 6)
     assert found == pytest.approx(np.array(wanted))
@@ -226,3 +230,11 @@ def test_a_report_of_nothing_is_one_line(inside, two, tmp_path):
     assert "several" in inside("figure", two[0].parent, *modules).assert_refused(2)
     inside("figure", two[0], *modules).assert_done()
     assert "spectra" in inside("figure", folder, "--kind", "spectrum").assert_refused()
+
+
+def test_the_extra_of_figures_is_asked_for_by_its_name(monkeypatch):
+    """Before matplotlib is imported, so that a hint says how to install it."""
+    asked = []
+    monkeypatch.setattr(figures, "require", asked.append)
+    with styled():
+        assert asked == ["figure"]

@@ -87,6 +87,7 @@ def test_with_colours_cells_keep_their_shades_and_the_scale_finds_room():
     assert len(lines) == 3
     assert [line.count("48;2;") for line in lines] == [4, 1, 4]
     assert [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines] == drawn(both)
+    assert drawn(both, **coloured | {"no_color": True})[0] == drawn(both)[0]
     assert len(drawn([row([0.01, 0.08] * 30)], width=80)) == 3
     assert len(drawn([row([0.01, 0.08])], width=40)) == 3
 

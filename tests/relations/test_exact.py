@@ -57,7 +57,8 @@ def test_a_number_is_found_from_either_side_and_no_noise_is_one(name, code, chan
     assert (which, value) == ("B is A", pytest.approx(number, rel=1e-3))
     assert found(b, a, name, name).code == code
     for other in (one_off(b), two_ulps(b), two_ulps(a)):
-        assert found(a, other, name, name) is None
+        near = found(a, other, name, name)
+        assert near is None or near.code == "upper_bits_equal"
     few = [found(a[:1, :size], b[:1, :size], name, name) is not None for size in (15, 16)]
     assert few == [False, True]
 
@@ -70,6 +71,13 @@ def test_rows_in_another_order_are_named_and_one_other_row_is_not(name, order):
     assert (named and named.figures) == figures
     assert order not in ORDERS or named.code == order
     assert found(W, one_off(W[rows]), name, name) is None
+    columns = found(W.T, W[rows].T, name, name)
+    assert (columns.code, columns.figures) == ("columns_reordered", {"order": named, "rows": 64})
+    assert found(W.T, one_off(W)[rows].T, name, name) is None
+    for vector in (W[:, 0], W[:, 0].round()):  # of which many entries are equal
+        entries = found(vector[None], vector[None, rows], name, name)
+        assert (entries.code, entries.figures["rows"]) == ("columns_reordered", 1)
+        assert found(vector[None], vector[None, rows] + 2 * (NUMBERS == 7), name, name) is None
     assert found(SQUARE, SQUARE.T, name, name).code == "is_transposed"
     assert found(SQUARE, one_off(SQUARE.T), name, name) is None
 
@@ -83,6 +91,20 @@ def test_bits_that_were_lost(a, b, code, formats):
     assert found(a, b, *formats).code == code
     assert found(b, a, *reversed(formats)).figures["which"] == "A is B"
     assert found(a, one_off(b), *formats) is None
+
+
+@pytest.mark.parametrize(("form", "bits", "lower"), [
+    ("F32", torch.int32, 16), ("F16", torch.int16, 3),
+])  # fmt: skip
+def test_only_the_bits_that_bf16_lacks_differ(form, bits, lower):
+    """One bit more is another number."""
+    a = (W.abs() + 1).to(DTYPES[form])
+    noise = torch.arange(W.numel()).view(W.shape) * 37 % (1 << lower)
+    b = ((a.view(bits) & -(1 << lower)) | noise.to(bits)).view(a.dtype)
+    beyond = b.view(bits).clone()
+    beyond[-1, 5] ^= 1 << lower
+    assert found(a, b, form, form).code == "upper_bits_equal"
+    assert found(a, beyond.view(a.dtype), form, form) is None
 
 
 def test_every_relation_has_words_and_answers_say_them(tmp_path):
@@ -99,3 +121,24 @@ def test_every_relation_has_words_and_answers_say_them(tmp_path):
         assert f"A has these values in {second}" in {one.what for one in answer.against}
         assert ("in model-00001-of-00002.safetensors of B" in answer.reason) is (number == 0)
         assert f"{key}: B is A times 1.07" in answer.reason or number
+
+
+NORMS = [f"model.layers.{at}.input_layernorm.weight" for at in range(3)]
+NORM, OTHER = planted.normal(5, 2, 32) + 4
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "change", "code"), [
+    (NORMS[0], lambda w: 2.5 * w, "is_multiple"), (NORMS[0], lambda w: w + 1, "is_shifted"),
+    (NORMS[0], lambda w: w.flip(0), "columns_reordered"), (NORMS[0], lambda w: OTHER, "elsewhere"),
+    (NORMS[0], torch.ones_like, "entries"),  # as another norm, which proves nothing
+    (UP, lambda w: w.T, "is_transposed"), (UP, lambda w: one_off(w.T), "shapes"),
+])  # fmt: skip
+def test_vectors_and_other_shapes_are_related_too(tmp_path, stored, name, change, code):
+    tensors = planted.gaussian(0, 4) | {NORMS[0]: NORM, NORMS[1]: OTHER, NORMS[2]: torch.ones(32)}
+    tensors = {key: one.to(stored) for key, one in tensors.items()}
+    other = tensors | {name: change(tensors[name]).to(stored, copy=True)}
+    a = planted.write(tmp_path / "a", tensors, planted.LLAMA)
+    answer = shadow.verify("same", a, planted.write(tmp_path / "b", other, planted.LLAMA))
+    assert [(one.name, one.code) for one in answer.against] == [(name, code)]

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from shadow.checkpoints.held_files import HeldFile, hold
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.stored_tensors import stored_tensor
 from shadow.places.architecture import Place
 from shadow.relations import signature
 from shadow.relations.facts import unit_numbers
@@ -18,7 +21,7 @@ from shadow.relations.matching import (
     match_rows,
     rows_of_units,
 )
-from shadow.relations.signature import Signature
+from shadow.relations.signature import Signature, signature_of
 from shadow.run.correspondence import Matching, other_layers
 from shadow.run.runtime import Runtime
 from shadow.spectra.spectrum import Workspace
@@ -233,3 +236,34 @@ def test_a_layer_may_have_matrices_of_another(tmp_path):
     known.chosen[Place("language", 2, "attn.q")] = UnitChoice(0, "content")
     said = [(row.layer, row.base_layer, row.modules, row.by) for row in other_layers(known)]
     assert said == [(1, 0, ["attn.k", "attn.o"], "likeness"), (1, 4, ["mlp.up"], "content")]
+
+
+@pytest.mark.parametrize(("cols", "is_whole"), [(512, True), (513, False)])
+def test_a_signature_is_of_values(tmp_path, monkeypatch, cols, is_whole):
+    """However they are stored; of more than 2^18 a tile in 17 is read. A cosine is that of all
+    entries, also where columns of outliers dominate, which two unrelated matrices may share.
+    """
+    read, read_runs = [], HeldFile.read_runs
+    monkeypatch.setattr(HeldFile, "read_runs", lambda *given: (
+        read.append(len(given[-1])), read_runs(*given)))  # fmt: skip
+    generator = torch.Generator().manual_seed(1)
+    first, noise, other = torch.randn(3, 512, cols, generator=generator)
+    outliers = torch.ones(cols)
+    outliers[::60] = 200.0
+    first, other = first.bfloat16() * outliers, other * outliers
+    near, last = 0.8 * first + 0.6 * noise * outliers, first.clone()
+    last[-1, -1] += 1
+    (tmp_path / "x").write_bytes(first.numpy().tobytes())
+    info = TensorInfo("x", "F32", (512, cols), "x", 0, 4 * 512 * cols)
+    tensor = stored_tensor(hold(tmp_path / "x"), info)
+    made = [
+        signature_of(one, Workspace())
+        for one in (tensor, near, other, 0 * first, first * torch.nan, last)
+    ]
+    assert sum(read) < 4 * 512 * cols * (1.01 if is_whole else 1 / 12)
+    for same in (first.double(), first.T.contiguous().T):
+        assert signature_of(same, Workspace()).digest == made[0].digest
+    assert len({one.digest for one in made}) == (6 if is_whole else 5)
+    (row,) = signature.cosines(made[:1], made[:5])
+    assert row == pytest.approx([2.0, 0.8, 0.0, 0.0, 0.0], abs=0.1 if is_whole else 0.2)
+    assert not signature.cosines(made[3:5], made[3:5]).any()  # not even with themselves

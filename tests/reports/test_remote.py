@@ -16,6 +16,7 @@ from shadow.checkpoints.pairing import Filter
 from shadow.cli import commands
 from shadow.engines.pair import run_pair
 from shadow.errors import KeptError, ShadowError, UsageError
+from shadow.files import safe_name
 from shadow.lists.index import read_index, with_index
 from shadow.lists.perform import audit_pairs, run_remote_pair
 from shadow.reports import folders as remote
@@ -297,3 +298,10 @@ def test_an_s3_server(tmp_path):
             assert "Traceback" not in done.err
     finally:
         server.stop()
+
+
+def test_the_folder_of_a_url_has_its_last_name_and_a_digest():
+    folders = [work_folder(Store(f"memory://{url}")).name for url in ("a/x y", "b/x y", "b/z")]
+    assert [name.rpartition("-")[0] for name in folders] == [safe_name("x y")] * 2 + ["z"]
+    assert [len(name.rpartition("-")[2]) for name in folders] == [12] * 3
+    assert len({*folders}) == 3

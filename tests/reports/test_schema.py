@@ -10,12 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from effort import every
+from measuring import changed
 from reports import uniform
 
+from shadow.engines import finished
+from shadow.errors import ShadowError
 from shadow.lists.index import Index
+from shadow.reports import folders
 from shadow.reports.columns import DELTA, MATRICES, TABLES
+from shadow.reports.folders import finished_metadata
 from shadow.reports.parquet import STORED
 from shadow.reports.report import Report
+from shadow.telling.dictionary import table_document
 
 
 @pytest.fixture
@@ -87,6 +93,12 @@ def test_the_schema_for_people(inside):
     shown = inside("explain", "--all", width=200).assert_done()
     names = {column.name for table in TABLES.values() for column in table.columns}
     assert [name for name in (*TABLES, *names) if name not in shown] == []
+    rows = table_document(TABLES["matrices"]).blocks[1].rows
+    first = ["start here" in row[2].aside for row in rows]
+    assert first == sorted(first, reverse=True)
+    assert {row[0] for row, is_first in zip(rows, first, strict=True) if is_first} == {
+        *TABLES["matrices"].start_here
+    }
     for words in (("explain", "--all", "alpha"), ("explain", "--json"), ("schema",)):
         inside(*words).assert_refused(code=2)
 
@@ -210,3 +222,56 @@ def test_a_schema_that_is_no_number_is_no_report(inside, tmp_path, schema):
     uniform(tmp_path / "out", 0.4)
     rewrite(tmp_path / "out", schema=schema)
     inside("show", "out").assert_refused()
+
+
+@pytest.mark.parametrize(("path", "value"), [
+    *((key, value) for key in ("version", "family", "pair", "schema") for value in (None, 1.5)),
+    *(((side, key), 7) for side in ("base", "tuned")
+      for key in ("repo", "commit", "fingerprint", "content")),
+    (("base", "repo"), None), (("tuned", "repo"), None), (("settings", "method", "level"), 3),
+    (("settings", "chosen"), [1]), ("libraries", "numpy"), ("seconds", "1"), ("seconds", -0.1),
+    ("seconds", 1e12), ("schema", True),
+])  # fmt: skip
+def test_metadata_of_another_type_are_refused(demo, path, value):
+    """Each key that readers rely on; what may be missing may be null."""
+    metadata = finished_metadata(demo)
+    path = (path,) if isinstance(path, str) else path
+    with pytest.raises(TypeError):
+        folders._check_metadata(changed(metadata, path, value))
+
+
+@pytest.mark.parametrize(("path", "value"), [
+    (("base", "commit"), None), (("tuned", "fingerprint"), None), (("base", "content"), None),
+    (("settings", "chosen"), None), (("libraries",), None), (("seconds",), None),
+    (("seconds",), 0), (("seconds",), 9e11),
+])  # fmt: skip
+def test_metadata_may_lack_what_was_not_known(demo, path, value):
+    folders._check_metadata(changed(finished_metadata(demo), path, value))
+
+
+@pytest.mark.parametrize(("recorded", "message", "hint"), [
+    ({"schema": 10**20}, "a report of schema 100000000000, made by shadow", "update shadow"),
+    ({"schema": -1, "version": "9.9"}, "schema -1, made by shadow 9.9;", "audit the pair again"),
+    ({"schema": -1, "version": "x" * 41}, "made by shadow [?];", "audit the pair again"),
+    ({"schema": -1, "version": "x" * 40}, f"made by shadow {'x' * 40};", "audit the pair again"),
+])  # fmt: skip
+def test_a_report_of_another_schema_says_who_made_it(run, recorded, message, hint):
+    rewrite(run, **recorded)
+    with pytest.raises(ShadowError, match=message) as caught:
+        folders.report_metadata(run)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({}, []), ({"repo": "x"}, ["base"]), ({"repo": "x", "commit": "y"}, ["base"]),
+    ({"repo": "x", "commit": "y", "fingerprint": "z"}, ["base"]),
+    ({"commit": "y", "fingerprint": "z"}, ["commit of base"]),
+    ({"fingerprint": "z"}, ["files of base"]),
+])  # fmt: skip
+def test_what_follows_from_another_difference_is_not_named(demo, changes, said):
+    """Another repository has other commits and files."""
+    had = finished_metadata(demo)
+    texts = finished.differences(had, had | {"base": had["base"] | changes})
+    assert [text.startswith(f"{name} ") for text, name in zip(texts, said, strict=True)] == [
+        True for _ in said
+    ]

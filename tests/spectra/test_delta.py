@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 import reference
 import torch
-from effort import examples
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from measuring import measure
 
 from shadow.dtypes import FLOATS
@@ -136,58 +133,6 @@ def test_a_low_rank_delta_of_float32_weights_is_seen_as_such(rank):
     assert delta["numerical_rank"] == rank
     assert delta["effective_rank"] <= rank * (1 + 1e-9)
     assert delta["rank_99"] <= rank
-
-
-@settings(max_examples=examples(15))
-@given(st.integers(0, 10_000), st.integers(2, 40), st.integers(2, 40), st.integers(-60, 60))
-def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, exponent):
-    """Numbers of D in float64 are those of Q D, Dᵀ, and D times a power of two but for its units.
-
-    Dᵀ has left and right exchanged.
-    What rests on entries (null, floor, zero_share) holds for transposition and scale only.
-    """
-    rng = np.random.default_rng(seed)
-    base, tuned = rng.standard_normal((rows, cols)), rng.standard_normal((rows, cols))
-    Q, _ = np.linalg.qr(rng.standard_normal((rows, rows)))
-    f64 = ("F64", "F64")
-    one = measure(torch.from_numpy(base), torch.from_numpy(tuned), f64)[2].values
-    flipped = measure(torch.from_numpy(base.T.copy()), torch.from_numpy(tuned.T.copy()), f64)[
-        2
-    ].values
-    turned = measure(torch.from_numpy(Q @ base), torch.from_numpy(Q @ tuned), f64)[2].values
-    scaled = measure(
-        torch.from_numpy(np.ldexp(base, exponent)), torch.from_numpy(np.ldexp(tuned, exponent)), f64
-    )[2]
-    weights = {c.name: 2.0**exponent for c in (*SPECTRAL, *DELTA) if c.unit == "weights"}
-    entrywise = {
-        "null_participation_ratio", "concentration", "null_edge", "spikes", "spike_energy",
-        "floor_ratio", "row_participation_ratio", "col_participation_ratio", "rows_changed",
-        "kept_history", "kept", "relative_norm_unrounded", "excess_purity", "purity_z",
-        "excess_purity_unrounded", "equivalent_directions", "null_edge_sharp", "spikes_sharp",
-        "alignment_left_null", "alignment_right_null", "levels_base", "levels_tuned",
-        "rest_rank", "rest_energy", "rest_over_rounding",
-    }  # fmt: skip
-    by_rows = {"levels_base", "levels_tuned"}  # of rows, which are columns in the transposed
-    flipped["row_participation_ratio"], flipped["col_participation_ratio"] = (
-        flipped["col_participation_ratio"],
-        flipped["row_participation_ratio"],
-    )
-    for name, value in one.items():
-        mirror = name.replace("left", "RIGHT").replace("right", "left").lower()
-        if value is None:
-            assert flipped[mirror] is scaled.values[name] is None
-            continue
-        tolerance = {"rel": 1e-5, "abs": 1e-7}
-        if isinstance(value, str):
-            assert flipped[name] == scaled.values[name] == value
-            continue
-        if name not in by_rows | {"intruders"}:  # which counts left vectors only
-            assert flipped[mirror] == pytest.approx(value, **tolerance), name
-        assert scaled.values[name] == pytest.approx(
-            value * weights.get(name, 1.0), rel=1e-5, abs=1e-30
-        ), name
-        if name not in entrywise:
-            assert turned[name] == pytest.approx(value, **tolerance), name
 
 
 def test_opposite_and_doubled_weights():

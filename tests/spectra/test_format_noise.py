@@ -9,10 +9,12 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_blocks, k_copy, k_like, k_quants
 
+from shadow.spectra.levels import FormatNoise
 from shadow.spectra.relations import format_noise as module
 from shadow.spectra.relations.format_noise import block_length, cells, cells_between, format_noise
 
 ROWS, COLS = 48, 512
+ABOVE, BELOW = 1 + 1e-9, 1 - 1e-9
 
 
 @pytest.fixture
@@ -311,3 +313,36 @@ def test_compensated_rounding_may_be_calibrated(original):
     assert not found.may_be_calibrated("Q4_0")
     noise = 0.05 * torch.randn(original.shape, generator=torch.Generator().manual_seed(3))
     assert not format_noise(original + noise, gptq_copy(original)).may_be_calibrated("GPTQ-4")
+
+
+@pytest.mark.parametrize(("stored", "more", "is_copy"), [
+    ("Q4_0", {}, True), ("Q4_0", {"made": None}, None), ("Q4_0", {"finite": False}, False),
+    ("Q8_0", {"outside": 1}, False), ("Q4_0", {"outside": 10, "furthest": 1.5}, True),
+    ("Q4_0", {"outside": 11, "furthest": 1.5}, False), ("Q5_1", {"outside": 10}, True),
+    ("Q4_0", {"outside": 1, "furthest": 1.5 + 1e-9}, False),
+])  # fmt: skip
+def test_a_hundredth_within_a_step_and_a_half_is_of_scales_moved_later(stored, more, is_copy):
+    """In the formats whose scales an importance matrix moves."""
+    noise = FormatNoise(**{"entries": 1000, "made": 1.0, **more})
+    assert noise.is_copy(stored) is is_copy
+
+
+@pytest.mark.parametrize(("more", "is_far", "factor", "is_calibrated"), [
+    ({}, False, None, True), ({"copy": 0.0, "inner": 0.0}, True, None, False),
+    ({"inner": 50.0, "error": 100.0}, False, None, False),  # a cosine of a half
+    ({"inner": 50.0 * BELOW, "error": 100.0}, True, None, False),
+    ({"error": 36.0}, False, None, True), ({"error": 36.0 * ABOVE}, False, None, False),
+    ({"error": 40.0, "scaled": 36.0}, False, None, True), ({"made": None}, False, None, False),
+    ({"copy": 160.25, "inner": 126.5}, False, 1.265, True),
+    ({"copy": 154.0, "inner": 124.0}, False, None, True),
+    ({"copy": 64.0, "inner": 79.0}, False, 0.79, True),
+    ({"copy": 168.0, "inner": 128.0}, False, None, True),  # more is left than 4 times
+    ({"finite": False}, False, None, False),
+])  # fmt: skip
+def test_a_factor_and_a_calibration_are_told_from_rounding(more, is_far, factor, is_calibrated):
+    """Of an original of 100, of which the format makes an error of 1."""
+    sums = {"original": 100.0, "copy": 100.0, "inner": 100.0, "error": 1.0, "scaled": 99.0}
+    noise = FormatNoise(**{**sums, "made": 1.0, **more})
+    assert (noise.is_far, noise.factor) == (is_far, factor)
+    assert noise.may_be_calibrated("GPTQ-4") is is_calibrated
+    assert not noise.may_be_calibrated("Q4_0")

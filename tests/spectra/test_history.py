@@ -1,5 +1,7 @@
 """What stored values say of how they came about, against planted casts, means and updates."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -140,3 +142,17 @@ def test_a_tuned_side_that_moved_less_than_the_base_was_rounded_is_no_original_o
     assert cast(*sides_of(base, trained)) is None
     original = (base.double() + 2.0**-8 * 0.99 * moved).to(F32)
     assert cast(*sides_of(base, original)) == "base"
+
+
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_a_side_that_is_decoded_part_by_part_is_no_cast(side: str) -> None:
+    """A quantised matrix is not read for it."""
+    matrices = {"base": drawn(0).to(F32), "tuned": drawn(0).to(BF16)}
+    sides, formats = sides_of(**matrices)
+    quantised = SimpleNamespace(
+        cells=None, **{key: getattr(matrices[side], key) for key in ("dtype", "shape", "ndim")}
+    )
+    assert cast(sides, formats) == "tuned"
+    assert (
+        cast(Sides(**{**matrices, side: quantised}, dtype=F32, space=Workspace()), formats) is None
+    )

@@ -8,7 +8,7 @@ from reports import columns, delta, place
 
 from shadow.summary.changes import CHANGES, recognised
 from shadow.summary.files import files
-from shadow.summary.gate_figures import unjudged_formats
+from shadow.summary.gate_figures import _identical, unjudged_formats
 from shadow.summary.layer_medians import held_rank, inside_layers
 from shadow.summary.tensors import skipped as skipped_rows
 from shadow.summary.tensors import vectors as vectors_row
@@ -221,3 +221,10 @@ def test_a_rank_is_low_up_to_a_quarter_of_the_short_side(rank, held):
     """Above, what rounding leaves is no limit, and numerical_rank counts."""
     found = held_rank(deltas(RANKED | {"rest_rank": rank, "numerical_rank": 64}))
     assert found.tolist() == [held]
+
+
+def test_experts_of_an_identical_stack_are_matrices_each():
+    """No vector and nothing that differs is one."""
+    rows = [{"status": "identical", "shape": shape} for shape in ([64, 96], [3, 4, 5], [7])]
+    rows += [{"status": "identical", "module": "norm"}, {"status": "measured"}]
+    assert _identical(tensors(*({"side": "tuned", **one} for one in rows))) == 4

@@ -1,5 +1,7 @@
 """The constants that decide what a finding says, just inside and just outside."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from shadow.summary.record import FileCounts, FileRow, FilesRow, UnitRun
@@ -192,3 +194,21 @@ def test_what_corresponds_is_a_table(must, kind, cells):
         found = [] if table is None else table.rows
         assert found[:60] == [cells] * min(count, 60)
         assert found[60:] == [["1 more", None, None, None]] * (count - 60)
+
+
+@pytest.mark.parametrize(("more", "coherence"), [
+    ({}, "along"), ({"few_bits": "tuned"}, "hidden"), ({"few_bits": "base"}, "along"),
+    ({"unexplained_in_more_bits": 5}, "hidden"), ({"unexplained_in_more_bits": 4}, "along"),
+    ({"coherent": 2}, "along"), ({"coherent": 1}, "hidden"),  # with 2 of 8 above the short side
+    ({"equivalent_directions": None}, "above"),
+    ({"equivalent_directions": None, "above_short_side": 0}, "hidden"),
+])  # fmt: skip
+def test_coherence_is_known_for_half_of_the_matrices(more, coherence):
+    """Of 10, of which 8 were judged."""
+    usual = {"unexplained_in_more_bits": 0, "matrices": 10, "judged": 8, "coherent": 4}
+    usual |= {"above_short_side": 2, "equivalent_directions": 3.0, "few_bits": None, **more}
+    inside = SimpleNamespace(**usual)
+    context = SimpleNamespace(
+        few_bits=inside.few_bits, summary=SimpleNamespace(inside_layers=inside)
+    )
+    assert Context.coherence.func(context) == coherence

@@ -233,6 +233,13 @@ class StoredTensor(FileTensor):
         """True if its elements lie in the file in order, without gaps."""
         return self._view.is_contiguous()
 
+    def in_parts(self) -> Self:
+        """The same tensor, of which no more is read than what is requested."""
+        other = copy(self)
+        other.is_near = True
+        other._most = -1
+        return other
+
     def fill(self, first: int, into: memoryview) -> None:
         """Read the bytes of elements of a flat tensor, in order from the first, without caching."""
         offset = int(self._view.storage_offset()) + first

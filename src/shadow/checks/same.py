@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 from shadow.checks.answer import Against, Answer, Check, Evidence, Figure, Outcome
 from shadow.checks.whole.gguf_metadata import WORDS as ROTARY
 from shadow.checks.whole.gguf_metadata import rotary_faults
+from shadow.dtypes import FLOATS
 from shadow.errors import UsageError
-from shadow.run.scanned import Scanned, not_compared, relative_norm, unmatched_reasons
+from shadow.run.scanned import Scanned, Unmatched, not_compared, relative_norm, unmatched_reasons
 from shadow.templates import Reason
 from shadow.text import shape_text
 
@@ -35,8 +36,10 @@ RELATIONS = {  # of two tensors, by the codes of relations/exact.py, and where a
     "is_shifted": "{which} with {number:gain} added to every entry",
     "is_transposed": "B is A transposed",
     "rows_reordered": "B has the rows of A in another order[: {order}]",
+    "columns_reordered": "B has the {rows|entries|columns} of A in another order[: {order}]",
     "is_cut": "{which} cut to {format} instead of rounded",
     "is_flushed": "{which} with 0 for the subnormal numbers of {format}",
+    "upper_bits_equal": "A and B are the same once both are cut to BF16",
     "elsewhere": "A has these values in {where}",
 }
 ORDERS = {
@@ -230,6 +233,9 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Com
     is_local = all(source.is_local for source in sources)
     if is_local:
         compared = _found_elsewhere(compared, aligned.pair)
+    unmatched = [
+        _turned(tensor, aligned.pair) if is_local else tensor for tensor in aligned.unmatched
+    ]
     notes = [*aligned.notes]
     equal = {
         pair.key
@@ -258,7 +264,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Com
         rotary,
         [shapes for pair, _ in compared if (shapes := _reshaped(pair))],
         shards.pop() if len(shards) == 1 < len(second.sources) else "",
-        unmatched=aligned.unmatched,
+        unmatched=unmatched,
         unread=aligned.unread,
         notes=notes,
     )
@@ -398,7 +404,7 @@ def _found_elsewhere(
 
     by_norm: defaultdict[object, list[tuple[MatrixPair, Scanned]]] = defaultdict(list)
     for pair, row in rows:
-        if pair.is_matrix and row.base_energy:
+        if row.base_energy not in (0, row.entries):  # norms of ones are equal by design
             by_norm[_norm(pair, row.base_energy)].append((pair, row))
     found = []
     for pair, row in rows:
@@ -416,6 +422,32 @@ def _found_elsewhere(
                 break
         found.append((pair, row))
     return found
+
+
+def _turned(tensor: Unmatched, aligned: AlignedPair) -> Unmatched:
+    """Say of a tensor with another shape that it is A's transposed, where it is."""
+    from shadow.relations.exact import Differing, is_transposed
+    from shadow.run.workers import own_workspace
+    from shadow.spectra.spectrum import Sides, working_dtype
+
+    first = aligned.base.tensors.get(tensor.tensor)
+    second = aligned.tuned.tensors.get(tensor.tensor)
+    if first is None or second is None or first.problem or second.problem:
+        return tensor
+    formats = first.dtype, second.dtype
+    is_turned = len(first.shape) == 2 and first.shape == second.shape[::-1]
+    if not is_turned or not FLOATS.keys() >= {*formats}:
+        return tensor
+    sides = Sides(
+        aligned.base.tensor(first),
+        aligned.tuned.tensor(second),
+        working_dtype(*formats),
+        own_workspace(),
+    )
+    figures = is_transposed(Differing(sides, formats, sides))
+    if figures is None:
+        return tensor
+    return replace(tensor, why=Reason("is_transposed", figures))
 
 
 def _norm(pair: MatrixPair, energy: float) -> tuple[object, ...]:

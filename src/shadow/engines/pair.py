@@ -41,7 +41,7 @@ from shadow.run.journal import JOURNAL, PARTS, Fetched, Journal, MatrixOutcome
 from shadow.run.machine import kinds, lacking, machine_limits
 from shadow.run.plan import Plan, Summed, in_order, make_plan, shards_of, summed_with
 from shadow.run.rows import with_contents, write_tables
-from shadow.run.runtime import AlignedPair, Asked, Progress, Runtime, size_of
+from shadow.run.runtime import AlignedPair, PairRequest, Progress, Runtime, size_of
 from shadow.run.settings import CPU, DeviceChoice, Settings
 from shadow.run.sides import (
     align,
@@ -133,12 +133,12 @@ def measure_part(
 
 
 @contextmanager
-def _asked(pair: Pair, settings: Settings, folder: Path, runtime: Runtime) -> Iterator[Asked]:
+def _asked(pair: Pair, settings: Settings, folder: Path, runtime: Runtime) -> Iterator[PairRequest]:
     """Make a request with a scratch folder of its own, which a second run must not touch."""
     scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
     try:
         with client_for(references_of(pair)):
-            yield Asked(pair, settings, runtime, folder, scratch)
+            yield PairRequest(pair, settings, runtime, folder, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -160,7 +160,7 @@ def when_free(work: Callable[[], Made], runtime: Runtime) -> Made:
             time.sleep(min(POLL, runtime.patience))
 
 
-def _audit(request: Asked) -> AuditResult:
+def _audit(request: PairRequest) -> AuditResult:
     pair = request.pair
     settings = request.settings
     runtime = request.runtime
@@ -228,7 +228,7 @@ def _audit(request: Asked) -> AuditResult:
 
 
 def _measured(
-    request: Asked, aligned: AlignedPair, journal: Journal, tokens: ReadTokens
+    request: PairRequest, aligned: AlignedPair, journal: Journal, tokens: ReadTokens
 ) -> tuple[AlignedPair, Matching, int]:
     """Measure a pair by number; where numbers fail, what corresponds instead. Returns it as it is
     aligned at last, what corresponds, and the number of matrices that were measured.
@@ -259,7 +259,7 @@ def _measured(
 
 
 def _measure(
-    request: Asked,
+    request: PairRequest,
     aligned: AlignedPair,
     journal: Journal,
     summed: Summed | None = None,
@@ -299,15 +299,15 @@ def _measure(
     with closing(in_workers(plan, measure, runtime, jobs, done=done, note=note)) as outcomes:
         for outcome in outcomes:
             journal.add(outcome)
-    if cache is not None and cache.there:
+    if cache is not None and cache.hits:
         size = byte_size(size_of(cache.folder))
         runtime.say(
-            f"{cache.there} of {cache.asked} spectra came from the cache ({cache.folder}, {size})"
+            f"{cache.hits} of {cache.lookups} spectra came from the cache ({cache.folder}, {size})"
         )
     return matrices - resumed
 
 
-def _planned(request: Asked, aligned: AlignedPair, journal: Journal) -> Plan:
+def _planned(request: PairRequest, aligned: AlignedPair, journal: Journal) -> Plan:
     """Plan what is left, after removing what an earlier run left on the disk and in the cache."""
     for left in request.scratch.parent.glob(f"{SCRATCH}*"):
         if left != request.scratch:
@@ -377,7 +377,7 @@ class Parts:
     count: int | None = None
     """None: as many as the engine carries out at a time. There may be fewer (see `cut`)."""
 
-    def measure(self, request: Asked, aligned: AlignedPair, journal: Journal) -> None:
+    def measure(self, request: PairRequest, aligned: AlignedPair, journal: Journal) -> None:
         """Measure what the journal lacks, and add it. Raises the errors of parts."""
         left = [pair for pair in aligned.pairs if pair.key not in journal.outcomes]
         measured = [pair for pair in aligned.pairs if pair.key in journal.outcomes]

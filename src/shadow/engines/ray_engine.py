@@ -284,8 +284,8 @@ class RayEngine:
         runtime = task.runtime()
         begun = contextlib.ExitStack()
         show = runtime.show if watch is None else begun.enter_context(watch(task.name))
-        alone = max(self._slots(_machines()).values(), default=1) == 1
-        access = replace(runtime.access, alone=alone)
+        owns_cache = max(self._slots(_machines()).values(), default=1) == 1
+        access = replace(runtime.access, owns_cache=owns_cache)
         remote = self._work.options(
             name=task.name,
             num_cpus=self._cores,

@@ -283,7 +283,6 @@ class HeatMap:
         is_flat = largest <= FLAT * least
         shades = ASCII_SHADES if options.ascii_only else SHADES
         unmoved = ASCII_UNMOVED if options.ascii_only else UNMOVED
-        coloured = console.color_system is not None and not console.no_color
         colours = COLOURS if console.color_system == "truecolor" else FEW_COLOURS
 
         def shade(level: float) -> tuple[str, Style | None]:
@@ -291,7 +290,7 @@ class HeatMap:
             colour = colours[round(level * (len(colours) - 1))]
             place = int(level * len(shades))
             letter = shades[min(len(shades) - 1, place)]
-            if not coloured:
+            if console.no_color:
                 return letter, None
             return letter, Style(color=colour, bgcolor=colour)
 

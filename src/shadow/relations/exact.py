@@ -146,7 +146,18 @@ def _made(pair: Differing, make: Rounding) -> Figures | None:
     return None
 
 
-def _transposed(pair: Differing) -> Figures | None:
+def _alike(pair: Differing) -> Figures | None:
+    """Find that both are the same in the upper 16 bits of F32."""
+    grid = FLOATS["BF16"]
+    for first, second in pair.facing("tuned"):
+        cut = _cut(first, grid)
+        other = _cut(second, grid)
+        if not torch.equal(cut, other):
+            return None
+    return {}
+
+
+def is_transposed(pair: Differing) -> Figures | None:
     sides = pair.whole
     if sides is None:
         return None
@@ -160,12 +171,17 @@ def _transposed(pair: Differing) -> Figures | None:
     return None
 
 
-def _reordered(pair: Differing) -> Figures | None:
+def _reordered(pair: Differing, *, is_of_columns: bool) -> Figures | None:
     sides = pair.whole
     if sides is None:
         return None
     if sides.base.ndim > 2:
         return None
+    height, _ = sides.shape
+    if is_of_columns:
+        base = Transposed(sides.base)
+        tuned = Transposed(sides.tuned)
+        sides = replace(sides, base=base, tuned=tuned)
     if sides.shape[0] == 1:
         return None
     first_column = slice(None), slice(0, 1)
@@ -184,7 +200,7 @@ def _reordered(pair: Differing) -> Figures | None:
     selected = Selected(sides.base, rows)
     reordered = replace(sides, base=selected)
     if _is_equal(reordered):
-        return {"order": order_of(rows)}
+        return {"order": order_of(rows), "rows": height}
     return None
 
 
@@ -232,8 +248,10 @@ def order_of(rows: NDArray[np.intp]) -> Reason | None:
 RELATIONS: Mapping[str, Callable[[Differing], Figures | None]] = {
     "is_multiple": partial(_number, operation=torch.div, neutral=1.0),
     "is_shifted": partial(_number, operation=torch.sub, neutral=0.0),
-    "is_transposed": _transposed,
-    "rows_reordered": _reordered,
+    "is_transposed": is_transposed,
+    "rows_reordered": partial(_reordered, is_of_columns=False),
+    "columns_reordered": partial(_reordered, is_of_columns=True),
     "is_cut": partial(_made, make=_cut),
     "is_flushed": partial(_made, make=_flushed),
+    "upper_bits_equal": _alike,
 }

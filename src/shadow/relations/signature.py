@@ -1,16 +1,19 @@
-"""Signatures of matrices, each made in one pass over its entries, and what two of them show."""
+"""Signatures of matrices, each made of their entries or of a sample of them, and what two show."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shadow.checkpoints.stored_tensors import StoredTensor
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.spectrum import Index, Workspace, read_block, shape_of, tiles
+from shadow.spectra.sums import largest_entry
 
 SUMS = 1024  # of a sketch: the standard error of a cosine is .03 where no entry dominates
 WIDTH = 64  # sums of a row
@@ -18,7 +21,10 @@ FEW = 4  # of each of very many rows
 AT_ONCE = 1 << 18  # entries of rows
 MOST = 1 << 41  # products of all rows with all rows: beyond, rows are not compared by likeness
 EQUAL = 2.0  # stands for the cosine of matrices with equal digests
-MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of splitmix64
+MIX = 0x9E3779B97F4A7C15  # by which the digest of the tiles before is multiplied
+TILE = 1 << 14  # entries that are read together
+WHOLE = 1 << 18  # entries of a matrix of which all are read
+STEP = 17  # of larger ones a tile in so many: prime, so that all columns get their turn
 
 Words = NDArray[np.uint64]
 Floats = NDArray[np.float64]
@@ -27,7 +33,8 @@ Block = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Signature:
-    """A digest and a count sketch of a matrix, neither of which depends on how it is stored.
+    """A digest and a count sketch of a matrix, neither of which depends on how it is stored. Both
+    are of a sample of a large one.
 
     The digest is of values as F32, so that a cast that loses nothing leaves it unchanged. Equal
     digests propose that matrices are equal; measuring them decides.
@@ -53,42 +60,37 @@ class RowSignatures:
 def signature_of(matrix: Matrix, space: Workspace) -> Signature:
     """Make the signature of a matrix.
 
-    The sum that an entry goes to, and its sign, are a hash of its place: entries of one row or
-    column do not meet, so that a column of outliers is spread over all sums.
+    The sum that an entry goes to, and its sign, are random, and the sums move on by one with every
+    tile: entries of one column do not meet, so that a column of outliers is spread over all sums.
     """
     digest = 0
     sums = np.zeros(SUMS)
-    many = np.uint64(SUMS)
-    _, cols = shape_of(matrix)
-    for index, (row, col) in tiles(matrix):
-        tile = _read(matrix, index, space)
-        lines, width = tile.shape
-        columns = _numbers(col, width)
-        step = max(1, AT_ONCE // width)  # hashes take several times the memory of entries
-        for first in range(0, lines, step):
-            block = tile[first : first + step]
-            rows = _numbers(row + first, len(block))
-            starts = rows * np.uint64(cols)
-            cells = starts[:, None] + columns
-            places = _mixed(cells)
-            hashes = _hashed(block, places)
-            digest += int(hashes.sum())
-            is_negative = places & many
-            signed = np.where(is_negative, -block, block)
-            bins = places % many
-            numbers = bins.ravel().astype(np.intp)
-            sums += np.bincount(numbers, signed.ravel(), SUMS)
+    places = space.once("places", _places)
+    step = 1
+    if matrix.numel() > WHOLE:
+        step = STEP
+        if isinstance(matrix, StoredTensor) and matrix.is_flat:
+            matrix = matrix.in_parts()
+    sampled = islice(tiles(matrix, TILE), 0, None, step)
+    for index, _ in sampled:
+        entries = _read(matrix, index, space).ravel()
+        count = len(entries)
+        product = np.vecdot(_words(entries), places.factors[:count])
+        digest *= MIX
+        digest += int(product)
+        digest %= 2**64
+        signed = entries * places.signs[:count]
+        sums = np.roll(sums, 1)
+        sums += np.bincount(places.sums[:count], signed, SUMS)
     (sketch,) = directions(sums[None])
-    digest %= 2**64
-    is_zero = not sums.any()
+    is_zero = not sums.any() and not largest_entry(matrix, torch.float32, space)
     return Signature(digest, sketch, is_zero)
 
 
 def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     """Make the signatures of all rows of a matrix in one pass."""
     rows, cols = shape_of(matrix)
-    columns = _numbers(0, cols)
-    places = _mixed(columns)
+    factors = _factors(cols)
     signs = np.eye(cols, dtype=np.float32)
     if cols > WIDTH:
         random = np.random.default_rng(0)
@@ -105,41 +107,45 @@ def row_signatures_of(matrix: Matrix, space: Workspace) -> RowSignatures:
     for row in range(0, rows, step):
         lines = slice(row, row + step)
         block = _read(matrix, (lines,), space)
-        hashes = _hashed(block, places)
-        digests.append(hashes.sum(axis=1))
+        digests.append(np.vecdot(_words(block), factors))
         sums.append(block @ signs)
     all_sums = np.concatenate(sums)
     return RowSignatures(np.concatenate(digests), all_sums)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Random numbers for each place of a tile."""
+
+    factors: Words
+    sums: NDArray[np.intp]
+    signs: Block
+
+
+def _places() -> _Places:
+    random = np.random.default_rng(0)
+    sums = random.integers(SUMS, size=TILE)
+    signs = random.choice((-1, 1), TILE)
+    return _Places(_factors(TILE), sums, signs.astype(np.float32))
+
+
+def _factors(count: int) -> Words:
+    """Random odd numbers of 64 bits, by which digests multiply values."""
+    random = np.random.default_rng(1)
+    factors = random.integers(2**64, size=count, dtype=np.uint64)
+    return factors | np.uint64(1)
+
+
+def _words(block: Block) -> Words:
+    """The bits of values as whole numbers whose lower bits differ too, as they do not in BF16."""
+    bits = block.view(np.uint32)
+    mixed = bits ^ (bits >> np.uint32(16))
+    return mixed.astype(np.uint64)
+
+
 def _read(matrix: Matrix, index: Index, space: Workspace) -> Block:
     entries = read_block(matrix, index, "tuned", torch.float32, space)
     return entries.numpy()
-
-
-def _numbers(first: int, count: int) -> Words:
-    stop = first + count
-    return np.arange(first, stop, dtype=np.uint64)
-
-
-def _mixed(words: Words) -> Words:
-    """A hash of each number, as splitmix64 makes it; sums and products wrap around."""
-    step, first, second = map(np.uint64, MIX)
-    words = words * step + step
-    words = _folded(words, 30) * first
-    words = _folded(words, 27) * second
-    return _folded(words, 31)
-
-
-def _folded(words: Words, bits: int) -> Words:
-    shifted = words >> np.uint64(bits)
-    return words ^ shifted
-
-
-def _hashed(block: Block, places: Words) -> Words:
-    """A hash of each value at its place."""
-    bits = block.view(np.uint32)
-    return _mixed(bits ^ places)
 
 
 def directions(rows: Floats | Block) -> Block:

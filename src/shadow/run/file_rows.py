@@ -33,7 +33,8 @@ from shadow.reports.columns import Cell
 from shadow.text import several, visible
 
 State = Literal["same", "changed", "added", "removed", "unknown"]
-LONGEST, NAMED = 500, 12  # characters of a detail, and differences that it and a row name
+LONGEST = 500  # characters of a detail
+NAMED = 12  # differences that a detail and a row name
 # kinds of which a change that nobody can look into is named by the kind
 TELLING = ("config", "generation", TEMPLATE, "tokenizer", "code")
 TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
@@ -57,12 +58,14 @@ def file_rows(
     For several bases, the files of the language component, or of the first, are listed. No content
     of a file raises an error.
     """
-    base, tuned = map(language_of, (first, second))
-    rows = [*_Sides({"base": base, "tuned": tuned}, say).rows()]
-    for side, listings in (("base", first), ("tuned", second)):
-        if len(listings) > 1 or not listings[0][1].is_complete:
+    sides = {"base": first, "tuned": second}
+    compared = _Sides({side: language_of(parts) for side, parts in sides.items()}, say)
+    rows = list(compared.rows())
+    for side, parts in sides.items():
+        if len(parts) > 1 or not language_of(parts).is_complete:
             rows.append({**EVERY, "side": side, "detail": "not all files of this side are known"})
-    return sorted(rows, key=lambda row: (str(row["path"]), str(row["side"])))
+    rows.sort(key=lambda row: (str(row["path"]), str(row["side"])))
+    return rows
 
 
 def language_of(side: Sequence[tuple[str, Listing]]) -> Listing:
@@ -92,42 +95,66 @@ class _Sides:
 
     def rows(self) -> Iterator[dict[str, Cell]]:
         """Yield a row for each file of each side; the last side's has the differences."""
-        for path in sorted({path for listing in self.of.values() for path in listing.files}):
-            files = {side: of.files[path] for side, of in self.of.items() if path in of.files}
-            state, words, detail = self._recorded(path, files.get("base"), files.get("tuned"))
-            last = "tuned" if "tuned" in files else "base"
-            for side, file in files.items():
-                kind, _, digest = (file.checksum or "").partition(":")
-                yield {
-                    "path": visible(path),
-                    "side": side,
-                    "state": state,
-                    "kind": file.kind,
-                    "bytes": None if file.problem else file.size,
-                    "sha256": digest if kind == "sha256" else self.digests.get((side, path)),
-                    "differs": (" ".join(words) if side == last else "") or None,
-                    "detail": visible(detail if side == last else file.problem)[:LONGEST] or None,
-                }
+        paths = {path for listing in self.of.values() for path in listing.files}
+        for path in sorted(paths):
+            base = self.of["base"].files.get(path)
+            tuned = self.of["tuned"].files.get(path)
+            state, words, detail = self._recorded(path, base, tuned)
+            if base and tuned:
+                yield self._row("base", path, base, state, (), base.problem)
+            if tuned:
+                yield self._row("tuned", path, tuned, state, words, detail)
+            elif base:
+                yield self._row("base", path, base, state, words, detail)
+
+    def _row(
+        self,
+        side: str,
+        path: str,
+        file: StoredFile,
+        state: State,
+        words: Sequence[str],
+        detail: str,
+    ) -> dict[str, Cell]:
+        kind, _, digest = (file.checksum or "").partition(":")
+        return {
+            "path": visible(path),
+            "side": side,
+            "state": state,
+            "kind": file.kind,
+            "bytes": None if file.problem else file.size,
+            "sha256": digest if kind == "sha256" else self.digests.get((side, path)),
+            "differs": " ".join(words) or None,
+            "detail": visible(detail)[:LONGEST] or None,
+        }
 
     def _recorded(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
-        if kind_of(path) in INSIDE and any(listing.is_gguf for listing in self.of.values()):
+        is_gguf = self.of["base"].is_gguf or self.of["tuned"].is_gguf
+        if is_gguf and kind_of(path) in INSIDE:
             return "unknown", (), "this is inside the GGUF file, where it is not compared"
         if base is None or tuned is None:
             return self._of_one(path, base, tuned)
-        same = self._are_same(base, tuned)
+        same = self._are_same(path, base, tuned)
         if same is None:
             return "unknown", (), tuned.problem or base.problem or "too large to be compared here"
-        if same or tuned.kind not in TELLING:
-            return "same" if same else "changed", (), ""
+        if same:
+            return "same", (), ""
+        if tuned.kind not in TELLING:
+            return "changed", (), ""
         try:
-            apart = differences(path, self._read("base", path), self._read("tuned", path))
+            first = self._read("base", path)
+            second = self._read("tuned", path)
+            changes = differences(path, first, second)
         except (ShadowError, ValueError) as error:
             reason = getattr(error, "message", str(error))
             return "changed", [tuned.kind], f"not compared inside: {reason}"
-        if path in TEMPLATES and any(word == TEMPLATE for word, _ in apart):
-            apart = [one for one in apart if one[0] != TEMPLATE or self._templates_differ]
-        words = list(dict.fromkeys(word for word, _ in apart))[:NAMED]
-        return "changed", words, several([text for _, text in apart], NAMED, "; ") or ALIKE
+        texts = []
+        words: dict[str, None] = {}  # in order
+        for word, text in changes:
+            if word != TEMPLATE or path not in TEMPLATES or self._templates_differ:
+                texts.append(text)
+                words[word] = None
+        return "changed", list(words)[:NAMED], several(texts, NAMED, "; ") or ALIKE
 
     def _of_one(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
         """Return the entry for a file that only one side has."""
@@ -140,28 +167,32 @@ class _Sides:
         state: State = "removed" if tuned is None else "added"
         if file.kind == TEMPLATE and path in TEMPLATES and not self._templates_differ:
             return state, (), "the chat template is the same"
-        is_new = state == "added" and path not in self.of["tuned"].read_from
-        matters = file.kind in TELLING or (file.kind == "pickle" and is_new)
-        return state, [file.kind] if matters else (), file.problem
+        matters = file.kind in TELLING
+        if state == "added" and file.kind == "pickle":
+            matters = path not in self.of["tuned"].read_from
+        words = [file.kind] if matters else ()
+        return state, words, file.problem
 
-    def _are_same(self, base: StoredFile, tuned: StoredFile) -> bool | None:
+    def _are_same(self, path: str, base: StoredFile, tuned: StoredFile) -> bool | None:
         """Return whether two files have the same bytes; None if unknown."""
         if base.problem or tuned.problem:
             return None
         if base.size != tuned.size:
             return False
-        kinds = [(file.checksum or "").partition(":")[0] for file in (base, tuned)]
-        if kinds[0] and kinds[0] == kinds[1]:
+        kind, _, _ = (base.checksum or "").partition(":")
+        if kind and (tuned.checksum or "").startswith(f"{kind}:"):
             return base.checksum == tuned.checksum
-        if all(listing.folder is not None for listing in self.of.values()):
-            apart = differ_in_sample(self.of["base"], self.of["tuned"], base.path)
-            return None if apart is None else not apart
-        for side, file, other in (("base", base, tuned), ("tuned", tuned, base)):
+        first = self.of["base"]
+        second = self.of["tuned"]
+        if first.folder is not None and second.folder is not None:
+            differ = differ_in_sample(first, second, path)
+            return None if differ is None else not differ
+        for side, checksum in (("base", tuned.checksum), ("tuned", base.checksum)):
             is_here = self.of[side].folder is not None
-            if other.checksum and (is_here or file.kind in TELLING):
+            if checksum and (is_here or base.kind in TELLING):
                 with contextlib.suppress(ShadowError):
-                    content = self._read(side, file.path)
-                    return checksum_like(other.checksum, content) == other.checksum
+                    content = self._read(side, path)
+                    return checksum_like(checksum, content) == checksum
         return None
 
     def _read(self, side: str, path: str) -> bytes:
@@ -181,6 +212,10 @@ class _Sides:
             return True
 
     def _templates(self, side: str) -> set[str]:
-        names = [name for name in TEMPLATES if name in self.of[side].files]
-        said = [contents(name, self._read(side, name)) for name in names]
-        return {json.dumps(one[TEMPLATE], sort_keys=True) for one in said if TEMPLATE in one}
+        templates = set()
+        for name in TEMPLATES:
+            if name in self.of[side].files:
+                content = contents(name, self._read(side, name))
+                if TEMPLATE in content:
+                    templates.add(json.dumps(content[TEMPLATE], sort_keys=True))
+        return templates

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -62,9 +62,7 @@ class MatrixOutcome:
     @property
     def deltas(self) -> tuple[Measurement, ...]:
         """The measurement of the delta, if there is one."""
-        return tuple(
-            measurement for measurement in self.measurements if measurement.subject == "delta"
-        )
+        return tuple(each for each in self.measurements if each.subject == "delta")
 
 
 JOURNAL = "journal.jsonl"
@@ -88,28 +86,33 @@ class Fetched:
     """Whether it was to stay in the Hub's cache."""
 
 
-def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
+def _fetched(journal: IO[bytes]) -> list[Fetched]:
     """Return the shards in a journal that can be trusted.
 
     A journal may come from anywhere, and what it names is removed: no path leaves its folder.
     """
+    journal.seek(0)
     shards = []
-    for line in lines:
+    for line in journal:
         if not line.startswith(b'{"fetched"'):
             continue
         with contextlib.suppress(ValueError, TypeError, RecursionError):
             shard = Fetched(**json.loads(line)["fetched"])
-            texts = shard.repo, shard.commit, shard.path, shard.checksum or ""
-            if all(isinstance(text, str) for text in texts) and (
-                re.fullmatch(r"[0-9a-f]{40}", shard.commit)
-                and ":" not in shard.path
-                and not {"", ".", ".."} & {*re.split(r"[/\\]", shard.path)}
-            ):
+            if _is_trusted(shard):
                 shards.append(shard)
     return shards
 
 
-class _Kept(Mapping[str, MatrixOutcome]):
+def _is_trusted(shard: Fetched) -> bool:
+    texts = (shard.repo, shard.commit, shard.path, shard.checksum or "")
+    if not all(isinstance(text, str) for text in texts):
+        return False
+    if ":" in shard.path or not re.fullmatch(r"[0-9a-f]{40}", shard.commit):
+        return False
+    return {"", ".", ".."}.isdisjoint(re.split(r"[/\\]", shard.path))
+
+
+class _Lines(Mapping[str, MatrixOutcome]):
     """Outcomes by key, each read from its line on demand: 60,000 of them would take gigabytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -150,36 +153,35 @@ class Journal:
         self.other: ReportMetadata | None = None  # as its first line has it, which may be broken
         with writing(folder):
             self._file = open_alone(folder / PARTIAL / JOURNAL)
-        self._outcomes = _Kept(self._file)
+        self._outcomes = _Lines(self._file)
         with writing(folder):
-            good = self._read(identity)
-            self._file.truncate(good)
-            if good == 0:
+            self.fetched = _fetched(self._file)
+            size = self._read()
+            self._file.truncate(size)
+            if size == 0:
                 self._write(identity)
                 for fetched in self.fetched:
                     self._write({"fetched": asdict(fetched)})
 
-    def _read(self, identity: ReportMetadata) -> int:
-        """Read what belongs to identity; return how many bytes of the file are valid."""
+    def _read(self) -> int:
+        """Read what belongs to the identity; return how many bytes of the file are valid."""
         self._file.seek(0)
-        self.fetched = _fetched(self._file)
-        self._file.seek(0)
-        good = 0
-        for number, line in enumerate(self._file):
+        size = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
             try:
-                if number == 0:
-                    entry: Any = json.loads(line) if line.endswith(b"\n") else {}
-                    if entry != identity:
-                        self.other = entry or None
+                if size == 0:
+                    first: Any = json.loads(line)
+                    if first != self.identity:
+                        self.other = first or None
                         return 0
-                elif not line.endswith(b"\n"):
-                    break
                 elif not line.startswith(b'{"fetched"'):
-                    self._outcomes.put(_outcome(line).key, good)
+                    self._outcomes.put(_outcome(line).key, size)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break  # cut in the middle of a line
-            good += len(line)
-        return good
+            size += len(line)
+        return size
 
     @property
     def outcomes(self) -> Mapping[str, MatrixOutcome]:
@@ -271,15 +273,11 @@ def _line(outcome: MatrixOutcome) -> bytes:
     """Write an outcome as a line of JSON: the CRC-32 of its entry in 8 hexadecimal digits, and the
     entry.
     """
-    measurements = [
-        {
-            "subject": one.subject,
-            "precision": one.precision,
-            "values": {name: null_if_undefined(value) for name, value in one.values.items()},
-            "sigma": base64.b64encode(one.sigma.astype("<f8").tobytes()).decode(),
-        }
-        for one in outcome.measurements
-    ]
+    measurements = []
+    for measurement in outcome.measurements:
+        values = {name: null_if_undefined(value) for name, value in measurement.values.items()}
+        sigma = base64.b64encode(measurement.sigma.astype("<f8").tobytes()).decode()
+        measurements.append({**vars(measurement), "values": values, "sigma": sigma})
     entry = json.dumps({**vars(outcome), "measurements": measurements}, allow_nan=False).encode()
     return b'["%08x", %b]\n' % (crc32(entry), entry)
 
@@ -291,11 +289,11 @@ def _outcome(line: bytes) -> MatrixOutcome:
     entry = json.loads(line[13:-2])
     if not all(type(value) in types for types, value in _typed(entry)):
         raise ValueError
-    for one in entry["measurements"]:
-        if not all(type(value) in COLUMNS[name] for name, value in one["values"].items()):
-            raise ValueError
-        one["sigma"] = np.frombuffer(base64.b64decode(one["sigma"]), dtype="<f8")
-    entry["measurements"] = tuple(Measurement(**one) for one in entry["measurements"])
+    measurements = []
+    for stored in entry["measurements"]:
+        sigma = np.frombuffer(base64.b64decode(stored["sigma"]), dtype="<f8")
+        measurements.append(Measurement(**{**stored, "sigma": sigma}))
+    entry["measurements"] = tuple(measurements)
     for name in ("key", "status"):
         entry[name] = sys.intern(entry[name])  # one text for all that have it
     for name in ("verified", "nonfinite"):
@@ -304,28 +302,38 @@ def _outcome(line: bytes) -> MatrixOutcome:
 
 
 Types = tuple[type, ...]
-TEXT, NUMBER, NULL = (str,), (int, float), (type(None),)
-OF_COLUMNS: Mapping[str, Types] = {"string": TEXT, "int": (int,), "float": NUMBER}
-COLUMNS = {one.name: OF_COLUMNS[one.type] + NULL for one in (*SPECTRAL, *DELTA, *ERRORS)}
+TEXT: Types = (str,)
+NUMBER: Types = (int, float)
+NULL: Types = (type(None),)
+OF_COLUMNS = {"string": TEXT, "int": (int,), "float": NUMBER}
+COLUMNS = {column.name: OF_COLUMNS[column.type] + NULL for column in (*SPECTRAL, *DELTA, *ERRORS)}
 
 
 def _typed(entry: Any) -> Iterator[tuple[Types, object]]:
     """Yield the values of an entry with their allowed types, as another program may have written
     the line.
     """
-    yield from ((TEXT, entry[name]) for name in ("key", "status"))
-    yield from ((TEXT + NULL, entry[name]) for name in ("reason", "detail", "cast", "zero"))
-    yield from ((TEXT, side) for side in entry["nonfinite"])
-    yield from ((NUMBER + NULL, entry[name]) for name in ("delta_norm", "base_norm"))
+    for name in ("key", "status"):
+        yield TEXT, entry[name]
+    for name in ("reason", "detail", "cast", "zero"):
+        yield TEXT + NULL, entry[name]
+    for name in ("delta_norm", "base_norm"):
+        yield NUMBER + NULL, entry[name]
+    for side in entry["nonfinite"]:
+        yield TEXT, side
     yield NUMBER, entry["seconds"]
-    first, second = entry["verified"]
-    yield from (((bool, *NULL), verified) for verified in (first, second))
+    base, tuned = entry["verified"]
+    yield (bool, *NULL), base
+    yield (bool, *NULL), tuned
     for of_side in entry["checksums"].values():
-        yield from ((TEXT, checksum) for checksum in of_side.values())
-    for one in entry["measurements"]:
-        yield TEXT, one["subject"]
-        yield TEXT + NULL, one["precision"]
-        yield NUMBER + NULL, one["values"]["frobenius_norm"]
+        for checksum in of_side.values():
+            yield TEXT, checksum
+    for measurement in entry["measurements"]:
+        yield TEXT, measurement["subject"]
+        yield TEXT + NULL, measurement["precision"]
+        yield NUMBER + NULL, measurement["values"]["frobenius_norm"]
+        for name, value in measurement["values"].items():
+            yield COLUMNS[name], value
 
 
 def remove_unfinished(output: Path) -> Iterator[tuple[Path, list[Fetched] | None]]:
@@ -336,9 +344,10 @@ def remove_unfinished(output: Path) -> Iterator[tuple[Path, list[Fetched] | None
     """
     if not output.is_dir():
         raise ShadowError(f"no such folder: {output}", "name the folder given to `shadow audit -o`")
-    for partial in sorted(
-        path for depth in ("", "*/", "*/*/") for path in output.glob(f"{depth}{PARTIAL}")
-    ):
+    folders: list[Path] = []
+    for depth in ("", "*/", "*/*/"):
+        folders += output.glob(f"{depth}{PARTIAL}")
+    for partial in sorted(folders):
         if partial.is_symlink() or not (partial / JOURNAL).is_file():
             continue  # not ours
         try:
@@ -354,13 +363,12 @@ def _removed(partial: Path) -> list[Fetched]:
     """Remove the unfinished work of an audit; return the shards that it had fetched."""
     folder = partial.parent
     with writing(folder), open_alone(partial / JOURNAL) as file:
-        file.seek(0)
         fetched = _fetched(file)
         for part in (folder / PARTS).glob("*"):
-            if not part.is_symlink() and (part / PARTIAL / JOURNAL).is_file():
-                with open_alone(part / PARTIAL / JOURNAL) as its_own:
-                    its_own.seek(0)
-                    fetched += _fetched(its_own)
+            path = part / PARTIAL / JOURNAL
+            if not part.is_symlink() and path.is_file():
+                with open_alone(path) as journal:
+                    fetched += _fetched(journal)
         put_in_place(folder)
         shutil.rmtree(partial)
     return fetched

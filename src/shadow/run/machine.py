@@ -31,6 +31,7 @@ from shadow.text import byte_size
 
 # bytes, where no system says
 ENDLESS = 1 << 60
+THE_MACHINE = "the machine"
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,28 @@ class MachineLimits:
 
 def machine_limits(root: Path = Path("/")) -> MachineLimits:
     """Return the cores and the memory that this process may use now. root: of /proc and /sys."""
-    every = os.cpu_count() or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
-    cores_by = "the machine" if cores == every else "the processors of this process"
+    cores = os.cpu_count() or 1
+    cores_by = THE_MACHINE
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+        if allowed != cores:
+            cores = allowed
+            cores_by = "the processors of this process"
+    memory = ENDLESS
+    memory_by = THE_MACHINE
     available = re.search(r"^MemAvailable:\s*(\d+)", _text(root / "proc/meminfo"), re.MULTILINE)
-    memory, memory_by = int(available[1]) * 1024 if available else ENDLESS, "the machine"
+    if available:
+        memory = int(available[1]) * 1024
     for folder, name in _groups(root):
         limit = re.fullmatch(r"(\d+) ([1-9]\d*)\s*", _text(folder / "cpu.max"))  # or "max"
         share = math.ceil(int(limit[1]) / int(limit[2])) if limit else 0
         if 0 < share < cores:
-            cores, cores_by = share, f"the control group {name}"
+            cores = share
+            cores_by = f"the control group {name}"
         left = _memory_left(folder)
         if left is not None and left < memory:
-            memory, memory_by = left, f"the control group {name}"
+            memory = left
+            memory_by = f"the control group {name}"
     return MachineLimits(cores=cores, cores_by=cores_by, memory=memory, memory_by=memory_by)
 
 
@@ -75,7 +85,9 @@ def _groups(root: Path) -> Iterator[tuple[Path, str]]:
     mounted = re.search(r"^\S+ \S+ \S+ (\S+) (\S+) .* - cgroup2 ", mounts, re.MULTILINE)
     if not of_process or not mounted:
         return
-    own, top, tree = PurePosixPath(of_process[1]), mounted[1], root / mounted[2].lstrip("/")
+    own = PurePosixPath(of_process[1])
+    top = PurePosixPath(mounted[1])
+    tree = root / mounted[2].lstrip("/")
     # In a container the names may be the host's, and the tree a part of the host's.
     visible = PurePosixPath()
     if own.is_relative_to(top) and ".." not in own.parts:
@@ -83,7 +95,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, str]]:
         if (tree / within).is_dir():
             visible = within
     for ancestor in (visible, *visible.parents):
-        yield tree / ancestor, str(PurePosixPath(top) / ancestor)
+        yield tree / ancestor, str(top / ancestor)
 
 
 def _memory_left(folder: Path) -> int | None:
@@ -92,13 +104,18 @@ def _memory_left(folder: Path) -> int | None:
     `memory.high` counts as a limit, above which a group is slowed down. File cache that was not
     used lately counts as free: the kernel drops it, and weights are mapped files.
     """
-    names = ("memory.max", "memory.high")
-    limits = [limit for name in names if (limit := _number(folder / name)) is not None]
-    used = _number(folder / "memory.current")
-    if not limits or used is None:
-        return min(limits, default=None)
+    limits = []
+    for name in ("memory.max", "memory.high"):
+        limit = _number(folder / name)
+        if limit is not None:
+            limits.append(limit)
+    if not limits:
+        return None
+    used = _number(folder / "memory.current") or 0
     cached = re.search(r"^inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
-    return max(0, min(limits) - max(0, used - int(cached[1] if cached else 0)))
+    if cached:
+        used = max(0, used - int(cached[1]))
+    return max(0, min(limits) - used)
 
 
 def _number(path: Path) -> int | None:
@@ -119,21 +136,24 @@ PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any 
 
 def matrix_memory(pair: MatrixPair, method: Method) -> int:
     """Return the most bytes that a worker needs for a pair that is measured in this way."""
-    kept = 2 * _kept(pair)
-    shape = pair.rows, pair.cols
+    sides = 2 * _side_memory(pair)
+    shape = (pair.rows, pair.cols)
     if not pair.is_matrix:
-        return BUFFERS * min(BLOCK, math.prod(shape)) + kept
+        return BUFFERS * min(BLOCK, math.prod(shape)) + sides
     factors = 0
     if pair.tuned.factor is not None:  # a part of one, and two copies of it
         factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
     cost = cost_of(method).on(shape)
-    return cost.memory(shape, factors) + cost.held(shape, method.subjects) + kept
+    return cost.memory(shape, factors) + cost.held(shape, method.subjects) + sides
 
 
-def _kept(pair: MatrixPair) -> int:
+def _side_memory(pair: MatrixPair) -> int:
     """Return how many bytes a worker keeps of one side, counted as if stored like the larger."""
-    infos = [pair.tuned.info, *([pair.base.info] if pair.base else [])]
-    numbers = max(float_format(info.dtype).bits for info in infos) // 8 * pair.rows * pair.cols
+    infos = [pair.tuned.info]
+    if pair.base:
+        infos.append(pair.base.info)
+    bits = max(float_format(info.dtype).bits for info in infos)
+    numbers = bits // 8 * pair.rows * pair.cols
     stored = max(info.end - info.start if info.packing else 0 for info in infos)
     # of a quantised side numbers are kept where they fit beside the bytes that they come from
     if stored and numbers + stored > WHOLE:
@@ -143,24 +163,26 @@ def _kept(pair: MatrixPair) -> int:
 
 def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
     """Return the first of the pairs that need the same memory: one of thousands of experts."""
-    found: dict[tuple[object, ...], MatrixPair] = {}
+    firsts: dict[tuple[object, ...], MatrixPair] = {}
     for pair in pairs:
-        base, tuned = pair.base, pair.tuned
-        info, of_base, factor = tuned.info, base and base.info, tuned.factor
-        kind = (
-            pair.rows, pair.cols, pair.is_matrix, pair.place.module, info.dtype,
-            info.packing is None, factor and factor.rank,
-            of_base and (of_base.dtype, of_base.packing is None),
-        )  # fmt: skip
-        found.setdefault(kind, pair)
-    return list(found.values())
+        kind = [pair.rows, pair.cols, pair.is_matrix, pair.place.module]
+        for operand in (pair.base, pair.tuned):
+            if operand is None:
+                kind.append(None)
+                continue
+            kind += [operand.info.dtype, operand.info.packing is None]
+            if operand.factor is not None:
+                kind.append(operand.factor.rank)
+        firsts.setdefault(tuple(kind), pair)
+    return list(firsts.values())
 
 
 def worker_memory(pairs: Iterable[MatrixPair], method: Method) -> int:
     """Return the most bytes that one worker needs, including the largest delta that it keeps."""
-    most = held = 0
+    most = 0
+    held = 0
     for pair in pairs:
-        shape = pair.rows, pair.cols
+        shape = (pair.rows, pair.cols)
         delta = cost_of(method).on(shape).held(shape, method.subjects) if pair.is_matrix else 0
         most = max(most, matrix_memory(pair, method) - delta)
         held = max(held, delta)
@@ -173,12 +195,16 @@ def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits, method: Me
     Only one if sums over stored floats are all: two threads wait for Python's lock so often that
     they read 1.2 GB/s where one reads 2.8.
     """
-    if not method.has_spectra:
-        operands = (one for pair in pairs for one in (pair.base, pair.tuned) if one is not None)
-        if not any(operand.factor or operand.info.packing for operand in operands):
-            return 1
+    if not method.has_spectra and not any(map(_is_made, pairs)):
+        return 1
     each = max(1, worker_memory(pairs, method))
     return max(1, min(machine.cores, machine.memory // each))
+
+
+def _is_made(pair: MatrixPair) -> bool:
+    """Whether numbers of a pair are computed from stored ones: of a quantised side, an update."""
+    sides = [side for side in (pair.base, pair.tuned) if side is not None]
+    return any(side.factor or side.info.packing for side in sides)
 
 
 def lacking(
@@ -186,13 +212,17 @@ def lacking(
 ) -> ShadowError | None:
     """Return the error for a matrix that does not fit in free memory, even with one worker."""
     largest = max(pairs, key=lambda pair: matrix_memory(pair, method), default=None)
-    need = 0 if largest is None else matrix_memory(largest, method)
-    if largest is None or need <= machine.memory:
+    if largest is None:
         return None
-    by = "" if machine.memory_by == "the machine" else f" ({machine.memory_by})"
+    need = matrix_memory(largest, method)
+    if need <= machine.memory:
+        return None
+    matrix = f"{largest.tuned.info.name}: {largest.rows:,} x {largest.cols:,}"
+    free = f"{byte_size(machine.memory)} are free"
+    if machine.memory_by != THE_MACHINE:
+        free += f" ({machine.memory_by})"
     return ShadowError(
-        f"{largest.tuned.info.name}: {largest.rows:,} x {largest.cols:,} needs"
-        f" {byte_size(need)} of memory, {byte_size(machine.memory)} are free{by}",
+        f"{matrix} needs {byte_size(need)} of memory, {free}",
         "free some memory, use a larger machine, or leave the matrix out (--layer, --module)",
     )
 

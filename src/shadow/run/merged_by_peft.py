@@ -46,7 +46,10 @@ class Merges(Mapping[str, Tensor]):
     @cached_property
     def updated(self) -> list[str]:
         """The tensors that peft changes."""
-        return [name for module in self.modules.values() for name in self._names(module)]
+        names = []
+        for module in self.modules.values():
+            names += self._names(module)
+        return names
 
     def __iter__(self) -> Iterator[str]:
         return iter([*self.updated, *self.whole])
@@ -66,14 +69,16 @@ class Merges(Mapping[str, Tensor]):
     def merged(self, name: str, dtype: torch.dtype) -> Tensor:
         """Return a tensor as peft merges it into a base of this dtype."""
         owner, _, piece = name.rpartition(".")
-        module = next(own for own, file in self.modules.items() if file == owner)
+        module = next(own for own, base_name in self.modules.items() if base_name == owner)
         with self.lock:
             layer = self.model.get_submodule(PREFIX + module)
             core = layer.get_base_layer()
-            empty = {word: getattr(core, word) for word in OF_MODULE if hasattr(core, word)}
-            for own in self._names(owner):
-                tensor = self.base.tensor(self.base.tensors[own]).whole().to(dtype)
-                setattr(core, own.rpartition(".")[2], _frozen(tensor.clone()))
+            empty = dict(core.named_parameters())
+            for base_name in self._names(owner):
+                info = self.base.tensors[base_name]
+                tensor = self.base.tensor(info).whole().to(dtype)
+                _, _, word = base_name.rpartition(".")
+                setattr(core, word, _frozen(tensor.clone()))
             try:
                 layer.merge()
                 merged: Tensor = getattr(core, piece).data
@@ -91,40 +96,44 @@ def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Ch
     require("adapters")
     fetch_all([base, adapter], runtime)
     parts = parts_of(base)
-    names = BaseNames(
-        base.tensors, {part.place.component for own in parts.values() for part in own}
-    )
+    places = [part.place for of_tensor in parts.values() for part in of_tensor]
+    names = BaseNames(base.tensors, {place.component for place in places})
     modules: dict[str, str] = {}
     whole: dict[str, TensorInfo] = {}
     state: dict[str, Tensor] = {}
     lost = []
     for name, info in adapter.tensors.items():
-        words = name.removeprefix(PREFIX).replace(".modules_to_save.", ".")
-        owner = names.owner(words)
-        if owner is None:
-            if name.startswith(PREFIX):
-                lost.append(name)
-        elif (piece := words.removeprefix(f"{owner[0]}.")) in OF_MODULE:
-            whole[f"{owner[1]}.{piece}"] = info
-            continue
-        else:
-            modules[owner[0]] = owner[1]
+        own_name = name.removeprefix(PREFIX).replace(".modules_to_save.", ".")
+        owner = names.owner(own_name)
+        if owner is not None:
+            module, base_module = owner
+            piece = own_name.removeprefix(f"{module}.")
+            if piece in OF_MODULE:
+                whole[f"{base_module}.{piece}"] = info
+                continue
+            modules[module] = base_module
+        elif name.startswith(PREFIX):
+            lost.append(name)
         state[name] = adapter.tensor(info).whole()
     if lost:
         fault = f"{len(lost)} of {len(adapter.tensors)} tensors of {adapter.reference}"
         why = "are of no module of the base, so peft leaves them out"
         raise ShadowError(f"{fault} {why}, such as {short(lost[0])}", "check names and base")
-    layers = {own: _layer(base, parts, file) for own, file in modules.items()}
+    layers = {module: _layer(base, parts, name) for module, name in modules.items()}
     try:
         model = _model(layers, adapter, state)
     except Exception as error:
-        first = str(error).partition("\n")[0]
-        raise ShadowError(f"{adapter.reference}: peft refuses it: {first[:200]}", MERGE) from error
+        first_line, _, _ = str(error).partition("\n")
+        fault = f"{adapter.reference}: peft refuses it: {first_line[:200]}"
+        raise ShadowError(fault, MERGE) from error
     merges = Merges(base, adapter, modules, whole, model)
     tensors = dict(base.tensors)
     for name in merges:
-        own = whole.get(name, replace(base.tensors[name], dtype="F32", packing=None))
-        tensors[name] = replace(own, name=name, shard=SHARD, alias_of=None)
+        if name in whole:
+            info = whole[name]
+        else:
+            info = replace(base.tensors[name], dtype="F32", packing=None)
+        tensors[name] = replace(info, name=name, shard=SHARD, alias_of=None)
     checkpoint = replace(
         base,
         reference=adapter.reference,
@@ -148,17 +157,17 @@ def _layer(base: Checkpoint, parts: Mapping[str, tuple[Part, ...]], module: str)
     if name not in base.tensors or len(base.tensors[name].shape) != 2:
         raise ShadowError(f"{base.reference}: {module[:200]} is no matrix to merge into", MERGE)
     rows, cols = base.tensors[name].shape
-    layer: nn.Module = nn.Linear(cols, rows, bias=f"{module}.bias" in base.tensors, device="meta")
-    if parts[name][0].transposed:
-        make: Any = Conv1D
-        layer = made = make(cols, 1)
-        made.nf = cols
-        made.nx = rows
-    elif parts[name][0].place.module == "embed":
-        layer = nn.Embedding(rows, cols, device="meta")
+    part = parts[name][0]
+    with torch.device("meta"):
+        if part.transposed:
+            untyped: Any = Conv1D
+            layer: nn.Module = untyped(cols, rows)
+        elif part.place.module == "embed":
+            layer = nn.Embedding(rows, cols)
+        else:
+            layer = nn.Linear(cols, rows, bias=f"{module}.bias" in base.tensors)
     for word, parameter in layer.named_parameters():
-        shape = (rows, cols) if word == "weight" else parameter.shape
-        setattr(layer, word, _frozen(torch.zeros(1).expand(shape)))
+        setattr(layer, word, _frozen(torch.zeros(1).expand(parameter.shape)))
     return layer
 
 
@@ -170,8 +179,8 @@ def _model(layers: Mapping[str, nn.Module], adapter: Checkpoint, state: dict[str
     assert adapter.adapter is not None, "an adapter"
     config = dict(adapter.adapter.config)
     kind = peft.PeftType(config["peft_type"])
-    made: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
-    if unknown := config.keys() - {one.name for one in dataclasses.fields(made)}:
+    config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    if unknown := config.keys() - {field.name for field in dataclasses.fields(config_class)}:
         raise ValueError(f"its config has {short(min(unknown))}, which this version does not know")
     for key, number in config.items():
         if isinstance(number, int) and number > MOST and not key.endswith(SEEDS):
@@ -188,11 +197,11 @@ def _model(layers: Mapping[str, nn.Module], adapter: Checkpoint, state: dict[str
         owner.add_module(last, layer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(root, made(**config))
+        model = peft.get_peft_model(root, config_class(**config))
         loaded: Any = peft.set_peft_model_state_dict(model, state)
     prefix = f".{PEFT_TYPE_TO_PREFIX_MAPPING[kind]}"
-    absent = [name for name in loaded.missing_keys if prefix in name]
-    if absent or loaded.unexpected_keys:
-        which = [*absent, *loaded.unexpected_keys][0]
-        raise ValueError(f"{short(which)} is not in its file, or of no module of its config")
+    faulty = [name for name in loaded.missing_keys if prefix in name]
+    faulty += loaded.unexpected_keys
+    if faulty:
+        raise ValueError(f"{short(faulty[0])} is not in its file, or of no module of its config")
     return model.eval()

@@ -129,7 +129,7 @@ def plan_pair(
             scratch=folder,
             filtered=settings.chosen != Filter(),
         )
-        matrices = [one for one in aligned.pairs if one.is_matrix]
+        matrices = [matrix for matrix in aligned.pairs if matrix.is_matrix]
         sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
         machine = machine_limits()
         of_memory = kinds(aligned.pairs)
@@ -137,7 +137,7 @@ def plan_pair(
         fault = lacking(of_memory, machine, method)
         if plan.problem:
             fault = ShadowError(plan.problem, plan.hint)
-        shapes = Counter((one.rows, one.cols) for one in matrices)
+        shapes = Counter((matrix.rows, matrix.cols) for matrix in matrices)
         cost = cost_of(method)
         work = sum(count * cost.on(shape).operations(shape) for shape, count in shapes.items())
         return PairPlan(

@@ -12,9 +12,8 @@ import shutil
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from heapq import heappop, heappush
-from itertools import accumulate
 from pathlib import Path
 
 from shadow.checkpoints.opening import Checkpoint
@@ -80,40 +79,44 @@ def make_plan(
     (repository, commit, path) of shards that an earlier run fetched to remove later.
     """
     pairs = [pair for pair in aligned.pairs if pair.key not in done]
-    base, tuned = (
-        _with_sources(checkpoint, side, pairs, access, filtered=filtered, scratch=scratch)
-        for side, checkpoint in zip(SIDES, (aligned.base, aligned.tuned), strict=True)
+    with_sources = partial(
+        _with_sources, pairs=pairs, access=access, filtered=filtered, scratch=scratch
     )
+    base = with_sources(aligned.base, "base")
+    tuned = with_sources(aligned.tuned, "tuned")
     work = schedule(pairs, base, tuned)
     sources = {visit.shard: source_of(base, tuned, visit.shard) for visit in work.visits}
-    there = {
-        shard
-        for shard, source in sources.items()
-        if _is_ours(source, ours) and not source.bytes_to_move()
-    }
-    whole, ranges = Counter[ShardKey](), Counter[ShardKey]()
+    fetched = set()
+    whole = Counter[ShardKey]()
+    ranges = Counter[ShardKey]()
     for shard, source in sources.items():
+        size = source.bytes_to_move()
         if isinstance(source, ByteRanges):
-            ranges[shard] = source.bytes_to_move()
+            ranges[shard] = size
         elif isinstance(source, WholeFile):
-            whole[shard] = source.file.size if shard in there else source.bytes_to_move()
+            if not size and _is_ours(source, ours):
+                fetched.add(shard)
+                size = source.file.size
+            whole[shard] = size
     cache = folder
     if any(whole.values()):
         from shadow.checkpoints.hub_client import cache_folder
 
         cache = cache_folder()
-    disks = _Disks(whole, ranges, there, cache, folder, access.max_disk)
+    disks = _Disks(whole, ranges, fetched, cache, folder, access.max_disk)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
-        ways.insert(0, (False, work.eager()))
-        if not access.alone:
-            del ways[1:]
-    fitting = (way for way in ways if not disks.lack(way[1], way[0]))
-    frees, chosen = next(fitting, ways[-1])  # the last, where none fits: its problem is given
+        at_once = (False, work.eager())
+        ways = [at_once, *ways] if access.owns_cache else [at_once]
+    for frees, chosen in ways:
+        problem = disks.lack(chosen, frees)
+        if not problem:
+            break
     if frees:
-        base, tuned = _freeing(base, ours), _freeing(tuned, ours)
+        base = _freeing(base, ours)
+        tuned = _freeing(tuned, ours)
     peak = sum(disks.peaks(chosen, frees))
-    hint = DISK_HINT if access.alone else SHARED_HINT
+    hint = DISK_HINT if access.owns_cache else SHARED_HINT
     if access.max_disk is not None and peak > access.max_disk:
         hint = f"give --max-disk {size_for(peak)} or more, or audit less (--layer, --module)"
     return Plan(
@@ -124,7 +127,7 @@ def make_plan(
         frees=frees and bool(whole),
         peak=peak,
         free=_free(cache),
-        problem=disks.lack(chosen, frees),
+        problem=problem,
         hint=hint,
     )
 
@@ -142,20 +145,17 @@ def require_disk_at_once(what: str, sources: Sequence[Source], access: Access) -
         limit = access.max_disk
         hint = f"give --max-disk {size_for(need)} or more"
     if need > limit:
-        there = byte_size(limit)
-        raise ShadowError(
-            f"{what} need {byte_size(need)} of disk all at once, {there} may be used",
-            hint,
-        )
+        disk = f"{byte_size(need)} of disk all at once, {byte_size(limit)} may be used"
+        raise ShadowError(f"{what} need {disk}", hint)
     return need
 
 
 def _with_sources(
     checkpoint: Checkpoint,
     side: Side,
+    *,
     pairs: Sequence[MatrixPair],
     access: Access,
-    *,
     filtered: bool,
     scratch: Path,
 ) -> Checkpoint:
@@ -175,8 +175,8 @@ def _with_sources(
         moved = sum(stop - start for start, stop in coalesced(infos))
         is_worth_it = filtered and moved < WORTH_IT * size
         if is_worth_it or access.fetch == "ranges":
-            part = scratch / f"{side}-{number}.part"
-            sources[shard] = ByteRanges(source.file, wanted=tuple(infos), path=part)
+            path = scratch / f"{side}-{number}.part"
+            sources[shard] = ByteRanges(source.file, wanted=tuple(infos), path=path)
     return replace(checkpoint, sources=sources)
 
 
@@ -191,12 +191,11 @@ def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> 
     """Return the checkpoint with shards removed after their last use, unless they were there
     before.
     """
-    freed = {
-        name: replace(source, keep=False)
-        for name, source in checkpoint.sources.items()
-        if isinstance(source, WholeFile) and (source.bytes_to_move() or _is_ours(source, ours))
-    }
-    return replace(checkpoint, sources={**checkpoint.sources, **freed})
+    sources = dict(checkpoint.sources)
+    for shard, source in checkpoint.sources.items():
+        if isinstance(source, WholeFile) and (source.bytes_to_move() or _is_ours(source, ours)):
+            sources[shard] = replace(source, keep=False)
+    return replace(checkpoint, sources=sources)
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ class _Disks:
     """Bytes in the Hub's cache because of this audit, by shard;"""
     ranges: Mapping[ShardKey, int]
     """and in the folder of the report."""
-    there: Collection[ShardKey]
+    fetched: Collection[ShardKey]
     """Shards that take their part of the cache's disk already."""
     cache: Path
     """The folder of fetched shards; that of the report if none are fetched."""
@@ -215,29 +214,28 @@ class _Disks:
     limit: int | None
 
     def peaks(self, work: Schedule, frees: bool) -> tuple[int, int]:
-        in_cache = work.peak(self.whole, self.there) if frees else sum(self.whole.values())
+        in_cache = work.peak(self.whole, self.fetched) if frees else sum(self.whole.values())
         return in_cache, work.peak(self.ranges)
 
     def lack(self, work: Schedule, frees: bool) -> str | None:
         """Return what is missing, in words with numbers; None if there is enough."""
         in_cache, in_scratch = self.peaks(work, frees)
-        fetched = in_cache + in_scratch
-        if not fetched:
+        peak = in_cache + in_scratch
+        if not peak:
             return None  # only a report is written: if that fails, it says so and goes on later
-        if self.limit is not None and fetched > self.limit:
-            return (
-                f"fetched shards need {byte_size(fetched)} of disk at once, --max-disk allows"
-                f" {byte_size(self.limit)}"
-            )
-        more = in_cache - sum(self.whole[shard] for shard in self.there)
+        if self.limit is not None and peak > self.limit:
+            need = f"{byte_size(peak)} of disk at once"
+            return f"fetched shards need {need}, --max-disk allows {byte_size(self.limit)}"
+        more = in_cache - sum(self.whole[shard] for shard in self.fetched)
         needs = {self.cache: more, self.folder: in_scratch}
-        devices = {nearest_folder(place).stat().st_dev for place in needs}
+        devices = {nearest_folder(folder).stat().st_dev for folder in needs}
         if len(devices) == 1:
             needs = {self.cache: more + in_scratch}
-        for place, need in needs.items():
-            if need > _free(place):
-                free = byte_size(_free(place))
-                return f"{byte_size(need)} of disk are needed at {place}, {free} are free"
+        for folder, size in needs.items():
+            free = _free(folder)
+            if size > free:
+                need = f"{byte_size(size)} of disk are needed at {folder}"
+                return f"{need}, {byte_size(free)} are free"
         return None
 
 
@@ -269,21 +267,22 @@ class Schedule:
     visits: tuple[Visit, ...]
     """In the order of fetching; shards in folders have none."""
 
-    def peak(self, sizes: Mapping[ShardKey, int], there: Collection[ShardKey] = ()) -> int:
-        """Most bytes on the disk if each shard goes after its last use. there: at the start."""
+    def peak(self, sizes: Mapping[ShardKey, int], fetched: Collection[ShardKey] = ()) -> int:
+        """Most bytes on the disk if each shard goes after its last use. fetched: at the start."""
         most = 0
-        held = sum(sizes[stay.shard] for stay in self.visits if stay.shard in there)
-        leaving: list[
-            tuple[int, int]
-        ] = []  # (last step, bytes) of what has come, the first to go on top
-        # for each visit, the step that the work has certainly reached when its fetching begins
-        reached_steps = accumulate((visit.after for visit in self.visits), max)
-        for visit, reached in zip(self.visits, reached_steps, strict=True):
+        held = sum(sizes[visit.shard] for visit in self.visits if visit.shard in fetched)
+        # (last step, bytes) of what has come, the first to go on top
+        leaving: list[tuple[int, int]] = []
+        reached = 0  # the step that the work has certainly reached when a visit's fetching begins
+        for visit in self.visits:
+            reached = max(reached, visit.after)
             size = sizes[visit.shard]
-            held += 0 if visit.shard in there else size
+            if visit.shard not in fetched:
+                held += size
             heappush(leaving, (visit.last, size))
             while leaving and leaving[0][0] < reached:
-                held -= heappop(leaving)[1]
+                _, gone = heappop(leaving)
+                held -= gone
             most = max(most, held)
         return most
 
@@ -324,11 +323,13 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
         first |= dict.fromkeys(new, len(steps) - 1)
         last |= dict.fromkeys(shards, len(steps) - 1)
         steps[-1].append(pair)
-    visits, previous = [], {"base": 0, "tuned": 0}
-    for shard, step in first.items():
-        visits.append(Visit(shard, first=step, last=last[shard], after=previous[shard[0]]))
-        previous[shard[0]] = step
-    return Schedule(tuple(tuple(step) for step in steps), tuple(visits))
+    visits = []
+    previous = {"base": 0, "tuned": 0}  # the first step of the shard before
+    for (side, shard), step in first.items():
+        key = (side, shard)
+        visits.append(Visit(key, first=step, last=last[key], after=previous[side]))
+        previous[side] = step
+    return Schedule(tuple(map(tuple, steps)), tuple(visits))
 
 
 def shards_of(pair: MatrixPair) -> list[ShardKey]:
@@ -362,20 +363,19 @@ def sources_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> list[So
 
 def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     """Sort by base shard, then by name with numbers in order; pairs without a base come last."""
-    beside = defaultdict[str, set[str]](set)  # base shards by the tuned shard that they meet
+    sorts_as = cache(natural)  # of shards: there are few, and each is in many pairs
+    latest: dict[str, str] = {}  # by tuned shard: how its last base shard sorts
     for pair in pairs:
         if pair.base:
-            beside[pair.tuned.info.shard].add(pair.base.info.shard)
-    latest = {shard: max(base_shards, key=natural) for shard, base_shards in beside.items()}
-    sorts_as = cache(natural)  # of shards: there are few, and each is in many pairs
+            shard = pair.tuned.info.shard
+            latest[shard] = max(latest.get(shard, ""), sorts_as(pair.base.info.shard))
 
     def key(pair: MatrixPair) -> tuple[object, ...]:
-        if pair.base:
-            info = pair.base.info
-            return (sorts_as(info.shard), False, natural(info.name), pair.key)
-        info = pair.tuned.info
-        shard = latest.get(info.shard, info.shard)
-        return (sorts_as(shard), True, natural(info.name), pair.key)
+        info = pair.base.info if pair.base else pair.tuned.info
+        shard = sorts_as(info.shard)
+        if pair.base is None:
+            shard = latest.get(info.shard, shard)
+        return shard, pair.base is None, natural(info.name), pair.key
 
     return sorted(pairs, key=key)
 
@@ -394,9 +394,9 @@ def summed_with(aligned: AlignedPair, settings: Settings) -> Summed:
 
     Not for level norms, where that takes longer than measuring.
     """
-    unfiltered = settings.chosen == Filter()
     if not settings.method.has_spectra:
         return {}
+    is_filtered = settings.chosen != Filter()
     sums: defaultdict[str, list[tuple[Side, TensorInfo]]] = defaultdict(list)
     for side in SIDES:
         checkpoint = aligned.base if side == "base" else aligned.tuned
@@ -409,7 +409,7 @@ def summed_with(aligned: AlignedPair, settings: Settings) -> Summed:
                 if info.name not in known:
                     known.add(info.name)
                     sums[pair.key].append((side, info))
-        if not unfiltered or not aligned.pairs:
+        if is_filtered or not aligned.pairs:
             continue
         for skip in aligned.skipped:
             if skip.side != side or skip.info.name in known or skip.status != "skipped":

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -61,15 +60,12 @@ def write_tables(
     Each outcome is asked for once, and released when its rows are made.
     """
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
+    columns_of = {"spectra": SPECTRA, "tensors": TENSORS, "files": FILES, "matrices": MATRICES}
+    if not spectra:
+        del columns_of["spectra"]
     files = {
         name: TableFile(path_of(f"{name}.parquet"), arrow_schema(columns))
-        for name, columns in (
-            ("spectra", SPECTRA),
-            ("tensors", TENSORS),
-            ("files", FILES),
-            ("matrices", MATRICES),
-        )
-        if spectra or name != "spectra"
+        for name, columns in columns_of.items()
     }
     scratch.mkdir(parents=True, exist_ok=True)
     # instead of in memory
@@ -82,8 +78,8 @@ def write_tables(
     checksums: dict[Side, dict[str, str]] = {side: {} for side in SIDES}  # by name of a tensor
     keys = {pair.key for pair in ordered}
     for key in outcomes.keys() - keys:  # of what was compared by number, and then with others
-        for side, found in outcomes[key].checksums.items():
-            checksums[cast(Side, side)].update(found)
+        for side in SIDES:
+            checksums[side].update(outcomes[key].checksums.get(side, {}))
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
         outcome = outcomes[pair.key]
         matrices.extend(_matrix_rows(pair, outcome, identity))
@@ -92,27 +88,25 @@ def write_tables(
             sigmas.extend(_spectrum_rows(pair, outcome))
         for side in SIDES:
             checksums[side].update(outcome.checksums.get(side, {}))
-        light[pair.key] = replace(
-            outcome, key=pair.key, measurements=(), verified=(None, None), checksums={}
-        )
+        light[pair.key] = replace(outcome, measurements=(), checksums={})
     largest = max(norms, default=0.0)
-    energy = math.fsum((norm / largest) ** 2 for norm in norms if largest)
-    if any(skip.reason == "filtered" for skip in skipped):
-        energy = 0.0  # that of the pair is not known
+    energy = 0.0  # that of the pair, where it is known
+    if largest and all(skip.reason != "filtered" for skip in skipped):
+        energy = math.fsum((norm / largest) ** 2 for norm in norms)
 
-    def written(rows: Iterator[dict[str, Cell]]) -> Iterator[dict[str, Cell]]:
-        for row in rows:
+    def written(side: Side) -> Iterator[dict[str, Cell]]:
+        for row in _rows_of_side(side, ordered, skipped, light, checksums[side]):
             tensors.extend([row])
             yield row
 
-    digests = {
-        side: content_of(written(_rows_of_side(side, ordered, skipped, light, checksums[side])))
-        for side in SIDES
-    }
+    digests = {side: content_of(written(side)) for side in SIDES}
     files["files"].write(table_of(FILES, repository))
-    del ordered, light, checksums
-    for groups in filter(None, (tensors, matrices, sigmas)):
-        groups.close()
+    light.clear()
+    checksums.clear()
+    tensors.close()
+    matrices.close()
+    if sigmas is not None:
+        sigmas.close()
     without_share.close()
     spilled = pq.ParquetFile(without_share.path)
     for number in range(spilled.num_row_groups):
@@ -127,9 +121,10 @@ class _Groups:
     """Collect rows into row groups of a table; only the latest are held as Python objects."""
 
     def __init__(self, columns: Sequence[Column], write: Callable[[pa.Table], None]) -> None:
-        self._write, self._columns = write, columns
+        self._write = write
+        self._columns = columns
         self._latest: list[dict[str, Cell]] = []
-        self._group = self._none = arrow_schema(columns).empty_table()
+        self._group = arrow_schema(columns).empty_table()
 
     def extend(self, rows: Iterable[dict[str, Cell]]) -> None:
         """Add rows that belong together, in one group."""
@@ -138,12 +133,13 @@ class _Groups:
             self._gather()
 
     def _gather(self, *, is_end: bool = False) -> None:
-        self._group = pa.concat_tables([self._group, table_of(self._columns, self._latest)])
+        latest = table_of(self._columns, self._latest)
         self._latest = []
+        self._group = pa.concat_tables([self._group, latest])
         is_full = self._group.num_rows >= GROUP or self._group.nbytes >= GROUP_BYTES
         if self._group.num_rows and (is_end or is_full):
             self._write(self._group.combine_chunks())
-            self._group = self._none
+            self._group = arrow_schema(self._columns).empty_table()
 
     def close(self) -> None:
         """Finish: no more rows will come."""
@@ -155,17 +151,17 @@ def _with_energy_share(matrices: pa.Table, largest: float, energy: float) -> pa.
 
     energy is in units of the square of the largest norm.
     """
-    place = matrices.schema.get_field_index("energy_share")
-    shares = [
-        null_if_undefined(((norm or 0.0) / largest) ** 2 / energy)
-        if subject == "delta" and energy > 0
-        else None
-        for subject, norm in zip(
-            matrices["subject"].to_pylist(), matrices["frobenius_norm"].to_pylist(), strict=True
-        )
-    ]
-    field = matrices.schema.field(place)
-    return matrices.set_column(place, field, pa.array(shares, type=field.type))
+    subjects = matrices["subject"].to_pylist()
+    norms = matrices["frobenius_norm"].to_pylist()
+    shares: list[Cell] = []
+    for subject, norm in zip(subjects, norms, strict=True):
+        share = None
+        if subject == "delta" and energy > 0:
+            share = null_if_undefined(((norm or 0.0) / largest) ** 2 / energy)
+        shares.append(share)
+    index = matrices.schema.get_field_index("energy_share")
+    field = matrices.schema.field(index)
+    return matrices.set_column(index, field, pa.array(shares, type=field.type))
 
 
 def _order(place: Place) -> tuple[int, int, int, int, str]:
@@ -197,10 +193,13 @@ def _matrix_rows(
     pair: MatrixPair, outcome: MatrixOutcome, identity: ReportMetadata
 ) -> Iterator[dict[str, Cell]]:
     """Yield the rows of a matrix without energy_share, which needs the whole pair."""
-    base, tuned = pair.base.info if pair.base else None, pair.tuned.info
-    dtypes = {"base": base.dtype if base else None, "tuned": tuned.dtype, "delta": tuned.dtype}
-    if base is not None and base.dtype != tuned.dtype:
-        dtypes["delta"] = f"{base.dtype}/{tuned.dtype}"
+    base = pair.base.info if pair.base else None
+    tuned = pair.tuned.info
+    dtypes = {"tuned": tuned.dtype, "delta": tuned.dtype}
+    if base is not None:
+        dtypes["base"] = base.dtype
+        if base.dtype != tuned.dtype:
+            dtypes["delta"] = f"{base.dtype}/{tuned.dtype}"
     for measurement in outcome.measurements:
         ceiling = None
         if measurement.subject == "delta" and pair.tuned.factor is not None:
@@ -219,18 +218,23 @@ def _matrix_rows(
             "parameters": pair.rows * pair.cols,
             "precision": measurement.precision,
             "rank_ceiling": ceiling,
-            "verified": _verified(measurement.subject, *outcome.verified),
+            "verified": _verified(measurement.subject, outcome),
             **{name: null_if_undefined(value) for name, value in measurement.values.items()},
         }
 
 
-def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
+def _verified(subject: str, outcome: MatrixOutcome) -> bool | None:
     """Return whether a side is verified; a delta is as good as its worse side, and a side in a
     folder does not count.
     """
-    if subject != "delta":
-        return base if subject == "base" else tuned
-    return False if False in (base, tuned) else None if None in (base, tuned) else True
+    base, tuned = outcome.verified
+    if subject == "base":
+        return base
+    if subject == "tuned":
+        return tuned
+    if base is False or tuned is False:
+        return False
+    return True if base and tuned else None
 
 
 def _spectrum_rows(pair: MatrixPair, outcome: MatrixOutcome) -> Iterator[dict[str, Cell]]:
@@ -265,19 +269,28 @@ def _rows_of_side(
 
     def parts_of(name: str) -> list[_Part]:
         """Return the parts of a tensor; those at its own place, if there are any."""
-        every = [_part(side, holder, outcomes) for holder in held[name]]
-        return [part for part in every if part.is_own] or every
+        parts = [_part(side, holder, outcomes) for holder in held[name]]
+        return [part for part in parts if part.is_own] or parts
 
     def order(name: str) -> tuple[object, ...]:
-        return (*_order(replace(_place_of(parts_of(name)), slot="")), name)
+        place = replace(_place_of(parts_of(name)), slot="")
+        return _order(place), name
 
     for name in sorted(held, key=order):
-        holder, parts = held[name][-1], parts_of(name)
-        infos = [holder.info] if isinstance(holder, Skipped) else named_of(side, holder)
-        info = next(info for info in infos if info.name == name)
+        holder = held[name][-1]
+        parts = parts_of(name)
+        if isinstance(holder, Skipped):
+            info = holder.info
+        else:
+            info = next(info for info in named_of(side, holder) if info.name == name)
         status, reason, detail = _merged(parts)
         size = math.prod(info.shape)
+        compared = sum(part.entries for part in parts if part.is_compared)
         casts = {part.outcome.cast for part in parts} - {None}
+        # what all parts that changed are; of several kinds, neither
+        cast = casts.pop() if len(casts) == 1 else None
+        if casts:
+            cast = "neither"
         ways = {part.matched_by for part in parts if part.matched_by}
         yield {
             "tensor": info.name,
@@ -291,9 +304,8 @@ def _rows_of_side(
             "detail": detail,
             "relative_norm": _relative_norm([part.outcome for part in parts]),
             # scales and the factors of an update have fewer entries than the matrix that they make
-            "compared": min(sum(part.entries for part in parts if part.is_compared), size),
-            # what all parts that changed are; of several kinds, neither
-            "cast": "neither" if len(casts) > 1 else next(iter(casts), None),
+            "compared": min(compared, size),
+            "cast": cast,
             "all_zero": sum(part.outcome.zero == side for part in parts),
             "nonfinite": sum(side in part.outcome.nonfinite for part in parts),
             "checksum": checksums.get(name),
@@ -327,25 +339,28 @@ class _Part:
     @property
     def description(self) -> str:
         """Return `experts.up 3 nonfinite`."""
-        slot = self.place.slot if self.place.module == "bias" else ""
-        expert = "" if self.place.expert is None else str(self.place.expert)
-        what = self.outcome.reason or self.outcome.status
-        return " ".join(filter(None, (self.place.module, slot, expert, what)))
+        words = [self.place.module]
+        if self.place.module == "bias":
+            words.append(self.place.slot)
+        if self.place.expert is not None:
+            words.append(str(self.place.expert))
+        words.append(self.outcome.reason or self.outcome.status)
+        return " ".join(filter(None, words))
 
 
 def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, MatrixOutcome]) -> _Part:
     if isinstance(holder, Skipped):
         outcome = MatrixOutcome(holder.status, holder.reason, holder.detail or None)
         return _Part(holder.place, outcome, math.prod(holder.info.shape))
-    operand = holder.tuned if side == "tuned" else holder.base
-    entries = holder.rows * holder.cols if holder.base is not None else 0
-    matched_by = None if holder.base is None else holder.matched_by
-    place, is_own = holder.place, True
-    if operand is not None and matched_by == "number":
-        is_own = operand.part.place == holder.place
-    elif operand is not None:
-        place = operand.part.place
-    return _Part(place, outcomes[holder.key], entries, is_own, matched_by)
+    outcome = outcomes[holder.key]
+    if holder.base is None:
+        return _Part(holder.tuned.part.place, outcome, 0)
+    place = holder.tuned.part.place if side == "tuned" else holder.base.part.place
+    entries = holder.rows * holder.cols
+    if holder.matched_by == "number":
+        is_own = place == holder.place
+        return _Part(holder.place, outcome, entries, is_own, "number")
+    return _Part(place, outcome, entries, matched_by=holder.matched_by)
 
 
 def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
@@ -356,20 +371,21 @@ def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
     """
     missed = [part for part in parts if part.is_missed]
     statuses = [part.outcome.status for part in parts]
-    status: str = "skipped"
-    if not missed:
-        status = next(s for s in ("measured", "identical", "skipped") if s in statuses)
-    chosen = (missed or [part for part in parts if part.outcome.status == status])[0].outcome
-    detail = chosen.detail or ""
-    if missed and len(missed) < len(parts):
-        descriptions = [
-            " ".join(filter(None, (part.description, part.outcome.detail))) for part in missed
-        ]
+    if missed:
+        outcome = missed[0].outcome
+        if len(missed) == len(parts):
+            return "skipped", outcome.reason, outcome.detail or None
+        descriptions = []
+        for part in missed:
+            detail = part.outcome.detail
+            descriptions.append(f"{part.description} {detail}" if detail else part.description)
         detail = f"{len(missed)} of {len(parts)} parts not measured: {_listed(descriptions)}"
-    elif not missed:
-        others = [part.description for part in parts if part.outcome.status != status]
-        detail = "; ".join(filter(None, (detail, _listed(others))))
-    return status, chosen.reason, detail or None
+        return "skipped", outcome.reason, detail
+    status = min(statuses, key=("measured", "identical", "skipped").index)
+    outcome = parts[statuses.index(status)].outcome
+    others = [part.description for part in parts if part.outcome.status != status]
+    details = filter(None, (outcome.detail, _listed(others)))
+    return status, outcome.reason, "; ".join(details) or None
 
 
 def _listed(descriptions: Sequence[str]) -> str:
@@ -385,16 +401,23 @@ def _place_of(parts: Sequence[_Part]) -> Place:
     first = places[0]
     if len(set(places)) == 1:
         return first
-    modules = {place.module for place in places}
-    fused = name_rules().wholes.get(frozenset(modules), "other")
-    return Place(first.component, first.layer, first.module if len(modules) == 1 else fused)
+    module = first.module
+    modules = frozenset(place.module for place in places)
+    if len(modules) > 1:
+        module = name_rules().wholes.get(modules, "other")
+    return Place(first.component, first.layer, module)
 
 
 def _relative_norm(outcomes: Sequence[MatrixOutcome]) -> float | None:
-    if any(outcome.delta_norm is None or outcome.base_norm is None for outcome in outcomes):
-        return None
-    base = math.hypot(*(outcome.base_norm or 0.0 for outcome in outcomes))
-    return math.hypot(*(outcome.delta_norm or 0.0 for outcome in outcomes)) / base if base else None
+    bases = []
+    deltas = []
+    for outcome in outcomes:
+        if outcome.delta_norm is None or outcome.base_norm is None:
+            return None
+        bases.append(outcome.base_norm)
+        deltas.append(outcome.delta_norm)
+    base = math.hypot(*bases)
+    return math.hypot(*deltas) / base if base else None
 
 
 def content_of(rows: Iterable[Mapping[str, Cell]]) -> str | None:
@@ -407,7 +430,8 @@ def content_of(rows: Iterable[Mapping[str, Cell]]) -> str | None:
     if not tensors or any(checksum is None for *_, checksum in tensors):
         return None
     lines = sorted(map(json.dumps, tensors))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    content = "\n".join(lines).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def with_contents(recorded: ReportMetadata, contents: Mapping[Side, str | None]) -> ReportMetadata:

@@ -65,7 +65,7 @@ class Access:
     """auto: ranges where a filter makes them much smaller than whole shards."""
     max_disk: int | None = None
     """Bytes that fetched shards may take at any time; None: what is free."""
-    alone: bool = True
+    owns_cache: bool = True
     """Whether no other task of the run uses this machine's cache of the Hub. Otherwise nothing is
     removed from it unasked: another task may be reading it.
     """
@@ -153,7 +153,7 @@ class Runtime:
     """Checkpoints that were found before."""
     patience: float = 0.0
     """Seconds to wait for another audit of the same pair before it is refused."""
-    elsewhere: Callable[[Asked, AlignedPair, Journal], None] | None = None
+    elsewhere: Callable[[PairRequest, AlignedPair, Journal], None] | None = None
     """Measures what the journal of a pair does not hold yet, into it, instead of this process (see
     `shadow.engines.pair`). Raises what went wrong there.
     """
@@ -232,7 +232,7 @@ def _join(passes: Sequence[Pass]) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PairRequest:
     """The arguments of `run_pair`, the folder of the report, and one for scratch."""
 
     pair: Pair
@@ -270,7 +270,7 @@ def cache_of(files: Files) -> Path | None:
 
 
 def _files(folder: Path) -> list[tuple[float, int, Path]]:
-    """Yield (time of last use, bytes, path) of every such file, in any order."""
+    """The time of last use, the bytes and the path of every such file, in any order."""
     files = []
     for path in folder.glob("[0-9a-f][0-9a-f]/*"):
         if not NAME.fullmatch(path.name):
@@ -288,12 +288,11 @@ def size_of(folder: Path) -> int:
 
 def make_room(folder: Path, size: int) -> int:
     """Remove the least recently used until at most size bytes are left; return how many are."""
-    files = sorted(_files(folder))
-    total = sum(one for _, one, _ in files)
-    for _, one, path in files:
+    total = size_of(folder)
+    for _, file_size, path in sorted(_files(folder)):
         if total <= size:
             break
         with contextlib.suppress(OSError):
             path.unlink()
-            total -= one
+            total -= file_size
     return total

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
+from shadow.checkpoints.pairing import Filter, MatrixPair, Partners, pair_checkpoints
 from shadow.relations.matching import NEAR
 from shadow.run.correspondence import Matching, differing
 from shadow.run.runtime import AlignedPair, Runtime, gather_together
@@ -38,21 +38,19 @@ def sampled_units(
     they are those of layers or experts that correspond, but not by number. These are looked for
     where numbers of layers or experts differ, or entries have little in common.
     """
-    pairs, skipped = pair_checkpoints(candidate, model, Filter(), may_differ=True)
-    aligned = AlignedPair(candidate, model, pairs, skipped)
-    groups = _groups(pairs)
+    aligned = _aligned(candidate, model)
+    groups = _groups(aligned.pairs)
     chosen = _spread(sorted(groups))
     units = _read(aligned, groups, chosen, runtime, scratch)
-    if not (differing(aligned) or any(map(_is_unlike, units))):
+    if not differing(aligned) and not any(map(_is_unlike, units)):
         return units, False
     matching = _matching(aligned, runtime, scratch)
     if matching is None:
         return units, False
-    partners = matching.partners
-    pairs, _ = pair_checkpoints(candidate, model, Filter(), may_differ=True, partners=partners)
-    known = [pair for pair in pairs if pair.place in matching.chosen]
-    groups = _groups(pairs)
-    chosen = _spread(sorted(groups.keys() & _groups(known).keys()))
+    aligned = _aligned(candidate, model, matching.partners)
+    groups = _groups(aligned.pairs)
+    matched = [pair for pair in aligned.pairs if pair.place in matching.chosen]
+    chosen = _spread(sorted(_groups(matched)))
     moved = _read(aligned, groups, chosen, runtime, scratch)
     return moved or units, bool(moved)
 
@@ -63,23 +61,32 @@ def has_moved(
     """Return whether layers or experts of the second are the first's of other numbers. may_have:
     also where both have the same numbers.
     """
-    pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
-    aligned = AlignedPair(first, second, pairs, skipped)
+    aligned = _aligned(first, second)
     if not (may_have or differing(aligned)):
         return False
     return _matching(aligned, runtime, scratch) is not None
+
+
+def _aligned(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    partners: Partners = {},  # noqa: B006 - it is only read
+) -> AlignedPair:
+    pairs, skipped = pair_checkpoints(base, tuned, Filter(), may_differ=True, partners=partners)
+    return AlignedPair(base, tuned, pairs, skipped)
 
 
 def _matching(aligned: AlignedPair, runtime: Runtime, scratch: Path) -> Matching | None:
     """Look for what corresponds: one or two matrices a layer, and the experts of some, say it. None
     where that is what numbers say.
     """
-    layers = {layer for _, _, layer, _ in _spread(sorted(_groups(aligned.pairs)))}
-    voters = {
-        place
-        for place in (pair.place for pair in aligned.pairs)
-        if place.module in VOTERS or (place.module == EXPERTS and place.layer in layers)
-    }
+    groups = _spread(sorted(_groups(aligned.pairs)))
+    layers = {layer for _, _, layer, _ in groups}
+    voters = set()
+    for pair in aligned.pairs:
+        module = pair.place.module
+        if module in VOTERS or (module == EXPERTS and pair.place.layer in layers):
+            voters.add(pair.place)
     matching = Matching(runtime, scratch / "signatures")
     matching.seek(aligned, voters)
     has_others = any(partner.by != "number" for partner in matching.partners.values())
@@ -105,63 +112,83 @@ def _read(
     scratch: Path,
 ) -> list[Units]:
     """Return some units of the chosen groups."""
-    pairs = [pair for key in chosen for pair in groups[key]]
+    pairs = [pair for group in chosen for pair in groups[group]]
+    if not pairs:
+        return []
 
     def measure(pair: MatrixPair, first: Checkpoint, second: Checkpoint) -> Units:
-        is_first = _group(pair) == chosen[0] and pair.rows * pair.cols <= WHOLE
-        return _units(pair, sides_of(pair, first, second), whole=is_first)
+        is_small = pair.rows * pair.cols <= WHOLE
+        is_whole = is_small and _group(pair) == chosen[0]
+        return _units(pair, sides_of(pair, first, second), whole=is_whole)
 
-    scanning = scan(replace(aligned, pairs=pairs), measure, runtime, scratch)
-    (found,) = gather_together([scanning])
     order: dict[Hashable, int] = {group: number for number, group in enumerate(chosen)}
-    return sorted(found, key=lambda one: (order[one.group], one.module))
+    scanning = scan(replace(aligned, pairs=pairs), measure, runtime, scratch)
+    (units,) = gather_together([scanning])
+    return sorted(units, key=lambda matrix: (order[matrix.group], matrix.module))
 
 
 @np.errstate(over="ignore", invalid="ignore")
 def _is_unlike(units: Units) -> bool:
     """Return whether units have less in common than those that correspond."""
-    norms = float(np.linalg.norm(units.model) * np.linalg.norm(units.candidate))
-    return float(np.vdot(units.model, units.candidate)) < NEAR * norms
+    norms = np.linalg.norm(units.model) * np.linalg.norm(units.candidate)
+    inner = np.vdot(units.model, units.candidate)
+    return bool(inner < NEAR * norms)
 
 
 def _group(pair: MatrixPair) -> Group:
     place = pair.place
-    stack = f"{place.module.partition('.')[0]} {_count(pair)}{place.slot}"
-    layer, expert = (-1 if one is None else one for one in (place.layer, place.expert))
-    return place.component, stack, layer, expert
+    stack, _, _ = place.module.partition(".")
+    layer = -1 if place.layer is None else place.layer
+    expert = -1 if place.expert is None else place.expert
+    return place.component, f"{stack} {_count(pair)}{place.slot}", layer, expert
+
+
+def _is_down(pair: MatrixPair) -> bool:
+    return pair.place.module.endswith(".down")
 
 
 def _count(pair: MatrixPair) -> int:
-    return pair.cols if pair.place.module.endswith(".down") else pair.rows
+    """The number of units."""
+    return pair.cols if _is_down(pair) else pair.rows
 
 
 def _spread(groups: Sequence[Group]) -> list[Group]:
     """Choose at most LAYERS of them, evenly, from the component with the most layers."""
-    components = [component for component, *_ in groups]
-    main = max(dict.fromkeys(components), key=components.count, default=None)
-    own = [group for group in groups if group[0] == main]
-    places = np.linspace(0, len(own) - 1, min(LAYERS, len(own))).round().astype(int)
-    return [own[place] for place in dict.fromkeys(places.tolist())]
+    components = defaultdict[str, list[Group]](list)
+    for group in groups:
+        component, *_ = group
+        components[component].append(group)
+    longest = max(components.values(), key=len, default=[])
+    steps = np.linspace(0, len(longest) - 1, min(LAYERS, len(longest)))
+    indices = steps.round().astype(int).tolist()
+    return [longest[index] for index in dict.fromkeys(indices)]
 
 
 @np.errstate(over="ignore")  # F64 beyond float32
 def _units(pair: MatrixPair, sides: Sides, *, whole: bool) -> Units:
     """Return SAMPLED units of both sides: the same ones for all matrices and all candidates."""
-    units, is_down = _count(pair), pair.place.module.endswith(".down")
-    width = sides.shape[not is_down]
-    seed = np.random.SeedSequence([units, *repr(_group(pair)).encode()])
-    chosen = np.sort(np.random.default_rng(seed).permutation(units)[:SAMPLED])
+    units = _count(pair)
+    rows, cols = sides.shape
+    width = rows if _is_down(pair) else cols
+    group = _group(pair)
+    seed = np.random.SeedSequence([units, *repr(group).encode()])
+    order = np.random.default_rng(seed).permutation(units)
+    chosen = np.sort(order[:SAMPLED])
+    model = np.zeros((len(chosen), width))
+    candidate = np.zeros_like(model)
     every = np.zeros((units, width), dtype=np.float32) if whole else None
-    model, candidate = np.zeros((len(chosen), width)), np.zeros((len(chosen), width))
-    for index, (row, col) in tiles(sides.tuned):
-        b, t = (tile.numpy() for tile in sides.read(index))
-        if is_down:
-            b, t, row, col = b.T, t.T, col, row
-        lines = slice(*np.searchsorted(chosen, (row, row + len(b))))
-        columns = slice(col, col + b.shape[1])
-        within = chosen[lines] - row
-        candidate[lines, columns] = b[within]
-        model[lines, columns] = t[within]
+    for index, (first_unit, first_weight) in tiles(sides.tuned):
+        base, tuned = sides.read(index)
+        if _is_down(pair):
+            base = base.T
+            tuned = tuned.T
+            first_unit, first_weight = first_weight, first_unit
+        end = first_unit + len(base)
+        weights = slice(first_weight, first_weight + base.shape[1])
+        lines = slice(*np.searchsorted(chosen, (first_unit, end)))
+        within = chosen[lines] - first_unit
+        candidate[lines, weights] = base.numpy()[within]
+        model[lines, weights] = tuned.numpy()[within]
         if every is not None:
-            every[row : row + len(b), columns] = b
-    return Units(_group(pair), pair.place.module, model, candidate, every)
+            every[first_unit:end, weights] = base.numpy()
+    return Units(group, pair.place.module, model, candidate, every)

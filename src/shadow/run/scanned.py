@@ -91,7 +91,8 @@ def relative_norm(rows: Iterable[Scanned]) -> float | None:
     """The norm of all deltas over that of all bases; None if the bases have none."""
     known = [row for row in rows if row.finite]
     base = math.fsum(row.base_energy for row in known)
-    return math.sqrt(math.fsum(row.delta_energy for row in known) / base) if base else None
+    delta = math.fsum(row.delta_energy for row in known)
+    return math.sqrt(delta / base) if base else None
 
 
 def not_compared(unread: Sequence[Unmatched]) -> list[Reason]:

@@ -30,24 +30,24 @@ class DeviceChoice:
 CPU = DeviceChoice()
 
 
-def choose(asked: str) -> DeviceChoice:
+def choose(device: str) -> DeviceChoice:
     """Choose the device named on this machine; `auto` falls back to the CPU. Raises UsageError."""
-    if asked == "cpu":
+    if device == "cpu":
         return CPU
-    if not re.fullmatch(r"auto|cuda(:\d{1,3})?", asked, re.ASCII):
-        raise UsageError(f"no device {asked[:40]!r}", f"one of {WORDS}")
+    if not re.fullmatch(r"auto|cuda(:\d{1,3})?", device, re.ASCII):
+        raise UsageError(f"no device {device[:40]!r}", f"one of {WORDS}")
     import torch
 
-    place = asked if ":" in asked else "cuda:0"
+    place = device if ":" in device else "cuda:0"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a driver that is too old
             return DeviceChoice("cuda", place, torch.cuda.get_device_name(place))
     except (RuntimeError, AssertionError) as error:  # such as a torch that is built without CUDA
-        if asked == "auto":
+        if device == "auto":
             return CPU
         note = str(error).strip().partition("\n")[0][:120]
-        raise UsageError(f"--device {asked}: {note}", "use --device cpu, or auto") from error
+        raise UsageError(f"--device {device}: {note}", "use --device cpu, or auto") from error
 
 
 @dataclass(frozen=True)

@@ -99,18 +99,28 @@ def side_of(checkpoint: Found) -> CheckpointMetadata:
 
 def reference_of(side: CheckpointMetadata) -> AnyReference:
     """Return the checkpoint that a report names. Raises ShadowError if it cannot be identified."""
-    repo, commit = side["repo"], side["commit"]
-    if "=" not in repo.partition("/")[0] and (commit or side["fingerprint"]):
+    repo = side["repo"]
+    commit = side["commit"]
+    owner, _, _ = repo.partition("/")
+    if "=" not in owner and (commit or side["fingerprint"]):
         return _reference(repo, commit)
-    component = rf"(?:^| )({'|'.join(name_rules().components)})="
-    _, *parts = re.split(component, repo)
-    commits = parts
-    if commit:
-        _, *commits = re.split(component, commit)
-    if not side["fingerprint"] or parts[::2] != commits[::2]:
+    repos = _by_component(repo)
+    commits = _by_component(commit) if commit else dict.fromkeys(repos, "a folder")
+    if not side["fingerprint"] or list(repos) != list(commits):
         raise ShadowError(f"the report does not say which files of {repo} were read")
-    of_each = [None if commit is None or one == "a folder" else one for one in commits[1::2]]
-    return ComponentBase(tuple(zip(parts[::2], map(_reference, parts[1::2], of_each), strict=True)))
+    references = []
+    for component, name in repos.items():
+        commit = commits[component]
+        reference = _reference(name, None if commit == "a folder" else commit)
+        references.append((component, reference))
+    return ComponentBase(tuple(references))
+
+
+def _by_component(text: str) -> dict[str, str]:
+    """Split `language=... vision=...`."""
+    component = rf"(?:^| )({'|'.join(name_rules().components)})="
+    _, *words = re.split(component, text)
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 def _reference(repo: str, commit: str | None) -> Reference:
@@ -123,16 +133,15 @@ def _reference(repo: str, commit: str | None) -> Reference:
 
 def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[Found, Found]:
     """Find base and tuned side."""
-    sides = {"base": pair.base, "tuned": pair.tuned}
-    found = found_all(sides, runtime, scratch)
-    return found["base"], found["tuned"]
+    sides = found_all({"base": pair.base, "tuned": pair.tuned}, runtime, scratch)
+    return sides["base"], sides["tuned"]
 
 
 @uncollected()
 def find_checkpoint(reference: AnyReference, runtime: Runtime, scratch: Path) -> Found:
     """Find the checkpoint in a folder, of a commit on the Hub, or of each component."""
-    if (found := runtime.found.get(reference)) is not None:
-        return found
+    if reference in runtime.found:
+        return runtime.found[reference]
     if not isinstance(reference, ComponentBase):
         return _find(reference, runtime, scratch)
     parts = [(name, _find(part, runtime, scratch / name)) for name, part in reference.parts]
@@ -143,10 +152,10 @@ def find_audited(
     side: CheckpointMetadata, reference: AnyReference, runtime: Runtime, scratch: Path
 ) -> Found:
     """Find the checkpoint that a report names. Raises ShadowError if it has changed since."""
-    found = find_checkpoint(reference, runtime, scratch)
-    if side["fingerprint"] not in (None, found.fingerprint):
+    checkpoint = find_checkpoint(reference, runtime, scratch)
+    if side["fingerprint"] not in (None, checkpoint.fingerprint):
         raise ShadowError(f"{side['repo']} has changed since it was audited")
-    return found
+    return checkpoint
 
 
 def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint | Located:
@@ -181,8 +190,9 @@ def snapshot_of(reference: Reference, runtime: Runtime) -> Snapshot:
     from shadow.checkpoints.snapshots import pin
 
     offline = runtime.access.offline
-    if (how := as_folder(reference.repo)) and not offline:
-        runtime.say(f"{reference.repo} is taken for a model on the Hub; {how}")
+    hint = as_folder(reference.repo)
+    if hint and not offline:
+        runtime.say(f"{reference.repo} is taken for a model on the Hub; {hint}")
     return pin(
         reference.repo,
         runtime.commits.get(reference, reference.revision),
@@ -192,20 +202,16 @@ def snapshot_of(reference: Reference, runtime: Runtime) -> Snapshot:
     )
 
 
-def _parts(found: Iterable[Found]) -> list[Checkpoint | Located]:
-    """Return the checkpoints that sides are made of."""
-    parts: list[Checkpoint | Located] = []
-    for side in found:
-        if isinstance(side, Assembled):
-            parts.extend(part for _, part in side.parts)
-        else:
-            parts.append(side)
-    return parts
+def _parts(side: Found) -> list[Checkpoint | Located]:
+    """Return the checkpoints that a side is made of."""
+    if isinstance(side, Assembled):
+        return [part for _, part in side.parts]
+    return [side]
 
 
-def pickled_part(found: Found) -> Located | None:
+def pickled_part(side: Found) -> Located | None:
     """Return a part whose weights must be fetched before anything is known about them, or None."""
-    for part in _parts([found]):
+    for part in _parts(side):
         if isinstance(part, Located) and part.weights.pickled:
             return part
     return None
@@ -245,14 +251,14 @@ def align(first: Checkpoint, second: Checkpoint, chosen: Filter, partners: Partn
 def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
     """Open a checkpoint with its headers; its `.bin` files are fetched and unpacked."""
     if isinstance(found, Assembled):
-        parts = [
-            (component, open_found(part, runtime, scratch / component))
-            for component, part in found.parts
-        ]
+        parts = []
+        for component, part in found.parts:
+            parts.append((component, open_found(part, runtime, scratch / component)))
         return combine(found, parts)
     if isinstance(found, Checkpoint):
         return found
     to_move = 0
+    moved = 0
     if found.weights.pickled:
         from shadow.checkpoints.snapshots import Snapshot
         from shadow.run.plan import require_disk_at_once
@@ -260,9 +266,8 @@ def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
         assert isinstance(found.listing, Snapshot), "a folder is opened when it is found"
         files = [WholeFile(found.listing.files[shard]) for shard in found.weights.shards]
         to_move = require_disk_at_once(f"{found.reference}: its .bin files", files, runtime.access)
-    if to_move:
-        runtime.say(f"fetching {byte_size(to_move)} of .bin files")
-    moved = 0
+        if to_move:
+            runtime.say(f"fetching {byte_size(to_move)} of .bin files")
 
     def report(count: int) -> None:
         nonlocal moved
@@ -278,30 +283,34 @@ def found_all(
     references: Mapping[str, AnyReference], runtime: Runtime, scratch: Path
 ) -> dict[str, Found]:
     """Find the checkpoints that are named, by their names in answers."""
-    found = {
+    sides = {
         name: find_checkpoint(reference, runtime, scratch / name)
         for name, reference in references.items()
     }
-    require_gguf(runtime.access.file, found.values())
-    return found
+    require_gguf(runtime.access.file, sides.values())
+    return sides
 
 
-def opened_models(found: Mapping[str, Found], runtime: Runtime, scratch: Path) -> list[Checkpoint]:
+def opened_models(sides: Mapping[str, Found], runtime: Runtime, scratch: Path) -> list[Checkpoint]:
     """Open these checkpoints. Raises UsageError for an adapter among them."""
-    opened = [open_found(one, runtime, scratch / name) for name, one in found.items()]
-    for name, checkpoint in zip(found, opened, strict=True):
+    checkpoints = {name: open_found(side, runtime, scratch / name) for name, side in sides.items()}
+    for name, checkpoint in checkpoints.items():
         if checkpoint.adapter:
             hint = "name a whole model; `shadow verify merged BASE ADAPTER MERGED` checks a merge"
             raise UsageError(f"{name}: {checkpoint.reference} is an adapter, not a model", hint)
-    return opened
+    return list(checkpoints.values())
 
 
-def require_gguf(file: str | None, found: Iterable[Found]) -> None:
+def require_gguf(file: str | None, sides: Iterable[Found]) -> None:
     """Raise ShadowError if a pattern should choose among GGUF files, and there are none."""
-    parts = _parts(found)
-    shards: list[str] = []
-    for part in parts:
-        shards += part.sources if isinstance(part, Checkpoint) else part.weights.shards
-    if file is not None and not any(shard.endswith(GGUF) for shard in shards):
-        names = and_list([part.reference for part in parts])
-        raise ShadowError(f"--file {short(file)}: no GGUF file in {names}", "leave out --file")
+    if file is None:
+        return
+    names = []
+    for side in sides:
+        for part in _parts(side):
+            names.append(part.reference)
+            shards = part.sources if isinstance(part, Checkpoint) else part.weights.shards
+            if any(shard.endswith(GGUF) for shard in shards):
+                return
+    fault = f"--file {short(file)}: no GGUF file in {and_list(names)}"
+    raise ShadowError(fault, "leave out --file")

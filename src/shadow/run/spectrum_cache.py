@@ -45,12 +45,13 @@ class SpectrumCache(FileCache):
     """Solved spectra in a folder, for several threads and processes; if it fails, spectra are
     solved.
 
-    asked: how many spectra this object was asked for; there: how many of them it had.
+    lookups: how many spectra were looked for in this object; hits: how many of them it had.
     """
 
     def __init__(self, folder: Path, bound: int = BOUND) -> None:
         super().__init__(folder, ".safetensors", bound)
-        self.asked = self.there = 0
+        self.lookups = 0
+        self.hits = 0
         self._counting = threading.Lock()
 
     def remember(
@@ -65,8 +66,8 @@ class SpectrumCache(FileCache):
         name = key(matrix, question)
         known = _read(self.load(name), shape_of(matrix), norm)
         with self._counting:
-            self.asked += 1
-            self.there += known is not None
+            self.lookups += 1
+            self.hits += known is not None
         if known is not None:
             return known
         solved = solve()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -17,7 +17,8 @@ from shadow.run.aligned import parts_of
 from shadow.spectra.relations.merging import Update
 
 STACK = re.compile(r"(?P<stack>.+\bexperts)(?:\.base_layer)*")
-PARAMETERS = ("gate_up_proj", "down_proj")
+GATE_UP = ".gate_up_proj"
+DOWN = ".down_proj"
 Shapes = dict[Place, tuple[int, int]]
 
 
@@ -36,10 +37,13 @@ class Stacked:
 
     def _factors(self, adapter: Checkpoint, *, by_rank: bool) -> tuple[Tensor, Tensor]:
         """Return left (out, experts * rank) and right (experts * rank, in), expert by expert."""
-        a, b = (adapter.tensor(info).whole() for info in (self.a, self.b))
+        right = adapter.tensor(self.a).whole()
+        left = adapter.tensor(self.b).whole()
         if by_rank:
-            b = b.reshape(len(b), -1, self.experts).transpose(1, 2).reshape(b.shape)
-        left, right = (a.T, b.T) if self.swapped else (b, a)
+            split = left.reshape(len(left), -1, self.experts)
+            left = split.transpose(1, 2).reshape(left.shape)
+        if self.swapped:
+            left, right = right.T, left.T
         outputs = replace(self.part, transposed=False, experts=0)
         return outputs.view(left).reshape(-1, left.shape[1]), right
 
@@ -50,13 +54,20 @@ class Stacked:
         number = self.part.place.expert if expert is None else expert
         assert number is not None, "of a stack"
         own = slice(number * rank, (number + 1) * rank)
-        return Update(left[:, own], right[own], self.scale, None, self.b.dtype, is_cast=True)
+        return Update(
+            left=left[:, own],
+            right=right[own],
+            scale=self.scale,
+            stored=self.b.dtype,
+            is_cast=True,
+        )
 
     def likest(self, adapter: Checkpoint, change: Tensor, *, by_rank: bool) -> int:
         """Return the expert whose update is most like a change of this matrix, (out, in)."""
         left, right = self._factors(adapter, by_rank=by_rank)
-        inner = (left.double() * (change @ right.double().T)).sum(0)
-        return int(inner.reshape(self.experts, -1).sum(1).argmax())
+        products = left.double() * (change @ right.double().T)
+        of_experts = products.sum(0).reshape(self.experts, -1).sum(1)
+        return int(of_experts.argmax())
 
 
 def stacked_updates(
@@ -66,21 +77,34 @@ def stacked_updates(
 
     Names do not say which parameter a module updates: shapes do.
     """
-    shapes: dict[tuple[str, int | None], Shapes] = defaultdict(dict)
+    layers: dict[tuple[str, int | None], Shapes] = defaultdict(dict)
     for name, parts in parts_of(base).items():
+        shape = base.tensors[name].shape
         for part in parts:
-            if part.place.expert is not None:
-                size = part.shape(base.tensors[name].shape)
-                shapes[part.place.component, part.place.layer][part.place] = size
+            place = part.place
+            if place.expert is not None:
+                layer = layers[place.component, place.layer]
+                layer[place] = part.shape(shape)
     updates: dict[Place, Stacked] = {}
     modules: set[str] = set()
     for module, (b, a, transposed) in factors.items():
-        stack = STACK.fullmatch(module)
-        if stack is None or transposed:
+        match = STACK.fullmatch(module)
+        if match is None or transposed:
             continue
-        for own, experts, swapped in _readings(stack["stack"], a, b, shapes, base):
-            scale = adapter.scaling(module, a.shape[0] // experts)
-            for part in own:
+        stack = match["stack"]
+        example = stack + DOWN
+        place = place_tensors({example: (1, 2, 2)}, base.config)[example][0].place
+        known = layers.get((place.component, place.layer))
+        if not known:
+            continue
+        experts = 1 + max(place.expert or 0 for place in known)
+        rank, rest = divmod(a.shape[0], experts)
+        if rest:
+            continue
+        sides = (b.shape[0], a.shape[1])
+        for matrices, swapped in _readings(stack, experts, sides, known, base):
+            scale = adapter.scaling(module, rank)
+            for part in matrices:
                 updates[part.place] = Stacked(a, b, part, experts, scale, swapped)
             modules.add(module)
             break
@@ -88,28 +112,19 @@ def stacked_updates(
 
 
 def _readings(
-    stack: str,
-    a: TensorInfo,
-    b: TensorInfo,
-    shapes: dict[tuple[str, int | None], Shapes],
-    base: Checkpoint,
-) -> Iterator[tuple[tuple[Part, ...], int, bool]]:
-    """Yield the matrices that two factors can be of, how many experts there are, and whether the
-    sides are swapped. A stack is (experts, out, in) or (experts, in, out), as the config says.
+    stack: str, experts: int, sides: tuple[int, int], known: Shapes, base: Checkpoint
+) -> Iterator[tuple[Sequence[Part], bool]]:
+    """Yield the matrices that two factors can be of, and whether the sides are swapped. A stack is
+    (experts, out, in) or (experts, in, out), as the config says.
     """
-    place = place_tensors({f"{stack}.down_proj": (1, 2, 2)}, base.config)[f"{stack}.down_proj"][0]
-    known = shapes.get((place.place.component, place.place.layer), {})
-    experts = 1 + max((one.expert or 0 for one in known), default=-1)
-    if not experts or a.shape[0] % experts:
-        return
-    sides = (b.shape[0], a.shape[1])
+    rows, cols = sides
     for swapped in (False, True):
-        for parameter in PARAMETERS:
+        outputs = cols if swapped else rows
+        for name in (stack + GATE_UP, stack + DOWN):
             for size in (sides, sides[::-1]):
-                name = f"{stack}.{parameter}"
-                shape = experts, *size
+                shape = (experts, *size)
                 parts = place_tensors({name: shape}, base.config)[name]
-                if all(known.get(part.place) == part.shape(shape) for part in parts):
-                    outputs = a.shape[1] if swapped else b.shape[0]
-                    if outputs == (size[1] if parts[0].transposed else size[0]):
-                        yield parts, experts, swapped
+                if any(known.get(part.place) != part.shape(shape) for part in parts):
+                    continue
+                if outputs == size[1 if parts[0].transposed else 0]:
+                    yield parts, swapped

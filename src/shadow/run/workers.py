@@ -30,7 +30,7 @@ from shadow.errors import ShadowError, UndecodableError
 from shadow.reports.provenance import SIDES
 from shadow.run.journal import MatrixOutcome
 from shadow.run.machine import default_jobs, machine_limits
-from shadow.run.plan import Plan, ShardKey, Summed, infos_of, source_of, sources_of
+from shadow.run.plan import Plan, Summed, Visit, infos_of, source_of, sources_of
 from shadow.run.runtime import Progress, Runtime, ignore
 from shadow.spectra.costs import COSTS
 from shadow.spectra.delta import measure, measure_alone
@@ -39,10 +39,10 @@ from shadow.spectra.lazy import Matrix, Selected, Updated, is_quantised
 from shadow.spectra.measurement import Cast, Measurement, Method
 from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.solvers import Means
-from shadow.spectra.spectrum import Sides, Workspace, blocks, working_dtype
+from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 from shadow.spectra.sums import Extent, extent, largest_entry
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 Cut = torch.Tensor | StoredTensor | DecodedTensor  # one side of a pair as it is stored
 
 _FROM_ZERO = "0 in the base, and not in the tuned model"
@@ -86,19 +86,21 @@ def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
 
 def jobs_of(runtime: Runtime, pairs: Sequence[MatrixPair], method: Method) -> int:
     """Return the requested number of workers, or the default."""
-    return runtime.jobs or default_jobs(pairs, runtime.limits or machine_limits(), method)
+    if runtime.jobs is not None:
+        return runtime.jobs
+    return default_jobs(pairs, runtime.limits or machine_limits(), method)
 
 
 def in_workers(
     plan: Plan,
-    measure: Callable[[MatrixPair], Made],
+    measure: Callable[[MatrixPair], Result],
     runtime: Runtime,
     jobs: int,
     *,
     done: Sequence[MatrixPair] = (),
     weigh: Callable[[MatrixPair], int] = cost,
     note: Callable[[Source], None] = ignore,
-) -> Generator[Made, None, None]:
+) -> Generator[Result, None, None]:
     """Yield the result of `measure` for the pairs of a plan, in `jobs` threads, in order of
     completion.
 
@@ -107,10 +109,12 @@ def in_workers(
     generator cancels pending work. done: pairs that count as done. note: called with every source
     before its first byte.
     """
-    work, moved = plan.work, 0
-    count, spent = len(done), sum(map(weigh, done))
-    total = count + sum(map(len, work.steps))
-    cost_total = max(1, spent + sum(weigh(pair) for step in work.steps for pair in step))
+    pairs = [pair for step in plan.work.steps for pair in step]
+    moved = 0
+    count = len(done)
+    spent = sum(map(weigh, done))
+    total = count + len(pairs)
+    cost_total = max(1, spent + sum(map(weigh, pairs)))
 
     def show() -> None:
         runtime.show(Progress(count, total, spent, cost_total, moved, plan.to_move))
@@ -129,9 +133,10 @@ def in_workers(
     show()
     with threads(jobs) as pool:
         try:
-            for pair, made in _run(plan, lambda pair: pool.submit(measure, pair), jobs, fetch):
-                yield made
-                count, spent = count + 1, spent + weigh(pair)
+            for pair, result in _run(plan, lambda pair: pool.submit(measure, pair), jobs, fetch):
+                yield result
+                count += 1
+                spent += weigh(pair)
                 show()
         finally:
             by.stop.set()
@@ -139,48 +144,53 @@ def in_workers(
 
 def _run(
     plan: Plan,
-    submit: Callable[[MatrixPair], Future[Made]],
+    submit: Callable[[MatrixPair], Future[Result]],
     jobs: int,
     fetch: Callable[[Source], Future[None]],
-) -> Iterator[tuple[MatrixPair, Made]]:
-    base, tuned, work = plan.base, plan.tuned, plan.work
-    unfinished = [len(step) for step in work.steps]
-    coming, here = deque(work.visits), deque[ShardKey]()
-    resident = {visit.shard: visit.last for visit in work.visits}
-    firsts = sorted(visit.first for visit in work.visits)
-    needed = [bisect_right(firsts, step) for step in range(len(work.steps))]
+) -> Iterator[tuple[MatrixPair, Result]]:
+    steps = plan.work.steps
+    unfinished = [len(step) for step in steps]
+    first_steps = sorted(visit.first for visit in plan.work.visits)
+    coming = deque(plan.work.visits)
+    resident: list[Visit] = []
     ready: deque[tuple[int, MatrixPair]] = deque()
-    reached = entered = 0  # the first step that is not finished, the first one not begun
+    reached = 0  # the first step that is not finished
+    entered = 0  # the first step that is not begun
     download: Future[None] | None = None
-    computing: dict[Future[Made], tuple[int, MatrixPair]] = {}
+    computing: dict[Future[Result], tuple[int, MatrixPair]] = {}
     while True:
-        while reached < len(unfinished) and not unfinished[reached]:
+        while reached < len(steps) and not unfinished[reached]:
             reached += 1
-        for shard in [shard for shard in here if resident[shard] < reached]:
-            here.remove(shard)
-            source_of(base, tuned, shard).free()
+        for visit in list(resident):
+            if visit.last < reached:
+                resident.remove(visit)
+                source_of(plan.base, plan.tuned, visit.shard).free()
         if download is None and coming and coming[0].after <= reached:
-            download = fetch(source_of(base, tuned, coming[0].shard))
-        while entered < len(work.steps) and len(work.visits) - len(coming) >= needed[entered]:
-            largest_first = sorted(work.steps[entered], key=lambda pair: (-cost(pair), pair.key))
-            ready.extend((entered, pair) for pair in largest_first)
+            download = fetch(source_of(plan.base, plan.tuned, coming[0].shard))
+        arrived = len(first_steps) - len(coming)
+        while entered < len(steps) and arrived >= bisect_right(first_steps, entered):
+            for pair in sorted(steps[entered], key=lambda pair: (-cost(pair), pair.key)):
+                ready.append((entered, pair))
             entered += 1
         while ready and len(computing) < 2 * jobs:
             step, pair = ready.popleft()
-            _read_ahead(pair, base, tuned)
+            _read_ahead(pair, plan.base, plan.tuned)
             computing[submit(pair)] = step, pair
-        if download is None and not computing:
+        running: list[Future[Any]] = list(computing)
+        if download is not None:
+            running.append(download)
+        if not running:
             return
-        running: list[Future[Any]] = [*computing, *([download] if download else [])]
         ended, _ = wait(running, return_when=FIRST_COMPLETED)
         if download is not None and download in ended:
             download.result()
             download = None
-            here.append(coming.popleft().shard)
-        for future in [future for future in computing if future in ended]:
-            step, pair = computing.pop(future)
-            yield pair, future.result()
-            unfinished[step] -= 1
+            resident.append(coming.popleft())
+        for future in list(computing):
+            if future in ended:
+                step, pair = computing.pop(future)
+                yield pair, future.result()
+                unfinished[step] -= 1
 
 
 def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
@@ -188,9 +198,10 @@ def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
     for side in SIDES:
         for info in infos_of(side, pair):
             if info.end - info.start <= WHOLE:
+                source = source_of(base, tuned, (side, info.shard))
                 with contextlib.suppress(ShadowError):  # which the worker meets
-                    file, there = source_of(base, tuned, (side, info.shard)).located(info)
-                    file.read_ahead(there.start, there.end)
+                    file, stored = source.located(info)
+                    file.read_ahead(stored.start, stored.end)
 
 
 def outcome_of(
@@ -200,15 +211,14 @@ def outcome_of(
 
     summed: by key of a pair, the tensors whose checksums are computed with it.
     """
-    started, files = time.perf_counter(), sources_of(pair, base, tuned)
-    verified = (
-        None if pair.base is None else _verified(pair.base, base),
-        _verified(pair.tuned, tuned),
-    )
+    started = time.perf_counter()
+    base_verified = None if pair.base is None else _verified(pair.base, base)
+    tuned_verified = _verified(pair.tuned, tuned)
     checksums: dict[str, dict[str, str]] = {}
     try:
         try:
-            measured = _measured(pair, base, tuned, replace(means, space=own_workspace()))
+            own_means = replace(means, space=own_workspace())
+            measured = _measured(pair, base, tuned, own_means)
         except UndecodableError as error:
             measured = MatrixOutcome("skipped", reason="quantized", detail=error.message)
         for side, info in summed.get(pair.key, ()):
@@ -217,12 +227,12 @@ def outcome_of(
             if checksum is not None:  # one that was fetched
                 checksums.setdefault(side, {})[info.name] = checksum
     finally:  # of bytes that were written to meanwhile, this is the fault whatever came of them
-        for file in files:
-            file.require_unchanged()
+        for source in sources_of(pair, base, tuned):
+            source.require_unchanged()
     return replace(
         measured,
         key=pair.key,
-        verified=verified,
+        verified=(base_verified, tuned_verified),
         seconds=time.perf_counter() - started,
         checksums=checksums,
     )
@@ -235,43 +245,51 @@ def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
 
 
 def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Means) -> MatrixOutcome:
-    stored = pair.tuned.info.dtype
     if pair.base is None:
-        only = _view(pair, pair.tuned, tuned)
-        largest = largest_entry(only, working_dtype(stored), means.space)
-        size = Extent(0.0, largest, 0.0)
-        if not (size.finite and size.in_range):
-            return _broken(size)
-        alone = measure_alone(only, stored, largest, means, pair.key)
-        return MatrixOutcome(
-            "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
-        )
-    base_matrix, matrix = views(pair, pair.base, base, tuned)
-    formats, detail = (pair.base.info.dtype, stored), pair.detail or None
+        return _without_base(pair, tuned, means)
+    base_format = pair.base.info.dtype
+    tuned_format = pair.tuned.info.dtype
+    detail = pair.detail or None
     factor = pair.tuned.factor
     if factor is not None:
-        formats = pair.base.info.dtype, "F64"  # nothing of the sum is rounded to what is stored
+        tuned_format = "F64"  # nothing of the sum is rounded to what is stored
         detail = f"a low-rank update: its rank is at most {factor.rank}"
-    sides = Sides(base_matrix, matrix, working_dtype(*formats), means.space)
+    formats = (base_format, tuned_format)
+    base_matrix, tuned_matrix = views(pair, pair.base, base, tuned)
+    sides = Sides(base_matrix, tuned_matrix, working_dtype(*formats), means.space)
     if not pair.is_matrix:
         return _of_vector(sides, formats, detail)
-    found = measure(sides, formats, means, pair.key)
-    if found.broken:
-        return _broken(found.broken)
-    if not found.measurements:
-        if factor is None and formats[0] != stored:
-            detail = f"equal values, stored as {formats[0]} and {stored}"
-        return MatrixOutcome("identical", detail=detail, delta_norm=0.0, base_norm=found.base_norm)
-    delta = found.measurements[-1]
-    zero = {one.subject: one.number("frobenius_norm") == 0 for one in found.measurements}
+    result = measure(sides, formats, means, pair.key)
+    if result.broken:
+        return _broken(result.broken)
+    if not result.measurements:
+        if factor is None and base_format != tuned_format:
+            detail = f"equal values, stored as {base_format} and {tuned_format}"
+        return MatrixOutcome("identical", detail=detail, delta_norm=0.0, base_norm=result.base_norm)
+    delta = result.measurements[-1]
+    norms = {each.subject: each.number("frobenius_norm") for each in result.measurements}
     return MatrixOutcome(
         "measured",
         detail=detail,
-        delta_norm=delta.number("frobenius_norm") or 0.0,
-        base_norm=found.base_norm,
-        cast=_copied(sides, formats, delta, may_be=found.may_be_cast),
-        measurements=found.measurements,
-        zero=next((side for side in SIDES if zero[side]), None),
+        delta_norm=norms["delta"] or 0.0,
+        base_norm=result.base_norm,
+        cast=_copied(sides, formats, delta, may_be=result.may_be_cast),
+        measurements=result.measurements,
+        zero=next((side for side in SIDES if norms[side] == 0), None),
+    )
+
+
+def _without_base(pair: MatrixPair, tuned: Checkpoint, means: Means) -> MatrixOutcome:
+    """Measure a matrix that the tuned side alone has."""
+    stored = pair.tuned.info.dtype
+    matrix = _view(pair, pair.tuned, tuned)
+    largest = largest_entry(matrix, working_dtype(stored), means.space)
+    size = Extent(0.0, largest, 0.0)
+    if not (size.finite and size.in_range):
+        return _broken(size)
+    measurement = measure_alone(matrix, stored, largest, means, pair.key)
+    return MatrixOutcome(
+        "measured", reason="only_in_tuned", detail=pair.detail, measurements=(measurement,)
     )
 
 
@@ -281,20 +299,29 @@ def _of_vector(sides: Sides, formats: tuple[str, str], detail: str | None) -> Ma
     if not (size.finite and size.in_range):
         return _broken(size)
     unit = max(size.base, size.tuned) or 1.0  # so that squares are safe
-    of_delta, of_base = [], []
-    for index, _ in blocks(sides.tuned):
-        b, t = sides.base[index].double() / unit, sides.tuned[index].double() / unit
-        of_base.append(float(torch.linalg.vector_norm(b)))
-        of_delta.append(float(torch.linalg.vector_norm(t.sub_(b))))
-    delta_norm, base_norm = math.hypot(*of_delta) * unit, math.hypot(*of_base) * unit
+    delta_norms = []
+    base_norms = []
+    for base, tuned in sides.blocks():
+        scaled = base.double() / unit
+        delta = tuned.double() / unit - scaled
+        base_norms.append(float(torch.linalg.vector_norm(scaled)))
+        delta_norms.append(float(torch.linalg.vector_norm(delta)))
+    delta_norm = math.hypot(*delta_norms) * unit
+    base_norm = math.hypot(*base_norms) * unit
+    if delta_norm > 0 and base_norm == 0:
+        detail = _FROM_ZERO
+    is_zero = size.base > 0 and size.tuned == 0  # a base may have biases of 0
+    is_cast: Cast | Literal["neither"] | None = None
+    if size.delta:
+        is_cast = cast(sides, formats) or "neither"
     return MatrixOutcome(
         "skipped",
         reason="not_a_matrix",
-        detail=_FROM_ZERO if delta_norm > 0 and base_norm == 0 else detail,
+        detail=detail,
         delta_norm=delta_norm,
         base_norm=base_norm,
-        zero="tuned" if size.base > 0 == size.tuned else None,  # a base may have biases of 0
-        cast=(cast(sides, formats) or "neither") if size.delta else None,
+        zero="tuned" if is_zero else None,
+        cast=is_cast,
     )
 
 
@@ -305,14 +332,17 @@ def _copied(
     unknown. may_be: whether it may be a cast of floats.
     """
     if is_quantised(sides.tuned) == is_quantised(sides.base):
-        return (cast(sides, formats) if may_be else None) or "neither"
+        copied = cast(sides, formats) if may_be else None
+        return copied or "neither"
     side: Cast = "tuned" if is_quantised(sides.tuned) else "base"
     is_copy = delta.values.get("format_copy")
     if is_copy is None:  # what its quantiser makes may be known
-        both = sides.base, sides.tuned
-        original, copy = both if side == "tuned" else both[::-1]
-        assert is_quantised(copy), "one of the two is"
-        is_copy = format_noise(original, copy).is_copy(formats[side == "tuned"])
+        if is_quantised(sides.tuned):
+            noise = format_noise(sides.base, sides.tuned)
+        else:
+            assert is_quantised(sides.base), "one of the two is"
+            noise = format_noise(sides.tuned, sides.base)
+        is_copy = noise.is_copy(formats[SIDES.index(side)])
     if is_copy is None:
         return None
     return side if is_copy else "neither"
@@ -322,14 +352,15 @@ def _broken(size: Extent) -> MatrixOutcome:
     """Return the outcome of a pair with an entry that is not finite, or sums that are not."""
     if size.finite:
         return MatrixOutcome("skipped", reason="out_of_range", detail=_extent_in_words(size))
-    broken = tuple(side for side in SIDES if not math.isfinite(getattr(size, side)))
-    detail = f"in the {' and the '.join(broken)} tensor"
-    return MatrixOutcome("skipped", reason="nonfinite", detail=detail, nonfinite=broken)
+    sides = tuple(side for side in SIDES if not math.isfinite(getattr(size, side)))
+    detail = f"in the {' and the '.join(sides)} tensor"
+    return MatrixOutcome("skipped", reason="nonfinite", detail=detail, nonfinite=sides)
 
 
 def _extent_in_words(size: Extent) -> str:
     sizes = {"the base": size.base, "the tuned model": size.tuned, "their difference": size.delta}
-    return ", ".join(f"up to {largest:.1e} in {side}" for side, largest in sizes.items() if largest)
+    words = [f"up to {largest:.1e} in {name}" for name, largest in sizes.items() if largest]
+    return ", ".join(words)
 
 
 def own_workspace() -> Workspace:
@@ -351,8 +382,8 @@ def views(
     """Return both matrices of a pair, split into the same dimensions."""
     if pair.chosen is not None:
         base_rows, tuned_rows = pair.chosen
-        of_base = Selected(matrix_of(operand, base), base_rows)
-        return of_base, Selected(matrix_of(pair.tuned, tuned), tuned_rows)
+        base_chosen = Selected(matrix_of(operand, base), base_rows)
+        return base_chosen, Selected(matrix_of(pair.tuned, tuned), tuned_rows)
     base_matrix = _view(pair, operand, base)
     factor = pair.tuned.factor
     if factor is None:
@@ -362,12 +393,15 @@ def views(
         elif base_matrix.ndim > matrix.ndim:
             matrix = _cut(matrix, base_matrix.shape)
         return base_matrix, matrix
-    left, right = tuned.tensor(pair.tuned.info).whole(), tuned.tensor(factor.info).whole()
+    left = tuned.tensor(pair.tuned.info).whole()
+    right = tuned.tensor(factor.info).whole()
     if factor.transposed:
-        left, right = left.T, right.T
+        left = left.T
+        right = right.T
     left = pair.tuned.part.view(left)
     if base_matrix.ndim < left.ndim:
-        base_matrix = _cut(base_matrix, torch.Size((*left.shape[:-1], pair.cols)))
+        shape = torch.Size((*left.shape[:-1], pair.cols))
+        base_matrix = _cut(base_matrix, shape)
     left = left.reshape(*base_matrix.shape[:-1], factor.rank)
     return base_matrix, Updated(base_matrix, left, right, factor.scaling)
 
@@ -380,12 +414,10 @@ def _cut(matrix: Cut, shape: torch.Size) -> Cut:
 
 
 def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> Cut:
-    stored, part = checkpoint.tensor(operand.info), operand.part
-
     def seen(tensor: torch.Tensor) -> torch.Tensor:
-        matrix = part.view(tensor)
+        matrix = operand.part.view(tensor)
         if not pair.is_matrix:
             return matrix.reshape(pair.rows, pair.cols)
         return matrix[: pair.rows] if matrix.ndim == 2 else matrix
 
-    return stored.seen(seen)
+    return checkpoint.tensor(operand.info).seen(seen)

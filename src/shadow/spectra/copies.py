@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.dtypes import FLOATS, float_format
+from shadow.dtypes import FLOATS, FloatFormat, float_format
 from shadow.spectra.costs import BLOCK
 from shadow.spectra.lazy import Matrix, Updated, is_quantised, is_stored, torch_dtype
 from shadow.spectra.levels import LEVELS_OF, FormatNoise
@@ -57,24 +57,32 @@ class Kept:
 def kept_of_copy(sides: Sides, base: Matrix | None, stored: str) -> Kept | None:
     """Compare a copy in any format: entries of a quantised one are off outside their cells. None if
     it is unknown what the format makes of the matrix, and the copy is not equal to it.
+
+    sides: the matrix, and its copy as the tuned side. base: of both, for energies of updates, or
+    None. stored: the copy's format, of floats or a quantised one.
     """
-    sums = kept_of(sides, base, stored if stored in FLOATS else "F32")
+    comparable = stored if stored in FLOATS else "F32"
+    sums = kept_of(sides, base, comparable)
     if not is_quantised(sides.tuned):
         return sums
     noise = format_noise(sides.base, sides.tuned)
     is_copy = noise.is_copy(stored)
     if is_copy is None and (sums.error or not sums.finite):
         return None
-    grid = f"{stored} with scales" if stored in FLOATS else stored
-    off = max(1, noise.outside) if is_copy is False else 0
+    grid = stored
+    if stored in FLOATS:
+        grid = f"{stored} with scales"
+    off = 0
+    if is_copy is False:
+        off = max(1, noise.outside)
     return replace(sums, grid=grid, off=off)
 
 
 # what overflows is summed in float64
 @np.errstate(over="ignore", invalid="ignore")
 def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
-    """Compare a copy (the tuned side) with its matrix (the base side), and with the base of both.
-    stored: its dtype.
+    """Compare a copy (the tuned side of sides) with its matrix (the base side), and with the base
+    of both. stored: its dtype.
     """
     copy = sides.tuned
     grids = [stored]
@@ -83,7 +91,9 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
     off = dict.fromkeys(grids, 0)
     finite = True
     sums: list[list[float]] = [[] for _ in range(7)]
-    matrices = [sides.base, copy, *([] if base is None else [base])]
+    matrices = [sides.base, copy]
+    if base is not None:
+        matrices.append(base)
     for part in parts(matrices, sides.dtype, sides.space):
         if base is None and len(grids) == 1 and part.is_equal():
             part.load(0)
@@ -93,28 +103,49 @@ def kept_of(sides: Sides, base: Matrix | None, stored: str) -> Kept:
             changed, products = part.products(into=WORK)
             is_finite = all(map(math.isfinite, products))
             for name in grids:
-                raw = part.raw[0]
-                dtype = torch_dtype(float_format(name))
-                values = part.numbers[0]
-                if raw.dtype != dtype:  # rounded to the format
-                    values = raw.to(dtype).to(values.dtype).reshape(-1)
-                is_same = values is part.numbers[0] and is_finite
-                off[name] += changed if is_same else differing(values, part.numbers[1])
-                if not is_finite or float_format(name).bits == 8:
-                    off[name] += _saturated(part, values, name)
+                off[name] += _off_grid(part, name, changed, is_finite)
             if base is not None and is_finite:
                 products += _updates(part)
-        if all(map(math.isfinite, products)):
-            for each, value in zip(sums, products, strict=False):
-                each.append(value)
-        else:
+        if not all(map(math.isfinite, products)):
             finite = False
-    grid = min(grids, key=lambda name: off[name])
+            continue
+        for each, value in zip(sums, products, strict=False):
+            each.append(value)
+    grid = min(grids, key=off.__getitem__)
     full, of_copy, error, along, update, of_update, inner = map(math.fsum, sums)
-    result = Kept(grid, copy.numel(), off[grid], full, of_copy, error, along, finite)
+    result = Kept(
+        grid=grid,
+        entries=copy.numel(),
+        off=off[grid],
+        full=full,
+        copy=of_copy,
+        error=error,
+        along=along,
+        finite=finite,
+    )
     if base is None:
         return result
     return replace(result, update=update, stored_update=of_update, inner=inner)
+
+
+def _off_grid(part: EntryBlock, name: str, changed: int, is_finite: bool) -> int:
+    """Count entries of a copy that are not those of the matrix, rounded to a format.
+
+    changed: how many differ from the matrix as it is stored, if the sums are finite.
+    """
+    form = float_format(name)
+    dtype = torch_dtype(form)
+    raw = part.raw[0]
+    full, copy = part.numbers[:2]
+    rounded = full
+    if raw.dtype != dtype:
+        rounded = raw.to(dtype).to(full.dtype).reshape(-1)
+    off = changed
+    if rounded is not full or not is_finite:
+        off = differing(rounded, copy)
+    if not is_finite or form.bits == 8:
+        off += _saturated(part, rounded, form)
+    return off
 
 
 def _updates(part: EntryBlock) -> list[float]:
@@ -124,27 +155,33 @@ def _updates(part: EntryBlock) -> list[float]:
     full, copy, base = part.lines[:3]
     np.subtract(full, base, out=part.lines[WORK])
     np.subtract(copy, base, out=copy)
-    products = [part.product(*pair) for pair in ((WORK, WORK), (1, 1), (WORK, 1))]
-    rows = zip(products[:2], (WORK, 1), strict=True)
-    if all(is_safe(energy) or not part.nonzero(row) for energy, row in rows):
-        return products
-    f, c, b = (raw.double().reshape(-1).numpy() for raw in part.raw)
-    u = f - b
-    v = c - b
-    return [float(np.vecdot(*pair)) for pair in ((u, u), (v, v), (u, v))]
+    energy = part.product(WORK, WORK)
+    energy_of_copy = part.product(1, 1)
+    inner = part.product(WORK, 1)
+    is_exact = is_safe(energy) or not part.nonzero(WORK)
+    if is_exact and (is_safe(energy_of_copy) or not part.nonzero(1)):
+        return [energy, energy_of_copy, inner]
+    full, copy, base = (raw.double().reshape(-1).numpy() for raw in part.raw)
+    update = full - base
+    of_copy = copy - base
+    pairs = (update, update), (of_copy, of_copy), (update, of_copy)
+    return [float(np.vecdot(*pair)) for pair in pairs]
 
 
-def _saturated(part: EntryBlock, rounded: Tensor, name: str) -> int:
+def _saturated(part: EntryBlock, rounded: Tensor, form: FloatFormat) -> int:
     """Count entries of a copy as a cast leaves numbers that the format cannot hold: those beyond
     its largest by more than half a unit in the last place, or by half if a cast makes infinities of
     them.
     """
     full, copy = part.numbers[:2]
-    form = float_format(name)
-    largest = torch.finfo(torch_dtype(float_format(name))).max
-    limit = largest + 2.0 ** (math.frexp(largest)[1] - 2 - form.mantissa_bits)
-    beyond = ((full.double().abs() > limit) | rounded.isinf()) & full.isfinite()
-    return int((beyond & (rounded == copy)).sum())
+    largest = torch.finfo(torch_dtype(form)).max
+    exponent = math.frexp(largest)[1]
+    limit = largest + 2.0 ** (exponent - 2 - form.mantissa_bits)
+    beyond = full.double().abs() > limit
+    beyond |= rounded.isinf()
+    beyond &= full.isfinite()
+    beyond &= rounded == copy
+    return int(beyond.sum())
 
 
 # Of normal values the share that repeats within 32 columns is .015 in BF16, .07 in 8 bits with a
@@ -161,7 +198,8 @@ JITTER = 2.0**-7  # a unit of BF16: the original may be stored in fewer bits tha
 def has_few_levels(original: Matrix, copy: Matrix) -> bool:
     """True if values of a float copy that differ from the original repeat within rows as
     after a round trip through 8 bits or fewer: more than any values do in the format of the copy.
-    Zeros do not count as levels: pruning makes them.
+    Zeros do not count as levels: pruning makes them. original, copy: of one shape, from which the
+    first 16,384 entries are read, or a row.
     """
     first = _sample(original)
     second = _sample(copy)
@@ -169,18 +207,20 @@ def has_few_levels(original: Matrix, copy: Matrix) -> bool:
         return False  # zeros are exact in every format
     formats = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
     form = next(dtype for dtype in formats if torch.equal(second.to(dtype).double(), second))
-    jitter = torch.rand(first.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    seed = torch.Generator().manual_seed(0)
+    jitter = torch.rand(first.shape, generator=seed) - 0.5
     moved = (second != first) & (second != 0)
-    any_values = (first * (1 + JITTER * jitter.double())).to(form).double() * moved
-    second = second * moved
-    entries = max(1, int((second != 0).sum()))
-
-    def repeat(beside: int) -> bool:
+    jittered = first * (1 + JITTER * jitter.double())
+    any_values = jittered.to(form).double() * moved
+    values = second * moved
+    entries = max(1, int((values != 0).sum()))
+    for beside in BESIDE:
         usual = _repeats(any_values, beside)
         by_chance = ERRORS * math.sqrt(2 * max(usual, REPEATS) / entries)
-        return _repeats(second, beside) > usual + max((MORE - 1) * usual + REPEATS, by_chance)
-
-    return any(map(repeat, BESIDE))
+        allowed = max((MORE - 1) * usual + REPEATS, by_chance)
+        if _repeats(values, beside) > usual + allowed:
+            return True
+    return False
 
 
 def _sample(matrix: Matrix) -> Tensor:
@@ -191,16 +231,21 @@ def _sample(matrix: Matrix) -> Tensor:
         rows = torch.empty(min(count * cols, matrix.numel()), dtype=matrix.dtype)
         matrix.fill(0, rows.view(torch.uint8).numpy().data)
     else:
-        rows = matrix[(slice(0, 1),) * (matrix.ndim - 2) + (slice(0, count),)]
+        groups = (slice(0, 1),) * (matrix.ndim - 2)
+        rows = matrix[(*groups, slice(0, count))]
     return rows.reshape(-1, cols).double()
 
 
 def _repeats(rows: Tensor, beside: int) -> float:
     """The share of entries that equal another one among that many columns."""
-    beside = min(beside, rows.shape[1])
-    blocks = rows[:, : rows.shape[1] // beside * beside].reshape(-1, beside).sort().values
-    others = blocks != 0
-    return float(((blocks.diff() == 0) & others[:, 1:]).sum()) / max(1, int(others.sum()))
+    cols = rows.shape[1]
+    width = min(beside, cols)
+    blocks = rows[:, : cols // width * width].reshape(-1, width)
+    ordered = blocks.sort().values
+    nonzero = ordered != 0
+    repeated = ordered.diff() == 0
+    repeated &= nonzero[:, 1:]
+    return float(repeated.sum()) / max(1, int(nonzero.sum()))
 
 
 LEVELS_ROWS = 64  # rows, evenly spaced
@@ -208,18 +253,22 @@ UNPRUNED = 0.7  # share of the entries of a row that are not 0, below which it i
 
 
 def levels(rows: Tensor) -> float:
-    """The median share of distinct values in the first 1,024 entries of `levels_rows`, in
-    (0, 1].
+    """The median share of distinct values in the first 1,024 entries of rows, those of
+    `levels_rows`, in (0, 1].
 
     Zeros of pruned rows do not count.
     """
-    seen = np.sort(rows[:, :LEVELS_OF].float().numpy(), axis=1)
-    distinct = 1 + np.count_nonzero(seen[:, 1:] != seen[:, :-1], axis=1)
-    others = np.count_nonzero(seen, axis=1)
-    pruned = (others > 0) & (others < UNPRUNED * seen.shape[1])
-    if 2 * np.count_nonzero(pruned) < len(seen):
-        return float(np.median(distinct) / seen.shape[1])
-    return float(np.median((distinct[pruned] - 1) / others[pruned]))
+    values = rows[:, :LEVELS_OF].float().numpy()
+    ordered = np.sort(values, axis=1)
+    steps = ordered[:, 1:] != ordered[:, :-1]
+    distinct = 1 + np.count_nonzero(steps, axis=1)
+    nonzero = np.count_nonzero(ordered, axis=1)
+    width = ordered.shape[1]
+    pruned = (nonzero > 0) & (nonzero < UNPRUNED * width)
+    if 2 * np.count_nonzero(pruned) < len(ordered):
+        return float(np.median(distinct) / width)
+    shares = (distinct[pruned] - 1) / nonzero[pruned]
+    return float(np.median(shares))
 
 
 def levels_rows(count: int) -> NDArray[np.intp]:
@@ -232,19 +281,23 @@ def stored_levels(matrix: Matrix, stored: str) -> float | None:
     """`levels` of a stored matrix.
 
     None for formats of 8 bits, which have few by themselves, and for adapters. F32 and F64 are
-    examined in float32.
+    examined in float32. stored: the dtype in the checkpoint.
     """
-    if (is_quantised(matrix) or isinstance(matrix, Updated)) or FLOATS[stored].bits <= 8:
+    if is_quantised(matrix) or isinstance(matrix, Updated):
+        return None
+    if FLOATS[stored].bits <= 8:
         return None
     count = shape_of(matrix)[0]
+    sampled = levels_rows(count)
     if matrix.numel() <= BLOCK:  # a reading for each row takes longer than all of it
         whole = matrix[slice(None),].reshape(count, -1)
-        return levels(whole[levels_rows(count), :LEVELS_OF])
-    each = matrix.shape[-2]
+        return levels(whole[sampled, :LEVELS_OF])
     rows = []
-    for row in levels_rows(count).tolist():
-        group, place = divmod(row, each)
-        groups = (slice(group, group + 1),) if matrix.ndim == 3 else ()
-        part = matrix[(*groups, slice(place, place + 1), slice(LEVELS_OF))]
-        rows.append(part.reshape(1, -1).to(torch.float32, copy=True))
+    for number in sampled.tolist():
+        group, row = divmod(number, matrix.shape[-2])
+        index: tuple[slice, ...] = slice(row, row + 1), slice(LEVELS_OF)
+        if matrix.ndim == 3:
+            index = slice(group, group + 1), *index
+        part = matrix[index].reshape(1, -1)
+        rows.append(part.to(torch.float32, copy=True))
     return levels(torch.cat(rows))

@@ -56,7 +56,7 @@ class Measured(NamedTuple):
 
 
 def summed(sides: Sides, formats: tuple[str, str]) -> Sums | Extent:
-    """The sums of both sides, as in `sums`, with ulps of the coarser stored dtype."""
+    """The sums of both sides, as in `sums`, with ulps of the coarser of the stored formats."""
     coarser = min(map(float_format, formats), key=lambda stored: stored.mantissa_bits)
     if is_quantised(sides.base) or is_quantised(sides.tuned):
         # scales move 8-bit steps to where the weights are: no weight lies below the smallest
@@ -75,23 +75,31 @@ class Result(NamedTuple):
 
 
 def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> Result:
-    """Measure a matrix pair at the level of a method. key: as in `measure_pair`."""
+    """Measure a matrix pair at the level of a method, that of means.
+
+    sides: of one shape. formats: the stored dtypes. key: as in `measure_pair`.
+    """
     has_spectra = means.method.has_spectra
     if not has_spectra:
         entries = compared(sides, formats)
         if entries.is_safe:
+            norm = math.sqrt(entries.base)
             values = norm_values(entries) if entries.changed else ()
-            return Result(None, math.sqrt(entries.base), values, entries.rounded is not None)
+            return Result(None, norm, values, may_be_cast=entries.rounded is not None)
     total = summed(sides, formats)
-    size = total if isinstance(total, Extent) else total.size
-    if not (size.finite and size.in_range):
-        return Result(size)
     if isinstance(total, Extent):
-        return Result(None, frobenius_norm(sides.base, size.base, sides.dtype, sides.space))
+        if not (total.finite and total.in_range):
+            return Result(total)
+        norm = frobenius_norm(sides.base, total.base, sides.dtype, sides.space)
+        return Result(None, norm)
+    if not (total.size.finite and total.size.in_range):
+        return Result(total.size)
     if not has_spectra:
-        return Result(None, math.sqrt(total.base) / total.scale, _norms(total, sides.shape))
+        norm = math.sqrt(total.base) / total.scale
+        return Result(None, norm, _norms(total, sides.shape))
     measured = measure_pair(sides.base, sides.tuned, formats, total, means, key)
-    return Result(None, measured.base.number("frobenius_norm") or 0.0, measured)
+    norm = measured.base.number("frobenius_norm") or 0.0
+    return Result(None, norm, measured)
 
 
 def measure_pair(
@@ -105,49 +113,50 @@ def measure_pair(
     """All numbers of base, tuned and delta.
 
     base and tuned: (rows, cols), or (groups, rows / groups, cols). formats: the stored dtypes.
-    total: the sums of `summed`. key: names the matrix for its sketch.
+    total: the sums of `summed`. means: the method and buffers of a worker. key: names the matrix
+    for its sketch.
     """
     sides = Sides(base, tuned, working_dtype(*formats), means.space)
     profile = total.profile
-    scale = total.profile.scale
-    size = total.size
+    scale = profile.scale
+    largest = total.size.base
+    cols = sides.shape[1]
     solver = solver_of(means.method, sides.shape)
     assert solver is not None, "norms alone are sums over entries"
     figures = solver.of_pair(sides, total, formats, means, key)
     with np.errstate(over="ignore"):
         lines = (profile.rows / scale / scale, profile.cols / scale / scale)
-    values = {
-        **NO_SUBSPACES,
-        **_sizes(total, sides.shape),
-        **figures.values,
-        "condition_number": None,  # the smallest singular value of a delta says nothing
-        **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
-        **dict.fromkeys(FORMAT_COLUMNS),
-        **format_values(sides, formats, float(lines[0].sum())),
-        **coverage_values(profile),
-        "decay_cosine": _decay(total),
-        "levels_base": stored_levels(base, formats[0]),
-        "levels_tuned": stored_levels(tuned, formats[1]),
-    }
-    undone = undo(sides, formats, lines, size.base, values["floor_ratio"])
+    values = NO_SUBSPACES | _sizes(total, sides.shape) | figures.values
+    values["condition_number"] = None  # the smallest singular value of a delta says nothing
+    if isinstance(tuned, Updated):
+        values["floor_ratio"] = None  # nothing has been rounded
+    values |= dict.fromkeys(FORMAT_COLUMNS)
+    values |= format_values(sides, formats, float(lines[0].sum()))
+    values |= coverage_values(profile)
+    values["decay_cosine"] = _decay(total)
+    values["levels_base"] = stored_levels(base, formats[0])
+    values["levels_tuned"] = stored_levels(tuned, formats[1])
+    undone = undo(sides, formats, lines, largest, values["floor_ratio"])
     undone = without_few_levels(
         undone,
-        round_trip(values["levels_base"], sides.shape[1]),
-        round_trip(values["levels_tuned"], sides.shape[1]),
+        round_trip(values["levels_base"], cols),
+        round_trip(values["levels_tuned"], cols),
     )
     values |= _floor(values["floor_ratio"], undone, total.stored)
     values |= undone_values(undone, math.sqrt(total.base) / total.scale)
-    count_now = partial(undo, sides, formats, lines, size.base)
+    count_now = partial(undo, sides, formats, lines, largest)
     values |= excess_values(undone, values, count_now)
     values |= purity_values(values, sides.shape, undone.kept, undone.reason)
-    rest = figures.delta and (
-        noise_like_rest(figures.delta, total.ulp_rows, total.ulp_cols)
-        or noise_like_rest(figures.delta, profile.rows, profile.cols)
-    )
+    rest = None
+    sigma = np.zeros(0)
+    precision = figures.precision
+    if figures.delta:
+        rest = noise_like_rest(figures.delta, total.ulp_rows, total.ulp_cols)
+        rest = rest or noise_like_rest(figures.delta, profile.rows, profile.cols)
+        sigma = figures.delta.sigma
+        precision = figures.delta.precision
     rounded = rounding_share(undone, values["floor_ratio"])
-    values |= rest_values(rest or None, rounded, sides.shape)
-    sigma = figures.delta.sigma if figures.delta else np.zeros(0)
-    precision = figures.delta.precision if figures.delta else figures.precision
+    values |= rest_values(rest, rounded, sides.shape)
     cells = {
         **values,
         "kept_reason": undone.reason,
@@ -160,11 +169,18 @@ def measure_pair(
 
 def _norms(total: Sums, shape: tuple[int, int]) -> Measured:
     """The columns of the level norms, from sums with a scale."""
-    base, tuned = (math.sqrt(energy) / total.scale for energy in (total.base, total.tuned))
-    values = {**_sizes(total, shape), "decay_cosine": _decay(total)}
+    profile = total.profile
+    base = math.sqrt(total.base) / total.scale
+    tuned = math.sqrt(total.tuned) / total.scale
+    delta = math.sqrt(profile.energy) / profile.scale
+    values = _sizes(total, shape)
+    values["decay_cosine"] = _decay(total)
     del values["floor_ratio"]
-    delta = norm_alone("delta", math.sqrt(total.profile.energy) / total.profile.scale, values)
-    return Measured(norm_alone("base", base), norm_alone("tuned", tuned), delta)
+    return Measured(
+        norm_alone("base", base),
+        norm_alone("tuned", tuned),
+        norm_alone("delta", delta, values),
+    )
 
 
 def _decay(total: Sums) -> float | None:
@@ -200,14 +216,18 @@ def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
     if undone.history == "stored_base":
         finer = undone.grid.mantissa_bits - coarser.mantissa_bits
         return {"floor_ratio": math.ldexp(floor, finer)}
-    is_unknown = undone.grid.bits > 16 and undone.kept is None and floor < MORE
-    return {"floor_ratio": None if is_unknown else floor}
+    if undone.grid.bits > 16 and undone.kept is None and floor < MORE:
+        return {"floor_ratio": None}
+    return {"floor_ratio": floor}
 
 
 def measure_alone(
     matrix: Matrix, stored: str, largest: float, means: Means, key: str
 ) -> Measurement:
-    """The numbers of a matrix without a base (a projector). key: as in `measure_pair`."""
+    """The numbers of a matrix without a base (a projector).
+
+    stored: its dtype. largest: its largest absolute entry. means and key: as in `measure_pair`.
+    """
     norm = frobenius_norm(matrix, largest, working_dtype(stored), means.space)
     solver = solver_of(means.method, shape_of(matrix))
     if means.method.subjects != "all" or solver is None:
@@ -216,7 +236,11 @@ def measure_alone(
 
 
 def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Workspace) -> float:
-    """The Frobenius norm of a matrix, given its largest absolute entry."""
+    """The Frobenius norm of a matrix, given its largest absolute entry.
+
+    dtype: of the sums of a block. space: its buffers.
+    """
     scale = power_of_two_scale(largest)
-    scaled = scaled_blocks(matrix, scale, dtype, space)
-    return math.sqrt(sum(float(block.square_().sum()) for block in scaled)) / scale
+    blocks = scaled_blocks(matrix, scale, dtype, space)
+    energies = [float(block.square_().sum()) for block in blocks]
+    return math.sqrt(sum(energies)) / scale

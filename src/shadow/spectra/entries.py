@@ -48,50 +48,67 @@ class Entries:
     @property
     def is_safe(self) -> bool:
         """True if both sides are finite, and no square has vanished or overflowed."""
-        held = (self.base, self.tuned, *((self.delta,) if self.changed else ()))
-        return self.finite and all(energy > SQUARES for energy in held)
+        if self.changed and not self.delta > SQUARES:
+            return False
+        return self.finite and self.base > SQUARES and self.tuned > SQUARES
 
 
 # what overflows is summed in float64
 @np.errstate(over="ignore", invalid="ignore")
 def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = None) -> Entries:
-    """Compare both sides entry by entry. formats: the stored dtypes, of base and tuned. binades:
-    also gets the numbers of every part.
+    """Compare both sides entry by entry, in parts that are read once.
+
+    sides: of one shape, read in the working dtype. formats: the stored dtypes, of base and tuned.
+    binades: also gets the numbers of every part.
     """
     energies: list[list[float]] = [[], [], [], []]  # of base, tuned and delta, and <base, delta>
     changed = 0
     finite = True
-    alive = possible_casts(sides, formats)
+    casts = possible_casts(sides, formats)
     zeroed = True
     for part in parts((sides.base, sides.tuned), sides.dtype, sides.space):
         equal = part.is_equal()
         part.load(0)
-        if alive or binades or not equal:
+        if casts or binades or not equal:
             part.load(1)
-        alive = [cast for cast in alive if _is_cast(cast, *part.numbers)]
+        base, tuned = part.numbers
+        casts = [cast for cast in casts if _is_cast(cast, base, tuned)]
         if zeroed and not equal:
-            b, t = part.numbers
-            zeroed = not t[t != b].any()
+            zeroed = not tuned[tuned != base].any()
         if binades:
-            binades.add(*part.numbers)
-        here, products = (0, [part.energy()] * 2) if equal else part.products()
+            binades.add(base, tuned)
+        if equal:
+            changed_of_part = 0
+            products = [part.energy()] * 2
+        else:
+            changed_of_part, products = part.products()
         if all(map(math.isfinite, products)):
             for sums, value in zip(energies, products, strict=False):
                 sums.append(value)
         else:
             finite = False
-            here = 0 if equal else part.changed()
-        changed += here
-    rounded = alive[0] if alive and changed else None
-    base, tuned, delta, along = map(math.fsum, energies)
-    return Entries(sides.tuned.numel(), changed, base, tuned, delta, along, finite, zeroed, rounded)
+            if not equal:
+                changed_of_part = part.changed()
+        changed += changed_of_part
+    sums_of_squares = list(map(math.fsum, energies))
+    return Entries(
+        entries=sides.tuned.numel(),
+        changed=changed,
+        base=sums_of_squares[0],
+        tuned=sums_of_squares[1],
+        delta=sums_of_squares[2],
+        along=sums_of_squares[3],
+        finite=finite,
+        zeroed=zeroed,
+        rounded=casts[0] if casts and changed else None,
+    )
 
 
 def norm_values(entries: Entries) -> tuple[Measurement, ...]:
     """The columns of base, tuned and a nonzero delta from a pass over entries that is safe."""
-    base, tuned, delta = (
-        math.sqrt(energy) for energy in (entries.base, entries.tuned, entries.delta)
-    )
+    base = math.sqrt(entries.base)
+    tuned = math.sqrt(entries.tuned)
+    delta = math.sqrt(entries.delta)
     of_delta: Values = {
         "relative_norm": delta / base,
         "cosine": cosine(base, tuned, entries.delta, entries.along),
@@ -99,16 +116,20 @@ def norm_values(entries: Entries) -> tuple[Measurement, ...]:
         "zero_share": (entries.entries - entries.changed) / entries.entries,
         "zeroed": int(entries.zeroed),
     }
-    sides = norm_alone("base", base), norm_alone("tuned", tuned)
-    return *sides, norm_alone("delta", delta, of_delta)
+    return (
+        norm_alone("base", base),
+        norm_alone("tuned", tuned),
+        norm_alone("delta", delta, of_delta),
+    )
 
 
 def differing_bytes(sides: Sides) -> int:
-    """Say how many bytes differ between two matrices of 8-bit values, whatever their meaning."""
+    """Say how many bytes differ between two sides of 8-bit values, whatever their meaning."""
     changed = 0
     for index, _ in tiles(sides.tuned):
-        b, t = (side[index].view(torch.uint8).numpy() for side in (sides.base, sides.tuned))
-        changed += int(np.count_nonzero(np.not_equal(b, t)))
+        base = sides.base[index].view(torch.uint8)
+        tuned = sides.tuned[index].view(torch.uint8)
+        changed += int(np.count_nonzero(np.not_equal(base.numpy(), tuned.numpy())))
     return changed
 
 
@@ -134,53 +155,56 @@ class Binades:
         self._sums = np.zeros((3, HIGHEST - grid.min_exponent + 1))
 
     def add(self, base: Tensor, tuned: Tensor) -> None:
-        """Count more entries, (n,) of float32 or float64."""
+        """Count more entries. base and tuned: (n,) of float32 or float64."""
         lowest = self._grid.min_exponent
-        count = self._sums.shape[1]
         # floor(log2 |x|), from the bits; far below the smallest normal number of 16 bits for zeros
         if base.dtype == torch.float32:
-            exponents = ((base.view(torch.int32) >> 23) & 0xFF).long().sub_(127)
+            exponents = ((base.view(torch.int32) >> 23) & 0xFF).long()
+            exponents -= 127
         else:
-            exponents = ((base.view(torch.int64) >> 52) & 0x7FF).sub_(1023)
+            exponents = (base.view(torch.int64) >> 52) & 0x7FF
+            exponents -= 1023
         cells = exponents.clamp_(lowest, HIGHEST).sub_(lowest).numpy()
-        away = (tuned - base).numpy()
-        self._sums += [
-            np.bincount(cells, weights, count)
-            for weights in (None, away != 0, np.square(away, dtype=np.float64))
-        ]
+        delta = (tuned - base).numpy()
+        squares = np.square(delta, dtype=np.float64)
+        for sums, weights in zip(self._sums, (None, delta != 0, squares), strict=True):
+            sums += np.bincount(cells, weights, len(sums))
 
     def cells(self) -> list[Cell]:
         """The cells that have entries, from small to large."""
         first = self._grid.min_exponent - self._grid.mantissa_bits - 1
-        return [
-            Cell(2.0 ** (first + cell), int(entries), int(changed), float(energy))
-            for cell, (entries, changed, energy) in enumerate(self._sums.T)
-            if entries
-        ]
+        cells = []
+        for number, (entries, changed, energy) in enumerate(self._sums.T):
+            half_ulp = 2.0 ** (first + number)
+            if entries:
+                cells.append(Cell(half_ulp, int(entries), int(changed), float(energy)))
+        return cells
 
 
 def possible_casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
-    """The casts that may have made one side of the other: to its own format, or to one of
-    fewer bits that holds its values.
+    """The casts (side, format) that may have made one of the sides of the other: to its own
+    format, or to one of fewer bits that holds its values. formats: the stored dtypes.
     """
-    if any(isinstance(side, Updated) for side in (sides.base, sides.tuned)):
+    if isinstance(sides.base, Updated) or isinstance(sides.tuned, Updated):
         return []
     casts = []
     for side, stored, other in (("tuned", formats[1], formats[0]), ("base", *formats)):
         if is_quantised(getattr(sides, side)):
             continue
         for name in CASTS:
-            own = name == stored != other
-            narrower = FLOATS[name].bits < FLOATS[stored].bits and FLOATS[name].bits > 8
-            if own or narrower:
+            is_own = name == stored != other
+            is_narrower = 8 < FLOATS[name].bits < FLOATS[stored].bits
+            if is_own or is_narrower:
                 casts.append((side, name))
     return casts
 
 
-def _is_cast(cast: tuple[str, str], b: Tensor, t: Tensor) -> bool:
+def _is_cast(cast: tuple[str, str], base: Tensor, tuned: Tensor) -> bool:
     side, name = cast
-    source, stored = (b, t) if side == "tuned" else (t, b)
-    return torch.equal(source.to(torch_dtype(FLOATS[name])).to(b.dtype), stored)
+    dtype = torch_dtype(FLOATS[name])
+    if side == "tuned":
+        return torch.equal(base.to(dtype).to(base.dtype), tuned)
+    return torch.equal(tuned.to(dtype).to(base.dtype), base)
 
 
 def mark(matrix: Matrix) -> bytes:
@@ -188,13 +212,14 @@ def mark(matrix: Matrix) -> bytes:
     for equal matrices, and seldom for others.
     """
     index, _ = next(iter(tiles(matrix)))
-    values = (matrix[index].double() + 0.0).numpy().tobytes()  # -0 is 0
-    return hashlib.blake2b(values, digest_size=16).digest()
+    values = matrix[index].double() + 0.0  # -0 is 0
+    digest = hashlib.blake2b(values.numpy().tobytes(), digest_size=16)
+    return digest.digest()
 
 
 def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
-    """Say which side is the other in another format, in every entry: `tuned` if the tuned side
-    is the base cast, `base` for the reverse; otherwise None.
+    """Say which of the sides is the other in another format, in every entry: `tuned` if the tuned
+    side is the base cast, `base` for the reverse; otherwise None.
 
     formats: stored dtypes. An F32 file may hold the values of a coarser format, so casts to those
     are tried too. The first entry that differs ends a search, so that this is cheap for ordinary
@@ -203,30 +228,32 @@ def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
     """
     if is_quantised(sides.tuned) or is_quantised(sides.base):
         return None
-    alive = possible_casts(sides, formats)
+    casts = possible_casts(sides, formats)
     for index, _ in tiles(sides.tuned, PART):
-        if not alive:
+        if not casts:
             return None
         numbers = sides.read(index)
-        alive = [cast for cast in alive if _is_cast(cast, *numbers)]
-    if not alive:
+        casts = [cast for cast in casts if _is_cast(cast, *numbers)]
+    if not casts:
         return None
-    side, name = alive[0]
+    side, name = casts[0]
     if side == "tuned":
         return "tuned"
     # of D, and of what rounding leaves on average: ulp² / 12 an entry
     energy = 0.0
     rounding = 0.0
-    for b, t in sides.blocks(SMALL_BLOCK):
-        rounding += float(half_ulp(b.double(), FLOATS[name]).square_().sum()) / 3
-        energy += float(t.sub_(b).square_().sum(dtype=torch.float64))
+    for base, tuned in sides.blocks(SMALL_BLOCK):
+        errors = half_ulp(base.double(), FLOATS[name])
+        rounding += float(errors.square_().sum()) / 3
+        delta = tuned.sub_(base)
+        energy += float(delta.square_().sum(dtype=torch.float64))
     if energy >= AS_ROUNDING * rounding:
         return "base"
     return None
 
 
 def cosine(base: float, tuned: float, energy: float, along: float) -> float | None:
-    """<W_base, W_tuned> / (norm norm), from both norms, the energy of D and <W_base, D>, so
+    """<W_base, W_tuned> / (norm norm), from both norms, the energy of D and along = <W_base, D>, so
     that 1 - cosine is right to 1e-7 relative_norm². None if a norm is 0, or tuned is far smaller.
 
     1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|).
@@ -245,7 +272,9 @@ def cosine(base: float, tuned: float, energy: float, along: float) -> float | No
 
 
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
-    """<D, W_base> / (norm norm), in [-1, 1]: below 0 if weights decayed. product: from D."""
+    """<D, W_base> / (delta_norm base_norm), in [-1, 1]: below 0 if weights decayed. None if a norm
+    is 0. product: the numerator, from D.
+    """
     norms = delta_norm * base_norm
     if norms > 0:
         return max(-1.0, min(1.0, product / norms))

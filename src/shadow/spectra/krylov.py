@@ -51,15 +51,17 @@ Products = Callable[[Sequence[NDArray[np.float32]]], Sequence[Array]]
 
 
 def frame(key: str, side: int) -> Array:
-    """Orthonormal columns (side, WIDTH), uniformly distributed, the same for equal keys."""
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little")
-    gaussian = np.random.Generator(np.random.Philox(key=seed)).standard_normal((side, WIDTH))
-    return _orthonormal(gaussian)
+    """Orthonormal columns (side, WIDTH), uniformly distributed, the same for an equal key."""
+    digest = hashlib.sha256(key.encode()).digest()
+    seed = int.from_bytes(digest[:16], "little")
+    random = np.random.Generator(np.random.Philox(key=seed))
+    return _orthonormal(random.standard_normal((side, WIDTH)))
 
 
 def _orthonormal(columns: Array) -> Array:
     q, r = np.linalg.qr(columns)
-    return np.asarray(q * np.where(np.diagonal(r) < 0, -1.0, 1.0))
+    signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    return np.asarray(q * signs)
 
 
 def _next(known: Array, image: Array) -> Array:
@@ -74,8 +76,9 @@ def _next(known: Array, image: Array) -> Array:
         q = q @ np.linalg.inv(root).T
     else:
         return q
+    # again, as of a matrix of low rank the rest is rounding
     q = image
-    for _ in range(3):  # again, as of a matrix of low rank the rest is rounding
+    for _ in range(3):
         q = _orthonormal(q - known @ (known.T @ q))
     return q
 
@@ -95,9 +98,11 @@ class Krylov:
         """Say how many of the leading Ritz vectors v are eigenvectors: ||G v - value v|| is at
         most CONVERGED of the value.
         """
-        residuals = np.linalg.norm(self.step[len(self.values) :] @ self.vectors, axis=0)
-        floor = FLOOR * float(self.values[0])
-        missed = (residuals > CONVERGED * self.values) | (self.values < floor)
+        values = self.values
+        last = self.step[len(values) :]
+        residuals = np.linalg.norm(last @ self.vectors, axis=0)
+        missed = residuals > CONVERGED * values
+        missed |= values < FLOOR * float(values[0])
         missed[-1] = True  # a rule needs a node
         return int(np.argmax(missed))
 
@@ -105,17 +110,22 @@ class Krylov:
     def rules(self) -> tuple[Rule, Rule]:
         """The rules of Gauss and of Gauss-Radau, which has WIDTH nodes at 0."""
         outer, k = self.step.shape
+        width = outer - k
         values = self.values
-        vectors = self.vectors
+        floor = FLOOR * values[0]
         last = self.step[k:]
-        image = last @ vectors
+        image = last @ self.vectors
         extended = np.zeros((outer, outer))
-        extended[:, :k], extended[:k, k:] = self.step, last.T
-        extended[k:, k:] = (image / np.maximum(values, FLOOR * values[0])) @ image.T
+        extended[:, :k] = self.step
+        extended[:k, k:] = last.T
+        extended[k:, k:] = (image / np.maximum(values, floor)) @ image.T
         nodes, sides = np.linalg.eigh(extended)
         nodes = np.where(nodes < FLOOR * nodes[-1], 0.0, nodes)[::-1]
-        gauss = np.where(values < FLOOR * values[0], 0.0, values), vectors[: outer - k].T ** 2
-        return gauss, (nodes, sides[: outer - k, ::-1].T ** 2)
+        gauss = np.where(values < floor, 0.0, values)
+        return (
+            (gauss, self.vectors[:width].T ** 2),
+            (nodes, sides[:width, ::-1].T ** 2),
+        )
 
     @property
     def left(self) -> float:
@@ -135,20 +145,22 @@ class Krylov:
         already.
         """
         values = self.values
-        width = len(self.step) - len(self.values)
+        largest = float(values[0])
+        width = len(self.step) - len(values)
         weights = (self.vectors[:width] ** 2).mean(axis=0) * self.side
-        count = min(BOUNDED, len(values))
         limit = self.energy
-        bounds = np.empty(count)
-        for j in range(count):
+        bounds = np.empty(min(BOUNDED, len(values)))
+        for j in range(len(bounds)):
             top = float(values[j])
-            if top <= FLOOR * float(values[0]):
+            if top <= FLOOR * largest:
                 bounds[j:] = limit
                 break
-            length = math.sqrt(width) - RARE - math.sqrt(j - min(j, self.known))
-            beyond = _beyond(values, weights, top, length**2) if length > 0 else math.inf
-            limit = min(limit, beyond, self.energy)
-            limit = max(limit, top + ROUNDING * float(values[0]))
+            unknown = j - min(j, self.known)
+            length = math.sqrt(width) - RARE - math.sqrt(unknown)
+            if length > 0:
+                beyond = _beyond(values, weights, top, length**2)
+                limit = min(limit, beyond)
+            limit = max(limit, top + ROUNDING * largest)
             bounds[j] = limit
         return bounds
 
@@ -156,51 +168,61 @@ class Krylov:
 def _beyond(values: Array, weights: Array, top: float, along: float) -> float:
     """The least eigenvalue above top, a Ritz value, that polynomials would have shown."""
     below = values < top
-    mass = UNEVEN * weights[below] * (1.0 - values[below] / top)
-    nodes = chebvander(2.0 * values[below] / top - 1.0, PASSES - 1)
+    rest = values[below]
+    mass = UNEVEN * weights[below] * (1.0 - rest / top)
+    nodes = chebvander(2.0 * rest / top - 1.0, PASSES - 1)
     root = np.linalg.qr(np.sqrt(mass)[:, None] * nodes)[1]
     with np.errstate(all="ignore"):
         try:
             solved = np.linalg.solve(root.T, TRIED)
         except np.linalg.LinAlgError:
             return top
-        seen = along * EXCESS * (solved**2).sum(axis=0)
-    passed = ~(seen <= 1.0)
-    if passed.any():
-        return top * (1.0 + float(EXCESS[np.argmax(passed)]))
-    return math.inf
+        ratios = along * EXCESS * (solved**2).sum(axis=0)
+    passed = ~(ratios <= 1.0)
+    if not passed.any():
+        return math.inf
+    excess = float(EXCESS[np.argmax(passed)])
+    return top * (1.0 + excess)
 
 
 def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -> list[Krylov]:
     """The spaces of several matrices of one shape, whose products share each pass.
 
-    start: (m, WIDTH), from `frame`; energies: their tr G.
+    products: multiplies all of them in one pass. start: (m, WIDTH), from `frame`. energies: their
+    tr G.
     """
     bases = [[start] for _ in energies]
     images: list[list[Array]] = [[] for _ in energies]
     for _ in range(PASSES):
-        products_of_pass = products([basis[-1].astype(np.float32) for basis in bases])
+        blocks = [basis[-1].astype(np.float32) for basis in bases]
+        products_of_pass = products(blocks)
         for basis, images_of_space, image in zip(bases, images, products_of_pass, strict=True):
             images_of_space.append(image)
             basis.append(_next(np.hstack(basis), image))
-    spaces = []
-    for energy, basis, images_of_space in zip(energies, bases, images, strict=True):
-        known = np.hstack(basis[:-1])
-        inner = known.T @ np.hstack(images_of_space)
-        last = basis[-1].T @ images_of_space[-1]
-        outer = np.zeros((len(last), inner.shape[1]))
-        outer[:, -len(last) :] = last
-        inner = (inner + inner.T) / 2.0
-        values, vectors = np.linalg.eigh(inner)
-        values = np.maximum(values[::-1], 0.0)
-        vectors = vectors[:, ::-1]
-        spaces.append(Krylov(len(known), energy, np.vstack([inner, outer]), values, vectors))
-    return spaces
+    return list(map(_space, energies, bases, images))
+
+
+def _space(energy: float, basis: Sequence[Array], images: Sequence[Array]) -> Krylov:
+    """The space of a basis with the images of all its blocks but the last."""
+    known = np.hstack(basis[:-1])
+    inner = known.T @ np.hstack(images)
+    last = basis[-1].T @ images[-1]
+    outer = np.zeros((len(last), inner.shape[1]))
+    outer[:, -len(last) :] = last
+    inner = (inner + inner.T) / 2.0
+    values, vectors = np.linalg.eigh(inner)
+    return Krylov(
+        side=len(known),
+        energy=energy,
+        step=np.vstack([inner, outer]),
+        values=np.maximum(values[::-1], 0.0),
+        vectors=vectors[:, ::-1],
+    )
 
 
 def square_trace(space: Krylov) -> Estimate:
-    """tr G², by the columns of the frame in turn, FOLD at a time, against the space of the
-    others.
+    """tr G² of the G of a space, by the columns of the frame in turn, FOLD at a time, against the
+    space of the others.
 
     With Q the space of the others and P what it leaves, tr G² = 2 ||G Q||² - ||Qᵀ G Q||² + tr (P G
     P)², and the last term is estimated by a column: (m - dim Q) ||P G z||² / ||z||², z the rest of
@@ -208,48 +230,66 @@ def square_trace(space: Krylov) -> Estimate:
     """
     outer, k = space.step.shape
     width = outer - k
-    eye = np.eye(outer)
     turns = np.arange(width).reshape(-1, FOLD)
-    spans = [np.stack([np.delete(eye[:, :width], turn, axis=1) for turn in turns])]
-    for _ in range(k // width - 1):
-        before = np.concatenate(spans, axis=2)
-        q, r = _beside(before, space.step @ spans[-1][:, :k])
-        # what is rounding is no direction: it may be that of the probe
-        new = np.abs(np.diagonal(r, axis1=1, axis2=2)) > NOTHING * space.values[0]
-        spans.append(_beside(before, q)[0] * new[:, None])
-    span = np.concatenate(spans, axis=2)
+    span = _spans(space, turns)
     across = span.transpose(0, 2, 1)
     images = space.step @ span[:, :k]
     inside = across @ images
-    deflated = 2.0 * (images**2).sum(axis=(1, 2)) - (inside**2).sum(axis=(1, 2))
-    probes = eye[turns].transpose(0, 2, 1)
+    deflated = 2.0 * (images**2).sum(axis=(1, 2))
+    deflated -= (inside**2).sum(axis=(1, 2))
+    probes = np.eye(outer)[turns].transpose(0, 2, 1)
     rest = probes - span @ (across @ probes)
     image = space.step @ rest[:, :k]
     left = image - span @ (across @ image)
     directions = (span**2).sum(axis=(1, 2))  # how many directions the space of the others has
-    many = (space.side - directions)[:, None] / (rest**2).sum(axis=1)
-    samples = (deflated[:, None] + many * (left**2).sum(axis=1)).ravel()
+    weights = (space.side - directions)[:, None] / (rest**2).sum(axis=1)
+    samples = deflated[:, None] + weights * (left**2).sum(axis=1)
+    samples = samples.ravel()
     known = space.energy - np.trace(inside, axis1=1, axis2=2)
-    control = (many * (rest * image).sum(axis=1) - known[:, None]).ravel()
-    # x² grows with x by up to twice the largest value; what is steeper is rounding against rounding
+    control = weights * (rest * image).sum(axis=1) - known[:, None]
+    control = control.ravel()
     spread = control - control.mean()
     squares = float(spread @ spread)
-    slope = float(spread @ samples) / squares if squares > 0 else 0.0
-    slope = min(max(0.0, slope), 2.0 * float(space.values[0]))
+    slope = 0.0
+    if squares > 0:
+        slope = max(0.0, float(spread @ samples) / squares)
+    # x² grows with x by up to twice the largest value; what is steeper is rounding against rounding
+    slope = min(slope, 2.0 * float(space.values[0]))
     mean, scatter = _mean(samples - slope * control, width - 2)
     return Estimate(mean, SHARED * SIGMAS * scatter + ROUNDING * mean)
 
 
+def _spans(space: Krylov, turns: NDArray[np.intp]) -> Array:
+    """For each turn a basis (turns, k + WIDTH, directions) of the space of the other columns."""
+    outer, k = space.step.shape
+    width = outer - k
+    frame_columns = np.eye(outer)[:, :width]
+    others = [np.delete(frame_columns, turn, axis=1) for turn in turns]
+    spans = [np.stack(others)]
+    for _ in range(k // width - 1):
+        before = np.concatenate(spans, axis=2)
+        image = space.step @ spans[-1][:, :k]
+        q, r = _beside(before, image)
+        # what is rounding is no direction: it may be that of the probe
+        sizes = np.abs(np.diagonal(r, axis1=1, axis2=2))
+        is_new = sizes > NOTHING * space.values[0]
+        again, _ = _beside(before, q)
+        spans.append(again * is_new[:, None])
+    return np.concatenate(spans, axis=2)
+
+
 def _beside(basis: Array, columns: Array) -> tuple[Array, Array]:
     """The QR of the part of columns outside an orthonormal basis; both are stacks."""
-    q, r = np.linalg.qr(columns - basis @ (basis.transpose(0, 2, 1) @ columns))
+    inside = basis @ (basis.transpose(0, 2, 1) @ columns)
+    q, r = np.linalg.qr(columns - inside)
     return q, r
 
 
 def _mean(samples: Array, freedom: int) -> tuple[float, float]:
     """The mean, and its standard error with that many degrees of freedom."""
     mean = float(samples.mean())
-    return mean, math.sqrt(float(((samples - mean) ** 2).sum()) / freedom / len(samples))
+    squares = float(((samples - mean) ** 2).sum())
+    return mean, math.sqrt(squares / freedom / len(samples))
 
 
 def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[float, Array]:
@@ -258,21 +298,23 @@ def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[floa
     """
     known = space.known
     leading = float(f(space.values[:known]).sum())
-    nodes, weights = (of[known:] for of in space.rules[which])
-    many = space.side - known
+    nodes, weights = (column[known:] for column in space.rules[which])
+    unknown = space.side - known
     mass = weights.mean(axis=1)
     total = float(mass.sum())
     lengths = weights.sum(axis=0)
-    at = f(nodes)
-    sums = at @ weights
-    firsts = nodes @ weights
-    mean = float(mass @ at) / total
+    values = f(nodes)
+    mean = float(mass @ values) / total
     first = float(mass @ nodes) / total
-    spread = float(mass @ (nodes - first) ** 2)
-    slope = float(mass @ ((nodes - first) * (at - mean))) / spread if spread > 0 else 0.0
-    value = leading + many * (mean - slope * (first - space.left / many))
-    residues = many / total * (sums - mean * lengths - slope * (firsts - first * lengths))
-    return value, residues
+    distances = nodes - first
+    spread = float(mass @ distances**2)
+    slope = 0.0
+    if spread > 0:
+        slope = float(mass @ (distances * (values - mean))) / spread
+    excess = mean - slope * (first - space.left / unknown)
+    control = nodes @ weights - first * lengths
+    residues = values @ weights - mean * lengths - slope * control
+    return leading + unknown * excess, unknown / total * residues
 
 
 @dataclass(frozen=True)
@@ -286,43 +328,55 @@ class Entropy:
     def log(self) -> Estimate:
         """The entropy, midway between the rules; its error is their distance and the scatter."""
         low, high = sorted(self.rules.tolist())
-        _, scatter = _mean(self.residues, len(self.residues) - 1)
-        return Estimate((low + high) / 2.0, (high - low) / 2.0 + SIGMAS * scatter)
+        freedom = len(self.residues) - 1
+        _, scatter = _mean(self.residues, freedom)
+        error = (high - low) / 2.0 + SIGMAS * scatter
+        return Estimate((low + high) / 2.0, error)
 
     @property
     def exp(self) -> Estimate:
         """exp of the entropy, with the larger of both distances."""
-        value = math.exp(self.log.value)
-        return Estimate(value, value * math.expm1(self.log.error))
+        log = self.log
+        value = math.exp(log.value)
+        return Estimate(value, value * math.expm1(log.error))
 
 
 def effective_rank(space: Krylov) -> Entropy | None:
-    """H of p = sigma / sum sigma, whose exp is the effective rank, by quadrature of tr G^½
-    and tr G^½ ln G^½.
+    """H of p = sigma / sum sigma of the matrix of a space, whose exp is the effective rank, by
+    quadrature of tr G^½ and tr G^½ ln G^½.
 
     None where it cannot be known: where more than half of the eigenvalues that are not known are
     below HIDDEN, where float32 products leave only rounding; where an eigenvalue is found
     WIDTH times, as a block finds no more copies; or where it is above that of any matrix of the
     shape. By the first rule alone, 4 of 727 planted spectra lay further off than their error.
     """
-    nodes, weights = (of[space.known :] for of in space.rules[0])
+    nodes, weights = (column[space.known :] for column in space.rules[0])
     mass = weights.mean(axis=1)
-    if mass[nodes < HIDDEN * space.values[0]].sum() > mass.sum() / 2.0:
+    hidden = mass[nodes < HIDDEN * space.values[0]]
+    if hidden.sum() > mass.sum() / 2.0:
         return None
     known = space.values[: space.known]
-    more = WIDTH - 1
-    if (known[more:] > (1.0 - CONVERGED) * known[: max(0, len(known) - more)]).any():
+    later = known[WIDTH - 1 :]
+    earlier = known[: len(later)]
+    if (later > (1.0 - CONVERGED) * earlier).any():
         return None
     unit = space.energy / space.side
+
+    def root(values: Array) -> Array:
+        return np.sqrt(values / unit)
+
+    def root_times_log(values: Array) -> Array:
+        logs = np.log(np.where(values > 0, values / unit, 1.0))
+        return 0.5 * np.sqrt(values / unit) * logs
+
     rules = []
     residues = []
     for which in (0, 1):
-        total, first = _trace(space, which, lambda x: np.sqrt(x / unit))
-        weighted, second = _trace(
-            space, which, lambda x: 0.5 * np.sqrt(x / unit) * np.log(np.where(x > 0, x / unit, 1.0))
-        )
-        rules.append(math.log(total) - weighted / total)
-        residues.append((first * (1.0 + weighted / total) - second) / total)
+        total, first = _trace(space, which, root)
+        weighted, second = _trace(space, which, root_times_log)
+        mean = weighted / total
+        rules.append(math.log(total) - mean)
+        residues.append((first * (1.0 + mean) - second) / total)
     if max(rules) > math.log(space.side) + CONVERGED:
         return None
     return Entropy(np.array(rules), residues[0])
