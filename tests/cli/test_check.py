@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import shadow
 from shadow.checkpoints.held_files import HeldFile
+from shadow.errors import ShadowError
 
 NAME = planted.UP.format(0)
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -201,8 +202,8 @@ def test_a_prefix_before_all_names_is_none_of_a_drop_in(models):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Matrices of 1024 x 1024: a base in BF16, a tune in F32 and in BF16, a LoRA and its merge; two
-    that the pairing transposes.
+    """Matrices of 1024 x 1024: a base in BF16, a tune in F32 and in BF16, a LoRA and its merge;
+    some that the pairing transposes and splits.
     """
     top = tmp_path_factory.mktemp("large")
     base = {name: one.bfloat16() for name, one in planted.matrices(0, size=1024).items()}
@@ -218,7 +219,8 @@ def large(tmp_path_factory):
     for name, state in {"base": base, "full": full, "model": model, "merged": merged}.items():
         planted.write(top / name, state)
     for seed, name in enumerate(("old", "conv")):
-        state = {"h.0.mlp.c_fc.weight": planted.normal(seed, 1024, 4096).bfloat16()}
+        state = {"h.0.mlp.c_fc.weight": planted.normal(seed, 1024, 4096).bfloat16(),
+                 "h.0.attn.c_attn.weight": planted.normal(seed, 1024, 3072).bfloat16()}  # fmt: skip
         planted.write(top / name, state, {"model_type": "gpt2"})
     return top
 
@@ -258,3 +260,25 @@ def test_each_byte_of_a_model_is_read_once(large, words, monkeypatch):
         of = dict(line.of)
         more = {"base": of.pop("--base")} if "--base" in of else {}
         assert line.answer == shadow.verify(line.claim, *of.values(), **more).answer
+
+
+@pytest.mark.parametrize(("name", "faults"), [("base", {"moved", "stored"}), ("full", {"stored"})])
+def test_a_file_that_cannot_be_read_is_a_fault_of_its_claims_alone(
+    large, name, faults, monkeypatch
+):
+    """Others read the same tensors beside them, and have all of their rows."""
+    of_file = HeldFile.read
+
+    def broken(self, start, into):
+        if self.path.parent.name == name and start > self.size / 2:
+            raise ShadowError("planted")
+        return of_file(self, start, into)
+
+    base, full, model = (large / side for side in ("base", "full", "model"))
+    of = {"whole": [model], "moved": [base, model]}
+    alone = {claim: shadow.verify(claim, *sides).answer for claim, sides in of.items()}
+    monkeypatch.setattr(HeldFile, "read", broken)
+    found = shadow.check(model, base=base, full=full)
+    assert {line.claim for line in found.lines if line.code == "fault"} == faults
+    for line in found.lines:
+        assert line.claim not in alone.keys() - faults or line.answer == alone[line.claim]

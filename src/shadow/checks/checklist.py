@@ -6,6 +6,7 @@ import hashlib
 import re
 import shlex
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -186,8 +187,10 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
                 hint = f"it names one: add --base {named}" if named else "add --base REF"
                 raise UsageError("--adapter needs the base of the adapter", hint)
         gatherings = [_asked(claim, sides, model, runtime) for claim in _claims(sides, model)]
-        gatherings.append(verifying(first, runtime))  # others tell it of tensors that they read
+        gatherings.append(verifying(first, runtime))
+        begun = time.monotonic()
         *lines, whole = gather_together(gatherings)
+        whole = replace(whole, seconds=time.monotonic() - begun)  # of all, which read together
     return Checklist(sides, (whole, *lines), named, digests, runtime.access)
 
 

@@ -425,7 +425,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Mer
     """Compare every matrix with base plus update, and every other tensor with the base's."""
     from shadow.run.adapted import open_adapter, open_merges, reach_of
     from shadow.run.aligned import align_all
-    from shadow.run.scan import fetch_all, require_unchanged, scanning
+    from shadow.run.scan import fetch_all, require_unchanged, scan
     from shadow.run.sides import found_all, open_found, opened_models
 
     found = found_all(question.named, runtime, scratch)
@@ -443,7 +443,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Mer
     measure = partial(_measured, adapter=adapter)
     pairs = [*aligned.pair.pairs, *adapter.head_pairs(tuned)]
     every = replace(aligned.pair, pairs=pairs)
-    rows = yield from scanning(every, measure, runtime, scratch / "scan", aligned.unread)
+    rows = yield from scan(every, measure, runtime, scratch / "scan", aligned.unread)
     require_unchanged([opened])
     modules = [row for row in rows if isinstance(row, Module)]
     beside = [row for row in rows if isinstance(row, Beside)]

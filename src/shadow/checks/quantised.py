@@ -143,12 +143,12 @@ def _figures(every: Sequence[FormatNoise]) -> dict[str, Figure]:
 def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Copies]:
     """Compare every tensor of an original with its copy."""
     from shadow.run.aligned import align_all
-    from shadow.run.scan import scanning
+    from shadow.run.scan import scan
     from shadow.run.sides import found_all, opened_models
 
     original, copy = opened_models(found_all(question.named, runtime, scratch), runtime, scratch)
     aligned = align_all(original, copy, ("the original", "the copy"))
-    tensors = yield from scanning(aligned.pair, _copied, runtime, scratch / "scan", aligned.unread)
+    tensors = yield from scan(aligned.pair, _copied, runtime, scratch / "scan", aligned.unread)
     return Copies(tensors, unmatched=aligned.unmatched, unread=aligned.unread, notes=aligned.notes)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint, Found, Located
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
-    from shadow.run.runtime import AlignedPair, Runtime
+    from shadow.run.runtime import AlignedPair, Gathering, Runtime
 
 SAME_NORM = 1e-6  # how far energies of the same entries may be apart, as they are summed
 MOST_ALIKE = 4  # other tensors of that norm that are read for each
@@ -200,7 +200,7 @@ def _differences(evidence: Compared, differ: Sequence[Scanned], far: float | Non
     return reasons + not_compared(evidence.unread)
 
 
-def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Compared]:
     """Compare two checkpoints tensor by tensor; reads no weights if their files are equal."""
     from shadow.run.sides import found_all, open_found
 
@@ -222,7 +222,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Compared:
     from shadow.run.scan import scan
 
     aligned = align_all(first, second, ("A", "B"))
-    compared = scan(
+    compared = yield from scan(
         aligned.pair,
         lambda pair, a, b: (pair, _row(pair, a, b)),
         runtime,

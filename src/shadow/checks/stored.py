@@ -219,7 +219,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Cop
     from shadow.checkpoints.pairing import Filter, pair_checkpoints
     from shadow.checks.whole.names import gather_expected
     from shadow.run.aligned import align_all, plain
-    from shadow.run.scan import fetch_all, in_words, require_unchanged, scanning
+    from shadow.run.scan import fetch_all, in_words, require_unchanged, scan
     from shadow.run.sides import found_all, opened_models
 
     named = question.named
@@ -234,7 +234,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Cop
         runtime = fetch_all([base], runtime)
         pairs, _ = pair_checkpoints(base, aligned.pair.base, Filter(), may_differ=True)
         bases = {pair.place: pair for pair in pairs if pair.base is not None}
-    rows = yield from scanning(
+    rows = yield from scan(
         aligned.pair,
         lambda pair, a, b: _copied(pair, a, b, base, bases.get(pair.place)),
         runtime,

@@ -304,7 +304,7 @@ def gather(
     from shadow.run.adapted import line_up_adapter, reach_of
     from shadow.run.aligned import align_all
     from shadow.run.merged_by_peft import applied
-    from shadow.run.scan import scanning
+    from shadow.run.scan import scan
     from shadow.run.sides import found_all, open_found, opened_models
 
     patterns = Patterns.of(question.moved, question.frozen)
@@ -328,7 +328,7 @@ def gather(
     reach = reach_of(tuned, base) if tuned.adapter and not base.parts else None
     patterns = patterns.of_model(aligned.places)
     measure = partial(_moved, partial(_required, aligned.places, patterns), with_steps)
-    rows = yield from scanning(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
+    rows = yield from scan(aligned.pair, measure, runtime, scratch / "scan", aligned.unread)
     if tuned.adapter:
         known = {*merges} if merges else tuned.tensors.keys() - absent
         changed = {place for name in known for place in aligned.places.get(name, ())}

@@ -33,7 +33,7 @@ from shadow.relations.matching import (
 )
 from shadow.relations.signature import row_signatures_of, signature_of
 from shadow.run.journal import MatrixOutcome
-from shadow.run.runtime import AlignedPair, Runtime, ignore
+from shadow.run.runtime import AlignedPair, Runtime, gather_together, ignore
 from shadow.run.scan import scan
 from shadow.run.scanned import Unmatched
 from shadow.run.workers import Cut, matrix_of, own_workspace
@@ -260,7 +260,9 @@ class Matching:
 
         aligned = AlignedPair(checkpoint, checkpoint, pairs, [])
         unread: list[Unmatched] = []
-        return dict(scan(aligned, measure, self._runtime, self._scratch, unread))
+        scanning = scan(aligned, measure, self._runtime, self._scratch, unread)
+        (made,) = gather_together([scanning])
+        return dict(made)
 
 
 def differing(aligned: AlignedPair) -> set[Place]:

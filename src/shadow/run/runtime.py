@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -185,9 +184,7 @@ class Pass:
     measure: Callable[[MatrixPair], Any]
     rows: list[Any] = field(default_factory=list)
     """What has been made, in any order, each behind its key."""
-    guests: defaultdict[str, list[tuple[Pass, MatrixPair]]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
+    guests: dict[str, list[tuple[Pass, MatrixPair]]] = field(default_factory=dict)
     """By key of a pair, those that are measured after it: they read one of its tensors."""
 
 
@@ -218,16 +215,18 @@ def _join(passes: Sequence[Pass]) -> None:
     for each in passes:
         aligned = each.aligned
         for pair in aligned.pairs:
+            read = [(aligned.tuned, info) for info in pair.tuned.infos]
+            if pair.base:
+                read += [(aligned.base, info) for info in pair.base.infos]
             tensors = []
-            for operand, side in ((pair.base, aligned.base), (pair.tuned, aligned.tuned)):
-                for info in operand.infos if operand else ():
-                    held = side.sources[info.shard].held
-                    tensors.append(held and (held.identity, info.start, info.end))
+            for checkpoint, info in read:
+                held = checkpoint.sources[info.shard].held
+                tensors.append(held and (held.identity, info.start, info.end))
             if None in tensors:  # not here yet, or in memory
                 continue
             known = [hosts[tensor] for tensor in tensors if tensor in hosts]
             if known:
-                host.guests[known[0]].append((each, pair))
+                host.guests.setdefault(known[0], []).append((each, pair))
             if each is host:
                 hosts |= dict.fromkeys(tensors, known[0] if known else pair.key)
 

@@ -13,7 +13,7 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, MatrixPair, Partners, pair_checkpoints
 from shadow.relations.matching import NEAR
 from shadow.run.correspondence import Matching, differing
-from shadow.run.runtime import AlignedPair, Runtime
+from shadow.run.runtime import AlignedPair, Runtime, gather_together
 from shadow.run.scan import scan, sides_of
 from shadow.spectra.relations.units import Units
 from shadow.spectra.spectrum import Sides, tiles
@@ -122,7 +122,8 @@ def _read(
         return _units(pair, sides_of(pair, first, second), whole=is_whole)
 
     order: dict[Hashable, int] = {group: number for number, group in enumerate(chosen)}
-    units = scan(replace(aligned, pairs=pairs), measure, runtime, scratch)
+    scanning = scan(replace(aligned, pairs=pairs), measure, runtime, scratch)
+    (units,) = gather_together([scanning])
     return sorted(units, key=lambda matrix: (order[matrix.group], matrix.module))
 
 

@@ -24,7 +24,7 @@ from shadow.dtypes import FLOATS, INTEGERS, float_format
 from shadow.errors import ShadowError, UndecodableError
 from shadow.places.architecture import Part, Place
 from shadow.run.plan import make_plan, require_disk_at_once, sources_of
-from shadow.run.runtime import AlignedPair, Gathering, Pass, Runtime, gather_together
+from shadow.run.runtime import AlignedPair, Gathering, Pass, Runtime
 from shadow.run.scanned import Scanned, Unmatched, in_order
 from shadow.run.workers import in_workers, jobs_of, own_workspace, views
 from shadow.spectra.copies import has_few_levels
@@ -44,17 +44,6 @@ Measure = Callable[[MatrixPair, Checkpoint, Checkpoint], Row | Unmatched]
 
 
 def scan(
-    aligned: AlignedPair,
-    measure: Measure[Row],
-    runtime: Runtime,
-    scratch: Path,
-    unread: list[Unmatched] | None = None,
-) -> list[Row]:
-    """Measure every pair, as `scanning` does."""
-    return gather_together([scanning(aligned, measure, runtime, scratch, unread)])[0]
-
-
-def scanning(
     aligned: AlignedPair,
     measure: Measure[Row],
     runtime: Runtime,
@@ -90,7 +79,7 @@ def scanning(
     plan.require_disk()
 
     def measured_with_guests(pair: MatrixPair) -> list[tuple[Pass, Any]]:
-        guests = own.guests[pair.key]
+        guests = own.guests.get(pair.key, [])
         with sharing() if guests else nullcontext():
             rows: list[tuple[Pass, Any]] = [(own, measured(pair, plan.base, plan.tuned))]
             for other, guest in guests:
@@ -224,7 +213,7 @@ def sweep(
 
     unread: list[Unmatched] = []
     aligned = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
-    found = yield from scanning(aligned, measure, runtime, scratch, unread)
+    found = yield from scan(aligned, measure, runtime, scratch, unread)
     return sorted(found, key=lambda one: one.info.name), unread
 
 
