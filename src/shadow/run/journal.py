@@ -244,7 +244,8 @@ class Journal:
         self._outcomes.put(key, start)
 
     def _write(self, entry: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        line = json.dumps(entry, allow_nan=False) + "\n"
+        self._file.write(line.encode())
         self._file.flush()
 
     def close(self) -> None:
@@ -284,11 +285,14 @@ def _line(outcome: MatrixOutcome) -> bytes:
 
 def _outcome(line: bytes) -> MatrixOutcome:
     """Read the outcome in a line. Raises ValueError if the line is not as it was written."""
-    if not line.endswith(b"]\n") or int(line[2:10], 16) != crc32(line[13:-2]):
+    checksum = line[2:10]
+    content = line[13:-2]
+    if not line.endswith(b"]\n") or int(checksum, 16) != crc32(content):
         raise ValueError
-    entry = json.loads(line[13:-2])
-    if not all(type(value) in types for types, value in _typed(entry)):
-        raise ValueError
+    entry = json.loads(content)
+    for types, value in _typed(entry):
+        if type(value) not in types:
+            raise ValueError
     measurements = []
     for stored in entry["measurements"]:
         sigma = np.frombuffer(base64.b64decode(stored["sigma"]), dtype="<f8")

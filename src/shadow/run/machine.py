@@ -64,10 +64,12 @@ def machine_limits(root: Path = Path("/")) -> MachineLimits:
         memory = int(available[1]) * 1024
     for folder, name in _groups(root):
         limit = re.fullmatch(r"(\d+) ([1-9]\d*)\s*", _text(folder / "cpu.max"))  # or "max"
-        share = math.ceil(int(limit[1]) / int(limit[2])) if limit else 0
-        if 0 < share < cores:
-            cores = share
-            cores_by = f"the control group {name}"
+        if limit:
+            quota, period = map(int, limit.groups())
+            share = math.ceil(quota / period)
+            if 0 < share < cores:
+                cores = share
+                cores_by = f"the control group {name}"
         left = _memory_left(folder)
         if left is not None and left < memory:
             memory = left
@@ -182,8 +184,10 @@ def worker_memory(pairs: Iterable[MatrixPair], method: Method) -> int:
     most = 0
     held = 0
     for pair in pairs:
-        shape = (pair.rows, pair.cols)
-        delta = cost_of(method).on(shape).held(shape, method.subjects) if pair.is_matrix else 0
+        delta = 0
+        if pair.is_matrix:
+            shape = (pair.rows, pair.cols)
+            delta = cost_of(method).on(shape).held(shape, method.subjects)
         most = max(most, matrix_memory(pair, method) - delta)
         held = max(held, delta)
     return most + held
@@ -250,4 +254,5 @@ def pace(method: Method, jobs: int) -> float:
         list(pool.map(solve, range(jobs * TRIES)))
         each = (time.perf_counter() - started) / (jobs * TRIES)
     of_level = PACES[method.level]
-    return of_level[method.subjects == "delta"] * COSTS["full"].operations(matrix.shape) / each
+    relative_pace = of_level[1 if method.subjects == "delta" else 0]
+    return relative_pace * COSTS["full"].operations(matrix.shape) / each

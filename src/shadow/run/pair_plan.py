@@ -114,7 +114,8 @@ def plan_pair(
     with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
         scratch = Path(unpacked)
         base, tuned = find_sides(pair, runtime, scratch)
-        for part in filter(None, (pickled_part(base), pickled_part(tuned))):
+        part = pickled_part(base) or pickled_part(tuned)
+        if part is not None:
             need = sum(part.listing.files[shard].size for shard in part.weights.shards)
             raise ShadowError(
                 f"{part.reference}: listing its .bin files needs a download of {byte_size(need)}",

@@ -214,7 +214,9 @@ class _Disks:
     limit: int | None
 
     def peaks(self, work: Schedule, frees: bool) -> tuple[int, int]:
-        in_cache = work.peak(self.whole, self.fetched) if frees else sum(self.whole.values())
+        in_cache = sum(self.whole.values())
+        if frees:
+            in_cache = work.peak(self.whole, self.fetched)
         return in_cache, work.peak(self.ranges)
 
     def lack(self, work: Schedule, frees: bool) -> str | None:
@@ -291,13 +293,13 @@ class Schedule:
 
         Otherwise a large matrix left the network idle for a quarter of a download.
         """
-        return Schedule(self.steps, tuple(replace(visit, after=0) for visit in self.visits))
+        visits = [replace(visit, after=0) for visit in self.visits]
+        return Schedule(self.steps, tuple(visits))
 
     def unhurried(self) -> Schedule:
         """The same without fetching ahead: less disk space, but the work waits for every shard."""
-        return Schedule(
-            self.steps, tuple(replace(visit, after=visit.first) for visit in self.visits)
-        )
+        visits = [replace(visit, after=visit.first) for visit in self.visits]
+        return Schedule(self.steps, tuple(visits))
 
 
 def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -> Schedule:
@@ -311,7 +313,8 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
     }
     if not remote:
         # One step: any order does.
-        return Schedule((tuple(sorted(pairs, key=lambda pair: pair.key)),), ())
+        only_step = sorted(pairs, key=lambda pair: pair.key)
+        return Schedule((tuple(only_step),), ())
     steps: list[list[MatrixPair]] = [[]]
     first: dict[ShardKey, int] = {}
     last: dict[ShardKey, int] = {}
@@ -334,8 +337,11 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
 
 def shards_of(pair: MatrixPair) -> list[ShardKey]:
     """Return the shards of a pair's tensors."""
-    used = ((side, info.shard) for side in SIDES for info in infos_of(side, pair))
-    return list(dict.fromkeys(used))
+    used: dict[ShardKey, None] = {}  # in order
+    for side in SIDES:
+        for info in infos_of(side, pair):
+            used[side, info.shard] = None
+    return list(used)
 
 
 def infos_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
@@ -368,7 +374,8 @@ def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     for pair in pairs:
         if pair.base:
             shard = pair.tuned.info.shard
-            latest[shard] = max(latest.get(shard, ""), sorts_as(pair.base.info.shard))
+            base_shard = sorts_as(pair.base.info.shard)
+            latest[shard] = max(latest.get(shard, ""), base_shard)
 
     def key(pair: MatrixPair) -> tuple[object, ...]:
         info = pair.base.info if pair.base else pair.tuned.info

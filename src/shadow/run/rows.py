@@ -288,9 +288,9 @@ def _rows_of_side(
         compared = sum(part.entries for part in parts if part.is_compared)
         casts = {part.outcome.cast for part in parts} - {None}
         # what all parts that changed are; of several kinds, neither
-        cast = casts.pop() if len(casts) == 1 else None
+        cast = None
         if casts:
-            cast = "neither"
+            cast = casts.pop() if len(casts) == 1 else "neither"
         ways = {part.matched_by for part in parts if part.matched_by}
         yield {
             "tensor": info.name,
