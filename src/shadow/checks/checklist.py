@@ -238,20 +238,25 @@ def _claims(sides: CheckRequest, model: Checkpoint | None) -> Iterator[Question]
 def _asked(
     claim: Question, sides: CheckRequest, model: Checkpoint | None, runtime: Runtime
 ) -> Gathering[Answered]:
-    """Ask a claim about more than the model itself. Where that cannot be done, it is open if
-    `whole` says what is wrong with the model; otherwise a fault.
-    """
+    """Ask a claim about more than the model itself."""
     try:
         line = yield from verifying(claim, runtime)
     except UsageError:
         raise
     except ShadowError as error:
-        fault = as_given(error.message)
-        if model is None:
-            answer = Answer(Outcome.INCONCLUSIVE, [said(fault)])
-            return Verification(claim.check, claim.of, answer)
-        return FailedVerification(claim.claim, claim.of, fault)
+        return _failed(claim, error, is_known=model is None)
     return line if sides.drop_in else _softened(line)
+
+
+def _failed(claim: Question, error: ShadowError, *, is_known: bool) -> Answered:
+    """The line of a claim that could not be asked: open, where `whole` says what is wrong with the
+    model; otherwise a fault.
+    """
+    fault = as_given(error.message)
+    if is_known:
+        answer = Answer(Outcome.INCONCLUSIVE, [said(fault)])
+        return Verification(claim.check, claim.of, answer)
+    return FailedVerification(claim.claim, claim.of, fault)
 
 
 def _softened(line: Verification) -> Verification:
