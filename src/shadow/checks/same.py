@@ -258,9 +258,9 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Com
             with_norms += name
     if with_norms == "AB":
         with_norms = ""
-    lone_shard = ""
+    only_shard = ""
     if len(shards) == 1 < len(second.sources):
-        (lone_shard,) = shards
+        (only_shard,) = shards
     reshaped = [_reshaped(pair) for pair, _ in compared]
     return Compared(
         [row for _, row in compared],
@@ -268,7 +268,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Com
         with_norms,
         rotary,
         [*filter(None, reshaped)],
-        lone_shard,
+        only_shard,
         unmatched=unmatched,
         unread=aligned.unread,
         notes=notes,
