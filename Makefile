@@ -47,6 +47,9 @@ FAST_IN_ORDER := --no-loadscope-reorder $(LONG_OF_FAST) $(filter-out $(LONG_OF_F
 test: setup  ## the fast tests: two to five minutes on two cores
 	OMP_NUM_THREADS=1 $(LIMIT) 900 $(TESTS) $(FAST_IN_ORDER)
 
+slowest: setup  ## the fast tests, then the 40 that take longest and what each proves
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/tests$(if $(PYTHONPATH),:$(PYTHONPATH)) $(LIMIT) 900 $(TESTS) -p slowest $(FAST_IN_ORDER)
+
 LONG := $(wildcard $(addprefix tests/,lab/test_lab.py test_docs.py audits/test_hub.py audits/test_hub_faults.py \
 	audits/test_hub_stops.py audits/test_run.py ))
 IN_ORDER := --no-loadscope-reorder $(LONG) $(filter-out $(LONG),$(wildcard tests/test_*.py tests/*/test_*.py))

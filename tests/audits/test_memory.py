@@ -112,12 +112,21 @@ def test_what_workers_of_a_machine_need():
     (4, 9.0, "norms", 1),
 ])  # fmt: skip
 def test_as_many_workers_as_cores_and_memory_allow(cores, times, level, jobs):
-    """One for sums of stored floats, whatever there is, and not of quantised ones."""
-    pair = matrices(side(SHAPE), side(SHAPE))
+    """One for sums of stored floats, whatever there is, but not where a side, whichever it is, is
+    quantised or an adapter's.
+    """
+    plain = side(SHAPE)
+    pair = matrices(plain, plain)
     limits = MachineLimits(cores, "m", int(times * worker_memory([pair], Method())), "m")
     assert machine.default_jobs([pair], limits, Method(level)) == jobs
-    packed, roomy = matrices(side(SHAPE), side(SHAPE, packed=8)), replace(limits, memory=1 << 40)
-    assert machine.default_jobs([pair, packed], roomy, Method(level)) == cores
+    roomy = replace(limits, memory=1 << 40)
+    packed, factored = side(SHAPE, packed=8), side(SHAPE, rank=4)
+    for sides, many in (
+        ((None, plain), level != "norms"), ((plain, packed), True), ((packed, plain), True),
+        ((plain, factored), True),
+    ):  # fmt: skip
+        found = machine.default_jobs([pair, matrices(*sides)], roomy, Method(level))
+        assert found == (cores if many else 1)
 
 
 def test_a_matrix_that_does_not_fit_is_an_error():

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +19,12 @@ import torch
 from measuring import StoppedError, frame, pair_of, planted_pair, report_contents, stopped_after
 from safetensors.torch import load_file
 
-from shadow.checkpoints.pairing import Factor, Filter, MatrixPair, Operand
-from shadow.checkpoints.safetensors_files import Packing, TensorInfo
+from shadow.checkpoints.pairing import Filter
 from shadow.engines.pair import run_pair
 from shadow.errors import ShadowError
-from shadow.places.architecture import Part, Place
 from shadow.run import journal, pair_plan
 from shadow.run.machine import (
     MachineLimits,
-    default_jobs,
-    kinds,
-    lacking,
-    matrix_memory,
-    worker_memory,
 )
 from shadow.run.runtime import Runtime
 from shadow.run.settings import Settings
@@ -270,44 +262,6 @@ def test_memory_is_what_the_plan_says_whatever_the_shape(tmp_path, name, shape, 
     planned, peak = map(int, done.stdout.split())
     kept = 2 * min(math.prod(shape) * dtype.itemsize, 1 << 27)  # what is read of both sides
     assert peak < planned < 650_000_000 + kept
-
-
-def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
-    """A worker holds a Gram and the solver's copy: huge matrices get fewer workers."""
-    place = Place("language", 0, "mlp.up")
-    tuned = Operand(TensorInfo("w", "BF16", (8192, 28672), "s", 0, 0), Part(place))
-    pair = MatrixPair(place, None, tuned, 8192, 28672, True)
-    for memory, jobs in ((64 << 30, 16), (4 << 30, 2), (1 << 20, 1)):
-        machine = MachineLimits(16, "", memory, "the machine")
-        assert default_jobs([pair], machine, Method()) == jobs
-        fault = lacking([pair], machine, Method())
-        assert (fault is None) == (memory > 1 << 30)
-    assert fault is not None
-    assert all(part in fault.message for part in ("w: 8,192 x 28,672", "1.8 GB", "1.0 MB"))
-    square = MatrixPair(place, None, tuned, 3584, 3584, True)
-    deltas = Method("sketch", subjects="delta")
-    alone = matrix_memory(pair, deltas)  # too large to be kept, as that of the other is
-    assert matrix_memory(square, deltas) > 4 * 3584**2
-    assert worker_memory([square, pair], deltas) == alone + 4 * 3584**2
-    assert worker_memory([pair], deltas) == alone
-
-
-def test_norms_take_more_than_one_worker_only_where_something_is_decoded():
-    """A quantised side, whichever it is, or an adapter's factors; none holds a Gram."""
-    place, machine = Place("language", 0, "mlp.up"), MachineLimits(4, "", 64 << 30, "the machine")
-    info = TensorInfo("w", "BF16", (640, 512), "s", 0, 0)
-    floats = Operand(info, Part(place))
-    packed = Operand(replace(info, dtype="INT8", packing=Packing("rows", info)), Part(place))
-    factored = Operand(info, Part(place), Factor(info, 1.0, transposed=False))
-    for base, tuned, jobs in (
-        (floats, floats, 1), (None, floats, 1), (packed, floats, 4), (floats, packed, 4),
-        (floats, factored, 4),
-    ):  # fmt: skip
-        pairs = [MatrixPair(place, side, tuned, 640, 512, True) for side in (floats, base)]
-        assert default_jobs(kinds(pairs), machine, Method("norms")) == jobs
-        assert default_jobs(kinds(pairs), machine, Method()) == 4
-    low = replace(machine, memory=32 << 20)
-    assert default_jobs(pairs, low, Method("norms")) > default_jobs(pairs, low, Method())
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
