@@ -231,11 +231,10 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Com
     )
     sources = (*first.sources.values(), *second.sources.values())
     is_local = all(source.is_local for source in sources)
+    unmatched = aligned.unmatched
     if is_local:
         compared = _found_elsewhere(compared, aligned.pair)
-    unmatched = [
-        _turned(tensor, aligned.pair) if is_local else tensor for tensor in aligned.unmatched
-    ]
+        unmatched = [_turned(tensor, aligned.pair) for tensor in unmatched]
     notes = [*aligned.notes]
     equal = {
         pair.key
@@ -257,12 +256,15 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Com
     for name, checkpoint in (("A", first), ("B", second)):
         if checkpoint.adapter and checkpoint.adapter.dora:
             with_norms += name
+    if with_norms == "AB":
+        with_norms = ""
+    reshaped = [_reshaped(pair) for pair, _ in compared]
     return Compared(
         [row for _, row in compared],
         _scales(first, second),
-        with_norms if with_norms != "AB" else "",
+        with_norms,
         rotary,
-        [shapes for pair, _ in compared if (shapes := _reshaped(pair))],
+        [*filter(None, reshaped)],
         shards.pop() if len(shards) == 1 < len(second.sources) else "",
         unmatched=unmatched,
         unread=aligned.unread,
@@ -434,9 +436,10 @@ def _turned(tensor: Unmatched, aligned: AlignedPair) -> Unmatched:
     second = aligned.tuned.tensors.get(tensor.tensor)
     if first is None or second is None or first.problem or second.problem:
         return tensor
+    if len(first.shape) != 2 or first.shape != second.shape[::-1]:
+        return tensor
     formats = first.dtype, second.dtype
-    is_turned = len(first.shape) == 2 and first.shape == second.shape[::-1]
-    if not is_turned or not FLOATS.keys() >= {*formats}:
+    if not FLOATS.keys() >= {*formats}:
         return tensor
     sides = Sides(
         aligned.base.tensor(first),

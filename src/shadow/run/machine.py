@@ -202,7 +202,7 @@ def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits, method: Me
 
 
 def _is_made(pair: MatrixPair) -> bool:
-    """Whether numbers of a pair are computed from stored ones: of a quantised side, an update."""
+    """True if numbers of a pair are computed from stored ones: of a quantised side, an update."""
     sides = [side for side in (pair.base, pair.tuned) if side is not None]
     return any(side.factor or side.info.packing for side in sides)
 
