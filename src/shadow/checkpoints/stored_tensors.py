@@ -392,48 +392,32 @@ SHARED = 3 * WHOLE  # bytes of tensors that a thread holds for several readers
 _LOCAL = threading.local()
 
 
-@dataclass
-class _SharedBytes:
-    """Bytes of tensors in one buffer, which is used again."""
-
-    room: memoryview
-    tensors: dict[object, HeldBytes]
-    used: int = 0
-
-    def held(self, file: HeldFile, info: TensorInfo) -> HeldBytes | None:
-        """The bytes of a tensor, read on first use; None where there is no room for them."""
-        key = file.identity, info.start, info.end
-        end = self.used + info.end - info.start
-        if key not in self.tensors and end <= len(self.room):
-            content = self.room[self.used : end]
-            file.read(info.start, content)
-            self.tensors[key] = HeldBytes(content)
-            self.used = end
-        return self.tensors.get(key)
-
-
 @contextlib.contextmanager
 def sharing() -> Iterator[None]:
     """Within, read a tensor once in this thread, however often it is opened, as long as all fit
-    into `SHARED`. None of them may be used afterwards.
+    into `SHARED`.
     """
-    room = getattr(_LOCAL, "room", None)
-    if room is None:
-        room = _LOCAL.room = np.empty(SHARED, np.uint8).data
-    _LOCAL.shared = _SharedBytes(room, {})
+    _LOCAL.contents = {}
     try:
         yield
     finally:
-        _LOCAL.shared = None
+        _LOCAL.contents = None
 
 
 def stored_tensor(file: Reads, info: TensorInfo) -> StoredTensor:
     """The tensor of a file that an entry of its header names, read when it is used."""
-    shared: _SharedBytes | None = getattr(_LOCAL, "shared", None)
-    held = shared.held(file, info) if shared and isinstance(file, HeldFile) else None
-    if held is not None:
-        file = held
-        info = replace(info, start=0, end=held.size)
+    contents: dict[object, HeldBytes] | None = getattr(_LOCAL, "contents", None)
+    if contents is not None and isinstance(file, HeldFile):
+        key = file.identity, info.start, info.end
+        size = info.end - info.start
+        used = sum(content.size for content in contents.values())
+        if key not in contents and used + size <= SHARED:
+            content = memoryview(bytearray(size))
+            file.read(info.start, content)
+            contents[key] = HeldBytes(content)
+        if key in contents:
+            file = contents[key]
+            info = replace(info, start=0, end=size)
     dtype: torch.dtype = getattr(torch, torch_name(info.dtype))
     if info.strides is None or info.parameters == 0:
         view = torch.empty(info.shape, dtype=dtype, device="meta")
