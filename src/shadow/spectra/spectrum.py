@@ -187,20 +187,21 @@ def tiles(matrix: Matrix, size: int = TILE, widest: int = WIDEST) -> Iterator[tu
     rows, cols = matrix.shape[-2:]
     width = max(1, min(cols, widest))
     height = max(1, size // width)
-    cuts = []
-    for row in range(0, rows, height):
-        for col in range(0, cols, width):
-            index = slice(row, row + height), slice(col, col + width)
-            cuts.append((index, row, col))
     if matrix.ndim == 2:
-        for index, row, col in cuts:
-            yield index, (row, col)
+        yield from _tiles(rows, cols, height, width)
         return
     together = max(1, height // max(1, rows))
     for first in range(0, matrix.shape[0], together):
         groups = slice(first, first + together)
-        for index, row, col in cuts:
+        for index, (row, col) in _tiles(rows, cols, height, width):
             yield (groups, *index), (first * rows + row, col)
+
+
+def _tiles(rows: int, cols: int, height: int, width: int) -> Iterator[tuple[Index, Corner]]:
+    for row in range(0, rows, height):
+        for col in range(0, cols, width):
+            index = slice(row, row + height), slice(col, col + width)
+            yield index, (row, col)
 
 
 def read_block(
@@ -425,8 +426,8 @@ def spectrum(
     vectors: int = 0,
     grams: Grams = ON_CPU,
 ) -> Spectrum:
-    """The singular values of a (rows, cols) matrix whose scaled blocks `read(dtype)` yields
-    in order.
+    """The singular values of a matrix of a shape (rows, cols) whose scaled blocks `read(dtype)`
+    yields in order.
 
     norm is the Frobenius norm of the unscaled entries, scale the power of two the blocks were
     multiplied by. wide_format says that the stored numbers have more bits than float32 products
@@ -468,8 +469,8 @@ def spectrum(
 
 
 def eigenvalue_shift(sigma: Floats, precision: Precision) -> float:
-    """Say how far the rounding of the Gram may move each of its eigenvalues, in units of the
-    largest.
+    """Say how far the rounding of the Gram, by its precision, may move each of its eigenvalues
+    sigma², in units of the largest.
 
     u E / (sqrt(m) sigma_1²), u the unit roundoff of the sums. Measured on planted and random
     spectra of seven shapes with both libraries: 0.1 to 0.9 of it, nearly all downwards.
@@ -480,8 +481,8 @@ def eigenvalue_shift(sigma: Floats, precision: Precision) -> float:
 
 
 def effective_rank_error(sigma: Floats, shift: float) -> float:
-    """Say how far the effective rank may be off, relatively, if every sigma² moves by shift
-    sigma_1².
+    """Say how far the effective rank of singular values sigma may be off, relatively, if every
+    sigma² moves by shift sigma_1².
 
     d ln(effective_rank) = -sum dp (ln p + H), with dp = p shift / (2 sigma²).
     """
