@@ -300,9 +300,9 @@ def rounding_share(undone: Undone, floor_ratio: float | None) -> float | None:
 
 
 def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undone]) -> Values:
-    """zero_share_excess, from zero_share, rows_changed and the size of the rounding if
-    nothing is counted. count_now: counts if that is not decisive: updates whose sizes differ by row
-    or column leave more entries unchanged than those of one size.
+    """zero_share_excess, from zero_share and rows_changed in of_delta and, if nothing is counted,
+    the size of the rounding in undone. count_now: counts if that is not decisive: updates whose
+    sizes differ by row or column leave more entries unchanged than those of one size.
     """
     zeros = of_delta["zero_share"]
     rows = of_delta["rows_changed"]

@@ -241,7 +241,7 @@ def count(
         binade *= raw_levels
         place -= binade
         if tall:
-            place += row_of[chosen, None]
+            place += row_of[chosen][:, None]
             place += col_of
         else:
             place += row_of[:, None]
