@@ -51,19 +51,24 @@ class Cost(ABC):
     """Formats of the arithmetic, as a report says them."""
 
     def on(self, shape: Shape) -> Cost:
-        """The cost by which a matrix of a shape is measured."""
+        """The cost by which a matrix of a shape (rows, cols) is measured."""
         return self
 
     @abstractmethod
     def operations(self, shape: Shape) -> int:
-        """Estimate the floating-point operations for one subject."""
+        """Estimate the floating-point operations for one subject of a shape (rows, cols)."""
 
     @abstractmethod
     def memory(self, shape: Shape, factors: int) -> int:
-        """The most bytes of buffers and solvers. factors: of a low-rank update."""
+        """The most bytes of buffers and solvers for a shape (rows, cols). factors: bytes of a
+        low-rank update.
+        """
 
     def held(self, shape: Shape, subjects: Subjects) -> int:
-        """The bytes of a delta that stays in memory for later matrices."""
+        """The bytes of a delta of a shape (rows, cols) that stays in memory for later matrices.
+
+        subjects: those whose spectra are measured.
+        """
         return 0
 
 
@@ -132,7 +137,9 @@ class SketchCost(SpectralCost):
 
     def held(self, shape: Shape, subjects: Subjects) -> int:
         """The bytes of a delta alone, if it is small enough."""
-        return 4 * kept_elements(shape) if subjects == "delta" else 0
+        if subjects == "delta":
+            return 4 * kept_elements(shape)
+        return 0
 
 
 COSTS: Mapping[Level, Cost] = {
@@ -144,11 +151,13 @@ COSTS: Mapping[Level, Cost] = {
 
 
 def cost_of(method: Method) -> Cost:
-    """The cost of a level."""
+    """The cost of the level of a method."""
     return COSTS[method.level]
 
 
 def kept_elements(shape: Shape) -> int:
-    """Say how many elements of a delta alone are stored in float32: all, or none."""
+    """Say how many elements of a delta alone, of a shape, are stored in float32: all, or none."""
     elements = math.prod(shape)
-    return elements if elements <= KEPT else 0
+    if elements <= KEPT:
+        return elements
+    return 0

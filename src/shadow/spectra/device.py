@@ -33,8 +33,8 @@ class OnDevice(Grams):
         torch.set_float32_matmul_precision("highest")  # no TF32 and the like
 
     def gram(self, read: Read, shape: tuple[int, int], norm: float, dtype: torch.dtype) -> Tensor:
-        """The Gram matrix, (side, side), on the device. Raises ShadowError if its trace is not the
-        energy of the entries.
+        """The Gram matrix, (side, side), on the device, with arguments as in `Grams.gram`. Raises
+        ShadowError if its trace is not the energy of the entries.
         """
         side = min(shape)
         wide = shape[0] <= shape[1]
@@ -42,9 +42,9 @@ class OnDevice(Grams):
             total = torch.zeros((side, side), dtype=dtype, device=self._place)
         for block in read(dtype):
             with self._faults():
-                moved = (block if wide else block.T).to(self._place)
-                for x in torch.split(moved, DEPTH, dim=1):
-                    total.addmm_(x, x.T)
+                lines = block if wide else block.T
+                for part in torch.split(lines.to(self._place), DEPTH, dim=1):
+                    total.addmm_(part, part.T)
         with self._faults():
             trace = float(total.diagonal().cpu().double().sum())
         if not math.isclose(trace, norm**2, rel_tol=SAME_TRACE):  # not if it is not finite
@@ -54,7 +54,9 @@ class OnDevice(Grams):
     def eigenvalues(self, gram: Tensor) -> NDArray[np.float64]:
         """All eigenvalues (side,), ascending."""
         with self._faults():
-            return np.asarray(torch.linalg.eigvalsh(gram.to(self._place).double()).cpu().numpy())
+            matrix = gram.to(self._place).double()
+            values = torch.linalg.eigvalsh(matrix)
+            return np.asarray(values.cpu().numpy())
 
     @contextlib.contextmanager
     def _faults(self) -> Iterator[None]:

@@ -157,6 +157,7 @@ class Krylov:
                 break
             unknown = j - min(j, self.known)
             length = math.sqrt(width) - RARE - math.sqrt(unknown)
+            limit = min(limit, self.energy)
             if length > 0:
                 beyond = _beyond(values, weights, top, length**2)
                 limit = min(limit, beyond)
@@ -273,8 +274,8 @@ def _spans(space: Krylov, turns: NDArray[np.intp]) -> Array:
         # what is rounding is no direction: it may be that of the probe
         sizes = np.abs(np.diagonal(r, axis1=1, axis2=2))
         is_new = sizes > NOTHING * space.values[0]
-        again, _ = _beside(before, q)
-        spans.append(again * is_new[:, None])
+        directions, _ = _beside(before, q)
+        spans.append(directions * is_new[:, None])
     return np.concatenate(spans, axis=2)
 
 

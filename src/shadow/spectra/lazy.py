@@ -46,7 +46,9 @@ class Stored(InFile, Protocol):
         """True if its entries lie in the file in order, without gaps."""
 
     def fill(self, first: int, into: memoryview) -> None:
-        """Read the bytes of entries of a flat matrix, in order from the first one on."""
+        """Read the bytes of entries of a flat matrix, in order from the first one on, until `into`
+        is full.
+        """
 
 
 class Quantised(InFile, Protocol):
@@ -57,7 +59,7 @@ class Quantised(InFile, Protocol):
     format: str
 
     def cells(self, index: tuple[slice, ...]) -> tuple[Tensor, ...]:
-        """The interval that the format rounds to each entry of a part, float32: (the
+        """The interval that the format rounds to each entry of the part at index, float32: (the
         distance of neighbours) on an even grid; (lower bound, upper bound) of a codebook, infinite
         where it clips; () where it is unknown.
         """
@@ -69,7 +71,8 @@ class Selected:
     ndim = 2
 
     def __init__(self, matrix: Matrix, rows: NDArray[np.intp]) -> None:
-        self._matrix, self._rows = matrix, rows
+        self._matrix = matrix
+        self._rows = rows
         self.shape = torch.Size((len(rows), matrix.shape[1]))
         self.dtype = matrix.dtype
 
@@ -81,8 +84,10 @@ class Selected:
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         parts = []
         for run in np.split(rows, breaks):
-            consecutive = slice(int(run[0]), int(run[-1]) + 1)
-            parts.append(self._matrix[(consecutive, *index[1:])].clone())
+            first = int(run[0])
+            last = int(run[-1])
+            part = self._matrix[(slice(first, last + 1), *index[1:])]
+            parts.append(part.clone())
         return torch.cat(parts)
 
 
@@ -100,20 +105,23 @@ class Transposed:
         return self.shape.numel()
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        rows, cols = [*index, slice(None)][:2]
-        return self._matrix[(cols, rows)].T
+        if len(index) == 1:
+            part = self._matrix[(slice(None), index[0])]
+        else:
+            part = self._matrix[(index[1], index[0])]
+        return part.T
 
 
 # `isinstance` with a protocol takes 0.1 ms in Python 3.11, several times for each tensor
 
 
 def is_stored(matrix: object) -> TypeGuard[Stored]:
-    """True if its numbers lie in a file unchanged."""
+    """True if the numbers of a matrix lie in a file unchanged."""
     return hasattr(matrix, "fill")
 
 
 def is_quantised(matrix: object) -> TypeGuard[Quantised]:
-    """True if it is decoded part by part."""
+    """True if a matrix is quantised, and decoded part by part."""
     return hasattr(matrix, "cells")
 
 
@@ -139,11 +147,15 @@ class Updated:
         return self.base.numel()
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        of_left = index
+        right = self.right
         # only the last of as many indices as there are dimensions is one of columns
-        whole = len(index) == self.ndim
-        left = self.left[index[:-1] if whole else index].double()
-        right = (self.right[:, index[-1]] if whole else self.right).double()
-        update = (left @ right).mul_(self.scaling)
+        if len(index) == self.ndim:
+            of_left = index[:-1]
+            right = right[:, index[-1]]
+        left = self.left[of_left]
+        update = left.double() @ right.double()
+        update *= self.scaling
         return update.add_(self.base[index])  # which is exact in float64
 
     def singular_values(self) -> Tensor:
@@ -155,8 +167,9 @@ class Updated:
         tall = self.left.reshape(-1, self.left.shape[-1])
         product = _triangle(tall) @ _triangle(self.right.T).T
         sigma = torch.linalg.svdvals(product) * abs(self.scaling)
-        padded = torch.zeros(min(len(tall), self.right.shape[1]), dtype=torch.float64)
-        padded[: len(sigma)] = sigma[: len(padded)]
+        side = min(len(tall), self.right.shape[1])
+        padded = torch.zeros(side, dtype=torch.float64)
+        padded[: len(sigma)] = sigma[:side]
         return padded
 
 
@@ -165,7 +178,8 @@ def _triangle(tall: Tensor) -> Tensor:
     r = tall[:0].double()
     step = max(FACTOR_BLOCK // tall.shape[1], 4 * tall.shape[1])
     for part in torch.split(tall, step):
-        _, r = torch.linalg.qr(torch.cat([r, part.double()]), mode="r")
+        stacked = torch.cat([r, part.double()])
+        _, r = torch.linalg.qr(stacked, mode="r")
     return r
 
 
@@ -174,12 +188,15 @@ EXPONENT = 0x7FF << 52  # the bits of a float64 that are its power of two
 
 
 def torch_dtype(grid: FloatFormat) -> torch.dtype:
-    """The dtype of torch with the numbers of a stored format."""
+    """The dtype of torch with the numbers of a stored format (grid)."""
     dtype: torch.dtype = getattr(torch, grid.torch_name)
     return dtype
 
 
 def half_ulp(values: Tensor, grid: FloatFormat) -> Tensor:
-    """Half a unit in the last place of a stored format, at each float64 value."""
-    binades = (values.view(torch.int64) & EXPONENT).view(torch.float64)
-    return binades.clamp_min_(2.0**grid.min_exponent).mul_(2.0 ** -(grid.mantissa_bits + 1))
+    """Half a unit in the last place of a stored format (grid), at each of the float64 values."""
+    bits = values.view(torch.int64) & EXPONENT
+    binades = bits.view(torch.float64)
+    binades.clamp_min_(2.0**grid.min_exponent)
+    binades *= 2.0 ** -(grid.mantissa_bits + 1)
+    return binades

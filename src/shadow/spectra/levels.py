@@ -39,7 +39,7 @@ FAR = 0.5  # the cosine of original and copy below which it is not a copy of thi
 @cache
 def expected_levels(kind: str, length: int) -> float:
     """The expected share of distinct values among `length` normal entries stored in a
-    format.
+    format (kind).
 
     BF16 has floating-point cells; INT8 and INT4 have as many equal ones from -max to max of a row.
     """
@@ -67,11 +67,14 @@ def round_trip(share: float | None, length: int) -> str | None:
 
     Thresholds lie in the geometric middle between what normal rows have in BF16, 8 bits and 4 bits.
     None below 256 entries, where BF16 and 8 bits are too close, for larger shares, and for none.
+    length: of a row, of which at most LEVELS_OF are examined.
     """
     length = min(length, LEVELS_OF)
     if share is None or length < 256:
         return None
-    fine, eight, four = (expected_levels(kind, length) for kind in ("BF16", "INT8", "INT4"))
+    fine = expected_levels("BF16", length)
+    eight = expected_levels("INT8", length)
+    four = expected_levels("INT4", length)
     if share < math.sqrt(eight * four):
         return "INT4"
     if share < math.sqrt(fine * eight):
@@ -106,13 +109,15 @@ class FormatNoise:
     finite: bool = True
 
     def is_copy(self, stored: str) -> bool | None:
-        """True if the copy is only what its format makes of the original; None if that is
+        """True if the copy is only what its format, stored, makes of the original; None if that is
         unknown.
         """
         if not self.finite:
             return False
-        rescaled = stored in RESCALED and self.furthest <= RESCALED_STEPS
-        if self.outside > (RESCALED_SHARE * self.entries if rescaled else 0):
+        allowed = 0.0
+        if stored in RESCALED and self.furthest <= RESCALED_STEPS:
+            allowed = RESCALED_SHARE * self.entries
+        if self.outside > allowed:
             return False
         if self.made is None:
             return None
@@ -141,7 +146,7 @@ class FormatNoise:
         return None
 
     def may_be_calibrated(self, stored: str) -> bool:
-        """True if a quantiser of the format may have made more error than rounding on
+        """True if a quantiser of the stored format may have made more error than rounding on
         purpose: GPTQ rounds one column after another and adjusts the others, AWQ scales columns
         first.
         """
@@ -150,13 +155,12 @@ class FormatNoise:
         return min(self.error, self.scaled) <= CALIBRATED_ERROR**2 * self.made
 
     def may_be(self, stored: str) -> Made | None:
-        """Say how the format may have made the copy of the original; None if it did not."""
+        """Say how the stored format may have made the copy of the original; None if it did not."""
         is_copy = self.is_copy(stored)
         if is_copy is None:
             return "unknown_levels"
         if is_copy:
             return "copy"
-        is_calibrated = self.factor is None and self.may_be_calibrated(stored)
-        if is_calibrated:
+        if self.factor is None and self.may_be_calibrated(stored):
             return "calibrated"
         return None

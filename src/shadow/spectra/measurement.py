@@ -61,11 +61,12 @@ class Estimate:
 
 
 def columns(figures: Mapping[str, float | int | Estimate | None]) -> Values:
-    """Figures by column; an estimate has a second one for its error."""
+    """Values of figures by column; an estimate has a second column for its error."""
     values: Values = {}
     for name, figure in figures.items():
         if isinstance(figure, Estimate):
-            values |= {name: figure.value, f"{name}_error": figure.error}
+            values[name] = figure.value
+            values[f"{name}_error"] = figure.error
         else:
             values[name] = figure
     return values
@@ -90,8 +91,8 @@ class Measurement:
 
 
 def norm_alone(subject: Subject, norm: float, values: Values | None = None) -> Measurement:
-    """Make the numbers of a subject whose spectrum is not measured: its Frobenius norm
-    and others.
+    """Make the numbers of a subject whose spectrum is not measured: its Frobenius norm, in weights,
+    and other values by column.
     """
     import numpy as np
 

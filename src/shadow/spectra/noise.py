@@ -62,12 +62,15 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
     bounds the largest singular value of the null (Latala's and Bandeira & van Handel's bounds to
     leading order); spikes counts the sigmas above it and spike_energy is their share of the energy.
     null_edge_sharp is that of a separable profile with a margin of 1 + m^(-2/3), and spikes_sharp
-    counts the sigmas above it; noise in blocks passes it.
+    counts the sigmas above it; noise in blocks passes it. delta: its spectrum.
     """
     null, edge, sharp = closed_null(profile)
-    spiked = delta.sigma > edge
     leading = delta.sigma[0]
-    squares = (delta.sigma / leading) ** 2 if leading else None
+    spike_energy = None
+    if leading:
+        squares = (delta.sigma / leading) ** 2
+        spiked = squares[delta.sigma > edge]
+        spike_energy = float(spiked.sum() / squares.sum())
     concentration = None
     if null >= 2 and participation_ratio is not None:
         concentration = math.log(null / participation_ratio) / math.log(null)
@@ -76,34 +79,41 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
         "concentration": concentration,
         "null_edge": edge,
         "spikes": delta.above(edge),
-        "spike_energy": None if squares is None else float(squares[spiked].sum() / squares.sum()),
+        "spike_energy": spike_energy,
         "null_edge_sharp": sharp,
         "spikes_sharp": delta.above(sharp),
     }
 
 
 def closed_null(profile: Profile) -> tuple[float, float, float]:
-    """null_participation_ratio, null_edge and null_edge_sharp, which need no spectrum."""
+    """null_participation_ratio, null_edge and null_edge_sharp of a profile, which need no
+    spectrum; the edges are in weights.
+    """
     rows = profile.rows
     cols = profile.cols
-    null = profile.energy**2 / (float((rows**2).sum()) + float((cols**2).sum()) - profile.fourth)
+    by_row = float((rows**2).sum())
+    by_col = float((cols**2).sum())
+    null = profile.energy**2 / (by_row + by_col - profile.fourth)
     margin: float = 1.0 + min(len(rows), len(cols)) ** (-2 / 3)
     sharp = sharp_edge(rows, cols) * margin / profile.scale
-    return null, (math.sqrt(rows.max()) + math.sqrt(cols.max())) / profile.scale, sharp
+    edge = (math.sqrt(rows.max()) + math.sqrt(cols.max())) / profile.scale
+    return null, edge, sharp
 
 
 def coverage_values(profile: Profile) -> Values:
-    """row_participation_ratio, col_participation_ratio and rows_changed, the reach of the
-    change.
+    """row_participation_ratio, col_participation_ratio and rows_changed, the reach of the change
+    of a profile.
 
     (sum r)² / sum r² in [1, rows], the number of rows that carry the energy, and the same of
     columns; the share of the rows of which any entry differs, in (0, 1]. In an embedding the rows
     are tokens.
     """
+    rows = profile.rows
+    cols = profile.cols
     return {
-        "row_participation_ratio": float(profile.rows.sum() ** 2 / (profile.rows**2).sum()),
-        "col_participation_ratio": float(profile.cols.sum() ** 2 / (profile.cols**2).sum()),
-        "rows_changed": profile.changed / len(profile.rows),
+        "row_participation_ratio": float(rows.sum() ** 2 / (rows**2).sum()),
+        "col_participation_ratio": float(cols.sum() ** 2 / (cols**2).sum()),
+        "rows_changed": profile.changed / len(rows),
     }
 
 
@@ -129,28 +139,32 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
     / max a, 0).
     """
     energy = float(rows.sum())
+    shares = cols / energy
     a, of_a = _grouped(rows)
-    b, of_b = _grouped(cols / energy)
+    b, of_b = _grouped(shares)
     unit = a.max()
     a = a / unit
     b = b / b.max()
-    largest_b = float((cols / energy).max())
-
-    other = 0.0  # logit of -s, kept as the next search begins near it
+    weights_a = of_a * a
+    weights_b = of_b * b
+    logit_of_s = 0.0  # of -s: the next search begins near it
 
     def slope_and_value(logit: float) -> tuple[float, float]:
         """The derivative of ln(-Q(s(t)) / t) by the logit of -t, and its value."""
-        nonlocal other
+        nonlocal logit_of_s
         t = -1.0 / (1.0 + math.exp(-logit))
         inverse = 1.0 / (1.0 + a * t)
-        parts = of_a * a * inverse
-        other, q, s_times_q_slope = _where(of_b * b, b, -t * float(np.add.reduce(parts)), other)
-        s = -1.0 / (1.0 + math.exp(-other))
+        parts = weights_a * inverse
+        target = -t * float(np.add.reduce(parts))
+        logit_of_s, q, s_times_q_slope = _where(weights_b, b, target, logit_of_s)
+        s = -1.0 / (1.0 + math.exp(-logit_of_s))
         s_slope = float(parts @ inverse) / (q + s_times_q_slope)  # ds / dt, of s Q(s) = t P(t)
-        slope = (1.0 + t) * (t * s_times_q_slope / (s * q) * s_slope - 1.0)
+        slope_of_q = t * s_times_q_slope / (s * q) * s_slope
+        slope = (1.0 + t) * (slope_of_q - 1.0)
         return slope, math.log(q / -t)
 
-    return math.sqrt(math.exp(_least(slope_and_value)) * unit * largest_b)
+    least = math.exp(_least(slope_and_value))
+    return math.sqrt(least * unit * float(shares.max()))
 
 
 def _least(slope_and_value: Callable[[float], tuple[float, float]]) -> float:
@@ -159,23 +173,26 @@ def _least(slope_and_value: Callable[[float], tuple[float, float]]) -> float:
     It steps away from 0 until the slope changes sign, then uses false position in the slope,
     halving the slope of an end that stays (Illinois).
     """
-    low = high = 0.0
+    low = 0.0
+    high = 0.0
     at_low, least = slope_and_value(low)
     at_high = at_low
     step = 1.0
     side = 0
-    toward = 1.0 if at_low < 0.0 else -1.0
-    while at_low * at_high > 0.0 and abs(high if toward > 0 else low) < SEARCHED:
-        logit = toward * min(step, SEARCHED)
-        slope, value = slope_and_value(logit)
-        least = min(least, value)
-        if toward > 0.0:
+    is_rightward = at_low < 0.0
+    while at_low * at_high > 0.0 and max(-low, high) < SEARCHED:
+        logit = min(step, SEARCHED)
+        if is_rightward:
             low = high
             at_low = at_high
             high = logit
-            at_high = slope
+            at_high, value = slope_and_value(high)
         else:
-            low, at_low, high, at_high = logit, slope, low, at_low
+            high = low
+            at_high = at_low
+            low = -logit
+            at_low, value = slope_and_value(low)
+        least = min(least, value)
         step *= 3.0
     if at_low * at_high >= 0.0:
         return least
@@ -190,12 +207,14 @@ def _least(slope_and_value: Callable[[float], tuple[float, float]]) -> float:
         if at_middle < 0.0:
             low = middle
             at_low = at_middle
-            at_high = at_high / 2.0 if side < 0 else at_high
+            if side < 0:
+                at_high /= 2.0
             side = -1
         else:
             high = middle
             at_high = at_middle
-            at_low = at_low / 2.0 if side > 0 else at_low
+            if side > 0:
+                at_low /= 2.0
             side = 1
     return least
 
@@ -219,8 +238,13 @@ def _where(weights: Floats, b: Floats, target: float, start: float) -> tuple[flo
         step = (wanted - math.log(-s * q)) / slope
         if abs(step) < SAME_LOGIT:
             break
-        low, high = (logit, high) if step > 0 else (low, logit)
-        logit = logit + step if low < logit + step < high else (low + high) / 2.0
+        if step > 0:
+            low = logit
+        else:
+            high = logit
+        logit += step
+        if not low < logit < high:
+            logit = (low + high) / 2.0
     return logit, q, squared - q
 
 
@@ -228,18 +252,20 @@ def _grouped(energies: Floats) -> tuple[Floats, Floats]:
     """Group energies within a ratio of SAME: their means and counts, without zeros."""
     largest = float(energies.max())
     least = float(np.min(energies, where=energies > 0, initial=largest))
-    bins = 2 - math.floor(math.log(max(least / largest, TINIEST)) / SAME)
+    lowest = math.log(max(least / largest, TINIEST))
+    bins = 2 - math.floor(lowest / SAME)
     sums = np.zeros(bins)
-    times = np.zeros(bins)
+    counts = np.zeros(bins)
     for start in range(0, len(energies), PIECE):
         part = energies[start : start + PIECE]
         part = part[part > 0]
         logs = np.log(np.maximum(part / largest, TINIEST))
-        place = bins - 1 + np.floor(logs / SAME).astype(np.int64)
-        sums += np.bincount(place, weights=part, minlength=bins)
-        times += np.bincount(place, minlength=bins)
-    occupied = times > 0
-    return sums[occupied] / times[occupied], times[occupied]
+        number = bins - 1 + np.floor(logs / SAME).astype(np.int64)
+        sums += np.bincount(number, weights=part, minlength=bins)
+        counts += np.bincount(number, minlength=bins)
+    occupied = counts > 0
+    counts = counts[occupied]
+    return sums[occupied] / counts, counts
 
 
 NOISE = 5.0  # purity_z up to which X may be noise
@@ -257,7 +283,8 @@ ALONE = 0.8
 def purity_z(
     purity: float, row_participation_ratio: float, col_participation_ratio: float
 ) -> float:
-    """X over its standard deviation, 2 / (row ratio x column ratio), under a separable null.
+    """The excess purity X over its standard deviation, 2 / (row ratio x column ratio), under a
+    separable null. The participation ratios are those of `coverage_values`.
 
     With random signs X is (2 / E²) times a sum over pairs of rows and pairs of columns of products
     of four entries, so its variance is (2 / E²)² times the sum of products of the four squares. Too
@@ -285,42 +312,44 @@ def purity_values(
     otherwise the error takes away less than half of X.
     """
     names = ("excess_purity", "purity_z", "excess_purity_unrounded", "equivalent_directions")
-    real, null, by_row, by_col = (
-        of_delta[f"{name}participation_ratio"] for name in ("", "null_", "row_", "col_")
-    )
+    figures: dict[str, Estimate | None] = dict.fromkeys(names)
+    real = of_delta["participation_ratio"]
+    null = of_delta["null_participation_ratio"]
+    by_row = of_delta["row_participation_ratio"]
+    by_col = of_delta["col_participation_ratio"]
     if real is None or null is None or by_row is None or by_col is None:
-        return dict.fromkeys(names)
+        return columns(figures)
     purity = 1.0 / real - 1.0 / null
     z = purity_z(purity, by_row, by_col)
-    of_ratio = of_delta.get("participation_ratio_error")  # None of all singular values
-    error = (of_ratio or 0.0) / real**2
+    error_of_ratio = of_delta.get("participation_ratio_error")  # None of all singular values
+    error = (error_of_ratio or 0.0) / real**2
     share = error / max(abs(purity), TINIEST)
-    sure = z / math.hypot(1.0, z * share / SIGMAS)
-    unrounded = None
+    distance = z / math.hypot(1.0, z * share / SIGMAS)
+    figures["excess_purity"] = Estimate(purity, error)
+    if (abs(z) > NOISE) == (abs(distance) > NOISE):
+        figures["purity_z"] = Estimate(z, abs(z) * share)
     best = None
     if kept is None:
         floor = of_delta["floor_ratio"]
-        if reason == "nothing_rounded" or (floor is not None and floor >= UNTOUCHED):
+        is_clear = floor is not None and floor >= UNTOUCHED
+        if reason == "nothing_rounded" or is_clear:
             best = purity
     elif kept >= LEAST_KEPT and not dominated(purity, kept, of_delta["top1_energy"]):
-        unrounded = best = purity / kept**2
-    figures: dict[str, Estimate | None] = dict.fromkeys(names)
-    figures["excess_purity"] = Estimate(purity, error)
-    if (abs(z) > NOISE) == (abs(sure) > NOISE):
-        figures["purity_z"] = Estimate(z, abs(z) * share)
-    if unrounded is not None and kept is not None:
-        figures["excess_purity_unrounded"] = Estimate(unrounded, error / kept**2)
-    if best is not None and sure > NOISE and best * min(shape) >= 1.0:
+        best = purity / kept**2
+        figures["excess_purity_unrounded"] = Estimate(best, error / kept**2)
+    if best is not None and distance > NOISE and best * min(shape) >= 1.0:
         count = 1.0 / best
-        figures["equivalent_directions"] = Estimate(count, count * share / (1.0 - share))
+        error_of_count = count * share / (1.0 - share)
+        figures["equivalent_directions"] = Estimate(count, error_of_count)
     values = columns(figures)
-    if of_ratio is None:
+    if error_of_ratio is None:
         return {name: values[name] for name in names}
     return values
 
 
 def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:
-    """True if one direction in noise has most of X, and much was rounded away.
+    """True if one direction in noise, of a share top1_energy, has most of X = purity, and much was
+    rounded away.
 
     Its large entries survive rounding better than the noise around them, so that X / kept² is too
     large, by up to a half for rank one with a third of the energy. This does not apply to a
@@ -360,11 +389,13 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
     profile = float(rows.sum())
     rows = rows / profile
     cols = cols / profile
-    unit = sharp_edge(rows, cols) * (1.0 + m ** (-2 / 3))
+    edge = sharp_edge(rows, cols) * (1.0 + m ** (-2 / 3))
     k = 0
     for _ in range(SEARCHES):
-        whole = float(beyond[k]) / ((1 - k / len(rows)) * (1 - k / len(cols)))
-        above = int(np.count_nonzero(squares > whole * unit**2))
+        rows_left = 1 - k / len(rows)
+        cols_left = 1 - k / len(cols)
+        whole = float(beyond[k]) / (rows_left * cols_left)
+        above = int(np.count_nonzero(squares > whole * edge**2))
         if above <= k:
             break
         k = above
@@ -374,10 +405,10 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
     fourth = float((squares[k:] ** 2).sum())
     if rest <= 0 or fourth <= 0:
         return None
-    flat = float((rows**2).sum()) / (1 - k / len(rows)) + float((cols**2).sum()) / (
-        1 - k / len(cols)
-    )
-    if abs(fourth / rest**2 / flat - 1.0) > ALIKE:
+    by_row = float((rows**2).sum()) / (1 - k / len(rows))
+    by_col = float((cols**2).sum()) / (1 - k / len(cols))
+    excess = fourth / rest**2 / (by_row + by_col) - 1.0
+    if abs(excess) > ALIKE:
         return None
     return k, rest / total
 
@@ -386,15 +417,19 @@ def rest_values(rest: Rest | None, noise: float | None, shape: tuple[int, int]) 
     """rest_rank, rest_energy and rest_over_rounding. noise: the share of the energy that
     rounding left, None if unknown.
 
-    Noise in as many directions as the rest has (1 - k / rows) (1 - k / cols) of its energy. A
-    negligible rest is no more than rounding.
+    Noise in as many directions as the rest has (1 - k / rows) (1 - k / cols) of its energy, of a
+    shape (rows, cols). A negligible rest is no more than rounding.
     """
+    values: Values = dict.fromkeys(("rest_rank", "rest_energy", "rest_over_rounding"))
     if rest is None:
-        return dict.fromkeys(("rest_rank", "rest_energy", "rest_over_rounding"))
+        return values
     k, energy = rest
-    ratio = None
+    values["rest_rank"] = k
+    values["rest_energy"] = energy
+    rows, cols = shape
     if energy <= NOTHING:
-        ratio = 0.0
+        values["rest_over_rounding"] = 0.0
     elif noise is not None and noise > 0:
-        ratio = energy / (noise * (1 - k / shape[0]) * (1 - k / shape[1]))
-    return {"rest_rank": k, "rest_energy": energy, "rest_over_rounding": ratio}
+        expected = noise * (1 - k / rows) * (1 - k / cols)
+        values["rest_over_rounding"] = energy / expected
+    return values

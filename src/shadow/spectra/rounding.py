@@ -96,22 +96,24 @@ FEW_CHANGED = Undone(None, None, "few_changed")
 
 
 def kept_share(fitted: Fit) -> float:
-    """The update's share of the stored energy, from a fit.
+    """The update's share of the stored energy, in (0, 1], from a fitted model.
 
     In a cell D = a d + error with a = sum D d / sum d², so that a² sum d² is the update's. Purity
     is a sum over products of four entries at two rows and two columns. With cells of energy
     C = a² sum d² it carries over as ||M Mᵀ||_F, M the roots of C, and not as sum C. The two are the
     same where C is a product of rows and columns.
     """
-    after = _paired(coherent_energies(fitted)) / float(fitted.stored.sum())
+    coherent = coherent_energies(fitted)
+    after = _paired(coherent) / float(fitted.stored.sum())
     before = _paired(fitted.update) / float(fitted.update.sum())
     return min(1.0, after / before)
 
 
 def coherent_energies(fitted: Fit) -> Floats:
-    """The energy of a d by cell, with a = sum D d / sum d²."""
+    """The energy of a d by cell of a fitted model, with a = sum D d / sum d²."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(fitted.update > 0, fitted.product**2 / fitted.update, 0.0)
+        energies = fitted.product**2 / fitted.update
+    return np.where(fitted.update > 0, energies, 0.0)
 
 
 def _paired(energies: Floats) -> float:
@@ -121,16 +123,25 @@ def _paired(energies: Floats) -> float:
 
 
 def misfit(counts: Counts, fitted: Fit) -> float:
-    """Sum over binades of |energy stored - energy expected| / energy stored, in [0, 2)."""
+    """Sum over binades of |energy stored - energy expected| / energy stored, in [0, 2): stored by
+    counts, expected by a fitted model.
+    """
     energy = counts.by_binade[2]
-    return float(np.abs(fitted.energy - energy).sum() / energy.sum())
+    missed = np.abs(fitted.energy - energy)
+    return float(missed.sum() / energy.sum())
 
 
 def tails(shape: Floats) -> float:
-    """Mean y⁴ over squared mean y² of the entries that an update reaches."""
+    """Mean y⁴ over squared mean y² of the entries that an update reaches.
+
+    shape: of the update, (bins,), as in `Fit`.
+    """
     squares = mean_squares()
-    reached = np.where(squares >= REACHED**2 * float(squares @ shape), shape, 0.0)
-    return float(reached.sum() * (reached @ squares**2) / (reached @ squares) ** 2)
+    least = REACHED**2 * float(squares @ shape)
+    reached = np.where(squares >= least, shape, 0.0)
+    fourth = reached @ squares**2
+    second = reached @ squares
+    return float(reached.sum() * fourth / second**2)
 
 
 def undo_counts(counts: Counts, energy: float) -> Undone:
@@ -147,33 +158,43 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
         return FEW_CHANGED
     fitted = fit(counts)
     normal = fit(counts, rounds=0)
-    kept = kept_share(fitted)
+    share = kept_share(fitted)
     wrong = misfit(counts, fitted)
-    unexplained = replace(UNEXPLAINED, zero_excess=zero_excess(counts, normal), misfit=wrong)
-    tailed = tails(fitted.shape) > TAILED and kept < WELL_KEPT
-    lopsided = abs(counts.away - counts.toward) / changed * (1 - kept) > LOPSIDED
-    allowed = OF_MASTER if AT_KEPT[0] < kept < AT_KEPT[1] else MISFIT
-    if wrong > allowed or tailed or lopsided:
+    excess = zero_excess(counts, normal)
+    unexplained = replace(UNEXPLAINED, zero_excess=excess, misfit=wrong)
+    allowed = MISFIT
+    if AT_KEPT[0] < share < AT_KEPT[1]:
+        allowed = OF_MASTER
+    if wrong > allowed:
         return unexplained
+    if tails(fitted.shape) > TAILED and share < WELL_KEPT:
+        return unexplained
+    imbalance = abs(counts.away - counts.toward) / changed
+    if imbalance * (1 - share) > LOPSIDED:
+        return unexplained
+    stored = fitted.stored.sum()
+    coherent = float(coherent_energies(fitted).sum() / stored)
+    changed_share = float(normal.changed.sum()) / float(counts.entries.sum())
     return replace(
         unexplained,
         history="stored_base",
-        kept=kept,
-        reason="rounded_away" if kept < ROUNDED_AWAY else None,
-        norm=math.sqrt(energy * float(fitted.update.sum() / fitted.stored.sum())),
-        zeros=1.0 - float(normal.changed.sum()) / float(counts.entries.sum()),
-        noise=1.0 - float(coherent_energies(fitted).sum() / fitted.stored.sum()),
+        kept=share,
+        reason="rounded_away" if share < ROUNDED_AWAY else None,
+        norm=math.sqrt(energy * float(fitted.update.sum() / stored)),
+        zeros=1.0 - changed_share,
+        noise=1.0 - coherent,
     )
 
 
 def zero_excess(counts: Counts, normal: Fit) -> float:
-    """The share of unchanged entries above that of a fitted normal update, among the FINEST
-    of the entries on the finest grid: storage hides least there, so that a mask shows.
+    """The share of unchanged entries of counts above that of a fitted normal update, among the
+    FINEST of the entries on the finest grid: storage hides least there, so that a mask shows.
     """
     entries, changed, _ = counts.by_binade
-    smaller = np.cumsum(entries[::-1])[::-1] - entries
-    finest = smaller < FINEST * entries.sum()
-    return float((normal.changed - changed)[finest].sum() / entries[finest].sum())
+    and_smaller = np.cumsum(entries[::-1])[::-1]
+    finest = and_smaller - entries < FINEST * entries.sum()
+    missing = (normal.changed - changed)[finest]
+    return float(missing.sum() / entries[finest].sum())
 
 
 def undo(
@@ -200,92 +221,113 @@ def undo(
     - otherwise, for scaled 8-bit floats, and where the energy is 0 or infinite in float64:
       rounding_unexplained.
     """
-    if isinstance(sides.tuned, Updated):
+    base = sides.base
+    tuned = sides.tuned
+    if isinstance(tuned, Updated):
         return NOTHING_ROUNDED
     energy = float(lines[0].sum())
-    clear = floor_ratio if floor_ratio is not None and floor_ratio >= CLEAR else None
-    if is_quantised(sides.base) or isinstance(sides.base, Updated) or is_quantised(sides.tuned):
-        if FLOATS.keys() >= set(formats) or clear is None:
+    rounding = None  # its energy, if D is far above it
+    if floor_ratio is not None and floor_ratio >= CLEAR:
+        rounding = energy / floor_ratio**2
+    if is_quantised(base) or isinstance(base, Updated) or is_quantised(tuned):
+        if FLOATS.keys() >= set(formats) or rounding is None:
             return UNEXPLAINED
-        return _far_above(energy, energy / clear**2)
-    names = (
-        coarser_grid(sides.base, formats[0], sides.dtype, sides.space),
-        coarser_grid(sides.tuned, formats[1], sides.dtype, sides.space),
-    )
-    of_base, grid = (FLOATS[name] for name in names)
-    if grid.mantissa_bits > of_base.mantissa_bits and names[1] in ("F32", "F64"):
+        return _far_above(energy, rounding)
+    name_of_base = coarser_grid(base, formats[0], sides.dtype, sides.space)
+    name = coarser_grid(tuned, formats[1], sides.dtype, sides.space)
+    grid = FLOATS[name]
+    is_finer = grid.mantissa_bits > FLOATS[name_of_base].mantissa_bits
+    if is_finer and name in ("F32", "F64"):
         if floor_ratio is None or not BASE_ROUNDED <= floor_ratio < CLEAR:
             return NOTHING_ROUNDED
         return replace(UNEXPLAINED, grid=grid)
     if not 0.0 < energy < math.inf:
         return UNEXPLAINED
-    coarser = min(FLOATS[name].mantissa_bits for name in formats)
-    if clear and grid.mantissa_bits >= coarser:
-        return _far_above(energy, energy / clear**2)
+    coarser = min(FLOATS[stored].mantissa_bits for stored in formats)
+    if rounding is not None and grid.mantissa_bits >= coarser:
+        return _far_above(energy, rounding)
     if not LEAST < energy < 1.0 / LEAST:
         return UNEXPLAINED
-    if names[0] != names[1] and not is_on_grid(sides.base, grid, sides.dtype, sides.space):
+    is_same_grid = name_of_base == name
+    if not is_same_grid and not is_on_grid(base, grid, sides.dtype, sides.space):
         return replace(UNEXPLAINED, grid=grid)
     counts = count(sides, grid, lines, largest)
-    error = float((counts.by_binade[0] * steps() ** 2).sum()) * counts.unit**2 / 12
+    squared_ulps = counts.by_binade[0] * steps() ** 2
+    error = float(squared_ulps.sum()) * counts.unit**2 / 12
     if energy < CLEAR**2 * error:
         return replace(undo_counts(counts, energy), grid=grid)
-    excess = zero_excess(counts, fit(counts, rounds=0))
+    normal = fit(counts, rounds=0)
+    excess = zero_excess(counts, normal)
     return replace(_far_above(energy, error), zero_excess=excess, grid=grid)
 
 
 def _far_above(energy: float, error: float) -> Undone:
     """The verdict if D is so much larger than its rounding that this hardly matters."""
     noise = error / energy
-    return Undone("far_above", 1.0 - noise, None, math.sqrt(energy - error), noise=noise)
+    return Undone(
+        history="far_above",
+        kept=1.0 - noise,
+        reason=None,
+        norm=math.sqrt(energy - error),
+        noise=noise,
+    )
 
 
 def without_few_levels(undone: Undone, base: str | None, tuned: str | None) -> Undone:
-    """Refuse what went through 8 bits or fewer (`levels.round_trip` of each side): the rounding of
-    such a copy may compensate for its own errors, as in GPTQ.
+    """Refuse what is undone of a tuned side that went through 8 bits or fewer: the rounding of such
+    a copy may compensate for its own errors, as in GPTQ. base and tuned: `levels.round_trip` of
+    each side.
     """
     if undone.kept is None or base or not tuned:
         return undone
     return replace(
-        UNEXPLAINED, misfit=undone.misfit, zero_excess=undone.zero_excess, grid=undone.grid
+        UNEXPLAINED,
+        misfit=undone.misfit,
+        zero_excess=undone.zero_excess,
+        grid=undone.grid,
     )
 
 
 def rounding_share(undone: Undone, floor_ratio: float | None) -> float | None:
-    """The share of the stored energy that rounding left: by the counts, which may be ERROR
-    too low if little was rounded, and at most ulp² / 12 an entry. None if unknown.
+    """The share of the stored energy that rounding left, in [0, 1]: by the counts of undone, which
+    may be ERROR too low if little was rounded, and at most ulp² / 12 an entry, by floor_ratio. None
+    if unknown.
     """
     if undone.noise is None or not floor_ratio:
         return None
-    return min(undone.noise + ERROR, 1.0 / floor_ratio**2)
+    at_most = 1.0 / floor_ratio**2
+    return min(undone.noise + ERROR, at_most)
 
 
 def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undone]) -> Values:
-    """zero_share_excess, from zero_share, rows_changed and the size of the rounding if
-    nothing is counted. count_now: counts if that is not decisive: updates whose sizes differ by row
-    or column leave more entries unchanged than those of one size.
+    """zero_share_excess, from zero_share and rows_changed in of_delta and, if nothing is counted,
+    the size of the rounding in undone. count_now: counts if that is not decisive: updates whose
+    sizes differ by row or column leave more entries unchanged than those of one size.
     """
     zeros = of_delta["zero_share"]
     rows = of_delta["rows_changed"]
     excess = undone.zero_excess
-    if excess is None and zeros is not None and rows:
-        within_rows = 1.0 - (1.0 - zeros) / rows
-        if undone.history == "nothing_rounded":
-            excess = within_rows
-        elif undone.history == "far_above" and undone.noise is not None:
-            excess = within_rows - LEFT * math.sqrt(undone.noise)
-            if excess > UNEVEN:
-                excess = count_now().zero_excess
+    if excess is not None or zeros is None or not rows:
+        return {"zero_share_excess": excess}
+    within_rows = 1.0 - (1.0 - zeros) / rows
+    if undone.history == "nothing_rounded":
+        excess = within_rows
+    elif undone.history == "far_above" and undone.noise is not None:
+        excess = within_rows - LEFT * math.sqrt(undone.noise)
+        if excess > UNEVEN:
+            excess = count_now().zero_excess
     return {"zero_share_excess": excess}
 
 
 def values(undone: Undone, base_norm: float) -> Values:
-    """kept and relative_norm_unrounded, None if too little is kept, and
-    zero_share_expected.
+    """kept and relative_norm_unrounded, None if too little is kept or base_norm is 0, and
+    zero_share_expected, of what is undone.
     """
-    norm = undone.norm if undone.reason is None and base_norm > 0 else None
+    relative = None
+    if undone.norm and undone.reason is None and base_norm > 0:
+        relative = undone.norm / base_norm
     return {
         "kept": undone.kept,
-        "relative_norm_unrounded": norm / base_norm if norm else None,
+        "relative_norm_unrounded": relative,
         "zero_share_expected": undone.zeros,
     }

@@ -37,7 +37,9 @@ LEVEL_OCTAVES = 24  # |D| / ulp from 2^23 on is one level
 
 
 def is_on_grid(matrix: Matrix, stored: FloatFormat, working: torch.dtype, space: Workspace) -> bool:
-    """True if all values of a matrix can be represented exactly in a stored format."""
+    """True if all values of a matrix, read in a working dtype through space, can be represented
+    exactly in a stored format.
+    """
     for index, _ in blocks(matrix):
         block = read_block(matrix, index, "tuned", working, space)
         narrow = block.to(torch_dtype(stored))
@@ -50,12 +52,14 @@ def coarser_grid(matrix: Matrix, dtype: str, working: torch.dtype, space: Worksp
     """The coarsest of BF16, F16, F32 and its stored dtype that represents a matrix's values.
 
     A format that does not is usually rejected after the first block. 8-bit formats are not tried:
-    their values are stored with scales.
+    their values are stored with scales. working and space: as in `is_on_grid`.
     """
-    for candidate in ("BF16", "F16", "F32"):
-        coarser = FLOATS[candidate].mantissa_bits < FLOATS[dtype].mantissa_bits
-        if coarser and is_on_grid(matrix, FLOATS[candidate], working, space):
-            return candidate
+    for name in ("BF16", "F16", "F32"):
+        candidate = FLOATS[name]
+        if candidate.mantissa_bits >= FLOATS[dtype].mantissa_bits:
+            continue
+        if is_on_grid(matrix, candidate, working, space):
+            return name
     return dtype
 
 
@@ -92,14 +96,16 @@ class Counts:
     @cached_property
     def energies(self) -> Floats:
         """(row classes, column classes), in units of unit²."""
-        return np.asarray((self.entries @ self.squares) @ steps() ** 2)
+        by_binade = self.entries @ self.squares
+        return np.asarray(by_binade @ steps() ** 2)
 
     @cached_property
     def by_binade(self) -> tuple[Floats, Floats, Floats]:
         """(BINADES,) each: entries, changed entries, and energy in units of unit²."""
-        of = self.entries.sum(axis=(0, 1))
-        energy = (of * self.squares).sum(axis=1) * steps() ** 2
-        return of.sum(axis=1), of[:, 1:].sum(axis=1), energy
+        entries = self.entries.sum(axis=(0, 1))
+        changed = entries[:, 1:].sum(axis=1)
+        energy = (entries * self.squares).sum(axis=1) * steps() ** 2
+        return entries.sum(axis=1), changed, energy
 
     @cached_property
     def normal_scales(self) -> Floats:
@@ -121,14 +127,20 @@ def levels() -> Levels:
     """The levels that all counts share."""
     raw = np.arange(LEVEL_OCTAVES << LEVEL_BITS)
     bits = (raw + (127 << LEVEL_BITS)) << (23 - LEVEL_BITS)
-    values = bits.astype(np.int32).view(np.float32).astype(np.float64)
-    low = np.unique(np.floor(values))
-    first = np.searchsorted(np.floor(values), low)
+    values = bits.astype(np.int32).view(np.float32)
+    whole = np.floor(values.astype(np.float64))
+    low = np.unique(whole)
+    first = np.searchsorted(whole, low)
     last = np.append(low[1:], 2 * low[-1]) - 1
     # the mean of k² over the integers of a level
-    squares = (_sum_of_squares(last) - _sum_of_squares(low - 1)) / (last - low + 1)
+    sums = _sum_of_squares(last) - _sum_of_squares(low - 1)
+    squares = sums / (last - low + 1)
     of_raw = np.searchsorted(first, raw, side="right")
-    return Levels(np.append(0.0, low), np.append(0.0, squares), np.append(0, of_raw))
+    return Levels(
+        low=np.append(0.0, low),
+        squares=np.append(0.0, squares),
+        of_raw=np.append(0, of_raw),
+    )
 
 
 def _sum_of_squares(k: Floats) -> Floats:
@@ -146,14 +158,16 @@ def classes(energies: Floats) -> Indices:
     """The class of each line, by energy: equal energies share one; without energy
     it is 0.
     """
-    count = min(CLASSES, max(1, len(energies) // LINES_PER_CLASS))
+    lines = len(energies)
+    count = min(CLASSES, max(1, lines // LINES_PER_CLASS))
     positive = np.sort(energies[energies > 0])
     if len(positive) == 0:
-        return np.zeros(len(energies), dtype=np.intp)
-    edges = positive[[len(positive) * i // count for i in range(count)]]
-    above = np.searchsorted(edges, energies, side="right")
+        return np.zeros(lines, dtype=np.intp)
+    ranks = np.arange(count) * len(positive) // count
+    above = np.searchsorted(positive[ranks], energies, side="right")
     occur = np.bincount(above) > 0
-    return np.take(np.cumsum(occur) - 1, above)
+    numbers = np.cumsum(occur) - 1
+    return np.take(numbers, above)
 
 
 def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
@@ -161,22 +175,26 @@ def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
     represents.
 
     Every class has about as many, drawn from a fixed seed; all lines of a matrix of at most SAMPLE
-    entries.
+    entries. of_class: the class of each line. length: of a line.
     """
     sizes = np.bincount(of_class)
-    share = max(1, SAMPLE // length // len(sizes))
     if sizes.sum() * length <= SAMPLE:
         return np.arange(len(of_class)), np.ones(len(sizes))
+    share = max(1, SAMPLE // length // len(sizes))
     order = np.random.default_rng(0).permutation(len(of_class))
-    in_order = of_class[order]
-    taken = [order[np.flatnonzero(in_order == kind)[:share]] for kind in range(len(sizes))]
-    return np.sort(np.concatenate(taken)), sizes / np.minimum(sizes, share)
+    shuffled = of_class[order]
+    lines = []
+    for number in range(len(sizes)):
+        members = np.flatnonzero(shuffled == number)
+        lines.append(order[members[:share]])
+    weights = sizes / np.minimum(sizes, share)
+    return np.sort(np.concatenate(lines)), weights
 
 
 def count(
     sides: Sides, grid: FloatFormat, energies: tuple[Floats, Floats], largest: float
 ) -> Counts:
-    """Count D = tuned - base in one pass over a sample of lines.
+    """Count D = tuned - base of both sides in one pass over a sample of lines.
 
     grid: the format that the tuned side was rounded to. energies: (rows,) and (cols,) of the D that
     is counted, in any unit. largest: the largest absolute entry of the base.
@@ -186,57 +204,68 @@ def count(
     tuned = sides.tuned
     shape = sides.shape
     tall = shape[0] > shape[1]
+    axis = 0 if tall else 1
     lines, weight = sampled_lines(row_class if tall else col_class, min(shape))
-    top = max(math.frexp(largest)[1] - 1, grid.min_exponent)
-    kinds = (int(row_class.max()) + 1, int(col_class.max()) + 1)
-    raw_levels = len(levels().of_raw)
+    exponent = math.frexp(largest)[1]
+    top = max(exponent - 1, grid.min_exponent)
+    row_classes = int(row_class.max()) + 1
+    col_classes = int(col_class.max()) + 1
+    level_of = levels().of_raw  # small levels are of several leading parts
+    raw_levels = len(level_of)
     # where the counts of a row class and of a column class begin in the flat table of counts
-    col_of = (col_class * BINADES * raw_levels).astype(np.int32)
-    row_of = (row_class * kinds[1] * BINADES * raw_levels).astype(np.int32)
+    size_of_cell = BINADES * raw_levels
+    col_of = (col_class * size_of_cell).astype(np.int32)
+    row_of = (row_class * col_classes * size_of_cell).astype(np.int32)
     # below the smallest normal number the ulp stays what it is
     deepest = max(1 - BINADES, grid.min_exponent - top)
     away = 0
     toward = 0
     highest = 0
-    axis = 0 if tall else 1
     places = []
     starts = [corner[axis] for _, corner in blocks(tuned)]
-    for (index, _), (start, stop) in zip(
-        blocks(tuned), pairwise([*starts, shape[axis]]), strict=True
-    ):
+    bounds = pairwise([*starts, shape[axis]])
+    for (index, _), (start, stop) in zip(blocks(tuned), bounds, strict=True):
         first, last = np.searchsorted(lines, (start, stop))
         chosen = lines[first:last]
-        if len(chosen):
-            within = torch.from_numpy(chosen - start)
-            b, t = (
-                _lines(side[index], within, axis, sides.dtype).numpy()
-                for side in (sides.base, tuned)
-            )
-            d = np.subtract(t, b, out=t)
-            way = np.sign(b) * np.sign(d)
-            away += int(np.count_nonzero(way > 0))
-            toward += int(np.count_nonzero(way < 0))
-            binade, place = _binades_and_levels(b, d, grid, top, deepest)
-            highest = max(highest, int(place.max()))
-            rows, cols = (row_of[chosen], col_of) if tall else (row_of, col_of[chosen])
-            binade *= raw_levels
-            place -= binade
-            place += rows[:, None]
-            place += cols
-            places.append(torch.from_numpy(place).view(-1))
-    size = kinds[0] * kinds[1] * BINADES * raw_levels
-    counted = torch.bincount(torch.cat(places), minlength=size)
-    level_of = levels().of_raw  # small levels are of several leading parts
+        if not len(chosen):
+            continue
+        within = torch.from_numpy(chosen - start)
+        base = _lines(sides.base[index], within, axis, sides.dtype).numpy()
+        delta = _lines(tuned[index], within, axis, sides.dtype).numpy()
+        delta -= base
+        direction = np.sign(base) * np.sign(delta)
+        away += int(np.count_nonzero(direction > 0))
+        toward += int(np.count_nonzero(direction < 0))
+        binade, place = _binades_and_levels(base, delta, grid, top, deepest)
+        highest = max(highest, int(place.max()))
+        binade *= raw_levels
+        place -= binade
+        if tall:
+            place += row_of[chosen][:, None]
+            place += col_of
+        else:
+            place += row_of[:, None]
+            place += col_of[chosen]
+        places.append(torch.from_numpy(place).view(-1))
+    size = row_classes * col_classes * size_of_cell
+    counted = torch.bincount(torch.cat(places), minlength=size).numpy()
     used = int(level_of[highest]) + 1
     # few of the table's cells occur
-    occurring = np.flatnonzero(counted.numpy())
+    occurring = np.flatnonzero(counted)
     cell = occurring // raw_levels * used + level_of[occurring % raw_levels]
-    numbers = counted.numpy()[occurring]
-    shape_of_table = (*kinds, BINADES, used)
-    table = np.asarray(np.bincount(cell, numbers, math.prod(shape_of_table)), np.float64)
-    entries = table.reshape(shape_of_table)
-    entries *= weight[:, None, None, None] if tall else weight[None, :, None, None]
-    return Counts(entries, math.ldexp(1.0, top - grid.mantissa_bits), away, toward)
+    shape_of_table = (row_classes, col_classes, BINADES, used)
+    table = np.bincount(cell, counted[occurring], math.prod(shape_of_table))
+    entries = np.asarray(table, np.float64).reshape(shape_of_table)
+    if tall:
+        entries *= weight[:, None, None, None]
+    else:
+        entries *= weight[:, None, None]
+    return Counts(
+        entries=entries,
+        unit=math.ldexp(1.0, top - grid.mantissa_bits),
+        away=away,
+        toward=toward,
+    )
 
 
 def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
@@ -271,7 +300,8 @@ def _binades_and_levels(
     steps_up = np.subtract(grid.mantissa_bits + bias, exponent)
     steps_up <<= significand
     with np.errstate(over="ignore"):  # infinity is of the highest level
-        ulps = np.multiply(d, steps_up.view(d.dtype), out=d).astype(np.float32, copy=False)
+        d *= steps_up.view(d.dtype)
+        ulps = d.astype(np.float32, copy=False)
     binade = exponent.astype(np.int32, copy=False)
     changed = ulps > 0
     level = ulps.view(np.int32)
@@ -308,7 +338,8 @@ class Tables:
 @cache
 def shape_edges() -> Floats:
     """(bins + 1,): the edges of the bins of the shape, ascending from 0, in units of s."""
-    octaves = np.arange((SHAPE_TO - SHAPE_FROM) * BIN_OCTAVE + 1) / BIN_OCTAVE + SHAPE_FROM
+    bins = (SHAPE_TO - SHAPE_FROM) * BIN_OCTAVE
+    octaves = np.arange(bins + 1) / BIN_OCTAVE + SHAPE_FROM
     return np.append(0.0, np.exp2(octaves))
 
 
@@ -323,35 +354,47 @@ def mean_squares() -> Floats:
 @cache
 def half_normal() -> Floats:
     """The shape of a normal d: (bins,) probabilities, of mean y² 1."""
-    edges = shape_edges()
-    inside: Floats = np.diff([math.erf(edge / math.sqrt(2)) for edge in edges])
+    below = [math.erf(edge / math.sqrt(2)) for edge in shape_edges()]
+    inside: Floats = np.diff(below)
     return np.asarray(inside / inside.sum())
 
 
 @cache
 def tables() -> Tables:
     """Moments and probabilities of D = round(d / ulp)."""
-    ratios = np.exp2(np.arange(RATIO_FROM * OCTAVE, RATIO_TO * OCTAVE + 1) / OCTAVE)
+    steps_of_ratio = np.arange(RATIO_FROM * OCTAVE, RATIO_TO * OCTAVE + 1)
+    ratios = np.exp2(steps_of_ratio / OCTAVE)
     edges = ratios[:, None] * shape_edges()
     widths = np.diff(edges)
-    coarse = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
-    chance = np.zeros((coarse, len(levels().low), edges.shape[1] - 1), dtype=np.float32)
-    previous = np.zeros_like(widths[:coarse])
-    for level, following in enumerate(levels().low[1:]):
-        below = np.diff(np.minimum(edges[:coarse], following - 0.5)) / widths[:coarse]
-        np.clip(below, 0.0, 1.0, out=below)
-        chance[:, level] = below - previous
-        previous = below
-    chance[:, -1] = 1.0 - previous
-    np.clip(chance, 0.0, 1.0, out=chance)
     nearest: Floats = np.floor(edges + 0.5)
     # integrals from 0 to an edge, of round(t)² and t round(t)
     whole = (nearest - 1) * nearest * (2 * nearest - 1) / 6
     rest = edges - nearest + 0.5
     second = whole + nearest**2 * rest
     product = whole + nearest * rest * (edges + nearest - 0.5) / 2
-    changed = 1.0 - np.diff(np.minimum(edges, 0.5)) / widths
-    return Tables(np.diff(second) / widths, np.diff(product) / widths, changed, chance)
+    unchanged = np.diff(np.minimum(edges, 0.5)) / widths
+    coarse = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
+    return Tables(
+        second=np.diff(second) / widths,
+        product=np.diff(product) / widths,
+        changed=1.0 - unchanged,
+        chance=_chances(edges[:coarse], widths[:coarse]),
+    )
+
+
+def _chances(edges: Floats, widths: Floats) -> NDArray[np.float32]:
+    """The chance of each level, (ratios, levels, bins), from edges of bins and their widths."""
+    lows = levels().low
+    chance = np.zeros((len(widths), len(lows), widths.shape[1]), dtype=np.float32)
+    previous = np.zeros_like(widths)
+    for level, following in enumerate(lows[1:]):
+        below = np.diff(np.minimum(edges, following - 0.5)) / widths
+        np.clip(below, 0.0, 1.0, out=below)
+        chance[:, level] = below - previous
+        previous = below
+    chance[:, -1] = 1.0 - previous
+    np.clip(chance, 0.0, 1.0, out=chance)
+    return chance
 
 
 @dataclass(frozen=True)
@@ -367,7 +410,7 @@ class Fit:
 
 
 def fit(counts: Counts, rounds: int = 3) -> Fit:
-    """Fit scales and shape in turn, from a half-normal shape: `rounds` times, or only
+    """Fit scales and shape to counts in turn, from a half-normal shape: `rounds` times, or only
     scales at 0.
     """
     shape = half_normal()
@@ -388,34 +431,39 @@ def _solve(counts: Counts, shape: Floats) -> Floats:
     between steps.
     """
     mean = tables().second @ shape
-    candidates = np.arange((RATIO_FROM * OCTAVE), (RATIO_TO - BINADES) * OCTAVE)
-    at = np.clip(_ratio_index(candidates.astype(np.float64)).astype(np.intp), 0, len(mean) - 1)
-    by_candidate = mean[at] * steps() ** 2  # (candidates, BINADES)
+    candidates = np.arange(RATIO_FROM * OCTAVE, (RATIO_TO - BINADES) * OCTAVE)
+    fractional = _ratio_index(candidates.astype(np.float64))
+    ratio = np.clip(fractional.astype(np.intp), 0, len(mean) - 1)
+    by_candidate = mean[ratio] * steps() ** 2  # (candidates, BINADES)
     expected = counts.by_cell.reshape(-1, BINADES) @ by_candidate.T
     energy = counts.energies.ravel()
-    above = np.clip((expected < energy[:, None]).sum(axis=1), 1, len(candidates) - 1)
-    low, high = (
-        np.take_along_axis(expected, place[:, None], 1)[:, 0] for place in (above - 1, above)
-    )
+    smaller = (expected < energy[:, None]).sum(axis=1)
+    above = np.clip(smaller, 1, len(candidates) - 1)
+    cells = np.arange(len(energy))
+    low = expected[cells, above - 1]
+    high = expected[cells, above]
     with np.errstate(divide="ignore", invalid="ignore"):
         part = np.log(energy / low) / np.log(high / low)
     part = np.clip(np.where(low > 0, part, 1.0), 0.0, 1.0)
-    return np.where(energy > 0, candidates[above - 1] + part, np.nan).reshape(counts.energies.shape)
+    scales = np.where(energy > 0, candidates[above - 1] + part, np.nan)
+    return scales.reshape(counts.energies.shape)
 
 
 def _active(counts: Counts, scales: Floats) -> tuple[Indices, Indices, Floats]:
     """Ratios and levels that occur in cells with a scale, and their numbers of entries."""
-    place, level, number = counts.occurring
+    cell, level, number = counts.occurring
     size = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
     width = counts.entries.shape[3]
-    ratios = np.rint(np.nan_to_num(_ratio_index(scales), nan=-1.0)).astype(np.intp).ravel()[place]
+    nearest = np.rint(np.nan_to_num(_ratio_index(scales), nan=-1.0))
+    ratios = nearest.astype(np.intp).ravel()[cell]
     inside = (ratios >= 0) & (ratios < size)
-    table = np.bincount(ratios[inside] * width + level[inside], number[inside], size * width)
-    occurring_cells = np.flatnonzero(table)
+    place = ratios[inside] * width + level[inside]
+    table = np.bincount(place, number[inside], size * width)
+    occurring = np.flatnonzero(table)
     return (
-        occurring_cells // width,
-        occurring_cells % width,
-        table[occurring_cells].astype(np.float64),
+        occurring // width,
+        occurring % width,
+        table[occurring].astype(np.float64),
     )
 
 
@@ -428,32 +476,40 @@ def _improve(counts: Counts, scales: Floats, shape: Floats) -> Floats:
     share = (number / number.sum()).astype(np.float32)
     single = shape.astype(np.float32)
     for _ in range(ITERATIONS):
-        single *= (share / np.maximum(chance @ single, TINY)) @ chance
-    return single.astype(np.float64) / float(single.sum(dtype=np.float64))
+        expected = np.maximum(chance @ single, TINY)
+        single *= (share / expected) @ chance
+    total = float(single.sum(dtype=np.float64))
+    return single.astype(np.float64) / total
 
 
 def _fitted(counts: Counts, shape: Floats, scales: Floats) -> Fit:
-    known = tables()
+    moments = tables()
     entries = counts.by_cell
-    at = _ratio_index(np.nan_to_num(scales, nan=RATIO_FROM * OCTAVE))
-    below = np.clip(np.floor(at).astype(np.intp), 0, len(known.second) - 2)
+    ratio = _ratio_index(np.nan_to_num(scales, nan=RATIO_FROM * OCTAVE))
+    below = np.clip(np.floor(ratio).astype(np.intp), 0, len(moments.second) - 2)
     part = np.where(np.isfinite(scales), 1.0, 0.0)[..., None]
-    between = np.clip(at - below, 0.0, 1.0)
+    between = np.clip(ratio - below, 0.0, 1.0)
 
     def expected(of_ratio: Floats) -> Floats:
         """(row classes, column classes, BINADES): mean of an entry at its cell's scale, otherwise
         0.
         """
-        return part * (of_ratio[below] * (1 - between) + of_ratio[below + 1] * between)
+        lower = of_ratio[below] * (1 - between)
+        upper = of_ratio[below + 1] * between
+        return part * (lower + upper)
 
     weight = entries * steps() ** 2
     mean = float(mean_squares() @ shape)
-    squared = np.exp2(2 * np.nan_to_num(scales, nan=-np.inf) / OCTAVE) * mean
+    octaves = 2 * np.nan_to_num(scales, nan=-np.inf) / OCTAVE
+    squared = np.exp2(octaves) * mean
+    product = weight * expected(moments.product @ shape)
+    changed = entries * expected(moments.changed @ shape)
+    energy = weight * expected(moments.second @ shape)
     return Fit(
         shape=shape,
         update=entries.sum(axis=2) * squared,
-        product=(weight * expected(known.product @ shape)).sum(axis=2),
+        product=product.sum(axis=2),
         stored=counts.energies,
-        changed=(entries * expected(known.changed @ shape)).sum(axis=(0, 1)),
-        energy=(weight * expected(known.second @ shape)).sum(axis=(0, 1)),
+        changed=changed.sum(axis=(0, 1)),
+        energy=energy.sum(axis=(0, 1)),
     )

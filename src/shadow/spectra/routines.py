@@ -65,7 +65,7 @@ def _address(name: str, count: int) -> Routine:
 
 
 def array(value: Any, *shape: int, dtype: type[np.generic] = np.float64) -> Any:
-    """The address of an array that a routine reads and writes.
+    """The address of an array, value, that a routine reads and writes.
 
     Raises TypeError unless it has exactly this shape and dtype, row by row, aligned and writable.
     """
@@ -76,7 +76,7 @@ def array(value: Any, *shape: int, dtype: type[np.generic] = np.float64) -> Any:
 
 
 def number(value: int) -> Any:
-    """The address of an integer."""
+    """The address of an integer of that value."""
     return ctypes.byref(ctypes.c_int(value))
 
 
@@ -147,9 +147,11 @@ def _of_tridiagonal(
         array(np.empty(5 * n), 5 * n), array(np.empty(n, np.intc), n, dtype=np.intc),
         array(np.empty(count, np.intc), count, dtype=np.intc), array(info, 1, dtype=np.intc),
     )  # fmt: skip
-    if info[0] == 0 and np.abs(vectors @ vectors.T - np.eye(count)).max() < ORTHONORMAL:
-        return vectors
-    _, vectors = eigh_tridiagonal(
+    if info[0] == 0:
+        errors = np.abs(vectors @ vectors.T - np.eye(count))
+        if errors.max() < ORTHONORMAL:
+            return vectors
+    _, columns = eigh_tridiagonal(
         diagonal, beside[: n - 1], select="i", select_range=(n - count, n - 1)
     )
-    return np.ascontiguousarray(vectors.T)
+    return np.ascontiguousarray(columns.T)

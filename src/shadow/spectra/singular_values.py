@@ -34,21 +34,25 @@ NO_RANKS: Values = dict.fromkeys((
 
 def entropy(p: Floats) -> float:
     """-sum p ln p in nats, with 0 ln 0 = 0."""
-    p = p[p > 0]
-    return float(-(p * np.log(p)).sum()) + 0.0  # -0.0 of a one-point distribution becomes 0.0
+    positive = p[p > 0]
+    terms = positive * np.log(positive)
+    return float(-terms.sum()) + 0.0  # -0.0 of a one-point distribution becomes 0.0
 
 
 def norms(spectrum: Spectrum) -> Values:
-    """frobenius_norm from the entries, spectral_norm = sigma_1, nuclear_norm = sum sigma."""
+    """frobenius_norm from the entries, spectral_norm = sigma_1, nuclear_norm = sum sigma, of a
+    spectrum, in weights.
+    """
+    sigma = spectrum.sigma
     return {
         "frobenius_norm": spectrum.norm,
-        "spectral_norm": float(spectrum.sigma[0]),
-        "nuclear_norm": float(spectrum.sigma.sum()),
+        "spectral_norm": float(sigma[0]),
+        "nuclear_norm": float(sigma.sum()),
     }
 
 
 def ranks(spectrum: Spectrum) -> Values:
-    """Soft and hard ranks; all but numerical_rank are None for a zero matrix.
+    """Soft and hard ranks of a spectrum; all but numerical_rank are None for a zero matrix.
 
     stable_rank = E / sigma_1² in [1, m] (Rudelson & Vershynin 2007); effective_rank = exp H(p) in
     [1, m] (Roy & Vetterli 2007); energy_rank = exp H(q) in [1, m]; participation_ratio = 1 / sum q²
@@ -61,43 +65,58 @@ def ranks(spectrum: Spectrum) -> Values:
     relative = sigma / sigma[0]  # squares of the ratios can neither overflow nor vanish as a whole
     squares = relative**2
     q = squares / squares.sum()
-    cumulative = np.cumsum(q)
-    h = entropy(q)
-    return {
+    p = relative / relative.sum()
+    values: Values = {
         "stable_rank": float(squares.sum()),
-        "effective_rank": math.exp(entropy(relative / relative.sum())),
-        "energy_rank": math.exp(h),
+        "effective_rank": math.exp(entropy(p)),
+        "energy_rank": math.exp(entropy(q)),
         "participation_ratio": float(1.0 / (q**2).sum()),
         "numerical_rank": numerical,
-        **{f"rank_{t}": int(np.searchsorted(cumulative, t / 100 - TIE) + 1) for t in (90, 95, 99)},
     }
+    cumulative = np.cumsum(q)
+    for percent in (90, 95, 99):
+        before = np.searchsorted(cumulative, percent / 100 - TIE)
+        values[f"rank_{percent}"] = int(before) + 1
+    return values
 
 
 def top_energies(spectrum: Spectrum, tops: Sequence[int] = (1, 4, 16, 64)) -> Values:
-    """top{k}_energy = q_1 + ... + q_min(k, m) in (0, 1]; None for a zero matrix."""
-    if spectrum.sigma[0] == 0:
-        return {f"top{k}_energy": None for k in tops}
-    squares = (spectrum.sigma / spectrum.sigma[0]) ** 2
-    return {f"top{k}_energy": float(squares[:k].sum() / squares.sum()) for k in tops}
+    """top{k}_energy = q_1 + ... + q_min(k, m) of a spectrum in (0, 1], for each k in tops; None for
+    a zero matrix.
+    """
+    sigma = spectrum.sigma
+    values: Values = {f"top{k}_energy": None for k in tops}
+    if sigma[0] == 0:
+        return values
+    squares = (sigma / sigma[0]) ** 2
+    for k in tops:
+        values[f"top{k}_energy"] = float(squares[:k].sum() / squares.sum())
+    return values
 
 
 def condition_number(spectrum: Spectrum) -> Values:
-    """sigma_1 / sigma_m, in [1, inf); None if unresolved, or rounding may move it
+    """sigma_1 / sigma_m of a spectrum, in [1, inf); None if unresolved, or rounding may move it
     over 5 %.
     """
     largest = float(spectrum.sigma[0])
     smallest = float(spectrum.sigma[-1])
-    if smallest == 0 or spectrum.shift > 2.0 * SMALLEST_ERROR * (smallest / largest) ** 2:
+    if smallest == 0:
+        return {"condition_number": None}
+    allowed = 2.0 * SMALLEST_ERROR * (smallest / largest) ** 2
+    if spectrum.shift > allowed:
         return {"condition_number": None}
     return {"condition_number": largest / smallest}
 
 
 def spectrum_values(spectrum: Spectrum) -> Values:
-    """The columns that every subject has."""
-    return {
-        **norms(spectrum), **ranks(spectrum), **top_energies(spectrum),
-        "sigma_floor": spectrum.floor, **condition_number(spectrum), **power_law(spectrum),
-    }  # fmt: skip
+    """The columns of a spectrum that every subject has."""
+    values = norms(spectrum)
+    values |= ranks(spectrum)
+    values |= top_energies(spectrum)
+    values["sigma_floor"] = spectrum.floor
+    values |= condition_number(spectrum)
+    values |= power_law(spectrum)
+    return values
 
 
 # eigenvalues a power law is fitted to at least: fewer give an exponent without meaning
@@ -108,7 +127,8 @@ BOUND_ERROR = 1e-9  # relative rounding error of a bound and of a distance, with
 
 
 def power_law(spectrum: Spectrum) -> Values:
-    """Fit the exponent of the eigenvalues lambda = sigma² above xmin, by maximum likelihood.
+    """Fit the exponent of the eigenvalues lambda = sigma² of a spectrum above xmin, by maximum
+    likelihood.
 
     alpha = 1 + n / sum ln(lambda_i / xmin) over the n eigenvalues >= xmin, in (1, inf), at the xmin
     of least two-sided Kolmogorov-Smirnov distance among the resolved eigenvalues that leave at
@@ -124,19 +144,19 @@ def power_law(spectrum: Spectrum) -> Values:
     # sum of ln(lambda / xmin), from gaps: these are all >= 0, so nothing cancels
     gaps = np.diff(logs) * np.arange(len(logs) - 1, 0, -1)
     sums = np.cumsum(gaps[::-1])[::-1][starts]
-    distinct = np.concatenate(
-        ([True], np.diff(logs[: len(starts)]) > 0)
-    )  # the first of equal candidates
     # a tail whose logs differ only by rounding has no exponent
-    candidates = distinct & (sums > 1e-12 * len(logs) * np.maximum(1.0, np.abs(logs[starts])))
+    rounding = 1e-12 * len(logs) * np.maximum(1.0, np.abs(logs[starts]))
+    candidates = sums > rounding
+    candidates[1:] &= np.diff(logs[: len(starts)]) > 0  # the first of equal candidates
     if not candidates.any():
         return nothing
     best, distance = _nearest(logs, starts[candidates], sums[candidates])
     tail = logs[best:]
     exponent = len(tail) / float((tail - tail[0]).sum())
+    smallest = float(resolved[best])
     return {
         "alpha": 1.0 + exponent,
-        "alpha_xmin": float(resolved[best]) * float(resolved[best]),  # infinite at 1e155
+        "alpha_xmin": smallest * smallest,  # infinite at 1e155
         "alpha_ks": distance,
         "alpha_tail": len(tail),
     }
@@ -150,16 +170,16 @@ def _nearest(logs: Floats, starts: NDArray[np.int64], sums: Floats) -> tuple[int
     that decays.
     """
     last = len(logs) - 1
-    few = np.append(np.arange(0, last, STRIDE), last)
-    bounds = np.concatenate(
-        [
-            _distances(logs, starts[some], few, sums[some])
-            for some in _chunks(np.arange(len(starts)), len(few))
-        ]
-    )
-    (reached,) = _at_all_values(logs, starts[[np.argmin(bounds)]])
-    starts = starts[bounds <= reached * (1.0 + BOUND_ERROR)]
-    distances = np.concatenate([_at_all_values(logs, some) for some in _chunks(starts, len(logs))])
+    places = np.append(np.arange(0, last, STRIDE), last)
+    parts = []
+    for chunk in _chunks(np.arange(len(starts)), len(places)):
+        parts.append(_distances(logs, starts[chunk], places, sums[chunk]))
+    bounds = np.concatenate(parts)
+    promising = starts[[np.argmin(bounds)]]
+    (distance,) = _at_all_values(logs, promising)
+    starts = starts[bounds <= distance * (1.0 + BOUND_ERROR)]
+    chunks = _chunks(starts, len(logs))
+    distances = np.concatenate([_at_all_values(logs, chunk) for chunk in chunks])
     best = int(np.argmin(distances))
     return int(starts[best]), float(distances[best])
 
@@ -189,8 +209,12 @@ def _distances(
     count = (len(logs) - starts)[:, None]
     above = logs[places] - logs[starts][:, None]  # ln(lambda_j / xmin_i)
     np.maximum(above, 0.0, out=above)
-    above *= -count / (above.sum(axis=1, keepdims=True) if sums is None else sums[:, None])
-    difference = np.subtract(1.0, np.exp(above, out=above), out=above)
+    totals = above.sum(axis=1) if sums is None else sums
+    above *= -count / totals[:, None]
+    np.exp(above, out=above)
+    difference = np.subtract(1.0, above, out=above)
     difference -= np.maximum(places - starts[:, None], 0) / count
-    result: Floats = np.maximum(difference.max(axis=1), 1.0 / count[:, 0] - difference.min(axis=1))
+    highest = difference.max(axis=1)
+    lowest = difference.min(axis=1)
+    result: Floats = np.maximum(highest, 1.0 / count[:, 0] - lowest)
     return result

@@ -50,8 +50,9 @@ class Sketch:
     @property
     def ends(self) -> tuple[float, float]:
         """Bounds of the largest singular value, in weights."""
-        low, high = (math.sqrt(of[0]) / self.scale for of in (self.space.values, self.space.bounds))
-        return low, high
+        low = math.sqrt(self.space.values[0])
+        high = math.sqrt(self.space.bounds[0])
+        return low / self.scale, high / self.scale
 
     @property
     def spectral_norm(self) -> Estimate:
@@ -72,12 +73,11 @@ class Sketch:
     @cached_property
     def participation_ratio(self) -> Estimate:
         """E² / tr G², of a tr G² within what is possible: between E² / m and E²."""
-        space = self.space
         square = square_trace(self.space)
-        low = space.energy**2 / space.side
-        high = space.energy**2
+        high = self.space.energy**2
+        low = high / self.space.side
         squares = min(high, max(low, square.value))
-        ratio = space.energy**2 / squares
+        ratio = high / squares
         return Estimate(ratio, ratio * (square.error / squares))
 
 
@@ -91,31 +91,38 @@ def sketches(
 ) -> dict[Subject, Sketch]:
     """Sketch matrices of one shape by the same passes over their blocks.
 
-    key: seed of the frame that they share, so that errors of shifts cancel. sizes: of each, the
-    power of two that its blocks are multiplied by, and its Frobenius norm in weights.
+    read: yields their blocks in the order of sizes. shape: (rows, cols). key: seed of the frame
+    that they share, so that errors of shifts cancel. sizes: of each, the power of two that its
+    blocks are multiplied by, and its Frobenius norm in weights.
     """
     wide = shape[0] <= shape[1]
 
-    def products(few: Sequence[NDArray[np.float32]]) -> list[Array]:
+    def products(vectors: Sequence[NDArray[np.float32]]) -> list[Array]:
         """Multiply in one pass: float32 by block, float64 over blocks."""
-        totals = [np.zeros(columns.shape) for columns in few]
+        totals = [np.zeros(columns.shape) for columns in vectors]
         for parts in read():
-            for total, part, columns in zip(totals, parts, few, strict=True):
+            for total, part, columns in zip(totals, parts, vectors, strict=True):
                 v = torch.from_numpy(columns)
                 # other ways to write these products take MKL two to four times as long
-                image = part @ (v.T @ part).T.contiguous() if wide else ((part @ v).T @ part).T
+                if wide:
+                    inner = (v.T @ part).T.contiguous()
+                    image = part @ inner
+                else:
+                    image = ((part @ v).T @ part).T
                 total += image.numpy()
         return totals
 
     energies = [(norm * scale) ** 2 for scale, norm in sizes.values()]
     spaces = krylov_spaces(products, frame(key, min(shape)), energies)
-    sketched = zip(sizes.items(), spaces, strict=True)
-    return {subject: Sketch(space, *size) for (subject, size), space in sketched}
+    by_subject = {}
+    for (subject, (scale, norm)), space in zip(sizes.items(), spaces, strict=True):
+        by_subject[subject] = Sketch(space, scale, norm)
+    return by_subject
 
 
 def of_pair(sides: Sides, sizes: Mapping[Subject, tuple[float, float]]) -> Reading:
-    """Read those of base, tuned and tuned - base that have a size, as in `sketches`; the last in
-    the dtype of sides.
+    """Read those of base, tuned and tuned - base that have one of the sizes, as in `sketches`; the
+    last in the dtype of sides.
     """
     space = sides.space
 
@@ -127,10 +134,12 @@ def of_pair(sides: Sides, sizes: Mapping[Subject, tuple[float, float]]) -> Readi
                 parts["delta"] = torch.sub(t, b, out=space.take("work", b.shape, sides.dtype))
             scaled = []
             for subject, (scale, _) in sizes.items():
-                part = parts[subject] if scale == 1.0 else parts[subject].mul_(scale)
+                part = parts[subject]
+                if scale != 1.0:
+                    part *= scale
                 if part.dtype != torch.float32:
-                    room = space.take(f"{subject} in float32", part.shape, torch.float32)
-                    part = room.copy_(part)
+                    buffer = space.take(f"{subject} in float32", part.shape, torch.float32)
+                    part = buffer.copy_(part)
                 scaled.append(part)
             yield scaled
 
@@ -138,8 +147,8 @@ def of_pair(sides: Sides, sizes: Mapping[Subject, tuple[float, float]]) -> Readi
         return read
     deltas: list[list[Tensor]] = []
     for (part,) in read():
-        room = space.take(f"delta {len(deltas)}", part.shape, torch.float32)
-        deltas.append([room.copy_(part)])
+        buffer = space.take(f"delta {len(deltas)}", part.shape, torch.float32)
+        deltas.append([buffer.copy_(part)])
     return lambda: iter(deltas)
 
 
@@ -151,63 +160,73 @@ def _within(estimate: Estimate) -> Estimate | None:
 
 
 def _between(low: float, high: float) -> Estimate:
-    return Estimate((low + high) / 2.0, (high - low) / 2.0 + ROUNDING * abs(high))
+    error = (high - low) / 2.0 + ROUNDING * abs(high)
+    return Estimate((low + high) / 2.0, error)
 
 
-def weight_figures(of: Sketch) -> Figures:
-    """The columns that every subject has; None where a product with few vectors cannot decide."""
-    low, high = of.ends
-    return {
-        "frobenius_norm": of.norm,
-        "spectral_norm": _within(of.spectral_norm),
-        "stable_rank": _within(_between((of.norm / high) ** 2, (of.norm / low) ** 2)),
-        "effective_rank": None if of.entropy is None else of.entropy.exp,
-        "participation_ratio": of.participation_ratio,
-        **{f"top{count}_energy": _within(_energy(of, count)) for count in TOPS},
-        "sigma_floor": FLOOR * low,
+def weight_figures(sketch: Sketch) -> Figures:
+    """The columns of a sketch that every subject has; None where a product with few vectors cannot
+    decide.
+    """
+    low, high = sketch.ends
+    stable_rank = _between((sketch.norm / high) ** 2, (sketch.norm / low) ** 2)
+    figures: Figures = {
+        "frobenius_norm": sketch.norm,
+        "spectral_norm": _within(sketch.spectral_norm),
+        "stable_rank": _within(stable_rank),
+        "effective_rank": None,
+        "participation_ratio": sketch.participation_ratio,
     }
+    if sketch.entropy is not None:
+        figures["effective_rank"] = sketch.entropy.exp
+    for count in TOPS:
+        figures[f"top{count}_energy"] = _within(_energy(sketch, count))
+    figures["sigma_floor"] = FLOOR * low
+    return figures
 
 
-def _energy(of: Sketch, count: int) -> Estimate:
+def _energy(sketch: Sketch, count: int) -> Estimate:
     """The share of the energy of this many leading directions."""
-    space = of.space
-    low, high = (float(x[:count].sum()) / space.energy for x in (space.values, space.bounds))
+    space = sketch.space
+    low = float(space.values[:count].sum()) / space.energy
+    high = float(space.bounds[:count].sum()) / space.energy
     return _between(min(1.0, low), min(1.0, high))
 
 
-def delta_figures(of: Sketch, null: float, edge: float, sharp: float) -> Figures:
-    """The columns of a delta that rest on its singular values.
+def delta_figures(sketch: Sketch, null: float, edge: float, sharp: float) -> Figures:
+    """The columns of a delta that rest on its singular values, from its sketch.
 
     null, edge, sharp: its null_participation_ratio, null_edge and null_edge_sharp, in closed form.
     """
-    ratio = of.participation_ratio
-    spikes = _above(of, edge)
+    ratio = sketch.participation_ratio
+    spikes = _above(sketch, edge)
+    spike_energy = None
+    if spikes is not None:
+        spike_energy = _within(_energy(sketch, spikes))
     concentration = None
     if null >= 2:
-        concentration = Estimate(
-            math.log(null / ratio.value) / math.log(null),
-            ratio.error / ratio.value / math.log(null),
-        )
+        unit = math.log(null)
+        value = math.log(null / ratio.value) / unit
+        concentration = Estimate(value, ratio.error / ratio.value / unit)
     return {
-        **weight_figures(of),
-        "top20_energy": _within(_energy(of, 20)),
+        **weight_figures(sketch),
+        "top20_energy": _within(_energy(sketch, 20)),
         "null_participation_ratio": null,
         "null_edge": edge,
         "null_edge_sharp": sharp,
         "concentration": concentration,
         "spikes": spikes,
-        "spike_energy": None if spikes is None else _within(_energy(of, spikes)),
-        "spikes_sharp": _above(of, sharp),
+        "spike_energy": spike_energy,
+        "spikes_sharp": _above(sketch, sharp),
     }
 
 
-def _above(of: Sketch, edge: float) -> int | None:
+def _above(sketch: Sketch, edge: float) -> int | None:
     """Say how many singular values lie above an edge; None where the bounds leave it open."""
-    space = of.space
-    level = (edge * of.scale) ** 2
+    space = sketch.space
+    level = (edge * sketch.scale) ** 2
     count = int(np.count_nonzero(space.values > level))
-    is_open = count >= len(space.bounds) or space.bounds[count] > level
-    if is_open:
+    if count >= len(space.bounds) or space.bounds[count] > level:
         return None
     return count
 
@@ -221,8 +240,9 @@ def effective_rank_shift(base: Sketch, tuned: Sketch) -> Estimate | None:
     if before is None or after is None:
         return None
     middle = math.exp((before.log.value + after.log.value) / 2.0)
-    moved = Entropy(after.rules - before.rules, after.residues - before.residues).log
-    shift = Estimate(middle * moved.value, middle * moved.error)
+    difference = Entropy(after.rules - before.rules, after.residues - before.residues)
+    log = difference.log
+    shift = Estimate(middle * log.value, middle * log.error)
     if shift.error <= max(abs(shift.value), SHIFTED * middle):
         return shift
     return None

@@ -6,7 +6,7 @@ What a level costs is in `shadow.spectra.costs`, which says which solver a matri
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -86,11 +86,11 @@ class Gram:
     def of_pair(
         self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
     ) -> SpectralFigures:
-        """Measure by three spectra, or that of the delta."""
-        method = means.method
+        """Measure by three spectra, or that of the delta.
+
+        total: the sums of `delta.summed`. formats: the stored dtypes. key: not used here.
+        """
         profile = total.profile
-        scale = total.profile.scale
-        vectors = VECTORS if method.subjects == "all" else 0
         weights: list[Measurement] = []
         spectra: list[Spectrum] = []
         subject: Subject
@@ -99,23 +99,26 @@ class Gram:
             ("tuned", sides.tuned, total.tuned, total.size.tuned, formats[1]),
         ):
             norm = math.sqrt(energy) / total.scale
-            if method.subjects != "all":
+            if means.method.subjects != "all":
                 weights.append(norm_alone(subject, norm))
                 continue
-            solved = self._of_weights(matrix, norm, largest, stored, means, vectors)
+            solved = self._of_weights(matrix, norm, largest, stored, means, VECTORS)
             spectra.append(solved)
-            of_weights = spectrum_values(solved)
-            weights.append(Measurement(subject, solved.precision, of_weights, solved.sigma))
-        norm = math.sqrt(profile.energy) / scale
+            weights.append(_of_spectrum(subject, solved))
+        norm = math.sqrt(profile.energy) / profile.scale
         if isinstance(sides.tuned, Updated):
             delta = _update_spectrum(sides.tuned, norm)
         else:
-            read = partial(delta_blocks, sides, scale)
-            is_wide = sides.dtype == torch.float64
             delta = spectrum(
-                read, sides.shape, norm, scale, self.precision, is_wide, grams=means.grams
+                partial(delta_blocks, sides, profile.scale),
+                sides.shape,
+                norm,
+                profile.scale,
+                self.precision,
+                wide_format=sides.dtype == torch.float64,
+                grams=means.grams,
             )
-        values = {**_of_delta(delta, profile), **_beside_base(spectra, weights)}
+        values = _of_delta(delta, profile) | _beside_base(spectra, weights)
         if spectra:
             values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
         return SpectralFigures(weights[0], weights[1], values, delta)
@@ -123,9 +126,13 @@ class Gram:
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
     ) -> Measurement:
-        """Measure by its spectrum."""
+        """Measure a matrix by its spectrum.
+
+        norm: its Frobenius norm. largest: its largest absolute entry. stored: its dtype. means: the
+        buffers. key: not used here.
+        """
         solved = self._of_weights(matrix, norm, largest, stored, means)
-        return Measurement("tuned", solved.precision, spectrum_values(solved), solved.sigma)
+        return _of_spectrum("tuned", solved)
 
     def _of_weights(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means,
@@ -137,10 +144,16 @@ class Gram:
 
         def solve() -> Spectrum:
             scale = power_of_two_scale(largest)
-            is_wide = working_dtype(stored) == torch.float64
-            read = partial(scaled_blocks, matrix, scale, space=means.space)
-            shape = shape_of(matrix)
-            return spectrum(read, shape, norm, scale, self.precision, is_wide, vectors, means.grams)
+            return spectrum(
+                partial(scaled_blocks, matrix, scale, space=means.space),
+                shape_of(matrix),
+                norm,
+                scale,
+                self.precision,
+                wide_format=working_dtype(stored) == torch.float64,
+                vectors=vectors,
+                grams=means.grams,
+            )
 
         question = SpectrumKey(stored, self.precision, vectors, means.grams.solver)
         if means.remember is None:
@@ -156,72 +169,103 @@ class KrylovSolver:
     ) -> SpectralFigures:
         """Measure by products of few vectors with base, tuned and delta together. The delta of an
         adapter, from its factors, has all values, and so has a side of zeros.
+
+        total: the sums of `delta.summed`. formats: not used here. key: seed of the frame.
         """
         profile = total.profile
         is_all = means.method.subjects == "all"
-        size = total.size
-        sizes: dict[Subject, tuple[float, float]] = {  # the scale of each, and its norm
-            "base": (power_of_two_scale(size.base), math.sqrt(total.base) / total.scale),
-            "tuned": (power_of_two_scale(size.tuned), math.sqrt(total.tuned) / total.scale),
-            "delta": (profile.scale, math.sqrt(profile.energy) / profile.scale),
+        norms: dict[Subject, float] = {
+            "base": math.sqrt(total.base) / total.scale,
+            "tuned": math.sqrt(total.tuned) / total.scale,
+            "delta": math.sqrt(profile.energy) / profile.scale,
         }
-        adapted = sides.tuned if isinstance(sides.tuned, Updated) else None
-        wanted: dict[Subject, bool] = {"base": is_all, "tuned": is_all, "delta": adapted is None}
-        to_sketch = {name: size for name, size in sizes.items() if wanted[name] and size[1] > 0}
+        scales: dict[Subject, float] = {"delta": profile.scale}
+        if is_all:
+            scales = {
+                "base": power_of_two_scale(total.size.base),
+                "tuned": power_of_two_scale(total.size.tuned),
+                "delta": profile.scale,
+            }
+        from_factors = None
+        if isinstance(sides.tuned, Updated):
+            from_factors = _update_spectrum(sides.tuned, norms["delta"])
+            del scales["delta"]
+        sizes = {
+            subject: (scale, norms[subject])
+            for subject, scale in scales.items()
+            if norms[subject] > 0
+        }
         by_subject: dict[Subject, Sketch] = {}
-        if to_sketch:
-            by_subject = sketches(of_pair(sides, to_sketch), sides.shape, to_sketch, key)
-        from_factors = None if adapted is None else _update_spectrum(adapted, sizes["delta"][1])
+        if sizes:
+            read = of_pair(sides, sizes)
+            by_subject = sketches(read, sides.shape, sizes, key)
         if from_factors is None:
-            values = columns(delta_figures(by_subject["delta"], *closed_null(profile)))
+            null = closed_null(profile)
+            values = columns(delta_figures(by_subject["delta"], *null))
         else:
             values = _of_delta(from_factors, profile)
-        if not is_all:
-            base, tuned = (norm_alone(subject, sizes[subject][1]) for subject in WEIGHTS)
-            return SpectralFigures(base, tuned, values, from_factors)
-        base, tuned = (
-            _of_sketch(subject, by_subject[subject])
-            if subject in by_subject
-            else _of_zeros(subject, sides.shape)
-            for subject in WEIGHTS
-        )
+        weights = []
+        for subject in WEIGHTS:
+            if not is_all:
+                weights.append(norm_alone(subject, norms[subject]))
+            elif subject in by_subject:
+                weights.append(_of_sketch(subject, by_subject[subject]))
+            else:
+                weights.append(_of_zeros(subject, sides.shape))
         if "base" in by_subject and "tuned" in by_subject:
             shift = effective_rank_shift(by_subject["base"], by_subject["tuned"])
             values |= columns({"effective_rank_shift": shift})
-        return SpectralFigures(base, tuned, values, from_factors)
+        return SpectralFigures(weights[0], weights[1], values, from_factors)
 
     def alone(
         self, matrix: Matrix, norm: float, largest: float, stored: str, means: Means, key: str
     ) -> Measurement:
-        """Measure by a sketch; zeros have all values."""
+        """Measure a matrix by a sketch; zeros have all values.
+
+        norm: its Frobenius norm. largest: its largest absolute entry. stored: its dtype. means: the
+        buffers. key: seed of the frame.
+        """
         shape = shape_of(matrix)
         if norm == 0:
             return _of_zeros("tuned", shape)
         scale = power_of_two_scale(largest)
-        read = partial(scaled_blocks, matrix, scale, working_dtype(stored), means.space)
-        by_subject = sketches(
-            lambda: ([x.float()] for x in read()), shape, {"tuned": (scale, norm)}, key
-        )
+
+        def read() -> Iterator[Sequence[torch.Tensor]]:
+            for block in scaled_blocks(matrix, scale, working_dtype(stored), means.space):
+                yield [block.float()]
+
+        by_subject = sketches(read, shape, {"tuned": (scale, norm)}, key)
         return _of_sketch("tuned", by_subject["tuned"])
 
 
 def solver_of(method: Method, shape: Shape) -> Gram | KrylovSolver | None:
-    """The solver of a matrix; None at a level without singular values."""
+    """The solver of a matrix of a shape (rows, cols) by a method; None at a level without singular
+    values.
+    """
     cost = cost_of(method).on(shape)
     if isinstance(cost, GramCost):
         return Gram(cost.precision)
-    return KrylovSolver() if method.has_spectra else None
+    if method.has_spectra:
+        return KrylovSolver()
+    return None
 
 
 def _of_sketch(subject: Subject, sketch: Sketch) -> Measurement:
     """The numbers of a side by its sketch, without singular values."""
-    return Measurement(subject, "sketch", columns(weight_figures(sketch)), np.zeros(0))
+    values = columns(weight_figures(sketch))
+    return Measurement(subject, "sketch", values, np.zeros(0))
+
+
+def _of_spectrum(subject: Subject, solved: Spectrum) -> Measurement:
+    """The numbers of a side by its spectrum."""
+    values = spectrum_values(solved)
+    return Measurement(subject, solved.precision, values, solved.sigma)
 
 
 def _of_zeros(subject: Subject, shape: Shape) -> Measurement:
     """The numbers of a matrix of zeros."""
     zeros = Spectrum(np.zeros(min(shape)), *shape, 0.0, 0.0, "exact")
-    return Measurement(subject, zeros.precision, spectrum_values(zeros), zeros.sigma)
+    return _of_spectrum(subject, zeros)
 
 
 def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
@@ -235,10 +279,9 @@ def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
 def _of_delta(delta: Spectrum, profile: Profile) -> Values:
     """The columns of a delta's singular values; its smallest one says nothing."""
     values = spectrum_values(delta)
-    return {
-        **values, **top_energies(delta, (20,)),
-        **null_values(delta, profile, values["participation_ratio"]),
-    }  # fmt: skip
+    values |= top_energies(delta, (20,))
+    values |= null_values(delta, profile, values["participation_ratio"])
+    return values
 
 
 def _beside_base(spectra: Sequence[Spectrum], weights: Sequence[Measurement]) -> Values:
@@ -251,8 +294,10 @@ def _beside_base(spectra: Sequence[Spectrum], weights: Sequence[Measurement]) ->
     base, tuned = (side.sigma for side in spectra)
     resolved = (base > 0) & (tuned > 0)
     if resolved.any():
-        low, middle, high = np.percentile(tuned[resolved] / base[resolved], [25, 50, 75])
-        values |= {"sigma_scale": float(middle), "sigma_scale_iqr": float(high) - float(low)}
+        ratios = tuned[resolved] / base[resolved]
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
+        values["sigma_scale"] = float(middle)
+        values["sigma_scale_iqr"] = float(high) - float(low)
     before, after = (measurement.number("effective_rank") for measurement in weights)
     if before is not None and after is not None:
         values["effective_rank_shift"] = after - before

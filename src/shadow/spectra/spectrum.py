@@ -126,7 +126,7 @@ class Workspace:
         return result
 
     def take(self, name: str, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The buffer of that name as a contiguous tensor of the shape, its content undefined."""
+        """The buffer of that name as a contiguous tensor of the shape and dtype, its content undefined."""
         size = math.prod(shape)
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.numel() < size:
@@ -137,7 +137,7 @@ class Workspace:
 
 
 def shape_of(matrix: Matrix) -> tuple[int, int]:
-    """(rows, cols); the first two of three dimensions together are rows."""
+    """(rows, cols) of a matrix; the first two of three dimensions together are rows."""
     return matrix.shape[:-1].numel(), matrix.shape[-1]
 
 
@@ -153,28 +153,32 @@ def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[Index, Cor
     sums are the same whatever runs at the same time.
     """
     rows, cols = shape_of(matrix)
-    size = BLOCK if size is None else size
+    if size is None:
+        size = BLOCK
     if matrix.numel() == 0:
         return
     if rows <= cols:
+        all_rows = (slice(None),) * (matrix.ndim - 1)
         step = max(1, size // rows)
         for start in range(0, cols, step):
-            yield (slice(None),) * (matrix.ndim - 1) + (slice(start, start + step),), (0, start)
-    else:
-        each = rows // matrix.shape[0]  # rows, of a group where there are some
-        step = max(1, size // (each * cols))
-        within = max(1, min(each, size // cols))  # of a group that is larger than a block
-        for start in range(0, matrix.shape[0], step):
-            if matrix.ndim == 2 or step > 1 or within == each:
-                yield (slice(start, start + step),), (start * each, 0)
-                continue
-            for row in range(0, each, within):
-                index = slice(start, start + 1), slice(row, row + within)
-                yield index, (start * each + row, 0)
+            yield (*all_rows, slice(start, start + step)), (0, start)
+        return
+    height = rows // matrix.shape[0]  # of a group where there are some
+    step = max(1, size // (height * cols))
+    within = max(1, min(height, size // cols))  # of a group that is larger than a block
+    for start in range(0, matrix.shape[0], step):
+        first = start * height
+        if matrix.ndim == 2 or step > 1 or within == height:
+            yield (slice(start, start + step),), (first, 0)
+            continue
+        group = slice(start, start + 1)
+        for row in range(0, height, within):
+            yield (group, slice(row, row + within)), (first + row, 0)
 
 
 def tiles(matrix: Matrix, size: int = TILE, widest: int = WIDEST) -> Iterator[tuple[Index, Corner]]:
-    """Yield indices of tiles for entry-by-entry work, and the (row, column) where each begins.
+    """Yield indices of tiles of a matrix for entry-by-entry work, and the (row, column) where each
+    begins.
 
     They are in order, row by row: a tile is at most `widest` columns wide and about `size` elements
     large, so that it fits in the caches and float32 sums over its rows are short.
@@ -182,20 +186,30 @@ def tiles(matrix: Matrix, size: int = TILE, widest: int = WIDEST) -> Iterator[tu
     rows, cols = matrix.shape[-2:]
     width = max(1, min(cols, widest))
     height = max(1, size // width)
+    if matrix.ndim == 2:
+        yield from _tiles(rows, cols, height, width)
+        return
     together = max(1, height // max(1, rows))
-    starts = range(0, matrix.shape[0], together) if matrix.ndim == 3 else range(1)
-    for group in starts:
-        groups = (slice(group, group + together),) if matrix.ndim == 3 else ()
-        for row in range(0, rows, height):
-            for col in range(0, cols, width):
-                cut = slice(row, row + height), slice(col, col + width)
-                yield (*groups, *cut), (group * rows + row, col)
+    for first in range(0, matrix.shape[0], together):
+        groups = slice(first, first + together)
+        for index, (row, col) in _tiles(rows, cols, height, width):
+            yield (groups, *index), (first * rows + row, col)
+
+
+def _tiles(rows: int, cols: int, height: int, width: int) -> Iterator[tuple[Index, Corner]]:
+    for row in range(0, rows, height):
+        for col in range(0, cols, width):
+            index = slice(row, row + height), slice(col, col + width)
+            yield index, (row, col)
 
 
 def read_block(
     matrix: Matrix, index: Index, name: str, dtype: torch.dtype, space: Workspace
 ) -> Tensor:
-    """Read one block as a contiguous (rows, cols) tensor of dtype, in a buffer of the workspace."""
+    """Read one block as a contiguous (rows, cols) tensor of dtype, in a buffer of the workspace.
+
+    index: of `matrix`, as `blocks` and `tiles` yield it. name: of the buffer in `space`.
+    """
     part = matrix[index]
     buffer = space.take(name, part.shape, dtype)
     buffer.copy_(part)
@@ -217,29 +231,37 @@ class Sides:
         return shape_of(self.tuned)
 
     def read(self, index: Index) -> tuple[Tensor, Tensor]:
-        """One block of base and of tuned, each in its buffer."""
-        b = read_block(self.base, index, "base", self.dtype, self.space)
-        return b, read_block(self.tuned, index, "tuned", self.dtype, self.space)
+        """One block of base and of tuned at an index, each in its buffer."""
+        return (
+            read_block(self.base, index, "base", self.dtype, self.space),
+            read_block(self.tuned, index, "tuned", self.dtype, self.space),
+        )
 
     def blocks(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every block of base and of tuned, in the order of `blocks`."""
-        return (self.read(index) for index, _ in blocks(self.tuned, size))
+        """Every block of base and of tuned, in the order of `blocks`, which says what size is."""
+        for index, _ in blocks(self.tuned, size):
+            yield self.read(index)
 
 
 def working_dtype(*formats: str) -> torch.dtype:
     """Float64 if a stored format has more bits than a float32 difference keeps. A quantised
     matrix is decoded to float32.
     """
-    if any(name in FLOATS and FLOATS[name].bits > 16 for name in formats):
-        return torch.float64
+    for name in formats:
+        if name in FLOATS and FLOATS[name].bits > 16:
+            return torch.float64
     return torch.float32
 
 
 def delta_blocks(sides: Sides, scale: float, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Yield the blocks of scale * (tuned - base) in dtype, in the order of `blocks`."""
-    for b, t in replace(sides, dtype=dtype).blocks():
-        t.sub_(b)
-        yield t if scale == 1.0 else t.mul_(scale)
+    """Yield the blocks of scale * (tuned - base) of both sides in dtype, in the order of
+    `blocks`.
+    """
+    for base, delta in replace(sides, dtype=dtype).blocks():
+        delta -= base
+        if scale != 1.0:
+            delta *= scale
+        yield delta
 
 
 def power_of_two_scale(largest: float) -> float:
@@ -251,19 +273,24 @@ def power_of_two_scale(largest: float) -> float:
     exponent = int(np.frexp(largest)[1])
     if abs(exponent) <= 24 or largest == 0.0:
         return 1.0
-    highest = 126 if exponent >= -150 else 1000
-    return float(np.ldexp(1.0, max(-1000, min(highest, -exponent))))
+    highest = 1000
+    if exponent >= -150:
+        highest = 126
+    power = max(-1000, min(highest, -exponent))
+    return float(np.ldexp(1.0, power))
 
 
 def scaled_blocks(
     matrix: Matrix, scale: float, dtype: torch.dtype, space: Workspace
 ) -> Iterator[Tensor]:
     """Yield the blocks of scale * matrix, in the order of `blocks`, as (rows, cols) tensors of
-    dtype.
+    dtype in a buffer of space.
     """
     for index, _ in blocks(matrix):
         block = read_block(matrix, index, "tuned", dtype, space)
-        yield block if scale == 1.0 else block.mul_(scale)
+        if scale != 1.0:
+            block *= scale
+        yield block
 
 
 @cache
@@ -285,14 +312,17 @@ def mkl_is_at_home() -> bool:
 def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype) -> Tensor:
     """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows) of W's blocks in dtype.
 
-    Returns (side, side), symmetric. dtype: float32 or float64. NumPy makes the product of a matrix
-    with its own transpose by a rank-k update, so that it costs half of another product.
+    Returns (side, side), symmetric. matrix_blocks: in the order of `blocks`. dtype: float32 or
+    float64. NumPy makes the product of a matrix with its own transpose by a rank-k update, so that
+    it costs half of another product.
     """
     total = torch.zeros((side, side), dtype=dtype)
     product = torch.empty_like(total)
     for block in matrix_blocks:
-        x = block.contiguous() if wide else block.contiguous().T
-        np.matmul(x.numpy(), x.T.numpy(), out=product.numpy())
+        lines = block.contiguous().numpy()
+        if not wide:
+            lines = lines.T
+        np.matmul(lines, lines.T, out=product.numpy())
         total += product
     return total
 
@@ -303,10 +333,12 @@ def eigenvalues(lower: Tensor) -> Floats:
     Raises TypeError unless it is square, contiguous and float64. Uses NumPy's OpenBLAS where MKL
     takes slow paths: with torch's an audit of 0.5B shapes took up to 1.2 times as long on a Zen 4.
     """
-    array(lower.numpy(), len(lower), len(lower))
-    if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE:
+    side = len(lower)
+    matrix = lower.numpy()
+    array(matrix, side, side)
+    if mkl_is_at_home() or side > OPENBLAS_SIDE:
         return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy())
-    return np.asarray(np.linalg.eigvalsh(lower.numpy(), UPLO="L"))
+    return np.asarray(np.linalg.eigvalsh(matrix, UPLO="L"))
 
 
 def with_vectors(gram: Tensor, count: int) -> tuple[Floats, Floats]:
@@ -315,8 +347,10 @@ def with_vectors(gram: Tensor, count: int) -> tuple[Floats, Floats]:
 
     gram: symmetric, in float32 or float64; it may be overwritten.
     """
-    largest = OPENBLAS_SIDE_AT_HOME if mkl_is_at_home() else OPENBLAS_SIDE
-    if len(gram) <= largest:
+    largest_side = OPENBLAS_SIDE
+    if mkl_is_at_home():
+        largest_side = OPENBLAS_SIDE_AT_HOME
+    if len(gram) <= largest_side:
         return eigensystem(gram.double().numpy(), count)
     values = eigenvalues(gram.double())
     return values, _leading(gram, values, count)
@@ -336,19 +370,22 @@ def _leading(gram: Tensor, values: Floats, count: int) -> Floats:
     matrix = gram.numpy()
     side = len(gram)
 
-    def times(x: Floats) -> Floats:
-        return np.asarray(matrix @ x.reshape(-1).astype(matrix.dtype), np.float64)
+    def times(vector: Floats) -> Floats:
+        narrow = vector.reshape(-1).astype(matrix.dtype)
+        return np.asarray(matrix @ narrow, np.float64)
 
+    options: dict[str, Any] = {
+        "v0": np.random.default_rng(0).standard_normal(side),
+        "ncv": min(side, int(KRYLOV * count) + 1),
+        "tol": LANCZOS_TOLERANCE[gram.dtype],
+    }
+    if "rng" in signature(eigsh).parameters:
+        options["rng"] = 0  # for vectors to continue with where the space is full
     product = LinearOperator(matrix.shape, matvec=times, dtype=np.float64)
-    start = np.random.default_rng(0).standard_normal(side)
-    krylov = min(side, int(KRYLOV * count) + 1)
-    # Vectors to go on with where the space is full.
-    again = {"rng": 0} if "rng" in signature(eigsh).parameters else {}
     try:
-        largest, vectors = eigsh(
-            product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[gram.dtype], **again
-        )
-        if np.abs(largest - values[-count:]).max() <= SAME_EIGENVALUE[gram.dtype] * values[-1]:
+        largest, vectors = eigsh(product, count, **options)
+        missed = np.abs(largest - values[-count:]).max()
+        if missed <= SAME_EIGENVALUE[gram.dtype] * values[-1]:
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:
         pass
@@ -364,10 +401,11 @@ class Grams:
     solver = "cpu"  # what the last bits depend on besides the CPU
 
     def gram(self, read: Read, shape: tuple[int, int], norm: float, dtype: torch.dtype) -> Tensor:
-        """The Gram matrix of a matrix whose blocks `read(dtype)` yields in the order of `blocks`;
-        norm: their Frobenius norm.
+        """The Gram matrix, (side, side), of a matrix of a shape (rows, cols) whose blocks
+        `read(dtype)` yields in the order of `blocks`; norm: their Frobenius norm.
         """
-        return gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)
+        is_wide = shape[0] <= shape[1]
+        return gram(read(dtype), min(shape), is_wide, dtype)
 
     def eigenvalues(self, gram: Tensor) -> Floats:
         """All eigenvalues, ascending, of one that `gram` returned."""
@@ -387,8 +425,8 @@ def spectrum(
     vectors: int = 0,
     grams: Grams = ON_CPU,
 ) -> Spectrum:
-    """The singular values of a (rows, cols) matrix whose scaled blocks `read(dtype)` yields
-    in order.
+    """The singular values of a matrix of a shape (rows, cols) whose scaled blocks `read(dtype)`
+    yields in order.
 
     norm is the Frobenius norm of the unscaled entries, scale the power of two the blocks were
     multiplied by. wide_format says that the stored numbers have more bits than float32 products
@@ -409,38 +447,49 @@ def spectrum(
         if values[0] == 0.0:
             break
         shift = eigenvalue_shift(values, precision)
-        few = unresolved <= UNRESOLVED_SHARE * side
-        if precision == "exact" or (
-            few and effective_rank_error(values, shift) <= RANK_ERROR[precision]
-        ):
+        if precision == "exact":
+            break
+        is_resolved = unresolved <= UNRESOLVED_SHARE * side
+        if is_resolved and effective_rank_error(values, shift) <= RANK_ERROR[precision]:
             break
         precision = "exact"
     if leading is not None:  # one layout in memory: the last bits of products depend on it
         leading = np.ascontiguousarray(leading)
-    return Spectrum(values / scale, *shape, norm, floor / scale, precision, leading, shift)
+    return Spectrum(
+        sigma=values / scale,
+        rows=shape[0],
+        cols=shape[1],
+        norm=norm,
+        floor=floor / scale,
+        precision=precision,
+        vectors=leading,
+        shift=shift,
+    )
 
 
 def eigenvalue_shift(sigma: Floats, precision: Precision) -> float:
-    """Say how far the rounding of the Gram may move each of its eigenvalues, in units of the
-    largest.
+    """Say how far the rounding of the Gram, by its precision, may move each of its eigenvalues
+    sigma², in units of the largest.
 
     u E / (sqrt(m) sigma_1²), u the unit roundoff of the sums. Measured on planted and random
     spectra of seven shapes with both libraries: 0.1 to 0.9 of it, nearly all downwards.
     """
-    energy = float(((sigma / sigma[0]) ** 2).sum())
+    squares = (sigma / sigma[0]) ** 2
+    energy = float(squares.sum())
     return UNIT[precision] * energy / math.sqrt(len(sigma))
 
 
 def effective_rank_error(sigma: Floats, shift: float) -> float:
-    """Say how far the effective rank may be off, relatively, if every sigma² moves by shift
-    sigma_1².
+    """Say how far the effective rank of singular values sigma may be off, relatively, if every
+    sigma² moves by shift sigma_1².
 
     d ln(effective_rank) = -sum dp (ln p + H), with dp = p shift / (2 sigma²).
     """
     resolved = sigma[sigma > 0] / sigma[0]
     p = resolved / resolved.sum()
     logs = np.log(p)
-    moved = (logs - (p * logs).sum()) * p / (2.0 * resolved**2)
+    beyond_entropy = logs - (p * logs).sum()
+    moved = beyond_entropy * p / (2.0 * resolved**2)
     return shift * abs(float(moved.sum()))
 
 
@@ -452,13 +501,20 @@ def gram_singular_values(
     vectors: int = 0,
     grams: Grams = ON_CPU,
 ) -> tuple[Floats, float, Floats | None]:
-    """Singular values, descending, their floor, and leading vectors of the short side."""
-    dtype = torch.float64 if precision == "exact" else torch.float32
+    """Singular values, descending, their floor, and as many leading vectors of the short side.
+
+    read, shape and grams: as in `spectrum`; norm: of the scaled blocks. precision: of the sums.
+    """
+    dtype = torch.float32
+    if precision == "exact":
+        dtype = torch.float64
     product = grams.gram(read, shape, norm, dtype)
     leading = None
     if vectors:
         squares, leading = with_vectors(product.cpu(), vectors)
     else:
         squares = grams.eigenvalues(product)
-    values = np.sqrt(np.maximum(squares, 0.0))[::-1].copy()
-    return values, FLOOR[precision] * float(values[0]), leading
+    ascending = np.sqrt(np.maximum(squares, 0.0))
+    values = ascending[::-1].copy()
+    floor = FLOOR[precision] * float(values[0])
+    return values, floor, leading

@@ -65,72 +65,91 @@ def subspace_values(
     the floor where it is not resolved, and 0 where there is none. sides: what the spectra were made
     from; profile: D's.
     """
-    scale = profile.scale
     m = len(base.sigma)
     k = min(SUBSPACE, m)
-    values: Values = {**NO_SUBSPACES, GAPS[0]: _gap(base, k), GAPS[1]: _gap(tuned, k)}
+    values = NO_SUBSPACES.copy()
+    values["subspace_gap_base"] = _gap(base, k)
+    values["subspace_gap_tuned"] = _gap(tuned, k)
     u_b = resolved(base)
     u_t = resolved(tuned)[:, :SUBSPACE]
     known_b = u_b.shape[1]
     known_t = u_t.shape[1]
     if known_b < k:
         return values
+    short = "left"
+    long = "right"
+    short_energies = profile.rows
+    long_energies = profile.cols
     left_is_short = base.rows <= base.cols
-    energies = (profile.rows, profile.cols) if left_is_short else (profile.cols, profile.rows)
-    exact = "exact" in (base.precision, tuned.precision)
-    plain = all(power_of_two_scale(float(side.sigma[0])) == 1.0 for side in (base, tuned))
+    if not left_is_short:
+        short = "right"
+        long = "left"
+        short_energies = profile.cols
+        long_energies = profile.rows
+    is_exact = "exact" in (base.precision, tuned.precision)
+    is_plain = all(power_of_two_scale(float(side.sigma[0])) == 1.0 for side in (base, tuned))
+    leading = u_b[:, :k]
     streamed = _streamed(
-        u_b[:, :k],
+        leading,
         base.sigma[:k],
         u_t,
         tuned.sigma[:known_t],
-        replace(sides, dtype=torch.float32 if plain and not exact else torch.float64),
-        scale,
-        energies[1],
+        replace(sides, dtype=torch.float32 if is_plain and not is_exact else torch.float64),
+        profile.scale,
+        long_energies,
     )
-    short, long = ("left", "right") if left_is_short else ("right", "left")
-    leverages = (u_b[:, :k] ** 2).sum(axis=1)
+    leverages = (leading**2).sum(axis=1)
+    short_null = float(short_energies @ leverages / profile.energy)
     weighted = whitened(streamed.base, whitened(streamed.base, streamed.weighted).T)
-    values[f"alignment_{short}_null"] = float(energies[0] @ leverages / profile.energy) * m / k
-    values[f"alignment_{long}_null"] = float(weighted.trace() / profile.energy) * base.long_side / k
-    inside = streamed.inside, float((whitened(streamed.base, streamed.images.T) ** 2).sum())
-    share = k * (delta.norm * scale) ** 2
-    values[f"alignment_{short}"] = inside[0] * m / share
-    values[f"alignment_{long}"] = inside[1] * base.long_side / share
+    long_null = float(weighted.trace() / profile.energy)
+    values[f"alignment_{short}_null"] = short_null * m / k
+    values[f"alignment_{long}_null"] = long_null * base.long_side / k
+    images = whitened(streamed.base, streamed.images.T)
+    share = k * (delta.norm * profile.scale) ** 2
+    values[f"alignment_{short}"] = streamed.inside * m / share
+    values[f"alignment_{long}"] = float((images**2).sum()) * base.long_side / share
     if known_t >= k:
         between = whitened(streamed.tuned, whitened(streamed.base, streamed.between).T)
-        values[f"overlap_{short}"] = _mean_square(u_b[:, :k].T @ u_t)
+        values[f"overlap_{short}"] = _mean_square(leading.T @ u_t)
         values[f"overlap_{long}"] = _mean_square(between)
     if known_b >= min(VECTORS, m) and known_t >= min(INTRUDERS, m):
         if left_is_short:
             cosines = u_b.T @ u_t
         else:
-            cosines = u_b.T @ streamed.seen / base.sigma[:known_b, None]
+            cosines = u_b.T @ streamed.on_base / base.sigma[:known_b, None]
         nearest = np.abs(cosines[:, :INTRUDERS]).max(axis=0)
         values["intruders"] = int(np.count_nonzero(nearest <= SIMILAR))
     return values
 
 
 def _gap(side: Spectrum, k: int) -> float | None:
-    if side.sigma[k - 1] == 0:
+    last = float(side.sigma[k - 1])
+    if last == 0:
         return None
-    following = max(float(side.sigma[k]), side.floor) if k < len(side.sigma) else 0.0
-    return max(0.0, 1.0 - following / float(side.sigma[k - 1]))
+    following = 0.0
+    if k < len(side.sigma):
+        following = max(float(side.sigma[k]), side.floor)
+    return max(0.0, 1.0 - following / last)
 
 
 def resolved(side: Spectrum) -> Array:
-    """The leading vectors whose singular values are resolved, as columns."""
+    """The leading vectors of a side whose singular values are resolved, as columns (m, k)."""
     assert side.vectors is not None
-    return side.vectors[:, : np.count_nonzero(side.sigma[: side.vectors.shape[1]])]
+    count = side.vectors.shape[1]
+    known = np.count_nonzero(side.sigma[:count])
+    return side.vectors[:, :known]
 
 
 def _mean_square(cosines: Array) -> float:
     """||C||_F² / k of (k, k) cosines between two orthonormal bases, at most 1."""
-    return min(1.0, float((cosines**2).sum()) / len(cosines))
+    squares = cosines**2
+    return min(1.0, float(squares.sum()) / len(cosines))
 
 
 def whitened(products: Array, columns: Array) -> Array:
-    """Orthonormalise inner products (k, ...) with vectors whose Gram matrix is `products`."""
+    """Orthonormalise inner products (k, ...), as columns, with vectors whose Gram matrix is
+    `products`.
+    """
     root = np.linalg.cholesky(products)
     return np.asarray(solve_triangular(root, columns, lower=True), dtype=np.float64)
 
@@ -146,8 +165,8 @@ class _Streamed:
     inside: float  # energy of D in the short side's subspace
     images: Array  # (m, k): D Y_b
     # (m, t): W_b Y_t with Y_t's columns at length 1, or 0 where the long side is the right one:
-    # vᵀ seen / sigma are the cosines of Y_t with the base's left vector W_b v / sigma
-    seen: Array
+    # vᵀ on_base / sigma are the cosines of Y_t with the base's left vector W_b v / sigma
+    on_base: Array
 
 
 def _streamed(
@@ -167,36 +186,42 @@ def _streamed(
     m, k = u_b.shape
     t_count = u_t.shape[1]
     working = np.float64 if sides.dtype == torch.float64 else np.float32
-    basis, to_base, to_tuned = (
-        np.ascontiguousarray(vectors.T, dtype=working)
-        for vectors in (u_b, u_b / sigma_b, u_t / sigma_t)
-    )
+    basis = np.ascontiguousarray(u_b.T, dtype=working)
+    to_base = np.ascontiguousarray((u_b / sigma_b).T, dtype=working)
+    to_tuned = np.ascontiguousarray((u_t / sigma_t).T, dtype=working)
     base = np.zeros((k, k))
     weighted = np.zeros((k, k))
-    start = 0
     tuned = np.zeros((t_count, t_count))
     between = np.zeros((k, t_count))
     inside = 0.0
     images = np.zeros((k, m))
-    seen = np.zeros((t_count, m))
+    on_base = np.zeros((t_count, m))
     left_is_long = sides.shape[0] > m
-    energies = energies.astype(basis.dtype)
+    energies = energies.astype(working)
+    start = 0
     for b, t, d in _triples(sides, scale):
         y_b = _times(to_base, b)
         y_t = _times(to_tuned, t)
         inner = _times(basis, d)
-        base += y_b @ y_b.T
         part = energies[start : start + y_b.shape[1]]
         start += len(part)
+        base += y_b @ y_b.T
         weighted += (y_b * part) @ y_b.T
         tuned += y_t @ y_t.T
         between += y_b @ y_t.T
         inside += float(np.vdot(inner, inner))
         images += _times(y_b, d.T)
         if left_is_long:
-            seen += _times(y_t, b.T)
+            on_base += _times(y_t, b.T)
+    lengths = np.sqrt(tuned.diagonal())
     return _Streamed(
-        base, weighted, tuned, between, inside, images.T, seen.T / np.sqrt(tuned.diagonal())
+        base=base,
+        weighted=weighted,
+        tuned=tuned,
+        between=between,
+        inside=inside,
+        images=images.T,
+        on_base=on_base.T / lengths,
     )
 
 
@@ -219,5 +244,7 @@ def _triples(sides: Sides, scale: float) -> Iterator[tuple[Floating, Floating, F
         d = torch.sub(t, b, out=sides.space.take("work", b.shape, sides.dtype))
         if scale != 1.0:
             d.mul_(scale)
-        whole = b.numpy(), t.numpy(), d.numpy()
-        yield whole if rows <= cols else (whole[0].T, whole[1].T, whole[2].T)
+        if rows <= cols:
+            yield b.numpy(), t.numpy(), d.numpy()
+        else:
+            yield b.numpy().T, t.numpy().T, d.numpy().T
