@@ -24,6 +24,7 @@ from shadow.dtypes import FloatFormat
 from shadow.spectra.costs import PART
 from shadow.spectra.lazy import InFile, Matrix, is_stored
 from shadow.spectra.noise import Profile
+from shadow.spectra.pages import PageSample
 from shadow.spectra.spectrum import Sides, Workspace, power_of_two_scale, read_block, tiles
 
 # Entries of a tile and its columns at most: two sides, their difference and a product are 1 MB in
@@ -397,6 +398,8 @@ class Extremes:
     """Rows of one value other than 0."""
     clipped: int = 0
     """Entries at the largest number of F16, or where BF16 has it."""
+    damaged: tuple[int, ...] = ()
+    """The first byte of each window of 2 KB that damage explains (see `pages`)."""
 
     @property
     def is_zero(self) -> bool:
@@ -405,12 +408,16 @@ class Extremes:
 
 
 class Examination:
-    """The statistics of a matrix, all of whose entries come in order."""
+    """The statistics of a matrix, all of whose entries come in order.
+
+    pages: of a tensor of floats, also looks for damaged pages.
+    """
 
     extremes: Extremes | None = None  # once all have come
 
-    def __init__(self, rows: int, cols: int) -> None:
+    def __init__(self, rows: int, cols: int, pages: PageSample | None = None) -> None:
         self.entries = rows * cols
+        self._pages = pages
         self._cols = cols
         self._waiting: list[NDArray[np.floating]] = []  # for the end of their row
         self._count = 0  # of their entries
@@ -420,6 +427,8 @@ class Examination:
     @np.errstate(over="ignore", invalid="ignore")
     def add(self, part: Tensor) -> None:
         """Take the next entries; none once all have come."""
+        if self._pages and not self.extremes:
+            self._pages.add(part.numpy())
         self._waiting.append(part.numpy())
         self._count += len(part)
         whole = self._count // self._cols * self._cols
@@ -465,15 +474,17 @@ class Examination:
         self.extremes = Extremes(
             self.entries, nan, infinite, first or 0.0, is_constant, energy,
             tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
-            clipped,
+            clipped, self._pages.damaged() if self._pages else (),
         )  # fmt: skip
         while True:
             yield
 
 
-def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
+def looked_at(
+    matrix: InFile | torch.Tensor, space: Workspace, pages: PageSample | None = None
+) -> Extremes:
     """Examine a matrix (rows, cols) in one pass, including NaN and infinity."""
-    examination = Examination(*matrix.shape)
+    examination = Examination(*matrix.shape, pages)
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     for part in parts((matrix,), dtype, space):
         part.load(0)
