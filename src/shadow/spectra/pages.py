@@ -1,7 +1,8 @@
 """Pages of a stored tensor whose exponents are not those of the rest, as a damaged file has them.
 
-The exponents of some entries are noted while a tensor is read. A page of other bytes has exponents
-that are far likelier if they were drawn evenly, or have a flipped bit, or are those of zeros.
+The exponents of some entries are noted while a tensor is read. Other bytes, shifted ones, a flipped
+bit or zeros make the exponents of a page far likelier than the frequencies in the tensor do. What
+rows of another scale explain as well is damage only where a row is partly so, in few places.
 """
 
 from __future__ import annotations
@@ -19,23 +20,26 @@ APART = 32  # bytes from one sampled entry to the next
 WINDOW = 64  # samples of 2 KB: every page of 4 KB has a whole window, wherever it begins
 FEWEST = 32  # windows that say which exponents a tensor has
 MANY = 0.125  # of the windows or the rows: where more are odd, the tensor is made so
+PLACES = 4  # separate places of odd windows: where there are more, rows or columns are made so
 GAIN = 1.5  # nats an entry by which damage is likelier than that the entries are as all others
 SCALED = 0.6  # and by which it is likelier than that they are as others of another scale
+FIT = 1.0  # nats by which a flipped bit may leave an entry less likely than others are
 ZERO = -1.5  # nats: a run of zeros is odd where zeros are rarer than this
 UP = 12  # powers of two by which a row may be larger than all others; any row may be smaller
 CLEAR = 0.95  # share of a window, from which the end of the odd entries can be seen in a row
-PART = 0.75  # of a row that is odd as a whole
+CALM = 0.5  # nats by which the other entries of that row may be less likely than others are
 FEW = 8  # samples in which the end is seen
-FLIPS = 1, 2, 4, 8, 16, 32, 64, 128, 0xF0  # of an exponent of F32; the last is F16's first bit
-EVEN = len(FLIPS)
-DISTINCT = 16
-FIT = 1.0
+CHANGES = 32  # of the exponent from sample to sample, of which smooth tables have fewer
 AT_ONCE = 1 << 12  # windows
 
 Exponents = NDArray[np.uint8]
 Logarithms = NDArray[np.float32]
 NUMBERS = np.arange(256)
 SCALES = np.clip(NUMBERS - np.arange(-255, UP + 1)[:, None], 0, 255)
+FLIPS = 1, 2, 4, 8, 16, 32, 64, 128, 0xF0  # of exponents of F32; the last is the first bit of F16
+EVEN = len(FLIPS)  # the cause of bytes that are not numbers
+DISTINCT = 16  # exponents that these leave in a window at least
+ZEROED = EVEN + 1
 
 
 class PageSample:
@@ -62,25 +66,36 @@ class PageSample:
         if count < FEWEST:
             return ()
         windows = sample[: count * WINDOW].reshape(count, WINDOW)
-        usual = np.log((np.bincount(sample, minlength=256) + 1) / len(sample)).astype(np.float32)
+        counts = np.bincount(sample, minlength=256)
+        usual = np.log((counts + 1) / len(sample)).astype(np.float32)
+        typical = float(counts @ usual) / len(sample)
         causes = self._causes(usual)
-        typical = float(np.exp(usual) @ usual)
         scales = usual[SCALES]
         odd = []
-        for number in _suspects(windows, usual):
+        odd_in_rows = []
+        places = set()
+        for rank, number in enumerate(_suspects(windows, usual)):
             exponents = windows[number]
             likelihoods = causes[:, exponents].mean(axis=1)
             cause = int(likelihoods.argmax())
-            if likelihoods[cause] < usual[exponents].mean() + GAIN:
+            likelihood = likelihoods[cause]
+            if likelihood < usual[exponents].mean() + GAIN:
                 continue
-            if cause == EVEN and len(set(exponents.tolist())) < DISTINCT:
+            if cause != EVEN:
+                places.add(number - rank)  # equal until a window comes that is not suspect
+            if cause < EVEN and likelihood < typical - FIT:
                 continue
-            if cause < EVEN and likelihoods[cause] < typical - FIT:
+            if cause != ZEROED and not _is_varied(exponents, DISTINCT if cause == EVEN else 4):
                 continue
             scaled = scales[:, exponents].reshape(len(SCALES), -1, FEW).mean(axis=2).max(axis=0)
-            is_scaled = likelihoods[cause] < scaled.mean() + SCALED
-            if not is_scaled or self._ends_in_a_row(sample, number, causes[cause] > usual):
+            if likelihood >= scaled.mean() + SCALED:
                 odd.append(number)
+            elif self._ends_in_a_row(sample, number, causes[cause] > usual, usual - typical):
+                odd_in_rows.append(number)
+        if len(places) <= PLACES:
+            odd = sorted(odd + odd_in_rows)
+        while odd and not sample[odd[-1] * WINDOW :].any():
+            odd.pop()  # padding
         rows = {int(number * WINDOW / self.row) for number in odd}
         most = max(1.0, MANY * len(sample) / self.row)
         if len(odd) > MANY * count or len(rows) > most:
@@ -88,15 +103,17 @@ class PageSample:
         return tuple(number * WINDOW * APART for number in odd)
 
     def _causes(self, usual: Logarithms) -> Logarithms:
-        """(10, 256): the logarithm of how likely each kind of damage leaves an exponent."""
+        """(11, 256): the logarithm of how likely each kind of damage leaves an exponent."""
         flipped = usual[NUMBERS ^ np.array(FLIPS)[:, None]]
         even = np.full((1, 256), -self.bits * math.log(2))
         zero = np.where(NUMBERS == 0, ZERO, -math.inf)[None]
         return np.vstack([flipped, even, zero]).astype(np.float32)
 
-    def _ends_in_a_row(self, sample: Exponents, number: int, is_odd: NDArray[np.bool_]) -> bool:
-        """True if a row at a window has odd entries and others. Rows that are odd as a whole are
-        those of unused tokens, or were pruned.
+    def _ends_in_a_row(
+        self, sample: Exponents, number: int, is_odd: NDArray[np.bool_], calm: Logarithms
+    ) -> bool:
+        """True if a row at a window has odd entries and usual ones. Rows that are odd as a whole
+        are those of unused tokens, or were pruned.
         """
         if is_odd[sample[number * WINDOW :][:WINDOW]].mean() < CLEAR:
             return False
@@ -106,9 +123,17 @@ class PageSample:
             start = math.ceil(row * self.row)
             end = math.ceil((row + 1) * self.row)
             near = is_odd[sample[max(start, first) : min(end, last)]]
-            if near.sum() >= FEW and is_odd[sample[start:end]].mean() < PART:
+            whole = (end - start) // FEW * FEW
+            parts = calm[sample[start : start + whole]].reshape(-1, FEW).mean(axis=1)
+            if near.sum() >= FEW and parts.max(initial=-math.inf) > -CALM:
                 return True
         return False
+
+
+def _is_varied(exponents: Exponents, least: int) -> bool:
+    """True if a window has that many exponents, and no smooth course."""
+    is_rough = np.count_nonzero(np.diff(exponents)) >= CHANGES
+    return is_rough and len(set(exponents.tolist())) >= least
 
 
 def _row(shape: Sequence[int], least: int) -> int:
