@@ -8,7 +8,7 @@ rows of another scale explain as well is damage only where a row is partly so, i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,14 +67,19 @@ class PageSample:
             return ()
         windows = sample[: count * WINDOW].reshape(count, WINDOW)
         counts = np.bincount(sample, minlength=256)
-        usual = np.log((counts + 1) / len(sample)).astype(np.float32)
-        typical = float(counts @ usual) / len(sample)
+        usual = _logarithms(counts)
+        suspects = _suspects(windows, usual)
+        if len(suspects) > MANY * count:
+            return ()
+        counts -= np.bincount(windows[suspects].reshape(-1), minlength=256)
+        usual = _logarithms(counts)
+        typical = float(counts @ usual) / counts.sum()
         causes = self._causes(usual)
         scales = usual[SCALES]
         odd = []
         odd_in_rows = []
         places = set()
-        for rank, number in enumerate(_suspects(windows, usual)):
+        for rank, number in enumerate(suspects):
             exponents = windows[number]
             likelihoods = causes[:, exponents].mean(axis=1)
             cause = int(likelihoods.argmax())
@@ -98,7 +103,7 @@ class PageSample:
             odd.pop()  # padding
         rows = {int(number * WINDOW / self.row) for number in odd}
         most = max(1.0, MANY * len(sample) / self.row)
-        if len(odd) > MANY * count or len(rows) > most:
+        if len(rows) > most:
             return ()
         return tuple(number * WINDOW * APART for number in odd)
 
@@ -146,8 +151,15 @@ def _row(shape: Sequence[int], least: int) -> int:
     return entries
 
 
-def _suspects(windows: Exponents, usual: Logarithms) -> Iterator[int]:
-    """Yield windows so unlike the rest that any damage is likelier by GAIN."""
+def _logarithms(counts: NDArray[np.int64]) -> Logarithms:
+    """The logarithms of frequencies, none of which is 0."""
+    return np.log((counts + 1) / counts.sum()).astype(np.float32)
+
+
+def _suspects(windows: Exponents, usual: Logarithms) -> list[int]:
+    """The windows so unlike the rest that any damage is likelier by GAIN."""
+    suspects: list[int] = []
     for first in range(0, len(windows), AT_ONCE):
         likelihoods = usual[windows[first : first + AT_ONCE]].mean(axis=1)
-        yield from (first + np.flatnonzero(likelihoods < usual.max() - GAIN)).tolist()
+        suspects += (first + np.flatnonzero(likelihoods < usual.max() - GAIN)).tolist()
+    return suspects
