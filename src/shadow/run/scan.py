@@ -32,7 +32,6 @@ from shadow.spectra.entries import Binades, compared
 from shadow.spectra.lazy import half_ulp, is_quantised
 from shadow.spectra.levels import Made
 from shadow.spectra.measurement import Method
-from shadow.spectra.pages import PAGED, PageSample
 from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.spectrum import Sides, tiles, working_dtype
 from shadow.spectra.sums import Examination, Extremes, looked_at
@@ -63,7 +62,7 @@ def scan(
     def measured(pair: MatrixPair) -> tuple[str, Row | Unmatched]:
         info = pair.tuned.info
         space = own_workspace()
-        space.examination = None if examined is None else Examination(*_sides(info), _pages(info))
+        space.examination = None if examined is None else Examination(*_sides(info), info.dtype)
         try:
             row = measure(pair, plan.base, plan.tuned)
             if examined is not None and space.examination.extremes:
@@ -202,7 +201,7 @@ def sweep(
             return Swept(info, known)
         raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
         view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
-        return Swept(info, looked_at(view, own_workspace(), _pages(info)))
+        return Swept(info, looked_at(view, own_workspace(), raw.dtype))
 
     unread: list[Unmatched] = []
     aligned = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
@@ -214,12 +213,6 @@ def _content(checkpoint: Checkpoint, info: TensorInfo) -> object:
     """A key that changes when the bytes of a tensor may have; of one outside open files always."""
     held = checkpoint.sources[info.shard].held
     return held.identity if held else object(), info.start, info.end
-
-
-def _pages(info: TensorInfo) -> PageSample | None:
-    """A sample of the pages of a tensor that lies in its file in order."""
-    is_plain = not info.packing and info.strides is None and len(info.shape) > 1
-    return PageSample(info.shape, info.dtype) if is_plain and info.dtype in PAGED else None
 
 
 def _sides(info: TensorInfo) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from shadow.dtypes import FloatFormat
 from shadow.spectra.costs import PART
 from shadow.spectra.lazy import InFile, Matrix, is_stored
 from shadow.spectra.noise import Profile
-from shadow.spectra.pages import PageSample
+from shadow.spectra.pages import PAGED, PageSample
 from shadow.spectra.spectrum import Sides, Workspace, power_of_two_scale, read_block, tiles
 
 # Entries of a tile and its columns at most: two sides, their difference and a product are 1 MB in
@@ -399,7 +399,7 @@ class Extremes:
     clipped: int = 0
     """Entries at the largest number of F16, or where BF16 has it."""
     damaged: tuple[int, ...] = ()
-    """The first byte of each window of 2 KB that damage explains (see `pages`)."""
+    """Where pieces of 2 KB begin that damage explains (see `pages`), in bytes."""
 
     @property
     def is_zero(self) -> bool:
@@ -408,16 +408,13 @@ class Extremes:
 
 
 class Examination:
-    """The statistics of a matrix, all of whose entries come in order.
-
-    pages: of a tensor of floats, also looks for damaged pages.
-    """
+    """The statistics of a matrix, all of whose entries come in order. dtype: as it is stored."""
 
     extremes: Extremes | None = None  # once all have come
 
-    def __init__(self, rows: int, cols: int, pages: PageSample | None = None) -> None:
+    def __init__(self, rows: int, cols: int, dtype: str) -> None:
         self.entries = rows * cols
-        self._pages = pages
+        self._pages = PageSample(cols, dtype) if rows > 1 and dtype in PAGED else None
         self._cols = cols
         self._waiting: list[NDArray[np.floating]] = []  # for the end of their row
         self._count = 0  # of their entries
@@ -427,8 +424,6 @@ class Examination:
     @np.errstate(over="ignore", invalid="ignore")
     def add(self, part: Tensor) -> None:
         """Take the next entries; none once all have come."""
-        if self._pages and not self.extremes:
-            self._pages.add(part.numpy())
         self._waiting.append(part.numpy())
         self._count += len(part)
         whole = self._count // self._cols * self._cols
@@ -470,6 +465,8 @@ class Examination:
                 is_constant = len(here) == len(block) and bool((block[:, 0] == first).all())
             flat += [(row + int(at), float(block[at, 0])) for at in here if block.shape[1] > 1]
             row += len(block)
+            if self._pages:
+                self._pages.add(block.reshape(-1))
         some = [] if is_constant else flat
         self.extremes = Extremes(
             self.entries, nan, infinite, first or 0.0, is_constant, energy,
@@ -480,11 +477,9 @@ class Examination:
             yield
 
 
-def looked_at(
-    matrix: InFile | torch.Tensor, space: Workspace, pages: PageSample | None = None
-) -> Extremes:
-    """Examine a matrix (rows, cols) in one pass, including NaN and infinity."""
-    examination = Examination(*matrix.shape, pages)
+def looked_at(matrix: InFile | torch.Tensor, space: Workspace, stored: str) -> Extremes:
+    """Examine a matrix (rows, cols) in one pass, including NaN and infinity. stored: its dtype."""
+    examination = Examination(*matrix.shape, stored)
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     for part in parts((matrix,), dtype, space):
         part.load(0)

@@ -1,8 +1,8 @@
 """`whole CHECKPOINT`: whether one checkpoint agrees with itself.
 
 In this package: shards, values, names (what a loader expects), vocabulary, configs (tokens,
-adapters), small_files (compared with each other), copies, peers, damage, quantised_modules
-and gguf_metadata.
+adapters), small_files (compared with each other), copies, peers, quantised_modules and
+gguf_metadata.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from shadow.checks.answer import Answer, Check, Outcome, Question
 from shadow.checks.whole import (
     configs,
     copies,
-    damage,
     gguf_metadata,
     names,
     peers,
@@ -44,7 +43,6 @@ RULES: Mapping[str, FindingRule] = {
     **shards.RULES,
     **configs.OF_ADAPTERS,
     **quantised_modules.RULES,
-    **damage.RULES,
     **values.RULES,
     **names.RULES,
     **gguf_metadata.RULES,
@@ -103,7 +101,6 @@ def judge(found: Whole) -> Answer:
     shards.judge_files(findings, found.files)
     if found.values is not None:
         values.judge_values(findings, found.values)
-        damage.judge_pages(findings, found.values)
     if found.names is not None:
         names.judge_names(findings, found.names)
     if found.words is not None:

@@ -55,6 +55,14 @@ RULES: Mapping[str, FindingRule] = {
         "One such entry makes every output NaN that it contributes to.",
         "Go back to a checkpoint from before, or cast again from a wider format.",
     ),
+    "damaged_pages": FindingRule(
+        FAULT,
+        "about {kilobytes:count} KB have exponents that the rest hardly has: other bytes, a flipped"
+        " bit or zeros; the first of them are near byte {offset:count} of the tensor, in row"
+        " {row:count}",
+        "These are not the numbers that were saved: a disk, a copy or a download changed them.",
+        "Copy or download the file again, and compare its SHA-256 with the original's.",
+    ),
     "scale_missing": FindingRule(
         FAULT,
         "its module has no {piece}, which others like it have",
