@@ -414,7 +414,7 @@ class Examination:
 
     def __init__(self, rows: int, cols: int, dtype: str) -> None:
         self.entries = rows * cols
-        self._pages = PageSample(cols, dtype) if rows > 1 and dtype in PAGED else None
+        self._pages = PageSample(dtype) if rows > 1 and dtype in PAGED else None
         self._cols = cols
         self._waiting: list[NDArray[np.floating]] = []  # for the end of their row
         self._count = 0  # of their entries
@@ -477,9 +477,10 @@ class Examination:
             yield
 
 
-def looked_at(matrix: InFile | torch.Tensor, space: Workspace, stored: str) -> Extremes:
+def looked_at(matrix: InFile | torch.Tensor, space: Workspace, stored: str = "") -> Extremes:
     """Examine a matrix (rows, cols) in one pass, including NaN and infinity. stored: its dtype."""
-    examination = Examination(*matrix.shape, stored)
+    rows, cols = matrix.shape
+    examination = Examination(rows, cols, stored)
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     for part in parts((matrix,), dtype, space):
         part.load(0)
