@@ -8,6 +8,7 @@ A template is text with slots for figures:
     {name:all one|many}          `the only tensor`, `both tensors`, `all 3 tensors`
     {name/whole:all one|many}    the same where it is the whole, otherwise `2 of 3 tensors`
     {name:and}                   texts as a list: `a, b and c`
+    {name:each}                  all statements, one after the other: `a; b; c`
     {name|one|many}              the word alone, such as `is` or `are`
     [text with slots]            left out where any of its figures is None or not given
 """
@@ -75,6 +76,8 @@ def fill(
             return value if isinstance(value, str) else several([*_texts(value)], NAMED)
         if kind == "and":
             return and_list(_texts(value))
+        if kind == "each":
+            return "; ".join(_texts(value))
         assert isinstance(value, float | int), f"{name} is a number"
         note(name)
         if kind == "all":

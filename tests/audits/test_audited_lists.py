@@ -297,8 +297,8 @@ def test_a_list_on_the_command_line(toys, shadow):
     out = done.assert_done(1)
     assert [line.split()[1:4] for line in out.splitlines() if line[1:2].isdecimal()] == [
         ["toy-bad", "base..gone", "failed"],
-        ["toy-bad", "base..one", "done"],
-        ["toy-c", "base..two", "done"],
+        ["toy-bad", "base..one", "broken"],
+        ["toy-c", "base..two", "broken"],
     ]
     (error,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert "toy-bad:base..gone" in error
@@ -344,8 +344,13 @@ def test_a_gate_that_an_adapter_never_passes_does_not_apply_anywhere(tmp_path, s
 def test_a_pair_whose_rule_failed_has_one_state_in_its_list(toys, shadow):
     """Table and totals count a pair once, by the rules; index.json has how its audit ended."""
     words = ("audit", "toy-a:*", "--registry", ".", "-o", "out")
-    for rule, state in (("matrices > 0", "rule FAILED"), ("matrices > 99", "broken")):
-        out = shadow(*words, "--fail-on", rule).out
+    for command, state in (
+        ((*words, "--fail-on", "matrices > 0"), "rule FAILED"),
+        ((*words, "--fail-on", "matrices > 99"), "broken"),
+        (words, "broken"),
+        (("show", "out"), "broken"),
+    ):
+        out = shadow(*command).out
         table = out.partition("Rules")[0]
         assert table.count(f" {state} ") == 2
         assert f"pairs  2: 2 {state};" in table

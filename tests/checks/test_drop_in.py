@@ -200,6 +200,11 @@ def test_a_difference_from_the_base_is_noted_and_nothing_else_is():
     assert checklist._softened(lines[3]) is lines[3]
     (noted,) = checklist._softened(lines[0]).answer.reasons
     assert noted.code == "noted"
+    shapes = Reason("other_shapes", tensors=2, names=["a", "b"])
+    config = Reason("config_differs", names=["config.json"])
+    assert CHECK.say(Reason("noted", what=[shapes, config])) == (
+        "not required, but noted: 2 tensors have another shape: a, b; config: config.json"
+    )
 
 
 def test_a_checklist_ends_with_the_worst_of_its_lines():

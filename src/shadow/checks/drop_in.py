@@ -29,7 +29,7 @@ WORDS = {
     **DIFFERENCES,
     "like_base": "names, shapes and dtypes of {tensors:all tensor|tensors} are the base's"
     "[, and so {files|is|are} {files:count file|files} beside the weights]",
-    "noted": "not required, but noted: {what}",
+    "noted": "not required, but noted: {what:each}",
     "files_unknown": "not compared: {names}",
     "change": "{before} -> {after}",
     "file_state": "{state}",

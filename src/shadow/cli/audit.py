@@ -187,9 +187,9 @@ def _show(request: AuditRequest, judged: Sequence[Judgement], format: str) -> No
         console.show_json(reports if index is None else {**index.as_json(), "reports": reports})
     elif index is not None:
         states = {
-            (judgement.family, judgement.pair): state_of(judgement)
+            judgement.name: state_of(judgement)
             for judgement in judged
-            if judgement.summary is not None and (judgement.verdicts or judgement.objections)
+            if judgement.summary is not None
         }
         console.show(list_document(index, request.output, states))
         for judgement in judged:

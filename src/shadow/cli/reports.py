@@ -76,22 +76,25 @@ def show(
         console.show_json(summaries if index is None else {**index.as_json(), "reports": summaries})
     else:
         if index is not None:
+            from shadow.gates.document import state_of
             from shadow.lists.document import list_document
 
-            console.show(list_document(index, as_given(run)))
+            states = {pair.name: state_of(pair) for pair in _judged(reports)}
+            console.show(list_document(index, as_given(run), states))
         if index is None or full:  # of a list, a line a pair is there already
             for summary, provenance, folder in reports:
                 show_pair(summary, provenance, folder, of=len(reports), full=full)
         if index is None and len(reports) > 1:
-            from shadow.gates.verdicts import Judgement
-
-            done = [
-                Judgement(summary.family, summary.pair, summary=summary)
-                for summary, _, _ in reports
-            ]
-            show_pairs(done, run, [folder for *_, folder in reports], full=full)
+            show_pairs(_judged(reports), run, [folder for *_, folder in reports], full=full)
     if len(reports) < len(folders):
         raise typer.Exit(1)
+
+
+def _judged(reports: Sequence[Shown]) -> list[Judgement]:
+    """The reports without rules: whether a pair is broken."""
+    from shadow.gates.verdicts import Judgement
+
+    return [Judgement(summary.family, summary.pair, summary=summary) for summary, *_ in reports]
 
 
 def _up_to_date(run: Path, index: Index, reports: Sequence[Shown]) -> Index:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from shadow.quantities import DASH
@@ -43,14 +44,18 @@ def _position(row: ListRow) -> str:
 
 
 def list_document(
-    index: Index, folder: object = "reports", judged: Mapping[Key, Word] | None = None
+    index: Index, folder: object = "reports", judged: Mapping[str, Word] = MappingProxyType({})
 ) -> Document:
     """The state of the pairs of a list, a row each; errors; and their number and cost.
 
-    folder: of the list. judged: the states of pairs whose rules were judged, instead of `done`.
+    folder: of the list. judged: the states of pairs by their full names, instead of `done`.
     """
-    states = {row.key: Word(row.state, STATES[row.state]) for row in index.rows}
-    states.update(judged or {})
+    states: dict[Key, Word] = {}
+    for row in index.rows:
+        word = Word(row.state, STATES[row.state])
+        if row.state == "done":
+            word = judged.get(row.name, word)
+        states[row.key] = word
     fields = (
         number("#", _position, None),
         named("family"),
