@@ -24,6 +24,7 @@ SCALED = 0.6  # and by which it is likelier than that they are as others of anot
 UP = 12  # powers of two by which a row may be larger than all others; any row may be smaller
 FIT = 1.0  # nats by which a flipped bit may leave an entry less likely than all are
 FEW = 8  # samples that may have a scale of their own
+MEAN = np.full(WINDOW, 1 / WINDOW, np.float32)
 NUMBERS = np.arange(256)
 SCALES = np.clip(NUMBERS - np.arange(-255, UP + 1)[:, None], 0, 255)
 # of exponents as F32 has them; the last is the first bit of F16
@@ -62,7 +63,7 @@ class PageSample:
         windows = sample[: count * WINDOW].reshape(count, WINDOW)
         usual = _logarithms(self._counts)
         blocks = np.array_split(windows, 1 + count // AT_ONCE)
-        likelihoods = np.concatenate([usual[block].mean(axis=1) for block in blocks])
+        likelihoods = np.concatenate([usual.take(block) @ MEAN for block in blocks])
         suspects = np.flatnonzero(likelihoods < usual.max() - GAIN)
         if len(suspects) > MANY * count:
             return ()
@@ -70,7 +71,6 @@ class PageSample:
         usual = _logarithms(counts)
         typical = counts @ usual / counts.sum()
         causes = np.vstack([usual[NUMBERS ^ FLIPS], np.full(256, self._even)])
-        scales = usual[SCALES]
         odd = []
         for number in suspects.tolist():
             exponents = windows[number]
@@ -82,7 +82,9 @@ class PageSample:
                 continue
             if len(set(exponents.tolist())) < (DISTINCT if cause == EVEN else LEVELS):
                 continue
-            scaled = scales[:, exponents].reshape(len(scales), -1, FEW).mean(axis=2).max(axis=0)
+            scaled = (
+                usual[SCALES[:, exponents]].reshape(len(SCALES), -1, FEW).mean(axis=2).max(axis=0)
+            )
             if likelihoods[cause] > scaled.mean() + SCALED:
                 odd.append(number)
         return tuple(number * WINDOW * APART for number in odd)
