@@ -32,7 +32,7 @@ FLIPS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 0xF0])[:, None]
 EVEN = len(FLIPS)  # the cause of bytes that are no numbers
 DISTINCT = 20  # exponents that these leave in a window at least
 LEVELS = 4  # and that numbers with a flipped bit do
-AT_ONCE = 1 << 12  # windows
+AT_ONCE = 4096  # windows
 
 
 class PageSample:
@@ -62,8 +62,9 @@ class PageSample:
             return ()
         windows = sample[: count * WINDOW].reshape(count, WINDOW)
         usual = _logarithms(self._counts)
-        blocks = np.array_split(windows, 1 + count // AT_ONCE)
-        likelihoods = np.concatenate([usual.take(block) @ MEAN for block in blocks])
+        likelihoods = np.concatenate(
+            [usual.take(block) @ MEAN for block in np.array_split(windows, 1 + count // AT_ONCE)]
+        )
         suspects = np.flatnonzero(likelihoods < usual.max() - GAIN)
         if len(suspects) > MANY * count:
             return ()
@@ -86,8 +87,8 @@ class PageSample:
                 usual[SCALES[:, exponents]].reshape(len(SCALES), -1, FEW).mean(axis=2).max(axis=0)
             )
             if likelihoods[cause] > scaled.mean() + SCALED:
-                odd.append(number)
-        return tuple(number * WINDOW * APART for number in odd)
+                odd.append(number * WINDOW * APART)
+        return tuple(odd)
 
 
 def _logarithms(counts: NDArray[np.int64]) -> NDArray[np.float32]:
