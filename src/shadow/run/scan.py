@@ -209,7 +209,7 @@ def sweep(
         info = pair.tuned.info
         raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
         view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
-        return Swept(info, looked_at(view, own_workspace()))
+        return Swept(info, looked_at(view, own_workspace(), raw.dtype))
 
     unread: list[Unmatched] = []
     aligned = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])

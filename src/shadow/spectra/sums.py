@@ -24,6 +24,7 @@ from shadow.dtypes import FloatFormat
 from shadow.spectra.costs import PART
 from shadow.spectra.lazy import InFile, Matrix, is_stored
 from shadow.spectra.noise import Profile
+from shadow.spectra.pages import PAGED, PageSample
 from shadow.spectra.spectrum import Sides, Workspace, power_of_two_scale, read_block, tiles
 
 # Entries of a tile and its columns at most: two sides, their difference and a product are 1 MB in
@@ -393,6 +394,8 @@ class Extremes:
     """Rows of one value other than 0."""
     clipped: int = 0
     """Entries at the largest number of F16, or where BF16 has it."""
+    damaged: tuple[int, ...] = ()
+    """Where pieces of 2 KB begin that damage explains (see `pages`), in bytes."""
 
     @property
     def is_zero(self) -> bool:
@@ -401,12 +404,13 @@ class Extremes:
 
 
 class Examination:
-    """The statistics of a matrix, all of whose entries come in order."""
+    """The statistics of a matrix, all of whose entries come in order. dtype: as it is stored."""
 
     extremes: Extremes | None = None  # once all have come
 
-    def __init__(self, rows: int, cols: int) -> None:
+    def __init__(self, rows: int, cols: int, dtype: str) -> None:
         self.entries = rows * cols
+        self._pages = PageSample(dtype) if rows > 1 and dtype in PAGED else None
         self._cols = cols
         self._waiting: list[NDArray[np.floating]] = []  # for the end of their row
         self._count = 0  # of their entries
@@ -457,19 +461,22 @@ class Examination:
                 is_constant = len(here) == len(block) and bool((block[:, 0] == first).all())
             flat += [(row + int(at), float(block[at, 0])) for at in here if block.shape[1] > 1]
             row += len(block)
+            if self._pages:
+                self._pages.add(block.reshape(-1))
         some = [] if is_constant else flat
         self.extremes = Extremes(
             self.entries, nan, infinite, first or 0.0, is_constant, energy,
             tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
-            clipped,
+            clipped, self._pages.damaged() if self._pages else (),
         )  # fmt: skip
         while True:
             yield
 
 
-def looked_at(matrix: InFile | torch.Tensor, space: Workspace) -> Extremes:
-    """Examine a matrix (rows, cols) in one pass, including NaN and infinity."""
-    examination = Examination(*matrix.shape)
+def looked_at(matrix: InFile | torch.Tensor, space: Workspace, stored: str = "") -> Extremes:
+    """Examine a matrix (rows, cols) in one pass, including NaN and infinity. stored: its dtype."""
+    rows, cols = matrix.shape
+    examination = Examination(rows, cols, stored)
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     for part in parts((matrix,), dtype, space):
         part.load(0)

@@ -55,6 +55,13 @@ RULES: Mapping[str, FindingRule] = {
         "One such entry makes every output NaN that it contributes to.",
         "Go back to a checkpoint from before, or cast again from a wider format.",
     ),
+    "damaged_pages": FindingRule(
+        FAULT,
+        "about {kilobytes:count} KB have exponents that the rest hardly has, the first of them near"
+        " byte {offset:count} of the tensor",
+        "A disk, a copy or a download has changed these bytes.",
+        "Copy or download the file again, and compare its SHA-256 with the original's.",
+    ),
     "scale_missing": FindingRule(
         FAULT,
         "its module has no {piece}, which others like it have",
@@ -183,10 +190,13 @@ def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence
     is_matrix = sum(size > 1 for size in info.shape) > 1 and seen.entries >= NARROW
     if not is_float and not (is_matrix and match and match["numbers"]):
         return
+    is_piece = found.is_quantised and match and not match["numbers"]
+    if seen.damaged and not is_piece:
+        findings.add(name, "damaged_pages", kilobytes=2 * len(seen.damaged), offset=seen.damaged[0])
     if bad := seen.nan + seen.infinite:
         if seen.entries > 1 or seen.nan or found.is_quantised:  # a bound may be infinite
             findings.add(name, "not_finite", entries=bad, of=seen.entries)
-    elif found.is_quantised and match and not match["numbers"]:
+    elif is_piece:
         if seen.is_zero:
             findings.add(name, "scale_zero")
     elif FACTOR.fullmatch(name):  # an adapter's are judged together
