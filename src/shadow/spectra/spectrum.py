@@ -126,7 +126,10 @@ class Workspace:
         return result
 
     def take(self, name: str, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The buffer of that name as a contiguous tensor of the shape and dtype, its content undefined."""
+        """The buffer of that name as a contiguous tensor of the shape and dtype.
+
+        Its content is undefined.
+        """
         size = math.prod(shape)
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.numel() < size:
