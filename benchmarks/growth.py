@@ -2,8 +2,8 @@
 memory of audits of one layer.
 
 Each audit is a fresh process of the `shadow` command, with no cache. What it takes to start, that
-of an audit of one tiny matrix, is taken off its CPU time. --weightwatcher-python adds
-WeightWatcher, whose import is counted too.
+of an audit of one tiny matrix, is taken off its CPU time. --others-python adds WeightWatcher and
+modeldelta, whose imports are counted too.
 
 The weights are made up but not white: a spectrum that decays along the short side, and a few strong
 directions. tuned is base plus an update of relative norm 0.01, half of its energy in rank 8 and
@@ -40,7 +40,10 @@ LEVELS = {  # options of `shadow audit`
     "full, delta": ("--subjects", "delta"),
     "full": (),
 }
-WEIGHTWATCHER = "weightwatcher"
+OTHERS: dict[str, tuple[str | Path, ...]] = {  # what Python runs, before the two sides
+    "weightwatcher": (HERE / "weightwatcher_steps.py",),
+    "modeldelta": ("-m", "modeldelta"),  # spectra of deltas only
+}
 WEIGHTS = "model-00001-of-00001.safetensors"  # of each side
 
 BLOCK_ROWS = 1 << 14  # rows that are in memory at once
@@ -201,8 +204,9 @@ def main(
     level: Annotated[list[str] | None, typer.Option(help="Only these levels.")] = None,
     jobs: Annotated[int, typer.Option(min=1)] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Of which the least counts.")] = 1,
-    weightwatcher_python: Annotated[
-        Path | None, typer.Option(help="Of an environment with weightwatcher==0.7.7 and torch.")
+    others_python: Annotated[
+        Path | None,
+        typer.Option(help="Of an environment with weightwatcher==0.7.7, modeldelta==0.4.4, torch."),
     ] = None,
 ) -> None:
     """Measure, and print a line for each size and level."""
@@ -212,9 +216,8 @@ def main(
 
         def cost(name: str, repeats: int) -> Usage:
             def command(out: Path) -> Sequence[str | Path]:
-                if name == WEIGHTWATCHER and weightwatcher_python:
-                    script = HERE / "weightwatcher_steps.py"
-                    return [weightwatcher_python, script, *sides]
+                if name in OTHERS and others_python:
+                    return [others_python, *OTHERS[name], *sides]
                 more = ("--quiet", "--jobs", str(jobs), *LEVELS[name])
                 return [SHADOW, "audit", *sides, "-o", out, *more]
 
@@ -229,7 +232,7 @@ def main(
             shapes = shapes_of(one)
             write_pair(sides, shapes, config(MODELS[one]) if one in MODELS else experts)
             millions = sum(map(math.prod, shapes.values())) / 1e6
-            for name in level or (*LEVELS, *([WEIGHTWATCHER] if weightwatcher_python else [])):
+            for name in level or (*LEVELS, *(OTHERS if others_python else ())):
                 used = cost(name, repeats)
                 each = max(0.0, used.cpu - start) / millions
                 print(
