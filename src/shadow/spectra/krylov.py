@@ -54,11 +54,13 @@ def frame(key: str, side: int) -> Array:
     """Orthonormal columns (side, WIDTH), uniformly distributed, the same for an equal key."""
     digest = hashlib.sha256(key.encode()).digest()
     seed = int.from_bytes(digest[:16], "little")
-    random = np.random.Generator(np.random.Philox(key=seed))
-    return _orthonormal(random.standard_normal((side, WIDTH)))
+    bits = np.random.Philox(key=seed)
+    columns = np.random.Generator(bits).standard_normal((side, WIDTH))
+    return _orthonormal(columns)
 
 
 def _orthonormal(columns: Array) -> Array:
+    """Q of the QR decomposition of columns (m, n) whose R has a diagonal of numbers >= 0."""
     q, r = np.linalg.qr(columns)
     signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
     return np.asarray(q * signs)
@@ -113,24 +115,27 @@ class Krylov:
         width = outer - k
         values = self.values
         floor = FLOOR * values[0]
+        nodes = np.where(values < floor, 0.0, values)
+        weights = self.vectors[:width].T ** 2
+        gauss = nodes, weights
         last = self.step[k:]
         image = last @ self.vectors
+        scaled = image / np.maximum(values, floor)
         extended = np.zeros((outer, outer))
         extended[:, :k] = self.step
         extended[:k, k:] = last.T
-        extended[k:, k:] = (image / np.maximum(values, floor)) @ image.T
-        nodes, sides = np.linalg.eigh(extended)
-        nodes = np.where(nodes < FLOOR * nodes[-1], 0.0, nodes)[::-1]
-        gauss = np.where(values < floor, 0.0, values)
-        return (
-            (gauss, self.vectors[:width].T ** 2),
-            (nodes, sides[:width, ::-1].T ** 2),
-        )
+        extended[k:, k:] = scaled @ image.T
+        nodes, vectors = np.linalg.eigh(extended)
+        nodes = np.where(nodes < FLOOR * nodes[-1], 0.0, nodes)
+        weights = vectors[:width, ::-1].T ** 2
+        gauss_radau = nodes[::-1], weights
+        return gauss, gauss_radau
 
     @property
     def left(self) -> float:
         """tr G without the known eigenvalues."""
-        return self.energy - float(self.values[: self.known].sum())
+        known = self.values[: self.known]
+        return self.energy - float(known.sum())
 
     @cached_property
     def bounds(self) -> Array:
@@ -147,7 +152,8 @@ class Krylov:
         values = self.values
         largest = float(values[0])
         width = len(self.step) - len(values)
-        weights = (self.vectors[:width] ** 2).mean(axis=0) * self.side
+        shares = self.vectors[:width] ** 2
+        weights = shares.mean(axis=0) * self.side
         limit = self.energy
         bounds = np.empty(min(BOUNDED, len(values)))
         for j in range(len(bounds)):
@@ -167,18 +173,24 @@ class Krylov:
 
 
 def _beyond(values: Array, weights: Array, top: float, along: float) -> float:
-    """The least eigenvalue above top, a Ritz value, that polynomials would have shown."""
+    """The least eigenvalue above top, a Ritz value, that polynomials would have shown.
+
+    values and weights: (k,), the Gauss rule of tr G. along: c of `Krylov.bounds`.
+    """
     below = values < top
     rest = values[below]
-    mass = UNEVEN * weights[below] * (1.0 - rest / top)
-    nodes = chebvander(2.0 * rest / top - 1.0, PASSES - 1)
-    root = np.linalg.qr(np.sqrt(mass)[:, None] * nodes)[1]
+    mass = UNEVEN * weights[below]
+    mass = mass * (1.0 - rest / top)
+    polynomials = chebvander(2.0 * rest / top - 1.0, PASSES - 1)
+    weighted = np.sqrt(mass)[:, None] * polynomials
+    _, root = np.linalg.qr(weighted)
     with np.errstate(all="ignore"):
         try:
             solved = np.linalg.solve(root.T, TRIED)
         except np.linalg.LinAlgError:
             return top
-        ratios = along * EXCESS * (solved**2).sum(axis=0)
+        inverse_christoffel = (solved**2).sum(axis=0)
+        ratios = along * EXCESS * inverse_christoffel
     passed = ~(ratios <= 1.0)
     if not passed.any():
         return math.inf
@@ -199,8 +211,12 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
         products_of_pass = products(blocks)
         for basis, images_of_space, image in zip(bases, images, products_of_pass, strict=True):
             images_of_space.append(image)
-            basis.append(_next(np.hstack(basis), image))
-    return list(map(_space, energies, bases, images))
+            block = _next(np.hstack(basis), image)
+            basis.append(block)
+    spaces = []
+    for energy, basis, images_of_space in zip(energies, bases, images, strict=True):
+        spaces.append(_space(energy, basis, images_of_space))
+    return spaces
 
 
 def _space(energy: float, basis: Sequence[Array], images: Sequence[Array]) -> Krylov:
@@ -208,8 +224,9 @@ def _space(energy: float, basis: Sequence[Array], images: Sequence[Array]) -> Kr
     known = np.hstack(basis[:-1])
     inner = known.T @ np.hstack(images)
     last = basis[-1].T @ images[-1]
-    outer = np.zeros((len(last), inner.shape[1]))
-    outer[:, -len(last) :] = last
+    width = len(last)
+    outer = np.zeros((width, inner.shape[1]))
+    outer[:, -width:] = last
     inner = (inner + inner.T) / 2.0
     values, vectors = np.linalg.eigh(inner)
     return Krylov(
@@ -233,31 +250,40 @@ def square_trace(space: Krylov) -> Estimate:
     width = outer - k
     turns = np.arange(width).reshape(-1, FOLD)
     span = _spans(space, turns)
-    across = span.transpose(0, 2, 1)
     images = space.step @ span[:, :k]
-    inside = across @ images
-    deflated = 2.0 * (images**2).sum(axis=(1, 2))
-    deflated -= (inside**2).sum(axis=(1, 2))
+    inside = span.transpose(0, 2, 1) @ images
+    deflated = 2.0 * _energies(images)
+    deflated -= _energies(inside)
     probes = np.eye(outer)[turns].transpose(0, 2, 1)
-    rest = probes - span @ (across @ probes)
+    rest = _outside(span, probes)
     image = space.step @ rest[:, :k]
-    left = image - span @ (across @ image)
-    directions = (span**2).sum(axis=(1, 2))  # how many directions the space of the others has
-    weights = (space.side - directions)[:, None] / (rest**2).sum(axis=1)
-    samples = deflated[:, None] + weights * (left**2).sum(axis=1)
+    left = _outside(span, image)
+    directions = _energies(span)  # of the space of the others: it is orthonormal
+    unknown = space.side - directions
+    lengths = (rest**2).sum(axis=1)
+    weights = unknown[:, None] / lengths
+    energies = (left**2).sum(axis=1)
+    samples = deflated[:, None] + weights * energies
     samples = samples.ravel()
-    known = space.energy - np.trace(inside, axis1=1, axis2=2)
-    control = weights * (rest * image).sum(axis=1) - known[:, None]
+    traces = (rest * image).sum(axis=1)
+    known_traces = space.energy - np.trace(inside, axis1=1, axis2=2)
+    control = weights * traces - known_traces[:, None]
     control = control.ravel()
-    spread = control - control.mean()
-    squares = float(spread @ spread)
-    slope = 0.0
-    if squares > 0:
-        slope = max(0.0, float(spread @ samples) / squares)
+    slope = _slope(samples, control)
     # x² grows with x by up to twice the largest value; what is steeper is rounding against rounding
     slope = min(slope, 2.0 * float(space.values[0]))
     mean, scatter = _mean(samples - slope * control, width - 2)
-    return Estimate(mean, SHARED * SIGMAS * scatter + ROUNDING * mean)
+    error = SHARED * SIGMAS * scatter + ROUNDING * mean
+    return Estimate(mean, error)
+
+
+def _slope(samples: Array, control: Array) -> float:
+    """The slope of samples by a control variate, both (n,), by least squares; at least 0."""
+    spread = control - control.mean()
+    squares = float(spread @ spread)
+    if squares > 0:
+        return max(0.0, float(spread @ samples) / squares)
+    return 0.0
 
 
 def _spans(space: Krylov, turns: NDArray[np.intp]) -> Array:
@@ -266,31 +292,37 @@ def _spans(space: Krylov, turns: NDArray[np.intp]) -> Array:
     width = outer - k
     frame_columns = np.eye(outer)[:, :width]
     others = [np.delete(frame_columns, turn, axis=1) for turn in turns]
-    spans = [np.stack(others)]
+    span = np.stack(others)
+    newest = span
     for _ in range(k // width - 1):
-        before = np.concatenate(spans, axis=2)
-        image = space.step @ spans[-1][:, :k]
-        q, r = _beside(before, image)
+        image = space.step @ newest[:, :k]
+        q, r = np.linalg.qr(_outside(span, image))
         # what is rounding is no direction: it may be that of the probe
         sizes = np.abs(np.diagonal(r, axis1=1, axis2=2))
         is_new = sizes > NOTHING * space.values[0]
-        directions, _ = _beside(before, q)
-        spans.append(directions * is_new[:, None])
-    return np.concatenate(spans, axis=2)
+        directions, _ = np.linalg.qr(_outside(span, q))
+        newest = directions * is_new[:, None]
+        span = np.concatenate([span, newest], axis=2)
+    return span
 
 
-def _beside(basis: Array, columns: Array) -> tuple[Array, Array]:
-    """The QR of the part of columns outside an orthonormal basis; both are stacks."""
-    inside = basis @ (basis.transpose(0, 2, 1) @ columns)
-    q, r = np.linalg.qr(columns - inside)
-    return q, r
+def _outside(basis: Array, columns: Array) -> Array:
+    """The part of columns (turns, m, n) outside an orthonormal basis (turns, m, directions)."""
+    coordinates = basis.transpose(0, 2, 1) @ columns
+    return columns - basis @ coordinates
+
+
+def _energies(stack: Array) -> Array:
+    """The squared Frobenius norms of the matrices of a stack (turns, m, n)."""
+    return np.asarray((stack**2).sum(axis=(1, 2)))
 
 
 def _mean(samples: Array, freedom: int) -> tuple[float, float]:
     """The mean, and its standard error with that many degrees of freedom."""
     mean = float(samples.mean())
-    squares = float(((samples - mean) ** 2).sum())
-    return mean, math.sqrt(squares / freedom / len(samples))
+    squares = (samples - mean) ** 2
+    variance = float(squares.sum()) / freedom
+    return mean, math.sqrt(variance / len(samples))
 
 
 def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[float, Array]:
@@ -311,11 +343,13 @@ def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[floa
     spread = float(mass @ distances**2)
     slope = 0.0
     if spread > 0:
-        slope = float(mass @ (distances * (values - mean))) / spread
-    excess = mean - slope * (first - space.left / unknown)
+        products = distances * (values - mean)
+        slope = float(mass @ products) / spread
+    of_unknown = mean - slope * (first - space.left / unknown)
+    trace = leading + unknown * of_unknown
     control = nodes @ weights - first * lengths
     residues = values @ weights - mean * lengths - slope * control
-    return leading + unknown * excess, unknown / total * residues
+    return trace, unknown / total * residues
 
 
 @dataclass(frozen=True)
@@ -329,17 +363,19 @@ class Entropy:
     def log(self) -> Estimate:
         """The entropy, midway between the rules; its error is their distance and the scatter."""
         low, high = sorted(self.rules.tolist())
+        middle = (low + high) / 2.0
         freedom = len(self.residues) - 1
         _, scatter = _mean(self.residues, freedom)
         error = (high - low) / 2.0 + SIGMAS * scatter
-        return Estimate((low + high) / 2.0, error)
+        return Estimate(middle, error)
 
     @property
     def exp(self) -> Estimate:
         """exp of the entropy, with the larger of both distances."""
         log = self.log
         value = math.exp(log.value)
-        return Estimate(value, value * math.expm1(log.error))
+        error = value * math.expm1(log.error)
+        return Estimate(value, error)
 
 
 def effective_rank(space: Krylov) -> Entropy | None:
@@ -359,7 +395,8 @@ def effective_rank(space: Krylov) -> Entropy | None:
     known = space.values[: space.known]
     later = known[WIDTH - 1 :]
     earlier = known[: len(later)]
-    if (later > (1.0 - CONVERGED) * earlier).any():
+    is_copy = later > (1.0 - CONVERGED) * earlier
+    if is_copy.any():
         return None
     unit = space.energy / space.side
 
@@ -367,8 +404,9 @@ def effective_rank(space: Krylov) -> Entropy | None:
         return np.sqrt(values / unit)
 
     def root_times_log(values: Array) -> Array:
-        logs = np.log(np.where(values > 0, values / unit, 1.0))
-        return 0.5 * np.sqrt(values / unit) * logs
+        ratios = values / unit
+        logs = np.log(np.where(values > 0, ratios, 1.0))
+        return 0.5 * np.sqrt(ratios) * logs
 
     rules = []
     residues = []
@@ -377,7 +415,8 @@ def effective_rank(space: Krylov) -> Entropy | None:
         weighted, second = _trace(space, which, root_times_log)
         mean = weighted / total
         rules.append(math.log(total) - mean)
-        residues.append((first * (1.0 + mean) - second) / total)
+        of_columns = first * (1.0 + mean) - second
+        residues.append(of_columns / total)
     if max(rules) > math.log(space.side) + CONVERGED:
         return None
     return Entropy(np.array(rules), residues[0])
