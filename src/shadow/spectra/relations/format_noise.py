@@ -277,7 +277,7 @@ def block_length(steps: Floats) -> int:
     starts = np.flatnonzero(changes.any(axis=0)) + 1
     block = int(np.gcd.reduce([cols, *starts.tolist()]))
     if block < SHORTEST:
-        return cols
+        block = cols
     return block
 
 

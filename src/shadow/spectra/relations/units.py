@@ -190,9 +190,10 @@ def _scaled(cosines: Rows) -> Rows | None:
     centred = cosines - by_column - by_row + cosines.mean()
     energy = float((centred**2).sum())
     deviation = math.sqrt(energy / max(1, len(centred) - 1))
-    if deviation > 1e-12 * len(centred):
-        return centred / deviation
-    return None
+    if deviation <= 1e-12 * len(centred):
+        return None
+    scaled: Rows = centred / deviation
+    return scaled
 
 
 def at_best(first: Rows, second: Rows) -> float:
