@@ -196,7 +196,8 @@ def _saturated(part: EntryBlock, rounded: Tensor, form: FloatFormat) -> int:
     _, exponent = math.frexp(largest)
     half_ulp = 2.0 ** (exponent - 2 - form.mantissa_bits)
     limit = largest + half_ulp
-    beyond = full.double().abs() > limit
+    sizes = full.double().abs()
+    beyond = sizes > limit
     beyond |= rounded.isinf()
     beyond &= full.isfinite()
     beyond &= rounded == copy
@@ -325,13 +326,17 @@ def stored_levels(matrix: Matrix, stored: str) -> float | None:
     sampled = levels_rows(count)
     if matrix.numel() <= BLOCK:  # a reading for each row takes longer than all of it
         whole = matrix[slice(None),].reshape(count, -1)
-        return levels(whole[sampled, :LEVELS_OF])
+        sample = whole[sampled, :LEVELS_OF]
+        return levels(sample)
     rows = []
     for number in sampled.tolist():
         group, row = divmod(number, matrix.shape[-2])
-        index: tuple[slice, ...] = slice(row, row + 1), slice(LEVELS_OF)
+        in_row = slice(row, row + 1)
+        in_cols = slice(LEVELS_OF)
+        index: tuple[slice, ...] = in_row, in_cols
         if matrix.ndim == 3:
             index = slice(group, group + 1), *index
         part = matrix[index].reshape(1, -1)
         rows.append(part.to(torch.float32, copy=True))
-    return levels(torch.cat(rows))
+    sample = torch.cat(rows)
+    return levels(sample)

@@ -43,10 +43,12 @@ class OnDevice(Grams):
         for block in read(dtype):
             with self._faults():
                 lines = block if wide else block.T
-                for part in torch.split(lines.to(self._place), DEPTH, dim=1):
+                on_device = lines.to(self._place)
+                for part in torch.split(on_device, DEPTH, dim=1):
                     total.addmm_(part, part.T)
         with self._faults():
-            trace = float(total.diagonal().cpu().double().sum())
+            diagonal = total.diagonal().cpu()
+            trace = float(diagonal.double().sum())
         if not math.isclose(trace, norm**2, rel_tol=SAME_TRACE):  # not if it is not finite
             raise self._fault("its product is wrong")
         return total

@@ -55,7 +55,8 @@ def frame(key: str, side: int) -> Array:
     digest = hashlib.sha256(key.encode()).digest()
     seed = int.from_bytes(digest[:16], "little")
     bits = np.random.Philox(key=seed)
-    columns = np.random.Generator(bits).standard_normal((side, WIDTH))
+    generator = np.random.Generator(bits)
+    columns = generator.standard_normal((side, WIDTH))
     return _orthonormal(columns)
 
 
@@ -291,14 +292,17 @@ def _spans(space: Krylov, turns: NDArray[np.intp]) -> Array:
     outer, k = space.step.shape
     width = outer - k
     frame_columns = np.eye(outer)[:, :width]
-    others = [np.delete(frame_columns, turn, axis=1) for turn in turns]
+    others = []
+    for turn in turns:
+        others.append(np.delete(frame_columns, turn, axis=1))
     span = np.stack(others)
     newest = span
     for _ in range(k // width - 1):
         image = space.step @ newest[:, :k]
         q, r = np.linalg.qr(_outside(span, image))
         # what is rounding is no direction: it may be that of the probe
-        sizes = np.abs(np.diagonal(r, axis1=1, axis2=2))
+        diagonals = np.diagonal(r, axis1=1, axis2=2)
+        sizes = np.abs(diagonals)
         is_new = sizes > NOTHING * space.values[0]
         directions, _ = np.linalg.qr(_outside(span, q))
         newest = directions * is_new[:, None]
@@ -322,7 +326,8 @@ def _mean(samples: Array, freedom: int) -> tuple[float, float]:
     mean = float(samples.mean())
     squares = (samples - mean) ** 2
     variance = float(squares.sum()) / freedom
-    return mean, math.sqrt(variance / len(samples))
+    error = math.sqrt(variance / len(samples))
+    return mean, error
 
 
 def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[float, Array]:
@@ -348,7 +353,8 @@ def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[floa
     of_unknown = mean - slope * (first - space.left / unknown)
     trace = leading + unknown * of_unknown
     control = nodes @ weights - first * lengths
-    residues = values @ weights - mean * lengths - slope * control
+    residues = values @ weights - mean * lengths
+    residues = residues - slope * control
     return trace, unknown / total * residues
 
 

@@ -104,15 +104,18 @@ def kept_share(fitted: Fit) -> float:
     same where C is a product of rows and columns.
     """
     coherent = coherent_energies(fitted)
-    after = _paired(coherent) / float(fitted.stored.sum())
-    before = _paired(fitted.update) / float(fitted.update.sum())
+    stored = float(fitted.stored.sum())
+    update = float(fitted.update.sum())
+    after = _paired(coherent) / stored
+    before = _paired(fitted.update) / update
     return min(1.0, after / before)
 
 
 def coherent_energies(fitted: Fit) -> Floats:
     """The energy of a d by cell of a fitted model, with a = sum D d / sum d²."""
+    squares = fitted.product**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        energies = fitted.product**2 / fitted.update
+        energies = squares / fitted.update
     return np.where(fitted.update > 0, energies, 0.0)
 
 
@@ -192,9 +195,11 @@ def zero_excess(counts: Counts, normal: Fit) -> float:
     """
     entries, changed, _ = counts.by_binade
     and_smaller = np.cumsum(entries[::-1])[::-1]
-    finest = and_smaller - entries < FINEST * entries.sum()
+    smaller = and_smaller - entries
+    finest = smaller < FINEST * entries.sum()
     missing = (normal.changed - changed)[finest]
-    return float(missing.sum() / entries[finest].sum())
+    share = missing.sum() / entries[finest].sum()
+    return float(share)
 
 
 def undo(

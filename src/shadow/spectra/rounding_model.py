@@ -86,8 +86,10 @@ class Counts:
         """Index into the flat (row classes, column classes, BINADES), level, and number above 0."""
         flat = self.entries.ravel()
         width = self.entries.shape[3]
-        cells = np.flatnonzero(flat > 0)  # of bools it takes a tenth of the time
-        return cells // width, cells % width, flat[cells]
+        occupied = np.flatnonzero(flat > 0)  # of bools it takes a tenth of the time
+        cells = occupied // width
+        levels_of_cells = occupied % width
+        return cells, levels_of_cells, flat[occupied]
 
     @cached_property
     def by_cell(self) -> Floats:
@@ -149,7 +151,8 @@ def levels() -> Levels:
 
 def _sum_of_squares(k: Floats) -> Floats:
     """1 + 4 + ... + k²."""
-    return k * (k + 1) * (2 * k + 1) / 6
+    product = k * (k + 1) * (2 * k + 1)
+    return product / 6
 
 
 @cache
@@ -215,7 +218,7 @@ def count(
     axis = 0 if tall else 1
     long_class = row_class if tall else col_class
     lines, weight = sampled_lines(long_class, min(shape))
-    exponent = math.frexp(largest)[1]
+    _, exponent = math.frexp(largest)
     top = max(exponent - 1, grid.min_exponent)
     row_classes = int(row_class.max()) + 1
     col_classes = int(col_class.max()) + 1
@@ -244,8 +247,10 @@ def count(
         delta = _lines(tuned[index], within, axis, sides.dtype)
         delta -= base
         direction = np.sign(base) * np.sign(delta)
-        away += int(np.count_nonzero(direction > 0))
-        toward += int(np.count_nonzero(direction < 0))
+        moves_away = direction > 0
+        moves_toward = direction < 0
+        away += int(np.count_nonzero(moves_away))
+        toward += int(np.count_nonzero(moves_toward))
         binade, place = _binades_and_levels(base, delta, grid, top, deepest)
         highest = max(highest, int(place.max()))
         binade *= raw_levels
@@ -350,9 +355,10 @@ class Tables:
 @cache
 def shape_edges() -> Floats:
     """(bins + 1,): the edges of the bins of the shape, ascending from 0, in units of s."""
-    bins = (SHAPE_TO - SHAPE_FROM) * BIN_OCTAVE
-    octaves = np.arange(bins + 1) / BIN_OCTAVE + SHAPE_FROM
-    return np.append(0.0, np.exp2(octaves))
+    octaves = SHAPE_TO - SHAPE_FROM
+    bins = octaves * BIN_OCTAVE
+    logs = np.arange(bins + 1) / BIN_OCTAVE + SHAPE_FROM
+    return np.append(0.0, np.exp2(logs))
 
 
 @cache
@@ -402,7 +408,8 @@ def _chances(edges: Floats, widths: Floats) -> NDArray[np.float32]:
     chance = np.zeros((ratios, len(lows), bins), dtype=np.float32)
     previous = np.zeros_like(widths)
     for level, following in enumerate(lows[1:]):
-        below = np.diff(np.minimum(edges, following - 0.5)) / widths
+        lower_edges = np.minimum(edges, following - 0.5)
+        below = np.diff(lower_edges) / widths
         np.clip(below, 0.0, 1.0, out=below)
         chance[:, level] = below - previous
         previous = below
@@ -525,7 +532,8 @@ def _fitted(counts: Counts, shape: Floats, scales: Floats) -> Fit:
 
     weight = entries * steps() ** 2
     mean = float(mean_squares() @ shape)
-    octaves = 2 * np.nan_to_num(scales, nan=-np.inf) / OCTAVE
+    finite = np.nan_to_num(scales, nan=-np.inf)  # 2 to the power of it is 0
+    octaves = 2 * finite / OCTAVE
     squared = np.exp2(octaves) * mean
     product = weight * expected(moments.product @ shape)
     changed = entries * expected(moments.changed @ shape)

@@ -264,7 +264,15 @@ def _of_spectrum(subject: Subject, solved: Spectrum) -> Measurement:
 
 def _of_zeros(subject: Subject, shape: Shape) -> Measurement:
     """The numbers of a matrix of zeros."""
-    zeros = Spectrum(np.zeros(min(shape)), *shape, 0.0, 0.0, "exact")
+    rows, cols = shape
+    zeros = Spectrum(
+        sigma=np.zeros(min(shape)),
+        rows=rows,
+        cols=cols,
+        norm=0.0,
+        floor=0.0,
+        precision="exact",
+    )
     return _of_spectrum(subject, zeros)
 
 
@@ -273,7 +281,15 @@ def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
     sigma = tuned.singular_values().numpy()
     floor = FACTORS_FLOOR * float(sigma[0])
     sigma[sigma < floor] = 0.0
-    return Spectrum(sigma, *shape_of(tuned), norm, floor, "exact")
+    rows, cols = shape_of(tuned)
+    return Spectrum(
+        sigma=sigma,
+        rows=rows,
+        cols=cols,
+        norm=norm,
+        floor=floor,
+        precision="exact",
+    )
 
 
 def _of_delta(delta: Spectrum, profile: Profile) -> Values:
@@ -295,9 +311,9 @@ def _beside_base(spectra: Sequence[Spectrum], weights: Sequence[Measurement]) ->
     resolved = (base > 0) & (tuned > 0)
     if resolved.any():
         ratios = tuned[resolved] / base[resolved]
-        low, middle, high = np.percentile(ratios, [25, 50, 75])
-        values["sigma_scale"] = float(middle)
-        values["sigma_scale_iqr"] = float(high) - float(low)
+        low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
+        values["sigma_scale"] = middle
+        values["sigma_scale_iqr"] = high - low
     before, after = (measurement.number("effective_rank") for measurement in weights)
     if before is not None and after is not None:
         values["effective_rank_shift"] = after - before

@@ -197,7 +197,8 @@ def tiles(matrix: Matrix, size: int = TILE, widest: int = WIDEST) -> Iterator[tu
     if matrix.ndim == 2:
         yield from _tiles(rows, cols, height, width)
         return
-    together = max(1, height // max(1, rows))
+    rows_of_group = max(1, rows)
+    together = max(1, height // rows_of_group)
     for group in range(0, matrix.shape[0], together):
         first = group * rows
         groups = slice(group, group + together)
@@ -529,7 +530,7 @@ def gram_singular_values(
         squares, leading = with_vectors(product.cpu(), vectors)
     else:
         squares = grams.eigenvalues(product)
-    ascending = np.sqrt(np.maximum(squares, 0.0))
-    values = ascending[::-1].copy()
+    positive = np.maximum(squares, 0.0)
+    values = np.sqrt(positive)[::-1].copy()
     floor = FLOOR[precision] * float(values[0])
     return values, floor, leading

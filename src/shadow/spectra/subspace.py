@@ -107,7 +107,8 @@ def subspace_values(
     images = whitened(streamed.base, streamed.images.T)
     share = k * (delta.norm * profile.scale) ** 2
     values[f"alignment_{short}"] = streamed.inside * m / share
-    values[f"alignment_{long}"] = float((images**2).sum()) * base.long_side / share
+    inside_long = float((images**2).sum())
+    values[f"alignment_{long}"] = inside_long * base.long_side / share
     if known_t >= k:
         between = whitened(streamed.tuned, whitened(streamed.base, streamed.between).T)
         values[f"overlap_{short}"] = _mean_square(leading.T @ u_t)
@@ -123,6 +124,7 @@ def subspace_values(
 
 
 def _gap(side: Spectrum, k: int) -> float | None:
+    """(sigma_k - sigma_{k+1}) / sigma_k of a side, in [0, 1]."""
     last = float(side.sigma[k - 1])
     if last == 0:
         return None
@@ -151,7 +153,8 @@ def whitened(products: Array, columns: Array) -> Array:
     `products`.
     """
     root = np.linalg.cholesky(products)
-    return np.asarray(solve_triangular(root, columns, lower=True), dtype=np.float64)
+    solved = solve_triangular(root, columns, lower=True)
+    return np.asarray(solved, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,8 @@ def _times(few: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
     """
     if block.flags.c_contiguous:
         return np.asarray(few @ block)
-    return np.asarray((block.T @ few.T).T)
+    transposed = block.T @ few.T
+    return np.asarray(transposed.T)
 
 
 def _triples(sides: Sides, scale: float) -> Iterator[tuple[Floating, Floating, Floating]]:
@@ -240,11 +244,15 @@ def _triples(sides: Sides, scale: float) -> Iterator[tuple[Floating, Floating, F
     side).
     """
     rows, cols = sides.shape
-    for b, t in sides.blocks(SMALL_BLOCK):
-        d = torch.sub(t, b, out=sides.space.take("work", b.shape, sides.dtype))
+    for base, tuned in sides.blocks(SMALL_BLOCK):
+        delta = sides.space.take("work", base.shape, sides.dtype)
+        torch.sub(tuned, base, out=delta)
         if scale != 1.0:
-            d.mul_(scale)
+            delta.mul_(scale)
+        b = base.numpy()
+        t = tuned.numpy()
+        d = delta.numpy()
         if rows <= cols:
-            yield b.numpy(), t.numpy(), d.numpy()
+            yield b, t, d
         else:
-            yield b.numpy().T, t.numpy().T, d.numpy().T
+            yield b.T, t.T, d.T

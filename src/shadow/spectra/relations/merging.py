@@ -166,15 +166,20 @@ class UpdateScale:
         if slope <= 0:
             return cls(1.0, math.inf)
         along = math.fsum(rest.along for rest in rests)
-        error = math.sqrt(math.fsum(rest.squares for rest in rests))
-        return cls(value=1 + along / slope, error=error / slope)
+        squares = math.fsum(rest.squares for rest in rests)
+        value = 1 + along / slope
+        error = math.sqrt(squares) / slope
+        return cls(value, error)
 
 
 def best_way(fits: Sequence[MergeFit]) -> tuple[Way, int]:
     """The way of merging that leaves the fewest entries in all matrices together, the first
     of several, and how many it leaves.
     """
-    left = {way: sum(fit.rests[way].entries for fit in fits) for way in WAYS}
+    left = dict.fromkeys(WAYS, 0)
+    for fit in fits:
+        for way in WAYS:
+            left[way] += fit.rests[way].entries
     best = min(left, key=left.__getitem__)
     return best, left[best]
 
@@ -189,7 +194,8 @@ def merge_fit(
     """
     fit = _fit(base, merged, update, formats, upright=upright)
     if fit.beyond and fit.finite and upright:
-        return _with_quantised(base, merged, update, fit, float_format(formats[1]))
+        grid = float_format(formats[1])
+        return _with_quantised(base, merged, update, fit, grid)
     return fit
 
 
@@ -291,7 +297,9 @@ def _model_dtype(grid: FloatFormat) -> torch.dtype:
 
 
 def _dot(first: Tensor, second: Tensor) -> float:
-    return float(torch.dot(first.reshape(-1), second.reshape(-1)))
+    """The inner product of two tensors of one shape."""
+    product = torch.dot(first.reshape(-1), second.reshape(-1))
+    return float(product)
 
 
 def _rest(away: Tensor, slopes: Tensor) -> Rest:
@@ -331,11 +339,13 @@ def replayed(base: Tensor, update: Update, rows: slice, order: Order, *, upright
             left = left.to(dtype).to(order.products)
     if order.scaled == "sum" and update.is_cast:
         product = (left @ right)[within]
-        total = torch.add(base.to(order.products), product, alpha=update.scale)
+        wide = base.to(order.products)
+        total = torch.add(wide, product, alpha=update.scale)
     elif order.scaled == "sum":
         padded = torch.zeros(len(left), base.shape[1], dtype=order.products)
         padded[within] = base.to(order.products)
-        total = torch.addmm(padded, left, right, alpha=update.scale)[within]
+        total = torch.addmm(padded, left, right, alpha=update.scale)
+        total = total[within]
     else:
         delta = (left @ right)[within]
         if order.rounds_product:
@@ -370,8 +380,10 @@ class _Bounds:
 
     def beyond(self, b: Tensor, target: Tensor, away: Tensor, growth: Tensor | float) -> int:
         """The number of entries that are further away than a merge in 16 bits or more can be."""
-        bound = torch.maximum(self.half, half_ulp(target, self.grid))
-        if not bool((away > bound).any()):
+        half_of_target = half_ulp(target, self.grid)
+        bound = torch.maximum(self.half, half_of_target)
+        is_far = away > bound
+        if not is_far.any():
             return 0
         sizes = self.left.abs() @ self.right.abs()
         sizes.mul_(abs(self.update.scale))
@@ -385,14 +397,16 @@ class _Bounds:
         if has_norms:
             units_of_norm = 2 * math.sqrt(b.shape[1]) + 8
             bound += target.abs() * (units_of_norm * unit)
-        far = int((away > bound).sum())
+        is_far = away > bound
+        far = int(is_far.sum())
         if not far or self.grid.bits != 16:  # nothing computes in 8 bits
             return far
         bound += self._of_narrow(sizes) * growth
         if has_norms:
             narrow_unit = 2.0 ** -(self.grid.mantissa_bits + 1)
             bound += target.abs() * (4 * narrow_unit)
-        return int((away > bound).sum())
+        is_far = away > bound
+        return int(is_far.sum())
 
     def _of_narrow(self, sizes: Tensor) -> Tensor:
         """The most that rounding to a stored format moves an update: the factors if they
@@ -422,7 +436,8 @@ def _target(
         return target, 1.0
     norms = torch.linalg.vector_norm(target, dim=1)
     ratios = update.magnitude[rows].double() / norms
-    growth = torch.where(norms > 0, ratios, 1.0)[:, None]
+    ratios = torch.where(norms > 0, ratios, 1.0)
+    growth = ratios[:, None]
     return target * growth, growth.abs()
 
 
@@ -430,9 +445,16 @@ def _blocks(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, Tensor, Tenso
     """Yield blocks of whole rows: their indices, and base and merged in float64, (rows, cols)."""
     cols = merged.shape[-1]
     for index, (start, _) in tiles(merged, ROWS, cols):
-        m = merged[index].double().contiguous().view(-1, cols)
-        b = base[index].double().contiguous().view(-1, cols)
-        yield slice(start, start + len(m)), b, m
+        m = _rows(merged[index])
+        b = _rows(base[index])
+        rows = slice(start, start + len(m))
+        yield rows, b, m
+
+
+def _rows(part: Tensor) -> Tensor:
+    """A part of a matrix in float64, (rows, cols), contiguous."""
+    wide = part.double().contiguous()
+    return wide.view(-1, part.shape[-1])
 
 
 def _with_quantised(
@@ -452,7 +474,8 @@ def _with_quantised(
             elif name in energies:
                 copy = copy.to(torch_dtype(grid)).double()
                 target, _ = _target(copy, delta, 1.0, update, rows)
-                energy = (m - target).square().sum()
+                residual = m - target
+                energy = residual.square().sum()
                 energies[name].append(float(energy))
     residuals = {name: math.fsum(of_name) for name, of_name in energies.items()}
     if not residuals:
@@ -469,7 +492,8 @@ def quantised(matrix: Tensor, name: str) -> Tensor | None:
     """
     if name == "INT8":
         scale = matrix.abs().amax(1, keepdim=True) / 127
-        return torch.round(matrix / scale).nan_to_num_() * scale
+        integers = torch.round(matrix / scale)
+        return integers.nan_to_num_() * scale
     if matrix.shape[1] % BLOCK:
         return None
     levels = torch.tensor(LEVELS[name], dtype=torch.float64)

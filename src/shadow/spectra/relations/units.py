@@ -39,6 +39,12 @@ class Units:
         """The key of the matrix and of the shape of its sample."""
         return self.group, self.module, self.candidate.shape
 
+    @property
+    def are_finite(self) -> bool:
+        """True if all sampled numbers of both are finite."""
+        is_finite = np.isfinite([self.candidate, self.model])
+        return bool(is_finite.all())
+
 
 @dataclass(frozen=True)
 class Relation:
@@ -64,7 +70,7 @@ def relation(sampled: Sequence[Units], level: float) -> Relation:
 
     sampled: matrices with numbers that are not finite do not count. level: a probability.
     """
-    finite = [units for units in sampled if np.isfinite([units.candidate, units.model]).all()]
+    finite = [units for units in sampled if units.are_finite]
     if not finite:
         return Relation(None, unknown="no_mlp")
     draws = round(10 / level) - 1  # enough for a tenth of the level
@@ -86,7 +92,8 @@ def relation(sampled: Sequence[Units], level: float) -> Relation:
         cosine = float(model @ candidate) / (model_norm * candidate_norm)
     distance = 0.0
     if candidate_norm:
-        distance = float(np.linalg.norm(model - candidate)) / candidate_norm
+        difference = model - candidate
+        distance = float(np.linalg.norm(difference)) / candidate_norm
     return Relation(p, z, cosine, distance, reordered)
 
 
@@ -109,7 +116,9 @@ def corners(sampled: Sequence[Sequence[Units]]) -> dict[tuple[int, int], float |
     """By indices of two candidates, the corner at the first between the model and the second, over
     the matrices that were sampled in both; none if no matrix was. sampled: by candidate.
     """
-    by_matrix = [{units.matrix: units for units in of_candidate} for of_candidate in sampled]
+    by_matrix = []
+    for of_candidate in sampled:
+        by_matrix.append({units.matrix: units for units in of_candidate})
     cosines = {}
     for pair in itertools.permutations(range(len(by_matrix)), 2):
         of_first = by_matrix[pair[0]]
@@ -145,9 +154,12 @@ def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> Rows:
 
     first: (n, width). second: (m, width). Gives (n, m).
     """
-    norms = np.outer(np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1))
+    first_norms = np.linalg.norm(first, axis=1)
+    second_norms = np.linalg.norm(second, axis=1)
+    norms = np.outer(first_norms, second_norms)
     inner = np.matmul(first.astype(second.dtype), second.T)
-    cosines: Rows = inner / np.where(norms > 0, norms, 1.0)
+    divisors = np.where(norms > 0, norms, 1.0)
+    cosines: Rows = inner / divisors
     return cosines
 
 
@@ -169,16 +181,29 @@ def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple
     at_least = 0
     for start in range(0, draws, AT_ONCE):
         count = min(AT_ONCE, draws - start)
-        sums = np.zeros(count)
-        for matrix in scaled:
-            units = np.arange(len(matrix))
-            numbers = generator.random((count, len(matrix)), dtype=np.float32)
-            orders = np.argsort(numbers, axis=1)
-            sums += matrix[units, orders].sum(axis=1)
-        at_least += int((sums >= observed - slack).sum())
+        sums = _sums_of_orders(scaled, count, generator)
+        is_as_large = sums >= observed - slack
+        at_least += int(is_as_large.sum())
     p = (1 + at_least) / (draws + 1)
     z = observed / math.sqrt(len(scaled))
     return p, z
+
+
+def _sums_of_orders(
+    matrices: Sequence[Rows], count: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """The sums of the diagonals of square matrices in so many random orders of their columns,
+    (count,).
+    """
+    sums = np.zeros(count)
+    for matrix in matrices:
+        side = len(matrix)
+        units = np.arange(side)
+        numbers = generator.random((count, side), dtype=np.float32)
+        orders = np.argsort(numbers, axis=1)
+        diagonals = matrix[units, orders]
+        sums += diagonals.sum(axis=1)
+    return sums
 
 
 def _scaled(cosines: Rows) -> Rows | None:
@@ -189,7 +214,8 @@ def _scaled(cosines: Rows) -> Rows | None:
     by_row = cosines.mean(axis=1, keepdims=True)
     centred = cosines - by_column - by_row + cosines.mean()
     energy = float((centred**2).sum())
-    deviation = math.sqrt(energy / max(1, len(centred) - 1))
+    freedom = max(1, len(centred) - 1)
+    deviation = math.sqrt(energy / freedom)
     if deviation <= 1e-12 * len(centred):
         return None
     scaled: Rows = centred / deviation
@@ -203,7 +229,8 @@ def at_best(first: Rows, second: Rows) -> float:
     """
     best = first.argmax(axis=1)
     units = np.arange(len(best))
-    return float(np.median(second[units, best]))
+    cosines = second[units, best]
+    return float(np.median(cosines))
 
 
 def corner(at: Rows, first: Rows, second: Rows) -> float | None:
@@ -213,7 +240,9 @@ def corner(at: Rows, first: Rows, second: Rows) -> float | None:
     """
     to_first = first - at
     to_second = second - at
-    lengths = float(np.linalg.norm(to_first)) * float(np.linalg.norm(to_second))
-    if not lengths:
+    first_length = float(np.linalg.norm(to_first))
+    second_length = float(np.linalg.norm(to_second))
+    if not (first_length and second_length):
         return None
-    return float((to_first * to_second).sum() / lengths)
+    inner = (to_first * to_second).sum()
+    return float(inner / (first_length * second_length))
