@@ -103,8 +103,7 @@ def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> R
     if not (total.size.finite and total.size.in_range):
         return Result(total.size)
     if not has_spectra:
-        norm = math.sqrt(total.base) / total.scale
-        return Result(None, norm, _norms(total, sides.shape))
+        return Result(None, total.base_norm, _norms(total, sides.shape))
     measured = measure_pair(sides.base, sides.tuned, formats, total, means, key)
     norm = measured.base.number("frobenius_norm") or 0.0
     return Result(None, norm, measured)
@@ -151,7 +150,7 @@ def measure_pair(
     format_of_tuned = round_trip(values["levels_tuned"], cols)
     undone = without_few_levels(undone, format_of_base, format_of_tuned)
     values |= _floor(values["floor_ratio"], undone, total.stored)
-    values |= undone_values(undone, math.sqrt(total.base) / total.scale)
+    values |= undone_values(undone, total.base_norm)
     count_now = partial(undo, sides, formats, lines, largest)
     values |= excess_values(undone, values, count_now)
     values |= purity_values(values, sides.shape, undone.kept, undone.reason)
@@ -177,17 +176,13 @@ def measure_pair(
 
 def _norms(total: Sums, shape: tuple[int, int]) -> Measured:
     """The columns of the level norms, from sums with a scale."""
-    profile = total.profile
-    base = math.sqrt(total.base) / total.scale
-    tuned = math.sqrt(total.tuned) / total.scale
-    delta = math.sqrt(profile.energy) / profile.scale
     values = _sizes(total, shape)
     values["decay_cosine"] = _decay(total)
     del values["floor_ratio"]
     return Measured(
-        norm_alone("base", base),
-        norm_alone("tuned", tuned),
-        norm_alone("delta", delta, values),
+        base=norm_alone("base", total.base_norm),
+        tuned=norm_alone("tuned", total.tuned_norm),
+        delta=norm_alone("delta", total.delta_norm, values),
     )
 
 
@@ -201,8 +196,8 @@ def _decay(total: Sums) -> float | None:
 def _sizes(total: Sums, shape: tuple[int, int]) -> Values:
     """Size, direction and rounding of the delta relative to the base, from the sums."""
     profile = total.profile
-    delta = math.sqrt(profile.energy) / profile.scale
-    base = math.sqrt(total.base) / total.scale
+    delta = total.delta_norm
+    base = total.base_norm
     rounding = math.sqrt(total.ulps / 12.0) / total.scale
     of_delta = profile.scale / total.scale
     cosine_of_sides = cosine(

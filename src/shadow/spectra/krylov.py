@@ -44,8 +44,6 @@ TRIED = chebvander(2.0 * (1.0 + EXCESS) - 1.0, PASSES - 1).T
 BOUNDED = 64  # eigenvalues that are bounded from above
 
 Array = NDArray[np.float64]
-# nodes >= 0, descending, and by column of the frame their weights (nodes, WIDTH)
-Rule = tuple[Array, Array]
 # G_i V_i of several matrices at once, float64 (m, WIDTH), from float32 (m, WIDTH)
 Products = Callable[[Sequence[NDArray[np.float32]]], Sequence[Array]]
 
@@ -87,6 +85,18 @@ def _next(known: Array, image: Array) -> Array:
 
 
 @dataclass(frozen=True)
+class Quadrature:
+    """A rule for traces of functions of G."""
+
+    nodes: Array  # (n,), >= 0, descending
+    weights: Array  # (n, WIDTH), by column of the frame
+
+    def after(self, known: int) -> Quadrature:
+        """The rule without its leading nodes, those of eigenvalues that are known."""
+        return Quadrature(self.nodes[known:], self.weights[known:])
+
+
+@dataclass(frozen=True)
 class Krylov:
     """A block Krylov space of G, (m, m), by the action of G on it: G K = [K, next] step."""
 
@@ -110,15 +120,16 @@ class Krylov:
         return int(np.argmax(missed))
 
     @cached_property
-    def rules(self) -> tuple[Rule, Rule]:
+    def rules(self) -> tuple[Quadrature, Quadrature]:
         """The rules of Gauss and of Gauss-Radau, which has WIDTH nodes at 0."""
         outer, k = self.step.shape
         width = outer - k
         values = self.values
         floor = FLOOR * values[0]
-        nodes = np.where(values < floor, 0.0, values)
-        weights = self.vectors[:width].T ** 2
-        gauss = nodes, weights
+        gauss = Quadrature(
+            nodes=np.where(values < floor, 0.0, values),
+            weights=self.vectors[:width].T ** 2,
+        )
         last = self.step[k:]
         image = last @ self.vectors
         scaled = image / np.maximum(values, floor)
@@ -128,8 +139,10 @@ class Krylov:
         extended[k:, k:] = scaled @ image.T
         nodes, vectors = np.linalg.eigh(extended)
         nodes = np.where(nodes < FLOOR * nodes[-1], 0.0, nodes)
-        weights = vectors[:width, ::-1].T ** 2
-        gauss_radau = nodes[::-1], weights
+        gauss_radau = Quadrature(
+            nodes=nodes[::-1],
+            weights=vectors[:width, ::-1].T ** 2,
+        )
         return gauss, gauss_radau
 
     @property
@@ -330,14 +343,14 @@ def _mean(samples: Array, freedom: int) -> tuple[float, float]:
     return mean, error
 
 
-def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[float, Array]:
-    """tr f(G) by a rule, 0 or 1, and what each column of the frame adds to its error,
-    (WIDTH,).
-    """
+def _trace(space: Krylov, rule: Quadrature, f: Callable[[Array], Array]) -> tuple[float, Array]:
+    """tr f(G) by a rule, and what each column of the frame adds to its error, (WIDTH,)."""
     known = space.known
     leading = float(f(space.values[:known]).sum())
-    nodes, weights = (column[known:] for column in space.rules[which])
     unknown = space.side - known
+    rest = rule.after(known)
+    nodes = rest.nodes
+    weights = rest.weights
     mass = weights.mean(axis=1)
     total = float(mass.sum())
     lengths = weights.sum(axis=0)
@@ -393,9 +406,9 @@ def effective_rank(space: Krylov) -> Entropy | None:
     WIDTH times, as a block finds no more copies; or where it is above that of any matrix of the
     shape. By the first rule alone, 4 of 727 planted spectra lay further off than their error.
     """
-    nodes, weights = (column[space.known :] for column in space.rules[0])
-    mass = weights.mean(axis=1)
-    hidden = mass[nodes < HIDDEN * space.values[0]]
+    rest = space.rules[0].after(space.known)
+    mass = rest.weights.mean(axis=1)
+    hidden = mass[rest.nodes < HIDDEN * space.values[0]]
     if hidden.sum() > mass.sum() / 2.0:
         return None
     known = space.values[: space.known]
@@ -416,9 +429,9 @@ def effective_rank(space: Krylov) -> Entropy | None:
 
     rules = []
     residues = []
-    for which in (0, 1):
-        total, first = _trace(space, which, root)
-        weighted, second = _trace(space, which, root_times_log)
+    for rule in space.rules:
+        total, first = _trace(space, rule, root)
+        weighted, second = _trace(space, rule, root_times_log)
         mean = weighted / total
         rules.append(math.log(total) - mean)
         of_columns = first * (1.0 + mean) - second

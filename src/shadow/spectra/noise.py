@@ -64,41 +64,53 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
     null_edge_sharp is that of a separable profile with a margin of 1 + m^(-2/3), and spikes_sharp
     counts the sigmas above it; noise in blocks passes it. delta: its spectrum.
     """
-    null, edge, sharp = closed_null(profile)
+    null = closed_null(profile)
     leading = delta.sigma[0]
     spike_energy = None
     if leading:
         squares = (delta.sigma / leading) ** 2
-        spiked = squares[delta.sigma > edge]
+        spiked = squares[delta.sigma > null.edge]
         spike_energy = float(spiked.sum() / squares.sum())
     concentration = None
-    if null >= 2 and participation_ratio is not None:
-        concentration = math.log(null / participation_ratio) / math.log(null)
+    if null.participation_ratio >= 2 and participation_ratio is not None:
+        excess = math.log(null.participation_ratio / participation_ratio)
+        concentration = excess / math.log(null.participation_ratio)
     return {
-        "null_participation_ratio": null,
+        "null_participation_ratio": null.participation_ratio,
         "concentration": concentration,
-        "null_edge": edge,
-        "spikes": delta.above(edge),
+        "null_edge": null.edge,
+        "spikes": delta.above(null.edge),
         "spike_energy": spike_energy,
-        "null_edge_sharp": sharp,
-        "spikes_sharp": delta.above(sharp),
+        "null_edge_sharp": null.sharp_edge,
+        "spikes_sharp": delta.above(null.sharp_edge),
     }
 
 
-def closed_null(profile: Profile) -> tuple[float, float, float]:
-    """null_participation_ratio, null_edge and null_edge_sharp of a profile, which need no
-    spectrum; the edges are in weights.
-    """
+@dataclass(frozen=True)
+class ClosedNull:
+    """Figures of the null that need no spectrum."""
+
+    participation_ratio: float
+    edge: float  # in weights, as that below
+    sharp_edge: float
+
+
+def closed_null(profile: Profile) -> ClosedNull:
+    """The null of a profile, by the formulas of `null_values`."""
     rows = profile.rows
     cols = profile.cols
     by_row = float((rows**2).sum())
     by_col = float((cols**2).sum())
-    squared_trace = profile.energy**2
-    null = squared_trace / (by_row + by_col - profile.fourth)
+    squares = by_row + by_col - profile.fourth
+    null = profile.energy**2 / squares
     edge = math.sqrt(rows.max()) + math.sqrt(cols.max())
     side = min(len(rows), len(cols))
     sharp = sharp_edge(rows, cols) * _margin(side)
-    return null, edge / profile.scale, sharp / profile.scale
+    return ClosedNull(
+        participation_ratio=null,
+        edge=edge / profile.scale,
+        sharp_edge=sharp / profile.scale,
+    )
 
 
 def _margin(side: int) -> float:

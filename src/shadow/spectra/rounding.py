@@ -129,7 +129,7 @@ def misfit(counts: Counts, fitted: Fit) -> float:
     """Sum over binades of |energy stored - energy expected| / energy stored, in [0, 2): stored by
     counts, expected by a fitted model.
     """
-    energy = counts.by_binade[2]
+    energy = counts.by_binade.energy
     missed = np.abs(fitted.energy - energy)
     return float(missed.sum() / energy.sum())
 
@@ -193,7 +193,8 @@ def zero_excess(counts: Counts, normal: Fit) -> float:
     """The share of unchanged entries of counts above that of a fitted normal update, among the
     FINEST of the entries on the finest grid: storage hides least there, so that a mask shows.
     """
-    entries, changed, _ = counts.by_binade
+    entries = counts.by_binade.entries
+    changed = counts.by_binade.changed
     and_smaller = np.cumsum(entries[::-1])[::-1]
     smaller = and_smaller - entries
     finest = smaller < FINEST * entries.sum()
@@ -257,7 +258,7 @@ def undo(
     if not is_same_grid and not is_on_grid(base, grid, sides.dtype, sides.space):
         return replace(UNEXPLAINED, grid=grid)
     counts = count(sides, grid, lines, largest)
-    squared_ulps = counts.by_binade[0] * steps() ** 2
+    squared_ulps = counts.by_binade.entries * steps() ** 2
     error = float(squared_ulps.sum()) * counts.unit**2 / 12
     if energy < CLEAR**2 * error:
         return replace(undo_counts(counts, energy), grid=grid)

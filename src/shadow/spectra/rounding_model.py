@@ -65,6 +65,15 @@ def coarser_grid(matrix: Matrix, dtype: str, working: torch.dtype, space: Worksp
 
 
 @dataclass(frozen=True)
+class BinadeCounts:
+    """Counts of a delta by binade of the base, (BINADES,)."""
+
+    entries: Floats
+    changed: Floats  # entries that differ from the base's
+    energy: Floats  # in units of unit²
+
+
+@dataclass(frozen=True)
 class Counts:
     """Counts of a delta by cell, binade of the base and level of |D| / ulp."""
 
@@ -103,13 +112,15 @@ class Counts:
         return np.asarray(by_binade @ steps() ** 2)
 
     @cached_property
-    def by_binade(self) -> tuple[Floats, Floats, Floats]:
-        """(BINADES,) each: entries, changed entries, and energy in units of unit²."""
+    def by_binade(self) -> BinadeCounts:
+        """The counts of all cells together."""
         by_level = self.entries.sum(axis=(0, 1))
-        entries = by_level.sum(axis=1)
-        changed = by_level[:, 1:].sum(axis=1)
         squares = (by_level * self.squares).sum(axis=1)
-        return entries, changed, squares * steps() ** 2
+        return BinadeCounts(
+            entries=by_level.sum(axis=1),
+            changed=by_level[:, 1:].sum(axis=1),
+            energy=squares * steps() ** 2,
+        )
 
     @cached_property
     def normal_scales(self) -> Floats:

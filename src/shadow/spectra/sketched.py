@@ -28,6 +28,7 @@ from shadow.spectra.krylov import (
     square_trace,
 )
 from shadow.spectra.measurement import Estimate, Subject
+from shadow.spectra.noise import ClosedNull
 from shadow.spectra.spectrum import Sides, blocks
 
 WIDEST = 0.1  # error of a figure, as a share of it, above which it is null
@@ -200,31 +201,28 @@ def _energy(sketch: Sketch, count: int) -> Estimate:
     return _between(low, high)
 
 
-def delta_figures(sketch: Sketch, null: float, edge: float, sharp: float) -> Figures:
-    """The columns of a delta that rest on its singular values, from its sketch.
-
-    null, edge, sharp: its null_participation_ratio, null_edge and null_edge_sharp, in closed form.
-    """
+def delta_figures(sketch: Sketch, null: ClosedNull) -> Figures:
+    """The columns of a delta that rest on its singular values, from its sketch and its null."""
     ratio = sketch.participation_ratio
-    spikes = _above(sketch, edge)
+    spikes = _above(sketch, null.edge)
     spike_energy = None
     if spikes is not None:
         spike_energy = _within(_energy(sketch, spikes))
     concentration = None
-    if null >= 2:
-        unit = math.log(null)
-        value = math.log(null / ratio.value) / unit
+    if null.participation_ratio >= 2:
+        unit = math.log(null.participation_ratio)
+        value = math.log(null.participation_ratio / ratio.value) / unit
         concentration = Estimate(value, ratio.error / ratio.value / unit)
     return {
         **weight_figures(sketch),
         "top20_energy": _within(_energy(sketch, 20)),
-        "null_participation_ratio": null,
-        "null_edge": edge,
-        "null_edge_sharp": sharp,
+        "null_participation_ratio": null.participation_ratio,
+        "null_edge": null.edge,
+        "null_edge_sharp": null.sharp_edge,
         "concentration": concentration,
         "spikes": spikes,
         "spike_energy": spike_energy,
-        "spikes_sharp": _above(sketch, sharp),
+        "spikes_sharp": _above(sketch, null.sharp_edge),
     }
 
 

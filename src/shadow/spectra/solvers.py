@@ -5,7 +5,6 @@ What a level costs is in `shadow.spectra.costs`, which says which solver a matri
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,18 +93,17 @@ class Gram:
         weights: list[Measurement] = []
         spectra: list[Spectrum] = []
         subject: Subject
-        for subject, matrix, energy, largest, stored in (
-            ("base", sides.base, total.base, total.size.base, formats[0]),
-            ("tuned", sides.tuned, total.tuned, total.size.tuned, formats[1]),
+        for subject, matrix, norm, largest, stored in (
+            ("base", sides.base, total.base_norm, total.size.base, formats[0]),
+            ("tuned", sides.tuned, total.tuned_norm, total.size.tuned, formats[1]),
         ):
-            norm = math.sqrt(energy) / total.scale
             if means.method.subjects != "all":
                 weights.append(norm_alone(subject, norm))
                 continue
             solved = self._of_weights(matrix, norm, largest, stored, means, VECTORS)
             spectra.append(solved)
             weights.append(_of_spectrum(subject, solved))
-        norm = math.sqrt(profile.energy) / profile.scale
+        norm = total.delta_norm
         if isinstance(sides.tuned, Updated):
             delta = _update_spectrum(sides.tuned, norm)
         else:
@@ -175,9 +173,9 @@ class KrylovSolver:
         profile = total.profile
         is_all = means.method.subjects == "all"
         norms: dict[Subject, float] = {
-            "base": math.sqrt(total.base) / total.scale,
-            "tuned": math.sqrt(total.tuned) / total.scale,
-            "delta": math.sqrt(profile.energy) / profile.scale,
+            "base": total.base_norm,
+            "tuned": total.tuned_norm,
+            "delta": total.delta_norm,
         }
         scales: dict[Subject, float] = {"delta": profile.scale}
         if is_all:
@@ -201,7 +199,8 @@ class KrylovSolver:
             by_subject = sketches(read, sides.shape, sizes, key)
         if from_factors is None:
             null = closed_null(profile)
-            values = columns(delta_figures(by_subject["delta"], *null))
+            figures = delta_figures(by_subject["delta"], null)
+            values = columns(figures)
         else:
             values = _of_delta(from_factors, profile)
         weights = []

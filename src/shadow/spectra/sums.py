@@ -127,6 +127,21 @@ class Sums:
     size: Extent
     stored: FloatFormat  # whose ulps they are
 
+    @property
+    def base_norm(self) -> float:
+        """The Frobenius norm, in weights, as those below."""
+        return math.sqrt(self.base) / self.scale
+
+    @property
+    def tuned_norm(self) -> float:
+        """That of the tuned side."""
+        return math.sqrt(self.tuned) / self.scale
+
+    @property
+    def delta_norm(self) -> float:
+        """That of tuned - base."""
+        return math.sqrt(self.profile.energy) / self.profile.scale
+
 
 def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
     """Every sum over entries; only the extent if an entry is not finite, if float64 does not
