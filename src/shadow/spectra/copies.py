@@ -75,7 +75,9 @@ def kept_of_copy(sides: Sides, base: Matrix | None, stored: str) -> Kept | None:
     sides: the matrix, and its copy as the tuned side. base: of both, for energies of updates, or
     None. stored: the copy's format, of floats or a quantised one.
     """
-    comparable = stored if stored in FLOATS else "F32"
+    comparable = "F32"
+    if stored in FLOATS:
+        comparable = stored
     sums = kept_of(sides, base, comparable)
     if not is_quantised(sides.tuned):
         return sums
@@ -291,7 +293,8 @@ def levels(rows: Tensor) -> float:
 
     Zeros of pruned rows do not count.
     """
-    values = rows[:, :LEVELS_OF].float().numpy()
+    first = rows[:, :LEVELS_OF]
+    values = first.float().numpy()
     count, width = values.shape
     ordered = np.sort(values, axis=1)
     steps = ordered[:, 1:] != ordered[:, :-1]

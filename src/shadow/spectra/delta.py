@@ -22,7 +22,13 @@ from shadow.spectra.entries import compared, cosine, decay_cosine, norm_values
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.levels import round_trip
 from shadow.spectra.measurement import Measurement, Values, norm_alone
-from shadow.spectra.noise import coverage_values, noise_like_rest, purity_values, rest_values
+from shadow.spectra.noise import (
+    Rest,
+    coverage_values,
+    noise_like_rest,
+    purity_values,
+    rest_values,
+)
 from shadow.spectra.relations.format_noise import COLUMNS as FORMAT_COLUMNS
 from shadow.spectra.relations.format_noise import format_values
 from shadow.spectra.rounding import (
@@ -37,6 +43,7 @@ from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.solvers import Means, solver_of
 from shadow.spectra.spectrum import (
     Sides,
+    Spectrum,
     Workspace,
     power_of_two_scale,
     scaled_blocks,
@@ -99,7 +106,7 @@ def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> R
         if not (total.finite and total.in_range):
             return Result(total)
         norm = frobenius_norm(sides.base, total.base, sides.dtype, sides.space)
-        return Result(None, norm)
+        return Result(broken=None, base_norm=norm)
     if not (total.size.finite and total.size.in_range):
         return Result(total.size)
     if not has_spectra:
@@ -158,8 +165,7 @@ def measure_pair(
     sigma = np.zeros(0)
     precision = figures.precision
     if figures.delta:
-        rest = noise_like_rest(figures.delta, total.ulp_rows, total.ulp_cols)
-        rest = rest or noise_like_rest(figures.delta, profile.rows, profile.cols)
+        rest = _rest(figures.delta, total)
         sigma = figures.delta.sigma
         precision = figures.delta.precision
     rounded = rounding_share(undone, values["floor_ratio"])
@@ -172,6 +178,17 @@ def measure_pair(
     }
     delta = Measurement("delta", precision, cells, sigma)
     return Measured(figures.base, figures.tuned, delta)
+
+
+def _rest(delta: Spectrum, total: Sums) -> Rest | None:
+    """The rest of a delta that is like the rounding of storage, or like noise with the delta's own
+    profile; None if there is none.
+    """
+    like_rounding = noise_like_rest(delta, total.ulp_rows, total.ulp_cols)
+    if like_rounding is not None:
+        return like_rounding
+    profile = total.profile
+    return noise_like_rest(delta, profile.rows, profile.cols)
 
 
 def _norms(total: Sums, shape: tuple[int, int]) -> Measured:
@@ -206,12 +223,18 @@ def _sizes(total: Sums, shape: tuple[int, int]) -> Values:
         energy=profile.energy / of_delta / of_delta,
         along=total.along / of_delta,
     )
+    relative_norm = None
+    if base > 0:
+        relative_norm = delta / base
+    floor_ratio = None
+    if rounding > 0:
+        floor_ratio = delta / rounding
     return {
-        "relative_norm": delta / base if base > 0 else None,
+        "relative_norm": relative_norm,
         "cosine": cosine_of_sides,
         "zero_share": total.zeros / math.prod(shape),
         "zeroed": int(total.zeroed),
-        "floor_ratio": delta / rounding if rounding > 0 else None,
+        "floor_ratio": floor_ratio,
     }
 
 

@@ -90,17 +90,20 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
             if not equal:
                 changed_of_part = part.changed()
         changed += changed_of_part
-    sums_of_squares = list(map(math.fsum, energies))
+    rounded = None
+    if casts and changed:
+        rounded = casts[0]
+    base_energy, tuned_energy, delta_energy, along = map(math.fsum, energies)
     return Entries(
         entries=sides.tuned.numel(),
         changed=changed,
-        base=sums_of_squares[0],
-        tuned=sums_of_squares[1],
-        delta=sums_of_squares[2],
-        along=sums_of_squares[3],
+        base=base_energy,
+        tuned=tuned_energy,
+        delta=delta_energy,
+        along=along,
         finite=finite,
         zeroed=zeroed,
-        rounded=casts[0] if casts and changed else None,
+        rounded=rounded,
     )
 
 

@@ -61,7 +61,8 @@ def frame(key: str, side: int) -> Array:
 def _orthonormal(columns: Array) -> Array:
     """Q of the QR decomposition of columns (m, n) whose R has a diagonal of numbers >= 0."""
     q, r = np.linalg.qr(columns)
-    signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    diagonal = np.diagonal(r)
+    signs = np.where(diagonal < 0, -1.0, 1.0)
     return np.asarray(q * signs)
 
 
@@ -113,7 +114,8 @@ class Krylov:
         """
         values = self.values
         last = self.step[len(values) :]
-        residuals = np.linalg.norm(last @ self.vectors, axis=0)
+        off = last @ self.vectors
+        residuals = np.linalg.norm(off, axis=0)
         missed = residuals > CONVERGED * values
         missed |= values < FLOOR * float(values[0])
         missed[-1] = True  # a rule needs a node
@@ -132,7 +134,8 @@ class Krylov:
         )
         last = self.step[k:]
         image = last @ self.vectors
-        scaled = image / np.maximum(values, floor)
+        positive = np.maximum(values, floor)
+        scaled = image / positive
         extended = np.zeros((outer, outer))
         extended[:, :k] = self.step
         extended[:k, k:] = last.T
@@ -236,7 +239,8 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
 def _space(energy: float, basis: Sequence[Array], images: Sequence[Array]) -> Krylov:
     """The space of a basis with the images of all its blocks but the last."""
     known = np.hstack(basis[:-1])
-    inner = known.T @ np.hstack(images)
+    all_images = np.hstack(images)
+    inner = known.T @ all_images
     last = basis[-1].T @ images[-1]
     width = len(last)
     outer = np.zeros((width, inner.shape[1]))
@@ -268,7 +272,8 @@ def square_trace(space: Krylov) -> Estimate:
     inside = span.transpose(0, 2, 1) @ images
     deflated = 2.0 * _energies(images)
     deflated -= _energies(inside)
-    probes = np.eye(outer)[turns].transpose(0, 2, 1)
+    probes = np.eye(outer)[turns]
+    probes = probes.transpose(0, 2, 1)
     rest = _outside(span, probes)
     image = space.step @ rest[:, :k]
     left = _outside(span, image)
@@ -286,7 +291,8 @@ def square_trace(space: Krylov) -> Estimate:
     slope = _slope(samples, control)
     # x² grows with x by up to twice the largest value; what is steeper is rounding against rounding
     slope = min(slope, 2.0 * float(space.values[0]))
-    mean, scatter = _mean(samples - slope * control, width - 2)
+    controlled = samples - slope * control
+    mean, scatter = _mean(controlled, width - 2)
     error = SHARED * SIGMAS * scatter + ROUNDING * mean
     return Estimate(mean, error)
 

@@ -356,7 +356,9 @@ def purity_values(
     share = error / max(abs(purity), TINIEST)
     distance = z / math.hypot(1.0, z * share / SIGMAS)
     figures["excess_purity"] = Estimate(purity, error)
-    if (abs(z) > NOISE) == (abs(distance) > NOISE):
+    is_more = abs(z) > NOISE
+    is_more_with_error = abs(distance) > NOISE
+    if is_more == is_more_with_error:
         figures["purity_z"] = Estimate(z, abs(z) * share)
     best = None
     if kept is None:

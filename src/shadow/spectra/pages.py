@@ -90,10 +90,12 @@ class PageSample:
                 fewest = LEVELS
                 if likelihood < typical - FIT:
                     continue
-            if len(set(exponents.tolist())) < fewest:
+            distinct = set(exponents.tolist())
+            if len(distinct) < fewest:
                 continue
-            scaled = usual[SCALES[:, exponents]].reshape(len(SCALES), -1, FEW)
-            best = scaled.mean(axis=2).max(axis=0)  # the scale of each piece of FEW samples
+            scaled = usual[SCALES[:, exponents]]
+            scaled = scaled.reshape(len(SCALES), -1, FEW).mean(axis=2)
+            best = scaled.max(axis=0)  # the scale of each piece of FEW samples
             if likelihood > best.mean() + SCALED:
                 odd.append(number * WINDOW * APART)
         return tuple(odd)

@@ -175,6 +175,9 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
     imbalance = abs(counts.away - counts.toward) / changed
     if imbalance * (1 - share) > LOPSIDED:
         return unexplained
+    reason: Reason | None = None
+    if share < ROUNDED_AWAY:
+        reason = "rounded_away"
     stored = fitted.stored.sum()
     coherent = float(coherent_energies(fitted).sum() / stored)
     changed_share = float(normal.changed.sum()) / float(counts.entries.sum())
@@ -182,7 +185,7 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
         unexplained,
         history="stored_base",
         kept=share,
-        reason="rounded_away" if share < ROUNDED_AWAY else None,
+        reason=reason,
         norm=math.sqrt(energy * float(fitted.update.sum() / stored)),
         zeros=1.0 - changed_share,
         noise=1.0 - coherent,

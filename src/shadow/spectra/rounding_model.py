@@ -151,7 +151,8 @@ def levels() -> Levels:
     last = following - 1
     # the mean of k² over the integers of a level
     sums = _sum_of_squares(last) - _sum_of_squares(low - 1)
-    squares = sums / (last - low + 1)
+    integers = last - low + 1
+    squares = sums / integers
     of_raw = np.searchsorted(first, raw, side="right")
     return Levels(
         low=np.append(0.0, low),
@@ -226,9 +227,12 @@ def count(
     tuned = sides.tuned
     shape = sides.shape
     tall = shape[0] > shape[1]
-    axis = 0 if tall else 1
-    long_class = row_class if tall else col_class
-    lines, weight = sampled_lines(long_class, min(shape))
+    axis = 1
+    of_line = col_class
+    if tall:
+        axis = 0
+        of_line = row_class
+    lines, weight = sampled_lines(of_line, min(shape))
     _, exponent = math.frexp(largest)
     top = max(exponent - 1, grid.min_exponent)
     row_classes = int(row_class.max()) + 1
@@ -392,7 +396,9 @@ def half_normal() -> Floats:
 @cache
 def tables() -> Tables:
     """Moments and probabilities of D = round(d / ulp)."""
-    steps_of_ratio = np.arange(RATIO_FROM * OCTAVE, RATIO_TO * OCTAVE + 1)
+    lowest = RATIO_FROM * OCTAVE
+    highest = RATIO_TO * OCTAVE
+    steps_of_ratio = np.arange(lowest, highest + 1)
     ratios = np.exp2(steps_of_ratio / OCTAVE)
     edges = ratios[:, None] * shape_edges()
     widths = np.diff(edges)
@@ -403,7 +409,8 @@ def tables() -> Tables:
     second = whole + nearest**2 * rest
     twice_middle = edges + nearest - 0.5
     product = whole + nearest * rest * twice_middle / 2
-    unchanged = np.diff(np.minimum(edges, 0.5)) / widths
+    edges_of_zero = np.minimum(edges, 0.5)
+    unchanged = np.diff(edges_of_zero) / widths
     return Tables(
         second=np.diff(second) / widths,
         product=np.diff(product) / widths,
@@ -464,8 +471,9 @@ def _solve(counts: Counts, shape: Floats) -> Floats:
     classes, column classes), log2 of s / ulp in steps of the grid; NaN without energy.
     """
     mean = tables().second @ shape
+    lowest = RATIO_FROM * OCTAVE
     highest = (RATIO_TO - BINADES) * OCTAVE
-    candidates = np.arange(RATIO_FROM * OCTAVE, highest)
+    candidates = np.arange(lowest, highest)
     fractional = _ratio_index(candidates.astype(np.float64))
     ratio = np.clip(fractional.astype(np.intp), 0, len(mean) - 1)
     by_candidate = mean[ratio] * steps() ** 2  # (candidates, BINADES)
@@ -473,7 +481,8 @@ def _solve(counts: Counts, shape: Floats) -> Floats:
     expected = entries @ by_candidate.T  # (cells, candidates), ascending
     energy = counts.energies.ravel()
     is_smaller = expected < energy[:, None]
-    above = np.clip(is_smaller.sum(axis=1), 1, len(candidates) - 1)
+    first = is_smaller.sum(axis=1)
+    above = np.clip(first, 1, len(candidates) - 1)
     below = above - 1
     cells = np.arange(len(energy))
     low = expected[cells, below]

@@ -71,9 +71,10 @@ def array(value: Any, *shape: int, dtype: type[np.generic] = np.float64) -> Any:
 
     Raises TypeError unless it has exactly this shape and dtype, row by row, aligned and writable.
     """
-    is_array = isinstance(value, np.ndarray) and (value.dtype, value.shape) == (dtype, shape)
-    if is_array and value.flags.carray:
-        return value.ctypes  # which holds the array
+    if isinstance(value, np.ndarray) and value.flags.carray:
+        is_same = value.dtype == dtype and value.shape == shape
+        if is_same:
+            return value.ctypes  # which holds the array
     raise TypeError(f"no writable array of {shape}, {dtype.__name__}, in C's order")
 
 

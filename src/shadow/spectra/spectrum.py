@@ -399,7 +399,8 @@ def _leading(gram: Tensor, values: Floats, count: int) -> Floats:
     try:
         largest, vectors = eigsh(product, count, **options)
         missed = np.abs(largest - values[-count:]).max()
-        if missed <= SAME_EIGENVALUE[gram.dtype] * values[-1]:
+        allowed = SAME_EIGENVALUE[gram.dtype] * values[-1]
+        if missed <= allowed:
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:
         pass

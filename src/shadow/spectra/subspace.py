@@ -88,13 +88,16 @@ def subspace_values(
         long_energies = profile.rows
     is_exact = "exact" in (base.precision, tuned.precision)
     is_plain = all(power_of_two_scale(float(side.sigma[0])) == 1.0 for side in (base, tuned))
+    dtype = torch.float64
+    if is_plain and not is_exact:
+        dtype = torch.float32
     leading = u_b[:, :k]
     streamed = _streamed(
         leading,
         base.sigma[:k],
         u_t,
         tuned.sigma[:known_t],
-        replace(sides, dtype=torch.float32 if is_plain and not is_exact else torch.float64),
+        replace(sides, dtype=dtype),
         profile.scale,
         long_energies,
     )

@@ -175,11 +175,15 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
     if size is not None:
         scale, delta_scale = size.scales
     # without its other bits a number x >= 0 is 2^floor(log2 x), or 0 where it is subnormal
-    is_wide = sides.dtype == torch.float64
-    integer: type[np.signedinteger] = np.int64 if is_wide else np.int32
-    exponent_mask = 0x7FF << 52 if is_wide else 0xFF << 23
-    smallest = np.array(math.ldexp(scale, stored.min_exponent), f"f{8 if is_wide else 4}")
-    smallest_normal = smallest.view(integer)
+    floating = "f4"
+    integer = "i4"
+    exponent_mask = 0xFF << 23
+    if sides.dtype == torch.float64:
+        floating = "f8"
+        integer = "i8"
+        exponent_mask = 0x7FF << 52
+    smallest = math.ldexp(scale, stored.min_exponent)
+    smallest_normal = np.array(smallest, floating).view(integer)
     r = np.zeros(rows)
     c = np.zeros(cols)
     reached = np.zeros(rows, dtype=bool)
@@ -300,15 +304,15 @@ class EntryBlock:
     ) -> None:  # fmt: skip
         """stored: the dtypes of all, if they are read as stored."""
         self.count = count
-        self.raw = [  # what is stored, of any shape
-            space.take(f"raw {number}", (count,), dtype_stored)
-            for number, dtype_stored in enumerate(stored)
-        ]
+        self.raw: list[Tensor] = []  # what is stored, of any shape
+        self.bytes: list[memoryview] = []
         bits: list[NDArray[Any]] = []
-        for raw in self.raw:
-            integers = raw.view(INTEGERS[raw.itemsize])
-            bits.append(integers.numpy())
-        self.bytes = [integers.view(np.uint8).data for integers in bits]
+        for number, dtype_stored in enumerate(stored):
+            raw = space.take(f"raw {number}", (count,), dtype_stored)
+            integers = raw.view(INTEGERS[raw.itemsize]).numpy()
+            self.raw.append(raw)
+            self.bytes.append(integers.view(np.uint8).data)
+            bits.append(integers)
         self._bits = bits[:2]
         self._heads = [integers[:HEAD] for integers in self._bits]
         self._one_format = len(set(stored[:2])) == 1
@@ -318,7 +322,8 @@ class EntryBlock:
         self.numbers: list[Tensor] = [row[:count] for row in padded[:matrices]]
         self.lines = padded.view(matrices + 1, height, LINE).numpy()
         self._sums = np.empty((2, 2, height), self.lines.dtype)
-        self._differ = space.take("differs", (height * LINE,), torch.bool).numpy()
+        differ = space.take("differs", (height * LINE,), torch.bool)
+        self._differ = differ.numpy()
 
     def load(self, *matrices: int) -> None:
         """Load the numbers of these matrices from their stored bytes."""
@@ -556,6 +561,9 @@ def looked_at(matrix: InFile | Tensor, space: Workspace, stored: str = "") -> Ex
     if is_constant or cols == 1:
         zero_rows = []
         constant_rows = []
+    damaged: tuple[int, ...] = ()
+    if pages:
+        damaged = pages.damaged()
     return Extremes(
         entries=rows * cols,
         nan=nan,
@@ -566,5 +574,5 @@ def looked_at(matrix: InFile | Tensor, space: Workspace, stored: str = "") -> Ex
         zero_rows=tuple(zero_rows),
         constant_rows=tuple(constant_rows),
         clipped=clipped,
-        damaged=pages.damaged() if pages else (),
+        damaged=damaged,
     )

@@ -190,10 +190,13 @@ def cells(x: Floats, q: Floats, s: Floats, block: int, stored: str) -> Cells:
     clip, share = CLIPS.get(stored, (PLAIN_CLIP, 0.25))
     is_k_type = stored in CLIPS
     empty = s == 0
-    step = np.where(empty, SUPER_UNDERFLOW if is_k_type else UNDERFLOW, s)
+    underflow = SUPER_UNDERFLOW if is_k_type else UNDERFLOW
+    step = np.where(empty, underflow, s)
     blocked = q.reshape(rows, cols // block, block)
-    largest = np.repeat(blocked.max(axis=-1), block, axis=-1)
-    smallest = np.repeat(blocked.min(axis=-1), block, axis=-1)
+    of_blocks = blocked.max(axis=-1)
+    largest = np.repeat(of_blocks, block, axis=-1)
+    of_blocks = blocked.min(axis=-1)
+    smallest = np.repeat(of_blocks, block, axis=-1)
     has_step = s > 0
     levels = q[has_step] / s[has_step]  # whole multiples of the step without an offset
     off_whole = np.abs(levels - np.round(levels))
@@ -213,9 +216,10 @@ def cells(x: Floats, q: Floats, s: Floats, block: int, stored: str) -> Cells:
     beyond_first = (q == smallest) & (error < 0)
     at_end = is_far & (beyond_last | beyond_first)
     steps_of_clip = np.where(largest > smallest, clip, ONE_LEVEL)
-    clipped = at_end & (distance <= steps_of_clip * step + SMALLEST)
-    of_block = clipped.reshape(blocked.shape).mean(axis=-1)
-    clipped &= np.repeat(of_block, block, axis=-1) <= share
+    reach = steps_of_clip * step + SMALLEST
+    clipped = at_end & (distance <= reach)
+    clipped_share = clipped.reshape(blocked.shape).mean(axis=-1)
+    clipped &= np.repeat(clipped_share, block, axis=-1) <= share
     unknown = np.zeros_like(clipped)
     if is_k_type:
         unknown = at_end | (is_far & empty)
@@ -255,13 +259,15 @@ def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
     is_above = error > above + loose
     is_far = is_below | is_above
     is_open = np.where(error < 0, open_below, open_above)
-    is_near = np.abs(error) <= ONE_LEVEL * width + SMALLEST
+    reach = ONE_LEVEL * width + SMALLEST
+    is_near = np.abs(error) <= reach
     clipped = is_far & is_near & is_open
     # the mean of t² over -below to above
     cubes = below**3 + above**3
+    positive_width = np.where(width > 0, width, 1.0)
     return Cells(
         width=width,
-        even=cubes / (3 * np.where(width > 0, width, 1.0)),
+        even=cubes / (3 * positive_width),
         outside=is_far & ~clipped,
         clipped=clipped,
         unknown=np.zeros_like(is_far),

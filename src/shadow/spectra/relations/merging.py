@@ -219,7 +219,8 @@ def _fit(
     rests = {way: Rest() for way in WAYS}
     for rows, b, m in _blocks(base, merged):
         entries += m.numel()
-        if not (b.isfinite().all() and m.isfinite().all()):
+        are_finite = b.isfinite().all() and m.isfinite().all()
+        if not are_finite:
             finite = False
             continue
         delta = update.delta(rows)
@@ -321,8 +322,11 @@ def replayed(base: Tensor, update: Update, rows: slice, order: Order, *, upright
     """
     dtype = base.dtype
     if update.exact is not None and update.rounded is not None:
-        change = update.exact if order.products == torch.float64 else update.rounded
-        return (base.double() + change[rows]).to(dtype)
+        change = update.rounded
+        if order.products == torch.float64:
+            change = update.exact
+        total = base.double() + change[rows]
+        return total.to(dtype)
     first = max(0, min(rows.start, rows.stop - PANEL))
     last = max(rows.stop, first + PANEL)
     within = slice(rows.start - first, rows.stop - first)
@@ -356,13 +360,20 @@ def replayed(base: Tensor, update: Update, rows: slice, order: Order, *, upright
             delta = delta.to(dtype)
         total = base + delta
     if update.magnitude is not None:
-        in_order = total
-        if not upright:  # sums follow the order of numbers in memory
-            in_order = total.T.contiguous().T
-        norms = torch.linalg.norm(in_order, dim=1)
-        factors = update.magnitude[rows].to(total.dtype) / norms
-        total = total * factors[:, None]
+        magnitude = update.magnitude[rows].to(total.dtype)
+        total = _with_norms(total, magnitude, upright=upright)
     return total.to(dtype)
+
+
+def _with_norms(total: Tensor, magnitude: Tensor, *, upright: bool) -> Tensor:
+    """Rows of a merge (rows, cols), scaled to norms (rows,) as DoRA does."""
+    in_order = total
+    if not upright:  # sums follow the order of numbers in memory
+        in_order = total.T.contiguous().T
+    norms = torch.linalg.norm(in_order, dim=1)
+    factors = magnitude / norms
+    scaled: Tensor = total * factors[:, None]
+    return scaled
 
 
 @dataclass

@@ -142,8 +142,9 @@ def _matched(sampled: Sequence[Units], draws: int) -> tuple[float, float]:
     cosines: dict[Hashable, Rows] = {}
     for units in sampled:
         of_matrix = unit_cosines(units.model, units.candidate)
-        of_group = cosines.get(units.group, np.zeros(of_matrix.shape))
-        cosines[units.group] = of_matrix + of_group
+        if units.group in cosines:
+            of_matrix = of_matrix + cosines[units.group]
+        cosines[units.group] = of_matrix
     return matched([*cosines.values()], draws=draws)
 
 
