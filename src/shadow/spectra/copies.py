@@ -304,7 +304,8 @@ def levels(rows: Tensor) -> float:
     if 2 * np.count_nonzero(pruned) < count:
         return float(np.median(distinct) / width)
     without_zero = distinct[pruned] - 1
-    shares = without_zero / nonzero[pruned]
+    entries = nonzero[pruned]
+    shares = without_zero / entries
     return float(np.median(shares))
 
 

@@ -142,7 +142,8 @@ def measure_pair(
         of_rows = profile.rows / scale / scale
         of_cols = profile.cols / scale / scale
     lines = of_rows, of_cols
-    values = NO_SUBSPACES | _sizes(total, sides.shape) | figures.values
+    values = NO_SUBSPACES | _sizes(total, sides.shape)
+    values |= figures.values
     values["condition_number"] = None  # the smallest singular value of a delta says nothing
     if isinstance(tuned, Updated):
         values["floor_ratio"] = None  # nothing has been rounded
@@ -264,7 +265,8 @@ def measure_alone(
     """
     dtype = working_dtype(stored)
     norm = frobenius_norm(matrix, largest, dtype, means.space)
-    solver = solver_of(means.method, shape_of(matrix))
+    shape = shape_of(matrix)
+    solver = solver_of(means.method, shape)
     if means.method.subjects != "all" or solver is None:
         return norm_alone("tuned", norm)
     return solver.alone(matrix, norm, largest, stored, means, key)

@@ -199,7 +199,8 @@ def _beyond(values: Array, weights: Array, top: float, along: float) -> float:
     mass = UNEVEN * weights[below]
     mass = mass * (1.0 - rest / top)
     polynomials = chebvander(2.0 * rest / top - 1.0, PASSES - 1)
-    weighted = np.sqrt(mass)[:, None] * polynomials
+    roots = np.sqrt(mass)
+    weighted = roots[:, None] * polynomials
     _, root = np.linalg.qr(weighted)
     with np.errstate(all="ignore"):
         try:
@@ -228,8 +229,8 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
         products_of_pass = products(blocks)
         for basis, images_of_space, image in zip(bases, images, products_of_pass, strict=True):
             images_of_space.append(image)
-            block = _next(np.hstack(basis), image)
-            basis.append(block)
+            known = np.hstack(basis)
+            basis.append(_next(known, image))
     spaces = []
     for energy, basis, images_of_space in zip(energies, bases, images, strict=True):
         spaces.append(_space(energy, basis, images_of_space))
@@ -247,11 +248,12 @@ def _space(energy: float, basis: Sequence[Array], images: Sequence[Array]) -> Kr
     outer[:, -width:] = last
     inner = (inner + inner.T) / 2.0
     values, vectors = np.linalg.eigh(inner)
+    descending = values[::-1]
     return Krylov(
         side=len(known),
         energy=energy,
         step=np.vstack([inner, outer]),
-        values=np.maximum(values[::-1], 0.0),
+        values=np.maximum(descending, 0.0),
         vectors=vectors[:, ::-1],
     )
 

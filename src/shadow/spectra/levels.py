@@ -45,7 +45,9 @@ def expected_levels(kind: str, length: int) -> float:
     """
     integers = kind in ("INT8", "INT4")
     if integers:
-        half = 127 if kind == "INT8" else 7
+        half = 7
+        if kind == "INT8":
+            half = 127
         largest = NormalDist().inv_cdf(1.0 - 0.5 / length)  # one entry is larger
         middles = np.arange(half + 1) + 0.5
         edges = middles / half * largest

@@ -465,6 +465,8 @@ def rest_values(rest: Rest | None, noise: float | None, shape: tuple[int, int]) 
     if energy <= NOTHING:
         values["rest_over_rounding"] = 0.0
     elif noise is not None and noise > 0:
-        expected = noise * (1 - k / rows) * (1 - k / cols)
+        rows_left = 1 - k / rows
+        cols_left = 1 - k / cols
+        expected = noise * rows_left * cols_left
         values["rest_over_rounding"] = energy / expected
     return values

@@ -83,7 +83,8 @@ class PageSample:
             likelihoods = causes[:, exponents].mean(axis=1)
             cause = int(likelihoods.argmax())
             likelihood = likelihoods[cause]
-            if likelihood < usual[exponents].mean() + GAIN:
+            unchanged = usual[exponents].mean()
+            if likelihood < unchanged + GAIN:
                 continue
             fewest = DISTINCT
             if cause < EVEN:

@@ -184,7 +184,8 @@ def classes(energies: Floats) -> Indices:
     if len(positive) == 0:
         return np.zeros(lines, dtype=np.intp)
     ranks = np.arange(count) * len(positive) // count
-    above = np.searchsorted(positive[ranks], energies, side="right")
+    lowest = positive[ranks]
+    above = np.searchsorted(lowest, energies, side="right")
     occur = np.bincount(above) > 0
     numbers = np.cumsum(occur) - 1
     return np.take(numbers, above)
@@ -199,14 +200,15 @@ def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
     """
     count = len(of_class)
     sizes = np.bincount(of_class)
+    class_count = len(sizes)
     if sizes.sum() * length <= SAMPLE:
-        return np.arange(count), np.ones(len(sizes))
-    share = max(1, SAMPLE // length // len(sizes))
+        return np.arange(count), np.ones(class_count)
+    share = max(1, SAMPLE // length // class_count)
     generator = np.random.default_rng(0)
     order = generator.permutation(count)
     shuffled = of_class[order]
     samples = []
-    for number in range(len(sizes)):
+    for number in range(class_count):
         members = np.flatnonzero(shuffled == number)
         samples.append(order[members[:share]])
     lines = np.concatenate(samples)

@@ -191,7 +191,8 @@ def _nearest(logs: Floats, starts: NDArray[np.int64], sums: Floats) -> tuple[int
     bounds = np.concatenate(parts)
     promising = starts[[np.argmin(bounds)]]
     (distance,) = _at_all_values(logs, promising)
-    starts = starts[bounds <= distance * (1.0 + BOUND_ERROR)]
+    highest = distance * (1.0 + BOUND_ERROR)
+    starts = starts[bounds <= highest]
     parts = []
     for chunk in _chunks(len(starts), len(logs)):
         parts.append(_at_all_values(logs, starts[chunk]))

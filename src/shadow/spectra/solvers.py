@@ -116,7 +116,8 @@ class Gram:
                 wide_format=sides.dtype == torch.float64,
                 grams=means.grams,
             )
-        values = _of_delta(delta, profile) | _beside_base(spectra, weights)
+        values = _of_delta(delta, profile)
+        values |= _beside_base(spectra, weights)
         if spectra:
             values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
         return SpectralFigures(weights[0], weights[1], values, delta)

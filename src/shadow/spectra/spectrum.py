@@ -170,10 +170,11 @@ def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[Index, Cor
             in_cols = slice(start, start + step)
             yield (*all_rows, in_cols), (0, start)
         return
-    height = rows // matrix.shape[0]  # of a group where there are some
+    count = matrix.shape[0]
+    height = rows // count  # of a group where there are some
     step = max(1, size // (height * cols))
     within = max(1, min(height, size // cols))  # of a group that is larger than a block
-    for start in range(0, matrix.shape[0], step):
+    for start in range(0, count, step):
         first = start * height
         groups = slice(start, start + step)
         if matrix.ndim == 2 or step > 1 or within == height:
@@ -223,9 +224,10 @@ def read_block(
     index: of `matrix`, as `blocks` and `tiles` yield it. name: of the buffer in `space`.
     """
     part = matrix[index]
+    cols = part.shape[-1]
     buffer = space.take(name, part.shape, dtype)
     buffer.copy_(part)
-    return buffer.view(-1, part.shape[-1])
+    return buffer.view(-1, cols)
 
 
 @dataclass(frozen=True)
@@ -449,6 +451,7 @@ def spectrum(
     Returns `precision` as it was used. vectors: how many leading singular vectors of the short side
     to return as well, at most. grams: where its Gram matrix is made.
     """
+    rows, cols = shape
     side = min(shape)
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
         precision = "exact"
@@ -472,8 +475,8 @@ def spectrum(
         leading = np.ascontiguousarray(leading)
     return Spectrum(
         sigma=values / scale,
-        rows=shape[0],
-        cols=shape[1],
+        rows=rows,
+        cols=cols,
         norm=norm,
         floor=floor / scale,
         precision=precision,

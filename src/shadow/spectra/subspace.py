@@ -103,7 +103,8 @@ def subspace_values(
     )
     leverages = (leading**2).sum(axis=1)
     short_null = float(short_energies @ leverages / profile.energy)
-    weighted = whitened(streamed.base, whitened(streamed.base, streamed.weighted).T)
+    half_whitened = whitened(streamed.base, streamed.weighted)
+    weighted = whitened(streamed.base, half_whitened.T)
     long_null = float(weighted.trace() / profile.energy)
     values[f"alignment_{short}_null"] = short_null * m / k
     values[f"alignment_{long}_null"] = long_null * base.long_side / k
@@ -113,7 +114,8 @@ def subspace_values(
     inside_long = float((images**2).sum())
     values[f"alignment_{long}"] = inside_long * base.long_side / share
     if known_t >= k:
-        between = whitened(streamed.tuned, whitened(streamed.base, streamed.between).T)
+        half_whitened = whitened(streamed.base, streamed.between)
+        between = whitened(streamed.tuned, half_whitened.T)
         values[f"overlap_{short}"] = _mean_square(leading.T @ u_t)
         values[f"overlap_{long}"] = _mean_square(between)
     if known_b >= min(VECTORS, m) and known_t >= min(INTRUDERS, m):

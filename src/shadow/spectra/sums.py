@@ -67,8 +67,8 @@ class Extent:
     def scales(self) -> tuple[float, float]:
         """Powers of two: of both sides, and of the delta of both scaled sides."""
         scale = power_of_two_scale(max(self.base, self.tuned))
-        of_delta = power_of_two_scale(self.delta) / scale
-        return scale, of_delta
+        of_delta = power_of_two_scale(self.delta)
+        return scale, of_delta / scale
 
     @property
     def is_plain(self) -> bool:
@@ -156,7 +156,9 @@ def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
         size = extent(sides)
         if not (size.finite and size.in_range and size.delta):
             return size
-        dtype = sides.dtype if size.is_plain else torch.float64
+        dtype = torch.float64
+        if size.is_plain:
+            dtype = sides.dtype
         result = _sums(replace(sides, dtype=dtype), stored, size)
         assert result is not None, "its extent is known"
     return result
@@ -490,7 +492,9 @@ class Extremes:
 def _whole_rows(matrix: InFile | Tensor, space: Workspace) -> Iterator[NDArray[np.floating]]:
     """Yield the numbers of a matrix (rows, cols), in order, as copies of one or more whole rows."""
     cols = matrix.shape[1]
-    dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+    dtype = torch.float32
+    if matrix.dtype == torch.float64:
+        dtype = torch.float64
     waiting: list[NDArray[np.floating]] = []  # for the end of their row
     count = 0  # of their entries
     for part in parts((matrix,), dtype, space):

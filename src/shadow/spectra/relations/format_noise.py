@@ -190,7 +190,9 @@ def cells(x: Floats, q: Floats, s: Floats, block: int, stored: str) -> Cells:
     clip, share = CLIPS.get(stored, (PLAIN_CLIP, 0.25))
     is_k_type = stored in CLIPS
     empty = s == 0
-    underflow = SUPER_UNDERFLOW if is_k_type else UNDERFLOW
+    underflow = UNDERFLOW
+    if is_k_type:
+        underflow = SUPER_UNDERFLOW
     step = np.where(empty, underflow, s)
     blocked = q.reshape(rows, cols // block, block)
     of_blocks = blocked.max(axis=-1)

@@ -508,7 +508,8 @@ def quantised(matrix: Tensor, name: str) -> Tensor | None:
     if matrix.shape[1] % BLOCK:
         return None
     levels = torch.tensor(LEVELS[name], dtype=torch.float64)
-    middles = (levels[1:] + levels[:-1]) / 2
+    neighbours = levels[1:] + levels[:-1]
+    middles = neighbours / 2
     blocks = matrix.reshape(-1, BLOCK)
     scale = blocks.abs().amax(1, keepdim=True)
     relative = (blocks / scale).nan_to_num_()

@@ -176,7 +176,8 @@ def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple
     scaled = [matrix for matrix in map(_scaled, cosines) if matrix is not None]
     if not scaled:
         return 1.0, 0.0
-    observed = math.fsum(float(np.trace(matrix)) for matrix in scaled)
+    traces = [float(np.trace(matrix)) for matrix in scaled]
+    observed = math.fsum(traces)
     slack = 1e-9 * (1.0 + abs(observed))  # an order that gives the same sum counts
     generator = np.random.default_rng(seed)
     at_least = 0
