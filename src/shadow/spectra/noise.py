@@ -63,6 +63,7 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
     leading order); spikes counts the sigmas above it and spike_energy is their share of the energy.
     null_edge_sharp is that of a separable profile with a margin of 1 + m^(-2/3), and spikes_sharp
     counts the sigmas above it; noise in blocks passes it. delta: its spectrum.
+    participation_ratio: the column, None if unknown.
     """
     null = closed_null(profile)
     leading = delta.sigma[0]

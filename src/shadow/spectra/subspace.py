@@ -62,8 +62,8 @@ def subspace_values(
     subspace_gap = (sigma_k - sigma_{k+1}) / sigma_k in [0, 1].
 
     None where a singular value that the number needs is not resolved. In the gap, sigma_{k+1} is
-    the floor where it is not resolved, and 0 where there is none. sides: what the spectra were made
-    from; profile: D's.
+    the floor where it is not resolved, and 0 where there is none. base, tuned and delta: the
+    spectra; sides: what they were made from; profile: D's.
     """
     m = len(base.sigma)
     k = min(SUBSPACE, m)

@@ -94,7 +94,9 @@ def extent(sides: Sides) -> Extent:
 
 
 def largest_entry(matrix: Matrix, dtype: torch.dtype, space: Workspace) -> float:
-    """The largest absolute entry, NaN or infinite if any entry is."""
+    """The largest absolute entry of a matrix, read in dtype through space, in weights; NaN or
+    infinite if any entry is.
+    """
     largest = 0.0
     for index, _ in tiles(matrix):
         block = read_block(matrix, index, "tuned", dtype, space)
@@ -357,14 +359,14 @@ class EntryBlock:
         return inner_product(entries, entries)
 
     def product(self, first: int, second: int) -> float:
-        """The inner product of two rows of lines."""
+        """The inner product of a first and a second row of lines."""
         by_line = self._sums[0, 0]
         np.vecdot(self.lines[first], self.lines[second], out=by_line)
         return float(by_line.sum(dtype=np.float64))
 
     def products(self, into: int = 1) -> tuple[int, list[float]]:
         """Say how many numbers of the first two differ, the energies of both and of the delta,
-        and <first, delta>. The delta becomes that row of lines. Correct if both are finite.
+        and <first, delta>. The delta becomes that row of lines, into. Correct if both are finite.
         """
         pair = self.lines[:2]
         first = pair[0]
@@ -406,7 +408,7 @@ class EntryBlock:
 
 
 def differing(first: Tensor, second: Tensor) -> int:
-    """Say how many entries differ; NaN beside NaN does not."""
+    """Say how many entries of a first and a second tensor (n,) differ; NaN beside NaN does not."""
     a = first.numpy()
     b = second.numpy()
     differ = np.not_equal(a, b)
@@ -417,7 +419,7 @@ def differing(first: Tensor, second: Tensor) -> int:
 
 
 def is_safe(energy: float) -> bool:
-    """True if no square of float32 can have vanished or overflowed."""
+    """True if no square of float32 in a sum, energy, can have vanished or overflowed."""
     return SAFE[0] < energy < SAFE[1]
 
 
@@ -435,7 +437,8 @@ def _part(
 def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> Iterator[EntryBlock]:
     """Yield matrices of one shape part by part, with their stored bytes. Numbers are not loaded.
 
-    dtype: of the numbers. A part must be used before the next is requested.
+    dtype: of the numbers. space: the buffers of a worker. A part must be used before the next is
+    requested.
     """
     # those whose entries lie in their files in order, without gaps
     flat = [matrix for matrix in matrices if is_stored(matrix) and matrix.is_flat]
@@ -513,7 +516,10 @@ def _whole_rows(matrix: InFile | Tensor, space: Workspace) -> Iterator[NDArray[n
 
 @np.errstate(over="ignore", invalid="ignore")
 def looked_at(matrix: InFile | Tensor, space: Workspace, stored: str = "") -> Extremes:
-    """Examine a matrix (rows, cols) in one pass, including NaN and infinity. stored: its dtype."""
+    """Examine a matrix (rows, cols) in one pass, including NaN and infinity.
+
+    space: the buffers of a worker. stored: its dtype, without which pages are not examined.
+    """
     rows, cols = matrix.shape
     pages = None
     if rows > 1 and stored in PAGED:

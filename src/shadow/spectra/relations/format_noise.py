@@ -131,7 +131,8 @@ def format_noise(original: Matrix, copy: Quantised) -> FormatNoise:
 def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Values:
     """The columns of a delta of which a side is quantised: empty if none is, null if both are.
 
-    formats: the stored dtypes of base and tuned. delta: the energy of tuned - base, in weights².
+    sides: base and tuned. formats: their stored dtypes. delta: the energy of tuned - base, in
+    weights².
     """
     copy = sides.tuned
     original = sides.base

@@ -37,7 +37,9 @@ class Order:
     rounds_update: bool = False  # the scaled product, before it is added
 
     def of_model(self, dtype: torch.dtype) -> Order:
-        """The same without roundings that change nothing: only 16 bits are rounded to."""
+        """The same for a model of that dtype, without roundings that change nothing: only 16 bits
+        are rounded to.
+        """
         if dtype.itemsize == 2:
             return self
         return Order(self.products, self.scaled)
@@ -77,8 +79,8 @@ class Update:
 
     @classmethod
     def of_merge(cls, base: Tensor, exact: Tensor, rounded: Tensor) -> Update:
-        """The update of a merge in float32, and of the same in the base's dtype. What stands
-        for the factors are bounds of its rows.
+        """The update of a merge in float32, exact, and of the same in the base's dtype, rounded,
+        all (rows, cols). What stands for the factors are bounds of its rows.
         """
         change = exact.double() - base.double()
         bounds = change.abs().amax(1, keepdim=True)
@@ -160,7 +162,9 @@ class UpdateScale:
 
     @classmethod
     def of(cls, fits: Sequence[MergeFit], way: Way) -> UpdateScale:
-        """Estimate it over all entries of these matrices together."""
+        """Estimate it over all entries of matrices together, from their fits and a way of
+        merging.
+        """
         rests = [fit.rests[way] for fit in fits]
         slope = math.fsum(fit.slope for fit in fits)
         if slope <= 0:
@@ -174,7 +178,7 @@ class UpdateScale:
 
 def best_way(fits: Sequence[MergeFit]) -> tuple[Way, int]:
     """The way of merging that leaves the fewest entries in all matrices together, the first
-    of several, and how many it leaves.
+    of several, and how many it leaves. fits: one for each matrix.
     """
     left = dict.fromkeys(WAYS, 0)
     for fit in fits:
@@ -318,7 +322,10 @@ def _rest(away: Tensor, slopes: Tensor) -> Rest:
 
 def replayed(base: Tensor, update: Update, rows: slice, order: Order, *, upright: bool) -> Tensor:
     """Some rows of a merge as a program computes it: the same operations of torch in the
-    same dtypes. base: these rows, in the dtype of the model.
+    same dtypes.
+
+    base: these rows (rows, cols), in the dtype of the model, which the result has too. update: of
+    the whole matrix. order: the steps of the program. upright: as in `merge_fit`.
     """
     dtype = base.dtype
     if update.exact is not None and update.rounded is not None:
@@ -390,7 +397,11 @@ class _Bounds:
     half: Tensor  # a unit in the last place at the merged entries
 
     def beyond(self, b: Tensor, target: Tensor, away: Tensor, growth: Tensor | float) -> int:
-        """The number of entries that are further away than a merge in 16 bits or more can be."""
+        """The number of entries that are further away than a merge in 16 bits or more can be.
+
+        b: the base. target and growth: of `_target`. away: |merged - target|. All (rows, cols),
+        but growth, which may be (rows, 1) or a number.
+        """
         half_of_target = half_ulp(target, self.grid)
         bound = torch.maximum(self.half, half_of_target)
         is_far = away > bound
@@ -499,7 +510,8 @@ def quantised(matrix: Tensor, name: str) -> Tensor | None:
     """A (rows, cols) matrix after a round trip through bitsandbytes' 4-bit or 8-bit format;
     None if rows are not a whole number of blocks.
 
-    NF4 and FP4: 64 entries in a row share their largest absolute value; INT8: a row does.
+    matrix: float64, as the result. name: of QUANTISED. NF4 and FP4: 64 entries in a row share
+    their largest absolute value; INT8: a row does.
     """
     if name == "INT8":
         scale = matrix.abs().amax(1, keepdim=True) / 127

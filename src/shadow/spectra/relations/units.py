@@ -171,7 +171,8 @@ def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple
     p: the probability of so large a sum if all orders are equally likely, at least 1 / (draws + 1);
     uniform on multiples of that for independent models; units that are equal make it larger, as
     their orders have one sum. z: the sum in its standard deviations over all orders (Hoeffding
-    1951). Flat matrices do not count; without others p is 1.
+    1951). Flat matrices do not count; without others p is 1. seed and draws: of the orders that are
+    drawn, and how many.
     """
     scaled = [matrix for matrix in map(_scaled, cosines) if matrix is not None]
     if not scaled:
@@ -236,9 +237,9 @@ def at_best(first: Rows, second: Rows) -> float:
 
 
 def corner(at: Rows, first: Rows, second: Rows) -> float | None:
-    """The cosine of the angle at a model between the paths to two others; None if a path has
-    no length. 0 if two models left it independently, or one lies behind it; 1/2 among three that
-    left a fourth one equally far. All three have one shape.
+    """The cosine of the angle at a model between the paths to a first and a second one; None if a
+    path has no length. 0 if both left it independently, or one lies behind it; 1/2 among three
+    that left a fourth one equally far. All three have one shape.
     """
     to_first = first - at
     to_second = second - at
