@@ -118,15 +118,15 @@ def test_counts_are_those_of_a_loop_over_entries(dtype):
     binade = np.minimum(np.where(b == 0, 99, top - exponent), rounding_model.BINADES - 1)
     if dtype == "F16":
         binade = np.where(b == 0, top - FLOATS[dtype].min_exponent, binade)
-    entries, changed, energy = counts.by_binade
-    assert entries.sum() == b.size
+    of = counts.by_binade
+    assert of.entries.sum() == b.size
     for k in range(rounding_model.BINADES):
-        assert entries[k] == (binade == k).sum()
-        assert changed[k] == ((D != 0) & (binade == k)).sum()
-        if changed[k] > 500:
+        assert of.entries[k] == (binade == k).sum()
+        assert of.changed[k] == ((D != 0) & (binade == k)).sum()
+        if of.changed[k] > 500:
             true = (D[binade == k] ** 2).sum()
             # of levels, not of each entry
-            assert energy[k] * counts.unit**2 == pytest.approx(true, rel=0.03)
+            assert of.energy[k] * counts.unit**2 == pytest.approx(true, rel=0.03)
     assert counts.away == (D * b > 0).sum()
     assert counts.toward == (D * b < 0).sum()
 

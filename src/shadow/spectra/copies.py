@@ -18,7 +18,15 @@ from shadow.spectra.lazy import Matrix, Updated, is_quantised, is_stored, torch_
 from shadow.spectra.levels import LEVELS_OF, FormatNoise
 from shadow.spectra.relations.format_noise import format_noise
 from shadow.spectra.spectrum import Sides, shape_of
-from shadow.spectra.sums import WORK, EntryBlock, differing, is_safe, parts
+from shadow.spectra.sums import (
+    WORK,
+    EntryBlock,
+    differing,
+    in_float64,
+    inner_product,
+    is_safe,
+    parts,
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,15 @@ class Kept:
     def noise(self) -> FormatNoise:
         """Sums for a quantised copy. A cast makes an exact copy, or none."""
         return FormatNoise(
-            entries=self.entries, outside=self.off, original=self.full, copy=self.copy,
-            error=self.error, made=0.0, inner=self.full + self.along, finite=self.finite,
-        )  # fmt: skip
+            entries=self.entries,
+            outside=self.off,
+            original=self.full,
+            copy=self.copy,
+            error=self.error,
+            made=0.0,
+            inner=self.full + self.along,
+            finite=self.finite,
+        )
 
 
 def kept_of_copy(sides: Sides, base: Matrix | None, stored: str) -> Kept | None:
@@ -61,7 +75,9 @@ def kept_of_copy(sides: Sides, base: Matrix | None, stored: str) -> Kept | None:
     sides: the matrix, and its copy as the tuned side. base: of both, for energies of updates, or
     None. stored: the copy's format, of floats or a quantised one.
     """
-    comparable = stored if stored in FLOATS else "F32"
+    comparable = "F32"
+    if stored in FLOATS:
+        comparable = stored
     sums = kept_of(sides, base, comparable)
     if not is_quantised(sides.tuned):
         return sums
@@ -157,15 +173,19 @@ def _updates(part: EntryBlock) -> list[float]:
     np.subtract(copy, base, out=copy)
     energy = part.product(WORK, WORK)
     energy_of_copy = part.product(1, 1)
-    inner = part.product(WORK, 1)
     is_exact = is_safe(energy) or not part.nonzero(WORK)
-    if is_exact and (is_safe(energy_of_copy) or not part.nonzero(1)):
+    copy_is_exact = is_safe(energy_of_copy) or not part.nonzero(1)
+    if is_exact and copy_is_exact:
+        inner = part.product(WORK, 1)
         return [energy, energy_of_copy, inner]
-    full, copy, base = (raw.double().reshape(-1).numpy() for raw in part.raw)
+    full, copy, base = map(in_float64, part.raw)
     update = full - base
-    of_copy = copy - base
-    pairs = (update, update), (of_copy, of_copy), (update, of_copy)
-    return [float(np.vecdot(*pair)) for pair in pairs]
+    stored_update = copy - base
+    return [
+        inner_product(update, update),
+        inner_product(stored_update, stored_update),
+        inner_product(update, stored_update),
+    ]
 
 
 def _saturated(part: EntryBlock, rounded: Tensor, form: FloatFormat) -> int:
@@ -175,9 +195,11 @@ def _saturated(part: EntryBlock, rounded: Tensor, form: FloatFormat) -> int:
     """
     full, copy = part.numbers[:2]
     largest = torch.finfo(torch_dtype(form)).max
-    exponent = math.frexp(largest)[1]
-    limit = largest + 2.0 ** (exponent - 2 - form.mantissa_bits)
-    beyond = full.double().abs() > limit
+    _, exponent = math.frexp(largest)
+    half_ulp = 2.0 ** (exponent - 2 - form.mantissa_bits)
+    limit = largest + half_ulp
+    sizes = full.double().abs()
+    beyond = sizes > limit
     beyond |= rounded.isinf()
     beyond &= full.isfinite()
     beyond &= rounded == copy
@@ -205,8 +227,7 @@ def has_few_levels(original: Matrix, copy: Matrix) -> bool:
     second = _sample(copy)
     if not first.any():
         return False  # zeros are exact in every format
-    formats = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-    form = next(dtype for dtype in formats if torch.equal(second.to(dtype).double(), second))
+    form = _narrowest(second)
     seed = torch.Generator().manual_seed(0)
     jitter = torch.rand(first.shape, generator=seed) - 0.5
     moved = (second != first) & (second != 0)
@@ -216,11 +237,21 @@ def has_few_levels(original: Matrix, copy: Matrix) -> bool:
     entries = max(1, int((values != 0).sum()))
     for beside in BESIDE:
         usual = _repeats(any_values, beside)
-        by_chance = ERRORS * math.sqrt(2 * max(usual, REPEATS) / entries)
-        allowed = max((MORE - 1) * usual + REPEATS, by_chance)
+        variance = 2 * max(usual, REPEATS) / entries
+        by_chance = ERRORS * math.sqrt(variance)
+        systematic = (MORE - 1) * usual + REPEATS
+        allowed = max(systematic, by_chance)
         if _repeats(values, beside) > usual + allowed:
             return True
     return False
+
+
+def _narrowest(values: Tensor) -> torch.dtype:
+    """The dtype of the fewest bits that holds float64 values."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        if torch.equal(values.to(dtype).double(), values):
+            return dtype
+    return torch.float64
 
 
 def _sample(matrix: Matrix) -> Tensor:
@@ -228,8 +259,10 @@ def _sample(matrix: Matrix) -> Tensor:
     cols = matrix.shape[-1]
     count = max(1, SAMPLED // cols)
     if is_stored(matrix) and matrix.is_flat:  # no more of it is read
-        rows = torch.empty(min(count * cols, matrix.numel()), dtype=matrix.dtype)
-        matrix.fill(0, rows.view(torch.uint8).numpy().data)
+        entries = min(count * cols, matrix.numel())
+        rows = torch.empty(entries, dtype=matrix.dtype)
+        room = rows.view(torch.uint8).numpy()
+        matrix.fill(0, room.data)
     else:
         groups = (slice(0, 1),) * (matrix.ndim - 2)
         rows = matrix[(*groups, slice(0, count))]
@@ -240,12 +273,14 @@ def _repeats(rows: Tensor, beside: int) -> float:
     """The share of entries that equal another one among that many columns."""
     cols = rows.shape[1]
     width = min(beside, cols)
-    blocks = rows[:, : cols // width * width].reshape(-1, width)
+    whole = cols // width * width
+    blocks = rows[:, :whole].reshape(-1, width)
     ordered = blocks.sort().values
     nonzero = ordered != 0
     repeated = ordered.diff() == 0
     repeated &= nonzero[:, 1:]
-    return float(repeated.sum()) / max(1, int(nonzero.sum()))
+    count = max(1, int(nonzero.sum()))
+    return float(repeated.sum()) / count
 
 
 LEVELS_ROWS = 64  # rows, evenly spaced
@@ -258,23 +293,27 @@ def levels(rows: Tensor) -> float:
 
     Zeros of pruned rows do not count.
     """
-    values = rows[:, :LEVELS_OF].float().numpy()
+    first = rows[:, :LEVELS_OF]
+    values = first.float().numpy()
+    count, width = values.shape
     ordered = np.sort(values, axis=1)
     steps = ordered[:, 1:] != ordered[:, :-1]
     distinct = 1 + np.count_nonzero(steps, axis=1)
     nonzero = np.count_nonzero(ordered, axis=1)
-    width = ordered.shape[1]
     pruned = (nonzero > 0) & (nonzero < UNPRUNED * width)
-    if 2 * np.count_nonzero(pruned) < len(ordered):
+    if 2 * np.count_nonzero(pruned) < count:
         return float(np.median(distinct) / width)
-    shares = (distinct[pruned] - 1) / nonzero[pruned]
+    without_zero = distinct[pruned] - 1
+    entries = nonzero[pruned]
+    shares = without_zero / entries
     return float(np.median(shares))
 
 
 def levels_rows(count: int) -> NDArray[np.intp]:
     """Say which rows of a matrix of `count` rows are sampled: up to 64, evenly spaced."""
     taken = min(count, LEVELS_ROWS)
-    return (np.arange(taken) * count // taken).astype(np.intp)
+    rows = np.arange(taken) * count // taken
+    return rows.astype(np.intp)
 
 
 def stored_levels(matrix: Matrix, stored: str) -> float | None:
@@ -287,17 +326,21 @@ def stored_levels(matrix: Matrix, stored: str) -> float | None:
         return None
     if FLOATS[stored].bits <= 8:
         return None
-    count = shape_of(matrix)[0]
+    count, _ = shape_of(matrix)
     sampled = levels_rows(count)
     if matrix.numel() <= BLOCK:  # a reading for each row takes longer than all of it
         whole = matrix[slice(None),].reshape(count, -1)
-        return levels(whole[sampled, :LEVELS_OF])
+        sample = whole[sampled, :LEVELS_OF]
+        return levels(sample)
     rows = []
     for number in sampled.tolist():
         group, row = divmod(number, matrix.shape[-2])
-        index: tuple[slice, ...] = slice(row, row + 1), slice(LEVELS_OF)
+        in_row = slice(row, row + 1)
+        in_cols = slice(LEVELS_OF)
+        index: tuple[slice, ...] = in_row, in_cols
         if matrix.ndim == 3:
             index = slice(group, group + 1), *index
         part = matrix[index].reshape(1, -1)
         rows.append(part.to(torch.float32, copy=True))
-    return levels(torch.cat(rows))
+    sample = torch.cat(rows)
+    return levels(sample)

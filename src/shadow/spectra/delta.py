@@ -22,7 +22,13 @@ from shadow.spectra.entries import compared, cosine, decay_cosine, norm_values
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.levels import round_trip
 from shadow.spectra.measurement import Measurement, Values, norm_alone
-from shadow.spectra.noise import coverage_values, noise_like_rest, purity_values, rest_values
+from shadow.spectra.noise import (
+    Rest,
+    coverage_values,
+    noise_like_rest,
+    purity_values,
+    rest_values,
+)
 from shadow.spectra.relations.format_noise import COLUMNS as FORMAT_COLUMNS
 from shadow.spectra.relations.format_noise import format_values
 from shadow.spectra.rounding import (
@@ -37,6 +43,7 @@ from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.solvers import Means, solver_of
 from shadow.spectra.spectrum import (
     Sides,
+    Spectrum,
     Workspace,
     power_of_two_scale,
     scaled_blocks,
@@ -57,11 +64,13 @@ class Measured(NamedTuple):
 
 def summed(sides: Sides, formats: tuple[str, str]) -> Sums | Extent:
     """The sums of both sides, as in `sums`, with ulps of the coarser of the stored formats."""
-    coarser = min(map(float_format, formats), key=lambda stored: stored.mantissa_bits)
+    grids = [float_format(stored) for stored in formats]
+    coarser = min(grids, key=lambda grid: grid.mantissa_bits)
     if is_quantised(sides.base) or is_quantised(sides.tuned):
         # scales move 8-bit steps to where the weights are: no weight lies below the smallest
         # normal number
-        coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
+        smallest = FLOATS["F32"].min_exponent
+        coarser = replace(coarser, min_exponent=smallest)
     return sums(sides, coarser)
 
 
@@ -83,20 +92,25 @@ def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> R
     if not has_spectra:
         entries = compared(sides, formats)
         if entries.is_safe:
-            norm = math.sqrt(entries.base)
-            values = norm_values(entries) if entries.changed else ()
-            return Result(None, norm, values, may_be_cast=entries.rounded is not None)
+            measurements: tuple[Measurement, ...] = ()
+            if entries.changed:
+                measurements = norm_values(entries)
+            return Result(
+                broken=None,
+                base_norm=math.sqrt(entries.base),
+                measurements=measurements,
+                may_be_cast=entries.rounded is not None,
+            )
     total = summed(sides, formats)
     if isinstance(total, Extent):
         if not (total.finite and total.in_range):
             return Result(total)
         norm = frobenius_norm(sides.base, total.base, sides.dtype, sides.space)
-        return Result(None, norm)
+        return Result(broken=None, base_norm=norm)
     if not (total.size.finite and total.size.in_range):
         return Result(total.size)
     if not has_spectra:
-        norm = math.sqrt(total.base) / total.scale
-        return Result(None, norm, _norms(total, sides.shape))
+        return Result(None, total.base_norm, _norms(total, sides.shape))
     measured = measure_pair(sides.base, sides.tuned, formats, total, means, key)
     norm = measured.base.number("frobenius_norm") or 0.0
     return Result(None, norm, measured)
@@ -125,25 +139,26 @@ def measure_pair(
     assert solver is not None, "norms alone are sums over entries"
     figures = solver.of_pair(sides, total, formats, means, key)
     with np.errstate(over="ignore"):
-        lines = (profile.rows / scale / scale, profile.cols / scale / scale)
-    values = NO_SUBSPACES | _sizes(total, sides.shape) | figures.values
+        of_rows = profile.rows / scale / scale
+        of_cols = profile.cols / scale / scale
+    lines = of_rows, of_cols
+    values = NO_SUBSPACES | _sizes(total, sides.shape)
+    values |= figures.values
     values["condition_number"] = None  # the smallest singular value of a delta says nothing
     if isinstance(tuned, Updated):
         values["floor_ratio"] = None  # nothing has been rounded
     values |= dict.fromkeys(FORMAT_COLUMNS)
-    values |= format_values(sides, formats, float(lines[0].sum()))
+    values |= format_values(sides, formats, float(of_rows.sum()))
     values |= coverage_values(profile)
     values["decay_cosine"] = _decay(total)
     values["levels_base"] = stored_levels(base, formats[0])
     values["levels_tuned"] = stored_levels(tuned, formats[1])
     undone = undo(sides, formats, lines, largest, values["floor_ratio"])
-    undone = without_few_levels(
-        undone,
-        round_trip(values["levels_base"], cols),
-        round_trip(values["levels_tuned"], cols),
-    )
+    format_of_base = round_trip(values["levels_base"], cols)
+    format_of_tuned = round_trip(values["levels_tuned"], cols)
+    undone = without_few_levels(undone, format_of_base, format_of_tuned)
     values |= _floor(values["floor_ratio"], undone, total.stored)
-    values |= undone_values(undone, math.sqrt(total.base) / total.scale)
+    values |= undone_values(undone, total.base_norm)
     count_now = partial(undo, sides, formats, lines, largest)
     values |= excess_values(undone, values, count_now)
     values |= purity_values(values, sides.shape, undone.kept, undone.reason)
@@ -151,8 +166,7 @@ def measure_pair(
     sigma = np.zeros(0)
     precision = figures.precision
     if figures.delta:
-        rest = noise_like_rest(figures.delta, total.ulp_rows, total.ulp_cols)
-        rest = rest or noise_like_rest(figures.delta, profile.rows, profile.cols)
+        rest = _rest(figures.delta, total)
         sigma = figures.delta.sigma
         precision = figures.delta.precision
     rounded = rounding_share(undone, values["floor_ratio"])
@@ -167,41 +181,61 @@ def measure_pair(
     return Measured(figures.base, figures.tuned, delta)
 
 
+def _rest(delta: Spectrum, total: Sums) -> Rest | None:
+    """The rest of a delta that is like the rounding of storage, or like noise with the delta's own
+    profile; None if there is none.
+    """
+    like_rounding = noise_like_rest(delta, total.ulp_rows, total.ulp_cols)
+    if like_rounding is not None:
+        return like_rounding
+    profile = total.profile
+    return noise_like_rest(delta, profile.rows, profile.cols)
+
+
 def _norms(total: Sums, shape: tuple[int, int]) -> Measured:
     """The columns of the level norms, from sums with a scale."""
-    profile = total.profile
-    base = math.sqrt(total.base) / total.scale
-    tuned = math.sqrt(total.tuned) / total.scale
-    delta = math.sqrt(profile.energy) / profile.scale
     values = _sizes(total, shape)
     values["decay_cosine"] = _decay(total)
     del values["floor_ratio"]
     return Measured(
-        norm_alone("base", base),
-        norm_alone("tuned", tuned),
-        norm_alone("delta", delta, values),
+        base=norm_alone("base", total.base_norm),
+        tuned=norm_alone("tuned", total.tuned_norm),
+        delta=norm_alone("delta", total.delta_norm, values),
     )
 
 
 def _decay(total: Sums) -> float | None:
-    return decay_cosine(total.along, math.sqrt(total.profile.energy), math.sqrt(total.base))
+    """decay_cosine, from scaled sums: scales cancel."""
+    delta = math.sqrt(total.profile.energy)
+    base = math.sqrt(total.base)
+    return decay_cosine(total.along, delta, base)
 
 
 def _sizes(total: Sums, shape: tuple[int, int]) -> Values:
     """Size, direction and rounding of the delta relative to the base, from the sums."""
     profile = total.profile
-    delta = math.sqrt(profile.energy) / profile.scale
-    base = math.sqrt(total.base) / total.scale
+    delta = total.delta_norm
+    base = total.base_norm
     rounding = math.sqrt(total.ulps / 12.0) / total.scale
     of_delta = profile.scale / total.scale
-    energy = profile.energy / of_delta / of_delta
-    along = total.along / of_delta
+    cosine_of_sides = cosine(
+        base=math.sqrt(total.base),
+        tuned=math.sqrt(total.tuned),
+        energy=profile.energy / of_delta / of_delta,
+        along=total.along / of_delta,
+    )
+    relative_norm = None
+    if base > 0:
+        relative_norm = delta / base
+    floor_ratio = None
+    if rounding > 0:
+        floor_ratio = delta / rounding
     return {
-        "relative_norm": delta / base if base > 0 else None,
-        "cosine": cosine(math.sqrt(total.base), math.sqrt(total.tuned), energy, along),
-        "zero_share": total.zeros / (shape[0] * shape[1]),
+        "relative_norm": relative_norm,
+        "cosine": cosine_of_sides,
+        "zero_share": total.zeros / math.prod(shape),
         "zeroed": int(total.zeroed),
-        "floor_ratio": delta / rounding if rounding > 0 else None,
+        "floor_ratio": floor_ratio,
     }
 
 
@@ -209,14 +243,15 @@ def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
     """floor_ratio by the format that rounded: that of a tuned side in more bits than the
     base is its own. None for F32 or F64 if it depends on whether the base was rounded.
     """
+    grid = undone.grid
     if floor is None or undone.history == "nothing_rounded":
         return {"floor_ratio": None}
-    if undone.grid is None or undone.grid.mantissa_bits <= coarser.mantissa_bits:
+    if grid is None or grid.mantissa_bits <= coarser.mantissa_bits:
         return {"floor_ratio": floor}
     if undone.history == "stored_base":
-        finer = undone.grid.mantissa_bits - coarser.mantissa_bits
+        finer = grid.mantissa_bits - coarser.mantissa_bits
         return {"floor_ratio": math.ldexp(floor, finer)}
-    if undone.grid.bits > 16 and undone.kept is None and floor < MORE:
+    if grid.bits > 16 and undone.kept is None and floor < MORE:
         return {"floor_ratio": None}
     return {"floor_ratio": floor}
 
@@ -228,8 +263,10 @@ def measure_alone(
 
     stored: its dtype. largest: its largest absolute entry. means and key: as in `measure_pair`.
     """
-    norm = frobenius_norm(matrix, largest, working_dtype(stored), means.space)
-    solver = solver_of(means.method, shape_of(matrix))
+    dtype = working_dtype(stored)
+    norm = frobenius_norm(matrix, largest, dtype, means.space)
+    shape = shape_of(matrix)
+    solver = solver_of(means.method, shape)
     if means.method.subjects != "all" or solver is None:
         return norm_alone("tuned", norm)
     return solver.alone(matrix, norm, largest, stored, means, key)
@@ -241,6 +278,8 @@ def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Wo
     dtype: of the sums of a block. space: its buffers.
     """
     scale = power_of_two_scale(largest)
-    blocks = scaled_blocks(matrix, scale, dtype, space)
-    energies = [float(block.square_().sum()) for block in blocks]
+    energies = []
+    for block in scaled_blocks(matrix, scale, dtype, space):
+        energy = block.square_().sum()
+        energies.append(float(energy))
     return math.sqrt(sum(energies)) / scale

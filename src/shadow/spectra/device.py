@@ -36,17 +36,22 @@ class OnDevice(Grams):
         """The Gram matrix, (side, side), on the device, with arguments as in `Grams.gram`. Raises
         ShadowError if its trace is not the energy of the entries.
         """
-        side = min(shape)
-        wide = shape[0] <= shape[1]
+        rows, cols = shape
+        wide = rows <= cols
+        side = min(rows, cols)
         with self._faults():
             total = torch.zeros((side, side), dtype=dtype, device=self._place)
         for block in read(dtype):
             with self._faults():
-                lines = block if wide else block.T
-                for part in torch.split(lines.to(self._place), DEPTH, dim=1):
+                lines = block.T
+                if wide:
+                    lines = block
+                on_device = lines.to(self._place)
+                for part in torch.split(on_device, DEPTH, dim=1):
                     total.addmm_(part, part.T)
         with self._faults():
-            trace = float(total.diagonal().cpu().double().sum())
+            diagonal = total.diagonal().cpu()
+            trace = float(diagonal.double().sum())
         if not math.isclose(trace, norm**2, rel_tol=SAME_TRACE):  # not if it is not finite
             raise self._fault("its product is wrong")
         return total

@@ -90,17 +90,20 @@ def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = N
             if not equal:
                 changed_of_part = part.changed()
         changed += changed_of_part
-    sums_of_squares = list(map(math.fsum, energies))
+    rounded = None
+    if casts and changed:
+        rounded = casts[0]
+    base_energy, tuned_energy, delta_energy, along = map(math.fsum, energies)
     return Entries(
         entries=sides.tuned.numel(),
         changed=changed,
-        base=sums_of_squares[0],
-        tuned=sums_of_squares[1],
-        delta=sums_of_squares[2],
-        along=sums_of_squares[3],
+        base=base_energy,
+        tuned=tuned_energy,
+        delta=delta_energy,
+        along=along,
         finite=finite,
         zeroed=zeroed,
-        rounded=casts[0] if casts and changed else None,
+        rounded=rounded,
     )
 
 
@@ -129,7 +132,8 @@ def differing_bytes(sides: Sides) -> int:
     for index, _ in tiles(sides.tuned):
         base = sides.base[index].view(torch.uint8)
         tuned = sides.tuned[index].view(torch.uint8)
-        changed += int(np.count_nonzero(np.not_equal(base.numpy(), tuned.numpy())))
+        differ = np.not_equal(base.numpy(), tuned.numpy())
+        changed += int(np.count_nonzero(differ))
     return changed
 
 
@@ -151,23 +155,28 @@ class Binades:
 
     def __init__(self, grid: FloatFormat) -> None:
         """grid: the format that defines units in the last place."""
+        binades = HIGHEST - grid.min_exponent + 1
         self._grid = grid
-        self._sums = np.zeros((3, HIGHEST - grid.min_exponent + 1))
+        self._sums = np.zeros((3, binades))  # of ones, of changes and of squares
 
     def add(self, base: Tensor, tuned: Tensor) -> None:
         """Count more entries. base and tuned: (n,) of float32 or float64."""
         lowest = self._grid.min_exponent
         # floor(log2 |x|), from the bits; far below the smallest normal number of 16 bits for zeros
         if base.dtype == torch.float32:
-            exponents = ((base.view(torch.int32) >> 23) & 0xFF).long()
+            bits = base.view(torch.int32) >> 23
+            exponents = (bits & 0xFF).long()
             exponents -= 127
         else:
-            exponents = (base.view(torch.int64) >> 52) & 0x7FF
+            bits = base.view(torch.int64) >> 52
+            exponents = bits & 0x7FF
             exponents -= 1023
-        cells = exponents.clamp_(lowest, HIGHEST).sub_(lowest).numpy()
+        exponents.clamp_(lowest, HIGHEST)
+        cells = exponents.sub_(lowest).numpy()
         delta = (tuned - base).numpy()
         squares = np.square(delta, dtype=np.float64)
-        for sums, weights in zip(self._sums, (None, delta != 0, squares), strict=True):
+        all_weights = None, delta != 0, squares
+        for sums, weights in zip(self._sums, all_weights, strict=True):
             sums += np.bincount(cells, weights, len(sums))
 
     def cells(self) -> list[Cell]:
@@ -188,8 +197,10 @@ def possible_casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, st
     if isinstance(sides.base, Updated) or isinstance(sides.tuned, Updated):
         return []
     casts = []
-    for side, stored, other in (("tuned", formats[1], formats[0]), ("base", *formats)):
-        if is_quantised(getattr(sides, side)):
+    base, tuned = formats
+    candidates = (("tuned", sides.tuned, tuned, base), ("base", sides.base, base, tuned))
+    for side, matrix, stored, other in candidates:
+        if is_quantised(matrix):
             continue
         for name in CASTS:
             is_own = name == stored != other
@@ -200,11 +211,15 @@ def possible_casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, st
 
 
 def _is_cast(cast: tuple[str, str], base: Tensor, tuned: Tensor) -> bool:
+    """True if one part (n,) is the other after a cast (side, format) of `possible_casts`."""
     side, name = cast
-    dtype = torch_dtype(FLOATS[name])
-    if side == "tuned":
-        return torch.equal(base.to(dtype).to(base.dtype), tuned)
-    return torch.equal(tuned.to(dtype).to(base.dtype), base)
+    original = base
+    copy = tuned
+    if side == "base":
+        original = tuned
+        copy = base
+    rounded = original.to(torch_dtype(FLOATS[name]))
+    return torch.equal(rounded.to(copy.dtype), copy)
 
 
 def mark(matrix: Matrix) -> bytes:
@@ -213,8 +228,8 @@ def mark(matrix: Matrix) -> bytes:
     """
     index, _ = next(iter(tiles(matrix)))
     values = matrix[index].double() + 0.0  # -0 is 0
-    digest = hashlib.blake2b(values.numpy().tobytes(), digest_size=16)
-    return digest.digest()
+    numbers = values.numpy().tobytes()
+    return hashlib.blake2b(numbers, digest_size=16).digest()
 
 
 def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
@@ -265,10 +280,15 @@ def cosine(base: float, tuned: float, energy: float, along: float) -> float | No
     if FAR * tuned < base:  # what is left of the base is less than the rounding of D
         return None
     if math.sqrt(energy) > FAR * base:
-        return max(-1.0, min(1.0, (base + along / base) / tuned))
+        return _clipped((base + along / base) / tuned)
     longer = (2.0 * along + energy) / (tuned + base)
     distance = (energy - longer**2) / (2.0 * base * tuned)
-    return max(-1.0, min(1.0, 1.0 - distance))
+    return _clipped(1.0 - distance)
+
+
+def _clipped(cosine: float) -> float:
+    """The cosine between -1 and 1, which rounding may leave."""
+    return max(-1.0, min(1.0, cosine))
 
 
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
@@ -277,5 +297,5 @@ def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float |
     """
     norms = delta_norm * base_norm
     if norms > 0:
-        return max(-1.0, min(1.0, product / norms))
+        return _clipped(product / norms)
     return None

@@ -44,8 +44,6 @@ TRIED = chebvander(2.0 * (1.0 + EXCESS) - 1.0, PASSES - 1).T
 BOUNDED = 64  # eigenvalues that are bounded from above
 
 Array = NDArray[np.float64]
-# nodes >= 0, descending, and by column of the frame their weights (nodes, WIDTH)
-Rule = tuple[Array, Array]
 # G_i V_i of several matrices at once, float64 (m, WIDTH), from float32 (m, WIDTH)
 Products = Callable[[Sequence[NDArray[np.float32]]], Sequence[Array]]
 
@@ -54,13 +52,17 @@ def frame(key: str, side: int) -> Array:
     """Orthonormal columns (side, WIDTH), uniformly distributed, the same for an equal key."""
     digest = hashlib.sha256(key.encode()).digest()
     seed = int.from_bytes(digest[:16], "little")
-    random = np.random.Generator(np.random.Philox(key=seed))
-    return _orthonormal(random.standard_normal((side, WIDTH)))
+    bits = np.random.Philox(key=seed)
+    generator = np.random.Generator(bits)
+    columns = generator.standard_normal((side, WIDTH))
+    return _orthonormal(columns)
 
 
 def _orthonormal(columns: Array) -> Array:
+    """Q of the QR decomposition of columns (m, n) whose R has a diagonal of numbers >= 0."""
     q, r = np.linalg.qr(columns)
-    signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
+    diagonal = np.diagonal(r)
+    signs = np.where(diagonal < 0, -1.0, 1.0)
     return np.asarray(q * signs)
 
 
@@ -84,6 +86,18 @@ def _next(known: Array, image: Array) -> Array:
 
 
 @dataclass(frozen=True)
+class Quadrature:
+    """A rule for traces of functions of G."""
+
+    nodes: Array  # (n,), >= 0, descending
+    weights: Array  # (n, WIDTH), by column of the frame
+
+    def after(self, known: int) -> Quadrature:
+        """The rule without its leading nodes, those of eigenvalues that are known."""
+        return Quadrature(self.nodes[known:], self.weights[known:])
+
+
+@dataclass(frozen=True)
 class Krylov:
     """A block Krylov space of G, (m, m), by the action of G on it: G K = [K, next] step."""
 
@@ -100,37 +114,45 @@ class Krylov:
         """
         values = self.values
         last = self.step[len(values) :]
-        residuals = np.linalg.norm(last @ self.vectors, axis=0)
+        off = last @ self.vectors
+        residuals = np.linalg.norm(off, axis=0)
         missed = residuals > CONVERGED * values
         missed |= values < FLOOR * float(values[0])
         missed[-1] = True  # a rule needs a node
         return int(np.argmax(missed))
 
     @cached_property
-    def rules(self) -> tuple[Rule, Rule]:
+    def rules(self) -> tuple[Quadrature, Quadrature]:
         """The rules of Gauss and of Gauss-Radau, which has WIDTH nodes at 0."""
         outer, k = self.step.shape
         width = outer - k
         values = self.values
         floor = FLOOR * values[0]
+        gauss = Quadrature(
+            nodes=np.where(values < floor, 0.0, values),
+            weights=self.vectors[:width].T ** 2,
+        )
         last = self.step[k:]
         image = last @ self.vectors
+        positive = np.maximum(values, floor)
+        scaled = image / positive
         extended = np.zeros((outer, outer))
         extended[:, :k] = self.step
         extended[:k, k:] = last.T
-        extended[k:, k:] = (image / np.maximum(values, floor)) @ image.T
-        nodes, sides = np.linalg.eigh(extended)
-        nodes = np.where(nodes < FLOOR * nodes[-1], 0.0, nodes)[::-1]
-        gauss = np.where(values < floor, 0.0, values)
-        return (
-            (gauss, self.vectors[:width].T ** 2),
-            (nodes, sides[:width, ::-1].T ** 2),
+        extended[k:, k:] = scaled @ image.T
+        nodes, vectors = np.linalg.eigh(extended)
+        nodes = np.where(nodes < FLOOR * nodes[-1], 0.0, nodes)
+        gauss_radau = Quadrature(
+            nodes=nodes[::-1],
+            weights=vectors[:width, ::-1].T ** 2,
         )
+        return gauss, gauss_radau
 
     @property
     def left(self) -> float:
         """tr G without the known eigenvalues."""
-        return self.energy - float(self.values[: self.known].sum())
+        known = self.values[: self.known]
+        return self.energy - float(known.sum())
 
     @cached_property
     def bounds(self) -> Array:
@@ -147,7 +169,8 @@ class Krylov:
         values = self.values
         largest = float(values[0])
         width = len(self.step) - len(values)
-        weights = (self.vectors[:width] ** 2).mean(axis=0) * self.side
+        shares = self.vectors[:width] ** 2
+        weights = shares.mean(axis=0) * self.side
         limit = self.energy
         bounds = np.empty(min(BOUNDED, len(values)))
         for j in range(len(bounds)):
@@ -167,18 +190,25 @@ class Krylov:
 
 
 def _beyond(values: Array, weights: Array, top: float, along: float) -> float:
-    """The least eigenvalue above top, a Ritz value, that polynomials would have shown."""
+    """The least eigenvalue above top, a Ritz value, that polynomials would have shown.
+
+    values and weights: (k,), the Gauss rule of tr G. along: c of `Krylov.bounds`.
+    """
     below = values < top
     rest = values[below]
-    mass = UNEVEN * weights[below] * (1.0 - rest / top)
-    nodes = chebvander(2.0 * rest / top - 1.0, PASSES - 1)
-    root = np.linalg.qr(np.sqrt(mass)[:, None] * nodes)[1]
+    mass = UNEVEN * weights[below]
+    mass = mass * (1.0 - rest / top)
+    polynomials = chebvander(2.0 * rest / top - 1.0, PASSES - 1)
+    roots = np.sqrt(mass)
+    weighted = roots[:, None] * polynomials
+    _, root = np.linalg.qr(weighted)
     with np.errstate(all="ignore"):
         try:
             solved = np.linalg.solve(root.T, TRIED)
         except np.linalg.LinAlgError:
             return top
-        ratios = along * EXCESS * (solved**2).sum(axis=0)
+        inverse_christoffel = (solved**2).sum(axis=0)
+        ratios = along * EXCESS * inverse_christoffel
     passed = ~(ratios <= 1.0)
     if not passed.any():
         return math.inf
@@ -199,24 +229,31 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
         products_of_pass = products(blocks)
         for basis, images_of_space, image in zip(bases, images, products_of_pass, strict=True):
             images_of_space.append(image)
-            basis.append(_next(np.hstack(basis), image))
-    return list(map(_space, energies, bases, images))
+            known = np.hstack(basis)
+            basis.append(_next(known, image))
+    spaces = []
+    for energy, basis, images_of_space in zip(energies, bases, images, strict=True):
+        spaces.append(_space(energy, basis, images_of_space))
+    return spaces
 
 
 def _space(energy: float, basis: Sequence[Array], images: Sequence[Array]) -> Krylov:
     """The space of a basis with the images of all its blocks but the last."""
     known = np.hstack(basis[:-1])
-    inner = known.T @ np.hstack(images)
+    all_images = np.hstack(images)
+    inner = known.T @ all_images
     last = basis[-1].T @ images[-1]
-    outer = np.zeros((len(last), inner.shape[1]))
-    outer[:, -len(last) :] = last
+    width = len(last)
+    outer = np.zeros((width, inner.shape[1]))
+    outer[:, -width:] = last
     inner = (inner + inner.T) / 2.0
     values, vectors = np.linalg.eigh(inner)
+    descending = values[::-1]
     return Krylov(
         side=len(known),
         energy=energy,
         step=np.vstack([inner, outer]),
-        values=np.maximum(values[::-1], 0.0),
+        values=np.maximum(descending, 0.0),
         vectors=vectors[:, ::-1],
     )
 
@@ -233,31 +270,42 @@ def square_trace(space: Krylov) -> Estimate:
     width = outer - k
     turns = np.arange(width).reshape(-1, FOLD)
     span = _spans(space, turns)
-    across = span.transpose(0, 2, 1)
     images = space.step @ span[:, :k]
-    inside = across @ images
-    deflated = 2.0 * (images**2).sum(axis=(1, 2))
-    deflated -= (inside**2).sum(axis=(1, 2))
-    probes = np.eye(outer)[turns].transpose(0, 2, 1)
-    rest = probes - span @ (across @ probes)
+    inside = span.transpose(0, 2, 1) @ images
+    deflated = 2.0 * _energies(images)
+    deflated -= _energies(inside)
+    probes = np.eye(outer)[turns]
+    probes = probes.transpose(0, 2, 1)
+    rest = _outside(span, probes)
     image = space.step @ rest[:, :k]
-    left = image - span @ (across @ image)
-    directions = (span**2).sum(axis=(1, 2))  # how many directions the space of the others has
-    weights = (space.side - directions)[:, None] / (rest**2).sum(axis=1)
-    samples = deflated[:, None] + weights * (left**2).sum(axis=1)
+    left = _outside(span, image)
+    directions = _energies(span)  # of the space of the others: it is orthonormal
+    unknown = space.side - directions
+    lengths = (rest**2).sum(axis=1)
+    weights = unknown[:, None] / lengths
+    energies = (left**2).sum(axis=1)
+    samples = deflated[:, None] + weights * energies
     samples = samples.ravel()
-    known = space.energy - np.trace(inside, axis1=1, axis2=2)
-    control = weights * (rest * image).sum(axis=1) - known[:, None]
+    traces = (rest * image).sum(axis=1)
+    known_traces = space.energy - np.trace(inside, axis1=1, axis2=2)
+    control = weights * traces - known_traces[:, None]
     control = control.ravel()
-    spread = control - control.mean()
-    squares = float(spread @ spread)
-    slope = 0.0
-    if squares > 0:
-        slope = max(0.0, float(spread @ samples) / squares)
+    slope = _slope(samples, control)
     # x² grows with x by up to twice the largest value; what is steeper is rounding against rounding
     slope = min(slope, 2.0 * float(space.values[0]))
-    mean, scatter = _mean(samples - slope * control, width - 2)
-    return Estimate(mean, SHARED * SIGMAS * scatter + ROUNDING * mean)
+    controlled = samples - slope * control
+    mean, scatter = _mean(controlled, width - 2)
+    error = SHARED * SIGMAS * scatter + ROUNDING * mean
+    return Estimate(mean, error)
+
+
+def _slope(samples: Array, control: Array) -> float:
+    """The slope of samples by a control variate, both (n,), by least squares; at least 0."""
+    spread = control - control.mean()
+    squares = float(spread @ spread)
+    if squares > 0:
+        return max(0.0, float(spread @ samples) / squares)
+    return 0.0
 
 
 def _spans(space: Krylov, turns: NDArray[np.intp]) -> Array:
@@ -265,42 +313,52 @@ def _spans(space: Krylov, turns: NDArray[np.intp]) -> Array:
     outer, k = space.step.shape
     width = outer - k
     frame_columns = np.eye(outer)[:, :width]
-    others = [np.delete(frame_columns, turn, axis=1) for turn in turns]
-    spans = [np.stack(others)]
+    others = []
+    for turn in turns:
+        others.append(np.delete(frame_columns, turn, axis=1))
+    span = np.stack(others)
+    newest = span
     for _ in range(k // width - 1):
-        before = np.concatenate(spans, axis=2)
-        image = space.step @ spans[-1][:, :k]
-        q, r = _beside(before, image)
+        image = space.step @ newest[:, :k]
+        q, r = np.linalg.qr(_outside(span, image))
         # what is rounding is no direction: it may be that of the probe
-        sizes = np.abs(np.diagonal(r, axis1=1, axis2=2))
+        diagonals = np.diagonal(r, axis1=1, axis2=2)
+        sizes = np.abs(diagonals)
         is_new = sizes > NOTHING * space.values[0]
-        directions, _ = _beside(before, q)
-        spans.append(directions * is_new[:, None])
-    return np.concatenate(spans, axis=2)
+        directions, _ = np.linalg.qr(_outside(span, q))
+        newest = directions * is_new[:, None]
+        span = np.concatenate([span, newest], axis=2)
+    return span
 
 
-def _beside(basis: Array, columns: Array) -> tuple[Array, Array]:
-    """The QR of the part of columns outside an orthonormal basis; both are stacks."""
-    inside = basis @ (basis.transpose(0, 2, 1) @ columns)
-    q, r = np.linalg.qr(columns - inside)
-    return q, r
+def _outside(basis: Array, columns: Array) -> Array:
+    """The part of columns (turns, m, n) outside an orthonormal basis (turns, m, directions)."""
+    coordinates = basis.transpose(0, 2, 1) @ columns
+    return columns - basis @ coordinates
+
+
+def _energies(stack: Array) -> Array:
+    """The squared Frobenius norms of the matrices of a stack (turns, m, n)."""
+    return np.asarray((stack**2).sum(axis=(1, 2)))
 
 
 def _mean(samples: Array, freedom: int) -> tuple[float, float]:
     """The mean, and its standard error with that many degrees of freedom."""
     mean = float(samples.mean())
-    squares = float(((samples - mean) ** 2).sum())
-    return mean, math.sqrt(squares / freedom / len(samples))
+    squares = (samples - mean) ** 2
+    variance = float(squares.sum()) / freedom
+    error = math.sqrt(variance / len(samples))
+    return mean, error
 
 
-def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[float, Array]:
-    """tr f(G) by a rule, 0 or 1, and what each column of the frame adds to its error,
-    (WIDTH,).
-    """
+def _trace(space: Krylov, rule: Quadrature, f: Callable[[Array], Array]) -> tuple[float, Array]:
+    """tr f(G) by a rule, and what each column of the frame adds to its error, (WIDTH,)."""
     known = space.known
     leading = float(f(space.values[:known]).sum())
-    nodes, weights = (column[known:] for column in space.rules[which])
     unknown = space.side - known
+    rest = rule.after(known)
+    nodes = rest.nodes
+    weights = rest.weights
     mass = weights.mean(axis=1)
     total = float(mass.sum())
     lengths = weights.sum(axis=0)
@@ -311,11 +369,14 @@ def _trace(space: Krylov, which: int, f: Callable[[Array], Array]) -> tuple[floa
     spread = float(mass @ distances**2)
     slope = 0.0
     if spread > 0:
-        slope = float(mass @ (distances * (values - mean))) / spread
-    excess = mean - slope * (first - space.left / unknown)
+        products = distances * (values - mean)
+        slope = float(mass @ products) / spread
+    of_unknown = mean - slope * (first - space.left / unknown)
+    trace = leading + unknown * of_unknown
     control = nodes @ weights - first * lengths
-    residues = values @ weights - mean * lengths - slope * control
-    return leading + unknown * excess, unknown / total * residues
+    residues = values @ weights - mean * lengths
+    residues = residues - slope * control
+    return trace, unknown / total * residues
 
 
 @dataclass(frozen=True)
@@ -329,17 +390,19 @@ class Entropy:
     def log(self) -> Estimate:
         """The entropy, midway between the rules; its error is their distance and the scatter."""
         low, high = sorted(self.rules.tolist())
+        middle = (low + high) / 2.0
         freedom = len(self.residues) - 1
         _, scatter = _mean(self.residues, freedom)
         error = (high - low) / 2.0 + SIGMAS * scatter
-        return Estimate((low + high) / 2.0, error)
+        return Estimate(middle, error)
 
     @property
     def exp(self) -> Estimate:
         """exp of the entropy, with the larger of both distances."""
         log = self.log
         value = math.exp(log.value)
-        return Estimate(value, value * math.expm1(log.error))
+        error = value * math.expm1(log.error)
+        return Estimate(value, error)
 
 
 def effective_rank(space: Krylov) -> Entropy | None:
@@ -351,15 +414,16 @@ def effective_rank(space: Krylov) -> Entropy | None:
     WIDTH times, as a block finds no more copies; or where it is above that of any matrix of the
     shape. By the first rule alone, 4 of 727 planted spectra lay further off than their error.
     """
-    nodes, weights = (column[space.known :] for column in space.rules[0])
-    mass = weights.mean(axis=1)
-    hidden = mass[nodes < HIDDEN * space.values[0]]
+    rest = space.rules[0].after(space.known)
+    mass = rest.weights.mean(axis=1)
+    hidden = mass[rest.nodes < HIDDEN * space.values[0]]
     if hidden.sum() > mass.sum() / 2.0:
         return None
     known = space.values[: space.known]
     later = known[WIDTH - 1 :]
     earlier = known[: len(later)]
-    if (later > (1.0 - CONVERGED) * earlier).any():
+    is_copy = later > (1.0 - CONVERGED) * earlier
+    if is_copy.any():
         return None
     unit = space.energy / space.side
 
@@ -367,17 +431,19 @@ def effective_rank(space: Krylov) -> Entropy | None:
         return np.sqrt(values / unit)
 
     def root_times_log(values: Array) -> Array:
-        logs = np.log(np.where(values > 0, values / unit, 1.0))
-        return 0.5 * np.sqrt(values / unit) * logs
+        ratios = values / unit
+        logs = np.log(np.where(values > 0, ratios, 1.0))
+        return 0.5 * np.sqrt(ratios) * logs
 
     rules = []
     residues = []
-    for which in (0, 1):
-        total, first = _trace(space, which, root)
-        weighted, second = _trace(space, which, root_times_log)
+    for rule in space.rules:
+        total, first = _trace(space, rule, root)
+        weighted, second = _trace(space, rule, root_times_log)
         mean = weighted / total
         rules.append(math.log(total) - mean)
-        residues.append((first * (1.0 + mean) - second) / total)
+        of_columns = first * (1.0 + mean) - second
+        residues.append(of_columns / total)
     if max(rules) > math.log(space.side) + CONVERGED:
         return None
     return Entropy(np.array(rules), residues[0])

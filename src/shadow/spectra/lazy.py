@@ -71,9 +71,10 @@ class Selected:
     ndim = 2
 
     def __init__(self, matrix: Matrix, rows: NDArray[np.intp]) -> None:
+        _, cols = matrix.shape
         self._matrix = matrix
         self._rows = rows
-        self.shape = torch.Size((len(rows), matrix.shape[1]))
+        self.shape = torch.Size((len(rows), cols))
         self.dtype = matrix.dtype
 
     def numel(self) -> int:
@@ -86,7 +87,8 @@ class Selected:
         for run in np.split(rows, breaks):
             first = int(run[0])
             last = int(run[-1])
-            part = self._matrix[(slice(first, last + 1), *index[1:])]
+            in_run = slice(first, last + 1)
+            part = self._matrix[(in_run, *index[1:])]
             parts.append(part.clone())
         return torch.cat(parts)
 
@@ -97,19 +99,20 @@ class Transposed:
     ndim = 2
 
     def __init__(self, matrix: Matrix) -> None:
+        rows, cols = matrix.shape
         self._matrix = matrix
-        self.shape = torch.Size((matrix.shape[1], matrix.shape[0]))
+        self.shape = torch.Size((cols, rows))
         self.dtype = matrix.dtype
 
     def numel(self) -> int:
         return self.shape.numel()
 
     def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        if len(index) == 1:
-            part = self._matrix[(slice(None), index[0])]
-        else:
-            part = self._matrix[(index[1], index[0])]
-        return part.T
+        rows = index[0]
+        cols = slice(None)
+        if len(index) == 2:
+            cols = index[1]
+        return self._matrix[(cols, rows)].T
 
 
 # `isinstance` with a protocol takes 0.1 ms in Python 3.11, several times for each tensor
@@ -164,10 +167,13 @@ class Updated:
         left = Q_l R_l and rightᵀ = Q_r R_r, so that left @ right has the singular values of R_l
         R_rᵀ and zeros.
         """
-        tall = self.left.reshape(-1, self.left.shape[-1])
-        product = _triangle(tall) @ _triangle(self.right.T).T
-        sigma = torch.linalg.svdvals(product) * abs(self.scaling)
-        side = min(len(tall), self.right.shape[1])
+        rank, cols = self.right.shape
+        tall = self.left.reshape(-1, rank)
+        r_left = _triangle(tall)
+        r_right = _triangle(self.right.T)
+        sigma = torch.linalg.svdvals(r_left @ r_right.T)
+        sigma = sigma * abs(self.scaling)
+        side = min(len(tall), cols)
         padded = torch.zeros(side, dtype=torch.float64)
         padded[: len(sigma)] = sigma[:side]
         return padded
@@ -175,8 +181,9 @@ class Updated:
 
 def _triangle(tall: Tensor) -> Tensor:
     """R of a QR decomposition, in float64, part of the rows after part if there are many."""
+    rank = tall.shape[1]
     r = tall[:0].double()
-    step = max(FACTOR_BLOCK // tall.shape[1], 4 * tall.shape[1])
+    step = max(FACTOR_BLOCK // rank, 4 * rank)
     for part in torch.split(tall, step):
         stacked = torch.cat([r, part.double()])
         _, r = torch.linalg.qr(stacked, mode="r")

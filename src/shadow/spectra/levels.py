@@ -45,21 +45,27 @@ def expected_levels(kind: str, length: int) -> float:
     """
     integers = kind in ("INT8", "INT4")
     if integers:
-        half = 127 if kind == "INT8" else 7
+        half = 7
+        if kind == "INT8":
+            half = 127
         largest = NormalDist().inv_cdf(1.0 - 0.5 / length)  # one entry is larger
-        edges = (np.arange(half + 1) + 0.5) / half * largest
+        middles = np.arange(half + 1) + 0.5
+        edges = middles / half * largest
         edges[-1] = math.inf
     else:
-        lows = (1.0 + np.arange(128) / 128) * np.exp2(np.arange(-24, 4))[:, None]
-        edges = lows.ravel()
+        significands = 1.0 + np.arange(128) / 128
+        powers = np.exp2(np.arange(-24, 4))
+        edges = (significands * powers[:, None]).ravel()
     below = np.array([math.erf(edge / math.sqrt(2)) for edge in edges])
     chances = np.diff(np.append(0.0, below)) / 2  # of either sign
     signs = np.full(len(chances), 2.0)
     if integers:  # the cell of 0 has no sign
         chances[0] *= 2
         signs[0] = 1.0
-    seen = -np.expm1(length * np.log1p(-np.minimum(chances, 1 - 1e-12)))
-    return float((signs * seen).sum()) / length
+    logs = np.log1p(-np.minimum(chances, 1 - 1e-12))  # of the chance that one entry lies elsewhere
+    seen = -np.expm1(length * logs)
+    distinct = float((signs * seen).sum())
+    return distinct / length
 
 
 def round_trip(share: float | None, length: int) -> str | None:
@@ -127,7 +133,8 @@ class FormatNoise:
     def is_far(self) -> bool:
         """True if the copy cannot be of this original, however it was made."""
         is_empty = self.copy == 0 < self.original
-        return is_empty or self.inner < FAR * math.sqrt(self.original * self.copy)
+        norms = math.sqrt(self.original * self.copy)
+        return is_empty or self.inner < FAR * norms
 
     @property
     def factor(self) -> float | None:
@@ -152,7 +159,8 @@ class FormatNoise:
         """
         if not stored.startswith(CALIBRATED) or not self.finite or self.is_far or not self.made:
             return False
-        return min(self.error, self.scaled) <= CALIBRATED_ERROR**2 * self.made
+        error = min(self.error, self.scaled)
+        return error <= CALIBRATED_ERROR**2 * self.made
 
     def may_be(self, stored: str) -> Made | None:
         """Say how the stored format may have made the copy of the original; None if it did not."""

@@ -63,41 +63,63 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
     leading order); spikes counts the sigmas above it and spike_energy is their share of the energy.
     null_edge_sharp is that of a separable profile with a margin of 1 + m^(-2/3), and spikes_sharp
     counts the sigmas above it; noise in blocks passes it. delta: its spectrum.
+    participation_ratio: the column, None if unknown.
     """
-    null, edge, sharp = closed_null(profile)
+    null = closed_null(profile)
     leading = delta.sigma[0]
     spike_energy = None
     if leading:
         squares = (delta.sigma / leading) ** 2
-        spiked = squares[delta.sigma > edge]
+        spiked = squares[delta.sigma > null.edge]
         spike_energy = float(spiked.sum() / squares.sum())
     concentration = None
-    if null >= 2 and participation_ratio is not None:
-        concentration = math.log(null / participation_ratio) / math.log(null)
+    if null.participation_ratio >= 2 and participation_ratio is not None:
+        excess = math.log(null.participation_ratio / participation_ratio)
+        concentration = excess / math.log(null.participation_ratio)
     return {
-        "null_participation_ratio": null,
+        "null_participation_ratio": null.participation_ratio,
         "concentration": concentration,
-        "null_edge": edge,
-        "spikes": delta.above(edge),
+        "null_edge": null.edge,
+        "spikes": delta.above(null.edge),
         "spike_energy": spike_energy,
-        "null_edge_sharp": sharp,
-        "spikes_sharp": delta.above(sharp),
+        "null_edge_sharp": null.sharp_edge,
+        "spikes_sharp": delta.above(null.sharp_edge),
     }
 
 
-def closed_null(profile: Profile) -> tuple[float, float, float]:
-    """null_participation_ratio, null_edge and null_edge_sharp of a profile, which need no
-    spectrum; the edges are in weights.
-    """
+@dataclass(frozen=True)
+class ClosedNull:
+    """Figures of the null that need no spectrum."""
+
+    participation_ratio: float
+    edge: float  # in weights, as that below
+    sharp_edge: float
+
+
+def closed_null(profile: Profile) -> ClosedNull:
+    """The null of a profile, by the formulas of `null_values`."""
     rows = profile.rows
     cols = profile.cols
     by_row = float((rows**2).sum())
     by_col = float((cols**2).sum())
-    null = profile.energy**2 / (by_row + by_col - profile.fourth)
-    margin: float = 1.0 + min(len(rows), len(cols)) ** (-2 / 3)
-    sharp = sharp_edge(rows, cols) * margin / profile.scale
-    edge = (math.sqrt(rows.max()) + math.sqrt(cols.max())) / profile.scale
-    return null, edge, sharp
+    squares = by_row + by_col - profile.fourth
+    null = profile.energy**2 / squares
+    edge = math.sqrt(rows.max()) + math.sqrt(cols.max())
+    side = min(len(rows), len(cols))
+    sharp = sharp_edge(rows, cols) * _margin(side)
+    return ClosedNull(
+        participation_ratio=null,
+        edge=edge / profile.scale,
+        sharp_edge=sharp / profile.scale,
+    )
+
+
+def _margin(side: int) -> float:
+    """The factor above the limit of the edge that the largest singular value of noise on a short
+    side stays below.
+    """
+    fluctuation: float = side ** (-2 / 3)
+    return 1.0 + fluctuation
 
 
 def coverage_values(profile: Profile) -> Values:
@@ -108,13 +130,17 @@ def coverage_values(profile: Profile) -> Values:
     columns; the share of the rows of which any entry differs, in (0, 1]. In an embedding the rows
     are tokens.
     """
-    rows = profile.rows
-    cols = profile.cols
     return {
-        "row_participation_ratio": float(rows.sum() ** 2 / (rows**2).sum()),
-        "col_participation_ratio": float(cols.sum() ** 2 / (cols**2).sum()),
-        "rows_changed": profile.changed / len(rows),
+        "row_participation_ratio": _participation_ratio(profile.rows),
+        "col_participation_ratio": _participation_ratio(profile.cols),
+        "rows_changed": profile.changed / len(profile.rows),
     }
+
+
+def _participation_ratio(energies: Floats) -> float:
+    """(sum e)² / sum e² of energies (n,), in [1, n]."""
+    squares = energies**2
+    return float(energies.sum() ** 2 / squares.sum())
 
 
 # energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
@@ -158,10 +184,14 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
         target = -t * float(np.add.reduce(parts))
         logit_of_s, q, s_times_q_slope = _where(weights_b, b, target, logit_of_s)
         s = -1.0 / (1.0 + math.exp(-logit_of_s))
-        s_slope = float(parts @ inverse) / (q + s_times_q_slope)  # ds / dt, of s Q(s) = t P(t)
+        # ds / dt, of s Q(s) = t P(t)
+        slope_of_right = float(parts @ inverse)
+        slope_of_left = q + s_times_q_slope
+        s_slope = slope_of_right / slope_of_left
         slope_of_q = t * s_times_q_slope / (s * q) * s_slope
         slope = (1.0 + t) * (slope_of_q - 1.0)
-        return slope, math.log(q / -t)
+        value = math.log(q / -t)
+        return slope, value
 
     least = math.exp(_least(slope_and_value))
     return math.sqrt(least * unit * float(shares.max()))
@@ -259,8 +289,9 @@ def _grouped(energies: Floats) -> tuple[Floats, Floats]:
     for start in range(0, len(energies), PIECE):
         part = energies[start : start + PIECE]
         part = part[part > 0]
-        logs = np.log(np.maximum(part / largest, TINIEST))
-        number = bins - 1 + np.floor(logs / SAME).astype(np.int64)
+        ratios = np.maximum(part / largest, TINIEST)
+        below = np.floor(np.log(ratios) / SAME)
+        number = bins - 1 + below.astype(np.int64)
         sums += np.bincount(number, weights=part, minlength=bins)
         counts += np.bincount(number, minlength=bins)
     occupied = counts > 0
@@ -326,7 +357,9 @@ def purity_values(
     share = error / max(abs(purity), TINIEST)
     distance = z / math.hypot(1.0, z * share / SIGMAS)
     figures["excess_purity"] = Estimate(purity, error)
-    if (abs(z) > NOISE) == (abs(distance) > NOISE):
+    is_more = abs(z) > NOISE
+    is_more_with_error = abs(distance) > NOISE
+    if is_more == is_more_with_error:
         figures["purity_z"] = Estimate(z, abs(z) * share)
     best = None
     if kept is None:
@@ -383,19 +416,21 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
     m = len(squares)
     beyond = np.append(np.cumsum(squares[::-1])[::-1], 0.0)  # energy from each direction on
     total = float(beyond[0])
-    leading = int(np.searchsorted(-beyond, -NOTHING * total))
+    negligible = NOTHING * total
+    leading = int(np.searchsorted(-beyond, -negligible))
     if leading <= MOST * m:
         return leading, float(beyond[leading]) / total
     profile = float(rows.sum())
     rows = rows / profile
     cols = cols / profile
-    edge = sharp_edge(rows, cols) * (1.0 + m ** (-2 / 3))
+    edge = sharp_edge(rows, cols) * _margin(m)
     k = 0
     for _ in range(SEARCHES):
         rows_left = 1 - k / len(rows)
         cols_left = 1 - k / len(cols)
         whole = float(beyond[k]) / (rows_left * cols_left)
-        above = int(np.count_nonzero(squares > whole * edge**2))
+        is_above = squares > whole * edge**2
+        above = int(np.count_nonzero(is_above))
         if above <= k:
             break
         k = above
@@ -407,7 +442,8 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
         return None
     by_row = float((rows**2).sum()) / (1 - k / len(rows))
     by_col = float((cols**2).sum()) / (1 - k / len(cols))
-    excess = fourth / rest**2 / (by_row + by_col) - 1.0
+    of_noise = by_row + by_col  # 1 over its participation ratio
+    excess = fourth / rest**2 / of_noise - 1.0
     if abs(excess) > ALIKE:
         return None
     return k, rest / total
@@ -430,6 +466,8 @@ def rest_values(rest: Rest | None, noise: float | None, shape: tuple[int, int]) 
     if energy <= NOTHING:
         values["rest_over_rounding"] = 0.0
     elif noise is not None and noise > 0:
-        expected = noise * (1 - k / rows) * (1 - k / cols)
+        rows_left = 1 - k / rows
+        cols_left = 1 - k / cols
+        expected = noise * rows_left * cols_left
         values["rest_over_rounding"] = energy / expected
     return values

@@ -40,16 +40,19 @@ class PageSample:
 
     def __init__(self, dtype: str) -> None:
         stored = FLOATS[dtype]
+        exponent_bits = stored.bits - stored.mantissa_bits - 1
         self._step = 8 * APART // stored.bits
-        self._even = (stored.mantissa_bits + 1 - stored.bits) * math.log(2)
+        self._even = -exponent_bits * math.log(2)  # of exponents that are equally likely
         self._entries = 0
         self._counts = np.zeros(256, np.int64)
         self._exponents: list[NDArray[np.uint8]] = []
 
     def add(self, entries: NDArray[np.floating]) -> None:
-        """Note the exponents of the next entries."""
-        sample = entries[-self._entries % self._step :: self._step].astype(np.float32)
-        exponents = (sample.view(np.int32) >> 23).astype(np.uint8)
+        """Note the exponents of the next entries, (n,)."""
+        first = -self._entries % self._step
+        sample = entries[first :: self._step].astype(np.float32)
+        bits = sample.view(np.int32)
+        exponents = (bits >> 23).astype(np.uint8)
         self._counts += np.bincount(exponents, minlength=256)
         self._exponents.append(exponents)
         self._entries += len(entries)
@@ -62,35 +65,45 @@ class PageSample:
             return ()
         windows = sample[: count * WINDOW].reshape(count, WINDOW)
         usual = _logarithms(self._counts)
-        likelihoods = np.concatenate(
-            [usual.take(block) @ MEAN for block in np.array_split(windows, 1 + count // AT_ONCE)]
-        )
+        pieces = np.array_split(windows, 1 + count // AT_ONCE)
+        likelihoods = np.concatenate([usual.take(piece) @ MEAN for piece in pieces])
         suspects = np.flatnonzero(likelihoods < usual.max() - GAIN)
         if len(suspects) > MANY * count:
             return ()
-        counts = self._counts - np.bincount(windows[suspects].reshape(-1), minlength=256)
+        of_suspects = np.bincount(windows[suspects].reshape(-1), minlength=256)
+        counts = self._counts - of_suspects
         usual = _logarithms(counts)
         typical = counts @ usual / counts.sum()
-        causes = np.vstack([usual[NUMBERS ^ FLIPS], np.full(256, self._even)])
+        flipped = usual[NUMBERS ^ FLIPS]
+        even = np.full(256, self._even)
+        causes = np.vstack([flipped, even])
         odd = []
         for number in suspects.tolist():
             exponents = windows[number]
             likelihoods = causes[:, exponents].mean(axis=1)
             cause = int(likelihoods.argmax())
-            if likelihoods[cause] < usual[exponents].mean() + GAIN:
+            likelihood = likelihoods[cause]
+            unchanged = usual[exponents].mean()
+            if likelihood < unchanged + GAIN:
                 continue
-            if cause < EVEN and likelihoods[cause] < typical - FIT:
+            fewest = DISTINCT
+            if cause < EVEN:
+                fewest = LEVELS
+                if likelihood < typical - FIT:
+                    continue
+            distinct = set(exponents.tolist())
+            if len(distinct) < fewest:
                 continue
-            if len(set(exponents.tolist())) < (DISTINCT if cause == EVEN else LEVELS):
-                continue
-            scaled = (
-                usual[SCALES[:, exponents]].reshape(len(SCALES), -1, FEW).mean(axis=2).max(axis=0)
-            )
-            if likelihoods[cause] > scaled.mean() + SCALED:
+            scaled = usual[SCALES[:, exponents]]
+            scaled = scaled.reshape(len(SCALES), -1, FEW).mean(axis=2)
+            best = scaled.max(axis=0)  # the scale of each piece of FEW samples
+            if likelihood > best.mean() + SCALED:
                 odd.append(number * WINDOW * APART)
         return tuple(odd)
 
 
 def _logarithms(counts: NDArray[np.int64]) -> NDArray[np.float32]:
     """The logarithms of frequencies, none of which is 0."""
-    return np.log((counts + 1) / int(counts.sum())).astype(np.float32)
+    total = int(counts.sum())
+    frequencies = (counts + 1) / total
+    return np.log(frequencies).astype(np.float32)

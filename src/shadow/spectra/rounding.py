@@ -104,15 +104,18 @@ def kept_share(fitted: Fit) -> float:
     same where C is a product of rows and columns.
     """
     coherent = coherent_energies(fitted)
-    after = _paired(coherent) / float(fitted.stored.sum())
-    before = _paired(fitted.update) / float(fitted.update.sum())
+    stored = float(fitted.stored.sum())
+    update = float(fitted.update.sum())
+    after = _paired(coherent) / stored
+    before = _paired(fitted.update) / update
     return min(1.0, after / before)
 
 
 def coherent_energies(fitted: Fit) -> Floats:
     """The energy of a d by cell of a fitted model, with a = sum D d / sum d²."""
+    squares = fitted.product**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        energies = fitted.product**2 / fitted.update
+        energies = squares / fitted.update
     return np.where(fitted.update > 0, energies, 0.0)
 
 
@@ -126,7 +129,7 @@ def misfit(counts: Counts, fitted: Fit) -> float:
     """Sum over binades of |energy stored - energy expected| / energy stored, in [0, 2): stored by
     counts, expected by a fitted model.
     """
-    energy = counts.by_binade[2]
+    energy = counts.by_binade.energy
     missed = np.abs(fitted.energy - energy)
     return float(missed.sum() / energy.sum())
 
@@ -172,6 +175,9 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
     imbalance = abs(counts.away - counts.toward) / changed
     if imbalance * (1 - share) > LOPSIDED:
         return unexplained
+    reason: Reason | None = None
+    if share < ROUNDED_AWAY:
+        reason = "rounded_away"
     stored = fitted.stored.sum()
     coherent = float(coherent_energies(fitted).sum() / stored)
     changed_share = float(normal.changed.sum()) / float(counts.entries.sum())
@@ -179,7 +185,7 @@ def undo_counts(counts: Counts, energy: float) -> Undone:
         unexplained,
         history="stored_base",
         kept=share,
-        reason="rounded_away" if share < ROUNDED_AWAY else None,
+        reason=reason,
         norm=math.sqrt(energy * float(fitted.update.sum() / stored)),
         zeros=1.0 - changed_share,
         noise=1.0 - coherent,
@@ -190,11 +196,14 @@ def zero_excess(counts: Counts, normal: Fit) -> float:
     """The share of unchanged entries of counts above that of a fitted normal update, among the
     FINEST of the entries on the finest grid: storage hides least there, so that a mask shows.
     """
-    entries, changed, _ = counts.by_binade
+    entries = counts.by_binade.entries
+    changed = counts.by_binade.changed
     and_smaller = np.cumsum(entries[::-1])[::-1]
-    finest = and_smaller - entries < FINEST * entries.sum()
+    smaller = and_smaller - entries
+    finest = smaller < FINEST * entries.sum()
     missing = (normal.changed - changed)[finest]
-    return float(missing.sum() / entries[finest].sum())
+    share = missing.sum() / entries[finest].sum()
+    return float(share)
 
 
 def undo(
@@ -252,7 +261,7 @@ def undo(
     if not is_same_grid and not is_on_grid(base, grid, sides.dtype, sides.space):
         return replace(UNEXPLAINED, grid=grid)
     counts = count(sides, grid, lines, largest)
-    squared_ulps = counts.by_binade[0] * steps() ** 2
+    squared_ulps = counts.by_binade.entries * steps() ** 2
     error = float(squared_ulps.sum()) * counts.unit**2 / 12
     if energy < CLEAR**2 * error:
         return replace(undo_counts(counts, energy), grid=grid)

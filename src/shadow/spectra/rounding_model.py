@@ -43,7 +43,8 @@ def is_on_grid(matrix: Matrix, stored: FloatFormat, working: torch.dtype, space:
     for index, _ in blocks(matrix):
         block = read_block(matrix, index, "tuned", working, space)
         narrow = block.to(torch_dtype(stored))
-        if not (narrow.to(block.dtype) == block).all():
+        is_exact = narrow.to(block.dtype) == block
+        if not is_exact.all():
             return False
     return True
 
@@ -61,6 +62,15 @@ def coarser_grid(matrix: Matrix, dtype: str, working: torch.dtype, space: Worksp
         if is_on_grid(matrix, candidate, working, space):
             return name
     return dtype
+
+
+@dataclass(frozen=True)
+class BinadeCounts:
+    """Counts of a delta by binade of the base, (BINADES,)."""
+
+    entries: Floats
+    changed: Floats  # entries that differ from the base's
+    energy: Floats  # in units of unit²
 
 
 @dataclass(frozen=True)
@@ -85,8 +95,10 @@ class Counts:
         """Index into the flat (row classes, column classes, BINADES), level, and number above 0."""
         flat = self.entries.ravel()
         width = self.entries.shape[3]
-        cells = np.flatnonzero(flat > 0)  # of bools it takes a tenth of the time
-        return cells // width, cells % width, flat[cells]
+        occupied = np.flatnonzero(flat > 0)  # of bools it takes a tenth of the time
+        cells = occupied // width
+        levels_of_cells = occupied % width
+        return cells, levels_of_cells, flat[occupied]
 
     @cached_property
     def by_cell(self) -> Floats:
@@ -100,12 +112,15 @@ class Counts:
         return np.asarray(by_binade @ steps() ** 2)
 
     @cached_property
-    def by_binade(self) -> tuple[Floats, Floats, Floats]:
-        """(BINADES,) each: entries, changed entries, and energy in units of unit²."""
-        entries = self.entries.sum(axis=(0, 1))
-        changed = entries[:, 1:].sum(axis=1)
-        energy = (entries * self.squares).sum(axis=1) * steps() ** 2
-        return entries.sum(axis=1), changed, energy
+    def by_binade(self) -> BinadeCounts:
+        """The counts of all cells together."""
+        by_level = self.entries.sum(axis=(0, 1))
+        squares = (by_level * self.squares).sum(axis=1)
+        return BinadeCounts(
+            entries=by_level.sum(axis=1),
+            changed=by_level[:, 1:].sum(axis=1),
+            energy=squares * steps() ** 2,
+        )
 
     @cached_property
     def normal_scales(self) -> Floats:
@@ -126,15 +141,18 @@ class Levels:
 def levels() -> Levels:
     """The levels that all counts share."""
     raw = np.arange(LEVEL_OCTAVES << LEVEL_BITS)
-    bits = (raw + (127 << LEVEL_BITS)) << (23 - LEVEL_BITS)
+    leading = raw + (127 << LEVEL_BITS)
+    bits = leading << (23 - LEVEL_BITS)
     values = bits.astype(np.int32).view(np.float32)
     whole = np.floor(values.astype(np.float64))
     low = np.unique(whole)
     first = np.searchsorted(whole, low)
-    last = np.append(low[1:], 2 * low[-1]) - 1
+    following = np.append(low[1:], 2 * low[-1])
+    last = following - 1
     # the mean of k² over the integers of a level
     sums = _sum_of_squares(last) - _sum_of_squares(low - 1)
-    squares = sums / (last - low + 1)
+    integers = last - low + 1
+    squares = sums / integers
     of_raw = np.searchsorted(first, raw, side="right")
     return Levels(
         low=np.append(0.0, low),
@@ -145,7 +163,8 @@ def levels() -> Levels:
 
 def _sum_of_squares(k: Floats) -> Floats:
     """1 + 4 + ... + k²."""
-    return k * (k + 1) * (2 * k + 1) / 6
+    product = k * (k + 1) * (2 * k + 1)
+    return product / 6
 
 
 @cache
@@ -155,16 +174,18 @@ def steps() -> Floats:
 
 
 def classes(energies: Floats) -> Indices:
-    """The class of each line, by energy: equal energies share one; without energy
+    """The class of each line, (lines,), by its energy: equal energies share one; without energy
     it is 0.
     """
     lines = len(energies)
-    count = min(CLASSES, max(1, lines // LINES_PER_CLASS))
+    most = max(1, lines // LINES_PER_CLASS)
+    count = min(CLASSES, most)
     positive = np.sort(energies[energies > 0])
     if len(positive) == 0:
         return np.zeros(lines, dtype=np.intp)
     ranks = np.arange(count) * len(positive) // count
-    above = np.searchsorted(positive[ranks], energies, side="right")
+    lowest = positive[ranks]
+    above = np.searchsorted(lowest, energies, side="right")
     occur = np.bincount(above) > 0
     numbers = np.cumsum(occur) - 1
     return np.take(numbers, above)
@@ -177,18 +198,22 @@ def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
     Every class has about as many, drawn from a fixed seed; all lines of a matrix of at most SAMPLE
     entries. of_class: the class of each line. length: of a line.
     """
+    count = len(of_class)
     sizes = np.bincount(of_class)
+    class_count = len(sizes)
     if sizes.sum() * length <= SAMPLE:
-        return np.arange(len(of_class)), np.ones(len(sizes))
-    share = max(1, SAMPLE // length // len(sizes))
-    order = np.random.default_rng(0).permutation(len(of_class))
+        return np.arange(count), np.ones(class_count)
+    share = max(1, SAMPLE // length // class_count)
+    generator = np.random.default_rng(0)
+    order = generator.permutation(count)
     shuffled = of_class[order]
-    lines = []
-    for number in range(len(sizes)):
+    samples = []
+    for number in range(class_count):
         members = np.flatnonzero(shuffled == number)
-        lines.append(order[members[:share]])
+        samples.append(order[members[:share]])
+    lines = np.concatenate(samples)
     weights = sizes / np.minimum(sizes, share)
-    return np.sort(np.concatenate(lines)), weights
+    return np.sort(lines), weights
 
 
 def count(
@@ -204,9 +229,13 @@ def count(
     tuned = sides.tuned
     shape = sides.shape
     tall = shape[0] > shape[1]
-    axis = 0 if tall else 1
-    lines, weight = sampled_lines(row_class if tall else col_class, min(shape))
-    exponent = math.frexp(largest)[1]
+    axis = 1
+    of_line = col_class
+    if tall:
+        axis = 0
+        of_line = row_class
+    lines, weight = sampled_lines(of_line, min(shape))
+    _, exponent = math.frexp(largest)
     top = max(exponent - 1, grid.min_exponent)
     row_classes = int(row_class.max()) + 1
     col_classes = int(col_class.max()) + 1
@@ -214,8 +243,9 @@ def count(
     raw_levels = len(level_of)
     # where the counts of a row class and of a column class begin in the flat table of counts
     size_of_cell = BINADES * raw_levels
+    size_of_row = col_classes * size_of_cell
     col_of = (col_class * size_of_cell).astype(np.int32)
-    row_of = (row_class * col_classes * size_of_cell).astype(np.int32)
+    row_of = (row_class * size_of_row).astype(np.int32)
     # below the smallest normal number the ulp stays what it is
     deepest = max(1 - BINADES, grid.min_exponent - top)
     away = 0
@@ -230,12 +260,14 @@ def count(
         if not len(chosen):
             continue
         within = torch.from_numpy(chosen - start)
-        base = _lines(sides.base[index], within, axis, sides.dtype).numpy()
-        delta = _lines(tuned[index], within, axis, sides.dtype).numpy()
+        base = _lines(sides.base[index], within, axis, sides.dtype)
+        delta = _lines(tuned[index], within, axis, sides.dtype)
         delta -= base
         direction = np.sign(base) * np.sign(delta)
-        away += int(np.count_nonzero(direction > 0))
-        toward += int(np.count_nonzero(direction < 0))
+        moves_away = direction > 0
+        moves_toward = direction < 0
+        away += int(np.count_nonzero(moves_away))
+        toward += int(np.count_nonzero(moves_toward))
         binade, place = _binades_and_levels(base, delta, grid, top, deepest)
         highest = max(highest, int(place.max()))
         binade *= raw_levels
@@ -247,13 +279,13 @@ def count(
             place += row_of[:, None]
             place += col_of[chosen]
         places.append(torch.from_numpy(place).view(-1))
-    size = row_classes * col_classes * size_of_cell
-    counted = torch.bincount(torch.cat(places), minlength=size).numpy()
+    counted = torch.bincount(torch.cat(places), minlength=row_classes * size_of_row).numpy()
     used = int(level_of[highest]) + 1
+    shape_of_table = (row_classes, col_classes, BINADES, used)
     # few of the table's cells occur
     occurring = np.flatnonzero(counted)
-    cell = occurring // raw_levels * used + level_of[occurring % raw_levels]
-    shape_of_table = (row_classes, col_classes, BINADES, used)
+    level = level_of[occurring % raw_levels]
+    cell = occurring // raw_levels * used + level
     table = np.bincount(cell, counted[occurring], math.prod(shape_of_table))
     entries = np.asarray(table, np.float64).reshape(shape_of_table)
     if tall:
@@ -268,12 +300,13 @@ def count(
     )
 
 
-def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> NDArray[np.floating]:
     """Some rows or columns of a block, as a (rows, cols) copy of dtype."""
     lines = part.reshape(-1, part.shape[-1])
     if len(chosen) < lines.shape[axis]:
         lines = lines.index_select(axis, chosen)
-    return lines.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    copy = lines.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return copy.numpy()
 
 
 def _binades_and_levels(
@@ -321,6 +354,7 @@ SHAPE_TO = 7
 RATIO_FROM = -10
 RATIO_TO = 40
 COARSE_TO = 10  # the same of tables of chances: finer steps are too rare to matter to a shape
+COARSE = (COARSE_TO - RATIO_FROM) * OCTAVE + 1  # ratios of these tables
 ITERATIONS = 30  # of expectation-maximisation in each round
 TINY = 1e-30  # a chance above 0, in float32
 
@@ -338,9 +372,10 @@ class Tables:
 @cache
 def shape_edges() -> Floats:
     """(bins + 1,): the edges of the bins of the shape, ascending from 0, in units of s."""
-    bins = (SHAPE_TO - SHAPE_FROM) * BIN_OCTAVE
-    octaves = np.arange(bins + 1) / BIN_OCTAVE + SHAPE_FROM
-    return np.append(0.0, np.exp2(octaves))
+    octaves = SHAPE_TO - SHAPE_FROM
+    bins = octaves * BIN_OCTAVE
+    logs = np.arange(bins + 1) / BIN_OCTAVE + SHAPE_FROM
+    return np.append(0.0, np.exp2(logs))
 
 
 @cache
@@ -354,7 +389,8 @@ def mean_squares() -> Floats:
 @cache
 def half_normal() -> Floats:
     """The shape of a normal d: (bins,) probabilities, of mean y² 1."""
-    below = [math.erf(edge / math.sqrt(2)) for edge in shape_edges()]
+    scaled = shape_edges() / math.sqrt(2)
+    below = [math.erf(edge) for edge in scaled]
     inside: Floats = np.diff(below)
     return np.asarray(inside / inside.sum())
 
@@ -362,33 +398,38 @@ def half_normal() -> Floats:
 @cache
 def tables() -> Tables:
     """Moments and probabilities of D = round(d / ulp)."""
-    steps_of_ratio = np.arange(RATIO_FROM * OCTAVE, RATIO_TO * OCTAVE + 1)
+    lowest = RATIO_FROM * OCTAVE
+    highest = RATIO_TO * OCTAVE
+    steps_of_ratio = np.arange(lowest, highest + 1)
     ratios = np.exp2(steps_of_ratio / OCTAVE)
     edges = ratios[:, None] * shape_edges()
     widths = np.diff(edges)
     nearest: Floats = np.floor(edges + 0.5)
     # integrals from 0 to an edge, of round(t)² and t round(t)
-    whole = (nearest - 1) * nearest * (2 * nearest - 1) / 6
+    whole = _sum_of_squares(nearest - 1)
     rest = edges - nearest + 0.5
     second = whole + nearest**2 * rest
-    product = whole + nearest * rest * (edges + nearest - 0.5) / 2
-    unchanged = np.diff(np.minimum(edges, 0.5)) / widths
-    coarse = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
+    twice_middle = edges + nearest - 0.5
+    product = whole + nearest * rest * twice_middle / 2
+    edges_of_zero = np.minimum(edges, 0.5)
+    unchanged = np.diff(edges_of_zero) / widths
     return Tables(
         second=np.diff(second) / widths,
         product=np.diff(product) / widths,
         changed=1.0 - unchanged,
-        chance=_chances(edges[:coarse], widths[:coarse]),
+        chance=_chances(edges[:COARSE], widths[:COARSE]),
     )
 
 
 def _chances(edges: Floats, widths: Floats) -> NDArray[np.float32]:
     """The chance of each level, (ratios, levels, bins), from edges of bins and their widths."""
+    ratios, bins = widths.shape
     lows = levels().low
-    chance = np.zeros((len(widths), len(lows), widths.shape[1]), dtype=np.float32)
+    chance = np.zeros((ratios, len(lows), bins), dtype=np.float32)
     previous = np.zeros_like(widths)
     for level, following in enumerate(lows[1:]):
-        below = np.diff(np.minimum(edges, following - 0.5)) / widths
+        lower_edges = np.minimum(edges, following - 0.5)
+        below = np.diff(lower_edges) / widths
         np.clip(below, 0.0, 1.0, out=below)
         chance[:, level] = below - previous
         previous = below
@@ -423,48 +464,57 @@ def fit(counts: Counts, rounds: int = 3) -> Fit:
 
 def _ratio_index(scale_steps: Floats) -> Floats:
     """The fractional index in the tables of s / ulp, (..., BINADES)."""
-    return scale_steps[..., None] + OCTAVE * np.arange(BINADES) - RATIO_FROM * OCTAVE
+    by_binade = scale_steps[..., None] + OCTAVE * np.arange(BINADES)
+    return by_binade - RATIO_FROM * OCTAVE
 
 
 def _solve(counts: Counts, shape: Floats) -> Floats:
-    """The scale at which the expected energy of each cell is the stored one,
-    between steps.
+    """The scale at which the expected energy of each cell is the stored one, between steps: (row
+    classes, column classes), log2 of s / ulp in steps of the grid; NaN without energy.
     """
     mean = tables().second @ shape
-    candidates = np.arange(RATIO_FROM * OCTAVE, (RATIO_TO - BINADES) * OCTAVE)
+    lowest = RATIO_FROM * OCTAVE
+    highest = (RATIO_TO - BINADES) * OCTAVE
+    candidates = np.arange(lowest, highest)
     fractional = _ratio_index(candidates.astype(np.float64))
     ratio = np.clip(fractional.astype(np.intp), 0, len(mean) - 1)
     by_candidate = mean[ratio] * steps() ** 2  # (candidates, BINADES)
-    expected = counts.by_cell.reshape(-1, BINADES) @ by_candidate.T
+    entries = counts.by_cell.reshape(-1, BINADES)
+    expected = entries @ by_candidate.T  # (cells, candidates), ascending
     energy = counts.energies.ravel()
-    smaller = (expected < energy[:, None]).sum(axis=1)
-    above = np.clip(smaller, 1, len(candidates) - 1)
+    is_smaller = expected < energy[:, None]
+    first = is_smaller.sum(axis=1)
+    above = np.clip(first, 1, len(candidates) - 1)
+    below = above - 1
     cells = np.arange(len(energy))
-    low = expected[cells, above - 1]
+    low = expected[cells, below]
     high = expected[cells, above]
+    # between two steps an energy is a power of the scale
     with np.errstate(divide="ignore", invalid="ignore"):
-        part = np.log(energy / low) / np.log(high / low)
-    part = np.clip(np.where(low > 0, part, 1.0), 0.0, 1.0)
-    scales = np.where(energy > 0, candidates[above - 1] + part, np.nan)
+        whole_step = np.log(high / low)
+        part = np.log(energy / low) / whole_step
+    part = np.where(low > 0, part, 1.0)
+    scales = candidates[below] + np.clip(part, 0.0, 1.0)
+    scales = np.where(energy > 0, scales, np.nan)
     return scales.reshape(counts.energies.shape)
 
 
 def _active(counts: Counts, scales: Floats) -> tuple[Indices, Indices, Floats]:
-    """Ratios and levels that occur in cells with a scale, and their numbers of entries."""
+    """Ratios and levels that occur in cells with a scale, and their numbers of entries, (n,)
+    each.
+    """
     cell, level, number = counts.occurring
-    size = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
     width = counts.entries.shape[3]
-    nearest = np.rint(np.nan_to_num(_ratio_index(scales), nan=-1.0))
-    ratios = nearest.astype(np.intp).ravel()[cell]
-    inside = (ratios >= 0) & (ratios < size)
+    fractional = np.nan_to_num(_ratio_index(scales), nan=-1.0)
+    ratio_of_cell = np.rint(fractional).astype(np.intp).ravel()
+    ratios = ratio_of_cell[cell]
+    inside = (ratios >= 0) & (ratios < COARSE)
     place = ratios[inside] * width + level[inside]
-    table = np.bincount(place, number[inside], size * width)
+    table = np.bincount(place, number[inside], COARSE * width)
     occurring = np.flatnonzero(table)
-    return (
-        occurring // width,
-        occurring % width,
-        table[occurring].astype(np.float64),
-    )
+    ratios = occurring // width
+    levels_of_ratios = occurring % width
+    return ratios, levels_of_ratios, table[occurring].astype(np.float64)
 
 
 def _improve(counts: Counts, scales: Floats, shape: Floats) -> Floats:
@@ -477,17 +527,21 @@ def _improve(counts: Counts, scales: Floats, shape: Floats) -> Floats:
     single = shape.astype(np.float32)
     for _ in range(ITERATIONS):
         expected = np.maximum(chance @ single, TINY)
-        single *= (share / expected) @ chance
+        ratios = share / expected
+        single *= ratios @ chance
     total = float(single.sum(dtype=np.float64))
     return single.astype(np.float64) / total
 
 
 def _fitted(counts: Counts, shape: Floats, scales: Floats) -> Fit:
+    """The model of a shape and scales, with the moments of entries between those of two ratios."""
     moments = tables()
     entries = counts.by_cell
+    has_scale = np.isfinite(scales)
+    part = np.where(has_scale, 1.0, 0.0)[..., None]
     ratio = _ratio_index(np.nan_to_num(scales, nan=RATIO_FROM * OCTAVE))
-    below = np.clip(np.floor(ratio).astype(np.intp), 0, len(moments.second) - 2)
-    part = np.where(np.isfinite(scales), 1.0, 0.0)[..., None]
+    whole = np.floor(ratio).astype(np.intp)
+    below = np.clip(whole, 0, len(moments.second) - 2)
     between = np.clip(ratio - below, 0.0, 1.0)
 
     def expected(of_ratio: Floats) -> Floats:
@@ -500,7 +554,8 @@ def _fitted(counts: Counts, shape: Floats, scales: Floats) -> Fit:
 
     weight = entries * steps() ** 2
     mean = float(mean_squares() @ shape)
-    octaves = 2 * np.nan_to_num(scales, nan=-np.inf) / OCTAVE
+    finite = np.nan_to_num(scales, nan=-np.inf)  # 2 to the power of it is 0
+    octaves = 2 * finite / OCTAVE
     squared = np.exp2(octaves) * mean
     product = weight * expected(moments.product @ shape)
     changed = entries * expected(moments.changed @ shape)

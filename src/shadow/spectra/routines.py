@@ -59,9 +59,11 @@ def _address(name: str, count: int) -> Routine:
     pointer_of.restype = ctypes.c_void_p
     pointer_of.argtypes = [ctypes.py_object, ctypes.c_char_p]
     signature = name_of(capsule)
-    if signature.count(b"*") != count or not re.search(rb"[(,] ?int \*", signature):
+    takes_int = re.search(rb"[(,] ?int \*", signature)
+    if signature.count(b"*") != count or not takes_int:
         raise ValueError(f"{name} takes other arguments: {signature!r}")
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * count)(pointer_of(capsule, signature))
+    routine = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * count)
+    return routine(pointer_of(capsule, signature))
 
 
 def array(value: Any, *shape: int, dtype: type[np.generic] = np.float64) -> Any:
@@ -69,9 +71,10 @@ def array(value: Any, *shape: int, dtype: type[np.generic] = np.float64) -> Any:
 
     Raises TypeError unless it has exactly this shape and dtype, row by row, aligned and writable.
     """
-    is_array = isinstance(value, np.ndarray) and (value.dtype, value.shape) == (dtype, shape)
-    if is_array and value.flags.carray:
-        return value.ctypes  # which holds the array
+    if isinstance(value, np.ndarray) and value.flags.carray:
+        is_same = value.dtype == dtype and value.shape == shape
+        if is_same:
+            return value.ctypes  # which holds the array
     raise TypeError(f"no writable array of {shape}, {dtype.__name__}, in C's order")
 
 
@@ -140,15 +143,29 @@ def _of_tridiagonal(
     vectors = np.empty((count, n))
     info = np.zeros(1, np.intc)
     # of one block, which ends at n; LAPACK may read as many ends as there are rows
+    block_of_value = np.ones(count, np.intc)
+    ends = np.full(n, n, np.intc)
+    work = np.empty(5 * n)
+    whole_work = np.empty(n, np.intc)
+    failed = np.empty(count, np.intc)
     dstein(
-        number(n), array(diagonal, n), array(beside, n), number(count),
-        array(values.copy(), count), array(np.ones(count, np.intc), count, dtype=np.intc),
-        array(np.full(n, n, np.intc), n, dtype=np.intc), array(vectors, count, n), number(n),
-        array(np.empty(5 * n), 5 * n), array(np.empty(n, np.intc), n, dtype=np.intc),
-        array(np.empty(count, np.intc), count, dtype=np.intc), array(info, 1, dtype=np.intc),
-    )  # fmt: skip
+        number(n),
+        array(diagonal, n),
+        array(beside, n),
+        number(count),
+        array(values.copy(), count),
+        array(block_of_value, count, dtype=np.intc),
+        array(ends, n, dtype=np.intc),
+        array(vectors, count, n),
+        number(n),
+        array(work, 5 * n),
+        array(whole_work, n, dtype=np.intc),
+        array(failed, count, dtype=np.intc),
+        array(info, 1, dtype=np.intc),
+    )
     if info[0] == 0:
-        errors = np.abs(vectors @ vectors.T - np.eye(count))
+        products = vectors @ vectors.T
+        errors = np.abs(products - np.eye(count))
         if errors.max() < ORTHONORMAL:
             return vectors
     _, columns = eigh_tridiagonal(

@@ -8,7 +8,7 @@ Notation: sigma_1 >= ... >= sigma_m, E = sum sigma², p = sigma / sum sigma, q =
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,10 +26,16 @@ TIE = 1e-9
 # The smallest singular value of a large square matrix with a flat spectrum was 54 % off above its
 # floor.
 SMALLEST_ERROR = 0.05
-NO_RANKS: Values = dict.fromkeys((
-    "stable_rank", "effective_rank", "energy_rank", "participation_ratio",
-    "rank_90", "rank_95", "rank_99",
-))  # fmt: skip
+NO_RANKS: Values = {
+    "stable_rank": None,
+    "effective_rank": None,
+    "energy_rank": None,
+    "participation_ratio": None,
+    "rank_90": None,
+    "rank_95": None,
+    "rank_99": None,
+    "numerical_rank": 0,
+}
 
 
 def entropy(p: Floats) -> float:
@@ -61,7 +67,7 @@ def ranks(spectrum: Spectrum) -> Values:
     sigma = spectrum.sigma
     numerical = int(np.count_nonzero(sigma))
     if numerical == 0:
-        return NO_RANKS | {"numerical_rank": 0}
+        return NO_RANKS.copy()
     relative = sigma / sigma[0]  # squares of the ratios can neither overflow nor vanish as a whole
     squares = relative**2
     q = squares / squares.sum()
@@ -89,8 +95,10 @@ def top_energies(spectrum: Spectrum, tops: Sequence[int] = (1, 4, 16, 64)) -> Va
     if sigma[0] == 0:
         return values
     squares = (sigma / sigma[0]) ** 2
+    total = squares.sum()
     for k in tops:
-        values[f"top{k}_energy"] = float(squares[:k].sum() / squares.sum())
+        leading = squares[:k].sum()
+        values[f"top{k}_energy"] = float(leading / total)
     return values
 
 
@@ -142,17 +150,22 @@ def power_law(spectrum: Spectrum) -> Values:
     logs = 2.0 * np.log(resolved)  # ascending
     starts = np.arange(len(logs) - MIN_TAIL + 1)
     # sum of ln(lambda / xmin), from gaps: these are all >= 0, so nothing cancels
-    gaps = np.diff(logs) * np.arange(len(logs) - 1, 0, -1)
-    sums = np.cumsum(gaps[::-1])[::-1][starts]
+    gaps = np.diff(logs)
+    larger = np.arange(len(gaps), 0, -1)  # values above each gap
+    weighted = gaps * larger
+    sums = np.cumsum(weighted[::-1])[::-1]
+    sums = sums[starts]
     # a tail whose logs differ only by rounding has no exponent
-    rounding = 1e-12 * len(logs) * np.maximum(1.0, np.abs(logs[starts]))
-    candidates = sums > rounding
-    candidates[1:] &= np.diff(logs[: len(starts)]) > 0  # the first of equal candidates
-    if not candidates.any():
+    sizes = np.maximum(1.0, np.abs(logs[starts]))
+    rounding = 1e-12 * len(logs) * sizes
+    is_candidate = sums > rounding
+    is_candidate[1:] &= gaps[: len(starts) - 1] > 0  # the first of equal candidates
+    if not is_candidate.any():
         return nothing
-    best, distance = _nearest(logs, starts[candidates], sums[candidates])
+    best, distance = _nearest(logs, starts[is_candidate], sums[is_candidate])
     tail = logs[best:]
-    exponent = len(tail) / float((tail - tail[0]).sum())
+    excess = tail - tail[0]
+    exponent = len(tail) / float(excess.sum())
     smallest = float(resolved[best])
     return {
         "alpha": 1.0 + exponent,
@@ -170,28 +183,35 @@ def _nearest(logs: Floats, starts: NDArray[np.int64], sums: Floats) -> tuple[int
     that decays.
     """
     last = len(logs) - 1
-    places = np.append(np.arange(0, last, STRIDE), last)
+    some = np.arange(0, last, STRIDE)
+    places = np.append(some, last)
     parts = []
-    for chunk in _chunks(np.arange(len(starts)), len(places)):
+    for chunk in _chunks(len(starts), len(places)):
         parts.append(_distances(logs, starts[chunk], places, sums[chunk]))
     bounds = np.concatenate(parts)
     promising = starts[[np.argmin(bounds)]]
     (distance,) = _at_all_values(logs, promising)
-    starts = starts[bounds <= distance * (1.0 + BOUND_ERROR)]
-    chunks = _chunks(starts, len(logs))
-    distances = np.concatenate([_at_all_values(logs, chunk) for chunk in chunks])
+    highest = distance * (1.0 + BOUND_ERROR)
+    starts = starts[bounds <= highest]
+    parts = []
+    for chunk in _chunks(len(starts), len(logs)):
+        parts.append(_at_all_values(logs, starts[chunk]))
+    distances = np.concatenate(parts)
     best = int(np.argmin(distances))
     return int(starts[best]), float(distances[best])
 
 
-def _chunks(starts: NDArray[np.int64], width: int) -> list[NDArray[np.int64]]:
+def _chunks(count: int, width: int) -> Iterator[slice]:
+    """Yield slices of so many candidates whose tables of a width hold at most CHUNK elements."""
     step = max(1, CHUNK // width)
-    return [starts[i : i + step] for i in range(0, len(starts), step)]
+    for start in range(0, count, step):
+        yield slice(start, start + step)
 
 
 def _at_all_values(logs: Floats, starts: NDArray[np.int64]) -> Floats:
     """The two-sided KS distance of each candidate's tail, logs[start:], from its fit."""
-    return _distances(logs, starts, np.arange(starts[0], len(logs)))
+    places = np.arange(starts[0], len(logs))
+    return _distances(logs, starts, places)
 
 
 def _distances(
@@ -206,15 +226,19 @@ def _distances(
     the candidate itself, so entries below it may count as 0 too. sums: of ln(lambda / xmin) of each
     candidate; None where the places have all of its tail.
     """
-    count = (len(logs) - starts)[:, None]
-    above = logs[places] - logs[starts][:, None]  # ln(lambda_j / xmin_i)
+    column = starts[:, None]
+    count = len(logs) - column
+    above = logs[places] - logs[column]  # ln(lambda_j / xmin_i)
     np.maximum(above, 0.0, out=above)
-    totals = above.sum(axis=1) if sums is None else sums
-    above *= -count / totals[:, None]
+    if sums is None:
+        sums = above.sum(axis=1)
+    above *= -count / sums[:, None]
     np.exp(above, out=above)
     difference = np.subtract(1.0, above, out=above)
-    difference -= np.maximum(places - starts[:, None], 0) / count
+    smaller = np.maximum(places - column, 0)
+    difference -= smaller / count
     highest = difference.max(axis=1)
     lowest = difference.min(axis=1)
-    result: Floats = np.maximum(highest, 1.0 / count[:, 0] - lowest)
-    return result
+    step = 1.0 / count[:, 0]
+    distances: Floats = np.maximum(highest, step - lowest)
+    return distances

@@ -28,6 +28,7 @@ from shadow.spectra.krylov import (
     square_trace,
 )
 from shadow.spectra.measurement import Estimate, Subject
+from shadow.spectra.noise import ClosedNull
 from shadow.spectra.spectrum import Sides, blocks
 
 WIDEST = 0.1  # error of a figure, as a share of it, above which it is null
@@ -105,15 +106,17 @@ def sketches(
                 v = torch.from_numpy(columns)
                 # other ways to write these products take MKL two to four times as long
                 if wide:
-                    inner = (v.T @ part).T.contiguous()
-                    image = part @ inner
+                    inner = (v.T @ part).T
+                    image = part @ inner.contiguous()
                 else:
-                    image = ((part @ v).T @ part).T
+                    inner = part @ v
+                    image = (inner.T @ part).T
                 total += image.numpy()
         return totals
 
+    start = frame(key, min(shape))
     energies = [(norm * scale) ** 2 for scale, norm in sizes.values()]
-    spaces = krylov_spaces(products, frame(key, min(shape)), energies)
+    spaces = krylov_spaces(products, start, energies)
     by_subject = {}
     for (subject, (scale, norm)), space in zip(sizes.items(), spaces, strict=True):
         by_subject[subject] = Sketch(space, scale, norm)
@@ -131,7 +134,8 @@ def of_pair(sides: Sides, sizes: Mapping[Subject, tuple[float, float]]) -> Readi
             b, t = sides.read(index)
             parts = {"base": b, "tuned": t}
             if "delta" in sizes:
-                parts["delta"] = torch.sub(t, b, out=space.take("work", b.shape, sides.dtype))
+                delta = space.take("work", b.shape, sides.dtype)
+                parts["delta"] = torch.sub(t, b, out=delta)
             scaled = []
             for subject, (scale, _) in sizes.items():
                 part = parts[subject]
@@ -160,8 +164,10 @@ def _within(estimate: Estimate) -> Estimate | None:
 
 
 def _between(low: float, high: float) -> Estimate:
+    """The middle of two bounds of a figure, with half of their distance as its error."""
+    middle = (low + high) / 2.0
     error = (high - low) / 2.0 + ROUNDING * abs(high)
-    return Estimate((low + high) / 2.0, error)
+    return Estimate(middle, error)
 
 
 def weight_figures(sketch: Sketch) -> Figures:
@@ -188,36 +194,35 @@ def weight_figures(sketch: Sketch) -> Figures:
 def _energy(sketch: Sketch, count: int) -> Estimate:
     """The share of the energy of this many leading directions."""
     space = sketch.space
-    low = float(space.values[:count].sum()) / space.energy
-    high = float(space.bounds[:count].sum()) / space.energy
-    return _between(min(1.0, low), min(1.0, high))
+    lowest = float(space.values[:count].sum())
+    highest = float(space.bounds[:count].sum())
+    low = min(1.0, lowest / space.energy)
+    high = min(1.0, highest / space.energy)
+    return _between(low, high)
 
 
-def delta_figures(sketch: Sketch, null: float, edge: float, sharp: float) -> Figures:
-    """The columns of a delta that rest on its singular values, from its sketch.
-
-    null, edge, sharp: its null_participation_ratio, null_edge and null_edge_sharp, in closed form.
-    """
+def delta_figures(sketch: Sketch, null: ClosedNull) -> Figures:
+    """The columns of a delta that rest on its singular values, from its sketch and its null."""
     ratio = sketch.participation_ratio
-    spikes = _above(sketch, edge)
+    spikes = _above(sketch, null.edge)
     spike_energy = None
     if spikes is not None:
         spike_energy = _within(_energy(sketch, spikes))
     concentration = None
-    if null >= 2:
-        unit = math.log(null)
-        value = math.log(null / ratio.value) / unit
+    if null.participation_ratio >= 2:
+        unit = math.log(null.participation_ratio)
+        value = math.log(null.participation_ratio / ratio.value) / unit
         concentration = Estimate(value, ratio.error / ratio.value / unit)
     return {
         **weight_figures(sketch),
         "top20_energy": _within(_energy(sketch, 20)),
-        "null_participation_ratio": null,
-        "null_edge": edge,
-        "null_edge_sharp": sharp,
+        "null_participation_ratio": null.participation_ratio,
+        "null_edge": null.edge,
+        "null_edge_sharp": null.sharp_edge,
         "concentration": concentration,
         "spikes": spikes,
         "spike_energy": spike_energy,
-        "spikes_sharp": _above(sketch, sharp),
+        "spikes_sharp": _above(sketch, null.sharp_edge),
     }
 
 
@@ -239,8 +244,12 @@ def effective_rank_shift(base: Sketch, tuned: Sketch) -> Estimate | None:
     after = tuned.entropy
     if before is None or after is None:
         return None
-    middle = math.exp((before.log.value + after.log.value) / 2.0)
-    difference = Entropy(after.rules - before.rules, after.residues - before.residues)
+    middle_log = (before.log.value + after.log.value) / 2.0
+    middle = math.exp(middle_log)
+    difference = Entropy(
+        rules=after.rules - before.rules,
+        residues=after.residues - before.residues,
+    )
     log = difference.log
     shift = Estimate(middle * log.value, middle * log.error)
     if shift.error <= max(abs(shift.value), SHIFTED * middle):

@@ -5,7 +5,6 @@ What a level costs is in `shadow.spectra.costs`, which says which solver a matri
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,18 +93,17 @@ class Gram:
         weights: list[Measurement] = []
         spectra: list[Spectrum] = []
         subject: Subject
-        for subject, matrix, energy, largest, stored in (
-            ("base", sides.base, total.base, total.size.base, formats[0]),
-            ("tuned", sides.tuned, total.tuned, total.size.tuned, formats[1]),
+        for subject, matrix, norm, largest, stored in (
+            ("base", sides.base, total.base_norm, total.size.base, formats[0]),
+            ("tuned", sides.tuned, total.tuned_norm, total.size.tuned, formats[1]),
         ):
-            norm = math.sqrt(energy) / total.scale
             if means.method.subjects != "all":
                 weights.append(norm_alone(subject, norm))
                 continue
             solved = self._of_weights(matrix, norm, largest, stored, means, VECTORS)
             spectra.append(solved)
             weights.append(_of_spectrum(subject, solved))
-        norm = math.sqrt(profile.energy) / profile.scale
+        norm = total.delta_norm
         if isinstance(sides.tuned, Updated):
             delta = _update_spectrum(sides.tuned, norm)
         else:
@@ -118,7 +116,8 @@ class Gram:
                 wide_format=sides.dtype == torch.float64,
                 grams=means.grams,
             )
-        values = _of_delta(delta, profile) | _beside_base(spectra, weights)
+        values = _of_delta(delta, profile)
+        values |= _beside_base(spectra, weights)
         if spectra:
             values |= subspace_values(spectra[0], spectra[1], delta, sides, profile)
         return SpectralFigures(weights[0], weights[1], values, delta)
@@ -175,9 +174,9 @@ class KrylovSolver:
         profile = total.profile
         is_all = means.method.subjects == "all"
         norms: dict[Subject, float] = {
-            "base": math.sqrt(total.base) / total.scale,
-            "tuned": math.sqrt(total.tuned) / total.scale,
-            "delta": math.sqrt(profile.energy) / profile.scale,
+            "base": total.base_norm,
+            "tuned": total.tuned_norm,
+            "delta": total.delta_norm,
         }
         scales: dict[Subject, float] = {"delta": profile.scale}
         if is_all:
@@ -201,7 +200,8 @@ class KrylovSolver:
             by_subject = sketches(read, sides.shape, sizes, key)
         if from_factors is None:
             null = closed_null(profile)
-            values = columns(delta_figures(by_subject["delta"], *null))
+            figures = delta_figures(by_subject["delta"], null)
+            values = columns(figures)
         else:
             values = _of_delta(from_factors, profile)
         weights = []
@@ -264,7 +264,15 @@ def _of_spectrum(subject: Subject, solved: Spectrum) -> Measurement:
 
 def _of_zeros(subject: Subject, shape: Shape) -> Measurement:
     """The numbers of a matrix of zeros."""
-    zeros = Spectrum(np.zeros(min(shape)), *shape, 0.0, 0.0, "exact")
+    rows, cols = shape
+    zeros = Spectrum(
+        sigma=np.zeros(min(shape)),
+        rows=rows,
+        cols=cols,
+        norm=0.0,
+        floor=0.0,
+        precision="exact",
+    )
     return _of_spectrum(subject, zeros)
 
 
@@ -273,7 +281,15 @@ def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
     sigma = tuned.singular_values().numpy()
     floor = FACTORS_FLOOR * float(sigma[0])
     sigma[sigma < floor] = 0.0
-    return Spectrum(sigma, *shape_of(tuned), norm, floor, "exact")
+    rows, cols = shape_of(tuned)
+    return Spectrum(
+        sigma=sigma,
+        rows=rows,
+        cols=cols,
+        norm=norm,
+        floor=floor,
+        precision="exact",
+    )
 
 
 def _of_delta(delta: Spectrum, profile: Profile) -> Values:
@@ -295,9 +311,9 @@ def _beside_base(spectra: Sequence[Spectrum], weights: Sequence[Measurement]) ->
     resolved = (base > 0) & (tuned > 0)
     if resolved.any():
         ratios = tuned[resolved] / base[resolved]
-        low, middle, high = np.percentile(ratios, [25, 50, 75])
-        values["sigma_scale"] = float(middle)
-        values["sigma_scale_iqr"] = float(high) - float(low)
+        low, middle, high = np.percentile(ratios, [25, 50, 75]).tolist()
+        values["sigma_scale"] = middle
+        values["sigma_scale_iqr"] = high - low
     before, after = (measurement.number("effective_rank") for measurement in weights)
     if before is not None and after is not None:
         values["effective_rank_shift"] = after - before

@@ -130,18 +130,21 @@ class Workspace:
 
         Its content is undefined.
         """
+        key = name, dtype
         size = math.prod(shape)
-        buffer = self._buffers.get((name, dtype))
+        buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < size:
-            self._buffers.pop((name, dtype), None)
+            self._buffers.pop(key, None)
             buffer = torch.empty(max(size, BLOCK), dtype=dtype)
-            self._buffers[name, dtype] = buffer
+            self._buffers[key] = buffer
         return buffer[:size].view(shape)
 
 
 def shape_of(matrix: Matrix) -> tuple[int, int]:
     """(rows, cols) of a matrix; the first two of three dimensions together are rows."""
-    return matrix.shape[:-1].numel(), matrix.shape[-1]
+    rows = matrix.shape[:-1].numel()
+    cols = matrix.shape[-1]
+    return rows, cols
 
 
 Index = tuple[slice, ...]  # of as many dimensions as the matrix has, or of the first alone
@@ -164,19 +167,22 @@ def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[Index, Cor
         all_rows = (slice(None),) * (matrix.ndim - 1)
         step = max(1, size // rows)
         for start in range(0, cols, step):
-            yield (*all_rows, slice(start, start + step)), (0, start)
+            in_cols = slice(start, start + step)
+            yield (*all_rows, in_cols), (0, start)
         return
-    height = rows // matrix.shape[0]  # of a group where there are some
+    count = matrix.shape[0]
+    height = rows // count  # of a group where there are some
     step = max(1, size // (height * cols))
     within = max(1, min(height, size // cols))  # of a group that is larger than a block
-    for start in range(0, matrix.shape[0], step):
+    for start in range(0, count, step):
         first = start * height
+        groups = slice(start, start + step)
         if matrix.ndim == 2 or step > 1 or within == height:
-            yield (slice(start, start + step),), (first, 0)
+            yield (groups,), (first, 0)
             continue
-        group = slice(start, start + 1)
         for row in range(0, height, within):
-            yield (group, slice(row, row + within)), (first + row, 0)
+            in_rows = slice(row, row + within)
+            yield (groups, in_rows), (first + row, 0)
 
 
 def tiles(matrix: Matrix, size: int = TILE, widest: int = WIDEST) -> Iterator[tuple[Index, Corner]]:
@@ -192,18 +198,22 @@ def tiles(matrix: Matrix, size: int = TILE, widest: int = WIDEST) -> Iterator[tu
     if matrix.ndim == 2:
         yield from _tiles(rows, cols, height, width)
         return
-    together = max(1, height // max(1, rows))
-    for first in range(0, matrix.shape[0], together):
-        groups = slice(first, first + together)
+    rows_of_group = max(1, rows)
+    together = max(1, height // rows_of_group)
+    for group in range(0, matrix.shape[0], together):
+        first = group * rows
+        groups = slice(group, group + together)
         for index, (row, col) in _tiles(rows, cols, height, width):
-            yield (groups, *index), (first * rows + row, col)
+            yield (groups, *index), (first + row, col)
 
 
 def _tiles(rows: int, cols: int, height: int, width: int) -> Iterator[tuple[Index, Corner]]:
+    """Yield `tiles` of a height and a width of (rows, cols)."""
     for row in range(0, rows, height):
+        in_rows = slice(row, row + height)
         for col in range(0, cols, width):
-            index = slice(row, row + height), slice(col, col + width)
-            yield index, (row, col)
+            in_cols = slice(col, col + width)
+            yield (in_rows, in_cols), (row, col)
 
 
 def read_block(
@@ -214,9 +224,10 @@ def read_block(
     index: of `matrix`, as `blocks` and `tiles` yield it. name: of the buffer in `space`.
     """
     part = matrix[index]
+    cols = part.shape[-1]
     buffer = space.take(name, part.shape, dtype)
     buffer.copy_(part)
-    return buffer.view(-1, part.shape[-1])
+    return buffer.view(-1, cols)
 
 
 @dataclass(frozen=True)
@@ -235,10 +246,9 @@ class Sides:
 
     def read(self, index: Index) -> tuple[Tensor, Tensor]:
         """One block of base and of tuned at an index, each in its buffer."""
-        return (
-            read_block(self.base, index, "base", self.dtype, self.space),
-            read_block(self.tuned, index, "tuned", self.dtype, self.space),
-        )
+        base = read_block(self.base, index, "base", self.dtype, self.space)
+        tuned = read_block(self.tuned, index, "tuned", self.dtype, self.space)
+        return base, tuned
 
     def blocks(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Every block of base and of tuned, in the order of `blocks`, which says what size is."""
@@ -340,7 +350,8 @@ def eigenvalues(lower: Tensor) -> Floats:
     matrix = lower.numpy()
     array(matrix, side, side)
     if mkl_is_at_home() or side > OPENBLAS_SIDE:
-        return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy())
+        values = torch.linalg.eigvalsh(lower, UPLO="L")
+        return np.asarray(values.numpy())
     return np.asarray(np.linalg.eigvalsh(matrix, UPLO="L"))
 
 
@@ -375,11 +386,13 @@ def _leading(gram: Tensor, values: Floats, count: int) -> Floats:
 
     def times(vector: Floats) -> Floats:
         narrow = vector.reshape(-1).astype(matrix.dtype)
-        return np.asarray(matrix @ narrow, np.float64)
+        product = matrix @ narrow
+        return np.asarray(product, np.float64)
 
+    dimension = int(KRYLOV * count) + 1
     options: dict[str, Any] = {
         "v0": np.random.default_rng(0).standard_normal(side),
-        "ncv": min(side, int(KRYLOV * count) + 1),
+        "ncv": min(side, dimension),
         "tol": LANCZOS_TOLERANCE[gram.dtype],
     }
     if "rng" in signature(eigsh).parameters:
@@ -388,7 +401,8 @@ def _leading(gram: Tensor, values: Floats, count: int) -> Floats:
     try:
         largest, vectors = eigsh(product, count, **options)
         missed = np.abs(largest - values[-count:]).max()
-        if missed <= SAME_EIGENVALUE[gram.dtype] * values[-1]:
+        allowed = SAME_EIGENVALUE[gram.dtype] * values[-1]
+        if missed <= allowed:
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:
         pass
@@ -437,6 +451,7 @@ def spectrum(
     Returns `precision` as it was used. vectors: how many leading singular vectors of the short side
     to return as well, at most. grams: where its Gram matrix is made.
     """
+    rows, cols = shape
     side = min(shape)
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
         precision = "exact"
@@ -460,8 +475,8 @@ def spectrum(
         leading = np.ascontiguousarray(leading)
     return Spectrum(
         sigma=values / scale,
-        rows=shape[0],
-        cols=shape[1],
+        rows=rows,
+        cols=cols,
         norm=norm,
         floor=floor / scale,
         precision=precision,
@@ -471,15 +486,16 @@ def spectrum(
 
 
 def eigenvalue_shift(sigma: Floats, precision: Precision) -> float:
-    """Say how far the rounding of the Gram, by its precision, may move each of its eigenvalues
-    sigma², in units of the largest.
+    """Say how far the rounding of the Gram, by its precision, may move each of its eigenvalues, the
+    squares of sigma (m,), in units of the largest.
 
     u E / (sqrt(m) sigma_1²), u the unit roundoff of the sums. Measured on planted and random
     spectra of seven shapes with both libraries: 0.1 to 0.9 of it, nearly all downwards.
     """
     squares = (sigma / sigma[0]) ** 2
     energy = float(squares.sum())
-    return UNIT[precision] * energy / math.sqrt(len(sigma))
+    norm_of_rounding = UNIT[precision] * energy
+    return norm_of_rounding / math.sqrt(len(sigma))
 
 
 def effective_rank_error(sigma: Floats, shift: float) -> float:
@@ -491,9 +507,10 @@ def effective_rank_error(sigma: Floats, shift: float) -> float:
     resolved = sigma[sigma > 0] / sigma[0]
     p = resolved / resolved.sum()
     logs = np.log(p)
-    beyond_entropy = logs - (p * logs).sum()
-    moved = beyond_entropy * p / (2.0 * resolved**2)
-    return shift * abs(float(moved.sum()))
+    negative_entropy = (p * logs).sum()
+    slopes = (logs - negative_entropy) * p / (2.0 * resolved**2)
+    slope = float(slopes.sum())
+    return shift * abs(slope)
 
 
 def gram_singular_values(
@@ -517,7 +534,7 @@ def gram_singular_values(
         squares, leading = with_vectors(product.cpu(), vectors)
     else:
         squares = grams.eigenvalues(product)
-    ascending = np.sqrt(np.maximum(squares, 0.0))
-    values = ascending[::-1].copy()
+    positive = np.maximum(squares, 0.0)
+    values = np.sqrt(positive)[::-1].copy()
     floor = FLOOR[precision] * float(values[0])
     return values, floor, leading

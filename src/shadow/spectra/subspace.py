@@ -62,8 +62,8 @@ def subspace_values(
     subspace_gap = (sigma_k - sigma_{k+1}) / sigma_k in [0, 1].
 
     None where a singular value that the number needs is not resolved. In the gap, sigma_{k+1} is
-    the floor where it is not resolved, and 0 where there is none. sides: what the spectra were made
-    from; profile: D's.
+    the floor where it is not resolved, and 0 where there is none. base, tuned and delta: the
+    spectra; sides: what they were made from; profile: D's.
     """
     m = len(base.sigma)
     k = min(SUBSPACE, m)
@@ -88,28 +88,34 @@ def subspace_values(
         long_energies = profile.rows
     is_exact = "exact" in (base.precision, tuned.precision)
     is_plain = all(power_of_two_scale(float(side.sigma[0])) == 1.0 for side in (base, tuned))
+    dtype = torch.float64
+    if is_plain and not is_exact:
+        dtype = torch.float32
     leading = u_b[:, :k]
     streamed = _streamed(
         leading,
         base.sigma[:k],
         u_t,
         tuned.sigma[:known_t],
-        replace(sides, dtype=torch.float32 if is_plain and not is_exact else torch.float64),
+        replace(sides, dtype=dtype),
         profile.scale,
         long_energies,
     )
     leverages = (leading**2).sum(axis=1)
     short_null = float(short_energies @ leverages / profile.energy)
-    weighted = whitened(streamed.base, whitened(streamed.base, streamed.weighted).T)
+    half_whitened = whitened(streamed.base, streamed.weighted)
+    weighted = whitened(streamed.base, half_whitened.T)
     long_null = float(weighted.trace() / profile.energy)
     values[f"alignment_{short}_null"] = short_null * m / k
     values[f"alignment_{long}_null"] = long_null * base.long_side / k
     images = whitened(streamed.base, streamed.images.T)
     share = k * (delta.norm * profile.scale) ** 2
     values[f"alignment_{short}"] = streamed.inside * m / share
-    values[f"alignment_{long}"] = float((images**2).sum()) * base.long_side / share
+    inside_long = float((images**2).sum())
+    values[f"alignment_{long}"] = inside_long * base.long_side / share
     if known_t >= k:
-        between = whitened(streamed.tuned, whitened(streamed.base, streamed.between).T)
+        half_whitened = whitened(streamed.base, streamed.between)
+        between = whitened(streamed.tuned, half_whitened.T)
         values[f"overlap_{short}"] = _mean_square(leading.T @ u_t)
         values[f"overlap_{long}"] = _mean_square(between)
     if known_b >= min(VECTORS, m) and known_t >= min(INTRUDERS, m):
@@ -123,6 +129,7 @@ def subspace_values(
 
 
 def _gap(side: Spectrum, k: int) -> float | None:
+    """(sigma_k - sigma_{k+1}) / sigma_k of a side, in [0, 1]."""
     last = float(side.sigma[k - 1])
     if last == 0:
         return None
@@ -151,7 +158,8 @@ def whitened(products: Array, columns: Array) -> Array:
     `products`.
     """
     root = np.linalg.cholesky(products)
-    return np.asarray(solve_triangular(root, columns, lower=True), dtype=np.float64)
+    solved = solve_triangular(root, columns, lower=True)
+    return np.asarray(solved, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -232,7 +240,8 @@ def _times(few: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
     """
     if block.flags.c_contiguous:
         return np.asarray(few @ block)
-    return np.asarray((block.T @ few.T).T)
+    transposed = block.T @ few.T
+    return np.asarray(transposed.T)
 
 
 def _triples(sides: Sides, scale: float) -> Iterator[tuple[Floating, Floating, Floating]]:
@@ -240,11 +249,15 @@ def _triples(sides: Sides, scale: float) -> Iterator[tuple[Floating, Floating, F
     side).
     """
     rows, cols = sides.shape
-    for b, t in sides.blocks(SMALL_BLOCK):
-        d = torch.sub(t, b, out=sides.space.take("work", b.shape, sides.dtype))
+    for base, tuned in sides.blocks(SMALL_BLOCK):
+        delta = sides.space.take("work", base.shape, sides.dtype)
+        torch.sub(tuned, base, out=delta)
         if scale != 1.0:
-            d.mul_(scale)
+            delta.mul_(scale)
+        b = base.numpy()
+        t = tuned.numpy()
+        d = delta.numpy()
         if rows <= cols:
-            yield b.numpy(), t.numpy(), d.numpy()
+            yield b, t, d
         else:
-            yield b.numpy().T, t.numpy().T, d.numpy().T
+            yield b.T, t.T, d.T

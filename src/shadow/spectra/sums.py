@@ -11,7 +11,7 @@ that may hold anything.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,13 +59,16 @@ class Extent:
         sides = [size for size in (self.base, self.tuned) if size]
         if not all(SMALLEST <= size <= LARGEST for size in sizes):
             return False
-        return not sides or max(sides) / min(sides) <= FURTHEST
+        if not sides:
+            return True
+        return max(sides) / min(sides) <= FURTHEST
 
     @property
     def scales(self) -> tuple[float, float]:
         """Powers of two: of both sides, and of the delta of both scaled sides."""
         scale = power_of_two_scale(max(self.base, self.tuned))
-        return scale, power_of_two_scale(self.delta) / scale
+        of_delta = power_of_two_scale(self.delta)
+        return scale, of_delta / scale
 
     @property
     def is_plain(self) -> bool:
@@ -75,26 +78,38 @@ class Extent:
 
 def extent(sides: Sides) -> Extent:
     """The largest absolute entries of both sides and of their difference, in one pass."""
-    largest = [0.0, 0.0, 0.0]
+    of_base = 0.0
+    of_tuned = 0.0
+    of_delta = 0.0
     for index, _ in tiles(sides.tuned):
-        b, t = (side.numpy() for side in sides.read(index))
-        largest[:2] = _larger(largest[0], b), _larger(largest[1], t)
+        base, tuned = sides.read(index)
+        b = base.numpy()
+        t = tuned.numpy()
+        of_base = _larger(of_base, b)
+        of_tuned = _larger(of_tuned, t)
         with np.errstate(invalid="ignore", over="ignore"):  # infinity less infinity
-            largest[2] = _larger(largest[2], np.subtract(t, b, out=t))
-    return Extent(*largest)
+            delta = np.subtract(t, b, out=t)
+            of_delta = _larger(of_delta, delta)
+    return Extent(of_base, of_tuned, of_delta)
 
 
 def largest_entry(matrix: Matrix, dtype: torch.dtype, space: Workspace) -> float:
-    """The largest absolute entry, NaN or infinite if any entry is."""
+    """The largest absolute entry of a matrix, read in dtype through space, in weights; NaN or
+    infinite if any entry is.
+    """
     largest = 0.0
     for index, _ in tiles(matrix):
-        largest = _larger(largest, read_block(matrix, index, "tuned", dtype, space).numpy())
+        block = read_block(matrix, index, "tuned", dtype, space)
+        largest = _larger(largest, block.numpy())
     return largest
 
 
 def _larger(largest: float, block: NDArray[np.floating]) -> float:
+    """The largest of a number and the absolute entries of a block, NaN if any of them is."""
     # of both together torch takes twice as long; np.maximum hands NaN on, max() does not
-    return float(np.maximum(largest, max(-float(block.min()), float(block.max()))))
+    lowest = float(block.min())
+    highest = float(block.max())
+    return float(np.maximum(largest, max(-lowest, highest)))
 
 
 @dataclass(frozen=True)
@@ -114,6 +129,21 @@ class Sums:
     size: Extent
     stored: FloatFormat  # whose ulps they are
 
+    @property
+    def base_norm(self) -> float:
+        """The Frobenius norm, in weights, as those below."""
+        return math.sqrt(self.base) / self.scale
+
+    @property
+    def tuned_norm(self) -> float:
+        """That of the tuned side."""
+        return math.sqrt(self.tuned) / self.scale
+
+    @property
+    def delta_norm(self) -> float:
+        """That of tuned - base."""
+        return math.sqrt(self.profile.energy) / self.profile.scale
+
 
 def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
     """Every sum over entries; only the extent if an entry is not finite, if float64 does not
@@ -128,7 +158,9 @@ def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
         size = extent(sides)
         if not (size.finite and size.in_range and size.delta):
             return size
-        dtype = sides.dtype if size.is_plain else torch.float64
+        dtype = torch.float64
+        if size.is_plain:
+            dtype = sides.dtype
         result = _sums(replace(sides, dtype=dtype), stored, size)
         assert result is not None, "its extent is known"
     return result
@@ -139,29 +171,43 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
     no difference.
     """
     rows, cols = sides.shape
-    largest = [0.0, 0.0, 0.0]
-    scale = delta_scale = 1.0
+    largest_base = 0.0
+    largest_tuned = 0.0
+    largest_delta = 0.0
+    scale = 1.0
+    delta_scale = 1.0
     if size is not None:
         scale, delta_scale = size.scales
     # without its other bits a number x >= 0 is 2^floor(log2 x), or 0 where it is subnormal
-    is_wide = sides.dtype == torch.float64
-    integer: type[np.signedinteger] = np.int64 if is_wide else np.int32
-    exponent_mask = 0x7FF << 52 if is_wide else 0xFF << 23
-    smallest = np.array(math.ldexp(scale, stored.min_exponent), f"f{8 if is_wide else 4}")
-    smallest_normal = smallest.view(integer)
+    floating = "f4"
+    integer = "i4"
+    exponent_mask = 0xFF << 23
+    if sides.dtype == torch.float64:
+        floating = "f8"
+        integer = "i8"
+        exponent_mask = 0x7FF << 52
+    smallest = math.ldexp(scale, stored.min_exponent)
+    smallest_normal = np.array(smallest, floating).view(integer)
     r = np.zeros(rows)
     c = np.zeros(cols)
     reached = np.zeros(rows, dtype=bool)
     ulp_rows = np.zeros(rows)
     ulp_cols = np.zeros(cols)
-    totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
+    base = 0.0
+    tuned = 0.0
+    along = 0.0
+    ulps = 0.0
+    fourth = 0.0
     different = 0
     zeroed = True
     for index, (row, col) in tiles(sides.tuned, SUMMED, NARROW):
-        b, t = (side.numpy() for side in sides.read(index))
+        b_tile, t_tile = sides.read(index)
+        b = b_tile.numpy()
+        t = t_tile.numpy()
         if size is None:
-            largest[:2] = _larger(largest[0], b), _larger(largest[1], t)
-            if not (largest[0] < UNSCALED and largest[1] < UNSCALED):
+            largest_base = _larger(largest_base, b)
+            largest_tuned = _larger(largest_tuned, t)
+            if not (largest_base < UNSCALED and largest_tuned < UNSCALED):
                 return None
         d = sides.space.take("work", b.shape, sides.dtype).numpy()
         product = sides.space.take("product", b.shape, sides.dtype).numpy()
@@ -169,12 +215,12 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         if scale != 1.0:
             b *= scale
             t *= scale
-        totals["base"] += _products(b, b)
-        totals["tuned"] += _products(t, t)
+        base += inner_product(b, b)
+        tuned += inner_product(t, t)
         np.subtract(t, b, out=d)
         if size is None:
-            largest[2] = _larger(largest[2], d)
-            if not largest[2]:
+            largest_delta = _larger(largest_delta, d)
+            if not largest_delta:
                 return None
         np.not_equal(d, 0, out=differs)
         different += int(np.count_nonzero(differs))
@@ -184,7 +230,7 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         reached[in_rows] |= differs.any(axis=1)
         if delta_scale != 1.0:
             d *= delta_scale
-        totals["along"] += _products(b, d)
+        along += inner_product(b, d)
         down = np.ones(len(d), d.dtype)
         # The exponents of numbers >= 0 are in the order of their bits.
         b_bits = b.view(integer)
@@ -194,36 +240,53 @@ def _sums(sides: Sides, stored: FloatFormat, size: Extent | None) -> Sums | None
         np.maximum(b_bits, t_bits, out=b_bits)
         np.maximum(b_bits, smallest_normal, out=b_bits)
         squares = np.vecdot(b, b)
-        totals["ulps"] += float(squares.sum(dtype=np.float64))
+        ulps += float(squares.sum(dtype=np.float64))
         ulp_rows[in_rows] += squares
         ulp_cols[in_cols] += down @ np.square(b, out=product)
         r[in_rows] += np.vecdot(d, d)
         np.square(d, out=d)
         c[in_cols] += down @ d
-        totals["fourth"] += _products(d, d)
-    measured = Extent(*largest) if size is None else size
-    if size is None and not measured.is_plain:
-        return None
-    fourth = totals.pop("fourth")
-    totals["ulps"] *= math.ldexp(1.0, -2 * stored.mantissa_bits)
-    zeros = rows * cols - different
-    profile = Profile(r, c, fourth, scale * delta_scale, int(np.count_nonzero(reached)))
+        fourth += inner_product(d, d)
+    if size is None:
+        size = Extent(largest_base, largest_tuned, largest_delta)
+        if not size.is_plain:
+            return None
+    profile = Profile(
+        rows=r,
+        cols=c,
+        fourth=fourth,
+        scale=scale * delta_scale,
+        changed=int(np.count_nonzero(reached)),
+    )
     return Sums(
-        profile,
-        **totals,
-        zeros=zeros,
+        profile=profile,
+        base=base,
+        tuned=tuned,
+        along=along,
+        ulps=ulps * math.ldexp(1.0, -2 * stored.mantissa_bits),
+        zeros=rows * cols - different,
         zeroed=zeroed,
         scale=scale,
-        size=measured,
-        stored=stored,
         ulp_rows=ulp_rows,
         ulp_cols=ulp_cols,
+        size=size,
+        stored=stored,
     )
 
 
-def _products(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Sum a_ij b_ij: over rows in the precision of both, and in float64 over these sums."""
-    return float(np.vecdot(a, b).sum(dtype=np.float64))
+def inner_product(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Sum a_ij b_ij: over rows in the precision of both, and in float64 over these sums.
+
+    a and b: (rows, cols), or (n,), which is one row.
+    """
+    by_row = np.vecdot(a, b)
+    return float(by_row.sum(dtype=np.float64))
+
+
+def in_float64(part: Tensor) -> NDArray[np.float64]:
+    """The entries of a part of a matrix, (n,)."""
+    entries: NDArray[np.float64] = part.double().reshape(-1).numpy()
+    return entries
 
 
 # squares of float32 that neither vanish nor overflow; a part beyond them is summed in float64
@@ -245,14 +308,17 @@ class EntryBlock:
     ) -> None:  # fmt: skip
         """stored: the dtypes of all, if they are read as stored."""
         self.count = count
-        self.raw = [  # what is stored, of any shape
-            space.take(f"raw {number}", (count,), dtype_stored)
-            for number, dtype_stored in enumerate(stored)
-        ]
-        bits: list[NDArray[Any]] = [raw.view(INTEGERS[raw.itemsize]).numpy() for raw in self.raw]
-        self.bytes = [some.view(np.uint8).data for some in bits]
+        self.raw: list[Tensor] = []  # what is stored, of any shape
+        self.bytes: list[memoryview] = []
+        bits: list[NDArray[Any]] = []
+        for number, dtype_stored in enumerate(stored):
+            raw = space.take(f"raw {number}", (count,), dtype_stored)
+            integers = raw.view(INTEGERS[raw.itemsize]).numpy()
+            self.raw.append(raw)
+            self.bytes.append(integers.view(np.uint8).data)
+            bits.append(integers)
         self._bits = bits[:2]
-        self._head = [some[:HEAD] for some in bits[:2]]
+        self._heads = [integers[:HEAD] for integers in self._bits]
         self._one_format = len(set(stored[:2])) == 1
         height = -(-count // LINE)
         padded = space.take("parts", (matrices + 1, height * LINE), dtype)
@@ -260,55 +326,78 @@ class EntryBlock:
         self.numbers: list[Tensor] = [row[:count] for row in padded[:matrices]]
         self.lines = padded.view(matrices + 1, height, LINE).numpy()
         self._sums = np.empty((2, 2, height), self.lines.dtype)
-        self._differ = space.take("differs", (height * LINE,), torch.bool).numpy()
+        differ = space.take("differs", (height * LINE,), torch.bool)
+        self._differ = differ.numpy()
 
     def load(self, *matrices: int) -> None:
         """Load the numbers of these matrices from their stored bytes."""
         for number in matrices:
             raw = self.raw[number]
             numbers = self.numbers[number]
-            (numbers if raw.ndim == 1 else numbers.view(raw.shape)).copy_(raw)
+            if raw.ndim > 1:
+                numbers = numbers.view(raw.shape)
+            numbers.copy_(raw)
 
     def is_equal(self) -> bool:
         """True if the first two, as read, have the same bits."""
-        if not self._one_format or self._head[0].tobytes() != self._head[1].tobytes():
+        if not self._one_format:
             return False
+        first, second = self._heads
+        if first.tobytes() != second.tobytes():
+            return False
+        first, second = self._bits
         differ = self._differ[: self.count]
-        return not np.not_equal(self._bits[0], self._bits[1], out=differ).any()
+        np.not_equal(first, second, out=differ)
+        return not differ.any()
 
     def energy(self) -> float:
         """The energy of the numbers of the first."""
         energy = self.product(0, 0)
         if is_safe(energy):
             return energy
-        return self._in_float64(self.raw[0], self.raw[0])[0]
+        entries = in_float64(self.raw[0])
+        return inner_product(entries, entries)
 
     def product(self, first: int, second: int) -> float:
-        """The inner product of two rows of lines."""
-        products = np.vecdot(self.lines[first], self.lines[second], out=self._sums[0, 0])
-        return float(products.sum(dtype=np.float64))
+        """The inner product of a first and a second row of lines."""
+        by_line = self._sums[0, 0]
+        np.vecdot(self.lines[first], self.lines[second], out=by_line)
+        return float(by_line.sum(dtype=np.float64))
 
     def products(self, into: int = 1) -> tuple[int, list[float]]:
         """Say how many numbers of the first two differ, the energies of both and of the delta,
-        and <first, delta>. The delta becomes that row of lines. Correct if both are finite.
+        and <first, delta>. The delta becomes that row of lines, into. Correct if both are finite.
         """
         pair = self.lines[:2]
-        out = self._sums
+        first = pair[0]
         delta = self.lines[into]
-        np.vecdot(pair, pair, out=out[0])
-        np.subtract(pair[1], pair[0], out=delta)
+        by_line = self._sums
+        np.vecdot(pair, pair, out=by_line[0])
+        np.subtract(pair[1], first, out=delta)
         changed = self.nonzero(into)
-        np.vecdot(delta, pair[0], out=out[1, 0])
-        np.vecdot(delta, delta, out=out[1, 1])
-        first, second, along, energy = out.sum(axis=2, dtype=np.float64).ravel().tolist()
-        if is_safe(first) and is_safe(second) and (is_safe(energy) or not changed):
-            return changed, [first, second, energy, along]
-        return changed, self._in_float64(*self.raw[:2])
+        np.vecdot(delta, first, out=by_line[1, 0])
+        np.vecdot(delta, delta, out=by_line[1, 1])
+        totals = by_line.sum(axis=2, dtype=np.float64)
+        base, tuned, along, energy = totals.ravel().tolist()
+        delta_is_safe = is_safe(energy) or not changed
+        if delta_is_safe and is_safe(base) and is_safe(tuned):
+            return changed, [base, tuned, energy, along]
+        b = in_float64(self.raw[0])
+        t = in_float64(self.raw[1])
+        d = t - b
+        products = [
+            inner_product(b, b),
+            inner_product(t, t),
+            inner_product(d, d),
+            inner_product(b, d),
+        ]
+        return changed, products
 
     def nonzero(self, row: int) -> int:
         """Say how many numbers of a row of lines are not 0."""
         line = self.lines[row].reshape(-1)
-        return int(np.count_nonzero(np.not_equal(line, 0, out=self._differ)))
+        np.not_equal(line, 0, out=self._differ)
+        return int(np.count_nonzero(self._differ))
 
     def changed(self) -> int:
         """Say how many numbers of the first two differ, if some are not finite; NaN equals NaN.
@@ -317,23 +406,20 @@ class EntryBlock:
         self.load(0, 1)
         return differing(*self.numbers[:2])
 
-    @staticmethod
-    def _in_float64(base: Tensor, tuned: Tensor) -> list[float]:
-        b, t = (side.double().reshape(-1).numpy() for side in (base, tuned))
-        d = t - b
-        return [float(np.vecdot(*pair)) for pair in ((b, b), (t, t), (d, d), (b, d))]
-
 
 def differing(first: Tensor, second: Tensor) -> int:
-    """Say how many entries differ; NaN beside NaN does not."""
-    differ = np.not_equal(first.numpy(), second.numpy())
+    """Say how many entries of a first and a second tensor (n,) differ; NaN beside NaN does not."""
+    a = first.numpy()
+    b = second.numpy()
+    differ = np.not_equal(a, b)
     if not differ.any():
         return 0
-    return int(np.count_nonzero(differ & ~(np.isnan(first.numpy()) & np.isnan(second.numpy()))))
+    is_nan = np.isnan(a) & np.isnan(b)
+    return int(np.count_nonzero(differ & ~is_nan))
 
 
 def is_safe(energy: float) -> bool:
-    """True if no square of float32 can have vanished or overflowed."""
+    """True if no square of float32 in a sum, energy, can have vanished or overflowed."""
     return SAFE[0] < energy < SAFE[1]
 
 
@@ -351,14 +437,16 @@ def _part(
 def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> Iterator[EntryBlock]:
     """Yield matrices of one shape part by part, with their stored bytes. Numbers are not loaded.
 
-    dtype: of the numbers. A part must be used before the next is requested.
+    dtype: of the numbers. space: the buffers of a worker. A part must be used before the next is
+    requested.
     """
     # those whose entries lie in their files in order, without gaps
     flat = [matrix for matrix in matrices if is_stored(matrix) and matrix.is_flat]
     if len(flat) < len(matrices):
         for index, _ in tiles(matrices[-1], PART, PART):
             raw = [matrix[index] for matrix in matrices]
-            part = _part(space, dtype, len(raw), raw[0].numel())
+            count = raw[0].numel()
+            part = _part(space, dtype, len(raw), count)
             part.raw = raw
             yield part
             part.raw = []  # a part is kept, and what was read of a matrix would be with it
@@ -366,8 +454,9 @@ def parts(matrices: Sequence[Matrix], dtype: torch.dtype, space: Workspace) -> I
     stored = [matrix.dtype for matrix in flat]
     whole = matrices[-1].numel()
     for start in range(0, whole, PART):
-        if start == 0 or whole - start < PART:
-            part = _part(space, dtype, len(flat), min(PART, whole - start), stored)
+        count = min(PART, whole - start)
+        if start == 0 or count < PART:
+            part = _part(space, dtype, len(flat), count, stored)
         for matrix, room in zip(flat, part.bytes, strict=True):
             matrix.fill(start, room)
         yield part
@@ -403,83 +492,97 @@ class Extremes:
         return self.is_constant and not self.first
 
 
-class Examination:
-    """The statistics of a matrix, all of whose entries come in order. dtype: as it is stored."""
-
-    extremes: Extremes | None = None  # once all have come
-
-    def __init__(self, rows: int, cols: int, dtype: str) -> None:
-        self.entries = rows * cols
-        self._pages = PageSample(dtype) if rows > 1 and dtype in PAGED else None
-        self._cols = cols
-        self._waiting: list[NDArray[np.floating]] = []  # for the end of their row
-        self._count = 0  # of their entries
-        self._blocks = self._examine(rows)
-        next(self._blocks)
-
-    @np.errstate(over="ignore", invalid="ignore")
-    def add(self, part: Tensor) -> None:
-        """Take the next entries; none once all have come."""
-        self._waiting.append(part.numpy())
-        self._count += len(part)
-        whole = self._count // self._cols * self._cols
-        if not whole:
-            self._waiting[-1] = self._waiting[-1].copy()
-            return
-        numbers = np.concatenate(self._waiting)
-        self._waiting = [numbers[whole:]]
-        self._count -= whole
-        self._blocks.send(numbers[:whole].reshape(-1, self._cols))
-
-    def _examine(self, rows: int) -> Generator[None, NDArray[np.floating]]:
-        """Examine the blocks of rows that are sent."""
-        nan = infinite = clipped = row = 0
-        energy = 0.0
-        first = None
-        is_constant = True
-        flat: list[tuple[int, float]] = []  # rows of one value
-        while row < rows:
-            block = yield
-            squares = np.vecdot(block, block)
-            total = float(squares.sum(dtype=np.float64))
-            first = float(block[0, 0]) if first is None else first
-            if squares.max() >= CLIP[0] ** 2:
-                large = np.abs(block[squares >= CLIP[0] ** 2])
-                clipped += int(np.isin(large, CLIP).sum())
-            # squares of float32 may overflow, or vanish: such rows are looked at again
-            if not (squares.min() > SAFE[0] and squares.max() < SAFE[1]):
-                odd = ~((squares > SAFE[0]) & (squares < SAFE[1]))
-                again = block[odd].astype(np.float64)
-                nan += int(np.isnan(again).sum())
-                infinite += int(np.isinf(again).sum())
-                finite = again[np.isfinite(again).all(axis=1)]
-                total = float(squares[~odd].sum(dtype=np.float64) + np.vecdot(finite, finite).sum())
-            energy += total
-            ends = block[:, 0] == block[:, -1]
-            here = [at for at in np.flatnonzero(ends) if (block[at] == block[at, 0]).all()]
-            if is_constant:
-                is_constant = len(here) == len(block) and bool((block[:, 0] == first).all())
-            flat += [(row + int(at), float(block[at, 0])) for at in here if block.shape[1] > 1]
-            row += len(block)
-            if self._pages:
-                self._pages.add(block.reshape(-1))
-        some = [] if is_constant else flat
-        self.extremes = Extremes(
-            self.entries, nan, infinite, first or 0.0, is_constant, energy,
-            tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
-            clipped, self._pages.damaged() if self._pages else (),
-        )  # fmt: skip
-        while True:
-            yield
-
-
-def looked_at(matrix: InFile | torch.Tensor, space: Workspace, stored: str = "") -> Extremes:
-    """Examine a matrix (rows, cols) in one pass, including NaN and infinity. stored: its dtype."""
-    rows, cols = matrix.shape
-    examination = Examination(rows, cols, stored)
-    dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
+def _whole_rows(matrix: InFile | Tensor, space: Workspace) -> Iterator[NDArray[np.floating]]:
+    """Yield the numbers of a matrix (rows, cols), in order, as copies of one or more whole rows."""
+    cols = matrix.shape[1]
+    dtype = torch.float32
+    if matrix.dtype == torch.float64:
+        dtype = torch.float64
+    waiting: list[NDArray[np.floating]] = []  # for the end of their row
+    count = 0  # of their entries
     for part in parts((matrix,), dtype, space):
         part.load(0)
-        examination.add(part.numbers[0])
-    assert examination.extremes, "every entry has come"
-    return examination.extremes
+        numbers = part.numbers[0].numpy()
+        count += len(numbers)
+        whole = count // cols * cols
+        if not whole:
+            waiting.append(numbers.copy())
+            continue
+        numbers = np.concatenate([*waiting, numbers])
+        waiting = [numbers[whole:]]
+        count -= whole
+        yield numbers[:whole].reshape(-1, cols)
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def looked_at(matrix: InFile | Tensor, space: Workspace, stored: str = "") -> Extremes:
+    """Examine a matrix (rows, cols) in one pass, including NaN and infinity.
+
+    space: the buffers of a worker. stored: its dtype, without which pages are not examined.
+    """
+    rows, cols = matrix.shape
+    pages = None
+    if rows > 1 and stored in PAGED:
+        pages = PageSample(stored)
+    nan = 0
+    infinite = 0
+    clipped = 0
+    energy = 0.0
+    first = 0.0
+    is_constant = True
+    zero_rows: list[int] = []
+    constant_rows: list[int] = []
+    row = 0
+    for block in _whole_rows(matrix, space):
+        if row == 0:
+            first = float(block[0, 0])
+        squares = np.vecdot(block, block)
+        lowest = squares.min()
+        highest = squares.max()
+        if highest >= CLIP[0] ** 2:
+            large = block[squares >= CLIP[0] ** 2]
+            clipped += int(np.isin(np.abs(large), CLIP).sum())
+        if lowest > SAFE[0] and highest < SAFE[1]:
+            energy += float(squares.sum(dtype=np.float64))
+        else:  # squares of float32 may overflow, or vanish: such rows are looked at again
+            safe = (squares > SAFE[0]) & (squares < SAFE[1])
+            again = block[~safe].astype(np.float64)
+            nan += int(np.isnan(again).sum())
+            infinite += int(np.isinf(again).sum())
+            finite = again[np.isfinite(again).all(axis=1)]
+            of_safe = squares[safe].sum(dtype=np.float64)
+            of_finite = np.vecdot(finite, finite).sum()
+            energy += float(of_safe + of_finite)
+        flat = 0  # rows of one value
+        for number in np.flatnonzero(block[:, 0] == block[:, -1]).tolist():
+            value = block[number, 0]
+            if not (block[number] == value).all():
+                continue
+            flat += 1
+            if value:
+                constant_rows.append(row + number)
+            else:
+                zero_rows.append(row + number)
+        if is_constant:
+            is_constant = flat == len(block) and bool((block[:, 0] == first).all())
+        row += len(block)
+        if pages:
+            pages.add(block.reshape(-1))
+    if is_constant or cols == 1:
+        zero_rows = []
+        constant_rows = []
+    damaged: tuple[int, ...] = ()
+    if pages:
+        damaged = pages.damaged()
+    return Extremes(
+        entries=rows * cols,
+        nan=nan,
+        infinite=infinite,
+        first=first or 0.0,
+        is_constant=is_constant,
+        energy=energy,
+        zero_rows=tuple(zero_rows),
+        constant_rows=tuple(constant_rows),
+        clipped=clipped,
+        damaged=damaged,
+    )

@@ -47,88 +47,125 @@ UNDERFLOW, SUPER_UNDERFLOW = 510 * SMALLEST, 3906 * SMALLEST
 
 
 def format_noise(original: Matrix, copy: Quantised) -> FormatNoise:
-    """Compare an original with a quantised copy of the same shape, in one pass by whole rows."""
+    """Compare an original with a quantised copy of the same shape, in one pass by whole rows.
+
+    Gives sums over the entries of the parts in which both are finite, squares in weights².
+    """
     cols = original.shape[-1]
-    block, known = cols, True  # known: the cells of all entries
-    sums: dict[str, list[float]] = {name: [] for name in ("error", "made", "even")}
-    counts = dict.fromkeys(("entries", "outside", "clipped"), 0)
-    by_column = np.zeros((3, cols))  # the sums of x², x q and q²
-    furthest, finite = 0.0, True
+    block = cols
+    known = True  # the cells of all entries
+    entries = 0
+    outside = 0
+    clipped = 0
+    energies: list[float] = []  # of errors
+    explained: list[float] = []  # `FormatNoise.made`
+    even: list[float] = []
+    furthest = 0.0
+    finite = True
+    x2 = np.zeros(cols)  # sums of x², x q and q² by column
+    inner = np.zeros(cols)
+    q2 = np.zeros(cols)
     for index, _ in tiles(original, TILE, cols):
-        x, q = _rows(original[index]), _rows(copy[index])
+        x = _rows(original[index])
+        q = _rows(copy[index])
         ends = [_rows(end) for end in copy.cells(index)]
-        s = ends[0] if len(ends) == 1 else None
-        if not all(np.isfinite(part).all() for part in (x, q, s) if part is not None):
+        numbers = [x, q]
+        if len(ends) == 1:  # a step: the ends of a codebook's cells may be infinite
+            numbers += ends
+        if not all(np.isfinite(part).all() for part in numbers):
             finite = False
             continue
-        counts["entries"] += x.size
+        entries += x.size
         squares = (q - x) ** 2
-        sums["error"].append(float(squares.sum()))
-        by_column += [np.einsum("ij,ij->j", a, b) for a, b in ((x, x), (x, q), (q, q))]
-        if s is not None:
-            if block == cols:  # no blocks yet, as rows of zeros show none
-                block = block_length(s)
-            if block == cols and (s != s[:, :1]).any():  # not together, as with `g_idx`
-                known = False
-                continue
-            cell = cells(x, q, s, block, copy.format)
-        elif ends:
+        energies.append(float(squares.sum()))
+        x2 += np.einsum("ij,ij->j", x, x)
+        inner += np.einsum("ij,ij->j", x, q)
+        q2 += np.einsum("ij,ij->j", q, q)
+        if not ends:
+            continue
+        if len(ends) == 2:
             cell = cells_between(x, q, *ends)
         else:
-            continue
-        wide = cell.width**2
-        made = np.where(cell.outside, cell.even, np.minimum(squares, PLAIN_CLIP**2 * wide))
-        sums["made"].append(float(made.sum()))
-        sums["even"].append(float(cell.even.sum()))
-        counts["outside"] += int(np.count_nonzero(cell.outside))
-        counts["clipped"] += int(np.count_nonzero(cell.clipped))
+            (step,) = ends
+            if block == cols:  # no blocks yet, as rows of zeros show none
+                block = block_length(step)
+            if block == cols and (step != step[:, :1]).any():  # not together, as with `g_idx`
+                known = False
+                continue
+            cell = cells(x, q, step, block, copy.format)
+        squared_width = cell.width**2
+        of_format = np.minimum(squares, PLAIN_CLIP**2 * squared_width)
+        of_format = np.where(cell.outside, cell.even, of_format)
+        explained.append(float(of_format.sum()))
+        even.append(float(cell.even.sum()))
+        outside += int(np.count_nonzero(cell.outside))
+        clipped += int(np.count_nonzero(cell.clipped))
         known = known and not cell.unknown.any()
-        u2 = squares / np.where(wide > 0, wide, 1.0)
-        furthest = max(furthest, math.sqrt(u2[cell.outside].max(initial=0.0)))
-    known = known and bool(sums["made"])
-    x2, inner, q2 = by_column
-    some = x2 > 0
-    scaled = q2.sum() - float((inner[some] ** 2 / x2[some]).sum())
+        squared_steps = squares / np.where(squared_width > 0, squared_width, 1.0)
+        furthest_squared = squared_steps[cell.outside].max(initial=0.0)
+        furthest = max(furthest, math.sqrt(furthest_squared))
+    made = None
+    if known and explained:
+        made = math.fsum(explained)
+    # by least squares a column's factor leaves q² - (x q)² / x²
+    has_factor = x2 > 0
+    of_fits = inner[has_factor] ** 2 / x2[has_factor]
+    scaled = q2.sum() - float(of_fits.sum())
     scaled += float(x2[q2 == 0].sum())  # no factor
     return FormatNoise(
-        **counts, furthest=furthest, finite=finite, original=float(x2.sum()), copy=float(q2.sum()),
-        error=math.fsum(sums["error"]), made=math.fsum(sums["made"]) if known else None,
-        even=math.fsum(sums["even"]), inner=float(inner.sum()), scaled=max(0.0, float(scaled)),
-    )  # fmt: skip
+        entries=entries,
+        outside=outside,
+        clipped=clipped,
+        furthest=furthest,
+        original=float(x2.sum()),
+        copy=float(q2.sum()),
+        error=math.fsum(energies),
+        made=made,
+        even=math.fsum(even),
+        inner=float(inner.sum()),
+        scaled=max(0.0, float(scaled)),
+        finite=finite,
+    )
 
 
 def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Values:
-    """The columns of a delta of which a side is quantised; delta: its energy, in weights².
-    Empty if none is, null if both are.
+    """The columns of a delta of which a side is quantised: empty if none is, null if both are.
+
+    sides: base and tuned. formats: their stored dtypes. delta: the energy of tuned - base, in
+    weights².
     """
-    both = zip((sides.base, sides.tuned), formats, strict=True)
-    stepped = [(side, stored) for side, stored in both if is_quantised(side)]
-    if not stepped:
+    copy = sides.tuned
+    original = sides.base
+    stored = formats[1]
+    if is_quantised(sides.base):
+        copy = sides.base
+        original = sides.tuned
+        stored = formats[0]
+    if not is_quantised(copy):
         return {}
     nothing: Values = dict.fromkeys(COLUMNS)
-    if len(stepped) == 2 or stepped[0][1] not in FLOATS:
+    has_original = not is_quantised(original)
+    if not has_original or stored not in FLOATS:
         nothing["floor_ratio"] = None  # no ulps
-    copy, stored = stepped[0]
-    original = sides.base if copy is sides.tuned else sides.tuned
-    if len(stepped) == 2 or isinstance(original, Updated):
+    if not has_original or isinstance(original, Updated):
         return nothing
-    found = format_noise(original, copy)
-    if not found.made or not 0 < delta < math.inf:
+    noise = format_noise(original, copy)
+    if not noise.made or not 0 < delta < math.inf:
         return nothing
     values: Values = nothing | {
-        "floor_ratio": math.sqrt(delta / found.even),
-        "format_ratio": math.sqrt(found.error / found.made),
-        "format_outside": found.outside / found.entries,
-        "format_copy": int(found.is_copy(stored) is True),
+        "floor_ratio": math.sqrt(delta / noise.even),
+        "format_ratio": math.sqrt(noise.error / noise.made),
+        "format_outside": noise.outside / noise.entries,
+        "format_copy": int(noise.is_copy(stored) is True),
     }
     if stored.startswith(COMPENSATED):
         return values
-    error = 2.0 * math.sqrt(found.even * delta / found.entries)  # of chance: e is not along D
-    least, most = (LEAST_EVEN * found.even - error) / delta, (found.even + error) / delta
-    return values | {
-        "kept_low": min(1.0, max(0.0, 1.0 - most)),
-        "kept_high": min(1.0, max(0.0, 1.0 - max(0.0, least))),
-    }
+    by_chance = 2.0 * math.sqrt(noise.even * delta / noise.entries)  # the error is not along D
+    least = (LEAST_EVEN * noise.even - by_chance) / delta
+    most = (noise.even + by_chance) / delta
+    values["kept_low"] = max(0.0, 1.0 - most)
+    values["kept_high"] = max(0.0, 1.0 - max(0.0, least))
+    return values
 
 
 @dataclass(frozen=True)
@@ -145,60 +182,112 @@ class Cells:
 
 
 def cells(x: Floats, q: Floats, s: Floats, block: int, stored: str) -> Cells:
-    """Locate entries of an original in cells, for rows whose blocks of columns share a step."""
+    """Locate entries of an original in cells, for rows whose blocks of columns share a step.
+
+    x, q and s: (rows, cols) of the original, the copy and its steps. block: columns that share a
+    step, a divisor of cols. stored: the format of the copy.
+    """
     rows, cols = x.shape
     clip, share = CLIPS.get(stored, (PLAIN_CLIP, 0.25))
+    is_k_type = stored in CLIPS
     empty = s == 0
-    step = np.where(empty, SUPER_UNDERFLOW if stored in CLIPS else UNDERFLOW, s)
+    underflow = UNDERFLOW
+    if is_k_type:
+        underflow = SUPER_UNDERFLOW
+    step = np.where(empty, underflow, s)
     blocked = q.reshape(rows, cols // block, block)
-    largest = np.repeat(blocked.max(axis=-1), block, axis=-1)
-    smallest = np.repeat(blocked.min(axis=-1), block, axis=-1)
-    levels = q[s > 0] / s[s > 0]  # whole multiples of the step without an offset
-    is_symmetric = bool((np.abs(levels - np.round(levels)) < 1e-3).all())
-    moved = np.abs(q) if is_symmetric else np.abs(q - smallest) + np.abs(smallest)
+    of_blocks = blocked.max(axis=-1)
+    largest = np.repeat(of_blocks, block, axis=-1)
+    of_blocks = blocked.min(axis=-1)
+    smallest = np.repeat(of_blocks, block, axis=-1)
+    has_step = s > 0
+    levels = q[has_step] / s[has_step]  # whole multiples of the step without an offset
+    off_whole = np.abs(levels - np.round(levels))
+    moved = np.abs(q)
+    if not (off_whole < 1e-3).all():
+        moved = np.abs(q - smallest)
+        moved += np.abs(smallest)
     error = x - q
+    distance = np.abs(error)
+    half_step = step / 2
     of_scale = np.maximum(SCALE_ERROR, SMALLEST / step)  # more below the normal numbers of F16
-    loose = step / 2 + of_scale * (moved + step / 2) + ARITHMETIC * step + SMALLEST
-    reach = np.where(largest > smallest, clip, ONE_LEVEL) * step + SMALLEST
-    far = np.abs(error) > loose
-    at_end = far & (((q == largest) & (error > 0)) | ((q == smallest) & (error < 0)))
-    clipped = at_end & (np.abs(error) <= reach)
-    of_block = clipped.reshape(blocked.shape).mean(axis=-1)
-    clipped &= np.repeat(of_block, block, axis=-1) <= share
-    unknown = (at_end | (far & empty)) & ~clipped & (stored in CLIPS)
-    return Cells(step, step**2 / 12, far & ~clipped & ~unknown, clipped, unknown)
+    loose = half_step + of_scale * (moved + half_step)
+    loose += ARITHMETIC * step
+    loose += SMALLEST
+    is_far = distance > loose
+    beyond_last = (q == largest) & (error > 0)
+    beyond_first = (q == smallest) & (error < 0)
+    at_end = is_far & (beyond_last | beyond_first)
+    steps_of_clip = np.where(largest > smallest, clip, ONE_LEVEL)
+    reach = steps_of_clip * step + SMALLEST
+    clipped = at_end & (distance <= reach)
+    clipped_share = clipped.reshape(blocked.shape).mean(axis=-1)
+    clipped &= np.repeat(clipped_share, block, axis=-1) <= share
+    unknown = np.zeros_like(clipped)
+    if is_k_type:
+        unknown = at_end | (is_far & empty)
+        unknown &= ~clipped
+    return Cells(
+        width=step,
+        even=step**2 / 12,
+        outside=is_far & ~clipped & ~unknown,
+        clipped=clipped,
+        unknown=unknown,
+    )
 
 
 def cells_between(x: Floats, q: Floats, low: Floats, high: Floats) -> Cells:
     """Locate entries of an original in a codebook's cells. A cell without an end has the same size
     on both sides of its level, and entries beyond it by at most ONE_LEVEL of it are clipped.
+
+    x and q: (rows, cols) of the original and the copy. low and high: the ends of their cells.
     """
-    below, above = q - low, high - q
-    open_below, open_above = ~np.isfinite(low), ~np.isfinite(high)
-    below, above = np.where(open_below, above, below), np.where(open_above, below, above)
+    to_low = q - low
+    to_high = high - q
+    open_below = ~np.isfinite(low)
+    open_above = ~np.isfinite(high)
+    below = np.where(open_below, to_high, to_low)
+    above = np.where(open_above, to_low, to_high)
     width = below + above
     empty = ~(width > 0)  # a block whose scale was rounded to 0, beside the largest of its rows
     width = np.where(empty, 0.0, width)
-    widest = EMPTY * width.max(axis=1, keepdims=True)
-    width = np.where(empty, widest, width)
-    below, above = (np.where(empty, widest / 2, side) for side in (below, above))
-    loose = CODEBOOK_ERROR * (np.abs(q) + np.maximum(below, above)) + SMALLEST
+    of_empty = EMPTY * width.max(axis=1, keepdims=True)
+    width = np.where(empty, of_empty, width)
+    below = np.where(empty, of_empty / 2, below)
+    above = np.where(empty, of_empty / 2, above)
+    largest_scaled = np.abs(q) + np.maximum(below, above)
+    loose = CODEBOOK_ERROR * largest_scaled + SMALLEST
     error = x - q
-    far = (error < -below - loose) | (error > above + loose)
-    near = far & (np.abs(error) <= ONE_LEVEL * width + SMALLEST)
-    clipped = near & np.where(error < 0, open_below, open_above)
-    even = (below**3 + above**3) / (3 * np.where(width > 0, width, 1.0))
-    return Cells(width, even, far & ~clipped, clipped, np.zeros_like(far))
+    is_below = error < -below - loose
+    is_above = error > above + loose
+    is_far = is_below | is_above
+    is_open = np.where(error < 0, open_below, open_above)
+    reach = ONE_LEVEL * width + SMALLEST
+    is_near = np.abs(error) <= reach
+    clipped = is_far & is_near & is_open
+    # the mean of t² over -below to above
+    cubes = below**3 + above**3
+    positive_width = np.where(width > 0, width, 1.0)
+    return Cells(
+        width=width,
+        even=cubes / (3 * positive_width),
+        outside=is_far & ~clipped,
+        clipped=clipped,
+        unknown=np.zeros_like(is_far),
+    )
 
 
 def block_length(steps: Floats) -> int:
     """The number of columns that share a step, by where it changes along some rows; all if it never
-    does.
+    does. steps: (rows, cols).
     """
     cols = steps.shape[1]
-    changes = np.flatnonzero((np.diff(steps, axis=1) != 0).any(axis=0)) + 1
-    block = int(np.gcd.reduce([cols, *changes.tolist()]))
-    return block if block >= SHORTEST else cols
+    changes = np.diff(steps, axis=1) != 0
+    starts = np.flatnonzero(changes.any(axis=0)) + 1
+    block = int(np.gcd.reduce([cols, *starts.tolist()]))
+    if block < SHORTEST:
+        block = cols
+    return block
 
 
 def _rows(part: Tensor) -> Floats:

@@ -37,8 +37,12 @@ class Order:
     rounds_update: bool = False  # the scaled product, before it is added
 
     def of_model(self, dtype: torch.dtype) -> Order:
-        """The same without roundings that change nothing: only 16 bits are rounded to."""
-        return self if dtype.itemsize == 2 else Order(self.products, self.scaled)
+        """The same for a model of that dtype, without roundings that change nothing: only 16 bits
+        are rounded to.
+        """
+        if dtype.itemsize == 2:
+            return self
+        return Order(self.products, self.scaled)
 
 
 NARROW = Order(rounds_factors=True, rounds_product=True, rounds_update=True)
@@ -57,6 +61,7 @@ ORDERS: Mapping[str, Order] = {
 """The orders that are replayed, the most frequent first."""
 Way = tuple[str, bool]
 """An order, and whether the base is first rounded to the format of the merged model."""
+WAYS: Sequence[Way] = [(code, is_rounded) for is_rounded in (False, True) for code in ORDERS]
 
 
 @dataclass(frozen=True)
@@ -74,23 +79,31 @@ class Update:
 
     @classmethod
     def of_merge(cls, base: Tensor, exact: Tensor, rounded: Tensor) -> Update:
-        """The update of a merge in float32, and of the same in the base's dtype. What stands
-        for the factors are bounds of its rows.
+        """The update of a merge in float32, exact, and of the same in the base's dtype, rounded,
+        all (rows, cols). What stands for the factors are bounds of its rows.
         """
         change = exact.double() - base.double()
         bounds = change.abs().amax(1, keepdim=True)
-        ones = bounds.new_ones(1, change.shape[1])
-        return cls(bounds, ones, 1.0, exact=change, rounded=rounded.double() - base.double())
+        return cls(
+            left=bounds,
+            right=bounds.new_ones(1, change.shape[1]),
+            scale=1.0,
+            exact=change,
+            rounded=rounded.double() - base.double(),
+        )
 
     def delta(self, rows: slice) -> Tensor:
-        """Some rows of the scaled update in float64."""
+        """Some rows of the scaled update in float64, as a copy."""
         if self.exact is not None:
             return self.exact[rows].clone()
-        return (self.left[rows].double() @ self.right.double()).mul_(self.scale)
+        product = self.left[rows].double() @ self.right.double()
+        return product.mul_(self.scale)
 
     def as_merged(self, order: Order) -> Order:
         """The order of a program whose other modules are merged in this one."""
-        return ORDERS["update_rounded"] if self.is_cast and order == Order() else order
+        if self.is_cast and order == Order():
+            return ORDERS["update_rounded"]
+        return order
 
 
 @dataclass
@@ -135,7 +148,9 @@ class MergeFit:
     @property
     def scale(self) -> float | None:
         """The share of the update that it holds, by least squares; None without an update."""
-        return self.inner / self.update if self.update else None
+        if self.update:
+            return self.inner / self.update
+        return None
 
 
 @dataclass(frozen=True)
@@ -147,27 +162,30 @@ class UpdateScale:
 
     @classmethod
     def of(cls, fits: Sequence[MergeFit], way: Way) -> UpdateScale:
-        """Estimate it over all entries of these matrices together."""
+        """Estimate it over all entries of matrices together, from their fits and a way of
+        merging.
+        """
         rests = [fit.rests[way] for fit in fits]
         slope = math.fsum(fit.slope for fit in fits)
         if slope <= 0:
             return cls(1.0, math.inf)
         along = math.fsum(rest.along for rest in rests)
-        error = math.sqrt(math.fsum(rest.squares for rest in rests))
-        return cls(1 + along / slope, error / slope)
+        squares = math.fsum(rest.squares for rest in rests)
+        value = 1 + along / slope
+        error = math.sqrt(squares) / slope
+        return cls(value, error)
 
 
 def best_way(fits: Sequence[MergeFit]) -> tuple[Way, int]:
     """The way of merging that leaves the fewest entries in all matrices together, the first
-    of several, and how many it leaves.
+    of several, and how many it leaves. fits: one for each matrix.
     """
-    left = {
-        (code, rounded): sum(fit.rests[code, rounded].entries for fit in fits)
-        for rounded in (False, True)
-        for code in ORDERS
-    }
-    way = min(left, key=left.__getitem__)
-    return way, left[way]
+    left = dict.fromkeys(WAYS, 0)
+    for fit in fits:
+        for way in WAYS:
+            left[way] += fit.rests[way].entries
+    best = min(left, key=left.__getitem__)
+    return best, left[best]
 
 
 def merge_fit(
@@ -180,72 +198,113 @@ def merge_fit(
     """
     fit = _fit(base, merged, update, formats, upright=upright)
     if fit.beyond and fit.finite and upright:
-        return _with_quantised(base, merged, update, fit, float_format(formats[1]))
+        grid = float_format(formats[1])
+        return _with_quantised(base, merged, update, fit, grid)
     return fit
 
 
 def _fit(
     base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, upright: bool
 ) -> MergeFit:
-    grids = [float_format(one) for one in formats]
-    grid = grids[1]
+    """The comparison without quantised copies."""
+    base_grid = float_format(formats[0])
+    grid = float_format(formats[1])
     stored = torch_dtype(grid)
-    is_cut = grids[0].bits > grid.bits  # the base may have been rounded before the merge
-    dtypes = [torch_dtype(one) if one.bits > 8 else torch.float32 for one in grids]
+    dtypes = [_model_dtype(base_grid), _model_dtype(grid)]
+    beyond = {False: 0}  # by whether the base is rounded before the merge, as it may have been
+    if base_grid.bits > grid.bits:
+        beyond[True] = 0
+    # of the update, of merged - target, <merged - base, update>, of rounding, and of the slope
     energies: list[list[float]] = [[] for _ in range(5)]
-    entries, visible, moved, finite = 0, 0, 0, True
-    beyond = dict.fromkeys((False, True) if is_cut else (False,), 0)
-    rests = {(code, rounded): Rest() for rounded in (False, True) for code in ORDERS}
-    for rows, (b, m) in _both(base, merged):
+    entries = 0
+    visible = 0
+    moved = 0
+    finite = True
+    rests = {way: Rest() for way in WAYS}
+    for rows, b, m in _blocks(base, merged):
         entries += m.numel()
-        if not (bool(b.isfinite().all()) and bool(m.isfinite().all())):
+        are_finite = b.isfinite().all() and m.isfinite().all()
+        if not are_finite:
             finite = False
             continue
-        left, right = update.left[rows].double(), update.right.double()
         delta = update.delta(rows)
-        bounds = _Bounds(left, right, delta, update, grid, half_ulp(m, grid))
+        bounds = _Bounds(
+            left=update.left[rows].double(),
+            right=update.right.double(),
+            delta=delta,
+            update=update,
+            grid=grid,
+            half=half_ulp(m, grid),
+        )
+        b_stored = b.to(stored).double()
         target, growth = _target(b, delta, 1.0, update, rows)
-        for rounded in beyond:
+        for is_rounded in beyond:
             near = target
-            if rounded:
-                near, growth = _target(b.to(stored).double(), delta, 1.0, update, rows)
+            if is_rounded:
+                near, growth = _target(b_stored, delta, 1.0, update, rows)
             if update.rounded is not None:  # which may be further away, computed in 16 bits
-                near = torch.where(m == (b + update.rounded[rows]).to(stored).double(), m, near)
-            beyond[rounded] += bounds.beyond(b, near, (m - near).abs_(), growth)
-        change, away = target - b, m - target
-        steps = [_target(b, delta, 1 + step, update, rows)[0] for step in (STEP, -STEP)]
-        slopes = (steps[0] - steps[1]).div_(2 * STEP)
-        above, below, here = (one.to(stored).double() for one in (*steps, target))
-        half = bounds.half
-        products = (change, change), (away, away), (m - b, change), (half, half / 3)
-        found = [_dot(one, other) for one, other in products]
-        found.append(_dot(above.sub_(below), slopes) / (2 * STEP))
-        if not all(map(math.isfinite, found)):  # NaN is beyond no bound
+                merge = b + update.rounded[rows]
+                near = torch.where(m == merge.to(stored).double(), m, near)
+            away = (m - near).abs_()
+            beyond[is_rounded] += bounds.beyond(b, near, away, growth)
+        change = target - b
+        residual = m - target
+        above, _ = _target(b, delta, 1 + STEP, update, rows)
+        below, _ = _target(b, delta, 1 - STEP, update, rows)
+        slopes = (above - below).div_(2 * STEP)
+        above = above.to(stored).double()
+        stored_slopes = above.sub_(below.to(stored).double())
+        products = [
+            _dot(change, change),
+            _dot(residual, residual),
+            _dot(m - b, change),
+            _dot(bounds.half, bounds.half / 3),
+            _dot(stored_slopes, slopes) / (2 * STEP),
+        ]
+        if not all(map(math.isfinite, products)):  # NaN is beyond no bound
             finite = False
             break
-        for each, value in zip(energies, found, strict=True):
-            each.append(value)
-        origin = b.to(stored).double()
-        visible += int((here != origin).sum())
-        moved += int((m != origin).sum())
+        for sums, product in zip(energies, products, strict=True):
+            sums.append(product)
+        target_stored = target.to(stored).double()
+        visible += int((target_stored != b_stored).sum())
+        moved += int((m != b_stored).sum())
         replays: dict[tuple[Order, torch.dtype], Rest] = {}
-        for way, rest in rests.items():
-            code, rounded = way
-            dtype = dtypes[rounded]
+        for (code, is_rounded), rest in rests.items():
+            dtype = dtypes[is_rounded]
             order = update.as_merged(ORDERS[code]).of_model(dtype)
             if (order, dtype) not in replays:
-                merge = replayed(b.to(dtype), update, rows, order, upright=upright)
-                replays[order, dtype] = _rest(m - merge.to(stored).double(), slopes)
+                replay = replayed(b.to(dtype), update, rows, order, upright=upright)
+                away = m - replay.to(stored).double()
+                replays[order, dtype] = _rest(away, slopes)
             rest.add(replays[order, dtype])
-    of_update, residual, inner, rounding, slope = map(math.fsum, energies)
+    of_update, of_residual, inner, rounding, slope = map(math.fsum, energies)
     return MergeFit(
-        entries, min(beyond.values()), of_update, residual, inner, rounding, visible, moved, finite,
-        rests, slope,
-    )  # fmt: skip
+        entries=entries,
+        beyond=min(beyond.values()),
+        update=of_update,
+        residual=of_residual,
+        inner=inner,
+        rounding=rounding,
+        visible=visible,
+        moved=moved,
+        finite=finite,
+        rests=rests,
+        slope=slope,
+    )
+
+
+def _model_dtype(grid: FloatFormat) -> torch.dtype:
+    """The dtype in which a program holds a model of a format: nothing computes in 8 bits."""
+    if grid.bits > 8:
+        return torch_dtype(grid)
+    return torch.float32
 
 
 def _dot(first: Tensor, second: Tensor) -> float:
-    return float(torch.dot(first.reshape(-1), second.reshape(-1)))
+    """The inner product of two tensors of one shape."""
+    product = torch.dot(first.reshape(-1), second.reshape(-1))
+    return float(product)
 
 
 def _rest(away: Tensor, slopes: Tensor) -> Rest:
@@ -254,45 +313,74 @@ def _rest(away: Tensor, slopes: Tensor) -> Rest:
     if not differ:
         return Rest()
     products = away * slopes
-    return Rest(differ, float(products.sum()), _dot(products, products))
+    return Rest(
+        entries=differ,
+        along=float(products.sum()),
+        squares=_dot(products, products),
+    )
 
 
 def replayed(base: Tensor, update: Update, rows: slice, order: Order, *, upright: bool) -> Tensor:
     """Some rows of a merge as a program computes it: the same operations of torch in the
-    same dtypes. base: these rows, in the dtype of the model.
+    same dtypes.
+
+    base: these rows (rows, cols), in the dtype of the model, which the result has too. update: of
+    the whole matrix. order: the steps of the program. upright: as in `merge_fit`.
     """
     dtype = base.dtype
     if update.exact is not None and update.rounded is not None:
-        change = update.exact if order.products == torch.float64 else update.rounded
-        return (base.double() + change[rows]).to(dtype)
+        change = update.rounded
+        if order.products == torch.float64:
+            change = update.exact
+        total = base.double() + change[rows]
+        return total.to(dtype)
     first = max(0, min(rows.start, rows.stop - PANEL))
+    last = max(rows.stop, first + PANEL)
     within = slice(rows.start - first, rows.stop - first)
-    left, right = update.left[first : max(rows.stop, first + PANEL)], update.right
+    left = update.left[first:last]
+    right = update.right
     if order.rounds_factors:
-        left, right = left.to(dtype), right.to(dtype)
-    left, right = left.to(order.products), right.to(order.products)
+        left = left.to(dtype)
+        right = right.to(dtype)
+    left = left.to(order.products)
+    right = right.to(order.products)
     if order.scaled == "left":
         left = left * update.scale
         if order.rounds_product:
             left = left.to(dtype).to(order.products)
     if order.scaled == "sum" and update.is_cast:
-        total = torch.add(base.to(order.products), (left @ right)[within], alpha=update.scale)
+        product = (left @ right)[within]
+        wide = base.to(order.products)
+        total = torch.add(wide, product, alpha=update.scale)
     elif order.scaled == "sum":
         padded = torch.zeros(len(left), base.shape[1], dtype=order.products)
         padded[within] = base.to(order.products)
-        total = torch.addmm(padded, left, right, alpha=update.scale)[within]
+        total = torch.addmm(padded, left, right, alpha=update.scale)
+        total = total[within]
     else:
         delta = (left @ right)[within]
         if order.rounds_product:
             delta = delta.to(dtype)
         if order.scaled == "product":
             delta = delta * update.scale
-        total = base + (delta.to(dtype) if order.rounds_update else delta)
+        if order.rounds_update:
+            delta = delta.to(dtype)
+        total = base + delta
     if update.magnitude is not None:
-        wide = total if upright else total.T.contiguous().T  # sums go as numbers lie in memory
-        norms = torch.linalg.norm(wide, dim=1)
-        total = total * (update.magnitude[rows].to(total.dtype) / norms)[:, None]
+        magnitude = update.magnitude[rows].to(total.dtype)
+        total = _with_norms(total, magnitude, upright=upright)
     return total.to(dtype)
+
+
+def _with_norms(total: Tensor, magnitude: Tensor, *, upright: bool) -> Tensor:
+    """Rows of a merge (rows, cols), scaled to norms (rows,) as DoRA does."""
+    in_order = total
+    if not upright:  # sums follow the order of numbers in memory
+        in_order = total.T.contiguous().T
+    norms = torch.linalg.norm(in_order, dim=1)
+    factors = magnitude / norms
+    scaled: Tensor = total * factors[:, None]
+    return scaled
 
 
 @dataclass
@@ -309,39 +397,56 @@ class _Bounds:
     half: Tensor  # a unit in the last place at the merged entries
 
     def beyond(self, b: Tensor, target: Tensor, away: Tensor, growth: Tensor | float) -> int:
-        """The number of entries that are further away than a merge in 16 bits or more can be."""
-        bound = torch.maximum(self.half, half_ulp(target, self.grid))
-        if not bool((away > bound).any()):
+        """The number of entries that are further away than a merge in 16 bits or more can be.
+
+        b: the base. target and growth: of `_target`. away: |merged - target|. All (rows, cols),
+        but growth, which may be (rows, 1) or a number.
+        """
+        half_of_target = half_ulp(target, self.grid)
+        bound = torch.maximum(self.half, half_of_target)
+        is_far = away > bound
+        if not is_far.any():
             return 0
-        sizes = (self.left.abs() @ self.right.abs()).mul_(abs(self.update.scale))
+        sizes = self.left.abs() @ self.right.abs()
+        sizes.mul_(abs(self.update.scale))
         # each product and each sum of float32 is right to half a unit
-        rank, unit = self.right.shape[0], 2.0**-24
-        bound += (sizes * (rank + 4) + 4 * (b.abs() + self.delta.abs())) * growth * unit
+        rank = self.right.shape[0]
+        unit = 2.0**-24
+        rounded = sizes * (rank + 4)
+        rounded += 4 * (b.abs() + self.delta.abs())
+        bound += rounded * growth * unit
         has_norms = self.update.magnitude is not None
         if has_norms:
-            bound += target.abs() * ((2 * math.sqrt(b.shape[1]) + 8) * unit)
-        far = int((away > bound).sum())
+            units_of_norm = 2 * math.sqrt(b.shape[1]) + 8
+            bound += target.abs() * (units_of_norm * unit)
+        is_far = away > bound
+        far = int(is_far.sum())
         if not far or self.grid.bits != 16:  # nothing computes in 8 bits
             return far
         bound += self._of_narrow(sizes) * growth
         if has_norms:
-            bound += target.abs() * (4 * 2.0 ** -(self.grid.mantissa_bits + 1))
-        return int((away > bound).sum())
+            narrow_unit = 2.0 ** -(self.grid.mantissa_bits + 1)
+            bound += target.abs() * (4 * narrow_unit)
+        is_far = away > bound
+        return int(is_far.sum())
 
     def _of_narrow(self, sizes: Tensor) -> Tensor:
         """The most that rounding to a stored format moves an update: the factors if they
         have more bits, their product, and the scaled product. The following sum does not count.
         """
-        scale, grid = abs(self.update.scale), self.grid
+        scale = abs(self.update.scale)
+        grid = self.grid
         reach = self.delta.abs() * (1 + 2.0**-6)  # a rounded number may lie in the binade above
-        found = half_ulp(reach, grid)
+        moved = half_ulp(reach, grid)
         if scale:
-            found += half_ulp(reach / scale, grid) * scale
+            moved += half_ulp(reach / scale, grid) * scale
         if float_format(self.update.stored).bits > grid.bits:
-            found += 2.0**-grid.mantissa_bits * sizes
-            least = 2.0 ** (grid.min_exponent - grid.mantissa_bits - 1) * scale
-            found += least * (self.left.abs().sum(1, keepdim=True) + self.right.abs().sum(0))
-        return found
+            moved += 2.0**-grid.mantissa_bits * sizes
+            smallest = 2.0 ** (grid.min_exponent - grid.mantissa_bits - 1)
+            sums_of_rows = self.left.abs().sum(1, keepdim=True)
+            sums_of_columns = self.right.abs().sum(0)
+            moved += smallest * scale * (sums_of_rows + sums_of_columns)
+        return moved
 
 
 def _target(
@@ -352,16 +457,26 @@ def _target(
     if update.magnitude is None or scale == 0.0:
         return target, 1.0
     norms = torch.linalg.vector_norm(target, dim=1)
-    growth = torch.where(norms > 0, update.magnitude[rows].double() / norms, 1.0)[:, None]
+    ratios = update.magnitude[rows].double() / norms
+    ratios = torch.where(norms > 0, ratios, 1.0)
+    growth = ratios[:, None]
     return target * growth, growth.abs()
 
 
-def _both(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, tuple[Tensor, Tensor]]]:
-    """Yield whole rows of both in float64, as (rows, cols), and their indices."""
+def _blocks(base: Matrix, merged: Matrix) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield blocks of whole rows: their indices, and base and merged in float64, (rows, cols)."""
     cols = merged.shape[-1]
     for index, (start, _) in tiles(merged, ROWS, cols):
-        m, b = (one[index].double().contiguous().view(-1, cols) for one in (merged, base))
-        yield slice(start, start + len(m)), (b, m)
+        m = _rows(merged[index])
+        b = _rows(base[index])
+        rows = slice(start, start + len(m))
+        yield rows, b, m
+
+
+def _rows(part: Tensor) -> Tensor:
+    """A part of a matrix in float64, (rows, cols), contiguous."""
+    wide = part.double().contiguous()
+    return wide.view(-1, part.shape[-1])
 
 
 def _with_quantised(
@@ -372,7 +487,7 @@ def _with_quantised(
     A copy is dequantised to the stored format of the merged matrix.
     """
     energies: dict[str, list[float]] = {name: [] for name in QUANTISED}
-    for rows, (b, m) in _both(base, merged):
+    for rows, b, m in _blocks(base, merged):
         delta = update.delta(rows)
         for name in QUANTISED:
             copy = quantised(b, name)
@@ -381,28 +496,35 @@ def _with_quantised(
             elif name in energies:
                 copy = copy.to(torch_dtype(grid)).double()
                 target, _ = _target(copy, delta, 1.0, update, rows)
-                energies[name].append(float((m - target).square().sum()))
-    found = {name: math.fsum(each) for name, each in energies.items()}
-    if not found:
+                residual = m - target
+                energy = residual.square().sum()
+                energies[name].append(float(energy))
+    residuals = {name: math.fsum(of_name) for name, of_name in energies.items()}
+    if not residuals:
         return fit
-    best = min(found, key=lambda name: found[name])
-    return replace(fit, quantised=(best, found[best]))
+    best = min(residuals, key=residuals.__getitem__)
+    return replace(fit, quantised=(best, residuals[best]))
 
 
 def quantised(matrix: Tensor, name: str) -> Tensor | None:
     """A (rows, cols) matrix after a round trip through bitsandbytes' 4-bit or 8-bit format;
     None if rows are not a whole number of blocks.
 
-    NF4 and FP4: 64 entries in a row share their largest absolute value; INT8: a row does.
+    matrix: float64, as the result. name: of QUANTISED. NF4 and FP4: 64 entries in a row share
+    their largest absolute value; INT8: a row does.
     """
     if name == "INT8":
         scale = matrix.abs().amax(1, keepdim=True) / 127
-        return torch.round(matrix / scale).nan_to_num_() * scale
+        integers = torch.round(matrix / scale)
+        return integers.nan_to_num_() * scale
     if matrix.shape[1] % BLOCK:
         return None
     levels = torch.tensor(LEVELS[name], dtype=torch.float64)
+    neighbours = levels[1:] + levels[:-1]
+    middles = neighbours / 2
     blocks = matrix.reshape(-1, BLOCK)
     scale = blocks.abs().amax(1, keepdim=True)
-    middles = (levels[1:] + levels[:-1]) / 2
-    codes = torch.bucketize((blocks / scale).nan_to_num_(), middles)
-    return (levels[codes] * scale).reshape(matrix.shape)
+    relative = (blocks / scale).nan_to_num_()
+    codes = torch.bucketize(relative, middles)
+    values = levels[codes] * scale
+    return values.reshape(matrix.shape)

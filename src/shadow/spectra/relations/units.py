@@ -34,6 +34,17 @@ class Units:
     whole: NDArray[np.float32] | None = None
     """Every unit of the candidate, of the first group alone."""
 
+    @property
+    def matrix(self) -> Hashable:
+        """The key of the matrix and of the shape of its sample."""
+        return self.group, self.module, self.candidate.shape
+
+    @property
+    def are_finite(self) -> bool:
+        """True if all sampled numbers of both are finite."""
+        is_finite = np.isfinite([self.candidate, self.model])
+        return bool(is_finite.all())
+
 
 @dataclass(frozen=True)
 class Relation:
@@ -55,50 +66,68 @@ class Relation:
 
 
 def relation(sampled: Sequence[Units], level: float) -> Relation:
-    """Match units in their order and, if p is above the level, in any order."""
-    finite = [one for one in sampled if np.isfinite([one.candidate, one.model]).all()]
+    """Match units in their order and, if p is above the level, in any order.
+
+    sampled: matrices with numbers that are not finite do not count. level: a probability.
+    """
+    finite = [units for units in sampled if units.are_finite]
     if not finite:
         return Relation(None, unknown="no_mlp")
     draws = round(10 / level) - 1  # enough for a tenth of the level
-    (p, z), reordered = _matched(finite, draws), None
+    p, z = _matched(finite, draws)
+    reordered = None
     if p > level:
-        for side in ("model", "candidate"):
-            own = [replace(one, model=getattr(one, side), candidate=getattr(one, side))
-                   for one in finite]  # fmt: skip
-            if _matched(own, draws)[0] > level:
+        models = [replace(units, candidate=units.model) for units in finite]
+        candidates = [replace(units, model=units.candidate) for units in finite]
+        for with_itself in (models, candidates):
+            if _matched(with_itself, draws)[0] > level:
                 return Relation(None, unknown="equal_units")
-        # what all units of a matrix have in common, such as a mean above 0, is no match
-        cosines = [
-            unit_cosines(one.model - one.model.mean(axis=0), one.whole - one.whole.mean(axis=0))
-            for one in finite
-            if one.whole is not None
-        ]
-        reordered = at_best(*cosines[:2]) if len(cosines) > 1 else None
-    model = np.concatenate([one.model.ravel() for one in finite])
-    candidate = np.concatenate([one.candidate.ravel() for one in finite])
-    norms = [float(np.linalg.norm(one)) for one in (model, candidate)]
-    cosine = float(model @ candidate) / (norms[0] * norms[1]) if all(norms) else 0.0
-    distance = float(np.linalg.norm(model - candidate)) / norms[1] if norms[1] else 0.0
+        reordered = _in_any_order(finite)
+    model = _joined(units.model for units in finite)
+    candidate = _joined(units.candidate for units in finite)
+    model_norm = float(np.linalg.norm(model))
+    candidate_norm = float(np.linalg.norm(candidate))
+    cosine = 0.0
+    if model_norm and candidate_norm:
+        cosine = float(model @ candidate) / (model_norm * candidate_norm)
+    distance = 0.0
+    if candidate_norm:
+        difference = model - candidate
+        distance = float(np.linalg.norm(difference)) / candidate_norm
     return Relation(p, z, cosine, distance, reordered)
 
 
+def _in_any_order(sampled: Sequence[Units]) -> float | None:
+    """`at_best` of the first two matrices with every unit of the candidate; None with fewer."""
+    cosines = []
+    for units in sampled:
+        if units.whole is None:
+            continue
+        # what all units of a matrix have in common, such as a mean above 0, is no match
+        model = units.model - units.model.mean(axis=0)
+        candidate = units.whole - units.whole.mean(axis=0)
+        cosines.append(unit_cosines(model, candidate))
+    if len(cosines) < 2:
+        return None
+    return at_best(cosines[0], cosines[1])
+
+
 def corners(sampled: Sequence[Sequence[Units]]) -> dict[tuple[int, int], float | None]:
-    """By indices of candidates (here, there), the corner at the first between the model and
-    the second, over the matrices that were sampled in both; none if no matrix was.
+    """By indices of two candidates, the corner at the first between the model and the second, over
+    the matrices that were sampled in both; none if no matrix was. sampled: by candidate.
     """
-    by_key = [
-        {(units.group, units.module, units.candidate.shape): units for units in of_candidate}
-        for of_candidate in sampled
-    ]
+    by_matrix = []
+    for of_candidate in sampled:
+        by_matrix.append({units.matrix: units for units in of_candidate})
     cosines = {}
-    for pair in itertools.permutations(range(len(by_key)), 2):
-        here = by_key[pair[0]]
-        there = by_key[pair[1]]
-        shared = here.keys() & there
+    for pair in itertools.permutations(range(len(by_matrix)), 2):
+        of_first = by_matrix[pair[0]]
+        of_second = by_matrix[pair[1]]
+        shared = [matrix for matrix in of_first if matrix in of_second]
         if shared:
-            first = _joined(here[key].candidate for key in here if key in shared)
-            model = _joined(here[key].model for key in here if key in shared)
-            second = _joined(there[key].candidate for key in here if key in shared)
+            first = _joined(of_first[matrix].candidate for matrix in shared)
+            model = _joined(of_first[matrix].model for matrix in shared)
+            second = _joined(of_second[matrix].candidate for matrix in shared)
             cosines[pair] = corner(first, model, second)
     return cosines
 
@@ -109,22 +138,29 @@ def _joined(matrices: Iterable[Rows]) -> Rows:
 
 
 def _matched(sampled: Sequence[Units], draws: int) -> tuple[float, float]:
-    """p and z of both sides, by group: all matrices of a group share their units."""
+    """p and z of model and candidate, by group: all matrices of a group share their units."""
     cosines: dict[Hashable, Rows] = {}
-    for one in sampled:
-        of_matrix = unit_cosines(one.model, one.candidate)
-        cosines[one.group] = of_matrix + cosines.get(one.group, np.zeros(of_matrix.shape))
+    for units in sampled:
+        of_matrix = unit_cosines(units.model, units.candidate)
+        if units.group in cosines:
+            of_matrix = of_matrix + cosines[units.group]
+        cosines[units.group] = of_matrix
     return matched([*cosines.values()], draws=draws)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of what overflows no cosine is known
 def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> Rows:
-    """The cosine of each unit of one (rows) with each of the other (columns); 0 for a row of
-    0.
+    """The cosine of each unit of the first (rows) with each of the second (columns); 0 for a unit
+    of 0.
+
+    first: (n, width). second: (m, width). Gives (n, m).
     """
-    norms = np.outer(np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1))
+    first_norms = np.linalg.norm(first, axis=1)
+    second_norms = np.linalg.norm(second, axis=1)
+    norms = np.outer(first_norms, second_norms)
     inner = np.matmul(first.astype(second.dtype), second.T)
-    cosines: Rows = inner / np.where(norms > 0, norms, 1.0)
+    divisors = np.where(norms > 0, norms, 1.0)
+    cosines: Rows = inner / divisors
     return cosines
 
 
@@ -135,50 +171,81 @@ def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple
     p: the probability of so large a sum if all orders are equally likely, at least 1 / (draws + 1);
     uniform on multiples of that for independent models; units that are equal make it larger, as
     their orders have one sum. z: the sum in its standard deviations over all orders (Hoeffding
-    1951). Flat matrices do not count; without others p is 1.
+    1951). Flat matrices do not count; without others p is 1. seed and draws: of the orders that are
+    drawn, and how many.
     """
-    scaled = [one for one in map(_scaled, cosines) if one is not None]
+    scaled = [matrix for matrix in map(_scaled, cosines) if matrix is not None]
     if not scaled:
         return 1.0, 0.0
-    observed = math.fsum(float(np.trace(one)) for one in scaled)
+    traces = [float(np.trace(matrix)) for matrix in scaled]
+    observed = math.fsum(traces)
+    slack = 1e-9 * (1.0 + abs(observed))  # an order that gives the same sum counts
     generator = np.random.default_rng(seed)
     at_least = 0
-    slack = 1e-9 * (1.0 + abs(observed))  # an order that gives the same sum counts
     for start in range(0, draws, AT_ONCE):
         count = min(AT_ONCE, draws - start)
-        sums = np.zeros(count)
-        for one in scaled:
-            order = np.argsort(generator.random((count, len(one)), dtype=np.float32), axis=1)
-            sums += one[np.arange(len(one)), order].sum(axis=1)
-        at_least += int((sums >= observed - slack).sum())
-    return (1 + at_least) / (draws + 1), observed / math.sqrt(len(scaled))
+        sums = _sums_of_orders(scaled, count, generator)
+        is_as_large = sums >= observed - slack
+        at_least += int(is_as_large.sum())
+    p = (1 + at_least) / (draws + 1)
+    z = observed / math.sqrt(len(scaled))
+    return p, z
+
+
+def _sums_of_orders(
+    matrices: Sequence[Rows], count: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """The sums of the diagonals of square matrices in so many random orders of their columns,
+    (count,).
+    """
+    sums = np.zeros(count)
+    for matrix in matrices:
+        side = len(matrix)
+        units = np.arange(side)
+        numbers = generator.random((count, side), dtype=np.float32)
+        orders = np.argsort(numbers, axis=1)
+        diagonals = matrix[units, orders]
+        sums += diagonals.sum(axis=1)
+    return sums
 
 
 def _scaled(cosines: Rows) -> Rows | None:
     """The matrix without its row and column means, scaled so that its sum over a random
     order has variance 1; None if all orders have one sum.
     """
-    apart = cosines - cosines.mean(axis=0) - cosines.mean(axis=1, keepdims=True) + cosines.mean()
-    deviation = math.sqrt(float((apart**2).sum()) / max(1, len(apart) - 1))
-    return apart / deviation if deviation > 1e-12 * len(apart) else None
+    by_column = cosines.mean(axis=0)
+    by_row = cosines.mean(axis=1, keepdims=True)
+    centred = cosines - by_column - by_row + cosines.mean()
+    energy = float((centred**2).sum())
+    freedom = max(1, len(centred) - 1)
+    deviation = math.sqrt(energy / freedom)
+    if deviation <= 1e-12 * len(centred):
+        return None
+    scaled: Rows = centred / deviation
+    return scaled
 
 
 def at_best(first: Rows, second: Rows) -> float:
     """The agreement of units in any order: the median cosine of `second` where `first` is
-    largest in each row. Both are cosines of the same units in two matrices, so that one checks the
-    other.
+    largest in each row. Both are cosines of the same units in two matrices, (n, m), so that one
+    checks the other.
     """
     best = first.argmax(axis=1)
-    return float(np.median(second[np.arange(len(best)), best]))
+    units = np.arange(len(best))
+    cosines = second[units, best]
+    return float(np.median(cosines))
 
 
-def corner(at: Rows, one: Rows, other: Rows) -> float | None:
-    """The cosine of the angle at a model between the paths to two others; None if a path has
-    no length. 0 if two models left it independently, or one lies behind it; 1/2 among three that
-    left a fourth one equally far.
+def corner(at: Rows, first: Rows, second: Rows) -> float | None:
+    """The cosine of the angle at a model between the paths to a first and a second one; None if a
+    path has no length. 0 if both left it independently, or one lies behind it; 1/2 among three
+    that left a fourth one equally far. All three have one shape.
     """
-    ways = one - at, other - at
-    lengths = [float(np.linalg.norm(way)) for way in ways]
-    if not all(lengths):
+    to_first = first - at
+    to_second = second - at
+    first_length = float(np.linalg.norm(to_first))
+    second_length = float(np.linalg.norm(to_second))
+    if not (first_length and second_length):
         return None
-    return float((ways[0] * ways[1]).sum() / (lengths[0] * lengths[1]))
+    inner = (to_first * to_second).sum()
+    return float(inner / (first_length * second_length))
