@@ -287,7 +287,7 @@ def _copied(
     sides = sides_of(pair, full, copy)
     third = None
     if base and before and before.base and (before.rows, before.cols) == (pair.rows, pair.cols):
-        seen, _ = views(replace(before, tuned=pair.base), before.base, base, full)
+        seen, _ = views(replace(before, tuned=pair.base), base, full)
         if seen.shape == sides.tuned.shape:
             third = seen
             if working_dtype(before.base.info.dtype) == torch.float64:

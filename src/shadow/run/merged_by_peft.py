@@ -96,8 +96,7 @@ def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Ch
     require("adapters")
     fetch_all([base, adapter], runtime)
     parts = parts_of(base)
-    places = [part.place for of_tensor in parts.values() for part in of_tensor]
-    names = BaseNames(base.tensors, {place.component for place in places})
+    names = base_names(base, parts)
     modules: dict[str, str] = {}
     whole: dict[str, TensorInfo] = {}
     state: dict[str, Tensor] = {}
@@ -143,6 +142,14 @@ def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Ch
         sources={**base.sources, SHARD: MemorySource(merges)},
     )
     return checkpoint, merges
+
+
+def base_names(base: Checkpoint, parts: Mapping[str, tuple[Part, ...]]) -> BaseNames:
+    """Return the names that a base's modules may have in an adapter. parts: by tensor."""
+    components = set()
+    for of_tensor in parts.values():
+        components.update(part.place.component for part in of_tensor)
+    return BaseNames(base.tensors, components)
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

@@ -247,15 +247,14 @@ def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
 def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Means) -> MatrixOutcome:
     if pair.base is None:
         return _without_base(pair, tuned, means)
-    base_format = pair.base.info.dtype
-    tuned_format = pair.tuned.info.dtype
+    base_format, tuned_format = formats_of(pair)
     detail = pair.detail or None
     factor = pair.tuned.factor
     if factor is not None:
         tuned_format = "F64"  # nothing of the sum is rounded to what is stored
         detail = f"a low-rank update: its rank is at most {factor.rank}"
     formats = (base_format, tuned_format)
-    base_matrix, tuned_matrix = views(pair, pair.base, base, tuned)
+    base_matrix, tuned_matrix = views(pair, base, tuned)
     sides = Sides(base_matrix, tuned_matrix, working_dtype(*formats), means.space)
     if not pair.is_matrix:
         return _of_vector(sides, formats, detail)
@@ -376,10 +375,20 @@ def matrix_of(operand: Operand, checkpoint: Checkpoint) -> Cut:
     return checkpoint.tensor(operand.info).seen(operand.part.view)
 
 
-def views(
-    pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoint
-) -> tuple[Matrix, Matrix]:
-    """Return both matrices of a pair, split into the same dimensions."""
+def base_of(pair: MatrixPair) -> Operand:
+    """Return the base's side of a pair that has one."""
+    assert pair.base is not None, "aligned"
+    return pair.base
+
+
+def formats_of(pair: MatrixPair) -> tuple[str, str]:
+    """Return the stored dtypes of both sides of a pair that has a base."""
+    return base_of(pair).info.dtype, pair.tuned.info.dtype
+
+
+def views(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> tuple[Matrix, Matrix]:
+    """Return both matrices of a pair that has a base, split into the same dimensions."""
+    operand = base_of(pair)
     if pair.chosen is not None:
         base_rows, tuned_rows = pair.chosen
         base_chosen = Selected(matrix_of(operand, base), base_rows)
