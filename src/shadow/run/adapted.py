@@ -20,7 +20,7 @@ from shadow.checkpoints.pairing import (
     pair_checkpoints,
 )
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.weight_files import PREFIX, Adapter, Factors, adapter_factors
+from shadow.checkpoints.weight_files import PREFIX, adapter_factors
 from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.reasons import ONE_SIDED, OUT_OF_REACH
@@ -91,7 +91,9 @@ class OpenAdapter:
             factor = pair.tuned.factor
             if factor is not None:
                 scales.add(factor.scaling)
-        return scales.pop() if len(scales) == 1 else None
+        if len(scales) != 1:
+            return None
+        return scales.pop()
 
     def outside(self, places: set[Place]) -> list[str]:
         """Return its tensors at other places, by name."""
@@ -311,6 +313,10 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
     whole = {pair.place: pair for pair in aligned if pair.tuned.factor is None}
     heads = _heads(tensors, whole.values(), base)
     names_of_heads = {info.name for info in heads.values()}
+    scales = {}
+    for module, (_, a, _) in factors.items():
+        rank, _ = a.shape
+        scales[module] = adapter.scaling(module, rank)
     biases = _placed(pieces["biases"], base, "bias")
     copies = _placed(pieces["copies"], base, "weight")
     tokens, unknown = _tokens(opened, pieces["tokens"], base)
@@ -331,7 +337,7 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
         norms=_norms(updates, magnitudes),
         stacks=stacks,
         biases=biases,
-        scales=_scales(adapter, factors),
+        scales=scales,
         tokens=tokens,
         copies={place: operand.info for place, operand in copies.items()},
         heads=heads,
@@ -383,14 +389,6 @@ def _heads(
         if info.name not in known and name not in base.tensors:
             heads[name] = info
     return heads
-
-
-def _scales(adapter: Adapter, factors: Mapping[str, Factors]) -> dict[str, float]:
-    scales = {}
-    for module, (_, a, _) in factors.items():
-        rank = a.shape[0]
-        scales[module] = adapter.scaling(module, rank)
-    return scales
 
 
 def open_merges(base: Checkpoint, opened: Checkpoint, runtime: Runtime) -> OpenAdapter:
@@ -468,7 +466,9 @@ def _numbers_of(module: str, indices: object) -> list[Any]:
             if _is_module(module, name):
                 listed = of_module
                 break
-    return listed if isinstance(listed, list) else []
+    if not isinstance(listed, list):
+        return []
+    return listed
 
 
 def _are_rows(numbers: Sequence[int], rows: int) -> bool:
@@ -549,7 +549,9 @@ class Reach:
         """Say how many there are, and which; empty if peft applies all of them."""
         reasons = []
         if self.unnamed:
-            code = "unnamed" if len(self.unnamed) == self.modules else "some_unnamed"
+            code = "some_unnamed"
+            if len(self.unnamed) == self.modules:
+                code = "unnamed"
             figures: dict[str, Value] = {
                 "modules": self.modules,
                 "unnamed": len(self.unnamed),
@@ -570,7 +572,9 @@ class Reach:
 
 
 def _in_words(prefix: str) -> str:
-    return short(prefix) if prefix else "no prefix"
+    if not prefix:
+        return "no prefix"
+    return short(prefix)
 
 
 def reach_of(adapter: Checkpoint, base: Checkpoint) -> Reach:

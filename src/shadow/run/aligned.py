@@ -193,7 +193,9 @@ def _sorted_out(
                     aligned.append(head)
                     keys.add(head.key)
             elif _is_unread(tensor, packed_roles, is_whole=is_whole):
-                why = said(tensor.detail) if tensor.detail else Reason("not_read")
+                why = Reason("not_read")
+                if tensor.detail:
+                    why = said(tensor.detail)
                 unread.append(Unmatched(name, side, why))
             elif shared is not None:
                 unmatched.append(Unmatched(name, "tuned", shared, is_shared=True))
@@ -257,7 +259,9 @@ def _places(
         for tensor in skipped:
             if tensor.side == side and tensor.reason != "filtered":
                 own.append(tensor)
-        held = {} if checkpoint.parts else _held(checkpoint, config, own)
+        held = {}
+        if not checkpoint.parts:
+            held = _held(checkpoint, config, own)
         for tensor in own:
             name = tensor.info.name
             held_places = held.get(name) or {tensor.place}
@@ -349,9 +353,11 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
     reading: Reading = "whole"
     size = first.parameters
     if reasons != {"only_in_base", "only_in_tuned"}:
-        size = first.end - first.start
-        reading = "numbers" if reasons == {"not_float"} else "bytes"
-        is_alike = first.dtype == second.dtype and size == second.end - second.start
+        size = first.stored_size
+        reading = "bytes"
+        if reasons == {"not_float"}:
+            reading = "numbers"
+        is_alike = first.dtype == second.dtype and size == second.stored_size
         if reading == "bytes" and not is_alike:
             return None
         if first.strides or second.strides:
@@ -375,7 +381,7 @@ def is_whole(pair: MatrixPair) -> bool:
 
 
 def _raw(info: TensorInfo) -> TensorInfo:
-    return replace(info, dtype=RAW, shape=(info.end - info.start,), packing=None)
+    return replace(info, dtype=RAW, shape=(info.stored_size,), packing=None)
 
 
 def whole_numbers(checkpoint: Checkpoint, name: str) -> NDArray[np.generic] | None:

@@ -129,7 +129,7 @@ def _read(
         return []
 
     def measure(pair: MatrixPair, first: Checkpoint, second: Checkpoint) -> Units:
-        is_small = pair.rows * pair.cols <= WHOLE
+        is_small = pair.entries <= WHOLE
         is_whole = is_small and _group(pair) == chosen[0]
         sides = sides_of(pair, first, second)
         return _units(pair, sides, whole=is_whole)
@@ -165,7 +165,9 @@ def _is_down(pair: MatrixPair) -> bool:
 
 def _count(pair: MatrixPair) -> int:
     """The number of units."""
-    return pair.cols if _is_down(pair) else pair.rows
+    if _is_down(pair):
+        return pair.cols
+    return pair.rows
 
 
 def _spread(groups: Sequence[Group]) -> list[Group]:
@@ -186,7 +188,9 @@ def _units(pair: MatrixPair, sides: Sides, *, whole: bool) -> Units:
     """Return SAMPLED units of both sides: the same ones for all matrices and all candidates."""
     units = _count(pair)
     rows, cols = sides.shape
-    width = rows if _is_down(pair) else cols
+    width = cols
+    if _is_down(pair):
+        width = rows
     group = _group(pair)
     entropy = [units, *repr(group).encode()]
     seed = np.random.SeedSequence(entropy)

@@ -110,7 +110,7 @@ def scan(
 
 
 def _entries(pair: MatrixPair) -> int:
-    return pair.rows * pair.cols
+    return pair.entries
 
 
 def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> Unmatched:
@@ -223,7 +223,9 @@ def sweep(
 
     def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> Swept:
         info = pair.tuned.info
-        stored = info if _has_floats(info) else _bytes(info)
+        stored = info
+        if not _has_floats(info):
+            stored = _bytes(info)
         shape = _sides(stored)
         entries = own.tensor(stored).seen(lambda tensor: tensor.reshape(shape))
         return Swept(info, looked_at(entries, own_workspace(), stored.dtype))
@@ -248,7 +250,7 @@ def _sides(info: TensorInfo) -> tuple[int, int]:
 
 def _bytes(info: TensorInfo) -> TensorInfo:
     """Return numbers that are not floats as a row of bytes."""
-    return replace(info, dtype="U8", shape=(1, info.end - info.start), strides=None)
+    return replace(info, dtype="U8", shape=(1, info.stored_size), strides=None)
 
 
 def same_values(read: Callable[[TensorInfo], Read], one: TensorInfo, other: TensorInfo) -> bool:
@@ -309,7 +311,9 @@ def _is_within_a_unit(sides: Sides, row: Scanned) -> bool:
     is_file_alone = first.bits <= second.bits
     if is_file_alone:
         second = FLOATS["BF16"]
-    units = 2 if first.mantissa_bits > second.mantissa_bits else 0
+    units = 0
+    if first.mantissa_bits > second.mantissa_bits:
+        units = 2
     if not units and row.delta_energy > row.entries * SMALLEST**2:
         return False
     for index, _ in tiles(sides.tuned):

@@ -52,9 +52,10 @@ class Stacked:
         """Return its update, or that of another expert."""
         left, right = self._factors(adapter, by_rank=by_rank)
         rank = left.shape[1] // self.experts
-        number = self.part.place.expert if expert is None else expert
-        assert number is not None, "of a stack"
-        start = number * rank
+        if expert is None:
+            expert = self.part.place.expert
+        assert expert is not None, "of a stack"
+        start = expert * rank
         own = slice(start, start + rank)
         return Update(
             left=left[:, own],
@@ -131,7 +132,9 @@ def _readings(
     """
     rows, cols = sides
     for swapped in (False, True):
-        outputs = cols if swapped else rows
+        outputs = rows
+        if swapped:
+            outputs = cols
         for name in (stack + GATE_UP, stack + DOWN):
             for size in (sides, sides[::-1]):
                 shape = (experts, *size)
