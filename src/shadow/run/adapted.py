@@ -24,7 +24,7 @@ from shadow.checkpoints.weight_files import PREFIX, adapter_factors
 from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.reasons import ONE_SIDED, OUT_OF_REACH
-from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of
+from shadow.run.aligned import Alignment, parts_of, plain, role_of, row_of, shapes_of
 from shadow.run.merged_by_peft import Merges, applied, base_names
 from shadow.run.runtime import AlignedPair, Runtime
 from shadow.run.scanned import Scanned, Unmatched
@@ -32,7 +32,6 @@ from shadow.run.stacked import STACK, Stacked, stacked_updates
 from shadow.run.workers import base_of, formats_of, views
 from shadow.spectra.relations.merging import MergeFit, Update, merge_fit
 from shadow.templates import Reason, Value, said
-from shadow.text import short
 
 # tensors of an adapter beside its factors, by what is done with them
 PIECES = {
@@ -254,8 +253,7 @@ class OpenAdapter:
         """Find another expert of the stack whose update a merged matrix holds."""
         stacked = self.stacks[pair.place]
         first, second = views(pair, base, tuned)
-        every = tuple(slice(None) for _ in first.shape)
-        change = second[every].double() - first[every].double()
+        change = second[()].double() - first[()].double()
         matrix = change.reshape(-1, change.shape[-1])
         owner = None
         for by_rank in (True, False):
@@ -437,11 +435,7 @@ def _tokens(
     """
     assert opened.adapter is not None, "an adapter"
     indices = opened.adapter.config.get("trainable_token_indices")
-    sizes = {}
-    for name, parts in parts_of(base).items():
-        shape = base.tensors[name].shape
-        for part in parts:
-            sizes[part.place] = part.shape(shape)
+    sizes = shapes_of(base)
     tokens = {}
     unknown = []
     for module, info in pieces.items():
@@ -531,7 +525,13 @@ def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
             unmatched.append(tensor)
         else:
             unread.append(tensor)
-    return Alignment(AlignedPair(base, adapter, pairs, []), unmatched, unread, (), places)
+    return Alignment(
+        pair=AlignedPair(base, adapter, pairs, []),
+        unmatched=unmatched,
+        unread=unread,
+        notes=(),
+        places=places,
+    )
 
 
 @dataclass(frozen=True)
@@ -559,22 +559,17 @@ class Reach:
             }
             if self.prefix is not None:
                 own, instead = self.prefix
-                figures["prefix"] = _in_words(own)
-                figures["instead"] = _in_words(instead)
+                figures["prefix"] = own
+                figures["instead"] = instead
             reasons.append(Reason(code, figures))
         if self.untargeted:
-            count = len(self.untargeted)
-            reason = Reason(
-                "untargeted", modules=self.modules, untargeted=count, names=self.untargeted
-            )
-            reasons.append(reason)
+            figures = {
+                "modules": self.modules,
+                "untargeted": len(self.untargeted),
+                "names": self.untargeted,
+            }
+            reasons.append(Reason("untargeted", figures))
         return reasons
-
-
-def _in_words(prefix: str) -> str:
-    if not prefix:
-        return "no prefix"
-    return short(prefix)
 
 
 def reach_of(adapter: Checkpoint, base: Checkpoint) -> Reach:

@@ -87,6 +87,16 @@ def parts_of(checkpoint: Checkpoint) -> dict[str, tuple[Part, ...]]:
     return place_tensors(shapes, checkpoint.config)
 
 
+def shapes_of(checkpoint: Checkpoint) -> dict[Place, tuple[int, int]]:
+    """Return the rows and columns of every matrix, by its place."""
+    shapes = {}
+    for name, parts in parts_of(checkpoint).items():
+        stored_shape = checkpoint.tensors[name].shape
+        for part in parts:
+            shapes[part.place] = part.shape(stored_shape)
+    return shapes
+
+
 def plain(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint whose tensors are all compared, even those that share their bytes."""
     tensors = {name: replace(info, alias_of=None) for name, info in checkpoint.tensors.items()}
@@ -207,7 +217,9 @@ def _sorted_out(
                     why = _how_they_differ(first, second, names) or said(tensor.detail)
                 unmatched.append(Unmatched(name, side, why))
     return _Tensors(
-        aligned, sorted(set(unmatched), key=in_order), sorted(set(unread), key=in_order)
+        aligned=aligned,
+        unmatched=sorted(set(unmatched), key=in_order),
+        unread=sorted(set(unread), key=in_order),
     )
 
 

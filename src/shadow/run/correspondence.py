@@ -272,8 +272,8 @@ class Matching:
         """Read matrices once, and return what is made of those that can be decoded."""
         pairs = []
         for place, operand in operands.items():
-            rows, cols = operand.shape
-            pairs.append(MatrixPair(place, None, operand, rows, cols, is_matrix=False))
+            pair = MatrixPair(place, None, operand, *operand.shape, is_matrix=False)
+            pairs.append(pair)
 
         def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> tuple[Place, Made]:
             matrix = matrix_of(pair.tuned, own)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -93,8 +93,10 @@ def scan(
         return rows
 
     jobs = jobs_of(runtime, left, Method("norms"))
-    with closing(in_workers(plan, measured_with_guests, runtime, jobs, weigh=_entries)) as every:
-        for rows in every:
+    weigh = attrgetter("entries")
+    results = in_workers(plan, measured_with_guests, runtime, jobs, weigh=weigh)
+    with closing(results):
+        for rows in results:
             for other, row in rows:
                 other.rows.append(row)
     made: list[Row] = []
@@ -107,10 +109,6 @@ def scan(
     if unread is not None:
         unread[:] = sorted(not_compared, key=in_order)
     return made
-
-
-def _entries(pair: MatrixPair) -> int:
-    return pair.entries
 
 
 def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> Unmatched:

@@ -13,7 +13,7 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.weight_files import Adapter, Factors
 from shadow.places.architecture import Part, Place, place_tensors
-from shadow.run.aligned import parts_of
+from shadow.run.aligned import shapes_of
 from shadow.spectra.relations.merging import Update
 
 STACK = re.compile(r"(?P<stack>.+\bexperts)(?:\.base_layer)*")
@@ -105,7 +105,9 @@ def stacked_updates(
         for matrices, swapped in _readings(stack, experts, sides, known, base):
             scale = adapter.scaling(module, rank)
             for part in matrices:
-                updates[part.place] = Stacked(a, b, part, experts, scale, swapped)
+                updates[part.place] = Stacked(
+                    a=a, b=b, part=part, experts=experts, scale=scale, swapped=swapped
+                )
             modules.add(module)
             break
     return updates, modules
@@ -114,13 +116,10 @@ def stacked_updates(
 def _experts_by_layer(base: Checkpoint) -> dict[Layer, Shapes]:
     """Return the shapes of the matrices of experts, by layer and place."""
     layers = defaultdict[Layer, Shapes](dict)
-    for name, parts in parts_of(base).items():
-        shape = base.tensors[name].shape
-        for part in parts:
-            place = part.place
-            if place.expert is not None:
-                layer = layers[place.component, place.layer]
-                layer[place] = part.shape(shape)
+    for place, shape in shapes_of(base).items():
+        if place.expert is not None:
+            layer = layers[place.component, place.layer]
+            layer[place] = shape
     return layers
 
 

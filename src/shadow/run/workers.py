@@ -117,7 +117,14 @@ def in_workers(
     cost_total = max(1, spent + sum(map(weigh, pairs)))
 
     def show() -> None:
-        progress = Progress(count, total, spent, cost_total, moved, plan.to_move)
+        progress = Progress(
+            done=count,
+            total=total,
+            cost_done=spent,
+            cost_total=cost_total,
+            moved=moved,
+            to_move=plan.to_move,
+        )
         runtime.show(progress)
 
     def report(size: int) -> None:
