@@ -170,7 +170,7 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
     """Return the first of the pairs that need the same memory: one of thousands of experts."""
     firsts: dict[tuple[object, ...], MatrixPair] = {}
     for pair in pairs:
-        kind = [pair.rows, pair.cols, pair.is_matrix, pair.place.module]
+        kind = [pair.shape, pair.is_matrix, pair.place.module]
         for operand in (pair.base, pair.tuned):
             if operand is None:
                 kind.append(None)

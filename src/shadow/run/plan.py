@@ -118,7 +118,9 @@ def make_plan(
         base = _freeing(base, ours)
         tuned = _freeing(tuned, ours)
     peak = sum(disks.peaks(chosen, frees))
-    hint = DISK_HINT if access.owns_cache else SHARED_HINT
+    hint = DISK_HINT
+    if not access.owns_cache:
+        hint = SHARED_HINT
     if access.max_disk is not None and peak > access.max_disk:
         hint = f"give --max-disk {size_for(peak)} or more, or audit less (--layer, --module)"
     return Plan(
