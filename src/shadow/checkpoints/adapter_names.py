@@ -135,7 +135,7 @@ class BaseNames:
 
     def prefix(self, modules: Collection[str]) -> tuple[str, str] | None:
         """The first words of most of these modules, and with which others they would have a
-        name of the base; None if none would.
+        name of the base, both for a sentence; None if none would.
         """
         pairs = Counter[tuple[str, str]]()
         for module in sorted(modules)[:LOOKED_AT]:
@@ -146,7 +146,8 @@ class BaseNames:
                     pairs[own, other] += 1
                     break
         for pair, _ in pairs.most_common(1):
-            return pair
+            own, other = [short(words) if words else "no prefix" for words in pair]
+            return own, other
         return None
 
     @cached_property
@@ -164,7 +165,7 @@ class BaseNames:
         prefix = self.prefix([module])
         if prefix is None:
             return ""
-        own, other = [short(words) if words else "no prefix" for words in prefix]
+        own, other = prefix
         return f"with {other} for {own} the name is one of the base"
 
     def owner(self, name: str) -> tuple[str, str] | None:

@@ -140,6 +140,16 @@ class MatrixPair:
     # two pairs share: the parts of a fused bias differ in their slot alone.
     key: str = field(init=False, repr=False, compare=False)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The rows and columns that are compared."""
+        return self.rows, self.cols
+
+    @property
+    def entries(self) -> int:
+        """The number of entries that are compared."""
+        return self.rows * self.cols
+
     def __post_init__(self) -> None:
         place = self.place
         names = [self.tuned.info.name, place.component, place.layer]

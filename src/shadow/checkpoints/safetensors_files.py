@@ -71,6 +71,11 @@ class TensorInfo:
         """The number of elements."""
         return math.prod(self.shape)
 
+    @property
+    def stored_size(self) -> int:
+        """The bytes that it takes in its file."""
+        return self.end - self.start
+
 
 Tensors = dict[str, TensorInfo]
 """Entries by name."""

@@ -286,8 +286,8 @@ def _copied(
         return StoredPart(pair.place, row.tuned, Kept(row.formats[1], row.entries, row.changed))
     sides = sides_of(pair, full, copy)
     third = None
-    if base and before and before.base and (before.rows, before.cols) == (pair.rows, pair.cols):
-        seen, _ = views(replace(before, tuned=pair.base), before.base, base, full)
+    if base and before and before.base and before.shape == pair.shape:
+        seen, _ = views(replace(before, tuned=pair.base), base, full)
         if seen.shape == sides.tuned.shape:
             third = seen
             if working_dtype(before.base.info.dtype) == torch.float64:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,14 +26,14 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import torch_name
 from shadow.places.architecture import Part, Place, place_tensors
 from shadow.reasons import ONE_SIDED
-from shadow.reports.provenance import SIDES
 from shadow.run.runtime import AlignedPair
 from shadow.run.scan import in_words, is_raw, scanned, sides_of
 from shadow.run.scanned import Scanned, Unmatched, in_order
+from shadow.run.workers import base_of
 from shadow.spectra.entries import Binades, differing_bytes
 from shadow.spectra.spectrum import Sides
 from shadow.templates import Reason, said
-from shadow.text import short
+from shadow.text import shape_text, short
 
 # bytes that are compared as they are: any pattern of 8 bits is one of this format's values
 RAW = "F8_E5M2"
@@ -42,6 +42,8 @@ UNREAD = ("quantized", "unknown_dtype", "unreadable")  # reasons of what cannot 
 
 Names = tuple[str, str]
 """What both checkpoints are called in answers, such as A and B."""
+Role = tuple[object, ...]
+"""What a tensor is in a model, however it is stored."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,18 @@ def align_all(first: Checkpoint, second: Checkpoint, names: Names) -> Alignment:
     first, second, notes = without_prefixes(plain(first), plain(second), names)
     pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
     tensors = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
-    aligned = tensors.aligned
-    renamed = sum(pair.base.info.name != pair.tuned.info.name for pair in aligned if pair.base)
+    renamed = 0
+    for pair in tensors.aligned:
+        if base_of(pair).info.name != pair.tuned.info.name:
+            renamed += 1
     if renamed:
         notes.append(Reason("renamed", tensors=renamed, where=names[1]))
     return Alignment(
-        AlignedPair(first, second, aligned, []),
-        tensors.unmatched,
-        tensors.unread,
-        tuple(notes),
-        _places(pairs, skipped, {"base": first, "tuned": second}),
+        pair=AlignedPair(first, second, tensors.aligned, []),
+        unmatched=tensors.unmatched,
+        unread=tensors.unread,
+        notes=tuple(notes),
+        places=_places(pairs, skipped, {"base": first, "tuned": second}),
     )
 
 
@@ -81,6 +85,16 @@ def parts_of(checkpoint: Checkpoint) -> dict[str, tuple[Part, ...]]:
     """Return the matrices of every tensor, by its name."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     return place_tensors(shapes, checkpoint.config)
+
+
+def shapes_of(checkpoint: Checkpoint) -> dict[Place, tuple[int, int]]:
+    """Return the rows and columns of every matrix, by its place."""
+    shapes = {}
+    for name, parts in parts_of(checkpoint).items():
+        stored_shape = checkpoint.tensors[name].shape
+        for part in parts:
+            shapes[part.place] = part.shape(stored_shape)
+    return shapes
 
 
 def plain(checkpoint: Checkpoint) -> Checkpoint:
@@ -98,8 +112,10 @@ def without_prefixes(
     if not prefix and not first.parts:
         first, prefix = _without_prefix(first, second)
         where, other = names
-    figures = {"where": where, "other": other, "prefix": short(prefix)}
-    return first, second, [Reason("prefixed", figures)] if prefix else []
+    notes = []
+    if prefix:
+        notes.append(Reason("prefixed", where=where, other=other, prefix=short(prefix)))
+    return first, second, notes
 
 
 def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, str]:
@@ -107,23 +123,26 @@ def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoi
     names = [name for name in checkpoint.tensors if name not in other.tensors]
     if 2 * len(names) < len(checkpoint.tensors):
         return checkpoint, ""
-    prefixes = Counter(
-        name[: dot.end()]
-        for name in names[:LOOKED_AT]
-        for dot in re.finditer(r"\.", name)
-        if name[dot.end() :] in other.tensors
-    )
-    for prefix, _ in prefixes.most_common(1):
-        bare = {name: name.removeprefix(prefix) for name in names}
-        if 2 * sum(name in other.tensors for name in bare.values()) <= len(names):
-            continue
-        tensors = {
-            bare.get(name, name): replace(info, name=bare.get(name, name))
-            for name, info in checkpoint.tensors.items()
-        }
-        if len(tensors) == len(checkpoint.tensors):
-            return replace(checkpoint, tensors=tensors), prefix
-    return checkpoint, ""
+    prefixes = Counter[str]()
+    for name in names[:LOOKED_AT]:
+        for dot in re.finditer(r"\.", name):
+            end = dot.end()
+            if name[end:] in other.tensors:
+                prefixes[name[:end]] += 1
+    if not prefixes:
+        return checkpoint, ""
+    ((prefix, _),) = prefixes.most_common(1)
+    bare = {name: name.removeprefix(prefix) for name in names}
+    shared = other.tensors.keys() & bare.values()
+    if 2 * len(shared) <= len(names):
+        return checkpoint, ""
+    tensors = {}
+    for name, info in checkpoint.tensors.items():
+        bare_name = bare.get(name, name)
+        tensors[bare_name] = replace(info, name=bare_name)
+    if len(tensors) < len(checkpoint.tensors):  # two of one name
+        return checkpoint, ""
+    return replace(checkpoint, tensors=tensors), prefix
 
 
 @dataclass(frozen=True)
@@ -143,64 +162,98 @@ def _sorted_out(
     is_whole: whether the first is one checkpoint. Otherwise a component may have none in it.
     """
     aligned = [pair for pair in pairs if pair.base is not None]
+    keys = {pair.key for pair in aligned}
     unmatched = [_grown(pair, names) for pair in aligned if pair.detail]
     unread: list[Unmatched] = []
     for pair in pairs:
+        if pair.base is not None:
+            continue
         name = pair.tuned.info.name
-        if pair.base is None and is_whole:
-            unmatched.append(Unmatched(name, "tuned", Reason("only_in", where=names[1])))
-        elif pair.base is None:
+        if is_whole:
+            why = Reason("only_in", where=names[1])
+            unmatched.append(Unmatched(name, "tuned", why))
+        else:
             unread.append(Unmatched(name, "tuned", said(pair.detail)))
+    by_name = _by_name(skipped)
+    packed_roles = _packed_on_one_side(by_name.values())
+    misshapen = {}
+    for tensor in skipped:
+        if tensor.reason == "shape_differs":
+            misshapen[tensor.side, tensor.place] = tensor.info
+    for of_name in by_name.values():
+        base = of_name.get("base")
+        tuned = of_name.get("tuned")
+        shared = None  # how tensors of this name differ
+        if base and tuned:
+            alike = _named_alike(base, tuned)
+            if alike is not None:
+                aligned.append(alike)
+                keys.add(alike.key)
+                continue
+            shared = _how_they_differ(base.info, tuned.info, names)
+        for tensor in of_name.values():
+            name = tensor.info.name
+            side = tensor.side
+            place = tensor.place
+            head = None
+            if tensor.reason == "tied":
+                head = _head_pair(tensor, pairs, skipped)
+            if head is not None:
+                if head.key not in keys:
+                    aligned.append(head)
+                    keys.add(head.key)
+            elif _is_unread(tensor, packed_roles, is_whole=is_whole):
+                why = Reason("not_read")
+                if tensor.detail:
+                    why = said(tensor.detail)
+                unread.append(Unmatched(name, side, why))
+            elif shared is not None:
+                unmatched.append(Unmatched(name, "tuned", shared, is_shared=True))
+            else:
+                why = Reason("only_in", where=names[side == "tuned"])
+                if tensor.reason == "shape_differs":  # and the names do too
+                    first = misshapen.get(("base", place))
+                    second = misshapen.get(("tuned", place))
+                    why = _how_they_differ(first, second, names) or said(tensor.detail)
+                unmatched.append(Unmatched(name, side, why))
+    return _Tensors(
+        aligned=aligned,
+        unmatched=sorted(set(unmatched), key=in_order),
+        unread=sorted(set(unread), key=in_order),
+    )
+
+
+def _by_name(skipped: Sequence[Skipped]) -> dict[str, dict[str, Skipped]]:
+    """Group tensors by name and side, except those that need not be stored."""
     by_name: dict[str, dict[str, Skipped]] = {}
     for tensor in skipped:
         # filtered: of a part of the base that stands for another component
         if tensor.reason != "filtered":
             by_name.setdefault(tensor.info.name, {})[tensor.side] = tensor
-    for name in [*by_name]:  # what is computed from the config need not be stored
-        if len(by_name[name]) == 1 and COMPUTED.fullmatch(name):
+    for name in list(by_name):
+        is_computed = COMPUTED.fullmatch(name)  # from the config
+        if is_computed and len(by_name[name]) == 1:
             del by_name[name]
-    unpacked = {
-        role_of(tensor.place)
-        for of_name in by_name.values()
-        for tensor in of_name.values()
-        if tensor.reason == "quantized"
-        and [one.reason for one in of_name.values()].count("quantized") == 1
-    }
-    misshapen = {
-        (one.side, one.place): one.info for one in skipped if one.reason == "shape_differs"
-    }
-    for of_name in by_name.values():
-        base = of_name.get("base")
-        tuned = of_name.get("tuned")
-        if base and tuned and (alike := _named_alike(base, tuned)):
-            aligned.append(alike)
-            continue
-        for tensor in of_name.values():
-            info = tensor.info
-            side = tensor.side
-            place = tensor.place
-            is_unmatched = tensor.reason in ONE_SIDED
-            if tensor.reason == "tied" and (head := _head_pair(tensor, pairs, skipped)):
-                if head.key not in {pair.key for pair in aligned}:
-                    aligned.append(head)
-            elif (
-                tensor.reason in UNREAD
-                or (is_unmatched and role_of(place) in unpacked)
-                or (tensor.reason == "not_a_matrix" and not is_whole)  # without a base
-            ):
-                why = said(tensor.detail) if tensor.detail else Reason("not_read")
-                unread.append(Unmatched(info.name, side, why))
-            elif base and tuned and (how := _how_they_differ(base.info, tuned.info, names)):
-                unmatched.append(Unmatched(info.name, "tuned", how, is_shared=True))
-            else:
-                why = Reason("only_in", where=names[side == "tuned"])
-                if tensor.reason == "shape_differs":  # and the names do too
-                    one, other = (misshapen.get((of, place)) for of in SIDES)
-                    why = _how_they_differ(one, other, names) or said(tensor.detail)
-                unmatched.append(Unmatched(info.name, side, why))
-    return _Tensors(
-        aligned, sorted(set(unmatched), key=in_order), sorted(set(unread), key=in_order)
-    )
+    return by_name
+
+
+def _packed_on_one_side(names: Iterable[Mapping[str, Skipped]]) -> set[Role]:
+    """Return the roles of packed tensors whose names have no packed tensor on the other side."""
+    roles = set()
+    for of_name in names:
+        packed = [tensor for tensor in of_name.values() if tensor.reason == "quantized"]
+        if len(packed) == 1:
+            roles.add(role_of(packed[0].place))
+    return roles
+
+
+def _is_unread(tensor: Skipped, packed_roles: set[Role], *, is_whole: bool) -> bool:
+    """Return whether a tensor, or what it would be compared with, cannot be read."""
+    if tensor.reason in UNREAD:
+        return True
+    if tensor.reason in ONE_SIDED and role_of(tensor.place) in packed_roles:
+        return True
+    return tensor.reason == "not_a_matrix" and not is_whole  # without a base
 
 
 def _places(
@@ -214,15 +267,22 @@ def _places(
                 places.setdefault(operand.info.name, set()).add(pair.place)
     for side, checkpoint in sides.items():
         config = checkpoint.config or sides["base"].config or sides["tuned"].config
-        mine = [one for one in skipped if one.side == side and one.reason != "filtered"]
-        held = {} if checkpoint.parts else _held(checkpoint, config, mine)
-        for tensor in mine:
+        own = []
+        for tensor in skipped:
+            if tensor.side == side and tensor.reason != "filtered":
+                own.append(tensor)
+        held = {}
+        if not checkpoint.parts:
+            held = _held(checkpoint, config, own)
+        for tensor in own:
             name = tensor.info.name
-            places.setdefault(name, set()).update(held.get(name) or {tensor.place})
+            held_places = held.get(name) or {tensor.place}
+            places.setdefault(name, set()).update(held_places)
         for name, info in checkpoint.tensors.items():
-            if any(place.is_unplaced for place in places.get(name, ())):
-                alone = place_tensors({name: info.shape}, config)
-                places[name] = {part.place for part in alone[name]}
+            known = places.get(name, ())
+            if any(place.is_unplaced for place in known):
+                parts = place_tensors({name: info.shape}, config)
+                places[name] = {part.place for part in parts[name]}
     return places
 
 
@@ -237,23 +297,36 @@ def _held(
         name = tensor.info.name
         if tensor.reason == "quantized" and parts[name][0].place.module == "other":
             owner, piece = owner_of(name)
-            owners[name] = owner if piece.startswith("_") else f"{owner}.weight"
-            size = shapes.pop(name)
-            shapes.setdefault(owners[name], (*size[: len(size) > 2], 2, 2))
+            if not piece.startswith("_"):
+                owner = f"{owner}.weight"
+            owners[name] = owner
+            shape = shapes.pop(name)
+            experts = shape[:1] if len(shape) > 2 else ()
+            shapes.setdefault(owner, (*experts, 2, 2))
     parts |= place_tensors(shapes, config)
-    return {name: {part.place for part in parts[owner]} for name, owner in owners.items()}
+    places = {}
+    for name, owner in owners.items():
+        places[name] = {part.place for part in parts[owner]}
+    return places
 
 
 def _grown(pair: MatrixPair, names: Names) -> Unmatched:
     """Return the rows of a vocabulary that only one side has."""
-    assert pair.base is not None, "lined up"
-    more = pair.tuned.shape[0] - pair.base.shape[0]
-    side, operand = ("tuned", pair.tuned) if more > 0 else ("base", pair.base)
-    why = Reason("rows_only_in", rows=abs(more), where=names[more > 0])
+    base = base_of(pair)
+    base_rows, _ = base.shape
+    tuned_rows, _ = pair.tuned.shape
+    operand = base
+    side = "base"
+    where = names[0]
+    if tuned_rows > base_rows:
+        operand = pair.tuned
+        side = "tuned"
+        where = names[1]
+    why = Reason("rows_only_in", rows=abs(tuned_rows - base_rows), where=where)
     return Unmatched(operand.info.name, side, why, is_shared=True)
 
 
-def role_of(place: Place) -> tuple[object, ...]:
+def role_of(place: Place) -> Role:
     """Return the role of a tensor in a model, however it is stored."""
     return place.component, place.layer, place.module, place.expert
 
@@ -264,13 +337,17 @@ def _how_they_differ(
     """Return how two tensors differ in shape or dtype; None if they agree, or one is unknown."""
     if first is None or second is None:
         return None
-    one, other = (" x ".join(map(str, info.shape)) or "1" for info in (first, second))
     code = "shapes"
+    one = shape_text(first.shape or (1,))
+    other = shape_text(second.shape or (1,))
     if one == other:
-        code, one, other = "dtypes", first.dtype, second.dtype
+        code = "dtypes"
+        one = first.dtype
+        other = second.dtype
     if one == other:
         return None
-    return Reason(code, first=one, a=names[0], second=other, b=names[1])
+    a, b = names
+    return Reason(code, first=one, a=a, second=other, b=b)
 
 
 def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
@@ -288,10 +365,14 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
     reading: Reading = "whole"
     size = first.parameters
     if reasons != {"only_in_base", "only_in_tuned"}:
-        size = first.end - first.start
-        reading = "numbers" if reasons == {"not_float"} else "bytes"
-        is_other = (first.dtype, size) != (second.dtype, second.end - second.start)
-        if first.strides or second.strides or (reading == "bytes" and is_other):
+        size = first.stored_size
+        reading = "bytes"
+        if reasons == {"not_float"}:
+            reading = "numbers"
+        is_alike = first.dtype == second.dtype and size == second.stored_size
+        if reading == "bytes" and not is_alike:
+            return None
+        if first.strides or second.strides:
             return None
         first = _raw(first)
         second = _raw(second)
@@ -312,7 +393,7 @@ def is_whole(pair: MatrixPair) -> bool:
 
 
 def _raw(info: TensorInfo) -> TensorInfo:
-    return replace(info, dtype=RAW, shape=(info.end - info.start,), packing=None)
+    return replace(info, dtype=RAW, shape=(info.stored_size,), packing=None)
 
 
 def whole_numbers(checkpoint: Checkpoint, name: str) -> NDArray[np.generic] | None:
@@ -328,21 +409,29 @@ def _head_pair(
     head: Skipped, pairs: Sequence[MatrixPair], skipped: Sequence[Skipped]
 ) -> MatrixPair | None:
     """Pair a stored head that config ties with the other side's head or embedding."""
-    known = {pair.place.module: pair for pair in reversed(pairs) if pair.place.layer is None}
+    known: dict[str, MatrixPair] = {}  # by module
+    for pair in pairs:
+        if pair.place.layer is None:
+            known.setdefault(pair.place.module, pair)
     partner = known.get("head") or known.get("embed")
     if partner is None or partner.base is None:
         return None
-    mine = Operand(head.info, Part(head.place))
-    other = partner.base if head.side == "tuned" else partner.tuned
-    for one in skipped:
-        if one.reason == "tied" and one.side != head.side:
-            other = Operand(one.info, Part(head.place))
+    part = Part(head.place)
+    base = partner.base
+    tuned = partner.tuned
+    for tensor in skipped:
+        if tensor.reason == "tied" and tensor.side != head.side:
+            base = tuned = Operand(tensor.info, part)
             break
-    if mine.shape != other.shape:
+    if head.side == "tuned":
+        tuned = Operand(head.info, part)
+    else:
+        base = Operand(head.info, part)
+    if base.shape != tuned.shape:
         return None
-    base, tuned = (other, mine) if head.side == "tuned" else (mine, other)
+    rows, cols = base.shape
     place = replace(head.place, slot=head.info.name)
-    return MatrixPair(place, base, tuned, *mine.shape, is_matrix=True)
+    return MatrixPair(place, base, tuned, rows, cols, is_matrix=True)
 
 
 def row_of(
@@ -355,21 +444,18 @@ def row_of(
     """Return the row of a pair; bytes have no norms. binades: also gets the entries of others.
     sides: both, if they are open.
     """
-    assert pair.base is not None, "lined up"
     if not is_raw(pair):
-        row = scanned(pair, sides or sides_of(pair, base, tuned), binades)
-        is_tied = [one.part.place.module == "embed" != pair.place.module
-                   for one in (pair.base, pair.tuned)]  # fmt: skip
-        side = "second" if is_tied[1] else "first"
-        remark = f"as the head of the {side}, which its config ties to the embedding"
-        return replace(row, remark=remark) if any(is_tied) else row
-    first = pair.base.info.name
+        if sides is None:
+            sides = sides_of(pair, base, tuned)
+        row = scanned(pair, sides, binades)
+        return replace(row, remark=_remark_on_head(pair))
+    first = base_of(pair).info.name
     second = pair.tuned.info.name
     if pair.reading == "numbers":
         numbers = whole_numbers(base, first)
         others = whole_numbers(tuned, second)
-        assert numbers is not None, "lined up"
-        assert others is not None, "lined up"
+        assert numbers is not None, "aligned"
+        assert others is not None, "aligned"
         entries = numbers.size
         changed = int(np.count_nonzero(numbers != others))
         remark = ""
@@ -386,3 +472,16 @@ def row_of(
         changed=changed,
         remark=remark,
     )
+
+
+def _remark_on_head(pair: MatrixPair) -> str:
+    """Say which side of a head is an embedding; empty if neither is."""
+    if pair.place.module == "embed":
+        return ""
+    embeddings = []
+    for operand, side in ((base_of(pair), "first"), (pair.tuned, "second")):
+        if operand.part.place.module == "embed":
+            embeddings.append(side)
+    if not embeddings:
+        return ""
+    return f"as the head of the {embeddings[-1]}, which its config ties to the embedding"

@@ -53,7 +53,8 @@ NO_VOTE = ("norm", "bias", "other", "router")  # modules that do not say which u
 
 def group_of(place: Place) -> Group:
     """The group of the unit that a matrix belongs to."""
-    return place.component, None if place.expert is None else place.layer
+    layer = None if place.expert is None else place.layer
+    return place.component, layer
 
 
 def number_of(place: Place) -> int:
@@ -104,11 +105,12 @@ class Matching:
         self.base, self._tuned = operands_of(aligned.base, aligned.tuned)
         before = dict(self.partners)
         of_experts = {place for place in suspects if place.expert is not None}
-        of_layers = set(filter(_votes, suspects - of_experts))
-        self._match_units(of_layers)
+        of_layers = suspects - of_experts
+        self._match_units(filter(_votes, of_layers))
         self._match_units(of_experts)
         self._pair_units()
-        self._match_vocabulary(set(filter(grows, suspects)))
+        vocabularies = set(filter(grows, suspects))
+        self._match_vocabulary(vocabularies)
         return self.partners != before
 
     def unit_of(self, group: Group, number: int) -> UnitChoice | None:
@@ -122,7 +124,9 @@ class Matching:
         if layer is None:
             return group
         choice = self.unit_of((component, None), layer)
-        return None if choice is None else (component, choice.unit)
+        if choice is None:
+            return None
+        return component, choice.unit
 
     def _unlike(self, aligned: AlignedPair, outcomes: Outcomes) -> set[Place]:
         """The matrices that have little in common with their partners; note the others."""
@@ -132,8 +136,9 @@ class Matching:
                 continue
             deltas = outcomes[pair.key].deltas
             cosine = deltas[0].number("cosine") if deltas else 1.0
-            has_grown = grows(pair.place) and pair.base.shape != pair.tuned.shape
-            least = SAME_ROWS if has_grown and pair.chosen is None else NEAR
+            least = NEAR
+            if grows(pair.place) and pair.chosen is None and pair.base.shape != pair.tuned.shape:
+                least = SAME_ROWS
             if cosine is not None and cosine < least:
                 suspects.add(pair.place)
             else:
@@ -141,7 +146,7 @@ class Matching:
                 self.chosen[pair.place] = UnitChoice(number, pair.matched_by)
         return suspects
 
-    def _match_units(self, suspects: set[Place]) -> None:
+    def _match_units(self, suspects: Iterable[Place]) -> None:
         """Find the unit of the base that each suspect matrix is of, and then each unit."""
         of_base = grouped(self.base)
         of_tuned = grouped(self._tuned)
@@ -154,12 +159,15 @@ class Matching:
             votes: dict[int, list[Vote]] = {number_of(place): [] for place in own}
             for number, place, choice in self._ballots(group):
                 rows, cols = self._tuned[place].shape
-                votes.setdefault(number, []).append((choice, rows * cols))
-            found = elected(votes, set(map(number_of, base_units)))
+                entries = rows * cols
+                vote = (choice, entries)
+                votes.setdefault(number, []).append(vote)
+            numbers = set(map(number_of, base_units))
+            units = elected(votes, numbers)
             for place in of_tuned[group]:
                 number = number_of(place)
-                found.setdefault(number, self.unit_of(group, number))
-            self.units[group] = found
+                units.setdefault(number, self.unit_of(group, number))
+            self.units[group] = units
 
     def _ballots(self, group: Group) -> Iterator[tuple[int, Place, UnitChoice]]:
         """Yield which unit of the base matrices say that theirs is, with the number of theirs.
@@ -169,7 +177,9 @@ class Matching:
         for place, choice in self.chosen.items():
             if group_of(place) == group and _votes(place):
                 yield number_of(place), place, choice
-            elif layer is None and place.component == component and place.expert is not None:
+                continue
+            is_of_expert = place.component == component and place.expert is not None
+            if layer is None and is_of_expert:
                 number = place.layer or 0
                 unit = self.unit_of(group, number)
                 if unit is not None:
@@ -194,11 +204,13 @@ class Matching:
         self._zeros |= {place for place, signature in tuned.items() if signature.is_zero}
         choices: dict[Place, UnitChoice] = {}
         for places, others in roles:
-            read = list(filter(tuned.__contains__, places))
+            read = [place for place in places if place in tuned]
             signed = [(number_of(place), tuned[place]) for place in read]
-            signed_base = [(number_of(place), base[place]) for place in others if place in base]
-            for at, choice in choose(signed, signed_base).items():
-                choices[read[at]] = choice
+            read_of_base = [place for place in others if place in base]
+            signed_base = [(number_of(place), base[place]) for place in read_of_base]
+            for index, choice in choose(signed, signed_base).items():
+                place = read[index]
+                choices[place] = choice
         return choices
 
     def _pair_units(self) -> None:
@@ -208,7 +220,9 @@ class Matching:
                 continue
             self.partners.pop(place, None)
             layer = self.unit_of((place.component, None), place.layer)
-            own = self.chosen.get(place) or self.unit_of(group_of(place), number_of(place))
+            own = self.chosen.get(place)
+            if own is None:
+                own = self.unit_of(group_of(place), number_of(place))
             if layer is None or own is None:
                 self.partners[place] = Partner(None)
                 continue
@@ -216,18 +230,22 @@ class Matching:
             if place.expert is not None:
                 base_place = replace(place, layer=layer.unit, expert=own.unit)
             if base_place != place:
-                by = layer.by if own.by == "number" else own.by
-                self.partners[place] = Partner(None if place in self._zeros else base_place, by)
+                by = own.by
+                if by == "number":
+                    by = layer.by
+                has_entries = place not in self._zeros
+                self.partners[place] = Partner(base_place if has_entries else None, by)
             if place.module == "router" and base_place in self.base:
                 experts = self.units.get((place.component, place.layer), {})
-                sizes = self.base[base_place].shape[0], operand.shape[0]
-                pairs = rows_of_units(experts, *sizes)
-                if pairs is not None:
-                    self.partners[place] = Partner(base_place, pairs.by, pairs.rows)
+                base_size, _ = self.base[base_place].shape
+                size, _ = operand.shape
+                rows = rows_of_units(experts, base_size, size)
+                if rows is not None:
+                    self.partners[place] = Partner(base_place, rows.by, rows.rows)
 
     def _match_vocabulary(self, suspects: set[Place]) -> None:
         """Find the rows of the base's vocabulary that rows are."""
-        found: dict[tuple[Shape, Shape], RowPairs | None] = {}
+        known: dict[tuple[Shape, Shape], RowPairs | None] = {}
         for pair in self._aligned.pairs:
             base = pair.base
             tuned = pair.tuned
@@ -235,16 +253,18 @@ class Matching:
                 continue
             if base.info.packing or tuned.info.packing:
                 continue
-            shapes = base.shape, tuned.shape
-            if shapes not in found:
-                first = self._read(self._aligned.base, {pair.place: base}, row_signatures_of)
-                second = self._read(self._aligned.tuned, {pair.place: tuned}, row_signatures_of)
-                found[shapes] = None
+            place = pair.place
+            shapes = (base.shape, tuned.shape)
+            if shapes not in known:
+                first = self._read(self._aligned.base, {place: base}, row_signatures_of)
+                second = self._read(self._aligned.tuned, {place: tuned}, row_signatures_of)
+                known[shapes] = None
                 if first and second:
-                    found[shapes] = match_rows(first[pair.place], second[pair.place], self._tokens)
-            rows = found[shapes]
+                    known[shapes] = match_rows(first[place], second[place], self._tokens)
+            rows = known[shapes]
             if rows is not None:
-                self.partners[pair.place] = Partner(base.part.place, rows.by, rows.rows)
+                base_place = base.part.place
+                self.partners[place] = Partner(base_place, rows.by, rows.rows)
 
     def _read(
         self, checkpoint: Checkpoint, operands: Operands, sign: Sign[Made]
@@ -252,11 +272,12 @@ class Matching:
         """Read matrices once, and return what is made of those that can be decoded."""
         pairs = []
         for place, operand in operands.items():
-            rows, cols = operand.shape
-            pairs.append(MatrixPair(place, None, operand, rows, cols, is_matrix=False))
+            pair = MatrixPair(place, None, operand, *operand.shape, is_matrix=False)
+            pairs.append(pair)
 
         def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> tuple[Place, Made]:
-            return pair.place, sign(matrix_of(pair.tuned, own), own_workspace())
+            matrix = matrix_of(pair.tuned, own)
+            return pair.place, sign(matrix, own_workspace())
 
         aligned = AlignedPair(checkpoint, checkpoint, pairs, [])
         unread: list[Unmatched] = []
@@ -270,13 +291,14 @@ def differing(aligned: AlignedPair) -> set[Place]:
     unpaired = [tensor.place for tensor in aligned.skipped if tensor.reason in ONE_SIDED]
     if all(place.layer is None for place in unpaired):
         return set()
-    base, tuned = map(grouped, operands_of(aligned.base, aligned.tuned))
+    base, tuned = operands_of(aligned.base, aligned.tuned)
+    of_base = grouped(base)
     suspects: set[Place] = set()
-    for group, places in tuned.items():
+    for group, places in grouped(tuned).items():
         numbers = set(map(number_of, places))
-        base_numbers = set(map(number_of, base[group]))
-        if numbers and base_numbers and numbers != base_numbers:
-            suspects |= set(filter(_votes, places))
+        base_numbers = set(map(number_of, of_base[group]))
+        if base_numbers and numbers != base_numbers:
+            suspects.update(filter(_votes, places))
     return suspects
 
 
@@ -310,19 +332,21 @@ def facts(known: Matching, aligned: AlignedPair) -> record.Correspondence:
         if layer is None:
             layers.append(row)
             continue
-        same = [other for other in experts if other.with_values(layers=[]) == row]
-        if not same:
-            same = [row]
+        for other in experts:
+            if other.with_values(layers=[]) == row:
+                row = other
+                break
+        else:
             experts.append(row)
-        same[0].layers.append(layer)
+        row.layers.append(layer)
+    vocabularies = []
+    for pair in aligned.pairs:
+        if pair.chosen is not None and grows(pair.place):
+            vocabularies.append(matched_rows(pair))
     return record.Correspondence(
         layers=[row for row in layers if row.has_others],
         experts=[row for row in experts if row.has_others],
-        rows=[
-            matched_rows(pair)
-            for pair in aligned.pairs
-            if pair.chosen is not None and grows(pair.place)
-        ],
+        rows=vocabularies,
         matrices=other_layers(known),
     )
 
@@ -336,11 +360,13 @@ def other_layers(known: Matching) -> list[record.OtherLayer]:
         number = number_of(place)
         unit = known.unit_of((place.component, None), number)
         if unit is not None and unit.unit != choice.unit:
-            key = place.component, number, choice.unit, choice.by
+            key = (place.component, number, choice.unit, choice.by)
             modules[key].append(place.module)
-    return [
-        record.OtherLayer(
-            component=component, modules=sorted(own), layer=layer, base_layer=number, by=by
+    rows = []
+    for (component, layer, base_layer, by), own in sorted(modules.items()):
+        own.sort()
+        row = record.OtherLayer(
+            component=component, modules=own, layer=layer, base_layer=base_layer, by=by
         )
-        for (component, layer, number, by), own in sorted(modules.items())
-    ]
+        rows.append(row)
+    return rows

@@ -43,8 +43,15 @@ ALIKE = "only layout differs, or keys such as transformers_version"
 # the row of a side of which not all files are known
 EVERY: Mapping[str, Cell] = {"path": "*", "state": "unknown", "kind": "other"}
 
-# state, what differs in words, detail
-Recorded = tuple[State, Sequence[str], str]
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The comparison of a file with that of the other side."""
+
+    state: State
+    detail: str = ""
+    differs: Sequence[str] = ()
+    """What differs, in words of the row."""
 
 
 def file_rows(
@@ -59,10 +66,10 @@ def file_rows(
     of a file raises an error.
     """
     sides = {"base": first, "tuned": second}
-    compared = _Sides({side: language_of(parts) for side, parts in sides.items()}, say)
-    rows = list(compared.rows())
+    listings = {side: language_of(parts) for side, parts in sides.items()}
+    rows = list(_Sides(listings, say).rows())
     for side, parts in sides.items():
-        if len(parts) > 1 or not language_of(parts).is_complete:
+        if len(parts) > 1 or not listings[side].is_complete:
             rows.append({**EVERY, "side": side, "detail": "not all files of this side are known"})
     rows.sort(key=lambda row: (str(row["path"]), str(row["side"])))
     return rows
@@ -99,79 +106,80 @@ class _Sides:
         for path in sorted(paths):
             base = self.of["base"].files.get(path)
             tuned = self.of["tuned"].files.get(path)
-            state, words, detail = self._recorded(path, base, tuned)
+            comparison = self._compared(path, base, tuned)
             if base and tuned:
-                yield self._row("base", path, base, state, (), base.problem)
+                of_base = _Comparison(comparison.state, base.problem)
+                yield self._row("base", path, base, of_base)
             if tuned:
-                yield self._row("tuned", path, tuned, state, words, detail)
+                yield self._row("tuned", path, tuned, comparison)
             elif base:
-                yield self._row("base", path, base, state, words, detail)
+                yield self._row("base", path, base, comparison)
 
     def _row(
-        self,
-        side: str,
-        path: str,
-        file: StoredFile,
-        state: State,
-        words: Sequence[str],
-        detail: str,
+        self, side: str, path: str, file: StoredFile, comparison: _Comparison
     ) -> dict[str, Cell]:
         kind, _, digest = (file.checksum or "").partition(":")
+        detail = visible(comparison.detail)
         return {
             "path": visible(path),
             "side": side,
-            "state": state,
+            "state": comparison.state,
             "kind": file.kind,
             "bytes": None if file.problem else file.size,
             "sha256": digest if kind == "sha256" else self.digests.get((side, path)),
-            "differs": " ".join(words) or None,
-            "detail": visible(detail)[:LONGEST] or None,
+            "differs": " ".join(comparison.differs) or None,
+            "detail": detail[:LONGEST] or None,
         }
 
-    def _recorded(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
+    def _compared(
+        self, path: str, base: StoredFile | None, tuned: StoredFile | None
+    ) -> _Comparison:
         is_gguf = self.of["base"].is_gguf or self.of["tuned"].is_gguf
         if is_gguf and kind_of(path) in INSIDE:
-            return "unknown", (), "this is inside the GGUF file, where it is not compared"
+            inside = "this is inside the GGUF file, where it is not compared"
+            return _Comparison("unknown", inside)
         if base is None or tuned is None:
             return self._of_one(path, base, tuned)
         same = self._are_same(path, base, tuned)
         if same is None:
-            return "unknown", (), tuned.problem or base.problem or "too large to be compared here"
+            why = tuned.problem or base.problem or "too large to be compared here"
+            return _Comparison("unknown", why)
         if same:
-            return "same", (), ""
+            return _Comparison("same")
         if tuned.kind not in TELLING:
-            return "changed", (), ""
+            return _Comparison("changed")
         try:
             first = self._read("base", path)
             second = self._read("tuned", path)
             changes = differences(path, first, second)
         except (ShadowError, ValueError) as error:
             reason = getattr(error, "message", str(error))
-            return "changed", [tuned.kind], f"not compared inside: {reason}"
+            return _Comparison("changed", f"not compared inside: {reason}", [tuned.kind])
         texts = []
         words: dict[str, None] = {}  # in order
         for word, text in changes:
             if word != TEMPLATE or path not in TEMPLATES or self._templates_differ:
                 texts.append(text)
                 words[word] = None
-        return "changed", list(words)[:NAMED], several(texts, NAMED, "; ") or ALIKE
+        detail = several(texts, NAMED, "; ") or ALIKE
+        return _Comparison("changed", detail, list(words)[:NAMED])
 
-    def _of_one(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> Recorded:
-        """Return the entry for a file that only one side has."""
+    def _of_one(self, path: str, base: StoredFile | None, tuned: StoredFile | None) -> _Comparison:
+        """Compare a file that only one side has with the other files."""
         file = tuned or base
         assert file is not None, "only one side has it"
-        if not self.of["base" if base is None else "tuned"].is_complete:
-            return "unknown", (), "not all files of the other side are known"
+        other_side = "base" if base is None else "tuned"
+        if not self.of[other_side].is_complete:
+            return _Comparison("unknown", "not all files of the other side are known")
         if tuned is None and self.of["tuned"].is_adapter:
-            return "unknown", (), "an adapter leaves the base's files in use"
+            return _Comparison("unknown", "an adapter leaves the base's files in use")
         state: State = "removed" if tuned is None else "added"
         if file.kind == TEMPLATE and path in TEMPLATES and not self._templates_differ:
-            return state, (), "the chat template is the same"
+            return _Comparison(state, "the chat template is the same")
         matters = file.kind in TELLING
         if state == "added" and file.kind == "pickle":
             matters = path not in self.of["tuned"].read_from
-        words = [file.kind] if matters else ()
-        return state, words, file.problem
+        return _Comparison(state, file.problem, [file.kind] if matters else ())
 
     def _are_same(self, path: str, base: StoredFile, tuned: StoredFile) -> bool | None:
         """Return whether two files have the same bytes; None if unknown."""
@@ -186,8 +194,11 @@ class _Sides:
         second = self.of["tuned"]
         if first.folder is not None and second.folder is not None:
             differ = differ_in_sample(first, second, path)
-            return None if differ is None else not differ
-        for side, checksum in (("base", tuned.checksum), ("tuned", base.checksum)):
+            if differ is None:
+                return None
+            return not differ
+        checksums = {"base": tuned.checksum, "tuned": base.checksum}  # of the other side
+        for side, checksum in checksums.items():
             is_here = self.of[side].folder is not None
             if checksum and (is_here or base.kind in TELLING):
                 with contextlib.suppress(ShadowError):
@@ -217,5 +228,6 @@ class _Sides:
             if name in self.of[side].files:
                 content = contents(name, self._read(side, name))
                 if TEMPLATE in content:
-                    templates.add(json.dumps(content[TEMPLATE], sort_keys=True))
+                    template = json.dumps(content[TEMPLATE], sort_keys=True)
+                    templates.add(template)
         return templates

@@ -277,9 +277,11 @@ def _line(outcome: MatrixOutcome) -> bytes:
     measurements = []
     for measurement in outcome.measurements:
         values = {name: null_if_undefined(value) for name, value in measurement.values.items()}
-        sigma = base64.b64encode(measurement.sigma.astype("<f8").tobytes()).decode()
+        content = measurement.sigma.astype("<f8").tobytes()
+        sigma = base64.b64encode(content).decode()
         measurements.append({**vars(measurement), "values": values, "sigma": sigma})
-    entry = json.dumps({**vars(outcome), "measurements": measurements}, allow_nan=False).encode()
+    stored = {**vars(outcome), "measurements": measurements}
+    entry = json.dumps(stored, allow_nan=False).encode()
     return b'["%08x", %b]\n' % (crc32(entry), entry)
 
 
@@ -295,7 +297,8 @@ def _outcome(line: bytes) -> MatrixOutcome:
             raise ValueError
     measurements = []
     for stored in entry["measurements"]:
-        sigma = np.frombuffer(base64.b64decode(stored["sigma"]), dtype="<f8")
+        numbers = base64.b64decode(stored["sigma"])
+        sigma = np.frombuffer(numbers, dtype="<f8")
         measurements.append(Measurement(**{**stored, "sigma": sigma}))
     entry["measurements"] = tuple(measurements)
     for name in ("key", "status"):

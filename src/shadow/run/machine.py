@@ -122,7 +122,9 @@ def _memory_left(folder: Path) -> int | None:
 
 def _number(path: Path) -> int | None:
     text = _text(path).strip()
-    return int(text) if text.isdecimal() else None
+    if not text.isdecimal():
+        return None
+    return int(text)
 
 
 def _text(path: Path) -> str:
@@ -139,14 +141,15 @@ PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any 
 def matrix_memory(pair: MatrixPair, method: Method) -> int:
     """Return the most bytes that a worker needs for a pair that is measured in this way."""
     sides = 2 * _side_memory(pair)
-    shape = (pair.rows, pair.cols)
+    shape = pair.shape
     if not pair.is_matrix:
         return BUFFERS * min(BLOCK, math.prod(shape)) + sides
     factors = 0
     if pair.tuned.factor is not None:  # a part of one, and two copies of it
         factors = 3 * 8 * min(FACTOR_BLOCK, pair.tuned.factor.rank * max(shape))
     cost = cost_of(method).on(shape)
-    return cost.memory(shape, factors) + cost.held(shape, method.subjects) + sides
+    held = cost.held(shape, method.subjects)
+    return cost.memory(shape, factors) + held + sides
 
 
 def _side_memory(pair: MatrixPair) -> int:
@@ -155,8 +158,8 @@ def _side_memory(pair: MatrixPair) -> int:
     if pair.base:
         infos.append(pair.base.info)
     bits = max(float_format(info.dtype).bits for info in infos)
-    numbers = bits // 8 * pair.rows * pair.cols
-    stored = max(info.end - info.start if info.packing else 0 for info in infos)
+    numbers = bits // 8 * pair.entries
+    stored = max(info.stored_size if info.packing else 0 for info in infos)
     # of a quantised side numbers are kept where they fit beside the bytes that they come from
     if stored and numbers + stored > WHOLE:
         return kept_memory(stored) + STRIPE
@@ -167,7 +170,7 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
     """Return the first of the pairs that need the same memory: one of thousands of experts."""
     firsts: dict[tuple[object, ...], MatrixPair] = {}
     for pair in pairs:
-        kind = [pair.rows, pair.cols, pair.is_matrix, pair.place.module]
+        kind = [pair.shape, pair.is_matrix, pair.place.module]
         for operand in (pair.base, pair.tuned):
             if operand is None:
                 kind.append(None)
@@ -186,8 +189,8 @@ def worker_memory(pairs: Iterable[MatrixPair], method: Method) -> int:
     for pair in pairs:
         delta = 0
         if pair.is_matrix:
-            shape = (pair.rows, pair.cols)
-            delta = cost_of(method).on(shape).held(shape, method.subjects)
+            cost = cost_of(method).on(pair.shape)
+            delta = cost.held(pair.shape, method.subjects)
         most = max(most, matrix_memory(pair, method) - delta)
         held = max(held, delta)
     return most + held
@@ -253,6 +256,8 @@ def pace(method: Method, jobs: int) -> float:
         started = time.perf_counter()
         list(pool.map(solve, range(jobs * TRIES)))
         each = (time.perf_counter() - started) / (jobs * TRIES)
-    of_level = PACES[method.level]
-    relative_pace = of_level[1 if method.subjects == "delta" else 0]
+    of_all, of_deltas = PACES[method.level]
+    relative_pace = of_all
+    if method.subjects == "delta":
+        relative_pace = of_deltas
     return relative_pace * COSTS["full"].operations(matrix.shape) / each

@@ -62,7 +62,8 @@ class Merges(Mapping[str, Tensor]):
         return [name for name in names if name in self.base.tensors and name not in self.whole]
 
     def __getitem__(self, name: str) -> Tensor:
-        if (info := self.whole.get(name)) is not None:
+        info = self.whole.get(name)
+        if info is not None:
             return self.adapter.tensor(info).whole()
         return self.merged(name, torch.float32)
 
@@ -96,8 +97,7 @@ def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Ch
     require("adapters")
     fetch_all([base, adapter], runtime)
     parts = parts_of(base)
-    places = [part.place for of_tensor in parts.values() for part in of_tensor]
-    names = BaseNames(base.tensors, {place.component for place in places})
+    names = base_names(base, parts)
     modules: dict[str, str] = {}
     whole: dict[str, TensorInfo] = {}
     state: dict[str, Tensor] = {}
@@ -145,6 +145,14 @@ def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Ch
     return checkpoint, merges
 
 
+def base_names(base: Checkpoint, parts: Mapping[str, tuple[Part, ...]]) -> BaseNames:
+    """Return the names that a base's modules may have in an adapter. parts: by tensor."""
+    components: set[str] = set()
+    for of_tensor in parts.values():
+        components.update(part.place.component for part in of_tensor)
+    return BaseNames(base.tensors, components)
+
+
 def _frozen(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
@@ -167,7 +175,8 @@ def _layer(base: Checkpoint, parts: Mapping[str, tuple[Part, ...]], module: str)
         else:
             layer = nn.Linear(cols, rows, bias=f"{module}.bias" in base.tensors)
     for word, parameter in layer.named_parameters():
-        setattr(layer, word, _frozen(torch.zeros(1).expand(parameter.shape)))
+        zeros = torch.zeros(1).expand(parameter.shape)
+        setattr(layer, word, _frozen(zeros))
     return layer
 
 
@@ -180,7 +189,9 @@ def _model(layers: Mapping[str, nn.Module], adapter: Checkpoint, state: dict[str
     config = dict(adapter.adapter.config)
     kind = peft.PeftType(config["peft_type"])
     config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
-    if unknown := config.keys() - {field.name for field in dataclasses.fields(config_class)}:
+    known = {field.name for field in dataclasses.fields(config_class)}
+    unknown = config.keys() - known
+    if unknown:
         raise ValueError(f"its config has {short(min(unknown))}, which this version does not know")
     for key, number in config.items():
         if isinstance(number, int) and number > MOST and not key.endswith(SEEDS):

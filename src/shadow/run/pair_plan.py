@@ -138,7 +138,7 @@ def plan_pair(
         fault = lacking(of_memory, machine, method)
         if plan.problem:
             fault = ShadowError(plan.problem, plan.hint)
-        shapes = Counter((matrix.rows, matrix.cols) for matrix in matrices)
+        shapes = Counter(matrix.shape for matrix in matrices)
         cost = cost_of(method)
         work = sum(count * cost.on(shape).operations(shape) for shape, count in shapes.items())
         return PairPlan(
@@ -176,7 +176,7 @@ def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
         commit=checkpoint.commit,
         access=None if isinstance(found, Checkpoint) else found.access,
         shards=len(checkpoint.sources),
-        bytes=sum(info.end - info.start for info in infos),
+        bytes=sum(info.stored_size for info in infos),
         dtypes=sorted({info.dtype for info in infos}),
         parameters=sum(info.parameters for info in infos if info.packing or info.dtype in FLOATS),
     )

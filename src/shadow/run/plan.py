@@ -107,7 +107,9 @@ def make_plan(
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
         at_once = (False, work.eager())
-        ways = [at_once, *ways] if access.owns_cache else [at_once]
+        if not access.owns_cache:
+            ways.clear()
+        ways.insert(0, at_once)
     for frees, chosen in ways:
         problem = disks.lack(chosen, frees)
         if not problem:
@@ -116,7 +118,9 @@ def make_plan(
         base = _freeing(base, ours)
         tuned = _freeing(tuned, ours)
     peak = sum(disks.peaks(chosen, frees))
-    hint = DISK_HINT if access.owns_cache else SHARED_HINT
+    hint = DISK_HINT
+    if not access.owns_cache:
+        hint = SHARED_HINT
     if access.max_disk is not None and peak > access.max_disk:
         hint = f"give --max-disk {size_for(peak)} or more, or audit less (--layer, --module)"
     return Plan(
@@ -184,7 +188,9 @@ def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
     """Return whether a shard is in the cache because this audit, or an earlier run of it, fetched
     it.
     """
-    return isinstance(source, WholeFile) and (source.fetched or source.identity in ours)
+    if not isinstance(source, WholeFile):
+        return False
+    return source.fetched or source.identity in ours
 
 
 def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> Checkpoint:
@@ -193,7 +199,9 @@ def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> 
     """
     sources = dict(checkpoint.sources)
     for shard, source in checkpoint.sources.items():
-        if isinstance(source, WholeFile) and (source.bytes_to_move() or _is_ours(source, ours)):
+        if not isinstance(source, WholeFile):
+            continue
+        if source.bytes_to_move() or _is_ours(source, ours):
             sources[shard] = replace(source, keep=False)
     return replace(checkpoint, sources=sources)
 
@@ -330,7 +338,8 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
     previous = {"base": 0, "tuned": 0}  # the first step of the shard before
     for (side, shard), step in first.items():
         key = (side, shard)
-        visits.append(Visit(key, first=step, last=last[key], after=previous[side]))
+        visit = Visit(key, first=step, last=last[key], after=previous[side])
+        visits.append(visit)
         previous[side] = step
     return Schedule(tuple(map(tuple, steps)), tuple(visits))
 
@@ -347,13 +356,17 @@ def shards_of(pair: MatrixPair) -> list[ShardKey]:
 def infos_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
     """Return the tensors of a pair on this side; none if it has no base."""
     operand = pair.base if side == "base" else pair.tuned
-    return () if operand is None else operand.infos
+    if operand is None:
+        return ()
+    return operand.infos
 
 
 def named_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
     """Return those of them that tables name."""
     operand = pair.base if side == "base" else pair.tuned
-    return () if operand is None else operand.named
+    if operand is None:
+        return ()
+    return operand.named
 
 
 def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
@@ -419,12 +432,13 @@ def summed_with(aligned: AlignedPair, settings: Settings) -> Summed:
         if is_filtered or not aligned.pairs:
             continue
         for skip in aligned.skipped:
-            if skip.side != side or skip.info.name in known or skip.status != "skipped":
+            info = skip.info
+            if skip.side != side or info.name in known or skip.status != "skipped":
                 continue
-            reader = readers.get(skip.info.shard)
-            if reader is None and checkpoint.sources[skip.info.shard].is_local:
+            reader = readers.get(info.shard)
+            if reader is None and checkpoint.sources[info.shard].is_local:
                 reader = aligned.pairs[0].key
             if reader is not None:
-                known.add(skip.info.name)
-                sums[reader].append((side, skip.info))
+                known.add(info.name)
+                sums[reader].append((side, info))
     return sums

@@ -215,7 +215,7 @@ def _matrix_rows(
             "rows": pair.rows,
             "cols": pair.cols,
             "dtype": dtypes[measurement.subject],
-            "parameters": pair.rows * pair.cols,
+            "parameters": pair.entries,
             "precision": measurement.precision,
             "rank_ceiling": ceiling,
             "verified": _verified(measurement.subject, outcome),
@@ -234,7 +234,9 @@ def _verified(subject: str, outcome: MatrixOutcome) -> bool | None:
         return tuned
     if base is False or tuned is False:
         return False
-    return True if base and tuned else None
+    if base and tuned:
+        return True
+    return None
 
 
 def _spectrum_rows(pair: MatrixPair, outcome: MatrixOutcome) -> Iterator[dict[str, Cell]]:
@@ -289,8 +291,10 @@ def _rows_of_side(
         casts = {part.outcome.cast for part in parts} - {None}
         # what all parts that changed are; of several kinds, neither
         cast = None
-        if casts:
-            cast = casts.pop() if len(casts) == 1 else "neither"
+        if len(casts) > 1:
+            cast = "neither"
+        elif casts:
+            cast = casts.pop()
         ways = {part.matched_by for part in parts if part.matched_by}
         yield {
             "tensor": info.name,
@@ -355,8 +359,11 @@ def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Matri
     outcome = outcomes[holder.key]
     if holder.base is None:
         return _Part(holder.tuned.part.place, outcome, 0)
-    place = holder.tuned.part.place if side == "tuned" else holder.base.part.place
-    entries = holder.rows * holder.cols
+    operand = holder.tuned
+    if side == "base":
+        operand = holder.base
+    place = operand.part.place
+    entries = holder.entries
     if holder.matched_by == "number":
         is_own = place == holder.place
         return _Part(holder.place, outcome, entries, is_own, "number")
@@ -417,7 +424,9 @@ def _relative_norm(outcomes: Sequence[MatrixOutcome]) -> float | None:
         bases.append(outcome.base_norm)
         deltas.append(outcome.delta_norm)
     base = math.hypot(*bases)
-    return math.hypot(*deltas) / base if base else None
+    if not base:
+        return None
+    return math.hypot(*deltas) / base
 
 
 def content_of(rows: Iterable[Mapping[str, Cell]]) -> str | None:

@@ -75,7 +75,9 @@ class Access:
 
 def access_of(files: Files) -> Access:
     """Return how checkpoints may be read. Raises UsageError for an invalid size."""
-    fetch = os.environ.get("SHADOW_FETCH", "auto") if files.fetch == "auto" else files.fetch
+    fetch: str = files.fetch
+    if fetch == "auto":
+        fetch = os.environ.get("SHADOW_FETCH", "auto")
     require_known("fetch", fetch, get_args(Fetch))
     most = files.max_disk
     if isinstance(most, str):
@@ -225,10 +227,12 @@ def _join(passes: Sequence[Pass]) -> None:
             if None in tensors:  # not here yet, or in memory
                 continue
             known = [hosts[tensor] for tensor in tensors if tensor in hosts]
+            key = pair.key
             if known:
-                host.guests.setdefault(known[0], []).append((each, pair))
+                key = known[0]
+                host.guests.setdefault(key, []).append((each, pair))
             if each is host:
-                hosts |= dict.fromkeys(tensors, known[0] if known else pair.key)
+                hosts |= dict.fromkeys(tensors, key)
 
 
 @dataclass(frozen=True)
@@ -254,19 +258,23 @@ def default_folder() -> Path | None:
     """
     if os.environ.get("SHADOW_NO_CACHE", "0").lower() not in ("", "0", "false", "no"):
         return None
-    if own := os.environ.get("SHADOW_CACHE_DIR"):
+    own = os.environ.get("SHADOW_CACHE_DIR")
+    if own:
         return Path(own)
     top = os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(top) if top else Path.home() / ".cache") / "shadow" / "spectra"
+        caches = Path(top) if top else Path.home() / ".cache"
     except RuntimeError:
         return None
+    return caches / "shadow" / "spectra"
 
 
 def cache_of(files: Files) -> Path | None:
     """The folder of the cache that was chosen; None for none."""
     cache = default_folder() if files.cache is True else files.cache
-    return Path(cache) if cache else None
+    if not cache:
+        return None
+    return Path(cache)
 
 
 def _files(folder: Path) -> list[tuple[float, int, Path]]:

@@ -52,7 +52,9 @@ def sampled_units(
     matched = [pair for pair in aligned.pairs if pair.place in matching.chosen]
     chosen = _spread(sorted(_groups(matched)))
     moved = _read(aligned, groups, chosen, runtime, scratch)
-    return moved or units, bool(moved)
+    if not moved:
+        return units, False
+    return moved, True
 
 
 def has_moved(
@@ -62,9 +64,10 @@ def has_moved(
     also where both have the same numbers.
     """
     aligned = _aligned(first, second)
-    if not (may_have or differing(aligned)):
+    if not may_have and not differing(aligned):
         return False
-    return _matching(aligned, runtime, scratch) is not None
+    matching = _matching(aligned, runtime, scratch)
+    return matching is not None
 
 
 def _aligned(
@@ -84,13 +87,16 @@ def _matching(aligned: AlignedPair, runtime: Runtime, scratch: Path) -> Matching
     layers = {layer for _, _, layer, _ in groups}
     voters = set()
     for pair in aligned.pairs:
-        module = pair.place.module
-        if module in VOTERS or (module == EXPERTS and pair.place.layer in layers):
-            voters.add(pair.place)
+        place = pair.place
+        is_of_experts = place.module == EXPERTS and place.layer in layers
+        if place.module in VOTERS or is_of_experts:
+            voters.add(place)
     matching = Matching(runtime, scratch / "signatures")
     matching.seek(aligned, voters)
-    has_others = any(partner.by != "number" for partner in matching.partners.values())
-    return matching if has_others else None
+    ways = {partner.by for partner in matching.partners.values()}
+    if ways <= {"number"}:
+        return None
+    return matching
 
 
 def _groups(pairs: Sequence[MatrixPair]) -> dict[Group, list[MatrixPair]]:
@@ -98,9 +104,11 @@ def _groups(pairs: Sequence[MatrixPair]) -> dict[Group, list[MatrixPair]]:
     groups = defaultdict[Group, list[MatrixPair]](list)
     for pair in pairs:
         stack, _, matrix = pair.place.module.partition(".")
-        is_of_units = stack in STACKS and matrix in MATRICES and _count(pair) >= FEWEST
-        if pair.base is not None and is_of_units:
-            groups[_group(pair)].append(pair)
+        if pair.base is None or stack not in STACKS or matrix not in MATRICES:
+            continue
+        if _count(pair) >= FEWEST:
+            group = _group(pair)
+            groups[group].append(pair)
     return groups
 
 
@@ -112,35 +120,43 @@ def _read(
     scratch: Path,
 ) -> list[Units]:
     """Return some units of the chosen groups."""
-    pairs = [pair for group in chosen for pair in groups[group]]
+    pairs: list[MatrixPair] = []
+    order: dict[Hashable, int] = {}
+    for number, group in enumerate(chosen):
+        pairs += groups[group]
+        order[group] = number
     if not pairs:
         return []
 
     def measure(pair: MatrixPair, first: Checkpoint, second: Checkpoint) -> Units:
-        is_small = pair.rows * pair.cols <= WHOLE
+        is_small = pair.entries <= WHOLE
         is_whole = is_small and _group(pair) == chosen[0]
-        return _units(pair, sides_of(pair, first, second), whole=is_whole)
+        sides = sides_of(pair, first, second)
+        return _units(pair, sides, whole=is_whole)
 
-    order: dict[Hashable, int] = {group: number for number, group in enumerate(chosen)}
     scanning = scan(replace(aligned, pairs=pairs), measure, runtime, scratch)
     (units,) = gather_together([scanning])
-    return sorted(units, key=lambda matrix: (order[matrix.group], matrix.module))
+    units.sort(key=lambda matrix: (order[matrix.group], matrix.module))
+    return units
 
 
 @np.errstate(over="ignore", invalid="ignore")
 def _is_unlike(units: Units) -> bool:
     """Return whether units have less in common than those that correspond."""
-    norms = np.linalg.norm(units.model) * np.linalg.norm(units.candidate)
+    model_norm = np.linalg.norm(units.model)
+    candidate_norm = np.linalg.norm(units.candidate)
     inner = np.vdot(units.model, units.candidate)
-    return bool(inner < NEAR * norms)
+    least = NEAR * (model_norm * candidate_norm)
+    return bool(inner < least)
 
 
 def _group(pair: MatrixPair) -> Group:
     place = pair.place
     stack, _, _ = place.module.partition(".")
+    stack_of_size = f"{stack} {_count(pair)}{place.slot}"
     layer = -1 if place.layer is None else place.layer
     expert = -1 if place.expert is None else place.expert
-    return place.component, f"{stack} {_count(pair)}{place.slot}", layer, expert
+    return place.component, stack_of_size, layer, expert
 
 
 def _is_down(pair: MatrixPair) -> bool:
@@ -149,7 +165,9 @@ def _is_down(pair: MatrixPair) -> bool:
 
 def _count(pair: MatrixPair) -> int:
     """The number of units."""
-    return pair.cols if _is_down(pair) else pair.rows
+    if _is_down(pair):
+        return pair.cols
+    return pair.rows
 
 
 def _spread(groups: Sequence[Group]) -> list[Group]:
@@ -159,9 +177,10 @@ def _spread(groups: Sequence[Group]) -> list[Group]:
         component, *_ = group
         components[component].append(group)
     longest = max(components.values(), key=len, default=[])
-    steps = np.linspace(0, len(longest) - 1, min(LAYERS, len(longest)))
-    indices = steps.round().astype(int).tolist()
-    return [longest[index] for index in dict.fromkeys(indices)]
+    count = len(longest)
+    steps = np.linspace(0, count - 1, min(LAYERS, count))
+    indices = np.unique(steps.round().astype(int))  # in order
+    return [longest[index] for index in indices]
 
 
 @np.errstate(over="ignore")  # F64 beyond float32
@@ -169,26 +188,34 @@ def _units(pair: MatrixPair, sides: Sides, *, whole: bool) -> Units:
     """Return SAMPLED units of both sides: the same ones for all matrices and all candidates."""
     units = _count(pair)
     rows, cols = sides.shape
-    width = rows if _is_down(pair) else cols
+    width = cols
+    if _is_down(pair):
+        width = rows
     group = _group(pair)
-    seed = np.random.SeedSequence([units, *repr(group).encode()])
+    entropy = [units, *repr(group).encode()]
+    seed = np.random.SeedSequence(entropy)
     order = np.random.default_rng(seed).permutation(units)
     chosen = np.sort(order[:SAMPLED])
     model = np.zeros((len(chosen), width))
     candidate = np.zeros_like(model)
-    every = np.zeros((units, width), dtype=np.float32) if whole else None
+    every = None
+    if whole:
+        every = np.zeros((units, width), dtype=np.float32)
     for index, (first_unit, first_weight) in tiles(sides.tuned):
         base, tuned = sides.read(index)
         if _is_down(pair):
             base = base.T
             tuned = tuned.T
             first_unit, first_weight = first_weight, first_unit
-        end = first_unit + len(base)
-        weights = slice(first_weight, first_weight + base.shape[1])
-        lines = slice(*np.searchsorted(chosen, (first_unit, end)))
+        unit_count, weight_count = base.shape
+        end = first_unit + unit_count
+        weights = slice(first_weight, first_weight + weight_count)
+        bounds = np.searchsorted(chosen, (first_unit, end))
+        lines = slice(*bounds)
         within = chosen[lines] - first_unit
-        candidate[lines, weights] = base.numpy()[within]
+        candidate_tile = base.numpy()
+        candidate[lines, weights] = candidate_tile[within]
         model[lines, weights] = tuned.numpy()[within]
         if every is not None:
-            every[first_unit:end, weights] = base.numpy()
+            every[first_unit:end, weights] = candidate_tile
     return Units(group, pair.place.module, model, candidate, every)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +18,7 @@ import torch
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.sources import Source
 from shadow.checkpoints.stored_tensors import DecodedTensor, StoredTensor, sharing
 from shadow.checkpoints.transfers import Transfer
 from shadow.dtypes import FLOATS, INTEGERS, float_format
@@ -26,7 +27,7 @@ from shadow.places.architecture import Part, Place
 from shadow.run.plan import make_plan, require_disk_at_once, sources_of
 from shadow.run.runtime import AlignedPair, Gathering, Pass, Runtime
 from shadow.run.scanned import Scanned, Unmatched, in_order
-from shadow.run.workers import in_workers, jobs_of, own_workspace, views
+from shadow.run.workers import base_of, formats_of, in_workers, jobs_of, own_workspace, views
 from shadow.spectra.copies import has_few_levels
 from shadow.spectra.entries import Binades, compared
 from shadow.spectra.lazy import half_ulp, is_quantised
@@ -71,9 +72,12 @@ def scan(
 
     own = Pass(aligned, measured)
     yield own
-    made = {key for key, _ in own.rows}
-    made |= {guest.key for some in own.guests.values() for other, guest in some if other is own}
-    left = [pair for pair in aligned.pairs if pair.key not in made]
+    planned = {key for key, _ in own.rows}
+    for guests in own.guests.values():
+        for other, guest in guests:
+            if other is own:
+                planned.add(guest.key)
+    left = [pair for pair in aligned.pairs if pair.key not in planned]
     aligned = replace(aligned, pairs=left)
     plan = make_plan(aligned, runtime.access, folder=scratch, scratch=scratch)
     plan.require_disk()
@@ -89,59 +93,62 @@ def scan(
         return rows
 
     jobs = jobs_of(runtime, left, Method("norms"))
-    with closing(in_workers(plan, measured_with_guests, runtime, jobs, weigh=_entries)) as every:
-        for rows in every:
+    weigh = attrgetter("entries")
+    results = in_workers(plan, measured_with_guests, runtime, jobs, weigh=weigh)
+    with closing(results):
+        for rows in results:
             for other, row in rows:
                 other.rows.append(row)
-    found = sorted(own.rows, key=itemgetter(0))
+    made: list[Row] = []
+    not_compared = set(unread or ())
+    for _, row in sorted(own.rows, key=itemgetter(0)):
+        if isinstance(row, Unmatched):
+            not_compared.add(row)
+        else:
+            made.append(row)
     if unread is not None:
-        apart = [row for _, row in found if isinstance(row, Unmatched)]
-        unread[:] = sorted({*unread, *apart}, key=in_order)
-    return [row for _, row in found if not isinstance(row, Unmatched)]
-
-
-def _entries(pair: MatrixPair) -> int:
-    return pair.rows * pair.cols
+        unread[:] = sorted(not_compared, key=in_order)
+    return made
 
 
 def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> Unmatched:
-    side, info = "tuned", pair.tuned.info
+    side = "tuned"
+    info = pair.tuned.info
     if pair.base is not None:
         try:
             base.tensor(pair.base.info)
         except UndecodableError:
-            side, info = "base", pair.base.info
-    return Unmatched(
-        info.name, side, said(fault.message.removeprefix(f"{info.name} ({info.dtype}): "))
-    )
+            side = "base"
+            info = pair.base.info
+    prefix = f"{info.name} ({info.dtype}): "
+    why = fault.message.removeprefix(prefix)
+    return Unmatched(info.name, side, said(why))
 
 
 def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
     """Return both sides of a pair that has a base, in the dtype that their formats need."""
-    assert pair.base is not None, "lined up"
-    first, second = views(pair, pair.base, base, tuned)
-    dtype = working_dtype(pair.base.info.dtype, pair.tuned.info.dtype)
+    first, second = views(pair, base, tuned)
+    dtype = working_dtype(*formats_of(pair))
     return Sides(first, second, dtype, own_workspace())
 
 
 def scanned(pair: MatrixPair, sides: Sides, binades: Binades | None = None) -> Scanned:
     """Return the row of a pair that has a base. binades: also gets its entries."""
-    assert pair.base is not None, "lined up"
-    formats = pair.base.info.dtype, pair.tuned.info.dtype
-    found = compared(sides, formats, binades)
+    formats = formats_of(pair)
+    sums = compared(sides, formats, binades)
     return Scanned(
         place=in_words(pair.place),
-        base=pair.base.info.name,
+        base=base_of(pair).info.name,
         tuned=pair.tuned.info.name,
         formats=formats,
-        entries=found.entries,
-        changed=found.changed,
-        base_energy=found.base,
-        tuned_energy=found.tuned,
-        delta_energy=found.delta,
-        inner=found.base + found.along,
-        finite=found.finite,
-        rounded=found.rounded,
+        entries=sums.entries,
+        changed=sums.changed,
+        base_energy=sums.base,
+        tuned_energy=sums.tuned,
+        delta_energy=sums.delta,
+        inner=sums.base + sums.along,
+        finite=sums.finite,
+        rounded=sums.rounded,
     )
 
 
@@ -163,14 +170,20 @@ def in_words(place: Place) -> str:
 
 def fetch_all(checkpoints: Sequence[Checkpoint], runtime: Runtime) -> Runtime:
     """Fetch every shard, and return the runtime with what --max-disk leaves. Raises ShadowError."""
-    sources = [source for one in checkpoints for source in one.sources.values()]
-    names = and_list([one.reference for one in checkpoints])
-    need = require_disk_at_once(f"the weights of {names}", sources, runtime.access)
+    sources: list[Source] = []
+    names = []
+    for checkpoint in checkpoints:
+        sources += checkpoint.sources.values()
+        names.append(checkpoint.reference)
+    weights = f"the weights of {and_list(names)}"
+    need = require_disk_at_once(weights, sources, runtime.access)
     for source in sources:
         source.fetch(Transfer(runtime.say))
-    most = runtime.access.max_disk
-    left = None if most is None else max(0, most - need)
-    return replace(runtime, access=replace(runtime.access, max_disk=left))
+    limit = runtime.access.max_disk
+    if limit is None:
+        return runtime
+    access = replace(runtime.access, max_disk=max(0, limit - need))
+    return replace(runtime, access=access)
 
 
 def require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
@@ -196,25 +209,35 @@ def sweep(
     checkpoint: Checkpoint, tensors: Iterable[TensorInfo], runtime: Runtime, scratch: Path
 ) -> Gathering[tuple[list[Swept], list[Unmatched]]]:
     """Return all tensors of floats or packed numbers, by name, and those not decodable."""
-    pairs = [
-        MatrixPair(replace(NOWHERE, slot=info.name), None, Operand(info, Part(NOWHERE)), rows, cols,
-                   is_matrix=False)
-        for info in tensors
-        if info.parameters and not info.problem and not info.alias_of
-        if info.dtype in FLOATS or info.dtype in INTEGERS or info.packing
-        for rows, cols in [_sides(info)]
-    ]  # fmt: skip
+    pairs = []
+    for info in tensors:
+        if not info.parameters or info.problem or info.alias_of:
+            continue
+        if _has_floats(info) or info.dtype in INTEGERS:
+            place = replace(NOWHERE, slot=info.name)
+            operand = Operand(info, Part(NOWHERE))
+            rows, cols = _sides(info)
+            pairs.append(MatrixPair(place, None, operand, rows, cols, is_matrix=False))
 
     def measure(pair: MatrixPair, _: Checkpoint, own: Checkpoint) -> Swept:
         info = pair.tuned.info
-        raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
-        view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
-        return Swept(info, looked_at(view, own_workspace(), raw.dtype))
+        stored = info
+        if not _has_floats(info):
+            stored = _bytes(info)
+        shape = _sides(stored)
+        entries = own.tensor(stored).seen(lambda tensor: tensor.reshape(shape))
+        return Swept(info, looked_at(entries, own_workspace(), stored.dtype))
 
     unread: list[Unmatched] = []
     aligned = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
-    found = yield from scan(aligned, measure, runtime, scratch, unread)
-    return sorted(found, key=lambda one: one.info.name), unread
+    swept = yield from scan(aligned, measure, runtime, scratch, unread)
+    swept.sort(key=lambda tensor: tensor.info.name)
+    return swept, unread
+
+
+def _has_floats(info: TensorInfo) -> bool:
+    """Return whether a tensor has floats, as it is stored or once it is unpacked."""
+    return info.dtype in FLOATS or info.packing is not None
 
 
 def _sides(info: TensorInfo) -> tuple[int, int]:
@@ -225,21 +248,24 @@ def _sides(info: TensorInfo) -> tuple[int, int]:
 
 def _bytes(info: TensorInfo) -> TensorInfo:
     """Return numbers that are not floats as a row of bytes."""
-    return replace(info, dtype="U8", shape=(1, info.end - info.start), strides=None)
+    return replace(info, dtype="U8", shape=(1, info.stored_size), strides=None)
 
 
 def same_values(read: Callable[[TensorInfo], Read], one: TensorInfo, other: TensorInfo) -> bool:
     """Return whether two tensors hold equal values."""
     if one.shape != other.shape:
         return False
-    formats, sides = (one.dtype, other.dtype), _sides(one)
-    if not all(info.dtype in FLOATS or info.packing for info in (one, other)):
-        one, other = _bytes(one), _bytes(other)
-        return formats[0] == formats[1] and torch.equal(read(one).whole(), read(other).whole())
-    first, second = (read(info).seen(lambda raw: raw.reshape(sides)) for info in (one, other))
-    return not compared(
-        Sides(first, second, working_dtype(*formats), own_workspace()), formats
-    ).changed
+    formats = (one.dtype, other.dtype)
+    if not _has_floats(one) or not _has_floats(other):
+        if one.dtype != other.dtype:
+            return False
+        stored = read(_bytes(one)).whole()
+        return torch.equal(stored, read(_bytes(other)).whole())
+    shape = _sides(one)
+    first = read(one).seen(lambda tensor: tensor.reshape(shape))
+    second = read(other).seen(lambda tensor: tensor.reshape(shape))
+    sides = Sides(first, second, working_dtype(*formats), own_workspace())
+    return not compared(sides, formats).changed
 
 
 SMALLEST = 2.0**-24  # of F16, which may have come between
@@ -252,22 +278,27 @@ def rounding_between(sides: Sides, row: Scanned, *, is_matrix: bool) -> Rounding
     """Find rounding, other than one cast of all, that may have made one side of the other."""
     if not row.finite:
         return "not_finite"
-    first, second = sides.base, sides.tuned
-    if is_quantised(second):
-        if is_quantised(first):
+    base = sides.base
+    tuned = sides.tuned
+    base_format, tuned_format = row.formats
+    if is_quantised(tuned):
+        if is_quantised(base):
             return "both_quantised"
-        return format_noise(first, second).may_be(row.formats[1])
-    if is_quantised(first):
-        is_base = format_noise(second, first).may_be(row.formats[0]) is not None
+        return format_noise(base, tuned).may_be(tuned_format)
+    if is_quantised(base):
+        made = format_noise(tuned, base).may_be(base_format)
+        is_base = made is not None
     else:
-        is_base = row.rounded == ("base", row.formats[0])
+        is_base = row.rounded == ("base", base_format)
     if is_base:
         return "base_rounded"
     if row.rounded:
         return None
-    if is_matrix and has_few_levels(first, second):
+    if is_matrix and has_few_levels(base, tuned):
         return "few_levels"
-    return "another_way" if _is_within_a_unit(sides, row) else None
+    if _is_within_a_unit(sides, row):
+        return "another_way"
+    return None
 
 
 def _is_within_a_unit(sides: Sides, row: Scanned) -> bool:
@@ -278,30 +309,47 @@ def _is_within_a_unit(sides: Sides, row: Scanned) -> bool:
     is_file_alone = first.bits <= second.bits
     if is_file_alone:
         second = FLOATS["BF16"]
-    units = 2 if first.mantissa_bits > second.mantissa_bits else 0
+    units = 0
+    if first.mantissa_bits > second.mantissa_bits:
+        units = 2
     if not units and row.delta_energy > row.entries * SMALLEST**2:
         return False
     for index, _ in tiles(sides.tuned):
-        base, tuned = (tile.double().contiguous() for tile in sides.read(index))
-        if is_file_alone and (tuned.bfloat16().double() != tuned).any():
-            return False
-        if ((tuned - base).abs() > units * half_ulp(base, second) + SMALLEST).any():
+        base_tile, tuned_tile = sides.read(index)
+        base = base_tile.double().contiguous()
+        tuned = tuned_tile.double().contiguous()
+        if is_file_alone:
+            rounded = tuned.bfloat16().double()
+            if not torch.equal(rounded, tuned):
+                return False
+        distance = (tuned - base).abs()
+        most = units * half_ulp(base, second) + SMALLEST
+        if (distance > most).any():
             return False
     return True
 
 
 def is_initial(sides: Sides) -> bool:
     """Return whether every entry of the base is 1, or every one is 0, as norms and biases start."""
-    ends = {float(end) for index, _ in tiles(sides.tuned) for end in sides.read(index)[0].aminmax()}
+    ends = set()
+    for index, _ in tiles(sides.tuned):
+        base, _ = sides.read(index)
+        least, most = base.aminmax()
+        ends.add(float(least))
+        ends.add(float(most))
     return ends in ({0.0}, {1.0})
 
 
 def binades_of(pair: MatrixPair) -> Binades | None:
     """Return a counter of entries by the size of the base's entry; None unless steps of floats."""
-    assert pair.base is not None, "lined up"
-    infos = pair.base.info, pair.tuned.info
-    if is_raw(pair) or any(one.packing or one.dtype not in FLOATS for one in infos):
+    if is_raw(pair):
         return None
-    first, second = (FLOATS[one.dtype] for one in infos)
-    # what the cast to fewer bits moved is no step
-    return None if first.bits > second.bits else Binades(second)
+    formats = []
+    for info in (base_of(pair).info, pair.tuned.info):
+        if info.packing or info.dtype not in FLOATS:
+            return None
+        formats.append(FLOATS[info.dtype])
+    first, second = formats
+    if first.bits > second.bits:  # what the cast to fewer bits moved is no step
+        return None
+    return Binades(second)

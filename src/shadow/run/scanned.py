@@ -92,7 +92,9 @@ def relative_norm(rows: Iterable[Scanned]) -> float | None:
     known = [row for row in rows if row.finite]
     base = math.fsum(row.base_energy for row in known)
     delta = math.fsum(row.delta_energy for row in known)
-    return math.sqrt(delta / base) if base else None
+    if not base:
+        return None
+    return math.sqrt(delta / base)
 
 
 def not_compared(unread: Sequence[Unmatched]) -> list[Reason]:

@@ -13,13 +13,14 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.weight_files import Adapter, Factors
 from shadow.places.architecture import Part, Place, place_tensors
-from shadow.run.aligned import parts_of
+from shadow.run.aligned import shapes_of
 from shadow.spectra.relations.merging import Update
 
 STACK = re.compile(r"(?P<stack>.+\bexperts)(?:\.base_layer)*")
 GATE_UP = ".gate_up_proj"
 DOWN = ".down_proj"
 Shapes = dict[Place, tuple[int, int]]
+Layer = tuple[str, int | None]  # component and number
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ class Stacked:
         """Return its update, or that of another expert."""
         left, right = self._factors(adapter, by_rank=by_rank)
         rank = left.shape[1] // self.experts
-        number = self.part.place.expert if expert is None else expert
-        assert number is not None, "of a stack"
-        own = slice(number * rank, (number + 1) * rank)
+        if expert is None:
+            expert = self.part.place.expert
+        assert expert is not None, "of a stack"
+        start = expert * rank
+        own = slice(start, start + rank)
         return Update(
             left=left[:, own],
             right=right[own],
@@ -65,8 +68,9 @@ class Stacked:
     def likest(self, adapter: Checkpoint, change: Tensor, *, by_rank: bool) -> int:
         """Return the expert whose update is most like a change of this matrix, (out, in)."""
         left, right = self._factors(adapter, by_rank=by_rank)
-        products = left.double() * (change @ right.double().T)
-        of_experts = products.sum(0).reshape(self.experts, -1).sum(1)
+        images = change @ right.double().T
+        products = (left.double() * images).sum(0)  # of each column with its row
+        of_experts = products.reshape(self.experts, -1).sum(1)
         return int(of_experts.argmax())
 
 
@@ -77,14 +81,7 @@ def stacked_updates(
 
     Names do not say which parameter a module updates: shapes do.
     """
-    layers: dict[tuple[str, int | None], Shapes] = defaultdict(dict)
-    for name, parts in parts_of(base).items():
-        shape = base.tensors[name].shape
-        for part in parts:
-            place = part.place
-            if place.expert is not None:
-                layer = layers[place.component, place.layer]
-                layer[place] = part.shape(shape)
+    layers = _experts_by_layer(base)
     updates: dict[Place, Stacked] = {}
     modules: set[str] = set()
     for module, (b, a, transposed) in factors.items():
@@ -93,22 +90,37 @@ def stacked_updates(
             continue
         stack = match["stack"]
         example = stack + DOWN
-        place = place_tensors({example: (1, 2, 2)}, base.config)[example][0].place
+        parts = place_tensors({example: (1, 2, 2)}, base.config)[example]
+        place = parts[0].place
         known = layers.get((place.component, place.layer))
         if not known:
             continue
-        experts = 1 + max(place.expert or 0 for place in known)
-        rank, rest = divmod(a.shape[0], experts)
+        last = max(place.expert or 0 for place in known)
+        experts = last + 1
+        rows, cols = a.shape
+        rank, rest = divmod(rows, experts)
         if rest:
             continue
-        sides = (b.shape[0], a.shape[1])
+        sides = (b.shape[0], cols)
         for matrices, swapped in _readings(stack, experts, sides, known, base):
             scale = adapter.scaling(module, rank)
             for part in matrices:
-                updates[part.place] = Stacked(a, b, part, experts, scale, swapped)
+                updates[part.place] = Stacked(
+                    a=a, b=b, part=part, experts=experts, scale=scale, swapped=swapped
+                )
             modules.add(module)
             break
     return updates, modules
+
+
+def _experts_by_layer(base: Checkpoint) -> dict[Layer, Shapes]:
+    """Return the shapes of the matrices of experts, by layer and place."""
+    layers = defaultdict[Layer, Shapes](dict)
+    for place, shape in shapes_of(base).items():
+        if place.expert is not None:
+            layer = layers[place.component, place.layer]
+            layer[place] = shape
+    return layers
 
 
 def _readings(
@@ -119,12 +131,16 @@ def _readings(
     """
     rows, cols = sides
     for swapped in (False, True):
-        outputs = cols if swapped else rows
+        outputs = rows
+        if swapped:
+            outputs = cols
         for name in (stack + GATE_UP, stack + DOWN):
             for size in (sides, sides[::-1]):
                 shape = (experts, *size)
                 parts = place_tensors({name: shape}, base.config)[name]
-                if any(known.get(part.place) != part.shape(shape) for part in parts):
+                expected = {part.place: part.shape(shape) for part in parts}
+                if not expected.items() <= known.items():
                     continue
-                if outputs == size[1 if parts[0].transposed else 0]:
+                axis = 1 if parts[0].transposed else 0
+                if outputs == size[axis]:
                     yield parts, swapped

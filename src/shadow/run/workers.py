@@ -65,7 +65,7 @@ def single_threads() -> Iterator[None]:
 
 def cost(pair: MatrixPair) -> int:
     """Estimate the floating-point operations for all values of one subject."""
-    return COSTS["full"].operations((pair.rows, pair.cols))
+    return COSTS["full"].operations(pair.shape)
 
 
 @contextlib.contextmanager
@@ -117,7 +117,15 @@ def in_workers(
     cost_total = max(1, spent + sum(map(weigh, pairs)))
 
     def show() -> None:
-        runtime.show(Progress(count, total, spent, cost_total, moved, plan.to_move))
+        progress = Progress(
+            done=count,
+            total=total,
+            cost_done=spent,
+            cost_total=cost_total,
+            moved=moved,
+            to_move=plan.to_move,
+        )
+        runtime.show(progress)
 
     def report(size: int) -> None:
         nonlocal moved
@@ -166,10 +174,12 @@ def _run(
                 resident.remove(visit)
                 source_of(plan.base, plan.tuned, visit.shard).free()
         if download is None and coming and coming[0].after <= reached:
-            download = fetch(source_of(plan.base, plan.tuned, coming[0].shard))
+            source = source_of(plan.base, plan.tuned, coming[0].shard)
+            download = fetch(source)
         arrived = len(first_steps) - len(coming)
         while entered < len(steps) and arrived >= bisect_right(first_steps, entered):
-            for pair in sorted(steps[entered], key=lambda pair: (-cost(pair), pair.key)):
+            largest_first = sorted(steps[entered], key=lambda pair: (-cost(pair), pair.key))
+            for pair in largest_first:
                 ready.append((entered, pair))
             entered += 1
         while ready and len(computing) < 2 * jobs:
@@ -197,7 +207,7 @@ def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
     """Let the system read a pair early, except what is read again for every pass or in a stack."""
     for side in SIDES:
         for info in infos_of(side, pair):
-            if info.end - info.start <= WHOLE:
+            if info.stored_size <= WHOLE:
                 source = source_of(base, tuned, (side, info.shard))
                 with contextlib.suppress(ShadowError):  # which the worker meets
                     file, stored = source.located(info)
@@ -212,7 +222,9 @@ def outcome_of(
     summed: by key of a pair, the tensors whose checksums are computed with it.
     """
     started = time.perf_counter()
-    base_verified = None if pair.base is None else _verified(pair.base, base)
+    base_verified = None
+    if pair.base is not None:
+        base_verified = _verified(pair.base, base)
     tuned_verified = _verified(pair.tuned, tuned)
     checksums: dict[str, dict[str, str]] = {}
     try:
@@ -222,8 +234,8 @@ def outcome_of(
         except UndecodableError as error:
             measured = MatrixOutcome("skipped", reason="quantized", detail=error.message)
         for side, info in summed.get(pair.key, ()):
-            checkpoint = base if side == "base" else tuned
-            checksum = checkpoint.sources[info.shard].checksum(info)
+            source = source_of(base, tuned, (side, info.shard))
+            checksum = source.checksum(info)
             if checksum is not None:  # one that was fetched
                 checksums.setdefault(side, {})[info.name] = checksum
     finally:  # of bytes that were written to meanwhile, this is the fault whatever came of them
@@ -241,21 +253,22 @@ def outcome_of(
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
     """Return the verification that all its shards share, or False if they differ."""
     answers = {checkpoint.sources[info.shard].verified for info in operand.infos}
-    return answers.pop() if len(answers) == 1 else False
+    if len(answers) != 1:
+        return False
+    return answers.pop()
 
 
 def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Means) -> MatrixOutcome:
     if pair.base is None:
         return _without_base(pair, tuned, means)
-    base_format = pair.base.info.dtype
-    tuned_format = pair.tuned.info.dtype
+    base_format, tuned_format = formats_of(pair)
     detail = pair.detail or None
     factor = pair.tuned.factor
     if factor is not None:
         tuned_format = "F64"  # nothing of the sum is rounded to what is stored
         detail = f"a low-rank update: its rank is at most {factor.rank}"
     formats = (base_format, tuned_format)
-    base_matrix, tuned_matrix = views(pair, pair.base, base, tuned)
+    base_matrix, tuned_matrix = views(pair, base, tuned)
     sides = Sides(base_matrix, tuned_matrix, working_dtype(*formats), means.space)
     if not pair.is_matrix:
         return _of_vector(sides, formats, detail)
@@ -266,8 +279,10 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, means: Mean
         if factor is None and base_format != tuned_format:
             detail = f"equal values, stored as {base_format} and {tuned_format}"
         return MatrixOutcome("identical", detail=detail, delta_norm=0.0, base_norm=result.base_norm)
-    delta = result.measurements[-1]
-    norms = {each.subject: each.number("frobenius_norm") for each in result.measurements}
+    norms = {}
+    for measurement in result.measurements:
+        norms[measurement.subject] = measurement.number("frobenius_norm")
+    *_, delta = result.measurements
     return MatrixOutcome(
         "measured",
         detail=detail,
@@ -332,8 +347,9 @@ def _copied(
     unknown. may_be: whether it may be a cast of floats.
     """
     if is_quantised(sides.tuned) == is_quantised(sides.base):
-        copied = cast(sides, formats) if may_be else None
-        return copied or "neither"
+        if may_be:
+            return cast(sides, formats) or "neither"
+        return "neither"
     side: Cast = "tuned" if is_quantised(sides.tuned) else "base"
     is_copy = delta.values.get("format_copy")
     if is_copy is None:  # what its quantiser makes may be known
@@ -345,7 +361,9 @@ def _copied(
         is_copy = noise.is_copy(formats[SIDES.index(side)])
     if is_copy is None:
         return None
-    return side if is_copy else "neither"
+    if is_copy:
+        return side
+    return "neither"
 
 
 def _broken(size: Extent) -> MatrixOutcome:
@@ -376,10 +394,20 @@ def matrix_of(operand: Operand, checkpoint: Checkpoint) -> Cut:
     return checkpoint.tensor(operand.info).seen(operand.part.view)
 
 
-def views(
-    pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoint
-) -> tuple[Matrix, Matrix]:
-    """Return both matrices of a pair, split into the same dimensions."""
+def base_of(pair: MatrixPair) -> Operand:
+    """Return the base's side of a pair that has one."""
+    assert pair.base is not None, "aligned"
+    return pair.base
+
+
+def formats_of(pair: MatrixPair) -> tuple[str, str]:
+    """Return the stored dtypes of both sides of a pair that has a base."""
+    return base_of(pair).info.dtype, pair.tuned.info.dtype
+
+
+def views(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> tuple[Matrix, Matrix]:
+    """Return both matrices of a pair that has a base, split into the same dimensions."""
+    operand = base_of(pair)
     if pair.chosen is not None:
         base_rows, tuned_rows = pair.chosen
         base_chosen = Selected(matrix_of(operand, base), base_rows)
@@ -400,9 +428,11 @@ def views(
         right = right.T
     left = pair.tuned.part.view(left)
     if base_matrix.ndim < left.ndim:
-        shape = torch.Size((*left.shape[:-1], pair.cols))
+        *rows, _ = left.shape
+        shape = torch.Size((*rows, pair.cols))
         base_matrix = _cut(base_matrix, shape)
-    left = left.reshape(*base_matrix.shape[:-1], factor.rank)
+    *rows, _ = base_matrix.shape
+    left = left.reshape(*rows, factor.rank)
     return base_matrix, Updated(base_matrix, left, right, factor.scaling)
 
 
@@ -417,7 +447,9 @@ def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> Cut:
     def seen(tensor: torch.Tensor) -> torch.Tensor:
         matrix = operand.part.view(tensor)
         if not pair.is_matrix:
-            return matrix.reshape(pair.rows, pair.cols)
-        return matrix[: pair.rows] if matrix.ndim == 2 else matrix
+            return matrix.reshape(pair.shape)
+        if matrix.ndim == 2:
+            return matrix[: pair.rows]
+        return matrix
 
     return checkpoint.tensor(operand.info).seen(seen)
