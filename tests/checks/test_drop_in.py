@@ -205,7 +205,7 @@ def test_a_difference_from_the_base_is_noted_and_nothing_else_is():
     shapes = Reason("other_shapes", tensors=2, names=["a", "b"])
     config = Reason("config_differs", names=["config.json"])
     assert CHECK.say(Reason("noted", what=[shapes, config])) == (
-        "not required, but noted: 2 tensors have another shape: a, b; config: config.json"
+        "not required, but noted: 2 tensors have another shape: a, b; config differs: config.json"
     )
 
 
