@@ -429,16 +429,11 @@ def test_adapters_of_other_types_are_sides_by_what_peft_makes_of_the_base(tmp_pa
 @pytest.mark.parametrize("lost", ["score.weight", "lm_head.weight", f"{Q.format(0)[:-6]}bias"])
 def test_a_whole_tensor_of_another_type_that_the_base_lacks_is_one_line(tmp_path, lost):
     """Of IA3, beside a factor: peft leaves it out, so the error names it."""
-    module = f"base_model.model.{Q.format(0)[:-7]}"
-    held = {f"{module}.ia3_l": torch.ones(64, 1), f"base_model.model.{lost}": torch.ones(64)}
-    folder = planted.write(tmp_path / "adapter", held, name="adapter_model.safetensors")
-    config = {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []}
-    planted.edit(folder, "adapter_config.json", **config)
-    for side in ("base", "merged"):
-        planted.write(tmp_path / side, based(torch.float32), planted.LLAMA)
-    sides = [tmp_path / side for side in ("base", "adapter", "merged")]
+    names = f"{Q.format(0)[:-7]}.ia3_l", lost
+    held = {f"base_model.model.{name}": torch.ones(64, 1) for name in names}
+    base = based(torch.float32)
     with pytest.raises(shadow.ShadowError, match=f"of nothing in the base.*{lost}"):
-        shadow.verify("merged", *sides)
+        recorded(tmp_path, base, {}, base, extra=held, peft_type="IA3")
 
 
 HEAD, Q_PROJ = {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj"]}

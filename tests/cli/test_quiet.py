@@ -69,9 +69,7 @@ def test_quiet_has_no_progress_in_a_terminal(monkeypatch, hidden):
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_without_a_terminal_progress_is_lines(monkeypatch, capsys, hidden):
-    """What is read, how much of it and how long yet since the first; nothing is written for a quiet
-    command.
-    """
+    """What is read, how much, and how long yet by all so far; nothing of a quiet command."""
     monkeypatch.setattr(console, "EVERY", 0.01)
     deadline = time.monotonic() + (0.2 if hidden else 60)
     lines = ""

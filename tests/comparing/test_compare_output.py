@@ -32,8 +32,7 @@ def test_two_models_of_one_base_end_with_how_they_differ(demo_reports, inside):
     sentence = contrast["sentence"].replace("A (base..narrow)", "base..narrow")
     shown = inside("show", demo_reports, width=200).assert_done().splitlines()
     assert shown[-3] == f"{sentence.replace('B (base..broad)', 'base..broad')}."
-    for line in shown[-2:]:  # each can be pasted
-        assert f"shadow {line.split()[2]} {demo_reports}" in line
+    assert all(f"shadow {line.split()[2]} {demo_reports}" in line for line in shown[-2:])
     titles = [line.split()[1] for line in shown if line.startswith("demo ")]
     assert titles == ["base..narrow", "base..broad"]
 

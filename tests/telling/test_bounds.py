@@ -204,16 +204,14 @@ SWAPPED = [(1, 1, 3), (3, 3, 1)]
     ("layers", [(1, 2, 5), (5, 6, 1)], [], "layers 1 to 2 and 5 to 6 exchanged"),
     ("experts", SWAPPED, [], "experts 1 and 3 of layers 0 and 1 exchanged"),
     ("layers", SWAPPED, [7], "layers at other numbers"),
-    ("layers", [*SWAPPED, (4, 4, 5)], [], "layers at other numbers"),
+    ("layers", SWAPPED[:1], [], "layers at other numbers"),
     ("layers", [(1, 2, 2), (3, 3, 1)], [], "layers at other numbers"),
-    ("layers", [(1, 1, 2), (2, 2, 1)][:1], [], "layers at other numbers"),
 ])  # fmt: skip
 def test_a_headline_names_what_was_exchanged(must, kind, runs, missing, text):
     """Of two runs that change places and nothing more; what turns round or is missing is more."""
     summary = must(f"{kind}_moved")
     (row,) = getattr(summary.correspondence, kind)
-    keys = ("first", "last", "base_first")
-    made = [UnitRun(**dict(zip(keys, run, strict=True))) for run in runs]
+    made = [UnitRun(first=run[0], last=run[1], base_first=run[2]) for run in runs]
     row = row.with_values(runs=made, missing=missing, new=[])
     assert moved_in_brief(Context(of(summary, "correspondence", **{kind: [row]}))) == text
 
