@@ -55,7 +55,7 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
     (2.3e-5, 6, "same_update"), (2.5e-5, 6, "not_distinguished"), (0.0, 5, "not_distinguished"),
 ])  # fmt: skip
 def test_an_update_and_its_copy_are_called_the_same(tmp_path, more, layers, code):
-    """Where all figures of all matrices agree to 1e-4 in their scale; ln 64 times 2.4e-5 is 1e-4."""
+    """Where all figures of all matrices agree to 1e-4 in their scale: 2.4e-5 times ln 64."""
     values = np.full((6, len(MODULES)), 0.4)
     other = values[:layers].copy()
     other[2, 1] += more

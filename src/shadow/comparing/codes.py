@@ -133,7 +133,7 @@ class NoVerdict(Coded):
     )
     SAME_UPDATE = (
         "same_update",
-        "{first} and {second} are the same update as far as figures show: each agrees in"
+        "{first} and {second} are the same update as far as figures show: they agree in"
         " {matrices:all matrix|matrices}",
     )
     NO_CONCENTRATION = (
