@@ -165,7 +165,7 @@ FORMS: Mapping[Kind, Callable[[float], str]] = {
     "fixed": lambda value: _decimals(value, 2),
     "thousandths": lambda value: _decimals(value, 3),
     "ratio": _ratio,
-    "difference": lambda value: f"{value:+.3f}",
+    "difference": lambda value: f"{round(value, 3) or 0:+.3f}",
     "log_ratio": _log_ratio,
     "gain": _gain,
     "factor": _factor,

@@ -349,6 +349,17 @@ def test_of_the_hub_only_small_files_that_differ_are_fetched(run, hub, tmp_path)
     assert mixed == {path: row[:2] for path, row in rows.items()}
 
 
+def test_a_file_in_a_subfolder_of_the_hub_is_compared_with_one_of_a_folder(run, hub, tmp_path):
+    """By its own path; of one size in both, so that their bytes decide."""
+    for number, name in enumerate(("here", "both/sub")):
+        put(planted.toy(tmp_path / name, number), config__json={"rope_theta": number})
+    hub.add("org/both", tmp_path / "both")
+    text = "fam:\n  base: {repo: org/both, subfolder: sub}\n  x: ./here\n"
+    (tmp_path / "r.yaml").write_text(text)
+    run("audit", "fam", "--registry", ".", "-o", "out").assert_done(3)
+    assert listed(tmp_path / "out")["config.json"][:2] == ("changed", "rope_theta")
+
+
 def listed(output: Path) -> dict[str, tuple]:
     """By file, of tuned where it is there: state, what differs, sha256 if none was fetched."""
     (path,) = output.rglob("files.parquet")

@@ -422,8 +422,18 @@ def test_adapters_of_other_types_are_sides_by_what_peft_makes_of_the_base(tmp_pa
     other = {name.replace("model.layers", "layers"): one for name, one in factors.items()}
     planted.write(asked[1], other, name="adapter_model.safetensors")
     for claim in ("trained", "merged"):
-        with pytest.raises(shadow.ShadowError, match="of no module of the base"):
+        with pytest.raises(shadow.ShadowError, match="of nothing in the base"):
             shadow.verify(claim, *asked[: 2 if claim == "trained" else 3])
+
+
+@pytest.mark.parametrize("lost", ["score.weight", "lm_head.weight", f"{Q.format(0)[:-6]}bias"])
+def test_a_whole_tensor_of_another_type_that_the_base_lacks_is_one_line(tmp_path, lost):
+    """Of IA3, beside a factor: peft leaves it out, so the error names it."""
+    names = f"{Q.format(0)[:-7]}.ia3_l", lost
+    held = {f"base_model.model.{name}": torch.ones(64, 1) for name in names}
+    base = based(torch.float32)
+    with pytest.raises(shadow.ShadowError, match=f"of nothing in the base.*{lost}"):
+        recorded(tmp_path, base, {}, base, extra=held, peft_type="IA3")
 
 
 HEAD, Q_PROJ = {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj"]}

@@ -73,6 +73,8 @@ def test_every_difference_of_headers_and_files_is_named(other, paths, outcome, n
     assert all(map(CHECK.say, [*answer.reasons, *answer.doubts]))
 
 
+MATRIX = replace(STEP, place=Place("language", 0, "mlp.up"))
+NORM = replace(STEP, row=replace(STEP.row, base_energy=400.0))
 STILL = replace(row("move", 0), place=Place("vision", 0, "norm"))
 BROKEN = row("move", 9, broken=LOST)
 EMPTY = replace(STEP, row=replace(STEP.row, entries=0))
@@ -80,14 +82,14 @@ BOTH = "component_moved component_equal"
 
 
 @pytest.mark.parametrize(("rows", "outcome", "reasons", "notes", "counts"), [
-    ([STEP, STEP, EMPTY], YES, "component_moved", "", (2, 2, 0, 0, 1)),
-    ([STEP, STILL, LONE], YES, BOTH, "apart", (2, 1, 0, 0, 2)),
+    ([MATRIX, NORM, EMPTY], YES, "component_moved", "", (2, 2, 0, 0, 1)),
+    ([MATRIX, STILL, LONE], YES, BOTH, "apart", (2, 1, 0, 0, 2)),
     ([STILL], NO, "nothing_moved", "component_equal", (1, 0, 0, 0, 1)),
     ([STILL, UNREAD], OPEN, "not_compared", "component_equal", (1, 0, 0, 1, 1)),
-    ([STEP, UNREAD], OPEN, "not_compared", "component_moved", (1, 1, 0, 1, 1)),
+    ([MATRIX, UNREAD], OPEN, "not_compared", "component_moved", (1, 1, 0, 1, 1)),
     ([EMPTY], OPEN, "nothing_shared", "", (0, 0, 0, 0, 0)),
     ([UNREAD], OPEN, "not_compared", "", (0, 0, 0, 1, 0)),
-    ([STEP, BROKEN, STILL, UNREAD], NO, "broken_values", BOTH, (3, 1, 1, 1, 2)),
+    ([MATRIX, BROKEN, STILL, UNREAD], NO, "broken_values", BOTH, (3, 1, 1, 1, 2)),
 ])  # fmt: skip
 def test_something_moved_and_nothing_broke(rows, outcome, reasons, notes, counts):
     """Components are described whatever the answer is; tensors of one side are notes."""
@@ -101,7 +103,7 @@ def test_something_moved_and_nothing_broke(rows, outcome, reasons, notes, counts
     names = [row.why.code for row in answer.against]
     assert names == (["nonfinite"] if BROKEN in rows else [] if outcome is not OPEN else names)
     described = {one.code: one.figures for one in [*answer.reasons, *answer.notes]}
-    if "component_moved" in described:  # STEP: an energy of 0.04 over one of 4, in each
+    if "component_moved" in described:  # MATRIX: an energy of 0.04 over one of 4; no norm counts
         own = described["component_moved"]
         assert (own["component"], own["far"]) == ("language", pytest.approx(0.1))
         assert (own["moved"], own["tensors"]) == (counts[1], counts[1] + counts[2])
@@ -203,7 +205,7 @@ def test_a_difference_from_the_base_is_noted_and_nothing_else_is():
     shapes = Reason("other_shapes", tensors=2, names=["a", "b"])
     config = Reason("config_differs", names=["config.json"])
     assert CHECK.say(Reason("noted", what=[shapes, config])) == (
-        "not required, but noted: 2 tensors have another shape: a, b; config: config.json"
+        "not required, but noted: 2 tensors have another shape: a, b; config differs: config.json"
     )
 
 

@@ -184,6 +184,8 @@ def test_what_is_shown(models):
     rows = {line.split()[0]: line for line in found.out.splitlines() if line.strip()}
     assert rows["drop_in"].endswith("beside the weights")  # no terminal breaks it
     assert "shadow verify moved ./base" in found.out
+    missing = run_shadow("check", "./tuned", "--base", "./none", cwd=models).out
+    assert missing.count("name the folder that holds the .safetensors files") == 1
 
 
 def test_a_prefix_before_all_names_is_none_of_a_drop_in(models):

@@ -51,6 +51,18 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
     assert (found.relation, found.verified) == ("one base", "content")
 
 
+@pytest.mark.parametrize(("more", "layers", "code"), [
+    (2.3e-5, 6, "same_update"), (2.5e-5, 6, "not_distinguished"), (0.0, 5, "not_distinguished"),
+])  # fmt: skip
+def test_an_update_and_its_copy_are_called_the_same(tmp_path, more, layers, code):
+    """Where all figures of all matrices agree to 1e-4 in their scale: 2.4e-5 times ln 64."""
+    values = np.full((6, len(MODULES)), 0.4)
+    other = values[:layers].copy()
+    other[2, 1] += more
+    found = one(compare([uniform(tmp_path / "a", values), uniform(tmp_path / "b", other, layers)]))
+    assert (found.verdict, found.headline.code) == ("not distinguished", code)
+
+
 def noisy(folder, mean, seed, layers=8, **options):
     """A report around a concentration: a part of the layer and noise, for intervals."""
     rng = np.random.default_rng(seed)  # as it is where it is one

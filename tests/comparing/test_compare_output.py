@@ -31,7 +31,8 @@ def test_two_models_of_one_base_end_with_how_they_differ(demo_reports, inside):
     (contrast,) = json.loads(inside("compare", *runs, "--json").assert_done())["contrasts"]
     sentence = contrast["sentence"].replace("A (base..narrow)", "base..narrow")
     shown = inside("show", demo_reports, width=200).assert_done().splitlines()
-    assert shown[-2] == f"{sentence.replace('B (base..broad)', 'base..broad')}."
+    assert shown[-3] == f"{sentence.replace('B (base..broad)', 'base..broad')}."
+    assert all(f"shadow {line.split()[2]} {demo_reports}" in line for line in shown[-2:])
     titles = [line.split()[1] for line in shown if line.startswith("demo ")]
     assert titles == ["base..narrow", "base..broad"]
 

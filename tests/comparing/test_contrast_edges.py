@@ -48,13 +48,14 @@ def test_two_other_figures_and_most_of_them_decide(signs, verdict):
     (-0.05, -0.09, -0.01, 1, LESS, -1), (-0.05, -0.09, 0.0, 1, SAME, 0),
     (0.3, 0.01, 0.9, -1, LESS, -1), (-0.3, -0.9, -0.01, -1, MORE, 1), (0.3, None, None, 1, SAME, 0),
     (None, None, None, 1, SAME, 0),
+    (1.01e-4, 1e-5, 0.09, 1, BELOW, 1), (0.99e-4, 1e-5, 0.09, 1, SAME, 1),
 ])  # fmt: skip
 def test_an_interval_and_a_margin_decide_a_figure(size, low, high, direction, verdict, points):
     """Without a margin that is known nothing is beyond it."""
     found = figure(None, 0.0, direction, difference=size, low=low, high=high)
     assert (differences._verdict(found), found.points) == (verdict, points)
     unknown = figure(None, 0.0, direction, difference=size, low=low, high=high, margin=None)
-    assert differences._verdict(unknown) is (BELOW if points else SAME)
+    assert differences._verdict(unknown) is (SAME if verdict is SAME else BELOW)
 
 
 # ------------------------------------------------------------------------------------- reports

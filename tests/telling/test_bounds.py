@@ -6,7 +6,7 @@ import pytest
 
 from shadow.summary.record import FileCounts, FileRow, FilesRow, UnitRun
 from shadow.telling.context import Context, SentenceGroup
-from shadow.telling.correspondence import partners_table
+from shadow.telling.correspondence import moved_in_brief, partners_table
 from shadow.telling.finding import finding
 from shadow.telling.parts import ChangedPart, are_in_proportion, has_frozen, leading
 from shadow.telling.wording import and_others, layers_text
@@ -194,6 +194,26 @@ def test_what_corresponds_is_a_table(must, kind, cells):
         found = [] if table is None else table.rows
         assert found[:60] == [cells] * min(count, 60)
         assert found[60:] == [["1 more", None, None, None]] * (count - 60)
+
+
+SWAPPED = [(1, 1, 3), (3, 3, 1)]
+
+
+@pytest.mark.parametrize(("kind", "runs", "missing", "text"), [
+    ("layers", SWAPPED, [], "layers 1 and 3 exchanged"),
+    ("layers", [(1, 2, 5), (5, 6, 1)], [], "layers 1 to 2 and 5 to 6 exchanged"),
+    ("experts", SWAPPED, [], "experts 1 and 3 of layers 0 and 1 exchanged"),
+    ("layers", SWAPPED, [7], "layers at other numbers"),
+    ("layers", SWAPPED[:1], [], "layers at other numbers"),
+    ("layers", [(1, 2, 2), (3, 3, 1)], [], "layers at other numbers"),
+])  # fmt: skip
+def test_a_headline_names_what_was_exchanged(must, kind, runs, missing, text):
+    """Of two runs that change places and nothing more; what turns round or is missing is more."""
+    summary = must(f"{kind}_moved")
+    (row,) = getattr(summary.correspondence, kind)
+    made = [UnitRun(first=run[0], last=run[1], base_first=run[2]) for run in runs]
+    row = row.with_values(runs=made, missing=missing, new=[])
+    assert moved_in_brief(Context(of(summary, "correspondence", **{kind: [row]}))) == text
 
 
 @pytest.mark.parametrize(("more", "coherence"), [

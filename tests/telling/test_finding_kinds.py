@@ -246,4 +246,6 @@ def test_a_layer_is_another_one_only_if_all_of_it_is(audited):
     assert summary.finding.headline.endswith("The base with matrices at other numbers.")
     text = said(summary, "matrices_moved")
     assert text.startswith("Of layer 1, attn.k, attn.o, attn.q and attn.v are those of the base's")
-    assert "layer 1 is the base's 0" in said(audited("exchanged")[0], "layers_moved")
+    exchanged = audited("exchanged")[0]
+    assert "layer 1 is the base's 0" in said(exchanged, "layers_moved")
+    assert exchanged.finding.headline == "The base with layers 0 and 1 exchanged."

@@ -447,6 +447,7 @@ class FailedVerification:
     claim: str
     of: Mapping[str, str]
     fault: str
+    hint: str | None = None  # what to do about it
     exit_code: int = 1
     seconds: float = 0.0
 

@@ -256,7 +256,7 @@ def _failed(claim: Question, error: ShadowError, *, is_known: bool) -> Answered:
     if is_known:
         answer = Answer(Outcome.INCONCLUSIVE, [said(fault)])
         return Verification(claim.check, claim.of, answer)
-    return FailedVerification(claim.claim, claim.of, fault)
+    return FailedVerification(claim.claim, claim.of, fault, error.hint)
 
 
 def _softened(line: Verification) -> Verification:

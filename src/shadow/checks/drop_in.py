@@ -23,7 +23,7 @@ DIFFERENCES: Mapping[str, str] = {
     "names_added": NAMED + "{tensors|is|are} not in the base: {names}",
     "other_shapes": NAMED + "{tensors|has|have} another shape: {names}",
     "other_dtypes": NAMED + "{tensors|has|have} another dtype ({changes}): {names}",
-    **{f"{kind}_differs": f"{kind.replace('_', ' ')}: {{names}}" for kind in KINDS},
+    **{f"{kind}_differs": f"{kind.replace('_', ' ')} differs: {{names}}" for kind in KINDS},
 }
 WORDS = {
     **DIFFERENCES,

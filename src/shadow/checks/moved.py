@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 WORDS = {
     **trained.WORDS,
     "component_moved": "{component}: {moved/tensors:all tensor|tensors} moved"
-    "[, by {far:share} of their norm]",
+    "[, matrices by {far:share} of their norm]",
     "component_equal": "{component}: {tensors:all tensor|tensors} did not move",
     "broken_values": "{broken:count} of {tensors:count tensor|tensors} {broken|is|are} all zeros or"
     " not finite, where the base's are not",
@@ -45,10 +45,11 @@ def judge(training: Training) -> Answer:
     for component, own in sorted(components.items()):
         moved = sum(tensor.has_moved for tensor in own)
         code = "component_moved" if moved else "component_equal"
-        far = relative_norm(tensor.row for tensor in own)
+        matrices = [tensor for tensor in own if tensor.place.module not in VECTORS]
+        far = relative_norm(tensor.row for tensor in matrices if tensor.has_moved)
         of_component = {"moved": moved, "tensors": len(own)}
         described.append(Reason(code, of_component, component=component, far=far))
-        cosine = _cosine([tensor.row for tensor in own if tensor.place.module not in VECTORS])
+        cosine = _cosine([tensor.row for tensor in matrices])
         if cosine is not None and cosine < LINEAGE:
             unlike.append(Reason("component_unlike", component=component, cosine=cosine))
     broken = [tensor for tensor in tensors if tensor.broken]

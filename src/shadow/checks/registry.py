@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from shadow.checks import (
 from shadow.checks.answer import Answer, Check, Kind, Outcome, Question, Verification
 from shadow.checks.patterns import NEEDS_PATTERN, pattern_or_name
 from shadow.errors import UsageError
-from shadow.run.runtime import Gathering, Progress, Runtime, gather_together
+from shadow.run.runtime import Gathering, Runtime, gather_together
 from shadow.run.sides import client_for
 from shadow.targets.references import AnyReference, ComponentBase
 from shadow.templates import Reason
@@ -151,8 +150,6 @@ def verifying(question: Question, runtime: Runtime) -> Gathering[Verification]:
         answer = Answer(Outcome.INCONCLUSIVE, [why])
         return Verification(check, question.of, answer)
     references = question.references
-    runtime = replace(runtime, show=partial(_show, runtime.show, question.claim))
-    runtime.show(Progress(0, 0, 0, 0))
     with tempfile.TemporaryDirectory(prefix="shadow-verify-") as scratch, client_for(references):
         evidence = check.gather(question, runtime, Path(scratch))
         if isinstance(evidence, Generator):  # of checks that scan
@@ -179,8 +176,3 @@ def _noted_numbers(
     are_many = 4 * len(answer.against) >= len(last.tensors)
     if last.adapter is None and has_moved(first, last, runtime, scratch, may_have=are_many):
         yield Reason("other_numbers", first=names[0], last=names[-1])
-
-
-def _show(show: Callable[[Progress], None], claim: str, state: Progress) -> None:
-    """Show the progress of a claim under its name."""
-    show(replace(state, stage=claim))

@@ -152,13 +152,14 @@ def pairs_progress(total: int = 1, *, hidden: bool = False) -> Watch:
     @contextlib.contextmanager
     def begin(title: str) -> Iterator[Callable[[State], None]]:
         task = bars.add_task(escape(visible(title)), total=None, words="")
-        begun = time.monotonic()
+        started = time.monotonic()
+        begun = started  # of what is counted now
         ended = threading.Event()
         latest = State(0, 0, 0, 0)
 
         def update(state: State) -> None:
             nonlocal latest, begun
-            if state.stage != latest.stage or state.cost_done < latest.cost_done:
+            if state.cost_done < latest.cost_done:
                 begun = time.monotonic()
                 bars.reset(task)
             latest = state
@@ -171,12 +172,12 @@ def pairs_progress(total: int = 1, *, hidden: bool = False) -> Watch:
             while not ended.wait(EVERY * max(1, len(bars.task_ids) - 1)):  # of all pairs one
                 words = _words(latest)
                 share = latest.cost_done / (latest.cost_total or 1)
-                seconds = time.monotonic() - begun
+                now = time.monotonic()
                 if share:
-                    left = about_time(seconds / share - seconds)
+                    left = about_time((now - begun) * (1 / share - 1))
                     words = [f"{100 * share:.0f} % done", *words, f"{left} left"]
                 with contextlib.suppress(OSError):  # of a reader that has gone
-                    say(f"{title}: {', '.join(words or [f'{took(seconds)} so far'])}")
+                    say(f"{title}: {', '.join(words or [f'{took(now - started)} so far'])}")
 
         bars.start()
         if is_in_lines:

@@ -131,6 +131,11 @@ class NoVerdict(Coded):
         "mostly_rounding",
         "the delta of {name} is only {floor:ratio} times as large as rounding alone would make it",
     )
+    SAME_UPDATE = (
+        "same_update",
+        "{first} and {second} are the same update as far as figures show: they agree in"
+        " {matrices:all matrix|matrices}",
+    )
     NO_CONCENTRATION = (
         "no_concentration",
         "{first} and {second} are not distinguished: no matrix in a layer has a concentration in"

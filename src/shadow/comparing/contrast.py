@@ -21,6 +21,7 @@ from shadow.comparing.codes import (
     say,
 )
 from shadow.comparing.differences import (
+    EQUAL,
     FIGURES,
     SIDES,
     Difference,
@@ -153,6 +154,12 @@ def contrast(
                 figures[number] = replace(figure, verdict=verdict)
     counts = _counts(first.deltas, second.deltas, matched, cells)
     doubts = list(_doubts(first, second, relation, matched, counts, figures, is_void=bool(voids)))
+    headline = _headline(first, second, verdict, figures[0])
+    rate = _rate(first, second, relation, verdict, figures[0], doubts)
+    if _are_equal(matched, counts):
+        names = {"first": first.name, "second": second.name}
+        headline = Reason(NoVerdict.SAME_UPDATE, {**names, "matrices": counts.matrices})
+        rate = None
     return Contrast(
         first=first.label,
         second=second.label,
@@ -161,11 +168,19 @@ def contrast(
         matched=counts,
         figures=figures,
         verdict=verdict,
-        headline=_headline(first, second, verdict, figures[0]),
+        headline=headline,
         voids=voids,
         doubts=doubts,
-        rate=_rate(first, second, relation, verdict, figures[0], doubts),
+        rate=rate,
     )
+
+
+def _are_equal(matched: Columns, counts: MatchedCounts) -> bool:
+    """True if both changed the same matrices, and every figure of each is one in both."""
+    if counts.alone_in_first or counts.alone_in_second:
+        return False
+    differences = [matched[f"{figure.name}_difference"] for figure in FIGURES]
+    return all((np.abs(values) < EQUAL).all() for values in differences)
 
 
 def _counts(first: Columns, second: Columns, matched: Columns, cells: Columns) -> MatchedCounts:

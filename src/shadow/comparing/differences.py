@@ -17,6 +17,7 @@ from shadow.comparing.codes import ComparisonVerdict
 from shadow.summary.bootstrap import Floats, blocks_of, interval_of_median
 from shadow.summary.tables import Columns, finite, is_known, median
 
+EQUAL = 1e-4  # differences below it are those of arithmetic
 SIDES = ("first", "second")  # of a contrast: the ends of the columns of its rows
 
 
@@ -185,7 +186,10 @@ def _verdict(compared: Difference) -> ComparisonVerdict:
     """Judge one figure: it has a direction only beyond 0 and beyond the margin."""
     if compared.difference is None or not compared.points:
         return ComparisonVerdict.NOT_DISTINGUISHED
-    if compared.margin is None or abs(compared.difference) < compared.margin:
+    size = abs(compared.difference)
+    if size < EQUAL:
+        return ComparisonVerdict.NOT_DISTINGUISHED
+    if compared.margin is None or size < compared.margin:
         return ComparisonVerdict.BELOW_THE_MARGIN
     if compared.difference * compared.direction > 0:
         return ComparisonVerdict.MORE_CONCENTRATED

@@ -49,7 +49,7 @@ def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool 
     """
     rest = []
     if any(judgement.summary or judgement.kept for judgement in judged):
-        rest.append(("more", where_more(folder)))
+        rest += where_more(folder)
     if not has_table:
         return Document([Origin(rest, close=True)])
     states = Counter[str](state_of(judgement).text for judgement in judged)

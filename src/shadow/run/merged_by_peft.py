@@ -92,7 +92,7 @@ class Merges(Mapping[str, Tensor]):
 
 def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Checkpoint, Merges]:
     """Return a base with an adapter merged into it in float32. Raises ShadowError if peft does not
-    know its type, or a part of it is of no module of the base.
+    know its type, or a part of it is of nothing in the base.
     """
     require("adapters")
     fetch_all([base, adapter], runtime)
@@ -108,8 +108,12 @@ def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Ch
         if owner is not None:
             module, base_module = owner
             piece = own_name.removeprefix(f"{module}.")
+            base_name = f"{base_module}.{piece}"
             if piece in OF_MODULE:
-                whole[f"{base_module}.{piece}"] = info
+                if base_name in base.tensors:
+                    whole[base_name] = info
+                else:
+                    lost.append(name)
                 continue
             modules[module] = base_module
         elif name.startswith(PREFIX):
@@ -117,7 +121,7 @@ def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Ch
         state[name] = adapter.tensor(info).whole()
     if lost:
         fault = f"{len(lost)} of {len(adapter.tensors)} tensors of {adapter.reference}"
-        why = "are of no module of the base, so peft leaves them out"
+        why = "are of nothing in the base, so peft leaves them out"
         raise ShadowError(f"{fault} {why}, such as {short(lost[0])}", "check names and base")
     layers = {module: _layer(base, parts, name) for module, name in modules.items()}
     try:

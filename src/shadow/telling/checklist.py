@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shadow.checks.answer import Verification
+from shadow.checks.answer import FailedVerification, Verification
 from shadow.checks.checklist import Answered, Checklist, command_of
 from shadow.targets.references import AnyReference, Reference
 from shadow.telling.document import (
@@ -45,9 +45,12 @@ def checklist_document(checklist: Checklist) -> Document:
     first = lines[0]
     if isinstance(first, Verification) and (len(lines) == 1 or first.exit_code):
         blocks += verification_document(first).blocks[3:]
+    remarks = []
     for line in lines[1:]:
+        hint = line.hint if isinstance(line, FailedVerification) else None
         if line.exit_code:
-            blocks.append(Note(f"`{command_of(line, checklist.access)}` shows more"))
+            remarks.append(hint or f"`{command_of(line, checklist.access)}` shows more")
+    blocks += map(Note, dict.fromkeys(remarks))
     if checklist.proposed:
         base = checklist.named_base
         blocks.append(Note(f"its base is {base}, it says: `{checklist.proposed}` compares them"))

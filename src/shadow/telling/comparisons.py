@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shadow.quantities import DASH, Kind, Quantity, bounds_text, text_of
+from shadow.quantities import DASH, Kind, Quantity, bounds_text, share, text_of
 from shadow.reports.columns import HEADS
 from shadow.telling.document import (
     Block,
@@ -114,7 +114,7 @@ def _figure_table(contrast: Contrast) -> TableBlock:
 
     heads = {figure.name: figure.head for figure in FIGURES}
     levels = [figure.level for figure in contrast.figures if figure.level is not None]
-    spread = f"; in brackets {100 * min(levels):.3g} % over layers" if levels else ""
+    spread = f"; in brackets {share(min(levels))} over layers" if levels else ""
 
     def median(value: float | None, figure: Difference) -> Quantity:
         return Quantity(value, "share" if figure.figure == "relative_norm" else "number")

@@ -17,7 +17,7 @@ from shadow.telling.wording import (
     module_name,
     numbers_text,
 )
-from shadow.text import several
+from shadow.text import and_list, several
 
 NAMED = 4  # clauses of a sentence
 TITLE = "What corresponds"
@@ -43,6 +43,27 @@ def kinds_moved(context: Context) -> list[str]:
     """The kinds of parts that have other numbers than in the base."""
     found = context.summary.correspondence
     return [kind for kind in KINDS if found is not None and getattr(found, kind)]
+
+
+def moved_in_brief(context: Context) -> str:
+    """`layers 1 and 2 exchanged`, `layers and rows at other numbers`; empty if no part is."""
+    kinds = kinds_moved(context)
+    found = context.summary.correspondence
+    units = [] if found is None else [*found.layers, *found.experts]
+    if len(kinds) == len(units) == 1 and _are_exchanged(units[0]):
+        first, second = [_numbers(run)[0] for run in units[0].runs]
+        place = _place(units[0], context.summary)
+        of_place = f" of {place}" if place else ""
+        return f"{kinds[0]} {first} and {second}{of_place} exchanged"
+    return f"{and_list(kinds)} at other numbers" if kinds else ""
+
+
+def _are_exchanged(units: UnitNumbers) -> bool:
+    """True if two runs have changed places, and nothing more."""
+    if len(units.runs) != 2 or units.missing or units.new:
+        return False
+    first, second = units.runs
+    return first.base_first == second.first and second.base_first == first.first
 
 
 def moved_text(kind: str, context: Context, recorded: Recorded) -> str:

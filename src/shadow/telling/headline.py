@@ -13,7 +13,7 @@ from shadow.checks.explanations import (
 )
 from shadow.quantities import text_of
 from shadow.telling.context import Context
-from shadow.telling.correspondence import kinds_moved
+from shadow.telling.correspondence import moved_in_brief
 from shadow.telling.parts import ALIKE, MOST, are_in_proportion, components_text, leading
 from shadow.telling.sentences import (
     DIRECTIONS,
@@ -34,7 +34,7 @@ ALONE = {
     "nothing_compared": "Nothing was compared.",
     "apart": "{components}.",
     "unrelated": "Nothing in common entry by entry.",
-    "only_moved": "The base with {kinds:and} at other numbers.",
+    "only_moved": "The base with {moved}.",
     "all_not_comparable": "Not comparable entry by entry: rotated, reordered or another model.",
     "all_but_vectors": "Only biases and norms changed.",
     "only_vectors": "Of what was compared, only biases and norms changed.",
@@ -109,7 +109,6 @@ def _of_change(context: Context, codes: Set[str]) -> str:
     refined = _refined(context, codes)
     for code, words in ALONE.items():
         if code in refined:
-            kinds = kinds_moved(context)
             remedy = details(context).get("unnamed")
             components = ""
             if context.apart:
@@ -117,7 +116,7 @@ def _of_change(context: Context, codes: Set[str]) -> str:
             return recorded.fill(
                 words,
                 count=summary.unnamed_updates,
-                kinds=kinds,
+                moved=moved_in_brief(context),
                 remedy=remedy,
                 components=components,
             )
@@ -129,8 +128,8 @@ def _of_change(context: Context, codes: Set[str]) -> str:
         about="about " if summary.estimated else "",
         side=inside.short_side_most if is_one_size else None,
     )
-    moved = recorded.fill("{kinds:and}", kinds=kinds_moved(context))
-    numbers = f"with {moved} at other numbers" if moved else ""
+    moved = moved_in_brief(context)
+    numbers = f"with {moved}" if moved else ""
     place = "" if numbers else _place(context, recorded)
     parts = [_size(context, recorded), numbers, kind, place]
     text = ", ".join(filter(None, parts))
@@ -146,7 +145,7 @@ def _refined(context: Context, codes: Set[str]) -> set[str]:
     is_along = context.coherence == "along" and summary.inside_layers.short_side_most is not None
     refinements = {
         "apart": context.apart,
-        "only_moved": "identical" in codes and bool(kinds_moved(context)),
+        "only_moved": "identical" in codes and bool(moved_in_brief(context)),
         "nothing_named": "nothing_compared" in codes and summary.unnamed_updates > 0,
         "all_not_comparable": is_rearranged(summary),
         "all_but_vectors": "only_vectors" in codes and codes <= {"only_vectors", "identical"},

@@ -152,11 +152,11 @@ def _blocks(
         names = [claim.name for claim in others if claim.answer != "no"]
         if folder is not None and names:
             count = counted(len(names), "explanation", "explanations")
-            text = f"{count} not excluded: {', '.join(names)}"
+            text = f"{count} not excluded: {'; '.join(names)}"
             yield Paragraph(text, quiet=True, when="brief", about="claims")
     yield Origin(_origin(summary, provenance, folder), when=when, about="provenance")
     if folder is not None:
-        yield Origin([("more", where_more(folder))], close=True, when="brief", about="more")
+        yield Origin(where_more(folder), close=True, when="brief", about="more")
 
 
 def _sides(summary: Summary, *, is_public: bool) -> Block:
@@ -395,9 +395,10 @@ def module_table(summary: Summary, when: When = "always") -> TableBlock:
     return table_of(fields, summary.modules, title, when=when, about="modules")
 
 
-def where_more(folder: Path | str) -> str:
+def where_more(folder: Path | str) -> list[tuple[str, str]]:
+    """The commands that show more, a line each, as people paste them."""
     name = shlex.quote(str(folder))
-    return f"shadow show {name} --full; shadow report {name}"
+    return [("more", f"shadow show {name} --full"), ("page", f"shadow report {name}")]
 
 
 def _origin(
