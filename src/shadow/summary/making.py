@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,11 +94,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         pair=metadata["pair"],
         base=_side(metadata["base"]),
         tuned=_side(metadata["tuned"]),
-        counts=StatusCounts(
-            measured=statuses["measured"],
-            identical=statuses["identical"],
-            skipped=statuses["skipped"],
-        ),
+        counts=StatusCounts(**{status: statuses[status] for status in keys_of(StatusCounts)}),
         figures=_figures(rows, tally),
         components=_by_component(rows),
         modules=_by_module(rows),
@@ -131,10 +128,10 @@ def correspondence_in(metadata: ReportMetadata) -> Correspondence | None:
     """The parts that correspond, but not by number, as the report says it; None if it does not say
     it as an audit does.
     """
-    try:
-        return read_row(Correspondence, metadata.get("correspondence"))
-    except TypeError:
-        return None
+    recorded = metadata.get("correspondence")
+    with suppress(TypeError):
+        return read_row(Correspondence, recorded) if recorded else None
+    return None
 
 
 @dataclass(frozen=True)
@@ -379,14 +376,8 @@ def _without_base(matrices: Columns) -> list[WithoutBase]:
     """The components that have no base."""
     components = []
     for (component,), group in matrices.groups("component"):
-        row = WithoutBase(
-            component=component,
-            matrices=len(group),
-            stable_rank=median(group["stable_rank"]),
-            effective_rank=median(group["effective_rank"]),
-            participation_ratio=median(group["participation_ratio"]),
-        )
-        components.append(row)
+        medians = group.medians("stable_rank", "effective_rank", "participation_ratio")
+        components.append(WithoutBase.from_parts(medians, component=component, matrices=len(group)))
     return components
 
 
@@ -461,16 +452,14 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     for number, (component, layer) in enumerate(rows.layers):
         deltas = rows.deltas.where(rows.deltas["at"] == number)
         energy = float(deltas["energy"].sum())
-        row = LayerRow(
+        row = LayerRow.from_parts(
+            deltas.medians("concentration", "effective_rank_shift", "spikes"),
             component=component,
             layer=layer,
             matrices=len(deltas),
             relative_norm=_whole_norm(deltas) if len(deltas) else 0.0,
             energy=finite(energy),
             energy_share=over(energy, totals.get(component, 0.0)),
-            concentration=median(deltas["concentration"]),
-            effective_rank_shift=median(deltas["effective_rank_shift"]),
-            spikes=median(deltas["spikes"]),
             matrices_rounded=count(rows.rounded["at"] == number),
         )
         layers.append(row)
