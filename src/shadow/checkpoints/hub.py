@@ -43,7 +43,7 @@ from shadow.errors import ShadowError
 
 REDIRECTS = 8  # followed for a file at most
 COMMIT = re.compile(r"[0-9a-f]{40}")
-DIGESTS = {"git": COMMIT, "sha256": "[0-9a-f]{64}"}
+DIGESTS = {"git": COMMIT, "sha256": re.compile(r"[0-9a-f]{64}")}
 ONLINE = "run once without --offline (and without HF_HUB_OFFLINE)"
 NO_RANGES = "the server does not send the byte ranges that it is asked for"
 FOLDER = "download it with `hf download`, and name the folder"
@@ -100,7 +100,7 @@ def listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
 def _checksum(digest: object) -> str | None:
     """Prefix a digest with its kind, known by its length: Git-LFS uses sha256, Git itself sha1."""
     for kind, pattern in DIGESTS.items():
-        if isinstance(digest, str) and re.fullmatch(pattern, digest):
+        if re.fullmatch(pattern, str(digest)):
             return f"{kind}:{digest}"
     return None
 

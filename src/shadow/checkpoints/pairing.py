@@ -8,7 +8,6 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any, Literal
 from zlib import crc32
 
@@ -428,11 +427,20 @@ def _line_up(
     base_rows, cols = base.shape
     rows, tuned_cols = tuned.shape
     why = "" if partner.by == "number" else f"the base's {base.info.name}"
-    aligned = partial(MatrixPair, place, base, tuned, matched_by=partner.by)
     matrices = [_is_matrix(base), _is_matrix(tuned)]
     entries = base_rows * cols
     if not any(matrices) and entries == rows * tuned_cols:
-        return [aligned(rows=1, cols=entries, is_matrix=False, detail=why)], []
+        vector = MatrixPair(
+            place,
+            base,
+            tuned,
+            rows=1,
+            cols=entries,
+            is_matrix=False,
+            detail=why,
+            matched_by=partner.by,
+        )
+        return [vector], []
     # otherwise as many columns may be in another order, such as channels last
     if all(matrices) and _folded(base) == _folded(tuned):
         common = min(base_rows, rows)
@@ -445,8 +453,18 @@ def _line_up(
             why = f"{common} of {rows} rows are rows of the base"
         may_differ = partner.rows is not None or grows(place)
         if cols == tuned_cols and (not more or (may_differ and common > 1)):
-            chosen = partner.rows
-            return [aligned(common, cols, is_matrix=True, detail=why, chosen=chosen)], []
+            matrix = MatrixPair(
+                place,
+                base,
+                tuned,
+                common,
+                cols,
+                is_matrix=True,
+                detail=why,
+                matched_by=partner.by,
+                chosen=partner.rows,
+            )
+            return [matrix], []
         detail = f"base {base.shape}, tuned {tuned.shape}"
     return [], _both(place, base, tuned, "shape_differs", detail)
 

@@ -504,12 +504,9 @@ def grid(deltas: Columns, tensors: Columns) -> list[GridRow]:
     concentrations = defaultdict[tuple[str, str], dict[int, float | None]](dict)
     for component, module, layer in same.each("component", "module", "layer"):
         norms[component, module][int(layer)] = 0.0
-    for (component, module), group in deltas.inside.groups("component", "module"):
-        for layer in np.unique(group["layer"]).tolist():
-            of_layer = group.where(group["layer"] == layer)
-            norms[component, module][int(layer)] = median(of_layer["relative_norm"])
-            concentration = median(of_layer["concentration"])
-            concentrations[component, module][int(layer)] = concentration
+    for (component, module, layer), group in deltas.inside.groups("component", "module", "layer"):
+        norms[component, module][int(layer)] = median(group["relative_norm"])
+        concentrations[component, module][int(layer)] = median(group["concentration"])
     rows = []
     for component, module in sorted(norms, key=lambda place: order_of(*place)):
         by_layer = norms[component, module]
