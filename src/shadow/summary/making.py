@@ -346,9 +346,7 @@ def _figures(rows: Rows, tally: _Tally) -> PairFigures:
     sides = [tensors.having(side=side) for side in SIDES]
     # of an adapter, that is the base
     larger = max(sides, key=lambda side: sum(side["size"]))
-    measured = sum(larger.having(status="measured")["size"])
-    identical = sum(larger.having(status="identical")["size"])
-    skipped_size = sum(larger.having(status="skipped")["size"])
+    sizes = {status: sum(larger.having(status=status)["size"]) for status in keys_of(StatusCounts)}
     partly_measured = larger.where(is_partial(larger))["compared"].sum()
     ceiling = largest(deltas["rank_ceiling"])
     embeddings = deltas.of(_main(rows)).having(module="embed")
@@ -359,9 +357,9 @@ def _figures(rows: Rows, tally: _Tally) -> PairFigures:
         _unrounded(deltas),
         matrices=len(deltas),
         short_side=median(np.fmin(inside["rows"], inside["cols"])),
-        parameters=measured + identical + skipped_size,
-        parameters_measured=measured + int(partly_measured),
-        parameters_identical=identical,
+        parameters=sum(sizes.values()),
+        parameters_measured=sizes["measured"] + int(partly_measured),
+        parameters_identical=sizes["identical"],
         relative_norm_overall=_whole_norm(deltas),
         rank_ceiling=None if ceiling is None else int(ceiling),
         matrices_rounded=len(rows.rounded),
