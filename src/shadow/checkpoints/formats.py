@@ -107,11 +107,8 @@ def _fit(pieces: Tensors, layout: Layout) -> tuple[bool, bool]:
     _, kind, *_ = layout.pieces[first].split()
     piece = pieces.get(first)
     has_first = piece is not None and piece.dtype in _types(kind)
-    has_all = True
-    for name, words in layout.pieces.items():
-        if not words.startswith(OPTIONAL):
-            has_all = has_all and name in pieces
-    return has_first, has_all
+    needed = [name for name, words in layout.pieces.items() if not words.startswith(OPTIONAL)]
+    return has_first, pieces.keys() >= {*needed}
 
 
 def _types(kind: str) -> Sequence[str]:
@@ -421,10 +418,7 @@ def with_matrices(
     if not formats:
         return dict(tensors), {}
     refused = {**formats}
-    layouts = {}
-    for known in _formats():
-        if known.layouts:
-            layouts[known.name] = known.layouts
+    layouts = {known.name: known.layouts for known in _formats() if known.layouts}
     modules: dict[str, Tensors] = {}
     for name, info in tensors.items():
         owner, piece = owner_of(name)

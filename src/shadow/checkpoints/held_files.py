@@ -40,8 +40,40 @@ STRIPE = 32 << 20
 WHEN_QUIET = "run the same command again when no program writes to it"
 
 
+class Readable:
+    """Bytes that are read from any position on."""
+
+    def read(self, start: int, into: memoryview) -> None:
+        """Fill a buffer with the bytes from start on."""
+        raise NotImplementedError
+
+    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
+        """Fill a buffer with runs of equal length, one from each start. Raises like read."""
+        width = len(into) // max(1, len(starts))
+        for number, start in enumerate(map(int, starts)):
+            first = number * width
+            self.read(start, into[first : first + width])
+
+    def checksum(self, start: int, stop: int) -> str:
+        """CRC-32 and Adler-32 of the bytes from start to stop, as 16 hexadecimal digits.
+
+        Both together take 0.7 s a GB, SHA-256 or BLAKE2b 1.6 to 2.7 on a Xeon. They distinguish
+        files that differ by chance, not forgeries. Raises like read.
+        """
+        crc = zlib.crc32(b"")
+        adler = zlib.adler32(b"")
+        longest = min(BLOCK, stop - start)
+        block = memoryview(bytearray(longest))
+        for at in range(start, stop, BLOCK):
+            part = block[: min(BLOCK, stop - at)]
+            self.read(at, part)
+            crc = zlib.crc32(part, crc)
+            adler = zlib.adler32(part, adler)
+        return f"{crc:08x}{adler:08x}"
+
+
 @dataclass(frozen=True, eq=False)
-class HeldFile:
+class HeldFile(Readable):
     """A regular file, open for reading while this object exists. Several threads may read it."""
 
     path: Path
@@ -67,13 +99,6 @@ class HeldFile:
         except OSError as error:
             raise self._unreadable(error) from error
 
-    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
-        """Fill a buffer with runs of equal length, one from each start. Raises like read."""
-        width = len(into) // max(1, len(starts))
-        for number, start in enumerate(map(int, starts)):
-            first = number * width
-            self.read(start, into[first : first + width])
-
     def bytes_of(self, start: int, size: int) -> bytes:
         """Read size bytes from start on. Raises like read."""
         content = bytearray(size)
@@ -91,23 +116,6 @@ class HeldFile:
                 for at in range(start, stop, PIECE):
                     size = min(PIECE, stop - at)
                     os.posix_fadvise(self.handle, at, size, os.POSIX_FADV_WILLNEED)
-
-    def checksum(self, start: int, stop: int) -> str:
-        """CRC-32 and Adler-32 of the bytes from start to stop, as 16 hexadecimal digits.
-
-        Both together take 0.7 s a GB, SHA-256 or BLAKE2b 1.6 to 2.7 on a Xeon. They distinguish
-        files that differ by chance, not forgeries. Raises like read.
-        """
-        crc = zlib.crc32(b"")
-        adler = zlib.adler32(b"")
-        longest = min(BLOCK, stop - start)
-        block = memoryview(bytearray(longest))
-        for at in range(start, stop, BLOCK):
-            part = block[: min(BLOCK, stop - at)]
-            self.read(at, part)
-            crc = zlib.crc32(part, crc)
-            adler = zlib.adler32(part, adler)
-        return f"{crc:08x}{adler:08x}"
 
     def equals(self, other: HeldFile) -> bool:
         """True if both files hold the same bytes. Raises like read."""
@@ -181,7 +189,7 @@ class HeldFile:
 
 
 @dataclass(frozen=True)
-class HeldBytes:
+class HeldBytes(Readable):
     """The bytes of a tensor in memory, read like those of a file."""
 
     content: memoryview
@@ -193,18 +201,8 @@ class HeldBytes:
     def read(self, start: int, into: memoryview) -> None:
         into[:] = self.content[start : start + len(into)]
 
-    def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
-        width = len(into) // max(1, len(starts))
-        for number, start in enumerate(map(int, starts)):
-            first = number * width
-            self.read(start, into[first : first + width])
-
     def read_ahead(self, start: int, stop: int) -> None:
         """Do nothing: the bytes are in memory."""
-
-    def checksum(self, start: int, stop: int) -> str:
-        part = self.content[start:stop]
-        return f"{zlib.crc32(part):08x}{zlib.adler32(part):08x}"
 
 
 def sampled(start: int, size: int) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import Event, get_ident
+from threading import get_ident
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -41,9 +41,9 @@ from shadow.checkpoints.stored_files import StoredFile
 from shadow.checkpoints.transfers import Say, StoppedError, Transfer
 from shadow.errors import ShadowError
 
-CHUNK = 1 << 20  # bytes
 REDIRECTS = 8  # followed for a file at most
 COMMIT = re.compile(r"[0-9a-f]{40}")
+DIGESTS = {"git": COMMIT, "sha256": re.compile(r"[0-9a-f]{64}")}
 ONLINE = "run once without --offline (and without HF_HUB_OFFLINE)"
 NO_RANGES = "the server does not send the byte ranges that it is asked for"
 FOLDER = "download it with `hf download`, and name the folder"
@@ -99,13 +99,10 @@ def listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
 
 def _checksum(digest: object) -> str | None:
     """Prefix a digest with its kind, known by its length: Git-LFS uses sha256, Git itself sha1."""
-    if not isinstance(digest, str):
-        return None
-    if not re.fullmatch(r"[0-9a-f]+", digest):
-        return None
-    kinds = {40: "git", 64: "sha256"}
-    kind = kinds.get(len(digest))
-    return f"{kind}:{digest}" if kind else None
+    for kind, pattern in DIGESTS.items():
+        if re.fullmatch(pattern, str(digest)):
+            return f"{kind}:{digest}"
+    return None
 
 
 def _repository_folder(repo: str) -> Path:
@@ -154,7 +151,7 @@ def fetch_whole(file: RemoteFile, by: Transfer) -> tuple[Path, bool]:
     """
     path = cached(file)
     downloads = 0
-    while path is None or _is_damaged(path, file, by.stop):
+    while path is None or _is_damaged(path, file):
         if path is not None:
             hint = DAMAGED
             if not file.offline:
@@ -218,7 +215,7 @@ def _download(file: RemoteFile, by: Transfer, *, force: bool) -> Path:
     return Path(path)
 
 
-def _is_damaged(path: Path, file: RemoteFile, stop: Event) -> bool:
+def _is_damaged(path: Path, file: RemoteFile) -> bool:
     """True if the file is not what its checksum says; False where no checksum is known."""
     if file.checksum is None:
         return False
@@ -227,12 +224,8 @@ def _is_damaged(path: Path, file: RemoteFile, stop: Event) -> bool:
         # Git names a blob by the sha1 of this header and the content
         head = b"blob %d\0" % path.stat().st_size
         git = hashlib.sha1(head, usedforsecurity=False)
-        digest = hashlib.sha256() if kind == "sha256" else git
         with path.open("rb") as content:
-            while block := content.read(CHUNK):
-                if stop.is_set():
-                    raise StoppedError
-                digest.update(block)
+            digest = hashlib.file_digest(content, "sha256" if kind == "sha256" else lambda: git)
     except OSError as error:
         raise ShadowError(
             f"{path}: {error.strerror or error}", "check that the cache can be read"

@@ -333,10 +333,6 @@ def write_document(path: Path, text: bytes) -> None:
                 raise ShadowError(f"{path} is not a regular file", hint)
             if start and not (start.startswith(b"<?xml") and b"<testsuite" in start):
                 raise ShadowError(f"{path} already exists and is not a JUnit file", hint)
-    except OSError as error:
-        raise ShadowError(f"cannot read {path}: {error.strerror or error}", hint) from error
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_beside(path, text)
     except OSError as error:
         raise ShadowError(f"cannot write {path}: {error.strerror or error}", hint) from error

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shadow.summary.record import FileCounts, FileRow, FilesRow
+from shadow.summary.record import FileCounts, FileRow, FilesRow, keys_of
 
 LISTED = 40  # files that are named, those first in which something differs
 
@@ -22,21 +22,9 @@ def files(rows: Iterable[Mapping[str, Any]]) -> FilesRow | None:
     differing = [row for row in by_path.values() if row["state"] != "same"]
     differing.sort(key=_order)
     return FilesRow(
-        counts=FileCounts(
-            changed=counts["changed"],
-            added=counts["added"],
-            removed=counts["removed"],
-            unknown=counts["unknown"],
-            same=counts["same"],
-        ),
+        counts=FileCounts(**{state: counts[state] for state in keys_of(FileCounts)}),
         rows=[
-            FileRow(
-                path=row["path"],
-                kind=row["kind"],
-                state=row["state"],
-                differs=(row["differs"] or "").split(),
-                detail=row["detail"],
-            )
+            FileRow.from_parts(row, differs=(row["differs"] or "").split())
             for row in differing[:LISTED]
         ],
     )

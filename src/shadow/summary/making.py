@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,11 +94,7 @@ def record_of(rows: Rows, metadata: ReportMetadata, lineage: float | None) -> Pa
         pair=metadata["pair"],
         base=_side(metadata["base"]),
         tuned=_side(metadata["tuned"]),
-        counts=StatusCounts(
-            measured=statuses["measured"],
-            identical=statuses["identical"],
-            skipped=statuses["skipped"],
-        ),
+        counts=StatusCounts(**{status: statuses[status] for status in keys_of(StatusCounts)}),
         figures=_figures(rows, tally),
         components=_by_component(rows),
         modules=_by_module(rows),
@@ -131,10 +128,10 @@ def correspondence_in(metadata: ReportMetadata) -> Correspondence | None:
     """The parts that correspond, but not by number, as the report says it; None if it does not say
     it as an audit does.
     """
-    try:
-        return read_row(Correspondence, metadata.get("correspondence"))
-    except TypeError:
-        return None
+    recorded = metadata.get("correspondence")
+    with suppress(TypeError):
+        return read_row(Correspondence, recorded) if recorded else None
+    return None
 
 
 @dataclass(frozen=True)
@@ -349,9 +346,7 @@ def _figures(rows: Rows, tally: _Tally) -> PairFigures:
     sides = [tensors.having(side=side) for side in SIDES]
     # of an adapter, that is the base
     larger = max(sides, key=lambda side: sum(side["size"]))
-    measured = sum(larger.having(status="measured")["size"])
-    identical = sum(larger.having(status="identical")["size"])
-    skipped_size = sum(larger.having(status="skipped")["size"])
+    sizes = {status: sum(larger.having(status=status)["size"]) for status in keys_of(StatusCounts)}
     partly_measured = larger.where(is_partial(larger))["compared"].sum()
     ceiling = largest(deltas["rank_ceiling"])
     embeddings = deltas.of(_main(rows)).having(module="embed")
@@ -362,9 +357,9 @@ def _figures(rows: Rows, tally: _Tally) -> PairFigures:
         _unrounded(deltas),
         matrices=len(deltas),
         short_side=median(np.fmin(inside["rows"], inside["cols"])),
-        parameters=measured + identical + skipped_size,
-        parameters_measured=measured + int(partly_measured),
-        parameters_identical=identical,
+        parameters=sum(sizes.values()),
+        parameters_measured=sizes["measured"] + int(partly_measured),
+        parameters_identical=sizes["identical"],
         relative_norm_overall=_whole_norm(deltas),
         rank_ceiling=None if ceiling is None else int(ceiling),
         matrices_rounded=len(rows.rounded),
@@ -379,14 +374,8 @@ def _without_base(matrices: Columns) -> list[WithoutBase]:
     """The components that have no base."""
     components = []
     for (component,), group in matrices.groups("component"):
-        row = WithoutBase(
-            component=component,
-            matrices=len(group),
-            stable_rank=median(group["stable_rank"]),
-            effective_rank=median(group["effective_rank"]),
-            participation_ratio=median(group["participation_ratio"]),
-        )
-        components.append(row)
+        medians = group.medians("stable_rank", "effective_rank", "participation_ratio")
+        components.append(WithoutBase.from_parts(medians, component=component, matrices=len(group)))
     return components
 
 
@@ -461,16 +450,14 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     for number, (component, layer) in enumerate(rows.layers):
         deltas = rows.deltas.where(rows.deltas["at"] == number)
         energy = float(deltas["energy"].sum())
-        row = LayerRow(
+        row = LayerRow.from_parts(
+            deltas.medians("concentration", "effective_rank_shift", "spikes"),
             component=component,
             layer=layer,
             matrices=len(deltas),
             relative_norm=_whole_norm(deltas) if len(deltas) else 0.0,
             energy=finite(energy),
             energy_share=over(energy, totals.get(component, 0.0)),
-            concentration=median(deltas["concentration"]),
-            effective_rank_shift=median(deltas["effective_rank_shift"]),
-            spikes=median(deltas["spikes"]),
             matrices_rounded=count(rows.rounded["at"] == number),
         )
         layers.append(row)
@@ -515,12 +502,9 @@ def grid(deltas: Columns, tensors: Columns) -> list[GridRow]:
     concentrations = defaultdict[tuple[str, str], dict[int, float | None]](dict)
     for component, module, layer in same.each("component", "module", "layer"):
         norms[component, module][int(layer)] = 0.0
-    for (component, module), group in deltas.inside.groups("component", "module"):
-        for layer in np.unique(group["layer"]).tolist():
-            of_layer = group.where(group["layer"] == layer)
-            norms[component, module][int(layer)] = median(of_layer["relative_norm"])
-            concentration = median(of_layer["concentration"])
-            concentrations[component, module][int(layer)] = concentration
+    for (component, module, layer), group in deltas.inside.groups("component", "module", "layer"):
+        norms[component, module][int(layer)] = median(group["relative_norm"])
+        concentrations[component, module][int(layer)] = median(group["concentration"])
     rows = []
     for component, module in sorted(norms, key=lambda place: order_of(*place)):
         by_layer = norms[component, module]

@@ -185,12 +185,9 @@ def columns_of(table: pa.Table) -> Columns:
 def _shapes(values: pa.ChunkedArray) -> NDArray[np.object_]:
     known: dict[tuple[int, ...], tuple[int, ...]] = {}
     shapes = np.empty(len(values), dtype=object)
-    number = 0
-    for chunk in values.chunks:
-        for sizes in chunk:
-            shape = tuple(sizes.as_py())
-            shapes[number] = known.setdefault(shape, shape)
-            number += 1
+    for number, sizes in enumerate(values):
+        shape = tuple(sizes.as_py())
+        shapes[number] = known.setdefault(shape, shape)
     return shapes
 
 

@@ -18,9 +18,8 @@ from shadow.telling.document import (
     Word,
     named,
     table_of,
-    worded,
 )
-from shadow.telling.verification import answer_of, verification_document
+from shadow.telling.verification import ANSWERS, answer_of, verification_document
 
 DIGITS = 16  # of a digest on a card
 
@@ -31,16 +30,11 @@ def checklist_document(checklist: Checklist) -> Document:
     outcome, worst = _worst(checklist)
     claims = ", ".join(line.claim for line in worst)
     sides = [FigureRow(word, str(side)) for word, side in checklist.sides.named.items()]
-    fields = [
-        named("claim"),
-        worded("outcome", lambda line: answer_of(line)[0]),
-        worded("why", lambda line: answer_of(line)[1]),
-    ]
     blocks: list[Block] = [
         Section("check"),
         Headline(f"{outcome.text}: {claims}", outcome.level),
         Figures(sides),
-        table_of(fields, lines),
+        table_of([named("claim"), *ANSWERS], lines),
     ]
     first = lines[0]
     if isinstance(first, Verification) and (len(lines) == 1 or first.exit_code):

@@ -44,6 +44,12 @@ MANY_OF_WHOLE = "how many tensors, modules or files a row represents; how is tha
 LEGEND = "the norm of the difference over that of the base; of merged and stored, of the update"
 
 
+ANSWERS = (
+    worded("outcome", lambda answer: answer_of(answer)[0]),
+    worded("why", lambda answer: answer_of(answer)[1]),
+)
+
+
 def verification_document(verification: Verification) -> Document:
     """Show a claim with its answer in a line, its checkpoints, and what speaks against it."""
     against = verification.against
@@ -117,8 +123,7 @@ def verifications_document(answers: Sequence[Answered]) -> Document:
     """Show several claims, a line each."""
     fields = [
         named("claim", claim_text),
-        worded("outcome", lambda answer: answer_of(answer)[0]),
-        worded("why", lambda answer: answer_of(answer)[1]),
+        *ANSWERS,
     ]
     return Document([Section("verify"), table_of(fields, answers)])
 

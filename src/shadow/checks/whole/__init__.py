@@ -7,7 +7,7 @@ gguf_metadata.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -99,24 +99,22 @@ def judge(found: Whole) -> Answer:
     """Judge every part by itself: one fault is enough, and what is unknown leaves it open."""
     findings = Findings(RULES, found.accept)
     shards.judge_files(findings, found.files)
-    if found.values is not None:
-        values.judge_values(findings, found.values)
-    if found.names is not None:
-        names.judge_names(findings, found.names)
-    if found.words is not None:
-        configs.judge_words(findings, found.words)
-    if found.adapter is not None:
-        configs.judge_adapter(findings, found.adapter)
-    if found.small is not None:
-        small_files.judge_small_files(findings, found.small)
+    looked_at: Sequence[tuple[Callable[..., None], object]] = (
+        (values.judge_values, found.values),
+        (names.judge_names, found.names),
+        (configs.judge_words, found.words),
+        (configs.judge_adapter, found.adapter),
+        (small_files.judge_small_files, found.small),
+        (quantised_modules.judge_modules, found.modules),
+        (gguf_metadata.judge_metadata, found.gguf),
+    )
+    for judge_part, part in looked_at:
+        if part is not None:
+            judge_part(findings, part)
     for code, name, other in found.copies:
         findings.add(name, code, other=other)
     if found.values is not None and not found.values.is_quantised:
         peers.judge_peers(findings, found.values.swept, found.units)
-    if found.modules is not None:
-        quantised_modules.judge_modules(findings, found.modules)
-    if found.gguf is not None:
-        gguf_metadata.judge_metadata(findings, found.gguf)
     if found.values is None:
         findings.add("", "nothing_opened")
     order = [*RULES]
