@@ -16,18 +16,6 @@ def of(sigma, long_side=None):
     return Spectrum(sigma, len(sigma), long_side or len(sigma), 1.0, 0.0, "exact")
 
 
-@pytest.mark.parametrize("alpha", [1.8, 2.5, 4.0])
-def test_the_exponent_of_a_pareto_sample_is_recovered(alpha):
-    """Eigenvalues drawn from a Pareto law: alpha within three standard errors, nearly all of them
-    in the tail.
-    """
-    rng = np.random.default_rng(0)
-    found = power_law(of(np.sqrt((1 - rng.random(3000)) ** (-1 / (alpha - 1)))))
-    assert abs(found["alpha"] - alpha) < 3 * (alpha - 1) / found["alpha_tail"] ** 0.5
-    assert found["alpha_tail"] > 1000
-    assert found["alpha_ks"] < 0.03
-
-
 @pytest.mark.parametrize("kind", ["pareto", "noise", "decaying", "spiked", "ties", "nearly equal"])
 @pytest.mark.parametrize("m", [50, 120, 700])
 def test_the_fit_is_the_nearest_of_all_candidates(kind, m):
