@@ -84,17 +84,6 @@ def test_the_order_is_that_of_provenance_whatever_the_order_of_reports(steps):
         assert not found.notes
 
 
-def test_one_base_of_several_models_makes_a_chain_of_each(step, steps):
-    """A second model tuned from sft is the end of a chain of its own."""
-    other = step("sft..coder", STAGES[1], commit("org/coder", 9))
-    found = lineage([*steps, other])
-    assert [chain.stages for chain in found.chains] == [
-        ["base", "sft", "dpo", "rl"],
-        ["base", "sft", "coder"],
-    ]
-    assert not found.notes
-
-
 def test_contents_decide_over_fingerprints(step):
     """A copy of sft with another fingerprint is sft."""
     sft = {"repo": "/a/sft", "commit": None, "fingerprint": f"{2:064x}", "content": f"{7:064x}"}
