@@ -66,6 +66,12 @@ def stored_pair(dtype, relative, seed=0, **shape):
 # ---------------------------------------------------------------------------------- the model
 
 
+def test_the_shape_of_a_normal_update_has_the_chances_of_its_bins():
+    """Of |y| of a standard normal y, which lies in one of the bins."""
+    inside = np.diff(2 * normal.cdf(rounding_model.shape_edges()))
+    assert rounding_model.half_normal() == pytest.approx(inside / inside.sum())
+
+
 def test_tables_are_what_rounding_gives():
     """Chances, energies and products of |d| even in one bin of the shape."""
     even = (np.arange(100_000) + 0.5) / 100_000
