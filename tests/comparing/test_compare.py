@@ -188,22 +188,6 @@ def test_what_voids_a_verdict(tmp_path):
         assert one(compare([folder, write(tmp_path / f"s{rank}", same)])).not_comparable == []
 
 
-def test_matrices_that_are_only_rounded_have_no_vote(tmp_path):
-    """Merged in F16, saved in BF16: the MLP is rounded alike in both; the others differ by 0.2."""
-    folders = []
-    for name, value in (("a", 0.5), ("b", 0.3)):
-        rows = [delta(value, where, cast="neither") for where in places(6, ("attn.q",))]
-        rows += [
-            delta(0.0, where, cast="tuned", purity_z=0.1)
-            for where in places(6, ("mlp.up", "mlp.gate", "mlp.down"))
-        ]
-        folders.append(write(tmp_path / name, rows))
-    found = one(compare(folders))
-    assert found.matched.matrices == 6
-    assert figures(found)["concentration"].difference == pytest.approx(0.2)
-    assert found.verdict == "more concentrated"
-
-
 def test_norms_beyond_any_ratio_are_no_fault(tmp_path):
     """1e300 over 1e-20 is more than a float holds the exponential of."""
     folders = [
