@@ -256,9 +256,3 @@ def test_a_report_is_no_baseline_of_itself(shadow, demo, tmp_path):
         assert "a is its own baseline" in done.err
     shutil.copytree(demo["narrow"], tmp_path / "c")
     assert shadow("gate", "a", "--against", "c").code == 0
-
-
-@pytest.mark.parametrize("joined", ["--fail-on=concentration > 0.3", "--policy=p.yaml"])
-def test_a_joined_flag_is_the_same_rule(shadow, demo, tmp_path, joined):
-    (tmp_path / "p.yaml").write_text("a:\n  fail_on: concentration > 0.3\n")
-    assert shadow("gate", demo["narrow"], joined).code == 4

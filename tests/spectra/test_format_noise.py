@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_blocks, k_copy, k_like, k_quants
+from quantisers import Copy, ggml_copy, k_blocks, k_copy, k_like, k_quants
 
 from shadow.spectra.levels import FormatNoise
 from shadow.spectra.relations import format_noise as module
@@ -193,14 +193,6 @@ def test_a_copy_without_steps_has_sums_alone(original):
     assert found.error == format_noise(original, copy).error
 
 
-def test_factors_of_columns_are_undone(original):
-    """AWQ scales columns before it rounds: the rest is the error of the format again."""
-    factors = torch.exp(0.3 * torch.randn(COLS, generator=torch.Generator().manual_seed(2)))
-    found = format_noise(original, awq_copy(original, factors))
-    assert found.error > 2 * found.made
-    assert found.scaled < 1.2 * found.made
-
-
 def test_a_column_of_zeros_has_no_factor(original):
     """What it lost counts as an error, that of others after the best factor of each."""
     copy = ggml_copy(original, "Q4_0")
@@ -259,16 +251,6 @@ def test_what_is_not_finite_is_said(original):
     """Sums are those of other rows."""
     original[3, 4] = math.inf
     assert not format_noise(original, ggml_copy(original.nan_to_num(0, 0, 0), "Q8_0")).finite
-
-
-def test_compensated_rounding_may_be_calibrated(original):
-    """Of a format whose quantisers do so; a change of ten times its error is none."""
-    found = format_noise(original, gptq_copy(original))
-    assert found.outside > 0.1 * found.entries
-    assert found.may_be_calibrated("GPTQ-4")
-    assert not found.may_be_calibrated("Q4_0")
-    noise = 0.05 * torch.randn(original.shape, generator=torch.Generator().manual_seed(3))
-    assert not format_noise(original + noise, gptq_copy(original)).may_be_calibrated("GPTQ-4")
 
 
 @pytest.mark.parametrize(("stored", "more", "is_copy"), [
