@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from shadow.lab import training
-from shadow.lab.experiment import PRESETS, REGIMES, TINY, Base, Run, checkpoint, report
+from shadow.lab.experiment import PRESETS, REGIMES, SMALL, TINY, Base, Run, checkpoint, report
 from shadow.lab.results import over_bases
 from shadow.lab.training import ALPHABET, IGNORED, MIXTURES, SKILLS, Recipe, rows_of
 
@@ -130,6 +130,20 @@ def test_a_stream_depends_on_base_regime_and_seed_alone() -> None:
     assert first("B") == first("B")
     assert first("B") != first("B", seed=1)
     assert first("B") != first("B", base=Base(TINY, 1))
+
+
+def test_repetition_is_as_often_as_it_says() -> None:
+    """A fifth of D comes from a pool whose samples are seen ten times."""
+    tokens, used, seen = 200_000, 0, list[str]()
+    for sample in REGIMES["D"].samples(Base(SMALL, 0), 0, tokens):
+        used += len(sample.text)
+        if used > tokens:
+            break
+        seen.append(sample.text)
+    counts = pd.Series(seen).value_counts()
+    often = counts[counts >= 5]
+    assert often.sum() / len(seen) == pytest.approx(0.2, abs=0.05)
+    assert often.mean() == pytest.approx(10, rel=0.3)
 
 
 def test_labels_are_those_of_answers_alone() -> None:
