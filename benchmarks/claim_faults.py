@@ -10,9 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from claim_models import Model, State, permuted
-
-from shadow.dtypes import NF4
+from claim_models import Model, State, planted
+from histories import quantised
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # matrices that adapters change
@@ -110,7 +109,7 @@ def reordered_heads(model: Model, state: State, layer: int = 1) -> State:
     heads = config["num_attention_heads"]
     kv = config.get("num_key_value_heads", heads)
     q, k = named(state, "q", layer), named(state, "k", layer)
-    found = {q: permuted(state[q], heads), k: permuted(state[k], kv)}
+    found = {q: planted.permuted(state[q], heads), k: planted.permuted(state[k], kv)}
     return {**state, **{name: values.contiguous() for name, values in found.items()}}
 
 
@@ -133,17 +132,8 @@ def packed_experts(state: State) -> State:
 
 def fused(state: State) -> State:
     """q, k and v in one tensor, and gate and up, as Phi-3 has them."""
-    found = dict(state)
-    for name in list(state):
-        if name.endswith("q_proj.weight"):
-            stem = name.removesuffix("q_proj.weight")
-            parts = [found.pop(f"{stem}{one}_proj.weight") for one in "qkv"]
-            found[f"{stem}qkv_proj.weight"] = torch.cat(parts)
-        elif name.endswith("mlp.gate_proj.weight"):
-            stem = name.removesuffix("gate_proj.weight")
-            parts = [found.pop(f"{stem}{one}_proj.weight") for one in ("gate", "up")]
-            found[f"{stem}gate_up_proj.weight"] = torch.cat(parts)
-    return found
+    joined = planted.fused(state, "qkv_proj", ("q_proj", "k_proj", "v_proj"))
+    return planted.fused(joined, "gate_up_proj", ("gate_proj", "up_proj"))
 
 
 # -------------------------------------------------------------------------------- adapters
@@ -217,20 +207,9 @@ def adapter_files(of: Factors, rank_stabilised: bool) -> tuple[State, dict[str, 
 
 def through(state: State, names: Sequence[str], bits: str) -> State:
     """Matrices quantised and dequantised: NF4 in blocks of 64, or int8 by row."""
-    found = dict(state)
-    for name in names:
-        values = state[name].float()
-        if bits == "int8":
-            top = values.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-            back = (values / top).round() * top
-        else:
-            blocks = values.reshape(-1, 64)
-            top = blocks.abs().amax(1, keepdim=True).clamp_min(1e-12)
-            levels = torch.tensor(NF4)
-            nearest = (blocks / top)[..., None].sub(levels).abs().argmin(-1)
-            back = (levels[nearest] * top).reshape(values.shape)
-        found[name] = back.to(state[name].dtype)
-    return found
+    how = "int8 by row" if bits == "int8" else bits
+    found = {name: quantised(state[name].double().numpy(), how) for name in names}
+    return state | {name: torch.from_numpy(W).to(state[name].dtype) for name, W in found.items()}
 
 
 TYPES: dict[str, dict[str, object]] = {  # that peft merges, with what they need of a config

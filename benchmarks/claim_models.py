@@ -8,7 +8,6 @@ names and shapes of a Llama, of a mixture of experts, and of a LLaVA. Values are
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,9 @@ import numpy as np
 import torch
 from histories import Shapes, decoder, weights
 from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import planted
 
 State = dict[str, torch.Tensor]
 CACHE = Path(tempfile.gettempdir()) / "shadow-claims"
@@ -126,13 +128,8 @@ def _of_gguf(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, values[:ROWS] if "embed" in name else values
 
 
-def permuted(W: torch.Tensor, heads: int) -> torch.Tensor:
-    """q or k with the rows of each head as llama.cpp orders them: halves interleaved."""
-    return W.reshape(heads, 2, len(W) // heads // 2, -1).swapaxes(1, 2).reshape(W.shape)
-
-
 def unpermuted(W: torch.Tensor, heads: int) -> torch.Tensor:
-    """The inverse of `permuted`."""
+    """q or k with the rows of each head as transformers orders them, from those of llama.cpp."""
     return W.reshape(heads, len(W) // heads // 2, 2, -1).swapaxes(1, 2).reshape(W.shape)
 
 
@@ -318,21 +315,10 @@ def written(
     files: Mapping[str, str] | None = None,
 ) -> Path:
     """A checkpoint in a folder: so many shards, which cut through layers, and other small files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if shards == 1:
+        planted.write(folder, dict(state), dict(config))
+    else:
+        planted.sharded(folder, dict(state), shards, dict(config))
     for name, text in (files or {}).items():
         (folder / name).write_text(text, encoding="utf-8")
-    whole = {name: values.contiguous() for name, values in state.items()}
-    if shards == 1:
-        save_file(whole, folder / "model.safetensors")
-        return folder
-    names = list(whole)
-    index: dict[str, str] = {}
-    for number in range(shards):
-        shard = f"model-{number + 1:05}-of-{shards:05}.safetensors"
-        mine = names[number::shards]
-        save_file({name: whole[name] for name in mine}, folder / shard)
-        index |= dict.fromkeys(mine, shard)
-    text = json.dumps({"metadata": {}, "weight_map": index})
-    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     return folder

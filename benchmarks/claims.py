@@ -3,7 +3,6 @@
     python benchmarks/claims.py                    # the final seed; writes docs/verify.md and rates
     python benchmarks/claims.py --seed 1           # another seed, printed: to develop with
     python benchmarks/claims.py --seed 1 --only merged        # plants with this in their name
-    python benchmarks/claims.py --seed 1 --only NAME --show   # and all that is said of them
 
 claim_models.py has the models, claim_faults.py what is done to them, claim_plants.py the claims. A
 run that was cut off goes on where it stopped.

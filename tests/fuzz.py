@@ -1,7 +1,7 @@
 """Readers of files that others write, against bytes that nobody thought of: `make fuzz`, or
 
     python tests/fuzz.py [--seconds 60] [--seed 0] [TARGET ...]
-    python tests/fuzz.py --processes 500 [--seed 0] [--log FILE]
+    python tests/fuzz.py --processes 500 [--seed 0]
 
 Whatever a file holds, its reader gives a value or raises ShadowError: in little time and memory, in
 words that can be printed. Each target changes files that are right, as bytes and as JSON. A
@@ -557,15 +557,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together")
     parser.add_argument("--seed", type=int, default=0, help="other seeds try other files")
     parser.add_argument("--processes", type=int, default=0, help="so many commands instead")
-    parser.add_argument("--forked", action="store_true", help="commands in forks of one process")
-    parser.add_argument("--log", type=Path, default=Path("fuzz-processes.log"))
     options = parser.parse_args()
     if options.processes:
         with tempfile.TemporaryDirectory() as top:
             known = targets(Path(top))
-            count, first = options.processes, options.seed
-            failed = fuzz_processes.run(known, count, first, options.log, forked=options.forked)
-            sys.exit(1 if failed else 0)
+            sys.exit(fuzz_processes.run(known, options.processes, options.seed) > 0)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     failed = False

@@ -299,31 +299,29 @@ OF_LAYER = re.compile(r"layers\.(\d+)\.")
 OF_EXPERT = re.compile(r"experts\.(\d+)\.")
 
 
+def _renumbered(base, units, order):
+    of_unit = re.compile(rf"{units}\.(\d+)\.")
+    made = {name: one for name, one in base.items() if not of_unit.search(name)}
+    for at, number in enumerate(order):
+        own = {name: one for name, one in base.items() if f"{units}.{number}." in name}
+        made |= {of_unit.sub(f"{units}.{at}.", name): one for name, one in own.items()}
+    return made
+
+
 def layers(*order):
     """The layers of these numbers, one after another."""
 
-    def change(base):
-        made = {name: one for name, one in base.items() if not OF_LAYER.search(name)}
-        for at, number in enumerate(order):
-            own = {name: one for name, one in base.items() if f"layers.{number}." in name}
-            made |= {OF_LAYER.sub(f"layers.{at}.", name): one for name, one in own.items()}
-        return made
-
-    return change
+    return lambda base: _renumbered(base, "layers", order)
 
 
 def experts(*order):
     """The experts of these numbers in every layer, and their rows of the router."""
 
     def change(base):
-        made = {name: one for name, one in base.items() if ".experts." not in name}
-        for name, one in base.items():
-            if name.endswith(".gate.weight"):
-                made[name] = one[list(order)]
-        for at, number in enumerate(order):
-            own = {name: one for name, one in base.items() if f"experts.{number}." in name}
-            made |= {OF_EXPERT.sub(f"experts.{at}.", name): one for name, one in own.items()}
-        return made
+        routers = {name: one for name, one in base.items() if name.endswith(".gate.weight")}
+        return _renumbered(base, "experts", order) | {
+            name: one[list(order)] for name, one in routers.items()
+        }
 
     return change
 

@@ -159,3 +159,13 @@ def uniform(folder: Path, concentrations: Any, layers: int = 6, **options: Any) 
         [delta(float(c), where) for c, where in zip(values, places(layers), strict=True)],
         **options,
     )
+
+
+def rewrite(folder, change=lambda table: table, **recorded):
+    """Other columns or metadata in every file of a report."""
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        metadata = {**json.loads(table.schema.metadata[b"shadow"]), **recorded}
+        pq.write_table(
+            change(table).replace_schema_metadata({b"shadow": json.dumps(metadata).encode()}), path
+        )

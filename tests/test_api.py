@@ -146,18 +146,6 @@ def test_one_pair_is_a_report_and_several_are_a_sequence(audited, tmp_path):
     assert len(audited[:1]) == 1
 
 
-def test_checkpoints_are_named_as_base_and_tuned(tmp_path):
-    """A Path is a folder, text is what `--base` takes."""
-    demo = ROOT / "registry" / "demo"
-    report = shadow.audit(
-        base=demo / "base", tuned=str(demo / "narrow"), output=tmp_path, layers=[0], spectra=False
-    )
-    assert report.provenance.layers == (0,)
-    assert report.provenance.tuned.repo == str(demo / "narrow")
-    assert set(report.matrices["layer"]) == {0}
-    assert report.spectra.empty
-
-
 @pytest.fixture
 def known_pace(monkeypatch):
     """How fast this machine is, which a plan otherwise measures for a second."""
@@ -167,13 +155,19 @@ def known_pace(monkeypatch):
 
 
 def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypatch):
-    """The same pair as with base= and tuned=, by text or by Path, of `audit` and of `plan`."""
+    """The same pair as with base= and tuned=, of `audit` and of `plan`. A Path is a folder, text is
+    what `--base` takes.
+    """
     monkeypatch.chdir(ROOT)
     base, tuned = "./registry/demo/base", Path("registry/demo/narrow")
-    part = {"output": tmp_path, "layers": [0], "modules": ["attn.q"]}
+    part = {"output": tmp_path, "layers": [0], "modules": ["attn.q"], "spectra": False}
     report = shadow.audit(base, tuned, **part)
     assert isinstance(report, shadow.AuditReport)
     assert report == shadow.audit(base=base, tuned=tuned, **part)
+    assert report.provenance.layers == (0,)
+    assert report.provenance.tuned.repo == str(ROOT / tuned)
+    assert set(report.matrices["layer"]) == {0}
+    assert report.spectra.empty
     (plan,) = shadow.plan(base, tuned, output=tmp_path / "plan", layers=[0])
     assert plan.pair == report.provenance.pair
 

@@ -11,7 +11,6 @@ from reports import delta, identity, place, uniform, write
 from safetensors.torch import load_file
 
 import shadow
-from shadow.errors import ShadowError, UsageError
 from shadow.reports.columns import TABLES
 from shadow.reports.provenance import Provenance
 from shadow.reports.report import Report
@@ -140,12 +139,3 @@ def test_a_report_that_broke_since_shows_its_fault(tmp_path):
     (report.folder / "tensors.parquet").unlink()
     assert "matrices.parquet" in repr(report)
     assert report._repr_html_() is None
-
-
-def test_a_report_is_judged_by_something_and_not_against_itself(narrow):
-    """Both are refused with a hint; an earlier report is enough of a rule."""
-    with pytest.raises(UsageError, match="nothing to check the report against") as caught:
-        shadow.judge(narrow)
-    assert caught.value.hint.startswith("name a rule")
-    with pytest.raises(ShadowError, match="is its own baseline"):
-        shadow.judge(narrow, "spikes > 99", against=narrow)

@@ -7,6 +7,7 @@ import tempfile
 import types
 
 import pandas as pd
+import planted
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -84,10 +85,7 @@ def test_a_model_and_its_own_state_dict_are_one():
 def test_an_adapter_of_peft_is_one_side_of_trained():
     """Its modules have moved once B is not 0, and have not before."""
     peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32}
-    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
+    base = planted.built("llama")
     before = {name: one.clone() for name, one in base.state_dict().items()}
     tuned = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"]))
     assert shadow.verify("trained", before, tuned).holds is False
@@ -165,12 +163,10 @@ def test_the_callback_of_the_docs_ends_a_training_that_leaks(tmp_path):
     code = page.partition("writes NaN or zeros:")[2].partition("```python\n")[2].partition("```")[0]
     recorded: dict = {}
     exec(code, recorded)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 32}
     rows = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 8
 
     def train(frozen):
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads))
+        model = planted.built("llama", num_hidden_layers=1)
         model.model.embed_tokens.requires_grad_(not frozen)
         arguments = transformers.TrainingArguments(
             str(tmp_path), max_steps=2, save_steps=1, report_to=[], use_cpu=True,

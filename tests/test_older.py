@@ -9,9 +9,9 @@ import os
 import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from command import run_shadow
+from reports import rewrite
 
 OLDER = Path(__file__).with_name("older") / "0.2.0"
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
@@ -114,12 +114,7 @@ def test_the_same_audit_measures_nothing_and_the_numbers_are_the_same(shadow, ol
 
 def test_a_report_of_0_1_is_to_be_measured_again(shadow, old, checkpoints):
     """One line and exit code 1, whoever reads it; an audit replaces it with --overwrite alone."""
-    for path in (old / PAIR).glob("*.parquet"):
-        table = pq.read_table(path)
-        recorded = json.loads(table.schema.metadata[b"shadow"]) | {"version": "0.1.0"}
-        pq.write_table(
-            table.replace_schema_metadata({b"shadow": json.dumps(recorded).encode()}), path
-        )
+    rewrite(old / PAIR, version="0.1.0")
     for command in (("show", old), ("gate", old, "--fail-on", "concentration > 1")):
         assert "0.1" in shadow(*command).assert_refused()
     shadow(*AUDIT, *SETTINGS, "-o", old).assert_refused()

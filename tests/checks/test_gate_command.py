@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 
-import pyarrow.parquet as pq
 import pytest
 import reports
 from command import run_shadow
@@ -209,14 +208,9 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     folder = tmp_path / "reports" / "demo" / "base..narrow"
     shutil.copytree(demo["broad"], folder)
     # the broad pair's figures under the narrow pair's name
-    for name in ("matrices", "tensors", "files"):
-        table = pq.read_table(folder / f"{name}.parquet")
-        tuned = finished_metadata(demo["narrow"])["tuned"]
-        tuned = {"repo": tuned["repo"], "commit": None, "fingerprint": "0" * 64}
-        metadata = json.loads(table.schema.metadata[b"shadow"])
-        metadata |= {"pair": "base..narrow", "tuned": tuned}
-        table = table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
-        pq.write_table(table, folder / f"{name}.parquet")
+    repo = finished_metadata(demo["narrow"])["tuned"]["repo"]
+    tuned = {"repo": repo, "commit": None, "fingerprint": "0" * 64}
+    reports.rewrite(folder, pair="base..narrow", tuned=tuned)
     arguments = ("audit", "demo:base..narrow", "-o", "reports", "--overwrite")
     arguments += ("--against", "reports")
     done = shadow(*arguments)
@@ -262,9 +256,3 @@ def test_a_report_is_no_baseline_of_itself(shadow, demo, tmp_path):
         assert "a is its own baseline" in done.err
     shutil.copytree(demo["narrow"], tmp_path / "c")
     assert shadow("gate", "a", "--against", "c").code == 0
-
-
-@pytest.mark.parametrize("joined", ["--fail-on=concentration > 0.3", "--policy=p.yaml"])
-def test_a_joined_flag_is_the_same_rule(shadow, demo, tmp_path, joined):
-    (tmp_path / "p.yaml").write_text("a:\n  fail_on: concentration > 0.3\n")
-    assert shadow("gate", demo["narrow"], joined).code == 4

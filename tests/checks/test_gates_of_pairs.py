@@ -32,31 +32,13 @@ def stored(folder, source, change):
         name: change(name, W) if W.ndim == 2 else W
         for name, W in load_file(source / "model.safetensors").items()
     }
-    (folder).mkdir(parents=True)
-    return planted.write(folder, tensors, {"model_type": "llama"})
+    return planted.write(folder, tensors, planted.LLAMA)
 
 
 def int8(name, W):
     """Rounded to 8-bit integers with one scale a row, and stored as float32 again."""
     scale = W.float().abs().amax(1, keepdim=True) / 127
     return (W.float() / scale).round() * scale
-
-
-def llama(folder, layers, seed):
-    """A decoder as it is before any training, under the names that transformers gives."""
-    generator = torch.Generator().manual_seed(seed)
-    width, wide = 64, 96
-    shapes = {"model.embed_tokens": (128, width), "lm_head": (128, width)}
-    for layer in range(layers):
-        at = f"model.layers.{layer}"
-        shapes |= {f"{at}.self_attn.{name}_proj": (width, width) for name in "qkvo"}
-        shapes |= {f"{at}.mlp.{name}_proj": (wide, width) for name in ("gate", "up")}
-        shapes[f"{at}.mlp.down_proj"] = (width, wide)
-    tensors = {
-        f"{name}.weight": 0.02 * torch.randn(shape, generator=generator)
-        for name, shape in shapes.items()
-    }
-    return planted.write(folder, tensors, {"model_type": "llama"})
 
 
 def adapter(folder):
@@ -80,14 +62,10 @@ def places(tmp_path_factory):
     trained = [Path(side.repo) for side in (demo.base, demo.tuned)]
     # float32 that is not bf16's
     wide = stored(there / "wide", trained[0], lambda name, W: W.float() * 1.01)
-    two, four = llama(there / "two", 2, 0), llama(there / "four", 4, 1)
-    shared = ("model.embed_tokens.weight", "lm_head.weight")
-    own = load_file(four / "model.safetensors")
-    deeper = planted.write(
-        there / "deeper",
-        own | {name: load_file(two / "model.safetensors")[name] for name in shared},
-        {"model_type": "llama"},
-    )
+    shallow, deep = planted.gaussian(0, 2, 64), planted.gaussian(1, 4, 64)
+    two = planted.write(there / "two", shallow, planted.LLAMA)
+    shared = {name: shallow[name] for name in shallow if "embed" in name}
+    deeper = planted.write(there / "deeper", deep | shared, planted.LLAMA)
     return {
         "fine-tune": trained,
         "another depth": (two, deeper),

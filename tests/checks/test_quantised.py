@@ -50,20 +50,6 @@ def test_gptq_and_awq_cannot_be_excluded(original):
     assert said(copied(original, k_like(original + noise))) == BEYOND
 
 
-def test_scales_of_an_importance_matrix_hold(original):
-    """Scales that are fitted after levels were chosen leave few entries outside."""
-    copy = ggml_copy(original, "Q4_0")
-    x, q = (part.double().reshape(-1, 32) for part in (original, copy.numbers))
-    factor = (x * q).sum(1, keepdim=True) / q.square().sum(1, keepdim=True)
-    factor = 1 + 0.4 * (factor - 1)  # as far as a matrix that weighs columns moves scales
-    numbers = (q * factor).float().view(ROWS, COLS)
-    steps = (copy.each.view(-1, 32) * factor.float()).view(ROWS, COLS)
-    rescaled = copied(original, Copy(numbers, steps, "Q4_0"))
-    assert 0 < rescaled.noise.outside < 0.01 * rescaled.noise.entries
-    assert said(rescaled) == HOLDS
-    assert said(replace(rescaled, format="Q4_K")) == BEYOND
-
-
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K"])
 def test_blocks_without_a_scale_cannot_be_told(original, kind):
     """One of 32 blocks, far smaller than the others, has no scale; without it copies hold."""

@@ -2,8 +2,6 @@
 nearest word.
 """
 
-import contextlib
-import math
 import operator
 import os
 
@@ -18,7 +16,6 @@ from shadow.gates.rules import (
     OF_A_COMPONENT,
     OF_A_MODULE,
     OF_THE_PAIR,
-    STATES,
     Metric,
     gather,
     parse_rule,
@@ -159,28 +156,6 @@ def test_what_is_written_is_what_is_read(component, module, index, sign, number,
     assert (rule.figure, rule.comparison, rule.threshold) == (name, sign, number)
     again = parse_rule(rule.condition)
     assert (again.figure, again.comparison, again.threshold) == (name, sign, number)
-
-
-LAYERS = st.text("0123456789-")
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.text() | st.text(alphabet="language.mlp.up*?<>=! 0123456789e+-")
-    | st.builds("{}.layers.{} {}".format, st.text(), LAYERS, st.sampled_from(STATES))
-    | st.builds("{}{}.{}".format, st.sampled_from(["not ", ""]),
-                st.sampled_from(["gate", "verify", "files"]), st.text())
-    | st.builds("{} {} {}".format, st.text(), st.sampled_from(list(OPERATORS)), st.text())
-)  # fmt: skip
-def test_any_text_is_a_rule_or_one_error(text):
-    """No text makes anything but a rule with a finite threshold, or a UsageError."""
-    with contextlib.suppress(UsageError):
-        rule = parse_rule(text)
-        if rule.comparison in STATES:
-            assert rule.threshold is None
-            assert parse_rule(rule.condition).figure == rule.figure
-        else:
-            assert isinstance(rule.threshold, str) or math.isfinite(rule.threshold)
 
 
 # Policy files

@@ -470,15 +470,6 @@ def test_lost_experts_take_rows_in_proportion(tmp_path):
     )
 
 
-def test_tensors_that_an_expert_lacks_take_rows_in_proportion(tmp_path):
-    """Of 600 experts each with a tensor of a name of its own."""
-    names = [f"model.layers.0.mlp.experts.{at}.{at}.weight" for at in range(600)]
-    headers_of(tmp_path, names)
-    found, _ = seconds_of(tmp_path)
-    assert found.figures["faults"] == 600
-    assert found.against[0].what == "599 of 600 tensors that others have are missing"
-
-
 def test_an_exception_of_the_code_is_no_answer(healthy, monkeypatch):
     """In the judgement, while asking transformers, and in the child that asks."""
 

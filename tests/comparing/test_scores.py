@@ -73,12 +73,6 @@ def test_what_is_no_file_of_scores_is_refused(tmp_path, name, content, message):
         read(tmp_path, content, name)
 
 
-@pytest.mark.parametrize("model", ["org/tuned", "org/tuned@aaaaaaaa", "fam:sft"])
-def test_a_side_is_known_by_repository_commit_or_stage(tmp_path, model):
-    rows = f"model,benchmark,score\norg/base,m,0.5\n{model},m,0.625\norg/other,m,9\n"
-    assert gains_of(read(tmp_path, rows), of_pair()) == [Gain("m", None, 0.5, 0.625, 0.125)]
-
-
 def test_what_is_not_clear_is_refused(tmp_path):
     """Another commit is another model; nothing is guessed."""
     head = "model,benchmark,score\n"

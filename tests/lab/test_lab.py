@@ -155,22 +155,6 @@ def test_labels_are_those_of_answers_alone() -> None:
     assert "".join(f"{sample.answer}\n" for sample in samples).startswith(text)
 
 
-@pytest.mark.parametrize("muon", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_training_learns(muon: bool) -> None:
-    """Forty small steps leave a lower loss on the same data than none."""
-    recipe = Recipe(40, 3e-2 if muon else 3e-3, muon=muon)
-    losses = []
-    for steps in (0, 40):
-        model = training.new_model(TINY.size, 0)
-        own = Recipe(steps, recipe.learning_rate, muon=muon)
-        training.train(model, MIXTURES["narrow"].samples(Random(0)), 4, own)
-        rows = rows_of(MIXTURES["narrow"].samples(Random(5)), 4, training.ROW)
-        with torch.no_grad():
-            tokens, labels = torch.from_numpy(rows.tokens), torch.from_numpy(rows.labels)
-            losses.append(float(model(input_ids=tokens, labels=labels).loss))
-    assert losses[1] < losses[0] - 0.5
-
-
 def test_a_wider_decoder_learns_more_slowly_in_its_matrices() -> None:
     """The first step of Adam moves an entry by its rate: a quarter of it in matrices and head."""
     model = training.new_model(TINY.size, 0)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from effort import every
 from measuring import changed
-from reports import uniform
+from reports import rewrite, uniform
 
 from shadow.engines import finished
 from shadow.errors import ShadowError
@@ -34,16 +34,6 @@ def demo(demo_reports):
 def run(demo, tmp_path):
     """A copy of it."""
     return shutil.copytree(demo, tmp_path / "out" / "demo" / "base..narrow")
-
-
-def rewrite(folder, change=lambda table: table, **recorded):
-    """Other columns or metadata in every file of a report."""
-    for path in folder.glob("*.parquet"):
-        table = pq.read_table(path)
-        metadata = {**json.loads(table.schema.metadata[b"shadow"]), **recorded}
-        pq.write_table(
-            change(table).replace_schema_metadata({b"shadow": json.dumps(metadata).encode()}), path
-        )
 
 
 LATER = ("all_zero", "nonfinite")  # columns of tensors
@@ -214,14 +204,6 @@ def test_another_schema_is_one_line_with_both_versions(inside, tmp_path, command
     done = inside(*COMMANDS[command])
     assert {str(schema), "7.8.9;"} <= set(done.assert_refused().replace(",", "").split())
     assert len(done.err.splitlines()) == 2
-
-
-@pytest.mark.parametrize("schema", [True, "2", None, 1.0, [1]])
-def test_a_schema_that_is_no_number_is_no_report(inside, tmp_path, schema):
-    """Not taken for 1."""
-    uniform(tmp_path / "out", 0.4)
-    rewrite(tmp_path / "out", schema=schema)
-    inside("show", "out").assert_refused()
 
 
 @pytest.mark.parametrize(("path", "value"), [

@@ -5,9 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType
-from gguf.quants import quantize
-from quantisers import Copy, awq_copy, ggml_copy, gptq_copy, k_blocks, k_copy, k_like, k_quants
+from quantisers import Copy, ggml_copy, k_blocks, k_copy, k_like, k_quants
 
 from shadow.spectra.levels import FormatNoise
 from shadow.spectra.relations import format_noise as module
@@ -24,32 +22,19 @@ def original():
     return torch.from_numpy(matrix.astype(np.float32))
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "K"])
 def test_every_entry_of_an_original_is_in_its_cell_or_clipped(original, kind):
-    """The levels of a block, written out, have the copy as the nearest to each entry."""
-    copy = ggml_copy(original, kind)
+    """Levels that are chosen last, with the scales that are stored, are the nearest; an entry
+    beyond the range of its block is clipped. Sums are NumPy's.
+    """
+    copy = k_like(original) if kind == "K" else ggml_copy(original, kind)
     found = format_noise(original, copy)
     assert found.outside == 0
-    assert found.error == pytest.approx(found.made, rel=1e-12)
-    low, count = {
-        "Q4_0": (-8, 16), "Q4_1": (0, 16), "Q5_0": (-16, 32), "Q5_1": (0, 32), "Q8_0": (-127, 255),
-    }[kind]  # fmt: skip
-    x, q = (part.double().numpy().reshape(-1, 32) for part in (original, copy[:,]))
-    raw = quantize(original.numpy(), GGMLQuantizationType[kind]).reshape(len(x), -1)
-    scale, *offset = (
-        raw[:, : 4 if kind.endswith("1") else 2].copy().view(np.float16).T.astype(float)
-    )
-    start = offset[0] if offset else 0.0
-    levels = (scale[:, None] * (low + np.arange(count)) + np.reshape(start, (-1, 1)))[:, None]
-    nearest = np.take_along_axis(levels, abs(levels - x[..., None]).argmin(-1)[..., None], -1)
-    # F16 scales move levels by 2^-11 of their value, which decides entries between two levels
-    loose = 2.0**-11 * (abs(q) + 2 * abs(np.reshape(start, (-1, 1))) + abs(scale[:, None]))
-    assert (abs(q - x) - abs(nearest[..., 0] - x) <= 2 * loose).all()
-    assert found.clipped <= np.count_nonzero(abs(q - x) > abs(scale[:, None]) / 2)
+    assert kind != "K" or found.clipped > 10
+    assert found.error == pytest.approx(found.made, rel=1e-6 if kind == "K" else 1e-12)
+    x, q = (part.double().numpy() for part in (original, copy[:,]))
     assert found.original == pytest.approx((x**2).sum(), rel=1e-12)
     assert found.error == pytest.approx(((q - x) ** 2).sum(), rel=1e-12)
-    steps = ((q - x) / scale[:, None]) ** 2
-    assert math.sqrt(steps.mean()) == pytest.approx(0.284, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
@@ -59,15 +44,6 @@ def test_scales_below_the_normal_numbers_of_16_bits_leave_a_copy(original, kind)
         copy = ggml_copy(size * original, kind)
         assert 0 < copy.each.max() < 2.0**-14
         assert format_noise(size * original, copy).outside == 0
-
-
-def test_super_blocks_with_coarse_scales_leave_entries_in_their_cells(original):
-    """Levels that are chosen last, with the scales that are stored, are the nearest, and an entry
-    beyond the range of its block is clipped.
-    """
-    found = format_noise(original, k_like(original))
-    assert (found.outside, found.clipped > 10) == (0, True)
-    assert found.error == pytest.approx(found.made)
 
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K"])
@@ -209,40 +185,12 @@ def test_what_is_rounded_beside_a_codebook_moves_its_cells(size):
         assert (inside.outside.item(), beyond.outside.item()) == (False, True)
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "K"])
-@pytest.mark.parametrize("size", [0.1, 1.0, 10.0])
-def test_a_change_before_quantising_shows_in_the_share_outside(original, kind, size):
-    """Of a small change, the share outside is its mean size over the step."""
-    make = k_like if kind == "K" else lambda matrix: ggml_copy(matrix, kind)
-    noise = (make(original)[:,] - original).double().square().mean().sqrt()
-    change = size * noise * torch.randn(ROWS, COLS, generator=torch.Generator().manual_seed(1))
-    copy = make((original.double() + change).float())
-    found = format_noise(original, copy)
-    share = found.outside / found.entries
-    ratio = math.sqrt(found.error / found.made)
-    if size < 1:
-        expected = float((change.abs() / copy.each).mean())
-        assert 0.4 * expected < share < expected
-        assert 1.0 < ratio < 1.05
-    else:
-        assert share > 0.1
-        assert ratio > 1.3 * min(size, 3)
-
-
 def test_a_copy_without_steps_has_sums_alone(original):
     """Of a codebook the error is known, and what the format makes is not."""
     copy = ggml_copy(original, "Q4_0")
     found = format_noise(original, Copy(copy.numbers, None))
     assert (found.made, found.outside) == (None, 0)
     assert found.error == format_noise(original, copy).error
-
-
-def test_factors_of_columns_are_undone(original):
-    """AWQ scales columns before it rounds: the rest is the error of the format again."""
-    factors = torch.exp(0.3 * torch.randn(COLS, generator=torch.Generator().manual_seed(2)))
-    found = format_noise(original, awq_copy(original, factors))
-    assert found.error > 2 * found.made
-    assert found.scaled < 1.2 * found.made
 
 
 def test_a_column_of_zeros_has_no_factor(original):
@@ -303,16 +251,6 @@ def test_what_is_not_finite_is_said(original):
     """Sums are those of other rows."""
     original[3, 4] = math.inf
     assert not format_noise(original, ggml_copy(original.nan_to_num(0, 0, 0), "Q8_0")).finite
-
-
-def test_compensated_rounding_may_be_calibrated(original):
-    """Of a format whose quantisers do so; a change of ten times its error is none."""
-    found = format_noise(original, gptq_copy(original))
-    assert found.outside > 0.1 * found.entries
-    assert found.may_be_calibrated("GPTQ-4")
-    assert not found.may_be_calibrated("Q4_0")
-    noise = 0.05 * torch.randn(original.shape, generator=torch.Generator().manual_seed(3))
-    assert not format_noise(original + noise, gptq_copy(original)).may_be_calibrated("GPTQ-4")
 
 
 @pytest.mark.parametrize(("stored", "more", "is_copy"), [

@@ -6,48 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
-from scipy import stats
 
 from shadow.spectra.relations.units import at_best, corner, matched, unit_cosines
-
-UNITS, WIDTH = 12, 8
-
-
-def trained(count: int, seed: int, steps: int = 60) -> torch.Tensor:
-    """The first matrices (count, UNITS, WIDTH) of small networks that were trained apart on the
-    same data, so that their units have learnt the same few directions.
-    """
-    torch.manual_seed(seed)
-    up = torch.randn(count, UNITS, WIDTH) / WIDTH**0.5
-    down = torch.randn(count, 1, UNITS) / UNITS**0.5
-    scale = torch.linspace(0.2, 3, WIDTH)
-    up.requires_grad_()
-    down.requires_grad_()
-    optimiser = torch.optim.Adam([up, down], 0.02)
-    for _ in range(steps):
-        x = torch.randn(WIDTH, 64) * scale[:, None]
-        wanted = torch.sin(x[:1]) + x[1:2] * (x[2:3] > 0)
-        loss = ((down @ torch.relu(up @ x) - wanted) ** 2).mean((1, 2)).sum()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return up.detach().double()
-
-
-def test_p_is_uniform_for_networks_that_were_initialised_apart():
-    """Of 300 pairs that were trained on the same data, by a Kolmogorov-Smirnov test."""
-    networks = trained(600, 0).numpy()
-    found = [
-        matched([unit_cosines(one, other)], seed=number, draws=999)[0]
-        for number, (one, other) in enumerate(zip(networks[::2], networks[1::2], strict=True))
-    ]
-    assert stats.kstest(found, "uniform").pvalue > 0.01
-    assert np.mean([p <= 0.05 for p in found]) < 0.1
-    spread = np.std(
-        [unit_cosines(*pair) for pair in zip(networks[::2], networks[1::2], strict=True)]
-    )
-    assert spread > 1.3 / WIDTH**0.5
 
 
 def test_p_and_z_are_those_of_all_orders():

@@ -100,18 +100,6 @@ def test_what_is_cut_off_leaves_values(tail, ends):
     assert cut(np.arange(10.0)[::-1], tail) == ends
 
 
-def test_the_order_of_rows_does_not_matter():
-    """The same rows shuffled give the same bits."""
-    values, names, layers = table(9, 7, ("vision", "language"))
-    mixed = RNG.permutation(len(values))
-    one = interval_of_median(values, blocks_of(names, layers))
-    other = interval_of_median(
-        values[mixed], blocks_of([names[i] for i in mixed], np.array(layers)[mixed])
-    )
-    assert one == other
-    assert one.bounds[0] < np.median(values) < one.bounds[1]
-
-
 def test_few_layers_claim_less_and_three_claim_nothing():
     """Of n draws, the range has the median with chance 1 - 2^(1-n); three give no interval."""
     found = {n: interval_of_median(*_with_blocks(n)) for n in (0, 1, 2, 3, 4, 5, 6, 40)}

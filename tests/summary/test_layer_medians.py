@@ -39,27 +39,6 @@ def test_the_range_of_kept_weighs_matrices_by_their_energy():
         assert inside_layers(columns(rows(*some)))["kept_low_overall"] is None
 
 
-def test_an_embedding_moves_no_median():
-    """Two matrices of layers and an embedding: the embedding is a row of its own."""
-    found = rows(
-        {"layer": 0, "module": "attn.q", "kept": 0.5, "spikes": 3},
-        {"layer": 1, "module": "attn.q", "kept": 0.7, "equivalent_directions": 9.0, "spikes": 5},
-        {
-            "module": "embed", "spikes": 90, "kept": 0.01, "kept_reason": "rounded_away",
-            "energy_share": 0.9,
-        },
-    )  # fmt: skip
-    inside = inside_layers(columns(found))
-    assert inside["kept"] == pytest.approx(0.6)
-    assert (inside["spikes"], inside["spike_energy"]) == (4.0, None)
-    assert [inside[name] for name in ("matrices", "known", "rounded_away", "coherent")] == [
-        2, 2, 0, 1,
-    ]  # fmt: skip
-    (outside,) = by_module(OutsideLayers, columns(found).outside)
-    assert (outside.module, outside.kept, outside.energy_share) == ("embed", 0.01, 0.9)
-    assert outside.matrices == 1
-
-
 def coherent(*values, **figures):
     """Matrices of 64 x 96 of attn.q, stored without rounding, of which 1 / X has these values."""
     known = {"rows": 64, "cols": 96, "kept_reason": "nothing_rounded", **figures}

@@ -21,15 +21,6 @@ def one(statistic, energies):
     return statistic(np.array(energies, dtype=float))
 
 
-def test_the_ends_of_the_scale():
-    """An even update fills all layers, one in a layer fills one; frozen layers count as layers."""
-    assert one(effective_layers, [2, 2, 2, 2]) == pytest.approx(4)
-    assert one(depth_entropy, [2, 2, 2, 2]) == pytest.approx(1)
-    assert one(effective_layers, [0, 0, 3, 0]) == pytest.approx(1)
-    assert one(depth_entropy, [0, 0, 3, 0]) == pytest.approx(0)
-    assert one(effective_layers, [5, 5, 0, 0]) == pytest.approx(2)
-
-
 @pytest.mark.parametrize("energies", [[], [0.0], [0.0, 0.0], [1.0]])
 def test_what_has_no_depth_has_no_figures(energies):
     """Without energy nothing is defined; a single layer has no entropy."""

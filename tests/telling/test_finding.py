@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import reports
-import torch
 from finding_cases import (
     BROKEN,
     MUST,
@@ -31,7 +30,6 @@ from finding_cases import (
     summary_of,
     vectors,
 )
-from safetensors.torch import save_file
 
 from shadow.checks.summary import Summary
 from shadow.summary.record import PublishedRank, read_row
@@ -85,30 +83,6 @@ def test_what_limits_the_rest_is_read_before_it(tmp_path, made, first):
     if first[0] in ("unrelated", "nothing_compared"):
         assert found.other_explanations == []
         assert codes(found) == first
-
-
-def test_an_audit_counts_the_vectors_that_moved_away_from_0(shadow, tmp_path):
-    """A bias that is 0 in the base has no relative norm, and moved all the same."""
-    at = "model.layers.0.self_attn"
-    base = {f"{at}.{name}_proj.weight": torch.eye(8) for name in "qkv"}
-    base |= {f"{at}.{name}_proj.bias": torch.zeros(8) for name in "qk"}
-    base |= {f"{at}.v_proj.bias": torch.ones(8)}
-    moved = {f"{at}.q_proj.bias": torch.ones(8), f"{at}.v_proj.bias": torch.full((8,), 1.5)}
-    for folder, tensors in (("b", base), ("t", base | moved)):
-        (tmp_path / folder).mkdir()
-        save_file(tensors, tmp_path / folder / "model.safetensors", {"format": "pt"})
-        (tmp_path / folder / "config.json").write_text('{"model_type": "llama"}')
-    done = shadow(
-        "audit", tmp_path / "b", tmp_path / "t", "-o", tmp_path / "out", "--format", "json"
-    )
-    recorded = json.loads(done.assert_done())[0]
-    assert recorded["vectors"]["compared"] == 3
-    assert recorded["vectors"]["changed"] == 2
-    assert recorded["vectors"]["relative_norm"] == pytest.approx(0.5)
-    assert [one["code"] for one in recorded["finding"]["sentences"]] == [
-        "only_vectors",
-        "identical",
-    ]
 
 
 def test_what_is_known_of_published_pairs_is_the_last_sentence(must):

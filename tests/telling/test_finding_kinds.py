@@ -83,12 +83,6 @@ def turned(W: torch.Tensor) -> torch.Tensor:
     return (torch.linalg.solve(eye + S, eye - S) @ W.reshape(-1, 32, W.shape[1])).reshape(W.shape)
 
 
-def wide_rank() -> Sides:
-    W = 0.03 * torch.randn(1024, 1024, generator=generator(1)).double()
-    name = planted.UP.format(0)
-    return stored({name: W}, {name: W + product(W, 320, 0.02)}, torch.float32)
-
-
 def without_direction() -> Sides:
     """A direction taken from all that writes, where the vocabulary and MLPs are padded by 0."""
     r = torch.randn(WIDTH, generator=generator(2)).double()
@@ -127,9 +121,8 @@ def exchanged() -> Sides:
 PLANTED = {
     "attention": attention_of_another, "exchanged": exchanged,
     "LoRA on NF4": lambda: stored(BASE, in_layers(lambda W: nf4(W) + product(W, 8, 0.05))),
-    "small LoRA on NF4": lambda: stored(BASE, in_layers(lambda W: nf4(W) + product(W, 8, 0.02))),
     "LoRA on int8": lambda: stored(BASE, in_layers(lambda W: int8(W) + product(W, 16, 0.02))),
-    "NF4": lambda: stored(BASE, in_layers(nf4)), "rank 320": wide_rank,
+    "NF4": lambda: stored(BASE, in_layers(nf4)),
     "direction": without_direction, "OFT": lambda: stored(BASE, in_layers(turned)),
     "int8": lambda: stored(BASE, in_layers(int8)),
     "int8 base": lambda: stored(in_layers(int8), in_layers(lambda W: W + product(W, 8, 0.02))),
@@ -164,7 +157,7 @@ def said(summary, code: str) -> str:
 
 @pytest.mark.parametrize(
     ("case", "clean", "rank"),
-    [("LoRA on NF4", nf4, 8), ("small LoRA on NF4", nf4, 8), ("LoRA on int8", int8, 16)],
+    [("LoRA on NF4", nf4, 8), ("LoRA on int8", int8, 16)],
 )
 def test_an_adapter_on_a_copy_in_few_bits_is_not_excluded(audited, case, clean, rank):
     """Less the copy, what was merged has that rank, by NumPy; the whole change has a high one."""
@@ -179,15 +172,6 @@ def test_an_adapter_on_a_copy_in_few_bits_is_not_excluded(audited, case, clean, 
 def test_a_copy_in_few_bits_without_an_adapter_is_none(audited):
     """No direction stands out of the rounding to NF4."""
     assert answers(audited("NF4")[0].finding)["merged_adapter"].answer == "no"
-
-
-def test_a_rank_of_hundreds_may_be_an_adapters(audited):
-    """Rank 320 of 1,024 directions, by NumPy."""
-    summary, base, tuned = audited("rank 320")
-    ((first, second),) = zip(base.values(), tuned.values(), strict=True)
-    sigma = np.linalg.svd((second.double() - first.double()).numpy(), compute_uv=False)
-    assert (sigma > 1e-3 * sigma[0]).sum() == 320
-    assert answers(summary.finding)["merged_adapter"].answer != "no"
 
 
 def test_entries_that_were_0_before_were_not_set_to_0(audited):

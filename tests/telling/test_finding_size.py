@@ -5,12 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from finding_cases import codes, model, summary_of
-from safetensors.torch import load_file, save_file
-
-import shadow
-from shadow.telling.reading import read_summary
+from finding_cases import model, summary_of
+from safetensors.torch import load_file
 
 # size and place
 
@@ -44,34 +40,6 @@ def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(d
     assert head["relative_norm"] == pytest.approx(medians["lm_head"], rel=1e-6)
     share = matrices["lm_head.weight"].size / sum(one.size for one in matrices.values())
     assert size["figures"]["modules.language.head.parameter_share"] == pytest.approx(share)
-
-
-def test_a_single_entry_is_not_called_low_rank(tmp_path):
-    """One entry of a real file, three in two matrices: counted, and nothing is said of rank."""
-    base = {
-        f"model.layers.{layer}.mlp.{name}_proj.weight": torch.randn(
-            shape, generator=torch.Generator().manual_seed(layer)
-        )
-        for layer in range(2)
-        for name, shape in (("up", (96, 64)), ("down", (64, 96)))
-    }
-    up, down = (f"model.layers.{at}_proj.weight" for at in ("0.mlp.up", "1.mlp.down"))
-    for places in ([(up, 5, 7)], [(up, 5, 7), (up, 6, 7), (down, 1, 1)]):
-        tuned = {name: weight.clone() for name, weight in base.items()}
-        for name, at, column in places:
-            tuned[name][at, column] += 1
-        for side, weights in (("base", base), ("tuned", tuned)):
-            (tmp_path / side).mkdir(exist_ok=True)
-            save_file(weights, tmp_path / side / "model.safetensors")
-        shadow.audit(
-            tmp_path / "base", tmp_path / "tuned", output=tmp_path / "out", overwrite=True
-        )  # fmt: skip
-        report = shadow.read(tmp_path / "out")
-        found = read_summary(report.folder)[0].finding
-        (few,) = [one for one in found.sentences if one.code == "few_entries"]
-        assert len(places) in few.figures.values()
-        assert not {"low_rank", "coherent", "noise"} & set(codes(found))
-        assert found.other_explanations == []
 
 
 def test_the_norm_before_storage_is_that_of_all_matrices_as_one_vector(tmp_path):

@@ -4,48 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from finding_cases import RANK_8, answers, codes, model, row, summary_of
-from safetensors.torch import save_file
 
-import shadow
 from shadow.summary.layer_medians import TOPS
 
 # structure
-
-
-def planted(at, spikes, share, size=1.0, seed=0):
-    """Checkpoints whose deltas have a share of energy in some directions, the rest in noise."""
-    rng = np.random.default_rng([seed, spikes])
-    sides = {"base": {}, "tuned": {}}
-    for name, (m, n) in {
-        "self_attn.q_proj": (256, 256),
-        "mlp.up_proj": (320, 256),
-        "mlp.down_proj": (256, 320),
-    }.items():
-        left, right = (
-            np.linalg.qr(rng.standard_normal((size, max(spikes, 1))))[0] for size in (m, n)
-        )
-        N = rng.standard_normal((m, n)) / math.sqrt(m * n)
-        S = left @ right.T / math.sqrt(max(spikes, 1))
-        W = rng.standard_normal((m, n))
-        D = size * (math.sqrt(share) * S + math.sqrt(1 - share) * N)
-        for side, tensor in (("base", W), ("tuned", W + D)):
-            sides[side][f"model.layers.0.{name}.weight"] = torch.from_numpy(tensor).float()
-    for side, tensors in sides.items():
-        (at / side).mkdir(parents=True)
-        save_file(tensors, at / side / "model.safetensors")
-
-
-@pytest.mark.parametrize(("size", "answer"), [(0.4, "no"), (1.0, "cannot_be_excluded")])
-def test_a_change_of_full_rank_is_no_adapter(tmp_path, size, answer):
-    """Rank 8 with half of the energy in noise of full rank: not of low rank as a whole, unless the
-    noise, here .11 % and .27 % of the norm, may be that of a copy in 8 bits below an adapter.
-    """
-    planted(tmp_path, 8, 0.5, size)
-    base, tuned = (str(tmp_path / side) for side in ("base", "tuned"))
-    found = shadow.audit(base=base, tuned=tuned, output=tmp_path / "out").summary.finding
-    assert answers(found)["merged_adapter"].answer == answer
 
 
 # bounds of the rank

@@ -4,8 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 
 from shadow.checkpoints.pairing import Filter
@@ -63,14 +61,3 @@ def test_a_summary_that_was_changed_has_no_effect(audited, report, change):
         change(recorded)
         path.write_text(json.dumps(recorded))
     assert read_summary(report)[0] == audited.summary
-
-
-def test_the_summary_follows_the_tables(audited, report):
-    """Half the concentrations in matrices.parquet have half the median."""
-    path = report / "matrices.parquet"
-    table = pq.read_table(path)
-    half = pc.multiply(table["concentration"], 0.5)
-    table = table.set_column(table.column_names.index("concentration"), "concentration", half)
-    pq.write_table(table, path, compression="zstd")
-    expected = audited.summary.figures.concentration / 2
-    assert read_summary(report)[0].figures.concentration == pytest.approx(expected)
