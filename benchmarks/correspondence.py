@@ -157,7 +157,9 @@ def truth(order: Orders, layers: int, experts: int) -> tuple[set[Fact], set[Fact
             facts |= units("expert", at, order.get("experts", [*range(experts)]), experts)
         optional |= {("expert", at, expert, None) for expert in range(experts) if layer < 0}
     if rows := order.get("rows"):
-        facts.add(("rows", ROWS, len(rows) - rows.count(-1), rows.count(-1)))
+        count = len(rows) - rows.count(-1)
+        facts.add(("rows", ROWS, count, rows.count(-1)))
+        optional |= {("rows", ROWS, "at least", least) for least in range(count)}
     return facts, facts | optional
 
 
@@ -179,7 +181,11 @@ def statements(found: Correspondence) -> Iterator[set[Fact]]:
     for matrix in found.matrices:
         parts = {module.partition(".")[0] for module in matrix.modules}
         yield {(part, None, matrix.layer, matrix.base_layer) for part in parts}
-    yield from ({("rows", row.base_rows, row.rows, row.in_front or 0)} for row in found.rows)
+    for row in found.rows:
+        counted = [row.rows, row.in_front or 0]
+        if row.rows not in (row.base_rows, row.tuned_rows):
+            counted = ["at least", row.rows]
+        yield {("rows", row.base_rows, *counted)}
 
 
 def judged(model: str, kind: str, after: str, seed: int) -> Iterator[dict[str, object]]:
