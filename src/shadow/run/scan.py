@@ -209,7 +209,8 @@ def sweep(
         info = pair.tuned.info
         raw = info if info.dtype in FLOATS or info.packing else _bytes(info)
         view = own.tensor(raw).seen(lambda tensor: tensor.reshape(_sides(raw)))
-        return Swept(info, looked_at(view, own_workspace(), raw.dtype))
+        slices = info.shape[0] if len(info.shape) == 3 and "exp" in info.name else 1
+        return Swept(info, looked_at(view, own_workspace(), raw.dtype, slices))
 
     unread: list[Unmatched] = []
     aligned = AlignedPair(replace(checkpoint, adapter=None), checkpoint, pairs, [])
@@ -240,6 +241,13 @@ def same_values(read: Callable[[TensorInfo], Read], one: TensorInfo, other: Tens
     return not compared(
         Sides(first, second, working_dtype(*formats), own_workspace()), formats
     ).changed
+
+
+def same_slices(stack: Read, numbers: Sequence[int], dtype: str) -> bool:
+    """Return whether two matrices of a stack hold equal values."""
+    first, second = (stack.seen(itemgetter(number)) for number in numbers)
+    sides = Sides(first, second, working_dtype(dtype, dtype), own_workspace())
+    return not compared(sides, (dtype, dtype)).changed
 
 
 SMALLEST = 2.0**-24  # of F16, which may have come between

@@ -396,6 +396,8 @@ class Extremes:
     """Entries at the largest number of F16, or where BF16 has it."""
     damaged: tuple[int, ...] = ()
     """Where pieces of 2 KB begin that damage explains (see `pages`), in bytes."""
+    slices: tuple[int, ...] = ()
+    """A number for each matrix of a stack, the same for equal ones; 0 for one of zeros."""
 
     @property
     def is_zero(self) -> bool:
@@ -404,12 +406,15 @@ class Extremes:
 
 
 class Examination:
-    """The statistics of a matrix, all of whose entries come in order. dtype: as it is stored."""
+    """The statistics of a matrix, all of whose entries come in order. dtype: as it is stored;
+    slices: matrices that it is a stack of.
+    """
 
     extremes: Extremes | None = None  # once all have come
 
-    def __init__(self, rows: int, cols: int, dtype: str) -> None:
+    def __init__(self, rows: int, cols: int, dtype: str, slices: int) -> None:
         self.entries = rows * cols
+        self._slices = np.zeros(slices, np.int64)
         self._pages = PageSample(dtype) if rows > 1 and dtype in PAGED else None
         self._cols = cols
         self._waiting: list[NDArray[np.floating]] = []  # for the end of their row
@@ -442,6 +447,9 @@ class Examination:
             block = yield
             squares = np.vecdot(block, block)
             total = float(squares.sum(dtype=np.float64))
+            slices = np.arange(row, row + len(block)) * len(self._slices) // rows
+            # integers have the same sum in any order
+            np.add.at(self._slices, slices, squares.view(f"i{squares.itemsize}"))
             first = float(block[0, 0]) if first is None else first
             if squares.max() >= CLIP[0] ** 2:
                 large = np.abs(block[squares >= CLIP[0] ** 2])
@@ -467,16 +475,20 @@ class Examination:
         self.extremes = Extremes(
             self.entries, nan, infinite, first or 0.0, is_constant, energy,
             tuple(at for at, value in some if not value), tuple(at for at, value in some if value),
-            clipped, self._pages.damaged() if self._pages else (),
+            clipped, self._pages.damaged() if self._pages else (), tuple(self._slices.tolist()),
         )  # fmt: skip
         while True:
             yield
 
 
-def looked_at(matrix: InFile | torch.Tensor, space: Workspace, stored: str = "") -> Extremes:
-    """Examine a matrix (rows, cols) in one pass, including NaN and infinity. stored: its dtype."""
+def looked_at(
+    matrix: InFile | torch.Tensor, space: Workspace, stored: str = "", slices: int = 1
+) -> Extremes:
+    """Examine a matrix (rows, cols) in one pass, including NaN and infinity. stored: its dtype;
+    slices: matrices of one size that lie in it, one after the other.
+    """
     rows, cols = matrix.shape
-    examination = Examination(rows, cols, stored)
+    examination = Examination(rows, cols, stored, slices)
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     for part in parts((matrix,), dtype, space):
         part.load(0)

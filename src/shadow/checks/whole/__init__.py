@@ -103,6 +103,8 @@ def judge(found: Whole) -> Answer:
         values.judge_values(findings, found.values)
     if found.names is not None:
         names.judge_names(findings, found.names)
+        if found.names.expected.problem not in ("", "cut", "quantised"):
+            peers.judge_pieces(findings, found.names.tensors)
     if found.words is not None:
         configs.judge_words(findings, found.words)
     if found.adapter is not None:
@@ -235,7 +237,9 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]
     plain = () if is_quantised else stored.values()
     needs_code = expected is not None and expected.problem == "unknown_class"
     beside = small_files.SmallFiles(small, files.every, words, plain, needs_code)
-    found = copies.gather_copies(checkpoint, vocabulary, beside.written, swept, runtime)
+    found = copies.gather_copies(
+        checkpoint, vocabulary, beside.written, words.added, swept, runtime
+    )
     units = peers.find_copies(checkpoint, swept, runtime)
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
