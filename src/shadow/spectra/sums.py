@@ -414,7 +414,7 @@ class Examination:
 
     def __init__(self, rows: int, cols: int, dtype: str, slices: int) -> None:
         self.entries = rows * cols
-        self._slices = np.zeros(slices, np.int64)
+        self._slices = np.zeros(slices, int)
         self._pages = PageSample(dtype) if rows > 1 and dtype in PAGED else None
         self._cols = cols
         self._waiting: list[NDArray[np.floating]] = []  # for the end of their row

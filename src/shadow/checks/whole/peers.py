@@ -164,8 +164,7 @@ def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime
     copies: dict[str, str] = {}
     for tensor in swept:
         info = tensor.info
-        name = info.name
-        match = UNIT.fullmatch(name)
+        match = UNIT.fullmatch(info.name)
         is_matrix = sum(size > 1 for size in info.shape) > 1
         if match and is_matrix and info.dtype in FLOATS and not tensor.found.is_constant:
             units[match["unit"]][match["rest"]] = tensor
@@ -175,7 +174,7 @@ def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime
             if checksum and first != number:
                 fetch(checkpoint, [info], runtime)
                 if same_slices(checkpoint.tensor(info), (first, number), info.dtype):
-                    copies[f"{name}[{number}]"] = f"{name}[{first}]"
+                    copies[f"{info.name}[{number}]"] = f"{info.name}[{first}]"
     first_of: dict[object, str] = {}
     for unit, tensors in sorted(units.items()):
         statistics = [(rest, tensor.info.shape, tensor.found) for rest, tensor in tensors.items()]

@@ -228,14 +228,17 @@ def _judge_rows(findings: Findings, one: Swept) -> None:
     seen = one.found
     rows = math.prod(shape[:-1])
     each = rows // shape[0]  # of an expert
-    for kind, flat in (("zero", seen.zero_rows), ("constant", seen.constant_rows)):
+    for flat, of_experts, of_rows in (
+        (seen.zero_rows, "zero_experts", "zero_rows"),
+        (seen.constant_rows, "constant_experts", "constant_rows"),
+    ):
         per = Counter(row // each for row in flat if each > 1)
         experts = [at for at, count in per.items() if count == each]
         if experts:
             which = _in_few_ranges(experts)
-            findings.add(name, f"{kind}_experts", experts=len(experts), which=which)
+            findings.add(name, of_experts, experts=len(experts), which=which)
         elif flat:
-            findings.add(name, f"{kind}_rows", rows=len(flat), of=rows)
+            findings.add(name, of_rows, rows=len(flat), of=rows)
 
 
 def _in_few_ranges(numbers: Sequence[int]) -> str:
