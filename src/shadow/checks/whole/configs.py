@@ -318,7 +318,7 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
                 ids[kind][file] = tokens
         if text and vocabulary and text not in vocabulary:
             unknown[kind] = text
-    added = token_numbers({TOKENS: objects.get(TOKENS, {}) | {"model": None}})
+    added = token_numbers({TOKENS: {**objects.get(TOKENS, {}), "model": None}})
     slow = objects.get(VOCAB, {})
     size = number_of(config, ("vocab_size",))
     return Words(ids, unknown, vocabulary, added, unread, slow, size, **facts)

@@ -235,8 +235,7 @@ def _judge_rows(findings: Findings, one: Swept) -> None:
         per = Counter(row // each for row in flat if each > 1)
         experts = [at for at, count in per.items() if count == each]
         if experts:
-            which = _in_few_ranges(experts)
-            findings.add(name, of_experts, experts=len(experts), which=which)
+            findings.add(name, of_experts, experts=len(experts), which=_in_few_ranges(experts))
         elif flat:
             findings.add(name, of_rows, rows=len(flat), of=rows)
 
