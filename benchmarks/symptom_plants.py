@@ -538,6 +538,22 @@ def renumbered(at: Work, how: str) -> Asked:
     return at.two("audit", state, "", f"{said}.*with {units} at other numbers")
 
 
+def stacked(at: Work) -> Asked:
+    """One tensor has all experts, and one of them is a copy, a note."""
+    name = at.pick(r".*experts\.(gate_up|down)_proj$")
+    state = at.changed(name, lambda one: one[1].copy_(one[0]))
+    return Asked("whole", [at.put("m", state)], "unit_copied", re.escape(f"{name}[1]"), "holds")
+
+
+def lacking_a_tensor(at: Work) -> Asked:
+    """Of a layer, in a folder without config, which leaves the answer open."""
+    at.more = {"num_hidden_layers": 6}
+    name = at.pick(r"model\.layers\.[1-4]\..*")
+    folder = at.put("m", at.without(name))
+    (folder / "config.json").unlink()
+    return Asked("whole", [folder], "piece_lacking", re.escape(name), *["inconclusive"] * 2)
+
+
 def remade(at: Work, how: str) -> Asked:
     pattern, change, said = MADE[how]
     name = at.pick(pattern)

@@ -209,6 +209,8 @@ PLANTS: list[Plant] = [
                          "factors_lost"), ("score.weight", "key_unread"))),
     *((26, how, MOE if "expert" in how else ("llama", "qwen2", "mixtral"),
        partial(do.renumbered, how=how)) for how in do.ORDERS),
+    (26, "whole: stacked experts that are copies", ["gpt_oss"], do.stacked),
+    (3, "whole: no config, and a tensor is lost", TEXT[:3], do.lacking_a_tensor),
     *((26, f"same: {how}", OWN, partial(do.remade, how=how)) for how in do.MADE),
     (25, "memory: a tie broke", ("qwen2", "gemma2"), partial(do.in_memory, code="tie_broken")),
     (25, "memory: one module twice", OWN[:2], partial(do.in_memory, code="module_twice")),

@@ -159,6 +159,17 @@ def rows_equal(folder, sick):
     spelt(folder, {START: 25, END: 9, "<|reserved_1|>": 26}, END, CHATML % (START, END))
 
 
+def rows_added(folder, sick):
+    """Numbered tokens are reserved for later, and may be equal."""
+    tensors = load_file(folder / FILE)
+    tensors[EMBED][20:30] = tensors[EMBED][:11].mean(0)
+    store(folder, tensors)
+    tokens = ("<think>", "</think>") if sick else ("<|extra_1|>", "<|extra_2|>", "</think>")
+    added = [{"id": 20 + at, "content": token} for at, token in enumerate(tokens)]
+    edit(folder, "tokenizer.json", added_tokens=added)
+    edit(folder, NAMED, bos_token=None, eos_token=None, pad_token=None)
+
+
 def shared_differs(folder, sick):
     tensors = load_file(folder / FILE)
     prefix = "model." * ("model.shared.weight" in tensors)
@@ -194,6 +205,7 @@ FILES = {
     processor_lost: ("processor_lost", VLM), heads_uneven: ("heads_uneven", ("llama", "mistral")),
     dtype_apart: ("dtype_apart", CAUSAL), rows_zero: ("token_rows", ("llama", "qwen2")),
     rows_equal: ("token_rows", ("llama", "qwen2")),
+    rows_added: ("added_rows", ("llama", "mixtral")),
     shared_differs: ("copy_differs", ("t5", "bart")),
     mtp_differs: ("copy_differs", ("deepseek_v3", "qwen3_moe")),
     head_equal: ("head_equal", ("llama", "mixtral")),

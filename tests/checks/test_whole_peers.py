@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import planted
 import pytest
 import torch
-from wholes import FAILS, HOLDS
+from safetensors.torch import load_file
+from wholes import FAILS, FILE, HOLDS, OPEN, codes, store, verified
 
 import shadow
+from shadow.checks.whole import RULES
+from shadow.checks.whole.part import Findings
+from shadow.checks.whole.peers import judge_pieces
 
 NORM, UP, BIAS = "input_layernorm.weight", "mlp.up_proj.weight", "self_attn.q_proj.bias"
 EXPERT = "mlp.experts.1.up_proj.weight"
+STACK = "mlp.experts.down_proj"
 
 
 def model(layers=6, experts=0):
@@ -61,6 +67,17 @@ def copied(name, first, second, change=None):
     return do
 
 
+def stacked(change):
+    """A stack of five experts, which are not read as a block each."""
+
+    def do(tensors):
+        generator = torch.Generator().manual_seed(4)
+        tensors[at(0, STACK)] = stack = torch.randn(5, 300, 400, generator=generator)
+        change(stack[3].copy_(stack[1]))
+
+    return do
+
+
 def exchanged(matrix):
     """Other values in the same rows, whose sums of squares stay."""
     matrix[3, [5, 6]] = matrix[3, [6, 5]]
@@ -78,6 +95,8 @@ SICK = {
         "unit_copied",
         at(0, "mlp.experts.2"),
     ),
+    "of a stack, twice": (stacked(lambda expert: None), "unit_copied", f"{at(0, STACK)}[3]"),
+    "one of one value": (stacked(lambda one: one.fill_(0.5)), "constant_experts", at(0, STACK)),
 }
 WELL = {
     "nothing": lambda tensors: None,
@@ -92,6 +111,7 @@ WELL = {
     "sines of a Fourier transform": lambda tensors: tensors.update(
         {"stft_conv.weight": torch.cat([torch.zeros(1, 64), torch.randn(9, 64)])}
     ),
+    "an expert of a stack, but for its sign": stacked(torch.Tensor.neg_),
     "a layer of equal sums": copied(UP, at(1, UP), at(4, UP), exchanged),
 }
 
@@ -112,7 +132,7 @@ def test_what_is_unlike_its_peers_is_named(case):
     tensors = model(experts=3 if "expert" in case else 0)
     change(tensors)
     faults, notes = codes_of(tensors)
-    is_fault = code in ("far_from_peers", "clipped")
+    is_fault = code in ("far_from_peers", "clipped", "constant_experts")
     assert (faults, notes) == (([(code, name)], []) if is_fault else ([], [(code, name)]))
 
 
@@ -130,3 +150,43 @@ def test_of_three_none_is_unusual():
     times(1e6)(tensors)
     constant(NORM, 1.0, 2)(tensors)
     assert codes_of(tensors) == ([], [])
+
+
+Q_NORM, DENSE = "self_attn.q_norm.weight", "mlp.dense.weight"
+# layers, without which tensors, with which others, and what is named
+PIECES = [
+    (5, {(2, Q_NORM)}, set(), [at(2, Q_NORM)]),
+    (4, {(2, Q_NORM)}, set(), []),
+    (6, {(1, BIAS), (3, BIAS), (4, NORM), (4, UP)}, set(), [at(4, NORM), at(4, UP)]),
+    (6, {(0, NORM), (5, Q_NORM)}, set(), []),  # ends differ by design
+    (6, {(3, Q_NORM)}, {(3, DENSE)}, []),  # has something else
+    (6, {(3, Q_NORM)}, {(2, DENSE), (3, DENSE)}, [at(3, Q_NORM)]),
+]
+
+
+@pytest.mark.parametrize("case", PIECES, ids=str)
+@pytest.mark.parametrize("stack", ["model.layers", "blk"])
+def test_what_one_inner_layer_lacks_and_all_others_have_is_named(case, stack):
+    layers, lacking, more, named = case
+    every = {(layer, name) for layer in range(layers) for name in (NORM, UP, BIAS, Q_NORM)}
+    names = [at(*piece).replace("model.layers", stack) for piece in (every - lacking) | more]
+    findings = Findings(RULES)
+    judge_pieces(findings, names)
+    rows = [row for rows in findings.rows.values() for row in rows]
+    assert [row.name for row in rows] == [name.replace("model.layers", stack) for name in named]
+    assert {row.why.figures["layers"] for row in rows} <= {layers - 1}
+
+
+def test_pieces_are_compared_where_no_loader_is_asked(in_this_process, tmp_path):
+    """The class says by itself that there is no such tensor; without config its peers do."""
+    planted.saved("qwen3", tmp_path, num_hidden_layers=6)
+    tensors = load_file(tmp_path / FILE)
+    tensors.pop(at(3, Q_NORM))
+    store(tmp_path, tensors)
+    found = verified(tmp_path)
+    assert {note.code for note in found.answer.notes} == {"looked"}
+    assert codes(found) == {"missing"}
+    (tmp_path / "config.json").unlink()
+    found = verified(tmp_path)
+    assert (found.outcome, codes(found)) == (OPEN, set())
+    assert found.answer.notes[0].figures["names"] == [at(3, Q_NORM)]

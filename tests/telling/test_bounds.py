@@ -194,6 +194,9 @@ def test_what_corresponds_is_a_table(must, kind, cells):
         found = [] if table is None else table.rows
         assert found[:60] == [cells] * min(count, 60)
         assert found[60:] == [["1 more", None, None, None]] * (count - 60)
+    if kind == "rows":  # of both sides some were not found
+        part = of(summary, "correspondence", rows=[row.with_values(rows=255)])
+        assert partners_table(part).rows[0][1:3] == ["at least 255 of 264", "at least 255 of 256"]
 
 
 SWAPPED = [(1, 1, 3), (3, 3, 1)]

@@ -13,6 +13,7 @@ from finding_cases import (
     PRUNED,
     RANK_8,
     ROUNDED,
+    ROWS,
     SCALED,
     SETTINGS,
     SIBLINGS,
@@ -20,6 +21,7 @@ from finding_cases import (
     UNREAD,
     WIDE,
     alone,
+    elsewhere,
     grown,
     model,
     report,
@@ -50,6 +52,11 @@ ABOVE = {"equivalent_directions": None, "excess_purity": 0.01, "excess_purity_un
 def some(module, figures, **others):
     """A model, some figures of one module of which are others."""
     return [{**one, **(figures if one["module"] == module else others)} for one in model()]
+
+
+def with_rows(count, of):
+    """A vocabulary that is not in the order of the base's 256 rows, in which some were found."""
+    return elsewhere("rows", **{**ROWS, "rows": count, "tuned_rows": of, "in_front": None})
 
 
 def layers(count, norm, first):
@@ -102,6 +109,11 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
     (report([*model(cast="tuned", **ROUNDED), row(4, "mlp.up"), row(None, "head")]), "mostly_copy",
      "2 tensors changed by more than rounding. 12 more are the other side's in another"),
     (report(model(zero_share_excess=0.5)), "masked", "(by 50 % of those counted, in the median)"),
+    # rows of a vocabulary: a side that has them all says what the other lacks
+    (with_rows(255, 264), "rows_moved", "at least 255 of 264 rows are of the base's 256, some at"),
+    (with_rows(255, 256), "rows_moved", "at other numbers, by equal entries."),
+    (with_rows(255, 255), "rows_moved", "by equal entries; 1 row of the base is gone."),
+    (with_rows(256, 264), "rows_moved", "by equal entries; 8 rows are new."),
     # what was not compared
     (report([], extra_tensors=(*same(), *BROKEN)), "nonfinite", "The tuned model is broken"),
     (report([], extra_tensors=(*same(), *grown(591, 551))), "left_out",

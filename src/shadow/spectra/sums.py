@@ -485,6 +485,8 @@ class Extremes:
     """Entries at the largest number of F16, or where BF16 has it."""
     damaged: tuple[int, ...] = ()
     """Where pieces of 2 KB begin that damage explains (see `pages`), in bytes."""
+    slices: tuple[int, ...] = ()
+    """A number for each matrix of a stack, the same for equal ones; 0 for one of zeros."""
 
     @property
     def is_zero(self) -> bool:
@@ -515,10 +517,13 @@ def _whole_rows(matrix: InFile | Tensor, space: Workspace) -> Iterator[NDArray[n
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def looked_at(matrix: InFile | Tensor, space: Workspace, stored: str = "") -> Extremes:
+def looked_at(
+    matrix: InFile | Tensor, space: Workspace, stored: str = "", slices: int = 1
+) -> Extremes:
     """Examine a matrix (rows, cols) in one pass, including NaN and infinity.
 
     space: the buffers of a worker. stored: its dtype, without which pages are not examined.
+    slices: matrices of one size that lie in it, one after the other.
     """
     rows, cols = matrix.shape
     pages = None
@@ -532,11 +537,15 @@ def looked_at(matrix: InFile | Tensor, space: Workspace, stored: str = "") -> Ex
     is_constant = True
     zero_rows: list[int] = []
     constant_rows: list[int] = []
+    of_slices = np.zeros(slices, int)
     row = 0
     for block in _whole_rows(matrix, space):
         if row == 0:
             first = float(block[0, 0])
         squares = np.vecdot(block, block)
+        numbers = np.arange(row, row + len(block)) * slices // rows
+        # integers have the same sum in any order
+        np.add.at(of_slices, numbers, squares.view(f"i{squares.itemsize}"))
         lowest = squares.min()
         highest = squares.max()
         if highest >= CLIP[0] ** 2:
@@ -585,4 +594,5 @@ def looked_at(matrix: InFile | Tensor, space: Workspace, stored: str = "") -> Ex
         constant_rows=tuple(constant_rows),
         clipped=clipped,
         damaged=damaged,
+        slices=tuple(of_slices.tolist()),
     )

@@ -32,9 +32,9 @@ IN_FRONT = (
     " {base_rows:count} rows follow, by {how}."
 )
 SOME_ROWS = (
-    "In the vocabulary ({names:and}), {rows/tuned_rows:all row|rows} {rows|is|are} of the base's"
-    " {base_rows:count}, at other numbers, by {how}[; {dropped:count row|rows} of the base"
-    " {dropped|is|are} gone][; {added:count row|rows} {added|is|are} new]."
+    "In the vocabulary ({names:and}), {least}{rows/tuned_rows:all row|rows} {rows|is|are} of the"
+    " base's {base_rows:count}, some at other numbers, by {how}[; {dropped:count row|rows} of the"
+    " base {dropped|is|are} gone][; {added:count row|rows} {added|is|are} new]."
 )
 KINDS = ("layers", "matrices", "experts", "rows")
 
@@ -145,6 +145,7 @@ def _rows(found: Sequence[MatchedRows], recorded: Recorded) -> str:
     for rows in groups.values():
         first = rows[0]
         words = IN_FRONT if first.in_front else SOME_ROWS
+        least = _least(first)
         place = f"correspondence.rows.{first.module}"
         names = [module_name(row.module) for row in rows]
         text = recorded.fill(
@@ -153,11 +154,18 @@ def _rows(found: Sequence[MatchedRows], recorded: Recorded) -> str:
             place=place,
             names=names,
             how=WAYS.get(first.by, "number"),
-            dropped=first.base_rows - first.rows or None,
-            added=first.tuned_rows - first.rows or None,
+            least=least,
+            dropped=None if least else first.base_rows - first.rows or None,
+            added=None if least else first.tuned_rows - first.rows or None,
         )
         texts.append(text)
     return " ".join(texts)
+
+
+def _least(row: MatchedRows) -> str:
+    """`at least `, where rows of both sides are without a partner: some may have one."""
+    is_whole = row.rows in (row.base_rows, row.tuned_rows)
+    return "" if is_whole else "at least "
 
 
 # ------------------------------------------------------------------------------------- as a table
@@ -182,8 +190,9 @@ def partners_table(summary: PairRecord) -> TableBlock | None:
         rows.append([part, f"layer {others.layer}", f"layer {others.base_layer}", others.by])
     for matched in found.rows:
         part = f"rows of {module_name(matched.module)}"
-        own = f"{matched.rows:,} of {matched.tuned_rows:,}"
-        rows.append([part, own, f"{matched.rows:,} of {matched.base_rows:,}", matched.by])
+        count = f"{_least(matched)}{matched.rows:,} of"
+        own = f"{count} {matched.tuned_rows:,}"
+        rows.append([part, own, f"{count} {matched.base_rows:,}", matched.by])
     if len(rows) > MOST_ROWS:
         rows = [*rows[:MOST_ROWS], [f"{len(rows) - MOST_ROWS:,} more", None, None, None]]
     return TableBlock(FIELDS, rows, TITLE, when="full", about="partners") if rows else None

@@ -111,6 +111,8 @@ def judge(found: Whole) -> Answer:
     for judge_part, part in looked_at:
         if part is not None:
             judge_part(findings, part)
+    if found.names is not None and found.names.expected.problem not in ("", "cut", "quantised"):
+        peers.judge_pieces(findings, found.names.tensors)
     for code, name, other in found.copies:
         findings.add(name, code, other=other)
     if found.values is not None and not found.values.is_quantised:
@@ -233,7 +235,9 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]
     plain = () if is_quantised else stored.values()
     needs_code = expected is not None and expected.problem == "unknown_class"
     beside = small_files.SmallFiles(small, files.every, words, plain, needs_code)
-    found = copies.gather_copies(checkpoint, vocabulary, beside.written, swept, runtime)
+    found = copies.gather_copies(
+        checkpoint, vocabulary, beside.written, words.added, swept, runtime
+    )
     units = peers.find_copies(checkpoint, swept, runtime)
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)

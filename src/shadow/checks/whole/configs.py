@@ -225,6 +225,8 @@ class Words:
     """By kind, the tokenizer's token of it that its vocabulary lacks."""
     vocabulary: Mapping[str, int] = field(default_factory=dict)
     """The tokenizer's, as far as files of JSON have it."""
+    added: Mapping[str, int] = field(default_factory=dict)
+    """Those of tokenizer.json that were added to it."""
     unread: Mapping[str, bool] = field(default_factory=dict)
     """Files of the tokenizer that are not read as a JSON object, and whether they are broken."""
     slow: Mapping[str, object] = field(default_factory=dict)  # of vocab.json
@@ -316,9 +318,10 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
                 ids[kind][file] = tokens
         if text and vocabulary and text not in vocabulary:
             unknown[kind] = text
+    added = token_numbers({TOKENS: {**objects.get(TOKENS, {}), "model": None}})
     slow = objects.get(VOCAB, {})
     size = number_of(config, ("vocab_size",))
-    return Words(ids, unknown, vocabulary, unread, slow, size, **facts)
+    return Words(ids, unknown, vocabulary, added, unread, slow, size, **facts)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shadow.checks.whole.names import are_equal, fetch, is_of_mtp, says_tied
 from shadow.checks.whole.part import FAULT, NOTE, FindingRule
-from shadow.text import and_list
+from shadow.text import and_list, several
 
 if TYPE_CHECKING:
     from shadow.checkpoints.opening import Checkpoint
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shadow.run.scan import Swept
 
 SHARED = re.compile(r"(.*\.)?(?:encoder|decoder)\.embed_tokens\.weight")
-LAYER = re.compile(r"(?P<owner>(?:.+?\.)?(?:layers?|h|blocks?)\.[0-9]+)\.(?P<rest>.+)")
+LAYER = re.compile(r"(?P<owner>(?:.+?\.)?(?:layers?|h|blocks?|blk)\.[0-9]+)\.(?P<rest>.+)")
 MEMORY = "memory"  # the source of a model in memory
 MOST = 512  # tokens of a template whose rows are compared
 RULES: Mapping[str, FindingRule] = {
@@ -30,6 +30,12 @@ RULES: Mapping[str, FindingRule] = {
         "rows of tokens that the chat template writes are zero or equal: {other}",
         "Such rows were never trained, and the model cannot tell where a turn begins or ends.",
         "Train these rows, or use the template that the model was trained with.",
+    ),
+    "added_rows": FindingRule(
+        NOTE,
+        "rows of added tokens are equal: {other}",
+        "New rows often begin as one row, such as the mean of all; training moves them apart.",
+        "Train these rows if the model is to use their tokens.",
     ),
     "copy_differs": FindingRule(
         FAULT,
@@ -66,11 +72,12 @@ def gather_copies(
     checkpoint: Checkpoint,
     vocabulary: Vocabulary,
     tokens: Mapping[str, int],
+    added: Mapping[str, int],
     swept: Sequence[Swept],
     runtime: Runtime,
 ) -> list[Copy]:
     """Find what is a copy, or is none although it should be. tokens: those that templates write.
-    swept: none where values are not read.
+    added: those that were added to the vocabulary. swept: none where values are not read.
     """
     seen = {one.info.name: one.found for one in swept}
     copies = [*_in_memory(checkpoint, vocabulary)]
@@ -81,18 +88,23 @@ def gather_copies(
             if is_equal == (code == "head_equal"):
                 copies.append((code, name, other))
     embedding = next(filter(seen.__contains__, vocabulary.embeddings), "")
-    if embedding and tokens:
+    numbers = {**tokens, **added}
+    if embedding and numbers:
         info = checkpoint.tensors[embedding]
         fetch(checkpoint, [info], runtime)
         table = checkpoint.tensor(info)
         owners = defaultdict[bytes, list[str]](list)
-        for token, row in [*tokens.items()][:MOST]:
-            if 0 <= row < info.shape[0]:
-                numbers = table.seen(itemgetter(row))[()]  # of this row, and no others
-                owners[numbers.float().numpy().tobytes()].append(token)
+        for token, row in [*numbers.items()][:MOST]:
+            is_reserved = token not in tokens and re.search("[0-9]", token)  # for later
+            if 0 <= row < info.shape[0] and not is_reserved:
+                entries = table.seen(itemgetter(row))[()]  # of this row, and no others
+                owners[entries.float().numpy().tobytes()].append(token)
         for content, own in owners.items():
-            if len(own) > 1 or not any(content):
-                copies.append(("token_rows", embedding, and_list(own)))
+            written = [token for token in own if token in tokens]
+            if len(written) > 1 or (written and not any(content)):
+                copies.append(("token_rows", embedding, and_list(written)))
+            elif len(own) > 1 and any(content):
+                copies.append(("added_rows", embedding, several(own)))
     return copies
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from shadow.checks.whole.names import are_equal
+from shadow.checks.whole.copies import LAYER
+from shadow.checks.whole.names import are_equal, fetch
 from shadow.checks.whole.part import FAULT, NOTE, FindingRule, Findings
 from shadow.checks.whole.values import BUFFER, FACTOR, role
 from shadow.dtypes import FLOATS
@@ -52,9 +53,15 @@ RULES: Mapping[str, FindingRule] = {
         "Some loaders take the dtype of the first tensor for all, and cast the others.",
         "Store all of one role in one dtype, unless the model asks for this.",
     ),
+    "piece_lacking": FindingRule(
+        NOTE,
+        "no file has it, and all {layers:count} other layers have one",
+        "Where no loader was asked, a tensor that was lost in saving stays unseen otherwise.",
+        "Restore it from the source, unless the layer was made without it.",
+    ),
     "unit_copied": FindingRule(
         NOTE,
-        "its matrices are equal to those of {other}",
+        "its weights are equal to those of {other}",
         "Merged stacks of layers and experts made from one MLP begin so. Otherwise a layer was"
         " written twice.",
         "Check the code that wrote it, unless it was meant.",
@@ -84,6 +91,26 @@ def judge_peers(findings: Findings, swept: Sequence[Swept], copies: Copies) -> N
         _judge_dtypes(findings, peers)
     for unit, other in copies.items():
         findings.add(unit, "unit_copied", other=other)
+
+
+def judge_pieces(findings: Findings, names: Iterable[str]) -> None:
+    """Report tensors that one layer lacks and all others of its stack have, but for the first and
+    the last layer, and those with a tensor that no other has instead.
+    """
+    stacks = defaultdict[str, defaultdict[int, set[str]]](lambda: defaultdict(set))
+    for match in filter(None, map(LAYER.fullmatch, names)):
+        stack, _, number = match["owner"].rpartition(".")
+        stacks[stack][int(number)].add(role(match["rest"]))
+    for stack, layers in stacks.items():
+        counts = Counter(piece for pieces in layers.values() for piece in pieces)
+        others = len(layers) - 1
+        for number in sorted(layers)[1:-1]:
+            own = layers[number]
+            if others < FEWEST or any(counts[piece] == 1 for piece in own):
+                continue
+            for piece in sorted(counts.keys() - own):
+                if counts[piece] == others:
+                    findings.add(f"{stack}.{number}.{piece}", "piece_lacking", layers=others)
 
 
 def _judge_sizes(findings: Findings, peers: Sequence[Swept]) -> None:
@@ -128,16 +155,26 @@ def _judge_dtypes(findings: Findings, peers: Sequence[Swept]) -> None:
 
 
 def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime) -> Copies:
-    """Find units whose matrices are equal. Equal statistics of all propose it, and reading the
-    largest decides.
+    """Find units whose matrices are equal, and equal matrices of a stack. Equal statistics of all
+    propose it, and reading the largest decides.
     """
+    from shadow.run.scan import same_slices
+
     units: defaultdict[str, dict[str, Swept]] = defaultdict(dict)
-    for tensor in swept:
-        match = UNIT.fullmatch(tensor.info.name)
-        is_matrix = sum(size > 1 for size in tensor.info.shape) > 1
-        if match and is_matrix and tensor.info.dtype in FLOATS and not tensor.found.is_constant:
-            units[match["unit"]][match["rest"]] = tensor
     copies: dict[str, str] = {}
+    for tensor in swept:
+        info = tensor.info
+        match = UNIT.fullmatch(info.name)
+        is_matrix = sum(size > 1 for size in info.shape) > 1
+        if match and is_matrix and info.dtype in FLOATS and not tensor.found.is_constant:
+            units[match["unit"]][match["rest"]] = tensor
+        numbers: dict[int, int] = {}
+        for number, checksum in enumerate(tensor.found.slices):
+            first = numbers.setdefault(checksum, number)
+            if checksum and first != number:
+                fetch(checkpoint, [info], runtime)
+                if same_slices(checkpoint.tensor(info), (first, number), info.dtype):
+                    copies[f"{info.name}[{number}]"] = f"{info.name}[{first}]"
     first_of: dict[object, str] = {}
     for unit, tensors in sorted(units.items()):
         statistics = [(rest, tensor.info.shape, tensor.found) for rest, tensor in tensors.items()]

@@ -98,6 +98,12 @@ RULES: Mapping[str, FindingRule] = {
         "The router still sends tokens to experts that add nothing.",
         "Restore the experts from a checkpoint before, and check the code that stacked them.",
     ),
+    "constant_experts": FindingRule(
+        FAULT,
+        "every row has entries that are all equal in {experts:count expert|experts}: {which}",
+        "Training leaves no such expert: it was filled and never loaded.",
+        "Restore the experts from a checkpoint before, and check the code that stacked them.",
+    ),
     "zero_rows": FindingRule(
         FAULT,
         "{rows:count row|rows} of {of:count} {rows|is|are} all zero",
@@ -222,13 +228,16 @@ def _judge_rows(findings: Findings, one: Swept) -> None:
     seen = one.found
     rows = math.prod(shape[:-1])
     each = rows // shape[0]  # of an expert
-    per = Counter(row // each for row in seen.zero_rows if each > 1)
-    if experts := [at for at, count in per.items() if count == each]:
-        findings.add(name, "zero_experts", experts=len(experts), which=_in_few_ranges(experts))
-    elif seen.zero_rows:
-        findings.add(name, "zero_rows", rows=len(seen.zero_rows), of=rows)
-    if seen.constant_rows:
-        findings.add(name, "constant_rows", rows=len(seen.constant_rows))
+    for flat, of_experts, of_rows in (
+        (seen.zero_rows, "zero_experts", "zero_rows"),
+        (seen.constant_rows, "constant_experts", "constant_rows"),
+    ):
+        per = Counter(row // each for row in flat if each > 1)
+        experts = [at for at, count in per.items() if count == each]
+        if experts:
+            findings.add(name, of_experts, experts=len(experts), which=_in_few_ranges(experts))
+        elif flat:
+            findings.add(name, of_rows, rows=len(flat), of=rows)
 
 
 def _in_few_ranges(numbers: Sequence[int]) -> str:
