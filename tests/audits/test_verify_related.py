@@ -1,6 +1,7 @@
 """`shadow verify related`: which candidate a model is related to."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import planted
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import shadow
-from shadow.checks.related import RelatedUnits, judge
+from shadow.checks.related import ALPHA, BETWEEN, CHECK, REORDERED, RelatedUnits, judge
 from shadow.errors import UsageError
 from shadow.spectra.relations.units import Relation
 
@@ -130,6 +131,64 @@ def test_relations_and_corners_of_candidates(case):
     assert (found.reasons[0].code, found.figures["related"]) == (code, related)
     holds = found.outcome == "holds"
     assert len(found.against) == len(candidates) - holds
+
+
+SURE = {"p": 1e-5, "cosine": 0.5}
+NEAREST, BEYOND = Relation(**SURE, distance=0.1, z=9.0), Relation(**SURE, distance=0.2)
+LEVEL, REORDER = ALPHA / 2, Relation(0.5, reordered=REORDERED)
+UNLIKE = Relation(0.5, cosine=0.25, reordered=REORDERED - 0.001)
+IS_NEAREST = (
+    "0 is the nearest relative: units match (p 1.0e-05), cosine 0.500, 10 % away in the units that"
+    " were sampled"
+)
+# relations, corners -> reasons and what speaks against it, as they are said
+SAID = [
+    ([replace(NEAREST, p=LEVEL), UNLIKE], {},
+     "0 is the nearest relative: units match (p 0.00050), cosine 0.500, 10 % away in the units that"
+     " were sampled; which was trained from which is unknown",
+     "units do not match (p 0.50), cosine 0.250"),
+    ([replace(UNLIKE, p=LEVEL * 1.01), UNLIKE], {},
+     "its units match those of no candidate (p 0.00051 or more)",
+     "units do not match (p 0.00051), cosine 0.250 | units do not match (p 0.50), cosine 0.250"),
+    ([UNLIKE], {}, "its units match those of no candidate (p 0.50)",
+     "units do not match (p 0.50), cosine 0.250"),
+    ([REORDER, OTHER], {},
+     "0 is the nearest relative: its units in another order (cosine 0.70 at the best match); 1 (no"
+     " MLP of the same size, or no finite one) is not compared; which was trained from which is"
+     " unknown", "not compared: no MLP of the same size, or no finite one"),
+    ([NEAREST, BEYOND, replace(BEYOND, is_moved=True)],
+     {(0, 1): BETWEEN, (1, 0): 0.9, (0, 2): -1.0, (2, 0): 1.0},
+     f"{IS_NEAREST}; 1, 2 lie beyond it; which was trained from which is unknown",
+     "units match (p 1.0e-05), cosine 0.500, 20 % away in the units that were sampled | units match"
+     " where layers or experts that correspond have other numbers (p 1.0e-05), cosine 0.500, 20 %"
+     " away in the units that were sampled"),
+    ([BEYOND, NEAREST], {(1, 0): 0.43, (0, 1): 0.7},
+     "it lies between 1 and 0, as their common origin does", None),
+    # 30 and 84.7 degrees leave 65.3, whose cosine is 0.418; 30 and 85 leave 65, 0.423
+    ([NEAREST, BEYOND], {(0, 1): 0.866, (1, 0): 0.0924},
+     "it lies between 0 and 1, as their common origin does", None),
+    ([NEAREST, BEYOND], {(0, 1): 0.866, (1, 0): 0.0872},
+     "0 and 1 are its siblings, or it is a mix: neither lies on the way to the other", None),
+    ([NEAREST, BEYOND], {(0, 1): 2.0, (1, 0): -2.0},
+     "0 and 1 are its siblings, or it is a mix: neither lies on the way to the other", None),
+    ([NEAREST, BEYOND], {(0, 1): 0.1, (1, 0): None},
+     "0 and 1 cannot be distinguished: what was sampled of them is equal", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("relations", "corners", "reasons", "against"), SAID)
+def test_the_words_of_candidates_at_the_bounds(relations, corners, reasons, against):
+    """A level that all share, a cosine of the best match, and angles at two candidates."""
+    names = map(str, range(len(relations)))
+    answer = judge(RelatedUnits([*zip(names, relations, strict=True)], corners))
+    assert CHECK.say_all(answer.reasons) == reasons
+    said = [CHECK.say(one.why) for one in answer.against]
+    assert against is None or " | ".join(said) == against
+    if answer.outcome == "holds" and relations[0] is NEAREST:
+        assert answer.figures.items() >= {"z": 9.0, "distance": 0.1, **SURE}.items()
+    if answer.outcome == "does not hold":
+        assert answer.figures["p"] == relations[0].p
+    assert answer.figures["candidates"] == len(relations)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "phi3", "qwen2_moe"])
