@@ -171,7 +171,7 @@ def test_what_is_read_whole_must_fit_at_once(hub, free, limit, fault):
     if fault is None:
         assert plan.require_disk_at_once("they", sources, access) == 3000
         return
-    with pytest.raises(ShadowError, match="they need 3.0 kB of disk all at once, ") as found:
+    with pytest.raises(ShadowError, match=r"they need 3\.0 kB of disk all at once, ") as found:
         plan.require_disk_at_once("they", sources, access)
     assert found.value.hint.startswith(fault)
 

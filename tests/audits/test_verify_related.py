@@ -103,36 +103,9 @@ def test_candidates_of_another_size_are_not_compared(tmp_path):
         shadow.verify("related", DEMO / "narrow")
 
 
-NEAR, FAR = Relation(6e-4, distance=0.1), Relation(6e-4, distance=0.2, reordered=0.1)
-NONE, OTHER = Relation(0.5, reordered=0.1), Relation(None, unknown="no_mlp")
-EQUAL, WAYS = Relation(1e-5, distance=0.0), {(0, 1): 0.1, (1, 0): 0.7}
-# relations of candidates, corners between them -> the code of the answer, how many are related
-JUDGED = {
-    "one": ([NEAR], {}, "nearest", 1),
-    "the level is shared by all that are named": ([NEAR, NONE], {}, "no_order", 0),
-    "and by those that cannot be compared": ([NEAR, OTHER], {}, "candidates_not_compared", 0),
-    "none in any order": ([FAR, NONE], {}, "no_candidate", 0),
-    "of another size": ([OTHER], {}, "candidates_not_compared", 0),
-    "another order": ([Relation(0.5, reordered=0.9), NONE], {}, "nearest", 1),
-    "on the way to the other": ([Relation(1e-5, distance=0.1), Relation(1e-5, distance=0.2)],
-                                WAYS, "nearest", 2),
-    "a copy of the model is nearest": ([Relation(1e-5, distance=0.2), EQUAL], {}, "nearest", 2),
-    "nothing in common": ([EQUAL, EQUAL], {}, "nothing_shared", 2),
-    "equal": ([EQUAL, EQUAL], {(0, 1): None, (1, 0): None}, "equal_samples", 2),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", JUDGED)
-def test_relations_and_corners_of_candidates(case):
-    """The nearest is named once it lies on the way to all others that are related."""
-    relations, corners, code, related = JUDGED[case]
-    candidates = [(str(number), one) for number, one in enumerate(relations)]
-    found = judge(RelatedUnits(candidates, corners))
-    assert (found.reasons[0].code, found.figures["related"]) == (code, related)
-    holds = found.outcome == "holds"
-    assert len(found.against) == len(candidates) - holds
-
-
+OTHER, NONE = Relation(None, unknown="no_mlp"), Relation(0.5, reordered=0.1)
+NEAR, EQUAL = Relation(6e-4, distance=0.1), Relation(1e-5, distance=0.0)
+NOT_COMPARED = "1 (no MLP of the same size, or no finite one) is not compared"
 SURE = {"p": 1e-5, "cosine": 0.5}
 NEAREST, BEYOND = Relation(**SURE, distance=0.1, z=9.0), Relation(**SURE, distance=0.2)
 LEVEL, REORDER = ALPHA / 2, Relation(0.5, reordered=REORDERED)
@@ -153,9 +126,9 @@ SAID = [
     ([UNLIKE], {}, "its units match those of no candidate (p 0.50)",
      "units do not match (p 0.50), cosine 0.250"),
     ([REORDER, OTHER], {},
-     "0 is the nearest relative: its units in another order (cosine 0.70 at the best match); 1 (no"
-     " MLP of the same size, or no finite one) is not compared; which was trained from which is"
-     " unknown", "not compared: no MLP of the same size, or no finite one"),
+     "0 is the nearest relative: its units in another order (cosine 0.70 at the best match); "
+     f"{NOT_COMPARED}; which was trained from which is unknown",
+     "not compared: no MLP of the same size, or no finite one"),
     ([NEAREST, BEYOND, replace(BEYOND, is_moved=True)],
      {(0, 1): BETWEEN, (1, 0): 0.9, (0, 2): -1.0, (2, 0): 1.0},
      f"{IS_NEAREST}; 1, 2 lie beyond it; which was trained from which is unknown",
@@ -171,6 +144,13 @@ SAID = [
      "0 and 1 are its siblings, or it is a mix: neither lies on the way to the other", None),
     ([NEAREST, BEYOND], {(0, 1): 2.0, (1, 0): -2.0},
      "0 and 1 are its siblings, or it is a mix: neither lies on the way to the other", None),
+    ([NEAR, NONE], {},
+     "units do not match in their order, and no other order was looked for", None),
+    ([NEAR, OTHER], {}, NOT_COMPARED, None),
+    ([BEYOND, EQUAL], {},
+     "1 is the nearest relative: units match (p 1.0e-05), cosine 0.000, 0 % away in the units that"
+     " were sampled; 0 lies beyond it; which was trained from which is unknown", None),
+    ([EQUAL, EQUAL], {}, "0 and 1 cannot be distinguished: no sampled MLP is in both", None),
     ([NEAREST, BEYOND], {(0, 1): 0.1, (1, 0): None},
      "0 and 1 cannot be distinguished: what was sampled of them is equal", None),
 ]  # fmt: skip
