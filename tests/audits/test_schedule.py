@@ -17,7 +17,7 @@ from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import NEIGHBOUR, ByteRanges, LocalFile, Transfer, coalesced
 from shadow.places.architecture import Part, Place
-from shadow.run.plan import Schedule, Visit, natural, schedule, shards_of
+from shadow.run.plan import Schedule, natural, schedule, shards_of
 from shadow.run.workers import threads
 
 SIDES = ("base", "tuned")
@@ -259,22 +259,6 @@ def test_coalesced_ranges_hold_every_tensor_and_little_else(spans):
     assert {start for start, _ in ranges} <= {info.start for info in filled}
     assert {stop for _, stop in ranges} <= {info.end for info in filled}
     assert bool(ranges) == bool(filled)
-
-
-def test_the_peak_is_the_most_that_is_held_at_any_time():
-    """Held are those that came and are still needed, and those that were there before."""
-    visits = tuple(
-        Visit(("base", f"{n}"), n, n + (n * 5) % 4, max(0, n - (n * 3) % 3)) for n in range(40)
-    )
-    sizes = {visit.shard: 1 + (visit.first * 37) % 11 for visit in visits}
-    for there in (set(), {visits[3].shard, visits[20].shard}, set(sizes)):
-        held, reached = [], 0
-        for number, visit in enumerate(visits):
-            reached = max(reached, visit.after)
-            here = [one for one in visits[: number + 1] if one.last >= reached]
-            here += [one for one in visits[number + 1 :] if one.shard in there]
-            held.append(sum(sizes[one.shard] for one in here))
-        assert Schedule((), visits).peak(sizes, there) == max(held)
 
 
 def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):

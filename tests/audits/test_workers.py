@@ -5,13 +5,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from types import SimpleNamespace as Stub
 
-import numpy as np
 import pytest
 import torch
 from test_schedule import line_up
 
 from shadow.checkpoints.held_files import WHOLE
-from shadow.checkpoints.pairing import Factor
 from shadow.errors import ShadowError, UndecodableError
 from shadow.run import workers
 from shadow.run.journal import MatrixOutcome
@@ -43,6 +41,10 @@ class Shard:
 
     def free(self):
         self.events.append(f"free {self.name}")
+
+
+def failing(*_):
+    raise ShadowError("x", "y")
 
 
 def planned(base, tuned, events):
@@ -91,6 +93,9 @@ def test_an_audit_of_nothing_ends_and_one_that_is_closed_stops_its_downloads(mon
     assert not stops[0].is_set()
     results.close()
     assert stops[0].is_set()
+    plan.base.sources["1"].fetch = failing
+    with pytest.raises(ShadowError, match="x"):
+        next(workers.in_workers(plan, print, Runtime(), 1))
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -124,9 +129,6 @@ def test_what_is_read_once_is_read_ahead(size, ahead):
     (pair,) = pairs
     object.__setattr__(pair.base.info, "end", size)
     read = []
-
-    def failing(info):
-        raise ShadowError("x", "y")
 
     file = Stub(read_ahead=lambda *range: read.append(range))
     sides[0].sources["1"] = Stub(located=lambda info: (file, Stub(start=3, end=8)))
@@ -168,15 +170,6 @@ def test_an_outcome_says_what_it_is_of(monkeypatch, fault):
     assert looked == ["1", "2"]
     assert 0 < found.seconds < 10
     assert workers.outcome_of(pairs[2], *sides, MEANS, {}).verified == (None, None)
-
-
-@pytest.mark.parametrize(("shards", "verified"), [
-    ((True,), True), ((None, None), None), ((True, None), False), ((False, False), False),
-])  # fmt: skip
-def test_tensors_of_several_shards_are_verified_if_all_are(shards, verified):
-    sources = {str(at): Stub(verified=one) for at, one in enumerate(shards)}
-    operand = Stub(infos=[Stub(shard=name) for name in sources])
-    assert workers._verified(operand, Stub(sources=sources)) is verified
 
 
 VECTORS = [  # base, tuned -> norms, zero, cast, detail
