@@ -1,7 +1,6 @@
 """What workers do between files and algebra: order, progress, outcomes and their words."""
 
 import math
-from concurrent.futures import Future
 from dataclasses import replace
 from types import SimpleNamespace as Stub
 
@@ -96,30 +95,6 @@ def test_an_audit_of_nothing_ends_and_one_that_is_closed_stops_its_downloads(mon
     plan.base.sources["1"].fetch = failing
     with pytest.raises(ShadowError, match="x"):
         next(workers.in_workers(plan, print, Runtime(), 1))
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_two_pairs_a_worker_are_begun_at_once(monkeypatch, jobs):
-    """So that no worker waits, and no more are read ahead."""
-    monkeypatch.setattr(workers, "_read_ahead", lambda *_: None)
-    names = [*"abcdefgh"]
-    pairs, *sides = line_up(
-        dict.fromkeys(names, "s"), dict.fromkeys(names, "s"), {("base", "s"), ("tuned", "s")}
-    )
-    plan = Plan(*sides, schedule(pairs, *sides), 0, False, 0, 0, None)
-    begun = []
-
-    def submit(pair):
-        begun.append(pair.key)
-        future = Future()
-        future.set_result(len(begun))
-        return future
-
-    results = workers._run(plan, submit, jobs, print)
-    next(results)
-    assert len(begun) == 2 * jobs
-    assert len([*results]) == len(names) - 1
-    assert begun == sorted(pair.key for pair in pairs)
 
 
 @pytest.mark.parametrize(("size", "ahead"), [(WHOLE, 1), (WHOLE + 1, 0)])
