@@ -195,19 +195,19 @@ def test_tensors_are_summed_up_with_the_first_pair_that_reads_them():
     skipped.append(skipped[0])
     aligned = AlignedPair(*sides, [*pairs, pairs[0]], skipped)
     a, b, c = (pair.key for pair in pairs)
-    own = {a: ["base a", "base here", "tuned a", "tuned n"], b: ["base b", "base near", "tuned b"],
-           c: ["base c", "tuned c"]}  # fmt: skip
+    own = {a: ["base a1", "base here3", "tuned a1", "tuned n1"], c: ["base c2", "tuned c1"],
+           b: ["base b2", "base near2", "tuned b1"]}  # fmt: skip
 
     def summed(level="full", chosen=Filter()):  # noqa: B008 - frozen
         settings = Stub(method=Method(level), chosen=chosen)
         return {
-            key: [f"{side} {info.name}" for side, info in of]
+            key: [f"{side} {info.name}{info.shard}" for side, info in of]
             for key, of in plan.summed_with(aligned, settings).items()
         }
 
     assert summed() == own
     assert summed("norms") == {}
     few = summed(chosen=Filter(layers=(0,)))
-    assert few == {key: [text for text in of if text[-1] in "abc"] for key, of in own.items()}
+    assert few == {key: [text for text in of if text[-2] in "abc"] for key, of in own.items()}
     aligned = replace(aligned, pairs=[])
     assert summed() == {}
