@@ -1,6 +1,7 @@
 """Audits on a Hub, killed, interrupted or short of disk: what they leave, and how they go on."""
 
 import contextlib
+import re
 import shutil
 import signal
 import subprocess
@@ -167,6 +168,20 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
         status = frame(tmp_path / f"out-{tuned}", "tensors")["status"]
         assert set(status) <= {"identical", "measured"}
     assert blobs(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_a_limit_that_is_too_small_is_refused_with_numbers(run, hub, tmp_path):
+    """Before the first byte of a weight, and nothing is left."""
+    error = recorded(run(*PAIR, "-o", "out", "--max-disk", "1MB"), "4.5 MB", "1.0 MB")
+    hint = re.search(r"hint:  give --max-disk (\S+) or more", error)
+    assert hint
+    assert set(moved(hub).values()) == {HEADERS}
+    assert not (tmp_path / "out").exists()
+    plan = run("plan", *PAIR[1:], "--max-disk", "1MB")
+    assert plan.code == 1
+    assert hint[0] in plan.err
+    run("plan", *PAIR[1:], "--max-disk", hint[1]).assert_done()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Timer
@@ -15,9 +16,17 @@ from shadow.checkpoints import hub
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.sources import NEIGHBOUR, ByteRanges, LocalFile, Transfer, coalesced
+from shadow.checkpoints.sources import (
+    NEIGHBOUR,
+    ByteRanges,
+    LocalFile,
+    Transfer,
+    WholeFile,
+    coalesced,
+)
 from shadow.places.architecture import Part, Place
-from shadow.run.plan import Schedule, natural, schedule, shards_of
+from shadow.run.plan import Schedule, _with_sources, natural, schedule, shards_of
+from shadow.run.runtime import Access
 from shadow.run.workers import threads
 
 SIDES = ("base", "tuned")
@@ -205,13 +214,6 @@ def test_folders_are_one_step(case):
     assert schedule([], base, tuned) == Schedule(((),), ())
 
 
-def test_names_sort_as_people_count():
-    """Layer 10 comes after layer 9; digits that are no decimal numbers or endless do no harm."""
-    names = ["h.10.w", "h.9.w", "h.2.w", "h.w", "h.٣.w", "h.².w", "h." + "9" * 5000]
-    assert sorted(names[:3], key=natural) == ["h.2.w", "h.9.w", "h.10.w"]
-    assert len({natural(name) for name in names}) == len(names)
-
-
 @given(st.lists(st.text(st.sampled_from("0019.-ab٣²~"), max_size=6), max_size=6))
 def test_names_sort_as_lists_of_words_and_numbers(names):
     """The order is that of each name cut into words and numbers, one compared after another."""
@@ -280,3 +282,25 @@ def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):
     for info in wanted[:4]:
         start = info.start + source.shifts[info.start]
         assert content[start : start + info.parameters] == b"x" * info.parameters
+
+
+@pytest.mark.parametrize(("size", "filtered", "fetch", "is_here", "ranges"), [
+    (51, True, "auto", False, True), (50, True, "auto", False, False),
+    (51, False, "auto", False, False), (50, False, "ranges", False, True),
+    (900, True, "shards", False, False), (900, True, "ranges", True, False),
+])  # fmt: skip
+def test_ranges_come_where_they_save_a_tenth(
+    monkeypatch, tmp_path, size, filtered, fetch, is_here, ranges
+):
+    """Of 45 bytes that are wanted; a filter must be given, or ranges asked for."""
+    monkeypatch.setattr(hub, "in_cache", lambda file: is_here)
+    pairs, _, tuned = line_up({}, dict.fromkeys("abc", "1"))
+    for number, pair in enumerate(pairs):
+        info = replace(pair.tuned.info, start=15 * number + 7, end=15 * number + 22)
+        pairs[number] = replace(pair, tuned=replace(pair.tuned, info=info))
+    file = hub.RemoteFile("1", size, None, repo="o/m", commit="0" * 40, offline=False)
+    tuned.sources["1"] = whole = WholeFile(file=file)
+    options = {"access": Access(fetch=fetch), "filtered": filtered, "scratch": tmp_path}
+    found = _with_sources(tuned, "tuned", pairs=pairs, **options).sources["1"]
+    wanted = tuple(pair.tuned.info for pair in pairs)
+    assert found == (ByteRanges(file, wanted, tmp_path / "tuned-0.part") if ranges else whole)
