@@ -128,12 +128,9 @@ SAID = [
      " away in the units that were sampled"),
     ([BEYOND, NEAREST], {(1, 0): 0.43, (0, 1): 0.7},
      "it lies between 1 and 0, as their common origin does", None),
-    # 30 and 84.7 degrees leave 65.3, whose cosine is 0.418; 30 and 85 leave 65, 0.423
     ([NEAREST, BEYOND], {(0, 1): 0.866, (1, 0): 0.0924},
      "it lies between 0 and 1, as their common origin does", None),
     ([NEAREST, BEYOND], {(0, 1): 0.866, (1, 0): 0.0872},
-     "0 and 1 are its siblings, or it is a mix: neither lies on the way to the other", None),
-    ([NEAREST, BEYOND], {(0, 1): 2.0, (1, 0): -2.0},
      "0 and 1 are its siblings, or it is a mix: neither lies on the way to the other", None),
     ([NEAR, NONE], {},
      "units do not match in their order, and no other order was looked for", None),

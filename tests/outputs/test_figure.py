@@ -192,6 +192,10 @@ def test_the_spectrum_is_that_of_the_file(run):
             assert list(found[one["subject"]].values()) == pytest.approx(sigma)
     assert "null edge, 0.3; 6 above" in found
     assert note == f"{row['tensor']}: attn.o, layer 2; language"
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == f"index of the singular value\n{row['tensor']}"
+    scales = axes.get_xscale(), axes.get_yscale(), axes.get_ylabel()
+    assert scales == ("log", "log", "singular value")
     assert "mlp.up, layer 3" in drawn("spectrum", [run])[1][0]
 
 

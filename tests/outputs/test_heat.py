@@ -117,7 +117,6 @@ SCALE = "relative norm 1.0 % ░▒▓█ 8.0 %"
 @pytest.mark.parametrize(("width", "layers", "below"), [
     (55, 3, [f"layer         7    9   {SCALE}"]),
     (54, 3, ["layer         7    9", 14 * " " + SCALE]),
-    (46, 7, ["layer         7           13", 14 * " " + SCALE]),
     (45, 7, ["layer         7           13", SCALE]),
     (24, 9, ["layer         7     15", "relative norm 1.0 % ░▒▓█", "8.0 %"]),
 ])  # fmt: skip
