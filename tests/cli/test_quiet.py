@@ -102,7 +102,7 @@ def test_without_a_terminal_progress_is_lines(monkeypatch, capsys, hidden):
         f"it: moved, {counts[1]}",
         f"it: 50 % done, moved, {counts[2]}, 1.0 MB of 2.0 MB fetched, about 20 seconds left",
     ])  # fmt: skip
-    assert waits == ["end"] * 2 if hidden else [10.0] * 6 + [20.0] * 2 + ["end"] * 2
+    assert waits == [10.0] * 6 * (not hidden) + [20.0] * 2 * (not hidden) + ["end"] * 2
 
 
 @pytest.mark.parametrize(
