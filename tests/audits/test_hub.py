@@ -92,21 +92,6 @@ def test_a_part_of_a_model_moves_in_ranges(run, hub, tmp_path, wanted, chosen, r
     assert not blobs(tmp_path)
 
 
-def test_fetch_decides_how_shards_come(run, hub, folders, tmp_path, wanted):
-    """Whole shards for a single layer; ranges for everything, unverified."""
-    run(*PAIR, "-o", "out", "--layer", "0", SHADOW_FETCH="shards").assert_done()
-    assert_same(frame(tmp_path / "out"), wanted["matrices"].query("layer == 0"))
-    assert frame(tmp_path / "out")["verified"].all()
-    assert downloads(hub) == {f"model-00001-of-0000{count}.safetensors": 1 for count in (2, 3)}
-    hub.reset()
-    run(*PAIR, "-o", "out2", SHADOW_FETCH="ranges", HF_HUB_CACHE=tmp_path / "other").assert_done()
-    assert_equal(tmp_path / "out2", wanted)
-    assert not frame(tmp_path / "out2")["verified"].any()
-    assert not downloads(hub)
-    sizes = shard_sizes(folders["base"], folders["tuned"])
-    assert all(found <= sizes[name] + HEADERS for name, found in moved(hub).items())
-
-
 def test_a_plan_moves_headers_only(run, hub, tmp_path):
     """It says what would move, and writes nothing but the cache."""
     done = run("plan", *PAIR[1:], "-o", "out", "--format", "json")

@@ -1,10 +1,9 @@
 """Every fault of a Hub, a line or an answer: tried again, or one line."""
 
+import errno
 import json
 import shutil
-import socket
 import threading
-import time
 from itertools import cycle
 from types import SimpleNamespace
 
@@ -24,29 +23,27 @@ from hub import (
     Redirect,
     Stall,
     Status,
-    Truncate,
     WrongRange,
 )
 from hub_pairs import (
     INDEX,
     MODEL,
-    PAIR,
     PLACES,
     SMALL,
     assert_equal,
-    assert_same,
     blobs,
     edit,
     frame,
     incomplete,
     recorded,
 )
-from huggingface_hub import get_session
+from huggingface_hub import errors, get_session
 from requests.structures import CaseInsensitiveDict
 from safetensors.torch import load_file
 
 from shadow.checkpoints import hub_client as client
-from shadow.checkpoints.transfers import Transfer
+from shadow.checkpoints.hub import _checksum
+from shadow.checkpoints.transfers import StoppedError, Transfer
 from shadow.errors import ShadowError
 
 pytest_plugins = "hub_pairs"
@@ -99,15 +96,6 @@ def test_a_fault_that_passes_does_not_matter(run, hub, tmp_path, small, fault):
     assert not incomplete(tmp_path)
 
 
-@pytest.mark.slow
-def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
-    """Ranges go on where the line broke: tries count from the last byte that came."""
-    fault = hub.fail("org/tuned/*", Cut(70_000), origin="cdn", skip=2, times=None)
-    run(*PAIR, "-o", "out", "--module", "embed").assert_done()
-    assert_same(frame(tmp_path / "out"), wanted["matrices"].query("module == 'embed'"))
-    assert fault.fired == 8
-
-
 def refused(done: Run, *names: str) -> bool:
     """A refusal in one line and one hint, after talk such as `fetching 1 MB`."""
     lines = done.err.splitlines(keepends=True)
@@ -119,42 +107,13 @@ def refused(done: Run, *names: str) -> bool:
 
 LIMIT = {"RateLimit": '"api";r=0;t=9999', "RateLimit-Policy": '"api";q=500;w=300'}
 NOWHERE = (Loop(), Redirect("ftp://127.0.0.1/x"), Redirect("file:///etc/passwd"))
-WAIT = {"Retry-After": "9999"}
-# what never passes: place, action -> tries (None: at once), whether other origins are asked too
-LASTING = {
-    **{("503", place): (Status(503, AT_ONCE), 6) for place in PLACES},
-    **{("429", place): (Status(429, WAIT), None) for place in PLACES},
-    ("429", "model info"): (Status(429, {**LIMIT, "Retry-After": "1"}), None),
-    **{
-        (str(action), place): (action, None) for action in NOWHERE
-        for place in ("config", "metadata of a file", "header", "file")
-    },
-    (str(Loop()), "model info"): (Loop(), None),
-}  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", every(18, LASTING), ids=" of ".join)
-def test_a_fault_that_stays_is_one_line(run, hub, tmp_path, fault):
-    """After six tries, or at once where waiting makes no sense: exit 1, a hint, no report."""
-    action, tries = LASTING[fault]
-    where = PLACES[fault[1]] | ({} if isinstance(action, Status) else {"origin": None})
-    rule = hub.fail(action=action, times=None, **where)
-    begun = time.monotonic()
-    assert refused(run(*SMALL, "-o", "out", seconds=20 if tries is None else 40))
-    assert tries is None or rule.fired in (tries, 2 * tries)
-    assert tries or time.monotonic() - begun < 40
-    assert not list(tmp_path.rglob("*.parquet"))
-
-
-@pytest.mark.slow
-def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
-    """A shard always cut short after six tries (20 s); a Hub that nobody answers for sooner."""
-    hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
-    assert refused(run(*SMALL, "-o", "out"), MODEL)
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        recorded(run(*SMALL, "-o", "out2", endpoint=nobody), nobody, "HF_ENDPOINT", "--offline")
+@pytest.mark.parametrize("action", NOWHERE, ids=str)
+def test_a_redirect_to_nowhere_is_one_line(run, hub, tmp_path, action):
+    """At once, as no further try would help: exit 1, a hint, no report."""
+    hub.fail(action=action, times=None, **PLACES["file"] | {"origin": None})
+    assert refused(run(*SMALL, "-o", "out", seconds=20))
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -270,23 +229,13 @@ def test_a_hostile_answer_is_one_error_line(run, hub, tmp_path, case):
     assert "Welcome" not in done.err
 
 
-@pytest.mark.parametrize("checksum", every(4, ["x" * 64, "abc", 5, None]))
-def test_an_unusable_checksum_is_none(run, hub, tmp_path, small, checksum):
-    """A file whose checksum is no checksum is read, and its rows say that nothing was verified."""
-
-    def spoil(answer) -> None:
-        listed = json.loads(answer.body)
-        for one in listed:
-            if one["path"] == MODEL:
-                one["lfs"]["oid"] = checksum
-        answer.body = json.dumps(listed).encode()
-
-    edit(hub, TREE, spoil)
-    found_by(run, tmp_path, small)
-    verified = frame(tmp_path / "out").groupby("subject")["verified"].unique()
-    assert {subject: list(values) for subject, values in verified.items()} == {
-        "base": [True], "tuned": [False], "delta": [False]
-    }  # fmt: skip
+@pytest.mark.parametrize(("digest", "checksum"), [
+    ("0" * 64, "sha256:" + "0" * 64), ("a" * 40, "git:" + "a" * 40), ("x" * 64, None),
+    ("0" * 63, None), (5, None), (None, None),
+])  # fmt: skip
+def test_an_unusable_checksum_is_none(digest, checksum):
+    """Its kind is known by its length."""
+    assert _checksum(digest) == checksum
 
 
 # files of a repository that are none
@@ -360,3 +309,99 @@ def test_an_answer_says_how_long_to_wait(status, headers, seconds):
     assert client.retry_after(fault) is None
     fault.response = SimpleNamespace(status_code=status, headers=CaseInsensitiveDict(headers))
     assert client.retry_after(fault) == seconds
+
+
+def answered(status, url="https://hub/x", kind=OSError, **headers):
+    """An error of the client about an answer."""
+    error = kind.__new__(kind)
+    error.response = SimpleNamespace(
+        status_code=status, url=url, headers=CaseInsensitiveDict(headers)
+    )
+    return error
+
+
+def local(number):
+    return OSError(number, "it is so")
+
+
+Misled = type("TooManyRedirects", (OSError,), {})
+AGAIN = "run the same command again: it continues from here"
+OF_IT = "https://hub/org/m"
+TOKEN = "no token is in use: `hf auth login`, or HF_TOKEN"
+LINES = [  # error -> whether it is tried again, what is said, what to do
+    (answered(503), True, "org/m: x: the Hub answers 503, also after 6 tries", AGAIN),
+    (answered(503, **{"retry-after": "300"}), True, "", AGAIN),
+    (answered(503, **{"retry-after": "301"}), False, "", AGAIN),
+    (answered(404), False, "org/m: x: the Hub answers 404", AGAIN),
+    (answered(429, **{"retry-after": "7"}), True,
+     "org/m: x: too many requests to the Hub (429)", f"wait 7 s, then {AGAIN}"),
+    (answered(401), False, "org/m: x: the Hub requires a valid login (401)",
+     f"{TOKEN}; check that it is still valid"),
+    (answered(403), False, "org/m: x: the Hub refuses access (403)", f"see {OF_IT}; {TOKEN}"),
+    (answered(403, "https://hub:8/x"), True, "", f"see {OF_IT}; {TOKEN}"),
+    (answered(404, kind=errors.GatedRepoError), False,
+     "org/m is gated: its owner grants access", f"ask for it at {OF_IT}; {TOKEN}"),
+    (answered(404, kind=errors.RepositoryNotFoundError), False,
+     "org/m is not on the Hub, or it is private", f"check the name; {TOKEN}"),
+    (answered(404, kind=errors.RevisionNotFoundError), False,
+     "org/m has no revision None", f"its branches and tags: {OF_IT}/tree/main"),
+    (answered(404, kind=errors.EntryNotFoundError), False,
+     "org/m: x is not there", f"its files: {OF_IT}/tree/main"),
+    (errors.OfflineModeIsEnabled("x"), False,
+     "org/m: x is not in the cache, and this run is offline", "run once without HF_HUB_OFFLINE"),
+    (errors.FileMetadataError("x"), False,
+     "org/m: x: the server does not answer like a Hub (FileMetadataError)", client.NO_HUB),
+    (local(errno.ENOSPC), False, "org/m: x: the disk of /c is full",
+     f"free some space, or --max-disk; {AGAIN}"),
+    (local(errno.EACCES), False, "cannot write to /c: it is so",
+     "set HF_HUB_CACHE to another folder"),
+    (local(errno.EPIPE), True, "org/m: x: https://hub does not answer, or breaks off"
+     " (BrokenPipeError)", f"check the connection and HF_ENDPOINT, then {AGAIN}; {client.CACHED}"),
+    (TimeoutError(errno.ETIMEDOUT, "x"), True, "", ""), (ValueError("x"), False, "", client.NO_HUB),
+    (Misled(), False, "org/m: x: the server does not answer like a Hub (TooManyRedirects)", ""),
+    (KeyError("x"), False, "", client.NO_HUB), (ShadowError("x"), False, "", ""),
+    (StoppedError(), False, "", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "again", "message", "hint"), LINES)
+def test_each_error_is_a_line_and_a_hint(monkeypatch, error, again, message, hint):
+    """The Hub is https://hub, and the cache is /c; a client's own error has it as its cause."""
+    monkeypatch.setattr(client.constants, "ENDPOINT", "https://hub")
+    monkeypatch.setattr(client.constants, "HF_HUB_CACHE", "/c")
+    monkeypatch.setattr(client, "get_token", lambda: None)
+    wrapped = errors.LocalEntryNotFoundError("x")
+    wrapped.__cause__ = error
+    for one in (error, wrapped) if isinstance(error, client.FAILURES) else (error,):
+        assert client.is_transient(one) is again
+        found = client.in_words(one, repo="org/m", path="x")
+        assert (message or found.message, hint or found.hint) == (found.message, found.hint)
+
+
+@pytest.mark.parametrize(("headers", "moves", "waits", "said"), [
+    (None, (), [1.0, 1.5, 2.5, 4.5, 8.5], ["4", "8"]),
+    ({"retry-after": "3"}, (), [3.0] * 5, "33333"),
+    ({"retry-after": "2"}, (), [2.0] * 5, ""), (None, (2,), [1.0, 1.0, 1.5, 2.5, 4.5, 8.5], "48"),
+])  # fmt: skip
+def test_waits_grow_until_there_is_progress(monkeypatch, headers, moves, waits, said):
+    """Half a second doubled, with as much by chance; of three seconds a line is said."""
+    monkeypatch.setattr(client.random, "uniform", lambda least, most: most - least)
+    waited, lines, tries = [], [], []
+    stop = SimpleNamespace(wait=waited.append)
+
+    def attempt():
+        tries.append(1)
+        raise ConnectionError("x") if headers is None else answered(503, **headers)
+
+    def progress():
+        return sum(len(tries) >= at for at in moves)
+
+    transfer = Transfer(lines.append, stop=stop)
+    with pytest.raises(ShadowError):
+        client.trying(attempt, transfer, "org/m", None, progress=progress)
+    assert waited == waits
+    what = "does not answer, or breaks off" if headers is None else "answers 503"
+    assert lines == [f"the Hub {what}; trying again in {seconds} s" for seconds in said]
+    stop.wait = lambda seconds: True
+    with pytest.raises(StoppedError):
+        client.trying(attempt, transfer, "org/m", None)

@@ -3,6 +3,7 @@
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Timer
@@ -15,13 +16,20 @@ from shadow.checkpoints import hub
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.safetensors_files import TensorInfo
-from shadow.checkpoints.sources import NEIGHBOUR, ByteRanges, LocalFile, Transfer, coalesced
+from shadow.checkpoints.sources import (
+    NEIGHBOUR,
+    ByteRanges,
+    LocalFile,
+    Transfer,
+    WholeFile,
+    coalesced,
+)
 from shadow.places.architecture import Part, Place
-from shadow.run.plan import Schedule, Visit, natural, schedule, shards_of
+from shadow.run.plan import Schedule, _with_sources, natural, schedule, shards_of
+from shadow.run.runtime import Access
 from shadow.run.workers import threads
 
 SIDES = ("base", "tuned")
-GB = 10**9
 
 
 def test_work_that_waits_ends_with_its_pool():
@@ -206,13 +214,6 @@ def test_folders_are_one_step(case):
     assert schedule([], base, tuned) == Schedule(((),), ())
 
 
-def test_names_sort_as_people_count():
-    """Layer 10 comes after layer 9; digits that are no decimal numbers or endless do no harm."""
-    names = ["h.10.w", "h.9.w", "h.2.w", "h.w", "h.٣.w", "h.².w", "h." + "9" * 5000]
-    assert sorted(names[:3], key=natural) == ["h.2.w", "h.9.w", "h.10.w"]
-    assert len({natural(name) for name in names}) == len(names)
-
-
 @given(st.lists(st.text(st.sampled_from("0019.-ab٣²~"), max_size=6), max_size=6))
 def test_names_sort_as_lists_of_words_and_numbers(names):
     """The order is that of each name cut into words and numbers, one compared after another."""
@@ -225,74 +226,15 @@ def test_names_sort_as_lists_of_words_and_numbers(names):
     assert sorted(names, key=natural) == sorted(names, key=words_and_numbers)
 
 
-# Real names and sizes
-
-
-def llama(layers, hidden, intermediate, key_value, vocabulary):
-    """Tensors of a decoder in the order of transformers, with their bytes in bfloat16."""
-    sizes = {"model.embed_tokens.weight": vocabulary * hidden}
-    block = {
-        "self_attn.q_proj.weight": hidden * hidden, "self_attn.k_proj.weight": hidden * key_value,
-        "self_attn.v_proj.weight": hidden * key_value, "self_attn.o_proj.weight": hidden * hidden,
-        "mlp.gate_proj.weight": hidden * intermediate, "mlp.up_proj.weight": hidden * intermediate,
-        "mlp.down_proj.weight": hidden * intermediate, "input_layernorm.weight": hidden,
-        "post_attention_layernorm.weight": hidden,
-    }  # fmt: skip
-    for layer in range(layers):
-        sizes |= {f"model.layers.{layer}.{name}": size for name, size in block.items()}
-    sizes |= {"model.norm.weight": hidden, "lm_head.weight": vocabulary * hidden}
-    return {name: 2 * size for name, size in sizes.items()}
-
-
-def split(sizes, limit, order=list):
-    """A weight map: tensors in an order, a new shard whenever the limit would be exceeded."""
-    groups, room = [], 0
-    for name in order(sizes):
-        if sizes[name] > room or not groups:
-            groups.append([])
-            room = limit
-        groups[-1].append(name)
-        room -= sizes[name]
-    return {
-        name: f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        for number, group in enumerate(groups, 1)
-        for name in group
-    }
-
-
-def sizes_of(sizes, base, tuned):
-    shards = Counter()
-    for side, weight_map in zip(SIDES, (base, tuned), strict=True):
-        for name, shard in weight_map.items():
-            shards[side, shard] += sizes.get(name, 0)
-    return shards
-
-
-def by_name(sizes):
-    """Sorted by text, as safetensors' own writers do: layer 10 before layer 2."""
-    return sorted(sizes)
-
-
-MISTRAL_24B = llama(40, 5120, 32768, 1024, 131072)
-
-
-@pytest.mark.parametrize(
-    "orders", [(list, list), (by_name, by_name), (list, by_name), (by_name, list)]
-)
-def test_a_pair_of_24b_takes_a_few_shards(orders):
-    """Of ten shards of 5 GB a side: four, or two unhurried, when both are cut alike."""
-    base, tuned = (split(MISTRAL_24B, 5 * GB, order) for order in orders)
-    pairs, *checkpoints = line_up(base, tuned)
-    sizes = sizes_of(MISTRAL_24B, base, tuned)
-    shard, whole = max(sizes.values()), sum(sizes.values())
+@pytest.mark.parametrize("per_shard", [(4, 4), (4, 7)])
+def test_of_many_shards_two_are_there_at_once_or_four_ahead(per_shard):
+    """Of 40 layers in ten shards a side, or in ten and six."""
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(40)]
+    maps = [{name: f"s-{at // size}" for at, name in enumerate(names)} for size in per_shard]
+    pairs, *checkpoints = line_up(*maps)
     work = schedule(pairs, *checkpoints)
-    ahead, unhurried = work.peak(sizes), work.unhurried().peak(sizes)
-    assert whole > 94 * GB
-    if orders[0] is orders[1]:
-        assert (unhurried <= 2 * shard, ahead <= 4 * shard) == (True, True)
-    else:  # one side lies across the other: it stays nearly whole whatever the order
-        assert unhurried <= whole / 2 + 2 * shard
-        assert ahead <= whole / 2 + 3 * shard
+    sizes = Counter({visit.shard: 1 for visit in work.visits})
+    assert (work.unhurried().peak(sizes), work.peak(sizes)) == (2, 4)
 
 
 # Byte ranges
@@ -321,22 +263,6 @@ def test_coalesced_ranges_hold_every_tensor_and_little_else(spans):
     assert bool(ranges) == bool(filled)
 
 
-def test_the_peak_is_the_most_that_is_held_at_any_time():
-    """Held are those that came and are still needed, and those that were there before."""
-    visits = tuple(
-        Visit(("base", f"{n}"), n, n + (n * 5) % 4, max(0, n - (n * 3) % 3)) for n in range(40)
-    )
-    sizes = {visit.shard: 1 + (visit.first * 37) % 11 for visit in visits}
-    for there in (set(), {visits[3].shard, visits[20].shard}, set(sizes)):
-        held, reached = [], 0
-        for number, visit in enumerate(visits):
-            reached = max(reached, visit.after)
-            here = [one for one in visits[: number + 1] if one.last >= reached]
-            here += [one for one in visits[number + 1 :] if one.shard in there]
-            held.append(sum(sizes[one.shard] for one in here))
-        assert Schedule((), visits).peak(sizes, there) == max(held)
-
-
 def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):
     """Tensors far apart come in ranges of their own; each lies in the part of its range."""
     gap = 1 << 19
@@ -356,3 +282,25 @@ def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):
     for info in wanted[:4]:
         start = info.start + source.shifts[info.start]
         assert content[start : start + info.parameters] == b"x" * info.parameters
+
+
+@pytest.mark.parametrize(("size", "filtered", "fetch", "is_here", "ranges"), [
+    (51, True, "auto", False, True), (50, True, "auto", False, False),
+    (51, False, "auto", False, False), (50, False, "ranges", False, True),
+    (900, True, "shards", False, False), (900, True, "ranges", True, False),
+])  # fmt: skip
+def test_ranges_come_where_they_save_a_tenth(
+    monkeypatch, tmp_path, size, filtered, fetch, is_here, ranges
+):
+    """Of 45 bytes that are wanted; a filter must be given, or ranges asked for."""
+    monkeypatch.setattr(hub, "in_cache", lambda file: is_here)
+    pairs, _, tuned = line_up({}, dict.fromkeys("abc", "1"))
+    for number, pair in enumerate(pairs):
+        info = replace(pair.tuned.info, start=15 * number + 7, end=15 * number + 22)
+        pairs[number] = replace(pair, tuned=replace(pair.tuned, info=info))
+    file = hub.RemoteFile("1", size, None, repo="o/m", commit="0" * 40, offline=False)
+    tuned.sources["1"] = whole = WholeFile(file=file)
+    options = {"access": Access(fetch=fetch), "filtered": filtered, "scratch": tmp_path}
+    found = _with_sources(tuned, "tuned", pairs=pairs, **options).sources["1"]
+    wanted = tuple(pair.tuned.info for pair in pairs)
+    assert found == (ByteRanges(file, wanted, tmp_path / "tuned-0.part") if ranges else whole)

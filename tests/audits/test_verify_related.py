@@ -1,6 +1,7 @@
 """`shadow verify related`: which candidate a model is related to."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import planted
@@ -9,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import shadow
-from shadow.checks.related import RelatedUnits, judge
-from shadow.errors import UsageError
+from shadow.checks.related import ALPHA, BETWEEN, CHECK, REORDERED, RelatedUnits, judge
 from shadow.spectra.relations.units import Relation
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
@@ -94,42 +94,69 @@ def test_units_in_another_order_are_found(tmp_path):
     assert found.answer.reasons[0].figures["how"].code == "reordered"
 
 
-def test_candidates_of_another_size_are_not_compared(tmp_path):
-    """Beside none of its size the answer is open; beside none at all it is no question."""
-    found = shadow.verify("related", DEMO / "narrow", planted.toy(tmp_path / "small", 0))
-    assert (found.holds, found.code) == (None, "candidates_not_compared")
-    with pytest.raises(UsageError):
-        shadow.verify("related", DEMO / "narrow")
+OTHER, NONE = Relation(None, unknown="no_mlp"), Relation(0.5, reordered=0.1)
+NEAR, EQUAL = Relation(6e-4, distance=0.1), Relation(1e-5, distance=0.0)
+NOT_COMPARED = "1 (no MLP of the same size, or no finite one) is not compared"
+SURE = {"p": 1e-5, "cosine": 0.5}
+NEAREST, BEYOND = Relation(**SURE, distance=0.1, z=9.0), Relation(**SURE, distance=0.2)
+LEVEL, REORDER = ALPHA / 2, Relation(0.5, reordered=REORDERED)
+UNLIKE = Relation(0.5, cosine=0.25, reordered=REORDERED - 0.001)
+IS_NEAREST = (
+    "0 is the nearest relative: units match (p 1.0e-05), cosine 0.500, 10 % away in the units that"
+    " were sampled"
+)
+# relations, corners -> reasons and what speaks against it, as they are said
+SAID = [
+    ([replace(NEAREST, p=LEVEL), UNLIKE], {},
+     "0 is the nearest relative: units match (p 0.00050), cosine 0.500, 10 % away in the units that"
+     " were sampled; which was trained from which is unknown",
+     "units do not match (p 0.50), cosine 0.250"),
+    ([replace(UNLIKE, p=LEVEL * 1.01), UNLIKE], {},
+     "its units match those of no candidate (p 0.00051 or more)",
+     "units do not match (p 0.00051), cosine 0.250 | units do not match (p 0.50), cosine 0.250"),
+    ([UNLIKE], {}, "its units match those of no candidate (p 0.50)",
+     "units do not match (p 0.50), cosine 0.250"),
+    ([REORDER, OTHER], {},
+     "0 is the nearest relative: its units in another order (cosine 0.70 at the best match); "
+     f"{NOT_COMPARED}; which was trained from which is unknown",
+     "not compared: no MLP of the same size, or no finite one"),
+    ([NEAREST, BEYOND, replace(BEYOND, is_moved=True)],
+     {(0, 1): BETWEEN, (1, 0): 0.9, (0, 2): -1.0, (2, 0): 1.0},
+     f"{IS_NEAREST}; 1, 2 lie beyond it; which was trained from which is unknown",
+     "units match (p 1.0e-05), cosine 0.500, 20 % away in the units that were sampled | units match"
+     " where layers or experts that correspond have other numbers (p 1.0e-05), cosine 0.500, 20 %"
+     " away in the units that were sampled"),
+    ([BEYOND, NEAREST], {(1, 0): 0.43, (0, 1): 0.7},
+     "it lies between 1 and 0, as their common origin does", None),
+    ([NEAREST, BEYOND], {(0, 1): 0.866, (1, 0): 0.0924},
+     "it lies between 0 and 1, as their common origin does", None),
+    ([NEAREST, BEYOND], {(0, 1): 0.866, (1, 0): 0.0872},
+     "0 and 1 are its siblings, or it is a mix: neither lies on the way to the other", None),
+    ([NEAR, NONE], {},
+     "units do not match in their order, and no other order was looked for", None),
+    ([NEAR, OTHER], {}, NOT_COMPARED, None),
+    ([BEYOND, EQUAL], {},
+     "1 is the nearest relative: units match (p 1.0e-05), cosine 0.000, 0 % away in the units that"
+     " were sampled; 0 lies beyond it; which was trained from which is unknown", None),
+    ([EQUAL, EQUAL], {}, "0 and 1 cannot be distinguished: no sampled MLP is in both", None),
+    ([NEAREST, BEYOND], {(0, 1): 0.1, (1, 0): None},
+     "0 and 1 cannot be distinguished: what was sampled of them is equal", None),
+]  # fmt: skip
 
 
-NEAR, FAR = Relation(6e-4, distance=0.1), Relation(6e-4, distance=0.2, reordered=0.1)
-NONE, OTHER = Relation(0.5, reordered=0.1), Relation(None, unknown="no_mlp")
-EQUAL, WAYS = Relation(1e-5, distance=0.0), {(0, 1): 0.1, (1, 0): 0.7}
-# relations of candidates, corners between them -> the code of the answer, how many are related
-JUDGED = {
-    "one": ([NEAR], {}, "nearest", 1),
-    "the level is shared by all that are named": ([NEAR, NONE], {}, "no_order", 0),
-    "and by those that cannot be compared": ([NEAR, OTHER], {}, "candidates_not_compared", 0),
-    "none in any order": ([FAR, NONE], {}, "no_candidate", 0),
-    "of another size": ([OTHER], {}, "candidates_not_compared", 0),
-    "another order": ([Relation(0.5, reordered=0.9), NONE], {}, "nearest", 1),
-    "on the way to the other": ([Relation(1e-5, distance=0.1), Relation(1e-5, distance=0.2)],
-                                WAYS, "nearest", 2),
-    "a copy of the model is nearest": ([Relation(1e-5, distance=0.2), EQUAL], {}, "nearest", 2),
-    "nothing in common": ([EQUAL, EQUAL], {}, "nothing_shared", 2),
-    "equal": ([EQUAL, EQUAL], {(0, 1): None, (1, 0): None}, "equal_samples", 2),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", JUDGED)
-def test_relations_and_corners_of_candidates(case):
-    """The nearest is named once it lies on the way to all others that are related."""
-    relations, corners, code, related = JUDGED[case]
-    candidates = [(str(number), one) for number, one in enumerate(relations)]
-    found = judge(RelatedUnits(candidates, corners))
-    assert (found.reasons[0].code, found.figures["related"]) == (code, related)
-    holds = found.outcome == "holds"
-    assert len(found.against) == len(candidates) - holds
+@pytest.mark.parametrize(("relations", "corners", "reasons", "against"), SAID)
+def test_the_words_of_candidates_at_the_bounds(relations, corners, reasons, against):
+    """A level that all share, a cosine of the best match, and angles at two candidates."""
+    names = map(str, range(len(relations)))
+    answer = judge(RelatedUnits([*zip(names, relations, strict=True)], corners))
+    assert CHECK.say_all(answer.reasons) == reasons
+    said = [CHECK.say(one.why) for one in answer.against]
+    assert against is None or " | ".join(said) == against
+    if answer.outcome == "holds" and relations[0] is NEAREST:
+        assert answer.figures.items() >= {"z": 9.0, "distance": 0.1, **SURE}.items()
+    if answer.outcome == "does not hold":
+        assert answer.figures["p"] == relations[0].p
+    assert answer.figures["candidates"] == len(relations)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "phi3", "qwen2_moe"])
@@ -162,13 +189,3 @@ def test_weights_with_a_mean_are_no_other_order(tmp_path):
     found = shadow.verify("related", changed(one, tmp_path / "permuted", permuted), one)
     assert nearest(found) == str(one)
     assert found.answer.reasons[0].figures["how"].code == "reordered"
-
-
-def test_a_copy_among_the_candidates_is_the_nearest(tmp_path):
-    """However far the others are; two copies cannot be told apart."""
-    copy = changed(DEMO / "base", tmp_path / "copy", lambda name, one: one)
-    far = planted.perturbed(DEMO / "base", tmp_path / "far", 0.2)
-    found = shadow.verify("related", DEMO / "base", copy, far)
-    assert nearest(found) == str(copy)
-    assert [one.code for one in found.answer.reasons] == ["nearest", "beyond", "direction"]
-    assert shadow.verify("related", DEMO / "base", copy, DEMO / "base", far).code == "equal_samples"

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import shutil
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -69,22 +68,41 @@ def test_quiet_has_no_progress_in_a_terminal(monkeypatch, hidden):
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_without_a_terminal_progress_is_lines(monkeypatch, capsys, hidden):
-    """What is read, how much, and how long yet by all so far; nothing of a quiet command."""
-    monkeypatch.setattr(console, "EVERY", 0.01)
-    deadline = time.monotonic() + (0.2 if hidden else 60)
-    lines = ""
-    clock = SimpleNamespace(monotonic=lambda: time.monotonic() - 10.0)
-    monkeypatch.setattr(console, "time", clock)
-    with console.pairs_progress(hidden=hidden)("check ./model") as update:
-        monkeypatch.undo()  # as if it had begun ten seconds ago
-        update(Progress(1, 12, 0.5, 4, stage="report 1"))
-        update(Progress(3, 12, 1, 4, stage="report 2"))
-        monkeypatch.setattr(console, "EVERY", 0.01)
-        while "left" not in lines and time.monotonic() < deadline:
-            time.sleep(0.01)
-            lines += capsys.readouterr().err
-    line = "check ./model: 25 % done, report 2, 3 of 12 matrices and vectors, about 30 seconds left"
-    assert (line in lines.splitlines(), bool(lines)) == (not hidden, not hidden)
+    """What is read, how much of it and how long yet since it began; every ten seconds one of all
+    pairs; nothing is written for a quiet command.
+    """
+    clock, waits, threads = SimpleNamespace(now=100.0), [], []
+    wait = lambda seconds: waits.append(seconds) or len(waits) % 2 == 0  # noqa: E731
+    event = SimpleNamespace(wait=wait, set=lambda: waits.append("end"))
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(console, "threading", SimpleNamespace(
+        Event=lambda: event,
+        Thread=lambda target, daemon: SimpleNamespace(start=lambda: threads.append(target)),
+    ))  # fmt: skip
+
+    def line(seconds):
+        clock.now += seconds
+        for say in threads[:1]:
+            say()
+        return capsys.readouterr().err.strip()
+
+    watch = console.pairs_progress(2, hidden=hidden)
+    with watch("it") as update:
+        lines = [line(7)]
+        update(Progress(3, 12, 1, 4, stage="moved"))
+        lines.append(line(10))
+        update(Progress(4, 12, 0, 4, stage="moved"))
+        lines.append(line(10))
+        update(Progress(5, 12, 2, 4, 10**6, 2 * 10**6, "moved"))
+        with watch("other"):
+            lines.append(line(10))
+    counts = [f"{done} of 12 matrices and vectors" for done in (3, 4, 5)]
+    assert lines == ([""] * 4 if hidden else [
+        "it: 7.0 s so far", f"it: 25 % done, moved, {counts[0]}, about 51 seconds left",
+        f"it: moved, {counts[1]}",
+        f"it: 50 % done, moved, {counts[2]}, 1.0 MB of 2.0 MB fetched, about 20 seconds left",
+    ])  # fmt: skip
+    assert waits == [10.0] * 6 * (not hidden) + [20.0] * 2 * (not hidden) + ["end"] * 2
 
 
 @pytest.mark.parametrize("words", ["check ./b --base ./a", "verify moved ./a ./b"])

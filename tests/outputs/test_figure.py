@@ -139,6 +139,37 @@ def test_the_heatmap_is_the_grid_of_medians(run):
     assert found == pytest.approx(np.array(wanted))
 
 
+def test_curves_cells_and_edges_are_drawn_as_people_see_them(tmp_path):
+    """A marker in a dozen of 30 layers, a look of its own for each of nine modules and more; cells
+    around whole numbers, with lines between up to 32 layers.
+    """
+    modules = tuple(f"m{number}" for number in range(10))
+    folder = toy(tmp_path / "x", layers=30, modules=modules, spectra=False)
+    figure, _ = drawn("depth", [folder], width=5)
+    (axes,) = figure.axes
+    zero, *lines = axes.lines
+    assert (zero.get_color(), zero.get_linewidth(), [*zero.get_ydata()]) == ("#777777", 0.5, [0, 0])
+    assert [(one.get_color(), one.get_marker()) for one in lines] == [
+        (figures.COLOURS[at % 7], "os^Dv<>pX"[at % 9]) for at in range(10)
+    ]
+    assert {one.get_markevery() for one in lines} == {2}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("layer", "effective-rank shift")
+    assert [*figure.get_size_inches()] == pytest.approx([5, 3.9])
+    assert figure.get_layout_engine().get().items() >= {"h_pad": 0.02, "w_pad": 0.02}.items()
+    assert drawn("depth", [folder], modules=("m1",))[0].axes[0].get_ylabel().endswith("shift\nm1")
+    for layers, width in ((32, 0.3), (33, 0)):
+        rows = [delta(0.4, place(layer, "m1")) for layer in range(layers)]
+        axes, bar = drawn("heatmap", [write(tmp_path / f"{layers}", rows)])[0].axes
+        cells = axes.collections[0]
+        assert (cells.get_linewidth(), axes.get_ylim()) == ([width], (0.5, -0.5))
+        corners = cells.get_coordinates()
+        assert [*corners[0, 0], *corners[-1, -1]] == [-0.5, -0.5, layers - 0.5, 0.5]
+        assert axes.figure.get_size_inches()[1] == 1.4
+        assert (bar.get_box_aspect(), bar.yaxis.label.get_fontsize()) == (8, 6)
+        assert not axes.spines["left"].get_visible()
+        assert [text.get_text() for text in axes.get_yticklabels()] == ["m1"]
+
+
 def test_a_metric_that_is_null_everywhere_is_no_figure(tmp_path):
     rows = [delta(0.4, place(layer, module)) for layer in range(4) for module in MODULES]
     rows[0]["concentration"] = None
@@ -161,6 +192,10 @@ def test_the_spectrum_is_that_of_the_file(run):
             assert list(found[one["subject"]].values()) == pytest.approx(sigma)
     assert "null edge, 0.3; 6 above" in found
     assert note == f"{row['tensor']}: attn.o, layer 2; language"
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == f"index of the singular value\n{row['tensor']}"
+    scales = axes.get_xscale(), axes.get_yscale(), axes.get_ylabel()
+    assert scales == ("log", "log", "singular value")
     assert "mlp.up, layer 3" in drawn("spectrum", [run])[1][0]
 
 

@@ -79,19 +79,6 @@ def test_a_terminal_of_ascii_has_five_letters_for_five_kinds_of_cells():
     assert f" {letters[:4]} " in file.readline()
 
 
-def test_with_colours_cells_keep_their_shades_and_the_scale_finds_room():
-    """Beside the numbers of the layers, or below them."""
-    both = [row([0.01, 0.02, 0.04, 0.08]), row([0.0, None, 0.08], "attn.q")]
-    coloured = {"force_terminal": True, "color_system": "truecolor", "no_color": False}
-    lines = drawn(both, **coloured)
-    assert len(lines) == 3
-    assert [line.count("48;2;") for line in lines] == [4, 1, 4]
-    assert [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines] == drawn(both)
-    assert drawn(both, **coloured | {"no_color": True})[0] == drawn(both)[0]
-    assert len(drawn([row([0.01, 0.08] * 30)], width=80)) == 3
-    assert len(drawn([row([0.01, 0.08])], width=40)) == 3
-
-
 def test_more_layers_than_columns_are_binned_and_every_line_fits():
     """200 layers in 80 columns: each cell the median of its layers: a step stays where it is."""
     lines = drawn([row([0.01] * 100 + [0.08] * 100)])
@@ -99,3 +86,43 @@ def test_more_layers_than_columns_are_binned_and_every_line_fits():
     cells = lines[0].removeprefix("mlp.up        ")
     half = len(cells) // 2
     assert cells == "░" * half + "█" * (len(cells) - half)
+
+
+@pytest.mark.parametrize(("norms", "cells", "below"), [
+    ([1.0, 1.05], "████", "relative norm 105 % everywhere"), ([1.0], "██", "100 % everywhere"),
+    ([1.0, 1.06], "░░██", "relative norm 100 % ░▒▓█ 106 %"),
+    ([0.01, 0.01414, 0.01415, 0.02], "░░▒▒▓▓██", "1.0 % ░▒▓█ 2.0 %"),
+])  # fmt: skip
+def test_nearly_equal_cells_are_one_shade(norms, cells, below):
+    """Up to a twentieth. A quarter of the logarithm is a shade."""
+    first, *rest = drawn([row(norms)])
+    assert (first, rest[0].endswith(below)) == (f"mlp.up        {cells}", True)
+
+
+@pytest.mark.parametrize(("system", "codes"), [
+    ("truecolor", ["0;34;78", "71;82;109", "254;232;56"]), ("256", ["17", "60", "227"]),
+])  # fmt: skip
+def test_colours_go_from_dark_to_light(system, codes):
+    """By the logarithm: the second is at 0.28."""
+    options = {"force_terminal": True, "color_system": system, "no_color": False}
+    line = drawn([row([0.01, 0.019, 0.1])], **options)[0]
+    assert re.findall(r"48;[25];([\d;]+)m", line) == codes
+    plain = drawn([row([0.01, 0.019, 0.1])], **options | {"no_color": True})[0]
+    assert plain == re.sub(r"\x1b\[[\d;]*m", "", line)
+
+
+SCALE = "relative norm 1.0 % ░▒▓█ 8.0 %"
+
+
+@pytest.mark.parametrize(("width", "layers", "below"), [
+    (55, 3, [f"layer         7    9   {SCALE}"]),
+    (54, 3, ["layer         7    9", 14 * " " + SCALE]),
+    (45, 7, ["layer         7           13", SCALE]),
+    (24, 9, ["layer         7     15", "relative norm 1.0 % ░▒▓█", "8.0 %"]),
+])  # fmt: skip
+def test_the_scale_stands_where_it_fits(width, layers, below):
+    """Three columns behind the last layer, or below the cells, or at the left."""
+    norms = [0.01, *[0.08] * (layers - 1)]
+    first, *rest = drawn([row(norms, "a.module.of.many", first=7)], width=width)
+    assert first.startswith("a.module.of.ma░")
+    assert rest == below

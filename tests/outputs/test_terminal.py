@@ -11,7 +11,23 @@ from rich.console import Console
 from view import drawn
 
 from shadow.cli import console
-from shadow.telling.document import Document, Paragraph, named, number, table_of, worded
+from shadow.outputs.terminal import View
+from shadow.quantities import Quantity
+from shadow.telling.document import (
+    Document,
+    FigureRow,
+    Figures,
+    Headline,
+    Note,
+    Origin,
+    Paragraph,
+    Section,
+    Word,
+    named,
+    number,
+    table_of,
+    worded,
+)
 from shadow.telling.reading import AuditReport
 from shadow.telling.report import report_document
 
@@ -52,6 +68,32 @@ def test_names_share_what_figures_leave_evenly(width, letters):
     lines = drawn(table_of(fields, (Row(a="abcde", b=name, n=1234),)), width).splitlines()
     row = next(line for line in lines if "1,234" in line)
     assert row.split() == ["abcde", name[:letters], "1,234"]
+
+
+BLOCKS = [  # of a document, and its lines with {bold} and other styles; a line apart but notes
+    (Section("Title", "name"), "{1}Title  {0}{1;36}name{0} {2}" + 108 * "─" + "{0}"),
+    (Headline("a → b", "fault"), "\n{1;31}a → b{0}"), (Headline("c"), "\n{1}c{0}"),
+    (Paragraph("text", quiet=True), "\n{2}text{0}"),
+    (Paragraph("text", "Lead"), "\n{1;36}Lead{0}  text"),
+    (Note("careful", "warning"), "\n{33}warning: careful{0}"), (Note("also"), "note: also"),
+    (Figures([FigureRow("n", Quantity(1234, "count"), "rem"), FigureRow("k", Word("v"), "r"),
+              FigureRow("m", Word("w", "quiet", "as"))], "Fig"),
+     "\n{3}Fig{0}\n{2}n{0}  {1}1,234{0}  rem\n{2}k{0}  {1}v{0}      r  \n"
+     "{2}m{0}  {2}w{0}{2} as{0}{2} {0}     "),
+    (Figures([FigureRow("i", Word("u")), FigureRow("j", None)], close=True),
+     "{2}i{0}  u\n{2}j{0}  -"),
+    (Origin([("where", "here")]), "\n{2}where{0}  {2}here{0}"),
+]  # fmt: skip
+
+
+def test_every_block_has_its_style_and_its_distance():
+    """In numbers of ANSI: bold 1, dim 2, italic 3, red 31, yellow 33, cyan 36."""
+    file = io.StringIO()
+    options = {"force_terminal": True, "color_system": "standard", "no_color": False}
+    blocks, texts = zip(*BLOCKS, strict=True)
+    Console(file=file, width=140, highlight=False, **options).print(View(Document(blocks)))
+    lines = re.sub(r"\x1b\[([\d;]+)m", r"{\1}", file.getvalue()).strip("\n")
+    assert lines.splitlines() == "\n".join(texts).splitlines()
 
 
 def test_a_plan_names_what_it_costs(inside):

@@ -130,7 +130,7 @@ def _doubt(evidence: RelatedUnits, nearest: int, other: int) -> str:
     angles = 0.0
     for cosine in (near, far):
         angles += math.acos(max(-1.0, min(1.0, cosine)))
-    own = math.cos(math.pi - angles)
+    own = -math.cos(angles)  # of the third angle of a triangle
     return "between" if own <= BETWEEN else "siblings"
 
 

@@ -272,7 +272,7 @@ def _noted(
         if stuck:
             formats = sorted({tensor.row.formats[1] for tensor in named if tensor.cells})
             entries = sum(tensor.row.entries for tensor in named)
-            share = stuck / max(1, entries)
+            share = stuck / entries
             notes.append(Reason("stuck", share=share, step=step, formats=formats))
     if others:
         moved = sum(tensor.has_moved for tensor in others)
