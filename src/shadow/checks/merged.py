@@ -121,7 +121,7 @@ class Beside:
 
     @property
     def is_unchanged(self) -> bool:
-        """Return whether it is the same, or the same after a cast to the merged model's format."""
+        """True if it is the same, or the same after a cast to the merged model's format."""
         row = self.row
         return not row.changed or row.rounded == ("tuned", row.formats[1])
 
@@ -212,7 +212,7 @@ def _replay(fits: Sequence[MergeFit]) -> Replay | None:
 
 
 def _wrong(modules: Sequence[Module], replay: Replay | None) -> list[tuple[Module, Reason]]:
-    """Return the matrices that are no right merge, and why: entries that rounding cannot explain,
+    """The matrices that are no right merge, and why: entries that rounding cannot explain,
     or a scale that excludes 1, of one matrix or of all together.
     """
     from shadow.spectra.relations.merging import UpdateScale
@@ -232,17 +232,17 @@ def _wrong(modules: Sequence[Module], replay: Replay | None) -> list[tuple[Modul
 
 
 def _is_near(scale: UpdateScale) -> bool:
-    """Return whether the interval of a scale contains 1."""
+    """True if the interval of a scale contains 1."""
     return abs(scale.value - 1) <= NEAR_ONE + ERRORS * scale.error
 
 
 def _excludes_others(scale: UpdateScale) -> bool:
-    """Return whether the interval of a scale excludes 1.001 and 0.999."""
+    """True if the interval of a scale excludes 1.001 and 0.999."""
     return abs(scale.value - 1) + ERRORS * scale.error < OTHER
 
 
 def _verdict_of(module: Module) -> Reason | None:
-    """Return what is wrong with the entries of a matrix, which may be of a stack."""
+    """The fault of the entries of a matrix, which may be of a stack."""
     why = verdict(module.fit)
     if why is None or why.code in ("not_finite", "not_applied"):
         return why
@@ -254,7 +254,7 @@ def _verdict_of(module: Module) -> Reason | None:
 
 
 def verdict(fit: MergeFit) -> Reason | None:
-    """Return what is wrong with the entries of a matrix; None if it fits."""
+    """The fault of the entries of a matrix; None if it fits."""
     if not fit.finite:
         return Reason("not_finite")
     if fit.fits:
@@ -273,7 +273,7 @@ def verdict(fit: MergeFit) -> Reason | None:
 
 
 def _other_scale(fit: MergeFit) -> float | None:
-    """Return the least-squares scale if it explains most of what rounding does not, and leaves only
+    """The least-squares scale if it explains most of what rounding does not, and leaves only
     rounding; otherwise None.
     """
     found = fit.scale
@@ -287,7 +287,7 @@ def _other_scale(fit: MergeFit) -> float | None:
 
 
 def _error(modules: Sequence[Module]) -> float | None:
-    """Return the norm of merged - (base + update) over the update's; None without an update."""
+    """The norm of merged - (base + update) over the update's; None without an update."""
     update = math.fsum(one.fit.update for one in modules)
     if not update:
         return None
@@ -321,7 +321,7 @@ def _figures(merge: Merge, wrong: int, changed: int, replay: Replay | None) -> d
 
 
 def _faults(merge: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) -> list[Reason]:
-    """Return what is wrong: first that the base is another model, then the most frequent."""
+    """The faults: first that the base is another model, then the most frequent."""
     kinds: defaultdict[tuple[str, Value], list[tuple[Module, Reason]]] = defaultdict(list)
     for module, why in wrong:
         kind = why.code, why.figures.get("copy")
@@ -347,7 +347,7 @@ def _faults(merge: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) 
 
 
 def _is_other_base(merge: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool:
-    """Return whether most matrices are nothing like base plus update, and most of what the adapter
+    """True if most matrices are nothing like base plus update, and most of what the adapter
     leaves alone differs from the base or has no partner of its shape.
     """
     unlike = sum(why.code == "beyond" for _, why in wrong)
@@ -461,7 +461,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Mer
 
 
 def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
-    """Return what only one side has, except rows that the adapter adds; and rows of the adapter,
+    """Names that only one side has, except rows that the adapter adds; and rows of the adapter,
     such as those of new tokens, that the merged model lacks.
     """
     brought = {pair.tuned.info.name for pair in adapter.head_pairs(aligned.pair.tuned)}
@@ -490,7 +490,7 @@ def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
 
 
 def _is_head(one: Unmatched, aligned: Alignment) -> bool:
-    """Return whether only the base has it, and it is of its head: an adapter with another head was
+    """True if only the base has it, and it is of its head: an adapter with another head was
     trained on another class.
     """
     modules = {place.module for place in aligned.places.get(one.tensor, ())}

@@ -276,7 +276,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Com
 
 
 def _is_equal_with_one(pair: MatrixPair, aligned: AlignedPair) -> bool:
-    """Return whether a norm of a GGUF file, which stores 1 + weight in F32, is that of the other
+    """True if a norm of a GGUF file, which stores 1 + weight in F32, is that of the other
     side plus 1: classes such as Gemma's multiply by this sum, which rounds alike.
     """
     from shadow.run.scan import sides_of

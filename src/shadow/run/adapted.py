@@ -84,7 +84,7 @@ class OpenAdapter:
 
     @property
     def scale(self) -> float | None:
-        """Return the factor of its updates; None if they do not share one."""
+        """The factor of its updates; None if they do not share one."""
         scales = {stacked.scale for stacked in self.stacks.values()}
         for pair in self.updates.values():
             factor = pair.tuned.factor
@@ -95,7 +95,7 @@ class OpenAdapter:
         return scales.pop()
 
     def outside(self, places: set[Place]) -> list[str]:
-        """Return its tensors at other places, by name."""
+        """Its tensors at other places, by name."""
         names = set()
         for place, info in self._placed_tensors():
             if place not in places:
@@ -112,7 +112,7 @@ class OpenAdapter:
             yield place, operand.info
 
     def is_tied(self, pair: MatrixPair) -> bool:
-        """Return whether a pair is a head whose base is the embedding that an update is of."""
+        """True if a pair is a head whose base is the embedding that an update is of."""
         if pair.place != HEAD or pair.base is None:
             return False
         of_embedding = self.updates.get(EMBED)
@@ -214,7 +214,7 @@ class OpenAdapter:
         return replace(row, changed=changed, rounded=None), moved > 0
 
     def head_pairs(self, tuned: Checkpoint) -> list[MatrixPair]:
-        """Return the tensors of a merged model that are of the adapter alone."""
+        """The tensors of a merged model that are of the adapter alone."""
         pairs = []
         for name, info in self.heads.items():
             merged = tuned.tensors.get(name)
@@ -365,7 +365,7 @@ def _taken_out(
 def _norms(
     updates: Mapping[Place, MatrixPair], magnitudes: Mapping[str, Tensor]
 ) -> dict[Place, Tensor]:
-    """Return the norms that DoRA gives each update: of the first module that fits."""
+    """The norms that DoRA gives each update: of the first module that fits."""
     norms = {}
     for place, pair in updates.items():
         name = base_of(pair).info.name.removesuffix(".weight")
@@ -379,7 +379,7 @@ def _norms(
 def _heads(
     tensors: dict[str, TensorInfo], whole: Collection[MatrixPair], base: Checkpoint
 ) -> dict[str, TensorInfo]:
-    """Return the tensors without factors that the base lacks, by their names in a model."""
+    """The tensors without factors that the base lacks, by their names in a model."""
     known = {pair.tuned.info.name for pair in whole}
     heads = {}
     _, without_factors, _ = adapter_factors(tensors)
@@ -417,7 +417,7 @@ def open_merges(base: Checkpoint, opened: Checkpoint, runtime: Runtime) -> OpenA
 
 
 def _placed(pieces: Mapping[str, TensorInfo], base: Checkpoint, piece: str) -> dict[Place, Operand]:
-    """Return what is of a module's weight or bias by its places in the base."""
+    """The tensors of a module's weight or bias by its places in the base."""
     infos = {f"{module}.{piece}": info for module, info in pieces.items()}
     shapes = {name: info.shape for name, info in infos.items()}
     placed = {}
@@ -430,7 +430,7 @@ def _placed(pieces: Mapping[str, TensorInfo], base: Checkpoint, piece: str) -> d
 def _tokens(
     opened: Checkpoint, pieces: Mapping[str, TensorInfo], base: Checkpoint
 ) -> tuple[dict[Place, TokenRows], list[Unmatched]]:
-    """Return the rows of vocabularies that the adapter holds, by place, and those whose numbers its
+    """The rows of vocabularies that the adapter holds, by place, and those whose numbers its
     config does not say, or the base lacks.
     """
     assert opened.adapter is not None, "an adapter"
@@ -450,7 +450,7 @@ def _tokens(
 
 
 def _numbers_of(module: str, indices: object) -> list[Any]:
-    """Return the numbers that a config lists for a module, or for all of them; they may be
+    """The numbers that a config lists for a module, or for all of them; they may be
     anything.
     """
     listed = indices
@@ -466,7 +466,7 @@ def _numbers_of(module: str, indices: object) -> list[Any]:
 
 
 def _are_rows(numbers: Sequence[int], rows: int) -> bool:
-    """Return whether numbers are those of different rows, one at least."""
+    """True if numbers are those of different rows, one at least."""
     for number in numbers:
         if type(number) is not int or not 0 <= number < rows:
             return False
@@ -504,7 +504,7 @@ def _why_unpaired(tensor: Skipped, *, is_closed: bool) -> Reason:
 
 
 def _is_certain(tensor: Unmatched) -> bool:
-    """Return whether a tensor of an adapter is known to change nothing of its base."""
+    """True if a tensor of an adapter is known to change nothing of its base."""
     return tensor.is_shared or tensor.why.code in ("no_module", "no_target")
 
 
@@ -593,7 +593,7 @@ def reach_of(adapter: Checkpoint, base: Checkpoint) -> Reach:
 
 
 def _is_module(key: str, name: str) -> bool:
-    """Return whether a module of the adapter is the base's of that name, which may have a prefix
+    """True if a module of the adapter is the base's of that name, which may have a prefix
     more.
     """
     return key == name or key.endswith(f".{name}") or name.endswith(f".{key}")

@@ -82,13 +82,13 @@ def align_all(first: Checkpoint, second: Checkpoint, names: Names) -> Alignment:
 
 
 def parts_of(checkpoint: Checkpoint) -> dict[str, tuple[Part, ...]]:
-    """Return the matrices of every tensor, by its name."""
+    """The matrices of every tensor, by its name."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     return place_tensors(shapes, checkpoint.config)
 
 
 def shapes_of(checkpoint: Checkpoint) -> dict[Place, tuple[int, int]]:
-    """Return the rows and columns of every matrix, by its place."""
+    """The rows and columns of every matrix, by its place."""
     shapes = {}
     for name, parts in parts_of(checkpoint).items():
         stored_shape = checkpoint.tensors[name].shape
@@ -98,7 +98,7 @@ def shapes_of(checkpoint: Checkpoint) -> dict[Place, tuple[int, int]]:
 
 
 def plain(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint whose tensors are all compared, even those that share their bytes."""
+    """A checkpoint whose tensors are all compared, even those that share their bytes."""
     tensors = {name: replace(info, alias_of=None) for name, info in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=tensors, adapter=None)
 
@@ -238,7 +238,7 @@ def _by_name(skipped: Sequence[Skipped]) -> dict[str, dict[str, Skipped]]:
 
 
 def _packed_on_one_side(names: Iterable[Mapping[str, Skipped]]) -> set[Role]:
-    """Return the roles of packed tensors whose names have no packed tensor on the other side."""
+    """The roles of packed tensors whose names have no packed tensor on the other side."""
     roles = set()
     for of_name in names:
         packed = [tensor for tensor in of_name.values() if tensor.reason == "quantized"]
@@ -248,7 +248,7 @@ def _packed_on_one_side(names: Iterable[Mapping[str, Skipped]]) -> set[Role]:
 
 
 def _is_unread(tensor: Skipped, packed_roles: set[Role], *, is_whole: bool) -> bool:
-    """Return whether a tensor, or what it would be compared with, cannot be read."""
+    """True if a tensor, or what it would be compared with, cannot be read."""
     if tensor.reason in UNREAD:
         return True
     if tensor.reason in ONE_SIDED and role_of(tensor.place) in packed_roles:
@@ -259,7 +259,7 @@ def _is_unread(tensor: Skipped, packed_roles: set[Role], *, is_whole: bool) -> b
 def _places(
     pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], sides: Mapping[str, Checkpoint]
 ) -> dict[str, set[Place]]:
-    """Return the places of every tensor, by name, except of stand-ins for another component."""
+    """The places of every tensor, by name, except of stand-ins for another component."""
     places: dict[str, set[Place]] = {}
     for pair in pairs:
         for operand in (pair.base, pair.tuned):
@@ -289,7 +289,7 @@ def _places(
 def _held(
     checkpoint: Checkpoint, config: Mapping[str, object], skipped: Sequence[Skipped]
 ) -> dict[str, set[Place]]:
-    """Return the places of all matrices in skipped tensors; scales are where their numbers are."""
+    """The places of all matrices in skipped tensors; scales are where their numbers are."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
     owners = {tensor.info.name: tensor.info.name for tensor in skipped}
@@ -311,7 +311,7 @@ def _held(
 
 
 def _grown(pair: MatrixPair, names: Names) -> Unmatched:
-    """Return the rows of a vocabulary that only one side has."""
+    """The rows of a vocabulary that only one side has."""
     base = base_of(pair)
     base_rows, _ = base.shape
     tuned_rows, _ = pair.tuned.shape
@@ -327,14 +327,14 @@ def _grown(pair: MatrixPair, names: Names) -> Unmatched:
 
 
 def role_of(place: Place) -> Role:
-    """Return the role of a tensor in a model, however it is stored."""
+    """The role of a tensor in a model, however it is stored."""
     return place.component, place.layer, place.module, place.expert
 
 
 def _how_they_differ(
     first: TensorInfo | None, second: TensorInfo | None, names: Names
 ) -> Reason | None:
-    """Return how two tensors differ in shape or dtype; None if they agree, or one is unknown."""
+    """The difference of two tensors in shape or dtype; None if they agree, or one is unknown."""
     if first is None or second is None:
         return None
     code = "shapes"
@@ -388,7 +388,7 @@ def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:
 
 
 def is_whole(pair: MatrixPair) -> bool:
-    """Return whether a pair is of two tensors that are not cut, whatever matrices they hold."""
+    """True if a pair is of two tensors that are not cut, whatever matrices they hold."""
     return pair.reading != "parts" or pair.place.is_unplaced
 
 
@@ -397,7 +397,7 @@ def _raw(info: TensorInfo) -> TensorInfo:
 
 
 def whole_numbers(checkpoint: Checkpoint, name: str) -> NDArray[np.generic] | None:
-    """Return the entries of a tensor of whole numbers; None if they cannot be read directly."""
+    """The entries of a tensor of whole numbers; None if they cannot be read directly."""
     info = checkpoint.tensors[name]
     if info.problem or info.strides:
         return None
@@ -441,7 +441,7 @@ def row_of(
     binades: Binades | None = None,
     sides: Sides | None = None,
 ) -> Scanned:
-    """Return the row of a pair; bytes have no norms. binades: also gets the entries of others.
+    """The row of a pair; bytes have no norms. binades: also gets the entries of others.
     sides: both, if they are open.
     """
     if not is_raw(pair):

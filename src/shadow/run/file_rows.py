@@ -59,7 +59,7 @@ def file_rows(
     second: Sequence[tuple[str, Listing]],
     say: Callable[[str], None],
 ) -> list[dict[str, Cell]]:
-    """Return the rows of files.parquet of a base (first) and a tuned side (second), by path and
+    """The rows of files.parquet of a base (first) and a tuned side (second), by path and
     side.
 
     For several bases, the files of the language component, or of the first, are listed. No content
@@ -182,7 +182,7 @@ class _Sides:
         return _Comparison(state, file.problem, [file.kind] if matters else ())
 
     def _are_same(self, path: str, base: StoredFile, tuned: StoredFile) -> bool | None:
-        """Return whether two files have the same bytes; None if unknown."""
+        """True if two files have the same bytes; None if unknown."""
         if base.problem or tuned.problem:
             return None
         if base.size != tuned.size:
@@ -214,7 +214,7 @@ class _Sides:
 
     @cached_property
     def _templates_differ(self) -> bool:
-        """Return whether the sides have different chat templates, wherever they lie, as far as
+        """True if the sides have different chat templates, wherever they lie, as far as
         known.
         """
         try:

@@ -87,7 +87,7 @@ class Fetched:
 
 
 def _fetched(journal: IO[bytes]) -> list[Fetched]:
-    """Return the shards in a journal that can be trusted.
+    """The shards in a journal that can be trusted.
 
     A journal may come from anywhere, and what it names is removed: no path leaves its folder.
     """
@@ -190,7 +190,7 @@ class Journal:
 
     @property
     def is_empty(self) -> bool:
-        """Return whether there is nothing that a later run could continue or tidy up.
+        """True if there is nothing that a later run could continue or tidy up.
 
         The file is read: an interrupt may fall between a line and its entry in outcomes.
         """

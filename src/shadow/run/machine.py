@@ -49,7 +49,7 @@ class MachineLimits:
 
 
 def machine_limits(root: Path = Path("/")) -> MachineLimits:
-    """Return the cores and the memory that this process may use now. root: of /proc and /sys."""
+    """The cores and the memory that this process may use now. root: of /proc and /sys."""
     cores = os.cpu_count() or 1
     cores_by = THE_MACHINE
     if hasattr(os, "sched_getaffinity"):
@@ -101,7 +101,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _memory_left(folder: Path) -> int | None:
-    """Return how many bytes a group may still use; None without a limit.
+    """The number of bytes that a group may still use; None without a limit.
 
     `memory.high` counts as a limit, above which a group is slowed down. File cache that was not
     used lately counts as free: the kernel drops it, and weights are mapped files.
@@ -128,7 +128,7 @@ def _number(path: Path) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """Return the content of a file of the kernel; empty if there is none."""
+    """The content of a file of the kernel; empty if there is none."""
     try:
         return path.read_text(errors="replace")
     except OSError:
@@ -139,7 +139,7 @@ PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any 
 
 
 def matrix_memory(pair: MatrixPair, method: Method) -> int:
-    """Return the most bytes that a worker needs for a pair that is measured in this way."""
+    """The most bytes that a worker needs for a pair that is measured in this way."""
     sides = 2 * _side_memory(pair)
     shape = pair.shape
     if not pair.is_matrix:
@@ -153,7 +153,7 @@ def matrix_memory(pair: MatrixPair, method: Method) -> int:
 
 
 def _side_memory(pair: MatrixPair) -> int:
-    """Return how many bytes a worker keeps of one side, counted as if stored like the larger."""
+    """The number of bytes that a worker keeps of one side, counted as if stored like the larger."""
     infos = [pair.tuned.info]
     if pair.base:
         infos.append(pair.base.info)
@@ -167,7 +167,7 @@ def _side_memory(pair: MatrixPair) -> int:
 
 
 def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
-    """Return the first of the pairs that need the same memory: one of thousands of experts."""
+    """The first of the pairs that need the same memory: one of thousands of experts."""
     firsts: dict[tuple[object, ...], MatrixPair] = {}
     for pair in pairs:
         kind = [pair.shape, pair.is_matrix, pair.place.module]
@@ -183,7 +183,7 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
 
 
 def worker_memory(pairs: Iterable[MatrixPair], method: Method) -> int:
-    """Return the most bytes that one worker needs, including the largest delta that it keeps."""
+    """The most bytes that one worker needs, including the largest delta that it keeps."""
     most = 0
     held = 0
     for pair in pairs:
@@ -197,7 +197,7 @@ def worker_memory(pairs: Iterable[MatrixPair], method: Method) -> int:
 
 
 def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method) -> int:
-    """Return as many workers as there are cores, or as fit in free memory.
+    """As many workers as there are cores, or as fit in free memory.
 
     Only one if sums over stored floats are all: two threads wait for Python's lock so often that
     they read 1.2 GB/s where one reads 2.8.
@@ -217,7 +217,7 @@ def _is_made(pair: MatrixPair) -> bool:
 def lacking(
     pairs: Sequence[MatrixPair], machine: MachineLimits, method: Method
 ) -> ShadowError | None:
-    """Return the error for a matrix that does not fit in free memory, even with one worker."""
+    """The error for a matrix that does not fit in free memory, even with one worker."""
     largest = max(pairs, key=lambda pair: matrix_memory(pair, method), default=None)
     if largest is None:
         return None

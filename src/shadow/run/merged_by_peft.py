@@ -68,7 +68,7 @@ class Merges(Mapping[str, Tensor]):
         return self.merged(name, torch.float32)
 
     def merged(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Return a tensor as peft merges it into a base of this dtype."""
+        """A tensor as peft merges it into a base of this dtype."""
         owner, _, piece = name.rpartition(".")
         module = next(own for own, base_name in self.modules.items() if base_name == owner)
         with self.lock:
@@ -91,7 +91,7 @@ class Merges(Mapping[str, Tensor]):
 
 
 def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Checkpoint, Merges]:
-    """Return a base with an adapter merged into it in float32. Raises ShadowError if peft does not
+    """A base with an adapter merged into it in float32. Raises ShadowError if peft does not
     know its type, or a part of it is of nothing in the base.
     """
     require("adapters")
@@ -150,7 +150,7 @@ def applied(base: Checkpoint, adapter: Checkpoint, runtime: Runtime) -> tuple[Ch
 
 
 def base_names(base: Checkpoint, parts: Mapping[str, tuple[Part, ...]]) -> BaseNames:
-    """Return the names that a base's modules may have in an adapter. parts: by tensor."""
+    """The names that a base's modules may have in an adapter. parts: by tensor."""
     components: set[str] = set()
     for of_tensor in parts.values():
         components.update(part.place.component for part in of_tensor)
@@ -162,7 +162,7 @@ def _frozen(tensor: Tensor) -> nn.Parameter:
 
 
 def _layer(base: Checkpoint, parts: Mapping[str, tuple[Part, ...]], module: str) -> nn.Module:
-    """Return a module of the shape of the base's, whose weights take no memory."""
+    """A module of the shape of the base's, whose weights take no memory."""
     from transformers.pytorch_utils import Conv1D
 
     name = f"{module}.weight"
@@ -185,7 +185,7 @@ def _layer(base: Checkpoint, parts: Mapping[str, tuple[Part, ...]], module: str)
 
 
 def _model(layers: Mapping[str, nn.Module], adapter: Checkpoint, state: dict[str, Tensor]) -> Any:
-    """Return peft's model of the modules that an adapter is of, with its tensors."""
+    """Peft's model of the modules that an adapter is of, with its tensors."""
     import peft
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 

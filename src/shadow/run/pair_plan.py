@@ -96,7 +96,7 @@ class PairPlan:
     """What to do about the problem."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `shadow plan --format json` prints."""
+        """The text that `shadow plan --format json` prints."""
         return {name: value for name, value in asdict(self).items() if name != "hint"}
 
 
@@ -183,7 +183,7 @@ def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
 
 
 def _reasons(skipped: Sequence[Skipped]) -> list[SkippedRow]:
-    """Return counts by reason, with a few names and the first detail, as in a summary."""
+    """Counts by reason, with a few names and the first detail, as in a summary."""
     groups = defaultdict[str, list[Skipped]](list)
     for tensor in skipped:
         groups[tensor.reason or tensor.status].append(tensor)

@@ -163,7 +163,7 @@ def _with_sources(
     filtered: bool,
     scratch: Path,
 ) -> Checkpoint:
-    """Return the checkpoint with byte ranges instead of whole shards where they move
+    """The checkpoint with byte ranges instead of whole shards where they move
     clearly less.
     """
     wanted = defaultdict[str, list[TensorInfo]](list)
@@ -185,7 +185,7 @@ def _with_sources(
 
 
 def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
-    """Return whether a shard is in the cache because this audit, or an earlier run of it, fetched
+    """True if a shard is in the cache because this audit, or an earlier run of it, fetched
     it.
     """
     if not isinstance(source, WholeFile):
@@ -194,7 +194,7 @@ def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
 
 
 def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> Checkpoint:
-    """Return the checkpoint with shards removed after their last use, unless they were there
+    """The checkpoint with shards removed after their last use, unless they were there
     before.
     """
     sources = dict(checkpoint.sources)
@@ -228,7 +228,7 @@ class _Disks:
         return in_cache, work.peak(self.ranges)
 
     def lack(self, work: Schedule, frees: bool) -> str | None:
-        """Return what is missing, in words with numbers; None if there is enough."""
+        """The disk space that is missing, in words with numbers; None if there is enough."""
         in_cache, in_scratch = self.peaks(work, frees)
         peak = in_cache + in_scratch
         if not peak:
@@ -345,7 +345,7 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
 
 
 def shards_of(pair: MatrixPair) -> list[ShardKey]:
-    """Return the shards of a pair's tensors."""
+    """The shards of a pair's tensors."""
     used: dict[ShardKey, None] = {}  # in order
     for side in SIDES:
         for info in infos_of(side, pair):
@@ -354,7 +354,7 @@ def shards_of(pair: MatrixPair) -> list[ShardKey]:
 
 
 def infos_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
-    """Return the tensors of a pair on this side; none if it has no base."""
+    """The tensors of a pair on this side; none if it has no base."""
     operand = pair.base if side == "base" else pair.tuned
     if operand is None:
         return ()
@@ -362,7 +362,7 @@ def infos_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
 
 
 def named_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
-    """Return those of them that tables name."""
+    """Those of them that tables name."""
     operand = pair.base if side == "base" else pair.tuned
     if operand is None:
         return ()
@@ -370,13 +370,13 @@ def named_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
 
 
 def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
-    """Return where the bytes of a shard come from."""
+    """The source of the bytes of a shard."""
     side, name = shard
     return (base if side == "base" else tuned).sources[name]
 
 
 def sources_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> list[Source]:
-    """Return the sources of the shards of a pair."""
+    """The sources of the shards of a pair."""
     return [source_of(base, tuned, shard) for shard in shards_of(pair)]
 
 
@@ -409,7 +409,7 @@ Summed = Mapping[str, Sequence[tuple[Side, TensorInfo]]]  # by key of a pair: te
 
 
 def summed_with(aligned: AlignedPair, settings: Settings) -> Summed:
-    """Return the tensors whose checksums are computed with each pair; of chosen pairs, those it
+    """The tensors whose checksums are computed with each pair; of chosen pairs, those it
     reads.
 
     Not for level norms, where that takes longer than measuring.

@@ -165,7 +165,7 @@ def _with_energy_share(matrices: pa.Table, largest: float, energy: float) -> pa.
 
 
 def _order(place: Place) -> tuple[int, int, int, int, str]:
-    """Return a sort key: components and modules as in names.yaml, those before the blocks first."""
+    """A sort key: components and modules as in names.yaml, those before the blocks first."""
     rules = name_rules()
     layer = place.layer
     if layer is None:
@@ -224,7 +224,7 @@ def _matrix_rows(
 
 
 def _verified(subject: str, outcome: MatrixOutcome) -> bool | None:
-    """Return whether a side is verified; a delta is as good as its worse side, and a side in a
+    """True if a side is verified; a delta is as good as its worse side, and a side in a
     folder does not count.
     """
     base, tuned = outcome.verified
@@ -270,7 +270,7 @@ def _rows_of_side(
             held[skip.info.name].append(skip)
 
     def parts_of(name: str) -> list[_Part]:
-        """Return the parts of a tensor; those at its own place, if there are any."""
+        """The parts of a tensor; those at its own place, if there are any."""
         parts = [_part(side, holder, outcomes) for holder in held[name]]
         return [part for part in parts if part.is_own] or parts
 
@@ -330,19 +330,19 @@ class _Part:
 
     @property
     def is_compared(self) -> bool:
-        """Return whether it was measured or is identical; of a vector, whether norms were taken."""
+        """True if it was measured or is identical; of a vector, whether norms were taken."""
         if self.outcome.status == "skipped":
             return self.outcome.base_norm is not None
         return self.outcome.reason != "only_in_tuned"
 
     @property
     def is_missed(self) -> bool:
-        """Return whether it should have been measured, and was not."""
+        """True if it should have been measured, and was not."""
         return self.outcome.status == "skipped" and self.outcome.reason in STRICT
 
     @property
     def description(self) -> str:
-        """Return `experts.up 3 nonfinite`."""
+        """`experts.up 3 nonfinite`."""
         words = [self.place.module]
         if self.place.module == "bias":
             words.append(self.place.slot)
@@ -371,7 +371,7 @@ def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Matri
 
 
 def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
-    """Return one status, reason and detail for all matrices of a tensor.
+    """One status, reason and detail for all matrices of a tensor.
 
     A tensor is skipped if one part was missed, as people look there for what was not measured.
     Otherwise it is measured if any part is.
@@ -401,7 +401,7 @@ def _listed(descriptions: Sequence[str]) -> str:
 
 
 def _place_of(parts: Sequence[_Part]) -> Place:
-    """Return the common part of the places of all matrices in a tensor, such as a fused
+    """The common part of the places of all matrices in a tensor, such as a fused
     projection.
     """
     places = [part.place for part in parts]
@@ -444,7 +444,7 @@ def content_of(rows: Iterable[Mapping[str, Cell]]) -> str | None:
 
 
 def with_contents(recorded: ReportMetadata, contents: Mapping[Side, str | None]) -> ReportMetadata:
-    """Return the identity of a report, with the digest of each side."""
+    """The identity of a report, with the digest of each side."""
     return {
         **recorded,
         "base": {**recorded["base"], "content": contents["base"]},

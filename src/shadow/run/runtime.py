@@ -74,7 +74,7 @@ class Access:
 
 
 def access_of(files: Files) -> Access:
-    """Return how checkpoints may be read. Raises UsageError for an invalid size."""
+    """The ways in which checkpoints may be read. Raises UsageError for an invalid size."""
     fetch: str = files.fetch
     if fetch == "auto":
         fetch = os.environ.get("SHADOW_FETCH", "auto")
@@ -169,7 +169,7 @@ class Runtime:
             raise UsageError(f"jobs={self.jobs!r}", "give a whole number, 1 or more")
 
     def prefixed(self, prefix: str) -> Runtime:
-        """Return the same, with lines that begin with a prefix."""
+        """The same, with lines that begin with a prefix."""
         return replace(self, say=partial(_say_behind, prefix, self.say))
 
 
@@ -252,7 +252,7 @@ NAME = re.compile(r"[0-9a-f]{62}\.(safetensors|json)(\.[0-9a-f]{8}\.tmp)?")
 
 
 def default_folder() -> Path | None:
-    """Return `$SHADOW_CACHE_DIR`, `$XDG_CACHE_HOME/shadow/spectra` or `~/.cache/shadow/spectra`.
+    """`$SHADOW_CACHE_DIR`, `$XDG_CACHE_HOME/shadow/spectra` or `~/.cache/shadow/spectra`.
 
     None with `SHADOW_NO_CACHE=1`, and for a user without a home folder.
     """
@@ -290,7 +290,7 @@ def _files(folder: Path) -> list[tuple[float, int, Path]]:
 
 
 def size_of(folder: Path) -> int:
-    """Return the bytes of such files in a folder; 0 if there is none."""
+    """The bytes of such files in a folder; 0 if there is none."""
     return sum(size for _, size, _ in _files(folder))
 
 

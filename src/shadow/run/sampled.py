@@ -34,7 +34,7 @@ Group = tuple[str, str, int, int]  # component, stack, layer and expert, -1 for 
 def sampled_units(
     model: Checkpoint, candidate: Checkpoint, runtime: Runtime, scratch: Path
 ) -> tuple[list[Units], bool]:
-    """Return some units of both models, by places in order, none if nothing aligns; and whether
+    """Some units of both models, by places in order, none if nothing aligns; and whether
     they are those of layers or experts that correspond, but not by number. These are looked for
     where numbers of layers or experts differ, or entries have little in common.
     """
@@ -60,7 +60,7 @@ def sampled_units(
 def has_moved(
     first: Checkpoint, second: Checkpoint, runtime: Runtime, scratch: Path, *, may_have: bool
 ) -> bool:
-    """Return whether layers or experts of the second are the first's of other numbers. may_have:
+    """True if layers or experts of the second are the first's of other numbers. may_have:
     also where both have the same numbers.
     """
     aligned = _aligned(first, second)
@@ -100,7 +100,7 @@ def _matching(aligned: AlignedPair, runtime: Runtime, scratch: Path) -> Matching
 
 
 def _groups(pairs: Sequence[MatrixPair]) -> dict[Group, list[MatrixPair]]:
-    """Return the matrices of MLPs by what shares their units."""
+    """The matrices of MLPs by what shares their units."""
     groups = defaultdict[Group, list[MatrixPair]](list)
     for pair in pairs:
         stack, _, matrix = pair.place.module.partition(".")
@@ -119,7 +119,7 @@ def _read(
     runtime: Runtime,
     scratch: Path,
 ) -> list[Units]:
-    """Return some units of the chosen groups."""
+    """Some units of the chosen groups."""
     pairs: list[MatrixPair] = []
     order: dict[Hashable, int] = {}
     for number, group in enumerate(chosen):
@@ -142,7 +142,7 @@ def _read(
 
 @np.errstate(over="ignore", invalid="ignore")
 def _is_unlike(units: Units) -> bool:
-    """Return whether units have less in common than those that correspond."""
+    """True if units have less in common than those that correspond."""
     model_norm = np.linalg.norm(units.model)
     candidate_norm = np.linalg.norm(units.candidate)
     inner = np.vdot(units.model, units.candidate)
@@ -185,7 +185,7 @@ def _spread(groups: Sequence[Group]) -> list[Group]:
 
 @np.errstate(over="ignore")  # F64 beyond float32
 def _units(pair: MatrixPair, sides: Sides, *, whole: bool) -> Units:
-    """Return SAMPLED units of both sides: the same ones for all matrices and all candidates."""
+    """SAMPLED units of both sides: the same ones for all matrices and all candidates."""
     units = _count(pair)
     rows, cols = sides.shape
     width = cols

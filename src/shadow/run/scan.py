@@ -126,14 +126,14 @@ def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> U
 
 
 def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
-    """Return both sides of a pair that has a base, in the dtype that their formats need."""
+    """Both sides of a pair that has a base, in the dtype that their formats need."""
     first, second = views(pair, base, tuned)
     dtype = working_dtype(*formats_of(pair))
     return Sides(first, second, dtype, own_workspace())
 
 
 def scanned(pair: MatrixPair, sides: Sides, binades: Binades | None = None) -> Scanned:
-    """Return the row of a pair that has a base. binades: also gets its entries."""
+    """The row of a pair that has a base. binades: also gets its entries."""
     formats = formats_of(pair)
     sums = compared(sides, formats, binades)
     return Scanned(
@@ -153,12 +153,12 @@ def scanned(pair: MatrixPair, sides: Sides, binades: Binades | None = None) -> S
 
 
 def is_raw(pair: MatrixPair) -> bool:
-    """Return whether a pair has no floats: whole numbers, or bytes that are not decoded."""
+    """True if a pair has no floats: whole numbers, or bytes that are not decoded."""
     return pair.reading in ("bytes", "numbers")
 
 
 def in_words(place: Place) -> str:
-    """Return `language.layers.0.attn.q`, as rules write places; an expert follows its module."""
+    """`language.layers.0.attn.q`, as rules write places; an expert follows its module."""
     parts = [place.component]
     if place.layer is not None:
         parts.append(f"layers.{place.layer}")
@@ -202,13 +202,13 @@ class Swept:
     """A tensor and statistics of its entries."""
 
     info: TensorInfo
-    found: Extremes
+    extremes: Extremes
 
 
 def sweep(
     checkpoint: Checkpoint, tensors: Iterable[TensorInfo], runtime: Runtime, scratch: Path
 ) -> Gathering[tuple[list[Swept], list[Unmatched]]]:
-    """Return all tensors of floats or packed numbers, by name, and those not decodable."""
+    """All tensors of floats or packed numbers, by name, and those not decodable."""
     pairs = []
     for info in tensors:
         if not info.parameters or info.problem or info.alias_of:
@@ -239,23 +239,23 @@ def sweep(
 
 
 def _has_floats(info: TensorInfo) -> bool:
-    """Return whether a tensor has floats, as it is stored or once it is unpacked."""
+    """True if a tensor has floats, as it is stored or once it is unpacked."""
     return info.dtype in FLOATS or info.packing is not None
 
 
 def _sides(info: TensorInfo) -> tuple[int, int]:
-    """Return rows and columns: all dimensions but the last are rows."""
+    """Rows and columns: all dimensions but the last are rows."""
     cols = info.shape[-1] if len(info.shape) > 1 else info.parameters
     return info.parameters // max(1, cols), cols
 
 
 def _bytes(info: TensorInfo) -> TensorInfo:
-    """Return numbers that are not floats as a row of bytes."""
+    """Numbers that are not floats as a row of bytes."""
     return replace(info, dtype="U8", shape=(1, info.stored_size), strides=None)
 
 
 def same_values(read: Callable[[TensorInfo], Read], one: TensorInfo, other: TensorInfo) -> bool:
-    """Return whether two tensors hold equal values."""
+    """True if two tensors hold equal values."""
     if one.shape != other.shape:
         return False
     formats = (one.dtype, other.dtype)
@@ -272,7 +272,7 @@ def same_values(read: Callable[[TensorInfo], Read], one: TensorInfo, other: Tens
 
 
 def same_slices(stack: Read, numbers: Sequence[int], dtype: str) -> bool:
-    """Return whether two matrices of a stack hold equal values."""
+    """True if two matrices of a stack hold equal values."""
     first, second = (stack.seen(itemgetter(number)) for number in numbers)
     sides = Sides(first, second, working_dtype(dtype, dtype), own_workspace())
     return not compared(sides, (dtype, dtype)).changed
@@ -312,7 +312,7 @@ def rounding_between(sides: Sides, row: Scanned, *, is_matrix: bool) -> Rounding
 
 
 def _is_within_a_unit(sides: Sides, row: Scanned) -> bool:
-    """Return whether no tuned entry, in fewer bits than the base, is a unit in the last place away,
+    """True if no tuned entry, in fewer bits than the base, is a unit in the last place away,
     as after several roundings. A wider file may hold BF16, and F16 may have come between.
     """
     first, second = map(float_format, row.formats)
@@ -340,7 +340,7 @@ def _is_within_a_unit(sides: Sides, row: Scanned) -> bool:
 
 
 def is_initial(sides: Sides) -> bool:
-    """Return whether every entry of the base is 1, or every one is 0, as norms and biases start."""
+    """True if every entry of the base is 1, or every one is 0, as norms and biases start."""
     ends = set()
     for index, _ in tiles(sides.tuned):
         base, _ = sides.read(index)
@@ -351,7 +351,7 @@ def is_initial(sides: Sides) -> bool:
 
 
 def binades_of(pair: MatrixPair) -> Binades | None:
-    """Return a counter of entries by the size of the base's entry; None unless steps of floats."""
+    """A counter of entries by the size of the base's entry; None unless steps of floats."""
     if is_raw(pair):
         return None
     formats = []

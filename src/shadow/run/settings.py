@@ -65,7 +65,7 @@ class Settings:
     """Whether layers, experts and rows of a vocabulary are compared by number alone."""
 
     def as_json(self) -> SettingsMetadata:
-        """Return the settings as reports have them: without the CPU and all subjects, as before;
+        """The settings as reports have them: without the CPU and all subjects, as before;
         by number only where that was asked for.
         """
         as_in_files: SettingsMetadata = json.loads(

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def references_of(pair: Pair) -> list[Reference]:
-    """Return the checkpoints that both sides are made of."""
+    """The checkpoints that both sides are made of."""
     parts = [*pair.base.parts, *pair.tuned.parts]
     return [reference for _, reference in parts]
 
@@ -63,7 +63,7 @@ def identity_of(
     settings: Settings,
     runtime: Runtime = Runtime(),  # noqa: B008 - frozen
 ) -> ReportMetadata:
-    """Return the identity that a report of the pair would have with the present commits and files,
+    """The identity that a report of the pair would have with the present commits and files,
     without fetching weights.
     """
     with tempfile.TemporaryDirectory() as unpacked, client_for(references_of(pair)):
@@ -72,7 +72,7 @@ def identity_of(
 
 
 def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> ReportMetadata:
-    """Return the identity of the numbers of a report of these checkpoints, every value as JSON has
+    """The identity of the numbers of a report of these checkpoints, every value as JSON has
     it: equal identities give equal data.
     """
     content = {
@@ -89,7 +89,7 @@ def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Repor
 
 
 def side_of(checkpoint: Found) -> CheckpointMetadata:
-    """Return the identity of a checkpoint as a report has it."""
+    """The identity of a checkpoint as a report has it."""
     return {
         "repo": checkpoint.reference,
         "commit": checkpoint.commit,
@@ -98,7 +98,7 @@ def side_of(checkpoint: Found) -> CheckpointMetadata:
 
 
 def reference_of(side: CheckpointMetadata) -> AnyReference:
-    """Return the checkpoint that a report names. Raises ShadowError if it cannot be identified."""
+    """The checkpoint that a report names. Raises ShadowError if it cannot be identified."""
     repo = side["repo"]
     commit = side["commit"]
     owner, _, _ = repo.partition("/")
@@ -203,14 +203,14 @@ def snapshot_of(reference: Reference, runtime: Runtime) -> Snapshot:
 
 
 def _parts(side: Found) -> list[Checkpoint | Located]:
-    """Return the checkpoints that a side is made of."""
+    """The checkpoints that a side is made of."""
     if isinstance(side, Assembled):
         return [part for _, part in side.parts]
     return [side]
 
 
 def pickled_part(side: Found) -> Located | None:
-    """Return a part whose weights must be fetched before anything is known about them, or None."""
+    """A part whose weights must be fetched before anything is known about them, or None."""
     for part in _parts(side):
         if isinstance(part, Located) and part.weights.pickled:
             return part

@@ -57,7 +57,7 @@ class SpectrumCache(FileCache):
     def remember(
         self, matrix: Matrix, question: SpectrumKey, norm: float, solve: Callable[[], Spectrum]
     ) -> Spectrum:
-        """Return the spectrum of a matrix from the folder, or solve it.
+        """The spectrum of a matrix from the folder, or solve it.
 
         norm: its Frobenius norm. Small matrices are solved faster than read.
         """
@@ -77,7 +77,7 @@ class SpectrumCache(FileCache):
 
 
 def key(matrix: Matrix, question: SpectrumKey) -> str:
-    """Return the name of a spectrum: a hex sha256 of the matrix, the question and the solver."""
+    """The name of a spectrum: a hex sha256 of the matrix, the question and the solver."""
     kind = type(matrix).__name__ if isinstance(matrix, Updated) else str(matrix.dtype)
     what = f"{FORMAT} {_solver()} {question} {tuple(matrix.shape)} {kind}\n"
     digest = hashlib.sha256(what.encode())
@@ -89,7 +89,7 @@ def key(matrix: Matrix, question: SpectrumKey) -> str:
 
 @cache
 def _solver() -> str:
-    """Return what the last bits of a spectrum depend on besides the matrix."""
+    """The things that the last bits of a spectrum depend on besides the matrix."""
     code = hashlib.sha256()
     for module in (spectrum, routines, lazy, device):
         code.update(Path(str(module.__file__)).read_bytes())

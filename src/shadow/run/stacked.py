@@ -37,7 +37,7 @@ class Stacked:
     swapped: bool  # whether A is of the outputs, as in peft before 0.19
 
     def _factors(self, adapter: Checkpoint, *, by_rank: bool) -> tuple[Tensor, Tensor]:
-        """Return left (out, experts * rank) and right (experts * rank, in), expert by expert."""
+        """Left (out, experts * rank) and right (experts * rank, in), expert by expert."""
         right = adapter.tensor(self.a).whole()
         left = adapter.tensor(self.b).whole()
         if by_rank:
@@ -49,7 +49,7 @@ class Stacked:
         return outputs.view(left).reshape(-1, left.shape[1]), right
 
     def update(self, adapter: Checkpoint, *, by_rank: bool, expert: int | None = None) -> Update:
-        """Return its update, or that of another expert."""
+        """Its update, or that of another expert."""
         left, right = self._factors(adapter, by_rank=by_rank)
         rank = left.shape[1] // self.experts
         if expert is None:
@@ -66,7 +66,7 @@ class Stacked:
         )
 
     def likest(self, adapter: Checkpoint, change: Tensor, *, by_rank: bool) -> int:
-        """Return the expert whose update is most like a change of this matrix, (out, in)."""
+        """The expert whose update is most like a change of this matrix, (out, in)."""
         left, right = self._factors(adapter, by_rank=by_rank)
         images = change @ right.double().T
         products = (left.double() * images).sum(0)  # of each column with its row
@@ -77,7 +77,7 @@ class Stacked:
 def stacked_updates(
     adapter: Adapter, factors: dict[str, Factors], base: Checkpoint
 ) -> tuple[dict[Place, Stacked], set[str]]:
-    """Return the updates of stacked experts of a base by place, and the modules that hold them.
+    """The updates of stacked experts of a base by place, and the modules that hold them.
 
     Names do not say which parameter a module updates: shapes do.
     """
@@ -114,7 +114,7 @@ def stacked_updates(
 
 
 def _experts_by_layer(base: Checkpoint) -> dict[Layer, Shapes]:
-    """Return the shapes of the matrices of experts, by layer and place."""
+    """The shapes of the matrices of experts, by layer and place."""
     layers = defaultdict[Layer, Shapes](dict)
     for place, shape in shapes_of(base).items():
         if place.expert is not None:

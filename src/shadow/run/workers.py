@@ -85,7 +85,7 @@ def threads(jobs: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def jobs_of(runtime: Runtime, pairs: Sequence[MatrixPair], method: Method) -> int:
-    """Return the requested number of workers, or the default."""
+    """The requested number of workers, or the default."""
     if runtime.jobs is not None:
         return runtime.jobs
     return default_jobs(pairs, runtime.limits or machine_limits(), method)
@@ -251,7 +251,7 @@ def outcome_of(
 
 
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
-    """Return the verification that all its shards share, or False if they differ."""
+    """The verification that all its shards share, or False if they differ."""
     answers = {checkpoint.sources[info.shard].verified for info in operand.infos}
     if len(answers) != 1:
         return False
@@ -343,7 +343,7 @@ def _of_vector(sides: Sides, formats: tuple[str, str], detail: str | None) -> Ma
 def _copied(
     sides: Sides, formats: tuple[str, str], delta: Measurement, *, may_be: bool = True
 ) -> Cast | Literal["neither"] | None:
-    """Return which side is the other in another format, or neither; None if the format's error is
+    """The side that is the other in another format, or neither; None if the format's error is
     unknown. may_be: whether it may be a cast of floats.
     """
     if is_quantised(sides.tuned) == is_quantised(sides.base):
@@ -367,7 +367,7 @@ def _copied(
 
 
 def _broken(size: Extent) -> MatrixOutcome:
-    """Return the outcome of a pair with an entry that is not finite, or sums that are not."""
+    """The outcome of a pair with an entry that is not finite, or sums that are not."""
     if size.finite:
         return MatrixOutcome("skipped", reason="out_of_range", detail=_extent_in_words(size))
     sides = tuple(side for side in SIDES if not math.isfinite(getattr(size, side)))
@@ -382,7 +382,7 @@ def _extent_in_words(size: Extent) -> str:
 
 
 def own_workspace() -> Workspace:
-    """Return the buffers of this thread."""
+    """The buffers of this thread."""
     if not hasattr(_LOCAL, "space"):
         _LOCAL.space = Workspace()
     space: Workspace = _LOCAL.space
@@ -390,23 +390,23 @@ def own_workspace() -> Workspace:
 
 
 def matrix_of(operand: Operand, checkpoint: Checkpoint) -> Cut:
-    """Return a matrix of a checkpoint, of which parts are read on demand."""
+    """A matrix of a checkpoint, of which parts are read on demand."""
     return checkpoint.tensor(operand.info).seen(operand.part.view)
 
 
 def base_of(pair: MatrixPair) -> Operand:
-    """Return the base's side of a pair that has one."""
+    """The base's side of a pair that has one."""
     assert pair.base is not None, "aligned"
     return pair.base
 
 
 def formats_of(pair: MatrixPair) -> tuple[str, str]:
-    """Return the stored dtypes of both sides of a pair that has a base."""
+    """The stored dtypes of both sides of a pair that has a base."""
     return base_of(pair).info.dtype, pair.tuned.info.dtype
 
 
 def views(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> tuple[Matrix, Matrix]:
-    """Return both matrices of a pair that has a base, split into the same dimensions."""
+    """Both matrices of a pair that has a base, split into the same dimensions."""
     operand = base_of(pair)
     if pair.chosen is not None:
         base_rows, tuned_rows = pair.chosen

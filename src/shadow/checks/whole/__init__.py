@@ -95,29 +95,29 @@ class Whole:
         return [part for part, is_looked_at in parts.items() if is_looked_at]
 
 
-def judge(found: Whole) -> Answer:
+def judge(facts: Whole) -> Answer:
     """Judge every part by itself: one fault is enough, and what is unknown leaves it open."""
-    findings = Findings(RULES, found.accept)
-    shards.judge_files(findings, found.files)
+    findings = Findings(RULES, facts.accept)
+    shards.judge_files(findings, facts.files)
     looked_at: Sequence[tuple[Callable[..., None], object]] = (
-        (values.judge_values, found.values),
-        (names.judge_names, found.names),
-        (configs.judge_words, found.words),
-        (configs.judge_adapter, found.adapter),
-        (small_files.judge_small_files, found.small),
-        (quantised_modules.judge_modules, found.modules),
-        (gguf_metadata.judge_metadata, found.gguf),
+        (values.judge_values, facts.values),
+        (names.judge_names, facts.names),
+        (configs.judge_words, facts.words),
+        (configs.judge_adapter, facts.adapter),
+        (small_files.judge_small_files, facts.small),
+        (quantised_modules.judge_modules, facts.modules),
+        (gguf_metadata.judge_metadata, facts.gguf),
     )
     for judge_part, part in looked_at:
         if part is not None:
             judge_part(findings, part)
-    if found.names is not None and found.names.expected.problem not in ("", "cut", "quantised"):
-        peers.judge_pieces(findings, found.names.tensors)
-    for code, name, other in found.copies:
+    if facts.names is not None and facts.names.expected.problem not in ("", "cut", "quantised"):
+        peers.judge_pieces(findings, facts.names.tensors)
+    for code, name, other in facts.copies:
         findings.add(name, code, other=other)
-    if found.values is not None and not found.values.is_quantised:
-        peers.judge_peers(findings, found.values.swept, found.units)
-    if found.values is None:
+    if facts.values is not None and not facts.values.is_quantised:
+        peers.judge_peers(findings, facts.values.swept, facts.units)
+    if facts.values is None:
         findings.add("", "nothing_opened")
     order = [*RULES]
     rows = sorted(findings.rows[FAULT], key=lambda row: row.name)
@@ -129,18 +129,18 @@ def judge(found: Whole) -> Answer:
     doubts = gathered(findings.rows[DOUBT])
     notes = gathered(findings.rows[NOTE])
     codes = [*dict.fromkeys(row.why.code for row in accepted)]
-    for code in sorted(found.accept.keys() - {*codes}):
+    for code in sorted(facts.accept.keys() - {*codes}):
         notes.append(Reason("accepted_absent", {"code": code}))
-    agree: dict[str, Value] = {"parts": found.parts, "accepted": codes or None}
+    agree: dict[str, Value] = {"parts": facts.parts, "accepted": codes or None}
     if doubts and not faults:
         reasons = [*doubts, Reason("not_all", agree)]
         return Answer(Outcome.INCONCLUSIVE, reasons, figures, against, notes)
-    left_out = None if found.with_values else ["values"]
-    notes.append(Reason("looked", {"parts": found.parts, "left_out": left_out}))
+    left_out = None if facts.with_values else ["values"]
+    notes.append(Reason("looked", {"parts": facts.parts, "left_out": left_out}))
     if faults:
         reasons = gathered(faults, by_code=True)
         return Answer(Outcome.DOES_NOT_HOLD, reasons, figures, against, notes, doubts)
-    code = "whole" if found.with_values else "whole_headers"
+    code = "whole" if facts.with_values else "whole_headers"
     reason = Reason(code, {**agree, "tensors": figures["tensors"]})
     return Answer(Outcome.HOLDS, [reason], figures, against, notes)
 

@@ -243,15 +243,15 @@ class Words:
         return any(self.ids.values()) or bool(self.vocabulary)
 
 
-def judge_words(findings: Findings, found: Words) -> None:
+def judge_words(findings: Findings, facts: Words) -> None:
     """Find tokens without a row, and files that disagree on where generation stops."""
-    rows = found.rows
-    size = found.vocab_size
-    for kind, files in found.ids.items():
+    rows = facts.rows
+    size = facts.vocab_size
+    for kind, files in facts.ids.items():
         for file, tokens in files.items():
             for token in tokens:
-                judge_token(findings, found, file, kind, token)
-    ends = found.ids.get("eos", {})
+                judge_token(findings, facts, file, kind, token)
+    ends = facts.ids.get("eos", {})
     # generation stops where its own config says, or the model's
     against = GENERATION if GENERATION in ends else CONFIG
     for file, tokens in ends.items():
@@ -260,17 +260,17 @@ def judge_words(findings: Findings, found: Words) -> None:
             one = clipped(", ".join(map(str, tokens)))
             other = clipped(", ".join(map(str, others)))
             findings.add(file, "eos_apart", one=one, other=other, against=against)
-    for file, broken in found.unread.items():
+    for file, broken in facts.unread.items():
         findings.add(file, "not_json" if broken else "json_unread")
-    for kind, text in found.unknown.items():
+    for kind, text in facts.unknown.items():
         findings.add(TOKENIZER, "token_unknown", kind=kind, token=clipped(text))
-    if found.checks_size and found.rows and size and size != found.rows:
+    if facts.checks_size and facts.rows and size and size != facts.rows:
         # some models have a few rows more by design
-        code = "vocab_size" if size > found.rows else "rows_spare"
-        findings.add(CONFIG, code, said=clipped(size), rows=found.rows)
-    beyond = sorted((at, token) for token, at in found.vocabulary.items() if rows and at >= rows)
+        code = "vocab_size" if size > facts.rows else "rows_spare"
+        findings.add(CONFIG, code, said=clipped(size), rows=facts.rows)
+    beyond = sorted((at, token) for token, at in facts.vocabulary.items() if rows and at >= rows)
     # what stands for images has no row in a model of language alone
-    words = [one for one in beyond if found.sees or not SEEN.search(one[1])]
+    words = [one for one in beyond if facts.sees or not SEEN.search(one[1])]
     if words:
         number, text = words[0]
         of: dict[str, Value] = {"tokens": len(words), "token": clipped(text), "rows": rows}
@@ -339,31 +339,31 @@ class Factors:
         return self.config.get("peft_type") == "LORA"
 
 
-def judge_adapter(findings: Findings, found: Factors) -> None:
+def judge_adapter(findings: Findings, facts: Factors) -> None:
     """Compare the config with the factors, module by module."""
-    findings.figures |= {"modules": len(found.shapes), "modules_zero": len(found.zero)}
+    findings.figures |= {"modules": len(facts.shapes), "modules_zero": len(facts.zero)}
     from shadow.checkpoints.adapter_names import Targets
 
-    config = found.config
-    alpha = found.config.get("lora_alpha")
-    if not found.is_compared:
+    config = facts.config
+    alpha = facts.config.get("lora_alpha")
+    if not facts.is_compared:
         kind = str(config.get("peft_type"))
         code = "adapter_other" if kind in name_rules().adapters else "adapter_kind"
         findings.add(ADAPTER_CONFIG, code, kind=kind[:40])
         return
     if not isinstance(alpha, int | float) or not alpha > 0:
         findings.add(ADAPTER_CONFIG, "alpha", alpha=str(alpha)[:40])
-    if found.zero and len(found.zero) == len(found.shapes):
-        findings.add("lora_B", "does_nothing", modules=len(found.zero))
+    if facts.zero and len(facts.zero) == len(facts.shapes):
+        findings.add("lora_B", "does_nothing", modules=len(facts.zero))
     else:
-        for module in found.zero:
+        for module in facts.zero:
             findings.add(module, "zero_factor")
-    for module, shapes in found.shapes.items():
+    for module, shapes in facts.shapes.items():
         _judge_module(findings, module, shapes, config)
-    _judge_patterns(findings, found)
+    _judge_patterns(findings, facts)
     targets = config.get("target_modules")  # a list, or a pattern, or all-linear
     named = [one for one in targets if isinstance(one, str)] if isinstance(targets, list) else []
-    ends = {module: _ends(module) for module in found.shapes}
+    ends = {module: _ends(module) for module in facts.shapes}
     excluded = config.get("exclude_modules")  # in the same forms
     for target in sorted({*named}.difference(*ends.values())):
         is_listed = isinstance(excluded, list) and not _ends(target).isdisjoint(map(str, excluded))
@@ -374,39 +374,39 @@ def judge_adapter(findings: Findings, found: Factors) -> None:
         for module in ends:
             if not reach.has(module):
                 findings.add(module, "not_targeted")
-    _judge_saved(findings, found)
-    _judge_layers(findings, found)
-    parts = [name.partition(".lora_magnitude_vector") for name in found.others]
+    _judge_saved(findings, facts)
+    _judge_layers(findings, facts)
+    parts = [name.partition(".lora_magnitude_vector") for name in facts.others]
     owners = {module.removeprefix(PREFIX) for module, magnitude, _ in parts if magnitude}
     if config.get("use_dora"):
-        for module in sorted(found.shapes.keys() - owners):
+        for module in sorted(facts.shapes.keys() - owners):
             findings.add(module, "dora_absent")
-    for name in found.others:
+    for name in facts.others:
         # the others are names that modules have in memory
         if not name.startswith(PREFIX) or re.search(r"\.(modules_to_save|original_module)\.", name):
             findings.add(name, "key_unread")
 
 
-def _judge_patterns(findings: Findings, found: Factors) -> None:
+def _judge_patterns(findings: Findings, facts: Factors) -> None:
     """Find keys of patterns that are of no module with factors."""
     from shadow.checkpoints.adapter_names import is_of_pattern
 
-    patterns = (found.config.get(name) for name in ("rank_pattern", "alpha_pattern"))
+    patterns = (facts.config.get(name) for name in ("rank_pattern", "alpha_pattern"))
     keys = {key for pattern in patterns for key in as_object(pattern)}
     for key in sorted(keys):
-        if not any(is_of_pattern(key, module) for module in found.shapes):
+        if not any(is_of_pattern(key, module) for module in facts.shapes):
             findings.add(clipped(key), "pattern_unmatched")
 
 
-def _judge_layers(findings: Findings, found: Factors) -> None:
+def _judge_layers(findings: Findings, facts: Factors) -> None:
     """Find layers that lack factors which config, or most layers, say they have."""
     layers = defaultdict[tuple[str, str, str], set[int]](set)  # by stack, parent and module
     every = defaultdict[tuple[str, str], set[int]](set)  # of any module of a parent
-    for match in filter(None, map(IN_LAYER.fullmatch, found.shapes)):
+    for match in filter(None, map(IN_LAYER.fullmatch, facts.shapes)):
         stack, parent, module = match.group("stack", "parent", "module")
         layers[stack, parent, module].add(int(match["layer"]))
         every[stack, parent].add(int(match["layer"]))
-    config = found.config
+    config = facts.config
     targets = config.get("target_modules")
     used = set[int]().union(*every.values())
     chosen = {one for one in listed(config.get("layers_to_transform")) if type(one) is int}
@@ -423,19 +423,19 @@ def _judge_layers(findings: Findings, found: Factors) -> None:
 
 
 def _lacking(own: Collection[int], every: Iterable[int]) -> list[int]:
-    """Return the layers that are not among own, if these are many: some models have a module in a
+    """The layers that are not among own, if these are many: some models have a module in a
     part of their layers, or take keys and values of earlier layers in the last ones.
     """
     lacking = sorted(layer for layer in every if layer < max(own) and layer not in own)
     return lacking if 2 * len(lacking) <= len(own) else []
 
 
-def _judge_saved(findings: Findings, found: Factors) -> None:
+def _judge_saved(findings: Findings, facts: Factors) -> None:
     """Compare modules_to_save with the tensors: peft takes what ends with one of its names."""
-    saved = found.config.get("modules_to_save")
+    saved = facts.config.get("modules_to_save")
     names = dict.fromkeys(str(name) for name in saved) if isinstance(saved, list) else {}
-    absent = [name for name in names if not any(f"{name}." in other for other in found.others)]
-    task = found.config.get("task_type")
+    absent = [name for name in names if not any(f"{name}." in other for other in facts.others)]
+    task = facts.config.get("task_type")
     heads = LISTED_BY_PEFT.get(task, ()) if isinstance(task, str) else ()
     for name in absent:
         if name not in heads:
@@ -485,7 +485,7 @@ def read_factors(
         if match := FACTOR.fullmatch(name):
             owners[name] = match["module"].removeprefix(PREFIX)
             shapes[owners[name]][match["which"]] = info.shape
-    zero = [one.info.name for one in swept if one.found.is_zero]
+    zero = [one.info.name for one in swept if one.extremes.is_zero]
     return Factors(
         json_object(config),
         shapes,

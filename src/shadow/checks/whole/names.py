@@ -213,24 +213,24 @@ class Names:
     indexed: Collection[str] = ()  # names in the index: what it has and files lack is said of files
 
 
-def judge_names(findings: Findings, found: Names) -> None:
+def judge_names(findings: Findings, facts: Names) -> None:
     """Judge what a loader would miss, leave out, refuse or ignore."""
-    for prefix, count in wrapped(found.tensors).items():
+    for prefix, count in wrapped(facts.tensors).items():
         findings.add(prefix, "prefix", prefix=prefix, tensors=count)
-    layers = _judge_experts(findings, found)
-    if found.expected.problem != "quantised":  # for which some tools leave them out
-        _judge_mtp(findings, found)
-    if problem := found.expected.problem:
-        why = Reason(problem, {"detail": found.expected.detail})
+    layers = _judge_experts(findings, facts)
+    if facts.expected.problem != "quantised":  # for which some tools leave them out
+        _judge_mtp(findings, facts)
+    if problem := facts.expected.problem:
+        why = Reason(problem, {"detail": facts.expected.detail})
         findings.add("", "not_asked", why=why)
-        there = {int(match[1]) for match in map(LAYER.fullmatch, found.tensors) if match}
-        promised = number_of(found.config, ("num_hidden_layers",))
+        there = {int(match[1]) for match in map(LAYER.fullmatch, facts.tensors) if match}
+        promised = number_of(facts.config, ("num_hidden_layers",))
         if problem != "cut" and there and promised <= MOST:
             for layer in sorted({*range(promised)} - there):
                 findings.add(f"layers.{layer}", "layer_missing", of=promised)
     else:
-        _judge_loading(findings, found, layers)
-    head, embedding, equal = found.tied or ("", "", True)
+        _judge_loading(findings, facts, layers)
+    head, embedding, equal = facts.tied or ("", "", True)
     if equal is None:
         findings.add(head, "head_unknown", embedding=embedding)
     elif not equal:
@@ -248,7 +248,7 @@ def wrapped(names: Collection[str]) -> dict[str, int]:
     }
 
 
-def _judge_loading(findings: Findings, found: Names, layers: Collection[str]) -> None:
+def _judge_loading(findings: Findings, facts: Names, layers: Collection[str]) -> None:
     """layers: those that lack an expert, which is reported already."""
     from shadow.checkpoints.expected import owners_of
 
@@ -257,47 +257,47 @@ def _judge_loading(findings: Findings, found: Names, layers: Collection[str]) ->
         return bool(match and match[1] in layers and "experts" in name)
 
     missing: defaultdict[str, list[str]] = defaultdict(list)  # those of a lost layer by its name
-    for name in sorted({*found.expected.missing} - {*found.indexed}):
+    for name in sorted({*facts.expected.missing} - {*facts.indexed}):
         if not is_named(name):
-            owner = next(filter(found.expected.lost.get, owners_of(name)), name)
+            owner = next(filter(facts.expected.lost.get, owners_of(name)), name)
             missing[owner].append(name)
     for owner, names in missing.items():
         if len(names) > 1:
             findings.add(owner, "layer_lost", tensors=len(names), first=names)
         else:
             findings.add(names[0], "missing")
-    for name in sorted(found.expected.unexpected):
-        info = found.tensors.get(name)
+    for name in sorted(facts.expected.unexpected):
+        info = facts.tensors.get(name)
         is_judged_elsewhere = BUFFER.fullmatch(name) or FLAT.fullmatch(name)
-        if is_of_mtp(name, found.config):
+        if is_of_mtp(name, facts.config):
             findings.add(name, "mtp")
         elif not is_judged_elsewhere and (info is None or info.parameters):
-            spare = found.expected.spare
+            spare = facts.expected.spare
             findings.add(name, "other_head" if spare else "unexpected", spare=spare)
-    for name, shape, other in found.expected.mismatched:
+    for name, shape, other in facts.expected.mismatched:
         if not is_named(name) and shape[:1] != (0,):
             findings.add(name, "mismatched", shape=shape_text(shape), other=shape_text(other))
 
 
-def _judge_experts(findings: Findings, found: Names) -> set[str]:
+def _judge_experts(findings: Findings, facts: Names) -> set[str]:
     """Report experts that a layer lacks and similar layers have; return such layers."""
     # by the name before the number, by that after it, by number: the whole name
     experts: defaultdict[str, defaultdict[str, dict[int, str]]]
     experts = defaultdict(lambda: defaultdict(dict))
-    for match in filter(None, map(EXPERT.fullmatch, found.tensors)):
+    for match in filter(None, map(EXPERT.fullmatch, facts.tensors)):
         experts[match["owner"]][match["rest"]][int(match["expert"])] = match[0]
     numbers: defaultdict[str, set[int]] = defaultdict(set)
     for owner, tensors in experts.items():
         numbers[role(owner)].update(*tensors.values())
     every = {kind: sorted(own) for kind, own in numbers.items()}
-    expected = found.expected
+    expected = facts.expected
     wrong = [*expected.missing]
     wrong += [name for name, _, _ in expected.mismatched]
     faulty = {match[1] for match in map(LAYER.fullmatch, wrong) if match and "experts" in match[0]}
     layers = set()
     for owner, tensors in experts.items():
         for names in tensors.values():
-            shapes = {name: shape_text(found.tensors[name].shape) for name in names.values()}
+            shapes = {name: shape_text(facts.tensors[name].shape) for name in names.values()}
             usual = Counter(shapes.values()).most_common(1)[0][0]
             for name in sorted(name for name, shape in shapes.items() if shape != usual):
                 findings.add(name, "expert_shape", shape=shapes[name], other=usual)
@@ -339,16 +339,16 @@ def _judge_lost_experts(
     return bool(lost or cut)
 
 
-def _judge_mtp(findings: Findings, found: Names) -> None:
+def _judge_mtp(findings: Findings, facts: Names) -> None:
     """Report layers that predict further tokens, which config counts and many loaders ignore."""
-    promised = number_of(found.config, MTP_KEYS)
-    named = [name for name in found.tensors if MTP.fullmatch(name)]
-    beyond = [name for name in found.tensors if _is_beyond(name, found.config)]
+    promised = number_of(facts.config, MTP_KEYS)
+    named = [name for name in facts.tensors if MTP.fullmatch(name)]
+    beyond = [name for name in facts.tensors if _is_beyond(name, facts.config)]
     numbers = {match[1] for match in map(LAYER.fullmatch, beyond or named) if match}
     count = len(numbers) or (promised if named else 0)
     if count < promised <= MOST:
-        inner = text_config(found.config)
-        key = next(key for key in MTP_KEYS if key in found.config or key in inner)
+        inner = text_config(facts.config)
+        key = next(key for key in MTP_KEYS if key in facts.config or key in inner)
         findings.add(key, "mtp_missing", of=promised, found=count)
 
 

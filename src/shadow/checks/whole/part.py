@@ -45,11 +45,11 @@ class Findings:
         self.rows[self.rules[code].severity].append(row)
 
 
-def folded(found: Iterable[Against]) -> list[Against]:
+def folded(findings: Iterable[Against]) -> list[Against]:
     """Keep the first rows of each code, in order; a row at the end has the number of the others."""
     shown = []
     by_code: defaultdict[str, list[Against]] = defaultdict(list)
-    for row in found:
+    for row in findings:
         by_code[row.why.code].append(row)
         if len(by_code[row.why.code]) <= MOST_ROWS:
             shown.append(row)
@@ -70,10 +70,10 @@ def clipped(value: object) -> str:
     return f"{text[:MOST_SHOWN]}..."
 
 
-def gathered(found: Iterable[Against], *, by_code: bool = False) -> list[Reason]:
+def gathered(findings: Iterable[Against], *, by_code: bool = False) -> list[Reason]:
     """Merge equal reasons, each with all its names. by_code: merge different figures as well."""
     groups: defaultdict[object, list[Against]] = defaultdict(list)
-    for row in found:
+    for row in findings:
         # not the reason itself, whose hash leaves out the values of its figures
         figures = "" if by_code else repr(row.why.figures)
         groups[row.why.code, figures].append(row)

@@ -78,8 +78,8 @@ def judge_peers(findings: Findings, swept: Sequence[Swept], copies: Copies) -> N
         name = tensor.info.name
         if tensor.info.dtype not in FLOATS or BUFFER.fullmatch(name) or FACTOR.fullmatch(name):
             continue
-        if tensor.found.clipped > CLIPPED:
-            findings.add(name, "clipped", entries=tensor.found.clipped)
+        if tensor.extremes.clipped > CLIPPED:
+            findings.add(name, "clipped", entries=tensor.extremes.clipped)
         by_role[role(name), tensor.info.shape].append(tensor)
     for (_, shape), peers in by_role.items():
         if len(peers) < FEWEST:
@@ -116,9 +116,9 @@ def judge_pieces(findings: Findings, names: Iterable[str]) -> None:
 def _judge_sizes(findings: Findings, peers: Sequence[Swept]) -> None:
     """Report matrices that are far larger or smaller than their peers, but for zeros."""
     sizes = {
-        tensor.info.name: math.sqrt(tensor.found.energy / tensor.found.entries)
+        tensor.info.name: math.sqrt(tensor.extremes.energy / tensor.extremes.entries)
         for tensor in peers
-        if tensor.found.energy
+        if tensor.extremes.energy
     }
     if len(sizes) < FEWEST:
         return
@@ -130,13 +130,13 @@ def _judge_sizes(findings: Findings, peers: Sequence[Swept]) -> None:
 
 def _judge_constants(findings: Findings, peers: Sequence[Swept]) -> None:
     """Report vectors of one value, where most peers vary."""
-    constant = [tensor for tensor in peers if tensor.found.is_constant]
+    constant = [tensor for tensor in peers if tensor.extremes.is_constant]
     if len(constant) > RARE * len(peers):
         return
     for tensor in constant:
-        value = tensor.found.first
+        value = tensor.extremes.first
         is_zero_weight = not value and not tensor.info.name.endswith("bias")  # a fault of values
-        if tensor.found.entries > 1 and not is_zero_weight:
+        if tensor.extremes.entries > 1 and not is_zero_weight:
             findings.add(
                 tensor.info.name, "constant_beside_peers", value=value, peers=len(peers) - 1
             )
@@ -166,10 +166,10 @@ def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime
         info = tensor.info
         match = UNIT.fullmatch(info.name)
         is_matrix = sum(size > 1 for size in info.shape) > 1
-        if match and is_matrix and info.dtype in FLOATS and not tensor.found.is_constant:
+        if match and is_matrix and info.dtype in FLOATS and not tensor.extremes.is_constant:
             units[match["unit"]][match["rest"]] = tensor
         numbers: dict[int, int] = {}
-        for number, checksum in enumerate(tensor.found.slices):
+        for number, checksum in enumerate(tensor.extremes.slices):
             first = numbers.setdefault(checksum, number)
             if checksum and first != number:
                 fetch(checkpoint, [info], runtime)
@@ -177,9 +177,11 @@ def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime
                     copies[f"{info.name}[{number}]"] = f"{info.name}[{first}]"
     first_of: dict[object, str] = {}
     for unit, tensors in sorted(units.items()):
-        statistics = [(rest, tensor.info.shape, tensor.found) for rest, tensor in tensors.items()]
+        statistics = [
+            (rest, tensor.info.shape, tensor.extremes) for rest, tensor in tensors.items()
+        ]
         other = first_of.setdefault(tuple(statistics), unit)
-        rest = max(tensors, key=lambda rest: tensors[rest].found.entries)
+        rest = max(tensors, key=lambda rest: tensors[rest].extremes.entries)
         pair = f"{other}.{rest}", f"{unit}.{rest}"
         if other != unit and are_equal(checkpoint, pair, runtime):
             copies[unit] = other

@@ -157,40 +157,40 @@ class Modules:
     """Floats that are 8-bit ones without their scale."""
 
 
-def judge_modules(findings: Findings, found: Modules) -> None:
+def judge_modules(findings: Findings, facts: Modules) -> None:
     """Compare modules with what config says of them, and with those of other layers."""
-    counts = Counter(role(name) for name, info in found.tensors.items() if info.packing)
-    refused = Counter(map(role, found.refused))
-    for module, why in found.refused.items():
+    counts = Counter(role(name) for name, info in facts.tensors.items() if info.packing)
+    refused = Counter(map(role, facts.refused))
+    for module, why in facts.refused.items():
         peers = counts[role(module)] + counts[role(f"{module}.weight")]
         # MLX may say of one module how it is packed
-        is_odd = peers >= refused[role(module)] and module not in found.settings
+        is_odd = peers >= refused[role(module)] and module not in facts.settings
         findings.add(module, "module_broken" if is_odd else "undecoded", why=why)
-    for name in found.raw:
-        findings.add(name, "raw_numbers", dtype=found.tensors[name].dtype)
-    if found.files:
-        _judge_method(findings, found, counts.total())
-    _judge_lists(findings, found, counts)
-    _judge_pieces(findings, found, counts)
-    _judge_samples(findings, found.samples)
+    for name in facts.raw:
+        findings.add(name, "raw_numbers", dtype=facts.tensors[name].dtype)
+    if facts.files:
+        _judge_method(findings, facts, counts.total())
+    _judge_lists(findings, facts, counts)
+    _judge_pieces(findings, facts, counts)
+    _judge_samples(findings, facts.samples)
 
 
-def _judge_method(findings: Findings, found: Modules, packed: int) -> None:
+def _judge_method(findings: Findings, facts: Modules, packed: int) -> None:
     """Compare whether config says that a model is quantised with whether it is."""
-    settings = found.settings
+    settings = facts.settings
     method = settings.get("quant_method")
     # a config may quantise activations or caches alone, or be that of a training
     packs = settings.get("config_groups", True) and settings.get("format") != "dense"
-    is_plain = not (packed or found.refused or settings.get("dequantize"))
+    is_plain = not (packed or facts.refused or settings.get("dequantize"))
     if method in METHODS and packs and is_plain:
         findings.add("config.json", "nothing_packed", method=method)
-    if packed and not settings and DESCRIBED.isdisjoint(found.files):
+    if packed and not settings and DESCRIBED.isdisjoint(facts.files):
         findings.add("config.json", "method_unsaid", modules=packed)
 
 
-def _judge_lists(findings: Findings, found: Modules, counts: Mapping[str, int]) -> None:
+def _judge_lists(findings: Findings, facts: Modules, counts: Mapping[str, int]) -> None:
     """Compare packed and plain modules with the lists of those that are left as they are."""
-    settings = found.settings
+    settings = facts.settings
     lists = [settings.get(key) for key in LISTS]
     names = {str(name) for one in lists if isinstance(one, list) for name in one}
     words = [re.findall(r"\w+", name.removeprefix("re:").split("layers.")[-1]) for name in names]
@@ -199,13 +199,13 @@ def _judge_lists(findings: Findings, found: Modules, counts: Mapping[str, int]) 
     is_clear = settings.get("quant_method") in METHODS and not any(others)
     is_clear &= not TARGETS.search(str(settings.get("config_groups")))
     is_clear &= len(names) <= MOST_NAMES and not any(map(SPECIAL.search, names))
-    plain = Counter(role(name) for name, info in found.tensors.items() if not info.packing)
-    for name, info in found.tensors.items():
+    plain = Counter(role(name) for name, info in facts.tensors.items() if not info.packing)
+    for name, info in facts.tensors.items():
         module = name.removesuffix(".weight")
         if info.packing:
             if module in names:
                 findings.add(module, "packed_listed")
-        elif info.dtype[:2] == "F8" and counts[role(name)] and module not in found.refused:
+        elif info.dtype[:2] == "F8" and counts[role(name)] and module not in facts.refused:
             findings.add(name, "scale_missing", piece="scale")
         elif is_clear and plain[role(name)] <= counts[role(name)] and info.dtype in FLOATS:
             is_listed = any(all(word in module for word in own) for own in words)
@@ -213,16 +213,16 @@ def _judge_lists(findings: Findings, found: Modules, counts: Mapping[str, int]) 
                 findings.add(module, "plain_unlisted")
 
 
-def _judge_pieces(findings: Findings, found: Modules, counts: Mapping[str, int]) -> None:
+def _judge_pieces(findings: Findings, facts: Modules, counts: Mapping[str, int]) -> None:
     """Judge the pieces of modules: their size, their order, and those that peers have."""
     from shadow.checkpoints.formats import owner_of
 
     usual: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for name, info in found.tensors.items():
+    for name, info in facts.tensors.items():
         if info.packing:
             usual[role(name)].update(owner_of(one.name)[1] for one in info.packing.beside)
-    sizes = GROUP_SIZE.findall(str(found.settings))[:MOST_SIZES]
-    for name, info in found.tensors.items():
+    sizes = GROUP_SIZE.findall(str(facts.settings))[:MOST_SIZES]
+    for name, info in facts.tensors.items():
         if info.packing is None:
             continue
         module = name.removesuffix(".weight")
@@ -239,12 +239,12 @@ def _judge_pieces(findings: Findings, found: Modules, counts: Mapping[str, int])
                 findings.add(
                     module, "group_size", own=group, said=" or ".join(dict.fromkeys(sizes))
                 )
-        order = found.seen.get(f"{module}.g_idx")
+        order = facts.seen.get(f"{module}.g_idx")
         if order and order.is_constant and info.packing.facts[2] < cols:
             findings.add(module, "groups_lost")
         for piece in ("weight_global_scale", "weight_scale_2"):
-            gate = found.seen.get(f"{module}.{piece}")
-            up = found.seen.get(f"{module.replace('gate_proj', 'up_proj')}.{piece}")
+            gate = facts.seen.get(f"{module}.{piece}")
+            up = facts.seen.get(f"{module.replace('gate_proj', 'up_proj')}.{piece}")
             if gate and up and gate.first != up.first:
                 findings.add(module, "global_scales")
 
@@ -281,7 +281,7 @@ def gather_modules(
     samples: list[DecodedRows] = []
     raw = []
     refused = {**checkpoint.refused}
-    seen = {one.info.name: one.found for one in swept}
+    seen = {one.info.name: one.extremes for one in swept}
     for name, info in checkpoint.tensors.items():
         found = seen.get(info.packing.raw.name if info.packing else name)
         if found is None or len(info.shape) < 2:

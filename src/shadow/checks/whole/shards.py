@@ -193,70 +193,70 @@ class FileFacts:
 
     @property
     def are_cut(self) -> bool:
-        """Return whether tensors may be missing because a file is."""
+        """True if tensors may be missing because a file is."""
         lacking = (*self.pointers, *self.unreadable, *self.missing)
         return any(name in CUTTING or name.endswith(".safetensors") for name in lacking)
 
 
-def judge_files(findings: Findings, found: FileFacts) -> None:
+def judge_files(findings: Findings, facts: FileFacts) -> None:
     """Report contradictions, a row a file or tensor; oddities are notes."""
-    for name in found.pointers:
+    for name in facts.pointers:
         findings.add(name, "pointer")
-    for name, count in found.missing.items():
+    for name, count in facts.missing.items():
         findings.add(name, "shard_missing", tensors=count)
-    for name, why in found.unreadable.items():
+    for name, why in facts.unreadable.items():
         findings.add(name, "unreadable", why=why)
-    if found.read and not any(found.headers.get(shard, True) for shard in found.read):
-        findings.add(found.read[0], "no_tensors")
+    if facts.read and not any(facts.headers.get(shard, True) for shard in facts.read):
+        findings.add(facts.read[0], "no_tensors")
     holders: defaultdict[str, list[str]] = defaultdict(list)
-    for shard in found.read:
-        for name in found.headers.get(shard, ()):
+    for shard in facts.read:
+        for name in facts.headers.get(shard, ()):
             holders[name].append(shard)
     for name, shards in holders.items():
-        if len(shards) > 1 and not found.equal.get(name):
-            code = "twice_differs" if name in found.equal else "twice_unknown"
+        if len(shards) > 1 and not facts.equal.get(name):
+            code = "twice_differs" if name in facts.equal else "twice_unknown"
             findings.add(name, code, shard=shards[0], other=shards[-1])
-    if found.weight_map:
-        _judge_index(findings, found, holders)
-    elif INDEX not in found.names and any(map(NUMBERED.fullmatch, found.read)):
-        findings.add(found.read[0], "no_index")
-    for other in found.others:
+    if facts.weight_map:
+        _judge_index(findings, facts, holders)
+    elif INDEX not in facts.names and any(map(NUMBERED.fullmatch, facts.read)):
+        findings.add(facts.read[0], "no_index")
+    for other in facts.others:
         if other.differing:
             first = other.differing[0]
             count = len(other.differing)
-            findings.add(other.file, "set_differs", read=found.read[0], first=first, tensors=count)
+            findings.add(other.file, "set_differs", read=facts.read[0], first=first, tensors=count)
         elif other.differing is None:
             code = "set_newer" if other.newer else "set_unknown"
-            findings.add(other.file, code, read=found.read[0])
-    if ADAPTER in found.read and ADAPTER_CONFIG not in (found.every or [ADAPTER_CONFIG]):
+            findings.add(other.file, code, read=facts.read[0])
+    if ADAPTER in facts.read and ADAPTER_CONFIG not in (facts.every or [ADAPTER_CONFIG]):
         findings.add(ADAPTER_CONFIG, "adapter_config_lost")
-    if {ADAPTER_CONFIG, ADAPTER} <= {*found.names} and ADAPTER not in found.read:
+    if {ADAPTER_CONFIG, ADAPTER} <= {*facts.names} and ADAPTER not in facts.read:
         findings.add(ADAPTER, "adapter_beside")
 
 
 def _judge_index(
-    findings: Findings, found: FileFacts, holders: Mapping[str, Sequence[str]]
+    findings: Findings, facts: FileFacts, holders: Mapping[str, Sequence[str]]
 ) -> None:
     from shadow.checkpoints.expected import owners_of
 
     owners = {owner for name in holders for owner in owners_of(name)}
     absent: defaultdict[str, list[str]] = defaultdict(list)  # those of a lost layer by its name
-    for name, shard in found.weight_map.items():
-        if shard in found.headers and name not in holders:
+    for name, shard in facts.weight_map.items():
+        if shard in facts.headers and name not in holders:
             owner = next((owner for owner in owners_of(name) if owner not in owners), name)
             absent[owner].append(name)
-        elif shard in found.headers and shard not in holders[name]:
+        elif shard in facts.headers and shard not in holders[name]:
             findings.add(name, "elsewhere", shard=shard, other=holders[name][-1])
     for owner, names in absent.items():
-        shards = [*dict.fromkeys(found.weight_map[name] for name in names)]
+        shards = [*dict.fromkeys(facts.weight_map[name] for name in names)]
         if len(names) > 1:
             findings.add(owner, "layer_absent", tensors=len(names), first=names, shards=shards)
         else:
             findings.add(names[0], "absent", shard=shards[0])
-    for name in holders.keys() - found.weight_map.keys():
+    for name in holders.keys() - facts.weight_map.keys():
         findings.add(name, "unindexed", shard=holders[name][-1])
-    for name, header in found.headers.items():
-        if OWN.fullmatch(name) and name not in found.read and not header.keys() & holders.keys():
+    for name, header in facts.headers.items():
+        if OWN.fullmatch(name) and name not in facts.read and not header.keys() & holders.keys():
             findings.add(name, "shard_outside", tensors=len(header))
 
 
@@ -498,7 +498,7 @@ class Contents:
             yield OtherSet(pickled[0], differing, self._is_newer(pickled, files_read))
 
     def _differing_by_place(self, file: str, read: Sequence[str]) -> list[str] | None:
-        """Return tensors without an equal one in a file with other names, such as Mistral's. None
+        """Tensors without an equal one in a file with other names, such as Mistral's. None
         if they cannot be read, or are not those that transformers reads.
         """
         from shadow.checkpoints.opening import open_folder
@@ -536,7 +536,7 @@ class Contents:
     def _differing_from_pickles(
         self, files: Sequence[str], tensors: Mapping[str, TensorInfo]
     ) -> list[str] | None:
-        """Return tensors without an equal one in pickles, which are not opened: their archives have
+        """Tensors without an equal one in pickles, which are not opened: their archives have
         the size and checksum of each storage. None if these cannot decide.
         """
         stored: set[tuple[int, int]] = set()

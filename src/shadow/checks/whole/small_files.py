@@ -164,39 +164,39 @@ class SmallFiles:
         return {token: vocabulary[token] for token in tokens if token in vocabulary}
 
 
-def judge_small_files(findings: Findings, found: SmallFiles) -> None:
+def judge_small_files(findings: Findings, facts: SmallFiles) -> None:
     """Find what one file names and no other has."""
-    config = found.keys(CONFIG)
-    tokenizer = found.keys(TOKENIZER)
-    _judge_templates(findings, found)
-    _judge_tokenizer(findings, found, tokenizer)
+    config = facts.keys(CONFIG)
+    tokenizer = facts.keys(TOKENIZER)
+    _judge_templates(findings, facts)
+    _judge_tokenizer(findings, facts, tokenizer)
     for file in (CONFIG, GENERATION):
-        _judge_seen_tokens(findings, found, file, tokenizer)
-    _judge_modules(findings, found, config.get("hidden_size"))
+        _judge_seen_tokens(findings, facts, file, tokenizer)
+    _judge_modules(findings, facts, config.get("hidden_size"))
     for file in WITH_CODE:
-        for name in _code_of(found.keys(file).get("auto_map")):
-            if found.lack(name):
-                code = "code_lost" if found.needs_code else "code_spare"
+        for name in _code_of(facts.keys(file).get("auto_map")):
+            if facts.lack(name):
+                code = "code_lost" if facts.needs_code else "code_spare"
                 findings.add(file, code, file=clipped(name))
     kind = text_of(tokenizer.get("processor_class"))
     sees = config.get("vision_config") or config.get("audio_config")
-    if kind and sees and found.lack(PREPROCESSOR, PROCESSOR):
+    if kind and sees and facts.lack(PREPROCESSOR, PROCESSOR):
         findings.add(PREPROCESSOR, "processor_lost", kind=clipped(kind))
     heads = number_of(config, ["num_attention_heads"])
     groups = number_of(config, ["num_key_value_heads"])
     if groups and heads % groups:
         findings.add(CONFIG, "heads_uneven", heads=clipped(heads), groups=clipped(groups))
     said = text_of(config.get("dtype", config.get("torch_dtype")))
-    matrices = {info.dtype for info in found.stored if len(info.shape) > 1} & FLOATS.keys()
+    matrices = {info.dtype for info in facts.stored if len(info.shape) > 1} & FLOATS.keys()
     stored = sorted(map(torch_name, matrices))
     if stored and said in map(torch_name, FLOATS) and said not in stored:
         findings.add(CONFIG, "dtype_apart", said=said, stored=stored)
 
 
-def _judge_templates(findings: Findings, found: SmallFiles) -> None:
-    vocabulary = found.words.vocabulary
-    templates = found.templates
-    stops = {token for tokens in found.words.ids.get("eos", {}).values() for token in tokens}
+def _judge_templates(findings: Findings, facts: SmallFiles) -> None:
+    vocabulary = facts.words.vocabulary
+    templates = facts.templates
+    stops = {token for tokens in facts.words.ids.get("eos", {}).values() for token in tokens}
     for file, text in templates.items():
         if text.strip() != templates.get(TEMPLATE, text).strip():
             findings.add(file, "templates_differ", other=TEMPLATE)
@@ -210,17 +210,17 @@ def _judge_templates(findings: Findings, found: SmallFiles) -> None:
             findings.add(file, "template_end", token=ends[-1])
 
 
-def _judge_tokenizer(findings: Findings, found: SmallFiles, tokenizer: Mapping[str, Any]) -> None:
+def _judge_tokenizer(findings: Findings, facts: SmallFiles, tokenizer: Mapping[str, Any]) -> None:
     from shadow.checkpoints.stored_files import kind_of
 
     kind = text_of(tokenizer.get("tokenizer_class"))
-    names = [TOKENS] if found.names is None else found.names
+    names = [TOKENS] if facts.names is None else facts.names
     others = {*names} - {TOKENIZER, SPECIAL, ADDED}
     has_vocabulary = any(kind_of(name) == "tokenizer" for name in others)
     if FAST.fullmatch(kind) and not has_vocabulary and "auto_map" not in tokenizer:
         findings.add(TOKENS, "tokenizer_lost", kind=clipped(kind))
-    slow = found.words.slow
-    vocabulary = found.words.vocabulary
+    slow = facts.words.slow
+    vocabulary = facts.words.vocabulary
     apart = [token for token, number in slow.items() if vocabulary.get(token) != number]
     if len(apart) > SHARE * len(slow):
         figures = {"tokens": len(apart), "of": len(slow)}
@@ -228,11 +228,11 @@ def _judge_tokenizer(findings: Findings, found: SmallFiles, tokenizer: Mapping[s
 
 
 def _judge_seen_tokens(
-    findings: Findings, found: SmallFiles, file: str, tokenizer: Mapping[str, Any]
+    findings: Findings, facts: SmallFiles, file: str, tokenizer: Mapping[str, Any]
 ) -> None:
     """Judge the tokens of images, videos and sounds, and the one that a decoder starts with."""
-    words = found.words
-    for key, token in found.keys(file).items():
+    words = facts.words
+    for key, token in facts.keys(file).items():
         match = SEEN_TOKEN.fullmatch(key)
         is_asked = match and (match["word"] == "decoder_start" or not words.checks_size)
         if match is None or not is_asked or type(token) is not int:
@@ -245,9 +245,9 @@ def _judge_seen_tokens(
             findings.add(file, "token_other", text=clipped(text), **figures)
 
 
-def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None:
+def _judge_modules(findings: Findings, facts: SmallFiles, width: object) -> None:
     """Follow the width of a vector through the modules of sentence-transformers."""
-    content = found.contents.get(MODULES, b"")
+    content = facts.contents.get(MODULES, b"")
     for module in listed(json_object(b'{"modules": %b}' % content).get("modules")):
         entry = as_object(module)
         path = text_of(entry.get("path"))
@@ -255,9 +255,9 @@ def _judge_modules(findings: Findings, found: SmallFiles, width: object) -> None
         is_known = kind.startswith("sentence_transformers.") and not kind.endswith(".Normalize")
         if not is_known or not FOLDER.fullmatch(path):
             continue
-        if not any(name.startswith(f"{path}/") for name in found.names or [f"{path}/"]):
+        if not any(name.startswith(f"{path}/") for name in facts.names or [f"{path}/"]):
             findings.add(path, "module_lost")
-        own = found.keys(f"{path}/{CONFIG}")
+        own = facts.keys(f"{path}/{CONFIG}")
         wide = own.get("word_embedding_dimension", own.get("in_features"))
         if type(wide) is int and type(width) is int and wide != width:
             findings.add(path, "module_width", own=clipped(wide), width=clipped(width))

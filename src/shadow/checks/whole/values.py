@@ -145,36 +145,36 @@ class Values:
     """Tensors whose shapes a loader expects, if one was asked."""
 
 
-def judge_values(findings: Findings, found: Values) -> None:
+def judge_values(findings: Findings, facts: Values) -> None:
     """Report faults; zeros that models have by design are none."""
-    findings.figures |= {"tensors": len(found.stored), "tensors_read": len(found.swept)}
-    for name, info in found.stored.items():
+    findings.figures |= {"tensors": len(facts.stored), "tensors_read": len(facts.swept)}
+    for name, info in facts.stored.items():
         if FLAT.fullmatch(name):
             findings.add(name, "flat")
-        elif info.shape[:1] == (0,) and info.dtype in FLOATS and name not in found.fitting:
+        elif info.shape[:1] == (0,) and info.dtype in FLOATS and name not in facts.fitting:
             findings.add(name, "empty", shape=f"[{', '.join(map(str, info.shape))}]")
-        elif not (info.packing or found.is_quantised or info.dtype in {**FLOATS, **INTEGERS}):
+        elif not (info.packing or facts.is_quantised or info.dtype in {**FLOATS, **INTEGERS}):
             findings.add(name, "unknown_dtype", dtype=info.dtype)
     peers: defaultdict[str, list[bool]] = defaultdict(list)  # by role, which are all zero
-    for one in found.swept:
-        peers[role(one.info.name)].append(one.found.is_zero)
-    idle = _idle_outputs(found.swept)
-    for one in found.swept:
+    for one in facts.swept:
+        peers[role(one.info.name)].append(one.extremes.is_zero)
+    idle = _idle_outputs(facts.swept)
+    for one in facts.swept:
         if one.info.name in idle:
             findings.add(one.info.name, "idle_layer")
             continue
         is_vector = len(one.info.shape) < 2 and one.info.name.endswith(".bias")
         if is_vector or not BUFFER.fullmatch(one.info.name):
-            _judge_tensor(findings, one, found, peers[role(one.info.name)])
-    for unmatched in found.unread:
+            _judge_tensor(findings, one, facts, peers[role(one.info.name)])
+    for unmatched in facts.unread:
         findings.add(unmatched.tensor, "undecoded", why=unmatched.why)
 
 
 def _idle_outputs(swept: Sequence[Swept]) -> set[str]:
-    """Return the outputs of layers that return their input, since both are zero; of at most half of
+    """The outputs of layers that return their input, since both are zero; of at most half of
     the layers, as where new ones are put between trained ones.
     """
-    outputs = {match: one.found for one in swept if (match := OUTPUT.fullmatch(one.info.name))}
+    outputs = {match: one.extremes for one in swept if (match := OUTPUT.fullmatch(one.info.name))}
     zero = [match for match, found in outputs.items() if found.is_zero]
     layers = Counter(match["layer"] for match in zero)
     idle = {match[0] for match in zero if layers[match["layer"]] == OUTPUTS}
@@ -182,25 +182,25 @@ def _idle_outputs(swept: Sequence[Swept]) -> set[str]:
 
 
 def role(name: str) -> str:
-    """Return a name without its numbers, which other layers share."""
+    """A name without its numbers, which other layers share."""
     return re.sub(r"\b[0-9]+\b", "#", name)  # the number of w1 is no layer's
 
 
-def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence[bool]) -> None:
+def _judge_tensor(findings: Findings, one: Swept, facts: Values, peers: Sequence[bool]) -> None:
     """Judge the values of a tensor."""
     name = one.info.name
     info = one.info
-    seen = one.found
+    seen = one.extremes
     match = PIECE.fullmatch(name)
     is_float = info.dtype in FLOATS or info.packing is not None
     is_matrix = sum(size > 1 for size in info.shape) > 1 and seen.entries >= NARROW
     if not is_float and not (is_matrix and match and match["numbers"]):
         return
-    is_piece = found.is_quantised and match and not match["numbers"]
+    is_piece = facts.is_quantised and match and not match["numbers"]
     if seen.damaged and not is_piece:
         findings.add(name, "damaged_pages", kilobytes=2 * len(seen.damaged), offset=seen.damaged[0])
     if bad := seen.nan + seen.infinite:
-        if seen.entries > 1 or seen.nan or found.is_quantised:  # a bound may be infinite
+        if seen.entries > 1 or seen.nan or facts.is_quantised:  # a bound may be infinite
             findings.add(name, "not_finite", entries=bad, of=seen.entries)
     elif is_piece:
         if seen.is_zero:
@@ -215,8 +215,8 @@ def _judge_tensor(findings: Findings, one: Swept, found: Values, peers: Sequence
     elif seen.is_constant:
         if is_matrix and name.endswith(".weight"):
             findings.add(name, "constant", value=seen.first)
-    elif name in found.vocabulary:
-        _judge_vocabulary(findings, one, found.vocabulary[name])
+    elif name in facts.vocabulary:
+        _judge_vocabulary(findings, one, facts.vocabulary[name])
     elif is_matrix and is_float and info.shape[-1] >= NARROW:
         _judge_rows(findings, one)
 
@@ -225,7 +225,7 @@ def _judge_rows(findings: Findings, one: Swept) -> None:
     """Report rows of a matrix, or of a stack of experts, that are zero or constant."""
     name = one.info.name
     shape = one.info.shape
-    seen = one.found
+    seen = one.extremes
     rows = math.prod(shape[:-1])
     each = rows // shape[0]  # of an expert
     for flat, of_experts, of_rows in (
@@ -249,7 +249,7 @@ def _judge_vocabulary(findings: Findings, one: Swept, tokens: int) -> None:
     """Judge zero rows: those at the end are padding, and a few others unused tokens."""
     name = one.info.name
     rows = one.info.shape[0]
-    zero = {*one.found.zero_rows}
+    zero = {*one.extremes.zero_rows}
     end = rows
     while end - 1 in zero:
         end -= 1

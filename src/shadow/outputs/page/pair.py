@@ -352,7 +352,7 @@ def _of_first(column: Floats, first: Places) -> Listed:
 
 
 def _medians(matrices: Columns, place: Places, subject: str, cells: int) -> dict[str, Floats]:
-    """Return, by column, the median of each cell's rows of a subject; no empty columns."""
+    """By column, the median of each cell's rows of a subject; no empty columns."""
     names = metrics_of(subject)
     own = matrices["subject"] == subject
     rows = matrices.where(own)
