@@ -69,12 +69,16 @@ def counted(text: str) -> list[tokenize.TokenInfo]:
             for one in node.body:
                 if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant):
                     docstrings |= set(range(one.lineno, (one.end_lineno or one.lineno) + 1))
-    return [
-        token
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type not in UNCOUNTED
-        and not (token.type == tokenize.STRING and token.start[0] in docstrings)
-    ]
+    tokens = []
+    depth = 0  # of f-strings: one token, as before Python 3.12
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        is_docstring = token.type == tokenize.STRING and token.start[0] in docstrings
+        kind = tokenize.tok_name[token.type]
+        depth -= kind == "FSTRING_END"
+        if not depth and kind != "FSTRING_END" and token.type not in UNCOUNTED and not is_docstring:
+            tokens.append(token)
+        depth += kind == "FSTRING_START"
+    return tokens
 
 
 @dataclass(frozen=True)
