@@ -214,6 +214,23 @@ def test_a_model_whose_numbers_changed_is_a_relative(tmp_path, case):
     assert "other_numbers" not in {statement.code for statement in second.statements}
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("same", None), ("exchanged", "other_numbers"), ("attention", "other_numbers")],
+)
+def test_what_moved_by_number_alone_is_left_open(tmp_path, name, code):
+    """`moved` does not hold of layers at other numbers, and says how far they moved beside it."""
+    base = model("plain")
+    tuned = stored(CHANGES[name][1](base), "float32", 0.01)
+    sides = [planted.write(tmp_path / at, one, config_of("plain")) for at, one in
+             (("base", base), ("tuned", tuned))]  # fmt: skip
+    found = shadow.verify("moved", *sides)
+    assert found.holds is (None if code else True)
+    codes = [statement.code for statement in found.statements]
+    assert "component_moved" in codes
+    assert code in (codes[0], None)
+
+
 def in_stacks(tensors):
     """The same model, with the experts of a layer in one tensor."""
     made = {name: one for name, one in tensors.items() if ".experts." not in name}

@@ -42,6 +42,7 @@ def judge(training: Training) -> Answer:
         components.setdefault(tensor.place.component, []).append(tensor)
     described = []
     unlike = []
+    matrices_unlike = 0
     for component, own in sorted(components.items()):
         moved = sum(tensor.has_moved for tensor in own)
         code = "component_moved" if moved else "component_equal"
@@ -49,8 +50,9 @@ def judge(training: Training) -> Answer:
         far = relative_norm(tensor.row for tensor in matrices if tensor.has_moved)
         of_component = {"moved": moved, "tensors": len(own)}
         described.append(Reason(code, of_component, component=component, far=far))
+        matrices_unlike += sum(_is_unlike(_cosine([tensor.row])) for tensor in matrices)
         cosine = _cosine([tensor.row for tensor in matrices])
-        if cosine is not None and cosine < LINEAGE:
+        if _is_unlike(cosine):
             unlike.append(Reason("component_unlike", component=component, cosine=cosine))
     broken = [tensor for tensor in tensors if tensor.broken]
     figures: dict[str, Figure] = {
@@ -59,6 +61,7 @@ def judge(training: Training) -> Answer:
         "tensors_broken": len(broken),
         "tensors_not_read": len(training.unread),
         "components": len(components),
+        "matrices_unlike": matrices_unlike,
     }
     doubts = [*unlike, *not_compared(training.unread)]
     faults = []
@@ -77,6 +80,10 @@ def judge(training: Training) -> Answer:
         against=[tensor.against for tensor in broken],
         notes=[*unmatched_reasons(training.unmatched), *(described if faults or doubts else [])],
     )
+
+
+def _is_unlike(cosine: float | None) -> bool:
+    return cosine is not None and cosine < LINEAGE
 
 
 def _cosine(rows: Sequence[Scanned]) -> float | None:

@@ -155,9 +155,14 @@ def verifying(question: Question, runtime: Runtime) -> Gathering[Verification]:
         if isinstance(evidence, Generator):  # of checks that scan
             evidence = yield from evidence
         answer = check.judge(evidence)
-        if check.code in BY_NAME and answer.outcome is Outcome.DOES_NOT_HOLD:
+        is_against = check.code in BY_NAME and answer.outcome is Outcome.DOES_NOT_HOLD
+        if is_against or answer.figures.get("matrices_unlike"):
             folder = Path(scratch) / "numbers"
-            notes = [*answer.notes, *_noted_numbers(question, answer, runtime, folder)]
+            numbers = [*_noted_numbers(question, answer, runtime, folder)]
+            notes = [*answer.notes, *numbers]
+            if numbers and answer.holds:
+                notes = [*answer.notes, *answer.reasons]
+                answer = replace(answer, outcome=Outcome.INCONCLUSIVE, reasons=numbers)
             answer = replace(answer, notes=notes)
     return Verification(check, question.of, answer)
 
@@ -173,6 +178,7 @@ def _noted_numbers(
     found = found_all(question.named, runtime, scratch)
     first = open_found(found[names[0]], runtime, scratch / "first")
     last = open_found(found[names[-1]], runtime, scratch / "last")
-    are_many = 4 * len(answer.against) >= len(last.tensors)
-    if last.adapter is None and has_moved(first, last, runtime, scratch, may_have=are_many):
+    may_have = 4 * len(answer.against) >= len(last.tensors)
+    may_have |= bool(answer.figures.get("matrices_unlike"))
+    if last.adapter is None and has_moved(first, last, runtime, scratch, may_have=may_have):
         yield Reason("other_numbers", first=names[0], last=names[-1])
