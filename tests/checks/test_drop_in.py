@@ -99,7 +99,7 @@ def test_something_moved_and_nothing_broke(rows, outcome, reasons, notes, counts
     )
     assert (answer.outcome, [one.code for one in answer.reasons]) == (outcome, reasons.split())
     assert [one.code for one in answer.notes] == notes.split()
-    assert tuple(answer.figures.values()) == counts
+    assert tuple(answer.figures.values()) == (*counts, 0)
     names = [row.why.code for row in answer.against]
     assert names == (["nonfinite"] if BROKEN in rows else [] if outcome is not OPEN else names)
     described = {one.code: one.figures for one in [*answer.reasons, *answer.notes]}

@@ -185,7 +185,7 @@ def test_vectors_of_one_value_beside_seven_peers(name, first, entries, count, is
     peers = [
         SimpleNamespace(
             info=SimpleNamespace(name=name),
-            found=SimpleNamespace(is_constant=at < count, first=first, entries=entries),
+            extremes=SimpleNamespace(is_constant=at < count, first=first, entries=entries),
         )
         for at in range(8)
     ]
@@ -202,7 +202,7 @@ def test_a_matrix_far_from_three_peers(ratio, is_named):
     peers = [
         SimpleNamespace(
             info=SimpleNamespace(name=f"{at}"),
-            found=SimpleNamespace(energy=9.0 * (1 if at else ratio) ** 2, entries=9),
+            extremes=SimpleNamespace(energy=9.0 * (1 if at else ratio) ** 2, entries=9),
         )
         for at in range(4)
     ]

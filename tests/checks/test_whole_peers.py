@@ -164,7 +164,7 @@ PIECES = [
 ]
 
 
-@pytest.mark.parametrize("case", PIECES, ids=str)
+@pytest.mark.parametrize("case", PIECES)
 @pytest.mark.parametrize("stack", ["model.layers", "blk"])
 def test_what_one_inner_layer_lacks_and_all_others_have_is_named(case, stack):
     layers, lacking, more, named = case
