@@ -510,10 +510,10 @@ def norm(at: Work) -> Asked:
 
 # units, the base's that the first of them are, the one that the next is, and what is named
 ORDERS: dict[str, tuple[str, list[int], int, str]] = {
-    "audit: layers exchanged": ("layers", [0, 2, 1], 3, ""),
+    "audit: layers exchanged": ("layers", [0, 2, 1], 3, "with layers 1 and 2 exchanged"),
     "audit: a layer dropped": ("layers", [0], 2, "Missing: layer 1"),
     "audit: a layer twice, another gone": ("layers", [0, 1, 1], 3, "Missing: layer 2"),
-    "audit: experts exchanged": ("experts", [1, 0], 2, ""),
+    "audit: experts exchanged": ("experts", [1, 0], 2, "with experts 0 and 1 of .* exchanged"),
     "whole: layers that are copies": ("layers", [0, 0], 2, r"layers\.1\b"),
     "whole: experts that are copies": ("experts", [0, 0], 2, r"experts\.1\b"),
 }
@@ -535,7 +535,8 @@ def renumbered(at: Work, how: str) -> Asked:
         state = getattr(planted, units)(*order, *range(rest, 1 + max(map(int, numbers))))(state)
     if how.startswith("whole"):
         return Asked("whole", [at.put("m", state)], "unit_copied", said, "holds")
-    return at.two("audit", state, "", f"{said}.*with {units} at other numbers")
+    where = "" if said.endswith("exchanged") else f".*with {units} at other numbers"
+    return at.two("audit", state, "", f"{said}{where}")
 
 
 def stacked(at: Work) -> Asked:
