@@ -158,7 +158,9 @@ def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime
     """Find units whose matrices are equal, and equal matrices of a stack. Equal statistics of all
     propose it, and reading the largest decides.
     """
-    from shadow.run.scan import same_slices
+    if not swept:
+        return {}
+    from shadow.run.scan import same_slices  # which imports torch
 
     units: defaultdict[str, dict[str, Swept]] = defaultdict(dict)
     copies: dict[str, str] = {}
