@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from shadow.text import byte_size, took
+from shadow.text import took
 
 Kind = Literal[
     "count",  # a whole number of things: 1,234
@@ -26,7 +26,6 @@ Kind = Literal[
     "factor",  # two digits of how far it is from 1: 1.010, 0.9990, -1.000
     "correlation",  # two decimals and a sign: +0.31
     "seconds",
-    "bytes",
 ]
 HUGE = 1e7  # percents from which on a share has an exponent
 DASH = "-"  # nothing is known
@@ -70,10 +69,9 @@ def bounds_text(bounds: Sequence[float], kind: Kind) -> str:
     return f"{low} to {high}"
 
 
-def portion_of(part: float | int | None, whole: float | int | None) -> Quantity:
+def portion_of(part: int, whole: int) -> Quantity:
     """Part as a share of whole; null if there is no whole."""
-    share = None if part is None or not whole else part / whole
-    return Quantity(share, "portion")
+    return Quantity(part / whole if whole else None, "portion")
 
 
 def share(value: float) -> str:
@@ -93,11 +91,6 @@ def _fraction(value: float) -> str:
     if value < 1e-6:
         return "none"
     return share(value) if value < 0.99 or value >= 1 else f"{math.floor(1000 * value) / 10:.1f} %"
-
-
-def _portion(value: float) -> str:
-    """`41.3 %`; nearly all is not all: `99.9 %`."""
-    return f"{min(100 * value, 99.9) if value < 1 else 100 * value:.1f} %"
 
 
 def about(value: float) -> str:
@@ -145,31 +138,22 @@ def _factor(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
-def _gain(value: float) -> str:
-    return f"{value:+,.0f}" if abs(value) >= 999.5 else f"{value:+.3g}"
-
-
-def _score(value: float) -> str:
-    """Format a score; shares have four digits, so that 0.5 next to 0.6123 is 0.5000."""
-    return f"{value:#.4g}" if 0 < abs(value) < 1 else _number(value, 4)
-
-
 FORMS: Mapping[Kind, Callable[[float], str]] = {
     "count": lambda value: f"{value:,.0f}",
     "share": share,
     "fraction": _fraction,
-    "portion": _portion,
+    "portion": lambda value: f"{min(100 * value, 99.9) if value < 1 else 100 * value:.1f} %",
     "number": _number,
-    "score": _score,
+    # shares have four digits, so that 0.5 next to 0.6123 is 0.5000
+    "score": lambda value: f"{value:#.4g}" if 0 < abs(value) < 1 else _number(value, 4),
     "about": about,
     "fixed": lambda value: _decimals(value, 2),
     "thousandths": lambda value: _decimals(value, 3),
     "ratio": _ratio,
     "difference": lambda value: f"{round(value, 3) or 0:+.3f}",
     "log_ratio": _log_ratio,
-    "gain": _gain,
+    "gain": lambda value: f"{value:+,.0f}" if abs(value) >= 999.5 else f"{value:+.3g}",
     "factor": _factor,
     "correlation": lambda value: f"{value:+.2f}",
     "seconds": took,
-    "bytes": lambda value: byte_size(int(value)),
 }

@@ -39,11 +39,6 @@ class Shown:
         return import_module("shadow.outputs.notebook").html(self)
 
 
-def short_name(name: str) -> str:
-    """A name from a file on one line, with at most 120 characters."""
-    return visible(name[:120])
-
-
 def short(given: object) -> str:
     """Shorten a user's text for a message: one line with at most 80 characters."""
     text = repr(given)
@@ -191,10 +186,16 @@ def redacted(text: str) -> str:
 
 def in_ranges(numbers: Iterable[int]) -> str:
     """Whole numbers in order, with runs as their ends: `0-3, 7`."""
+    runs = runs_of(numbers)
+    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
+
+
+def runs_of(numbers: Iterable[int]) -> list[list[int]]:
+    """The first and the last of each run of consecutive whole numbers, in order."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
+    return runs

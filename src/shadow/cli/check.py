@@ -78,17 +78,17 @@ def check(
     runtime = Runtime(jobs=jobs, access=access_of(files), cache=cache_of(files), say=console.say)
     checklists: list[Checklist] = []
     watch = console.pairs_progress(len(every))
-    for one in every:
+    for request in every:
         try:
-            with watch(f"check {typed(str(one.model))}") as show:
-                checklists.append(ask(one, replace(runtime, show=show)))
+            with watch(f"check {typed(str(request.model))}") as show:
+                checklists.append(ask(request, replace(runtime, show=show)))
         except ShadowError as error:
             if listed is None:
                 raise
             console.complain(error)
-            of = {"CHECKPOINT": str(one.model)}
+            of = {"CHECKPOINT": str(request.model)}
             failed = FailedVerification("whole", of, as_given(error.message))
-            checklists.append(Checklist(one, (failed,)))
+            checklists.append(Checklist(request, (failed,)))
     lines: list[Answered] = []
     for checklist in checklists:
         lines += checklist.lines

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from shadow.gates.measured import JudgedReport, Name
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement
-    from shadow.targets.families import Pair
     from shadow.telling.document import Document
 
 
@@ -87,7 +86,7 @@ def gate(
             judged.append(at_fault((path.parent.name, path.name), error))
     known = {*names.values()}
     known |= {(judgement.family, judgement.pair) for judgement in judged}
-    wanted = {_name_of(pair): "not audited yet" for pair in selection.pairs}
+    wanted = {(pair.family, pair.name): "not audited yet" for pair in selection.pairs}
     for index in indexes.values():
         for row in index.rows:
             wanted[row.key] = row.error or f"{row.state} by index.json"
@@ -123,10 +122,6 @@ def gate(
     elif quiet or not judging:
         show_headlines(judged)
     finish(judged, rules)
-
-
-def _name_of(pair: Pair) -> Name:
-    return (pair.family, pair.name)
 
 
 def show_headlines(judged: Sequence[Judgement]) -> None:

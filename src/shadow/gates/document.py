@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from shadow.checks.answer import first_code
-from shadow.gates.measured import figure_in
 from shadow.gates.verdicts import Judgement, Verdict
 from shadow.telling.document import (
     Block,
@@ -117,12 +117,8 @@ def _pairs(judged: Sequence[Judgement]) -> TableBlock:
     return table_of(fields, judged)
 
 
-def _figure(name: str) -> Callable[[Judgement], float | None]:
-    def read(judgement: Judgement) -> float | None:
-        summary = judgement.summary
-        return None if summary is None else figure_in(summary.figures, name)
-
-    return read
+def _figure(name: str) -> Callable[[Judgement], Any]:
+    return lambda judgement: judgement.summary and getattr(judgement.summary.figures, name)
 
 
 def state_of(judgement: Judgement) -> Word:

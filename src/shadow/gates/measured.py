@@ -15,7 +15,7 @@ from shadow.checks.registry import question, verify
 from shadow.checks.summary import Summary
 from shadow.comparing.matching import ComparedReport
 from shadow.errors import ShadowError
-from shadow.gates.rows import ReportRows, Scope, State, file_states
+from shadow.gates.rows import ReportRows, Scope, State, file_states, states
 from shadow.gates.rules import FILES, GATE, UNCHANGED, Metric
 from shadow.reports.folders import finished_metadata, refuse_remains
 from shadow.run.runtime import Access, Runtime
@@ -85,7 +85,7 @@ class JudgedReport:
             pattern = metric.module or ""
             return file_states(pattern, str(metric), self.tables.files)
         assert metric.place is not None, "a place, or files"
-        return self.tables.states(metric.place)
+        return states(metric.place, self.tables.tensors)
 
     def answer(self, claim: Metric) -> tuple[Outcome, Reason | str]:
         """The outcome of a gate, or of a claim that the report answers, and the reason."""
@@ -107,9 +107,9 @@ class JudgedReport:
 
     def _is_same(self) -> tuple[Outcome, Reason]:
         """The outcome of `same`: it holds if no component changed."""
-        states = self.tables.states(Pattern("*"))
-        changed = {name: state for name, state in states.items() if state != UNCHANGED}
-        if not states:
+        by_component = states(Pattern("*"), self.tables.tensors)
+        changed = {name: state for name, state in by_component.items() if state != UNCHANGED}
+        if not by_component:
             return Outcome.INCONCLUSIVE, Reason("none_compared")
         if not changed:
             return Outcome.HOLDS, Reason("none_changed")

@@ -180,10 +180,6 @@ class ReportRows:
             errors = errors / deltas[NULL]
         return float(max(errors, default=0.0))
 
-    def states(self, pattern: Pattern) -> dict[str, State]:
-        """The states of the places that a rule names."""
-        return states(pattern, self.tensors)
-
     def are_identical(self, pattern: Pattern) -> bool:
         """True if all matrices of these places were compared and none changed, or none by more than
         rounding where the figures are those of others.

@@ -236,8 +236,7 @@ def parse_moved(text: str, **more: Any) -> Rule:
     """
     _refuse_long(text, "a figure", SUCH_AS)
     figure = parse_figure(text.strip(), many=True)
-    named = {"name": f"{MOVED}: {figure}", **more}
-    return _named(figure, MOVED, **named)
+    return _named(figure, MOVED, **{"name": f"{MOVED}: {figure}", **more})
 
 
 def _refuse_long(text: str, what: str, hint: str) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from shadow.checks.summary import Summary
 from shadow.errors import ShadowError
 from shadow.files import alone_at, read_start, report_folder, write_beside, writing
-from shadow.reports.columns import HEADLINE, null_if_undefined
+from shadow.reports.columns import HEADLINE
 from shadow.reports.folders import FINISHED, finished_metadata, is_read
 from shadow.reports.provenance import READ, SCHEMA, ReportMetadata
 from shadow.version import __version__
@@ -136,9 +136,8 @@ def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None)
     which a report knows the time alone.
     """
     figures: dict[str, Any] = {
-        name: null_if_undefined(getattr(summary.figures, name)) for name in HEADLINE
+        name: getattr(summary.figures, name) for name in (*HEADLINE, "matrices")
     }
-    matrices = summary.figures.matrices
     seconds = before.seconds if before else None
     return ListRow(
         position=before.position if before else None,
@@ -151,7 +150,6 @@ def done_row(summary: Summary, metadata: ReportMetadata, before: ListRow | None)
         base_commit=summary.base["commit"],
         tuned_commit=summary.tuned["commit"],
         state="done",
-        matrices=None if matrices is None else int(matrices),
         seconds=metadata.get("seconds") if seconds is None else seconds,
         bytes=before.bytes if before else None,
         version=metadata["version"],

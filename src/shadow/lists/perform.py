@@ -115,7 +115,7 @@ def run_remote_pair(
     pair: Pair,
     settings: Settings,
     output: Path,
-    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
+    runtime: Runtime,
     *,
     store: Store,
 ) -> AuditResult:

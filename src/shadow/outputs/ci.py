@@ -1,7 +1,7 @@
 """Verdicts as CI shows them, in Markdown, annotations of GitHub Actions and JUnit XML.
 
 Names of families, pairs and tensors, messages and file names are hostile text in each of these:
-every one goes through `cell`, `_data`, `_property` or `visible`. There is no SARIF, whose results
+every one goes through `cell`, `_data` or `visible`. There is no SARIF, whose results
 refer to source files.
 """
 
@@ -28,7 +28,7 @@ from shadow.text import counted, visible
 if TYPE_CHECKING:
     from junitparser import TestCase
 
-Tag = Literal["failure", "error", "skipped"]  # of JUnit
+Tag = Literal["Failure", "Error", "Skipped"]  # of JUnit
 Problem = tuple[Tag, str, str]  # with its text and its type
 SUMMARY_BYTES = 1_000_000  # of a step's Markdown; GitHub drops all of what exceeds 1,048,576
 CUT = b"\n\nThe rest does not fit into the summary of a step.\n"
@@ -38,7 +38,7 @@ JUNIT_START = 1000  # bytes in which a JUnit file names its first element
 LISTED = 100  # tensors that the output of a case lists
 LAST_PARTS = 2  # of a path elsewhere
 UNAUDITED = "not audited"
-TAGS: Mapping[str, Tag] = {"met": "failure", "missing": "error", "skipped": "skipped"}
+TAGS: Mapping[str, Tag] = {"met": "Failure", "missing": "Error", "skipped": "Skipped"}
 
 
 def sentences(judged: Sequence[Judgement]) -> list[str]:
@@ -169,18 +169,13 @@ def _first(level: str, lines: Sequence[str]) -> list[str]:
 
 
 def _annotation(level: str, title: str, text: str) -> str:
-    return f"::{level} title={_property(title)}::{_data(text)}"
+    of_title = _data(title).replace(":", "%3A").replace(",", "%2C")
+    return f"::{level} title={of_title}::{_data(text)}"
 
 
 def _data(text: str) -> str:
     """Escape text as the message of a workflow command."""
     return visible(text).replace("%", "%25")
-
-
-def _property(text: str) -> str:
-    """Escape text as a property of a workflow command."""
-    data = _data(text).replace(":", "%3A")
-    return data.replace(",", "%2C")
 
 
 # JUnit
@@ -208,7 +203,7 @@ def junit(judged: Sequence[Judgement]) -> bytes:
             lines += [f"note: {text}" for text in judgement.notes]
         problems: list[Problem] = []
         for kind, text in _faults(judgement):
-            problems.append(("failure", text, kind))
+            problems.append(("Failure", text, kind))
         seconds = judgement.seconds or 0.0
         cases = [_case(judgement.name, "audit", seconds, problems, lines)]
         for verdict in judgement.verdicts:
@@ -242,7 +237,7 @@ def begin_junit(path: Path, command: str) -> None:
     ShadowError for a file that must not be overwritten, before anything is measured.
     """
     text = f"`shadow {command}` did not finish: its output says why"
-    problem: Problem = ("error", text, "not finished")
+    problem: Problem = ("Error", text, "not finished")
     case = _case("shadow", command, 0.0, [problem], [])
     content = _document([("shadow", [case])])
     write_document(path, content)
@@ -258,11 +253,11 @@ def write_claims(path: Path, verifications: Sequence[Verification | FailedVerifi
         lines: list[str] = []
         problems: list[Problem] = []
         if isinstance(verification, FailedVerification):
-            problems.append(("error", verification.fault, "fault"))
+            problems.append(("Error", verification.fault, "fault"))
         elif verification.outcome == "holds":
             lines.append(verification.reason)
         else:
-            tag: Tag = "failure" if verification.outcome == "does_not_hold" else "skipped"
+            tag: Tag = "Failure" if verification.outcome == "does_not_hold" else "Skipped"
             problems.append((tag, verification.reason, verification.claim))
         if isinstance(verification, Verification):
             rows = verification.against[:LISTED]
@@ -294,13 +289,11 @@ def _case(
     """A test case. The text of a problem is its message, and there is no attribute: GitLab
     does not show it, and Jenkins shows both.
     """
-    from junitparser import Error, Failure, Skipped, TestCase
+    import junitparser
 
-    tags = {"failure": Failure, "error": Error, "skipped": Skipped}
-    rounded = round(seconds, 3)
-    case = TestCase(visible(name), visible(of), rounded)
+    case = junitparser.TestCase(visible(name), visible(of), round(seconds, 3))
     for tag, text, kind in problems:
-        problem = tags[tag](type_=visible(kind))
+        problem = getattr(junitparser, tag)(type_=visible(kind))
         problem.text = visible(text)
         case.append(problem)
     if lines:

@@ -161,7 +161,7 @@ def has_remains(folder: Path) -> bool:
     for name in TABLE_FILES:
         path = folder / name
         try:
-            if path.is_file() and "pair" in _stored_metadata(schema_of(path)):
+            if path.is_file() and "pair" in stored_metadata(schema_of(path)):
                 return True
         except ShadowError:
             return True
@@ -187,7 +187,7 @@ def schema_of(path: Path) -> pa.Schema:
         raise unreadable(path, error) from error
 
 
-def _stored_metadata(schema: pa.Schema) -> Any:
+def stored_metadata(schema: pa.Schema) -> Any:
     return metadata_in((schema.metadata or {})[METADATA_KEY])
 
 
@@ -285,7 +285,7 @@ def finished_metadata(folder: Path) -> ReportMetadata | None:
     require_utf8(folder)
     schema = schema_of(path)
     try:
-        metadata: ReportMetadata = _stored_metadata(schema)
+        metadata: ReportMetadata = stored_metadata(schema)
         if type(metadata["schema"]) is int and not is_read(metadata):
             return metadata  # another version's
         _check_metadata(metadata)

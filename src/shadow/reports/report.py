@@ -23,7 +23,13 @@ import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
 from shadow.reports.columns import TABLES
-from shadow.reports.folders import NAME_ONE, report_metadata, require_tables, schema_of
+from shadow.reports.folders import (
+    NAME_ONE,
+    report_metadata,
+    require_tables,
+    schema_of,
+    stored_metadata,
+)
 from shadow.reports.parquet import (
     MAX_ROWS,
     arrow_schema,
@@ -31,7 +37,7 @@ from shadow.reports.parquet import (
     read_table,
     telling_faults,
 )
-from shadow.reports.provenance import METADATA_KEY, Provenance, metadata_in
+from shadow.reports.provenance import Provenance
 
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second to import, and who asks for no frame needs none of it
@@ -145,9 +151,9 @@ class Report:
         path = self._path(table)
         file = pq.ParquetFile(path if is_large else pa.BufferReader(path.read_bytes()))
         if (count := file.metadata.num_rows) > MAX_ROWS:
-            raise ShadowError(f"{self._path(table)}: {count} rows", NAME_ONE)
+            raise ShadowError(f"{path}: {count} rows", NAME_ONE)
         try:
-            recorded = metadata_in((file.schema_arrow.metadata or {})[METADATA_KEY])
+            recorded = stored_metadata(file.schema_arrow)
         except (KeyError, ValueError, RecursionError):
             recorded = None
         if recorded != self.provenance.recorded:

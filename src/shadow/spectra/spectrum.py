@@ -284,7 +284,7 @@ def power_of_two_scale(largest: float) -> float:
     rounds nothing. float32 holds that of each number which it holds itself.
     """
     exponent = int(np.frexp(largest)[1])
-    if abs(exponent) <= 24 or largest == 0.0:
+    if abs(exponent) <= 24:
         return 1.0
     highest = 1000
     if exponent >= -150:

@@ -296,7 +296,7 @@ def _of_kind(deltas: Columns, kind: tuple[str, ...]) -> Mask:
 
 def _main(rows: Rows) -> str | None:
     """The component whose depth counts: language, or the one with most layers."""
-    return main_of([component for component, _ in rows.layers])
+    return main_of(Counter(component for component, _ in rows.layers))
 
 
 def _overall(rows: Rows) -> _Tally:

@@ -5,6 +5,7 @@ it is read from `summary.json`.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from inspect import get_annotations
@@ -643,7 +644,7 @@ class PairRecord(OverLayers):
     @property
     def main_component(self) -> str | None:
         """The component whose depth counts: language, or the one with most layers."""
-        return main_of([row.component for row in self.depth])
+        return main_of(Counter(row.component for row in self.depth))
 
     @property
     def has_components(self) -> bool:
@@ -651,11 +652,9 @@ class PairRecord(OverLayers):
         return len({row.component for row in self.components}) > 1
 
 
-def main_of(components: list[str]) -> str | None:
-    """The main of the components of layers: language, or the one with most layers."""
-    if "language" in components:
-        return "language"
-    return max(components, key=components.count, default=None)
+def main_of(sizes: Mapping[str, int]) -> str | None:
+    """The main of the components with these sizes: language, or the largest."""
+    return "language" if "language" in sizes else max(sizes, key=sizes.__getitem__, default=None)
 
 
 AnyRow = TypeVar("AnyRow", bound=Row)

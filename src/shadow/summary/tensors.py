@@ -12,9 +12,10 @@ import numpy as np
 from shadow.reports.provenance import SIDES
 from shadow.summary.record import BrokenRow, SkippedRow, Unchanged, VectorsRow, VocabularyRow
 from shadow.summary.tables import Columns, are, count, is_known, mask_of, median
-from shadow.text import short_name
+from shadow.text import visible
 
 GROWING = ("embed", "head")  # modules whose rows are a vocabulary
+LONGEST = 120  # letters of a name
 EXAMPLES = 3  # tensors of a reason or a kind of damage that a summary names
 FAR = 10.0  # times as far as the next one, a vector is named
 FACTORS = (".lora_B", ".lora_embedding_B")  # one of the two factors of a module of an adapter
@@ -123,7 +124,7 @@ def broken(tensors: Columns) -> list[BrokenRow]:
         groups += [(code, side, damaged.having(side=side)) for side in SIDES]
     rows = []
     for code, side, group in groups:
-        names = [short_name(name) for name in group["tensor"]]
+        names = [visible(name[:LONGEST]) for name in group["tensor"]]
         if names:
             row = BrokenRow(code=code, side=side, count=len(names), tensors=names[:EXAMPLES])
             rows.append(row)

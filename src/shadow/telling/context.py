@@ -169,7 +169,11 @@ class Context:
         if self.filtered:
             return {}
         has_said = self.summary.correspondence is not None  # which layers and experts
-        rows = [row for row in self.lacking if not (has_said and _is_unit(row))]
+        rows = []
+        for row in self.lacking:
+            is_unit = row.module is None or row.module.startswith("expert ")  # whole
+            if not (has_said and is_unit):
+                rows.append(row)
         by_reason = {reason: [row for row in rows if row.reason == reason] for reason in LEFT_OUT}
         return {reason: rows for reason, rows in by_reason.items() if rows}
 
@@ -286,8 +290,3 @@ class Context:
         high = self.summary.inside_layers.kept_high_overall
         is_small = floor is not None and floor < ROUNDING
         return self.is_of_quantised and (is_small or (high is not None and high < 0.5))
-
-
-def _is_unit(row: UncomparedRow) -> bool:
-    """True of whole layers and whole experts."""
-    return row.module is None or row.module.startswith("expert ")

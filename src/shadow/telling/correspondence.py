@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from shadow.summary.record import Correspondence, MatchedRows, PairRecord, UnitNumbers, UnitRun
+from shadow.summary.record import MatchedRows, OtherLayer, PairRecord, UnitNumbers, UnitRun
 from shadow.telling.context import Context
 from shadow.telling.document import Cell, TableBlock, named, worded
 from shadow.telling.wording import (
@@ -41,15 +41,15 @@ KINDS = ("layers", "matrices", "experts", "rows")
 
 def kinds_moved(context: Context) -> list[str]:
     """The kinds of parts that have other numbers than in the base."""
-    found = context.summary.correspondence
-    return [kind for kind in KINDS if found is not None and getattr(found, kind)]
+    moved = context.summary.correspondence
+    return [kind for kind in KINDS if getattr(moved, kind, None)]
 
 
 def moved_in_brief(context: Context) -> str:
     """`layers 1 and 2 exchanged`, `layers and rows at other numbers`; empty if no part is."""
     kinds = kinds_moved(context)
-    found = context.summary.correspondence
-    units = [] if found is None else [*found.layers, *found.experts]
+    moved = context.summary.correspondence
+    units = [] if moved is None else [*moved.layers, *moved.experts]
     if len(kinds) == len(units) == 1 and _are_exchanged(units[0]):
         first, second = [_numbers(run)[0] for run in units[0].runs]
         place = _place(units[0], context.summary)
@@ -68,13 +68,13 @@ def _are_exchanged(units: UnitNumbers) -> bool:
 
 def moved_text(kind: str, context: Context, recorded: Recorded) -> str:
     """Say what of a kind has other numbers, and how that was found."""
-    found = context.summary.correspondence
-    assert found is not None, "something has another number"
+    moved = context.summary.correspondence
+    assert moved is not None, "something has another number"
     if kind == "rows":
-        return _rows(found.rows, recorded)
+        return _rows(moved.rows, recorded)
     if kind == "matrices":
-        return _matrices(found, context)
-    rows = found.layers if kind == "layers" else found.experts
+        return _matrices(moved.matrices, context)
+    rows = moved.layers if kind == "layers" else moved.experts
     return " ".join(_units(kind.removesuffix("s"), row, context) for row in rows)
 
 
@@ -125,21 +125,21 @@ def _sentence(clauses: Sequence[str], ways: Iterable[str], start: str = "") -> s
     return f"{text}, by {how}." if how else f"{text}."
 
 
-def _matrices(found: Correspondence, context: Context) -> str:
+def _matrices(matrices: Sequence[OtherLayer], context: Context) -> str:
     """`Of layer 1, attn.q and attn.k are those of the base's layer 0, by equal entries.`"""
     clauses = []
-    for row in found.matrices:
+    for row in matrices:
         modules = and_others([module_name(module) for module in row.modules])
         layer = layers_of(row.component, [row.layer], context.summary.has_components)
         verb = "is that" if len(row.modules) == 1 else "are those"
         clauses.append(f"of {layer}, {modules} {verb} of the base's layer {row.base_layer}")
-    return _sentence(clauses, [row.by for row in found.matrices])
+    return _sentence(clauses, [row.by for row in matrices])
 
 
-def _rows(found: Sequence[MatchedRows], recorded: Recorded) -> str:
+def _rows(matched: Sequence[MatchedRows], recorded: Recorded) -> str:
     """`8 rows were put in front of the vocabulary (the embeddings and the head).`"""
     groups = defaultdict[tuple[object, ...], list[MatchedRows]](list)
-    for row in found:
+    for row in matched:
         groups[row.rows, row.tuned_rows, row.base_rows, row.in_front, row.by].append(row)
     texts = []
     for rows in groups.values():
@@ -176,19 +176,19 @@ FIELDS = (named("part"), worded("tuned"), worded("base"), worded("matched by"))
 
 def partners_table(summary: PairRecord) -> TableBlock | None:
     """Make a row for each run of parts that have other numbers in the base; None without any."""
-    found = summary.correspondence
-    if found is None:
+    moved = summary.correspondence
+    if moved is None:
         return None
     rows: list[list[Cell]] = []
     for kind in ("layers", "experts"):
-        for units in getattr(found, kind):
+        for units in getattr(moved, kind):
             part = " of ".join(filter(None, (kind, _place(units, summary))))
             for run in units.runs:
                 rows.append([part, *_numbers(run), " and ".join(units.by)])
-    for others in found.matrices:
+    for others in moved.matrices:
         part = and_others([module_name(module) for module in others.modules])
         rows.append([part, f"layer {others.layer}", f"layer {others.base_layer}", others.by])
-    for matched in found.rows:
+    for matched in moved.rows:
         part = f"rows of {module_name(matched.module)}"
         count = f"{_least(matched)}{matched.rows:,} of"
         own = f"{count} {matched.tuned_rows:,}"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shadow.summary.record import ComponentRow, PairRecord, Unchanged
+from shadow.summary.record import ComponentRow, PairRecord, Unchanged, main_of
 from shadow.telling.wording import (
     NAMED,
     PLURAL,
@@ -122,10 +122,7 @@ def leading(parts: Sequence[ChangedPart]) -> list[ChangedPart]:
 
 def main_component(summary: PairRecord) -> str | None:
     """The component whose modules are named: language, or the one that changed most."""
-    changed = {row.component: row.matrices for row in summary.components if row.matrices}
-    if "language" in changed:
-        return "language"
-    return max(changed, key=changed.__getitem__, default=None)
+    return main_of({row.component: row.matrices for row in summary.components if row.matrices})
 
 
 # -------------------------------------------------------------------------------- what did not
@@ -133,7 +130,7 @@ def main_component(summary: PairRecord) -> str | None:
 
 def has_frozen(summary: PairRecord) -> bool:
     """True if so much is unchanged that the norm of what changed is not the model's."""
-    return _unmoved(summary) > FROZEN * (summary.figures.parameters or 1)
+    return _unmoved(summary) > FROZEN * summary.figures.parameters
 
 
 def is_mostly_frozen(summary: PairRecord) -> bool:
@@ -143,7 +140,7 @@ def is_mostly_frozen(summary: PairRecord) -> bool:
 
 def _unmoved(summary: PairRecord) -> int:
     """Count the parameters that are the same on both sides, or only rounded."""
-    return int(summary.figures.parameters_identical + summary.figures.parameters_rounded)
+    return summary.figures.parameters_identical + summary.figures.parameters_rounded
 
 
 def of_what(summary: PairRecord) -> str:

@@ -95,8 +95,8 @@ def report_document(
     names no folder of this machine, and has sentences, modules and other explanations whatever
     is asked for. is_public: it names no other folder either, as on a page.
     """
-    sides = _sides(summary, is_public=is_public or folder is None)
-    return Document([*_blocks(summary, provenance, folder, sides)])
+    is_public = is_public or folder is None
+    return Document([*_blocks(summary, provenance, folder, is_public=is_public)])
 
 
 def beside_another(document: Document) -> Document:
@@ -113,11 +113,11 @@ def beside_another(document: Document) -> Document:
 
 
 def _blocks(
-    summary: Summary, provenance: ReportMetadata, folder: Path | str | None, sides: Block
+    summary: Summary, provenance: ReportMetadata, folder: Path | str | None, *, is_public: bool
 ) -> Iterator[Block]:
     when: When = "always" if folder is None else "full"
     yield Section(summary.family, summary.pair)
-    yield sides
+    yield _sides(summary, is_public=is_public)
     yield Headline(summary.finding.headline, about="finding")
     for place, sentence in enumerate(summary.finding.sentences):
         yield Paragraph(
@@ -226,7 +226,7 @@ def _all_figures(summary: Summary) -> list[FigureRow]:
         of += f"; {portion_of(figures.parameters_rounded, figures.parameters)} are only rounded"
     if summary.counts.identical:
         of += f"; {portion_of(figures.parameters_identical, figures.parameters)} are identical"
-    rows = [FigureRow("changed", counted(int(figures.matrices or 0), "matrix", "matrices"), of)]
+    rows = [FigureRow("changed", counted(figures.matrices, "matrix", "matrices"), of)]
     if figures.matrices:
         norm, *others = _figures(summary, full=True)
         rows.append(norm)
@@ -291,16 +291,13 @@ def standing(summary: Summary) -> str | None:
     """The words on a pair in a table of pairs: gates that failed, what was recognised; None if
     there is nothing.
     """
-    names: dict[object, list[str]] = {FAILED: [], FOUND: []}
-    for row in _answers(summary):
-        names.setdefault(row.value, []).append(row.name)
-    if names[FAILED]:
-        return f"failed: {', '.join(dict.fromkeys(names[FAILED]))}"
-    if not names[FOUND]:
-        return None
-    codes = [sentence.code for sentence in summary.finding.sentences]
-    files = ["files"] if "files" in codes else []
-    return ", ".join(dict.fromkeys([*names[FOUND], *files]))
+    answers = _answers(summary)
+    if failed := dict.fromkeys(row.name for row in answers if row.value == FAILED):
+        return f"failed: {', '.join(failed)}"
+    recognised = dict.fromkeys(row.name for row in answers if row.value == FOUND)
+    if recognised and any(sentence.code == "files" for sentence in summary.finding.sentences):
+        recognised["files"] = None
+    return ", ".join(recognised) or None
 
 
 # --------------------------------------------------------------------------------------- tables

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from itertools import pairwise
 from typing import Any
 
 from shadow.checks.answer import Figure
 from shadow.checks.explanations import has_sizes
 from shadow.summary.record import PairRecord, PlacesRow
 from shadow.templates import Value, fill, names_in
-from shadow.text import and_list
+from shadow.text import and_list, runs_of
 
 NAMED = 3
 INSIDE = "inside_layers"
@@ -147,23 +146,16 @@ def layers_text(layers: Sequence[int]) -> str:
 def numbers_text(layers: Sequence[int]) -> str:
     """`3`, `0 to 3, 5 and 7`."""
     texts: list[str] = []
-    for span in _spans(layers):
-        if len(span) > 2:
-            texts.append(f"{span[0]} to {span[-1]}")
+    # a hostile number makes a range billions long
+    runs = [[layers[0], layers[-1]]] if isinstance(layers, range) else runs_of(layers)
+    for first, last in runs:
+        if last > first + 1:
+            texts.append(f"{first} to {last}")
         else:
-            texts += map(str, span)
+            texts += map(str, range(first, last + 1))
     if len(texts) > 2 * NAMED:
         texts = [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"]
     return and_list(texts)
-
-
-def _spans(layers: Sequence[int]) -> list[Sequence[int]]:
-    """Layers in order, as runs of consecutive numbers."""
-    if isinstance(layers, range):  # which a hostile number makes billions long
-        return [layers]
-    numbers = sorted(layers)
-    breaks = [at for at, (last, number) in enumerate(pairwise(numbers), 1) if number > last + 1]
-    return [numbers[start:end] for start, end in pairwise([0, *breaks, len(numbers)])]
 
 
 def and_others(names: list[str]) -> str:

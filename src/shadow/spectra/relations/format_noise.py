@@ -104,9 +104,9 @@ def format_noise(original: Matrix, copy: Quantised) -> FormatNoise:
         squared_steps = squares / np.where(squared_width > 0, squared_width, 1.0)
         furthest_squared = squared_steps[cell.outside].max(initial=0.0)
         furthest = max(furthest, math.sqrt(furthest_squared))
-    made = None
+    of_formats = None
     if known and explained:
-        made = math.fsum(explained)
+        of_formats = math.fsum(explained)
     # by least squares a column's factor leaves q² - (x q)² / x²
     has_factor = x2 > 0
     of_fits = inner[has_factor] ** 2 / x2[has_factor]
@@ -120,7 +120,7 @@ def format_noise(original: Matrix, copy: Quantised) -> FormatNoise:
         original=float(x2.sum()),
         copy=float(q2.sum()),
         error=math.fsum(energies),
-        made=made,
+        made=of_formats,
         even=math.fsum(even),
         inner=float(inner.sum()),
         scaled=max(0.0, float(scaled)),

@@ -454,7 +454,7 @@ def _target(
 ) -> tuple[Tensor, Tensor | float]:
     """Base plus that much of the update, and the factor of its entries afterwards."""
     target = torch.add(b, delta, alpha=scale)
-    if update.magnitude is None or scale == 0.0:
+    if update.magnitude is None:
         return target, 1.0
     norms = torch.linalg.vector_norm(target, dim=1)
     ratios = update.magnitude[rows].double() / norms
