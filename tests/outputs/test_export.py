@@ -14,9 +14,9 @@ from reports import delta, places, write
 
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs import exports
-from shadow.outputs.exports import FORMATS, cell, export
+from shadow.outputs.exports import FORMATS, PAIR, cell, export
 from shadow.reports.columns import TABLES
-from shadow.reports.parquet import STORED
+from shadow.reports.folders import TABLES_OF_A_PAIR as STORED
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,8 @@ def tree(folder):
 @pytest.mark.parametrize("name", STORED)
 def test_csv_reads_back_with_the_standard_library(exported, truth, name):
     """Every cell by the type of its column; no text begins like a formula; rows end in CRLF."""
-    types = {column.name: column.type for column in TABLES[name].exported}
+    types = dict.fromkeys(PAIR, "string")
+    types |= {column.name: column.type for column in TABLES[name].columns}
     found = rows_of(exported["csv"] / f"{name}.csv")
     assert list(types)[:2] == ["family", "pair"]
     for row in found:
@@ -89,7 +90,8 @@ def test_text_in_csv_is_no_formula_and_comes_back(text):
 def test_one_line_opens_the_dataset_of_all_families(exported, truth, name):
     """Family and pair come from the path, whatever they are called."""
     frame = pd.read_parquet(exported["parquet"] / name)
-    numbers = [one.name for one in TABLES[name].exported if one.type in ("float", "string")]
+    own = [column.name for column in TABLES[name].columns if column.type in ("float", "string")]
+    numbers = list(dict.fromkeys([*PAIR, *own]))
     found = frame[numbers].astype(object).where(frame[numbers].notna(), None).to_dict("records")
     same(found, truth[name], numbers)
     parts = [path.relative_to(exported["parquet"] / name).parts for path in

@@ -11,8 +11,8 @@ from reports import columns, write
 from shadow.summary.bootstrap import draws
 from shadow.summary.gate_figures import gate_figures
 from shadow.summary.making import Sum, depth_entropy, effective_layers, ratio, record_of
-from shadow.summary.tables import compared_layers, read_rows
-from shadow.telling.reading import SUMMARISED, AuditReport
+from shadow.summary.tables import SUMMARISED, compared_layers, read_rows
+from shadow.telling.reading import AuditReport
 
 RNG = np.random.default_rng(0)
 

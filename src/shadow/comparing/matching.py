@@ -28,12 +28,11 @@ from shadow.spectra.measurement import Method
 from shadow.storage import as_given
 from shadow.summary.making import correspondence_in
 from shadow.summary.record import Correspondence
-from shadow.summary.tables import MOST, Columns, Rows, are, mask_of, read_rows
+from shadow.summary.tables import MOST, SUMMARISED, Columns, Rows, are, mask_of, read_rows
 from shadow.templates import Reason
 
 PLACE = ("component", "layer", "module", "expert")
 OWN = ("layer_own", "expert_own")  # of the tuned side, where the place is the base's
-TABLES = ("matrices", "tensors", "files")
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class ComparedReport:
     @np.errstate(all="ignore")  # a forged report may hold infinities
     def rows(self) -> Rows:
         """The rows of its tables."""
-        return read_rows({name: self.report.table(name) for name in TABLES})
+        return read_rows({name: self.report.table(name) for name in SUMMARISED})
 
     @property
     def deltas(self) -> Columns:

@@ -8,10 +8,9 @@ from shadow.comparing.codes import NoVerdict
 from shadow.comparing.matching import ComparedReport
 from shadow.dtypes import FLOATS
 from shadow.reports.provenance import chosen_in
-from shadow.spectra.levels import round_trip
 from shadow.summary.bootstrap import Mask
 from shadow.summary.changes import CHANGES, recognised
-from shadow.summary.layer_medians import SHORTEST
+from shadow.summary.layer_medians import has_few_levels
 from shadow.summary.tables import COPIED, Columns, are, count, mask_of, median
 
 ROUNDED = 0.25  # share of a change beyond its format's rounding, below which it is that rounding
@@ -79,18 +78,8 @@ def _of_few_bits(deltas: Columns) -> Mask:
     rounded = (deltas["format_copy"] == 1) | (deltas["kept_high"] < ROUNDED)
     formats = [(dtype or "").partition("/") for dtype in deltas["dtype"]]
     stored = [_is_few(tuned or base) and not _is_few(base) for base, _, tuned in formats]
-    levels = _has_levels(deltas, "tuned") & ~_has_levels(deltas, "base")
+    levels = has_few_levels(deltas, "tuned") & ~has_few_levels(deltas, "base")
     return np.asarray(rounded | mask_of(stored) | levels)
-
-
-def _has_levels(deltas: Columns, side: str) -> Mask:
-    """Find the matrices of a side whose rows have as few distinct values as a copy's."""
-    return mask_of(
-        [
-            not np.isnan(share) and width >= SHORTEST and round_trip(share, int(width)) is not None
-            for share, width in deltas.each(f"levels_{side}", "cols")
-        ]
-    )
 
 
 def _is_few(dtype: str) -> bool:

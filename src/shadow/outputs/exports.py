@@ -18,8 +18,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
 from shadow.outputs import ExportFormat
 from shadow.outputs.markdown import markdown
-from shadow.reports.columns import TABLES
-from shadow.reports.parquet import STORED, arrow_schema
+from shadow.reports.folders import TABLES_OF_A_PAIR
 from shadow.storage import as_given
 from shadow.telling.reading import AuditReport
 from shadow.telling.report import report_document
@@ -54,7 +53,7 @@ def export(folders: Iterable[Path], to: str, output: Path) -> Path:
                 with page.open("a", encoding="utf-8", errors="replace") as file:
                     file.write(text + "\n")
                 continue
-            for name in STORED:
+            for name in TABLES_OF_A_PAIR:
                 table = _table(report, name)
                 if to == "csv":  # as of RFC 4180, in UTF-8
                     path = folder / f"{name}.csv"
@@ -81,16 +80,15 @@ def _is_empty(path: Path) -> bool:
 
 def _table(report: AuditReport, name: str) -> pa.Table:
     """A table of a report with family and pair as its first columns."""
+    columns: dict[str, object] = {}
     table = report.table(name)
-    columns = {key: table[key] for key in table.column_names}
     for key in PAIR:
         # JSON may hold halves of letters, which UTF-8 cannot
         text: str = getattr(report.provenance, key)
         content = text.encode(errors="replace")
         columns[key] = pa.repeat(content.decode(), len(table))
-    schema = arrow_schema(TABLES[name].exported)
-    in_order = [columns[key] for key in schema.names]
-    return pa.Table.from_arrays(in_order, schema=schema)
+    columns |= {key: table[key] for key in table.column_names if key not in PAIR}
+    return pa.table(columns)
 
 
 def cell(value: object) -> str:

@@ -29,10 +29,11 @@ from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.files import marked, placing
 from shadow.places.names import UP
-from shadow.reports.columns import MATRICES, delta_metrics
+from shadow.reports.columns import delta_metrics
 from shadow.reports.report import Report
 from shadow.summary.components import LAYERS, order_of
-from shadow.summary.layer_medians import ranked
+from shadow.summary.layer_medians import above_short_side
+from shadow.summary.tables import columns_of
 from shadow.text import visible
 
 if TYPE_CHECKING:
@@ -179,8 +180,12 @@ def styled() -> Iterator[None]:
 def read_source(folder: Path, component: str | None) -> DrawnReport:
     """Read a report and the deltas of a component: language, or the one with most matrices."""
     report = Report(folder)
-    rows = report.matrices
-    deltas = rows[rows["subject"] == "delta"]
+    columns = columns_of(report.table("matrices")).having(subject="delta")
+    # of a median that may be infinite, which is not a number to draw
+    is_above = above_short_side(columns)
+    directions = np.where(is_above, np.inf, columns["equivalent_directions"])
+    columns = columns.added(equivalent_directions=directions)
+    deltas = pd.DataFrame(columns.arrays)
     counts = deltas["component"].value_counts()
     names = list(counts.index)
     if not names:
@@ -191,12 +196,7 @@ def read_source(folder: Path, component: str | None) -> DrawnReport:
         fault = f"{folder}: no matrix of {component} changed"
         raise ShadowError(fault, f"it has {', '.join(names)}")
     is_own = deltas["component"] == component
-    own = deltas[is_own].reset_index(drop=True)
-    numbers: dict[str, Any] = {}
-    for column in MATRICES:
-        if column.type in ("int", "float"):
-            numbers[column.name] = np.float64
-    return DrawnReport(report, component, own.astype(numbers))
+    return DrawnReport(report, component, deltas[is_own])
 
 
 def shown(text: str, letters: int = 44) -> str:
@@ -230,8 +230,7 @@ def _grid(source: DrawnReport, metric: str, patterns: Sequence[str]) -> pd.DataF
     is_drawn = deltas["layer"] < LAYERS
     rows = deltas[is_drawn].astype({"layer": int})
     modules = _modules(source, rows, patterns)
-    values = ranked(rows, metric)
-    medians = values.pivot_table(metric, "module", "layer", aggfunc="median")
+    medians = rows.pivot_table(metric, "module", "layer", aggfunc="median")
     last = int(rows["layer"].max())
     layers = range(last + 1)
     grid = medians.where(np.isfinite(medians))

@@ -123,13 +123,6 @@ class Table:
         """The columns that every report has."""
         return frozenset(column.name for column in self.columns) - self.later
 
-    @property
-    def exported(self) -> tuple[Column, ...]:
-        """The columns as `shadow export` writes them: family and pair, then the others."""
-        names = ("family", "pair")
-        others = [column for column in self.columns if column.name not in names]
-        return (*IDENTITY[:2], *others)
-
 
 _SKETCH = {name: words.split() for name, words in _COLUMNS["sketch"].items()}
 _NULL_IN_SKETCH = {  # why, by the list of columns

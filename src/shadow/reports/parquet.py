@@ -22,7 +22,6 @@ from shadow.text import several
 COMPRESSION = "zstd"
 MAGIC = b"PAR1"  # begins and ends a Parquet file
 TAIL = 8  # bytes behind a footer: its length, and MAGIC
-STORED = ("matrices", "tensors", "files", "spectra")  # tables of a pair's folder
 MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
 FEW_ROWS = 2_000  # up to which columns are read one by one: handing them to threads takes as long
 MANY = 6  # absent columns that are named one by one

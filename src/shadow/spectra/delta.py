@@ -34,10 +34,10 @@ from shadow.spectra.relations.format_noise import format_values
 from shadow.spectra.rounding import (
     MORE,
     Undone,
-    excess_values,
     rounding_share,
     undo,
     without_few_levels,
+    zero_share_excess,
 )
 from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.solvers import Means, solver_of
@@ -157,10 +157,10 @@ def measure_pair(
     format_of_base = round_trip(values["levels_base"], cols)
     format_of_tuned = round_trip(values["levels_tuned"], cols)
     undone = without_few_levels(undone, format_of_base, format_of_tuned)
-    values |= _floor(values["floor_ratio"], undone, total.stored)
+    values["floor_ratio"] = _floor(values["floor_ratio"], undone, total.stored)
     values |= undone_values(undone, total.base_norm)
     count_now = partial(undo, sides, formats, lines, largest)
-    values |= excess_values(undone, values, count_now)
+    values["zero_share_excess"] = zero_share_excess(undone, values, count_now)
     values |= purity_values(values, sides.shape, undone.kept, undone.reason)
     rest = None
     sigma = np.zeros(0)
@@ -239,21 +239,21 @@ def _sizes(total: Sums, shape: tuple[int, int]) -> Values:
     }
 
 
-def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> Values:
+def _floor(floor: float | None, undone: Undone, coarser: FloatFormat) -> float | None:
     """floor_ratio by the format that rounded: that of a tuned side in more bits than the
     base is its own. None for F32 or F64 if it depends on whether the base was rounded.
     """
     grid = undone.grid
     if floor is None or undone.history == "nothing_rounded":
-        return {"floor_ratio": None}
+        return None
     if grid is None or grid.mantissa_bits <= coarser.mantissa_bits:
-        return {"floor_ratio": floor}
+        return floor
     if undone.history == "stored_base":
         finer = grid.mantissa_bits - coarser.mantissa_bits
-        return {"floor_ratio": math.ldexp(floor, finer)}
+        return math.ldexp(floor, finer)
     if grid.bits > 16 and undone.kept is None and floor < MORE:
-        return {"floor_ratio": None}
-    return {"floor_ratio": floor}
+        return None
+    return floor
 
 
 def measure_alone(

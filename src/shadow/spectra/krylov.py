@@ -125,12 +125,11 @@ class Krylov:
     def rules(self) -> tuple[Quadrature, Quadrature]:
         """The rules of Gauss and of Gauss-Radau, which has WIDTH nodes at 0."""
         outer, k = self.step.shape
-        width = outer - k
         values = self.values
         floor = FLOOR * values[0]
         gauss = Quadrature(
             nodes=np.where(values < floor, 0.0, values),
-            weights=self.vectors[:width].T ** 2,
+            weights=self.vectors[:WIDTH].T ** 2,
         )
         last = self.step[k:]
         image = last @ self.vectors
@@ -144,7 +143,7 @@ class Krylov:
         nodes = np.where(nodes < FLOOR * nodes[-1], 0.0, nodes)
         gauss_radau = Quadrature(
             nodes=nodes[::-1],
-            weights=vectors[:width, ::-1].T ** 2,
+            weights=vectors[:WIDTH, ::-1].T ** 2,
         )
         return gauss, gauss_radau
 
@@ -168,8 +167,7 @@ class Krylov:
         """
         values = self.values
         largest = float(values[0])
-        width = len(self.step) - len(values)
-        shares = self.vectors[:width] ** 2
+        shares = self.vectors[:WIDTH] ** 2
         weights = shares.mean(axis=0) * self.side
         limit = self.energy
         bounds = np.empty(min(BOUNDED, len(values)))
@@ -179,7 +177,7 @@ class Krylov:
                 bounds[j:] = limit
                 break
             unknown = j - min(j, self.known)
-            length = math.sqrt(width) - RARE - math.sqrt(unknown)
+            length = math.sqrt(WIDTH) - RARE - math.sqrt(unknown)
             limit = min(limit, self.energy)
             if length > 0:
                 beyond = _beyond(values, weights, top, length**2)
@@ -243,9 +241,8 @@ def _space(energy: float, basis: Sequence[Array], images: Sequence[Array]) -> Kr
     all_images = np.hstack(images)
     inner = known.T @ all_images
     last = basis[-1].T @ images[-1]
-    width = len(last)
-    outer = np.zeros((width, inner.shape[1]))
-    outer[:, -width:] = last
+    outer = np.zeros((WIDTH, inner.shape[1]))
+    outer[:, -WIDTH:] = last
     inner = (inner + inner.T) / 2.0
     values, vectors = np.linalg.eigh(inner)
     descending = values[::-1]
@@ -267,8 +264,7 @@ def square_trace(space: Krylov) -> Estimate:
     the column. tr P G P, known exactly, is the control variate.
     """
     outer, k = space.step.shape
-    width = outer - k
-    turns = np.arange(width).reshape(-1, FOLD)
+    turns = np.arange(WIDTH).reshape(-1, FOLD)
     span = _spans(space, turns)
     images = space.step @ span[:, :k]
     inside = span.transpose(0, 2, 1) @ images
@@ -294,7 +290,7 @@ def square_trace(space: Krylov) -> Estimate:
     # x² grows with x by up to twice the largest value; what is steeper is rounding against rounding
     slope = min(slope, 2.0 * float(space.values[0]))
     controlled = samples - slope * control
-    mean, scatter = _mean(controlled, width - 2)
+    mean, scatter = _mean(controlled, WIDTH - 2)
     error = SHARED * SIGMAS * scatter + ROUNDING * mean
     return Estimate(mean, error)
 
@@ -311,14 +307,13 @@ def _slope(samples: Array, control: Array) -> float:
 def _spans(space: Krylov, turns: NDArray[np.intp]) -> Array:
     """For each turn a basis (turns, k + WIDTH, directions) of the space of the other columns."""
     outer, k = space.step.shape
-    width = outer - k
-    frame_columns = np.eye(outer)[:, :width]
+    frame_columns = np.eye(outer)[:, :WIDTH]
     others = []
     for turn in turns:
         others.append(np.delete(frame_columns, turn, axis=1))
     span = np.stack(others)
     newest = span
-    for _ in range(k // width - 1):
+    for _ in range(PASSES - 1):
         image = space.step @ newest[:, :k]
         q, r = np.linalg.qr(_outside(span, image))
         # what is rounding is no direction: it may be that of the probe

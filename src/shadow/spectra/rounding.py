@@ -308,8 +308,10 @@ def rounding_share(undone: Undone, floor_ratio: float | None) -> float | None:
     return min(undone.noise + ERROR, at_most)
 
 
-def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undone]) -> Values:
-    """zero_share_excess, from zero_share and rows_changed in of_delta and, if nothing is counted,
+def zero_share_excess(
+    undone: Undone, of_delta: Values, count_now: Callable[[], Undone]
+) -> float | None:
+    """The column, from zero_share and rows_changed in of_delta and, if nothing is counted,
     the size of the rounding in undone. count_now: counts if that is not decisive: updates whose
     sizes differ by row or column leave more entries unchanged than those of one size.
     """
@@ -317,7 +319,7 @@ def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undo
     rows = of_delta["rows_changed"]
     excess = undone.zero_excess
     if excess is not None or zeros is None or not rows:
-        return {"zero_share_excess": excess}
+        return excess
     within_rows = 1.0 - (1.0 - zeros) / rows
     if undone.history == "nothing_rounded":
         excess = within_rows
@@ -325,7 +327,7 @@ def excess_values(undone: Undone, of_delta: Values, count_now: Callable[[], Undo
         excess = within_rows - LEFT * math.sqrt(undone.noise)
         if excess > UNEVEN:
             excess = count_now().zero_excess
-    return {"zero_share_excess": excess}
+    return excess
 
 
 def values(undone: Undone, base_norm: float) -> Values:

@@ -102,18 +102,18 @@ def top_energies(spectrum: Spectrum, tops: Sequence[int] = (1, 4, 16, 64)) -> Va
     return values
 
 
-def condition_number(spectrum: Spectrum) -> Values:
+def condition_number(spectrum: Spectrum) -> float | None:
     """sigma_1 / sigma_m of a spectrum, in [1, inf); None if unresolved, or rounding may move it
     over 5 %.
     """
     largest = float(spectrum.sigma[0])
     smallest = float(spectrum.sigma[-1])
     if smallest == 0:
-        return {"condition_number": None}
+        return None
     allowed = 2.0 * SMALLEST_ERROR * (smallest / largest) ** 2
     if spectrum.shift > allowed:
-        return {"condition_number": None}
-    return {"condition_number": largest / smallest}
+        return None
+    return largest / smallest
 
 
 def spectrum_values(spectrum: Spectrum) -> Values:
@@ -122,7 +122,7 @@ def spectrum_values(spectrum: Spectrum) -> Values:
     values |= ranks(spectrum)
     values |= top_energies(spectrum)
     values["sigma_floor"] = spectrum.floor
-    values |= condition_number(spectrum)
+    values["condition_number"] = condition_number(spectrum)
     values |= power_law(spectrum)
     return values
 

@@ -178,17 +178,15 @@ class KrylovSolver:
             "tuned": total.tuned_norm,
             "delta": total.delta_norm,
         }
-        scales: dict[Subject, float] = {"delta": profile.scale}
+        scales: dict[Subject, float] = {}
         if is_all:
-            scales = {
-                "base": power_of_two_scale(total.size.base),
-                "tuned": power_of_two_scale(total.size.tuned),
-                "delta": profile.scale,
-            }
+            scales["base"] = power_of_two_scale(total.size.base)
+            scales["tuned"] = power_of_two_scale(total.size.tuned)
         from_factors = None
         if isinstance(sides.tuned, Updated):
             from_factors = _update_spectrum(sides.tuned, norms["delta"])
-            del scales["delta"]
+        else:
+            scales["delta"] = profile.scale
         sizes = {
             subject: (scale, norms[subject])
             for subject, scale in scales.items()

@@ -518,8 +518,8 @@ def gram_singular_values(
     shape: tuple[int, int],
     norm: float,
     precision: Precision,
-    vectors: int = 0,
-    grams: Grams = ON_CPU,
+    vectors: int,
+    grams: Grams,
 ) -> tuple[Floats, float, Floats | None]:
     """Singular values, descending, their floor, and as many leading vectors of the short side.
 

@@ -6,10 +6,7 @@ matrices, or a sum, would mix both.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-import pyarrow as pa
 
 from shadow.reports.provenance import SIDES
 from shadow.spectra.levels import LEVELS_OF, round_trip
@@ -19,7 +16,6 @@ from shadow.summary.record import AnyRow, InsideLayers, LayerMedians, keys_of
 from shadow.summary.tables import (
     Columns,
     are,
-    columns_of,
     count,
     is_known,
     mask_of,
@@ -27,10 +23,6 @@ from shadow.summary.tables import (
     over,
     total_of,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 LAYER_MEDIANS = keys_of(LayerMedians)
 BESIDE = (  # medians of inside_layers beside LAYER_MEDIANS
@@ -126,17 +118,6 @@ def by_module(kind: type[AnyRow], deltas: Columns) -> list[AnyRow]:
         )
         modules.append(row)
     return modules
-
-
-def ranked(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Prepare a column for medians in tables: infinite where equivalent_directions exceeds the
-    short side. Medians may be infinite, which is not a number to show.
-    """
-    if metric != "equivalent_directions":
-        return rows
-    columns = columns_of(pa.Table.from_pandas(rows, preserve_index=False))
-    is_above = above_short_side(columns)
-    return rows.assign(equivalent_directions=np.where(is_above, np.inf, columns[metric]))
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
@@ -274,8 +255,15 @@ def _few(inside: Columns) -> dict[str, int]:
         is_judged = is_long & (levels * np.fmin(cols, LEVELS_OF) > 1.0)
         judged = inside.where(is_judged)
         counts[f"levels_{side}_judged"] = len(judged)
-        counts[f"levels_{side}_few"] = sum(
-            round_trip(share, int(length)) is not None
-            for share, length in judged.each(f"levels_{side}", "cols")
-        )
+        counts[f"levels_{side}_few"] = count(has_few_levels(judged, side))
     return counts
+
+
+def has_few_levels(rows: Columns, side: str) -> Mask:
+    """A mask of the matrices of a side whose long rows have as few distinct values as a copy's."""
+    return mask_of(
+        [
+            length >= SHORTEST and round_trip(share, int(length)) is not None
+            for share, length in rows.each(f"levels_{side}", "cols")
+        ]
+    )

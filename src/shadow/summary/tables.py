@@ -28,6 +28,7 @@ OF_SIDES = ("tensor", "base_tensor", "module")  # columns of a delta that say of
 VECTORS = ("norm", "bias")  # modules that have no matrices
 KEY = ("component", "tensor", "module", "layer", "expert")  # of a matrix, whatever its subject
 PIECE = 2_000  # rows
+SUMMARISED = ("matrices", "tensors", "files")  # the tables that a summary is made from
 
 
 def finite(value: Any) -> float | None:

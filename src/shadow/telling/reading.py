@@ -29,7 +29,7 @@ from shadow.reports.report import Report
 from shadow.storage import as_given
 from shadow.summary.gate_figures import gate_figures
 from shadow.summary.making import record_of
-from shadow.summary.tables import needed, read_rows
+from shadow.summary.tables import SUMMARISED, needed, read_rows
 from shadow.telling.finding import finding
 from shadow.text import Shown, visible
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILE = "summary.json"
-SUMMARISED = ("matrices", "tensors", "files")  # the tables that a summary is made from
 
 
 @np.errstate(all="ignore")  # a forged report may hold infinities
@@ -91,7 +90,11 @@ class AuditReport(Shown, Report):
         What an older report lacks is null, with a warning in the summary. Raises ShadowError if the
         folder has no finished report, or one of another schema.
         """
-        return made_again(self)
+        tables = {name: self.table(name) for name in SUMMARISED}
+        if not len(tables["tensors"]):
+            raise ShadowError(f"{self.folder}: a report without a tensor", "run the audit again")
+        summary = summarise(tables, self.provenance.recorded)
+        return summary.with_warning(absent_note(self.absent)) if self.absent else summary
 
     @cached_property
     def deltas(self) -> pd.DataFrame:
@@ -125,17 +128,6 @@ def read_summary(folder: Path) -> tuple[Summary, ReportMetadata]:
     """Read the summary of a finished report, and its provenance. Raises like AuditReport."""
     report = AuditReport(folder)
     return report.summary, report.provenance.recorded
-
-
-def made_again(report: Report) -> Summary:
-    """Make the summary of a finished report from its tables."""
-    tables = {name: report.table(name) for name in SUMMARISED}
-    if not len(tables["tensors"]):
-        raise ShadowError(f"{report.folder}: a report without a tensor", "run the audit again")
-    summary = summarise(tables, report.provenance.recorded)
-    if not report.absent:
-        return summary
-    return summary.with_warning(absent_note(report.absent))
 
 
 def read_step(report: AuditReport) -> Step | None:

@@ -303,9 +303,8 @@ def drawn_cells(matrices: Columns, cells: Cells) -> dict[str, object]:
     matrices = matrices.where(drawn)
     place = all_places[drawn]
     first = np.full(len(cells), -1)  # row of each cell, -1 where it has none
-    rows = np.arange(len(place))
-    backwards = rows[::-1]
-    first[place[backwards]] = backwards
+    occupied, first_rows = np.unique(place, return_index=True)
+    first[occupied] = first_rows
     tensors: list[str | None] = []
     for name in matrices["tensor"]:
         tensors.append(name and visible(name))
