@@ -69,9 +69,7 @@ def about_time(seconds: float) -> str:
     return f"about {hours:.1f} hours" if hours < 9.95 else f"about {hours:,.0f} hours"
 
 
-def byte_size(count: int) -> str:
-    """`1.5 GB`, in thousands rather than 1,024s, like disks and the Hub."""
-    return decimal(count)
+byte_size = decimal  # `1.5 GB`, in thousands rather than 1,024s, like disks and the Hub
 
 
 LIKE = 0.6  # of 1: how like a word must be to be asked for instead of another

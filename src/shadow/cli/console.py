@@ -169,7 +169,7 @@ def pairs_progress(total: int = 1, *, hidden: bool = False) -> Watch:
             )
 
         def say_in_lines() -> None:
-            while not ended.wait(EVERY * max(1, len(bars.task_ids) - 1)):  # of all pairs one
+            while not ended.wait(EVERY * (len(bars.task_ids) - 1)):  # of all pairs one
                 words = _words(latest)
                 share = latest.cost_done / (latest.cost_total or 1)
                 now = time.monotonic()

@@ -108,10 +108,7 @@ def _drawn(
         case Figures():
             yield from _figures(block)
         case Origin():
-            rows = []
-            for name, text in block.rows:
-                value = Word(text, "quiet")
-                rows.append(FigureRow(name, value))
+            rows = [FigureRow(name, Word(text, "quiet")) for name, text in block.rows]
             yield from _figures(Figures(rows))
         case TableBlock():
             yield from _table(block, options.max_width, legends)

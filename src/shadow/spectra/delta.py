@@ -109,11 +109,11 @@ def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> R
         return Result(broken=None, base_norm=norm)
     if not (total.size.finite and total.size.in_range):
         return Result(total.size)
-    if not has_spectra:
-        return Result(None, total.base_norm, _norms(total, sides.shape))
-    measured = measure_pair(sides.base, sides.tuned, formats, total, means, key)
-    norm = measured.base.number("frobenius_norm") or 0.0
-    return Result(None, norm, measured)
+    if has_spectra:
+        measured = measure_pair(sides.base, sides.tuned, formats, total, means, key)
+    else:
+        measured = _norms(total, sides.shape)
+    return Result(None, total.base_norm, measured)
 
 
 def measure_pair(

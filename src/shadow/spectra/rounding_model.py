@@ -476,8 +476,7 @@ def _solve(counts: Counts, shape: Floats) -> Floats:
     lowest = RATIO_FROM * OCTAVE
     highest = (RATIO_TO - BINADES) * OCTAVE
     candidates = np.arange(lowest, highest)
-    fractional = _ratio_index(candidates.astype(np.float64))
-    ratio = np.clip(fractional.astype(np.intp), 0, len(mean) - 1)
+    ratio = _ratio_index(candidates.astype(np.float64)).astype(np.intp)
     by_candidate = mean[ratio] * steps() ** 2  # (candidates, BINADES)
     entries = counts.by_cell.reshape(-1, BINADES)
     expected = entries @ by_candidate.T  # (cells, candidates), ascending
@@ -540,9 +539,8 @@ def _fitted(counts: Counts, shape: Floats, scales: Floats) -> Fit:
     has_scale = np.isfinite(scales)
     part = np.where(has_scale, 1.0, 0.0)[..., None]
     ratio = _ratio_index(np.nan_to_num(scales, nan=RATIO_FROM * OCTAVE))
-    whole = np.floor(ratio).astype(np.intp)
-    below = np.clip(whole, 0, len(moments.second) - 2)
-    between = np.clip(ratio - below, 0.0, 1.0)
+    below = np.floor(ratio).astype(np.intp)
+    between = ratio - below
 
     def expected(of_ratio: Floats) -> Floats:
         """(row classes, column classes, BINADES): mean of an entry at its cell's scale, otherwise

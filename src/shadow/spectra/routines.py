@@ -104,7 +104,7 @@ def eigensystem(
     of_lapack = lapack()
     if of_lapack is None:
         values, vectors = np.linalg.eigh(lower, UPLO="L")
-        return values, np.ascontiguousarray(vectors[:, ::-1][:, :count])
+        return values, vectors[:, ::-1][:, :count]
     diagonal = np.empty(n)
     beside = np.empty(n)
     scales = array(np.empty(n), n)

@@ -403,7 +403,7 @@ def _leading(gram: Tensor, values: Floats, count: int) -> Floats:
         missed = np.abs(largest - values[-count:]).max()
         allowed = SAME_EIGENVALUE[gram.dtype] * values[-1]
         if missed <= allowed:
-            return np.ascontiguousarray(vectors[:, ::-1])
+            return np.asarray(vectors[:, ::-1])
     except ArpackError:
         pass
     return eigensystem(gram.double().numpy(), count)[1]
@@ -471,8 +471,6 @@ def spectrum(
         if is_resolved and effective_rank_error(values, shift) <= RANK_ERROR[precision]:
             break
         precision = "exact"
-    if leading is not None:  # one layout in memory: the last bits of products depend on it
-        leading = np.ascontiguousarray(leading)
     return Spectrum(
         sigma=values / scale,
         rows=rows,
@@ -531,7 +529,9 @@ def gram_singular_values(
     product = grams.gram(read, shape, norm, dtype)
     leading = None
     if vectors:
-        squares, leading = with_vectors(product.cpu(), vectors)
+        squares, columns = with_vectors(product.cpu(), vectors)
+        # one layout in memory: the last bits of products depend on it
+        leading = np.ascontiguousarray(columns)
     else:
         squares = grams.eigenvalues(product)
     positive = np.maximum(squares, 0.0)

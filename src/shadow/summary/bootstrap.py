@@ -79,8 +79,7 @@ class Blocks:
         """The number of layers of a single component that leave as much to chance: the only layer
         of a component is in every draw.
         """
-        others = len(self.sizes) - 1
-        return self.layers - max(0, others)
+        return self.layers - len(self.sizes) + 1
 
     def where(self, chosen: Mask) -> Blocks:
         """The layers of some of the rows, without those that have no rows left."""

@@ -51,7 +51,7 @@ class GateFigures:
 def gate_figures(rows: Rows) -> GateFigures:
     """The figures of a pair that its gates judge."""
     weights = _weights(rows.tensors)
-    total = sum(weights["size"])
+    total = max(1, sum(weights["size"]))
     compared = int(sum(weights["compared"]))
     unread = sum(weights.having(reason=UNREAD)["size"])
     inside = rows.deltas.without("module", *OUTSIDE)
@@ -66,13 +66,13 @@ def gate_figures(rows: Rows) -> GateFigures:
     return GateFigures(
         identical=_identical(weights),
         cosine=median(cosines),
-        compared=compared / total if total else 0.0,
-        compared_percent=1000 * compared // total / 10 if total else 0.0,
+        compared=compared / total,
+        compared_percent=1000 * compared // total / 10,
         is_part=len(weights.having(reason="filtered")) > 0,
         rank=median(rank) if is_mostly_known else None,
         rank_share=median(share) if is_mostly_known else None,
         rank_ceiling=largest(inside["rank_ceiling"]),
-        unread=float(unread) / max(1, total),
+        unread=unread / total,
         formats=sorted(dtype for dtype in dtypes if dtype and "/" in dtype),
         unjudged=unjudged_formats(rows.deltas),
     )

@@ -21,7 +21,7 @@ from shadow.checks.explanations import (
 )
 from shadow.checks.summary import Summary
 from shadow.reasons import ONE_SIDED
-from shadow.reports.provenance import SettingsMetadata
+from shadow.reports.provenance import SettingsMetadata, chosen_in
 from shadow.summary.gate_figures import ROUNDING
 from shadow.summary.record import ComponentRow, Gate, PlacesRow, UncomparedRow
 from shadow.telling.parts import ChangedPart, has_frozen, parts_by_energy
@@ -77,8 +77,7 @@ class Context:
     @classmethod
     def of(cls, summary: Summary, settings: SettingsMetadata) -> Context:
         """settings: those of its audit."""
-        chosen = settings.get("chosen")
-        filtered = isinstance(chosen, Mapping) and any(chosen.values())
+        filtered = bool(chosen_in(settings))
         return cls(summary, settings.get("relation") == "sibling", filtered)
 
     def tells(self, group: SentenceGroup) -> bool:

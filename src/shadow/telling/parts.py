@@ -135,7 +135,7 @@ def has_frozen(summary: PairRecord) -> bool:
 
 def is_mostly_frozen(summary: PairRecord) -> bool:
     """True if half of the parameters or more are the same on both sides, or only rounded."""
-    return 2 * _unmoved(summary) >= (summary.figures.parameters or 1)
+    return 2 * _unmoved(summary) >= summary.figures.parameters
 
 
 def _unmoved(summary: PairRecord) -> int:

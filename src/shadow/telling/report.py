@@ -17,7 +17,7 @@ from shadow.checks.explanations import RECOGNISED, is_copy
 from shadow.checks.summary import Summary
 from shadow.quantities import DASH, Kind, Quantity, bounds_text, portion_of, text_of
 from shadow.reasons import STRICT, meaning
-from shadow.reports.provenance import ReportMetadata
+from shadow.reports.provenance import ReportMetadata, chosen_in
 from shadow.summary.components import by_component
 from shadow.summary.record import (
     TIERS,
@@ -406,8 +406,8 @@ def _origin(
     how = [f"shadow {provenance['version']}, schema {summary.schema}"]
     how.append(f"level {settings['method']['level']}")
     how += [TIERS[summary.tier][0]] if summary.tier != "full" else []
-    for name, values in (settings.get("chosen") or {}).items():
-        if isinstance(values, list) and values:
+    for name, values in chosen_in(settings).items():
+        if isinstance(values, tuple):
             how.append(f"only {name}: {several([str(value) for value in values])}")
     if (seconds := provenance.get("seconds")) is not None:
         how.append(text_of(seconds, "seconds"))

@@ -164,15 +164,14 @@ def unit_cosines(first: Rows, second: Rows | NDArray[np.float32]) -> Rows:
     return cosines
 
 
-def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple[float, float]:
+def matched(cosines: Sequence[Rows], draws: int = 9_999) -> tuple[float, float]:
     """(p, z) of the cosines on the diagonals, over orders of the columns of each square
     matrix.
 
     p: the probability of so large a sum if all orders are equally likely, at least 1 / (draws + 1);
     uniform on multiples of that for independent models; units that are equal make it larger, as
     their orders have one sum. z: the sum in its standard deviations over all orders (Hoeffding
-    1951). Flat matrices do not count; without others p is 1. seed and draws: of the orders that are
-    drawn, and how many.
+    1951). Flat matrices do not count; without others p is 1. draws: how many orders are drawn.
     """
     scaled = [matrix for matrix in map(_scaled, cosines) if matrix is not None]
     if not scaled:
@@ -180,7 +179,7 @@ def matched(cosines: Sequence[Rows], seed: int = 0, draws: int = 9_999) -> tuple
     traces = [float(np.trace(matrix)) for matrix in scaled]
     observed = math.fsum(traces)
     slack = 1e-9 * (1.0 + abs(observed))  # an order that gives the same sum counts
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     at_least = 0
     for start in range(0, draws, AT_ONCE):
         count = min(AT_ONCE, draws - start)
