@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -146,6 +146,7 @@ def contrast(
     figures = [difference(figure, cells, margin) for figure in FIGURES]
     verdict = _verdict(figures)
     voting = matched.inside
+    names: dict[str, Value] = {"first": first.name, "second": second.name}
     voids = list(_voids(first, second, voting))
     if voids:
         verdict = ComparisonVerdict.NO_COMPARISON
@@ -154,11 +155,10 @@ def contrast(
                 figures[number] = replace(figure, verdict=verdict)
     counts = _counts(first.deltas, second.deltas, matched, cells)
     doubts = list(_doubts(first, second, relation, matched, counts, figures, is_void=bool(voids)))
-    headline = _headline(first, second, verdict, figures[0])
+    headline = _headline(names, verdict, figures[0])
     rate = _rate(first, second, relation, verdict, figures[0], doubts)
     if _are_equal(matched, counts):
-        names = {"first": first.name, "second": second.name}
-        headline = Reason(NoVerdict.SAME_UPDATE, {**names, "matrices": counts.matrices})
+        headline = Reason(NoVerdict.SAME_UPDATE, names, matrices=counts.matrices)
         rate = None
     return Contrast(
         first=first.label,
@@ -264,19 +264,18 @@ def _verdict(figures: Sequence[Difference]) -> ComparisonVerdict:
 
 
 def _headline(
-    first: ComparedReport,
-    second: ComparedReport,
-    verdict: ComparisonVerdict,
-    concentration: Difference,
+    names: Mapping[str, Value], verdict: ComparisonVerdict, concentration: Difference
 ) -> Reason:
     """The verdict with the difference of concentration."""
-    figures: dict[str, Value] = {"first": first.name, "second": second.name}
     if concentration.difference is None:
-        return Reason(NoVerdict.NO_CONCENTRATION, figures)
-    figures["size"] = abs(concentration.difference)
-    figures["margin"] = f"{concentration.margin:g}"
-    figures["no_interval"] = concentration.no_interval
-    return Reason(verdict.code, figures)
+        return Reason(NoVerdict.NO_CONCENTRATION, names)
+    return Reason(
+        verdict.code,
+        names,
+        size=abs(concentration.difference),
+        margin=f"{concentration.margin:g}",
+        no_interval=concentration.no_interval,
+    )
 
 
 def _doubts(

@@ -37,12 +37,10 @@ def figure_in(row: Row, key: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class JudgedReport:
+class JudgedReport(ReportRows):
     """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
 
-    source: AuditReport
     label: str  # what to call it: this report, or the baseline
-    summary: Summary
     reading: Runtime = OFFLINE
     """How both sides are read for a check that the report does not answer."""
 
@@ -50,11 +48,6 @@ class JudgedReport:
     def report(self) -> ComparedReport:
         """The report as one side of a comparison."""
         return ComparedReport(self.label, self.source)
-
-    @cached_property
-    def tables(self) -> ReportRows:
-        """Its rows."""
-        return ReportRows(self.source, self.summary)
 
     @cached_property
     def rows(self) -> dict[Scope, OverLayers]:
@@ -83,9 +76,9 @@ class JudgedReport:
             if self.summary.files is None:
                 return {}
             pattern = metric.module or ""
-            return file_states(pattern, str(metric), self.tables.files)
+            return file_states(pattern, str(metric), self.files)
         assert metric.place is not None, "a place, or files"
-        return states(metric.place, self.tables.tensors)
+        return states(metric.place, self.tensors)
 
     def answer(self, claim: Metric) -> tuple[Outcome, Reason | str]:
         """The outcome of a gate, or of a claim that the report answers, and the reason."""
@@ -98,7 +91,7 @@ class JudgedReport:
                     outcome = Outcome.INCONCLUSIVE
             return outcome, gate.reason
         if claim.metric == FILES:
-            answer = files.CHECK.judge(self.tables.files)
+            answer = files.CHECK.judge(self.files)
             return answer.outcome, files.CHECK.say_all(answer.reasons)
         return self._is_same()
 
@@ -107,7 +100,7 @@ class JudgedReport:
 
     def _is_same(self) -> tuple[Outcome, Reason]:
         """The outcome of `same`: it holds if no component changed."""
-        by_component = states(Pattern("*"), self.tables.tensors)
+        by_component = states(Pattern("*"), self.tensors)
         changed = {name: state for name, state in by_component.items() if state != UNCHANGED}
         if not by_component:
             return Outcome.INCONCLUSIVE, Reason("none_compared")
@@ -151,7 +144,7 @@ def read_measured(
     reading: for checks that the report does not answer. Raises ShadowError.
     """
     report = AuditReport(folder)
-    return JudgedReport(report, label, summary or report.summary, reading)
+    return JudgedReport(report, summary or report.summary, label, reading)
 
 
 def read_baselines(

@@ -23,7 +23,6 @@ from shadow.checks.summary import Summary
 from shadow.gates.rules import CHANGED, UNCHANGED
 from shadow.places.architecture import Place
 from shadow.reports.columns import ESTIMATED
-from shadow.reports.report import Report
 from shadow.summary.bootstrap import Mask
 from shadow.summary.record import Medians, keys_of
 from shadow.summary.tables import (
@@ -36,6 +35,7 @@ from shadow.summary.tables import (
     is_known,
     only_rounded,
 )
+from shadow.telling.reading import AuditReport
 
 State = str | None  # None: not known
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
@@ -89,7 +89,7 @@ def is_changed(row: Mapping[str, Any]) -> bool | None:
 class ReportRows:
     """The rows of a report, each table read when it is asked for."""
 
-    source: Report
+    source: AuditReport
     summary: Summary
 
     @cached_property

@@ -380,15 +380,15 @@ def _threshold(rule: Rule, now: JudgedReport) -> Verdict:
         if value is None:
             nulls.append(name)
             continue
-        share = now.tables.share([scope], metric)
+        share = now.share([scope], metric)
         is_met = rule.holds(value)
         findings.append(RuleFigure(name, value, is_met, energy_share=share))
-        error = now.tables.error(scope, metric)
+        error = now.error(scope, metric)
         if rule.holds(value - error) != rule.holds(value + error):
             within_error.append(name)
     if not findings:
         return _without_value(rule, now, scopes, nulls)
-    share = now.tables.share(scopes, metric)
+    share = now.share(scopes, metric)
     small_part = _of_a_small_part(rule, findings, share, nulls)
     if small_part is not None:
         return small_part
@@ -427,7 +427,7 @@ def _without_value(
         why = not_measured(now.summary.tier)
         return _missing(rule, "null", figures=nulls, why=why)
     place = Pattern("", figure.component or "*", module=figure.module or "*")
-    if figure.metric not in NORMS or not now.tables.are_identical(place):
+    if figure.metric not in NORMS or not now.are_identical(place):
         return _missing(rule, "absent", why=now.why_absent(figure))
     rounded = "only rounded" if now.summary.figures.matrices_rounded else None
     what = str(figure)
@@ -509,14 +509,14 @@ def _move_of(
         return Reason("without_interval", figure=name, why=why or "no spread")
     low, high = bounds
     value = now.figure(scope, metric)
-    share = baseline.tables.share([scope], metric)
+    share = baseline.share([scope], metric)
     if value is not None:
-        share = min(share, now.tables.share([scope], metric))
+        share = min(share, now.share([scope], metric))
     if share < LEAST_SHARE:
         return Reason("rests_on_little", figure=name, share=share)
     is_outside = True
     if value is not None:
-        error = now.tables.error(scope, metric)
+        error = now.error(scope, metric)
         to_bound = min(abs(value - low), abs(value - high))
         if error > 0 and to_bound <= error:
             return Reason("error_reaches_bound", figure=name)

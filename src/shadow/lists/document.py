@@ -18,6 +18,7 @@ from shadow.telling.document import (
     Origin,
     Section,
     Word,
+    figures_of,
     named,
     number,
     table_of,
@@ -99,7 +100,7 @@ def plan_document(plan: PairPlan) -> Document:
     blocks: list[Block] = [Section(plan.family, plan.pair), Figures(sides, close=True)]
     if plan.skipped:
         blocks.append(skipped_table(plan.skipped))
-    blocks.append(Figures([FigureRow(name, text) for name, text in _costs(plan).items()]))
+    blocks.append(figures_of(_costs(plan)))
     return Document(blocks)
 
 
@@ -112,9 +113,7 @@ def plans_document(plans: Sequence[PairPlan], of: int) -> Document:
         rows["to move"] = f"{byte_size(moved)}, {shared}"
     rows["memory"] = f"at most about {byte_size(max(plan.memory for plan in plans))}"
     rows["time"] = f"{about_time(sum(plan.seconds for plan in plans))} of computing, {shared}"
-    return Document(
-        [Section("all pairs"), Figures([FigureRow(name, text) for name, text in rows.items()])]
-    )
+    return Document([Section("all pairs"), figures_of(rows)])
 
 
 def _side(side: PlannedSide) -> str:

@@ -238,7 +238,7 @@ def _grid(source: DrawnReport, metric: str, patterns: Sequence[str]) -> pd.DataF
     if grid.isna().all(axis=None):
         fault = f"{source.report.folder}: {metric} is null in every layer"
         raise ShadowError(fault, "`shadow explain` says when it is; --level norms leaves most out")
-    return grid.astype(float)
+    return grid
 
 
 def _label(metric: str) -> str:

@@ -31,10 +31,9 @@ from shadow.reports.provenance import SCHEMA
 from shadow.telling.document import (
     Block,
     Document,
-    FigureRow,
-    Figures,
     Paragraph,
     Word,
+    figures_of,
     named,
     number,
     table_of,
@@ -57,10 +56,6 @@ RATE = (
     "Of {of:count} answers to planted claims {wrong:count} are wrong"
     "[ (below {bound:share} with 95 % confidence)]: {where}"
 )
-
-
-def _texts(texts: Mapping[str, str], title: str = "") -> Figures:
-    return Figures([FigureRow(name, text) for name, text in texts.items() if text], title)
 
 
 def _quiet(text: str) -> Paragraph:
@@ -107,11 +102,11 @@ def word_documents(word: str, codes: Mapping[str, str] = NO_CODES) -> Iterable[D
                 "source": column.source,
                 "pitfalls": column.pitfalls,
             }
-            blocks += [Paragraph(column.text, lead=column.name), _texts(facts)]
+            blocks += [Paragraph(column.text, lead=column.name), figures_of(facts)]
         yield Document(blocks)
     if rule := RULES_OF_WHOLE.get(word.lower()):
         facts = {"severity": SEVERITIES[rule.severity], "why": rule.why, "what to do": rule.do}
-        yield Document([_texts(facts, "Of `verify whole`")])
+        yield Document([figures_of(facts, "Of `verify whole`")])
     if notation := notation_of(shown):
         yield Document([_quiet(notation)])
 
@@ -185,8 +180,8 @@ def _finding() -> Document:
         [
             Paragraph("what a report says about its pair, in words", lead="finding"),
             Paragraph(_TEXTS["finding"]),
-            _texts(CODES, "Sentences, in their order"),
-            _texts(others, "Other explanations"),
+            figures_of(CODES, "Sentences, in their order"),
+            figures_of(others, "Other explanations"),
             _quiet(_TEXTS["answers"]),
             _quiet(" ".join(NOT_SHOWN)),
         ]
@@ -197,7 +192,7 @@ def _gates() -> Document:
     """Make `explain gates`: the six gates, and when a pair passes each."""
     about = "conditions under which figures can be those of a fine-tune"
     texts = {name: gate.meaning.replace("`", "") for name, gate in GATES.items()}
-    return Document([Paragraph(about, lead="gates"), _texts(texts), _quiet(_TEXTS["gates"])])
+    return Document([Paragraph(about, lead="gates"), figures_of(texts), _quiet(_TEXTS["gates"])])
 
 
 TOPICS = {"finding": _finding, "gates": _gates}

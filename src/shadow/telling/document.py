@@ -8,7 +8,7 @@ quantity, which only `shadow.quantities` turns into text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -93,6 +93,11 @@ class Figures(Block):
 
     rows: Sequence[FigureRow]
     title: str = ""
+
+
+def figures_of(texts: Mapping[str, str], title: str = "") -> Figures:
+    """Named texts that are not empty, one below another."""
+    return Figures([FigureRow(name, text) for name, text in texts.items() if text], title)
 
 
 @dataclass(frozen=True)

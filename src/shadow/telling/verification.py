@@ -10,13 +10,12 @@ from shadow.checks.answer import FailedVerification, Named, Outcome, Verificatio
 from shadow.telling.document import (
     Block,
     Document,
-    FigureRow,
-    Figures,
     Headline,
     Level,
     Note,
     Section,
     Word,
+    figures_of,
     named,
     number,
     table_of,
@@ -81,7 +80,7 @@ def verification_document(verification: Verification) -> Document:
     blocks: list[Block] = [
         Section("verify", verification.claim),
         Headline(headline, LEVELS[verification.outcome]),
-        Figures([FigureRow(name, text) for name, text in verification.of.items()]),
+        figures_of(verification.of),
     ]
     if against:
         blocks.append(table_of(fields, shown))

@@ -199,17 +199,10 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
     for name, title in TITLES.items():
         own = list(blocks.get(name, ()))
         if name == "finding":
-            texts: list[Block] = []
-            notes: list[Block] = []
-            figures: list[Block] = []
-            full: list[Block] = []
-            for block in own:
-                if isinstance(block, Figures):
-                    of_kind = full if block.when == "full" else figures
-                else:
-                    of_kind = notes if isinstance(block, Note) else texts
-                of_kind.append(block)
-            shown = texts + notes + figures
+            full = [block for block in own if isinstance(block, Figures) and block.when == "full"]
+            shown = [block for block in own if block not in full]
+            # sentences, then notes, then figures
+            shown.sort(key=lambda block: isinstance(block, Figures) * 2 + isinstance(block, Note))
             sections.append(PageSection(name, shown, full, "All figures"))
         elif name == "gates":
             (table,) = [block for block in own if isinstance(block, TableBlock)]
