@@ -30,7 +30,7 @@ from truths import Truth, place_of
 import shadow
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
-from shadow.telling.reading import AuditReport, made_again
+from shadow.telling.reading import AuditReport
 
 STORED, BEFORE, COHERENT, KEPT = 0.01, 0.12, 0.25, 0.1  # how far a figure may be from the truth
 FIGURE = 0.02  # and any other
@@ -65,7 +65,7 @@ class Case:
             shutil.copytree(self._audited().folder, self.kept / "report")
             torch.save(self.made, path)
         self.report = AuditReport(self.kept / "report")
-        self.summary = made_again(self.report)
+        self.summary = self.report.summary
         self.by_number = Truth(self.made)
         self.partners, made = renumbered(self.made)
         self.truth = Truth(made, self.summary.figures.matrices_rounded > 0)

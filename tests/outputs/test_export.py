@@ -16,7 +16,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.outputs import exports
 from shadow.outputs.exports import FORMATS, PAIR, cell, export
 from shadow.reports.columns import TABLES
-from shadow.reports.folders import TABLES_OF_A_PAIR as STORED
+from shadow.reports.folders import TABLES_OF_A_PAIR
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,11 @@ def exported(folders, tmp_path_factory):
 @pytest.fixture(scope="module")
 def truth(folders):
     """The rows by table, from the Parquet files alone: null where a number is none."""
-    found = {name: [] for name in STORED}
+    found = {name: [] for name in TABLES_OF_A_PAIR}
     for folder in folders:
         recorded = json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"])
         where = {"family": recorded["family"], "pair": recorded["pair"]}
-        for name in STORED:
+        for name in TABLES_OF_A_PAIR:
             path = folder / f"{name}.parquet"
             for row in pq.read_table(path).to_pylist() if path.exists() else []:
                 found[name].append({key: plain(value) for key, value in (row | where).items()})
@@ -63,7 +63,7 @@ def tree(folder):
     return {path: path.is_file() and path.read_bytes() for path in sorted(folder.rglob("*"))}
 
 
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", TABLES_OF_A_PAIR)
 def test_csv_reads_back_with_the_standard_library(exported, truth, name):
     """Every cell by the type of its column; no text begins like a formula; rows end in CRLF."""
     types = dict.fromkeys(PAIR, "string")
@@ -86,7 +86,7 @@ def test_text_in_csv_is_no_formula_and_comes_back(text):
     assert cell(text).removeprefix("'") == text
 
 
-@pytest.mark.parametrize("name", STORED)
+@pytest.mark.parametrize("name", TABLES_OF_A_PAIR)
 def test_one_line_opens_the_dataset_of_all_families(exported, truth, name):
     """Family and pair come from the path, whatever they are called."""
     frame = pd.read_parquet(exported["parquet"] / name)

@@ -18,8 +18,7 @@ from shadow.errors import ShadowError
 from shadow.lists.index import Index
 from shadow.reports import folders
 from shadow.reports.columns import DELTA, MATRICES, TABLES
-from shadow.reports.folders import finished_metadata
-from shadow.reports.parquet import STORED
+from shadow.reports.folders import TABLES_OF_A_PAIR, finished_metadata
 from shadow.reports.report import Report
 from shadow.telling.dictionary import table_document
 
@@ -58,8 +57,8 @@ def test_the_schema_is_that_of_the_files(demo, inside):
         "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
         "list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32()),
     }  # fmt: skip
-    assert {path.stem for path in demo.glob("*.parquet")} == set(STORED)
-    for name in STORED:
+    assert {path.stem for path in demo.glob("*.parquet")} == set(TABLES_OF_A_PAIR)
+    for name in TABLES_OF_A_PAIR:
         table = recorded["tables"][name]
         found = pq.read_schema(demo / table["file"])
         assert [(column["name"], names[column["arrow"]]) for column in table["columns"]] == [

@@ -106,7 +106,7 @@ def compare(
         scores=score_reports(reports, scores) if scores else None,
     )
     if len(reports) > MAX_REPORTS:
-        too_many = Reason(NoContrast.TOO_MANY_REPORTS, {"most": MAX_REPORTS})
+        too_many = Reason(NoContrast.TOO_MANY_REPORTS, most=MAX_REPORTS)
         return replace(comparison, no_contrast=too_many)
     pairs = [
         (first, second, *relate(first, second))
@@ -120,8 +120,8 @@ def compare(
                     say(Reason(NoContrast.BASES_DIFFER, names)),
                     "compare models tuned from one base, or add --allow-different-base",
                 )
-            figures = {**names, "option": "--allow-different-base"}
-            return replace(comparison, no_contrast=Reason(NoContrast.BASES_DIFFER, figures))
+            why = Reason(NoContrast.BASES_DIFFER, names, option="--allow-different-base")
+            return replace(comparison, no_contrast=why)
     contrasts = [contrast(*pair, margin=margin) for pair in pairs]
     return replace(comparison, contrasts=contrasts)
 

@@ -98,7 +98,7 @@ class Contrast:
         """The verdict in one sentence."""
         if self.voids:
             why = "; ".join(self.not_comparable)
-            return say(Reason(self.verdict.code, {"why": why}))
+            return say(Reason(self.verdict.code, why=why))
         return say(self.headline)
 
     @property
@@ -212,20 +212,20 @@ def _voids(first: ComparedReport, second: ComparedReport, voting: Columns) -> It
     """
     if matrices := _unequal_ranks(voting):
         names = {"first": first.name, "second": second.name}
-        yield Reason(NoVerdict.RANKS_DIFFER, {**names, "matrices": matrices})
+        yield Reason(NoVerdict.RANKS_DIFFER, names, matrices=matrices)
     for side, report in zip(SIDES, (first, second), strict=True):
         name = {"name": report.name}
         level = report.provenance.level
         if level in WITHOUT_SPECTRA:
-            yield Reason(NoVerdict.SPECTRA_LEFT_OUT, {**name, "level": level})
+            yield Reason(NoVerdict.SPECTRA_LEFT_OUT, name, level=level)
         cosine = median(voting[f"cosine_{side}"])
         floor = median(voting[f"floor_ratio_{side}"])
         if cosine is not None and cosine < LINEAGE:
-            yield Reason(NoVerdict.SIDES_UNRELATED, {**name, "cosine": cosine})
+            yield Reason(NoVerdict.SIDES_UNRELATED, name, cosine=cosine)
         elif copy := copy_reason(report):
             yield Reason(copy, name)
         elif floor is not None and floor < ROUNDING:
-            yield Reason(NoVerdict.MOSTLY_ROUNDING, {**name, "floor": floor})
+            yield Reason(NoVerdict.MOSTLY_ROUNDING, name, floor=floor)
 
 
 def _unequal_ranks(voting: Columns) -> int:
@@ -293,26 +293,26 @@ def _doubts(
         yield Reason(relation.code)
     for report in (first, second):
         if report.provenance.relation == "sibling":
-            yield Reason(Doubt.SIBLINGS_COMPARED, {"name": report.name})
+            yield Reason(Doubt.SIBLINGS_COMPARED, name=report.name)
     yield from settings_apart(first, second)
     shares = (counts.share_of_first, counts.share_of_second)
     for report, share in zip((first, second), shares, strict=True):
         if share < MOST:
-            yield Reason(Doubt.PARTLY_COMPARED, {"name": report.name, "share": share})
+            yield Reason(Doubt.PARTLY_COMPARED, name=report.name, share=share)
     dtypes = matched.each("dtype_first", "dtype_second")
     if differing := sum(before != now for before, now in dtypes):
-        yield Reason(Doubt.DTYPES_DIFFER, {"matrices": differing})
+        yield Reason(Doubt.DTYPES_DIFFER, matrices=differing)
     concentration = figures[0]
     norm = figures[-1].difference
     if concentration.level is not None and concentration.level < LEVEL:
-        layers = {"layers": concentration.layers, "level": concentration.level}
-        yield Reason(Doubt.FEW_LAYERS, layers)
+        layers = concentration.layers
+        yield Reason(Doubt.FEW_LAYERS, layers=layers, level=concentration.level)
     if norm is not None and abs(norm) > math.log(FAR_NORMS) and not is_void:
         names = {"larger": first.name, "smaller": second.name}
         if norm < 0:
             names = {"larger": second.name, "smaller": first.name}
         times = math.exp(min(abs(norm), 700.0))
-        yield Reason(Doubt.NORMS_FAR_APART, {**names, "times": times})
+        yield Reason(Doubt.NORMS_FAR_APART, names, times=times)
     if concentration.verdict in OPPOSITE:
         margin = concentration.margin or 0.0
         modules = []
@@ -321,7 +321,7 @@ def _doubts(
             if outside is not None and outside * -concentration.points >= margin:
                 modules.append(module)
         if modules:
-            yield Reason(Doubt.OPPOSED_OUTSIDE_LAYERS, {"modules": sorted(modules)})
+            yield Reason(Doubt.OPPOSED_OUTSIDE_LAYERS, modules=sorted(modules))
 
 
 def _rate(

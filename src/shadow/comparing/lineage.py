@@ -202,7 +202,7 @@ def lineage(steps: Sequence[Step]) -> Lineage:
     every_path = (path for root in roots for path in _paths([root], direct))
     paths = list(islice(every_path, MOST_CHAINS + 1))
     if len(paths) > MOST_CHAINS:
-        remarks.append(Reason(LineageNote.TOO_MANY_CHAINS, {"most": MOST_CHAINS}))
+        remarks.append(Reason(LineageNote.TOO_MANY_CHAINS, most=MOST_CHAINS))
     return Lineage([_chain(path, edges) for path in paths[:MOST_CHAINS]], remarks)
 
 
@@ -220,7 +220,7 @@ def _edges(steps: Sequence[Step], remarks: list[Reason]) -> dict[Edge, Step]:
             remarks.append(Reason(LineageNote.SAME_FILES, folder))
         elif (first, last) in edges:
             other = edges[first, last].folder
-            remarks.append(Reason(LineageNote.SAME_STEP, {**folder, "other": other}))
+            remarks.append(Reason(LineageNote.SAME_STEP, folder, other=other))
         else:
             edges[first, last] = step
     names = _names(edges)
@@ -230,8 +230,8 @@ def _edges(steps: Sequence[Step], remarks: list[Reason]) -> dict[Edge, Step]:
     circular = [edge for edge in edges if edge[0] in _reached(edge[1], edges)]
     for edge in circular:
         step = edges.pop(edge)
-        figures = {"folder": step.folder, "start": step.start, "end": step.end}
-        remarks.append(Reason(LineageNote.CIRCULAR, figures))
+        circle = Reason(LineageNote.CIRCULAR, folder=step.folder, start=step.start, end=step.end)
+        remarks.append(circle)
     return edges
 
 

@@ -205,16 +205,13 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[Re
     now = second.provenance
     labels = {"first": first.label, "second": second.label}
     if before.version != now.version:
-        versions = {"before": before.version, "now": now.version}
-        yield Reason(Doubt.VERSIONS_DIFFER, labels | versions)
+        yield Reason(Doubt.VERSIONS_DIFFER, labels, before=before.version, now=now.version)
     options_now = _options(now)
     for option, value in _options(before).items():
         if value != options_now[option]:
             values = {"before": str(value), "now": str(options_now[option])}
-            yield Reason(Doubt.SETTINGS_DIFFER, {"option": option, **labels, **values})
-    chosen_before = chosen_in(before.recorded["settings"])
-    chosen_now = chosen_in(now.recorded["settings"])
-    if chosen_before != chosen_now:
+            yield Reason(Doubt.SETTINGS_DIFFER, labels | values, option=option)
+    if chosen_in(before.recorded["settings"]) != chosen_in(now.recorded["settings"]):
         yield Reason(Doubt.FILTERS_DIFFER)
 
 

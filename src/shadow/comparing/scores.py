@@ -215,7 +215,7 @@ def score_reports(reports: Sequence[ComparedReport], scores: Sequence[Score]) ->
 def _scored(report: ComparedReport, scores: Sequence[Score]) -> ScoredReport:
     exclusion: Reason | None = None
     if gates := report.failed_gates:
-        exclusion = Reason(LeftOut.GATES_FAILED, {"gates": ", ".join(gates)[:80]})
+        exclusion = Reason(LeftOut.GATES_FAILED, gates=", ".join(gates)[:80])
     elif report.provenance.relation == "sibling":
         exclusion = Reason(LeftOut.OF_SIBLINGS)
     return ScoredReport(

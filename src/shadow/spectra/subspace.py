@@ -94,9 +94,8 @@ def subspace_values(
     leading = u_b[:, :k]
     streamed = _streamed(
         leading,
-        base.sigma[:k],
-        u_t,
-        tuned.sigma[:known_t],
+        leading / base.sigma[:k],
+        u_t / tuned.sigma[:known_t],
         replace(sides, dtype=dtype),
         profile.scale,
         long_energies,
@@ -179,24 +178,23 @@ class _Streamed:
 
 def _streamed(
     u_b: Array,
-    sigma_b: Array,
-    u_t: Array,
-    sigma_t: Array,
+    to_base: Array,
+    to_tuned: Array,
     sides: Sides,
     scale: float,
     energies: Array,
 ) -> _Streamed:
     """Sum in one pass over both matrices, whose blocks are multiplied in the dtype of sides.
 
-    u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values; energies: of D
-    along the long side.
+    u_b (m, k) are vectors of the short side of base; to_base (m, k) and to_tuned (m, t) those of
+    both over their singular values; energies: of D along the long side.
     """
     m, k = u_b.shape
-    t_count = u_t.shape[1]
+    t_count = to_tuned.shape[1]
     working = np.float64 if sides.dtype == torch.float64 else np.float32
     basis = np.ascontiguousarray(u_b.T, dtype=working)
-    to_base = np.ascontiguousarray((u_b / sigma_b).T, dtype=working)
-    to_tuned = np.ascontiguousarray((u_t / sigma_t).T, dtype=working)
+    to_base = np.ascontiguousarray(to_base.T, dtype=working)
+    to_tuned = np.ascontiguousarray(to_tuned.T, dtype=working)
     base = np.zeros((k, k))
     weighted = np.zeros((k, k))
     tuned = np.zeros((t_count, t_count))
