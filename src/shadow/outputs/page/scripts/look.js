@@ -29,12 +29,12 @@ const figure = (metric, value) => (value !== null && SHARES.has(metric) ? `${num
 const SVG = new Set(["svg", "rect", "circle", "line", "path", "text"]);
 /** An element of HTML, or of SVG where its name is one of these. */
 function element(name, attributes = {}, ...children) {
-  const made = SVG.has(name)
+  const node = SVG.has(name)
     ? document.createElementNS("http://www.w3.org/2000/svg", name)
     : document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
 }
 
 /** Fill a list with (value, text); its choice stays where it is still there. */
@@ -86,10 +86,10 @@ const between = ({ low, high, log }, value) =>
   log ? Math.log(value / low) / Math.log(high / low) : (value - low) / (high - low);
 
 /** The colour of a value, made of those of the style sheet, so that it follows the theme. */
-function colour(found, value) {
-  const place = Math.min(1, Math.max(0, between(found, value))) * (found.colours.length - 1);
-  const first = Math.min(Math.floor(place), found.colours.length - 2);
-  const [from, to] = found.colours.slice(first, first + 2);
+function colour(range, value) {
+  const place = Math.min(1, Math.max(0, between(range, value))) * (range.colours.length - 1);
+  const first = Math.min(Math.floor(place), range.colours.length - 2);
+  const [from, to] = range.colours.slice(first, first + 2);
   return `color-mix(in srgb, var(--${to}) ${Math.round(100 * (place - first))}%, var(--${from}))`;
 }
 
@@ -101,7 +101,7 @@ function ticks({ low, high, log }, most = 5) {
       .filter((value, place) => place % every === 0 && value >= low && value <= high);
   }
   const least = (high - low) / most, power = 10 ** Math.floor(Math.log10(least));
-  const step = power * [1, 2, 5, 10].find((one) => one * power >= least);
+  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= least);
   return [...Array(Math.floor(high / step) - Math.ceil(low / step) + 1).keys()]
     .map((place) => Number(((place + Math.ceil(low / step)) * step).toPrecision(12)));
 }
@@ -113,7 +113,7 @@ function tick(value, { log }) {
 }
 /** Layers that have room for their number. */
 function layerTicks(count, room) {
-  const step = [1, 2, 4, 5, 10, 20, 25, 50].find((one) => (count / one) * 26 <= room) ?? 100;
+  const step = [1, 2, 4, 5, 10, 20, 25, 50].find((gap) => (count / gap) * 26 <= room) ?? 100;
   return [...Array(Math.ceil(count / step)).keys()].map((index) => index * step);
 }
 

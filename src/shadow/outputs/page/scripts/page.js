@@ -8,9 +8,9 @@ const pairs = {};
 const wanted = () => /^#[a-z]+-(\d+)$/.exec(location.hash)?.[1];
 
 function open(number) {
-  const article = articles.find((one) => one.dataset.pair === number);
+  const article = articles.find((candidate) => candidate.dataset.pair === number);
   if (!article) return;
-  for (const one of articles) one.hidden = one !== article;
+  for (const other of articles) other.hidden = other !== article;
   if (picker) picker.value = number;
   pairs[number] ??= new Pair(article);
 }

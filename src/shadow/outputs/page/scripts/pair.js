@@ -94,14 +94,14 @@ class Pair {
   heat() {
     const text = this.root.querySelector('[data-text="heat"]'), metric = this.control("metric").value;
     if (!metric) return text.replaceChildren("No matrix changed.");
-    const values = this.cells.map((cell) => this.value(cell, metric)), found = scale(values, metric);
+    const values = this.cells.map((cell) => this.value(cell, metric)), range = scale(values, metric);
     text.replaceChildren(element("b", {}, title(metric)), `: ${shared.metrics[metric].text}. `);
     if (shared.metrics[metric].formula) text.append(element("code", {}, shared.metrics[metric].formula));
     const outside = this.cells.some((cell) => cell.layer === null) ? 1.5 : 0;
     const layers = Math.max(-1, ...this.cells.map((cell) => cell.layer ?? -1)) + 1, columns = layers + outside || 1;
-    const ends = [found.low, found.high].map((end, place) => `${found.cut[place] ? "≤≥"[place] : ""} ${figure(metric, end)}`);
-    const ramp = `linear-gradient(to right, ${found.colours.map((name) => `var(--${name})`).join(", ")})`;
-    const panels = this.components.map((component) => this.panel(component, metric, found, { outside, columns }));
+    const ends = [range.low, range.high].map((end, place) => `${range.cut[place] ? "≤≥"[place] : ""} ${figure(metric, end)}`);
+    const ramp = `linear-gradient(to right, ${range.colours.map((name) => `var(--${name})`).join(", ")})`;
+    const panels = this.components.map((component) => this.panel(component, metric, range, { outside, columns }));
     const at = layerTicks(layers, this.chart("heat").clientWidth - 150).map((layer) => [outside + layer + 0.5, layer]);
     const axis = [...(outside ? [[0.5, "out"]] : []), ...at].map(([place, told]) =>
       element("text", { x: `${(100 * place) / columns}%`, y: "100%", dy: 16, "text-anchor": "middle" }, told)
@@ -113,7 +113,7 @@ class Pair {
     this.show(
       "heat",
       `Heat map of the ${title(metric)} of ${this.subject} by layer and module, ${values.length} cells, from${ends[0]} to${ends[1]}`,
-      element("p", { class: "scale" }, ends[0], " ", element("i", { style: `background: ${ramp}` }), ends[1], found.log ? " (logarithmic)" : ""),
+      element("p", { class: "scale" }, ends[0], " ", element("i", { style: `background: ${ramp}` }), ends[1], range.log ? " (logarithmic)" : ""),
       ...this.components.flatMap((component, place) => [
         ...(this.components.length > 1 ? [element("h3", {}, component)] : []),
         panels[place],
@@ -122,7 +122,7 @@ class Pair {
   }
 
   /** The modules of one component as rows of cells. */
-  panel(component, metric, found, { outside, columns }) {
+  panel(component, metric, range, { outside, columns }) {
     const cells = this.cells.filter((cell) => cell.component === component);
     const modules = different(cells.map((cell) => cell.module)), height = 100 / modules.length;
     const drawn = cells.flatMap((cell) => {
@@ -133,7 +133,7 @@ class Pair {
         y: `${top.toFixed(3)}%`,
         width: `${(100 / columns).toFixed(3)}%`,
         height: `${height.toFixed(3)}%`,
-        style: `fill: ${value === null ? "transparent" : colour(found, value)}`,
+        style: `fill: ${value === null ? "transparent" : colour(range, value)}`,
         "data-cell": cell.index,
         "data-tip": this.told(cell, metric),
       });
@@ -173,7 +173,7 @@ class Pair {
 
   fillComponents(name, cells) {
     const components = different(cells.map((cell) => cell.component)), select = this.control(`${name}-component`);
-    options(select, components.map((one) => [one, one]), select.value || "language");
+    options(select, components.map((name) => [name, name]), select.value || "language");
     select.parentElement.hidden = components.length < 2;
   }
 
@@ -228,10 +228,10 @@ class Pair {
     this.fillComponents("spectrum", able);
     const own = able.filter((cell) => cell.component === this.control("spectrum-component").value);
     const layers = different(own.map((cell) => cell.layer)).sort((a, b) => (a ?? -1) - (b ?? -1));
-    options(layer, layers.map((one) => [one ?? "out", one ?? "outside"]), layer.value || layers.find((one) => one !== null));
-    const there = own.filter((cell) => String(cell.layer ?? "out") === layer.value);
+    options(layer, layers.map((index) => [index ?? "out", index ?? "outside"]), layer.value || layers.find((index) => index !== null));
+    const ofLayer = own.filter((cell) => String(cell.layer ?? "out") === layer.value);
     const before = module.selectedOptions[0]?.textContent;
-    options(module, there.map((cell) => [cell.index, cell.module]), there.find((cell) => cell.module === before)?.index);
+    options(module, ofLayer.map((cell) => [cell.index, cell.module]), ofLayer.find((cell) => cell.module === before)?.index);
   }
 
   spectra() {
@@ -267,17 +267,17 @@ class Pair {
       curves.push({ points, hue: "delta", width: 0, dot: "ring" });
       entries.push([`spikes (${spikes})`, "delta", "○"]);
     }
-    const found = median
+    const caption = median
       ? `${curve.matrices} matrices, medians; ${number(spikes)} spikes in the median`
       : spikes === null
       ? "no delta"
       : `${number(spikes)} singular value${spikes === 1 ? "" : "s"} of the delta above the null edge${
         spikes ? `, with ${figure("spike_energy", energy)} of its energy` : ""
       }`;
-    text.replaceChildren(element("b", {}, this.where(cell)), `, ${cell.rows} × ${cell.cols}: ${found}.`);
+    text.replaceChildren(element("b", {}, this.where(cell)), `, ${cell.rows} × ${cell.cols}: ${caption}.`);
     const values = curves.flatMap(({ points }) => points.map(([, value]) => value)).filter((value) => value > 0);
     const y = { low: Math.min(...values) / 1.25, high: Math.max(...values) * 1.25, log: true };
     const x = { low: 0.9, high: 1.1 * curve.size, log: true, title: "rank of the singular value" };
-    this.show("spectra", `Spectra of ${this.where(cell)} on logarithmic axes; ${found}`, legend(entries), frame({ height: 320, x, y, curves }));
+    this.show("spectra", `Spectra of ${this.where(cell)} on logarithmic axes; ${caption}`, legend(entries), frame({ height: 320, x, y, curves }));
   }
 }
