@@ -261,11 +261,10 @@ def verify(
     of_base = named.pop("base", None)
     options["base"] = of_base
     question = registry.question(claim, [*named.values()], **patterns, **options)
-    found: Any = dict(held.values())
     runtime = Runtime(
         jobs=jobs,
         access=access_of(files),
-        found=found,
+        found=dict(held.values()),
         cache=cache_of(files),
         say=say,
         show=progress,

@@ -103,9 +103,8 @@ def gate(
     watch = console.pairs_progress(len(names), hidden=quiet)
     for folder, name in names.items():
         baseline = baselines.get(name)
-        earlier = None if baseline is None else baseline.source.folder.resolve()
         try:
-            if earlier == folder.resolve():
+            if baseline is not None and baseline.source.folder.resolve() == folder.resolve():
                 hint = "name an earlier report with --against"
                 raise ShadowError(f"{folder} is its own baseline", hint)
             with watch(":".join(name)) as show:

@@ -43,7 +43,7 @@ STATES = {  # of a pair that has a report, by its exit code
 RULES = [worded("outcome"), named("rule: fails if"), worded("what was found")]
 
 
-def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool = True) -> Document:
+def pairs_document(judged: Sequence[Judgement], folder: str, *, has_table: bool) -> Document:
     """The states of several pairs, a row each, their number unless all are shown one by one, and
     where to find the rest. folder: of their reports, if there are any.
     """

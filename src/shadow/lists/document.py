@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from shadow.quantities import DASH
@@ -44,9 +43,7 @@ def _position(row: ListRow) -> str:
     return DASH if row.position is None else str(row.position)
 
 
-def list_document(
-    index: Index, folder: object = "reports", judged: Mapping[str, Word] = MappingProxyType({})
-) -> Document:
+def list_document(index: Index, folder: object, judged: Mapping[str, Word]) -> Document:
     """The state of the pairs of a list, a row each; errors; and their number and cost.
 
     folder: of the list. judged: the states of pairs by their full names, instead of `done`.

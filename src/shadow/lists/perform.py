@@ -86,7 +86,7 @@ def _performed(
             from shadow.engines.ray_engine import ray_engine
 
             engine = stack.enter_context(ray_engine(request.ray, runtime))
-            if request.is_cut:
+            if request.is_alone:  # its tasks are parts of the pair
                 # what a driver that was killed has left at work ends soon
                 runtime = replace(runtime, elsewhere=Parts(engine).measure, patience=PATIENCE)
                 engine = None

@@ -14,7 +14,7 @@ from shadow.checkpoints.pairing import Filter, filter_of
 from shadow.errors import UsageError
 from shadow.lists.request import AuditRequest, Measuring
 from shadow.run.pair_plan import PairPlan, plan_pair
-from shadow.run.runtime import Runtime, access_of, cache_of, ignore, require_known
+from shadow.run.runtime import Runtime, access_of, cache_of, require_known
 from shadow.run.settings import Settings, choose
 from shadow.spectra.measurement import Level, Method, Subjects
 from shadow.storage import Store, work_folder
@@ -22,9 +22,7 @@ from shadow.targets.families import Pair
 from shadow.text import counted
 
 
-def planner(
-    request: AuditRequest, say: Callable[[str], None] = ignore
-) -> Callable[[Pair], PairPlan]:
+def planner(request: AuditRequest, say: Callable[[str], None]) -> Callable[[Pair], PairPlan]:
     """A function that plans a pair of a request, from headers alone."""
     settings = settings_of(request.measuring)
     runtime = runtime_of(request, say)

@@ -95,8 +95,3 @@ class AuditRequest:
         whole audit.
         """
         return len(self.selection.own) == 1 and not self.selection.is_list
-
-    @property
-    def is_cut(self) -> bool:
-        """True if the tasks of Ray are parts of a pair."""
-        return self.ray is not None and self.is_alone

@@ -21,7 +21,7 @@ from shadow.spectra.copies import stored_levels
 from shadow.spectra.entries import compared, cosine, decay_cosine, norm_values
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.levels import round_trip
-from shadow.spectra.measurement import Measurement, Values, norm_alone
+from shadow.spectra.measurement import Measurement, Precision, Values, norm_alone
 from shadow.spectra.noise import (
     Rest,
     coverage_values,
@@ -164,7 +164,7 @@ def measure_pair(
     values |= purity_values(values, sides.shape, undone.kept, undone.reason)
     rest = None
     sigma = np.zeros(0)
-    precision = figures.precision
+    precision: Precision = "sketch"
     if figures.delta:
         rest = _rest(figures.delta, total)
         sigma = figures.delta.sigma

@@ -73,7 +73,6 @@ class SpectralFigures(NamedTuple):
     tuned: Measurement
     values: Values  # of the delta
     delta: Spectrum | None
-    precision: Precision | None = "sketch"  # of a delta without a spectrum
 
 
 @dataclass(frozen=True)

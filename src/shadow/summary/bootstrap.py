@@ -106,9 +106,8 @@ def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
     """The interval of the median over rows, each counted once; NaN rows are left out."""
     numbers = np.asarray(values, dtype=np.float64)
     is_known = ~np.isnan(numbers)
-    if not is_known.all():
-        numbers = numbers[is_known]
-        blocks = blocks.where(is_known)
+    numbers = numbers[is_known]
+    blocks = blocks.where(is_known)
     statistic = partial(medians, numbers, blocks.codes)
     return interval(statistic, blocks)
 

@@ -498,23 +498,22 @@ def grid(deltas: Columns, tensors: Columns) -> list[GridRow]:
     A matrix that is identical on both sides counts as not moved.
     """
     same = tensors.having(side="tuned", status="identical").inside
-    norms = defaultdict[tuple[str, str], dict[int, float | None]](dict)
-    concentrations = defaultdict[tuple[str, str], dict[int, float | None]](dict)
+    cells = defaultdict[tuple[str, str], dict[int, list[float | None]]](dict)
     for component, module, layer in same.each("component", "module", "layer"):
-        norms[component, module][int(layer)] = 0.0
+        cells[component, module][int(layer)] = [0.0, None]
     for (component, module, layer), group in deltas.inside.groups("component", "module", "layer"):
-        norms[component, module][int(layer)] = median(group["relative_norm"])
-        concentrations[component, module][int(layer)] = median(group["concentration"])
+        medians = group.medians("relative_norm", "concentration")
+        cells[component, module][int(layer)] = [*medians.values()]
     rows = []
-    for component, module in sorted(norms, key=lambda place: order_of(*place)):
-        by_layer = norms[component, module]
-        layers = sorted(by_layer)
+    for component, module in sorted(cells, key=lambda place: order_of(*place)):
+        by_layer = dict(sorted(cells[component, module].items()))
+        norms, concentrations = zip(*by_layer.values(), strict=True)
         row = GridRow(
             component=component,
             module=module,
-            layers=layers,
-            relative_norm=[by_layer[layer] for layer in layers],
-            concentration=[concentrations[component, module].get(layer) for layer in layers],
+            layers=[*by_layer],
+            relative_norm=[*norms],
+            concentration=[*concentrations],
         )
         rows.append(row)
     return rows
