@@ -129,7 +129,7 @@ def test_a_gate_that_cannot_be_told_is_nothing_to_judge(folder):
     """A gate without a figure was not passed, and did not fail either."""
     now = read_measured(folder, "now")
     gates = [Gate({**gate, "figure": None, "passed": False}) for gate in now.summary.gates]
-    unknown = JudgedReport(now.source, "now", now.summary.with_values(gates=gates))
+    unknown = JudgedReport(now.source, now.summary.with_values(gates=gates), "now")
     (found,) = judge([parse_rule("not gate.lineage")], unknown)
     assert (found.outcome, found.code) == ("missing", 1)
 
