@@ -169,7 +169,8 @@ def _first(level: str, lines: Sequence[str]) -> list[str]:
 
 
 def _annotation(level: str, title: str, text: str) -> str:
-    of_title = _data(title).replace(":", "%3A").replace(",", "%2C")
+    of_title = _data(title).replace(":", "%3A")
+    of_title = of_title.replace(",", "%2C")
     return f"::{level} title={of_title}::{_data(text)}"
 
 
@@ -291,7 +292,8 @@ def _case(
     """
     import junitparser
 
-    case = junitparser.TestCase(visible(name), visible(of), round(seconds, 3))
+    rounded = round(seconds, 3)
+    case = junitparser.TestCase(visible(name), visible(of), rounded)
     for tag, text, kind in problems:
         problem = getattr(junitparser, tag)(type_=visible(kind))
         problem.text = visible(text)

@@ -108,7 +108,9 @@ def _drawn(
         case Figures():
             yield from _figures(block)
         case Origin():
-            rows = [FigureRow(name, Word(text, "quiet")) for name, text in block.rows]
+            rows = []
+            for name, text in block.rows:
+                rows.append(FigureRow(name, Word(text, "quiet")))
             yield from _figures(Figures(rows))
         case TableBlock():
             yield from _table(block, options.max_width, legends)

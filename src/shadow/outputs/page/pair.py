@@ -199,10 +199,12 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
     for name, title in TITLES.items():
         own = list(blocks.get(name, ()))
         if name == "finding":
-            full = [block for block in own if isinstance(block, Figures) and block.when == "full"]
-            shown = [block for block in own if block not in full]
-            # sentences, then notes, then figures
-            shown.sort(key=lambda block: isinstance(block, Figures) * 2 + isinstance(block, Note))
+            full: list[Block] = []
+            shown: list[Block] = []
+            for block in own:
+                is_full = isinstance(block, Figures) and block.when == "full"
+                (full if is_full else shown).append(block)
+            shown.sort(key=_kind)
             sections.append(PageSection(name, shown, full, "All figures"))
         elif name == "gates":
             (table,) = [block for block in own if isinstance(block, TableBlock)]
@@ -222,6 +224,13 @@ def _sections(summary: Summary, blocks: Mapping[str, Sequence[Block]]) -> list[P
             nothing = Paragraph(NOTHING[name], quiet=True)
             sections.append(PageSection(name, [nothing]))
     return sections
+
+
+def _kind(block: Block) -> int:
+    """A sort key: sentences, then notes, then figures."""
+    if isinstance(block, Figures):
+        return 2
+    return int(isinstance(block, Note))
 
 
 # -------------------------------------------------------------------------------------- cells
