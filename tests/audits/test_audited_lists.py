@@ -462,6 +462,6 @@ def test_hostile_names_and_errors_are_text(tmp_path):
         lines = inert(drawn(list_document(found), width)).splitlines()
         assert all(line.isprintable() for line in lines)
         assert not [line for line in lines if line.strip().startswith("::") or "##[" in line]
-    assert "[red]" in drawn(list_document(index), 200).replace("\n", "")
+    assert "[red]" in drawn(list_document(index, "reports", {}), 200).replace("\n", "")
     assert index.rows[0].family == HOSTILE.replace("\ud800", "\\ud800")
     assert index.rows[0].folder.count("/") == 1

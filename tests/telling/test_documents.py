@@ -93,7 +93,7 @@ def listed(*states):
 ])  # fmt: skip
 def test_a_list_is_counted_by_state(states, pairs, more):
     """In one order, with the first report that can be shown, and each error with its hint."""
-    document = list_document(listed(*states.split()), "out")
+    document = list_document(listed(*states.split()), "out", {})
     (origin,) = (block for block in document.blocks if isinstance(block, Origin))
     assert dict(origin.rows) == {"pairs": pairs} | ({} if more is None else {"more": more})
     table = document.blocks[1]

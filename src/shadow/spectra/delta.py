@@ -103,12 +103,10 @@ def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> R
             )
     total = summed(sides, formats)
     if isinstance(total, Extent):
-        if not (total.finite and total.in_range):
+        if not total.in_range:
             return Result(total)
         norm = frobenius_norm(sides.base, total.base, sides.dtype, sides.space)
         return Result(broken=None, base_norm=norm)
-    if not (total.size.finite and total.size.in_range):
-        return Result(total.size)
     if has_spectra:
         measured = measure_pair(sides.base, sides.tuned, formats, total, means, key)
     else:

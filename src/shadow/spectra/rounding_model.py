@@ -430,11 +430,9 @@ def _chances(edges: Floats, widths: Floats) -> NDArray[np.float32]:
     for level, following in enumerate(lows[1:]):
         lower_edges = np.minimum(edges, following - 0.5)
         below = np.diff(lower_edges) / widths
-        np.clip(below, 0.0, 1.0, out=below)
         chance[:, level] = below - previous
         previous = below
     chance[:, -1] = 1.0 - previous
-    np.clip(chance, 0.0, 1.0, out=chance)
     return chance
 
 

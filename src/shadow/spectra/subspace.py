@@ -135,7 +135,7 @@ def _gap(side: Spectrum, k: int) -> float | None:
     following = 0.0
     if k < len(side.sigma):
         following = max(float(side.sigma[k]), side.floor)
-    return max(0.0, 1.0 - following / last)
+    return 1.0 - following / last
 
 
 def resolved(side: Spectrum) -> Array:

@@ -54,7 +54,9 @@ class Extent:
 
     @property
     def in_range(self) -> bool:
-        """True if float64 holds the sums of both sides and of the delta."""
+        """True if all entries are finite, and float64 holds the sums of both sides and of the
+        delta.
+        """
         sizes = [size for size in (self.base, self.tuned, self.delta) if size]
         sides = [size for size in (self.base, self.tuned) if size]
         if not all(SMALLEST <= size <= LARGEST for size in sizes):
@@ -156,7 +158,7 @@ def sums(sides: Sides, stored: FloatFormat) -> Sums | Extent:
     result = _sums(sides, stored, None)
     if result is None:
         size = extent(sides)
-        if not (size.finite and size.in_range and size.delta):
+        if not (size.in_range and size.delta):
             return size
         dtype = torch.float64
         if size.is_plain:

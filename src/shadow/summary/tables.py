@@ -31,10 +31,9 @@ PIECE = 2_000  # rows
 SUMMARISED = ("matrices", "tensors", "files")  # the tables that a summary is made from
 
 
-def finite(value: Any) -> float | None:
-    """The value as a float; None if it is missing, like `pandas.NA`, or not finite."""
-    is_number = isinstance(value, int | float | np.number)
-    return float(value) if is_number and math.isfinite(value) else None
+def finite(value: float) -> float | None:
+    """The value; None if it is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def over(part: float, whole: float) -> float | None:
