@@ -459,7 +459,7 @@ def test_hostile_names_and_errors_are_text(tmp_path):
     index = read_index(tmp_path)
     for width, found in product((40, 80, 120), (index_of(*rows), index)):
         # as console prints where no person watches
-        lines = inert(drawn(list_document(found), width)).splitlines()
+        lines = inert(drawn(list_document(found, "reports", {}), width)).splitlines()
         assert all(line.isprintable() for line in lines)
         assert not [line for line in lines if line.strip().startswith("::") or "##[" in line]
     assert "[red]" in drawn(list_document(index, "reports", {}), 200).replace("\n", "")

@@ -13,7 +13,6 @@ from shadow.checks.answer import Outcome, Question, Verification
 from shadow.checks.patterns import Pattern
 from shadow.checks.registry import question, verify
 from shadow.checks.summary import Summary
-from shadow.comparing.matching import ComparedReport
 from shadow.errors import ShadowError
 from shadow.gates.rows import ReportRows, Scope, State, file_states, states
 from shadow.gates.rules import FILES, GATE, UNCHANGED, Metric
@@ -40,14 +39,8 @@ def figure_in(row: Row, key: str) -> float | None:
 class JudgedReport(ReportRows):
     """A finished report as rules see it. Rows are read when a rule needs more than the summary."""
 
-    label: str  # what to call it: this report, or the baseline
     reading: Runtime = OFFLINE
     """How both sides are read for a check that the report does not answer."""
-
-    @cached_property
-    def report(self) -> ComparedReport:
-        """The report as one side of a comparison."""
-        return ComparedReport(self.label, self.source)
 
     @cached_property
     def rows(self) -> dict[Scope, OverLayers]:
@@ -76,7 +69,7 @@ class JudgedReport(ReportRows):
             if self.summary.files is None:
                 return {}
             pattern = metric.module or ""
-            return file_states(pattern, str(metric), self.files)
+            return file_states(pattern, str(metric), self.report.rows.files)
         assert metric.place is not None, "a place, or files"
         return states(metric.place, self.tensors)
 
@@ -91,7 +84,7 @@ class JudgedReport(ReportRows):
                     outcome = Outcome.INCONCLUSIVE
             return outcome, gate.reason
         if claim.metric == FILES:
-            answer = files.CHECK.judge(self.files)
+            answer = files.CHECK.judge(self.report.rows.files)
             return answer.outcome, files.CHECK.say_all(answer.reasons)
         return self._is_same()
 

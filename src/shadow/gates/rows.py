@@ -15,26 +15,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from shadow.checks.files import EVERY
 from shadow.checks.patterns import Pattern
 from shadow.checks.summary import Summary
+from shadow.comparing.matching import ComparedReport
 from shadow.gates.rules import CHANGED, UNCHANGED
 from shadow.places.architecture import Place
 from shadow.reports.columns import ESTIMATED
 from shadow.summary.bootstrap import Mask
 from shadow.summary.record import Medians, keys_of
-from shadow.summary.tables import (
-    COPIED,
-    OF_CASTS,
-    OF_SIDES,
-    Columns,
-    are,
-    columns_of,
-    is_known,
-    only_rounded,
-)
+from shadow.summary.tables import COPIED, Columns, are, is_known
 from shadow.telling.reading import AuditReport
 
 State = str | None  # None: not known
@@ -91,6 +82,12 @@ class ReportRows:
 
     source: AuditReport
     summary: Summary
+    label: str  # what to call it: this report, or the baseline
+
+    @cached_property
+    def report(self) -> ComparedReport:
+        """The report as one side of a comparison."""
+        return ComparedReport(self.label, self.source)
 
     @cached_property
     def tensors(self) -> list[TensorState]:
@@ -115,19 +112,9 @@ class ReportRows:
         return tensors
 
     @cached_property
-    def files(self) -> list[dict[str, Any]]:
-        """The rows of files.parquet."""
-        rows: list[dict[str, Any]] = self.source.table("files").to_pylist()
-        return rows
-
-    @cached_property
     def deltas(self) -> dict[Scope, Columns]:
         """The delta rows on which the figures of each place rest, with energy."""
-        tensors = columns_of(self.source.table("tensors").select(OF_CASTS))
-        table = self.source.table("matrices")
-        deltas = columns_of(table.filter(pc.equal(table["subject"], "delta")))
-        is_rounded = only_rounded(deltas.each(*OF_SIDES), tensors.each(*OF_CASTS))
-        deltas = deltas.where(~is_rounded)
+        deltas = self.report.deltas
         norms = np.nan_to_num(deltas["frobenius_norm"])
         largest = max(norms, default=0.0) or LEAST
         # over the largest, so that squares are finite

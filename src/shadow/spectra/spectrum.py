@@ -151,16 +151,15 @@ Index = tuple[slice, ...]  # of as many dimensions as the matrix has, or of the 
 Corner = tuple[int, int]  # the (row, column) where a block begins
 
 
-def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[Index, Corner]]:
+def blocks(matrix: Matrix, size: int = 0) -> Iterator[tuple[Index, Corner]]:
     """Yield indices that split a matrix along its long side into blocks of about size elements, in
-    order.
+    order; 0: of BLOCK.
 
     Each comes with the (row, column) where it begins. The split depends on the shape alone, so that
     sums are the same whatever runs at the same time.
     """
     rows, cols = shape_of(matrix)
-    if size is None:
-        size = BLOCK
+    size = size or BLOCK
     if matrix.numel() == 0:
         return
     if rows <= cols:
@@ -250,7 +249,7 @@ class Sides:
         tuned = read_block(self.tuned, index, "tuned", self.dtype, self.space)
         return base, tuned
 
-    def blocks(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def blocks(self, size: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Every block of base and of tuned, in the order of `blocks`, which says what size is."""
         for index, _ in blocks(self.tuned, size):
             yield self.read(index)

@@ -55,14 +55,13 @@ def gate_figures(rows: Rows) -> GateFigures:
     compared = int(sum(weights["compared"]))
     unread = sum(weights.having(reason=UNREAD)["size"])
     inside = rows.deltas.without("module", *OUTSIDE)
-    rounded = rows.rounded.without("module", *OUTSIDE)
+    measured = rows.measured.without("module", *OUTSIDE)
     same = np.ones(_identical(weights.without("module", *OUTSIDE)))
-    cosines = np.concatenate([inside["cosine"], rounded["cosine"], same])
+    cosines = np.concatenate([measured["cosine"], same])
     rank = held_rank(inside)
     share = rank / np.fmin(inside["rows"], inside["cols"])
     # the few that are known do not say it of most
     is_mostly_known = 2 * count(is_known(share)) >= len(share)
-    dtypes = {*rows.deltas["dtype"], *rows.rounded["dtype"]}
     return GateFigures(
         identical=_identical(weights),
         cosine=median(cosines),
@@ -73,7 +72,7 @@ def gate_figures(rows: Rows) -> GateFigures:
         rank_share=median(share) if is_mostly_known else None,
         rank_ceiling=largest(inside["rank_ceiling"]),
         unread=unread / total,
-        formats=sorted(dtype for dtype in dtypes if dtype and "/" in dtype),
+        formats=sorted(dtype for dtype in {*rows.measured["dtype"]} if dtype and "/" in dtype),
         unjudged=unjudged_formats(rows.deltas),
     )
 

@@ -298,10 +298,8 @@ def needed(name: str, table: pa.Table) -> pa.Table:
     is_tuned = pc.equal(table["subject"], "tuned")
     has_no_base = pc.is_null(table["base_tensor"])
     is_needed = pc.or_(is_delta, pc.and_(is_tuned, has_no_base))
-    figures = [column for column in columns if not column.endswith("_error")]
     base_norms = pa.array(norms, pa.float64(), from_pandas=True)
-    table = table.select(figures).append_column("base_norm", base_norms)
-    return table.filter(is_needed)
+    return table.append_column("base_norm", base_norms).filter(is_needed)
 
 
 def _python_rows(table: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:

@@ -38,12 +38,12 @@ def families_document(families: Sequence[Family]) -> Document:
 def _pairs(pairs: Sequence[Pair]) -> Cell:
     if not pairs:
         return Word("none", "warning")
-    return ", ".join(f"{pair.name}{_relation(pair)}" for pair in pairs)
+    return ", ".join(map(_with_relation, pairs))
 
 
-def _relation(pair: Pair) -> str:
-    """The relation of a pair if it is unusual, in brackets."""
-    return f" ({pair.relation})" if pair.relation != "tuned" else ""
+def _with_relation(pair: Pair) -> str:
+    """The name of a pair, and its relation in brackets if it is unusual."""
+    return pair.name if pair.relation == "tuned" else f"{pair.name} ({pair.relation})"
 
 
 def family_document(family: Family) -> Document:
@@ -56,7 +56,7 @@ def family_document(family: Family) -> Document:
         worded("checkpoint", lambda row: str(row[2])),
     ]
     stages = table_of(fields, family.references(), close=True)
-    pairs = [f"{family.name}:{pair.name}{_relation(pair)}" for pair in family.pairs] or ["none"]
+    pairs = [f"{family.name}:{_with_relation(pair)}" for pair in family.pairs] or ["none"]
     facts = [FigureRow("" if number else "pairs", pair) for number, pair in enumerate(pairs)]
     more = {
         "components": ", ".join(family.components),
