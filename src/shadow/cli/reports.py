@@ -208,19 +208,17 @@ def report(
     folders = found_below(run)
     was_there = output.exists()
     with console.steps("report") as update:
-        written = write_page(run, folders, output, show=update)
-    for fault in written.unreadable:
+        pairs, size, unreadable = write_page(run, folders, output, show=update)
+    for fault in unreadable:
         console.complain(fault)
-    if not written.pairs:
+    if not pairs:
         console.say(
             f"there is no finished report below {run}: name a folder that `shadow audit` made"
         )
     if was_there:
         console.say(f"replaced {output}")
-    console.say(
-        f"{counted(written.pairs, 'report', 'reports')} in {output}, {written.size / 1e6:.1f} MB"
-    )
-    if written.unreadable:
+    console.say(f"{counted(pairs, 'report', 'reports')} in {output}, {size / 1e6:.1f} MB")
+    if unreadable:
         raise typer.Exit(1)
 
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import pandas as pd
 import torch
 import transformers
 
@@ -46,8 +45,10 @@ from shadow.lab.training import (
 )
 from shadow.lists.perform import perform as audit
 from shadow.lists.request import AuditRequest
-from shadow.reports.columns import delta_metrics, null_if_undefined
+from shadow.reports.columns import delta_metrics
+from shadow.reports.report import Report
 from shadow.run.runtime import Files
+from shadow.summary.tables import columns_of, median
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
 from shadow.targets.references import Reference
@@ -380,13 +381,11 @@ def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -
     )
     (outcome,) = audit(request)
     done = outcome.finished()
-    rows = pd.read_parquet(done.folder / "matrices.parquet")
-    is_delta = rows["subject"] == "delta"
-    inside = rows[is_delta & rows["layer"].notna()]
+    matrices = Report(done.folder).table("matrices")
+    inside = columns_of(matrices).having(subject="delta").inside
     columns: Row = {}
     for name in delta_metrics():
-        median = inside[name].astype(float).median()
-        columns[f"layers_{name}"] = null_if_undefined(float(median))
+        columns[f"layers_{name}"] = median(inside[name])
     return dict(done.summary.figures.items()) | columns
 
 

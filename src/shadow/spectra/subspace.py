@@ -10,7 +10,7 @@ sums over blocks are in float64.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ def subspace_values(
     if is_plain and not is_exact:
         dtype = torch.float32
     leading = u_b[:, :k]
-    streamed = _streamed(
+    base_gram, weighted, tuned_gram, between, inside, images, on_base = _streamed(
         leading,
         leading / base.sigma[:k],
         u_t / tuned.sigma[:known_t],
@@ -102,26 +102,25 @@ def subspace_values(
     )
     leverages = (leading**2).sum(axis=1)
     short_null = float(short_energies @ leverages / profile.energy)
-    half_whitened = whitened(streamed.base, streamed.weighted)
-    weighted = whitened(streamed.base, half_whitened.T)
+    half_whitened = whitened(base_gram, weighted)
+    weighted = whitened(base_gram, half_whitened.T)
     long_null = float(weighted.trace() / profile.energy)
     values[f"alignment_{short}_null"] = short_null * m / k
     values[f"alignment_{long}_null"] = long_null * base.long_side / k
-    images = whitened(streamed.base, streamed.images.T)
+    images = whitened(base_gram, images.T)
     share = k * (delta.norm * profile.scale) ** 2
-    values[f"alignment_{short}"] = streamed.inside * m / share
+    values[f"alignment_{short}"] = inside * m / share
     inside_long = float((images**2).sum())
     values[f"alignment_{long}"] = inside_long * base.long_side / share
     if known_t >= k:
-        half_whitened = whitened(streamed.base, streamed.between)
-        between = whitened(streamed.tuned, half_whitened.T)
+        half_whitened = whitened(base_gram, between)
+        between = whitened(tuned_gram, half_whitened.T)
         values[f"overlap_{short}"] = _mean_square(leading.T @ u_t)
         values[f"overlap_{long}"] = _mean_square(between)
     if known_b >= min(VECTORS, m) and known_t >= min(INTRUDERS, m):
-        if left_is_short:
-            cosines = u_b.T @ u_t
-        else:
-            cosines = u_b.T @ streamed.on_base / base.sigma[:known_b, None]
+        cosines = u_b.T @ u_t
+        if not left_is_short:
+            cosines = u_b.T @ on_base / base.sigma[:known_b, None]
         nearest = np.abs(cosines[:, :INTRUDERS]).max(axis=0)
         values["intruders"] = int(np.count_nonzero(nearest <= SIMILAR))
     return values
@@ -161,21 +160,6 @@ def whitened(products: Array, columns: Array) -> Array:
     return np.asarray(solved, dtype=np.float64)
 
 
-@dataclass(frozen=True)
-class _Streamed:
-    """Sums over the long side; Y_b (n, k) and Y_t (n, t) are its vectors, nearly orthonormal."""
-
-    base: Array  # Y_bᵀ Y_b
-    weighted: Array  # the same with D's energies along the long side as weights
-    tuned: Array  # Y_tᵀ Y_t
-    between: Array  # Y_bᵀ Y_t
-    inside: float  # energy of D in the short side's subspace
-    images: Array  # (m, k): D Y_b
-    # (m, t): W_b Y_t with Y_t's columns at length 1, or 0 where the long side is the right one:
-    # vᵀ on_base / sigma are the cosines of Y_t with the base's left vector W_b v / sigma
-    on_base: Array
-
-
 def _streamed(
     u_b: Array,
     to_base: Array,
@@ -183,8 +167,16 @@ def _streamed(
     sides: Sides,
     scale: float,
     energies: Array,
-) -> _Streamed:
+) -> tuple[Array, Array, Array, Array, float, Array, Array]:
     """Sum in one pass over both matrices, whose blocks are multiplied in the dtype of sides.
+
+    With Y_b (n, k) and Y_t (n, t) the vectors of the long side, nearly orthonormal, it gives
+    - Y_bᵀ Y_b, and the same with D's energies along the long side as weights,
+    - Y_tᵀ Y_t and Y_bᵀ Y_t,
+    - the energy of D in the short side's subspace,
+    - (m, k): D Y_b,
+    - (m, t): W_b Y_t with Y_t's columns at length 1, or 0 where the long side is the right one:
+      vᵀ of it / sigma are the cosines of Y_t with the base's left vector W_b v / sigma.
 
     u_b (m, k) are vectors of the short side of base; to_base (m, k) and to_tuned (m, t) those of
     both over their singular values; energies: of D along the long side.
@@ -220,15 +212,7 @@ def _streamed(
         if left_is_long:
             on_base += _times(y_t, b.T)
     lengths = np.sqrt(tuned.diagonal())
-    return _Streamed(
-        base=base,
-        weighted=weighted,
-        tuned=tuned,
-        between=between,
-        inside=inside,
-        images=images.T,
-        on_base=on_base.T / lengths,
-    )
+    return base, weighted, tuned, between, inside, images.T, on_base.T / lengths
 
 
 def _times(few: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:

@@ -55,16 +55,6 @@ NORM = attrgetter("summary.figures.relative_norm_overall")
 
 
 @dataclass(frozen=True)
-class Written:
-    """The result of writing a page."""
-
-    pairs: int
-    size: int
-    unreadable: list[ShadowError]
-    """The faults of the reports that could not be read."""
-
-
-@dataclass(frozen=True)
 class Link(Word):
     """A link to a pair of the page."""
 
@@ -76,12 +66,13 @@ def write_page(
     folders: Sequence[Path],
     output: Path,
     show: Callable[[int, int, str], None] = lambda done, total, what: None,
-) -> Written:
+) -> tuple[int, int, list[ShadowError]]:
     """Write the page of the finished reports in folders, which lie at or below run.
 
     Without any the page says so. A report that cannot be read is named on the page with its fault;
     if it is the only one that was asked for, its ShadowError is raised instead. show gets how many
-    reports are read, of how many.
+    reports are read, of how many. It gives the number of pairs on the page, its size in bytes, and
+    the faults of the reports that could not be read.
     """
     title = run.resolve().name or "reports"
     sections: list[PairSection] = []
@@ -90,7 +81,8 @@ def write_page(
 
     def below(folder: Path) -> str:
         """A report's folder relative to the requested one, the same wherever that lies."""
-        return (Path(title) / folder.relative_to(run)).as_posix()
+        path = Path(title) / folder.relative_to(run)
+        return path.as_posix()
 
     def lacks(where: str, state: str, error: str, hint: str | None) -> None:
         missing.append([where, state, f"{error} ({hint})" if hint else error])
@@ -119,7 +111,7 @@ def write_page(
                 lacks(below(folder), row.state, row.error or "", row.hint)
         content = _page(sections, title, missing).encode()
         aside.write_bytes(content)
-    return Written(len(sections), len(content), unreadable)
+    return len(sections), len(content), unreadable
 
 
 def _page(sections: Sequence[PairSection], title: str, missing: Sequence[Sequence[str]]) -> str:
@@ -183,12 +175,14 @@ def page_script() -> str:
 
 @cache
 def file_text(name: str) -> str:
-    return (resources.files("shadow.outputs.page") / name).read_text(encoding="utf-8")
+    path = resources.files("shadow.outputs.page") / name
+    return path.read_text(encoding="utf-8")
 
 
 def _coded(text: str) -> str:
     """Text as HTML, with what is between backticks as code, such as `floor_ratio`."""
-    return re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(visible(text)))
+    escaped = html.escape(visible(text))
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escaped)
 
 
 def _cell_text(cell: Cell) -> str:
