@@ -23,7 +23,6 @@ COMPRESSION = "zstd"
 MAGIC = b"PAR1"  # begins and ends a Parquet file
 TAIL = 8  # bytes behind a footer: its length, and MAGIC
 MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
-FEW_ROWS = 2_000  # up to which columns are read one by one: handing them to threads takes as long
 MANY = 6  # absent columns that are named one by one
 
 
@@ -130,8 +129,7 @@ def read_table(file: pq.ParquetFile, table: Table) -> pa.Table:
     """Read a table's file in the form of this version. Call it in `telling_faults`."""
     stored = set(file.schema_arrow.names)
     names = [column.name for column in table.columns if column.name in stored]
-    many = file.metadata.num_rows > FEW_ROWS
-    return conformed(file.read(columns=names, use_threads=many), table.columns, table.first)
+    return conformed(file.read(columns=names), table.columns, table.first)
 
 
 @contextmanager

@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from shadow.summary.bootstrap import Blocks, Floats, Mask, Places, blocks_of
 
 MOST = 2**63 - 1  # entries of a tensor
-# columns of tensors on which no figure rests
-UNREAD = ("dtype", "shard")
 COPIED = ("tuned", "base")  # in `cast`: which side is the other in another format
 OF_CASTS = ("tensor", "side", "cast")  # columns of tensors that say it
 OF_SIDES = ("tensor", "base_tensor", "module")  # columns of a delta that say of which tensors
@@ -283,11 +281,7 @@ def needed(name: str, table: pa.Table) -> pa.Table:
     For matrices: the deltas with the norm of their base in base_norm, and those without a base; all
     subjects of a matrix must be among the rows.
     """
-    columns = table.column_names
-    if name != "matrices":
-        unread = [column for column in UNREAD if column in columns]
-        return table.drop_columns(unread)
-    if "base_norm" in columns:
+    if name != "matrices" or "base_norm" in table.column_names:
         return table
     bases = {}
     for *key, subject, norm in _python_rows(table, *KEY, "subject", "frobenius_norm"):
@@ -313,10 +307,8 @@ def read_rows(tables: Mapping[str, pa.Table]) -> Rows:
     """The rows on which figures rest. tables: matrices, tensors and files, or what is `needed`."""
     matrices = needed("matrices", tables["matrices"])
     is_delta = pc.equal(matrices["subject"], "delta")
-    # a filter copies, and in most reports there is nothing else
-    has_only_deltas = pc.all(is_delta, skip_nulls=False).as_py()
-    deltas = columns_of(matrices if has_only_deltas else matrices.filter(is_delta))
-    tensors = columns_of(needed("tensors", tables["tensors"]))
+    deltas = columns_of(matrices.filter(is_delta))
+    tensors = columns_of(tables["tensors"])
     tensors = tensors.added(was_compared=has_compared(tensors))
     layers = compared_layers(tensors)
     numbers = {layer: number for number, layer in enumerate(layers)}
