@@ -114,10 +114,8 @@ def test_levels_of_a_matrix_are_those_of_its_sampled_rows(shape, monkeypatch):
         assert copies.stored_levels(matrix, "BF16") == np.median(distinct) / rows.shape[1]
 
 
-@pytest.mark.parametrize("piece", [7, 1 << 20])
-def test_energies_are_grouped_in_pieces_as_they_are_whole(piece, monkeypatch):
-    """Values and how often each occurs are NumPy's of all at once, zeros and tiny ones too."""
-    monkeypatch.setattr(noise, "PIECE", piece)
+def test_energies_are_grouped_as_numpy_does() -> None:
+    """Values and how often each occurs, zeros and tiny ones too."""
     energies = np.random.default_rng(0).gamma(0.05, size=2_000)
     energies[::9] = 0.0
     positive = energies[energies > 0]

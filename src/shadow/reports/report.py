@@ -1,8 +1,7 @@
 """A finished report as one object: its provenance, and its tables, each read once, on demand.
 
-Tables come as Arrow has them (`table`) and as pandas has them (`matrices` and the others). The
-bytes of a file are read once for both, and for its digest; singular values, gigabytes in a large
-model, a part at a time.
+Tables come as Arrow has them (`table`) and as pandas has them (`matrices` and the others). A file is
+read once for both; singular values, gigabytes in a large model, a part at a time.
 
 Missing values are `isna()` in all frames: whole numbers are `Int64`, flags `boolean` and texts
 `string`, with `pd.NA`; numbers are float64 with NaN, which no audit writes, as NumPy, SciPy and
@@ -147,9 +146,8 @@ class Report:
 
     def _checked(self, table: str) -> pq.ParquetFile:
         """The file of a table, after checking that it is of this audit and not too long."""
-        is_large = table == "spectra"  # gigabytes
         path = self._path(table)
-        file = pq.ParquetFile(path if is_large else pa.BufferReader(path.read_bytes()))
+        file = pq.ParquetFile(path)
         if (count := file.metadata.num_rows) > MAX_ROWS:
             raise ShadowError(f"{path}: {count} rows", NAME_ONE)
         try:

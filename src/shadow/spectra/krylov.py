@@ -264,7 +264,8 @@ def square_trace(space: Krylov) -> Estimate:
     the column. tr P G P, known exactly, is the control variate.
     """
     outer, k = space.step.shape
-    turns = np.arange(WIDTH).reshape(-1, FOLD)
+    columns = np.arange(WIDTH)
+    turns = columns.reshape(-1, FOLD)
     span = _spans(space, turns)
     images = space.step @ span[:, :k]
     inside = span.transpose(0, 2, 1) @ images
@@ -307,7 +308,8 @@ def _slope(samples: Array, control: Array) -> float:
 def _spans(space: Krylov, turns: NDArray[np.intp]) -> Array:
     """For each turn a basis (turns, k + WIDTH, directions) of the space of the other columns."""
     outer, k = space.step.shape
-    frame_columns = np.eye(outer)[:, :WIDTH]
+    every = np.eye(outer)
+    frame_columns = every[:, :WIDTH]
     others = []
     for turn in turns:
         others.append(np.delete(frame_columns, turn, axis=1))

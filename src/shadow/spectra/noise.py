@@ -145,7 +145,6 @@ def _participation_ratio(energies: Floats) -> float:
 
 # energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
 SAME = 0.002
-PIECE = 1 << 20  # energies that are grouped at a time
 TINIEST = math.ulp(0.0)  # a ratio of energies below it counts as it
 LOGITS = (-60.0, 34.0)  # between which -s lies; above them 1 + s is lost to rounding
 # largest |logit| of -t, and a slope by them that counts as none
@@ -284,16 +283,14 @@ def _grouped(energies: Floats) -> tuple[Floats, Floats]:
     least = float(np.min(energies, where=energies > 0, initial=largest))
     lowest = math.log(max(least / largest, TINIEST))
     bins = 2 - math.floor(lowest / SAME)
-    sums = np.zeros(bins)
-    counts = np.zeros(bins)
-    for start in range(0, len(energies), PIECE):
-        part = energies[start : start + PIECE]
-        part = part[part > 0]
-        ratios = np.maximum(part / largest, TINIEST)
-        below = np.floor(np.log(ratios) / SAME)
-        number = bins - 1 + below.astype(np.int64)
-        sums += np.bincount(number, weights=part, minlength=bins)
-        counts += np.bincount(number, minlength=bins)
+    positive = energies[energies > 0]
+    ratios = np.maximum(positive / largest, TINIEST)
+    logs = np.log(ratios)
+    below = np.floor(logs / SAME)
+    number = bins - 1 + below.astype(np.int64)
+    sums = np.bincount(number, weights=positive, minlength=bins)
+    members = np.bincount(number, minlength=bins)
+    counts = members.astype(np.float64)
     occupied = counts > 0
     counts = counts[occupied]
     return sums[occupied] / counts, counts

@@ -302,9 +302,8 @@ def count(
 
 def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> NDArray[np.floating]:
     """Some rows or columns of a block, as a (rows, cols) copy of dtype."""
-    lines = part.reshape(-1, part.shape[-1])
-    if len(chosen) < lines.shape[axis]:
-        lines = lines.index_select(axis, chosen)
+    rows = part.reshape(-1, part.shape[-1])
+    lines = rows.index_select(axis, chosen)
     copy = lines.to(dtype, copy=True, memory_format=torch.contiguous_format)
     return copy.numpy()
 
@@ -474,7 +473,8 @@ def _solve(counts: Counts, shape: Floats) -> Floats:
     lowest = RATIO_FROM * OCTAVE
     highest = (RATIO_TO - BINADES) * OCTAVE
     candidates = np.arange(lowest, highest)
-    ratio = _ratio_index(candidates.astype(np.float64)).astype(np.intp)
+    fractional = _ratio_index(candidates.astype(np.float64))
+    ratio = fractional.astype(np.intp)
     by_candidate = mean[ratio] * steps() ** 2  # (candidates, BINADES)
     entries = counts.by_cell.reshape(-1, BINADES)
     expected = entries @ by_candidate.T  # (cells, candidates), ascending

@@ -212,7 +212,8 @@ def _streamed(
         if left_is_long:
             on_base += _times(y_t, b.T)
     lengths = np.sqrt(tuned.diagonal())
-    return base, weighted, tuned, between, inside, images.T, on_base.T / lengths
+    on_base = on_base.T / lengths
+    return base, weighted, tuned, between, inside, images.T, on_base
 
 
 def _times(few: NDArray[Any], block: NDArray[Any]) -> NDArray[Any]:
