@@ -114,7 +114,7 @@ def test_levels_of_a_matrix_are_those_of_its_sampled_rows(shape, monkeypatch):
         assert copies.stored_levels(matrix, "BF16") == np.median(distinct) / rows.shape[1]
 
 
-def test_energies_are_grouped_as_numpy_does() -> None:
+def test_energies_are_grouped_as_numpy_does():
     """Values and how often each occurs, zeros and tiny ones too."""
     energies = np.random.default_rng(0).gamma(0.05, size=2_000)
     energies[::9] = 0.0

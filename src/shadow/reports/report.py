@@ -1,6 +1,6 @@
 """A finished report as one object: its provenance, and its tables, each read once, on demand.
 
-Tables come as Arrow has them (`table`) and as pandas has them (`matrices` and the others). A file is
+Tables come as Arrow has them (`table`) and as pandas has them (`matrices` and the others), and are
 read once for both; singular values, gigabytes in a large model, a part at a time.
 
 Missing values are `isna()` in all frames: whole numbers are `Int64`, flags `boolean` and texts

@@ -92,10 +92,12 @@ def subspace_values(
     if is_plain and not is_exact:
         dtype = torch.float32
     leading = u_b[:, :k]
+    to_base = leading / base.sigma[:k]
+    to_tuned = u_t / tuned.sigma[:known_t]
     base_gram, weighted, tuned_gram, between, inside, images, on_base = _streamed(
         leading,
-        leading / base.sigma[:k],
-        u_t / tuned.sigma[:known_t],
+        to_base,
+        to_tuned,
         replace(sides, dtype=dtype),
         profile.scale,
         long_energies,
