@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from shadow.spectra.krylov import PASSES, WIDTH
-from shadow.spectra.measurement import Level, Method, Precision, Subjects
+from shadow.spectra.measurement import Level, Method, Precision, Shape, Subjects
 
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the
 # product.
@@ -40,8 +40,6 @@ EIGEN_CUBE = 2  # of eigenvalues, for side³
 EIGEN_SQUARE = 4000  # of eigenvalues, for side²: reductions wait for memory
 SKETCHED = 800  # of a sketch, for each entry: products and reading it in each pass
 SKETCH_STARTS = 850_000_000  # of a sketch of any size: 8 ms of small decompositions
-
-Shape = tuple[int, int]
 
 
 class Cost(ABC):

@@ -21,7 +21,7 @@ from shadow.spectra.copies import stored_levels
 from shadow.spectra.entries import compared, cosine, decay_cosine, norm_values
 from shadow.spectra.lazy import Matrix, Updated, is_quantised
 from shadow.spectra.levels import round_trip
-from shadow.spectra.measurement import Measurement, Precision, Values, norm_alone
+from shadow.spectra.measurement import Formats, Measurement, Precision, Shape, Values, norm_alone
 from shadow.spectra.noise import (
     Rest,
     coverage_values,
@@ -62,7 +62,7 @@ class Measured(NamedTuple):
     delta: Measurement
 
 
-def summed(sides: Sides, formats: tuple[str, str]) -> Sums | Extent:
+def summed(sides: Sides, formats: Formats) -> Sums | Extent:
     """The sums of both sides, as in `sums`, with ulps of the coarser of the stored formats."""
     grids = [float_format(stored) for stored in formats]
     coarser = min(grids, key=lambda grid: grid.mantissa_bits)
@@ -83,7 +83,7 @@ class Result(NamedTuple):
     may_be_cast: bool = True  # to another format of floats
 
 
-def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> Result:
+def measure(sides: Sides, formats: Formats, means: Means, key: str) -> Result:
     """Measure a matrix pair at the level of a method, that of means.
 
     sides: of one shape. formats: the stored dtypes. key: as in `measure_pair`.
@@ -117,7 +117,7 @@ def measure(sides: Sides, formats: tuple[str, str], means: Means, key: str) -> R
 def measure_pair(
     base: Matrix,
     tuned: Matrix,
-    formats: tuple[str, str],
+    formats: Formats,
     total: Sums,
     means: Means,
     key: str,
@@ -190,7 +190,7 @@ def _rest(delta: Spectrum, total: Sums) -> Rest | None:
     return noise_like_rest(delta, profile.rows, profile.cols)
 
 
-def _norms(total: Sums, shape: tuple[int, int]) -> Measured:
+def _norms(total: Sums, shape: Shape) -> Measured:
     """The columns of the level norms, from sums with a scale."""
     values = _sizes(total, shape)
     values["decay_cosine"] = _decay(total)
@@ -209,7 +209,7 @@ def _decay(total: Sums) -> float | None:
     return decay_cosine(total.along, delta, base)
 
 
-def _sizes(total: Sums, shape: tuple[int, int]) -> Values:
+def _sizes(total: Sums, shape: Shape) -> Values:
     """Size, direction and rounding of the delta relative to the base, from the sums."""
     profile = total.profile
     delta = total.delta_norm

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.errors import ShadowError
-from shadow.spectra.spectrum import Grams, Read
+from shadow.spectra.measurement import Shape
+from shadow.spectra.spectrum import Floats, Grams, Read
 
 # Lines along the long side that one float32 product sums up. cuBLAS may add them one after another,
 # and the error grows with the root of their number: of 256 it is below that of the CPU's libraries.
@@ -32,7 +32,7 @@ class OnDevice(Grams):
         self.solver = f"{self._place.type} {name} {torch.__version__} {torch.version.cuda}"
         torch.set_float32_matmul_precision("highest")  # no TF32 and the like
 
-    def gram(self, read: Read, shape: tuple[int, int], norm: float, dtype: torch.dtype) -> Tensor:
+    def gram(self, read: Read, shape: Shape, norm: float, dtype: torch.dtype) -> Tensor:
         """The Gram matrix, (side, side), on the device, with arguments as in `Grams.gram`. Raises
         ShadowError if its trace is not the energy of the entries.
         """
@@ -56,7 +56,7 @@ class OnDevice(Grams):
             raise self._fault("its product is wrong")
         return total
 
-    def eigenvalues(self, gram: Tensor) -> NDArray[np.float64]:
+    def eigenvalues(self, gram: Tensor) -> Floats:
         """All eigenvalues (side,), ascending."""
         with self._faults():
             matrix = gram.to(self._place).double()

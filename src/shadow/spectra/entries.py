@@ -18,7 +18,7 @@ from torch import Tensor
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.costs import PART
 from shadow.spectra.lazy import Matrix, Updated, half_ulp, is_quantised, torch_dtype
-from shadow.spectra.measurement import Cast, Measurement, Values, norm_alone
+from shadow.spectra.measurement import Cast, Formats, Measurement, Values, norm_alone
 from shadow.spectra.spectrum import SMALL_BLOCK, Sides, tiles
 from shadow.spectra.sums import parts
 
@@ -55,7 +55,7 @@ class Entries:
 
 # what overflows is summed in float64
 @np.errstate(over="ignore", invalid="ignore")
-def compared(sides: Sides, formats: tuple[str, str], binades: Binades | None = None) -> Entries:
+def compared(sides: Sides, formats: Formats, binades: Binades | None = None) -> Entries:
     """Compare both sides entry by entry, in parts that are read once.
 
     sides: of one shape, read in the working dtype. formats: the stored dtypes, of base and tuned.
@@ -190,7 +190,7 @@ class Binades:
         return cells
 
 
-def possible_casts(sides: Sides, formats: tuple[str, str]) -> list[tuple[str, str]]:
+def possible_casts(sides: Sides, formats: Formats) -> list[tuple[str, str]]:
     """The casts (side, format) that may have made one of the sides of the other: to its own
     format, or to one of fewer bits that holds its values. formats: the stored dtypes.
     """
@@ -232,7 +232,7 @@ def mark(matrix: Matrix) -> bytes:
     return hashlib.blake2b(numbers, digest_size=16).digest()
 
 
-def cast(sides: Sides, formats: tuple[str, str]) -> Cast | None:
+def cast(sides: Sides, formats: Formats) -> Cast | None:
     """Say which of the sides is the other in another format, in every entry: `tuned` if the tuned
     side is the base cast, `base` for the reverse; otherwise None.
 

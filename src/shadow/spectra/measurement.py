@@ -43,6 +43,8 @@ class Method:
         return self.level not in WITHOUT_SPECTRA
 
 
+Shape = tuple[int, int]  # (rows, cols) of a matrix
+Formats = tuple[str, str]  # in which base and tuned are stored
 Subject = Literal["base", "tuned", "delta"]
 Cast = Literal["tuned", "base"]  # the side that is the other, stored in another format
 Precision = Literal["default", "exact", "sketch"]

@@ -25,14 +25,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from shadow.spectra.measurement import SIGMAS, Estimate, Values, columns
+from shadow.spectra.measurement import SIGMAS, Estimate, Shape, Values, columns
 
 if TYPE_CHECKING:
-    from shadow.spectra.spectrum import Spectrum
-
-Floats = NDArray[np.float64]
+    from shadow.spectra.spectrum import Floats, Spectrum
 
 
 @dataclass(frozen=True)
@@ -321,9 +318,7 @@ def purity_z(
     return purity * row_participation_ratio * col_participation_ratio / 2.0
 
 
-def purity_values(
-    of_delta: Values, shape: tuple[int, int], kept: float | None, reason: str | None
-) -> Values:
+def purity_values(of_delta: Values, shape: Shape, kept: float | None, reason: str | None) -> Values:
     """excess_purity, purity_z, excess_purity_unrounded, equivalent_directions, from other columns,
     with the errors that they have where the participation ratio is an estimate.
 
@@ -446,7 +441,7 @@ def noise_like_rest(delta: Spectrum, rows: Floats, cols: Floats) -> Rest | None:
     return k, rest / total
 
 
-def rest_values(rest: Rest | None, noise: float | None, shape: tuple[int, int]) -> Values:
+def rest_values(rest: Rest | None, noise: float | None, shape: Shape) -> Values:
     """rest_rank, rest_energy and rest_over_rounding. noise: the share of the energy that
     rounding left, None if unknown.
 

@@ -23,11 +23,10 @@ import numpy as np
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.lazy import Updated, is_quantised
-from shadow.spectra.measurement import Values
+from shadow.spectra.measurement import Formats, Values
 from shadow.spectra.rounding_model import (
     Counts,
     Fit,
-    Floats,
     coarser_grid,
     count,
     fit,
@@ -35,7 +34,7 @@ from shadow.spectra.rounding_model import (
     mean_squares,
     steps,
 )
-from shadow.spectra.spectrum import Sides
+from shadow.spectra.spectrum import Floats, Sides
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
@@ -208,7 +207,7 @@ def zero_excess(counts: Counts, normal: Fit) -> float:
 
 def undo(
     sides: Sides,
-    formats: tuple[str, str],
+    formats: Formats,
     lines: tuple[Floats, Floats],
     largest: float,
     floor_ratio: float | None = None,

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
 from shadow.spectra.lazy import Matrix, torch_dtype
-from shadow.spectra.spectrum import Sides, Workspace, blocks, read_block
+from shadow.spectra.spectrum import Floats, Sides, Workspace, blocks, read_block
 
-Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 CLASSES = 16  # of rows and of columns
 # rows or columns that a class has at least: with fewer, their own noise is what is classed

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cython_lapack, eigh_tridiagonal
 
 Routine = Callable[..., None]
+Floats = NDArray[np.float64]
 ARGUMENTS = {"dsytrd": 10, "dsterf": 4, "dstein": 13, "dormtr": 13}  # how many LAPACK's have
 
 
@@ -88,9 +89,7 @@ PANEL = 64  # columns that LAPACK's blocked routines may take at once
 ORTHONORMAL = 1e-10
 
 
-def eigensystem(
-    lower: NDArray[np.float64], count: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def eigensystem(lower: Floats, count: int) -> tuple[Floats, Floats]:
     """Eigenvalues (n,), ascending, and eigenvectors (n, count) of the largest ones, largest
     first.
 
@@ -133,10 +132,10 @@ def eigensystem(
 
 def _of_tridiagonal(
     dstein: Routine,
-    diagonal: NDArray[np.float64],
-    beside: NDArray[np.float64],
-    values: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    diagonal: Floats,
+    beside: Floats,
+    values: Floats,
+) -> Floats:
     """Eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration."""
     n = len(diagonal)
     count = len(values)

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from shadow.spectra.measurement import Values
 
 if TYPE_CHECKING:
-    from shadow.spectra.spectrum import Spectrum
+    from shadow.spectra.spectrum import Floats, Spectrum
 
-Floats = NDArray[np.float64]
 # Energies that miss a threshold by less have met it: without it, rank_90 of ten equal values hangs
 # on rounding.
 TIE = 1e-9

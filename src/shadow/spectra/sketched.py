@@ -20,6 +20,7 @@ from torch import Tensor
 from shadow.spectra.costs import kept_elements
 from shadow.spectra.krylov import (
     ROUNDING,
+    Array,
     Entropy,
     Krylov,
     effective_rank,
@@ -27,7 +28,7 @@ from shadow.spectra.krylov import (
     krylov_spaces,
     square_trace,
 )
-from shadow.spectra.measurement import Estimate, Subject
+from shadow.spectra.measurement import Estimate, Shape, Subject
 from shadow.spectra.noise import ClosedNull
 from shadow.spectra.spectrum import Sides, blocks
 
@@ -36,7 +37,6 @@ FLOOR = 1e-3  # of sigma_1, below which float32 products resolve nothing
 SHIFTED = 0.01  # of an effective rank: a shift that is less than its error and this is told
 TOPS = (1, 4, 16, 64)
 
-Array = NDArray[np.float64]
 Figures = dict[str, float | int | Estimate | None]  # by column
 
 
@@ -88,7 +88,7 @@ Reading = Callable[[], Iterator[Sequence[Tensor]]]
 
 
 def sketches(
-    read: Reading, shape: tuple[int, int], sizes: Mapping[Subject, tuple[float, float]], key: str
+    read: Reading, shape: Shape, sizes: Mapping[Subject, tuple[float, float]], key: str
 ) -> dict[Subject, Sketch]:
     """Sketch matrices of one shape by the same passes over their blocks.
 

@@ -13,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from shadow.spectra.costs import GramCost, Shape, cost_of
+from shadow.spectra.costs import GramCost, cost_of
 from shadow.spectra.lazy import Matrix, Updated
 from shadow.spectra.measurement import (
+    Formats,
     Measurement,
     Method,
     Precision,
+    Shape,
     Subject,
     Values,
     columns,
@@ -82,7 +84,7 @@ class Gram:
     precision: Precision
 
     def of_pair(
-        self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
+        self, sides: Sides, total: Sums, formats: Formats, means: Means, key: str
     ) -> SpectralFigures:
         """Measure by three spectra, or that of the delta.
 
@@ -163,7 +165,7 @@ class KrylovSolver:
     """Estimates with their errors, from products with few vectors."""
 
     def of_pair(
-        self, sides: Sides, total: Sums, formats: tuple[str, str], means: Means, key: str
+        self, sides: Sides, total: Sums, formats: Formats, means: Means, key: str
     ) -> SpectralFigures:
         """Measure by products of few vectors with base, tuned and delta together. The delta of an
         adapter, from its factors, has all values, and so has a side of zeros.

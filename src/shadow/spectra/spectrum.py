@@ -30,7 +30,7 @@ from torch import Tensor
 from shadow.dtypes import FLOATS
 from shadow.spectra.costs import BLOCK
 from shadow.spectra.lazy import Matrix
-from shadow.spectra.measurement import Precision
+from shadow.spectra.measurement import Precision, Shape
 from shadow.spectra.routines import array, eigensystem
 
 Made = TypeVar("Made")
@@ -140,7 +140,7 @@ class Workspace:
         return buffer[:size].view(shape)
 
 
-def shape_of(matrix: Matrix) -> tuple[int, int]:
+def shape_of(matrix: Matrix) -> Shape:
     """(rows, cols) of a matrix; the first two of three dimensions together are rows."""
     rows = matrix.shape[:-1].numel()
     cols = matrix.shape[-1]
@@ -239,7 +239,7 @@ class Sides:
     space: Workspace
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> Shape:
         """(rows, cols)."""
         return shape_of(self.tuned)
 
@@ -416,7 +416,7 @@ class Grams:
 
     solver = "cpu"  # what the last bits depend on besides the CPU
 
-    def gram(self, read: Read, shape: tuple[int, int], norm: float, dtype: torch.dtype) -> Tensor:
+    def gram(self, read: Read, shape: Shape, norm: float, dtype: torch.dtype) -> Tensor:
         """The Gram matrix, (side, side), of a matrix of a shape (rows, cols) whose blocks
         `read(dtype)` yields in the order of `blocks`; norm: their Frobenius norm.
         """
@@ -433,7 +433,7 @@ ON_CPU = Grams()
 
 def spectrum(
     read: Read,
-    shape: tuple[int, int],
+    shape: Shape,
     norm: float,
     scale: float,
     precision: Precision,
@@ -512,7 +512,7 @@ def effective_rank_error(sigma: Floats, shift: float) -> float:
 
 def gram_singular_values(
     read: Read,
-    shape: tuple[int, int],
+    shape: Shape,
     norm: float,
     precision: Precision,
     vectors: int,

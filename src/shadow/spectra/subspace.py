@@ -22,6 +22,7 @@ from shadow.spectra.measurement import Values
 from shadow.spectra.noise import Profile
 from shadow.spectra.spectrum import (
     SMALL_BLOCK,
+    Floats,
     Sides,
     Spectrum,
     power_of_two_scale,
@@ -38,7 +39,6 @@ NO_SUBSPACES: Values = dict.fromkeys((
     "overlap_left", "overlap_right", "alignment_left", "alignment_right", "alignment_left_null",
     "alignment_right_null", "intruders", *GAPS,
 ))  # fmt: skip
-Array = NDArray[np.float64]
 Floating = NDArray[np.floating]
 
 
@@ -139,7 +139,7 @@ def _gap(side: Spectrum, k: int) -> float | None:
     return 1.0 - following / last
 
 
-def resolved(side: Spectrum) -> Array:
+def resolved(side: Spectrum) -> Floats:
     """The leading vectors of a side whose singular values are resolved, as columns (m, k)."""
     assert side.vectors is not None
     count = side.vectors.shape[1]
@@ -147,13 +147,13 @@ def resolved(side: Spectrum) -> Array:
     return side.vectors[:, :known]
 
 
-def _mean_square(cosines: Array) -> float:
+def _mean_square(cosines: Floats) -> float:
     """||C||_F² / k of (k, k) cosines between two orthonormal bases, at most 1."""
     squares = cosines**2
     return min(1.0, float(squares.sum()) / len(cosines))
 
 
-def whitened(products: Array, columns: Array) -> Array:
+def whitened(products: Floats, columns: Floats) -> Floats:
     """Orthonormalise inner products (k, ...), as columns, with vectors whose Gram matrix is
     `products`.
     """
@@ -163,13 +163,13 @@ def whitened(products: Array, columns: Array) -> Array:
 
 
 def _streamed(
-    u_b: Array,
-    to_base: Array,
-    to_tuned: Array,
+    u_b: Floats,
+    to_base: Floats,
+    to_tuned: Floats,
     sides: Sides,
     scale: float,
-    energies: Array,
-) -> tuple[Array, Array, Array, Array, float, Array, Array]:
+    energies: Floats,
+) -> tuple[Floats, Floats, Floats, Floats, float, Floats, Floats]:
     """Sum in one pass over both matrices, whose blocks are multiplied in the dtype of sides.
 
     With Y_b (n, k) and Y_t (n, t) the vectors of the long side, nearly orthonormal, it gives

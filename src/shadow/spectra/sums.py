@@ -25,7 +25,7 @@ from shadow.spectra.costs import PART
 from shadow.spectra.lazy import InFile, Matrix, is_stored
 from shadow.spectra.noise import Profile
 from shadow.spectra.pages import PAGED, PageSample
-from shadow.spectra.spectrum import Sides, Workspace, power_of_two_scale, read_block, tiles
+from shadow.spectra.spectrum import Floats, Sides, Workspace, power_of_two_scale, read_block, tiles
 
 # Entries of a tile and its columns at most: two sides, their difference and a product are 1 MB in
 # float32, which the caches of a core hold.
@@ -126,8 +126,8 @@ class Sums:
     zeros: int  # entries in which both sides agree
     zeroed: bool  # whether all others are 0 in the tuned side
     scale: float  # the power of two that entries were multiplied by
-    ulp_rows: NDArray[np.float64]  # (rows,): the same sums of squared ulps, by row
-    ulp_cols: NDArray[np.float64]  # (cols,): and by column
+    ulp_rows: Floats  # (rows,): the same sums of squared ulps, by row
+    ulp_cols: Floats  # (cols,): and by column
     size: Extent
     stored: FloatFormat  # whose ulps they are
 
@@ -285,9 +285,9 @@ def inner_product(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     return float(by_row.sum(dtype=np.float64))
 
 
-def in_float64(part: Tensor) -> NDArray[np.float64]:
+def in_float64(part: Tensor) -> Floats:
     """The entries of a part of a matrix, (n,)."""
-    entries: NDArray[np.float64] = part.double().reshape(-1).numpy()
+    entries: Floats = part.double().reshape(-1).numpy()
     return entries
 
 

@@ -19,10 +19,8 @@ from torch import Tensor
 from shadow.dtypes import FLOATS
 from shadow.spectra.lazy import Matrix, Quantised, Updated, is_quantised
 from shadow.spectra.levels import FormatNoise
-from shadow.spectra.measurement import Values
-from shadow.spectra.spectrum import TILE, Sides, tiles
-
-Floats = NDArray[np.float64]
+from shadow.spectra.measurement import Formats, Values
+from shadow.spectra.spectrum import TILE, Floats, Sides, tiles
 
 SCALE_ERROR = 2.0**-11  # the relative error of a number rounded to F16
 # of codebooks: an original or its quotient by the scale, and the scale, are each rounded to BF16
@@ -128,7 +126,7 @@ def format_noise(original: Matrix, copy: Quantised) -> FormatNoise:
     )
 
 
-def format_values(sides: Sides, formats: tuple[str, str], delta: float) -> Values:
+def format_values(sides: Sides, formats: Formats, delta: float) -> Values:
     """The columns of a delta of which a side is quantised: empty if none is, null if both are.
 
     sides: base and tuned. formats: their stored dtypes. delta: the energy of tuned - base, in

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shadow.dtypes import FP4, NF4, FloatFormat, float_format
 from shadow.spectra.lazy import Matrix, half_ulp, torch_dtype
+from shadow.spectra.measurement import Formats
 from shadow.spectra.spectrum import tiles
 
 ROWS = 1 << 15  # entries of a block, about: a dozen copies of it in float64 stay in the caches
@@ -189,7 +190,7 @@ def best_way(fits: Sequence[MergeFit]) -> tuple[Way, int]:
 
 
 def merge_fit(
-    base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, upright: bool
+    base: Matrix, merged: Matrix, update: Update, formats: Formats, *, upright: bool
 ) -> MergeFit:
     """Compare a matrix with base plus update.
 
@@ -204,7 +205,7 @@ def merge_fit(
 
 
 def _fit(
-    base: Matrix, merged: Matrix, update: Update, formats: tuple[str, str], *, upright: bool
+    base: Matrix, merged: Matrix, update: Update, formats: Formats, *, upright: bool
 ) -> MergeFit:
     """The comparison without quantised copies."""
     base_grid = float_format(formats[0])
