@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shadow.comparing.codes import (
     OPPOSITE,
@@ -33,7 +32,7 @@ from shadow.comparing.matching import ComparedReport, match, settings_apart
 from shadow.comparing.updates import copy_reason, is_training
 from shadow.errors import ShadowError
 from shadow.spectra.measurement import WITHOUT_SPECTRA
-from shadow.summary.bootstrap import LEVEL
+from shadow.summary.bootstrap import LEVEL, Floats
 from shadow.summary.gate_figures import LINEAGE, ROUNDING
 from shadow.summary.layer_medians import LOW, held_rank
 from shadow.summary.tables import Columns, median
@@ -239,13 +238,13 @@ def _unequal_ranks(voting: Columns) -> int:
     return int(unequal.sum())
 
 
-def _low_ranks(voting: Columns, side: str) -> NDArray[np.float64]:
+def _low_ranks(voting: Columns, side: str) -> Floats:
     """The rank of each delta as far as it exceeds rounding, if it is low; otherwise NaN."""
     deltas = Columns({name.removesuffix(f"_{side}"): voting[name] for name in voting.arrays})
     ranks = held_rank(deltas)
     short_sides = np.fmin(deltas["rows"], deltas["cols"])
     low = np.where(ranks <= LOW * short_sides, ranks, np.nan)
-    known: NDArray[np.float64] = np.fmax(low, deltas["rank_ceiling"])
+    known: Floats = np.fmax(low, deltas["rank_ceiling"])
     return known
 
 

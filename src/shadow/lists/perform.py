@@ -41,6 +41,8 @@ from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 from shadow.text import byte_size, took
 
+Audit = Callable[..., AuditResult]
+
 
 def perform(
     request: AuditRequest,
@@ -74,7 +76,7 @@ def _performed(
     request: AuditRequest, settings: Settings, runtime: Runtime, watch: Watch | None
 ) -> Generator[PairOutcome, None, None]:
     store = None
-    audit: Callable[..., AuditResult] = run_pair
+    audit: Audit = run_pair
     output = request.output
     if isinstance(output, Store):
         store = output
@@ -164,7 +166,7 @@ def audit_pairs(
     *,
     watch: Watch | None = None,
     numbered: bool = False,
-    audit: Callable[..., AuditResult] = run_pair,
+    audit: Audit = run_pair,
     engine: Engine | None = None,
 ) -> Generator[PairOutcome, None, None]:
     """Audit pairs into one folder, and yield the result of each.
@@ -249,7 +251,7 @@ def _runtime_of(pair: Pair, runtime: Runtime, pins: Pins | None) -> Runtime:
 
 
 def _audited(
-    audit: Callable[..., AuditResult],
+    audit: Audit,
     pair: Pair,
     settings: Settings,
     output: Path,

@@ -69,7 +69,8 @@ class OnDevice(Grams):
         try:
             yield
         except RuntimeError as error:  # out of memory, and failures of a driver, too
-            raise self._fault(str(error).strip().partition("\n")[0][:120]) from error
+            first_line = str(error).strip().partition("\n")[0]
+            raise self._fault(first_line[:120]) from error
 
     def _fault(self, what: str) -> ShadowError:
         return ShadowError(f"{self._place} failed: {what}", "use --device cpu")

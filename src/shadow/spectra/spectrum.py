@@ -321,24 +321,6 @@ def mkl_is_at_home() -> bool:
         return False
 
 
-def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype) -> Tensor:
-    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows) of W's blocks in dtype.
-
-    Returns (side, side), symmetric. matrix_blocks: in the order of `blocks`. dtype: float32 or
-    float64. NumPy makes the product of a matrix with its own transpose by a rank-k update, so that
-    it costs half of another product.
-    """
-    total = torch.zeros((side, side), dtype=dtype)
-    product = torch.empty_like(total)
-    for block in matrix_blocks:
-        lines = block.contiguous().numpy()
-        if not wide:
-            lines = lines.T
-        np.matmul(lines, lines.T, out=product.numpy())
-        total += product
-    return total
-
-
 def eigenvalues(lower: Tensor) -> Floats:
     """The eigenvalues, ascending, of the matrix with this lower triangle.
 
@@ -417,11 +399,23 @@ class Grams:
     solver = "cpu"  # what the last bits depend on besides the CPU
 
     def gram(self, read: Read, shape: Shape, norm: float, dtype: torch.dtype) -> Tensor:
-        """The Gram matrix, (side, side), of a matrix of a shape (rows, cols) whose blocks
-        `read(dtype)` yields in the order of `blocks`; norm: their Frobenius norm.
+        """The Gram matrix, (side, side), symmetric, of a matrix W of a shape (rows, cols) whose
+        blocks `read(dtype)` yields in the order of `blocks`: W Wᵀ where it is wide, otherwise Wᵀ W.
+
+        norm: their Frobenius norm. dtype: float32 or float64. NumPy makes the product of a matrix
+        with its own transpose by a rank-k update, so that it costs half of another product.
         """
-        is_wide = shape[0] <= shape[1]
-        return gram(read(dtype), min(shape), is_wide, dtype)
+        rows, cols = shape
+        side = min(shape)
+        total = torch.zeros((side, side), dtype=dtype)
+        product = torch.empty_like(total)
+        for block in read(dtype):
+            lines = block.contiguous().numpy()
+            if rows > cols:
+                lines = lines.T
+            np.matmul(lines, lines.T, out=product.numpy())
+            total += product
+        return total
 
     def eigenvalues(self, gram: Tensor) -> Floats:
         """All eigenvalues, ascending, of one that `gram` returned."""

@@ -87,7 +87,7 @@ def subspace_values(
         short_energies = profile.cols
         long_energies = profile.rows
     is_exact = "exact" in (base.precision, tuned.precision)
-    is_plain = all(power_of_two_scale(float(side.sigma[0])) == 1.0 for side in (base, tuned))
+    is_plain = all(power_of_two_scale(side.sigma[0]) == 1.0 for side in (base, tuned))
     dtype = torch.float64
     if is_plain and not is_exact:
         dtype = torch.float32
