@@ -229,10 +229,7 @@ def krylov_spaces(products: Products, start: Array, energies: Sequence[float]) -
             images_of_space.append(image)
             known = np.hstack(basis)
             basis.append(_next(known, image))
-    spaces = []
-    for energy, basis, images_of_space in zip(energies, bases, images, strict=True):
-        spaces.append(_space(energy, basis, images_of_space))
-    return spaces
+    return list(map(_space, energies, bases, images))
 
 
 def _space(energy: float, basis: Sequence[Array], images: Sequence[Array]) -> Krylov:

@@ -197,17 +197,6 @@ def merge_fit(
     formats: stored dtypes of base and merged. upright: whether rows are as stored, which blocks of
     quantised copies and sums over rows follow.
     """
-    fit = _fit(base, merged, update, formats, upright=upright)
-    if fit.beyond and fit.finite and upright:
-        grid = float_format(formats[1])
-        return _with_quantised(base, merged, update, fit, grid)
-    return fit
-
-
-def _fit(
-    base: Matrix, merged: Matrix, update: Update, formats: Formats, *, upright: bool
-) -> MergeFit:
-    """The comparison without quantised copies."""
     base_grid = float_format(formats[0])
     grid = float_format(formats[1])
     stored = torch_dtype(grid)
@@ -280,7 +269,7 @@ def _fit(
                 replays[order, dtype] = _rest(away, slopes)
             rest.add(replays[order, dtype])
     of_update, of_residual, inner, rounding, slope = map(math.fsum, energies)
-    return MergeFit(
+    fit = MergeFit(
         entries=entries,
         beyond=min(beyond.values()),
         update=of_update,
@@ -293,6 +282,9 @@ def _fit(
         rests=rests,
         slope=slope,
     )
+    if fit.beyond and finite and upright:
+        return _with_quantised(base, merged, update, fit, grid)
+    return fit
 
 
 def _model_dtype(grid: FloatFormat) -> torch.dtype:
