@@ -257,7 +257,7 @@ def write_map() -> None:
     measured.combine(keep=False)
     executed: dict[str, dict[str, list[str]]] = {}
     recorded = measured.get_data()
-    for path in recorded.measured_files():
+    for path in filter(re.compile(r"\.py$").search, recorded.measured_files()):  # no templates
         lines = recorded.contexts_by_lineno(path).items()
         content = Path(path).read_text(encoding="utf-8")
         users = users_of({line: {*filter(None, tests)} for line, tests in lines}, content)
