@@ -78,6 +78,11 @@ for line in sys.stdin:
         importlib.reload(console).EVERY = 1e6  # a slow machine has no line of progress
         sys.argv = ["shadow", *words]
         code = 0
+        if job["recorded"]:
+            import coverage
+            path, test = job["recorded"]
+            recording = coverage.Coverage(path, True, include="*/shadow/*", context=test)
+            recording.start()
         try:
             shadow.cli.main()
         except SystemExit as ended:
@@ -85,6 +90,9 @@ for line in sys.stdin:
         except BaseException:
             traceback.print_exc()
             code = 1
+        if job["recorded"]:
+            recording.stop()
+            recording.save()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -142,6 +150,8 @@ class Started:
     """A command that runs beside the test, one at a time; a fork, as if started alone."""
 
     latest: ClassVar["Started | None"] = None
+    recorded: ClassVar[tuple[str, str] | None] = None
+    """The file and the test for which tests/mutants.py records the lines of the command."""
 
     def __init__(
         self,
@@ -161,6 +171,7 @@ class Started:
             "arguments": [os.fsencode(str(one)).hex() for one in arguments], "cwd": str(cwd),
             "env": {name: str(value) for name, value in variables.items() if value is not None},
             "file_size": file_size, "seconds": seconds,
+            "recorded": None if file_size else Started.recorded,
         }  # fmt: skip
         pipe = zygote().stdin
         assert pipe

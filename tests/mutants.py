@@ -5,10 +5,11 @@ test notices.
     python tests/mutants.py [--seed 0] [--count 200]  # about ten seconds a mistake
 
 A mistake changes one number, comparison, sign, index or word (`and`, `not`, True), swaps two
-arguments, or drops a statement, on a line that some fast test executes in its own process; not the
-`strict` of zip, which only guards. The tests that execute the line run in forks of this process
-until one fails: those of its room first, the quickest before others. Those that are gone since
-the map was made are left out; it is "unknown" what comes of a mistake that no other executes.
+arguments, or drops a statement, on a line that some fast test executes, also by a command that it
+starts; not the `strict` of zip, which only guards. The tests that execute the line run in forks of
+this process until one fails: those of its room first, the quickest before others. Those that are
+gone since the map was made are left out; it is "unknown" what comes of a mistake that no other
+executes.
 What survives is printed with its change; tests/equivalent.yaml lists changes that no test can
 notice, each with its reason. Exit code 1: a mistake survived that is not listed there.
 """
@@ -40,6 +41,7 @@ import yaml  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 MAP = ROOT / "build" / "executed.json"
+COVERED = MAP.with_suffix(".coverage")
 QUICK, ALL = 40.0, 240.0  # seconds of tests that run first, and at most, by the map
 PATIENCE = 4.0  # times as long, and a minute, counts as hung
 PASSED = 0  # how pytest ends
@@ -213,12 +215,15 @@ class Recorder:
     """A plugin of pytest that notes which test runs, and how long each function of tests takes."""
 
     def __init__(self, coverage: Any) -> None:
+        from command import Started
+
         self.coverage = coverage
+        self.commands = Started
         self.seconds: dict[str, float] = defaultdict(float)
 
     def pytest_runtest_setup(self, item: Any) -> None:
         # what a fixture executes counts for the whole file: other tests use the same fixture
-        self.coverage.switch_context(item.nodeid.partition("::")[0])
+        self._record(item.nodeid.partition("::")[0])
 
     def pytest_runtest_call(self, item: Any) -> None:
         for name, module in [*sys.modules.items()]:
@@ -226,7 +231,11 @@ class Recorder:
                 # each test executes what it needs, not the first of those that need it
                 if callable(clear := getattr(value, "cache_clear", None)):
                     clear()
-        self.coverage.switch_context(item.nodeid.partition("[")[0])
+        self._record(item.nodeid.partition("[")[0])
+
+    def _record(self, test: str) -> None:
+        self.coverage.switch_context(test)
+        self.commands.recorded = str(COVERED), test
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid.partition("[")[0]] += report.duration
@@ -238,15 +247,17 @@ def write_map() -> None:
     import pytest
 
     MAP.parent.mkdir(exist_ok=True)
-    measured = coverage.Coverage(str(MAP.with_suffix(".coverage")), source=["shadow"])
+    measured = coverage.Coverage(str(COVERED), source=["shadow"])
     measured.erase()
     recorder = Recorder(measured)
     measured.start()
     pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider"], plugins=[recorder])
     measured.stop()
+    measured.save()
+    measured.combine(keep=False)
     executed: dict[str, dict[str, list[str]]] = {}
     recorded = measured.get_data()
-    for path in recorded.measured_files():
+    for path in filter(re.compile(r"\.py$").search, recorded.measured_files()):  # no templates
         lines = recorded.contexts_by_lineno(path).items()
         content = Path(path).read_text(encoding="utf-8")
         users = users_of({line: {*filter(None, tests)} for line, tests in lines}, content)

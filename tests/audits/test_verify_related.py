@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import shadow
 from shadow.checks.related import ALPHA, BETWEEN, CHECK, REORDERED, RelatedUnits, judge
+from shadow.errors import UsageError
 from shadow.spectra.relations.units import Relation
 
 DEMO = Path(__file__).parents[2] / "registry" / "demo"
@@ -92,6 +93,14 @@ def test_units_in_another_order_are_found(tmp_path):
     found = shadow.verify("related", copy, DEMO / "base")
     assert nearest(found) == str(DEMO / "base")
     assert found.answer.reasons[0].figures["how"].code == "reordered"
+
+
+def test_candidates_of_another_size_are_not_compared(tmp_path):
+    """Beside none of its size the answer is open; beside none at all it is no question."""
+    found = shadow.verify("related", DEMO / "narrow", planted.toy(tmp_path / "small", 0))
+    assert (found.holds, found.code) == (None, "candidates_not_compared")
+    with pytest.raises(UsageError):
+        shadow.verify("related", DEMO / "narrow")
 
 
 OTHER, NONE = Relation(None, unknown="no_mlp"), Relation(0.5, reordered=0.1)
@@ -189,3 +198,13 @@ def test_weights_with_a_mean_are_no_other_order(tmp_path):
     found = shadow.verify("related", changed(one, tmp_path / "permuted", permuted), one)
     assert nearest(found) == str(one)
     assert found.answer.reasons[0].figures["how"].code == "reordered"
+
+
+def test_a_copy_among_the_candidates_is_the_nearest(tmp_path):
+    """However far the others are; two copies cannot be told apart."""
+    copy = changed(DEMO / "base", tmp_path / "copy", lambda name, one: one)
+    far = planted.perturbed(DEMO / "base", tmp_path / "far", 0.2)
+    found = shadow.verify("related", DEMO / "base", copy, far)
+    assert nearest(found) == str(copy)
+    assert [one.code for one in found.answer.reasons] == ["nearest", "beyond", "direction"]
+    assert shadow.verify("related", DEMO / "base", copy, DEMO / "base", far).code == "equal_samples"

@@ -145,3 +145,13 @@ def test_a_cast_is_said_as_the_formats_that_values_went_through(formats, changed
     scan = Scanned("p", "t", "t", formats, 200, changed, 4.0, 4.0, 0.04, rounded=rounded)
     moved = Moved(scan, Place("language", 0, "norm"), Should.STAY)
     assert moved.cast == chain
+
+
+@pytest.mark.parametrize(("should", "changed", "figures"), [
+    ("stay", 9, {"changed": 9, "entries": 200}), ("move", 9, {"cast": 1}), ("stay", 0, {}),
+])  # fmt: skip
+def test_a_cast_is_one_fact_with_its_loss(should, changed, figures):
+    rounded = ("tuned", "BF16") if changed else None
+    answer = judge(Training([row(should, changed, rounded=rounded)]))
+    said = (answer.reasons if changed else answer.notes)[0].figures
+    assert said.items() >= (figures | {"casts": ["F32 -> BF16"]}).items()

@@ -170,6 +170,32 @@ def test_curves_cells_and_edges_are_drawn_as_people_see_them(tmp_path):
         assert [text.get_text() for text in axes.get_yticklabels()] == ["m1"]
 
 
+@pytest.mark.parametrize(("text", "letters", "label"), [
+    ("_x", 9, " _x"), ("a" * 9, 9, "a" * 9), ("abcdefghij", 9, "abc…ghij"),
+])  # fmt: skip
+def test_a_long_label_is_cut_in_the_middle(text, letters, label):
+    assert figures.shown(text, letters) == label
+    assert figures.shown("b" * 44) == "b" * 44 != figures.shown("b" * 45)
+
+
+def test_a_matrix_of_the_middle_is_chosen(tmp_path):
+    """Of the first expert; an up-projection where there is one, else the first module."""
+    rows = [delta(0.1, place(layer, "m1", expert)) for layer in (1, 4, 6) for expert in (2, 3)]
+    source = read_source(write(tmp_path / "x", [*rows, delta(0.1, place(4, "z"))]), None)
+    chosen = figures._matrix(source, Choice())
+    assert (chosen["module"], chosen["layer"], chosen["expert"]) == ("m1", 4, 2)
+    with pytest.raises(ShadowError, match="x: no m1 changed in layer 5"):
+        figures._matrix(source, Choice(layer=5))
+    folders = [source.report.folder] * 5
+    for kind, fault in (
+        ("depth", "4 at most, and there are 5"),
+        ("heatmap", "1 at most, and .* 5"),
+    ):
+        with pytest.raises(ShadowError, match=f"--kind {kind} draws {fault} reports"):
+            draw(kind, folders, "svg", Choice())
+    assert draw("depth", folders[1:], "svg", Choice(metric="concentration"))
+
+
 def test_a_metric_that_is_null_everywhere_is_no_figure(tmp_path):
     rows = [delta(0.4, place(layer, module)) for layer in range(4) for module in MODULES]
     rows[0]["concentration"] = None

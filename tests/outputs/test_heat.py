@@ -79,6 +79,19 @@ def test_a_terminal_of_ascii_has_five_letters_for_five_kinds_of_cells():
     assert f" {letters[:4]} " in file.readline()
 
 
+def test_with_colours_cells_keep_their_shades_and_the_scale_finds_room():
+    """Beside the numbers of the layers, or below them."""
+    both = [row([0.01, 0.02, 0.04, 0.08]), row([0.0, None, 0.08], "attn.q")]
+    coloured = {"force_terminal": True, "color_system": "truecolor", "no_color": False}
+    lines = drawn(both, **coloured)
+    assert len(lines) == 3
+    assert [line.count("48;2;") for line in lines] == [4, 1, 4]
+    assert [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines] == drawn(both)
+    assert drawn(both, **coloured | {"no_color": True})[0] == drawn(both)[0]
+    assert len(drawn([row([0.01, 0.08] * 30)], width=80)) == 3
+    assert len(drawn([row([0.01, 0.08])], width=40)) == 3
+
+
 def test_more_layers_than_columns_are_binned_and_every_line_fits():
     """200 layers in 80 columns: each cell the median of its layers: a step stays where it is."""
     lines = drawn([row([0.01] * 100 + [0.08] * 100)])
@@ -107,8 +120,6 @@ def test_colours_go_from_dark_to_light(system, codes):
     options = {"force_terminal": True, "color_system": system, "no_color": False}
     line = drawn([row([0.01, 0.019, 0.1])], **options)[0]
     assert re.findall(r"48;[25];([\d;]+)m", line) == codes
-    plain = drawn([row([0.01, 0.019, 0.1])], **options | {"no_color": True})[0]
-    assert plain == re.sub(r"\x1b\[[\d;]*m", "", line)
 
 
 SCALE = "relative norm 1.0 % ░▒▓█ 8.0 %"

@@ -164,6 +164,22 @@ def test_shapes_say_how_stacks_of_experts_lie(gate_up, down, hidden, is_upright,
     assert {part.transposed for parts in found.values() for part in parts} == {expected}
 
 
+@pytest.mark.parametrize(("name", "shape", "config", "is_turned"), [
+    ("h.0.mlp.c_fc.weight", (64, 256), {"model_type": "gpt2"}, True),
+    ("layers.0.mlp.experts.gate_up_proj", (2, 8, 6), {"model_type": "gpt_oss"}, False),
+    ("layers.0.mlp.up_proj.weight", (6, 8), {}, False),
+])  # fmt: skip
+def test_two_names_of_one_place_are_whole_tensors_of_no_module(name, shape, config, is_turned):
+    """As they lie, but for one that is stored in rows of inputs; a stack is not turned whole."""
+    head = "transformer." if "h." in name[:2] else "model."
+    found = place_tensors({name: shape, head + name: shape}, config)
+    (first,), (second,) = found.values()
+    assert first.place != second.place
+    assert {part.place.module for part in (first, second)} == {"other"}
+    assert [part.transposed for part in (first, second)] == [is_turned] * 2
+    assert place_tensors({name: shape}, config)[name][0].place.module != "other"
+
+
 def test_a_stack_of_experts_is_one_matrix_each():
     """A 3-D tensor of experts is never folded into one matrix."""
     name = "model.layers.0.mlp.experts.down_proj"
