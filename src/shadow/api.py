@@ -261,11 +261,11 @@ def verify(
     of_base = named.pop("base", None)
     options["base"] = of_base
     question = registry.question(claim, [*named.values()], **patterns, **options)
-    found: Any = dict(held.values())
+    models: Any = dict(held.values())
     runtime = Runtime(
         jobs=jobs,
         access=access_of(files),
-        found=found,
+        checkpoints=models,
         cache=cache_of(files),
         say=say,
         show=progress,
@@ -314,7 +314,7 @@ def check(
     runtime = Runtime(
         jobs=jobs,
         access=access_of(files),
-        found=dict(held.values()),
+        checkpoints=dict(held.values()),
         cache=cache_of(files),
         say=say,
         show=progress,
@@ -353,7 +353,7 @@ def _request(
     chosen = select(targets, [target for target in listed if isinstance(target, Pair)]).pairs
     if not chosen:
         raise UsageError("nothing to audit", "name a family, such as 'demo', or base and tuned")
-    own |= {"measuring": Measuring(**measuring), "found": dict(held.values())}
+    own |= {"measuring": Measuring(**measuring), "checkpoints": dict(held.values())}
     return AuditRequest(Selection(chosen, chosen), located(output or "reports"), **own)
 
 

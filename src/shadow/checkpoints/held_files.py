@@ -123,9 +123,9 @@ class HeldFile(Readable):
             return False
         return self.holds_same(0, other, 0, self.size)
 
-    def holds_same(self, start: int, other: HeldFile, there: int, size: int) -> bool:
+    def holds_same(self, start: int, other: HeldFile, other_start: int, size: int) -> bool:
         """True if size bytes from start on are the same as those of another file from
-        `there` on.
+        `other_start` on.
 
         The last block is compared first: copies whose weights differ mostly differ there. Raises
         like read.
@@ -137,7 +137,7 @@ class HeldFile(Readable):
         for position in (*blocks[-1:], *blocks[:-1]):
             stop = min(BLOCK, size - position)
             self.read(start + position, mine[:stop])
-            other.read(there + position, theirs[:stop])
+            other.read(other_start + position, theirs[:stop])
             if mine[:stop] != theirs[:stop]:
                 return False
         return True

@@ -338,16 +338,16 @@ def _how_they_differ(
     if first is None or second is None:
         return None
     code = "shapes"
-    one = shape_text(first.shape or (1,))
-    other = shape_text(second.shape or (1,))
-    if one == other:
+    first_text = shape_text(first.shape or (1,))
+    second_text = shape_text(second.shape or (1,))
+    if first_text == second_text:
         code = "dtypes"
-        one = first.dtype
-        other = second.dtype
-    if one == other:
+        first_text = first.dtype
+        second_text = second.dtype
+    if first_text == second_text:
         return None
     a, b = names
-    return Reason(code, first=one, a=a, second=other, b=b)
+    return Reason(code, first=first_text, a=a, second=second_text, b=b)
 
 
 def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:

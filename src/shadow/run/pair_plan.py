@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shadow.checkpoints.opening import Checkpoint, Found
+from shadow.checkpoints.opening import AnyCheckpoint, Checkpoint
 from shadow.checkpoints.pairing import Filter, Skipped
 from shadow.checkpoints.sources import ByteRanges
 from shadow.dtypes import FLOATS
@@ -169,12 +169,12 @@ def plan_pair(
         )
 
 
-def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
+def _side(located: AnyCheckpoint, checkpoint: Checkpoint) -> PlannedSide:
     infos = [info for info in checkpoint.tensors.values() if not info.problem]
     return PlannedSide(
         repo=checkpoint.reference,
         commit=checkpoint.commit,
-        access=None if isinstance(found, Checkpoint) else found.access,
+        access=None if isinstance(located, Checkpoint) else located.access,
         shards=len(checkpoint.sources),
         bytes=sum(info.stored_size for info in infos),
         dtypes=sorted({info.dtype for info in infos}),
