@@ -141,6 +141,14 @@ class MatrixPair:
     key: str = field(init=False, repr=False, compare=False)
 
     @property
+    def operands(self) -> dict[Side, Operand]:
+        """Its sides, base first if it has one."""
+        tuned: dict[Side, Operand] = {"tuned": self.tuned}
+        if self.base is None:
+            return tuned
+        return {"base": self.base, **tuned}
+
+    @property
     def shape(self) -> tuple[int, int]:
         """The rows and columns that are compared."""
         return self.rows, self.cols

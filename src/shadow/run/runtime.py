@@ -217,13 +217,11 @@ def _join(passes: Sequence[Pass]) -> None:
     for each in passes:
         aligned = each.aligned
         for pair in aligned.pairs:
-            read = [(aligned.tuned, info) for info in pair.tuned.infos]
-            if pair.base:
-                read += [(aligned.base, info) for info in pair.base.infos]
             tensors = []
-            for checkpoint, info in read:
-                held = checkpoint.sources[info.shard].held
-                tensors.append(held and (held.identity, info.start, info.end))
+            for side, operand in pair.operands.items():
+                for info in operand.infos:
+                    held = getattr(aligned, side).sources[info.shard].held
+                    tensors.append(held and (held.identity, info.start, info.end))
             if None in tensors:  # not here yet, or in memory
                 continue
             known = [hosts[tensor] for tensor in tensors if tensor in hosts]

@@ -30,7 +30,7 @@ from shadow.errors import ShadowError, UndecodableError
 from shadow.reports.provenance import SIDES
 from shadow.run.journal import MatrixOutcome
 from shadow.run.machine import default_jobs, machine_limits
-from shadow.run.plan import Plan, Summed, Visit, infos_of, source_of, sources_of
+from shadow.run.plan import Plan, Summed, Visit, source_of, sources_of
 from shadow.run.runtime import Progress, Runtime, ignore
 from shadow.spectra.costs import COSTS
 from shadow.spectra.delta import measure, measure_alone
@@ -205,8 +205,8 @@ def _run(
 
 def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
     """Let the system read a pair early, except what is read again for every pass or in a stack."""
-    for side in SIDES:
-        for info in infos_of(side, pair):
+    for side, operand in pair.operands.items():
+        for info in operand.infos:
             if info.stored_size <= WHOLE:
                 source = source_of(base, tuned, (side, info.shard))
                 with contextlib.suppress(ShadowError):  # which the worker meets
