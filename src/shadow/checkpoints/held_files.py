@@ -13,7 +13,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +49,7 @@ class Readable:
 
     def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
         """Fill a buffer with runs of equal length, one from each start. Raises like read."""
-        width = len(into) // max(1, len(starts))
+        width = len(into) // len(starts)
         for number, start in enumerate(map(int, starts)):
             first = number * width
             self.read(start, into[first : first + width])
@@ -77,7 +77,7 @@ class HeldFile(Readable):
     """A regular file, open for reading while this object exists. Several threads may read it."""
 
     path: Path
-    handle: int = field(repr=False)  # of the system, this object's own
+    handle: int  # of the system, this object's own
     size: int  # bytes, when it was opened
     identity: tuple[int, ...]  # what tells whether it changes
 

@@ -102,8 +102,7 @@ def in_memory(model: object, name: str) -> Checkpoint:
 def _ends(tensor: Tensor) -> bytes:
     """The first and last bytes of a tensor."""
     flat = tensor.detach().flatten()
-    itemsize = max(1, tensor.element_size())
-    count = math.ceil(PIECE / itemsize)
+    count = math.ceil(PIECE / tensor.element_size())
     ends = torch.cat([flat[:count], flat[-count:]]).cpu()
     return bytes(ends.view(torch.uint8).numpy())
 

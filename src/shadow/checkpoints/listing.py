@@ -49,9 +49,8 @@ class Listing:
 
     def holds(self, path: str) -> bool:
         """Look for a file, also below a folder that is not listed."""
-        if self.folder is None:
-            return False
-        return (self.folder / path).exists()
+        folder = self.folder or Path()
+        return (folder / path).exists()
 
     def read(self, path: str, say: Say) -> bytes:
         """Read a small file, fetched if necessary. Raises FileError if it cannot be read."""

@@ -305,7 +305,7 @@ def locate(
     *,
     allow_pickle: bool,
     say: Say = unheard,
-    file: str | None = None,
+    file: str | None,
     alone: str = "",
 ) -> Located:
     """Find the weight files in a listing, reading its config and index but no shard. alone: a file

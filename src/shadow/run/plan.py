@@ -185,12 +185,10 @@ def _with_sources(
     return replace(checkpoint, sources=sources)
 
 
-def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
+def _is_ours(source: WholeFile, ours: Collection[tuple[str, str, str]]) -> bool:
     """True if a shard is in the cache because this audit, or an earlier run of it, fetched
     it.
     """
-    if not isinstance(source, WholeFile):
-        return False
     return source.fetched or source.identity in ours
 
 

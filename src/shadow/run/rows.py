@@ -378,7 +378,7 @@ def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
     if missed:
         outcome = missed[0].outcome
         if len(missed) == len(parts):
-            return "skipped", outcome.reason, outcome.detail or None
+            return "skipped", outcome.reason, outcome.detail
         descriptions = []
         for part in missed:
             detail = part.outcome.detail

@@ -132,7 +132,7 @@ def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
     return Sides(first, second, dtype, own_workspace())
 
 
-def scanned(pair: MatrixPair, sides: Sides, binades: Binades | None = None) -> Scanned:
+def scanned(pair: MatrixPair, sides: Sides, binades: Binades | None) -> Scanned:
     """The row of a pair that has a base. binades: also gets its entries."""
     formats = formats_of(pair)
     sums = compared(sides, formats, binades)
@@ -182,7 +182,7 @@ def fetch_all(checkpoints: Sequence[Checkpoint], runtime: Runtime) -> Runtime:
     limit = runtime.access.max_disk
     if limit is None:
         return runtime
-    access = replace(runtime.access, max_disk=max(0, limit - need))
+    access = replace(runtime.access, max_disk=limit - need)
     return replace(runtime, access=access)
 
 

@@ -341,7 +341,7 @@ def _of_vector(sides: Sides, formats: tuple[str, str], detail: str | None) -> Ma
 
 
 def _copied(
-    sides: Sides, formats: tuple[str, str], delta: Measurement, *, may_be: bool = True
+    sides: Sides, formats: tuple[str, str], delta: Measurement, *, may_be: bool
 ) -> Cast | Literal["neither"] | None:
     """The side that is the other in another format, or neither; None if the format's error is
     unknown. may_be: whether it may be a cast of floats.
