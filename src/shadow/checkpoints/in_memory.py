@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -39,7 +38,6 @@ class MemorySource(Source):
     """The tensors of a module or a state dict, by name."""
 
     tensors: Mapping[str, Tensor]
-    path: Path | None = None
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
         tensor = self.tensors[info.name].detach()

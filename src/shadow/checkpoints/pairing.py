@@ -658,21 +658,17 @@ def _tied_heads(
             del operands[head]
             why = "config.json ties it to the embedding"
             skipped.append(Skipped(side, own, head, "tied", why))
-    base_checkpoint, of_base = base
-    tuned_checkpoint, of_tuned = tuned
-    partner = partners.get(head, Partner(head))
-    aligned: list[MatrixPair] = []
-    unlike: list[Skipped] = []
-    is_in_base = head in of_base
-    is_in_tuned = head in of_tuned
-    if is_in_tuned and not is_in_base and embed in of_base and _ties(base_checkpoint):
-        embedding_of_base = of_base[embed]
-        own_head = of_tuned.pop(head)
-        aligned, unlike = _line_up(head, embedding_of_base, own_head, partner)
-    elif is_in_base and not is_in_tuned and embed in of_tuned and _ties(tuned_checkpoint):
-        embedding_of_tuned = of_tuned[embed]
-        own_head = of_base.pop(head)
-        aligned, unlike = _line_up(head, own_head, embedding_of_tuned, partner)
+    is_own = [head in operands for _, operands in sides.values()]
+    heads = []
+    for checkpoint, operands in sides.values():
+        is_lent = head not in operands and _ties(checkpoint)
+        heads.append(operands.get(embed if is_lent else head))
+    of_base, of_tuned = heads
+    if not of_base or not of_tuned or len({*is_own}) == 1:
+        return [], skipped
+    for _, operands in sides.values():
+        operands.pop(head, None)
+    aligned, unlike = _line_up(head, of_base, of_tuned, partners.get(head, Partner(head)))
     return aligned, skipped + unlike
 
 

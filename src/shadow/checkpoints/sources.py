@@ -243,10 +243,10 @@ class ByteRanges(Source):
     file: RemoteFile  # the whole shard
     wanted: Sequence[TensorInfo]
     path: Path  # of the file that their bytes are written to
-    verified: bool | None = False  # no checksum covers byte ranges
     # by the start of a tensor in the shard: how many bytes further it lies in the file
     shifts: dict[int, int] = field(default_factory=dict)
     held: HeldFile | None = None
+    verified = False  # no checksum covers byte ranges
     is_local = False
 
     def bytes_to_move(self) -> int:
