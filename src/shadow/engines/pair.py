@@ -273,15 +273,14 @@ def _measure(
         summed = summed_with(aligned, request.settings)
     runtime = request.runtime
     method = request.settings.method
-    plan = _planned(request, aligned, journal) if runtime.elsewhere is None else None
     done = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
     matrices, resumed = (sum(pair.is_matrix for pair in pairs) for pairs in (aligned.pairs, done))
     if resumed and is_first:
         runtime.say(f"resuming: {resumed} of {matrices} matrices already measured")
-    if plan is None:
-        assert runtime.elsewhere is not None
+    if runtime.elsewhere is not None:
         runtime.elsewhere(request, aligned, journal)
         return matrices - resumed
+    plan = _planned(request, aligned, journal)
 
     def note(source: Source) -> None:
         if isinstance(source, WholeFile) and (source.bytes_to_move() or not source.keep):

@@ -100,12 +100,7 @@ class PairPlan:
         return {name: value for name, value in asdict(self).items() if name != "hint"}
 
 
-def plan_pair(
-    pair: Pair,
-    settings: Settings,
-    output: Path,
-    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
-) -> PairPlan:
+def plan_pair(pair: Pair, settings: Settings, output: Path, runtime: Runtime) -> PairPlan:
     """Plan the audit of a pair from headers alone.
 
     Writes only small files into the Hub's cache. Raises ShadowError where run_pair would.
@@ -135,9 +130,7 @@ def plan_pair(
         machine = machine_limits()
         of_memory = kinds(aligned.pairs)
         jobs = runtime.jobs or default_jobs(of_memory, machine, method)
-        fault = lacking(of_memory, machine, method)
-        if plan.problem:
-            fault = ShadowError(plan.problem, plan.hint)
+        fault = plan.fault or lacking(of_memory, machine, method)
         shapes = Counter(matrix.shape for matrix in matrices)
         cost = cost_of(method)
         work = sum(count * cost.on(shape).operations(shape) for shape, count in shapes.items())

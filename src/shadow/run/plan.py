@@ -52,14 +52,13 @@ class Plan:
     peak: int
     """The most disk that they take at any time."""
     free: int
-    problem: str | None
-    """Why the disk does not suffice; None where it does."""
-    hint: str = DISK_HINT
+    fault: ShadowError | None
+    """Why the disk does not suffice, with the numbers; None where it does."""
 
     def require_disk(self) -> None:
-        """Raise ShadowError, with the numbers, if the disk is too small."""
-        if self.problem:
-            raise ShadowError(self.problem, self.hint)
+        """Raise ShadowError if the disk is too small."""
+        if self.fault:
+            raise self.fault
 
 
 @uncollected()
@@ -131,8 +130,7 @@ def make_plan(
         frees=frees and bool(whole),
         peak=peak,
         free=_free(cache),
-        problem=problem,
-        hint=hint,
+        fault=ShadowError(problem, hint) if problem else None,
     )
 
 
