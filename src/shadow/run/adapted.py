@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -313,15 +314,7 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
     biases = _placed(pieces["biases"], base, "bias")
     copies = _placed(pieces["copies"], base, "weight")
     tokens, unknown = _tokens(opened, pieces["tokens"], base)
-    lost = []
-    unread = []
-    for _, tensor in _unpaired(skipped):
-        if tensor.tensor in names_of_heads:
-            continue
-        if _is_certain(tensor):
-            lost.append(tensor)
-        else:
-            unread.append(tensor)
+    unpaired = [tensor for _, tensor in _unpaired(skipped) if tensor.tensor not in names_of_heads]
     return OpenAdapter(
         checkpoint=plain(opened),
         updates=updates,
@@ -334,8 +327,8 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
         tokens=tokens,
         copies={place: operand.info for place, operand in copies.items()},
         heads=heads,
-        lost=lost,
-        unread=[*unread, *unknown],
+        lost=[*filter(_is_certain, unpaired)],
+        unread=[*filterfalse(_is_certain, unpaired), *unknown],
     )
 
 
@@ -508,18 +501,14 @@ def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
         places[name] = {part.place for part in parts}
     for pair in pairs:
         places.setdefault(pair.tuned.info.name, set()).add(pair.place)
-    unmatched: list[Unmatched] = []
-    unread: list[Unmatched] = []
+    unpaired = []
     for place, tensor in _unpaired(skipped):
         places.setdefault(tensor.tensor, set()).add(place)
-        if _is_certain(tensor):
-            unmatched.append(tensor)
-        else:
-            unread.append(tensor)
+        unpaired.append(tensor)
     return Alignment(
         pair=AlignedPair(base, adapter, pairs, []),
-        unmatched=unmatched,
-        unread=unread,
+        unmatched=[*filter(_is_certain, unpaired)],
+        unread=[*filterfalse(_is_certain, unpaired)],
         notes=(),
         places=places,
     )

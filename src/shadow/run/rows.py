@@ -233,9 +233,7 @@ def _verified(subject: str, outcome: MatrixOutcome) -> bool | None:
         return tuned
     if base is False or tuned is False:
         return False
-    if base and tuned:
-        return True
-    return None
+    return base and tuned
 
 
 def _spectrum_rows(pair: MatrixPair, outcome: MatrixOutcome) -> Iterator[dict[str, Cell]]:

@@ -58,11 +58,7 @@ def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextMan
     return own_client()
 
 
-def identity_of(
-    pair: Pair,
-    settings: Settings,
-    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
-) -> ReportMetadata:
+def identity_of(pair: Pair, settings: Settings, runtime: Runtime) -> ReportMetadata:
     """The identity that a report of the pair would have with the present commits and files,
     without fetching weights.
     """

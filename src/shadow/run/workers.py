@@ -369,16 +369,13 @@ def _copied(
 def _broken(size: Extent) -> MatrixOutcome:
     """The outcome of a pair with an entry that is not finite, or sums that are not."""
     if size.finite:
-        return MatrixOutcome("skipped", reason="out_of_range", detail=_extent_in_words(size))
+        named = {"the base": size.base, "the tuned model": size.tuned}
+        named["their difference"] = size.delta
+        words = [f"up to {largest:.1e} in {name}" for name, largest in named.items() if largest]
+        return MatrixOutcome("skipped", reason="out_of_range", detail=", ".join(words))
     sides = tuple(side for side in SIDES if not math.isfinite(getattr(size, side)))
     detail = f"in the {' and the '.join(sides)} tensor"
     return MatrixOutcome("skipped", reason="nonfinite", detail=detail, nonfinite=sides)
-
-
-def _extent_in_words(size: Extent) -> str:
-    sizes = {"the base": size.base, "the tuned model": size.tuned, "their difference": size.delta}
-    words = [f"up to {largest:.1e} in {name}" for name, largest in sizes.items() if largest]
-    return ", ".join(words)
 
 
 def own_workspace() -> Workspace:

@@ -107,7 +107,7 @@ class Family:
         }
 
 
-def load_families(extra: Path | None = None) -> dict[str, Family]:
+def load_families(extra: Path | None) -> dict[str, Family]:
     """Load all families by name: the shipped ones, then those of the user's folder."""
     if extra is None and os.environ.get("SHADOW_REGISTRY"):
         extra = Path(os.environ["SHADOW_REGISTRY"])
