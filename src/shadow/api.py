@@ -264,7 +264,7 @@ def verify(
     runtime = Runtime(
         jobs=jobs,
         access=access_of(files),
-        found=dict(held.values()),
+        checkpoints=dict(held.values()),
         cache=cache_of(files),
         say=say,
         show=progress,
@@ -313,7 +313,7 @@ def check(
     runtime = Runtime(
         jobs=jobs,
         access=access_of(files),
-        found=dict(held.values()),
+        checkpoints=dict(held.values()),
         cache=cache_of(files),
         say=say,
         show=progress,
@@ -352,7 +352,7 @@ def _request(
     chosen = select(targets, [target for target in listed if isinstance(target, Pair)]).pairs
     if not chosen:
         raise UsageError("nothing to audit", "name a family, such as 'demo', or base and tuned")
-    own |= {"measuring": Measuring(**measuring), "found": dict(held.values())}
+    own |= {"measuring": Measuring(**measuring), "checkpoints": dict(held.values())}
     return AuditRequest(Selection(chosen, chosen), located(output or "reports"), **own)
 
 

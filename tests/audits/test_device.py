@@ -47,7 +47,7 @@ def pair(tmp_path_factory):
 @pytest.fixture
 def on_torch(monkeypatch):
     """The path of a device, with torch's own products on the CPU."""
-    monkeypatch.setattr(audit_module, "open_device", lambda choice: OnDevice("cpu", choice.name))
+    monkeypatch.setattr(audit_module, "OnDevice", lambda _, name: OnDevice("cpu", name))
 
 
 def rows(folder):

@@ -263,7 +263,7 @@ def test_of_a_folder_without_end_nothing_is_called_removed(sides, monkeypatch):
     put(base, only__txt="")
     put(tuned, **{f"{number}.txt": "" for number in range(9)})
     monkeypatch.setattr(listing, "MAX_FILES", 5)
-    assert not listings_of(open_folder(str(tuned)))[0][1].is_complete
+    assert not listings_of(open_folder(str(tuned)), ())[0][1].is_complete
     rows = recorded(base, tuned)
     assert rows["only.txt"]["state"] == "unknown"
     assert rows["0.txt"]["state"] == "added"

@@ -216,7 +216,7 @@ def test_an_audit_at_work_is_passed_over_and_told(shadow, tmp_path, pair):
     """The others are removed; exit code 1."""
     for name in "ac":
         left_behind(tmp_path / "out" / "f" / name)
-    journal = Journal(tmp_path / "out" / "f" / "b", identity_of(pair, SETTINGS))
+    journal = Journal(tmp_path / "out" / "f" / "b", identity_of(pair, SETTINGS, Runtime()))
     try:
         done = shadow("clean", "-o", "out")
     finally:

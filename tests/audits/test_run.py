@@ -297,6 +297,6 @@ def test_a_matrix_beyond_the_memory_is_refused_before_it_is_measured(tmp_path, l
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     monkeypatch.setattr(pair_plan, "machine_limits", lambda: machine)
     monkeypatch.setattr(pair_plan, "pace", lambda *_: 1e9)
-    planned = pair_plan.plan_pair(pair_of(*llama), EVERYTHING, tmp_path / "out")
+    planned = pair_plan.plan_pair(pair_of(*llama), EVERYTHING, tmp_path / "out", Runtime())
     assert (planned.problem, planned.hint) == (caught.value.message, caught.value.hint)
     assert (planned.jobs, planned.as_json()["problem"]) == (1, planned.problem)

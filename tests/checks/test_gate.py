@@ -226,7 +226,7 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
 def test_sides_that_were_found_for_an_audit_are_not_opened_again(demo, monkeypatch):
     """A check gets both; of a pair of one checkpoint it opens each side, and frees it."""
     found = []
-    monkeypatch.setattr(measured, "verify", lambda _, runtime: found.append({*runtime.found}))
+    monkeypatch.setattr(measured, "verify", lambda _, runtime: found.append({*runtime.checkpoints}))
     summary = read_measured(demo["narrow"]).summary
     for tuned in (summary.tuned, summary.base):
         measured.checked(pair_claim("same"), summary.with_values(tuned=tuned), Runtime())

@@ -12,7 +12,7 @@ from shadow.targets.families import load_families
 from shadow.targets.references import ComponentBase, Reference
 
 HUB = Path(__file__).parents[3] / "shared" / "hub"
-FAMILIES = load_families()
+FAMILIES = load_families(None)
 
 # Rows of the list of known pairs that are no declared pair, and why.
 EXCEPTIONS = {"gpt-oss-20b": "two sizes; no base model was released"}

@@ -507,17 +507,12 @@ def _gguf(info: TensorInfo, pieces: Pieces, packing: Packing) -> Decoder:
     def levels(rows: Rows, cols: Cols) -> Tensor:
         return _take(raw, order(rows), cols)
 
-    def of_all(value: int) -> Of:
-        def of(rows: Rows, cols: Cols) -> Tensor:
-            shape = (len(rows), 1)
-            return torch.full(shape, float(value))
-
-        return of
-
     if info.dtype not in FLOATS:
         return GgmlBlocks(raw, info.dtype, order)
-    zeros = of_all(added) if added else None
-    return Grid(raw.shape[1], 1, levels, of_all(1), zeros)
+    rows, cols = raw.shape
+    ones = torch.ones(rows, 1)
+    zeros = _shared(ones * added, cols) if added else None
+    return Grid(cols, 1, levels, _shared(ones, cols), zeros)
 
 
 def packed_tensor(info: TensorInfo, read: Callable[[TensorInfo], StoredTensor]) -> DecodedTensor:

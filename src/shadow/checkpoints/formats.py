@@ -172,8 +172,8 @@ def _measure(name: str, info: TensorInfo, words: Sequence[str], sizes: Sizes) ->
     shape: list[object] = list(info.shape)
     if words and words[0].startswith("*"):
         count = max(0, len(shape) - len(words) + 1)
-        several = tuple(shape[:count])
-        shape[:count] = [several]
+        leading = tuple(shape[:count])
+        shape[:count] = [leading]
     fault = f"{name} has the shape {info.shape}"
     _require(len(words) == len(shape), fault)
     for word, size in zip(words, shape, strict=True):

@@ -13,7 +13,7 @@ import os
 import zlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +49,7 @@ class Readable:
 
     def read_runs(self, starts: Sequence[int] | NDArray[np.int64], into: memoryview) -> None:
         """Fill a buffer with runs of equal length, one from each start. Raises like read."""
-        width = len(into) // max(1, len(starts))
+        width = len(into) // len(starts)
         for number, start in enumerate(map(int, starts)):
             first = number * width
             self.read(start, into[first : first + width])
@@ -77,7 +77,7 @@ class HeldFile(Readable):
     """A regular file, open for reading while this object exists. Several threads may read it."""
 
     path: Path
-    handle: int = field(repr=False)  # of the system, this object's own
+    handle: int  # of the system, this object's own
     size: int  # bytes, when it was opened
     identity: tuple[int, ...]  # what tells whether it changes
 
@@ -123,9 +123,9 @@ class HeldFile(Readable):
             return False
         return self.holds_same(0, other, 0, self.size)
 
-    def holds_same(self, start: int, other: HeldFile, there: int, size: int) -> bool:
+    def holds_same(self, start: int, other: HeldFile, other_start: int, size: int) -> bool:
         """True if size bytes from start on are the same as those of another file from
-        `there` on.
+        `other_start` on.
 
         The last block is compared first: copies whose weights differ mostly differ there. Raises
         like read.
@@ -137,7 +137,7 @@ class HeldFile(Readable):
         for position in (*blocks[-1:], *blocks[:-1]):
             stop = min(BLOCK, size - position)
             self.read(start + position, mine[:stop])
-            other.read(there + position, theirs[:stop])
+            other.read(other_start + position, theirs[:stop])
             if mine[:stop] != theirs[:stop]:
                 return False
         return True

@@ -133,9 +133,7 @@ def in_cache(file: RemoteFile) -> bool:
     """True if a file's bytes are in the cache, for this commit or another one."""
     digest = _digest(file.checksum)
     blob = _repository_folder(file.repo) / "blobs" / digest
-    if cached(file) is not None:
-        return True
-    return bool(digest) and blob.is_file()
+    return cached(file) is not None or blob.is_file()  # without a digest it is the folder
 
 
 def _digest(checksum: str | None) -> str:

@@ -41,7 +41,7 @@ FAILURES: tuple[type[Exception], ...] = (
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
 # names of faults of the client's HTTP library
 MISLED = ("TooManyRedirects", "UnsupportedProtocol", "InvalidURL")
-UNCONNECTED = ("ConnectError", "ConnectTimeout")
+UNCONNECTED = ("ConnectError", "ConnectTimeout")  # refused, an unknown name, or no answer
 ATTEMPTS = 6  # in a row without a byte of progress
 MAX_WAIT = 300.0  # seconds that a server may ask to wait; for more, the command is given back
 
@@ -133,22 +133,11 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, FAILURES) and not isinstance(error, ValueError)
 
 
-def is_unconnected(error: BaseException) -> bool:
-    """True if there was no connection: it was refused, the name unknown, or no answer."""
-    return type(_cause(error)).__name__ in UNCONNECTED
-
-
 def _is_local(error: BaseException) -> bool:
     """True if this machine's disk failed; network errors have another type, or no number."""
     if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
         return False
     return error.errno not in (None, errno.EPIPE)
-
-
-def problem(error: BaseException) -> str:
-    """The fault of the Hub, as words that follow `the Hub`."""
-    status = _status(_cause(error))
-    return "does not answer, or breaks off" if status is None else f"answers {status}"
 
 
 def in_words(
@@ -346,11 +335,15 @@ def trying(
             if seconds is None:
                 seconds = min(WAITS[0] * 2 ** (tries - 1), WAITS[1]) + random.uniform(0, WAITS[0])  # noqa: S311 - no secret
             waited = time.monotonic() - started + seconds
-            is_hopeless = waited > PATIENCE and not answered.is_set() and is_unconnected(error)
+            cause = _cause(error)
+            is_unconnected = type(cause).__name__ in UNCONNECTED
+            is_hopeless = is_unconnected and waited > PATIENCE and not answered.is_set()
             if tries >= ATTEMPTS or is_hopeless or not is_transient(error):
                 # its chain of tries says nothing more to people
                 raise in_words(error, repo=repo, revision=revision, path=path) from None
             if seconds >= 3:
-                by.say(f"the Hub {problem(error)}; trying again in {seconds:.0f} s")
+                status = _status(cause)
+                fault = f"answers {status}" if status else "does not answer, or breaks off"
+                by.say(f"the Hub {fault}; trying again in {seconds:.0f} s")
         if by.stop.wait(seconds):
             raise StoppedError

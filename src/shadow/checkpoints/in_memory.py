@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -39,7 +38,6 @@ class MemorySource(Source):
     """The tensors of a module or a state dict, by name."""
 
     tensors: Mapping[str, Tensor]
-    path: Path | None = None
 
     def located(self, info: TensorInfo) -> tuple[HeldFile, TensorInfo]:
         tensor = self.tensors[info.name].detach()
@@ -102,8 +100,7 @@ def in_memory(model: object, name: str) -> Checkpoint:
 def _ends(tensor: Tensor) -> bytes:
     """The first and last bytes of a tensor."""
     flat = tensor.detach().flatten()
-    itemsize = max(1, tensor.element_size())
-    count = math.ceil(PIECE / itemsize)
+    count = math.ceil(PIECE / tensor.element_size())
     ends = torch.cat([flat[:count], flat[-count:]]).cpu()
     return bytes(ends.view(torch.uint8).numpy())
 

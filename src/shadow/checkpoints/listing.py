@@ -49,9 +49,8 @@ class Listing:
 
     def holds(self, path: str) -> bool:
         """Look for a file, also below a folder that is not listed."""
-        if self.folder is None:
-            return False
-        return (self.folder / path).exists()
+        folder = self.folder or Path()
+        return (folder / path).exists()
 
     def read(self, path: str, say: Say) -> bytes:
         """Read a small file, fetched if necessary. Raises FileError if it cannot be read."""
@@ -136,7 +135,7 @@ def top_of_folder(root: Path) -> Listing:
 
 def _stored(root: Path, path: str, limit: int) -> StoredFile:
     """Describe a file of a folder, with its sha256 if it has at most limit bytes."""
-    name = as_text(path)
+    name = path.encode(errors="backslashreplace").decode()
     if name != path:
         return StoredFile(name, 0, problem="its name is not UTF-8")
     try:
@@ -150,11 +149,6 @@ def _stored(root: Path, path: str, limit: int) -> StoredFile:
         return StoredFile(name, 0, problem=f"cannot be read: {error.strerror or error}")
     checksum = checksum_like("", content)
     return StoredFile(name, len(content), checksum)
-
-
-def as_text(path: str) -> str:
-    """A name as UTF-8 text; other bytes are escaped."""
-    return path.encode(errors="backslashreplace").decode()
 
 
 def read_small(path: Path, name: str) -> bytes:

@@ -173,10 +173,10 @@ class Assembled:
         return " ".join(f"{name}={text}" for name, text in pairs)
 
 
-Found = Checkpoint | Located | Assembled
+AnyCheckpoint = Checkpoint | Located | Assembled
 
 
-def listings_of(side: Found, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
+def listings_of(side: AnyCheckpoint, skipped: Sequence[Path] = ()) -> list[tuple[str, Listing]]:
     """The files of each part of a side: by component for a base with one part per component,
     otherwise of the one part "". skipped: folders to pass over, such as that of the report.
     """
@@ -305,7 +305,7 @@ def locate(
     *,
     allow_pickle: bool,
     say: Say = unheard,
-    file: str | None = None,
+    file: str | None,
     alone: str = "",
 ) -> Located:
     """Find the weight files in a listing, reading its config and index but no shard. alone: a file

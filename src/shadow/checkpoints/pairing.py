@@ -135,10 +135,18 @@ class MatrixPair:
     reading: Reading = "parts"
     matched_by: MatchedBy = "number"
     # the rows of base and tuned side that are compared; None for the first ones
-    chosen: tuple[Rows, Rows] | None = field(default=None, repr=False, compare=False)
+    chosen: tuple[Rows, Rows] | None = field(default=None, compare=False)
     # names this pair within an audit, the same in every run. It holds the whole place, which no
     # two pairs share: the parts of a fused bias differ in their slot alone.
-    key: str = field(init=False, repr=False, compare=False)
+    key: str = field(init=False, compare=False)
+
+    @property
+    def operands(self) -> dict[Side, Operand]:
+        """Its sides, base first if it has one."""
+        tuned: dict[Side, Operand] = {"tuned": self.tuned}
+        if self.base is None:
+            return tuned
+        return {"base": self.base, **tuned}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -171,7 +179,7 @@ class Skipped:
     info: TensorInfo
     place: Place
     reason: str | None  # a word of `shadow.reasons`; None where it is identical
-    detail: str = ""
+    detail: str
     status: Status = "skipped"
 
 
@@ -254,7 +262,7 @@ def pair_checkpoints(
     UsageError if they have nothing of what was chosen. by_place: whatever an adapter calls its
     modules. partners: what corresponds where places do not say it.
     """
-    base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
+    base_operands, base_unusable = _base_operands(base, tuned.config)
     base_is_closed = not base_operands
     aligned: list[MatrixPair] = []
     skipped = list(base_unusable)
@@ -265,7 +273,7 @@ def pair_checkpoints(
         tuned_operands, tuned_unusable = _adapter_operands(tuned, tuned.adapter, base, names)
         skipped += tuned_unusable
     else:
-        tuned_operands, tuned_unusable = _operands("tuned", tuned, tuned.config or base.config)
+        tuned_operands, tuned_unusable = _operands("tuned", tuned, base.config)
         of_base = (base, base_operands)
         of_tuned = (tuned, tuned_operands)
         aligned, tied = _tied_heads(of_base, of_tuned, partners)
@@ -481,16 +489,18 @@ def _line_up(
 
 def operands_of(base: Checkpoint, tuned: Checkpoint) -> tuple[Operands, Operands]:
     """The measurable parts of two checkpoints, neither of them an adapter, by place."""
-    base_operands, _ = _base_operands(base, base.config or tuned.config)
-    tuned_operands, _ = _operands("tuned", tuned, tuned.config or base.config)
+    base_operands, _ = _base_operands(base, tuned.config)
+    tuned_operands, _ = _operands("tuned", tuned, base.config)
     return base_operands, tuned_operands
 
 
-def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> Sorted:
-    """Usable matrices and vectors of one side by place, and why others are not usable."""
+def _operands(side: Side, checkpoint: Checkpoint, other: Config) -> Sorted:
+    """Usable matrices and vectors of one side by place, and why others are not usable. other: the
+    config of the other side, which stands in for a missing one.
+    """
     tensors = checkpoint.tensors
     shapes = {name: info.shape for name, info in tensors.items()}
-    parts = place_tensors(shapes, config)
+    parts = place_tensors(shapes, checkpoint.config or other)
     return _usable(side, tensors, parts, checkpoint.refused)
 
 
@@ -519,10 +529,10 @@ def _usable(
     return operands, unusable
 
 
-def _base_operands(base: Checkpoint, config: Config) -> Sorted:
+def _base_operands(base: Checkpoint, other: Config) -> Sorted:
     """The base's operands; of a base of several parts, each part's for its component."""
     if not base.parts:
-        return _operands("base", base, config)
+        return _operands("base", base, other)
     names = {}
     for name, info in base.tensors.items():
         names[info.shard, info.name] = name
@@ -536,7 +546,7 @@ def _base_operands(base: Checkpoint, config: Config) -> Sorted:
     operands: Operands = {}
     skipped: list[Skipped] = []
     for component, part in base.parts:
-        of_part, unusable = _operands("base", part, part.config)
+        of_part, unusable = _operands("base", part, {})
         for tensor in unusable:
             info = unique(tensor.info)
             skipped.append(replace(tensor, info=info))
@@ -648,21 +658,17 @@ def _tied_heads(
             del operands[head]
             why = "config.json ties it to the embedding"
             skipped.append(Skipped(side, own, head, "tied", why))
-    base_checkpoint, of_base = base
-    tuned_checkpoint, of_tuned = tuned
-    partner = partners.get(head, Partner(head))
-    aligned: list[MatrixPair] = []
-    unlike: list[Skipped] = []
-    is_in_base = head in of_base
-    is_in_tuned = head in of_tuned
-    if is_in_tuned and not is_in_base and embed in of_base and _ties(base_checkpoint):
-        embedding_of_base = of_base[embed]
-        own_head = of_tuned.pop(head)
-        aligned, unlike = _line_up(head, embedding_of_base, own_head, partner)
-    elif is_in_base and not is_in_tuned and embed in of_tuned and _ties(tuned_checkpoint):
-        embedding_of_tuned = of_tuned[embed]
-        own_head = of_base.pop(head)
-        aligned, unlike = _line_up(head, own_head, embedding_of_tuned, partner)
+    is_own = [head in operands for _, operands in sides.values()]
+    heads = []
+    for checkpoint, operands in sides.values():
+        is_lent = head not in operands and _ties(checkpoint)
+        heads.append(operands.get(embed if is_lent else head))
+    of_base, of_tuned = heads
+    if not of_base or not of_tuned or len({*is_own}) == 1:
+        return [], skipped
+    for _, operands in sides.values():
+        operands.pop(head, None)
+    aligned, unlike = _line_up(head, of_base, of_tuned, partners.get(head, Partner(head)))
     return aligned, skipped + unlike
 
 

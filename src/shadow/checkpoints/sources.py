@@ -132,7 +132,7 @@ class LocalFile(Source):
     """A shard in a folder."""
 
     path: Path
-    held: HeldFile | None = field(default=None, repr=False, compare=False)
+    held: HeldFile | None = field(default=None, compare=False)
 
     def require_unchanged(self) -> None:
         if self.held is not None:
@@ -171,8 +171,8 @@ class WholeFile(Source):
     keep: bool = True  # it was in the cache before, or is wanted there afterwards
     unpacked: Path | None = None  # what the offsets of a `.bin` of the old format refer to
     verified: bool | None = None
-    path: Path | None = field(default=None, repr=False)
-    held: HeldFile | None = field(default=None, repr=False)
+    path: Path | None = None
+    held: HeldFile | None = None
     is_local = False
 
     @property
@@ -243,10 +243,10 @@ class ByteRanges(Source):
     file: RemoteFile  # the whole shard
     wanted: Sequence[TensorInfo]
     path: Path  # of the file that their bytes are written to
-    verified: bool | None = False  # no checksum covers byte ranges
     # by the start of a tensor in the shard: how many bytes further it lies in the file
-    shifts: dict[int, int] = field(default_factory=dict, repr=False)
-    held: HeldFile | None = field(default=None, repr=False)
+    shifts: dict[int, int] = field(default_factory=dict)
+    held: HeldFile | None = None
+    verified = False  # no checksum covers byte ranges
     is_local = False
 
     def bytes_to_move(self) -> int:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.checkpoints.held_files import STRIPE, WHOLE, HeldBytes, HeldFile
+from shadow.checkpoints.held_files import STRIPE, WHOLE, HeldBytes, HeldFile, Readable
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import torch_name
 
@@ -32,13 +32,6 @@ HOLES = 2  # a part is read with what lies between its elements where that is at
 Starts = Sequence[int] | NDArray[np.int64]
 Index = tuple[slice, ...]
 Span = tuple[int, int]  # of one dimension: (start, stop)
-
-
-class Reads(Protocol):
-    """Anything that can be read like a file."""
-
-    def read_runs(self, starts: Starts, into: memoryview) -> None:
-        """Read runs of equal length, one behind each start, one after another."""
 
 
 Rows = NDArray[np.intp]  # numbers of rows; those of all leading dimensions are counted through
@@ -62,7 +55,7 @@ class FileTensor:
     holes = HOLES
     is_near = False  # more than is asked for costs as much as it brings
 
-    def __init__(self, file: Reads, start: int, view: Tensor, most: int | None = None) -> None:
+    def __init__(self, file: Readable, start: int, view: Tensor, most: int | None = None) -> None:
         """start: of the tensor, in bytes. view: on device `meta`, its offset counted from start.
         most: size up to which it is read once and cached; None for `WHOLE`.
         """
@@ -272,7 +265,7 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True)
-class _Numbers:
+class _Numbers(Readable):
     """A file of the numbers that a decoder makes, row after row."""
 
     make: Make
@@ -404,7 +397,7 @@ def sharing() -> Iterator[None]:
         _LOCAL.contents = None
 
 
-def stored_tensor(file: Reads, info: TensorInfo) -> StoredTensor:
+def stored_tensor(file: Readable, info: TensorInfo) -> StoredTensor:
     """The tensor of a file that an entry of its header names, read when it is used."""
     contents: dict[object, HeldBytes] | None = getattr(_LOCAL, "contents", None)
     if contents is not None and isinstance(file, HeldFile):

@@ -67,9 +67,9 @@ class Adapter:
     alpha: float  # above 0, at most MAX_ALPHA
     alpha_pattern: Mapping[str, float]  # by the name of a module, or its end
     rank_stabilised: bool  # alpha is divided by the square root of the rank
-    dora: bool = False  # rows of base plus update are given the norms that the adapter holds
-    base: str = ""  # the model that the config names as its base
-    config: Config = field(default_factory=dict, repr=False, compare=False)
+    dora: bool  # rows of base plus update are given the norms that the adapter holds
+    base: str  # the model that the config names as its base
+    config: Config = field(repr=False, compare=False)
     kind: str = "LORA"
 
     @property
@@ -108,7 +108,7 @@ def choose_weights(
     *,
     allow_pickle: bool,
     file: str | None,
-    alone: str = "",
+    alone: str,
 ) -> Weights:
     """Choose files: those of an index, `model.safetensors`, an adapter's, safetensors, GGUF or
     `.bin`.

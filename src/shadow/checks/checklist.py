@@ -23,7 +23,7 @@ from shadow.checks.answer import (
 from shadow.checks.registry import question, verifying
 from shadow.errors import ShadowError, UsageError
 from shadow.run.runtime import Access, Gathering, Runtime, gather_together
-from shadow.run.sides import client_for, find_checkpoint, listing_of, open_found
+from shadow.run.sides import client_for, find_checkpoint, listing_of, open_checkpoint
 from shadow.storage import as_given
 from shadow.targets.references import AnyReference, Reference
 from shadow.templates import Reason, said
@@ -175,7 +175,7 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
         for word, side in sides.named.items():
             try:
                 found = find_checkpoint(side, runtime, Path(folder, word))
-                opened[word] = open_found(found, runtime, Path(folder, word))
+                opened[word] = open_checkpoint(found, runtime, Path(folder, word))
                 digests[word] = _digest(opened[word])
             except ShadowError:  # the claim about it says so
                 continue
@@ -275,7 +275,7 @@ def _named_base(sides: CheckRequest, opened: Checkpoint | None, runtime: Runtime
         base = opened.adapter.base
         return base if NAME.fullmatch(base) else ""
     model = sides.model
-    if not isinstance(model, Reference) or model in runtime.found:
+    if not isinstance(model, Reference) or model in runtime.checkpoints:
         return ""
     try:
         listing = listing_of(model, runtime)

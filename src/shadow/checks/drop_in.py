@@ -100,9 +100,9 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Headers:
     from shadow.checkpoints.opening import listings_of
     from shadow.run.aligned import without_prefixes
     from shadow.run.file_rows import file_rows
-    from shadow.run.sides import found_all, opened_models
+    from shadow.run.sides import find_checkpoints, opened_models
 
-    found = found_all(question.named, runtime, scratch)
+    found = find_checkpoints(question.named, runtime, scratch)
     first, second = opened_models(found, runtime, scratch)
     *opened, notes = without_prefixes(first, second, ("the base", "the model"))
     headers = []
@@ -112,7 +112,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Headers:
             of_side[name] = ("x".join(map(str, info.shape)) or "scalar", info.dtype)
         headers.append(of_side)
     files: Sequence[Mapping[str, Any]] = ()
-    if not any(side in runtime.found for side in question.checkpoints):  # a model in memory
+    if not any(side in runtime.checkpoints for side in question.checkpoints):  # a model in memory
         of_base, of_model = map(listings_of, found.values())
         files = file_rows(of_base, of_model, runtime.say)
     base, model = headers

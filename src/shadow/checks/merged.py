@@ -426,10 +426,10 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Mer
     from shadow.run.adapted import open_adapter, open_merges, reach_of
     from shadow.run.aligned import align_all
     from shadow.run.scan import fetch_all, require_unchanged, scan
-    from shadow.run.sides import found_all, open_found, opened_models
+    from shadow.run.sides import find_checkpoints, open_checkpoint, opened_models
 
-    found = found_all(question.named, runtime, scratch)
-    opened = open_found(found.pop("ADAPTER"), runtime, scratch / "ADAPTER")
+    found = find_checkpoints(question.named, runtime, scratch)
+    opened = open_checkpoint(found.pop("ADAPTER"), runtime, scratch / "ADAPTER")
     if opened.adapter is None:
         hint = f"name a folder with adapter_config.json; in order: {CHECK.usage}"
         raise UsageError(f"ADAPTER: {opened.reference} is a model, not an adapter", hint)

@@ -144,9 +144,11 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Cop
     """Compare every tensor of an original with its copy."""
     from shadow.run.aligned import align_all
     from shadow.run.scan import scan
-    from shadow.run.sides import found_all, opened_models
+    from shadow.run.sides import find_checkpoints, opened_models
 
-    original, copy = opened_models(found_all(question.named, runtime, scratch), runtime, scratch)
+    original, copy = opened_models(
+        find_checkpoints(question.named, runtime, scratch), runtime, scratch
+    )
     aligned = align_all(original, copy, ("the original", "the copy"))
     tensors = yield from scan(aligned.pair, _copied, runtime, scratch / "scan", aligned.unread)
     return Copies(tensors, unmatched=aligned.unmatched, unread=aligned.unread, notes=aligned.notes)

@@ -172,12 +172,12 @@ def _noted_numbers(
 ) -> Iterator[Reason]:
     """Note that other layers or experts correspond than those that have one name."""
     from shadow.run.sampled import has_moved
-    from shadow.run.sides import found_all, open_found
+    from shadow.run.sides import find_checkpoints, open_checkpoint
 
     names = question.check.checkpoints
-    found = found_all(question.named, runtime, scratch)
-    first = open_found(found[names[0]], runtime, scratch / "first")
-    last = open_found(found[names[-1]], runtime, scratch / "last")
+    found = find_checkpoints(question.named, runtime, scratch)
+    first = open_checkpoint(found[names[0]], runtime, scratch / "first")
+    last = open_checkpoint(found[names[-1]], runtime, scratch / "last")
     may_have = 4 * len(answer.against) >= len(last.tensors)
     may_have |= bool(answer.figures.get("matrices_unlike"))
     if last.adapter is None and has_moved(first, last, runtime, scratch, may_have=may_have):

@@ -149,10 +149,10 @@ def _how(units: Relation, is_related: bool) -> Reason:
 def gather(question: Question, runtime: Runtime, scratch: Path) -> RelatedUnits:
     """Read rows of MLPs of the model and of each candidate. Raises UsageError for an adapter."""
     from shadow.run.sampled import sampled_units
-    from shadow.run.sides import found_all, opened_models
+    from shadow.run.sides import find_checkpoints, opened_models
     from shadow.spectra.relations.units import corners, relation
 
-    sides = found_all(question.named, runtime, scratch)
+    sides = find_checkpoints(question.named, runtime, scratch)
     model, *opened = opened_models(sides, runtime, scratch)
     sampled = [
         sampled_units(model, candidate, runtime, scratch / f"scan {number}")

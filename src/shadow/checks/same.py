@@ -19,7 +19,7 @@ from shadow.templates import Reason
 from shadow.text import shape_text
 
 if TYPE_CHECKING:
-    from shadow.checkpoints.opening import Checkpoint, Found, Located
+    from shadow.checkpoints.opening import AnyCheckpoint, Checkpoint, Located
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.checks.answer import Question
     from shadow.run.runtime import AlignedPair, Gathering, Runtime
@@ -202,15 +202,15 @@ def _differences(evidence: Compared, differ: Sequence[Scanned], far: float | Non
 
 def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Compared]:
     """Compare two checkpoints tensor by tensor; reads no weights if their files are equal."""
-    from shadow.run.sides import found_all, open_found
+    from shadow.run.sides import find_checkpoints, open_checkpoint
 
-    sides = found_all(question.named, runtime, scratch)
+    sides = find_checkpoints(question.named, runtime, scratch)
     states = {(side.reference, side.commit) for side in sides.values()}
     if len(states) == 1 and all(commit for _, commit in states):  # org/x and org/x@main
         return Compared(unscanned="one_checkpoint")
     if _have_equal_checksums(*sides.values()):
         return Compared(unscanned="equal_checksums")
-    first, second = (open_found(side, runtime, scratch / name) for name, side in sides.items())
+    first, second = (open_checkpoint(side, runtime, scratch / name) for name, side in sides.items())
     if (first.adapter is None) != (second.adapter is None):
         adapter, model = (first, second) if first.adapter else (second, first)
         fault = f"{adapter.reference} is an adapter, and {model.reference} is a model"
@@ -298,7 +298,7 @@ def _reshaped(pair: MatrixPair) -> str:
     return f"{shape_text(first)} in A, {shape_text(second)} in B"
 
 
-def _have_equal_checksums(first: Found, second: Found) -> bool:
+def _have_equal_checksums(first: AnyCheckpoint, second: AnyCheckpoint) -> bool:
     """True if the files of both, decoded alike, have equal checksums on the Hub."""
     from shadow.checkpoints.opening import Located
 

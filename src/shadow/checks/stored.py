@@ -220,12 +220,12 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Cop
     from shadow.checks.whole.names import gather_expected
     from shadow.run.aligned import align_all, plain
     from shadow.run.scan import fetch_all, in_words, require_unchanged, scan
-    from shadow.run.sides import found_all, opened_models
+    from shadow.run.sides import find_checkpoints, opened_models
 
     named = question.named
     if question.base is not None:
         named["BASE"] = question.base
-    sides = found_all(named, runtime, scratch)
+    sides = find_checkpoints(named, runtime, scratch)
     full, copy, *more = opened_models(sides, runtime, scratch)
     aligned = align_all(full, copy, ("the full model", "the copy"))
     base = plain(more[0]) if more else None

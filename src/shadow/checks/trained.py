@@ -305,11 +305,11 @@ def gather(
     from shadow.run.aligned import align_all
     from shadow.run.merged_by_peft import applied
     from shadow.run.scan import scan
-    from shadow.run.sides import found_all, open_found, opened_models
+    from shadow.run.sides import find_checkpoints, open_checkpoint, opened_models
 
     patterns = Patterns.of(question.moved, question.frozen)
-    sides = found_all(question.named, runtime, scratch)
-    tuned = open_found(sides.pop("TUNED"), runtime, scratch / "TUNED")
+    sides = find_checkpoints(question.named, runtime, scratch)
+    tuned = open_checkpoint(sides.pop("TUNED"), runtime, scratch / "TUNED")
     (base,) = opened_models(sides, runtime, scratch)
     if not (patterns.each or tuned.adapter):
         raise UsageError(f"trained {NEEDS_PATTERN}", "such as --moved layers --frozen embed")

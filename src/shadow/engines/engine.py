@@ -212,7 +212,3 @@ class Queue:
         task = next(task for task in self._waiting if task.near == near)
         self._waiting.remove(task)
         return task
-
-    def clear(self) -> None:
-        """Remove all waiting tasks."""
-        self._waiting.clear()

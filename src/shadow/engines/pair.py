@@ -42,7 +42,7 @@ from shadow.run.machine import kinds, lacking, machine_limits
 from shadow.run.plan import Plan, Summed, in_order, make_plan, shards_of, summed_with
 from shadow.run.rows import with_contents, write_tables
 from shadow.run.runtime import AlignedPair, PairRequest, Progress, Runtime, size_of
-from shadow.run.settings import CPU, DeviceChoice, Settings
+from shadow.run.settings import CPU, Settings
 from shadow.run.sides import (
     align,
     client_for,
@@ -58,7 +58,7 @@ from shadow.run.workers import cost, in_workers, jobs_of, outcome_of
 from shadow.spectra.costs import cost_of
 from shadow.spectra.device import OnDevice
 from shadow.spectra.solvers import Means
-from shadow.spectra.spectrum import ON_CPU, Grams, Workspace
+from shadow.spectra.spectrum import ON_CPU, Workspace
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 from shadow.telling.reading import finish
@@ -273,15 +273,14 @@ def _measure(
         summed = summed_with(aligned, request.settings)
     runtime = request.runtime
     method = request.settings.method
-    plan = _planned(request, aligned, journal) if runtime.elsewhere is None else None
     done = [pair for pair in aligned.pairs if pair.key in journal.outcomes]
     matrices, resumed = (sum(pair.is_matrix for pair in pairs) for pairs in (aligned.pairs, done))
     if resumed and is_first:
         runtime.say(f"resuming: {resumed} of {matrices} matrices already measured")
-    if plan is None:
-        assert runtime.elsewhere is not None
+    if runtime.elsewhere is not None:
         runtime.elsewhere(request, aligned, journal)
         return matrices - resumed
+    plan = _planned(request, aligned, journal)
 
     def note(source: Source) -> None:
         if isinstance(source, WholeFile) and (source.bytes_to_move() or not source.keep):
@@ -293,7 +292,9 @@ def _measure(
     if fault := lacking(of_memory, runtime.limits or machine_limits(), method):
         raise fault
     jobs = jobs_of(runtime, of_memory, method)
-    means = Means(method, Workspace(), remember, open_device(request.settings.device))
+    device = request.settings.device
+    grams = ON_CPU if device == CPU else OnDevice(device.place, device.name)
+    means = Means(method, Workspace(), remember, grams)
     measure = partial(outcome_of, base=plan.base, tuned=plan.tuned, means=means, summed=summed)
     # What has not begun is given up as soon as anything goes wrong.
     with closing(in_workers(plan, measure, runtime, jobs, done=done, note=note)) as outcomes:
@@ -342,11 +343,6 @@ def _planned(request: PairRequest, aligned: AlignedPair, journal: Journal) -> Pl
             if isinstance(source, WholeFile) and not source.keep and (side, shard) not in needed:
                 source.discard()
     return plan
-
-
-def open_device(choice: DeviceChoice) -> Grams:
-    """The object that makes Gram matrices."""
-    return ON_CPU if choice.kind == CPU.kind else OnDevice(choice.place, choice.name)
 
 
 def _run_metadata(settings: Settings, began: datetime, seconds: float) -> RunMetadata:

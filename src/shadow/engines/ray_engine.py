@@ -216,7 +216,7 @@ class RayEngine:
         """Stop the running tasks, and return them."""
         import ray
 
-        self._queue.clear()
+        self._queue = Queue()
         running = list(self._running)
         if running:
             # Never `ray.cancel`: a task that ends meanwhile takes Ray's driver with it ("Tried to

@@ -183,6 +183,6 @@ def checked(claim: Question, summary: Summary, runtime: Runtime) -> Verification
             folder = Path(scratch) / str(number)
             audited[reference] = find_audited(side, reference, runtime, folder)
         if len(audited) > 1:  # a side is read, and freed, for itself
-            runtime = replace(runtime, found=audited)
+            runtime = replace(runtime, checkpoints=audited)
         both_sides = question(claim.claim, references, moved=claim.moved, frozen=claim.frozen)
         return verify(both_sides, runtime)

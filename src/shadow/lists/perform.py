@@ -57,7 +57,7 @@ def perform(
     of show. Raises ShadowError at once if the request cannot be carried out.
     """
     settings = settings_of(request.measuring)
-    if request.found and request.ray is not None:
+    if request.checkpoints and request.ray is not None:
         raise UsageError("a model in memory is measured in this process only", "leave engine out")
     if request.ray is not None:
         cores = request.ray.cpus_per_task

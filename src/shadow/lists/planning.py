@@ -63,7 +63,7 @@ def runtime_of(request: AuditRequest, say: Callable[[str], None]) -> Runtime:
     return Runtime(
         jobs=request.jobs,
         access=access_of(request.files),
-        found=request.found,
+        checkpoints=request.checkpoints,
         overwrite=request.overwrite,
         cache=cache_of(request.files),
         say=say,

@@ -20,7 +20,7 @@ from shadow.spectra.measurement import Method
 from shadow.storage import Store, work_folder
 
 if TYPE_CHECKING:
-    from shadow.checkpoints.opening import Found
+    from shadow.checkpoints.opening import AnyCheckpoint
     from shadow.targets.lists import Selection
     from shadow.targets.references import AnyReference
 
@@ -69,7 +69,7 @@ class AuditRequest:
     """
     ray: Ray | None = None
     """What carries out the pairs; None: this process."""
-    found: Mapping[AnyReference, Found] = field(default_factory=dict, compare=False)
+    checkpoints: Mapping[AnyReference, AnyCheckpoint] = field(default_factory=dict, compare=False)
     """Checkpoints in memory, by what the pair calls them."""
 
     def __post_init__(self) -> None:

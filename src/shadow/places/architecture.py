@@ -119,19 +119,17 @@ def place_tensors(shapes: Mapping[str, Shape], config: Config) -> dict[str, tupl
     texts = {text for text, _, _ in named.values()}
     facts = Facts(config, texts)
     readings = {text: read(text, facts) for text in texts}
-    blocks: list[tuple[Reading, int | None]] = []
     shaped: list[tuple[Reading, int | None, Shape]] = []
     for name, (text, block, _) in named.items():
         shape = shapes[name]
         reading = readings[text]
-        blocks.append((reading, block))
         shaped.append((reading, block, shape))
         # without a config, GPT-2 has (n, 3n) projections
         inputs, *outputs = shape or (0,)
         is_fused = outputs == [3 * inputs]
         if is_fused and rules.conv1d.fullmatch(reading.rest):
             facts.found_type = rules.conv1d_type
-    layers = _layer_numbers(blocks)
+    layers = _layer_numbers(shaped)
     upright = _upright_stacks(facts, shaped)
     known: dict[tuple[object, ...], tuple[Part, ...]] = {}
     parts: dict[str, tuple[Part, ...]] = {}
@@ -163,8 +161,6 @@ def place_tensors(shapes: Mapping[str, Shape], config: Config) -> dict[str, tupl
     taken = Counter[Place]()
     for own in parts.values():
         taken.update(part.place for part in own)
-    if len(taken) == taken.total():
-        return parts
     for name, own in parts.items():
         if any(taken[part.place] > 1 for part in own):
             # the whole of the tensor, under its own name: no name holds a NUL, so that this
@@ -178,7 +174,7 @@ def place_tensors(shapes: Mapping[str, Shape], config: Config) -> dict[str, tupl
 
 
 def _layer_numbers(
-    readings: Iterable[tuple[Reading, int | None]],
+    readings: Iterable[tuple[Reading, int | None, Shape]],
 ) -> dict[Block, tuple[int | None, str]]:
     """Number the blocks of each component, so that no two share a number. Returns, by component,
     stack and block, the layer and a prefix for slots.
@@ -189,7 +185,7 @@ def _layer_numbers(
     count their blocks from 1.
     """
     kinds: dict[tuple[str, str], dict[int, set[str]]] = {}
-    for reading, block in readings:
+    for reading, block, _ in readings:
         if block is not None and reading.in_block:
             stack = (reading.component, reading.stack)
             kind, _, _ = reading.module.partition(".")
@@ -263,23 +259,22 @@ def _upright_stacks(facts: Facts, readings: Iterable[tuple[Reading, int | None, 
     return upright
 
 
+@dataclass(frozen=True)
 class _Splitter:
     """Splits tensors of one name into parts, whatever their block.
 
     upright: whether the stacks of experts are (experts, out, in).
     """
 
-    def __init__(self, facts: Facts, reading: Reading, upright: Upright) -> None:
-        self._facts = facts
-        self._reading = reading
-        self._component = reading.component
-        self._upright = upright
+    facts: Facts
+    reading: Reading
+    upright: Upright
 
     def parts(self, shape: Shape, *, is_numbered: bool) -> Iterator[Part]:
         """Split a tensor into parts, without a layer. is_numbered: its name has an expert."""
-        reading = self._reading
+        reading = self.reading
         rest = reading.rest
-        norm = self._facts.rules.norm
+        norm = self.facts.rules.norm
         is_stack = reading.module.startswith(("experts.", "shared."))
         if "experts" in rest.split("."):
             is_stack = True
@@ -302,15 +297,15 @@ class _Splitter:
             yield self._part("norm" if is_norm else "other", rest)
 
     def _part(self, module: str, slot: str, **how: Any) -> Part:
-        place = Place(self._component, None, module, slot=slot)
+        place = Place(self.reading.component, None, module, slot=slot)
         return Part(place, **how)
 
     def _biases(self, shape: Shape) -> Iterator[Part]:
         """Biases: the bias of a matrix has its module as slot, and is split like it."""
-        rest = self._reading.rest
+        rest = self.reading.rest
         owner = rest[: -len(".bias")]
-        suffixes = self._facts.rules.suffixes
-        owners = suffixes[self._component].match(owner)
+        suffixes = self.facts.rules.suffixes
+        owners = suffixes[self.reading.component].match(owner)
         if owners is None:
             yield self._part("bias", rest)
             return
@@ -324,15 +319,15 @@ class _Splitter:
             yield replace(part, place=place)
 
     def _matrices(self, shape: Shape, experts: int) -> Iterator[Part]:
-        facts = self._facts
-        component = self._component
-        reading = self._reading
+        facts = self.facts
+        component = self.reading.component
+        reading = self.reading
         rest = reading.rest
         rules = facts.rules.transposed
         transposed = any(rule.hold(facts, component, rest) for rule in rules)
         if experts:
             stack = (component, reading.stack)
-            is_upright = self._upright.get(stack, not transposed)
+            is_upright = self.upright.get(stack, not transposed)
             transposed = not is_upright
         if experts > MAX_EXPERTS:
             experts = 0
@@ -360,12 +355,12 @@ class _Splitter:
         """Split a fused module of (rows, cols); None if too little is known."""
         name = _full_name(whole.place)
         rows, cols = size
-        rules = self._facts.rules
-        component = self._component
+        rules = self.facts.rules
+        component = self.reading.component
         for order in rules.rows:
             if order.module != name:
                 continue
-            if order.conditions.hold(self._facts, component, rest):
+            if order.conditions.hold(self.facts, component, rest):
                 break
         else:
             return None
@@ -410,7 +405,7 @@ class _Splitter:
         """A number, or the count of this name; 0 if the config lacks it."""
         if isinstance(number, int):
             return number
-        count = self._facts.count(number, self._component)
+        count = self.facts.count(number, self.reading.component)
         return count or 0
 
     def _head_size(self, rows: int) -> int:

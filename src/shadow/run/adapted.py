@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -45,13 +46,8 @@ EMBED = Place("language", None, "embed")
 HEAD = Place("language", None, "head")
 
 
-@dataclass(frozen=True)
-class TokenRows:
-    """The rows of a vocabulary that an adapter holds."""
-
-    numbers: Sequence[int]
-    rows: Tensor
-    """What stands at these numbers."""
+TokenRows = tuple[Sequence[int], Tensor]
+"""The numbers of rows of a vocabulary that an adapter holds, and what stands there."""
 
 
 @dataclass(frozen=True)
@@ -201,11 +197,11 @@ class OpenAdapter:
         """Compare a vocabulary with the base's but for the rows that the adapter holds. row: the
         comparison with the base's. Return also whether these rows differ from the base's.
         """
-        tokens = self.tokens[pair.place]
+        numbers, rows = self.tokens[pair.place]
         base_rows, merged_rows = views(pair, base, tuned)
         moved = 0  # entries of these rows that are not the base's
         differing = 0  # and those that are not the adapter's
-        for number, expected in zip(tokens.numbers, tokens.rows, strict=True):
+        for number, expected in zip(numbers, rows, strict=True):
             index = (slice(number, number + 1), slice(None))
             merged = merged_rows[index].reshape(-1).clone()
             moved += _count_differing(base_rows[index].reshape(-1), merged)
@@ -318,15 +314,7 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
     biases = _placed(pieces["biases"], base, "bias")
     copies = _placed(pieces["copies"], base, "weight")
     tokens, unknown = _tokens(opened, pieces["tokens"], base)
-    lost = []
-    unread = []
-    for _, tensor in _unpaired(skipped):
-        if tensor.tensor in names_of_heads:
-            continue
-        if _is_certain(tensor):
-            lost.append(tensor)
-        else:
-            unread.append(tensor)
+    unpaired = [tensor for _, tensor in _unpaired(skipped) if tensor.tensor not in names_of_heads]
     return OpenAdapter(
         checkpoint=plain(opened),
         updates=updates,
@@ -339,8 +327,8 @@ def open_adapter(opened: Checkpoint, base: Checkpoint) -> OpenAdapter:
         tokens=tokens,
         copies={place: operand.info for place, operand in copies.items()},
         heads=heads,
-        lost=lost,
-        unread=[*unread, *unknown],
+        lost=[*filter(_is_certain, unpaired)],
+        unread=[*filterfalse(_is_certain, unpaired), *unknown],
     )
 
 
@@ -436,14 +424,14 @@ def _tokens(
     assert opened.adapter is not None, "an adapter"
     indices = opened.adapter.config.get("trainable_token_indices")
     sizes = shapes_of(base)
-    tokens = {}
+    tokens: dict[Place, TokenRows] = {}
     unknown = []
     for module, info in pieces.items():
         numbers = _numbers_of(module, indices)
         (place,) = _placed({module: info}, base, "weight")
         rows, cols = sizes.get(place, (0, 0))
         if _are_rows(numbers, rows) and info.shape == (len(numbers), cols):
-            tokens[place] = TokenRows(numbers, opened.tensor(info).whole())
+            tokens[place] = numbers, opened.tensor(info).whole()
         else:
             unknown.append(Unmatched(info.name, "adapter", Reason("not_read")))
     return tokens, unknown
@@ -453,16 +441,12 @@ def _numbers_of(module: str, indices: object) -> list[Any]:
     """The numbers that a config lists for a module, or for all of them; they may be
     anything.
     """
-    listed = indices
     if isinstance(indices, dict):
-        listed = None
-        for name, of_module in indices.items():
-            if _is_module(module, name):
-                listed = of_module
-                break
-    if not isinstance(listed, list):
+        own = [listed for name, listed in indices.items() if _is_module(module, name)]
+        indices = next(iter(own), None)
+    if not isinstance(indices, list):
         return []
-    return listed
+    return indices
 
 
 def _are_rows(numbers: Sequence[int], rows: int) -> bool:
@@ -517,18 +501,14 @@ def line_up_adapter(base: Checkpoint, adapter: Checkpoint) -> Alignment:
         places[name] = {part.place for part in parts}
     for pair in pairs:
         places.setdefault(pair.tuned.info.name, set()).add(pair.place)
-    unmatched: list[Unmatched] = []
-    unread: list[Unmatched] = []
+    unpaired = []
     for place, tensor in _unpaired(skipped):
         places.setdefault(tensor.tensor, set()).add(place)
-        if _is_certain(tensor):
-            unmatched.append(tensor)
-        else:
-            unread.append(tensor)
+        unpaired.append(tensor)
     return Alignment(
         pair=AlignedPair(base, adapter, pairs, []),
-        unmatched=unmatched,
-        unread=unread,
+        unmatched=[*filter(_is_certain, unpaired)],
+        unread=[*filterfalse(_is_certain, unpaired)],
         notes=(),
         places=places,
     )
@@ -539,9 +519,9 @@ class Reach:
     """The modules of an adapter that peft leaves out."""
 
     modules: int  # of the adapter
-    unnamed: Sequence[str] = ()  # those without a name of the base
-    untargeted: Sequence[str] = ()  # those that the config does not name
-    prefix: tuple[str, str] | None = None
+    unnamed: Sequence[str]  # those without a name of the base
+    untargeted: Sequence[str]  # those that the config does not name
+    prefix: tuple[str, str] | None
     """The first words of those without a name, and those with which they would have one."""
 
     @property

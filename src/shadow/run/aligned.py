@@ -65,17 +65,17 @@ def align_all(first: Checkpoint, second: Checkpoint, names: Names) -> Alignment:
     """Pair every tensor of two checkpoints, including those that share their bytes with another."""
     first, second, notes = without_prefixes(plain(first), plain(second), names)
     pairs, skipped = pair_checkpoints(first, second, Filter(), may_differ=True)
-    tensors = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
+    aligned, unmatched, unread = _sorted_out(pairs, skipped, names, is_whole=not first.parts)
     renamed = 0
-    for pair in tensors.aligned:
+    for pair in aligned:
         if base_of(pair).info.name != pair.tuned.info.name:
             renamed += 1
     if renamed:
         notes.append(Reason("renamed", tensors=renamed, where=names[1]))
     return Alignment(
-        pair=AlignedPair(first, second, tensors.aligned, []),
-        unmatched=tensors.unmatched,
-        unread=tensors.unread,
+        pair=AlignedPair(first, second, aligned, []),
+        unmatched=unmatched,
+        unread=unread,
         notes=tuple(notes),
         places=_places(pairs, skipped, {"base": first, "tuned": second}),
     )
@@ -145,19 +145,10 @@ def _without_prefix(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Checkpoi
     return replace(checkpoint, tensors=tensors), prefix
 
 
-@dataclass(frozen=True)
-class _Tensors:
-    """Tensors of two checkpoints: in a pair, of one of them alone, or not read."""
-
-    aligned: list[MatrixPair]
-    unmatched: list[Unmatched]
-    unread: list[Unmatched]
-
-
 def _sorted_out(
     pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], names: Names, *, is_whole: bool
-) -> _Tensors:
-    """Sort every tensor.
+) -> tuple[list[MatrixPair], list[Unmatched], list[Unmatched]]:
+    """Sort every tensor: into a pair, as of one checkpoint alone, or as not read.
 
     is_whole: whether the first is one checkpoint. Otherwise a component may have none in it.
     """
@@ -216,11 +207,8 @@ def _sorted_out(
                     second = misshapen.get(("tuned", place))
                     why = _how_they_differ(first, second, names) or said(tensor.detail)
                 unmatched.append(Unmatched(name, side, why))
-    return _Tensors(
-        aligned=aligned,
-        unmatched=sorted(set(unmatched), key=in_order),
-        unread=sorted(set(unread), key=in_order),
-    )
+    of_one_side = sorted(set(unmatched), key=in_order)
+    return aligned, of_one_side, sorted(set(unread), key=in_order)
 
 
 def _by_name(skipped: Sequence[Skipped]) -> dict[str, dict[str, Skipped]]:
@@ -262,9 +250,8 @@ def _places(
     """The places of every tensor, by name, except of stand-ins for another component."""
     places: dict[str, set[Place]] = {}
     for pair in pairs:
-        for operand in (pair.base, pair.tuned):
-            if operand is not None:
-                places.setdefault(operand.info.name, set()).add(pair.place)
+        for operand in pair.operands.values():
+            places.setdefault(operand.info.name, set()).add(pair.place)
     for side, checkpoint in sides.items():
         config = checkpoint.config or sides["base"].config or sides["tuned"].config
         own = []
@@ -338,16 +325,16 @@ def _how_they_differ(
     if first is None or second is None:
         return None
     code = "shapes"
-    one = shape_text(first.shape or (1,))
-    other = shape_text(second.shape or (1,))
-    if one == other:
+    first_text = shape_text(first.shape or (1,))
+    second_text = shape_text(second.shape or (1,))
+    if first_text == second_text:
         code = "dtypes"
-        one = first.dtype
-        other = second.dtype
-    if one == other:
+        first_text = first.dtype
+        second_text = second.dtype
+    if first_text == second_text:
         return None
     a, b = names
-    return Reason(code, first=one, a=a, second=other, b=b)
+    return Reason(code, first=first_text, a=a, second=second_text, b=b)
 
 
 def _named_alike(base: Skipped, tuned: Skipped) -> MatrixPair | None:

@@ -154,9 +154,7 @@ def matrix_memory(pair: MatrixPair, method: Method) -> int:
 
 def _side_memory(pair: MatrixPair) -> int:
     """The number of bytes that a worker keeps of one side, counted as if stored like the larger."""
-    infos = [pair.tuned.info]
-    if pair.base:
-        infos.append(pair.base.info)
+    infos = [operand.info for operand in pair.operands.values()]
     bits = max(float_format(info.dtype).bits for info in infos)
     numbers = bits // 8 * pair.entries
     stored = max(info.stored_size if info.packing else 0 for info in infos)
@@ -171,10 +169,7 @@ def kinds(pairs: Iterable[MatrixPair]) -> list[MatrixPair]:
     firsts: dict[tuple[object, ...], MatrixPair] = {}
     for pair in pairs:
         kind = [pair.shape, pair.is_matrix, pair.place.module]
-        for operand in (pair.base, pair.tuned):
-            if operand is None:
-                kind.append(None)
-                continue
+        for operand in pair.operands.values():
             kind += [operand.info.dtype, operand.info.packing is None]
             if operand.factor is not None:
                 kind.append(operand.factor.rank)
@@ -210,8 +205,7 @@ def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits, method: Me
 
 def _is_made(pair: MatrixPair) -> bool:
     """True if numbers of a pair are computed from stored ones: of a quantised side, an update."""
-    sides = [side for side in (pair.base, pair.tuned) if side is not None]
-    return any(side.factor or side.info.packing for side in sides)
+    return any(operand.factor or operand.info.packing for operand in pair.operands.values())
 
 
 def lacking(

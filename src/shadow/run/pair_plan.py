@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shadow.checkpoints.opening import Checkpoint, Found
+from shadow.checkpoints.opening import AnyCheckpoint, Checkpoint
 from shadow.checkpoints.pairing import Filter, Skipped
 from shadow.checkpoints.sources import ByteRanges
 from shadow.dtypes import FLOATS
@@ -100,12 +100,7 @@ class PairPlan:
         return {name: value for name, value in asdict(self).items() if name != "hint"}
 
 
-def plan_pair(
-    pair: Pair,
-    settings: Settings,
-    output: Path,
-    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
-) -> PairPlan:
+def plan_pair(pair: Pair, settings: Settings, output: Path, runtime: Runtime) -> PairPlan:
     """Plan the audit of a pair from headers alone.
 
     Writes only small files into the Hub's cache. Raises ShadowError where run_pair would.
@@ -135,9 +130,7 @@ def plan_pair(
         machine = machine_limits()
         of_memory = kinds(aligned.pairs)
         jobs = runtime.jobs or default_jobs(of_memory, machine, method)
-        fault = lacking(of_memory, machine, method)
-        if plan.problem:
-            fault = ShadowError(plan.problem, plan.hint)
+        fault = plan.fault or lacking(of_memory, machine, method)
         shapes = Counter(matrix.shape for matrix in matrices)
         cost = cost_of(method)
         work = sum(count * cost.on(shape).operations(shape) for shape, count in shapes.items())
@@ -169,12 +162,12 @@ def plan_pair(
         )
 
 
-def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
+def _side(located: AnyCheckpoint, checkpoint: Checkpoint) -> PlannedSide:
     infos = [info for info in checkpoint.tensors.values() if not info.problem]
     return PlannedSide(
         repo=checkpoint.reference,
         commit=checkpoint.commit,
-        access=None if isinstance(found, Checkpoint) else found.access,
+        access=None if isinstance(located, Checkpoint) else located.access,
         shards=len(checkpoint.sources),
         bytes=sum(info.stored_size for info in infos),
         dtypes=sorted({info.dtype for info in infos}),

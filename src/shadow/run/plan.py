@@ -52,14 +52,13 @@ class Plan:
     peak: int
     """The most disk that they take at any time."""
     free: int
-    problem: str | None
-    """Why the disk does not suffice; None where it does."""
-    hint: str = DISK_HINT
+    fault: ShadowError | None
+    """Why the disk does not suffice, with the numbers; None where it does."""
 
     def require_disk(self) -> None:
-        """Raise ShadowError, with the numbers, if the disk is too small."""
-        if self.problem:
-            raise ShadowError(self.problem, self.hint)
+        """Raise ShadowError if the disk is too small."""
+        if self.fault:
+            raise self.fault
 
 
 @uncollected()
@@ -131,8 +130,7 @@ def make_plan(
         frees=frees and bool(whole),
         peak=peak,
         free=_free(cache),
-        problem=problem,
-        hint=hint,
+        fault=ShadowError(problem, hint) if problem else None,
     )
 
 
@@ -168,8 +166,9 @@ def _with_sources(
     """
     wanted = defaultdict[str, list[TensorInfo]](list)
     for pair in pairs:
-        for info in infos_of(side, pair):
-            wanted[info.shard].append(info)
+        if side in pair.operands:
+            for info in pair.operands[side].infos:
+                wanted[info.shard].append(info)
     sources = dict(checkpoint.sources)
     for number, (shard, infos) in enumerate(sorted(wanted.items())):
         source = sources[shard]
@@ -184,12 +183,10 @@ def _with_sources(
     return replace(checkpoint, sources=sources)
 
 
-def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
+def _is_ours(source: WholeFile, ours: Collection[tuple[str, str, str]]) -> bool:
     """True if a shard is in the cache because this audit, or an earlier run of it, fetched
     it.
     """
-    if not isinstance(source, WholeFile):
-        return False
     return source.fetched or source.identity in ours
 
 
@@ -347,26 +344,10 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
 def shards_of(pair: MatrixPair) -> list[ShardKey]:
     """The shards of a pair's tensors."""
     used: dict[ShardKey, None] = {}  # in order
-    for side in SIDES:
-        for info in infos_of(side, pair):
+    for side, operand in pair.operands.items():
+        for info in operand.infos:
             used[side, info.shard] = None
     return list(used)
-
-
-def infos_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
-    """The tensors of a pair on this side; none if it has no base."""
-    operand = pair.base if side == "base" else pair.tuned
-    if operand is None:
-        return ()
-    return operand.infos
-
-
-def named_of(side: Side, pair: MatrixPair) -> tuple[TensorInfo, ...]:
-    """Those of them that tables name."""
-    operand = pair.base if side == "base" else pair.tuned
-    if operand is None:
-        return ()
-    return operand.named
 
 
 def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
@@ -423,9 +404,12 @@ def summed_with(aligned: AlignedPair, settings: Settings) -> Summed:
         known: set[str] = set()
         readers: dict[str, str] = {}  # by shard: the key of the first pair that reads it
         for pair in aligned.pairs:
-            for info in infos_of(side, pair):
+            operand = pair.operands.get(side)
+            if operand is None:
+                continue
+            for info in operand.infos:
                 readers.setdefault(info.shard, pair.key)
-            for info in named_of(side, pair):
+            for info in operand.named:
                 if info.name not in known:
                     known.add(info.name)
                     sums[pair.key].append((side, info))

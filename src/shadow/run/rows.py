@@ -32,7 +32,6 @@ from shadow.reports.columns import (
 from shadow.reports.parquet import TableFile, arrow_schema, table_of
 from shadow.reports.provenance import SIDES, ReportMetadata
 from shadow.run.journal import MatrixOutcome
-from shadow.run.plan import named_of
 from shadow.text import several
 
 CHUNK = 2_000  # rows that are held as Python has them
@@ -234,9 +233,7 @@ def _verified(subject: str, outcome: MatrixOutcome) -> bool | None:
         return tuned
     if base is False or tuned is False:
         return False
-    if base and tuned:
-        return True
-    return None
+    return base and tuned
 
 
 def _spectrum_rows(pair: MatrixPair, outcome: MatrixOutcome) -> Iterator[dict[str, Cell]]:
@@ -263,8 +260,9 @@ def _rows_of_side(
     """Yield exactly one row for each tensor of a side, however many matrices it has."""
     held: defaultdict[str, list[MatrixPair | Skipped]] = defaultdict(list)
     for pair in pairs:
-        for info in named_of(side, pair):
-            held[info.name].append(pair)
+        if side in pair.operands:
+            for info in pair.operands[side].named:
+                held[info.name].append(pair)
     for skip in skipped:
         if skip.side == side:
             held[skip.info.name].append(skip)
@@ -284,7 +282,7 @@ def _rows_of_side(
         if isinstance(holder, Skipped):
             info = holder.info
         else:
-            info = next(info for info in named_of(side, holder) if info.name == name)
+            info = next(info for info in holder.operands[side].named if info.name == name)
         status, reason, detail = _merged(parts)
         size = math.prod(info.shape)
         compared = sum(part.entries for part in parts if part.is_compared)
@@ -359,10 +357,7 @@ def _part(side: Side, holder: MatrixPair | Skipped, outcomes: Mapping[str, Matri
     outcome = outcomes[holder.key]
     if holder.base is None:
         return _Part(holder.tuned.part.place, outcome, 0)
-    operand = holder.tuned
-    if side == "base":
-        operand = holder.base
-    place = operand.part.place
+    place = holder.operands[side].part.place
     entries = holder.entries
     if holder.matched_by == "number":
         is_own = place == holder.place
@@ -381,7 +376,7 @@ def _merged(parts: Sequence[_Part]) -> tuple[str, str | None, str | None]:
     if missed:
         outcome = missed[0].outcome
         if len(missed) == len(parts):
-            return "skipped", outcome.reason, outcome.detail or None
+            return "skipped", outcome.reason, outcome.detail
         descriptions = []
         for part in missed:
             detail = part.outcome.detail

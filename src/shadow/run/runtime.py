@@ -17,7 +17,7 @@ from shadow.options import explained, option
 from shadow.text import bytes_of, counted
 
 if TYPE_CHECKING:
-    from shadow.checkpoints.opening import Checkpoint, Found
+    from shadow.checkpoints.opening import AnyCheckpoint, Checkpoint
     from shadow.checkpoints.pairing import MatrixPair, Partners, Skipped
     from shadow.run.journal import Journal
     from shadow.run.machine import MachineLimits
@@ -151,7 +151,7 @@ class Runtime:
     """None: what this process may use."""
     commits: Mapping[Reference, str] = field(default_factory=dict, hash=False)
     """Of references to the Hub: the commits to read, where those were looked up before."""
-    found: Mapping[AnyReference, Found] = field(default_factory=dict, hash=False)
+    checkpoints: Mapping[AnyReference, AnyCheckpoint] = field(default_factory=dict, hash=False)
     """Checkpoints that were found before."""
     patience: float = 0.0
     """Seconds to wait for another audit of the same pair before it is refused."""
@@ -217,13 +217,11 @@ def _join(passes: Sequence[Pass]) -> None:
     for each in passes:
         aligned = each.aligned
         for pair in aligned.pairs:
-            read = [(aligned.tuned, info) for info in pair.tuned.infos]
-            if pair.base:
-                read += [(aligned.base, info) for info in pair.base.infos]
             tensors = []
-            for checkpoint, info in read:
-                held = checkpoint.sources[info.shard].held
-                tensors.append(held and (held.identity, info.start, info.end))
+            for side, operand in pair.operands.items():
+                for info in operand.infos:
+                    held = getattr(aligned, side).sources[info.shard].held
+                    tensors.append(held and (held.identity, info.start, info.end))
             if None in tensors:  # not here yet, or in memory
                 continue
             known = [hosts[tensor] for tensor in tensors if tensor in hosts]

@@ -99,16 +99,16 @@ def scan(
         for rows in results:
             for other, row in rows:
                 other.rows.append(row)
-    made: list[Row] = []
+    made_rows: list[Row] = []
     not_compared = set(unread or ())
     for _, row in sorted(own.rows, key=itemgetter(0)):
         if isinstance(row, Unmatched):
             not_compared.add(row)
         else:
-            made.append(row)
+            made_rows.append(row)
     if unread is not None:
         unread[:] = sorted(not_compared, key=in_order)
-    return made
+    return made_rows
 
 
 def _undecoded(pair: MatrixPair, base: Checkpoint, fault: UndecodableError) -> Unmatched:
@@ -132,7 +132,7 @@ def sides_of(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> Sides:
     return Sides(first, second, dtype, own_workspace())
 
 
-def scanned(pair: MatrixPair, sides: Sides, binades: Binades | None = None) -> Scanned:
+def scanned(pair: MatrixPair, sides: Sides, binades: Binades | None) -> Scanned:
     """The row of a pair that has a base. binades: also gets its entries."""
     formats = formats_of(pair)
     sums = compared(sides, formats, binades)
@@ -182,7 +182,7 @@ def fetch_all(checkpoints: Sequence[Checkpoint], runtime: Runtime) -> Runtime:
     limit = runtime.access.max_disk
     if limit is None:
         return runtime
-    access = replace(runtime.access, max_disk=max(0, limit - need))
+    access = replace(runtime.access, max_disk=limit - need)
     return replace(runtime, access=access)
 
 
@@ -254,20 +254,20 @@ def _bytes(info: TensorInfo) -> TensorInfo:
     return replace(info, dtype="U8", shape=(1, info.stored_size), strides=None)
 
 
-def same_values(read: Callable[[TensorInfo], Read], one: TensorInfo, other: TensorInfo) -> bool:
+def same_values(read: Callable[[TensorInfo], Read], first: TensorInfo, second: TensorInfo) -> bool:
     """True if two tensors hold equal values."""
-    if one.shape != other.shape:
+    if first.shape != second.shape:
         return False
-    formats = (one.dtype, other.dtype)
-    if not _has_floats(one) or not _has_floats(other):
-        if one.dtype != other.dtype:
+    formats = (first.dtype, second.dtype)
+    if not _has_floats(first) or not _has_floats(second):
+        if first.dtype != second.dtype:
             return False
-        stored = read(_bytes(one)).whole()
-        return torch.equal(stored, read(_bytes(other)).whole())
-    shape = _sides(one)
-    first = read(one).seen(lambda tensor: tensor.reshape(shape))
-    second = read(other).seen(lambda tensor: tensor.reshape(shape))
-    sides = Sides(first, second, working_dtype(*formats), own_workspace())
+        stored = read(_bytes(first)).whole()
+        return torch.equal(stored, read(_bytes(second)).whole())
+    shape = _sides(first)
+    base = read(first).seen(lambda tensor: tensor.reshape(shape))
+    tuned = read(second).seen(lambda tensor: tensor.reshape(shape))
+    sides = Sides(base, tuned, working_dtype(*formats), own_workspace())
     return not compared(sides, formats).changed
 
 
@@ -296,8 +296,7 @@ def rounding_between(sides: Sides, row: Scanned, *, is_matrix: bool) -> Rounding
             return "both_quantised"
         return format_noise(base, tuned).may_be(tuned_format)
     if is_quantised(base):
-        made = format_noise(tuned, base).may_be(base_format)
-        is_base = made is not None
+        is_base = format_noise(tuned, base).may_be(base_format) is not None
     else:
         is_base = row.rounded == ("base", base_format)
     if is_base:

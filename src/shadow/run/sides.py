@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from shadow.checkpoints.gguf_files import SUFFIX as GGUF
 from shadow.checkpoints.listing import Listing, top_of_folder
 from shadow.checkpoints.opening import (
+    AnyCheckpoint,
     Assembled,
     Checkpoint,
-    Found,
     Located,
     combine,
     locate,
@@ -58,11 +58,7 @@ def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextMan
     return own_client()
 
 
-def identity_of(
-    pair: Pair,
-    settings: Settings,
-    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
-) -> ReportMetadata:
+def identity_of(pair: Pair, settings: Settings, runtime: Runtime) -> ReportMetadata:
     """The identity that a report of the pair would have with the present commits and files,
     without fetching weights.
     """
@@ -71,7 +67,9 @@ def identity_of(
         return identity(pair, settings, *sides)
 
 
-def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> ReportMetadata:
+def identity(
+    pair: Pair, settings: Settings, base: AnyCheckpoint, tuned: AnyCheckpoint
+) -> ReportMetadata:
     """The identity of the numbers of a report of these checkpoints, every value as JSON has
     it: equal identities give equal data.
     """
@@ -88,7 +86,7 @@ def identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Repor
     return stored
 
 
-def side_of(checkpoint: Found) -> CheckpointMetadata:
+def side_of(checkpoint: AnyCheckpoint) -> CheckpointMetadata:
     """The identity of a checkpoint as a report has it."""
     return {
         "repo": checkpoint.reference,
@@ -131,17 +129,17 @@ def _reference(repo: str, commit: str | None) -> Reference:
     return Reference(f"{owner}/{name}", False, commit, subfolder or None)
 
 
-def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[Found, Found]:
+def find_sides(pair: Pair, runtime: Runtime, scratch: Path) -> tuple[AnyCheckpoint, AnyCheckpoint]:
     """Find base and tuned side."""
-    sides = found_all({"base": pair.base, "tuned": pair.tuned}, runtime, scratch)
+    sides = find_checkpoints({"base": pair.base, "tuned": pair.tuned}, runtime, scratch)
     return sides["base"], sides["tuned"]
 
 
 @uncollected()
-def find_checkpoint(reference: AnyReference, runtime: Runtime, scratch: Path) -> Found:
+def find_checkpoint(reference: AnyReference, runtime: Runtime, scratch: Path) -> AnyCheckpoint:
     """Find the checkpoint in a folder, of a commit on the Hub, or of each component."""
-    if reference in runtime.found:
-        return runtime.found[reference]
+    if reference in runtime.checkpoints:
+        return runtime.checkpoints[reference]
     if not isinstance(reference, ComponentBase):
         return _find(reference, runtime, scratch)
     parts = [(name, _find(part, runtime, scratch / name)) for name, part in reference.parts]
@@ -150,7 +148,7 @@ def find_checkpoint(reference: AnyReference, runtime: Runtime, scratch: Path) ->
 
 def find_audited(
     side: CheckpointMetadata, reference: AnyReference, runtime: Runtime, scratch: Path
-) -> Found:
+) -> AnyCheckpoint:
     """Find the checkpoint that a report names. Raises ShadowError if it has changed since."""
     checkpoint = find_checkpoint(reference, runtime, scratch)
     if side["fingerprint"] not in (None, checkpoint.fingerprint):
@@ -202,14 +200,14 @@ def snapshot_of(reference: Reference, runtime: Runtime) -> Snapshot:
     )
 
 
-def _parts(side: Found) -> list[Checkpoint | Located]:
+def _parts(side: AnyCheckpoint) -> list[Checkpoint | Located]:
     """The checkpoints that a side is made of."""
     if isinstance(side, Assembled):
         return [part for _, part in side.parts]
     return [side]
 
 
-def pickled_part(side: Found) -> Located | None:
+def pickled_part(side: AnyCheckpoint) -> Located | None:
     """A part whose weights must be fetched before anything is known about them, or None."""
     for part in _parts(side):
         if isinstance(part, Located) and part.weights.pickled:
@@ -219,8 +217,8 @@ def pickled_part(side: Found) -> Located | None:
 
 @uncollected()
 def line_up(
-    base: Found,
-    tuned: Found,
+    base: AnyCheckpoint,
+    tuned: AnyCheckpoint,
     chosen: Filter,
     runtime: Runtime,
     *,
@@ -228,8 +226,8 @@ def line_up(
     partners: Partners = {},  # noqa: B006 - it is only read
 ) -> AlignedPair:
     """Read the headers and pair the tensors."""
-    first = open_found(base, runtime, scratch / "base")
-    second = open_found(tuned, runtime, scratch / "tuned")
+    first = open_checkpoint(base, runtime, scratch / "base")
+    second = open_checkpoint(tuned, runtime, scratch / "tuned")
     if first.adapter:
         raise ShadowError(
             f"{first.reference}: the base is an adapter",
@@ -248,24 +246,24 @@ def align(first: Checkpoint, second: Checkpoint, chosen: Filter, partners: Partn
     return AlignedPair(first, second, pairs, skipped, partners)
 
 
-def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
+def open_checkpoint(side: AnyCheckpoint, runtime: Runtime, scratch: Path) -> Checkpoint:
     """Open a checkpoint with its headers; its `.bin` files are fetched and unpacked."""
-    if isinstance(found, Assembled):
+    if isinstance(side, Assembled):
         parts = []
-        for component, part in found.parts:
-            parts.append((component, open_found(part, runtime, scratch / component)))
-        return combine(found, parts)
-    if isinstance(found, Checkpoint):
-        return found
+        for component, part in side.parts:
+            parts.append((component, open_checkpoint(part, runtime, scratch / component)))
+        return combine(side, parts)
+    if isinstance(side, Checkpoint):
+        return side
     to_move = 0
     moved = 0
-    if found.weights.pickled:
+    if side.weights.pickled:
         from shadow.checkpoints.snapshots import Snapshot
         from shadow.run.plan import require_disk_at_once
 
-        assert isinstance(found.listing, Snapshot), "a folder is opened when it is found"
-        files = [WholeFile(found.listing.files[shard]) for shard in found.weights.shards]
-        to_move = require_disk_at_once(f"{found.reference}: its .bin files", files, runtime.access)
+        assert isinstance(side.listing, Snapshot), "a folder is opened when it is found"
+        files = [WholeFile(side.listing.files[shard]) for shard in side.weights.shards]
+        to_move = require_disk_at_once(f"{side.reference}: its .bin files", files, runtime.access)
         if to_move:
             runtime.say(f"fetching {byte_size(to_move)} of .bin files")
 
@@ -276,12 +274,12 @@ def open_found(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
             Progress(done=0, total=0, cost_done=0, cost_total=1, moved=moved, to_move=to_move)
         )
 
-    return open_located(found, scratch, runtime.say, report)
+    return open_located(side, scratch, runtime.say, report)
 
 
-def found_all(
+def find_checkpoints(
     references: Mapping[str, AnyReference], runtime: Runtime, scratch: Path
-) -> dict[str, Found]:
+) -> dict[str, AnyCheckpoint]:
     """Find the checkpoints that are named, by their names in answers."""
     sides = {
         name: find_checkpoint(reference, runtime, scratch / name)
@@ -291,9 +289,13 @@ def found_all(
     return sides
 
 
-def opened_models(sides: Mapping[str, Found], runtime: Runtime, scratch: Path) -> list[Checkpoint]:
+def opened_models(
+    sides: Mapping[str, AnyCheckpoint], runtime: Runtime, scratch: Path
+) -> list[Checkpoint]:
     """Open these checkpoints. Raises UsageError for an adapter among them."""
-    checkpoints = {name: open_found(side, runtime, scratch / name) for name, side in sides.items()}
+    checkpoints = {
+        name: open_checkpoint(side, runtime, scratch / name) for name, side in sides.items()
+    }
     for name, checkpoint in checkpoints.items():
         if checkpoint.adapter:
             hint = "name a whole model; `shadow verify merged BASE ADAPTER MERGED` checks a merge"
@@ -301,7 +303,7 @@ def opened_models(sides: Mapping[str, Found], runtime: Runtime, scratch: Path) -
     return list(checkpoints.values())
 
 
-def require_gguf(file: str | None, sides: Iterable[Found]) -> None:
+def require_gguf(file: str | None, sides: Iterable[AnyCheckpoint]) -> None:
     """Raise ShadowError if a pattern should choose among GGUF files, and there are none."""
     if file is None:
         return

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -52,7 +51,6 @@ class SpectrumCache(FileCache):
         super().__init__(folder, ".safetensors", bound)
         self.lookups = 0
         self.hits = 0
-        self._counting = threading.Lock()
 
     def remember(
         self, matrix: Matrix, question: SpectrumKey, norm: float, solve: Callable[[], Spectrum]
@@ -65,7 +63,7 @@ class SpectrumCache(FileCache):
             return solve()
         name = key(matrix, question)
         known = _read(self.load(name), shape_of(matrix), norm)
-        with self._counting:
+        with self._lock:
             self.lookups += 1
             self.hits += known is not None
         if known is not None:

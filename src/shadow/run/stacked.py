@@ -130,10 +130,7 @@ def _readings(
     (experts, out, in) or (experts, in, out), as the config says.
     """
     rows, cols = sides
-    for swapped in (False, True):
-        outputs = rows
-        if swapped:
-            outputs = cols
+    for swapped, outputs in ((False, rows), (True, cols)):
         for name in (stack + GATE_UP, stack + DOWN):
             for size in (sides, sides[::-1]):
                 shape = (experts, *size)

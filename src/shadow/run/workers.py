@@ -30,7 +30,7 @@ from shadow.errors import ShadowError, UndecodableError
 from shadow.reports.provenance import SIDES
 from shadow.run.journal import MatrixOutcome
 from shadow.run.machine import default_jobs, machine_limits
-from shadow.run.plan import Plan, Summed, Visit, infos_of, source_of, sources_of
+from shadow.run.plan import Plan, Summed, Visit, source_of, sources_of
 from shadow.run.runtime import Progress, Runtime, ignore
 from shadow.spectra.costs import COSTS
 from shadow.spectra.delta import measure, measure_alone
@@ -205,8 +205,8 @@ def _run(
 
 def _read_ahead(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint) -> None:
     """Let the system read a pair early, except what is read again for every pass or in a stack."""
-    for side in SIDES:
-        for info in infos_of(side, pair):
+    for side, operand in pair.operands.items():
+        for info in operand.infos:
             if info.stored_size <= WHOLE:
                 source = source_of(base, tuned, (side, info.shard))
                 with contextlib.suppress(ShadowError):  # which the worker meets
@@ -341,7 +341,7 @@ def _of_vector(sides: Sides, formats: tuple[str, str], detail: str | None) -> Ma
 
 
 def _copied(
-    sides: Sides, formats: tuple[str, str], delta: Measurement, *, may_be: bool = True
+    sides: Sides, formats: tuple[str, str], delta: Measurement, *, may_be: bool
 ) -> Cast | Literal["neither"] | None:
     """The side that is the other in another format, or neither; None if the format's error is
     unknown. may_be: whether it may be a cast of floats.
@@ -369,16 +369,13 @@ def _copied(
 def _broken(size: Extent) -> MatrixOutcome:
     """The outcome of a pair with an entry that is not finite, or sums that are not."""
     if size.finite:
-        return MatrixOutcome("skipped", reason="out_of_range", detail=_extent_in_words(size))
+        named = {"the base": size.base, "the tuned model": size.tuned}
+        named["their difference"] = size.delta
+        words = [f"up to {largest:.1e} in {name}" for name, largest in named.items() if largest]
+        return MatrixOutcome("skipped", reason="out_of_range", detail=", ".join(words))
     sides = tuple(side for side in SIDES if not math.isfinite(getattr(size, side)))
     detail = f"in the {' and the '.join(sides)} tensor"
     return MatrixOutcome("skipped", reason="nonfinite", detail=detail, nonfinite=sides)
-
-
-def _extent_in_words(size: Extent) -> str:
-    sizes = {"the base": size.base, "the tuned model": size.tuned, "their difference": size.delta}
-    words = [f"up to {largest:.1e} in {name}" for name, largest in sizes.items() if largest]
-    return ", ".join(words)
 
 
 def own_workspace() -> Workspace:

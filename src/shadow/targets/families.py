@@ -107,7 +107,7 @@ class Family:
         }
 
 
-def load_families(extra: Path | None = None) -> dict[str, Family]:
+def load_families(extra: Path | None) -> dict[str, Family]:
     """Load all families by name: the shipped ones, then those of the user's folder."""
     if extra is None and os.environ.get("SHADOW_REGISTRY"):
         extra = Path(os.environ["SHADOW_REGISTRY"])
@@ -132,7 +132,7 @@ def load_families(extra: Path | None = None) -> dict[str, Family]:
     return families
 
 
-def family_names(extra: Path | None = None) -> list[str]:
+def family_names(extra: Path | None) -> list[str]:
     """The names of families, shipped or in a folder, found line by line without checks.
 
     For shell completion: reading whole files takes half a second. A missing folder has none.
@@ -178,7 +178,7 @@ def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
     return pairs
 
 
-def filter_families(families: Mapping[str, Family], word: str | None = None) -> list[Family]:
+def filter_families(families: Mapping[str, Family], word: str | None) -> list[Family]:
     """The families with a word in their name, a checkpoint's, a tag or a component.
 
     A family's name finds that family alone. Raises ShadowError if none is left.

@@ -173,7 +173,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]
         return Whole(files, with_values=read, accept=asked.accept)
     is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
     is_adapter |= checkpoint.adapter is not None
-    is_loaded = asked.models[0] in runtime.found  # a model in memory
+    is_loaded = asked.models[0] in runtime.checkpoints  # a model in memory
     swept: list[Swept] = []
     unread: list[Unmatched] = []
 

@@ -272,10 +272,10 @@ def open_whole(
     format, and for what cannot be reached, it raises ShadowError.
     """
     from shadow.checkpoints.listing import Listing
-    from shadow.run.sides import find_checkpoint, listing_of, open_found, require_gguf
+    from shadow.run.sides import find_checkpoint, listing_of, open_checkpoint, require_gguf
 
     listing = Listing("", {})
-    if reference not in runtime.found:  # otherwise it is in memory
+    if reference not in runtime.checkpoints:  # otherwise it is in memory
         listing = listing_of(reference, runtime)
     contents = Contents(listing, runtime, with_values=with_values)
     if contents.are_judged and runtime.access.file is None:
@@ -284,7 +284,7 @@ def open_whole(
         runtime = replace(runtime, commits={reference: listing.commit})
     found = find_checkpoint(reference, runtime, scratch / "whole")
     require_gguf(runtime.access.file, [found])
-    return contents.beside(open_found(found, runtime, scratch / "whole"))
+    return contents.beside(open_checkpoint(found, runtime, scratch / "whole"))
 
 
 class Contents:
