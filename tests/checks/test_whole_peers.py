@@ -78,6 +78,20 @@ def stacked(change):
     return do
 
 
+def two_stacks(change, layers=1):
+    """Stacks of three experts; of the second, `change` makes the last one of a copy of the first."""
+
+    def do(tensors):
+        for layer in range(layers):
+            for name in (STACK, STACK.replace("down", "gate_up")):
+                stack = planted.normal(layer, 3, 300 * 400).view(3, 300, 400)
+                tensors[at(layer, name)] = stack
+                stack[2] = stack[0]
+            change(stack[2])
+
+    return do
+
+
 def exchanged(matrix):
     """Other values in the same rows, whose sums of squares stay."""
     matrix[3, [5, 6]] = matrix[3, [6, 5]]
@@ -96,6 +110,8 @@ SICK = {
         at(0, "mlp.experts.2"),
     ),
     "of a stack, twice": (stacked(lambda expert: None), "unit_copied", f"{at(0, STACK)}[3]"),
+    "of two stacks": (two_stacks(torch.abs), "unit_copied", at(0, "mlp.experts[2]")),
+    "of one of two": (two_stacks(torch.Tensor.neg_), "unit_copied", f"{at(0, STACK)}[2]"),
     "one of one value": (stacked(lambda one: one.fill_(0.5)), "constant_experts", at(0, STACK)),
 }
 WELL = {
@@ -142,6 +158,17 @@ def test_what_is_like_its_peers_is_not(case):
     tensors = model()
     WELL[case](tensors)
     assert codes_of(tensors) == ([], [])
+
+
+def test_copies_of_an_expert_in_every_layer_are_one_note():
+    tensors = model(experts=3)
+    two_stacks(torch.abs, layers=6)(tensors)
+    for layer in range(6):
+        copied(EXPERT, at(layer, EXPERT.replace("1", "0")), at(layer, EXPERT))(tensors)
+    copy, _ = shadow.verify("whole", tensors).answer.notes
+    assert copy.figures["other"] == "number 0 of its layer"
+    ends = "mlp.experts[2]", "mlp.experts.1"
+    assert {*copy.figures["names"]} == {at(layer, end) for layer in range(6) for end in ends}
 
 
 def test_of_three_none_is_unusual():

@@ -26,6 +26,7 @@ UNIT = re.compile(r"(?P<unit>.+\.[0-9]+)\.(?P<rest>.+)")  # the innermost layer,
 FEWEST = 4  # tensors of one role and shape: of fewer, none is unusual
 FAR = 1e4  # how many times as large as those of peers the entries of no model are
 RARE = 0.25  # at most this share of peers is unusual
+BESIDE = "number {} of its layer"  # the same text in every layer, so that one note has them all
 CLIPPED = 8  # entries at the largest number of F16 that come about by chance
 RULES: Mapping[str, FindingRule] = {
     "far_from_peers": FindingRule(
@@ -68,7 +69,7 @@ RULES: Mapping[str, FindingRule] = {
     ),
 }
 Copies = Mapping[str, str]
-"""By layer, expert or block, an earlier one with equal matrices."""
+"""By layer, expert or block, words for an earlier one with equal matrices."""
 
 
 def judge_peers(findings: Findings, swept: Sequence[Swept], copies: Copies) -> None:
@@ -155,7 +156,7 @@ def _judge_dtypes(findings: Findings, peers: Sequence[Swept]) -> None:
 
 
 def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime) -> Copies:
-    """Find units whose matrices are equal, and equal matrices of a stack. Equal statistics of all
+    """Find units whose matrices are equal, and equal matrices of stacks. Equal statistics of all
     propose it, and reading the largest decides.
     """
     if not swept:
@@ -163,20 +164,30 @@ def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime
     from shadow.run.scan import same_slices  # which imports torch
 
     units: defaultdict[str, dict[str, Swept]] = defaultdict(dict)
-    copies: dict[str, str] = {}
+    stacks = Counter[tuple[str, int]]()  # by module and number of experts
+    equal: defaultdict[tuple[str, int, int, int], list[str]] = defaultdict(list)
     for tensor in swept:
         info = tensor.info
         match = UNIT.fullmatch(info.name)
         is_matrix = sum(size > 1 for size in info.shape) > 1
         if match and is_matrix and info.dtype in FLOATS and not tensor.extremes.is_constant:
             units[match["unit"]][match["rest"]] = tensor
+        slices = tensor.extremes.slices
+        module, _, _ = info.name.rpartition(".")
+        stacks[module, len(slices)] += 1
         numbers: dict[int, int] = {}
-        for number, checksum in enumerate(tensor.extremes.slices):
+        for number, checksum in enumerate(slices):
             first = numbers.setdefault(checksum, number)
             if checksum and first != number:
                 fetch(checkpoint, [info], runtime)
                 if same_slices(checkpoint.tensor(info), (first, number), info.dtype):
-                    copies[f"{info.name}[{number}]"] = f"{info.name}[{first}]"
+                    equal[module, len(slices), number, first].append(info.name)
+    copies: dict[str, str] = {}
+    for (module, experts, number, first), names in equal.items():
+        if 1 < len(names) == stacks[module, experts]:
+            names = [module]
+        for name in names:
+            copies[f"{name}[{number}]"] = BESIDE.format(first)
     first_of: dict[object, str] = {}
     for unit, tensors in sorted(units.items()):
         statistics = [
@@ -186,5 +197,7 @@ def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime
         rest = max(tensors, key=lambda rest: tensors[rest].extremes.entries)
         pair = f"{other}.{rest}", f"{unit}.{rest}"
         if other != unit and are_equal(checkpoint, pair, runtime):
-            copies[unit] = other
+            stack, _, place = other.rpartition(".")
+            is_beside = LAYER.fullmatch(unit) and unit.startswith(f"{stack}.")
+            copies[unit] = BESIDE.format(place) if is_beside else other
     return copies
