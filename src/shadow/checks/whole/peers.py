@@ -56,7 +56,7 @@ RULES: Mapping[str, FindingRule] = {
     ),
     "piece_lacking": FindingRule(
         NOTE,
-        "no file has it, and all {layers:count} other layers have one",
+        "no file has it, and {layers:count} other layers have one",
         "Where no loader was asked, a tensor that was lost in saving stays unseen otherwise.",
         "Restore it from the source, unless the layer was made without it.",
     ),
@@ -96,22 +96,46 @@ def judge_peers(findings: Findings, swept: Sequence[Swept], copies: Copies) -> N
 
 def judge_pieces(findings: Findings, names: Iterable[str]) -> None:
     """Report tensors that one layer lacks and all others of its stack have, but for the first and
-    the last layer, and those with a tensor that no other has instead.
+    the last layer, and those with a tensor that no other has instead; and lost biases.
     """
     stacks = defaultdict[str, defaultdict[int, set[str]]](lambda: defaultdict(set))
     for match in filter(None, map(LAYER.fullmatch, names)):
         stack, _, number = match["owner"].rpartition(".")
         stacks[stack][int(number)].add(role(match["rest"]))
     for stack, layers in stacks.items():
+        lacking = _lost_biases(layers)
         counts = Counter(piece for pieces in layers.values() for piece in pieces)
         others = len(layers) - 1
         for number in sorted(layers)[1:-1]:
             own = layers[number]
             if others < FEWEST or any(counts[piece] == 1 for piece in own):
                 continue
-            for piece in sorted(counts.keys() - own):
+            for piece in counts.keys() - own:
                 if counts[piece] == others:
-                    findings.add(f"{stack}.{number}.{piece}", "piece_lacking", layers=others)
+                    lacking[number, piece] = others
+        for (number, piece), having in sorted(lacking.items()):
+            findings.add(f"{stack}.{number}.{piece}", "piece_lacking", layers=having)
+
+
+def _lost_biases(layers: Mapping[int, set[str]]) -> dict[tuple[int, str], int]:
+    """Find biases that some layers have and others lack, all else being alike, as no architecture
+    has it: of each, by layer and name, how many have one.
+    """
+    kinds: defaultdict[frozenset[str], list[int]] = defaultdict(list)
+    for number, pieces in layers.items():
+        kind = frozenset(piece for piece in pieces if not piece.endswith("bias"))
+        kinds[kind].append(number)
+    lacking: dict[tuple[int, str], int] = {}
+    for kind, numbers in kinds.items():
+        if len(numbers) <= FEWEST or len(kind) < FEWEST:
+            continue
+        counts = Counter(piece for number in numbers for piece in layers[number] - kind)
+        for bias, having in counts.items():
+            weight = bias.removesuffix("bias") + "weight"
+            if weight in kind and having > RARE * len(numbers):
+                without = [number for number in numbers if bias not in layers[number]]
+                lacking |= {(number, bias): having for number in without}
+    return lacking
 
 
 def _judge_sizes(findings: Findings, peers: Sequence[Swept]) -> None:
