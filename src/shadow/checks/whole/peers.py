@@ -118,8 +118,8 @@ def judge_pieces(findings: Findings, names: Iterable[str]) -> None:
 
 
 def _lost_biases(layers: Mapping[int, set[str]]) -> dict[tuple[int, str], int]:
-    """Find biases that some layers have and others lack, all else being alike, as no architecture
-    has it: of each, by layer and name, how many have one.
+    """Find biases that some of equal layers have and others lack, as no architecture has it: of
+    each, by layer and name, how many have one.
     """
     kinds: defaultdict[frozenset[str], list[int]] = defaultdict(list)
     for number, pieces in layers.items():
