@@ -105,13 +105,15 @@ def gather_copies(
         table = checkpoint.tensor(info)
         owners = defaultdict[bytes, list[str]](list)
         small = []  # rows whose norm may be that of a mean
+        usual = seen[embedding].energy / info.shape[0]
         for token, row in [*numbers.items()][:MOST]:
             is_reserved = token not in tokens and re.search("[0-9]", token)  # for later
             if 0 <= row < info.shape[0] and not is_reserved:
                 entries = table.seen(itemgetter(row))[()].float()  # of this row, and no others
                 owners[entries.numpy().tobytes()].append(token)
-                energy = float(entries.square().sum()) * info.shape[0]
-                if 2 * row > info.shape[0] and 0 < 2 * energy < seen[embedding].energy:
+                energy = float(entries.square().sum())
+                is_late = 2 * row > info.shape[0]
+                if is_late and 0 < energy < usual / 2:
                     small.append((row, token, entries))
         for content, own in owners.items():
             written = [token for token in own if token in tokens]
@@ -126,13 +128,16 @@ def gather_copies(
 
 def _means(table: Read, small: Iterable[tuple[int, str, Tensor]]) -> list[str]:
     """The tokens whose rows are the mean of all rows before them."""
+    import torch
+
     tokens = []
-    total = table.seen(itemgetter(0))[()].double() * 0
+    total = torch.zeros(())
     end = 0
     for row, token, entries in sorted(small, key=itemgetter(0)):
         for begin in range(end, row, AT_ONCE):
-            part = table.seen(itemgetter(slice(begin, min(row, begin + AT_ONCE))))[()]
-            total += part.double().sum(0)
+            rows = slice(begin, min(row, begin + AT_ONCE))
+            part = table.seen(itemgetter(rows))
+            total = total + part[()].double().sum(0)
         end = row
         mean = total / row
         if (entries - mean).norm() < NEAR * mean.norm():

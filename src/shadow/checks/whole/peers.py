@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from shadow.checks.whole.copies import LAYER
+from shadow.checks.whole.copies import LAYER, Copy
 from shadow.checks.whole.names import are_equal, fetch
 from shadow.checks.whole.part import FAULT, NOTE, FindingRule, Findings
 from shadow.checks.whole.values import BUFFER, FACTOR, role
@@ -68,12 +68,10 @@ RULES: Mapping[str, FindingRule] = {
         "Check the code that wrote it, unless it was meant.",
     ),
 }
-Copies = Mapping[str, str]
-"""By layer, expert or block, words for an earlier one with equal matrices."""
 
 
-def judge_peers(findings: Findings, swept: Sequence[Swept], copies: Copies) -> None:
-    """Report what is unlike its peers, and units that are copies."""
+def judge_peers(findings: Findings, swept: Sequence[Swept]) -> None:
+    """Report what is unlike its peers."""
     by_role: defaultdict[tuple[str, tuple[int, ...]], list[Swept]] = defaultdict(list)
     for tensor in swept:
         name = tensor.info.name
@@ -90,8 +88,6 @@ def judge_peers(findings: Findings, swept: Sequence[Swept], copies: Copies) -> N
         else:
             _judge_constants(findings, peers)
         _judge_dtypes(findings, peers)
-    for unit, other in copies.items():
-        findings.add(unit, "unit_copied", other=other)
 
 
 def judge_pieces(findings: Findings, names: Iterable[str]) -> None:
@@ -104,7 +100,9 @@ def judge_pieces(findings: Findings, names: Iterable[str]) -> None:
         stacks[stack][int(number)].add(role(match["rest"]))
     for stack, layers in stacks.items():
         lacking = _lost_biases(layers)
-        counts = Counter(piece for pieces in layers.values() for piece in pieces)
+        counts = Counter[str]()
+        for pieces in layers.values():
+            counts.update(pieces)
         others = len(layers) - 1
         for number in sorted(layers)[1:-1]:
             own = layers[number]
@@ -129,12 +127,15 @@ def _lost_biases(layers: Mapping[int, set[str]]) -> dict[tuple[int, str], int]:
     for kind, numbers in kinds.items():
         if len(numbers) <= FEWEST or len(kind) < FEWEST:
             continue
-        counts = Counter(piece for number in numbers for piece in layers[number] - kind)
+        counts = Counter[str]()
+        for number in numbers:
+            counts.update(layers[number] - kind)
         for bias, having in counts.items():
             weight = bias.removesuffix("bias") + "weight"
             if weight in kind and having > RARE * len(numbers):
-                without = [number for number in numbers if bias not in layers[number]]
-                lacking |= {(number, bias): having for number in without}
+                for number in numbers:
+                    if bias not in layers[number]:
+                        lacking[number, bias] = having
     return lacking
 
 
@@ -179,12 +180,12 @@ def _judge_dtypes(findings: Findings, peers: Sequence[Swept]) -> None:
             )
 
 
-def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime) -> Copies:
+def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime) -> list[Copy]:
     """Find units whose matrices are equal, and equal matrices of stacks. Equal statistics of all
     propose it, and reading the largest decides.
     """
     if not swept:
-        return {}
+        return []
     from shadow.run.scan import same_slices  # which imports torch
 
     units: defaultdict[str, dict[str, Swept]] = defaultdict(dict)
@@ -206,22 +207,24 @@ def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime
                 fetch(checkpoint, [info], runtime)
                 if same_slices(checkpoint.tensor(info), (first, number), info.dtype):
                     equal[module, len(slices), number, first].append(info.name)
-    copies: dict[str, str] = {}
+    copies: list[Copy] = []
     for (module, experts, number, first), names in equal.items():
         if 1 < len(names) == stacks[module, experts]:
             names = [module]
+        other = BESIDE.format(first)
         for name in names:
-            copies[f"{name}[{number}]"] = BESIDE.format(first)
+            copies.append(("unit_copied", f"{name}[{number}]", other))
     first_of: dict[object, str] = {}
     for unit, tensors in sorted(units.items()):
-        statistics = [
-            (rest, tensor.info.shape, tensor.extremes) for rest, tensor in tensors.items()
-        ]
+        statistics = []
+        for rest, tensor in tensors.items():
+            statistics.append((rest, tensor.info.shape, tensor.extremes))
         other = first_of.setdefault(tuple(statistics), unit)
         rest = max(tensors, key=lambda rest: tensors[rest].extremes.entries)
         pair = f"{other}.{rest}", f"{unit}.{rest}"
         if other != unit and are_equal(checkpoint, pair, runtime):
             stack, _, place = other.rpartition(".")
-            is_beside = LAYER.fullmatch(unit) and unit.startswith(f"{stack}.")
-            copies[unit] = BESIDE.format(place) if is_beside else other
+            if LAYER.fullmatch(unit) and unit.startswith(f"{stack}."):
+                other = BESIDE.format(place)
+            copies.append(("unit_copied", unit, other))
     return copies
