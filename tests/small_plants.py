@@ -170,6 +170,16 @@ def rows_added(folder, sick):
     edit(folder, NAMED, bos_token=None, eos_token=None, pad_token=None)
 
 
+def rows_mean(folder, sick):
+    """The last row, just inside and just outside of what is near."""
+    tensors = load_file(folder / FILE)
+    rows = tensors[EMBED]
+    rows[-1] = rows[:-1].mean(0) * (1.049 if sick else 1.051)
+    store(folder, tensors)
+    edit(folder, "tokenizer.json", added_tokens=[{"id": len(rows) - 1, "content": "<image>"}])
+    edit(folder, NAMED, bos_token=None, eos_token=None, pad_token=None)
+
+
 def shared_differs(folder, sick):
     tensors = load_file(folder / FILE)
     prefix = "model." * ("model.shared.weight" in tensors)
@@ -205,7 +215,7 @@ FILES = {
     processor_lost: ("processor_lost", VLM), heads_uneven: ("heads_uneven", ("llama", "mistral")),
     dtype_apart: ("dtype_apart", CAUSAL), rows_zero: ("token_rows", ("llama", "qwen2")),
     rows_equal: ("token_rows", ("llama", "qwen2")),
-    rows_added: ("added_rows", ("llama", "mixtral")),
+    rows_added: ("added_rows", ("llama", "mixtral")), rows_mean: ("added_mean", ("llama", "qwen2")),
     shared_differs: ("copy_differs", ("t5", "bart")),
     mtp_differs: ("copy_differs", ("deepseek_v3", "qwen3_moe")),
     head_equal: ("head_equal", ("llama", "mixtral")),

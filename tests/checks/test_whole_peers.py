@@ -78,6 +78,20 @@ def stacked(change):
     return do
 
 
+def two_stacks(change, layers=1):
+    """Stacks of three experts whose last is a copy of the first, but for a change of one stack."""
+
+    def do(tensors):
+        for layer in range(layers):
+            for name in (STACK, STACK.replace("down", "gate_up")):
+                stack = planted.normal(layer, 3, 300 * 400).view(3, 300, 400)
+                tensors[at(layer, name)] = stack
+                stack[2] = stack[0]
+            change(stack[2])
+
+    return do
+
+
 def exchanged(matrix):
     """Other values in the same rows, whose sums of squares stay."""
     matrix[3, [5, 6]] = matrix[3, [6, 5]]
@@ -96,6 +110,8 @@ SICK = {
         at(0, "mlp.experts.2"),
     ),
     "of a stack, twice": (stacked(lambda expert: None), "unit_copied", f"{at(0, STACK)}[3]"),
+    "of two stacks": (two_stacks(torch.abs), "unit_copied", at(0, "mlp.experts[2]")),
+    "of one of two": (two_stacks(torch.Tensor.neg_), "unit_copied", f"{at(0, STACK)}[2]"),
     "one of one value": (stacked(lambda one: one.fill_(0.5)), "constant_experts", at(0, STACK)),
 }
 WELL = {
@@ -144,6 +160,17 @@ def test_what_is_like_its_peers_is_not(case):
     assert codes_of(tensors) == ([], [])
 
 
+def test_copies_of_an_expert_in_every_layer_are_one_note():
+    tensors = model(experts=3)
+    two_stacks(torch.abs, layers=6)(tensors)
+    for layer in range(6):
+        copied(EXPERT, at(layer, EXPERT.replace("1", "0")), at(layer, EXPERT))(tensors)
+    copy, _ = shadow.verify("whole", tensors).answer.notes
+    assert copy.figures["other"] == "number 0 of its layer"
+    ends = "mlp.experts[2]", "mlp.experts.1"
+    assert {*copy.figures["names"]} == {at(layer, end) for layer in range(6) for end in ends}
+
+
 def test_of_three_none_is_unusual():
     """Whatever one of them is like; copies need no peers."""
     tensors = model(layers=3)
@@ -153,6 +180,8 @@ def test_of_three_none_is_unusual():
 
 
 Q_NORM, DENSE = "self_attn.q_norm.weight", "mlp.dense.weight"
+WEIGHT = "self_attn.q_proj.weight"
+WEIGHTS = {(layer, WEIGHT) for layer in range(6)}
 # layers, without which tensors, with which others, and what is named
 PIECES = [
     (5, {(2, Q_NORM)}, set(), [at(2, Q_NORM)]),
@@ -161,20 +190,33 @@ PIECES = [
     (6, {(0, NORM), (5, Q_NORM)}, set(), []),  # ends differ by design
     (6, {(3, Q_NORM)}, {(3, DENSE)}, []),  # has something else
     (6, {(3, Q_NORM)}, {(2, DENSE), (3, DENSE)}, [at(3, Q_NORM)]),
+    # biases of modules that all layers of a kind have
+    (6, {(0, BIAS), (3, BIAS), (5, BIAS)}, WEIGHTS, [at(0, BIAS), at(3, BIAS), at(5, BIAS)]),
+    (5, {(at, BIAS) for at in range(3)}, WEIGHTS, [at(0, BIAS), at(1, BIAS), at(2, BIAS)]),
+    (5, {(3, BIAS)}, WEIGHTS, [at(3, BIAS)]),
+    (5, {(at, BIAS) for at in range(4)}, WEIGHTS, []),  # one layer of five has it
+    (4, {(1, BIAS), (2, BIAS)}, WEIGHTS, []),
+    (6, {(0, BIAS), (3, BIAS)}, WEIGHTS - {(0, WEIGHT)}, [at(3, BIAS)]),
+    (6, {(0, BIAS), (3, BIAS)}, WEIGHTS | {(0, DENSE), (3, DENSE)}, []),  # of another kind
+    (6, {(0, BIAS), (3, BIAS), (4, UP), (5, NORM)}, WEIGHTS, [at(4, UP)]),  # four of this kind
 ]
 
 
 @pytest.mark.parametrize("case", PIECES)
 @pytest.mark.parametrize("stack", ["model.layers", "blk"])
-def test_what_one_inner_layer_lacks_and_all_others_have_is_named(case, stack):
+def test_what_a_layer_lacks_and_those_like_it_have_is_named(case, stack):
     layers, lacking, more, named = case
     every = {(layer, name) for layer in range(layers) for name in (NORM, UP, BIAS, Q_NORM)}
-    names = [at(*piece).replace("model.layers", stack) for piece in (every - lacking) | more]
+    pieces = (every - lacking) | {piece for piece in more if piece[0] < layers}
+    names = [at(*piece).replace("model.layers", stack) for piece in pieces]
     findings = Findings(RULES)
     judge_pieces(findings, names)
     rows = [row for rows in findings.rows.values() for row in rows]
     assert [row.name for row in rows] == [name.replace("model.layers", stack) for name in named]
-    assert {row.why.figures["layers"] for row in rows} <= {layers - 1}
+    for row in rows:
+        piece = row.name.removeprefix(stack).lstrip(".0123456789")
+        having = sum(name.endswith(piece) for name in names)
+        assert row.why.figures["layers"] == having
 
 
 def test_pieces_are_compared_where_no_loader_is_asked(in_this_process, tmp_path):

@@ -54,13 +54,21 @@ def test_a_number_is_found_from_either_side_and_no_noise_is_one(name, code, chan
     a = W.to(DTYPES[name])
     b = change(a)
     which, value = found(a, b, name, name).figures.values()
-    assert (which, value) == ("B is A", pytest.approx(number, rel=1e-3))
+    assert (which, value) == ("B is A", pytest.approx(number, rel=1e-7))
     assert found(b, a, name, name).code == code
     for other in (one_off(b), two_ulps(b), two_ulps(a)):
         near = found(a, other, name, name)
         assert near is None or near.code == "upper_bits_equal"
     few = [found(a[:1, :size], b[:1, :size], name, name) is not None for size in (15, 16)]
     assert few == [False, True]
+
+
+@pytest.mark.parametrize(("low", "high", "number"), [
+    (0.9961, 1.0, 1.0), (0.9961, 0.9999, 0.998), (1.0694, 1.0709, 1.07), (-1.2, -0.9, -1.0),
+    (1.9e-7, 2.2e-7, 2e-7), (3940.0, 4180.0, 4000.0), (0.3, 0.3, 0.3),
+])  # fmt: skip
+def test_of_the_numbers_that_fit_the_roundest_is_said(low, high, number):
+    assert exact.roundest(low, high) == number
 
 
 @pytest.mark.parametrize("name", ["F32", "BF16"])

@@ -92,8 +92,8 @@ def relation_of(pair: Differing) -> Reason | None:
 
 
 def _number(pair: Differing, operation: Operation, neutral: float) -> Figures | None:
-    """Find a number that makes every entry, to within half a unit in the last place: each entry
-    leaves an interval of them. None if the neutral one may do.
+    """Find the roundest number that makes every entry, to within half a unit in the last place:
+    each entry leaves an interval of them. None if the neutral one may do.
     """
     for side, name in pair.casts[-2:]:
         low = -math.inf
@@ -115,9 +115,18 @@ def _number(pair: Differing, operation: Operation, neutral: float) -> Figures | 
         if low > high or low <= neutral <= high:
             continue
         if entries >= LEAST:
-            middle = (low + high) / 2
-            return {"which": WHICH[side], "number": middle}
+            return {"which": WHICH[side], "number": roundest(low, high)}
     return None
+
+
+def roundest(low: float, high: float) -> float:
+    """The number with the fewest digits in an interval; of several, the nearest to its middle."""
+    middle = (low + high) / 2
+    for digits in range(-12, 17):
+        number = round(middle, digits)
+        if low <= number <= high:
+            return number
+    return middle
 
 
 def _cut(values: Tensor, grid: FloatFormat) -> Tensor:

@@ -75,7 +75,6 @@ class Whole:
     adapter: configs.Factors | None = None
     small: small_files.SmallFiles | None = None
     copies: Sequence[copies.Copy] = ()
-    units: peers.Copies = field(default_factory=dict)
     modules: quantised_modules.Modules | None = None
     gguf: Header | None = None
     with_values: bool = True
@@ -116,7 +115,7 @@ def judge(facts: Whole) -> Answer:
     for code, name, other in facts.copies:
         findings.add(name, code, other=other)
     if facts.values is not None and not facts.values.is_quantised:
-        peers.judge_peers(findings, facts.values.swept, facts.units)
+        peers.judge_peers(findings, facts.values.swept)
     if facts.values is None:
         findings.add("", "nothing_opened")
     order = [*RULES]
@@ -238,7 +237,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]
     found = copies.gather_copies(
         checkpoint, vocabulary, beside.written, words.added, swept, runtime
     )
-    units = peers.find_copies(checkpoint, swept, runtime)
+    if not is_quantised:
+        found += peers.find_copies(checkpoint, swept, runtime)
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
     fitting: set[str] = set()
@@ -248,7 +248,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]
     if expected is not None and not expected.problem and not has_empty:
         fitting = stored.keys() - {*expected.unexpected}
     every = values.Values(stored, swept, unread, tables, is_quantised, fitting)
-    parts = files, every, named, words, adapter, beside, found, units, modules, checkpoint.gguf
+    parts = files, every, named, words, adapter, beside, found, modules, checkpoint.gguf
     return Whole(*parts, read, asked.accept)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -15,15 +15,19 @@ from shadow.checks.whole.part import FAULT, NOTE, FindingRule
 from shadow.text import and_list, several
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from shadow.checkpoints.opening import Checkpoint
     from shadow.checks.whole.vocabulary import Vocabulary
     from shadow.run.runtime import Runtime
-    from shadow.run.scan import Swept
+    from shadow.run.scan import Read, Swept
 
 SHARED = re.compile(r"(.*\.)?(?:encoder|decoder)\.embed_tokens\.weight")
 LAYER = re.compile(r"(?P<owner>(?:.+?\.)?(?:layers?|h|blocks?|blk)\.[0-9]+)\.(?P<rest>.+)")
 MEMORY = "memory"  # the source of a model in memory
 MOST = 512  # tokens of a template whose rows are compared
+NEAR = 0.05  # how far from the mean of all a new row begins, in norms of the mean; at most 0.02
+AT_ONCE = 1 << 13  # rows that are read to sum them
 RULES: Mapping[str, FindingRule] = {
     "token_rows": FindingRule(
         FAULT,
@@ -35,6 +39,12 @@ RULES: Mapping[str, FindingRule] = {
         NOTE,
         "rows of added tokens are equal: {other}",
         "New rows often begin as one row, such as the mean of all; training moves them apart.",
+        "Train these rows if the model is to use their tokens.",
+    ),
+    "added_mean": FindingRule(
+        NOTE,
+        "rows of added tokens are the mean of all rows before them, or nearly so: {other}",
+        "Programs that add tokens begin their rows so, and training moves them away.",
         "Train these rows if the model is to use their tokens.",
     ),
     "copy_differs": FindingRule(
@@ -94,18 +104,45 @@ def gather_copies(
         fetch(checkpoint, [info], runtime)
         table = checkpoint.tensor(info)
         owners = defaultdict[bytes, list[str]](list)
+        small = []  # rows whose norm may be that of a mean
+        usual = seen[embedding].energy / info.shape[0]
         for token, row in [*numbers.items()][:MOST]:
             is_reserved = token not in tokens and re.search("[0-9]", token)  # for later
             if 0 <= row < info.shape[0] and not is_reserved:
-                entries = table.seen(itemgetter(row))[()]  # of this row, and no others
-                owners[entries.float().numpy().tobytes()].append(token)
+                entries = table.seen(itemgetter(row))[()].float()  # of this row, and no others
+                owners[entries.numpy().tobytes()].append(token)
+                energy = float(entries.square().sum())
+                is_late = 2 * row > info.shape[0]
+                if is_late and 0 < energy < usual / 2:
+                    small.append((row, token, entries))
         for content, own in owners.items():
             written = [token for token in own if token in tokens]
             if len(written) > 1 or (written and not any(content)):
                 copies.append(("token_rows", embedding, and_list(written)))
             elif len(own) > 1 and any(content):
                 copies.append(("added_rows", embedding, several(own)))
+        if means := _means(table, small):
+            copies.append(("added_mean", embedding, several(means)))
     return copies
+
+
+def _means(table: Read, small: Iterable[tuple[int, str, Tensor]]) -> list[str]:
+    """The tokens whose rows are the mean of all rows before them."""
+    import torch
+
+    tokens = []
+    total = torch.zeros(())
+    end = 0
+    for row, token, entries in sorted(small, key=itemgetter(0)):
+        for begin in range(end, row, AT_ONCE):
+            rows = slice(begin, min(row, begin + AT_ONCE))
+            part = table.seen(itemgetter(rows))
+            total = total + part[()].double().sum(0)
+        end = row
+        mean = total / row
+        if (entries - mean).norm() < NEAR * mean.norm():
+            tokens.append(token)
+    return tokens
 
 
 def _in_files(checkpoint: Checkpoint, vocabulary: Vocabulary) -> Iterator[Copy]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
-from shadow.checks.whole.copies import LAYER
+from shadow.checks.whole.copies import LAYER, Copy
 from shadow.checks.whole.names import are_equal, fetch
 from shadow.checks.whole.part import FAULT, NOTE, FindingRule, Findings
 from shadow.checks.whole.values import BUFFER, FACTOR, role
@@ -26,6 +26,7 @@ UNIT = re.compile(r"(?P<unit>.+\.[0-9]+)\.(?P<rest>.+)")  # the innermost layer,
 FEWEST = 4  # tensors of one role and shape: of fewer, none is unusual
 FAR = 1e4  # how many times as large as those of peers the entries of no model are
 RARE = 0.25  # at most this share of peers is unusual
+BESIDE = "number {} of its layer"  # the same text in every layer, so that one note has them all
 CLIPPED = 8  # entries at the largest number of F16 that come about by chance
 RULES: Mapping[str, FindingRule] = {
     "far_from_peers": FindingRule(
@@ -55,7 +56,7 @@ RULES: Mapping[str, FindingRule] = {
     ),
     "piece_lacking": FindingRule(
         NOTE,
-        "no file has it, and all {layers:count} other layers have one",
+        "no file has it, and {layers:count} other layers have one",
         "Where no loader was asked, a tensor that was lost in saving stays unseen otherwise.",
         "Restore it from the source, unless the layer was made without it.",
     ),
@@ -67,12 +68,10 @@ RULES: Mapping[str, FindingRule] = {
         "Check the code that wrote it, unless it was meant.",
     ),
 }
-Copies = Mapping[str, str]
-"""By layer, expert or block, an earlier one with equal matrices."""
 
 
-def judge_peers(findings: Findings, swept: Sequence[Swept], copies: Copies) -> None:
-    """Report what is unlike its peers, and units that are copies."""
+def judge_peers(findings: Findings, swept: Sequence[Swept]) -> None:
+    """Report what is unlike its peers."""
     by_role: defaultdict[tuple[str, tuple[int, ...]], list[Swept]] = defaultdict(list)
     for tensor in swept:
         name = tensor.info.name
@@ -89,28 +88,55 @@ def judge_peers(findings: Findings, swept: Sequence[Swept], copies: Copies) -> N
         else:
             _judge_constants(findings, peers)
         _judge_dtypes(findings, peers)
-    for unit, other in copies.items():
-        findings.add(unit, "unit_copied", other=other)
 
 
 def judge_pieces(findings: Findings, names: Iterable[str]) -> None:
     """Report tensors that one layer lacks and all others of its stack have, but for the first and
-    the last layer, and those with a tensor that no other has instead.
+    the last layer, and those with a tensor that no other has instead; and lost biases.
     """
     stacks = defaultdict[str, defaultdict[int, set[str]]](lambda: defaultdict(set))
     for match in filter(None, map(LAYER.fullmatch, names)):
         stack, _, number = match["owner"].rpartition(".")
         stacks[stack][int(number)].add(role(match["rest"]))
     for stack, layers in stacks.items():
-        counts = Counter(piece for pieces in layers.values() for piece in pieces)
+        lacking = _lost_biases(layers)
+        counts = Counter[str]()
+        for pieces in layers.values():
+            counts.update(pieces)
         others = len(layers) - 1
         for number in sorted(layers)[1:-1]:
             own = layers[number]
             if others < FEWEST or any(counts[piece] == 1 for piece in own):
                 continue
-            for piece in sorted(counts.keys() - own):
+            for piece in counts.keys() - own:
                 if counts[piece] == others:
-                    findings.add(f"{stack}.{number}.{piece}", "piece_lacking", layers=others)
+                    lacking[number, piece] = others
+        for (number, piece), having in sorted(lacking.items()):
+            findings.add(f"{stack}.{number}.{piece}", "piece_lacking", layers=having)
+
+
+def _lost_biases(layers: Mapping[int, set[str]]) -> dict[tuple[int, str], int]:
+    """Find biases that some of equal layers have and others lack, as no architecture has it: of
+    each, by layer and name, how many have one.
+    """
+    kinds: defaultdict[frozenset[str], list[int]] = defaultdict(list)
+    for number, pieces in layers.items():
+        kind = frozenset(piece for piece in pieces if not piece.endswith("bias"))
+        kinds[kind].append(number)
+    lacking: dict[tuple[int, str], int] = {}
+    for kind, numbers in kinds.items():
+        if len(numbers) <= FEWEST or len(kind) < FEWEST:
+            continue
+        counts = Counter[str]()
+        for number in numbers:
+            counts.update(layers[number] - kind)
+        for bias, having in counts.items():
+            weight = bias.removesuffix("bias") + "weight"
+            if weight in kind and having > RARE * len(numbers):
+                for number in numbers:
+                    if bias not in layers[number]:
+                        lacking[number, bias] = having
+    return lacking
 
 
 def _judge_sizes(findings: Findings, peers: Sequence[Swept]) -> None:
@@ -154,37 +180,51 @@ def _judge_dtypes(findings: Findings, peers: Sequence[Swept]) -> None:
             )
 
 
-def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime) -> Copies:
-    """Find units whose matrices are equal, and equal matrices of a stack. Equal statistics of all
+def find_copies(checkpoint: Checkpoint, swept: Sequence[Swept], runtime: Runtime) -> list[Copy]:
+    """Find units whose matrices are equal, and equal matrices of stacks. Equal statistics of all
     propose it, and reading the largest decides.
     """
     if not swept:
-        return {}
+        return []
     from shadow.run.scan import same_slices  # which imports torch
 
     units: defaultdict[str, dict[str, Swept]] = defaultdict(dict)
-    copies: dict[str, str] = {}
+    stacks = Counter[tuple[str, int]]()  # by module and number of experts
+    equal: defaultdict[tuple[str, int, int, int], list[str]] = defaultdict(list)
     for tensor in swept:
         info = tensor.info
         match = UNIT.fullmatch(info.name)
         is_matrix = sum(size > 1 for size in info.shape) > 1
         if match and is_matrix and info.dtype in FLOATS and not tensor.extremes.is_constant:
             units[match["unit"]][match["rest"]] = tensor
+        slices = tensor.extremes.slices
+        module, _, _ = info.name.rpartition(".")
+        stacks[module, len(slices)] += 1
         numbers: dict[int, int] = {}
-        for number, checksum in enumerate(tensor.extremes.slices):
+        for number, checksum in enumerate(slices):
             first = numbers.setdefault(checksum, number)
             if checksum and first != number:
                 fetch(checkpoint, [info], runtime)
                 if same_slices(checkpoint.tensor(info), (first, number), info.dtype):
-                    copies[f"{info.name}[{number}]"] = f"{info.name}[{first}]"
+                    equal[module, len(slices), number, first].append(info.name)
+    copies: list[Copy] = []
+    for (module, experts, number, first), names in equal.items():
+        if 1 < len(names) == stacks[module, experts]:
+            names = [module]
+        other = BESIDE.format(first)
+        for name in names:
+            copies.append(("unit_copied", f"{name}[{number}]", other))
     first_of: dict[object, str] = {}
     for unit, tensors in sorted(units.items()):
-        statistics = [
-            (rest, tensor.info.shape, tensor.extremes) for rest, tensor in tensors.items()
-        ]
+        statistics = []
+        for rest, tensor in tensors.items():
+            statistics.append((rest, tensor.info.shape, tensor.extremes))
         other = first_of.setdefault(tuple(statistics), unit)
         rest = max(tensors, key=lambda rest: tensors[rest].extremes.entries)
         pair = f"{other}.{rest}", f"{unit}.{rest}"
         if other != unit and are_equal(checkpoint, pair, runtime):
-            copies[unit] = other
+            stack, _, place = other.rpartition(".")
+            if LAYER.fullmatch(unit) and unit.startswith(f"{stack}."):
+                other = BESIDE.format(place)
+            copies.append(("unit_copied", unit, other))
     return copies
