@@ -34,6 +34,7 @@ SAMPLED = 1 << 12  # rows that say whether tokens are those of rows
 LEAST = 32  # sums of a row; fewer are alike by chance
 AT_ONCE = 1 << 24  # cosines that are in memory
 WAYS: Sequence[MatchedBy] = ("number", "content", "likeness", "token")  # the surest first
+WAYS_OF_ROWS: Sequence[MatchedBy] = ("content", "token", "likeness")  # those that cost least first
 FLOOR = 0.01  # of the mean variance, added to all, so that no direction is noise alone
 
 
@@ -193,22 +194,24 @@ def match_rows(
         of_base, of_tuned = known.rows
         partners[of_tuned] = of_base
         by = known.by
-    ways: Mapping[MatchedBy, Callable[[], Rows]] = {
-        "content": lambda: _by_content(base.digests, tuned.digests),
-        "token": lambda: _by_token(base, tuned, tokens()),
-        "likeness": lambda: _by_likeness(base.sums, tuned.sums, partners < 0),
-    }
-    for way, find in ways.items():
-        if _count(partners) == len(partners):
+    for way in WAYS_OF_ROWS:
+        is_open = partners < 0
+        if not is_open.any():
             break
-        found = find()
-        is_free = (found >= 0) & ~np.isin(found, partners)
-        is_open = (partners < 0) & is_free
-        if is_open.any():
-            by = least_sure([by, way])
-            partners = np.where(is_open, found, partners)
-            if by != "token" and _count(partners) >= enough:
-                partners = _filled(partners, base_rows)
+        if way == "content":
+            found = _by_content(base.digests, tuned.digests)
+        elif way == "token":
+            found = _by_token(base, tuned, tokens())
+        else:
+            found = _by_likeness(base.sums, tuned.sums, is_open)
+        is_taken = np.isin(found, partners)  # so are those without one: partners has -1
+        is_open &= ~is_taken
+        if not is_open.any():
+            continue
+        partners[is_open] = found[is_open]
+        by = least_sure([by, way])
+        if by != "token" and _count(partners) >= enough:
+            partners = _filled(partners, base_rows)
     if _count(partners) < enough:
         return None
     of_tuned = np.flatnonzero(partners >= 0)
@@ -295,13 +298,12 @@ def _by_likeness(base: Block, tuned: Block, is_open: NDArray[np.bool_]) -> Rows:
         found = second[block] @ first.T
         lines = np.arange(len(found))
         best = found.argmax(axis=1)
-        highest = found[lines, best]
+        highest = found[lines, best].clip(0.0)
         found[lines, best] = 0.0
         next_highest = found.max(axis=1)
         unlike = np.maximum(1 - highest**2, ROUNDING)
         is_clear = 1 - next_highest**2 >= clear * unlike
-        is_partner = is_clear & (highest > 0)
-        partners[block] = np.where(is_partner, best, -1)
+        partners[block] = np.where(is_clear, best, -1)
     return _one_each(partners)
 
 
@@ -311,23 +313,23 @@ def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
     """
     if tuned.shape[1] != base.shape[1]:
         return None
-    total = np.zeros((base.shape[1], base.shape[1]))
-    centred = []
+    total = np.zeros(())
     for side in (base, tuned):
         if not np.isfinite(side).all():
             return None
-        apart = side - side.mean(axis=0)
-        covariance = apart.T @ apart
+        covariance = np.cov(side, rowvar=False, bias=True)
         variance = covariance.trace()
         if not variance:  # all rows are equal
             return None
-        total += covariance / variance
-        centred.append(apart)
+        total = total + covariance / variance
     variances, axes = np.linalg.eigh(total)
     floor = FLOOR * variances.mean()
     deviations = np.sqrt(variances.clip(0.0) + floor)
     scale = axes / deviations
-    first, second = (directions(apart @ scale) for apart in centred)
+    base_apart = base - base.mean(axis=0)
+    tuned_apart = tuned - tuned.mean(axis=0)
+    first = directions(base_apart @ scale)
+    second = directions(tuned_apart @ scale)
     return first, second
 
 
@@ -355,8 +357,12 @@ def _filled(partners: Rows, count: int) -> Rows:
     shifts = partners[known] - known
     rows = np.arange(len(partners))
     is_run = np.diff(shifts) == 0
-    first = 0 if is_run[:1].all() else known[0]
-    last = rows[-1] if is_run[-1:].all() else known[-1]
+    first = known[0]
+    if is_run[:1].all():
+        first = 0
+    last = known[-1]
+    if is_run[-1:].all():
+        last = rows[-1]
     shift = np.interp(rows, known, shifts)
     square = np.interp(rows, known, shifts**2)
     is_same = square == shift**2  # only between two that are equal
