@@ -280,8 +280,8 @@ def _by_likeness(base: Block, tuned: Block, is_open: NDArray[np.bool_]) -> Rows:
     """The row of the base that each open row is like, and so much more than any other that among so
     many rows with so few sums it is not by chance; -1 for none.
 
-    A sum of a row of the base times a factor and noise is 1 - cosine² of its variance: how likely
-    it is of a row, against another, is their ratio to the power of half the number of sums.
+    A share of 1 - cosine² of a row is noise, if it is that row of the base. The ratio of the shares
+    of two, to the power of half the number of sums, is how much likelier the one is.
     """
     partners = np.full(len(tuned), -1)
     sides = _spread(base, tuned)
@@ -314,23 +314,23 @@ def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
     if tuned.shape[1] != base.shape[1]:
         return None
     total = np.zeros(())
-    for side in (base, tuned):
-        if not np.isfinite(side).all():
-            return None
+    sides = []
+    for sums in (base, tuned):
+        is_sound = np.isfinite(sums)
+        side = np.where(is_sound, sums, 0.0)
         covariance = np.cov(side, rowvar=False, bias=True)
         variance = covariance.trace()
         if not variance:  # all rows are equal
             return None
         total = total + covariance / variance
+        mean = side.mean(axis=0)
+        sides.append(side - mean)
     variances, axes = np.linalg.eigh(total)
     floor = FLOOR * variances.mean()
     deviations = np.sqrt(variances.clip(0.0) + floor)
     scale = axes / deviations
-    base_apart = base - base.mean(axis=0)
-    tuned_apart = tuned - tuned.mean(axis=0)
-    first = directions(base_apart @ scale)
-    second = directions(tuned_apart @ scale)
-    return first, second
+    first, second = sides
+    return directions(first @ scale), directions(second @ scale)
 
 
 def _one_each(partners: Rows) -> Rows:
