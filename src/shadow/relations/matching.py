@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shadow.checkpoints.pairing import MatchedBy, Rows
 from shadow.relations.signature import (
@@ -25,13 +26,15 @@ from shadow.relations.signature import (
 NEAR = 0.5  # cosine from which two matrices may correspond; unrelated ones have about 0
 CLEAR = 0.2  # how far below it the next has to be, unless that is its copy
 COPY = 0.9  # cosine from which two units of the base are copies of each other
-ALIKE = 0.8  # cosine of these from which rows may correspond: of 150,000 others the best has .65
+BY_CHANCE = 1e-3  # rows of a vocabulary that may be as clearly like another's by chance
+ROUNDING = 1e-6  # of 1 - cosine²
 MOST_COPIES = 8  # units of the base that are named
 FEWEST = 8  # rows that have other numbers, from which their entries can confirm it
 SAMPLED = 1 << 12  # rows that say whether tokens are those of rows
 LEAST = 32  # sums of a row; fewer are alike by chance
 AT_ONCE = 1 << 24  # cosines that are in memory
 WAYS: Sequence[MatchedBy] = ("number", "content", "likeness", "token")  # the surest first
+WAYS_OF_ROWS: Sequence[MatchedBy] = ("content", "token", "likeness")  # those that cost least first
 FLOOR = 0.01  # of the mean variance, added to all, so that no direction is noise alone
 
 
@@ -174,32 +177,43 @@ def rows_of_units(units: Units, base: int, tuned: int) -> RowPairs | None:
 
 
 def match_rows(
-    base: RowSignatures, tuned: RowSignatures, tokens: ReadTokens = tuple
+    base: RowSignatures,
+    tuned: RowSignatures,
+    tokens: ReadTokens = tuple,
+    known: RowPairs | None = None,
 ) -> RowPairs | None:
     """Pair the rows of two vocabularies; None if fewer than half of the smaller one have a partner,
-    or if numbers say the same. tokens: called if entries leave a row without a partner.
+    or if numbers say the same. tokens: called if entries leave a row without a partner. known: what
+    other vocabularies with these rows say, such as the head's of an embedding.
     """
     base_rows = len(base.digests)
-    enough = min(base_rows, len(tuned.digests)) / 2
+    partners = np.full(len(tuned.digests), -1)
+    enough = min(base_rows, len(partners)) / 2
     by: MatchedBy = "content"
-    partners = _by_content(base.digests, tuned.digests)
-    if _count(partners) >= enough:
-        partners = _filled(partners, base_rows)
-    if _count(partners) < len(partners):
-        of_tokens = _by_token(base, tuned, tokens())
-        is_taken = np.isin(of_tokens, partners)
-        is_free = (of_tokens >= 0) & ~is_taken
-        is_open = (partners < 0) & is_free
-        if is_open.any():
-            by = "token"
-            partners = np.where(is_open, of_tokens, partners)
+    if known is not None:
+        of_base, of_tuned = known.rows
+        partners[of_tuned] = of_base
+        by = known.by
+    for way in WAYS_OF_ROWS:
+        is_open = partners < 0
+        if not is_open.any():
+            break
+        if way == "content":
+            found = _by_content(base.digests, tuned.digests)
+        elif way == "token":
+            found = _by_token(base, tuned, tokens())
+        else:
+            found = _by_likeness(base.sums, tuned.sums, is_open)
+        is_taken = np.isin(found, partners)  # so are those without one: partners has -1
+        is_open &= ~is_taken
+        if not is_open.any():
+            continue
+        partners[is_open] = found[is_open]
+        by = least_sure([by, way])
+        if by != "token" and _count(partners) >= enough:
+            partners = _filled(partners, base_rows)
     if _count(partners) < enough:
-        by = "likeness"
-        alike = _by_likeness(base.sums, tuned.sums)
-        partners = _one_each(alike)
-        if _count(partners) < enough:
-            return None
-        partners = _filled(partners, base_rows)
+        return None
     of_tuned = np.flatnonzero(partners >= 0)
     of_base = partners[of_tuned]
     is_same = of_tuned == of_base
@@ -262,51 +276,61 @@ def _by_token(base: RowSignatures, tuned: RowSignatures, tokens: Sequence[Tokens
     return none
 
 
-def _by_likeness(base: Block, tuned: Block) -> Rows:
-    """The row of the base that is like each row, and far more so than any other; -1 for none."""
+def _by_likeness(base: Block, tuned: Block, is_open: NDArray[np.bool_]) -> Rows:
+    """The row of the base that each open row is like, and so much more than any other that among so
+    many rows with so few sums it is not by chance; -1 for none.
+
+    A share of 1 - cosine² of a row is noise, if it is that row of the base. The ratio of the shares
+    of two, to the power of half the number of sums, is how much likelier the one is.
+    """
     partners = np.full(len(tuned), -1)
     sides = _spread(base, tuned)
-    if sides is None:
-        return partners
-    if base.shape[1] < LEAST:
+    rows = np.flatnonzero(is_open)
+    _, width = base.shape
+    if sides is None or width < LEAST:
         return partners
     first, second = sides
+    chances = len(base) * len(tuned) / BY_CHANCE
+    clear = chances ** (2 / width)
     step = max(1, AT_ONCE // len(base))
-    for start in range(0, len(tuned), step):
-        block = slice(start, start + step)
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
         found = second[block] @ first.T
         lines = np.arange(len(found))
         best = found.argmax(axis=1)
-        highest = found[lines, best]
-        found[lines, best] = -1.0
+        highest = found[lines, best].clip(0.0)
+        found[lines, best] = 0.0
         next_highest = found.max(axis=1)
-        is_clear = next_highest <= highest - CLEAR
-        is_partner = is_clear & (highest >= ALIKE)
-        partners[block] = np.where(is_partner, best, -1)
-    return partners
+        unlike = np.maximum(1 - highest**2, ROUNDING)
+        is_clear = 1 - next_highest**2 >= clear * unlike
+        partners[block] = np.where(is_clear, best, -1)
+    return _one_each(partners)
 
 
 def _spread(base: Block, tuned: Block) -> tuple[Block, Block] | None:
-    """Directions of rows, in which sums that hardly differ between rows count as much as others.
-    None where no rows can be compared.
+    """Directions of rows from the mean of their side, in which sums that hardly differ between rows
+    count as much as others. None where no rows can be compared.
     """
     if tuned.shape[1] != base.shape[1]:
         return None
-    if not np.isfinite(base).all():
-        return None
-    mean = base.mean(axis=0)
-    centred = base - mean
-    covariance = centred.T @ centred
-    variances, axes = np.linalg.eigh(covariance)
-    if not variances.any():  # all rows are equal
-        return None
+    total = np.zeros(())
+    sides = []
+    for sums in (base, tuned):
+        is_sound = np.isfinite(sums)
+        side = np.where(is_sound, sums, 0.0)
+        covariance = np.cov(side, rowvar=False, bias=True)
+        variance = covariance.trace()
+        if not variance:  # all rows are equal
+            return None
+        total = total + covariance / variance
+        mean = side.mean(axis=0)
+        sides.append(side - mean)
+    variances, axes = np.linalg.eigh(total)
     floor = FLOOR * variances.mean()
     deviations = np.sqrt(variances.clip(0.0) + floor)
     scale = axes / deviations
-    first = directions(centred @ scale)
-    tuned_centred = tuned - mean
-    second = directions(tuned_centred @ scale)
-    return first, second
+    first, second = sides
+    return directions(first @ scale), directions(second @ scale)
 
 
 def _one_each(partners: Rows) -> Rows:
@@ -326,14 +350,23 @@ def _one_each(partners: Rows) -> Rows:
 
 def _filled(partners: Rows, count: int) -> Rows:
     """Give rows without a partner the one that follows that of the row before, where the row after
-    agrees: such as rows that were trained. count: rows of the base.
+    agrees: such as rows that were trained; at the ends, where the two nearest agree. count: rows of
+    the base.
     """
     known = np.flatnonzero(partners >= 0)
     shifts = partners[known] - known
     rows = np.arange(len(partners))
+    is_run = np.diff(shifts) == 0
+    first = known[0]
+    if is_run[:1].all():
+        first = 0
+    last = known[-1]
+    if is_run[-1:].all():
+        last = rows[-1]
     shift = np.interp(rows, known, shifts)
     square = np.interp(rows, known, shifts**2)
     is_same = square == shift**2  # only between two that are equal
+    is_same &= (rows >= first) & (rows <= last)
     steps = shift.astype(np.intp)
     guess = rows + steps
     is_inside = (guess >= 0) & (guess < count)

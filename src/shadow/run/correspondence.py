@@ -246,6 +246,7 @@ class Matching:
     def _match_vocabulary(self, suspects: set[Place]) -> None:
         """Find the rows of the base's vocabulary that rows are."""
         known: dict[tuple[Shape, Shape], RowPairs | None] = {}
+        vocabularies = []
         for pair in self._aligned.pairs:
             base = pair.base
             tuned = pair.tuned
@@ -255,15 +256,17 @@ class Matching:
                 continue
             place = pair.place
             shapes = (base.shape, tuned.shape)
-            if shapes not in known:
-                first = self._read(self._aligned.base, {place: base}, row_signatures_of)
-                second = self._read(self._aligned.tuned, {place: tuned}, row_signatures_of)
-                known[shapes] = None
-                if first and second:
-                    known[shapes] = match_rows(first[place], second[place], self._tokens)
+            vocabularies.append((place, base.part.place, shapes))
+            rows = known.setdefault(shapes, None)
+            if rows is not None and len(rows.rows[1]) == tuned.shape[0]:
+                continue
+            first = self._read(self._aligned.base, {place: base}, row_signatures_of)
+            second = self._read(self._aligned.tuned, {place: tuned}, row_signatures_of)
+            if first and second:
+                known[shapes] = match_rows(first[place], second[place], self._tokens, rows)
+        for place, base_place, shapes in vocabularies:
             rows = known[shapes]
             if rows is not None:
-                base_place = base.part.place
                 self.partners[place] = Partner(base_place, rows.by, rows.rows)
 
     def _read(
