@@ -38,7 +38,7 @@ IN_HEADLINES: Mapping[str, Callable[[Case, str, Mapping[str, float]], Judged]] =
     "unrelated|Not comparable": unrelated, "unlike the base's": replaced,
     "rounded away": rounded_away, "about as large as its rounding": rounding,
     "by setting entries to 0": zeroed,
-    "at other numbers": only_moved,
+    "at other numbers|exchanged": only_moved,
     "flatter than noise|like noise|partly with more structure": noise,
 }  # fmt: skip
 

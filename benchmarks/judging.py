@@ -505,8 +505,11 @@ def rows_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
 
 
 def only_moved(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
-    moved = any(name != there for name, there in case.partners.items())
-    yield moved or "rows" in text, "everything has the base's number"
+    moved = {name for name, there in case.partners.items() if name != there}
+    yield bool(moved) or "rows" in text, "everything has the base's number"
+    if exchanged := re.search(r"layers (\d+) and (\d+) exchanged", text):
+        in_layers = re.compile(r"\.layers\.({}|{})\.".format(*exchanged.groups()))
+        yield moved == {*filter(in_layers.search, case.partners)}, "other tensors moved"
 
 
 def zeroed(case: Case, text: str, figures: Mapping[str, float]) -> Judged:
