@@ -1,7 +1,7 @@
 """Draw mistakes by a seed, plant one at a time in a copy of the package, and name those that no
 test notices.
 
-    python tests/mutants.py --map                     # once, an hour: which test executes which line
+    python tests/mutants.py --map                     # once, an hour: which test executes a line
     python tests/mutants.py [--seed 0] [--count 200]  # about ten seconds a mistake
 
 A mistake changes one number, comparison, sign, index or word (`and`, `not`, True), swaps two
