@@ -1,15 +1,15 @@
 """Draw mistakes by a seed, plant one at a time in a copy of the package, and name those that no
 test notices.
 
-    python tests/mutants.py --map                     # once: which test executes which line
+    python tests/mutants.py --map                     # once, an hour: which test executes a line
     python tests/mutants.py [--seed 0] [--count 200]  # about ten seconds a mistake
 
 A mistake changes one number, comparison, sign, index or word (`and`, `not`, True), swaps two
-arguments, or drops a statement, on a line that some fast test executes, also by a command that it
-starts; not the `strict` of zip, which only guards. The tests that execute the line run in forks of
-this process until one fails: those of its room first, the quickest before others. Those that are
-gone since the map was made are left out; it is "unknown" what comes of a mistake that no other
-executes.
+arguments, or drops a statement, on a line that some test executes, also by a command that it
+starts; not the `strict` of zip, which only guards. The tests that execute the line, slow ones too,
+run in forks of this process until one fails: those of its room first, the quickest before others.
+Those that are gone since the map was made are left out; it is "unknown" what comes of a mistake
+that no other executes.
 What survives is printed with its change; tests/equivalent.yaml lists changes that no test can
 notice, each with its reason. Exit code 1: a mistake survived that is not listed there.
 """
@@ -45,6 +45,7 @@ COVERED = MAP.with_suffix(".coverage")
 QUICK, ALL = 40.0, 240.0  # seconds of tests that run first, and at most, by the map
 PATIENCE = 4.0  # times as long, and a minute, counts as hung
 PASSED = 0  # how pytest ends
+ALL_TESTS = ("-m", "not real and not ray")  # fast and slow
 FEW = 12  # characters that say little without their line
 SYMMETRICAL = ("max", "min", "maximum", "minimum", "fmax", "fmin", "isclose", "equal", "not_equal")
 COMPARED = {
@@ -242,7 +243,7 @@ class Recorder:
 
 
 def write_map() -> None:
-    """Run the fast tests once, and note which of them executes which line."""
+    """Run the fast and slow tests once, and note which of them executes which line."""
     import coverage
     import pytest
 
@@ -251,7 +252,8 @@ def write_map() -> None:
     measured.erase()
     recorder = Recorder(measured)
     measured.start()
-    pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider"], plugins=[recorder])
+    options = ("-q", "-p", "no:xdist", "-p", "no:cacheprovider", *ALL_TESTS)
+    pytest.main([*options], plugins=[recorder])
     measured.stop()
     measured.save()
     measured.combine(keep=False)
@@ -323,7 +325,7 @@ class Copy:
             import pytest
 
             options = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist")
-            os._exit(int(pytest.main([*options, *tests])))
+            os._exit(int(pytest.main([*options, *ALL_TESTS, *tests])))
         finally:
             os._exit(3)
 
@@ -362,7 +364,7 @@ def outcome_of(
 
 def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("--map", action="store_true", help="run the fast tests and note their lines")
+    asked.add_argument("--map", action="store_true", help="run the tests and note their lines")
     asked.add_argument("--seed", type=int, default=0)
     asked.add_argument("--count", type=int, default=200)
     asked.add_argument(

@@ -434,7 +434,7 @@ class Verification(Shown):
             "figures": dict(self.figures),
             "against": [asdict(row) for row in self.against],
             "notes": list(self.notes),
-            "statements": [asdict(one) for one in self.statements],
+            "statements": [asdict(statement) for statement in self.statements],
         }
 
 

@@ -174,8 +174,8 @@ def check(sides: CheckRequest, runtime: Runtime) -> Checklist:
         digests = {}
         for word, side in sides.named.items():
             try:
-                found = find_checkpoint(side, runtime, Path(folder, word))
-                opened[word] = open_checkpoint(found, runtime, Path(folder, word))
+                checkpoint = find_checkpoint(side, runtime, Path(folder, word))
+                opened[word] = open_checkpoint(checkpoint, runtime, Path(folder, word))
                 digests[word] = _digest(opened[word])
             except ShadowError:  # the claim about it says so
                 continue

@@ -102,8 +102,8 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Headers:
     from shadow.run.file_rows import file_rows
     from shadow.run.sides import find_checkpoints, opened_models
 
-    found = find_checkpoints(question.named, runtime, scratch)
-    first, second = opened_models(found, runtime, scratch)
+    checkpoints = find_checkpoints(question.named, runtime, scratch)
+    first, second = opened_models(checkpoints, runtime, scratch)
     *opened, notes = without_prefixes(first, second, ("the base", "the model"))
     headers = []
     for checkpoint in opened:
@@ -113,7 +113,7 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Headers:
         headers.append(of_side)
     files: Sequence[Mapping[str, Any]] = ()
     if not any(side in runtime.checkpoints for side in question.checkpoints):  # a model in memory
-        of_base, of_model = map(listings_of, found.values())
+        of_base, of_model = map(listings_of, checkpoints.values())
         files = file_rows(of_base, of_model, runtime.say)
     base, model = headers
     return Headers(base, model, files, notes)

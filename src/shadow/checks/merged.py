@@ -157,10 +157,10 @@ def judge(merge: Merge) -> Answer:
     """Judge whether every matrix is base plus update, and every other tensor what it should be."""
     modules, is_by_expert = _packed(merge.modules)
     merge = replace(merge, modules=modules)
-    fits = [one.fit for one in modules]
+    fits = [module.fit for module in modules]
     replay = _replay([fit for fit in fits if fit.fits])
     wrong = _wrong(modules, replay)
-    changed = [one for one in merge.beside if not one.is_unchanged]
+    changed = [tensor for tensor in merge.beside if not tensor.is_unchanged]
     hidden = sum(fit.update > 0 and not fit.visible and fit.fits for fit in fits)
     notes = []
     if hidden:
@@ -177,8 +177,8 @@ def judge(merge: Merge) -> Answer:
         faults=faults,
         doubts=_doubts(merge, replay),
         holds=_confirmed(merge, replay),
-        against=[Against(one.tensor, why, _error([one])) for one, why in wrong]
-        + [_changed(one) for one in changed],
+        against=[Against(module.tensor, why, _error([module])) for module, why in wrong]
+        + [_changed(tensor) for tensor in changed],
         doubtful=[Against(name, Reason("lacked")) for name in merge.absent],
         notes=notes,
     )
@@ -188,12 +188,12 @@ def _packed(modules: Sequence[Module]) -> tuple[list[Module], bool]:
     """Read the factors of stacked experts in the packing that explains more matrices, peft's if
     both explain as many. Return also whether it is the other.
     """
-    pairs = [(one.fit.fits, one.by_expert.fits) for one in modules if one.by_expert]
+    pairs = [(module.fit.fits, module.by_expert.fits) for module in modules if module.by_expert]
     if sum(second for _, second in pairs) <= sum(first for first, _ in pairs):
         return [*modules], False
     turned = [
-        replace(one, fit=one.by_expert, by_expert=one.fit) if one.by_expert else one
-        for one in modules
+        replace(module, fit=module.by_expert, by_expert=module.fit) if module.by_expert else module
+        for module in modules
     ]
     return turned, True
 
@@ -217,18 +217,18 @@ def _wrong(modules: Sequence[Module], replay: Replay | None) -> list[tuple[Modul
     """
     from shadow.spectra.relations.merging import UpdateScale
 
-    wrong = [(one, why) for one in modules if (why := _verdict_of(one)) is not None]
+    wrong = [(module, why) for module in modules if (why := _verdict_of(module)) is not None]
     if replay is None:
         return wrong
     scales = [
-        (one, UpdateScale.of([one.fit], replay.way))
-        for one in modules
-        if one.fit.fits and one.fit.rests[replay.way].entries
+        (module, UpdateScale.of([module.fit], replay.way))
+        for module in modules
+        if module.fit.fits and module.fit.rests[replay.way].entries
     ]
-    rescaled = [(one, scale) for one, scale in scales if not _is_near(scale)]
+    rescaled = [(module, scale) for module, scale in scales if not _is_near(scale)]
     if not rescaled and not _is_near(replay.scale):
         rescaled = scales
-    return wrong + [(one, Reason("rescaled", scale=scale.value)) for one, scale in rescaled]
+    return wrong + [(module, Reason("rescaled", scale=scale.value)) for module, scale in rescaled]
 
 
 def _is_near(scale: UpdateScale) -> bool:
@@ -276,27 +276,27 @@ def _other_scale(fit: MergeFit) -> float | None:
     """The least-squares scale if it explains most of what rounding does not, and leaves only
     rounding; otherwise None.
     """
-    found = fit.scale
-    if found is None:
+    scale = fit.scale
+    if scale is None:
         return None
-    explained = fit.update * (1 - found) ** 2
+    explained = fit.update * (1 - scale) ** 2
     is_fit = fit.residual - explained < NEAR * fit.residual + ROUNDINGS * fit.rounding
     is_seen = explained * fit.entries > ERRORS**2 * fit.rounding
     is_most = explained > LEFT * (fit.residual - fit.rounding)
-    return found if is_fit and is_seen and is_most else None
+    return scale if is_fit and is_seen and is_most else None
 
 
 def _error(modules: Sequence[Module]) -> float | None:
     """The norm of merged - (base + update) over the update's; None without an update."""
-    update = math.fsum(one.fit.update for one in modules)
+    update = math.fsum(module.fit.update for module in modules)
     if not update:
         return None
-    residual = math.fsum(one.fit.residual for one in modules)
+    residual = math.fsum(module.fit.residual for module in modules)
     return math.sqrt(residual / update)
 
 
 def _figures(merge: Merge, wrong: int, changed: int, replay: Replay | None) -> dict[str, Figure]:
-    fits = [one.fit for one in merge.modules]
+    fits = [module.fit for module in merge.modules]
     figures: dict[str, Figure] = {
         "matrices": len(fits),
         "matrices_wrong": wrong,
@@ -335,13 +335,13 @@ def _faults(merge: Merge, wrong: Sequence[tuple[Module, Reason]], changed: int) 
         reasons += merge.reach.reasons
     for (code, copy), some in largest:
         reasons.append(_fault(code, copy, some, len(merge.modules)))
-    lost = sum(one.whole is not None and not one.is_unchanged for one in merge.beside)
+    lost = sum(tensor.whole is not None and not tensor.is_unchanged for tensor in merge.beside)
     if lost:
         reasons.append(Reason("lost", tensors=lost))
     if changed > lost:
         reasons.append(Reason("beside", tensors=changed - lost))
     for side, name in SIDES.items():
-        unmatched = [one for one in merge.unmatched if one.side == side]
+        unmatched = [tensor for tensor in merge.unmatched if tensor.side == side]
         reasons += unmatched_reasons(unmatched, Reason("only_in", where=name))
     return reasons
 
@@ -353,13 +353,15 @@ def _is_other_base(merge: Merge, wrong: Sequence[tuple[Module, Reason]]) -> bool
     unlike = sum(why.code == "beyond" for _, why in wrong)
     if 2 * unlike < len(merge.modules):
         return False
-    alone = [one for one in merge.beside if one.whole is None]
-    changed = sum(one.row.entries for one in alone if not one.is_unchanged)
+    alone = [tensor for tensor in merge.beside if tensor.whole is None]
+    changed = sum(tensor.row.entries for tensor in alone if not tensor.is_unchanged)
     unmatched = [
-        one for one in merge.unmatched if one.side != "adapter" and one.why.code != "rows_only_in"
+        tensor
+        for tensor in merge.unmatched
+        if tensor.side != "adapter" and tensor.why.code != "rows_only_in"
     ]
     tensors = len(merge.modules) + len(merge.beside) + len(unmatched)
-    differs = 2 * changed > sum(one.row.entries for one in alone)
+    differs = 2 * changed > sum(tensor.row.entries for tensor in alone)
     # an adapter of which no module is in the base says nothing of what differs
     return (differs and bool(merge.modules)) or 2 * len(unmatched) > tensors
 
@@ -378,11 +380,11 @@ def _fault(code: str, copy: Value, some: Sequence[tuple[Module, Reason]], matric
     return Reason(code, figures)
 
 
-def _changed(one: Beside) -> Against:
-    row = one.row
-    if one.whole is False:
+def _changed(tensor: Beside) -> Against:
+    row = tensor.row
+    if tensor.whole is False:
         return Against(row.tuned, Reason("is_base"))
-    code = "changed" if one.whole is None else "not_adapters"
+    code = "changed" if tensor.whole is None else "not_adapters"
     of = {"changed": row.changed, "entries": row.entries, "remark": row.remark or None}
     return Against(row.tuned, Reason(code, of), row.relative)
 
@@ -407,15 +409,15 @@ def _confirmed(merge: Merge, replay: Replay | None) -> list[Reason]:
     reasons = []
     modules = merge.modules
     if modules and replay:
-        formats = sorted({one.format for one in modules})
+        formats = sorted({module.format for module in modules})
         of: dict[str, Value] = {"matrices": len(modules), "formats": formats, "scale": merge.scale}
         how = Reason("to_the_bit", order=Reason(replay.way[0]))
         if replay.off:
-            entries = sum(one.fit.entries for one in modules)
+            entries = sum(module.fit.entries for module in modules)
             figures = {"off": replay.off, "entries": entries, **replay.bounds}
             how = Reason("within_rounding", figures)
         reasons.append(Reason("base_plus_update", {**of, "how": how}))
-    whole = sum(one.whole is not None for one in merge.beside)
+    whole = sum(tensor.whole is not None for tensor in merge.beside)
     if whole:
         reasons.append(Reason("whole", tensors=whole))
     return reasons
@@ -428,12 +430,12 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Mer
     from shadow.run.scan import fetch_all, require_unchanged, scan
     from shadow.run.sides import find_checkpoints, open_checkpoint, opened_models
 
-    found = find_checkpoints(question.named, runtime, scratch)
-    opened = open_checkpoint(found.pop("ADAPTER"), runtime, scratch / "ADAPTER")
+    checkpoints = find_checkpoints(question.named, runtime, scratch)
+    opened = open_checkpoint(checkpoints.pop("ADAPTER"), runtime, scratch / "ADAPTER")
     if opened.adapter is None:
         hint = f"name a folder with adapter_config.json; in order: {CHECK.usage}"
         raise UsageError(f"ADAPTER: {opened.reference} is a model, not an adapter", hint)
-    base, tuned = opened_models(found, runtime, scratch)
+    base, tuned = opened_models(checkpoints, runtime, scratch)
     runtime = fetch_all([opened], runtime)
     aligned = align_all(base, tuned, (SIDES["base"], SIDES["tuned"]))
     if opened.adapter.is_merged_by_peft:
@@ -448,8 +450,8 @@ def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Mer
     modules = [row for row in rows if isinstance(row, Module)]
     beside = [row for row in rows if isinstance(row, Beside)]
     return Merge(
-        sorted(modules, key=lambda one: (one.tensor, one.place)),
-        sorted(beside, key=lambda one: (one.row.tuned, one.row.place)),
+        sorted(modules, key=lambda module: (module.tensor, module.place)),
+        sorted(beside, key=lambda tensor: (tensor.row.tuned, tensor.row.place)),
         adapter.outside({pair.place for pair in aligned.pair.pairs}),
         adapter.scale,
         short(opened.adapter.base) if opened.adapter.base else None,
@@ -481,23 +483,23 @@ def _unmatched(aligned: Alignment, adapter: OpenAdapter) -> list[Unmatched]:
             why = Reason("rows_only_in", rows=rows, where=SIDES["adapter"])
             lost.append(Unmatched(name, "adapter", why, is_shared=True))
     unmatched = [
-        one
-        for one in aligned.unmatched
-        if (one.side != "tuned" or one.tensor not in brought)
-        and not (adapter.heads and _is_head(one, aligned))
+        tensor
+        for tensor in aligned.unmatched
+        if (tensor.side != "tuned" or tensor.tensor not in brought)
+        and not (adapter.heads and _is_head(tensor, aligned))
     ]
     return [*unmatched, *lost]
 
 
-def _is_head(one: Unmatched, aligned: Alignment) -> bool:
+def _is_head(unmatched: Unmatched, aligned: Alignment) -> bool:
     """True if only the base has it, and it is of its head: an adapter with another head was
     trained on another class.
     """
-    modules = {place.module for place in aligned.places.get(one.tensor, ())}
+    modules = {place.module for place in aligned.places.get(unmatched.tensor, ())}
     return (
-        one.side == "base"
-        and not one.is_shared
-        and (modules == {"head"} or one.tensor.startswith(HEADS))
+        unmatched.side == "base"
+        and not unmatched.is_shared
+        and (modules == {"head"} or unmatched.tensor.startswith(HEADS))
     )
 
 

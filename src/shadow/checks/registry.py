@@ -175,9 +175,9 @@ def _noted_numbers(
     from shadow.run.sides import find_checkpoints, open_checkpoint
 
     names = question.check.checkpoints
-    found = find_checkpoints(question.named, runtime, scratch)
-    first = open_checkpoint(found[names[0]], runtime, scratch / "first")
-    last = open_checkpoint(found[names[-1]], runtime, scratch / "last")
+    checkpoints = find_checkpoints(question.named, runtime, scratch)
+    first = open_checkpoint(checkpoints[names[0]], runtime, scratch / "first")
+    last = open_checkpoint(checkpoints[names[-1]], runtime, scratch / "last")
     may_have = 4 * len(answer.against) >= len(last.tensors)
     may_have |= bool(answer.figures.get("matrices_unlike"))
     if last.adapter is None and has_moved(first, last, runtime, scratch, may_have=may_have):

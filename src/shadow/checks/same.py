@@ -282,7 +282,7 @@ def _is_equal_with_one(pair: MatrixPair, aligned: AlignedPair) -> bool:
     from shadow.run.scan import sides_of
 
     packings = [side.info.packing for side in (pair.base, pair.tuned) if side is not None]
-    if not any(one and one.kind == "gguf" and one.facts[1] for one in packings):
+    if not any(packing and packing.kind == "gguf" and packing.facts[1] for packing in packings):
         return False
     sides = sides_of(pair, aligned.base, aligned.tuned)
     return bool((sides.base[()].float() + 1 == sides.tuned[()].float() + 1).all())
@@ -411,7 +411,7 @@ def _found_elsewhere(
     for pair, row in rows:
         if row.base_energy not in (0, row.entries):  # norms of ones are equal by design
             by_norm[_norm(pair, row.base_energy)].append((pair, row))
-    found = []
+    related = []
     for pair, row in rows:
         alike = by_norm[_norm(pair, row.tuned_energy)][:MOST_ALIKE]
         if not (row.changed and row.finite) or row.relation:
@@ -425,8 +425,8 @@ def _found_elsewhere(
                 where = its.place if its.base == row.base else its.base
                 row = replace(row, relation=Reason("elsewhere", where=where))
                 break
-        found.append((pair, row))
-    return found
+        related.append((pair, row))
+    return related
 
 
 def _turned(tensor: Unmatched, aligned: AlignedPair) -> Unmatched:

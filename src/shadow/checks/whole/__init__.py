@@ -160,19 +160,19 @@ def require_acceptable(accept: Mapping[str, str]) -> None:
             raise UsageError(f"{code} is accepted without a reason", f"write {code}=REASON")
 
 
-def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]:
+def gather(question: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]:
     """Read headers and small files, then sweep once over values while a loader is asked."""
     from shadow.checkpoints.transfers import Transfer, meanwhile
 
-    read = not asked.headers
+    read = not question.headers
     checkpoint, stored, small, files = shards.open_whole(
-        asked.models[0], runtime, scratch, with_values=read
+        question.models[0], runtime, scratch, with_values=read
     )
     if checkpoint is None:
-        return Whole(files, with_values=read, accept=asked.accept)
+        return Whole(files, with_values=read, accept=question.accept)
     is_adapter = any(name.startswith("adapter_model") for name in checkpoint.sources)
     is_adapter |= checkpoint.adapter is not None
-    is_loaded = asked.models[0] in runtime.checkpoints  # a model in memory
+    is_loaded = question.models[0] in runtime.checkpoints  # a model in memory
     swept: list[Swept] = []
     unread: list[Unmatched] = []
 
@@ -213,7 +213,7 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]
             tied = names.gather_tied(checkpoint, ends, reading, is_tied=expected.tied)
         indexed = files.weight_map.keys()
         # pieces of one module are no names among the weights of others
-        is_mixed = checkpoint.refused and any(one.packing for one in checkpoint.tensors.values())
+        is_mixed = checkpoint.refused and any(info.packing for info in checkpoint.tensors.values())
         tensors = {} if is_mixed else checkpoint.tensors
         named = names.Names(tensors, checkpoint.config, expected, tied, indexed)
     modules = None
@@ -234,11 +234,11 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]
     plain = () if is_quantised else stored.values()
     needs_code = expected is not None and expected.problem == "unknown_class"
     beside = small_files.SmallFiles(small, files.every, words, plain, needs_code)
-    found = copies.gather_copies(
+    copied = copies.gather_copies(
         checkpoint, vocabulary, beside.written, words.added, swept, runtime
     )
     if not is_quantised:
-        found += peers.find_copies(checkpoint, swept, runtime)
+        copied += peers.find_copies(checkpoint, swept, runtime)
     known = {*vocabulary.embeddings, *vocabulary.heads}
     tables = dict.fromkeys(vocabulary.padded, 0) | dict.fromkeys(known, tokens)
     fitting: set[str] = set()
@@ -248,8 +248,8 @@ def gather(asked: Question, runtime: Runtime, scratch: Path) -> Gathering[Whole]
     if expected is not None and not expected.problem and not has_empty:
         fitting = stored.keys() - {*expected.unexpected}
     every = values.Values(stored, swept, unread, tables, is_quantised, fitting)
-    parts = files, every, named, words, adapter, beside, found, modules, checkpoint.gguf
-    return Whole(*parts, read, asked.accept)
+    parts = files, every, named, words, adapter, beside, copied, modules, checkpoint.gguf
+    return Whole(*parts, read, question.accept)
 
 
 CHECK = Check(

@@ -257,9 +257,9 @@ def judge_words(findings: Findings, facts: Words) -> None:
     for file, tokens in ends.items():
         others = ends.get(against, tokens)
         if set(tokens).isdisjoint(others):
-            one = clipped(", ".join(map(str, tokens)))
+            own = clipped(", ".join(map(str, tokens)))
             other = clipped(", ".join(map(str, others)))
-            findings.add(file, "eos_apart", one=one, other=other, against=against)
+            findings.add(file, "eos_apart", one=own, other=other, against=against)
     for file, broken in facts.unread.items():
         findings.add(file, "not_json" if broken else "json_unread")
     for kind, text in facts.unknown.items():
@@ -270,7 +270,7 @@ def judge_words(findings: Findings, facts: Words) -> None:
         findings.add(CONFIG, code, said=clipped(size), rows=facts.rows)
     beyond = sorted((at, token) for token, at in facts.vocabulary.items() if rows and at >= rows)
     # what stands for images has no row in a model of language alone
-    words = [one for one in beyond if facts.sees or not SEEN.search(one[1])]
+    words = [token for token in beyond if facts.sees or not SEEN.search(token[1])]
     if words:
         number, text = words[0]
         of: dict[str, Value] = {"tokens": len(words), "token": clipped(text), "rows": rows}
@@ -295,8 +295,8 @@ def read_words(small: Mapping[str, bytes], **facts: Any) -> Words:
     objects = {name: json_object(content) for name, content in texts.items()}
     unread = {
         name: is_broken(texts[name])
-        for name, found in objects.items()
-        if not found and texts[name].strip() != b"{}"
+        for name, content in objects.items()
+        if not content and texts[name].strip() != b"{}"
     }
     special = objects.get(SPECIAL, {})
     vocabulary = token_numbers(objects | {TOKENIZER: tokenizer})
@@ -362,7 +362,11 @@ def judge_adapter(findings: Findings, facts: Factors) -> None:
         _judge_module(findings, module, shapes, config)
     _judge_patterns(findings, facts)
     targets = config.get("target_modules")  # a list, or a pattern, or all-linear
-    named = [one for one in targets if isinstance(one, str)] if isinstance(targets, list) else []
+    named = (
+        [target for target in targets if isinstance(target, str)]
+        if isinstance(targets, list)
+        else []
+    )
     ends = {module: _ends(module) for module in facts.shapes}
     excluded = config.get("exclude_modules")  # in the same forms
     for target in sorted({*named}.difference(*ends.values())):
@@ -409,7 +413,7 @@ def _judge_layers(findings: Findings, facts: Factors) -> None:
     config = facts.config
     targets = config.get("target_modules")
     used = set[int]().union(*every.values())
-    chosen = {one for one in listed(config.get("layers_to_transform")) if type(one) is int}
+    chosen = {layer for layer in listed(config.get("layers_to_transform")) if type(layer) is int}
     for layer in sorted(chosen - used):
         findings.add(f"layers.{layer}", "factors_lost")
     is_of_all_layers = isinstance(targets, list) and not re.search("[0-9]", f"{targets}")
@@ -460,11 +464,11 @@ def _judge_module(
     if len(a) < 2 or len(b) < 2 or a[0] != b[1]:
         findings.add(module, "factors_apart", left=shape_text(b), right=shape_text(a))
         return
-    said = config.get("r")
+    rank = config.get("r")
     patterns = as_object(config.get("rank_pattern"))
-    said = next((patterns[key] for key in patterns if is_of_pattern(key, module)), said)
-    if type(said) is int and said != a[0] and not config.get("target_parameters"):
-        findings.add(module, "rank", rank=a[0], said=clipped(said))
+    rank = next((patterns[key] for key in patterns if is_of_pattern(key, module)), rank)
+    if type(rank) is int and rank != a[0] and not config.get("target_parameters"):
+        findings.add(module, "rank", rank=a[0], said=clipped(rank))
 
 
 def _ends(module: str) -> set[str]:
@@ -485,7 +489,7 @@ def read_factors(
         if match := FACTOR.fullmatch(name):
             owners[name] = match["module"].removeprefix(PREFIX)
             shapes[owners[name]][match["which"]] = info.shape
-    zero = [one.info.name for one in swept if one.extremes.is_zero]
+    zero = [tensor.info.name for tensor in swept if tensor.extremes.is_zero]
     return Factors(
         json_object(config),
         shapes,

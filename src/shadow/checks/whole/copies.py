@@ -89,7 +89,7 @@ def gather_copies(
     """Find what is a copy, or is none although it should be. tokens: those that templates write.
     added: those that were added to the vocabulary. swept: none where values are not read.
     """
-    seen = {one.info.name: one.extremes for one in swept}
+    seen = {tensor.info.name: tensor.extremes for tensor in swept}
     copies = [*_in_memory(checkpoint, vocabulary)]
     for code, name, other in _in_files(checkpoint, vocabulary):
         if {name, other} <= seen.keys():

@@ -93,10 +93,10 @@ def judge_metadata(findings: Findings, header: Header) -> None:
         match = BLOCK.fullmatch(name)
         if match:
             blocks[int(match[1])].add(match[2])
-        key, said = wanted.get(match[2] if match else name, ("", 0))
+        key, expected = wanted.get(match[2] if match else name, ("", 0))
         own = info.shape[0 if match else -1] if len(info.shape) == 2 else 0
-        if own and said and own != said:
-            findings.add(name, "metadata_shape", own=own, said=said, key=key)
+        if own and expected and own != expected:
+            findings.add(name, "metadata_shape", own=own, said=expected, key=key)
     embedding = header.tensors.get("token_embd.weight")
     if embedding and architecture in rules["untied"] and "output.weight" not in header.tensors:
         findings.add("output.weight", "output_absent", architecture=architecture)
@@ -116,7 +116,7 @@ def _judge_blocks(findings: Findings, blocks: Mapping[int, set[str]], count: int
         if 0 < count <= block:
             findings.add(f"blk.{block}", "block_beyond", of=count)
         for part in sorted(usual - parts if parts < usual else []):
-            has_others = any(one.startswith(part[:4]) for one in parts)
+            has_others = any(own.startswith(part[:4]) for own in parts)
             if NEEDED.fullmatch(part) and has_others:
                 findings.add(f"blk.{block}.{part}", "block_part")
 
@@ -124,15 +124,17 @@ def _judge_blocks(findings: Findings, blocks: Mapping[int, set[str]], count: int
 def rotary_faults(header: Header, config: Mapping[str, Any]) -> list[Against]:
     """Compare the rotary embedding of a GGUF file with the config of its source."""
     inner = text_config(config) or config
-    said = [inner.get("rope_parameters"), inner.get("rope_scaling")]
-    scaling = next((one for one in said if isinstance(one, dict)), {})
+    settings = [inner.get("rope_parameters"), inner.get("rope_scaling")]
+    scaling = next((setting for setting in settings if isinstance(setting, dict)), {})
     faults = []
     is_scaled = "llama3" in (scaling.get("rope_type"), scaling.get("type"))
     if is_scaled and FREQUENCIES not in header.tensors:
         faults.append(Against(FREQUENCIES, Reason("rope_freqs")))
     base = inner.get("rope_theta", scaling.get("rope_theta"))
     own = header.metadata.get(f"{header.metadata['general.architecture']}.{BASE}", USUAL_BASE)
-    bases = [one for one in (own, base) if isinstance(one, int | float) and 0 < one < MOST_BASE]
+    bases = [
+        value for value in (own, base) if isinstance(value, int | float) and 0 < value < MOST_BASE
+    ]
     if len(bases) == 2 and not isclose(*bases, rel_tol=1e-5):
         faults.append(Against(BASE, Reason("rope_base", {"own": bases[0], "other": bases[1]})))
     return faults

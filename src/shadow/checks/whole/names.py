@@ -223,10 +223,10 @@ def judge_names(findings: Findings, facts: Names) -> None:
     if problem := facts.expected.problem:
         why = Reason(problem, {"detail": facts.expected.detail})
         findings.add("", "not_asked", why=why)
-        there = {int(match[1]) for match in map(LAYER.fullmatch, facts.tensors) if match}
+        layers_held = {int(match[1]) for match in map(LAYER.fullmatch, facts.tensors) if match}
         promised = number_of(facts.config, ("num_hidden_layers",))
-        if problem != "cut" and there and promised <= MOST:
-            for layer in sorted({*range(promised)} - there):
+        if problem != "cut" and layers_held and promised <= MOST:
+            for layer in sorted({*range(promised)} - layers_held):
                 findings.add(f"layers.{layer}", "layer_missing", of=promised)
     else:
         _judge_loading(findings, facts, layers)
@@ -453,9 +453,9 @@ def are_equal(checkpoint: Checkpoint, names: tuple[str, str], runtime: Runtime) 
     """True if two tensors of a checkpoint hold equal values."""
     from shadow.run.scan import same_values
 
-    one, other = (checkpoint.tensors[name] for name in names)
-    fetch(checkpoint, (one, other), runtime)
-    return same_values(checkpoint.tensor, one, other)
+    first, other = (checkpoint.tensors[name] for name in names)
+    fetch(checkpoint, (first, other), runtime)
+    return same_values(checkpoint.tensor, first, other)
 
 
 def fetch(checkpoint: Checkpoint, tensors: Collection[TensorInfo], runtime: Runtime) -> None:

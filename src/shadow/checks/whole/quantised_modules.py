@@ -192,7 +192,7 @@ def _judge_lists(findings: Findings, facts: Modules, counts: Mapping[str, int]) 
     """Compare packed and plain modules with the lists of those that are left as they are."""
     settings = facts.settings
     lists = [settings.get(key) for key in LISTS]
-    names = {str(name) for one in lists if isinstance(one, list) for name in one}
+    names = {str(name) for listed in lists if isinstance(listed, list) for name in listed}
     words = [re.findall(r"\w+", name.removeprefix("re:").split("layers.")[-1]) for name in names]
     # MLX quantises what has scales, and others may name what they quantise
     others = [settings.get(key) for key in ("dynamic", "extra_config")]
@@ -220,13 +220,13 @@ def _judge_pieces(findings: Findings, facts: Modules, counts: Mapping[str, int])
     usual: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for name, info in facts.tensors.items():
         if info.packing:
-            usual[role(name)].update(owner_of(one.name)[1] for one in info.packing.beside)
+            usual[role(name)].update(owner_of(beside.name)[1] for beside in info.packing.beside)
     sizes = GROUP_SIZE.findall(str(facts.settings))[:MOST_SIZES]
     for name, info in facts.tensors.items():
         if info.packing is None:
             continue
         module = name.removesuffix(".weight")
-        pieces = {owner_of(one.name)[1] for one in info.packing.beside}
+        pieces = {owner_of(beside.name)[1] for beside in info.packing.beside}
         for piece, count in usual[role(name)].items():
             if 2 * count > counts[role(name)] and piece not in pieces:
                 findings.add(module, "piece_missing", piece=piece)
@@ -252,19 +252,19 @@ def _judge_pieces(findings: Findings, facts: Modules, counts: Mapping[str, int])
 def _judge_samples(findings: Findings, samples: Sequence[DecodedRows]) -> None:
     """Judge weights as they decode, among those of other layers and experts."""
     peers: defaultdict[str, list[DecodedRows]] = defaultdict(list)
-    for one in samples:
-        peers[role(one.name)].append(one)
+    for sample in samples:
+        peers[role(sample.name)].append(sample)
     for own in peers.values():
-        usual = median([one.size for one in own if one.size < LARGEST] or [0])
-        is_sparse = median_low(one.lost for one in own) > LOST
-        for one in own:
-            times = one.size / usual if usual and one.size else 1
+        usual = median([sample.size for sample in own if sample.size < LARGEST] or [0])
+        is_sparse = median_low(sample.lost for sample in own) > LOST
+        for sample in own:
+            times = sample.size / usual if usual and sample.size else 1
             # a whole matrix of zeros is judged by its scales, which may be right
-            if (one.lost < 1 or one.is_expert) and one.lost > LOST and not is_sparse:
-                findings.add(one.name, "scales_lost", lost=one.lost)
-            elif one.size > LARGEST or not 1 / FURTHEST < times < FURTHEST:
-                findings.add(one.name, "scale_inverted", size=one.size, usual=usual)
-    ratios = [one.mean / one.size for one in samples if one.has_zeros and one.size]
+            if (sample.lost < 1 or sample.is_expert) and sample.lost > LOST and not is_sparse:
+                findings.add(sample.name, "scales_lost", lost=sample.lost)
+            elif sample.size > LARGEST or not 1 / FURTHEST < times < FURTHEST:
+                findings.add(sample.name, "scale_inverted", size=sample.size, usual=usual)
+    ratios = [sample.mean / sample.size for sample in samples if sample.has_zeros and sample.size]
     off = abs(median(ratios or [0]))
     if off > OFF:
         findings.add("config.json", "zeros_off", off=off, modules=len(ratios))
@@ -281,12 +281,12 @@ def gather_modules(
     samples: list[DecodedRows] = []
     raw = []
     refused = {**checkpoint.refused}
-    seen = {one.info.name: one.extremes for one in swept}
+    seen = {tensor.info.name: tensor.extremes for tensor in swept}
     for name, info in checkpoint.tensors.items():
-        found = seen.get(info.packing.raw.name if info.packing else name)
-        if found is None or len(info.shape) < 2:
+        extremes = seen.get(info.packing.raw.name if info.packing else name)
+        if extremes is None or len(info.shape) < 2:
             continue
-        is_large = info.dtype[:2] != "F8" and found.energy > RAW**2 * found.entries
+        is_large = info.dtype[:2] != "F8" and extremes.energy > RAW**2 * extremes.entries
         if not info.packing and not is_large:
             continue
         pieces = [info.packing.raw, *info.packing.beside] if info.packing else [info]

@@ -282,9 +282,9 @@ def open_whole(
         return contents.opened()
     if listing.commit:
         runtime = replace(runtime, commits={reference: listing.commit})
-    found = find_checkpoint(reference, runtime, scratch / "whole")
-    require_gguf(runtime.access.file, [found])
-    return contents.beside(open_checkpoint(found, runtime, scratch / "whole"))
+    checkpoint = find_checkpoint(reference, runtime, scratch / "whole")
+    require_gguf(runtime.access.file, [checkpoint])
+    return contents.beside(open_checkpoint(checkpoint, runtime, scratch / "whole"))
 
 
 class Contents:
@@ -442,20 +442,20 @@ class Contents:
         from shadow.checkpoints.weight_files import checked_weight_map
 
         weights = {name for name in self.names if name.endswith(".safetensors")}
-        said: Mapping[str, str] = {}
+        weight_map: Mapping[str, str] = {}
         if INDEX in self.small:
             try:
                 index = json_object(self.small[INDEX])
-                said = checked_weight_map(index, INDEX, ".safetensors")
+                weight_map = checked_weight_map(index, INDEX, ".safetensors")
             except FileError as error:
                 self.unreadable[INDEX] = error.message.removeprefix(f"{INDEX}: ")
-        shards = sorted(set(said.values()))
+        shards = sorted(set(weight_map.values()))
         if SINGLE in weights and shards != [SINGLE]:  # whatever an index says; other tools read it
             if absent := [shard for shard in shards if shard not in weights]:
                 self.unreadable[INDEX] = f"it names {absent[0]}, which is not there"
             return [SINGLE], {}
-        if said:
-            return shards, said
+        if weight_map:
+            return shards, weight_map
         if ADAPTER in weights and ADAPTER_CONFIG in self.names:
             return [ADAPTER], {}
         for pattern in (NUMBERED, OWN):
@@ -463,13 +463,13 @@ class Contents:
                 return shards, {}
         return sorted(weights), {}
 
-    def _are_equal(self, one: TensorInfo, other: TensorInfo) -> bool:
+    def _are_equal(self, first: TensorInfo, other: TensorInfo) -> bool:
         from shadow.run.scan import same_values
 
         def read(info: TensorInfo) -> Read:
             return self.sources[info.shard].tensor(info)
 
-        return same_values(read, one, other)
+        return same_values(read, first, other)
 
     def _others(
         self, files_read: Sequence[str], tensors: Mapping[str, TensorInfo]
@@ -543,7 +543,9 @@ class Contents:
         for name in files:
             try:
                 with zipfile.ZipFile(f"{self.listing.name}/{name}") as archive:
-                    members = [one for one in archive.infolist() if "/data/" in one.filename]
+                    members = [
+                        member for member in archive.infolist() if "/data/" in member.filename
+                    ]
             except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError):
                 return None  # as zipfile says of a damaged one, of a name too
             for member in members:
@@ -554,9 +556,9 @@ class Contents:
             if info.end - info.start not in sizes:  # another dtype, or a part of a storage
                 return None
             source = self.sources[info.shard]
-            held, there = source.located(info)
-            content = bytearray(there.end - there.start)
-            held.read(there.start, memoryview(content))
+            held, info_there = source.located(info)
+            content = bytearray(info_there.end - info_there.start)
+            held.read(info_there.start, memoryview(content))
             crc = zlib.crc32(content)
             if (len(content), crc) not in stored:
                 differing.append(name)

@@ -186,11 +186,11 @@ def judge_small_files(findings: Findings, facts: SmallFiles) -> None:
     groups = number_of(config, ["num_key_value_heads"])
     if groups and heads % groups:
         findings.add(CONFIG, "heads_uneven", heads=clipped(heads), groups=clipped(groups))
-    said = text_of(config.get("dtype", config.get("torch_dtype")))
+    named = text_of(config.get("dtype", config.get("torch_dtype")))
     matrices = {info.dtype for info in facts.stored if len(info.shape) > 1} & FLOATS.keys()
     stored = sorted(map(torch_name, matrices))
-    if stored and said in map(torch_name, FLOATS) and said not in stored:
-        findings.add(CONFIG, "dtype_apart", said=said, stored=stored)
+    if stored and named in map(torch_name, FLOATS) and named not in stored:
+        findings.add(CONFIG, "dtype_apart", said=named, stored=stored)
 
 
 def _judge_templates(findings: Findings, facts: SmallFiles) -> None:

@@ -156,16 +156,16 @@ def judge_values(findings: Findings, facts: Values) -> None:
         elif not (info.packing or facts.is_quantised or info.dtype in {**FLOATS, **INTEGERS}):
             findings.add(name, "unknown_dtype", dtype=info.dtype)
     peers: defaultdict[str, list[bool]] = defaultdict(list)  # by role, which are all zero
-    for one in facts.swept:
-        peers[role(one.info.name)].append(one.extremes.is_zero)
+    for tensor in facts.swept:
+        peers[role(tensor.info.name)].append(tensor.extremes.is_zero)
     idle = _idle_outputs(facts.swept)
-    for one in facts.swept:
-        if one.info.name in idle:
-            findings.add(one.info.name, "idle_layer")
+    for tensor in facts.swept:
+        if tensor.info.name in idle:
+            findings.add(tensor.info.name, "idle_layer")
             continue
-        is_vector = len(one.info.shape) < 2 and one.info.name.endswith(".bias")
-        if is_vector or not BUFFER.fullmatch(one.info.name):
-            _judge_tensor(findings, one, facts, peers[role(one.info.name)])
+        is_vector = len(tensor.info.shape) < 2 and tensor.info.name.endswith(".bias")
+        if is_vector or not BUFFER.fullmatch(tensor.info.name):
+            _judge_tensor(findings, tensor, facts, peers[role(tensor.info.name)])
     for unmatched in facts.unread:
         findings.add(unmatched.tensor, "undecoded", why=unmatched.why)
 
@@ -174,8 +174,10 @@ def _idle_outputs(swept: Sequence[Swept]) -> set[str]:
     """The outputs of layers that return their input, since both are zero; of at most half of
     the layers, as where new ones are put between trained ones.
     """
-    outputs = {match: one.extremes for one in swept if (match := OUTPUT.fullmatch(one.info.name))}
-    zero = [match for match, found in outputs.items() if found.is_zero]
+    outputs = {
+        match: tensor.extremes for tensor in swept if (match := OUTPUT.fullmatch(tensor.info.name))
+    }
+    zero = [match for match, extremes in outputs.items() if extremes.is_zero]
     layers = Counter(match["layer"] for match in zero)
     idle = {match[0] for match in zero if layers[match["layer"]] == OUTPUTS}
     return idle if 2 * len(idle) <= len(outputs) else set()
@@ -186,11 +188,11 @@ def role(name: str) -> str:
     return re.sub(r"\b[0-9]+\b", "#", name)  # the number of w1 is no layer's
 
 
-def _judge_tensor(findings: Findings, one: Swept, facts: Values, peers: Sequence[bool]) -> None:
+def _judge_tensor(findings: Findings, tensor: Swept, facts: Values, peers: Sequence[bool]) -> None:
     """Judge the values of a tensor."""
-    name = one.info.name
-    info = one.info
-    seen = one.extremes
+    name = tensor.info.name
+    info = tensor.info
+    seen = tensor.extremes
     match = PIECE.fullmatch(name)
     is_float = info.dtype in FLOATS or info.packing is not None
     is_matrix = sum(size > 1 for size in info.shape) > 1 and seen.entries >= NARROW
@@ -216,16 +218,16 @@ def _judge_tensor(findings: Findings, one: Swept, facts: Values, peers: Sequence
         if is_matrix and name.endswith(".weight"):
             findings.add(name, "constant", value=seen.first)
     elif name in facts.vocabulary:
-        _judge_vocabulary(findings, one, facts.vocabulary[name])
+        _judge_vocabulary(findings, tensor, facts.vocabulary[name])
     elif is_matrix and is_float and info.shape[-1] >= NARROW:
-        _judge_rows(findings, one)
+        _judge_rows(findings, tensor)
 
 
-def _judge_rows(findings: Findings, one: Swept) -> None:
+def _judge_rows(findings: Findings, tensor: Swept) -> None:
     """Report rows of a matrix, or of a stack of experts, that are zero or constant."""
-    name = one.info.name
-    shape = one.info.shape
-    seen = one.extremes
+    name = tensor.info.name
+    shape = tensor.info.shape
+    seen = tensor.extremes
     rows = math.prod(shape[:-1])
     each = rows // shape[0]  # of an expert
     for flat, of_experts, of_rows in (
@@ -245,11 +247,11 @@ def _in_few_ranges(numbers: Sequence[int]) -> str:
     return several(in_ranges(numbers).split(", "), RUNS)
 
 
-def _judge_vocabulary(findings: Findings, one: Swept, tokens: int) -> None:
+def _judge_vocabulary(findings: Findings, tensor: Swept, tokens: int) -> None:
     """Judge zero rows: those at the end are padding, and a few others unused tokens."""
-    name = one.info.name
-    rows = one.info.shape[0]
-    zero = {*one.extremes.zero_rows}
+    name = tensor.info.name
+    rows = tensor.info.shape[0]
+    zero = {*tensor.extremes.zero_rows}
     end = rows
     while end - 1 in zero:
         end -= 1
