@@ -49,6 +49,10 @@ GOOD, NO_UPDATE, FEW = (
     (replace(BEYOND, quantised=("NF4", 1.9)), "onto_copy", {"copy": "NF4"}),
     (replace(BEYOND, quantised=("NF4", 2.1)), "beyond", {"beyond": 4, "entries": 4}),
     (scaled(0.7), "rescaled", {"scale": 0.7}), (scaled(0.51), "half", {}),
+    (scaled(0.47), "rescaled", {"scale": 0.47}), (scaled(2.03), "rescaled", {"scale": 2.03}),
+    (scaled(0.019), "not_applied", {}), (scaled(0.021), "rescaled", {"scale": 0.021}),
+    (scaled(0.7, residual=0.0055), "rescaled", {"scale": 0.7}),
+    (scaled(0.7, residual=0.0059), "beyond", {"beyond": 4, "entries": 4}),
     (scaled(0.7, residual=0.01), "beyond", {"beyond": 4, "entries": 4}),
     (replace(BEYOND, update=0.0), "beyond", {"beyond": 4, "entries": 4}),
 ])  # fmt: skip

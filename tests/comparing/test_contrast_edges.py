@@ -236,6 +236,36 @@ def test_equal_decimals_are_equal_gains(base, tuned, gain):
         scores.gains_of([*given, scores.Score("org/m", "a", "acc", base + 1, "y")], METADATA)
 
 
+@pytest.mark.parametrize(("more", "expected"), [
+    ({}, []), ({"version": "2"}, [("versions_differ", {"before": "1", "now": "2"})]),
+    ({"method": {"level": None, "subjects": "delta"}}, [
+        ("settings_differ", {"before": "all", "now": "delta", "option": "--subjects"})]),
+    ({"device": "cuda"}, [
+        ("settings_differ", {"before": "cpu", "now": "cuda", "option": "--device"})]),
+    ({"device": None}, []), ({"chosen": {"layers": [1]}}, [("filters_differ", {})]),
+])  # fmt: skip
+def test_settings_that_differ_are_said_with_both_values(more, expected):
+    """What is not recorded has its default."""
+    found = [*matching.settings_apart(report(), report("B", **more))]
+    labels = {"first": "A", "second": "B"}
+    expected = [(code, labels | said if said else {}) for code, said in expected]
+    assert [(one.code, one.figures) for one in found] == expected
+
+
+def test_groups_of_modules_have_their_shares_of_energy():
+    """Of the main component by kind of module; another one is a group, largest first."""
+    rows = [
+        ("language", "attn.q", 1.0), ("text", "attn.o", 0.5), ("language", "mlp.up", 4.0),
+        ("vision", "mlp.up", 2.0), ("language", "embed", 1.5), ("language", "head", None),
+    ]  # fmt: skip
+    names = "component", "module", "energy"
+    modules = [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in rows]
+    groups = lineage._groups(SimpleNamespace(modules=modules, main_component="text"), 10.0)
+    assert [(group.name, group.energy_share) for group in groups] == [
+        ("MLP", 0.4), ("vision", 0.2), ("attention", 0.15), ("embedding", 0.15), ("head", 0.0),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("name", "figure", "code"), [
     ("lineage", 0.5, "step_rearranged"), ("lineage", 0.49, "step_unrelated"),
     ("lineage", None, None), ("rounding", 0.9, None),
