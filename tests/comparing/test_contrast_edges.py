@@ -68,6 +68,7 @@ def report(name="A", level="full", relation="tuned", version="1", **settings):
     return SimpleNamespace(name=name, label=name, provenance=provenance)
 
 
+GONE = math.nan
 PINNED, CONTENT = {"commit": "c" * 40}, {"content": "x"}
 
 
@@ -170,6 +171,67 @@ def test_doubts(other, expected):
         assert found[0].figures == {"matrices": 2}
 
 
+SPECTRA = (
+    "kept_reason", "kept", "kept_history", "numerical_rank", "rest_rank", "rest_over_rounding",
+    "rank_ceiling", *(f"rank_{percent}" for percent in (90, 95, 99)),
+    *(f"top{count}_energy" for count in (1, 4, 16, 20, 64)),
+)  # fmt: skip
+RANKS = "ranks_differ:5"
+
+
+@pytest.mark.parametrize(("columns", "level", "expected"), [
+    ({}, "full", ""), ({}, "norms", "spectra_left_out:B"),
+    ({"cosine_first": 0.5, "cosine_second": 0.5}, "full", ""),
+    ({"cosine_first": 0.49, "floor_ratio_first": 1.9}, "full", "sides_unrelated:A"),
+    ({"cosine_second": 0.49}, "full", "sides_unrelated:B"), ({"cosine_first": GONE}, "full", ""),
+    ({"floor_ratio_first": 2.0, "floor_ratio_second": GONE}, "full", ""),
+    ({"floor_ratio_second": 1.99}, "norms", "spectra_left_out:B mostly_rounding:B"),
+    ({"rank_ceiling_first": 1}, "full", RANKS), ({"rank_ceiling_second": 1}, "full", RANKS),
+    ({"rank_ceiling_first": 1, "rank_ceiling_second": 1}, "full", ""),
+    ({"rank_ceiling_first": 1, "rank_ceiling_second": 2}, "full", RANKS),
+    ({"rank_ceiling_first": 1, "numerical_rank_second": 1}, "full", ""),
+    ({"rank_ceiling_first": 1, "numerical_rank_second": 2}, "full", RANKS),
+    ({"numerical_rank_second": 1}, "full", ""),
+])  # fmt: skip
+def test_what_voids_a_verdict(columns, level, expected):
+    """A quarter of the directions of these matrices is one: a second is no low rank."""
+    unknown = {f"{name}_{side}": GONE for name in SPECTRA for side in differences.SIDES}
+    voting = matched(**unknown | columns).inside
+    sides = report(), report("B", level=level)
+    for side in sides:
+        side.deltas = voting.where([])
+    found = [*contrast._voids(*sides, voting)]
+    words = [f"{one.code}:{one.figures.get('name', one.figures.get('matrices'))}" for one in found]
+    assert " ".join(words) == expected
+    if expected == RANKS:
+        assert found[0].figures == {"first": "A", "second": "B", "matrices": 5}
+
+
+@pytest.mark.parametrize(("casts", "kept", "purity", "code"), [
+    (["tuned", "base"], [0.9] * 4, 9.0, "copy_in_another_format"), ([], [0.9] * 4, 9.0, None),
+    (["tuned", "neither"], [0.9] * 4, 9.0, None), ([], [0.24, 0.24, 0.25, 0.9], 9.0, None),
+    ([], [0.24] * 3 + [0.9], 9.0, "copy_in_few_bits"), ([], [0.9] * 4, [5.0, -5.0, 9, 9], None),
+    ([], [0.9] * 4, [5.0, -5.0, 5.0, 9], "like_noise"), ([], [0.9] * 4, -5.1, None),
+])  # fmt: skip
+def test_a_delta_that_is_the_rounding_of_a_copy(casts, kept, purity, code):
+    """Of all tensors that moved, or of more than half of the matrices."""
+    deltas = {
+        "layer": range(4), "component": "language", "module": "attn.q", "dtype": "BF16",
+        "kept_high": kept, "purity_z": purity, "format_copy": 0.0, "cols": 1024,
+        "levels_base": 0.7, "levels_tuned": 0.7,
+    }  # fmt: skip
+    tensors = {
+        "side": ["base", *["tuned"] * (1 + len(casts))], "cast": ["neither", "neither", *casts],
+        "relative_norm": [0.1, 0.0, *[0.1] * len(casts)],
+    }  # fmt: skip
+    deltas, tensors = (
+        columns_of(pa.Table.from_pandas(pd.DataFrame(rows))) for rows in (deltas, tensors)
+    )
+    side = SimpleNamespace(deltas=deltas, rows=SimpleNamespace(tensors=tensors))
+    reason = updates.copy_reason(side)
+    assert (reason and reason.code) == code
+
+
 def units(component, layers, *runs):
     """Layers, or experts of layers, in runs of first and last number and first of the base's."""
     keys = ("first", "last", "base_first")
@@ -187,7 +249,6 @@ MOVED = Correspondence(
         OtherLayer(component="language", modules=["mlp.up"], layer=5, base_layer=7, by="content")
     ],
 )
-GONE = math.nan
 
 
 @pytest.mark.parametrize(("component", "layer", "module", "expert", "of_base"), [
