@@ -112,43 +112,6 @@ def test_the_interval_of_the_scale_decides_where_no_order_gives_all_bits(rests, 
     assert all(CHECK.say(one) for one in answer.reasons)
 
 
-def test_every_figure_and_word_of_a_merge():
-    """By hand: of six matrices five are wrong, and of five tensors beside them three."""
-    twice, lost = scaled(2.0), replace(BEYOND, update=3.0, residual=9.0, beyond=3)
-    copies = [replace(BEYOND, quantised=(kind, 1.0)) for kind in ("NF4", "INT8", "INT8")]
-    modules = [GOOD, *(module(fit, str(at)) for at, fit in enumerate((*copies, twice, lost)))]
-    changed = replace(FEW, tuned="c", changed=1, base_energy=4.0, delta_energy=1.0, remark="in q")
-    beside = [
-        Beside(FEW), Beside(FEW, whole=True), Beside(changed), Beside(changed, whole=True),
-        Beside(replace(changed, tuned="d"), whole=False),
-    ]  # fmt: skip
-    only = [replace(LONE, tensor=side, side=side) for side in ("base", "tuned", "tuned", "adapter")]
-    answer = judge(Merge(modules, beside, scale=2.0, unmatched=only, named="o/n"))
-    assert answer.figures == {
-        "matrices": 6, "matrices_wrong": 5, "tensors_beside": 5, "tensors_beside_changed": 3,
-        "entries": 24, "entries_visible": 24, "error_over_update": pytest.approx((22 / 8) ** 0.5),
-        "scale_found": pytest.approx(7 / 8), "scale": 2.0, "entries_off": 0,
-    }  # fmt: skip
-    assert CHECK.say_all(answer.reasons) == (
-        "merged onto an INT8 copy of the base in 2 of 6 matrices: the error is 2.0 times the update"
-        "; merged onto an NF4 copy of the base in 1 of 6 matrices: the error is 2.0 times the"
-        " update; merged twice in 1 of 6 matrices; not base plus update in 1 of 6 matrices: the"
-        " error is 1.7 times the update; 2 tensors that the adapter holds are not in the merged"
-        " model; 1 tensor beside the adapter differs from the base; 1 tensor only in the base; 2"
-        " tensors only in the merged model; 1 tensor only in the adapter"
-    )
-    shown = [(one.name, CHECK.say(one.why), one.size) for one in answer.against]
-    assert [row for row in shown if row[1] != "-"] == [
-        ("d", "it is the base's, not the adapter's", None),
-        ("0", "merged onto an NF4 copy of the base", 2.0),
-        ("1", "merged onto an INT8 copy of the base", 2.0),
-        ("2", "merged onto an INT8 copy of the base", 2.0),
-        ("4", "3 of 4 entries are not base plus update", pytest.approx(3**0.5)),
-        ("3", "merged twice", 1.0), ("c", "1 of 4 entries differs from the base; in q", 0.5),
-        ("c", "1 of 4 entries differs from the adapter", 0.5),
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize(("scales", "figures"), [
     ((0.7,), {"scale": 0.7, "error": pytest.approx(0.3)}),
     ((0.68, 0.7, 0.71), {"scale": 0.7}),
