@@ -183,18 +183,6 @@ def test_an_update_below_the_rounding_cannot_be_told(tmp_path):
     assert [(one.code, one.figures) for one in found.answer.notes] == [("unseen", {"matrices": 2})]
 
 
-def test_scales_of_rslora_and_patterns_are_the_adapters_own(tmp_path):
-    """alpha / sqrt(r), and an alpha for one module."""
-    base, pairs = based(torch.float32), factors()
-    good = merge(base, pairs, torch.float32, ALPHA / RANK**0.5)
-    assert recorded(tmp_path, base, pairs, good, use_rslora=True).holds is True
-    assert codes(recorded(tmp_path, base, pairs, good)) == ["twice"]  # sqrt(4)
-    pattern = {"layers.1.self_attn.q_proj": 32}
-    done = merge(base, pairs, torch.float32)
-    done[Q.format(1)] = merge(base, pairs, torch.float32, 8.0)[Q.format(1)]
-    assert recorded(tmp_path, base, pairs, done, alpha_pattern=pattern).holds is True
-
-
 @each_format
 def test_dora_gives_rows_their_norms(tmp_path, dtype):
     """m * (W + sBA) / |W + sBA| by rows; plain addition does not hold."""
@@ -347,6 +335,7 @@ DORA, CONV = {"use_dora": True}, {"fan_in_fan_out": True}
 SAFE, UNRAISED = {"safe": True}, {"raised": False}
 BY_PEFT = [
     ("llama", "F32", {}, "in_float32"), ("llama", "BF16", {"use_rslora": True}, "in_float32"),
+    ("llama", "F32", {"alpha_pattern": {"q_proj": 32}}, "in_float32"),
     ("mistral", "F16", DORA, "in_float32"), ("gpt2", "F16", CONV, "in_float32"),
     ("gpt2", "BF16", CONV | DORA, "in_float32"), ("gpt_neox", "BF16", {}, "in_float32"),
     ("phi3", "BF16", DORA, "in_float32"), ("qwen2", "BF16", SAFE, "update_rounded"),

@@ -47,8 +47,21 @@ GOOD, NO_UPDATE, FEW = (
     (fits(), None, {}), (fits(finite=False), "not_finite", {}),
     (NO_UPDATE, "not_applied", {}), (scaled(2.01), "twice", {}),
     (replace(BEYOND, quantised=("NF4", 1.9)), "onto_copy", {"copy": "NF4"}),
-    (replace(BEYOND, quantised=("NF4", 2.1)), "beyond", {"beyond": 4, "entries": 4}),
+    (replace(BEYOND, quantised=("NF4", 2.0)), "beyond", {"beyond": 4, "entries": 4}),
     (scaled(0.7), "rescaled", {"scale": 0.7}), (scaled(0.51), "half", {}),
+    (scaled(0.47), "rescaled", {"scale": 0.47}), (scaled(2.03), "rescaled", {"scale": 2.03}),
+    (scaled(0.019), "not_applied", {}), (scaled(0.02), "rescaled", {"scale": 0.02}),
+    (scaled(0.7, residual=0.0055), "rescaled", {"scale": 0.7}),
+    (scaled(0.7, residual=0.0059), "beyond", {"beyond": 4, "entries": 4}),
+    # a scale is one that is seen, and leaves the rounding of base, update and sum at most
+    *(
+        (replace(BEYOND, inner=0.0, residual=residual, rounding=rounding, entries=entries),
+         code, {} if code == "not_applied" else {"beyond": 4, "entries": entries})
+        for residual, rounding, entries, code in (
+            (1.0, 0.15, 4, "not_applied"), (1.0, 0.16, 4, "beyond"), (2.0, 0.3, 99, "not_applied"),
+            (2.0, 0.29, 99, "beyond"), (3.0, 1.1, 99, "not_applied"), (3.0, 1.0, 99, "beyond"),
+        )
+    ),
     (scaled(0.7, residual=0.01), "beyond", {"beyond": 4, "entries": 4}),
     (replace(BEYOND, update=0.0), "beyond", {"beyond": 4, "entries": 4}),
 ])  # fmt: skip

@@ -1,5 +1,6 @@
 """Small judges of planted facts, each in a table: files, experts, blocks, an index, states."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -134,7 +135,7 @@ def test_an_index_and_what_the_shards_hold():
         {one: "b.safetensors", up: "a.safetensors", down: "a.safetensors", "lost": "a.safetensors",
          "away": "gone.safetensors", "y": "b.safetensors"},
     )  # fmt: skip
-    holders = {one: ["0", "a.safetensors"], "x": ["a.safetensors"], "y": ["b.safetensors"]}
+    holders = {one: ["0", "a.safetensors"], "x": ["0", "a.safetensors"], "y": ["b.safetensors"]}
     shard = {"shard": "a.safetensors"}
     assert found(shards._judge_index, shards.RULES, facts, holders) == [
         (one, "elsewhere", {"shard": "b.safetensors", "other": "a.safetensors"}),
@@ -144,6 +145,29 @@ def test_an_index_and_what_the_shards_hold():
         ("lost", "absent", shard), ("x", "unindexed", shard),
         ("c.safetensors", "shard_outside", {"tensors": 1}),
     ]  # fmt: skip
+
+
+def test_files_that_contradict_one_another():
+    """A row a file or a tensor: of one in three files the first and the last are named."""
+    a, b, c = FILES = [f"model-0000{at}-of-00004.safetensors" for at in (1, 2, 3)]
+    lost, tensors = "model-00004-of-00004.safetensors", {"x": None, "y": None, "z": None}
+    facts = shards.FileFacts(
+        [*FILES, lost], {a: tensors, b: tensors, c: tensors | {"own": None}}, names=FILES,
+        pointers=["p"], unreadable={"u": "why"}, equal={"x": True, "y": False},
+        others=[shards.OtherSet("s", ["t1", "t2"]), shards.OtherSet("e", []),
+                shards.OtherSet("n", newer=True), shards.OtherSet("o")],
+    )  # fmt: skip
+    twice = {"shard": a, "other": c}
+    assert found(shards.judge_files, shards.RULES, facts) == [
+        ("p", "pointer", {}), (lost, "shard_missing", {"tensors": 0}),
+        ("u", "unreadable", {"why": "why"}), ("y", "twice_differs", twice),
+        (a, "no_index", {}), ("s", "set_differs", {"read": a, "first": "t1", "tensors": 2}),
+        ("z", "twice_unknown", twice), ("n", "set_newer", {"read": a}),
+        ("o", "set_unknown", {"read": a}),
+    ]  # fmt: skip
+    assert (facts.are_cut, replace(facts, read=FILES).are_cut) == (True, False)
+    empty = shards.FileFacts([a], {a: {}}, {"t": lost}, [a])
+    assert found(shards.judge_files, shards.RULES, empty)[0] == (a, "no_tensors", {})
 
 
 @pytest.mark.parametrize(("outcomes", "is_so"), [
@@ -195,7 +219,7 @@ def test_vectors_of_one_value_beside_seven_peers(name, first, entries, count, is
 
 
 @pytest.mark.parametrize(("ratio", "is_named"), [
-    (0.99e4, False), (1.01e4, True), (1 / 0.99e4, False), (1 / 1.01e4, True), (0.0, False),
+    (0.99e4, False), (1e4, True), (1 / 0.99e4, False), (1e-4, True), (0.0, False),
 ])  # fmt: skip
 def test_a_matrix_far_from_three_peers(ratio, is_named):
     """1e4 times as large or as small; one of zeros has no size, and three are too few."""

@@ -58,7 +58,10 @@ LOST, BROKEN = ("language.mlp.up", 0.1), copied("attn.q", off=1, finite=False)
     (Copy([copied()], unmatched=[LONE]), "does_not_hold", ["apart", "error"], [("norm", None)]),
     (Copy([copied()], unread=[LONE]), "inconclusive", ["not_compared"], [("norm", None)]),
     (Copy([copied(update=0.0)], has_base=True), "inconclusive", ["no_update"], []),
-    (of_update(0.96), "holds", ["rounded", "kept"], []),
+    (of_update(0.949), "holds", ["rounded", "kept"], []),
+    (of_update(0.948), "does_not_hold", ["kept"], [LOST]),
+    (Copy([copied(update=1.0, stored_update=0.0, inner=0.0)], has_base=True),
+     "does_not_hold", ["kept"], [LOST]),
     (of_update(-1.0), "does_not_hold", ["kept"], [LOST]),
     (of_update(0.9, BROKEN), "does_not_hold", ["off", "kept"], [("attn.q.weight", None), LOST]),
 ])  # fmt: skip
@@ -68,6 +71,12 @@ def test_what_is_found_is_judged(found, outcome, codes, against):
     assert [(one.name, pytest.approx(one.size)) for one in answer.against] == against
     reasons = [*answer.reasons, *answer.notes, *(one.why for one in answer.against)]
     assert all(CHECK.say(one) for one in reasons)
+
+
+@pytest.mark.parametrize(("inner", "kept", "cosine"), [(-0.5, -0.25, 0.0), (1 + 1e-15, 1.0, 1.0)])
+def test_a_share_is_negative_against_the_update_and_1_at_most(inner, kept, cosine):
+    figures = judge(of_update(inner, BROKEN)).figures
+    assert (figures["update_kept"], figures["update_cosine"]) == (kept, cosine)
 
 
 @pytest.mark.parametrize(("sums", "stands"), [

@@ -65,6 +65,12 @@ FACTORS = {
     "rank of a module": ((), {"r": 8, "rank_pattern": {"up_proj": 4}}, None),
     "alpha": ((), {"lora_alpha": 0}, "alpha"),
     "target": ((), {"target_modules": ["up_proj", "q_proj"]}, "target_absent"),
+    "excluded": ((), {"target_modules": ["q_proj", "up_proj"], "exclude_modules": "q"}, None),
+    "another excluded": (
+        (),
+        {"target_modules": ["gate", "up_proj"], "exclude_modules": ["o"]},
+        "target_absent",
+    ),
     "no target": ((), {"target_modules": ["down_proj"]}, "not_targeted"),
     "saved": ((), {"modules_to_save": ["lm_head"]}, "saved_absent"),
     "no target of a pattern": ((), {"target_modules": r".*\.down_proj"}, "not_targeted"),

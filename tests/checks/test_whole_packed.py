@@ -427,9 +427,9 @@ def judged(samples=(), seen=0, **more):
 
 FAIR = (0.0, 0.02, 0.0)
 BOUNDS = {  # of the last layer: what is healthy, what is not, and what is said
-    "times larger": ((0.0, 19.9, 0.0), (0.0, 20.1, 0.0), "scale_inverted"),
+    "times larger": ((0.0, 19.9, 0.0), (0.0, 20.0, 0.0), "scale_inverted"),
     "times smaller": ((0.0, 0.0000201, 0.0), (0.0, 0.0000199, 0.0), "scale_inverted"),
-    "groups lost": ((0.0, 0.02, 0.099), (0.0, 0.02, 0.101), "scales_lost"),
+    "groups lost": ((0.0, 0.02, 0.1), (0.0, 0.02, 0.101), "scales_lost"),
     # a whole matrix of zeros has its scales judged, an expert of a stack has not
     "all lost": ((0.0, 0.0, 1.0), (0.0, 0.0, 1.0, True), "scales_lost"),
     "nearly all": (FAIR, (0.0, 0.02, 0.999), "scales_lost"),
@@ -445,11 +445,11 @@ def test_constants_that_decide_about_a_module(case):
 
 def test_constants_that_decide_about_a_model():
     """The size of all, their mean, and names of lists, of which the first thousand are compared."""
-    assert judged([(0.0, 29.9, 0.0)] * 4) == set()
+    assert judged([(0.0, 30.0, 0.0)] * 4) == set()
     assert judged([(0.0, 30.1, 0.0)] * 4) == {
         (f"layers.{at}.q", "scale_inverted") for at in range(4)
     }
-    assert judged([(0.149, 1.0, 0.0)] * 3 + [FAIR]) == set()
+    assert judged([(0.15, 1.0, 0.0)] * 3 + [FAIR]) == set()
     assert judged([(-0.151, 1.0, 0.0)] * 3 + [FAIR]) == {("config.json", "zeros_off")}
     plain = {"layers.4.q.weight": TensorInfo("x", "BF16", (64, 64), "s", 0, 8192)}
     for names, sick in ((1000, True), (1001, False)):

@@ -68,6 +68,7 @@ def report(name="A", level="full", relation="tuned", version="1", **settings):
     return SimpleNamespace(name=name, label=name, provenance=provenance)
 
 
+GONE = math.nan
 PINNED, CONTENT = {"commit": "c" * 40}, {"content": "x"}
 
 
@@ -170,6 +171,61 @@ def test_doubts(other, expected):
         assert found[0].figures == {"matrices": 2}
 
 
+SPECTRA = (
+    "kept_reason", "kept", "kept_history", "numerical_rank", "rest_rank", "rest_over_rounding",
+    "rank_ceiling", *(f"rank_{percent}" for percent in (90, 95, 99)),
+    *(f"top{count}_energy" for count in (1, 4, 16, 20, 64)),
+)  # fmt: skip
+RANKS = "ranks_differ:5"
+
+
+@pytest.mark.parametrize(("columns", "level", "expected"), [
+    ({}, "full", ""), ({}, "norms", "spectra_left_out:B"),
+    ({"cosine_first": 0.5, "cosine_second": 0.5}, "full", ""),
+    ({"cosine_first": 0.49, "floor_ratio_first": 1.9}, "full", "sides_unrelated:A"),
+    ({"cosine_second": 0.49}, "full", "sides_unrelated:B"), ({"cosine_first": GONE}, "full", ""),
+    ({"floor_ratio_first": 2.0, "floor_ratio_second": GONE}, "full", ""),
+    ({"floor_ratio_second": 1.99}, "norms", "spectra_left_out:B mostly_rounding:B"),
+    ({"rank_ceiling_first": 1}, "full", RANKS), ({"rank_ceiling_second": 1}, "full", RANKS),
+    ({"rank_ceiling_first": 1, "rank_ceiling_second": 1}, "full", ""),
+    ({"rank_ceiling_first": 1, "rank_ceiling_second": 2}, "full", RANKS),
+    ({"rank_ceiling_first": 1, "numerical_rank_second": 1}, "full", ""),
+    ({"rank_ceiling_first": 1, "numerical_rank_second": 2}, "full", RANKS),
+    ({"numerical_rank_second": 1}, "full", ""),
+])  # fmt: skip
+def test_what_voids_a_verdict(columns, level, expected):
+    """A quarter of the directions of these matrices is one: a second is no low rank."""
+    unknown = {f"{name}_{side}": GONE for name in SPECTRA for side in differences.SIDES}
+    voting = matched(**unknown | columns).inside
+    sides = report(), report("B", level=level)
+    for side in sides:
+        side.deltas = voting.where([])
+    found = [*contrast._voids(*sides, voting)]
+    words = [f"{one.code}:{one.figures.get('name', one.figures.get('matrices'))}" for one in found]
+    assert " ".join(words) == expected
+
+
+@pytest.mark.parametrize(("casts", "kept", "purity", "code"), [
+    (["tuned", "base"], [0.9] * 4, 9.0, "copy_in_another_format"), ([], [0.9] * 4, 9.0, None),
+    (["tuned", "neither"], [0.9] * 4, 9.0, None), ([], [0.24, 0.24, 0.25, 0.9], 9.0, None),
+    ([], [0.24] * 3 + [0.9], 9.0, "copy_in_few_bits"), ([], [0.9] * 4, [5.0, -5.0, 9, 9], None),
+    ([], [0.9] * 4, [5.0, -5.0, 5.0, 9], "like_noise"), ([], [0.9] * 4, -5.1, None),
+])  # fmt: skip
+def test_a_delta_that_is_the_rounding_of_a_copy(casts, kept, purity, code):
+    """Of all tensors that moved, or of more than half of the matrices."""
+    rows = {
+        "layer": range(4), "component": "language", "module": "attn.q", "dtype": "BF16",
+        "kept_high": kept, "purity_z": purity, "format_copy": 0.0, "cols": 1024,
+        "levels_base": 0.7, "levels_tuned": 0.7,
+    }  # fmt: skip
+    every = {"cast": ["neither", *casts], "relative_norm": [0.0, *[0.1] * len(casts)]}
+    frames = pd.DataFrame(rows), pd.DataFrame(every | {"side": "tuned"})
+    deltas, tensors = (columns_of(pa.Table.from_pandas(frame)) for frame in frames)
+    side = SimpleNamespace(deltas=deltas, rows=SimpleNamespace(tensors=tensors))
+    reason = updates.copy_reason(side)
+    assert (reason and reason.code) == code
+
+
 def units(component, layers, *runs):
     """Layers, or experts of layers, in runs of first and last number and first of the base's."""
     keys = ("first", "last", "base_first")
@@ -187,7 +243,6 @@ MOVED = Correspondence(
         OtherLayer(component="language", modules=["mlp.up"], layer=5, base_layer=7, by="content")
     ],
 )
-GONE = math.nan
 
 
 @pytest.mark.parametrize(("component", "layer", "module", "expert", "of_base"), [
@@ -234,6 +289,36 @@ def test_equal_decimals_are_equal_gains(base, tuned, gain):
     assert scores.gains_of(given, METADATA) == [scores.Gain("a", "acc", base, tuned, gain)]
     with pytest.raises(ShadowError, match="another score"):
         scores.gains_of([*given, scores.Score("org/m", "a", "acc", base + 1, "y")], METADATA)
+
+
+@pytest.mark.parametrize(("more", "expected"), [
+    ({}, []), ({"version": "2"}, [("versions_differ", {"before": "1", "now": "2"})]),
+    ({"method": {"level": None, "subjects": "delta"}}, [
+        ("settings_differ", {"before": "all", "now": "delta", "option": "--subjects"})]),
+    ({"device": "cuda"}, [
+        ("settings_differ", {"before": "cpu", "now": "cuda", "option": "--device"})]),
+    ({"device": None}, []), ({"chosen": {"layers": [1]}}, [("filters_differ", {})]),
+])  # fmt: skip
+def test_settings_that_differ_are_said_with_both_values(more, expected):
+    """What is not recorded has its default."""
+    found = [*matching.settings_apart(report(), report("B", **more))]
+    labels = {"first": "A", "second": "B"}
+    expected = [(code, labels | said if said else {}) for code, said in expected]
+    assert [(one.code, one.figures) for one in found] == expected
+
+
+def test_groups_of_modules_have_their_shares_of_energy():
+    """Of the main component by kind of module; another one is a group, largest first."""
+    rows = [
+        ("language", "attn.q", 1.0), ("text", "attn.o", 0.5), ("language", "mlp.up", 4.0),
+        ("vision", "mlp.up", 2.0), ("language", "embed", 1.5), ("language", "head", None),
+    ]  # fmt: skip
+    names = "component", "module", "energy"
+    modules = [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in rows]
+    groups = lineage._groups(SimpleNamespace(modules=modules, main_component="text"), 10.0)
+    assert [(group.name, group.energy_share) for group in groups] == [
+        ("MLP", 0.4), ("vision", 0.2), ("attention", 0.15), ("embedding", 0.15), ("head", 0.0),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "figure", "code"), [

@@ -122,6 +122,33 @@ def test_what_has_no_order_is_told(step, steps):
     assert (len(found.chains), len(found.notes)) == (MOST_CHAINS, 1)
 
 
+SIZES = {"norm": 0.08, "relative_norm": 0.2, "relative_norm_unrounded": 0.1, "chosen": None}
+NEXT = {"norm": 0.02, "relative_norm": 0.5, "relative_norm_unrounded": 0.4}
+UNKNOWN = {"relative_norm_unrounded": None}
+
+
+@pytest.mark.parametrize(("before", "after", "ratio", "of"), [
+    ({}, {}, 0.4, "unrounded"), ({}, UNKNOWN, 0.25, "stored"), (UNKNOWN, {}, 0.25, "stored"),
+    ({"relative_norm_unrounded": 0.0}, {}, 0.25, "stored"),
+    ({}, {"relative_norm_unrounded": 0.0}, 0.0, "unrounded"), ({"norm": 0.0}, {}, None, None),
+    ({}, {"norm": None}, None, None), ({}, {"chosen": {"layers": [1]}}, None, None),
+])  # fmt: skip
+def test_a_step_has_its_ratio_to_the_one_before(step, before, after, ratio, of):
+    """Of norms before storage, 0.04 and 0.016, where both are known; of audits of the same part."""
+    first = step("base..sft", *STAGES[:2], **SIZES | before)
+    second = step("sft..dpo", *STAGES[1:3], **SIZES | NEXT | after)
+    (chain,) = lineage([first, second]).chains
+    start, found = chain.steps
+    assert (start.ratio, start.ratio_of) == (None, None)
+    assert (found.ratio, found.ratio_of) == (ratio and pytest.approx(ratio), of)
+    assert (found.size == 0.5) is (after == UNKNOWN)
+
+
+def test_two_stages_of_one_name_are_told_by_their_repositories(step):
+    found = lineage([step("a..b", *STAGES[:2]), step("b..a", *STAGES[1:3])])
+    assert found.chains[0].stages == ["base", "b", "dpo"]
+
+
 def test_siblings_are_no_step(tmp_path):
     """Of two models of one base neither came from the other."""
     settings = {"method": {"level": "full"}, "chosen": {}, "relation": "sibling"}

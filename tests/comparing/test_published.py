@@ -45,9 +45,24 @@ def test_a_place_is_a_rank_among_the_other_families():
     found = place(tensors(), metadata())
     assert found.value == pytest.approx((0.02 + 0.03 + 0.04 + 0.5) / 4)
     assert (found.below, found.families, found.least, found.most) == (15, 19, 0.00083, 0.215325)
-    for base in ("qwen/qwen2.5-7b", "Qwen/Qwen2-7B"):
-        own = place(tensors(), metadata(base))
+    for sides in ({"base": "qwen/qwen2.5-7b"}, {"tuned": "Qwen/Qwen2-7B"}):
+        own = place(tensors(), metadata(**sides))
         assert (own.below, own.families) == (14, 18)
+
+
+@pytest.mark.parametrize(("change", "share"), [
+    ({}, 1.18 / 8), ({"status": "identical", "relative_norm": math.nan}, 1.16 / 8),
+    ({"status": "skipped", "reason": "not_a_matrix"}, 1.18 / 8),
+    ({"reason": "only_in_tuned", "relative_norm": math.nan}, 1.16 / 7),
+    ({"compared": 1024 * 1024 - 1}, 1.16 / 7),
+    ({"shape": [1000], "compared": 1000}, 1.18 / 8), ({"shape": [999], "compared": 999}, 1.16 / 7),
+])  # fmt: skip
+def test_which_tensors_a_place_is_of(change, share):
+    """Those of the base that are whole, have 1,000 entries and a norm; an identical one has 0."""
+    rows = tensors()
+    for column, value in change.items():
+        rows.at[0, column] = value
+    assert place(rows, metadata()).value == pytest.approx(share)
 
 
 def test_a_part_and_a_copy_have_no_place():
@@ -59,6 +74,7 @@ def test_a_part_and_a_copy_have_no_place():
     assert place(tensors(), metadata(chosen={"layers": 3})) is not None, "no audit writes that"
     assert place(tensors(norms=dict.fromkeys(NORMS, 0.0)), metadata()) is None
     assert place(tensors(norms={}), metadata()) is None
+    assert place(tensors(), metadata() | {"correspondence": {"layers": []}}) is None
 
 
 def test_an_audit_has_the_place_of_the_demo(demo_reports):

@@ -37,7 +37,7 @@ def of_pair(base="org/base", tuned="org/tuned", commit="a" * 40):
 
 def test_a_csv_is_read(tmp_path):
     """Columns in any order, others ignored; a metric where it is given."""
-    text = "benchmark,model,score,metric,note\nmmlu,org/base,0.5,acc,x\n"
+    text = "\ufeffbenchmark,model,score,metric,note\n mmlu,org/base ,0.5,acc,x\n"
     first, second = read(tmp_path, text + "loss,org/base,2,,y\n")
     found = (first.model, first.benchmark, first.score, first.metric)
     assert found == ("org/base", "mmlu", 0.5, "acc")
@@ -59,6 +59,16 @@ def test_results_of_the_harness_are_read(tmp_path):
     assert score.benchmark == "arc"
     text = json.dumps({"results": results, "config": {"model_args": "pretrained=a/b,peft=c/d"}})
     assert read(tmp_path, text, "old.json")[0].model == "c/d"
+
+
+@pytest.mark.parametrize(("values", "metric"), [
+    ({"f1": 1, "acc,none": 2}, "acc"), ({"f1,x": 1, "bleu": 2}, "f1,x"), ({"b": 1, "f1": 2}, "f1"),
+    ({"acc": "n/a", "b": 2}, "b"), ({"pass@1": 1, "exact_match": 2}, "exact_match"),
+])  # fmt: skip
+def test_of_several_metrics_the_usual_one_is_read(tmp_path, values, metric):
+    """In this order, whatever the file's; otherwise the first that is a number."""
+    (score,) = read(tmp_path, harness("a", {"x": values}), "x.json")
+    assert (score.metric, score.score) == (metric, float(values.get(metric, 2)))
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [

@@ -26,7 +26,7 @@ def published_place(tensors: Columns, metadata: ReportMetadata) -> PublishedRank
     """Rank the mean relative norm among other families; None of a part, without a change, or where
     units have other numbers, as one of the base may be compared with several.
     """
-    unknown = are(tensors["reason"], *UNKNOWN) & are(tensors["status"], "skipped")
+    unknown = are(tensors["reason"], *UNKNOWN)
     is_apart = chosen_in(metadata["settings"]) or metadata.get("correspondence")
     if unknown.any() or is_apart:
         return None
