@@ -1,5 +1,6 @@
 """Two checkpoints -> pairs and reasons: nothing is lost, nothing wrong is paired."""
 
+import numpy as np
 import pytest
 from effort import examples
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from shadow.checkpoints import pairing
 from shadow.checkpoints.formats import packed_modules
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import Filter, Operand, pair_checkpoints
+from shadow.checkpoints.pairing import Filter, Operand, Partner, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place
@@ -51,14 +52,33 @@ def test_tensors_on_one_side_only_are_said():
     assert reasons == {("tuned", other): "only_in_tuned"}
 
 
-def test_grown_vocabulary_compares_the_common_rows():
+@pytest.mark.parametrize(("rows", "side"), [((100, 103), "tuned"), ((103, 100), "base")])
+def test_grown_vocabulary_compares_the_common_rows(rows, side):
     """Rows added to an embedding or head are counted; other modules of two shapes are skipped."""
-    pairs, reasons = line_up(
-        {EMBED: (BF, (100, 8)), Q: (BF, (8, 8))}, {EMBED: (BF, (103, 8)), Q: (BF, (9, 8))}
-    )
-    assert (pairs[EMBED].rows, pairs[EMBED].cols) == (100, 8)
-    assert pairs[EMBED].detail.startswith("3 rows only in tuned")
-    assert reasons == {("base", Q): "shape_differs", ("tuned", Q): "shape_differs"}
+    base, tuned = ({EMBED: (BF, (count, 8)), Q: (BF, (count, 7))} for count in rows)
+    pairs, skipped = pair_checkpoints(checkpoint(base), checkpoint(tuned), Filter())
+    why = f"3 rows only in {side}; the 100 common rows are compared"
+    assert [(pair.place.module, pair.shape, pair.detail) for pair in pairs] == [
+        ("embed", (100, 8), why)
+    ]
+    apart = ("shape_differs", f"base ({rows[0]}, 7), tuned ({rows[1]}, 7)")
+    assert [(skip.side, skip.info.name, (skip.reason, skip.detail)) for skip in skipped] == [
+        ("base", Q, apart), ("tuned", Q, apart),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("common", [1, 2])
+def test_rows_that_correspond_are_compared_where_two_or_more_do(common):
+    """Of a module that need not be a vocabulary; the detail says how many."""
+    place = Place("language", 0, "attn.q")
+    rows = (np.arange(5, 5 + common), np.arange(common))
+    pairs, skipped = pair_checkpoints(
+        checkpoint({Q: (BF, (9, 4))}), checkpoint({Q: (BF, (8, 4))}), Filter(), may_differ=True,
+        partners={place: Partner(place, "token", rows)},
+    )  # fmt: skip
+    found = [(pair.shape, pair.detail, pair.matched_by, pair.chosen) for pair in pairs]
+    assert found == [((2, 4), "2 of 8 rows are rows of the base", "token", rows)] * (common - 1)
+    assert [skip.reason for skip in skipped] == ["shape_differs"] * 2 * (2 - common)
 
 
 @pytest.mark.parametrize(
