@@ -249,6 +249,7 @@ FAULTS = {
     "index is a folder": (is_a_folder(INDEX), INDEX),
     "index without a map": (text(INDEX, '{"metadata": {}}'), "no weight_map"),
     "empty map": (text(INDEX, '{"weight_map": {}}'), "no weight_map"),
+    "a name is empty": (lambda folder: write_index(folder, {"": FIRST}), "'' has an unusable name"),
     "shard name is a number": (index_shard(3), "has no file name"),
     "shard name is empty": (index_shard(""), "has no file name"),
     "shard name has an escape": (index_shard("\x1b[2J.safetensors"), "has no file name"),
@@ -309,11 +310,3 @@ def test_a_deep_config_is_read_or_refused(sharded):
             assert "a" in open_folder(str(sharded)).config
         except ShadowError as refused:
             assert "config.json" in refused.message  # noqa: PT017
-
-
-@pytest.mark.parametrize("name", ["", "a\x1b[31mb", "a\nb", "\ud800", "a" * 2000])
-def test_an_unusable_name_in_an_index_is_refused(sharded, name):
-    """Names that no shard may hold may stand in no index either: they would reach the report."""
-    write_index(sharded, {UP: FIRST, DOWN: SECOND, name: FIRST})
-    with pytest.raises(ShadowError, match=INDEX):
-        open_folder(str(sharded))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shadow.checkpoints.weight_files import Weights, choose_weights, read_adapter
+from shadow.checkpoints.weight_files import choose_weights, read_adapter
 from shadow.errors import ShadowError
 
 INDEX, BIN_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
@@ -55,9 +55,9 @@ def test_the_weights_of_a_folder_are_of_one_kind(names, shards, pickled, adapted
 ])  # fmt: skip
 def test_a_file_that_is_named_is_read_alone(name, beside, pickled, adapted):
     """As an adapter's beside its config only."""
-    adapter = read_adapter("here", FILES[ADAPTER]) if adapted else None
-    expected = Weights((name,), pickled=pickled, adapter=adapter)
-    assert chosen(f"model.safetensors {beside} {name}", alone=name) == expected
+    weights = chosen(f"model.safetensors {beside} {name}", alone=name)
+    is_adapter = weights.adapter is not None
+    assert (weights.shards, weights.pickled, is_adapter) == ((name,), pickled, adapted)
 
 
 @pytest.mark.parametrize(("names", "alone", "message", "hint"), [
