@@ -170,6 +170,19 @@ def test_an_untrained_adapter_is_identical(tmp_path):
     assert set(tensors["detail"]) == {"a low-rank update: its rank is at most 2"}
 
 
+def test_the_factors_of_an_embedding_are_read_transposed(tmp_path):
+    """A of (rank, tokens) comes first, B of (width, rank) second; the update is (tokens, width)."""
+    name = "model.embed_tokens"
+    planted.write(tmp_path / "base", {f"{name}.weight": torch.randn(30, 5)}, planted.LLAMA)
+    names = [f"base_model.model.{name}.lora_embedding_{which}" for which in "AB"]
+    factors = dict(zip(names, (torch.randn(3, 30), torch.randn(5, 3)), strict=True))
+    planted.adapter(tmp_path / "adapter", {}, factors)
+    ((pair,), skipped) = paired(tmp_path / "base", tmp_path / "adapter")
+    assert (pair.tuned.shape, pair.shape, pair.detail, skipped) == ((30, 5), (30, 5), "", [])
+    assert [info.name for info in pair.tuned.infos] == names
+    assert (pair.tuned.factor.rank, pair.tuned.factor.scaling) == (3, 8 / 3)
+
+
 def test_factors_that_do_not_fit_have_a_reason(tmp_path):
     """A module that the base lacks, another shape, a piece of DoRA: each has its row."""
     name = "model.layers.0.self_attn.q_proj"

@@ -79,15 +79,6 @@ def test_what_is_read_is_what_the_safetensors_files_hold(sharded, change):
     assert_holds_both(open_folder(str(sharded), allow_pickle=True))
 
 
-def test_model_safetensors_alone_is_read_when_it_is_there(sharded):
-    """Without an index `model.safetensors` is the model, whatever weight files lie beside it."""
-    (sharded / INDEX).unlink()
-    save_file({UP: weights(3)}, sharded / "model.safetensors")
-    found = values(open_folder(str(sharded)))
-    assert found.keys() == {UP}
-    assert torch.equal(found[UP], weights(3))
-
-
 def test_a_tensor_that_no_shard_holds_is_kept_with_its_problem(sharded):
     """What only the index announces is in the checkpoint as unreadable, never silently missing."""
     write_index(sharded, {UP: FIRST, DOWN: SECOND, "lost.weight": FIRST})
@@ -238,7 +229,6 @@ def index_shard(name):
     return lambda folder: write_index(folder, {UP: name})
 
 
-ONLY_PICKLES = json.dumps({"weight_map": {UP: "a.bin"}}).encode()
 FAULTS = {
     "missing folder": (shutil.rmtree, "no such folder"),
     "a file": (a_file, "is not a file of weights"),
@@ -259,6 +249,7 @@ FAULTS = {
     "index is a folder": (is_a_folder(INDEX), INDEX),
     "index without a map": (text(INDEX, '{"metadata": {}}'), "no weight_map"),
     "empty map": (text(INDEX, '{"weight_map": {}}'), "no weight_map"),
+    "a name is empty": (lambda folder: write_index(folder, {"": FIRST}), "'' has an unusable name"),
     "shard name is a number": (index_shard(3), "has no file name"),
     "shard name is empty": (index_shard(""), "has no file name"),
     "shard name has an escape": (index_shard("\x1b[2J.safetensors"), "has no file name"),
@@ -274,10 +265,6 @@ FAULTS = {
     "config is a list": (text("config.json", "[]"), "config.json: not a JSON object"),
     "config is an LFS pointer": (text("config.json", POINTER), "config.json: a Git-LFS pointer"),
     "config is nested": (text("config.json", '{"a":' * 100_000), "config.json: not JSON"),
-    "only pickles": (alone(b"x", "pytorch_model.bin"), "only torch .bin files"),
-    "only an index of pickles": (
-        alone(ONLY_PICKLES, "pytorch_model.bin.index.json"), "only torch .bin files"
-    ),
 }  # fmt: skip
 
 
@@ -323,11 +310,3 @@ def test_a_deep_config_is_read_or_refused(sharded):
             assert "a" in open_folder(str(sharded)).config
         except ShadowError as refused:
             assert "config.json" in refused.message  # noqa: PT017
-
-
-@pytest.mark.parametrize("name", ["", "a\x1b[31mb", "a\nb", "\ud800", "a" * 2000])
-def test_an_unusable_name_in_an_index_is_refused(sharded, name):
-    """Names that no shard may hold may stand in no index either: they would reach the report."""
-    write_index(sharded, {UP: FIRST, DOWN: SECOND, name: FIRST})
-    with pytest.raises(ShadowError, match=INDEX):
-        open_folder(str(sharded))

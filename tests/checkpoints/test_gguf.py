@@ -125,7 +125,7 @@ def test_rows_of_heads_that_no_number_counts_are_not_measured(tmp_path, count):
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "deci")
     if count is not None:
         writer.add_head_count(count)
-    writer.add_tensor("blk.0.attn_q.weight", np.zeros((8, 32), np.float32))
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((8, 36), np.float32))
     planted.finish_gguf(writer)
     (info,) = open_folder(str(tmp_path / "a.gguf")).tensors.values()
     assert info.problem == "the file does not say how many heads its rows belong to"

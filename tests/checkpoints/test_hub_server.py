@@ -11,8 +11,12 @@ from urllib.parse import urlsplit
 
 import pytest
 from hub import Cut, Drop, Expire, Flip, Hub, IgnoreRange, Stall, Status, Truncate, WrongRange
+from huggingface_hub.hf_api import RepoFile
 
 from shadow.checkpoints import hub as hub_module
+from shadow.checkpoints.sources import WholeFile
+from shadow.checkpoints.transfers import Transfer
+from shadow.errors import ShadowError
 
 WEIGHTS = random.Random(0).randbytes(300_000)
 CONFIG = b'{"model_type": "llama"}'
@@ -166,3 +170,33 @@ def test_bytes_are_in_the_cache_by_their_name_or_their_checksum(
     where = {"repo": "org/x", "commit": "0" * 40, "offline": True}
     file = hub_module.RemoteFile("x.bin", 0, checksum, **where)
     assert hub_module.in_cache(file) is is_there
+
+
+@pytest.mark.parametrize(("path", "size", "fault"), [
+    ("a", -1, "an invalid size"), ("a", None, "an invalid size"), ("a", True, "an invalid size"),
+    ("a", 2**63, "an invalid size"), (5, 1, "an invalid name"), ("\ud800", 1, "surrogates"),
+])  # fmt: skip
+def test_a_listing_of_another_form_is_refused(monkeypatch, path, size, fault):
+    """A size that no file has, a name that is no text."""
+    entry = RepoFile(path=path, size=size, oid="a" * 40)
+    monkeypatch.setattr(hub_module.hf.HfApi, "list_repo_tree", lambda *_, **more: [entry])
+    with pytest.raises(ValueError, match=fault):
+        hub_module.listed_files("org/model", "0" * 40)
+
+
+@pytest.mark.parametrize(("name", "is_known"), [("a.safetensors", True), ("a.bin", False)])
+def test_a_fetched_shard_has_the_header_that_was_read_before(tmp_path, monkeypatch, name, is_known):
+    """A file of torch has none, and is held once it is unpacked."""
+    path = tmp_path / name
+    path.write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    file = hub_module.RemoteFile(name, 10, repo="org/model", commit="0" * 40, offline=False)
+    monkeypatch.setattr(hub_module, "fetch_whole", lambda file, by: (path, True))
+    header = hashlib.sha256(b"{}").hexdigest() if is_known else None
+    source = WholeFile(file, header)
+    source.fetch(Transfer())
+    assert (source.path, source.verified, source.held is not None) == (path, True, is_known)
+    if is_known:
+        with pytest.raises(ShadowError) as refused:
+            WholeFile(file, "0" * 64).fetch(Transfer())
+        said = "org/model: a.safetensors has another header than before"
+        assert refused.value.message == said

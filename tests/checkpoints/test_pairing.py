@@ -1,5 +1,6 @@
 """Two checkpoints -> pairs and reasons: nothing is lost, nothing wrong is paired."""
 
+import numpy as np
 import pytest
 from effort import examples
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from shadow.checkpoints import pairing
 from shadow.checkpoints.formats import packed_modules
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import Filter, Operand, pair_checkpoints
+from shadow.checkpoints.pairing import Filter, Operand, Partner, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place
@@ -35,7 +36,7 @@ def line_up(base, tuned, chosen=None, **configs):
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-BF = "BF16"
+BF, F8 = "BF16", "F8_E4M3"
 
 
 def test_tensors_on_one_side_only_are_said():
@@ -49,16 +50,40 @@ def test_tensors_on_one_side_only_are_said():
     assert reasons == {("base", other): "only_in_base"}
     _, reasons = line_up({Q: (BF, (8, 8))}, {Q: (BF, (8, 8)), other: (BF, (8, 8))})
     assert reasons == {("tuned", other): "only_in_tuned"}
+    # nothing says that the other side ties it
+    _, reasons = line_up({EMBED: (BF, (9, 8))}, {EMBED: (BF, (9, 8)), HEAD: (BF, (9, 8))})
+    assert reasons == {("tuned", HEAD): "only_in_tuned"}
 
 
-def test_grown_vocabulary_compares_the_common_rows():
+@pytest.mark.parametrize(("rows", "side"), [((100, 103), "tuned"), ((103, 100), "base")])
+def test_grown_vocabulary_compares_the_common_rows(rows, side):
     """Rows added to an embedding or head are counted; other modules of two shapes are skipped."""
-    pairs, reasons = line_up(
-        {EMBED: (BF, (100, 8)), Q: (BF, (8, 8))}, {EMBED: (BF, (103, 8)), Q: (BF, (9, 8))}
-    )
-    assert (pairs[EMBED].rows, pairs[EMBED].cols) == (100, 8)
-    assert pairs[EMBED].detail.startswith("3 rows only in tuned")
-    assert reasons == {("base", Q): "shape_differs", ("tuned", Q): "shape_differs"}
+    base, tuned = ({EMBED: (BF, (count, 8)), Q: (BF, (count, 7))} for count in rows)
+    pairs, skipped = pair_checkpoints(checkpoint(base), checkpoint(tuned), Filter())
+    why = f"3 rows only in {side}; the 100 common rows are compared"
+    assert [(pair.place.module, pair.shape, pair.detail) for pair in pairs] == [
+        ("embed", (100, 8), why)
+    ]
+    apart = ("shape_differs", f"base ({rows[0]}, 7), tuned ({rows[1]}, 7)")
+    assert [(skip.side, skip.info.name, (skip.reason, skip.detail)) for skip in skipped] == [
+        ("base", Q, apart), ("tuned", Q, apart),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("common", [1, 2])
+def test_rows_that_correspond_are_compared_where_two_or_more_do(common):
+    """Of a module that need not be a vocabulary; the detail says how many. 8-bit floats without
+    scales are numbers like any others.
+    """
+    place = Place("language", 0, "attn.q")
+    rows = (np.arange(5, 5 + common), np.arange(common))
+    pairs, skipped = pair_checkpoints(
+        checkpoint({Q: (F8, (9, 4))}), checkpoint({Q: (F8, (8, 4))}), Filter(), may_differ=True,
+        partners={place: Partner(place, "token", rows)},
+    )  # fmt: skip
+    found = [(pair.shape, pair.detail, pair.matched_by, pair.chosen) for pair in pairs]
+    assert found == [((2, 4), "2 of 8 rows are rows of the base", "token", rows)] * (common - 1)
+    assert [skip.reason for skip in skipped] == ["shape_differs"] * 2 * (2 - common)
 
 
 @pytest.mark.parametrize(
@@ -87,13 +112,6 @@ def test_heads_that_config_ties_are_their_embedding(tied_base, tied_tuned):
     ]
 
 
-def test_an_absent_head_without_a_word_on_tying_is_only_on_one_side():
-    """A head that the other side lacks is not silently compared with anything."""
-    base = {EMBED: (BF, (100, 8))}
-    _, reasons = line_up(base, {**base, HEAD: (BF, (100, 8))})
-    assert reasons == {("tuned", HEAD): "only_in_tuned"}
-
-
 @pytest.mark.parametrize(("dtype", "shape", "extra", "reason"), [
     ("I64", (4, 4), {}, "not_float"),
     ("F4", (4, 4), {}, "unknown_dtype"),
@@ -113,13 +131,6 @@ def test_what_cannot_be_measured_has_a_reason(dtype, shape, extra, reason):
         tensors[extra["beside"][0]] = (extra["beside"][1], (4, 4))
     _, reasons = line_up(tensors, tensors)
     assert reasons["base", name] == reasons["tuned", name] == reason
-
-
-def test_plain_float8_weights_are_measured():
-    """8-bit floats without scales are numbers like any others."""
-    pairs, reasons = line_up({Q: ("F8_E4M3", (8, 8))}, {Q: ("F8_E4M3", (8, 8))})
-    assert pairs[Q].is_matrix
-    assert reasons == {}
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (1, 5), (5, 1), (0, 4), (1, 1)])
@@ -144,18 +155,14 @@ def test_filters_keep_the_reason_of_what_they_leave_out():
 
 
 def test_two_checkpoints_that_share_nothing_are_an_error():
-    """Not a report of nulls: they are not base and tuned."""
-    with pytest.raises(ShadowError, match="share no tensor"):
-        line_up({"a": (BF, (4, 4))}, {"b": (BF, (4, 4))})
-    with pytest.raises(ShadowError, match="share no tensor"):
-        line_up({Q: (BF, (4, 4))}, {Q: (BF, (5, 4))})
-
-
-def test_what_shares_no_name_is_told_with_a_name_of_each_side():
-    """A prefix that a tool has written shows at once."""
+    """They are not base and tuned. Where no name is shared, a prefix shows at once."""
     with pytest.raises(ShadowError) as fault:
         line_up({Q: (BF, (4, 4))}, {f"student.{Q}": (BF, (4, 4))})
-    assert fault.value.hint.endswith(f"the first tensors are '{Q}' and 'student.{Q}'")
+    assert fault.value.message == "x and x share no tensor of the same place and shape"
+    hint = "check that these are a base and a model tuned from it; the first tensors are "
+    assert fault.value.hint == f"{hint}'{Q}' and 'student.{Q}'"
+    with pytest.raises(ShadowError, match="share no tensor"):
+        line_up({Q: (BF, (4, 4))}, {Q: (BF, (5, 4))})
 
 
 NAMES = st.sampled_from(

@@ -156,3 +156,23 @@ def test_names_that_are_odd_end_in_a_fault(name, tmp_path):
     found = verified(tmp_path)
     assert found.outcome is FAILS
     assert json.dumps(found.as_json()).isascii()
+
+
+def test_no_other_class_is_sought_for_no_tensors_or_those_of_layers():
+    """A class that has the tensors is named for those outside layers alone."""
+    import transformers
+
+    config = transformers.LlamaConfig(**TEXT)
+    head, layer = "score.weight", "model.layers.0.mlp.up_proj.weight"
+    found = [
+        loader.class_with(names, config, ["LlamaForSequenceClassification"])
+        for names in ([], [layer], [head, layer], [head], ["other.weight"])
+    ]
+    assert found == ["", "", "", "LlamaForSequenceClassification", ""]
+
+
+def test_a_lost_layer_is_one_of_which_every_tensor_is_missing():
+    """With how many it has; of an expert inside a lost layer the layer is named."""
+    names = ["a.0.x", "a.0.y", "a.1.x", "a.1.b.0.z", "a.1.b.1.z", "a.2.x", "a.2.b.0.z", "c.3"]
+    missing = {"a.0.x", "a.1.x", "a.1.b.0.z", "a.1.b.1.z", "a.2.b.0.z", "c.3"}
+    assert loader.lost_members(names, missing) == {"a.1": 3, "a.2.b.0": 1}
