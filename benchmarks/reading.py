@@ -19,7 +19,7 @@ import growth
 
 import shadow
 from shadow.checkpoints.opening import open_folder
-from shadow.run.runtime import Runtime
+from shadow.run.runtime import Runtime, gather_together
 from shadow.run.scan import sweep
 from shadow.run.workers import single_threads
 
@@ -33,7 +33,8 @@ def swept(folder: Path, sides: Sequence[Path]) -> None:
     for side in sides:
         checkpoint = open_folder(str(side), allow_pickle=False, scratch=folder, file=None)
         with single_threads():
-            sweep(checkpoint, checkpoint.tensors.values(), Runtime(jobs=1), folder)
+            gathering = sweep(checkpoint, checkpoint.tensors.values(), Runtime(jobs=1), folder)
+            gather_together([gathering])
 
 
 def norms(folder: Path, sides: Sequence[Path]) -> None:

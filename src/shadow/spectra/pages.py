@@ -44,17 +44,13 @@ class PageSample:
         self._step = 8 * APART // stored.bits
         self._even = -exponent_bits * math.log(2)  # of exponents that are equally likely
         self._entries = 0
-        self._counts = np.zeros(256, np.int64)
         self._exponents: list[NDArray[np.uint8]] = []
 
     def add(self, entries: NDArray[np.floating]) -> None:
-        """Note the exponents of the next entries, (n,)."""
+        """Note the exponents of the next entries, (n,) in float32."""
         first = -self._entries % self._step
-        sample = entries[first :: self._step].astype(np.float32)
-        bits = sample.view(np.int32)
-        exponents = (bits >> 23).astype(np.uint8)
-        self._counts += np.bincount(exponents, minlength=256)
-        self._exponents.append(exponents)
+        bits = entries.view(np.int32)[first :: self._step]
+        self._exponents.append((bits >> 23).astype(np.uint8))
         self._entries += len(entries)
 
     def damaged(self) -> tuple[int, ...]:
@@ -64,14 +60,17 @@ class PageSample:
         if count < FEWEST:
             return ()
         windows = sample[: count * WINDOW].reshape(count, WINDOW)
-        usual = _logarithms(self._counts)
         pieces = np.array_split(windows, 1 + count // AT_ONCE)
+        counts = np.bincount(sample[count * WINDOW :], minlength=256)
+        for piece in pieces:
+            counts += np.bincount(piece.reshape(-1), minlength=256)
+        usual = _logarithms(counts)
         likelihoods = np.concatenate([usual.take(piece) @ MEAN for piece in pieces])
         suspects = np.flatnonzero(likelihoods < usual.max() - GAIN)
         if len(suspects) > MANY * count:
             return ()
         of_suspects = np.bincount(windows[suspects].reshape(-1), minlength=256)
-        counts = self._counts - of_suspects
+        counts -= of_suspects
         usual = _logarithms(counts)
         typical = counts @ usual / counts.sum()
         flipped = usual[NUMBERS ^ FLIPS]

@@ -497,7 +497,9 @@ class Extremes:
 
 
 def _whole_rows(matrix: InFile | Tensor, space: Workspace) -> Iterator[NDArray[np.floating]]:
-    """Yield the numbers of a matrix (rows, cols), in order, as copies of one or more whole rows."""
+    """Yield the numbers of a matrix (rows, cols), in order, one or more whole rows at a time, which
+    the next ones may overwrite.
+    """
     cols = matrix.shape[1]
     dtype = torch.float32
     if matrix.dtype == torch.float64:
@@ -507,15 +509,17 @@ def _whole_rows(matrix: InFile | Tensor, space: Workspace) -> Iterator[NDArray[n
     for part in parts((matrix,), dtype, space):
         part.load(0)
         numbers = part.numbers[0].numpy()
-        count += len(numbers)
-        whole = count // cols * cols
-        if not whole:
+        rest = (count + len(numbers)) % cols
+        if rest == count + len(numbers):
             waiting.append(numbers.copy())
+            count = rest
             continue
-        numbers = np.concatenate([*waiting, numbers])
-        waiting = [numbers[whole:]]
-        count -= whole
+        if count:
+            numbers = np.concatenate([*waiting, numbers])
+        whole = len(numbers) - rest
         yield numbers[:whole].reshape(-1, cols)
+        waiting = [numbers[whole:].copy()]
+        count = rest
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -545,9 +549,11 @@ def looked_at(
         if row == 0:
             first = float(block[0, 0])
         squares = np.vecdot(block, block)
-        numbers = np.arange(row, row + len(block)) * slices // rows
-        # integers have the same sum in any order
-        np.add.at(of_slices, numbers, squares.view(f"i{squares.itemsize}"))
+        integers = squares.view(f"i{squares.itemsize}")  # have the same sum in any order
+        if slices == 1:
+            of_slices += integers.sum()
+        else:
+            np.add.at(of_slices, np.arange(row, row + len(block)) * slices // rows, integers)
         lowest = squares.min()
         highest = squares.max()
         if highest >= CLIP[0] ** 2:
