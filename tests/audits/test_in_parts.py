@@ -87,6 +87,7 @@ def test_a_cut_goes_where_the_least_lies_on_both_sides(tmp_path):
         shards = [{shard for pair in part for shard in shards_of(pair)} for part in parts]
         assert len(parts) == count
         assert sum(map(len, shards)) - len(set.union(*shards)) <= shared
+        assert sum(side == "base" for part in shards for side, _ in part) == 6
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

@@ -14,8 +14,9 @@ from measuring import measure
 from shadow.dtypes import FLOATS
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.spectra import spectrum
-from shadow.spectra.delta import measure_alone
+from shadow.spectra.delta import _floor, measure_alone
 from shadow.spectra.measurement import Method
+from shadow.spectra.rounding import Undone
 from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace
 from shadow.spectra.sums import Extent, Sums, extent, sums
@@ -240,6 +241,19 @@ def test_sums_of_equal_sides_and_of_broken_ones_are_their_extent_alone():
         assert isinstance(found, Extent)
         assert found.finite == (base is tuned)
         assert (found.delta == 0) == (base is tuned)
+
+
+@pytest.mark.parametrize(("floor", "history", "grid", "kept", "expected"), [
+    (None, "stored_base", "F16", 0.5, None), (3.0, "nothing_rounded", "F16", None, None),
+    (3.0, "stored_base", None, 0.5, 3.0), (3.0, "stored_base", "BF16", 0.5, 3.0),
+    (3.0, "stored_base", "F16", 0.5, 24.0), (1.9, None, "F32", None, None),
+    (2.0, None, "F32", None, 2.0), (1.9, None, "F16", None, 1.9),
+    (1.9, "far_above", "F32", 0.9, 1.9),
+])  # fmt: skip
+def test_a_floor_is_that_of_the_format_that_rounded(floor, history, grid, kept, expected):
+    """Over a base of BF16: three more bits make steps an eighth."""
+    undone = Undone(history, kept, None, grid=None if grid is None else FLOATS[grid])
+    assert _floor(floor, undone, FLOATS["BF16"]) == expected
 
 
 def test_a_matrix_without_a_base_has_its_own_spectrum():

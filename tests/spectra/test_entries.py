@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import save_file
 
 from shadow.checkpoints.opening import open_folder
 from shadow.dtypes import FLOATS
-from shadow.spectra.entries import Binades, compared
+from shadow.spectra.entries import Binades, Entries, compared
 from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 from shadow.spectra.sums import HEAD, PART, looked_at
 
@@ -118,6 +120,15 @@ def test_small_numbers_keep_their_energy(before, after, tmp_path):
     (tmp_path / "large").mkdir()
     found = check(sides_in(tmp_path / "large", base, tuned), ("BF16", "BF16"), base, tuned)
     assert found.delta == pytest.approx(570 * (after - before) ** 2, rel=0.02, abs=0)
+
+
+@pytest.mark.parametrize("name", ["base", "tuned", "delta", "finite"])
+def test_sums_are_safe_where_no_square_may_have_vanished(name):
+    """Above 1e-280; a change of which nothing is there may be no change."""
+    known = Entries(9, 1, 2e-280, 2e-280, 2e-280, 0.0, finite=True, zeroed=False)
+    assert known.is_safe
+    assert not replace(known, **{name: False if name == "finite" else 1e-280}).is_safe
+    assert replace(known, changed=0, delta=0.0).is_safe
 
 
 def test_a_cast_in_every_entry_is_found(tmp_path):

@@ -190,6 +190,13 @@ def test_block_size_changes_rounding_only(shape, monkeypatch):
     np.testing.assert_allclose(solve(W, "exact").sigma, whole, rtol=1e-9)
 
 
+def test_a_buffer_is_made_anew_only_for_more(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 4)
+    space = Workspace()
+    first, second, larger = (space.take("x", (2, n), torch.float32) for n in (3, 3, 4))
+    assert first.data_ptr() == second.data_ptr() != larger.data_ptr()
+
+
 def test_a_transposed_view_is_read_in_place():
     """A strided view (Conv1D, stored (in, out)) has its transpose's singular values."""
     W = torch.randn(300, 500, generator=torch.Generator().manual_seed(4)).bfloat16()
