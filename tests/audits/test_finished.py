@@ -17,6 +17,7 @@ from planted import UP, matrices
 
 from shadow.checkpoints.pairing import Filter
 from shadow.engines import pair as shadow_run
+from shadow.engines.finished import differences, named
 from shadow.engines.pair import run_pair
 from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.lists.index import read_index
@@ -150,6 +151,23 @@ def test_other_settings_leave_a_finished_report(pair, first, out, change):
     assert "--overwrite" in caught.value.hint
     assert files(first.folder) == before
     assert [path.name for path in first.folder.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    ("a" * 39, "a" * 39), ("a" * 40, "a" * 12), ("f" * 64, "f" * 12), ("f" * 65, "f" * 65),
+    ("x" * 200, "x" * 200), ("y" + "x" * 200, "..." + "x" * 197), (None, "none"), (True, "yes"),
+    (False, "no"), ([], "all"), ([1, 2, 4], "1-2, 4"), (["p", "q"], "p, q"),
+], ids=str)  # fmt: skip
+def test_a_difference_is_said_with_both_values(made, value, shown):
+    """Digests by their start, long texts by their end."""
+    metadata = made[1].provenance
+    said = differences({**metadata, "family": value}, metadata)
+    assert said == [f"family {shown}, now {metadata['family']}"]
+
+
+def test_five_differences_are_named_and_more_are_counted():
+    assert named([*"abcde"]) == "a; b; c; d; e"
+    assert named([*"abcdefg"]) == "a; b; c; d; e; and 2 more"
 
 
 @pytest.mark.parametrize("change", every(4, OTHER))

@@ -37,7 +37,7 @@ def check(sides, formats, base, tuned):
     b, t = base.double().numpy(), tuned.double().numpy()
     assert found.entries == b.size
     assert found.changed == int((b != t).sum())
-    assert found.finite
+    assert (found.finite, found.zeroed) == (True, not t[b != t].any())
     for name, value in (("base", b), ("tuned", t), ("delta", t - b)):
         assert getattr(found, name) == pytest.approx(float((value**2).sum()), rel=1e-6, abs=0)
     along = float((b * (t - b)).sum())
