@@ -16,8 +16,8 @@ from measuring import StoppedError, pair_of, report_contents, stopped_after
 from planted import UP, matrices
 
 from shadow.checkpoints.pairing import Filter
+from shadow.engines import finished
 from shadow.engines import pair as shadow_run
-from shadow.engines.finished import differences, named
 from shadow.engines.pair import run_pair
 from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.lists.index import read_index
@@ -161,13 +161,13 @@ def test_other_settings_leave_a_finished_report(pair, first, out, change):
 def test_a_difference_is_said_with_both_values(made, value, shown):
     """Digests by their start, long texts by their end."""
     metadata = made[1].provenance
-    said = differences({**metadata, "family": value}, metadata)
-    assert said == [f"family {shown}, now {metadata['family']}"]
+    differing = finished.differences({**metadata, "family": value}, metadata)
+    assert differing == [f"family {shown}, now {metadata['family']}"]
 
 
 def test_five_differences_are_named_and_more_are_counted():
-    assert named([*"abcde"]) == "a; b; c; d; e"
-    assert named([*"abcdefg"]) == "a; b; c; d; e; and 2 more"
+    assert finished.named([*"abcde"]) == "a; b; c; d; e"
+    assert finished.named([*"abcdefg"]) == "a; b; c; d; e; and 2 more"
 
 
 @pytest.mark.parametrize("change", every(4, OTHER))
