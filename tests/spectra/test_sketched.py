@@ -359,6 +359,7 @@ def test_values_above_an_edge_are_counted_where_their_bounds_leave_no_doubt(
         values=np.array([9.0, 4.0, 1.0]), bounds=np.array([10.0, 5.0, 2.0]), energy=20.0
     )
     sketch = Sketch(space, 4.0, 1.0)
+    assert sketch.spectral_norm.error == pytest.approx((math.sqrt(10) - 3) / 8, abs=1e-6)
     assert _above(sketch, math.sqrt(level) / 4.0) == count
     if count is not None:
         energy = _energy(sketch, count)
