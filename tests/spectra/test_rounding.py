@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,18 +234,21 @@ def test_the_model_is_refused_just_beyond_its_limits():
     ("BF16", ("BF16", "BF16"), 9.999, "stored_base", 0.664),
     ("BF16", ("BF16", "BF16"), 10.0, "far_above", 0.99),
     ("Q", ("BF16", "F8_E4M3"), 10.0, None, None), ("Q", ("BF16", "Q8_0"), 9.999, None, None),
-    ("Q", ("BF16", "Q8_0"), 10.0, "far_above", 0.99),
+    ("Q", ("BF16", "Q8_0"), 10.0, "far_above", 0.99), ("Q", ("BF16", "F8_E4M3"), None, None, None),
+    ("adapter", ("BF16", "F32"), 10.0, "nothing_rounded", None),
 ])  # fmt: skip
 def test_histories_begin_at_their_floor_ratio(tuned, formats, floor, history, kept):
     """Of the rounding of the base in a finer side, and of a change far above all rounding."""
     base, rounded, d = stored_pair("BF16", 2e-3)
     sides = {"BF16": rounded, "F32": torch.from_numpy(wide(base) + d).float()}
     sides["Q"] = scaled_floats(base.to(torch.float8_e4m3fn), torch.ones(2, 3), (128, 128))
+    sides["adapter"] = Updated(base, torch.ones(256, 1), torch.ones(1, 384), 1e-4)
     lines = (d**2).sum(1), (d**2).sum(0)
     dtype = torch.float64 if tuned == "F32" else torch.float32
     pair = Sides(base, sides[tuned], dtype, Workspace())
     found = rounding.undo(pair, formats, lines, float(base.abs().max()), floor)
-    assert found.history == history
+    reason = None if kept else history or "rounding_unexplained"
+    assert (found.history, found.reason) == (history, reason)
     assert found.kept == (kept and pytest.approx(kept, abs=1e-3 if kept < 0.9 else 1e-12))
 
 
@@ -256,9 +260,7 @@ def test_what_rounding_left_is_bounded_by_its_floor_and_copies_in_few_levels_are
         (rounding.NOTHING_ROUNDED, 2.0, None),
     ):  # fmt: skip
         assert rounding.rounding_share(undone, floor) == pytest.approx(share)
-    refused = rounding.Undone(
-        None, None, "rounding_unexplained", misfit=0.05, zero_excess=0.1, grid=FLOATS["BF16"]
-    )
+    refused = replace(rounding.UNEXPLAINED, misfit=0.05, zero_excess=0.1, grid=FLOATS["BF16"])
     for undone, base, tuned, expected in (
         (known, None, "INT4", refused), (known, "INT4", "INT4", known), (known, None, None, known),
         (rounding.FEW_CHANGED, None, "INT4", rounding.FEW_CHANGED),
@@ -333,22 +335,6 @@ def test_the_format_is_that_of_the_values_not_of_the_file():
     ):
         found = rounding_model.coarser_grid(values.float(), "F32", torch.float64, Workspace())
         assert found == grid
-
-
-def test_what_was_not_rounded_has_no_kept():
-    """An F32 tuned side of a BF16 base, an adapter: nothing_rounded; scaled F8: unexplained."""
-    W, d = update(shape=(64, 96))
-    base = narrow(W, "BF16")
-    found = undo(base, torch.from_numpy(wide(base) + d).float(), ("BF16", "F32"))
-    assert (found.kept, found.reason) == (None, "nothing_rounded")
-    adapter = Updated(base, torch.ones(64, 1), torch.ones(1, 96), 1e-4)
-    lines = (np.ones(64), np.ones(96))
-    updated = Sides(base, adapter, torch.float64, Workspace())
-    assert rounding.undo(updated, ("BF16", "F32"), lines, 1.0).reason == "nothing_rounded"
-    scaled = scaled_floats(torch.ones(64, 96).to(torch.float8_e4m3fn), torch.ones(1, 1), (128, 128))
-    sides = Sides(base, scaled, torch.float32, Workspace())
-    found = rounding.undo(sides, ("BF16", "F8_E4M3"), lines, 1.0)
-    assert (found.kept, found.reason) == (None, "rounding_unexplained")
 
 
 def test_far_above_its_rounding_no_history_matters():
