@@ -113,8 +113,7 @@ def test_every_number_is_the_references_for_bf16(shape):
 @pytest.mark.parametrize(
     "dtypes",
     [("F64", "F64"), ("F32", "F32"), ("F16", "F16"), ("F8_E4M3", "F8_E4M3"), ("F8_E5M2", "BF16"),
-    ("BF16", "F32"),
-     ("F32", "F16"), ("F16", "BF16")],
+     ("BF16", "F32"), ("F32", "F16"), ("F16", "BF16")],
 )  # fmt: skip
 def test_every_number_is_the_references_for_other_dtypes(dtypes):
     """All stored formats, also two that differ; F32 and F64 in float64 throughout."""

@@ -107,10 +107,9 @@ def test_sums_leave_out_parts_that_are_not_finite(value, side, tmp_path):
     assert found.along == pytest.approx((b * (t - b)).sum(), abs=1e-6 * size)
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [(1e-25, 2e-25), (2e-25, 0.0), (0.0, 2e-25), (1e-25, 1e-25), (1.0, 1e-25), (1e-25, 1.0)],
-)
+@pytest.mark.parametrize(("before", "after"), [
+    (1e-25, 2e-25), (2e-25, 0.0), (0.0, 2e-25), (1e-25, 1e-25), (1.0, 1e-25), (1e-25, 1.0),
+])  # fmt: skip
 def test_small_numbers_keep_their_energy(before, after, tmp_path):
     """Where squares of one side vanish in float32, or of both, or of the delta alone."""
     base, tuned = (torch.full((20, 30), size).bfloat16() for size in (before, after))

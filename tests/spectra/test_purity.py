@@ -99,14 +99,12 @@ def test_what_may_be_the_roundings_has_no_directions():
     assert directions[2] is directions[3] is None
 
 
-@pytest.mark.parametrize(
-    ("by_row", "side", "count"), [(40, 64, 64), (40, 63, None), (16, 64, None)]
-)
-def test_directions_are_of_more_than_noise_and_fit_the_short_side(by_row, side, count):
+@pytest.mark.parametrize(("rows", "side", "count"), [(40, 64, 64), (40, 63, None), (16, 64, None)])
+def test_directions_are_of_more_than_noise_and_fit_the_short_side(rows, side, count):
     """X = 1/64, whose z is that times both ratios / 2: 12.5, or 5 as noise may have."""
-    of_delta = dict(zip(RATIOS, (32, 64, by_row, 40), strict=True)) | {"floor_ratio": None}
+    of_delta = dict(zip(RATIOS, (32, 64, rows, 40), strict=True)) | {"floor_ratio": None}
     found = purity_values(of_delta, (side, 70), None, "nothing_rounded")
-    assert (found["purity_z"], found["equivalent_directions"]) == (by_row * 5 / 16, count)
+    assert (found["purity_z"], found["equivalent_directions"]) == (rows * 5 / 16, count)
 
 
 def test_one_direction_in_noise_that_was_mostly_rounded_away_has_no_corrected_purity():

@@ -124,10 +124,9 @@ def test_the_effective_rank_is_right_to_what_its_tier_promises(kind, shape, mkl)
     assert ranks(found)["effective_rank"] == pytest.approx(expected, rel=2.6e-4)
 
 
-@pytest.mark.parametrize(
-    ("rows", "cols", "seed", "recorded"),
-    [(600, 600, 0, False), (400, 400, 2, True), (600, 640, 0, True)],
-)
+@pytest.mark.parametrize(("rows", "cols", "seed", "recorded"), [
+    (600, 600, 0, False), (400, 400, 2, True), (600, 640, 0, True),
+])  # fmt: skip
 def test_a_condition_number_is_right_to_five_percent_or_null(rows, cols, seed, recorded):
     """The smallest singular value of a square matrix of noise drowns in the rounding of a float32
     Gram above the floor already (42 % off in the first of these); float64 resolves it.
