@@ -184,12 +184,15 @@ def pair(tmp_path):
     return given_pair(*(parse_reference(f"{tmp_path}/{side}") for side in ("base", "tuned")))
 
 
-def test_waiting_ends(tmp_path, pair):
+@pytest.mark.parametrize("patience", [0.0, 0.1])
+def test_waiting_is_said_once_and_ends(tmp_path, pair, patience):
     """After its patience the audit is refused as one without."""
+    lines = []
     folder = tmp_path / "out" / pair.family / pair.name
     folder.mkdir(parents=True)
-    with alone_at(folder, JOURNAL), pytest.raises(BusyError):
-        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(patience=0.1))
+    with alone_at(folder, JOURNAL), pytest.raises(BusyError) as refused:
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(patience=patience, say=lines.append))
+    assert lines == [f"waiting: {refused.value.message}"] * bool(patience)
 
 
 # on a Hub

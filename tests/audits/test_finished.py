@@ -16,6 +16,7 @@ from measuring import StoppedError, pair_of, report_contents, stopped_after
 from planted import UP, matrices
 
 from shadow.checkpoints.pairing import Filter
+from shadow.engines import finished
 from shadow.engines import pair as shadow_run
 from shadow.engines.pair import run_pair
 from shadow.errors import KeptError, ShadowError, UsageError
@@ -88,7 +89,13 @@ def test_a_report_that_lacks_a_file_is_whole_again(pair, first, out, name, is_cu
         path.unlink()
     if name == "summary":
         assert read_summary(first.folder)[0] == there
-    assert bool(run_pair(pair, EVERYTHING, out).measured) == (name != "summary")
+    lines, again = [], "measuring again; the old report stays until that is done: "
+    measured = run_pair(pair, EVERYTHING, out, Runtime(say=lines.append)).measured
+    assert (measured > 0, lines[0].startswith(again)) == (name != "summary",) * 2
+    assert measured or lines == [
+        f"{first.folder}: summary.json was missing or damaged, and is made again",
+        "nothing to measure: the report is already there",
+    ]
     stored_metadata(first.folder)
     assert name != "summary" or files(first.folder) == before
 
@@ -150,6 +157,40 @@ def test_other_settings_leave_a_finished_report(pair, first, out, change):
     assert "--overwrite" in caught.value.hint
     assert files(first.folder) == before
     assert [path.name for path in first.folder.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    ("a" * 39, "a" * 39), ("a" * 40, "a" * 12), ("f" * 64, "f" * 12), ("f" * 65, "f" * 65),
+    ("x" * 200, "x" * 200), ("y" + "x" * 200, "..." + "x" * 197), (None, "none"), (True, "yes"),
+    (False, "no"), ([], "all"), ([1, 2, 4], "1-2, 4"), (["p", "q"], "p, q"),
+], ids=str)  # fmt: skip
+def test_a_difference_is_said_with_both_values(made, value, shown):
+    """Digests by their start, long texts by their end."""
+    metadata = made[1].provenance
+    differing = finished.differences({**metadata, "family": value}, metadata)
+    assert differing == [f"family {shown}, now {metadata['family']}"]
+
+
+def test_five_differences_are_named_and_more_are_counted():
+    assert finished.named([*"abcde"]) == "a; b; c; d; e"
+    assert finished.named([*"abcdefg"]) == "a; b; c; d; e; and 2 more"
+
+
+def test_an_unfinished_audit_is_continued_or_it_is_said_why_not(made, out):
+    pair, metadata = made[0], made[1].provenance
+    lines = []
+    for settings in (EVERYTHING, EXACT):
+        with pytest.raises(StoppedError):
+            run_pair(pair, settings, out, Runtime(show=stopped_after(1), jobs=1, say=lines.append))
+    run_pair(pair, EXACT, out, Runtime(say=lines.append))
+    why = "starting again: the unfinished audit there differs: "
+    assert lines == [
+        f"{why}--level full, now exact", "resuming: 1 of 2 matrices already measured"
+    ]  # fmt: skip
+    for other in ({}, {**metadata, "version": "1", "pair": "p"}):
+        finished.say_again(other, metadata, lines.append)
+    more = f"pair p, now {metadata['pair']}; version 1, now {metadata['version']}"
+    assert lines[2:] == [f"{why}in its first line", f"{why}{more}"]
 
 
 @pytest.mark.parametrize("change", every(4, OTHER))

@@ -54,6 +54,19 @@ def test_a_matrix_chooses_a_unit(tuned, base, chosen):
     assert all(choice.unit in choice.copies for choice in found.values() if choice.by == "content")
 
 
+@pytest.mark.parametrize(("own", "cosines", "between", "chosen"), [
+    (9, (0.5, 0.3), 0.0, (0, "likeness")), (9, (0.499, 0.1), 0.0, None),
+    (9, (0.9, 0.7), 0.0, (0, "likeness")), (9, (0.9, 0.71), 0.0, None),
+    (9, (0.9, 0.85), 0.9, (1, "likeness")), (9, (0.9, 0.85), 0.899, None),
+    (0, (0.5, 2.0), 0.0, (0, "number")), (0, (0.499, 2.0), 0.0, (1, "content")),
+])  # fmt: skip
+def test_a_unit_is_near_and_the_next_is_far_or_its_copy(own, cosines, between, chosen):
+    """From .5 on, by .2, and by .9; the last that fits is the nearest to the one expected."""
+    among = np.array([[1.0, between], [between, 1.0]])
+    choice = matching._choice(own, 9, np.array(cosines), [0, 1], among)
+    assert (choice and (choice.unit, choice.by)) == chosen
+
+
 def units_of(text):
     """`0:1 1:2c 2:-`: by number, content (c) or likeness (l); a new one."""
     ways = {"": "number", "c": "content", "l": "likeness"}

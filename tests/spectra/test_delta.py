@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 
@@ -14,11 +15,12 @@ from measuring import measure
 from shadow.dtypes import FLOATS
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.spectra import spectrum
-from shadow.spectra.delta import measure_alone
+from shadow.spectra.delta import _floor, measure_alone
 from shadow.spectra.measurement import Method
+from shadow.spectra.rounding import Undone
 from shadow.spectra.solvers import Means
 from shadow.spectra.spectrum import Sides, Workspace
-from shadow.spectra.sums import Extent, Sums, extent, sums
+from shadow.spectra.sums import Extent, Sums, sums
 
 # What a float32-accumulated Gram promises (relative), where it is looser than the float64 one.
 LOOSE = {
@@ -111,8 +113,7 @@ def test_every_number_is_the_references_for_bf16(shape):
 @pytest.mark.parametrize(
     "dtypes",
     [("F64", "F64"), ("F32", "F32"), ("F16", "F16"), ("F8_E4M3", "F8_E4M3"), ("F8_E5M2", "BF16"),
-    ("BF16", "F32"),
-     ("F32", "F16"), ("F16", "BF16")],
+     ("BF16", "F32"), ("F32", "F16"), ("F16", "BF16")],
 )  # fmt: skip
 def test_every_number_is_the_references_for_other_dtypes(dtypes):
     """All stored formats, also two that differ; F32 and F64 in float64 throughout."""
@@ -183,18 +184,6 @@ def test_rounding_floor_of_one_step_is_known():
         assert delta["floor_ratio"] == pytest.approx(math.sqrt(12), rel=1e-6)
 
 
-def test_extent_finds_every_nan_and_infinity():
-    """A single NaN or infinity on either side, in any block, is found."""
-    good = torch.zeros(50, 60)
-    for value in (math.nan, math.inf, -math.inf):
-        for spot in ((0, 0), (49, 59)):
-            bad = good.clone()
-            bad[spot] = value
-            assert not extent(Sides(good, bad, torch.float32, Workspace())).finite
-            assert not extent(Sides(bad, good, torch.float32, Workspace())).finite
-    assert extent(Sides(good, good, torch.float32, Workspace())).finite
-
-
 @pytest.mark.parametrize("case", ["usual", "late", "tiny", "huge", "small change"])
 def test_sums_are_those_of_float64_whatever_the_first_tile_says(case):
     """Where entries need a scale, or the first tile has no difference, as where all is plain."""
@@ -231,15 +220,30 @@ def test_sums_are_those_of_float64_whatever_the_first_tile_says(case):
 
 
 def test_sums_of_equal_sides_and_of_broken_ones_are_their_extent_alone():
+    """A single NaN or infinity on either side, in the first block or the last."""
     good = torch.ones(200, 3000)
-    bad = good.clone()
-    bad[-1, -1] = math.nan
-    broken = 2 * bad
-    for base, tuned in ((good, good), (good, bad), (bad, good), (good, broken), (broken, good)):
-        found = sums(Sides(base, tuned, torch.float32, Workspace()), FLOATS["BF16"])
-        assert isinstance(found, Extent)
-        assert found.finite == (base is tuned)
-        assert (found.delta == 0) == (base is tuned)
+    for value, at in itertools.product((math.nan, math.inf, -math.inf), (0, -1)):
+        bad = good.clone()
+        bad[at, at] = value
+        broken = 2 * bad
+        for base, tuned in ((good, good), (good, bad), (bad, good), (good, broken), (broken, good)):
+            found = sums(Sides(base, tuned, torch.float32, Workspace()), FLOATS["BF16"])
+            assert isinstance(found, Extent)
+            assert found.finite == (base is tuned)
+            assert (found.delta == 0) == (base is tuned)
+
+
+@pytest.mark.parametrize(("floor", "history", "grid", "kept", "expected"), [
+    (None, "stored_base", "F16", 0.5, None), (3.0, "nothing_rounded", "F16", None, None),
+    (3.0, "stored_base", None, 0.5, 3.0), (3.0, "stored_base", "BF16", 0.5, 3.0),
+    (3.0, "stored_base", "F16", 0.5, 24.0), (1.9, None, "F32", None, None),
+    (2.0, None, "F32", None, 2.0), (1.9, None, "F16", None, 1.9),
+    (1.9, "far_above", "F32", 0.9, 1.9),
+])  # fmt: skip
+def test_a_floor_is_that_of_the_format_that_rounded(floor, history, grid, kept, expected):
+    """Over a base of BF16: three more bits make steps an eighth."""
+    undone = Undone(history, kept, None, grid=None if grid is None else FLOATS[grid])
+    assert _floor(floor, undone, FLOATS["BF16"]) == expected
 
 
 def test_a_matrix_without_a_base_has_its_own_spectrum():

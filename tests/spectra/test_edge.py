@@ -46,6 +46,14 @@ def test_decay_has_a_cosine_below_zero():
     assert entries.decay_cosine(0.0, 0.0, 3.0) is None
 
 
+def test_a_cosine_with_a_side_that_is_far_smaller_is_unknown():
+    """Beyond 2²⁰ times."""
+    far = 2.0**20
+    assert entries.cosine(far, 1.0, (far - 1) ** 2, -far * (far - 1)) == pytest.approx(1)
+    assert entries.cosine(far + 1, 1.0, far**2, -far * (far + 1)) is None
+    assert entries.cosine(0.0, 1.0, 1.0, 0.0) is entries.cosine(1.0, 0.0, 1.0, -1.0) is None
+
+
 def test_top20_is_the_share_of_the_first_twenty():
     """20 of 25 equal singular values have 0.8 of the energy; of ten, all."""
     for W, share in ((np.eye(25), 0.8), (np.eye(10), 1.0), (np.zeros((4, 4)), None)):
@@ -92,6 +100,15 @@ def test_zeros_of_pruned_rows_are_no_levels(share):
     assert levels.round_trip(copies.levels(W.bfloat16() * keeps), 1024) is None
     if share < 0.9:
         assert levels.round_trip(copies.levels(stored(W, "INT8") * keeps), 1024) == "8 bits"
+
+
+@pytest.mark.parametrize(("nonzero", "share"), [
+    ([7], 0.8), ([6], 1.0), ([0], 0.1), ([6, 8], 1.0), ([6, 6, 8], 1.0), ([6, 8, 8], 0.9),
+])  # fmt: skip
+def test_pruned_rows_have_fewer_than_seven_tenths_and_count_where_they_are_half(nonzero, share):
+    """Rows of ten entries: so many that differ, and zeros, which are a level of unpruned ones."""
+    rows = [[*range(1, count + 1), *[0] * (10 - count)] for count in nonzero]
+    assert copies.levels(torch.tensor(rows).float()) == share
 
 
 def test_levels_look_at_rows_spread_over_the_matrix():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import save_file
 
 from shadow.checkpoints.opening import open_folder
 from shadow.dtypes import FLOATS
-from shadow.spectra.entries import Binades, compared
+from shadow.spectra.entries import Binades, Entries, compared
 from shadow.spectra.spectrum import Sides, Workspace, working_dtype
 from shadow.spectra.sums import HEAD, PART, looked_at
 
@@ -35,7 +37,7 @@ def check(sides, formats, base, tuned):
     b, t = base.double().numpy(), tuned.double().numpy()
     assert found.entries == b.size
     assert found.changed == int((b != t).sum())
-    assert found.finite
+    assert (found.finite, found.zeroed) == (True, not t[b != t].any())
     for name, value in (("base", b), ("tuned", t), ("delta", t - b)):
         assert getattr(found, name) == pytest.approx(float((value**2).sum()), rel=1e-6, abs=0)
     along = float((b * (t - b)).sum())
@@ -105,10 +107,9 @@ def test_sums_leave_out_parts_that_are_not_finite(value, side, tmp_path):
     assert found.along == pytest.approx((b * (t - b)).sum(), abs=1e-6 * size)
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [(1e-25, 2e-25), (2e-25, 0.0), (0.0, 2e-25), (1e-25, 1e-25), (1.0, 1e-25), (1e-25, 1.0)],
-)
+@pytest.mark.parametrize(("before", "after"), [
+    (1e-25, 2e-25), (2e-25, 0.0), (0.0, 2e-25), (1e-25, 1e-25), (1.0, 1e-25), (1e-25, 1.0),
+])  # fmt: skip
 def test_small_numbers_keep_their_energy(before, after, tmp_path):
     """Where squares of one side vanish in float32, or of both, or of the delta alone."""
     base, tuned = (torch.full((20, 30), size).bfloat16() for size in (before, after))
@@ -118,6 +119,15 @@ def test_small_numbers_keep_their_energy(before, after, tmp_path):
     (tmp_path / "large").mkdir()
     found = check(sides_in(tmp_path / "large", base, tuned), ("BF16", "BF16"), base, tuned)
     assert found.delta == pytest.approx(570 * (after - before) ** 2, rel=0.02, abs=0)
+
+
+@pytest.mark.parametrize("name", ["base", "tuned", "delta", "finite"])
+def test_sums_are_safe_where_no_square_may_have_vanished(name):
+    """Above 1e-280; a change of which nothing is there may be no change."""
+    known = Entries(9, 1, 2e-280, 2e-280, 2e-280, 0.0, finite=True, zeroed=False)
+    assert known.is_safe
+    assert not replace(known, **{name: False if name == "finite" else 1e-280}).is_safe
+    assert replace(known, changed=0, delta=0.0).is_safe
 
 
 def test_a_cast_in_every_entry_is_found(tmp_path):

@@ -110,6 +110,7 @@ def test_codebooks_without_cells_have_no_floor(base):
 def test_formats_of_compensated_rounding_have_no_share_of_the_update(base):
     """The error of GPTQ is larger than that of rounding each entry, with nothing trained."""
     copy = gptq_copy(base)
-    found = values(base, copy, ("F32", "GPTQ-4"))
-    assert (found["kept_low"], found["kept_high"]) == (None, None)
-    assert found["format_ratio"] > 1.05
+    for *sides, formats in ((base, copy, ("F32", "GPTQ-4")), (copy, base, ("GPTQ-4", "F32"))):
+        found = values(*sides, formats)
+        assert (found["kept_low"], found["kept_high"]) == (None, None)
+        assert found["format_ratio"] > 1.05

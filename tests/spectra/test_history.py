@@ -145,6 +145,5 @@ def test_a_side_that_is_decoded_part_by_part_is_no_cast(side: str) -> None:
         cells=None, **{key: getattr(matrices[side], key) for key in ("dtype", "shape", "ndim")}
     )
     assert cast(sides, formats) == "tuned"
-    assert (
-        cast(Sides(**{**matrices, side: quantised}, dtype=F32, space=Workspace()), formats) is None
-    )
+    decoded = Sides(**{**matrices, side: quantised}, dtype=F32, space=Workspace())
+    assert cast(decoded, formats) is None

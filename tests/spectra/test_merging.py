@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shadow.dtypes import float_format
-from shadow.spectra.relations.merging import Update, _Bounds
+from shadow.spectra.relations.merging import Update, _Bounds, merge_fit, quantised
 
 UNIT = 2.0**-24  # half a unit in the last place of float32 at 1
 NARROW = 2**15  # half a unit of float16 at 7, in these
@@ -35,3 +35,13 @@ def test_tolerances_of_a_merge(dtype, factors, norms, half, growth, bound):
     )
     for times, count in ((1, 0), (1 + 2.0**-30, 32)):
         assert bounds.beyond(base, target, base * (bound * UNIT * times), growth) == count
+
+
+@pytest.mark.parametrize(("name", "width"), [("INT8", 80), ("INT8", 128), ("NF4", 128)])
+def test_the_copy_of_the_base_that_was_merged_is_told(name, width):
+    """Also where rows are no whole number of blocks, which 4 bits need."""
+    drawn = torch.randn(10, width, generator=torch.Generator().manual_seed(1)).double()
+    base, left, right = drawn[:6], drawn[:6, :2], drawn[8:]
+    merged, update = quantised(base, name) + left @ right, Update(left, right, 1.0, None, "F64")
+    fit = merge_fit(base, merged, update, ("F64", "F64"), upright=True)
+    assert fit.quantised == (name, pytest.approx(0, abs=1e-9))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from shadow.spectra.noise import LEAST_KEPT, NOISE, dominated, purity_values, purity_z
+from shadow.spectra.noise import LEAST_KEPT, NOISE, dominated, purity_values
 
 
 def ratios(D):
@@ -54,13 +54,6 @@ def test_purity_is_the_sum_over_two_rows_and_two_columns():
     assert values(D)["excess_purity"] == pytest.approx(total / (D**2).sum() ** 2)
 
 
-def test_directions_above_the_short_side_are_none():
-    """A fifth of the energy in four directions of 64 x 64: 1 / X is above 100, so there is none."""
-    found = values(coherent(np.random.default_rng(0), (64, 64), 4, 0.2))
-    assert found["purity_z"] > NOISE
-    assert found["equivalent_directions"] is None
-
-
 def test_an_orthogonalised_update_is_flatter_than_noise():
     """All singular values equal: X is below 0, far outside its noise; no directions to name."""
     left, right = (
@@ -79,7 +72,8 @@ def test_rounding_is_undone_by_the_square_of_kept():
     assert half["excess_purity_unrounded"] == pytest.approx(4 * plain["excess_purity"])
     assert half["equivalent_directions"] == pytest.approx(plain["equivalent_directions"] / 4)
     assert plain["excess_purity_unrounded"] is None
-    away = values(D, LEAST_KEPT - 0.01)
+    assert values(D, LEAST_KEPT)["excess_purity_unrounded"] is not None
+    away = values(D, math.nextafter(LEAST_KEPT, 0))
     assert away["excess_purity_unrounded"] is away["equivalent_directions"] is None
 
 
@@ -105,9 +99,12 @@ def test_what_may_be_the_roundings_has_no_directions():
     assert directions[2] is directions[3] is None
 
 
-def test_z_is_the_closed_form():
-    """X row ratio column ratio / 2."""
-    assert purity_z(0.01, 40.0, 50.0) == 10.0
+@pytest.mark.parametrize(("rows", "side", "count"), [(40, 64, 64), (40, 63, None), (16, 64, None)])
+def test_directions_are_of_more_than_noise_and_fit_the_short_side(rows, side, count):
+    """X = 1/64, whose z is that times both ratios / 2: 12.5, or 5 as noise may have."""
+    of_delta = dict(zip(RATIOS, (32, 64, rows, 40), strict=True)) | {"floor_ratio": None}
+    found = purity_values(of_delta, (side, 70), None, "nothing_rounded")
+    assert (found["purity_z"], found["equivalent_directions"]) == (rows * 5 / 16, count)
 
 
 def test_one_direction_in_noise_that_was_mostly_rounded_away_has_no_corrected_purity():
@@ -121,4 +118,8 @@ def test_one_direction_in_noise_that_was_mostly_rounded_away_has_no_corrected_pu
         found = values(D, kept, float(top))
         assert (found["excess_purity_unrounded"] is not None) == recorded
         assert (found["equivalent_directions"] is not None) == recorded
-    assert not dominated(0.01, 0.5, None)
+    for purity, kept, top1, expected in (
+        (0.25, 0.7, 0.5, True), (0.36, 0.7, 0.5, False), (0.0, 0.7, 0.5, False),
+        (0.25, 0.75, 0.5, False), (0.25, 0.625, 0.5, False), (0.25, 0.7, None, False),
+    ):  # fmt: skip
+        assert dominated(purity, kept, top1) == expected

@@ -8,8 +8,9 @@ from quantisers import ggml_copy
 from shadow.dtypes import FLOATS
 from shadow.spectra.delta import measure_pair, summed
 from shadow.spectra.measurement import Method
+from shadow.spectra.noise import noise_like_rest, rest_values
 from shadow.spectra.solvers import Means
-from shadow.spectra.spectrum import Sides, Workspace
+from shadow.spectra.spectrum import Sides, Spectrum, Workspace
 from shadow.summary.layer_medians import AS_ROUNDING
 
 SHAPE = (192, 256)
@@ -83,3 +84,17 @@ def test_ulps_are_of_the_format_with_fewer_bits(quantised: str) -> None:
     total = summed(Sides(*sides, torch.float32, Workspace()), formats)
     least = FLOATS["F16" if quantised == "neither" else "F32"].min_exponent
     assert (total.stored.mantissa_bits, total.stored.min_exponent) == (10, least)
+
+
+def test_a_rest_of_nothing_is_found_up_to_half_of_the_directions() -> None:
+    """Of ten; and noise of a fifth in three quarters of half of the directions has .075."""
+    even = np.full(10, 10.0)
+    for rank, rest in ((5, (5, 0.0)), (6, None)):
+        sigma = np.r_[np.ones(rank), np.zeros(10 - rank)]
+        assert noise_like_rest(Spectrum(sigma, 10, 10, 1.0, 0.0, "exact"), even, even) == rest
+    for rest, noise, ratio in (
+        ((2, 0.3), 0.2, 4.0), ((2, 0.3), None, None), ((2, 0.3), 0.0, None), ((2, 1e-6), 0.2, 0.0),
+        (None, 0.2, None),
+    ):  # fmt: skip
+        found = rest_values(rest, noise, (4, 8))
+        assert [*found.values()] == [*(rest or (None, None)), ratio and pytest.approx(ratio)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -199,6 +200,74 @@ def test_frozen_rows_are_no_excess():
     assert abs(undo(base, tuned).zero_excess) < 0.02
 
 
+def test_the_model_is_refused_just_beyond_its_limits():
+    """What of the counts is compared with each limit, which itself is allowed."""
+    base, tuned, _ = stored_pair("BF16", 2e-3)
+    counts = counted(base, tuned)
+    fitted = rounding_model.fit(counts)
+    share, wrong = rounding.kept_share(fitted), rounding.misfit(counts, fitted)
+    changed, tailed = counts.away + counts.toward, rounding.tails(fitted.shape)
+    lopsided = abs(counts.away - counts.toward) / changed * (1 - share)
+    below, above = math.nextafter(share, 0), math.nextafter(share, 1)
+    for allowed, beyond, reason in (
+        ({"FEWEST": changed}, {"FEWEST": changed + 1}, "few_changed"),
+        ({"MISFIT": wrong}, {"MISFIT": math.nextafter(wrong, 0)}, "rounding_unexplained"),
+        ({"AT_KEPT": (share, 1)}, {"AT_KEPT": (below, 1), "OF_MASTER": 0}, "rounding_unexplained"),
+        ({"AT_KEPT": (0, share)}, {"AT_KEPT": (0, above), "OF_MASTER": 0}, "rounding_unexplained"),
+        ({"TAILED": tailed}, {"TAILED": math.nextafter(tailed, 0)}, "rounding_unexplained"),
+        ({"WELL_KEPT": share}, {"WELL_KEPT": above, "TAILED": 0}, "rounding_unexplained"),
+        ({"LOPSIDED": lopsided}, {"LOPSIDED": lopsided * 0.999}, "rounding_unexplained"),
+        ({"ROUNDED_AWAY": share}, {"ROUNDED_AWAY": above}, "rounded_away"),
+    ):  # fmt: skip
+        for limits, expected in ((beyond | allowed, None), (beyond, reason)):
+            with pytest.MonkeyPatch.context() as patch:
+                for name, limit in limits.items():
+                    patch.setattr(rounding, name, limit)
+                assert rounding.undo_counts(counts, 1.0).reason == expected, limits
+
+
+@pytest.mark.parametrize(("tuned", "formats", "floor", "history", "kept"), [
+    ("F32", ("BF16", "F32"), None, "nothing_rounded", None),
+    ("F32", ("BF16", "F32"), 0.7999, "nothing_rounded", None),
+    ("F32", ("BF16", "F32"), 0.8, None, None), ("F32", ("BF16", "F32"), 9.999, None, None),
+    ("F32", ("BF16", "F32"), 10.0, "nothing_rounded", None),
+    ("BF16", ("BF16", "BF16"), 9.999, "stored_base", 0.664),
+    ("BF16", ("BF16", "BF16"), 10.0, "far_above", 0.99),
+    ("Q", ("BF16", "F8_E4M3"), 10.0, None, None), ("Q", ("BF16", "Q8_0"), 9.999, None, None),
+    ("Q", ("BF16", "Q8_0"), 10.0, "far_above", 0.99), ("Q", ("BF16", "F8_E4M3"), None, None, None),
+    ("adapter", ("BF16", "F32"), 10.0, "nothing_rounded", None),
+])  # fmt: skip
+def test_histories_begin_at_their_floor_ratio(tuned, formats, floor, history, kept):
+    """Of the rounding of the base in a finer side, and of a change far above all rounding."""
+    base, rounded, d = stored_pair("BF16", 2e-3)
+    sides = {"BF16": rounded, "F32": torch.from_numpy(wide(base) + d).float()}
+    sides["Q"] = scaled_floats(base.to(torch.float8_e4m3fn), torch.ones(2, 3), (128, 128))
+    sides["adapter"] = Updated(base, torch.ones(256, 1), torch.ones(1, 384), 1e-4)
+    lines = (d**2).sum(1), (d**2).sum(0)
+    dtype = torch.float64 if tuned == "F32" else torch.float32
+    pair = Sides(base, sides[tuned], dtype, Workspace())
+    found = rounding.undo(pair, formats, lines, float(base.abs().max()), floor)
+    reason = None if kept else history or "rounding_unexplained"
+    assert (found.history, found.reason) == (history, reason)
+    assert found.kept == (kept and pytest.approx(kept, abs=1e-3 if kept < 0.9 else 1e-12))
+
+
+def test_what_rounding_left_is_bounded_by_its_floor_and_copies_in_few_levels_are_refused():
+    """The noise of the counts and their error, at most 1 / floor_ratio²."""
+    known = rounding.Undone("stored_base", 0.7, None, 2.0, 0.6, 0.05, 0.2, 0.1, FLOATS["BF16"])
+    for undone, floor, share in (
+        (known, 2.0, 0.206), (known, 4.0, 1 / 16), (known, None, None), (known, 0.0, None),
+        (rounding.NOTHING_ROUNDED, 2.0, None),
+    ):  # fmt: skip
+        assert rounding.rounding_share(undone, floor) == pytest.approx(share)
+    refused = replace(rounding.UNEXPLAINED, misfit=0.05, zero_excess=0.1, grid=FLOATS["BF16"])
+    for undone, base, tuned, expected in (
+        (known, None, "INT4", refused), (known, "INT4", "INT4", known), (known, None, None, known),
+        (rounding.FEW_CHANGED, None, "INT4", rounding.FEW_CHANGED),
+    ):  # fmt: skip
+        assert rounding.without_few_levels(undone, base, tuned) == expected
+
+
 @pytest.mark.parametrize("history", ["far_above", "nothing_rounded"])
 def test_the_excess_where_nothing_was_counted(history):
     """A fifth of the entries of half of the rows changed."""
@@ -268,22 +337,6 @@ def test_the_format_is_that_of_the_values_not_of_the_file():
         assert found == grid
 
 
-def test_what_was_not_rounded_has_no_kept():
-    """An F32 tuned side of a BF16 base, an adapter: nothing_rounded; scaled F8: unexplained."""
-    W, d = update(shape=(64, 96))
-    base = narrow(W, "BF16")
-    found = undo(base, torch.from_numpy(wide(base) + d).float(), ("BF16", "F32"))
-    assert (found.kept, found.reason) == (None, "nothing_rounded")
-    adapter = Updated(base, torch.ones(64, 1), torch.ones(1, 96), 1e-4)
-    lines = (np.ones(64), np.ones(96))
-    updated = Sides(base, adapter, torch.float64, Workspace())
-    assert rounding.undo(updated, ("BF16", "F32"), lines, 1.0).reason == "nothing_rounded"
-    scaled = scaled_floats(torch.ones(64, 96).to(torch.float8_e4m3fn), torch.ones(1, 1), (128, 128))
-    sides = Sides(base, scaled, torch.float32, Workspace())
-    found = rounding.undo(sides, ("BF16", "F8_E4M3"), lines, 1.0)
-    assert (found.kept, found.reason) == (None, "rounding_unexplained")
-
-
 def test_far_above_its_rounding_no_history_matters():
     """From 30 times its rounding on, kept is 1 - 1 / floor_ratio², in F32 too."""
     base, tuned, d = stored_pair("BF16", 0.3)
@@ -320,12 +373,3 @@ def test_values_are_columns():
     }
     refused = rounding.Undone(None, None, "rounding_unexplained")
     assert set(rounding.values(refused, 8.0).values()) == {None}
-
-
-def test_a_few_changed_entries_say_nothing():
-    """Of 98,304 entries a hundred changed: nothing to hold the model against, so no kept."""
-    W, _ = update()
-    base = narrow(W, "BF16")
-    tuned = base.clone()
-    tuned.view(-1)[:: tuned.numel() // 100] *= 1.0625
-    assert undo(base, tuned).kept is None

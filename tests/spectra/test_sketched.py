@@ -246,10 +246,9 @@ def test_columns_are_those_of_the_schema() -> None:
     assert {f"{name}_error" for name in ESTIMATED} == errors
 
 
-@pytest.mark.parametrize(
-    ("shape", "is_whole"),
-    [((434, 434), True), ((435, 435), False), ((462, 1300), True), ((1300, 463), False)],
-)
+@pytest.mark.parametrize(("shape", "is_whole"), [
+    ((434, 434), True), ((435, 435), False), ((462, 1300), True), ((1300, 463), False),
+])  # fmt: skip
 def test_the_cheaper_of_all_singular_values_and_a_sketch(
     shape: tuple[int, int], is_whole: bool
 ) -> None:
@@ -359,6 +358,7 @@ def test_values_above_an_edge_are_counted_where_their_bounds_leave_no_doubt(
         values=np.array([9.0, 4.0, 1.0]), bounds=np.array([10.0, 5.0, 2.0]), energy=20.0
     )
     sketch = Sketch(space, 4.0, 1.0)
+    assert sketch.spectral_norm.error == pytest.approx((math.sqrt(10) - 3) / 8, abs=1e-6)
     assert _above(sketch, math.sqrt(level) / 4.0) == count
     if count is not None:
         energy = _energy(sketch, count)
@@ -377,17 +377,12 @@ def test_a_share_of_energy_is_at_most_1(total: float, low: float) -> None:
     assert energy.error == pytest.approx((1 - low) / 2 + 1e-6)
 
 
-@pytest.mark.parametrize(
-    ("error", "z", "recorded", "counted"),
-    [
-        (0.04, 50.0, True, True),  # a fifth of X
-        (0.12, 50.0, False, False),  # three fifths
-        (0.08, 50.0, True, True),
-        (0.04, 6.0, True, True),  # 5.2 over both deviations
-        (0.04, 5.5, False, False),  # 4.9
-        (0.08, 3.0, True, False),  # noise with or without the error
-    ],
-)
+@pytest.mark.parametrize(("error", "z", "recorded", "counted"), [
+    (0.04, 50.0, True, True), (0.08, 50.0, True, True),  # a fifth of X, and two
+    (0.12, 50.0, False, False),  # three fifths
+    (0.04, 6.0, True, True), (0.04, 5.5, False, False),  # 5.2 and 4.9 over both deviations
+    (0.08, 3.0, True, False),  # noise with or without the error
+])  # fmt: skip
 def test_the_error_of_a_participation_ratio_is_carried_on(
     error: float, z: float, recorded: bool, counted: bool
 ) -> None:
@@ -412,10 +407,9 @@ def test_the_error_of_a_participation_ratio_is_carried_on(
     assert found.get("equivalent_directions_error") == spread
 
 
-@pytest.mark.parametrize(
-    ("moved", "error", "recorded"),
-    [(0.1, 0.08, True), (0.1, 0.12, False), (0.001, 0.008, True), (0.001, 0.02, False)],
-)
+@pytest.mark.parametrize(("moved", "error", "recorded"), [
+    (0.1, 0.08, True), (0.1, 0.12, False), (0.001, 0.008, True), (0.001, 0.02, False),
+])  # fmt: skip
 def test_a_shift_is_told_where_its_error_is_less_than_it_or_a_hundredth(
     moved: float, error: float, recorded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

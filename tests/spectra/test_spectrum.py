@@ -124,10 +124,9 @@ def test_the_effective_rank_is_right_to_what_its_tier_promises(kind, shape, mkl)
     assert ranks(found)["effective_rank"] == pytest.approx(expected, rel=2.6e-4)
 
 
-@pytest.mark.parametrize(
-    ("rows", "cols", "seed", "recorded"),
-    [(600, 600, 0, False), (400, 400, 2, True), (600, 640, 0, True)],
-)
+@pytest.mark.parametrize(("rows", "cols", "seed", "recorded"), [
+    (600, 600, 0, False), (400, 400, 2, True), (600, 640, 0, True),
+])  # fmt: skip
 def test_a_condition_number_is_right_to_five_percent_or_null(rows, cols, seed, recorded):
     """The smallest singular value of a square matrix of noise drowns in the rounding of a float32
     Gram above the floor already (42 % off in the first of these); float64 resolves it.
@@ -188,6 +187,13 @@ def test_block_size_changes_rounding_only(shape, monkeypatch):
     whole = np.linalg.svd(W.reshape(-1, shape[-1]).numpy(), compute_uv=False)
     monkeypatch.setattr(module, "BLOCK", 64)
     np.testing.assert_allclose(solve(W, "exact").sigma, whole, rtol=1e-9)
+
+
+def test_a_buffer_is_made_anew_only_for_more(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 4)
+    space = Workspace()
+    first, second, larger = (space.take("x", (2, n), torch.float32) for n in (3, 3, 4))
+    assert first.data_ptr() == second.data_ptr() != larger.data_ptr()
 
 
 def test_a_transposed_view_is_read_in_place():

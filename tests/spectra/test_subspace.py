@@ -68,8 +68,7 @@ def pair(rows, cols, rank=3, size=0.3, seed=0):
 @pytest.mark.parametrize(
     "shape",
     [(2, 2), (2, 50), (50, 2), (3, 3), (15, 40), (16, 16), (17, 17), (17, 200), (200, 17), (64, 64),
-    (65, 90), (90, 65),
-     (128, 128), (150, 400), (400, 150), (300, 310)],
+     (65, 90), (90, 65), (128, 128), (150, 400), (400, 150), (300, 310)],
 )  # fmt: skip
 def test_every_number_is_that_of_two_svds(shape):
     """Tiny, wide, tall and square float64 matrices: to 1e-7, alignments by D's float32 sums."""

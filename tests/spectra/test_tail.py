@@ -48,5 +48,8 @@ def test_power_law_needs_fifty_resolved_and_unequal_values():
     """Fewer than 50 resolved values, or equal ones, have no exponent."""
     assert set(power_law(of(np.arange(1, 50))).values()) == {None}
     assert power_law(of(np.arange(1, 51)))["alpha"] is not None
+    with np.errstate(all="raise"):
+        zeros = power_law(of(np.r_[np.arange(1, 51), np.zeros(30)]))
+    assert zeros == power_law(of(np.arange(1, 51)))
     assert set(power_law(of(np.concatenate([np.arange(1, 50), np.zeros(30)]))).values()) == {None}
     assert set(power_law(of(np.full(80, 0.3))).values()) == {None}

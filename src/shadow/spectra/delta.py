@@ -138,8 +138,7 @@ def measure_pair(
     figures = solver.of_pair(sides, total, formats, means, key)
     with np.errstate(over="ignore"):
         of_rows = profile.rows / scale / scale
-        of_cols = profile.cols / scale / scale
-    lines = of_rows, of_cols
+    lines = of_rows, profile.cols
     values = NO_SUBSPACES | _sizes(total, sides.shape)
     values |= figures.values
     values["condition_number"] = None  # the smallest singular value of a delta says nothing

@@ -215,10 +215,10 @@ def undo(
     """Say what is known about the update between two stored matrices, if their values show that
     one rounding of one side lies between them.
 
-    formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest:
-    the largest absolute entry of base. Which format a side was rounded to shows in its values, as
-    an F32 file may hold BF16 numbers. floor_ratio: the column, of the coarser of the two formats;
-    None counts entries whatever it is.
+    formats: stored dtypes. lines: energies of tuned - base, (rows,) unscaled, (cols,) in any unit.
+    largest: the largest absolute entry of base. Which format a side was rounded to shows in its
+    values, as an F32 file may hold BF16 numbers. floor_ratio: the column, of the coarser of the two
+    formats; None counts entries whatever it is.
 
     - an adapter: nothing_rounded;
     - a tuned side of F32 or F64 values over a base of fewer bits: nothing_rounded where D is less

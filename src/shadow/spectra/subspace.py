@@ -142,8 +142,7 @@ def _gap(side: Spectrum, k: int) -> float | None:
 def resolved(side: Spectrum) -> Floats:
     """The leading vectors of a side whose singular values are resolved, as columns (m, k)."""
     assert side.vectors is not None
-    count = side.vectors.shape[1]
-    known = np.count_nonzero(side.sigma[:count])
+    known = np.count_nonzero(side.sigma)
     return side.vectors[:, :known]
 
 
