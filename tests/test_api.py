@@ -179,6 +179,7 @@ def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypa
     ({"target": "demo", "modules": ["mlp.upp"]}, "no module 'mlp.upp'"),
     ({"target": "demo", "components": "languages"}, "no component 'languages'"),
     ({"target": "demo", "files": shadow.Files(max_disk="lots")}, "'lots' is not a size"),
+    ({"target": "demo", "files": shadow.Files(max_disk="999B")}, "999 bytes hold no shard"),
     ({"target": "demo", "files": shadow.Files(fetch="all")}, "fetch='all'"),
     ({"target": "demo", "engine": "slurm"}, "no engine 'slurm'"),
     ({"target": "demo", "engine": shadow.Ray(cpus_per_task=0)}, "cpus_per_task=0"),

@@ -191,15 +191,11 @@ def test_a_base_shard_is_needed_during_one_stretch(case):
     """The pairs of a base shard follow each other, and shards come as people count."""
     pairs, base, tuned, _ = case
     work = schedule(pairs, base, tuned)
-    order = [pair.base.info.shard for step in work.steps for pair in step if pair.base]
+    bases = [pair.base.info for step in work.steps for pair in step if pair.base]
+    order = [info.shard for info in bases]
     stretches = [shard for shard, last in zip(order, [None, *order], strict=False) if shard != last]
     assert stretches == sorted(set(order), key=natural)
-    by_shard = [
-        (natural(p.base.info.shard), natural(p.base.info.name))
-        for s in work.steps
-        for p in s
-        if p.base
-    ]
+    by_shard = [(natural(info.shard), natural(info.name)) for info in bases]
     assert by_shard == sorted(by_shard)
 
 
@@ -316,14 +312,13 @@ def test_ranges_come_where_they_save_a_tenth(
 
 # The disk
 
-MAPS = {"a": "1", "b": "2", "c": "2"}, {"a": "1", "b": "1", "c": "1"}
 FULL = "{}.0 kB of disk are needed at {{}}, {}.0 kB are free"
 
 
 @pytest.fixture
 def aligned(monkeypatch):
     """Two shards of a base and one of the other side, none of them here."""
-    pairs, *sides = line_up(*MAPS)
+    pairs, *sides = line_up({"a": "1", "b": "2", "c": "2"}, dict.fromkeys("abc", "1"))
     for side, shard, size in (("base", "1", 1000), ("base", "2", 2000), ("tuned", "1", 4000)):
         file = hub.RemoteFile(shard, size, None, repo=side, commit="0", offline=False)
         sides[side == "tuned"].sources[shard] = WholeFile(file)
@@ -332,9 +327,8 @@ def aligned(monkeypatch):
 
 
 def planned(monkeypatch, aligned, free, ours=(), **access):
-    monkeypatch.setattr(
-        plan, "_free", lambda folder: free if isinstance(free, int) else free[folder]
-    )
+    spaces = free if isinstance(free, dict) else {cache_folder(): free, Path(): free}
+    monkeypatch.setattr(plan, "_free", spaces.__getitem__)
     options = {"folder": Path(), "scratch": Path(), "ours": ours, "filtered": False}
     return plan.make_plan(aligned, Access(**access), **options)
 

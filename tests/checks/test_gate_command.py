@@ -114,7 +114,9 @@ def test_a_failed_gate_is_said_beside_the_rules(shadow, tmp_path):
     (one,) = json.loads(done.out)
     (failed,) = now.summary.failed_gates
     assert one["notes"] == [f"gate {failed.name} failed: {failed.reason}"]
-    assert f"note: gate {failed.name} failed: " in shadow("gate", folder, *rule).out
+    lines = shadow("gate", folder, *rule).out.splitlines()
+    assert lines[0].split()[:2] == ["toy", "a"]
+    assert lines[-1].startswith(f"note: gate {failed.name} failed: ")
 
 
 MET, ABSENT = ("--fail-on", "concentration > 0.3"), ("--fail-on", "vision.spikes > 1")

@@ -55,10 +55,14 @@ def test_every_head_of_a_table_is_explained(tmp_path):
         (["x", "rounding"], "floor_ratio  "),
         (["null", "PR"], "null_participation_ratio  "), (["A"], "report"),
         (["energy"], "energy_share  "),
+        (["not_a_matrix"], "not_a_matrix  a reason for skipping tensors: vectors, of which only"),
+        (["lineage"], "lineage  a gate: it passes when base and tuned"),
+        (["embed"], "embed  a module: what role a matrix has in the model"),
+        (["size"], "size  a sentence of the finding: "),
     ],
 )  # fmt: skip
 def test_a_head_shows_its_column(words, name):
-    """Written as one word or several, in any case; a letter is a report."""
+    """Written as one word or several, in any case; a letter is a report. Others: what they are."""
     assert name in explained(*words).stdout
 
 
