@@ -13,6 +13,8 @@ from readme import demo_scores
 
 import shadow
 from shadow import api
+from shadow.lists.perform import perform
+from shadow.run.runtime import access_of
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = ("audit", "read", "read_all", "plan", "pairs", "compare", "judge", "export")
@@ -194,6 +196,13 @@ def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
     assert message in caught.value.message
     assert caught.value.hint not in ("", message)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_least_disk_and_the_fewest_cores_make_a_request(tmp_path):
+    """A thousand bytes, and one core; nothing is measured before the first outcome is asked for."""
+    assert access_of(shadow.Files(max_disk="1kB")).max_disk == 1000
+    request = api._request("demo", None, {}, tmp_path, {}, ray=shadow.Ray(cpus_per_task=1))
+    perform(request).close()
 
 
 def test_keywords_are_the_fields_of_measuring_and_at_most_twelve_of_their_own():

@@ -46,17 +46,13 @@ def in_a_child(code: str, *arguments: object, cwd: Path) -> tuple[int, str, str]
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("body", "ignored", "code", "out", "err"),
-    [
-        ("signal.raise_signal(signal.SIGINT); print('on')", False, 130, "", "stopped\n"),
-        ("import toy; signal.pause()", False, 130, "", "stopped\n"),
-        ("import toy; return 3", True, 3, "imported\n", ""),
-        ("type('X', (), {'__del__': lambda x: signal.raise_signal(signal.SIGINT)})();"
-         " signal.pause()", False, 130, "", "stopped\n"),
-    ],
-    ids=["at work", "in an import", "ignored", "where nothing may rise"],
-)  # fmt: skip
+@pytest.mark.parametrize(("body", "ignored", "code", "out", "err"), [
+    ("signal.raise_signal(signal.SIGINT); print('on')", False, 130, "", "stopped\n"),
+    ("import toy; signal.pause()", False, 130, "", "stopped\n"),
+    ("import toy; return 3", True, 3, "imported\n", ""),
+    ("type('X', (), {'__del__': lambda x: signal.raise_signal(signal.SIGINT)})();"
+     " signal.pause()", False, 130, "", "stopped\n"),
+], ids=["at work", "in an import", "ignored", "where nothing may rise"])  # fmt: skip
 def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
     """An interrupt in an import, as of a native library, ends the process at once."""
     module = "import signal\nsignal.raise_signal(signal.SIGINT)\nprint('imported')\n"
