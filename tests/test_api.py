@@ -13,6 +13,8 @@ from readme import demo_scores
 
 import shadow
 from shadow import api
+from shadow.lists.perform import perform
+from shadow.run.runtime import access_of
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = ("audit", "read", "read_all", "plan", "pairs", "compare", "judge", "export")
@@ -179,6 +181,7 @@ def test_two_checkpoints_may_be_given_by_position(known_pace, tmp_path, monkeypa
     ({"target": "demo", "modules": ["mlp.upp"]}, "no module 'mlp.upp'"),
     ({"target": "demo", "components": "languages"}, "no component 'languages'"),
     ({"target": "demo", "files": shadow.Files(max_disk="lots")}, "'lots' is not a size"),
+    ({"target": "demo", "files": shadow.Files(max_disk="999B")}, "999 bytes hold no shard"),
     ({"target": "demo", "files": shadow.Files(fetch="all")}, "fetch='all'"),
     ({"target": "demo", "engine": "slurm"}, "no engine 'slurm'"),
     ({"target": "demo", "engine": shadow.Ray(cpus_per_task=0)}, "cpus_per_task=0"),
@@ -193,6 +196,13 @@ def test_what_makes_no_sense_is_a_shadow_error(wrong, message, tmp_path):
     assert message in caught.value.message
     assert caught.value.hint not in ("", message)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_least_disk_and_the_fewest_cores_make_a_request(tmp_path):
+    """A thousand bytes, and one core; nothing is measured before the first outcome is asked for."""
+    assert access_of(shadow.Files(max_disk="1kB")).max_disk == 1000
+    request = api._request("demo", None, {}, tmp_path, {}, ray=shadow.Ray(cpus_per_task=1))
+    perform(request).close()
 
 
 def test_keywords_are_the_fields_of_measuring_and_at_most_twelve_of_their_own():

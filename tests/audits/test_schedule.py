@@ -1,20 +1,25 @@
-"""The order of work: what is fetched when, the most it takes, nothing freed too early."""
+"""The order of work: what is fetched when, the most it takes, nothing freed too early; the disk
+that it needs, and what is summed up.
+"""
 
 import random
 import re
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Timer
+from types import SimpleNamespace as Stub
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shadow.checkpoints import hub
+from shadow.checkpoints.hub_client import cache_folder
 from shadow.checkpoints.opening import Checkpoint
-from shadow.checkpoints.pairing import MatrixPair, Operand
+from shadow.checkpoints.pairing import Filter, MatrixPair, Operand, Skipped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import (
     NEIGHBOUR,
@@ -24,10 +29,13 @@ from shadow.checkpoints.sources import (
     WholeFile,
     coalesced,
 )
+from shadow.errors import ShadowError
 from shadow.places.architecture import Part, Place
+from shadow.run import plan
 from shadow.run.plan import Schedule, _with_sources, natural, schedule, shards_of
-from shadow.run.runtime import Access
+from shadow.run.runtime import Access, AlignedPair
 from shadow.run.workers import threads
+from shadow.spectra.measurement import Method
 
 SIDES = ("base", "tuned")
 
@@ -183,15 +191,11 @@ def test_a_base_shard_is_needed_during_one_stretch(case):
     """The pairs of a base shard follow each other, and shards come as people count."""
     pairs, base, tuned, _ = case
     work = schedule(pairs, base, tuned)
-    order = [pair.base.info.shard for step in work.steps for pair in step if pair.base]
+    bases = [pair.base.info for step in work.steps for pair in step if pair.base]
+    order = [info.shard for info in bases]
     stretches = [shard for shard, last in zip(order, [None, *order], strict=False) if shard != last]
     assert stretches == sorted(set(order), key=natural)
-    by_shard = [
-        (natural(p.base.info.shard), natural(p.base.info.name))
-        for s in work.steps
-        for p in s
-        if p.base
-    ]
+    by_shard = [(natural(info.shard), natural(info.name)) for info in bases]
     assert by_shard == sorted(by_shard)
 
 
@@ -304,3 +308,125 @@ def test_ranges_come_where_they_save_a_tenth(
     found = _with_sources(tuned, "tuned", pairs=pairs, **options).sources["1"]
     wanted = tuple(pair.tuned.info for pair in pairs)
     assert found == (ByteRanges(file, wanted, tmp_path / "tuned-0.part") if ranges else whole)
+
+
+# The disk
+
+FULL = "{}.0 kB of disk are needed at {{}}, {}.0 kB are free"
+
+
+@pytest.fixture
+def aligned(monkeypatch):
+    """Two shards of a base and one of the other side, none of them here."""
+    pairs, *sides = line_up({"a": "1", "b": "2", "c": "2"}, dict.fromkeys("abc", "1"))
+    for side, shard, size in (("base", "1", 1000), ("base", "2", 2000), ("tuned", "1", 4000)):
+        file = hub.RemoteFile(shard, size, None, repo=side, commit="0", offline=False)
+        sides[side == "tuned"].sources[shard] = WholeFile(file)
+    monkeypatch.setattr(hub, "in_cache", lambda file: False)
+    return AlignedPair(*sides, pairs, [])
+
+
+def planned(monkeypatch, aligned, free, ours=(), **access):
+    spaces = free if isinstance(free, dict) else {cache_folder(): free, Path(): free}
+    monkeypatch.setattr(plan, "_free", spaces.__getitem__)
+    options = {"folder": Path(), "scratch": Path(), "ours": ours, "filtered": False}
+    return plan.make_plan(aligned, Access(**access), **options)
+
+
+@pytest.mark.parametrize(("access", "free", "frees", "peak", "problem", "hint"), [
+    ({}, 7000, False, 7000, None, None),
+    ({}, 6999, True, 6000, None, None),
+    ({}, 6000, True, 6000, None, None),
+    ({}, 5999, True, 6000, FULL.format(6, 6), plan.DISK_HINT),
+    ({"owns_cache": False}, 7000, False, 7000, None, None),
+    ({"owns_cache": False}, 6999, False, 7000, FULL.format(7, 7), plan.SHARED_HINT),
+    ({"max_disk": 6000}, 9000, True, 6000, None, None),
+    ({"max_disk": 5999}, 9000, True, 6000,
+     "fetched shards need 6.0 kB of disk at once, --max-disk allows 6.0 kB",
+     "give --max-disk 6KB or more, or audit less (--layer, --module)"),
+    ({"max_disk": 6000}, 1000, True, 6000, FULL.format(6, 1), plan.DISK_HINT),
+])  # fmt: skip
+def test_shards_are_removed_where_the_disk_is_too_small_for_all(
+    monkeypatch, aligned, access, free, frees, peak, problem, hint
+):
+    """Then a base shard comes once the one before it has gone."""
+    made = planned(monkeypatch, aligned, free, **access)
+    assert (made.frees, made.peak, made.to_move, made.free) == (frees, peak, 7000, free)
+    assert [visit.after for visit in made.work.visits] == [0, 0, int(frees)]
+    sources = [*made.base.sources.values(), *made.tuned.sources.values()]
+    assert [source.keep for source in sources] == [not frees] * 3
+    words = made.fault and (made.fault.message, made.fault.hint)
+    assert words == (problem and (problem.format(cache_folder()), hint))
+
+
+def test_what_an_earlier_run_fetched_counts_and_goes(monkeypatch, aligned):
+    """What was there before this audit stays; neither needs more room."""
+    sources = aligned.base.sources
+    sources["1"] = replace(sources["1"], path=Path("1"))
+    ours = [sources["1"].identity]
+    for fetched, peak, keeps in (((), 6000, [True, False]), (ours, 7000, [False, False])):
+        made = planned(monkeypatch, aligned, 6000, fetched)
+        assert (made.peak, made.to_move, made.frees, made.fault) == (peak, 6000, False, None)
+        made = planned(monkeypatch, aligned, 9000, fetched, max_disk=6500)
+        assert [source.keep for source in made.base.sources.values()] == keeps
+        assert planned(monkeypatch, aligned, 5999, fetched, owns_cache=False).fault
+
+
+@pytest.mark.parametrize(("disks", "cache", "report", "full"), [
+    (1, 1008, 1008, None), (1, 1007, 1007, 0), (2, 1000, 8, None), (2, 999, 8, 0), (2, 1000, 7, 1),
+])  # fmt: skip
+def test_each_disk_holds_its_part_of_shards_and_ranges(
+    monkeypatch, aligned, disks, cache, report, full
+):
+    """Shards lie in the cache, ranges on the disk of the report."""
+    aligned = replace(aligned, pairs=aligned.pairs[:1])
+    file = aligned.tuned.sources["1"].file
+    aligned.tuned.sources["1"] = ByteRanges(file, (aligned.pairs[0].tuned.info,), Path())
+    free = {cache_folder(): cache, Path(): report}
+    monkeypatch.setattr(plan, "nearest_folder", lambda folder: Stub(
+        stat=lambda: Stub(st_dev=disks > 1 and folder)))  # fmt: skip
+    fault = planned(monkeypatch, aligned, free, owns_cache=False).fault
+    assert fault is None if full is None else f" at {list(free)[full]}, " in fault.message
+
+
+@pytest.mark.parametrize(("free", "limit", "room", "hint"), [
+    (3000, None, None, None), (9000, 3000, None, None),
+    (2999, None, "3.0 kB", "free some space, or move HF_HUB_CACHE"),
+    (9000, 2999, "3.0 kB", "give --max-disk 3KB or more"),
+    (2000, 2000, "2.0 kB", "free some space, or move HF_HUB_CACHE"),
+])  # fmt: skip
+def test_what_is_read_whole_must_fit_at_once(monkeypatch, aligned, free, limit, room, hint):
+    monkeypatch.setattr(plan, "_free", lambda folder: free)
+    sources = aligned.base.sources.values()
+    with pytest.raises(ShadowError) if hint else nullcontext() as raised:
+        assert plan.require_disk_at_once("they", sources, Access(max_disk=limit)) == 3000
+    need = f"they need 3.0 kB of disk all at once, {room} may be used"
+    assert raised is None or (raised.value.message, raised.value.hint) == (need, hint)
+
+
+def test_tensors_are_summed_up_with_the_first_pair_that_reads_them(aligned):
+    """Those that are not measured with a pair of their shard, or of a folder with the first."""
+    pairs = aligned.pairs
+    aligned.base.sources["3"] = LocalFile(Path("3"))
+    aligned.tuned.sources["9"] = aligned.tuned.sources["1"]
+    shards = {"near": ("base", "2"), "here": ("base", "3"), "far": ("tuned", "9"),
+              "n": ("tuned", "1"), "same": ("base", "2")}  # fmt: skip
+    skipped = [
+        Skipped(side, replace(pairs[0].tuned.info, name=name, shard=shard), pairs[0].place, "", "")
+        for name, (side, shard) in shards.items()
+    ]
+    skipped[-1] = replace(skipped[-1], status="identical")
+    aligned = replace(aligned, pairs=[*pairs, pairs[0]], skipped=[*skipped, skipped[0]])
+
+    def summed(aligned, level="full", chosen=Filter()):  # noqa: B008 - frozen
+        sums = plan.summed_with(aligned, Stub(method=Method(level), chosen=chosen))
+        return [
+            " ".join(f"{side} {info.name}{info.shard}" for side, info in sums[pair.key])
+            for pair in pairs if sums
+        ]  # fmt: skip
+
+    own = ["base a1 base here3 tuned a1 tuned n1", "base b2 base near2 tuned b1"]
+    assert summed(aligned) == [*own, "base c2 tuned c1"]
+    few = ["base a1 tuned a1", "base b2 tuned b1", "base c2 tuned c1"]
+    assert summed(aligned, chosen=Filter(layers=(0,))) == few
+    assert summed(aligned, "norms") == summed(replace(aligned, pairs=[])) == []

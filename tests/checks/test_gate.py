@@ -77,15 +77,12 @@ PACKED = {"component": "audio", "layer": 0, "module": "mlp.up", "tensor": "a", "
           "reason": "quantized"}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "language.attn.v.spikes > 3", "vision.attn.q.concentration > 0.5",
-        "vision.concentration > 0.5", "vision.*.concentration > 0.5",
-        "projector.projector.0.concentration > 0.5", "audio.mlp.*.concentration > 0.5",
-        "vision_to_language > 1",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "language.attn.v.spikes > 3", "vision.attn.q.concentration > 0.5",
+    "vision.concentration > 0.5", "vision.*.concentration > 0.5",
+    "projector.projector.0.concentration > 0.5", "audio.mlp.*.concentration > 0.5",
+    "vision_to_language > 1",
+])  # fmt: skip
 @pytest.mark.parametrize("allow_missing", every(2, [False, True]))
 def test_what_is_not_there_is_no_pass(tmp_path, text, allow_missing):
     """Absent, identical, without a base, not measured or null: an error with the reason, unless it
@@ -249,27 +246,24 @@ def of_parts(folder, large=3.0, **figures):
 NO_FIGURE = {"concentration": None}
 
 
-@pytest.mark.parametrize(
-    ("text", "figures", "outcome", "share"),
-    [
-        ("concentration > 0.5", {}, "passed", 1.0),
-        ("concentration > 0.5", NO_FIGURE, "missing", 0.1),
-        ("concentration > 0.1", NO_FIGURE, "missing", 0.1),  # nor is it violated
-        ("language.concentration > 0.5", NO_FIGURE, "missing", 0.1),
-        ("language.mlp.up.concentration > 0.5", NO_FIGURE, "passed", 1.0),
-        ("language.mlp.up.concentration > 0.1", NO_FIGURE, "met", 1.0),
-        ("language.*.concentration > 0.5", NO_FIGURE, "missing", 1.0),  # of mlp.up all, but of few
-        ("language.*.concentration > 0.1", NO_FIGURE, "met", 1.0),  # whatever the rest is
-        ("depth_entropy < 0.5", {}, "missing", 0.1),
-        ("language.effective_layers < 2", {}, "missing", 0.1),
-        ("depth_layers > 9", {}, "passed", 1.0),  # no figure of the change
-        ("spiked > 2", {"spikes": None}, "missing", 0.1),
-        ("participation_share > 2", {"null_participation_ratio": None}, "missing", 0.1),
-        ("language.relative_norm > 9", {"relative_norm": None}, "passed", 1.0),  # of all together
-        ("concentration > 0.5", {**NO_FIGURE, "large": 1.0}, "passed", 0.5),  # half is enough
-        ("concentration > 0.5", {**NO_FIGURE, "large": 1.01}, "missing", 1 / 2.0201),
-    ],
-)
+@pytest.mark.parametrize(("text", "figures", "outcome", "share"), [
+    ("concentration > 0.5", {}, "passed", 1.0),
+    ("concentration > 0.5", NO_FIGURE, "missing", 0.1),
+    ("concentration > 0.1", NO_FIGURE, "missing", 0.1),  # nor is it violated
+    ("language.concentration > 0.5", NO_FIGURE, "missing", 0.1),
+    ("language.mlp.up.concentration > 0.5", NO_FIGURE, "passed", 1.0),
+    ("language.mlp.up.concentration > 0.1", NO_FIGURE, "met", 1.0),
+    ("language.*.concentration > 0.5", NO_FIGURE, "missing", 1.0),  # of mlp.up all, but of few
+    ("language.*.concentration > 0.1", NO_FIGURE, "met", 1.0),  # whatever the rest is
+    ("depth_entropy < 0.5", {}, "missing", 0.1),
+    ("language.effective_layers < 2", {}, "missing", 0.1),
+    ("depth_layers > 9", {}, "passed", 1.0),  # no figure of the change
+    ("spiked > 2", {"spikes": None}, "missing", 0.1),
+    ("participation_share > 2", {"null_participation_ratio": None}, "missing", 0.1),
+    ("language.relative_norm > 9", {"relative_norm": None}, "passed", 1.0),  # of all together
+    ("concentration > 0.5", {**NO_FIGURE, "large": 1.0}, "passed", 0.5),  # half is enough
+    ("concentration > 0.5", {**NO_FIGURE, "large": 1.01}, "missing", 1 / 2.0201),
+])  # fmt: skip
 def test_a_figure_of_less_than_half_of_the_change_is_not_judged(
     tmp_path, text, figures, outcome, share
 ):

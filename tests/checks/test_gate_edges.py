@@ -97,13 +97,10 @@ def estimated(folder, concentration, error):
     return reports.write(folder, rows, settings=settings)
 
 
-@pytest.mark.parametrize(
-    ("value", "error", "code"),
-    [
-        (0.5, 0.25, "unjudged"), (0.5, 0.24, "moved"), (0.0, 0.25, "unjudged"),
-        (0.0, 0.24, "moved"), (0.25, 0.0, "unmoved"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("value", "error", "code"), [
+    (0.5, 0.25, "unjudged"), (0.5, 0.24, "moved"), (0.0, 0.25, "unjudged"),
+    (0.0, 0.24, "moved"), (0.25, 0.0, "unmoved"),
+])  # fmt: skip
 def test_an_estimate_whose_error_reaches_the_interval_is_not_judged(tmp_path, value, error, code):
     """The interval of the baseline is 0.25 alone, and numbers are exact in binary."""
     baseline = reports.uniform(tmp_path / "base", 0.25)
@@ -111,18 +108,15 @@ def test_an_estimate_whose_error_reaches_the_interval_is_not_judged(tmp_path, va
     assert found.why.code == code
 
 
-@pytest.mark.parametrize(
-    ("text", "outcome"),
-    [
-        ("concentration > 0.5", "passed"),  # 0.25 and 0.25 more are not above
-        ("concentration >= 0.5", "missing"),
-        ("concentration > 0.51", "passed"),
-        ("concentration >= 0.51", "passed"),
-        ("concentration > 0", "missing"),
-        ("concentration > -0.01", "met"),
-        ("cosine > 0.989", "met"),  # which has no error
-    ],
-)
+@pytest.mark.parametrize(("text", "outcome"), [
+    ("concentration > 0.5", "passed"),  # 0.25 and 0.25 more are not above
+    ("concentration >= 0.5", "missing"),
+    ("concentration > 0.51", "passed"),
+    ("concentration >= 0.51", "passed"),
+    ("concentration > 0", "missing"),
+    ("concentration > -0.01", "met"),
+    ("cosine > 0.989", "met"),  # which has no error
+])  # fmt: skip
 def test_the_error_of_an_estimate_reaches_to_both_sides(tmp_path, text, outcome):
     """0.25 with an error of 0.25: 0 to 0.5."""
     found = verdict(estimated(tmp_path / "a", 0.25, 0.25), text)
@@ -186,23 +180,20 @@ def test_a_figure_without_an_interval_says_why(tmp_path):
 # Places and files
 
 
-@pytest.mark.parametrize(
-    ("row", "state"),
-    [
-        ({"status": "identical"}, "unchanged"),
-        ({"status": "measured"}, "changed"),
-        ({"status": "measured", "reason": "only_in_tuned"}, None),
-        ({"status": "skipped", "reason": "nonfinite", "relative_norm": 0.1, "compared": 4}, None),
-        ({"status": "skipped", "reason": "not_a_matrix", "relative_norm": 0.1}, None),  # of none
-        ({"reason": "not_a_matrix", "relative_norm": 1e-9, "compared": 4}, "changed"),
-        ({"reason": "not_a_matrix", "relative_norm": 0.0, "compared": 4}, "unchanged"),
-        ({"reason": "not_a_matrix", "cast": "neither", "compared": 4}, "changed"),
-        ({"reason": "not_a_matrix", "compared": 4}, "unchanged"),
-        ({"status": "skipped", "reason": "not_float", "compared": 4}, "absent"),
-        ({"status": "skipped", "reason": "tied"}, "absent"),
-        ({"status": "skipped", "reason": "adapter"}, "absent"),
-    ],
-)
+@pytest.mark.parametrize(("row", "state"), [
+    ({"status": "identical"}, "unchanged"),
+    ({"status": "measured"}, "changed"),
+    ({"status": "measured", "reason": "only_in_tuned"}, None),
+    ({"status": "skipped", "reason": "nonfinite", "relative_norm": 0.1, "compared": 4}, None),
+    ({"status": "skipped", "reason": "not_a_matrix", "relative_norm": 0.1}, None),  # of none
+    ({"reason": "not_a_matrix", "relative_norm": 1e-9, "compared": 4}, "changed"),
+    ({"reason": "not_a_matrix", "relative_norm": 0.0, "compared": 4}, "unchanged"),
+    ({"reason": "not_a_matrix", "cast": "neither", "compared": 4}, "changed"),
+    ({"reason": "not_a_matrix", "compared": 4}, "unchanged"),
+    ({"status": "skipped", "reason": "not_float", "compared": 4}, "absent"),
+    ({"status": "skipped", "reason": "tied"}, "absent"),
+    ({"status": "skipped", "reason": "adapter"}, "absent"),
+])  # fmt: skip
 def test_the_state_of_a_place_is_that_of_its_tensors(tmp_path, row, state):
     """Of the embeddings, beside layers that changed."""
     row = {"status": "skipped", "compared": 0, "shape": [4, 1], **row}
@@ -238,15 +229,12 @@ def test_a_known_violation_counts_although_the_rest_is_unknown(tmp_path):
     assert answer.detail.endswith("language is changed, vision is unknown")
 
 
-@pytest.mark.parametrize(
-    ("kind", "differs", "outcome"),
-    [
-        ("tokenizer", None, "passed"), ("tokenizer", "vocabulary", "met"),
-        ("document", None, "met"), ("index", None, "met"), ("weights", None, "met"),
-        ("config", None, "passed"), ("generation", "top_k", "met"), ("code", None, "passed"),
-        ("chat_template", None, "passed"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("kind", "differs", "outcome"), [
+    ("tokenizer", None, "passed"), ("tokenizer", "vocabulary", "met"),
+    ("document", None, "met"), ("index", None, "met"), ("weights", None, "met"),
+    ("config", None, "passed"), ("generation", "top_k", "met"), ("code", None, "passed"),
+    ("chat_template", None, "passed"),
+])  # fmt: skip
 def test_other_bytes_of_a_file_that_is_looked_into_are_no_change(tmp_path, kind, differs, outcome):
     folder = reports.write(tmp_path / "a", [delta(0.3, where) for where in places(2)])
     put(folder, [("a", "tuned", "changed", kind, differs), ("a", "base", "changed", kind, None)])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shadow.checks.pair_gates import GATES
 from shadow.checks.patterns import parse_pattern
 from shadow.checks.registry import OF_PAIRS
 from shadow.errors import ShadowError, UsageError
@@ -87,15 +88,20 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
     assert parse_rule(text, name="mine").name == "mine"
 
 
+HOW, QUOTES = "write a figure, a comparison and a number", "put the whole rule in quotes"
+NAME, PARTS = "such as language.mlp.up.concentration", "one of language, vision, projector"
+STARS, LISTED = "use * and ? in the component and the module only", "`shadow explain` lists them"
+
+
 @pytest.mark.parametrize(("text", "hint"), [
-    ("", None), ("concentration", None), ("> 0.5", None), ("concentration > 0.5 > 0.4", None),
-    ("concentration > 0.5 and spikes > 1", None), ("concentration = 0.5", "did you mean '=='?"),
-    ("concentration => 0.5", "did you mean '>='?"), ("concentration <=> 0.5", None),
+    ("", QUOTES), ("concentration", QUOTES), ("> 0.5", HOW), ("concentration > 0.5 > 0.4", HOW),
+    ("concentration > 0.5 and spikes > 1", HOW), ("concentration = 0.5", "did you mean '=='?"),
+    ("concentration => 0.5", "did you mean '>='?"), ("concentration <=> 0.5", "one of < <= > >= "),
     ("concentration =< 0.5", "did you mean '<='?"), ("concentration <> 0.5", "did you mean '!='?"),
     ("concentration === 0.5", "did you mean '=='?"),
-    ("concentration > 5 %", None), ("concentration > nan", None), ("concentration > inf", None),
-    ("concentration > 1e999", None), ("concentration > ٣", None), ("concentration > 0x1", None),
-    ("concentration > 1_0", None), ("concentratoin > 0.5", "did you mean 'concentration'?"),
+    ("concentration > 5 %", HOW), ("concentration > nan", HOW), ("concentration > inf", HOW),
+    ("concentration > 1e999", HOW), ("concentration > ٣", HOW), ("concentration > 0x1", HOW),
+    ("concentration > 1_0", HOW), ("concentratoin > 0.5", "did you mean 'concentration'?"),
     ("langauge.mlp.up.concentration > 0.5", "did you mean 'language'?"),
     ("language.mlp.upp.concentration > 0.5", "did you mean 'mlp.up'?"),
     ("language.mpl.*.concentration > 0.5", "did you mean 'mlp.*'?"),
@@ -103,34 +109,36 @@ def test_a_rule_without_a_number_names_places_files_or_a_claim(text, figure, com
     ("language.mlp.concentration > 0.5", "did you mean 'mlp.*'?"),
     ("mlp.concentration > 0.5", "did you mean 'language.mlp.*.concentration'?"),
     ("mlpp.*.concentration > 0.5", "did you mean 'language.mlp.*.concentration'?"),
-    ("language.layer.x.concentration > 0.5", None), ("layers.7-3 changed", "0-7"),
+    ("language.layer.x.concentration > 0.5", "'per_layer.*'"), ("layers.7-3 changed", "0-7"),
     ("lamguage.embed changed", "did you mean 'language'?"),
     ("layers.0-7.relative_norm > 0", "leave the layers out"),
     ("language.mlp.up.rank_90 > 3", "one of "), ("concentration_error > 0.1", "one of "),
-    ("language.embed added", None), ("langauge changed", "did you mean 'language'?"),
-    ("files.codes added", "did you mean 'code'?"), ("files. changed", None),
+    ("language.embed added", "`files.code added`"),
+    ("langauge changed", "did you mean 'language'?"),
+    ("files.codes added", "did you mean 'code'?"), ("files. changed", "files.chat_template"),
     ("files.tokenizer.tokens_beyond changed", "explain differs"),
-    ("gate.lineag", "did you mean 'lineage'?"), ("gate.x", None),
+    ("gate.lineag", "did you mean 'lineage'?"), ("gate.x", f"one of {', '.join(GATES)}"),
     ("gate.rank", "'not gate.rank'"), ("verify.same", "'not verify.same'"),
     (" verify.trained --frozen=embed", "'not verify.trained --frozen embed'"),
-    ("not verify.merged", f"one of {', '.join(OF_PAIRS)}"), ("not language.embed changed", None),
-    ("verify.same > 0", None),
+    ("not verify.merged", f"one of {', '.join(OF_PAIRS)}"), ("not language.embed changed", QUOTES),
+    ("verify.same > 0", PARTS),
     ("language.mlp.up.concentratoin > 0.5", "did you mean 'concentration'?"),
-    ("mlp.up.concentration > 0.5", None), ("language.mlp.up.* > 0.5", None), ("* > 0.5", None),
-    ("language..concentration > 0.5", None), (".concentration > 0.5", None),
-    ("language.[a-z]*.concentration > 0.5", None), ("language.label == mixed", None),
-    ("language.mlp.up.spiked > 0.5", "did you mean 'spikes'?"), ("label == concentrated", None),
-    ("label > mixed", None), ("concentration > " + "0" * 500, None),
+    ("mlp.up.concentration > 0.5", "did you mean 'language.mlp.up.concentration'?"),
+    ("language.mlp.up.* > 0.5", STARS), ("* > 0.5", STARS),
+    ("language..concentration > 0.5", NAME), (".concentration > 0.5", NAME),
+    ("language.[a-z]*.concentration > 0.5", NAME), ("language.label == mixed", LISTED),
+    ("language.mlp.up.spiked > 0.5", "did you mean 'spikes'?"), ("label == concentrated", LISTED),
+    ("label > mixed", LISTED), ("concentration > " + "0" * 500, HOW),
     # code of any language
-    ("__import__('os').system('touch marker') > 0", None), ("concentration.__class__ > 0", None),
-    ("concentration > __import__('os').system('touch marker')", None), ("{0.__class__} > 0", None),
-    ("concentration > 0 or True", None), ("`touch marker` > 0", None), ("$(touch x) > 0", None),
+    ("__import__('os').system('touch marker') > 0", HOW), ("concentration.__class__ > 0", PARTS),
+    ("concentration > __import__('os').system('touch marker')", HOW), ("{0.__class__} > 0", NAME),
+    ("concentration > 0 or True", HOW), ("`touch marker` > 0", HOW), ("$(touch x) > 0", HOW),
 ])  # fmt: skip
 def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, hint):
     """Words that no report has, and what is no rule: exit code 2 before anything is read."""
     with pytest.raises(UsageError) as raised:
         parse_rule(text)
-    assert (hint or "") in (raised.value.hint or "")
+    assert hint in raised.value.hint
     if "mpl" in text:
         assert raised.value.message == "no module 'mpl.*'"
 

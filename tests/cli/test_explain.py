@@ -47,28 +47,26 @@ def test_every_head_of_a_table_is_explained(tmp_path):
     assert [head for head in heads if explained(head).exit_code] == []
 
 
-@pytest.mark.parametrize(
-    ("words", "name"),
-    [
-        (["PR"], "participation_ratio  "), (["pr"], "participation_ratio  "),
-        (["conc."], "concentration  "), (["conc"], "concentration  "),
-        (["x", "rounding"], "floor_ratio  "),
-        (["null", "PR"], "null_participation_ratio  "), (["A"], "report"),
-        (["energy"], "energy_share  "),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("words", "name"), [
+    (["PR"], "participation_ratio  "), (["pr"], "participation_ratio  "),
+    (["conc."], "concentration  "), (["conc"], "concentration  "),
+    (["x", "rounding"], "floor_ratio  "),
+    (["null", "PR"], "null_participation_ratio  "), (["A"], "report"),
+    (["energy"], "energy_share  "),
+    (["not_a_matrix"], "not_a_matrix  a reason for skipping tensors: vectors, of which only"),
+    (["lineage"], "lineage  a gate: it passes when base and tuned"),
+    (["embed"], "embed  a module: what role a matrix has in the model"),
+    (["size"], "size  a sentence of the finding: "),
+])  # fmt: skip
 def test_a_head_shows_its_column(words, name):
-    """Written as one word or several, in any case; a letter is a report."""
+    """Written as one word or several, in any case; a letter is a report. Others: what they are."""
     assert name in explained(*words).stdout
 
 
-@pytest.mark.parametrize(
-    ("words", "guess"),
-    [
-        (["conc,"], "'conc.'"), (["null_edge_sharpp"], "'null_edge_sharp'"), (["banana"], None),
-        (["one_checkpont"], "'one_checkpoint'"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("words", "guess"), [
+    (["conc,"], "'conc.'"), (["null_edge_sharpp"], "'null_edge_sharp'"), (["banana"], None),
+    (["one_checkpont"], "'one_checkpoint'"),
+])  # fmt: skip
 def test_a_word_that_is_not_known_answers_with_the_nearest(words, guess):
     """What is unlike all gets none."""
     hint = explained(*words).exception.hint
@@ -142,17 +140,14 @@ def test_every_code_of_a_sentence_is_explained(code):
     assert len(done.stdout.split()) > 3
 
 
-@pytest.mark.parametrize(
-    ("code", "text"),
-    [
-        (
-            "two_models",
-            "a code: COMPARED: these are not two states of one model",
-        ),  # all gates' words
-        ("not_finite", "a code: some entries are not finite"),
-        ("sides_unrelated", "the two sides of NAME have little in common"),
-    ],
-)
+@pytest.mark.parametrize(("code", "text"), [
+    (
+        "two_models",
+        "a code: COMPARED: these are not two states of one model",
+    ),  # all gates' words
+    ("not_finite", "a code: some entries are not finite"),
+    ("sides_unrelated", "the two sides of NAME have little in common"),
+])  # fmt: skip
 def test_a_code_that_several_checks_share_names_none_of_them(code, text):
     blocks = [block for document in word_documents(code) for block in document.blocks]
     texts = [block.text for block in blocks if isinstance(block, Paragraph)]

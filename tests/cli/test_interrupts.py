@@ -46,17 +46,13 @@ def in_a_child(code: str, *arguments: object, cwd: Path) -> tuple[int, str, str]
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("body", "ignored", "code", "out", "err"),
-    [
-        ("signal.raise_signal(signal.SIGINT); print('on')", False, 130, "", "stopped\n"),
-        ("import toy; signal.pause()", False, 130, "", "stopped\n"),
-        ("import toy; return 3", True, 3, "imported\n", ""),
-        ("type('X', (), {'__del__': lambda x: signal.raise_signal(signal.SIGINT)})();"
-         " signal.pause()", False, 130, "", "stopped\n"),
-    ],
-    ids=["at work", "in an import", "ignored", "where nothing may rise"],
-)  # fmt: skip
+@pytest.mark.parametrize(("body", "ignored", "code", "out", "err"), [
+    ("signal.raise_signal(signal.SIGINT); print('on')", False, 130, "", "stopped\n"),
+    ("import toy; signal.pause()", False, 130, "", "stopped\n"),
+    ("import toy; return 3", True, 3, "imported\n", ""),
+    ("type('X', (), {'__del__': lambda x: signal.raise_signal(signal.SIGINT)})();"
+     " signal.pause()", False, 130, "", "stopped\n"),
+], ids=["at work", "in an import", "ignored", "where nothing may rise"])  # fmt: skip
 def test_one_line_and_exit_code_130(tmp_path, body, ignored, code, out, err):
     """An interrupt in an import, as of a native library, ends the process at once."""
     module = "import signal\nsignal.raise_signal(signal.SIGINT)\nprint('imported')\n"
@@ -74,13 +70,33 @@ def test_an_import_is_interrupted_without_a_core_dump(tmp_path, module):
     assert found == (130, "", "stopped\n")
 
 
-def test_every_command_is_interrupted_alike(monkeypatch):
+@pytest.fixture
+def failing(monkeypatch):
+    """The code of a command that fails while it shows its result."""
+
+    def code_of(error):
+        monkeypatch.setattr(console, "show", lambda _: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(sys, "argv", ["shadow", "families", "demo"])
+        return commands.run()
+
+    return code_of
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("of shadow")], ids=repr)
+def test_every_command_is_interrupted_alike_and_shows_its_bugs(failing, error):
     """Typer's own answer, an exit code without a line, is an interrupt again."""
+    with pytest.raises(type(error)):
+        failing(error)
 
-    def interrupt(view):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(console, "show", interrupt)
-    monkeypatch.setattr(sys, "argv", ["shadow", "families", "demo"])
-    with pytest.raises(KeyboardInterrupt):
-        commands.run()
+@pytest.mark.parametrize(("error", "lines"), [
+    (MemoryError(), "error: there is not enough memory\nhint:  free some, or use --jobs 1\n"),
+    (RuntimeError("x: can't allocate memory: 9 bytes"),
+     "error: there is not enough memory\nhint:  free some, or use --jobs 1\n"),
+    (OSError(5, "Input/output error", "a.txt"), "error: a.txt: Input/output error\n"),
+    (OSError("gone"), "error: input or output failed: gone\n"),
+    (BrokenPipeError(), ""),
+], ids=repr)  # fmt: skip
+def test_a_lack_of_memory_or_disk_is_one_error(failing, capfd, error, lines):
+    """A reader that has gone needs none."""
+    assert (failing(error), capfd.readouterr().err) == (1, lines)

@@ -61,7 +61,7 @@ def test_a_claim_is_a_line_and_a_case(folder, claim, outcome, code, tag, named):
     suite, (case,) = of_junit(folder / "r.xml")
     assert str(folder) not in case.get("name")
     assert case.get("name").startswith(claim.split()[0])
-    assert 0 < float(case.get("time")) <= float(suite.get("time")) + 1e-3
+    assert 0 < float(case.get("time")) <= float(suite.get("time")) + 1e-3 < 60
     assert [child.tag for child in case if child.tag != "system-out"] == ([tag] if tag else [])
     if tag:
         texts = [case.find(tag).text, *case.findtext("system-out", "").splitlines()]

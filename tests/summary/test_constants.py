@@ -12,6 +12,7 @@ from shadow.summary.gate_figures import _identical, unjudged_formats
 from shadow.summary.layer_medians import held_rank, inside_layers
 from shadow.summary.tensors import skipped as skipped_rows
 from shadow.summary.tensors import vectors as vectors_row
+from shadow.summary.tensors import vocabulary
 
 ABOVE = 1 + 1e-9
 BELOW = 1 - 1e-9
@@ -134,6 +135,18 @@ def test_a_vector_that_was_0_moved_if_it_is_no_copy(tmp_path):
     assert (found.compared, found.changed, found.relative_norm) == (4, 1, None)
 
 
+@pytest.mark.parametrize(("base", "tuned", "added"), [
+    ((10, 80), (12, 80), [2]), ((12, 80), (10, 80), [-2]), ((10, 80), (12, 96), []),
+    ((10, 80), (10, 79), []), ((10, 0), (12, 80), []), ((10, 80), (12, None), []),
+])  # fmt: skip
+def test_a_vocabulary_grew_if_a_part_of_its_rows_was_compared(base, tuned, added):
+    """Rows and compared entries of both sides; a side that was not compared says nothing."""
+    sides = ("base", *base), ("tuned", *tuned)
+    rows = [{"module": "head", "side": side, "shape": (size, 8), "compared": compared}
+            for side, size, compared in sides]  # fmt: skip
+    assert [grown.added for grown in vocabulary(tensors(*rows))] == added
+
+
 @pytest.mark.parametrize("count", [3, 4])
 def test_three_tensors_of_a_reason_are_named(count):
     rows = [{"side": "tuned", "status": "skipped", "reason": "tied"} for _ in range(count)]
@@ -161,6 +174,13 @@ def test_forty_files_are_listed(count):
 def test_rounding_is_not_judged_if_it_is_unknown_of_most(known, unknown, formats):
     mixed = {"dtype": "BF16/F32", "floor_ratio": None, "kept_reason": "rounding_unexplained"}
     assert unjudged_formats(deltas(*[{}] * known, *[mixed] * unknown)) == formats
+
+
+def test_the_formats_of_a_matrix_are_named_where_its_sides_differ(tmp_path):
+    formats = ("F32/BF16", "BF16", "BF16/F16", "F32/BF16", None)
+    rows = [row(at, "mlp.up", dtype=dtype) for at, dtype in enumerate(formats)]
+    (gate,) = (gate for gate in summary_of(tmp_path, rows).gates if gate.name == "formats")
+    assert gate.reason.endswith(" in different formats (BF16/F16, F32/BF16), which rounds")
 
 
 @pytest.mark.parametrize(("known", "unknown"), [(2, 2), (1, 2)])

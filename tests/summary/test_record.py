@@ -59,14 +59,10 @@ def test_keys_of_shared_figures_come_last():
     assert len(keys_of(InsideLayers)) == len(set(keys_of(InsideLayers))) == 41
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"code": None}, {"count": 1.0}, {"count": True}, {"tensors": "a.weight"}, {"tensors": [1]},
-        {"more": 1},
-    ],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("other", [
+    {"code": None}, {"count": 1.0}, {"count": True}, {"tensors": "a.weight"}, {"tensors": [1]},
+    {"more": 1},
+], ids=str)  # fmt: skip
 def test_a_row_of_another_shape_is_refused(other):
     """Types are exact: a flag is no count, a text no list; no key may be missing or extra."""
     assert read_row(BrokenRow, json.loads(json.dumps(BROKEN))) == BROKEN

@@ -90,8 +90,9 @@ def test_output_fits_the_terminal_and_is_plain_when_piped(folder, width, inside)
     recorded = json.loads((folder / "summary.json").read_text())
     low, high = recorded["intervals"]["concentration"]
     median = f"{recorded['figures']['concentration']:.2f} ({low:.2f} to {high:.2f})"
-    for word in ("attn.q", "mlp.down", "not_a_matrix", median):
-        assert word in done.out
+    spread = "over 4 layers (88 %), in brackets; it says nothing of other runs or seeds"
+    for words in ("attn.q", "mlp.down", "not_a_matrix", median, f"spread {spread}"):
+        assert words in " ".join(done.out.split())
     both = inside("show", folder.parent, "--full", width=width).assert_done()
     assert max(map(len, both.splitlines())) <= width
 
