@@ -215,7 +215,7 @@ MUST_NOT = {  # a near miss of the same code
     "only_vectors": report([], extra_tensors=(*same(), *vectors([]))),
     "vectors": report(model(), extra_tensors=vectors([0.9, 0.1], 5)),
     "mostly_copy": report(model(cast="tuned", **ROUNDED)),
-    "replaced": report(with_swapped(0.6)),
+    "replaced": report(with_tower(0.099)),  # said of the component
     "scaled": report([*model(**SCALED), row(4, "mlp.up", decay_cosine=0.99)]),
     "zeroed": report(model(**{**PRUNED, "zero_share": 0.0})),
     "few_entries": report([row(1, "mlp.up", zero_share=1 - 64 / (64 * 96))]),
