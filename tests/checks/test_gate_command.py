@@ -250,8 +250,9 @@ def test_a_report_is_no_baseline_of_itself(shadow, demo, tmp_path):
     shutil.copytree(demo["narrow"], tmp_path / "a")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     for against in ("a", "b"):
-        done = shadow("gate", "a", "--against", against)
+        done = shadow("gate", "a", "--against", against, "--format", "json")
         assert done.code == 1
         assert "a is its own baseline" in done.err
+        assert ["own baseline" in str(verdict["fault"]) for verdict in json.loads(done.out)] == [1]
     shutil.copytree(demo["narrow"], tmp_path / "c")
     assert shadow("gate", "a", "--against", "c").code == 0

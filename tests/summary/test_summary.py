@@ -66,12 +66,13 @@ def test_figures_are_those_of_the_rows(folder):
 
 def test_show_prints_what_audit_printed(tmp_path):
     """`show` reads the files and prints the same; `--format json` is summary.json."""
-    done = shadow("audit", "demo:base..narrow", "-o", tmp_path)
+    done = shadow("audit", "demo:base..narrow", "--level", "norms", "-o", tmp_path)
     folder = tmp_path / "demo" / "base..narrow"
     assert shadow("show", folder).out == done.assert_done()
     assert json.loads(shadow("show", tmp_path, "--format", "json").out) == [
         json.loads((folder / "summary.json").read_text())
     ]
+    assert "level norms, norms alone, " in shadow("show", folder, "--full").out
 
 
 @pytest.mark.parametrize("width", [80, 120])
