@@ -402,6 +402,7 @@ def test_what_is_read_whole_must_fit_at_once(monkeypatch, aligned, free, limit, 
         assert plan.require_disk_at_once("they", sources, Access(max_disk=limit)) == 3000
     need = f"they need 3.0 kB of disk all at once, {room} may be used"
     assert raised is None or (raised.value.message, raised.value.hint) == (need, hint)
+    assert plan.require_disk_at_once("they", [LocalFile(Path("3"))], Access(max_disk=0)) == 0
 
 
 def test_tensors_are_summed_up_with_the_first_pair_that_reads_them(aligned):
