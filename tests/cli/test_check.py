@@ -122,6 +122,8 @@ def test_a_card_has_eight_lines_and_no_path(models):
     (models / "same" / "model.safetensors").touch()
     digests = shadow.check(models / "same", base=models / "base", headers=True).digests
     assert digests["model"] == digests["base"]
+    words = ("./tuned", "--base", "./none", "--format", "markdown")
+    assert run_shadow("check", *words, cwd=models).out.endswith(", base none sha256 unknown\n")
 
 
 def test_a_list_and_its_junit(models):
@@ -184,6 +186,7 @@ def test_what_is_shown(models):
     rows = {line.split()[0]: line for line in found.out.splitlines() if line.strip()}
     assert rows["drop_in"].endswith("beside the weights")  # no terminal breaks it
     assert "shadow verify moved ./base" in found.out
+    assert "note: looked at: files, values, names and tokens" in found.out  # and other notes
     missing = run_shadow("check", "./tuned", "--base", "./none", cwd=models).out
     assert missing.count("name the folder that holds the .safetensors files") == 1
 

@@ -300,7 +300,7 @@ def _without_base(pair: MatrixPair, tuned: Checkpoint, means: Means) -> MatrixOu
     matrix = _view(pair, pair.tuned, tuned)
     largest = largest_entry(matrix, working_dtype(stored), means.space)
     size = Extent(0.0, largest, 0.0)
-    if not (size.finite and size.in_range):
+    if not size.in_range:
         return _broken(size)
     measurement = measure_alone(matrix, stored, largest, means, pair.key)
     return MatrixOutcome(
@@ -311,7 +311,7 @@ def _without_base(pair: MatrixPair, tuned: Checkpoint, means: Means) -> MatrixOu
 def _of_vector(sides: Sides, formats: tuple[str, str], detail: str | None) -> MatrixOutcome:
     """Measure a pair of vectors, which have only norms."""
     size = extent(sides)
-    if not (size.finite and size.in_range):
+    if not size.in_range:
         return _broken(size)
     unit = max(size.base, size.tuned) or 1.0  # so that squares are safe
     delta_norms = []

@@ -509,17 +509,16 @@ def _whole_rows(matrix: InFile | Tensor, space: Workspace) -> Iterator[NDArray[n
     for part in parts((matrix,), dtype, space):
         part.load(0)
         numbers = part.numbers[0].numpy()
-        rest = (count + len(numbers)) % cols
-        if rest == count + len(numbers):
+        held = count + len(numbers)
+        count = held % cols
+        if count == held:
             waiting.append(numbers.copy())
-            count = rest
             continue
-        if count:
+        if held > len(numbers):
             numbers = np.concatenate([*waiting, numbers])
-        whole = len(numbers) - rest
+        whole = held - count
         yield numbers[:whole].reshape(-1, cols)
         waiting = [numbers[whole:].copy()]
-        count = rest
 
 
 @np.errstate(over="ignore", invalid="ignore")

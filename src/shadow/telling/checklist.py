@@ -25,7 +25,7 @@ DIGITS = 16  # of a digest on a card
 
 
 def checklist_document(checklist: Checklist) -> Document:
-    """Show every line, the rows of `whole` if it does not hold, and which commands show more."""
+    """Show every line, the rows and notes of `whole`, and which commands show more."""
     lines = checklist.lines
     outcome, worst = _worst(checklist)
     claims = ", ".join(line.claim for line in worst)
@@ -37,7 +37,7 @@ def checklist_document(checklist: Checklist) -> Document:
         table_of([named("claim"), *ANSWERS], lines),
     ]
     first = lines[0]
-    if isinstance(first, Verification) and (len(lines) == 1 or first.exit_code):
+    if isinstance(first, Verification):
         blocks += verification_document(first).blocks[3:]
     remarks = []
     for line in lines[1:]:
@@ -56,11 +56,11 @@ def card(checklist: Checklist) -> Document:
     outcome, _ = _worst(checklist)
     rows = [FigureRow("shadow check", outcome)]
     rows += [FigureRow(line.claim, *answer_of(line)) for line in checklist.lines]
-    digests = []
-    for word, digest in checklist.digests.items():
-        name = _name(checklist.sides.named[word])
-        digests.append(f"{word} {name} sha256 {digest[:DIGITS]}")
-    rows.append(FigureRow("compared", ", ".join(digests)))
+    compared = []
+    for word, side in checklist.sides.named.items():
+        digest = checklist.digests.get(word, "unknown")
+        compared.append(f"{word} {_name(side)} sha256 {digest[:DIGITS]}")
+    rows.append(FigureRow("compared", ", ".join(compared)))
     return Document([Figures(rows)])
 
 

@@ -145,6 +145,11 @@ class Context:
         return share is not None and share < 1.0 and (self.filtered or self.is_partial)
 
     @property
+    def has_all(self) -> bool:
+        """True if all of the tuned side was asked for and has a base."""
+        return not (self.filtered or self.summary.without_base)
+
+    @property
     def is_unread(self) -> bool:
         """True if a part of the parameters is in a format that is not read."""
         formats = self.gates["formats"]

@@ -149,7 +149,7 @@ def _refined(context: Context, codes: Set[str]) -> set[str]:
         "nothing_named": "nothing_compared" in codes and summary.unnamed_updates > 0,
         "all_not_comparable": is_rearranged(summary),
         "all_but_vectors": "only_vectors" in codes and codes <= {"only_vectors", "identical"},
-        "all_identical": codes == {"identical"} and not context.filtered,
+        "all_identical": codes == {"identical"} and context.has_all,
         "some_scaled": "scaled" in codes and context.has_frozen,
         "copy": is_copy(summary),
         "copy_in_part": is_copy(summary) and is_partial,

@@ -17,6 +17,7 @@ from shadow.telling.parts import components_text, identical_text
 from shadow.telling.size import size
 from shadow.telling.wording import (
     INSIDE,
+    VECTORS,
     Recorded,
     and_others,
     capital,
@@ -246,10 +247,12 @@ def details(context: Context) -> dict[str, str | None]:
 
 
 def places_in(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
-    """`layer 12; mlp.up of layers 0 to 11 and the head`: whole layers first."""
+    """`layer 12; mlp.up of layers 0 to 11, 2 of the norms and the head`: whole layers first."""
     names: dict[bool, list[str]] = {True: [], False: []}
     for row in rows:
         name = place_of(row.component, row.module, row.layers, summary.has_components)
+        if name in VECTORS.values():  # not all that there are
+            name = f"{row.tensors:,} of the {name}"
         names[row.module is None].append(name)
     groups = [and_others(list(dict.fromkeys(group))) for group in names.values()]
     return "; ".join(filter(None, groups))
@@ -274,8 +277,8 @@ def _identical(context: Context, recorded: Recorded) -> str:
         for rule in SENTENCES
         if rule.group == SentenceGroup.LIMITS and rule.code != "identical"
     ]
-    is_limited = context.filtered or any(rule.when(context) for rule in limits)
-    is_whole = not is_limited and not context.summary.broken
+    is_whole = context.has_all and not context.summary.broken
+    is_whole &= not any(rule.when(context) for rule in limits)
     what = "The weights are" if is_whole else "Every matrix that was compared is"
     which = identical_text(recorded) or None
     return recorded.fill("{what} the same[: {which}].", what=what, which=which)
