@@ -52,7 +52,8 @@ def shadow(*arguments: str | Path, cwd: str | Path | None = None, code: int = 0)
     child = subprocess.run(
         [SHADOW, *arguments], capture_output=True, encoding="utf-8", env=env, cwd=cwd
     )
-    assert child.returncode == code, child.stderr
+    told = f"{arguments} ended with {child.returncode}\n{child.stdout}\n{child.stderr}"
+    assert child.returncode == code, told
     return "\n".join(line.rstrip() for line in child.stdout.splitlines()).strip("\n")
 
 

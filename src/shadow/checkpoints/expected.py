@@ -42,8 +42,12 @@ STRIPPED = re.compile(
     r"|transformers_weights|trust_remote_code|token|use_auth_token"
 )
 INFINITE = ("Infinity", "-Infinity", "NaN")  # as transformers writes them: {"__float__": "NaN"}
-HUB = ("HUB_OFFLINE", "HUB_DISABLE_IMPLICIT_TOKEN", "DEACTIVATE_ASYNC_LOAD")
-OFFLINE = {f"HF_{word}": "1" for word in HUB} | {"PYTHONDONTWRITEBYTECODE": "1"}
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -290,6 +294,7 @@ def _asked(
             config=model_config,
             state_dict=state,
             device_map={"": "meta"},
+            use_kernels=False,  # which exist for no device of shapes
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
