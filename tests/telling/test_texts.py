@@ -220,7 +220,7 @@ TEXTS = [  # a report, the code of a sentence or `headline`, what it says, and w
         *skipped("only_in_base", "mlp.up", 7, sides=["base"]),
         *skipped("only_in_base", "mlp.up", 9, sides=["base"]),
         *skipped("only_in_base", "norm", None, sides=["base"]),
-    )), "headline", "Missing: layers 7 and 9; mlp.down of layers 0 and 2 and 1 of the norms."),
+    )), "headline", "Missing: layers 7 and 9; mlp.down of layers 0 and 2 and 1 norm. Changed by"),
     (report([], extra_tensors=(*same(), *alone(1))), "headline", "Every matrix that was compared"),
 ]  # fmt: skip
 

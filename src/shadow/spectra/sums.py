@@ -57,13 +57,11 @@ class Extent:
         """True if all entries are finite, and float64 holds the sums of both sides and of the
         delta.
         """
-        sizes = [size for size in (self.base, self.tuned, self.delta) if size]
         sides = [size for size in (self.base, self.tuned) if size]
+        sizes = [*sides, self.delta] if self.delta else sides
         if not all(SMALLEST <= size <= LARGEST for size in sizes):
             return False
-        if not sides:
-            return True
-        return max(sides) / min(sides) <= FURTHEST
+        return not sides or max(sides) / min(sides) <= FURTHEST
 
     @property
     def scales(self) -> tuple[float, float]:

@@ -54,14 +54,13 @@ def checklist_document(checklist: Checklist) -> Document:
 def card(checklist: Checklist) -> Document:
     """The checklist for a model card, at most eight lines, without a path of this machine."""
     outcome, _ = _worst(checklist)
-    rows = [FigureRow("shadow check", outcome)]
-    rows += [FigureRow(line.claim, *answer_of(line)) for line in checklist.lines]
+    answers = [FigureRow(line.claim, *answer_of(line)) for line in checklist.lines]
     compared = []
     for word, side in checklist.sides.named.items():
         digest = checklist.digests.get(word, "unknown")
         compared.append(f"{word} {_name(side)} sha256 {digest[:DIGITS]}")
-    rows.append(FigureRow("compared", ", ".join(compared)))
-    return Document([Figures(rows)])
+    sides = FigureRow("compared", ", ".join(compared))
+    return Document([Figures([FigureRow("shadow check", outcome), *answers, sides])])
 
 
 def _name(side: AnyReference) -> str:
@@ -78,7 +77,5 @@ def _worst(checklist: Checklist) -> tuple[Word, list[Answered]]:
 
 def checklist_documents(checklists: Sequence[Checklist]) -> Document:
     """Show several, for the summary of a step."""
-    blocks: list[Block] = []
-    for checklist in checklists:
-        blocks += checklist_document(checklist).blocks
-    return Document(blocks)
+    documents = map(checklist_document, checklists)
+    return Document([block for document in documents for block in document.blocks])

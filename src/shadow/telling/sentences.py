@@ -25,7 +25,7 @@ from shadow.telling.wording import (
     place_of,
     places_of,
 )
-from shadow.text import several
+from shadow.text import counted, several
 
 Rows = Sequence[tuple[str, Row]]
 
@@ -247,12 +247,12 @@ def details(context: Context) -> dict[str, str | None]:
 
 
 def places_in(summary: PairRecord, rows: Sequence[UncomparedRow]) -> str:
-    """`layer 12; mlp.up of layers 0 to 11, 2 of the norms and the head`: whole layers first."""
+    """`layer 12; mlp.up of layers 0 to 11, 2 norms and the head`: whole layers first."""
     names: dict[bool, list[str]] = {True: [], False: []}
     for row in rows:
         name = place_of(row.component, row.module, row.layers, summary.has_components)
-        if name in VECTORS.values():  # not all that there are
-            name = f"{row.tensors:,} of the {name}"
+        if row.module in VECTORS and not row.layers:  # as the head has, not all that there are
+            name = counted(row.tensors, row.module, name)
         names[row.module is None].append(name)
     groups = [and_others(list(dict.fromkeys(group))) for group in names.values()]
     return "; ".join(filter(None, groups))

@@ -36,7 +36,7 @@ OTHERS = (
     (5, ("inconclusive", "inconclusive")),
     (1, ("fault", "faults")),
 )
-INDEX = re.compile(r"(?<![^.])[0-9]{1,9}(?![^.])")  # a whole word of a name, as no file's is
+INDEX = re.compile(r"[0-9]{1,9}(?!.*\.(?:safetensors|bin)$)")  # not in the name of a file
 RUNS = 4  # of indices that a name spells out
 MANY = "how many tensors a row represents; how and size are those of the one that differs most"
 MANY_OF_WHOLE = "how many tensors, modules or files a row represents; how is that of the first"
