@@ -27,6 +27,7 @@ CHOICE = DeviceChoice("fake", "fake:0", "a card of cardboard")
 ON_DEVICE = replace(ON_CPU, device=CHOICE)
 ONE_WORKER = Runtime(jobs=1)
 FLOAT32 = 2.6e-4
+OF_RANKS = {"abs": 2e-3}  # a small difference of two ranks of some hundred
 NO_CARD = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA card")
 
 
@@ -37,10 +38,8 @@ def pair(tmp_path_factory):
     shapes = {UP: (600, 280), DOWN: (280, 560), Q: (400, 400), GATE: (90, 280)}
     base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     noise = {name: 0.1 * torch.randn(one.shape, generator=generator) for name, one in base.items()}
-    sides = (
-        {name: (one + size * noise[name]).bfloat16() for name, one in base.items()}
-        for size in (0, 1)
-    )
+    moved = {name: one + noise[name] for name, one in base.items()}
+    sides = ({name: one.bfloat16() for name, one in side.items()} for side in (base, moved))
     return planted_pair(tmp_path_factory.mktemp("toys"), *sides, planted.LLAMA)
 
 
@@ -58,8 +57,9 @@ def assert_alike(ours, theirs, **tolerance):
     """Every number within what two orders of sums differ by."""
     for one, other in zip(ours, theirs, strict=True):
         for name, value in one.items():
-            is_float = isinstance(value, float)
-            assert other[name] == (pytest.approx(value, **tolerance) if is_float else value), name
+            within = (OF_RANKS if name == "effective_rank_shift" else {}) | tolerance
+            close = pytest.approx(value, **within) if isinstance(value, float) else value
+            assert other[name] == close, name
 
 
 @pytest.mark.parametrize("level", chosen(("full", "exact", "sketch"), ("full",)))
