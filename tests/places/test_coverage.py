@@ -133,16 +133,15 @@ def layouts(model: torch.nn.Module) -> list[dict[str, tuple[int, ...]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(6))
-def test_names_of_all_architectures_of_transformers_have_a_place(part):
-    """Of some 270 types, most of them no business of ours, 98 % of the names in files and in memory
-    have a place; nine in ten of them have the same places in both layouts, tensor for tensor and
-    shape for shape.
+def test_names_of_all_architectures_of_transformers_have_a_place():
+    """Of some 270 types, most of them no business of ours, 97 % of the names in files and in memory
+    have a place; six in seven of them have the same places in both layouts, tensor for tensor and
+    shape for shape. All at once: a release with new types would share out parts anew.
     """
     pytest.importorskip("transformers.core_model_loading", reason="an older transformers")
     table: dict[str, tuple[int, list[str]]] = {}
     apart: defaultdict[str, list[str]] = defaultdict(list)
-    for kind in sorted(architectures())[part::6]:
+    for kind in sorted(architectures()):
         if (found := built(kind)) is None:
             continue
         model, config = found
@@ -158,4 +157,4 @@ def test_names_of_all_architectures_of_transformers_have_a_place(part):
         if sides[0] != sides[1]:
             apart[kind] = [str(place) for place in set(sides[0]) ^ set(sides[1])][:3]
     check(table, 0.97)
-    assert len(apart) <= max(3, 0.15 * len(table)), dict(apart)
+    assert len(apart) <= len(table) / 7, dict(apart)
